@@ -1,0 +1,38 @@
+# The README's commands. VENV=DIR uses that environment as it is (CI brings one with the built wheel in it).
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11) python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
+READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
+
+.PHONY: venv run demo test lint check clean
+
+venv: $(READY)
+
+.venv/ready: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "latticed needs Python 3.11 or newer with venv (Debian: apt install python3-venv); or: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(READY)
+	$(BIN)/python -P plugins-sample/tour.py run
+
+demo: $(READY)
+	$(BIN)/python -P plugins-sample/tour.py demo
+
+test: $(READY)
+	$(BIN)/python -P -m pytest $(TESTS) $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint test
+
+clean:
+	rm -rf .venv .run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov
+	find latticed tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""The rooms keep their shape (docs/adr/0001)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import latticed
+
+HOUSE = Path(latticed.__file__).parent
+ROOMS = sorted(path.parent for path in HOUSE.glob("*/__init__.py"))
+MODULES = sorted(HOUSE.rglob("*.py"))
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_says_what_it_is_for(room):
+    """Every room's __init__ opens with a docstring that states its purpose and its limits."""
+    docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    assert len((docstring or "").split()) >= 10, f"{room.name}: what is it for, what must it never do?"
+
+
+def test_every_folder_is_a_room():
+    """A folder without __init__.py would be left out of the wheel and of the import contracts."""
+    folders = {path.parent for path in MODULES}
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
+def test_files_and_functions_are_small(module):
+    """No file past 300 lines, no function past 50: that is usually two things."""
+    source = module.read_text()
+    assert source.count("\n") <= MAX_FILE_LINES
+    functions = (
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    long = [f"{node.name}: {_length(node)} lines" for node in functions if _length(node) > MAX_FUNCTION_LINES]
+    assert long == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
+def test_no_room_is_a_drawer(module):
+    """`utils` and its kin are nouns that nobody looked for."""
+    assert module.stem not in {"utils", "helpers", "misc", "common", "util", "helper"}
+
+
+def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
+def test_structlog_comes_through_kit_logs(module):
+    """A plain import of structlog loads rich: only kit.logs does it, others may name it for type checking."""
+    tree = ast.parse(module.read_text())
+    for_types = {id(node) for block in ast.walk(tree) if _is_type_checking(block) for node in ast.walk(block)}
+    imports = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in for_types
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    ]
+    if module != HOUSE / "kit/logs.py":
+        assert not [name for name in imports if name.split(".")[0] == "structlog"]
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"

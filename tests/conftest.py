@@ -1,0 +1,53 @@
+"""What holds for every test: it leaves nothing alive, warnings are errors, and latticed never blocks its loop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+# `from tests.house import ...` without the checkout on sys.path: there, `latticed` would hide the installed wheel.
+if not hasattr(sys.modules.get("tests"), "__path__"):
+    sys.modules["tests"] = ModuleType("tests")
+sys.modules["tests"].__path__ = [str(HERE)]
+
+from tests.house import blocking, leftovers, skips  # noqa: E402 - after the path is made
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(skips.from_file(HERE / "skips.txt"), "skip-rule")
+
+
+def pytest_sessionstart() -> None:
+    import latticed
+
+    if os.environ.get("LATTICED_TEST_INSTALLED") == "1":
+        place = Path(latticed.__file__).resolve()
+        assert "site-packages" in place.parts, f"expected the installed wheel, found {place}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_alive() -> Iterator[None]:
+    """Fail a test that leaves a task, a thread, a child process, a descriptor or an unheard exception."""
+    before = leftovers.survey()
+    with leftovers.watched_loops() as tasks, leftovers.Unheard() as unheard:
+        yield
+    found = [*tasks, *unheard.found, *leftovers.settled(before)]
+    if found:
+        pytest.fail("left behind by this test:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def blocking_calls_raise(nothing_left_alive: None) -> Iterator[None]:
+    """Raise, and fail the test, when latticed blocks its own event loop."""
+    with pytest.MonkeyPatch.context() as patches:
+        caught = blocking.forbid(patches)
+        yield
+    if caught:
+        pytest.fail("latticed blocked its event loop:\n  " + "\n  ".join(caught), pytrace=False)
