@@ -1,0 +1,63 @@
+"""The table of host calls: what a plugin may ask of a Gate, and which capability opens each (contracts §9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+_BY_CAPABILITY: Final = {
+    "kv:read": ("kv.get", "kv.list"),
+    "kv:write": ("kv.put", "kv.delete"),
+    "log:write": ("log.write",),
+    "http:egress": ("http.do", "mail.send"),
+    "notify:send": ("notify.send",),
+    "audit:read": ("audit.query",),
+    "node:read": ("node.facts", "node.metrics", "node.journal"),
+    "node:admin": ("node.set_labels",),
+    "monitor:read": ("monitor.list", "monitor.results"),
+    "monitor:admin": ("monitor.put", "monitor.delete"),
+    "static:read": ("static.get", "static.list"),
+    "static:write": ("static.put", "static.delete"),
+    "task:read": ("task.list", "task.get"),
+    "task:run": ("task.submit", "task.cancel", "service.put", "service.delete", "service.status"),
+    "tunnel:admin": ("tunnel.put", "tunnel.delete", "tunnel.status"),
+    "worker:route": ("route.put", "route.delete"),
+    "network:plan": ("network.state", "network.plan", "network.plans"),
+    "network:apply": ("network.apply",),
+    "ddns:admin": ("ddns.put", "ddns.delete", "ddns.status"),
+}
+
+CAPABILITY_OF: Final = MappingProxyType({call: cap for cap, calls in _BY_CAPABILITY.items() for call in calls})
+"""Every host call there is, and the capability it needs."""
+
+
+class Denial(StrEnum):
+    """Why a host call was not carried out."""
+
+    CAPABILITY_DENIED = "capability_denied"
+    CAPABILITY_NOT_GRANTED = "capability_not_granted"
+    RATE_LIMITED = "rate_limited"
+    TOO_LARGE = "too_large"
+    BAD_PARAMS = "bad_params"
+    NOT_FOUND = "not_found"
+    SERVICE_UNAVAILABLE = "service_unavailable"
+    EGRESS_BLOCKED = "egress_blocked"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request of a plugin to its Gate; `params` is decoded JSON."""
+
+    method: str
+    params: dict[str, Any]
+
+
+def calls_of(capability: str) -> tuple[str, ...]:
+    """The host calls that `capability` opens."""
+    return _BY_CAPABILITY[capability]

@@ -1,0 +1,20 @@
+"""Plugin and publisher ids (contracts §2)."""
+
+from __future__ import annotations
+
+import re
+
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]")
+
+RESERVED_PREFIX = "latticed."
+RESERVED_PUBLISHER = "latticed"
+
+
+def is_valid(text: str) -> bool:
+    """Whether `text` may name a plugin or a publisher: 3..128 of `[a-z0-9.-]`, alphanumeric at both ends, no `..`."""
+    return _ID.fullmatch(text) is not None and ".." not in text
+
+
+def is_reserved_plugin(plugin_id: str) -> bool:
+    """Whether the id belongs to the built-in plugins."""
+    return plugin_id.startswith(RESERVED_PREFIX)

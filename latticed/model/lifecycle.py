@@ -1,0 +1,81 @@
+"""What an operator can decide about a plugin, and the record of it (architecture, Lifecycle)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+
+class Status(StrEnum):
+    """What the operator decided."""
+
+    VERIFIED = "verified"
+    INSTALLED = "installed"
+    ACTIVE = "active"
+    DISABLED = "disabled"
+
+
+TRANSITIONS: Final = MappingProxyType(
+    {
+        Status.VERIFIED: frozenset({Status.INSTALLED}),
+        Status.INSTALLED: frozenset({Status.ACTIVE, Status.DISABLED}),
+        Status.ACTIVE: frozenset({Status.DISABLED}),
+        Status.DISABLED: frozenset({Status.ACTIVE}),
+    }
+)
+"""The only transitions there are; the diagram in the docs is generated from this table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a verified bundle says of itself, kept in a record after the bundle is gone.
+
+    `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest's
+    bytes as they were verified.
+    """
+
+    name: str
+    type: str
+    version: str
+    publisher: str
+    signed: bool
+    capabilities: tuple[str, ...]
+    identity: str
+    artifact_sha256: str
+    manifest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known and decided of one plugin id. Times are whole microseconds since the epoch, 0 for never.
+
+    `source` is the bundle's name within its directory, `masked` the declared capabilities that the operator has not
+    granted, `floor` the highest version ever accepted, `forgotten` a tombstone: only the pin and the floor count.
+    """
+
+    id: str
+    status: Status
+    facts: Facts
+    source: str
+    masked: frozenset[str] = frozenset()
+    hosts: tuple[str, ...] = ()
+    floor: str = ""
+    forgotten: bool = False
+    verified_at: int = 0
+    installed_at: int = 0
+    activated_at: int = 0
+    disabled_at: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+
+    @property
+    def granted(self) -> tuple[str, ...]:
+        """What the plugin may actually use: declared and not masked."""
+        return tuple(c for c in self.facts.capabilities if c not in self.masked)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether an operator has ever taken this plugin in."""
+        return self.status is not Status.VERIFIED

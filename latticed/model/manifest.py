@@ -1,0 +1,117 @@
+"""What a manifest says once it has been decoded (contracts §2 and §3).
+
+The shapes double as msgspec schemas, so `latticed.bundle.decode` needs no second description of them.
+Text rules that a schema cannot express live there too. latticectl's online verbs never import this module.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct
+
+SCHEMA_V2: Final = "latticed.manifest.v2"
+
+PluginType = Literal["system", "wasm", "worker"]
+SandboxLevel = Literal["filtered", "isolated", "dedicated"]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A piece of a manifest: unknown fields are errors."""
+
+
+class Health(_Part, frozen=True, kw_only=True):
+    interval_s: Positive = 30
+    timeout_s: Positive = 5
+    failures: Positive = 3
+
+
+class Limits(_Part, frozen=True, kw_only=True):
+    """What a plugin asks for; None leaves it to the settings."""
+
+    memory_mib: Positive | None = None
+    cpu_percent: Positive | None = None
+    processes: Positive | None = None
+    open_files: Positive | None = None
+    invoke_timeout_s: Positive | None = None
+    host_calls_per_s: Positive | None = None
+    stdout_kib: Positive | None = None
+    fuel: Positive | None = None
+
+
+class Sandbox(_Part, frozen=True, kw_only=True):
+    level: SandboxLevel | None = None
+    features: tuple[Literal["processes", "threads", "workdir"], ...] = ()
+
+
+class Runtime(_Part, frozen=True, kw_only=True):
+    protocol: Literal["latticed-stdio-1", "stdio-json-v1"] | None = None
+    args: tuple[str, ...] = ()
+    health: Health = Health()
+    limits: Limits = Limits()
+    sandbox: Sandbox = Sandbox()
+
+
+class Egress(_Part, frozen=True, kw_only=True):
+    hosts: tuple[str, ...] = ()
+
+
+class Routes(_Part, frozen=True, kw_only=True):
+    prefixes: tuple[str, ...] = ()
+    content_type: str = "text/plain"
+
+
+class Dependency(_Part, frozen=True, kw_only=True):
+    id: str
+    version: str = "*"
+    optional: bool = False
+
+
+class Manifest(_Part, frozen=True, kw_only=True):
+    """One manifest of either version; `schema` None means v1. Absent strings are empty."""
+
+    schema: Literal["latticed.manifest.v2"] | None = None
+    id: str
+    name: str
+    type: PluginType
+    capabilities: tuple[str, ...]
+    version: str = ""
+    entrypoint: str = ""
+    publisher: str = ""
+    digest_sha256: str = ""
+    signature_ed25519: str = ""
+    description: str = ""
+    homepage: str = ""
+    license: str = ""
+    critical: bool = False
+    runtime: Runtime = Runtime()
+    egress: Egress = Egress()
+    routes: Routes = Routes()
+    config: dict[str, Any] = {}
+    dependencies: tuple[Dependency, ...] = ()
+    requires_host: str = ""
+
+    @property
+    def is_v2(self) -> bool:
+        return self.schema is not None
+
+    @property
+    def signed(self) -> bool:
+        return bool(self.signature_ed25519)
+
+
+V1_FIELDS: Final = frozenset(
+    {
+        "id",
+        "name",
+        "type",
+        "capabilities",
+        "version",
+        "entrypoint",
+        "publisher",
+        "digest_sha256",
+        "signature_ed25519",
+    }
+)
+V2_REQUIRED: Final = ("version", "publisher", "digest_sha256", "signature_ed25519")
