@@ -1,0 +1,35 @@
+"""The time, passed in: tests bring their own."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def wall_us(self) -> int:
+        """Microseconds since the epoch (may jump)."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Seconds that only ever grow."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def wall_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+def rfc3339(wall_us: int) -> str:
+    """`wall_us` as RFC 3339 UTC with microseconds, the form used on every wire."""
+    return (
+        datetime.fromtimestamp(wall_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        + f".{wall_us % 1_000_000:06d}Z"
+    )

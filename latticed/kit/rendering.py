@@ -1,0 +1,115 @@
+"""How a log entry looks: as a line of text, a line of JSON, or fields of the journal.
+
+An entry is a dict with `event`, `level`, `wall_us` and whatever the caller added. Rendering makes every key and value
+safe first: no raw control, format or line-separator character leaves here. Only tracebacks keep their line breaks
+(in text, where each line is indented, and in their own journal field, which journald stores by length).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit import clock, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_VALUE_CHARACTERS: Final = 8_192
+MAX_KEY_CHARACTERS: Final = 64
+MAX_MEMBERS: Final = 64
+MAX_DEPTH: Final = 4
+IDENTIFIER: Final = "latticed"
+
+PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "critical": "2"}
+"""Levels as syslog priorities (RFC 5424, section 6.2.1)."""
+
+FIELDS: Final = frozenset(
+    "event plugin_id publisher version code reason runner state status action actor target decision capability call"
+    " method seq hash uid pid error logger task".split()
+)
+"""What becomes a `LATTICED_*` field of its own; the rest is in MESSAGE. A closed list: journald indexes each name."""
+
+_OWN: Final = frozenset({"event", "level", "wall_us", "exception"})
+_COLOURS: Final = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "1;31"}
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/+@%,")
+
+
+def safe(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """`value` as JSON can hold it, every string escaped and capped, members and depth bounded."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if depth and isinstance(value, dict):
+        members = list(value.items())[:MAX_MEMBERS]
+        return {text.sanitise(str(key), MAX_KEY_CHARACTERS): safe(member, depth - 1) for key, member in members}
+    if depth and isinstance(value, list | tuple):
+        return [safe(member, depth - 1) for member in list(value)[:MAX_MEMBERS]]
+    return text.sanitise(str(value)[: MAX_VALUE_CHARACTERS + 1], MAX_VALUE_CHARACTERS)
+
+
+def as_json(entry: Mapping[str, Any]) -> str:
+    """One line: `ts`, `level`, `event`, then the fields; a traceback is one escaped string."""
+    line = {"ts": clock.rfc3339(entry["wall_us"]), "level": entry["level"], "event": safe(entry["event"])}
+    line |= safe(_fields(entry), MAX_DEPTH + 1)
+    if "exception" in entry:
+        line["exception"] = [text.escape(row) for row in str(entry["exception"]).split("\n")]
+    return json.dumps(line, allow_nan=False)
+
+
+def as_text(entry: Mapping[str, Any], *, colour: bool) -> str:
+    """A line for a person: time, level, event, `key=value`; a traceback follows, indented."""
+    stamp, level = clock.rfc3339(entry["wall_us"])[11:23], entry["level"]
+    event = f"{safe(entry['event'])!s:<24}"
+    if colour:
+        paint = _COLOURS[level]
+        line = f"\x1b[2m{stamp}\x1b[0m \x1b[{paint}m{level:<8}\x1b[0m \x1b[1m{event}\x1b[0m"
+    else:
+        line = f"{stamp} {level:<8} {event}"
+    return f"{line} {_pairs(entry)}".rstrip() + "".join(f"\n    | {row}" for row in _rows(entry))
+
+
+def as_journal(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a journal entry; MESSAGE is one readable line with everything in it."""
+    event = str(safe(entry["event"]))
+    pairs = _pairs(entry)
+    message = f"{event.replace('_', ' ')}: {pairs}" if pairs else event.replace("_", " ")
+    fields = {"MESSAGE": message, "PRIORITY": PRIORITIES[entry["level"]], "SYSLOG_IDENTIFIER": IDENTIFIER}
+    for name, value in entry.items():
+        if name in FIELDS and value is not None:
+            fields[f"LATTICED_{name.upper()}"] = _word(safe(value))
+    if rows := _rows(entry):
+        fields["LATTICED_EXCEPTION"] = "\n".join(rows)
+    return fields
+
+
+def _number(value: float) -> int | float | str:
+    if isinstance(value, int):
+        return value if value.bit_length() <= 64 else hex(value)  # decimal digits of long ones are refused by Python
+    return value if math.isfinite(value) else str(value)  # JSON has no NaN (RFC 8259, section 6)
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in _OWN}
+
+
+def _pairs(entry: Mapping[str, Any]) -> str:
+    fields = safe(_fields(entry), MAX_DEPTH + 1)
+    return " ".join(f"{name}={_quoted(_word(value))}" for name, value in fields.items())
+
+
+def _rows(entry: Mapping[str, Any]) -> list[str]:
+    found = entry.get("exception")
+    return [text.escape(row) for row in str(found).rstrip("\n").split("\n")] if found else []
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quoted(word: str) -> str:
+    return word if word and _PLAIN.issuperset(word) else '"' + word.replace('"', '\\"') + '"'

@@ -1,0 +1,109 @@
+"""The service manager: telling it our state, taking its sockets, feeding its watchdog.
+
+Source: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+FIRST_FD: Final = 3
+_STATUS_CHARACTERS: Final = 200
+
+
+class Notifier:
+    """Sends state to the socket at `address`; without one (not under a service manager) it does nothing."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    @property
+    def enabled(self) -> bool:
+        return self._address is not None
+
+    def ready(self, status: str = "") -> None:
+        """Start-up, or a reload, is finished."""
+        self._send({"READY": "1"} | _status(status))
+
+    def reloading(self) -> None:
+        """A reload has begun; `ready` ends it. Type=notify-reload wants the time to match both."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send({"RELOADING": "1", "MONOTONIC_USEC": str(now_us)})
+
+    def stopping(self, status: str = "") -> None:
+        self._send({"STOPPING": "1"} | _status(status))
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`."""
+        self._send(_status(status))
+
+    def watchdog(self) -> None:
+        """We are alive."""
+        self._send({"WATCHDOG": "1"})
+
+    def _send(self, state: Mapping[str, str]) -> None:
+        if self._address is None:
+            return
+        message = "\n".join(f"{name}={value}" for name, value in state.items()).encode()
+        # A manager that is gone or busy must not stop the daemon; sd_notify(3) says to ignore failures.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            with contextlib.suppress(OSError):
+                sender.sendto(message, self._address)
+
+
+def from_environment(environ: MutableMapping[str, str]) -> Notifier:
+    """The notifier that $NOTIFY_SOCKET names; the variable is taken out, children have no business with it."""
+    found = environ.pop("NOTIFY_SOCKET", "")
+    if found.startswith("@"):
+        found = "\0" + found[1:]  # an abstract socket
+    return Notifier(found if found.startswith(("/", "\0")) and len(found) > 1 else None)
+
+
+def watchdog_interval_s(environ: MutableMapping[str, str], *, pid: int | None = None) -> float | None:
+    """How often to call `watchdog`: half of what the manager allows; None when it does not watch this process."""
+    limit_us, watched = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+    mine = not watched or watched == str(os.getpid() if pid is None else pid)
+    if not mine or not limit_us.isascii() or not limit_us.isdigit() or int(limit_us) == 0:
+        return None
+    return int(limit_us) / 2_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """A descriptor from the service manager and the name its unit gave it (FileDescriptorName=)."""
+
+    fd: int
+    name: str
+
+
+def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> tuple[Passed, ...]:
+    """The descriptors passed to this process, close-on-exec from now on; () when they are meant for another.
+
+    The variables are taken out either way.
+    """
+    count, meant = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
+    names = [name for name in environ.pop("LISTEN_FDNAMES", "").split(":") if name]
+    if meant != str(os.getpid() if pid is None else pid) or not count.isascii() or not count.isdigit():
+        return ()
+    found = []
+    for position in range(int(count)):
+        fd = FIRST_FD + position
+        os.set_inheritable(fd, False)
+        found.append(Passed(fd=fd, name=names[position] if position < len(names) else "unknown"))
+    return tuple(found)
+
+
+def _status(status: str) -> dict[str, str]:
+    # A newline would begin another variable: somebody else's text must not say READY=1.
+    return {"STATUS": text.sanitise(status, _STATUS_CHARACTERS)} if status else {}

@@ -1,0 +1,94 @@
+"""JSON as RFC 8259 means it, without the liberties that parsers take (contracts §2).
+
+Refused besides what `json` refuses: a byte order mark, bytes that are not UTF-8, duplicate keys, lone surrogates,
+NaN and infinities, more nesting than asked for, and numbers outside what the caller allows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final, NoReturn
+
+MAX_DEPTH: Final = 32
+MAX_INTEGER: Final = 2**53 - 1  # RFC 8259 section 6: integers that every implementation agrees on
+
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_BRACKETS: Final = re.compile(rb"[\[{\]}]")
+_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class InvalidJson(ValueError):
+    """These bytes are not the JSON that was asked for; the message says why, and where if known."""
+
+
+def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = False) -> Any:
+    """Decode `data`, or raise InvalidJson.
+
+    With `integers_only`, fractions, exponents and integers beyond ±(2^53-1) are refused too.
+    """
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise InvalidJson("expected JSON without a byte order mark")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJson(f"expected UTF-8, found byte 0x{data[error.start]:02x} at offset {error.start}") from error
+    _check_depth(data, max_depth)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_refuse_float if integers_only else float,
+            parse_int=_small_integer if integers_only else _integer,
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidJson(f"{error.msg} at line {error.lineno} column {error.colno}") from error
+    if _ESCAPED_SURROGATE.search(data):
+        _check_surrogates(value)
+    return value
+
+
+def _check_depth(data: bytes, max_depth: int) -> None:
+    depth = 0
+    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", data)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > max_depth:
+            raise InvalidJson(f"expected at most {max_depth} levels of nesting")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InvalidJson(f"expected each key once, found {duplicate[:80]!r} twice in one object")
+    return found
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise InvalidJson(f"expected a JSON value, found {word}")
+
+
+def _refuse_float(digits: str) -> NoReturn:
+    raise InvalidJson(f"expected an integer, found {digits[:40]}")
+
+
+def _small_integer(digits: str) -> int:
+    value = _integer(digits)
+    if abs(value) > MAX_INTEGER:
+        raise InvalidJson(f"expected an integer within ±(2^53-1), found {digits[:40]}")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 400:  # int() of long digits is quadratic, and Python refuses more than 4300 of them
+        raise InvalidJson(f"expected a number of sane length, found {len(digits)} digits")
+    return int(digits)
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidJson("expected Unicode text, found a lone surrogate") from error

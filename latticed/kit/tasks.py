@@ -1,0 +1,52 @@
+"""Tasks whose failure stays their own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+log = logs.get_logger()
+_running: Final[set[asyncio.Task[None]]] = set()  # the loop itself holds tasks only weakly
+
+
+def fenced(
+    work: Coroutine[Any, Any, None],
+    on_error: Callable[[BaseException], None],
+    *,
+    name: str | None = None,
+    group: asyncio.TaskGroup | None = None,
+) -> asyncio.Task[None]:
+    """Run `work` as a task; hand its exception to `on_error` and go no further with it.
+
+    In a `group`, siblings live on. Cancelling the task works as ever: CancelledError passes through. One that nobody
+    asked for (`work` awaited something that was cancelled) is reported too, for then `work` ended without a word.
+    SystemExit and KeyboardInterrupt pass through.
+    """
+    task = (group or asyncio.get_running_loop()).create_task(_fence(work, on_error), name=name)
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
+
+
+async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseException], None]) -> None:
+    task = asyncio.current_task()
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling() == 0:
+            _report(error, on_error)
+        raise
+    except Exception as error:  # noqa: BLE001 - this is the fence
+        _report(error, on_error)
+
+
+def _report(error: BaseException, on_error: Callable[[BaseException], None]) -> None:
+    try:
+        on_error(error)
+    except Exception:
+        log.error("error_report_failed", error=repr(error), exc_info=True)

@@ -1,0 +1,39 @@
+"""Text from strangers, made safe to show and to store."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
+BLANK_LETTERS: Final = frozenset("\u115f\u1160\u3164\uffa0")
+"""Letters by category, nothing by appearance (contracts §2)."""
+
+
+def is_control(char: str) -> bool:
+    """Whether `char` is a control or format character, a line or paragraph separator, or an invisible letter."""
+    return unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} or char in BLANK_LETTERS
+
+
+def escape(text: str) -> str:
+    r"""`text` with everything that is not plainly visible written as `\xNN`, `\uNNNN` or `\UNNNNNNNN`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNSEEN or c in BLANK_LETTERS else c for c in text)
+
+
+def _escaped(char: str) -> str:
+    point = ord(char)
+    if point < 0x100:
+        return f"\\x{point:02x}"
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
+
+
+def clip(text: str, limit: int) -> str:
+    """`text` cut to `limit` characters, with a mark where something was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def sanitise(text: str, limit: int) -> str:
+    """Escaped, then cut: what goes into audit events and log lines."""
+    return clip(escape(text), limit)

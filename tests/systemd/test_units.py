@@ -1,0 +1,67 @@
+"""systemd's own tools read our unit, user and directory files without complaint."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+UNITS = CHECKOUT / "systemd"
+EXIT_CODES_NOT_WORTH_A_RESTART = {"2", "74", "75", "78"}
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@pytest.fixture
+def units(tmp_path):
+    """The units with a program that exists here in the place of latticed."""
+    for unit in ("latticed.service", "latticed.socket"):
+        (tmp_path / unit).write_text((UNITS / unit).read_text().replace("/usr/local/bin/latticed", "/bin/true"))
+    return [str(tmp_path / unit) for unit in ("latticed.service", "latticed.socket")]
+
+
+def test_systemd_reads_the_units_without_a_word(units):
+    """Exit status 0 and nothing on stderr: unknown keys only warn."""
+    ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_an_unknown_key_would_be_heard(units):
+    """The check above can fail."""
+    with open(units[0], "a", encoding="utf-8") as unit:
+        unit.write("\n[Service]\nRestartt=no\n")
+    ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
+    assert "Restartt" in ran.stderr
+
+
+def test_the_user_and_the_directory_are_made(tmp_path):
+    """sysusers.d and tmpfiles.d files do what they say, in an empty root."""
+    (tmp_path / "etc").mkdir()
+    users = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(UNITS / "latticed.sysusers")]
+    ran = subprocess.run(users, capture_output=True, text=True, check=True)
+    assert "latticed" in (tmp_path / "etc/passwd").read_text(), ran.stderr
+    files = [_tool("systemd-tmpfiles"), f"--root={tmp_path}", "--create", str(UNITS / "latticed.tmpfiles")]
+    subprocess.run(files, capture_output=True, text=True, check=True)
+    assert (tmp_path / "var/lib/latticed-plugins").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_unit_says_what_the_daemon_relies_on():
+    """The socket's name and mode, the reload signal, and the exit codes that a restart would not mend."""
+    service, socket = configparser.RawConfigParser(strict=False), configparser.RawConfigParser(strict=False)
+    service.read(UNITS / "latticed.service")
+    socket.read(UNITS / "latticed.socket")
+    assert socket["Socket"]["ListenStream"] == "/run/latticed/control.sock"
+    assert socket["Socket"]["FileDescriptorName"] == "control"
+    assert socket["Socket"]["SocketMode"] == "0660"
+    assert service["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert set(service["Service"]["RestartPreventExitStatus"].split()) == EXIT_CODES_NOT_WORTH_A_RESTART
+    assert "PrivateUsers" not in service["Service"]  # every peer but root would arrive as uid 65534

@@ -1,0 +1,101 @@
+"""kit.journal: entries as journald takes them, on a real datagram socket."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.kit import journal
+
+
+def parse(data: bytes) -> dict[str, bytes]:
+    """Entries by the protocol's own rules: `NAME=value` lines, or NAME, length and bytes."""
+    fields: dict[str, bytes] = {}
+    while data:
+        line, _, rest = data.partition(b"\n")
+        if b"=" in line:
+            name, _, fields[name.decode()] = line.partition(b"=")
+            data = rest
+        else:
+            (size,) = struct.unpack_from("<Q", rest)
+            fields[line.decode()] = rest[8 : 8 + size]
+            assert rest[8 + size : 9 + size] == b"\n"
+            data = rest[9 + size :]
+    return fields
+
+
+@pytest.fixture
+def journald(tmp_path):
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.settimeout(5)
+        yield listening
+
+
+@given(value=st.text(max_size=200))
+def test_no_value_can_pose_as_a_field(value):
+    """Whatever a value holds, exactly the fields sent are read, with the bytes sent."""
+    found = parse(journal.encode({"MESSAGE": value, "PRIORITY": "6"}))
+    assert found == {"MESSAGE": value.encode("utf-8", "backslashreplace"), "PRIORITY": b"6"}
+
+
+def test_an_entry_is_one_datagram(journald):
+    """A small entry arrives whole."""
+    with journal.Sender(journald.getsockname()) as sender:
+        assert sender.send({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"})
+    assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
+
+
+def test_a_big_entry_is_a_sealed_memfd(journald):
+    """Past a datagram's size, the entry comes as a descriptor that can no longer be changed."""
+    message = "x" * (4 << 20)
+    with journal.Sender(journald.getsockname()) as sender:
+        assert sender.send({"MESSAGE": message})
+    data, ancillary, _, _ = journald.recvmsg(16, socket.CMSG_SPACE(4))
+    assert data == b""
+    fd = array.array("i", ancillary[0][2])[0]
+    try:
+        assert parse(os.pread(fd, 8 << 20, 0)) == {"MESSAGE": message.encode()}
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"forged", 0)
+    finally:
+        os.close(fd)
+
+
+def test_an_absent_journald_is_counted_not_raised(tmp_path, journald):
+    """Lost entries are counted until one gets through."""
+    with journal.Sender(str(tmp_path / "nobody")) as sender:
+        assert not sender.send({"MESSAGE": "one"})
+        assert not sender.send({"MESSAGE": "two"})
+        assert sender.lost == 2
+        sender._path = journald.getsockname()
+        assert sender.send({"MESSAGE": "three"})
+        assert sender.lost == 0
+
+
+def test_a_stuck_journald_costs_entries_not_the_daemon(journald):
+    """With nobody reading, sending gives up on each entry after a moment."""
+    with journal.Sender(journald.getsockname()) as sender:
+        sender._socket.settimeout(0.001)
+        sent = 0
+        while sender.send({"MESSAGE": "x"}):
+            sent += 1
+            assert sent < 100_000
+        assert sender.lost == 1
+
+
+def test_the_stream_is_ours_only_when_device_and_inode_match(tmp_path):
+    """$JOURNAL_STREAM may be inherited by somebody whose stderr went elsewhere (systemd.exec(5))."""
+    with (tmp_path / "a").open("wb") as file:
+        found = os.fstat(file.fileno())
+        assert journal.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+        assert not journal.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
+        assert not journal.is_stream(file.fileno(), {})
+    assert not journal.is_stream(987_654, {"JOURNAL_STREAM": "1:2"})

@@ -1,0 +1,58 @@
+"""kit.peers: real processes at the other end of a real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import closing
+
+import pytest
+
+from latticed.kit import peers
+from tests.house import processes
+
+_CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
+
+
+@pytest.fixture
+def listening(tmp_path):
+    with closing(socket.socket(socket.AF_UNIX)) as server:
+        path = tmp_path / "socket"
+        server.bind(str(path))
+        path.chmod(0o666)
+        for place in (tmp_path, *tmp_path.parents):
+            if place.stat().st_uid == os.getuid() and place != place.parent:
+                place.chmod(place.stat().st_mode | 0o001)
+        server.listen()
+        server.settimeout(10)
+        yield server
+
+
+def test_a_peer_in_this_process_is_this_process(listening):
+    """pid, uid, gid and groups are the kernel's."""
+    with closing(socket.socket(socket.AF_UNIX)) as client:
+        client.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with closing(accepted):
+            found = peers.of(accepted)
+    assert found == peers.Peer(pid=os.getpid(), uid=os.getuid(), gid=os.getgid(), groups=frozenset(os.getgroups()))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("groups", [(), (70_001,), tuple(range(70_000, 70_300))], ids=["none", "one", "300"])
+def test_a_stranger_is_who_the_kernel_says(listening, groups):
+    """Another uid with none, one, and more groups than Python's getsockopt can take."""
+    user = processes.User(uid=65500, gid=65501, groups=groups)
+    python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
+    with processes.spawned([python, "-c", _CONNECT, listening.getsockname()], user=user, env={}) as stranger:
+        accepted, _ = listening.accept()
+        with closing(accepted):
+            found = peers.of(accepted)
+    assert found == peers.Peer(pid=stranger.pid, uid=65500, gid=65501, groups=frozenset(groups))
+
+
+def test_a_socket_without_a_peer_is_an_error():
+    """A listening or unconnected socket names nobody."""
+    with closing(socket.socket(socket.AF_UNIX)) as lonely, pytest.raises(OSError, match="not connected"):
+        peers.of(lonely)

@@ -1,0 +1,98 @@
+"""kit.rendering: whatever an entry holds, what comes out is safe to show and to store."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.kit import rendering, text
+
+HOSTILE = "x\nPRIORITY=0\r\x1b[2J\u202egnp\u2028\x00\x7f\x85\ud800\u3164"
+PLAIN = {"event": "verdict_refused", "level": "warning", "wall_us": 1_700_000_000_123_456}
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def _unsafe(shown: str, allowed: str = "") -> list[str]:
+    return [char for char in shown if (text.is_control(char) and char not in allowed) or char == "\ud800"]
+
+
+@given(fields=st.dictionaries(st.text(max_size=10), _values, max_size=5), event=st.text(max_size=10))
+def test_no_form_carries_a_raw_control_character(fields, event):
+    """One line per entry in text and JSON, and JSON stays JSON; journal values have no line breaks."""
+    entry = fields | PLAIN | {"event": event}
+    entry.pop("exception", None)
+    assert _unsafe(rendering.as_text(entry, colour=False)) == []
+    line = rendering.as_json(entry)
+    assert _unsafe(line) == []
+    assert json.loads(line, parse_constant=pytest.fail)["level"] == "warning"
+    assert [name for name, value in rendering.as_journal(entry).items() if _unsafe(value)] == []
+
+
+def test_text_is_for_reading():
+    """Time, level, event, then key=value, quoted where a value is more than a word."""
+    entry = PLAIN | {"plugin_id": "acme.demo", "reason": "expected 7f3a, found 91c0", "attempt": 3}
+    shown = rendering.as_text(entry, colour=False)
+    expected = '22:13:20.123 warning  verdict_refused          plugin_id=acme.demo reason="expected 7f3a, found 91c0"'
+    assert shown == f"{expected} attempt=3"
+
+
+def test_colour_is_only_on_the_level_and_the_event():
+    """With colour the same words; no value is inside an escape sequence."""
+    shown = rendering.as_text(PLAIN | {"reason": "x"}, colour=True)
+    assert shown.startswith("\x1b[2m22:13:20.123\x1b[0m \x1b[33mwarning ")
+    assert shown.endswith(" reason=x")
+
+
+def test_the_journal_gets_listed_fields_and_a_readable_message():
+    """Listed names become LATTICED_*, others stay in MESSAGE; the level becomes PRIORITY."""
+    entry = PLAIN | {"plugin_id": "acme.demo", "code": "digest_mismatch", "colour": "blue", "MESSAGE": "forged"}
+    assert rendering.as_journal(entry) == {
+        "MESSAGE": "verdict refused: plugin_id=acme.demo code=digest_mismatch colour=blue MESSAGE=forged",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "latticed",
+        "LATTICED_EVENT": "verdict_refused",
+        "LATTICED_PLUGIN_ID": "acme.demo",
+        "LATTICED_CODE": "digest_mismatch",
+    }
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else():
+    """In text each line is indented, so that none can pose as an entry; the rest of it is escaped."""
+    entry = PLAIN | {"exception": 'Traceback:\n  File "x"\nValueError: a\x1b[2J\u2028b'}
+    lines = rendering.as_text(entry, colour=False).split("\n")
+    assert lines[1:] == ["    | Traceback:", '    |   File "x"', "    | ValueError: a\\x1b[2J\\u2028b"]
+    rows = ["Traceback:", '  File "x"', "ValueError: a\\x1b[2J\\u2028b"]
+    assert rendering.as_journal(entry)["LATTICED_EXCEPTION"].split("\n") == rows
+    assert json.loads(rendering.as_json(entry))["exception"] == rows
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (HOSTILE, "x\\x0aPRIORITY=0\\x0d\\x1b[2J\\u202egnp\\u2028\\x00\\x7f\\x85\\ud800\\u3164"),
+        (b"\xff\n", "\\xff\\x0a"),
+        (math.nan, "nan"),
+        (10**6000, hex(10**6000)),
+        ((1, "\n"), [1, "\\x0a"]),
+        ({"\n": {"a": {"b": {"c": {"d": 1}}}}}, {"\\x0a": {"a": {"b": {"c": "{'d': 1}"}}}}),
+        (list(range(1000)), list(range(rendering.MAX_MEMBERS))),
+    ],
+    ids=["hostile", "bytes", "nan", "long", "tuple", "deep", "many"],
+)
+def test_values_are_made_safe(value, expected):
+    """Strings are escaped and capped, numbers stay numbers JSON has, collections are bounded."""
+    assert rendering.safe(value) == expected
+
+
+def test_a_long_value_is_cut_with_a_mark():
+    """Nobody fills the log with one value."""
+    assert rendering.safe("x" * 100_000) == "x" * (rendering.MAX_VALUE_CHARACTERS - 1) + "…"

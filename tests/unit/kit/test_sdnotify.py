@@ -1,0 +1,137 @@
+"""kit.sdnotify: against a real datagram socket, as the service manager holds one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+
+import pytest
+
+from latticed.kit import sdnotify
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path):
+    """(socket of the manager, value of $NOTIFY_SOCKET)."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listening:
+        listening.settimeout(5)
+        if request.param == "path":
+            listening.bind(str(tmp_path / "notify"))
+            yield listening, str(tmp_path / "notify")
+        else:
+            listening.bind(f"\0latticed-test-{os.getpid()}")
+            yield listening, f"@latticed-test-{os.getpid()}"
+
+
+def test_each_state_arrives_as_the_manual_spells_it(manager):
+    """READY, STATUS, WATCHDOG and STOPPING over a path and over an abstract address; the variable is consumed."""
+    listening, address = manager
+    environ = {"NOTIFY_SOCKET": address}
+    notifier = sdnotify.from_environment(environ)
+    assert environ == {}
+    assert notifier.enabled
+    notifier.ready("serving 3 plugins")
+    notifier.status("two refused")
+    notifier.watchdog()
+    notifier.stopping()
+    received = [listening.recv(4096) for _ in range(4)]
+    assert received == [b"READY=1\nSTATUS=serving 3 plugins", b"STATUS=two refused", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+def test_reloading_carries_the_monotonic_time(manager):
+    """Type=notify-reload pairs RELOADING=1 with MONOTONIC_USEC of the same message."""
+    listening, address = manager
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    sdnotify.from_environment({"NOTIFY_SOCKET": address}).reloading()
+    first, second = listening.recv(4096).decode().split("\n")
+    assert first == "RELOADING=1"
+    name, _, stamp = second.partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert before <= int(stamp) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+def test_a_status_cannot_smuggle_another_variable(manager):
+    """Line breaks in somebody else's text are escaped."""
+    listening, address = manager
+    sdnotify.from_environment({"NOTIFY_SOCKET": address}).status("x\nREADY=1\u2028MAINPID=1")
+    assert listening.recv(4096) == b"STATUS=x\\x0aREADY=1\\u2028MAINPID=1"
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
+def test_without_a_manager_nothing_happens(environ):
+    """No address, or a kind this daemon does not speak: every call is silent."""
+    notifier = sdnotify.from_environment(environ)
+    assert not notifier.enabled
+    notifier.ready("x")
+    notifier.reloading()
+
+
+def test_a_manager_that_is_gone_is_no_error(tmp_path):
+    """sd_notify(3): failures are ignored."""
+    sdnotify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
+
+
+def test_a_manager_that_does_not_read_blocks_nobody(manager):
+    """With the manager's queue full, notifying returns."""
+    _, address = manager
+    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+    for _ in range(5_000):
+        notifier.watchdog()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_watchdog_is_fed_twice_per_limit(environ, expected):
+    """Half the limit, only when it is this process that is watched; the variables are consumed."""
+    assert sdnotify.watchdog_interval_s(environ, pid=7) == expected
+    assert environ == {}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "control"},
+        {"LISTEN_FDS": "1"},
+        {"LISTEN_FDS": "one", "LISTEN_PID": str(os.getpid())},
+        {"LISTEN_FDS": "-1", "LISTEN_PID": str(os.getpid())},
+    ],
+)
+def test_descriptors_meant_for_another_are_left_alone(environ):
+    """A wrong pid or count yields nothing, and the variables are consumed."""
+    assert sdnotify.listen_fds(environ) == ()
+    assert environ == {}
+
+
+def test_passed_sockets_are_named_and_not_inherited(tmp_path):
+    """A real process with descriptors 3 and 4, as sd_listen_fds(3) passes them."""
+    program = textwrap.dedent("""
+        import os, sys
+        from latticed.kit import sdnotify
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        for passed in sdnotify.listen_fds(os.environ):
+            print(passed.fd, passed.name, os.get_inheritable(passed.fd))
+        print([name for name in os.environ if name.startswith("LISTEN_")])
+    """)
+    with closing(socket.socket(socket.AF_UNIX)) as one:
+        one.bind(str(tmp_path / "one"))
+        shell = f'exec 3<&{one.fileno()} 4<&{one.fileno()}; exec "$0" -c "$1"'
+        env = dict(os.environ) | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "control"}
+        command = ["/bin/bash", "-c", shell, sys.executable, program]
+        ran = subprocess.run(command, env=env, pass_fds=[one.fileno()], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["3 control False", "4 unknown False", "[]"]

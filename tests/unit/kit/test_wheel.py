@@ -1,0 +1,164 @@
+"""kit.wheel: never early, at most a tick late, no drift, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latticed.kit import wheel
+
+
+class Time:
+    """A clock that stands still until told."""
+
+    def __init__(self, start_s: float = 1_000.0) -> None:
+        self.now_s = start_s
+
+    def wall_us(self) -> int:
+        return int(self.now_s * 1e6)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+def _turn(turning: wheel.Wheel, time: Time, seconds: float, step_s: float = 0.01) -> None:
+    end = time.now_s + seconds
+    while time.now_s < end:
+        time.now_s += step_s
+        turning.advance()
+
+
+@given(delays=st.lists(st.floats(0, 30, allow_nan=False), max_size=30))
+@settings(deadline=None)
+def test_a_call_comes_once_never_early_at_most_a_tick_late(delays):
+    """Every single call happens exactly once, within a tick after it is due."""
+    time = Time()
+    turning, start, calls = wheel.Wheel(time), time.now_s, {}
+    for number, delay in enumerate(delays):
+        turning.add(delay, lambda number=number: calls.setdefault(number, []).append(time.now_s - start))
+    step = 0.01
+    _turn(turning, time, 31, step)
+    assert sorted(calls) == list(range(len(delays)))
+    for number, (came, *again) in calls.items():
+        assert again == []
+        assert delays[number] - 1e-6 <= came <= delays[number] + wheel.TICK_S + 2 * step
+    assert len(turning) == 0
+
+
+def test_a_periodic_call_does_not_drift():
+    """After a thousand periods the calls are still where the first one put them."""
+    time, came = Time(), []
+    turning = wheel.Wheel(time)
+    turning.every(0.33, lambda: came.append(time.now_s))
+    _turn(turning, time, 330)
+    assert len(came) in {999, 1000}
+    assert came[-1] - came[0] == pytest.approx(0.33 * (len(came) - 1), abs=wheel.TICK_S + 0.02)
+
+
+def test_ten_thousand_periodic_calls_all_come():
+    """10,000 handles with spread phases each get their call in each period, and the wheel holds just them."""
+    time = Time()
+    turning, counts = wheel.Wheel(time), [0] * 10_000
+
+    def count(number: int) -> None:
+        counts[number] += 1
+
+    for number in range(10_000):
+        turning.every(5.0, lambda number=number: count(number), first_s=number / 2_000)
+    _turn(turning, time, 20.2, 0.05)
+    assert set(counts) <= {4, 5}
+    assert len(turning) == 10_000
+
+
+def test_time_that_stood_still_is_not_made_up_for():
+    """After an hour's suspension a periodic call comes once and goes on at its pace."""
+    time, came = Time(), []
+    turning = wheel.Wheel(time)
+    turning.every(1.0, lambda: came.append(time.now_s))
+    time.now_s += 3600.5
+    assert turning.advance() == 1
+    _turn(turning, time, 2.2)
+    assert len(came) == 3
+
+
+def test_a_cancelled_call_does_not_come():
+    """Before it is due, and from within itself."""
+    time, came = Time(), []
+    turning = wheel.Wheel(time)
+    turning.add(0.2, lambda: came.append("single")).cancel()
+    tickets: list[wheel.Ticket] = []
+
+    def once() -> None:
+        came.append("periodic")
+        tickets[0].cancel()
+
+    tickets.append(turning.every(0.1, once))
+    _turn(turning, time, 1)
+    assert came == ["periodic"]
+    assert len(turning) == 0
+
+
+def test_a_call_that_raises_stops_nobody(capsys):
+    """It is logged, keeps its own period, and the calls beside it come."""
+    time, came = Time(), []
+    turning = wheel.Wheel(time)
+    turning.every(0.1, lambda: came.append(1 / 0))
+    turning.every(0.1, lambda: came.append("fine"))
+    _turn(turning, time, 0.35)
+    assert came == ["fine", "fine", "fine"]
+    assert capsys.readouterr().out.count("timer_call_failed") == 3
+
+
+def test_a_call_may_add_another():
+    """A chain of single calls keeps going, one per tick at most."""
+    time, came = Time(), []
+    turning = wheel.Wheel(time)
+
+    def again() -> None:
+        came.append(time.now_s)
+        turning.add(0.0, again)
+
+    again()
+    _turn(turning, time, 0.5, 0.05)
+    assert 9 <= len(came) <= 11
+
+
+async def test_running_sleeps_to_the_next_tick_and_rests_when_empty():
+    """`run` wakes at tick boundaries while there is something due, and waits for `add` when there is nothing."""
+    time, came, slept = Time(1_000.02), asyncio.Event(), []
+    turning = wheel.Wheel(time)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.now_s += seconds + 1e-9
+        await asyncio.sleep(0)
+
+    running = asyncio.create_task(turning.run(sleep))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert slept == []
+    turning.add(0.1, came.set)
+    async with asyncio.timeout(5):
+        await came.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(slept) == 3
+    assert slept[0] == pytest.approx(0.03, abs=1e-6)
+    assert slept[1:] == pytest.approx([0.05, 0.05], abs=1e-6)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_the_real_clock_turns_it():
+    """With the machine's own clock and sleep, a call comes."""
+    turning, came = wheel.Wheel(), asyncio.Event()
+    running = asyncio.create_task(turning.run())
+    turning.add(0.01, came.set)
+    async with asyncio.timeout(10):
+        await came.wait()
+    running.cancel()
+    await asyncio.wait([running])
