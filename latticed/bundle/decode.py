@@ -1,0 +1,117 @@
+"""What the bytes of a manifest mean (contracts §2 and §3), or the verdict code that says why they mean nothing.
+
+First strict JSON, then the shape, then the rules that a shape cannot express, then the capabilities: the codes' order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NoReturn
+
+import msgspec
+
+from latticed.bundle import rules
+from latticed.bundle.refusal import ReadRefused
+from latticed.kit import strict_json, text
+from latticed.model import capability, manifest
+from latticed.model.verdict import Code
+
+_REASON_CHARS = 300
+_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(manifest.Manifest))
+_ALWAYS_REQUIRED = ("id", "name", "type", "capabilities")
+_V2_FIELDS = frozenset(_FIELDS) - {"entrypoint"}
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
+    """The JSON object and the manifest that `data` holds.
+
+    The object is what a v2 signature covers; nothing else should look at it. Raises ReadRefused with one of
+    manifest_invalid_json, manifest_invalid, unknown_capability, duplicate_capability.
+    """
+    try:
+        raw = strict_json.loads(data, integers_only=True)
+    except strict_json.InvalidJson as error:
+        raise ReadRefused(
+            Code.MANIFEST_INVALID_JSON, _shown(str(error)), "manifest.json must be one strict JSON object in UTF-8"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ReadRefused(
+            Code.MANIFEST_INVALID_JSON,
+            f"expected one JSON object, found {rules.json_kind(raw)}",
+            "manifest.json must be one strict JSON object in UTF-8",
+        )
+    try:
+        _check_version_of_format(raw)
+        found = msgspec.convert(raw, manifest.Manifest, strict=True)
+        rules.check(raw, found)
+    except msgspec.ValidationError as error:
+        _refuse(_worded(str(error)))
+    except rules.Broken as error:
+        _refuse(str(error))
+    _check_capabilities(found)
+    return raw, found
+
+
+def _check_version_of_format(raw: dict[str, Any]) -> None:
+    """Fields that one of the two versions knows and the other does not."""
+    if "schema" not in raw:
+        _check_known(raw, manifest.V1_FIELDS, "without a `schema` field")
+        _check_present(raw, _ALWAYS_REQUIRED)
+        return
+    if raw["schema"] != manifest.SCHEMA_V2:
+        raise rules.Broken(f"expected `schema` to be {manifest.SCHEMA_V2!r} or absent, found {raw['schema']!r}")
+    _check_known(raw, _V2_FIELDS, f"of schema {manifest.SCHEMA_V2}")
+    _check_present(raw, (*_ALWAYS_REQUIRED, *manifest.V2_REQUIRED))
+
+
+def _check_present(raw: dict[str, Any], required: tuple[str, ...]) -> None:
+    for name in required:
+        if name not in raw:
+            raise rules.Broken(f"expected the field `{name}`, found none")
+
+
+def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None:
+    for name in raw:
+        if name not in known:
+            nearest = difflib.get_close_matches(name[:80].lower(), sorted(known), n=1)
+            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            raise rules.Broken(f"expected only known fields in a manifest {which}, found {name[:80]!r}{meant}")
+
+
+def _check_capabilities(found: manifest.Manifest) -> None:
+    for name in found.capabilities:
+        if name not in capability.RISKS:
+            nearest = difflib.get_close_matches(name[:80].lower(), sorted(capability.RISKS), n=1)
+            raise ReadRefused(
+                Code.UNKNOWN_CAPABILITY,
+                _shown(f"expected known capabilities, found {name[:80]!r}"),
+                f"did you mean {nearest[0]}?" if nearest else "latticectl caps lists what there is",
+                manifest=found,
+            )
+    if len(set(found.capabilities)) != len(found.capabilities):
+        twice = next(name for name in found.capabilities if found.capabilities.count(name) > 1)
+        raise ReadRefused(
+            Code.DUPLICATE_CAPABILITY,
+            f"expected each capability once, found {twice} {found.capabilities.count(twice)} times",
+            "remove the repetition and sign again",
+            manifest=found,
+        )
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ReadRefused(Code.MANIFEST_INVALID, _shown(reason), "correct the manifest and sign it again")
+
+
+def _worded(finding: str) -> str:
+    """What msgspec found, in the words that all other reasons use."""
+    finding, _, place = finding.partition(" - at ")
+    where = f" in {place.replace('$.', '')}" if place else ""
+    words = {"Expected": "expected", "Invalid enum value": "expected one of the documented values, found"}
+    for theirs, ours in words.items():
+        finding = finding.replace(theirs, ours, 1)
+    return f"{finding.replace(', got', ', found')}{where}"
+
+
+def _shown(reason: str) -> str:
+    """Reasons quote what strangers wrote."""
+    return text.sanitise(reason, _REASON_CHARS)

@@ -1,0 +1,250 @@
+"""Reading the two files of a bundle that somebody else may be changing meanwhile (contracts §1).
+
+One `BundleDirectory` is one look at one bundle. Both files are opened beneath the directory's descriptor, never through
+a link, never waiting for the other end of a FIFO. What cannot be had is a `ReadRefused` with its verdict code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from latticed.bundle import refusal
+from latticed.bundle.refusal import ARTIFACT, MANIFEST, ReadRefused
+from latticed.kit import files
+from latticed.model.verdict import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["ARTIFACT", "MANIFEST", "BundleDirectory", "Limits", "ReadRefused", "Stamp", "fingerprint", "open_bundle"]
+
+BUFFER_BYTES: Final = 256 * 1024  # measured: 256 KiB with readv beats hashlib.file_digest and larger reads
+
+Stamp = tuple[int, int, int, int, int, int]
+"""(dev, inode, size, mode, mtime_ns, ctime_ns) of one file."""
+
+_buffers = threading.local()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of a bundle is read, and for how long."""
+
+    manifest_bytes: int = 64 << 10
+    artifact_bytes: int = 64 << 20
+    deadline_s: float = 30.0
+
+
+class BundleDirectory:
+    """One look at the bundle in the directory `fd`, which it owns and closes.
+
+    `owners` are the uids that the two files may belong to. The deadline starts now.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        *,
+        limits: Limits,
+        owners: frozenset[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fd = fd
+        self._limits = limits
+        self._owners = owners
+        self._clock = clock
+        self._deadline = clock() + limits.deadline_s
+        self._artifact: int | ReadRefused | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; closing twice is harmless."""
+        self._forget_artifact()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def manifest(self) -> bytes:
+        """The bytes of `manifest.json`, or ReadRefused.
+
+        The artifact is opened as well (and kept open for `hash_artifact`): that it cannot be opened, or belongs to a
+        stranger, outranks whatever the manifest says (contracts §5).
+        """
+        self._forget_artifact()
+        self._artifact = self._try_open(ARTIFACT)
+        found = self._try_open(MANIFEST)
+        if isinstance(found, ReadRefused):
+            raise _worse(found, self._artifact)
+        with files.closing(found):
+            if isinstance(self._artifact, ReadRefused) and self._artifact.code is Code.UNREADABLE:
+                raise self._artifact
+            before = self._regular(found, MANIFEST, limit=self._limits.manifest_bytes)
+            self._check_owner(before, MANIFEST)
+            if isinstance(self._artifact, int):
+                self._check_owner(os.fstat(self._artifact), ARTIFACT)
+            return self._read_manifest(found, before)
+
+    def hash_artifact(self, buffer: bytearray | None = None, *, copy_to: int | None = None) -> tuple[str, int]:
+        """SHA-256 (lowercase hex) and size in bytes of `artifact`, or ReadRefused.
+
+        The bytes are written to the descriptor `copy_to` while they are hashed: what is stored is what was judged.
+        `buffer` is scratch space; without one each thread reuses its own.
+        """
+        found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
+        self._artifact = None
+        if isinstance(found, ReadRefused):
+            raise found
+        with files.closing(found):
+            before = self._regular(found, ARTIFACT, limit=self._limits.artifact_bytes)
+            self._check_owner(before, ARTIFACT)
+            return self._hash(found, before, memoryview(buffer or _own_buffer()), copy_to)
+
+    def _hash(self, fd: int, before: os.stat_result, buffer: memoryview, copy_to: int | None) -> tuple[str, int]:
+        digest = hashlib.sha256()
+        size = 0
+        while count := self._readv(fd, buffer, ARTIFACT):
+            size += count
+            if size > self._limits.artifact_bytes:
+                raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
+            digest.update(buffer[:count])
+            if copy_to is not None:
+                files.write_all(copy_to, buffer[:count])
+        self._check_unchanged(fd, before, size, ARTIFACT)
+        return digest.hexdigest(), size
+
+    def _read_manifest(self, fd: int, before: os.stat_result) -> bytes:
+        buffer = memoryview(_own_buffer())
+        data = bytearray()
+        while count := self._readv(fd, buffer, MANIFEST):
+            data += buffer[:count]
+            if len(data) > self._limits.manifest_bytes:
+                raise refusal.too_large(MANIFEST, self._limits.manifest_bytes, len(data))
+        self._check_unchanged(fd, before, len(data), MANIFEST)
+        return bytes(data)
+
+    def _readv(self, fd: int, buffer: memoryview, name: str) -> int:
+        if self._clock() > self._deadline:
+            raise refusal.too_slow(name, self._limits.deadline_s)
+        try:
+            return os.readv(fd, [buffer])
+        except OSError as error:
+            raise refusal.unreadable(name, error) from error
+
+    def _try_open(self, name: str) -> int | ReadRefused:
+        """A descriptor of the regular file `name`, or why there is none."""
+        try:
+            # Looked at before it is opened: opening a device can be an act in itself.
+            seen = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            if not stat.S_ISREG(seen.st_mode):
+                return refusal.not_regular(name, seen.st_mode)
+            return files.open_file(name, beneath=self._fd)
+        except FileNotFoundError:
+            return refusal.missing(name)
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENXIO}:  # swapped for a link or a socket since it was looked at
+                return refusal.not_regular(name, stat.S_IFLNK if error.errno == errno.ELOOP else stat.S_IFSOCK)
+            return refusal.unreadable(name, error)
+
+    def _regular(self, fd: int, name: str, *, limit: int) -> os.stat_result:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise refusal.not_regular(name, found.st_mode)
+        if found.st_size > limit:
+            raise refusal.too_large(name, limit, found.st_size)
+        return found
+
+    def _check_owner(self, found: os.stat_result, name: str) -> None:
+        if found.st_uid not in self._owners:
+            raise refusal.foreign_owner(name, self._owners, found.st_uid)
+
+    def _check_unchanged(self, fd: int, before: os.stat_result, size: int, name: str) -> None:
+        after = os.fstat(fd)
+        if _moment(before) != _moment(after) or size != after.st_size:
+            raise refusal.changed(name)
+
+    def _forget_artifact(self) -> None:
+        if isinstance(self._artifact, int):
+            os.close(self._artifact)
+        self._artifact = None
+
+
+def open_bundle(
+    name: str | Path,
+    *,
+    beneath: int | None = None,
+    limits: Limits,
+    owners: frozenset[int],
+    clock: Callable[[], float] = time.monotonic,
+) -> BundleDirectory:
+    """Open the bundle directory `name` (beneath a directory's descriptor), or raise ReadRefused.
+
+    A bundle that is gone is `manifest_missing`; a link in place of the directory is never followed.
+    """
+    try:
+        fd = files.open_directory(name, beneath=beneath)
+    except FileNotFoundError as error:
+        raise ReadRefused(
+            Code.MANIFEST_MISSING, "expected a bundle directory, found nothing of that name", "check the name"
+        ) from error
+    except OSError as error:
+        if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+            raise ReadRefused(
+                Code.UNREADABLE,
+                "expected a bundle directory, found a link or another kind of file",
+                "a bundle is a real directory; links are not followed",
+            ) from error
+        raise refusal.unreadable("the bundle directory", error) from error
+    return BundleDirectory(fd, limits=limits, owners=owners, clock=clock)
+
+
+def fingerprint(name: str, *, beneath: int) -> tuple[Stamp | None, Stamp | None]:
+    """What `lstat` says of manifest and artifact of the bundle `name`; None for a part that is missing.
+
+    Equal fingerprints mean that nothing was written in between, as far as the file system tells: a scan may skip such a
+    bundle. A name that is no real directory has no parts.
+    """
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=beneath, follow_symlinks=False).st_mode):
+            return None, None
+    except OSError:
+        return None, None
+    return _stamp(f"{name}/{MANIFEST}", beneath), _stamp(f"{name}/{ARTIFACT}", beneath)
+
+
+def _stamp(path: str, beneath: int) -> Stamp | None:
+    try:
+        found = os.stat(path, dir_fd=beneath, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _moment(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _own_buffer() -> bytearray:
+    """This thread's scratch space; filling a fresh one for each file would cost more than hashing small files."""
+    buffer: bytearray | None = getattr(_buffers, "buffer", None)
+    if buffer is None:
+        buffer = _buffers.buffer = bytearray(BUFFER_BYTES)
+    return buffer
+
+
+def _worse(manifest: ReadRefused, artifact: int | ReadRefused | None) -> ReadRefused:
+    """The first in the order of codes: an artifact that cannot be opened outranks a manifest that is not there."""
+    unreadable = isinstance(artifact, ReadRefused) and artifact.code is Code.UNREADABLE
+    return artifact if isinstance(artifact, ReadRefused) and unreadable else manifest

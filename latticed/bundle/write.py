@@ -1,0 +1,48 @@
+"""Writing bundles: for authors (`latticectl new|sign|pack`) and whoever takes a verified bundle in."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from latticed.bundle.refusal import ARTIFACT, MANIFEST
+from latticed.kit import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def render(raw: dict[str, Any]) -> bytes:
+    """A manifest as people read it: indented, UTF-8, ending in a newline."""
+    return json.dumps(raw, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int = 0o644) -> None:
+    """Make the new directory `directory` hold the two files, all there or not at all; FileExistsError if it exists.
+
+    They are written under a name starting with a dot, which no scan looks at, and renamed.
+    """
+    if directory.exists() or directory.is_symlink():
+        raise FileExistsError(17, os.strerror(17), str(directory))
+    temporary = directory.with_name(f".{directory.name}.new.{os.getpid()}")
+    temporary.mkdir(mode=0o755)
+    try:
+        files.replace(temporary / ARTIFACT, artifact, mode=mode)
+        files.replace(temporary / MANIFEST, manifest, mode=mode)
+        temporary.rename(directory)
+    except BaseException:
+        _remove(temporary)
+        raise
+    files.sync_directory(directory.parent)
+
+
+def write_manifest(directory: Path, manifest: bytes, *, mode: int = 0o644) -> None:
+    """Replace the manifest of an existing bundle in one step."""
+    files.replace(directory / MANIFEST, manifest, mode=mode)
+
+
+def _remove(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()

@@ -1,0 +1,88 @@
+"""Ed25519 keys and signatures as text, and the one place that says whether a signature holds (RFC 8032)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+
+_PRIME: Final = 2**255 - 19
+_SMALL_ORDER_8: Final = (
+    # y of the four points of order 8 (two values, each with either sign of x); the tests derive them again
+    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+)
+_SMALL_ORDER_Y: Final = frozenset({0, 1, _PRIME - 1, *_SMALL_ORDER_8})
+"""y of the eight points of order 1, 2, 4 and 8: under such a key, signatures hold for messages nobody signed."""
+
+_ALPHABET: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+
+
+class BadText(ValueError):  # reads as the finding it is
+    """This text is not the key or signature it should be; the message says what was expected and found."""
+
+
+def decode_base64(text: str, *, size: int) -> bytes:
+    """`size` bytes from base64 of the standard alphabet, padded or not, or BadText.
+
+    No white space, and unused bits must be zero: one value has one spelling, apart from its padding (RFC 4648 §3.5).
+    """
+    if not _ALPHABET.fullmatch(text):
+        raise BadText("expected base64 of the standard alphabet without white space, found other characters")
+    bare = text.rstrip("=")
+    padding = "=" * (-len(bare) % 4)
+    if text != bare and text != bare + padding:
+        raise BadText(f"expected base64 with {len(padding)} padding characters or none, found {len(text) - len(bare)}")
+    try:
+        value = base64.b64decode(bare + padding, validate=True)
+    except binascii.Error as error:
+        raise BadText(f"expected base64, found {len(bare)} characters, which no number of bytes has") from error
+    if len(value) != size:
+        raise BadText(f"expected {size} bytes in base64, found {len(value)}")
+    if base64.b64encode(value).decode() != bare + padding:
+        raise BadText("expected canonical base64, found unused bits that are not zero")
+    return value
+
+
+def encode_base64(value: bytes) -> str:
+    """The one spelling we write: padded."""
+    return base64.b64encode(value).decode()
+
+
+def raw(canonical: str) -> bytes:
+    """The bytes of what `encode_base64` wrote: for values that were checked when they came in."""
+    return base64.b64decode(canonical)
+
+
+def decode_public(text: str) -> bytes:
+    """The 32 bytes of a public key that is fit to trust, or BadText; white space around it is tolerated."""
+    key = decode_base64(text.strip(), size=KEY_BYTES)
+    check_public(key)
+    return key
+
+
+def check_public(key: bytes) -> None:
+    """Raise BadText for keys under which a signature proves nothing (small order) or that have a second spelling."""
+    y = int.from_bytes(key, "little") & ((1 << 255) - 1)
+    if not any(key):
+        raise BadText("expected a public key, found 32 zero bytes")
+    if y >= _PRIME:
+        raise BadText("expected a canonical public key, found one whose y is not below 2^255-19")
+    if y in _SMALL_ORDER_Y:
+        raise BadText("expected a public key of large order, found a small-order point that anybody can sign under")
+
+
+def verify_signature(key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` is an Ed25519 signature of `message` under the 32-byte public `key` (RFC 8032 §5.1.7)."""
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,17 @@
+"""Wycheproof and RFC 8032: the signatures that hold, and the many that must not."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.trust import keys
+from tests.house import corpora
+
+ROWS = corpora.rows("ed25519.json")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"].replace(" ", "-"))
+def test_a_signature_is_judged_as_the_suite_says(row):
+    """Malleable, truncated, non-canonical and forged signatures are False; none raises."""
+    key, message, signature = (bytes.fromhex(row[name]) for name in ("key", "msg", "sig"))
+    assert keys.verify_signature(key, message, signature) is (row["expected"] == "accept"), row["comment"]

@@ -1,0 +1,33 @@
+"""JSONTestSuite: what our strict decoder takes and refuses."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from latticed.bundle import decode
+from latticed.bundle.refusal import ReadRefused
+from latticed.kit import strict_json
+from tests.house import corpora
+
+ROWS = corpora.rows("json_parsing.json")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+def test_json_is_taken_or_refused_as_the_suite_says(row):
+    """Numbers that a manifest refuses are refused when only integers are asked for."""
+    data = base64.b64decode(row["bytes_b64"])
+    if row["expected"] == "accept":
+        strict_json.loads(data)
+        return
+    with pytest.raises(strict_json.InvalidJson):
+        strict_json.loads(data, integers_only=row["expected"] == "reject-in-manifest")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+def test_none_of_it_is_a_manifest(row):
+    """Each row gets a verdict code for broken manifests, never a crash."""
+    with pytest.raises(ReadRefused) as caught:
+        decode.decode(base64.b64decode(row["bytes_b64"]))
+    assert caught.value.code in {"manifest_invalid_json", "manifest_invalid"}

@@ -1,0 +1,35 @@
+"""Terminal escapes, bidi tricks and invisible characters get into no text of a manifest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from latticed.bundle import decode
+from latticed.bundle.refusal import ReadRefused
+from tests.house import bundles, corpora
+
+ROWS = corpora.rows("text_injection.json")
+TEXT_FIELDS = ("name", "version", "entrypoint", "id", "publisher", "type")
+V2_FIELDS = ("name", "description", "homepage", "license")
+
+
+def _code(raw):
+    with pytest.raises(ReadRefused) as caught:
+        decode.decode(json.dumps(raw).encode())
+    assert caught.value.reason.isprintable()
+    return caught.value.code
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda place: f"{place}-{ROWS[place]['cls']}")
+def test_such_text_is_refused_in_every_field(row):
+    """And the refusal itself repeats nothing raw."""
+    text = ROWS[row]["s"]
+    for field in TEXT_FIELDS:
+        assert _code(bundles.manifest_v1(**{field: text})) == "manifest_invalid", field
+    for field in V2_FIELDS:
+        raw = bundles.manifest_v2(publisher="acme", digest_sha256="", signature_ed25519="")
+        assert _code({**raw, field: text[:80]}) == "manifest_invalid", field
+    assert _code({**bundles.manifest_v1(), text: ""}) == "manifest_invalid"
+    assert _code(bundles.manifest_v1(capabilities=[text])) == "unknown_capability"

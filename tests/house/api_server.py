@@ -1,0 +1,296 @@
+"""A daemon's control API as latticectl sees it: a real HTTP server on a real unix socket, answers made here.
+
+It keeps plugins, grants, values and events in memory and follows TRANSITIONS, so that verbs meet the refusals they must
+understand. `override` puts any answer on any route; `drop` closes connections without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from latticed.model import lifecycle
+
+Answer = tuple[int, Any]
+
+CANDIDATE: dict[str, Any] = {
+    "version": "1.1.0",
+    "artifact_sha256": "cd" * 32,
+    "identity": "ef" * 32,
+    "adds": ["http:egress"],
+    "drops": [],
+    "needs_downgrade": False,
+}
+"""A CandidateView as the daemon would send it."""
+
+_STAMPS = {"installed": "installed_at", "active": "activated_at", "disabled": "disabled_at"}
+
+
+def plugin(plugin_id: str = "acme.demo", **fields: Any) -> dict[str, Any]:
+    """A PluginView as the daemon would send it."""
+    return {
+        "id": plugin_id,
+        "name": "Demo",
+        "type": "system",
+        "version": "1.0.0",
+        "publisher": "acme",
+        "capabilities": ["kv:read"],
+        "artifact_sha256": "ab" * 32,
+        "available": True,
+        "status": "verified",
+        "runtime": {"state": "stopped", "runner": "noop", "health": "unknown", "message": ""},
+        "granted": ["kv:read"],
+        "builtin": False,
+        "updated_at": "2025-01-31T08:00:00.000000Z",
+        **fields,
+    }
+
+
+def event(seq: int, **fields: Any) -> dict[str, Any]:
+    """One AuditRow; its hashes are no real chain."""
+    return {
+        "seq": seq,
+        "ts": "2025-01-31T08:00:00.000000Z",
+        "actor": "uid:0 user:root pid:1",
+        "action": "plugin.status",
+        "target": "acme.demo",
+        "decision": "allow",
+        "code": "",
+        "reason": "",
+        "detail": {},
+        "prev": "00" * 32,
+        "hash": f"{seq:064x}",
+        **fields,
+    }
+
+
+def problem(status: int, code: str, detail: str = "", hint: str = "") -> Answer:
+    return status, {
+        "type": "about:blank",
+        "title": code,
+        "status": status,
+        "code": code,
+        "detail": detail or f"simulated {code}",
+        "hint": hint,
+    }
+
+
+@dataclass
+class Api:
+    """The simulated daemon's state, and what it was asked."""
+
+    socket: Path
+    plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, list[str]] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    denials: list[dict[str, Any]] = field(default_factory=list)
+    values: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    health: Answer = (200, {"status": "ok", "problems": []})
+    fails_to_arm: set[str] = field(default_factory=set)
+    override: dict[str, Answer] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    drop: int = 0
+    page: int = 2
+
+    def add(self, plugin_id: str = "acme.demo", **fields: Any) -> dict[str, Any]:
+        self.plugins[plugin_id] = plugin(plugin_id, **fields)
+        return self.plugins[plugin_id]
+
+    def until_asked(self, times: int, *, within_s: float = 20.0) -> None:
+        """Wait until so many requests have come."""
+        deadline_s = time.monotonic() + within_s
+        while len(self.asked) < times:
+            assert time.monotonic() < deadline_s, f"expected {times} requests, got {self.asked}"
+            time.sleep(0.002)
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> Answer:
+        """Status and body (bytes, or a JSON value) for one request; `path` without /api/."""
+        if found := self.override.get(f"{method} {path}"):
+            return found
+        parts = [unquote(part, errors="surrogateescape") for part in path.split("/")]
+        match method, parts:
+            case "GET", ["status"]:
+                return 200, self._status()
+            case "GET", ["health"]:
+                return self.health
+            case "GET", ["plugins"]:
+                return 200, list(self.plugins.values())
+            case "GET", ["plugins", "rejected"]:
+                return 200, self.rejected
+            case "POST", ["plugins", "lifecycle"]:
+                return self._change(json.loads(body))
+            case _, ["plugins", "by-id", plugin_id, *rest]:
+                return self._one(method, plugin_id, rest, body)
+            case _, ["kv", *names]:
+                return self._kv(method, names, query, body)
+            case "GET", ["audit"]:
+                return 200, self._audit(query)
+            case "GET", ["audit", "verify"]:
+                return 200, {"ok": True, "events": len(self.events), "heads": 1, "head": {"seq": 3, "hash": "f" * 64}}
+        return problem(404, "not_found", f"no route {path}")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "version": "9.8.7",
+            "started_at": "2025-01-31T08:00:00.000000Z",
+            "uptime_s": 7260,
+            "plugins": {"active": 2, "verified": 0, "installed": 1},
+            "rejected": 1,
+            "runtime": {"armed": 1, "failed": 1},
+            "state": "ok",
+            "audit": {"seq": 12, "head": "ab" * 32},
+            "public_key": "aG9zdCBrZXk=",
+        }
+
+    def _change(self, wanted: dict[str, Any]) -> Answer:
+        found = self.plugins.get(wanted["id"])
+        if found is None:
+            return problem(404, "not_found", f"no plugin {wanted['id']}")
+        if wanted["status"] not in lifecycle.TRANSITIONS[lifecycle.Status(found["status"])]:
+            return problem(409, "invalid_transition", f"{found['id']} is {found['status']}", "see latticectl info")
+        found["status"] = wanted["status"]
+        found[_STAMPS[wanted["status"]]] = "2025-01-31T09:00:00.000000Z"
+        found["granted"] = sorted({*found["granted"], *wanted.get("accept", [])})
+        self.hosts.setdefault(found["id"], []).extend(wanted.get("accept_hosts", []))
+        self._arm(found)
+        return 200, found
+
+    def _arm(self, found: dict[str, Any]) -> None:
+        runtime = found["runtime"]
+        runtime["state"] = "armed" if found["status"] == "active" else "stopped"
+        if found["status"] == "active" and found["id"] in self.fails_to_arm:
+            runtime["state"] = "failed"
+            runtime["last_error"] = {"code": "start_timeout", "message": "no answer within 10 s"}
+
+    def _one(self, method: str, plugin_id: str, rest: list[str], body: bytes) -> Answer:
+        found = self.plugins.get(plugin_id)
+        if found is None:
+            return problem(404, "not_found", f"no plugin {plugin_id}")
+        match method, rest:
+            case "GET", []:
+                verdict = {"ok": found["available"], "code": None, "reason": None, "hint": None}
+                grants = self._grants(found)
+                return 200, {"plugin": found, "verdict": verdict, "grants": grants, "denials": self.denials}
+            case "GET", ["grants"]:
+                return 200, self._grants(found)
+            case "PUT", ["grants"]:
+                return 200, self._regrant(found, json.loads(body))
+            case "POST", ["restart"]:
+                self._arm(found)
+                return 200, found
+            case "POST", ["upgrade"]:
+                return self._upgrade(found, json.loads(body))
+            case "POST", ["forget"]:
+                del self.plugins[plugin_id]
+                return 200, {"id": plugin_id, "forgotten": True}
+        return problem(404, "not_found", "no such route")
+
+    def _grants(self, found: dict[str, Any]) -> dict[str, Any]:
+        masked = [name for name in found["capabilities"] if name not in found["granted"]]
+        grants = {"declared": found["capabilities"], "granted": found["granted"], "masked": masked}
+        return copy.deepcopy({"id": found["id"], **grants, "hosts": self.hosts.get(found["id"], [])})
+
+    def _regrant(self, found: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+        found["granted"] = sorted({*found["granted"], *change["grant"]} - set(change["trim"]))
+        if "hosts" in change:
+            self.hosts[found["id"]] = change["hosts"]
+        return self._grants(found)
+
+    def _upgrade(self, found: dict[str, Any], consent: dict[str, Any]) -> Answer:
+        candidate = found.get("candidate")
+        if candidate is None:
+            return problem(409, "no_candidate", f"{found['id']} has no candidate")
+        if candidate["needs_downgrade"] and not consent.get("allow_downgrade"):
+            return problem(409, "version_downgrade", f"{candidate['version']} is below {found['version']}")
+        del found["candidate"]
+        found["version"] = candidate["version"]
+        return 200, found
+
+    def _kv(self, method: str, names: list[str], query: dict[str, str], body: bytes) -> Answer:
+        if len(names) == 1:
+            keys = sorted(k for b, k in self.values if b == names[0] and k.startswith(query.get("prefix", "")))
+            keys = [key for key in keys if key > query.get("after", "")]
+            return 200, {"keys": keys[: self.page], "next": keys[self.page - 1] if len(keys) > self.page else None}
+        bucket, key = names
+        if method == "PUT":
+            self.values[bucket, key] = body
+            return 204, b""
+        if (bucket, key) not in self.values:
+            return problem(404, "not_found", f"no key {key}")
+        return (204, self.values.pop((bucket, key))[:0]) if method == "DELETE" else (200, self.values[bucket, key])
+
+    def _audit(self, query: dict[str, str]) -> dict[str, Any]:
+        names = ("actor", "action", "target", "decision")
+        after, limit = int(query.get("after", 0)), int(query.get("limit", 100))
+        rows = [row for row in self.events if all(row[n] == query[n] for n in names if n in query)]
+        if query.get("newest"):
+            return {"events": rows[::-1][:limit], "next": None}
+        rows = [row for row in rows if row["seq"] > after]
+        return {"events": rows[:limit], "next": rows[limit - 1]["seq"] if len(rows) > limit else None}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def handle_request(self) -> None:
+        api = self.server.api
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        split = urlsplit(self.path)
+        api.asked.append(f"{self.command} {self.path}")
+        api.bodies.append(body)
+        if api.drop > 0:
+            api.drop -= 1
+            self.close_connection = True
+            return
+        path = split.path.removeprefix("/api/")
+        status, answer = api.answer(self.command, path, dict(parse_qsl(split.query)), body)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+        self.send_response(status)
+        self.send_header("Content-Type", kind if status < 400 else "application/problem+json")
+        if status != 204:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data if status != 204 else b"")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self.handle_request
+        raise AttributeError(name)
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet: tests read `asked`."""
+
+
+class _Server(socketserver.UnixStreamServer):
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        super().__init__(str(api.socket), _Handler)
+
+
+@contextlib.contextmanager
+def serving(socket: Path) -> Iterator[Api]:
+    """The simulated API, listening at `socket` while the context lasts."""
+    api = Api(socket=socket)
+    with _Server(api) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield api
+        finally:
+            server.shutdown()
+            thread.join()
+            socket.unlink(missing_ok=True)

@@ -1,0 +1,48 @@
+"""Bundles are written whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.bundle import write
+from latticed.kit import files
+
+
+def test_a_bundle_appears_whole(tmp_path):
+    """Two files, readable by the daemon; nothing else is left beside it."""
+    write.write_bundle(tmp_path / "demo", b"{}\n", b"artifact")
+    assert (tmp_path / "demo/manifest.json").read_bytes() == b"{}\n"
+    assert (tmp_path / "demo/artifact").read_bytes() == b"artifact"
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    """An existing directory, file or dangling link is left as it is."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("demo", "link"):
+        with pytest.raises(FileExistsError):
+            write.write_bundle(tmp_path / name, b"{}", b"artifact")
+    assert not (tmp_path / "demo/artifact").exists()
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Not even the temporary directory."""
+    honest = files.replace
+
+    def full(path, data, *, mode):
+        if path.name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        honest(path, data, mode=mode)
+
+    monkeypatch.setattr(files, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write.write_bundle(tmp_path / "demo", b"{}", b"artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_is_replaced_in_one_step(tmp_path):
+    """Rendered for people: indented, UTF-8, ending in a newline."""
+    write.write_bundle(tmp_path / "demo", b"{}", b"artifact")
+    write.write_manifest(tmp_path / "demo", write.render({"name": "Größe"}))
+    assert (tmp_path / "demo/manifest.json").read_text(encoding="utf-8") == '{\n  "name": "Größe"\n}\n'

@@ -1,0 +1,106 @@
+"""Dropping a bundle can never stop, replace or spoof another plugin."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from latticed.model.manifest import Manifest
+from latticed.model.verdict import Verified
+from latticed.trust import claims
+
+
+def _claim(name, *, identity="one", publisher="acme", signed=True):
+    manifest = Manifest(
+        id="acme.demo",
+        name="Demo",
+        type="system",
+        capabilities=("kv:read",),
+        publisher=publisher,
+        signature_ed25519="signature" if signed else "",
+    )
+    verdict = Verified(manifest=manifest, identity=identity, artifact_sha256="ab" * 32, artifact_bytes=1, key="")
+    return claims.Claim(name=name, verdict=verdict)
+
+
+PIN = claims.Pin(publisher="acme", signed=True, identity="one", source="plugins/demo")
+
+
+def _resolve(found, pin=PIN):
+    """The winner's name and the refusals' codes, which must not depend on the order of the claims."""
+    outcomes = []
+    for order in itertools.permutations(found):
+        settled = claims.resolve(order, pin)
+        winner = settled.winner.name if settled.winner else None
+        codes = {name: refused.code.value for name, refused in settled.refused.items()}
+        assert set(codes) | ({winner} - {None}) == {claim.name for claim in found}
+        outcomes.append((winner, codes))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    return outcomes[0]
+
+
+def test_a_lone_claim_wins():
+    """With or without a record, from wherever; another identity is the lifecycle's candidate."""
+    assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
+    assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})
+    assert claims.resolve([], PIN) == claims.Claims(winner=None, refused={})
+
+
+def test_without_a_record_all_claimants_are_refused():
+    """Nobody can tell which one is meant, not even for two copies of the same bundle."""
+    twice = {"plugins/a": "duplicate_id", "plugins/b": "duplicate_id"}
+    assert _resolve([_claim("plugins/a"), _claim("plugins/b")], pin=None) == (None, twice)
+    assert _resolve([_claim("plugins/a"), _claim("plugins/b", publisher="evil")], pin=None) == (None, twice)
+
+
+@pytest.mark.parametrize("other", [{"publisher": "evil"}, {"publisher": "", "signed": False}, {"signed": False}])
+def test_another_publisher_or_an_unsigned_twin_is_refused(other):
+    """Alone or beside the plugin."""
+    assert _resolve([_claim("plugins/x", **other)]) == (None, {"plugins/x": "publisher_changed"})
+    assert _resolve([_claim("plugins/demo"), _claim("plugins/x", **other)]) == (
+        "plugins/demo",
+        {"plugins/x": "publisher_changed"},
+    )
+
+
+def test_a_signed_twin_of_an_unsigned_plugin_is_refused():
+    """The pin holds in both directions."""
+    pin = claims.Pin(publisher="", signed=False, identity="one", source="plugins/demo")
+    assert _resolve([_claim("plugins/demo", publisher="", signed=False), _claim("plugins/x")], pin) == (
+        "plugins/demo",
+        {"plugins/x": "publisher_changed"},
+    )
+
+
+def test_the_one_that_matches_the_record_stays():
+    """Against a wider, re-signed manifest of the same publisher and against copies of itself."""
+    wider, copy = _claim("plugins/x", identity="two"), _claim("plugins/copy")
+    assert _resolve([_claim("plugins/demo"), wider]) == ("plugins/demo", {"plugins/x": "duplicate_id"})
+    assert _resolve([_claim("plugins/demo"), copy]) == ("plugins/demo", {"plugins/copy": "duplicate_id"})
+    assert _resolve([_claim("plugins/demo"), wider, copy]) == (
+        "plugins/demo",
+        {"plugins/x": "duplicate_id", "plugins/copy": "duplicate_id"},
+    )
+
+
+def test_the_same_bundle_under_another_name_stays_the_plugin():
+    """It was renamed, and something else took its place: identity outranks the name."""
+    assert _resolve([_claim("plugins/demo", identity="two"), _claim("plugins/moved")]) == (
+        "plugins/moved",
+        {"plugins/demo": "duplicate_id"},
+    )
+
+
+def test_an_upgrade_in_place_outranks_newcomers():
+    """Nobody has the record's identity any more: the one at its place is the plugin's."""
+    assert _resolve([_claim("plugins/demo", identity="two"), _claim("plugins/x", identity="three")]) == (
+        "plugins/demo",
+        {"plugins/x": "duplicate_id"},
+    )
+
+
+def test_when_nothing_tells_them_apart_all_are_refused():
+    """Two strangers' names, no identity of the record, or two copies of it elsewhere."""
+    assert _resolve([_claim("plugins/x", identity="two"), _claim("plugins/y", identity="three")])[0] is None
+    assert _resolve([_claim("plugins/x"), _claim("plugins/y")])[0] is None

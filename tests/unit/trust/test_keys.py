@@ -1,0 +1,128 @@
+"""Key and signature texts have one spelling, and keys that prove nothing are refused."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from latticed.trust import keys
+from tests.house import bundles
+
+P = 2**255 - 19
+D = (-121665 * pow(121666, -1, P)) % P
+L = 2**252 + 27742317777372353535851937790883648493
+
+Point = tuple[int, int]
+
+
+def _add(one: Point, two: Point) -> Point:
+    (x1, y1), (x2, y2) = one, two
+    product = D * x1 * x2 * y1 * y2
+    return (
+        (x1 * y2 + x2 * y1) * pow(1 + product, -1, P) % P,
+        (y1 * y2 + x1 * x2) * pow(1 - product, -1, P) % P,
+    )
+
+
+def _times(scalar: int, point: Point) -> Point:
+    total = (0, 1)
+    while scalar:
+        if scalar & 1:
+            total = _add(total, point)
+        point = _add(point, point)
+        scalar >>= 1
+    return total
+
+
+def _x_of(y: int) -> int | None:
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    root = pow(square, (P + 3) // 8, P)
+    if root * root % P != square:
+        root = root * pow(2, (P - 1) // 4, P) % P
+    return root if root * root % P == square else None
+
+
+def _torsion() -> set[Point]:
+    """The eight points of small order, from the curve's equation alone (RFC 8032 §5.1)."""
+    for y in range(2, 100):
+        x = _x_of(y)
+        generator = _times(L, (x, y)) if x is not None else (0, 1)
+        found = {_times(k, generator) for k in range(8)}
+        if len(found) == 8:
+            return found
+    raise AssertionError("no generator of the torsion group among small y")
+
+
+def _spellings(point: Point) -> list[bytes]:
+    """Every 32 bytes that some decoder takes for `point`: either sign bit, y also not reduced."""
+    ys = [y for y in (point[1], point[1] + P) if y < 2**255]
+    return [(y | sign << 255).to_bytes(32, "little") for y in ys for sign in (0, 1)]
+
+
+def test_all_small_order_points_are_refused_in_every_spelling():
+    """Under such a key a signature holds that nobody made; derived here from the curve, not from a list."""
+    spellings = {spelling for point in _torsion() for spelling in _spellings(point)}
+    assert len(spellings) >= 12
+    for spelling in spellings:
+        with pytest.raises(keys.BadText):
+            keys.check_public(spelling)
+
+
+@pytest.mark.parametrize("y", [P, P + 1, P + 2, P + 18, 2**255 - 1])
+def test_keys_with_a_second_spelling_are_refused(y):
+    """A y that is not reduced would let a revoked key come back under another name."""
+    with pytest.raises(keys.BadText, match="canonical"):
+        keys.check_public(y.to_bytes(32, "little"))
+
+
+def test_the_zero_key_is_refused():
+    """All-zero is what forgotten configuration looks like."""
+    with pytest.raises(keys.BadText, match="zero"):
+        keys.decode_public("A" * 43 + "=")
+
+
+def test_honest_keys_are_taken_padded_or_not_and_with_white_space_around():
+    """What people paste works; what is kept is canonical."""
+    public = bundles.author().public
+    raw = base64.b64decode(public)
+    for written in (public, public.rstrip("="), f" {public}\n", f"\t{public.rstrip('=')} "):
+        assert keys.decode_public(written) == raw
+    assert keys.encode_base64(raw) == public
+    assert keys.raw(public) == raw
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("", "found 0"),
+        ("AAAA", "found 3"),
+        ("A" * 86 + "==", "found 64"),
+        ("A" * 41, "no number of bytes"),
+        ("-" * 43, "other characters"),
+        ("AAAA AAAA", "other characters"),
+        ("AAAA\nAAAA", "other characters"),
+        ("A" * 43 + "==", "padding"),
+        ("A" * 42 + "=", "padding"),
+        ("A" * 42 + "B", "canonical"),
+        ("=" + "A" * 43, "other characters"),
+        ("é" * 43, "other characters"),
+    ],
+)
+def test_what_is_not_32_bytes_of_strict_base64_is_refused(written, said):
+    """The message says what was expected and what was found."""
+    with pytest.raises(keys.BadText, match=said):
+        keys.decode_base64(written, size=32)
+
+
+def test_a_signature_holds_for_its_message_and_key_only():
+    """Also with keys or signatures of impossible form: False, never an exception."""
+    acme, other = bundles.author(), bundles.author()
+    public, signature = base64.b64decode(acme.public), acme.key.sign(b"message")
+    assert keys.verify_signature(public, b"message", signature)
+    assert not keys.verify_signature(public, b"massage", signature)
+    assert not keys.verify_signature(base64.b64decode(other.public), b"message", signature)
+    assert not keys.verify_signature(public, b"message", signature[:-1])
+    assert not keys.verify_signature(b"short", b"message", signature)
+    for seed in range(8):  # about half of all byte strings are no point of the curve
+        assert not keys.verify_signature(bytes([seed + 2]) * 32, b"message", signature)

@@ -1,0 +1,184 @@
+"""trust.json: every documented form, and errors that name the key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from latticed.model.capability import Risk
+from latticed.model.errors import Problem
+from latticed.trust import policy
+from tests.house import bundles
+
+ACME, OTHER = bundles.author(), bundles.author("other.org")
+
+
+def _decode(plain):
+    return policy.decode(json.dumps(plain).encode())
+
+
+def test_every_form_of_a_publisher_is_read():
+    """A key, a list of keys, or an object with keys, ids and max_risk."""
+    found = _decode(
+        {
+            "trusted_publishers": {
+                "one": ACME.public,
+                "two": [ACME.public.rstrip("="), f" {OTHER.public}\n"],
+                "three": {"keys": [OTHER.public], "ids": ["acme.*", "acme"], "max_risk": "write"},
+                "four": {"keys": [OTHER.public, OTHER.public]},
+            }
+        }
+    )
+    assert found.publishers["one"] == policy.Publisher(keys=(ACME.public,))
+    assert found.publishers["two"] == policy.Publisher(keys=(ACME.public, OTHER.public))
+    assert found.publishers["three"] == policy.Publisher(
+        keys=(OTHER.public,), ids=("acme.*", "acme"), max_risk=Risk.WRITE
+    )
+    assert found.publishers["four"] == policy.Publisher(keys=(OTHER.public,))
+
+
+def test_what_is_left_out_is_strict():
+    """An empty policy trusts nobody, requires signatures and revokes nothing."""
+    assert _decode({}) == policy.NOBODY
+    assert policy.NOBODY.require_signature
+    assert not policy.NOBODY.allow_unsigned_host_risk
+
+
+def test_revocations_are_kept_in_one_spelling():
+    """Keys by their bytes, digests in lowercase, so that no other spelling escapes."""
+    found = _decode(
+        {"revoked": {"keys": [f" {ACME.public.rstrip('=')} "], "digests": ["AB" * 32], "plugins": ["acme.demo@1.0.0"]}}
+    )
+    assert found.revoked == policy.Revoked(
+        keys=frozenset({ACME.public}), digests=frozenset({"ab" * 32}), plugins=frozenset({"acme.demo@1.0.0"})
+    )
+
+
+def test_plugins_are_revoked_by_version_without_version_or_altogether():
+    """`id@version`, `id@` for a plugin without version, `id@*` for all."""
+    revoked = policy.Revoked(plugins=frozenset({"acme.one@1.0.0", "acme.two@", "acme.three@*"}))
+    assert revoked.plugin("acme.one", "1.0.0") == "acme.one@1.0.0"
+    assert revoked.plugin("acme.one", "1.0.1") is None
+    assert revoked.plugin("acme.two", "") == "acme.two@"
+    assert revoked.plugin("acme.two", "1.0.0") is None
+    assert revoked.plugin("acme.three", "9.9.9") == "acme.three@*"
+
+
+def test_id_patterns_are_exact_or_prefixes():
+    """`acme.*` covers what begins so; without ids a publisher may sign any."""
+    bound = policy.Publisher(keys=(ACME.public,), ids=("acme.*", "solo"))
+    assert bound.may_sign("acme.demo")
+    assert bound.may_sign("solo")
+    assert not bound.may_sign("acme")
+    assert not bound.may_sign("solo.two")
+    assert policy.Publisher(keys=(ACME.public,)).may_sign("anything")
+
+
+@pytest.mark.parametrize(
+    ("plain", "where"),
+    [
+        ([], "the policy"),
+        ("x", "the policy"),
+        ({"trusted_publisher": {}}, "trusted_publisher"),
+        ({"trusted_publishers": []}, "trusted_publishers"),
+        ({"trusted_publishers": None}, "trusted_publishers"),
+        ({"trusted_publishers": {"ACME": ACME.public}}, "trusted_publishers"),
+        ({"trusted_publishers": {"a": ACME.public}}, "trusted_publishers"),
+        ({"trusted_publishers": {"latticed": ACME.public}}, "reserved"),
+        ({"trusted_publishers": {"acme": ""}}, "trusted_publishers.acme"),
+        ({"trusted_publishers": {"acme": "A" * 43}}, "trusted_publishers.acme"),
+        ({"trusted_publishers": {"acme": 5}}, "trusted_publishers.acme"),
+        ({"trusted_publishers": {"acme": []}}, "trusted_publishers.acme"),
+        ({"trusted_publishers": {"acme": [ACME.public, "AAAA"]}}, "trusted_publishers.acme[1]"),
+        ({"trusted_publishers": {"acme": [ACME.public, None]}}, "trusted_publishers.acme[1]"),
+        ({"trusted_publishers": {"acme": {}}}, "trusted_publishers.acme.keys"),
+        ({"trusted_publishers": {"acme": {"keys": ACME.public}}}, "trusted_publishers.acme.keys"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public, "AA"]}}}, "trusted_publishers.acme.keys[1]"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "id": []}}}, "trusted_publishers.acme"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "ids": []}}}, "trusted_publishers.acme.ids"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "ids": ["a*b"]}}}, "trusted_publishers.acme.ids[0]"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "ids": ["**"]}}}, "trusted_publishers.acme.ids[0]"),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "ids": [1]}}}, "trusted_publishers.acme.ids[0]"),
+        (
+            {"trusted_publishers": {"acme": {"keys": [ACME.public], "max_risk": "all"}}},
+            "trusted_publishers.acme.max_risk",
+        ),
+        ({"trusted_publishers": {"acme": {"keys": [ACME.public], "max_risk": 1}}}, "trusted_publishers.acme.max_risk"),
+        ({"require_signature": "no"}, "require_signature"),
+        ({"require_signature": 0}, "require_signature"),
+        ({"allow_unsigned_host_risk": None}, "allow_unsigned_host_risk"),
+        ({"revoked": []}, "revoked"),
+        ({"revoked": {"key": []}}, "revoked"),
+        ({"revoked": {"keys": "x"}}, "revoked.keys"),
+        ({"revoked": {"keys": ["AAAA"]}}, "revoked.keys[0]"),
+        ({"revoked": {"digests": ["ab" * 31]}}, "revoked.digests[0]"),
+        ({"revoked": {"plugins": ["acme.demo"]}}, "revoked.plugins[0]"),
+        ({"revoked": {"plugins": ["acme.demo@1.0.0", "A@1"]}}, "revoked.plugins[1]"),
+    ],
+)
+def test_a_bad_policy_is_invalid_and_the_error_names_the_key(plain, where):
+    """What is wrong, where, what was expected and what was found."""
+    with pytest.raises(Problem) as caught:
+        _decode(plain)
+    assert caught.value.code == "policy_invalid"
+    assert where in caught.value.detail
+    assert "expected" in caught.value.detail
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b'{"revoked": {}, "revoked": {}}',
+        b"\xef\xbb\xbf{}",
+        b"\xff",
+        b'{"trusted_publishers": {"acme": "a", "acme": "b"}}',
+    ],
+)
+def test_a_policy_that_is_no_strict_json_is_invalid(data):
+    """Duplicate keys included: two parsers would trust two different publishers."""
+    with pytest.raises(Problem) as caught:
+        policy.decode(data)
+    assert caught.value.code == "policy_invalid"
+
+
+def test_errors_echo_little_of_what_was_found():
+    """A private key pasted in the wrong place, or an escape sequence, is not repeated in full or raw."""
+    with pytest.raises(Problem) as caught:
+        _decode({"trusted_publishers": {"acme": "\x1b[31m" + "S" * 5000}})
+    assert "\x1b" not in caught.value.detail
+    assert len(caught.value.detail) < 300
+
+
+def test_what_encode_writes_decode_reads():
+    """Every form survives being written by `latticectl trust`."""
+    full = policy.TrustPolicy(
+        publishers={
+            "acme": policy.Publisher(keys=(ACME.public,)),
+            "duo": policy.Publisher(keys=(ACME.public, OTHER.public)),
+            "bound": policy.Publisher(keys=(OTHER.public,), ids=("bound.*",), max_risk=Risk.READ),
+        },
+        allow_unsigned_host_risk=True,
+        require_signature=False,
+        revoked=policy.Revoked(
+            keys=frozenset({OTHER.public}), digests=frozenset({"ab" * 32}), plugins=frozenset({"acme.demo@*"})
+        ),
+    )
+    assert policy.decode(policy.encode(full)) == full
+    assert json.loads(policy.encode(full))["trusted_publishers"]["acme"] == ACME.public
+
+
+def test_edits_are_new_policies():
+    """Adding, removing and revoking leave the old value alone."""
+    added = policy.with_publisher(policy.NOBODY, "acme", policy.Publisher(keys=(ACME.public,)))
+    assert dict(policy.NOBODY.publishers) == {}
+    assert added.publishers["acme"].keys == (ACME.public,)
+    assert policy.without_publisher(added, "acme") == policy.NOBODY
+    with pytest.raises(KeyError):
+        policy.without_publisher(added, "other")
+    remembered = policy.Revoked(plugins=frozenset({"acme.demo@*"}))
+    twice = policy.with_revocations(policy.with_revocations(added, remembered), policy.Revoked(keys=frozenset({"k"})))
+    assert twice.revoked == policy.Revoked(keys=frozenset({"k"}), plugins=frozenset({"acme.demo@*"}))

@@ -1,0 +1,95 @@
+"""Signing, and the private key's file."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from latticed.bundle import decode, write
+from latticed.model.errors import Problem
+from latticed.trust import key_files, payload, sign
+from tests.house import bundles
+
+DIGEST = hashlib.sha256(bundles.ARTIFACT).hexdigest()
+
+
+@pytest.mark.parametrize("make", [bundles.manifest_v1, bundles.manifest_v2])
+def test_what_we_sign_is_what_others_sign(make):
+    """Byte for byte what an independent signer makes of contracts §2 and §3."""
+    acme = bundles.author()
+    found = sign.sign(make(name="Größe ☂"), DIGEST, acme.key, publisher="acme")
+    assert found == bundles.signed(make(name="Größe ☂"), bundles.ARTIFACT, acme)
+    raw, manifest = decode.decode(write.render(found))
+    assert payload.signing_payload(raw, manifest) == bundles.payload(found)
+    assert payload.identity(b"") == hashlib.sha256(b"").hexdigest()
+
+
+def test_an_old_signature_and_digest_are_replaced():
+    """Signing again is how a manifest is changed; the publisher stays unless told otherwise."""
+    acme = bundles.author()
+    first = sign.sign(bundles.manifest_v1(publisher="acme"), "0" * 64, acme.key)
+    assert sign.sign(first, DIGEST, acme.key) == bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"name": ""}, "manifest_invalid"),
+        ({"capabilities": ["x"]}, "unknown_capability"),
+        ({"capabilities": ["kv:read", "kv:read"]}, "duplicate_capability"),
+        ({"publisher": ""}, "publisher_missing"),
+        ({"publisher": None}, "publisher_missing"),
+    ],
+)
+def test_what_no_host_would_accept_is_not_signed(fields, code):
+    """With the code that the host would give."""
+    with pytest.raises(Problem) as caught:
+        sign.sign(bundles.manifest_v1(**{"publisher": "acme", **fields}), DIGEST, bundles.author().key)
+    assert caught.value.code == code
+
+
+def test_a_key_file_is_private_and_never_overwritten(tmp_path):
+    """Mode 0600; what it holds is PEM and is read back."""
+    key = key_files.generate()
+    path = tmp_path / "acme.pem"
+    key_files.create(path, key)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert key_files.public_text(key_files.read(path)) == key_files.public_text(key)
+    with pytest.raises(Problem) as caught:
+        key_files.create(path, key_files.generate())
+    assert caught.value.code == "exists"
+    assert key_files.public_text(key_files.read(path)) == key_files.public_text(key)
+    assert path.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----\n")
+
+
+def test_a_file_that_holds_no_ed25519_key_is_said_so(tmp_path):
+    """Missing, garbage, too large, of another kind, or encrypted: each in its own words."""
+    encrypted = key_files.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"word")
+    )
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    for data, said in (
+        (b"garbage", "no PEM"),
+        (b"x" * 20000, "at most"),
+        (other, "another kind"),
+        (encrypted, "encrypted"),
+    ):
+        (tmp_path / "key.pem").write_bytes(data)
+        with pytest.raises(Problem, match=said) as caught:
+            key_files.read(tmp_path / "key.pem")
+        assert caught.value.code == "key_invalid"
+    with pytest.raises(Problem) as caught:
+        key_files.read(tmp_path / "none.pem")
+    assert caught.value.code == "not_found"
+    with pytest.raises(Problem) as caught:
+        key_files.read(tmp_path / "key.pem" / "below")
+    assert caught.value.code == "io_error"
+    with pytest.raises(Problem) as caught:
+        key_files.create(tmp_path / "none" / "key.pem", key_files.generate())
+    assert caught.value.code == "io_error"
