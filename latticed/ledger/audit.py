@@ -1,0 +1,98 @@
+"""Reading the audit chain: filtered pages, and everything for export.
+
+Checking a chain is pure and belongs to trust, which may import this room and not the other way round:
+`await ledger.read_slow(lambda db: audit_chain.verify(audit.export(db), public_key=ledger.public_key))`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit.clock import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ledger.connection import Reader
+
+FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash")
+HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
+MAX_PAGE: Final = 1_000
+
+_SELECT: Final = f"SELECT {', '.join(FIELDS)} FROM audit"  # noqa: S608 - constants
+
+
+def query(  # noqa: PLR0913 - one keyword per filter of the API
+    conn: Reader,
+    *,
+    after: int = 0,
+    limit: int = 100,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    decision: str | None = None,
+    since_us: int | None = None,
+    newest_first: bool = False,
+) -> list[dict[str, Any]]:
+    """At most `limit` (1,000 at most) events as contracts §11 shows them; filters match whole fields.
+
+    `after` is a cursor: seqs greater than it, or with `newest_first` lesser than it (0: from the newest). `since_us`
+    is microseconds since the epoch. Without an index on the filters this may read the whole table: use `read_slow`.
+    """
+    conditions: list[str] = []
+    values: list[str | int] = []
+    if after:
+        conditions.append("seq < ?" if newest_first else "seq > ?")
+        values.append(after)
+    if since_us is not None:
+        conditions.append("ts >= ?")  # RFC 3339 UTC of one width sorts as time does
+        values.append(rfc3339(since_us))
+    for column, wanted in (("actor", actor), ("action", action), ("target", target), ("decision", decision)):
+        if wanted is not None:
+            conditions.append(f"{column} = ?")
+            values.append(wanted)
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    order = " ORDER BY seq DESC LIMIT ?" if newest_first else " ORDER BY seq LIMIT ?"
+    rows = conn.execute(_SELECT + where + order, (*values, max(0, min(limit, MAX_PAGE))))
+    return [_event(row) for row in rows]
+
+
+def export(conn: Reader) -> Iterator[dict[str, Any]]:
+    """All events in order, and after the event it signs each head as `{"head": {...}}`: the lines of an export.
+
+    Heads of events that are gone come first (what retention left) or last (a tail was cut).
+    """
+    heads = conn.execute(f"SELECT {', '.join(HEAD_FIELDS)} FROM heads ORDER BY seq, id")  # noqa: S608 - constants
+    head = next(heads, None)
+    for row in conn.execute(_SELECT + " ORDER BY seq"):
+        while head is not None and head[0] < row[0]:
+            yield _head(head)
+            head = next(heads, None)
+        yield _event(row)
+    while head is not None:
+        yield _head(head)
+        head = next(heads, None)
+
+
+def last_seq(conn: Reader) -> int:
+    """The seq of the newest event, 0 before the first."""
+    return int(conn.execute("SELECT coalesce(max(seq), 0) FROM audit").get)
+
+
+def _event(row: tuple[Any, ...]) -> dict[str, Any]:
+    event = dict(zip(FIELDS, row, strict=True))
+    event["detail"] = _detail(event["detail"])
+    return event
+
+
+def _detail(stored: str) -> Any:
+    """The object; what somebody else wrote over it comes out as text, for verify to find."""
+    try:
+        return json.loads(stored)
+    except ValueError:
+        return stored
+
+
+def _head(row: tuple[Any, ...]) -> dict[str, Any]:
+    return {"head": dict(zip(HEAD_FIELDS, row, strict=True))}

@@ -1,0 +1,112 @@
+"""Opening SQLite the way this house wants it, and telling the disk's failures from a caller's."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import apsw
+
+from latticed.ledger import migrations
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Connection = apsw.Connection
+
+BUSY_MS: Final = 2_000
+RECOVER_HINT: Final = "keep a copy of the state directory and run: latticed --recover"
+
+STORAGE_ERRORS: Final = (
+    apsw.FullError,
+    apsw.IOError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.NoMemError,
+    apsw.ProtocolError,
+    apsw.PermissionsError,
+    apsw.InterruptError,
+)
+"""What a healthy change may meet on a sick disk; SQLite may already have rolled the whole transaction back."""
+
+DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+
+
+class Reader(Protocol):
+    """What the row functions need to ask a question: a Connection or a Transaction."""
+
+    def execute(self, statements: str, bindings: tuple[Any, ...] = ..., /) -> apsw.Cursor: ...
+
+
+def unavailable(error: BaseException) -> Problem:
+    """The Problem that stands for a write the disk would not take."""
+    return Problem(
+        "ledger_unavailable",
+        f"the ledger cannot be written: {error}",
+        "free some space or mend the disk below the state directory; the next write tries again",
+    )
+
+
+def damaged(detail: str) -> Problem:
+    """The Problem that stands for a ledger that must not be trusted to hold what was written."""
+    return Problem("ledger_damaged", detail, RECOVER_HINT)
+
+
+def open_writer(path: Path) -> Connection:
+    """The write connection: checked, migrated, in WAL mode.
+
+    Problems: ledger_damaged, ledger_newer, state_unusable. The check (`quick_check`) reads the whole file: fine while
+    retention keeps it small.
+    """
+    try:
+        # Made here so that the mode does not depend on the umask; SQLite gives -wal and -shm the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    except (OSError, apsw.Error) as error:
+        raise _unusable(path, error) from error
+    try:
+        _prepare(connection)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, DAMAGE):
+            raise damaged(f"expected a sound database, found: {error}") from error
+        if isinstance(error, apsw.Error):
+            raise _unusable(path, error) from error
+        raise
+    return connection
+
+
+def open_reader(path: Path) -> Connection:
+    """A read-only connection to a ledger that a writer of this process keeps open."""
+    connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(BUSY_MS)
+    connection.pragma("trusted_schema", False)
+    return connection
+
+
+def _prepare(connection: Connection) -> None:
+    connection.set_busy_timeout(BUSY_MS)
+    mode = connection.pragma("journal_mode", "wal")
+    if mode != "wal":
+        raise Problem("state_unusable", f"expected a file system that can hold a WAL, found journal mode {mode}")
+    connection.pragma("synchronous", "normal")
+    connection.pragma("foreign_keys", True)
+    connection.pragma("trusted_schema", False)
+    connection.pragma("journal_size_limit", 64 << 20)
+    found = connection.pragma("quick_check", 1)
+    if found != "ok":
+        raise damaged(f"expected a sound database, found: {found}")
+    migrations.migrate(connection)
+
+
+def _unusable(path: Path, error: Exception) -> Problem:
+    return Problem(
+        "state_unusable",
+        f"{path} cannot be opened: {error}",
+        "the state directory must be on a writable file system with free space and belong to latticed's user",
+    )

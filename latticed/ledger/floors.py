@@ -1,0 +1,90 @@
+"""What must not be forgotten when the ledger is: versions, masks, revocations, signed by the host, outside SQLite.
+
+The ledger is no trust anchor: recovery and restore take the stricter of the ledger and this file (architecture,
+decision 3). A missing file is empty floors; a file that this host did not sign is a Problem, never silently ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.exceptions import InvalidSignature
+
+from latticed.kit import files, strict_json
+from latticed.ledger.revocations import KINDS, Revocations
+from latticed.model.chain import encode
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+FILE: Final = "floors.json"
+DOMAIN: Final = b"LATTICED-FLOORS-V1\n"
+MAX_BYTES: Final = 64 << 20
+_HINT: Final = "keep a copy of it, then run: latticed --recover"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """`versions`: the highest version ever accepted by plugin id; `masked`: capabilities not granted, by plugin id."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    masked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    revoked: Revocations = field(default_factory=Revocations)
+
+
+def read(directory: Path, key: Ed25519PublicKey) -> Floors:
+    """The floors kept in `directory`; Problem floors_invalid for a file that `key` did not sign."""
+    try:
+        data = files.read_at_most(directory / FILE, MAX_BYTES)
+        found = strict_json.loads(data)
+        signature = base64.b64decode(found.pop("signature"), validate=True)
+        key.verify(signature, _payload(found))
+        return _decode(found)
+    except FileNotFoundError:
+        return Floors()
+    except InvalidSignature as error:
+        raise _invalid("expected the signature of this host's key, found another") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
+        raise _invalid(f"expected what this host wrote, found: {error}") from error
+
+
+def write(directory: Path, floors: Floors, key: Ed25519PrivateKey) -> None:
+    """Replace the file, fsynced; blocking. Problem ledger_unavailable when the disk would not take it."""
+    plain = _encode(floors)
+    signature = base64.b64encode(key.sign(_payload(plain))).decode("ascii")
+    try:
+        files.replace(directory / FILE, encode({**plain, "signature": signature}).encode("ascii") + b"\n", mode=0o600)
+    except OSError as error:
+        raise Problem("ledger_unavailable", f"{FILE} cannot be written: {error.strerror or error}") from error
+
+
+def _payload(plain: dict[str, Any]) -> bytes:
+    return DOMAIN + encode(plain).encode("ascii")
+
+
+def _encode(floors: Floors) -> dict[str, Any]:
+    return {
+        "versions": dict(floors.versions),
+        "masked": {plugin: sorted(masked) for plugin, masked in floors.masked.items()},
+        "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
+    }
+
+
+def _decode(found: dict[str, Any]) -> Floors:
+    """From a dictionary whose signature holds, so of our own making."""
+    return Floors(
+        versions=dict(found["versions"]),
+        masked={plugin: frozenset(masked) for plugin, masked in found["masked"].items()},
+        revoked=Revocations(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
+    )
+
+
+def _invalid(detail: str) -> Problem:
+    return Problem("floors_invalid", f"{FILE}: {detail}", _HINT)

@@ -1,0 +1,119 @@
+"""Small values by bucket and key. Whether a name is allowed is the caller's business; how much fits is a `Quota`.
+
+`kv_usage` is kept in the same transaction as the rows, so that a quota costs one point look-up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+_USE: Final = """
+INSERT INTO kv_usage VALUES (?, ?, ?)
+ON CONFLICT (bucket) DO UPDATE SET keys = keys + excluded.keys, bytes = bytes + excluded.bytes
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one bucket may hold: bytes of a value, number of keys, bytes of all keys (UTF-8) and values together."""
+
+    value_bytes: int
+    keys: int
+    total_bytes: int
+
+
+def get(conn: Reader, bucket: str, key: str) -> bytes | None:
+    """The value, or None."""
+    row = conn.execute("SELECT value FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def keys(conn: Reader, bucket: str, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
+    """At most `limit` keys that begin with `prefix` and sort after `after`, in code point order."""
+    bounds, values = "key > ? AND key >= ?", [after, prefix]
+    if (end := _past(prefix)) is not None:
+        bounds += " AND key < ?"
+        values.append(end)
+    statement = f"SELECT key FROM kv WHERE bucket = ? AND {bounds} ORDER BY key LIMIT ?"  # noqa: S608 - constants
+    return [key for (key,) in conn.execute(statement, (bucket, *values, limit))]
+
+
+def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: Quota) -> None:
+    """Store `value`, replacing what was there; Problem quota_exceeded when it does not fit.
+
+    A replacement that does not make the bucket larger always fits, so that a lowered quota locks nobody out.
+    """
+    if len(value) > quota.value_bytes:
+        raise _exceeded(f"a value of at most {quota.value_bytes} bytes", f"{len(value)}")
+    old = _size(tx, bucket, key)
+    more_keys = int(old is None)
+    more_bytes = len(value) + len(key.encode("utf-8")) - (old or 0)
+    used_keys, used_bytes = usage(tx, bucket)
+    if more_keys and used_keys >= quota.keys:
+        raise _exceeded(f"at most {quota.keys} keys in {bucket}", f"{used_keys}")
+    if more_bytes > 0 and used_bytes + more_bytes > quota.total_bytes:
+        raise _exceeded(f"at most {quota.total_bytes} bytes in {bucket}", f"{used_bytes + more_bytes}")
+    tx.execute("INSERT OR REPLACE INTO kv (bucket, key, value) VALUES (?,?,?)", (bucket, key, value))
+    tx.execute(_USE, (bucket, more_keys, more_bytes))
+
+
+def delete(tx: Transaction, bucket: str, key: str) -> bool:
+    """Remove one key; False when there was none."""
+    old = _size(tx, bucket, key)
+    if old is None:
+        return False
+    tx.execute("DELETE FROM kv WHERE bucket = ? AND key = ?", (bucket, key))
+    tx.execute(_USE, (bucket, -1, -old))
+    return True
+
+
+def clear(tx: Transaction, bucket: str) -> int:
+    """Remove a whole bucket; returns how many keys it had."""
+    used_keys, _ = usage(tx, bucket)
+    tx.execute("DELETE FROM kv WHERE bucket = ?", (bucket,))
+    tx.execute("DELETE FROM kv_usage WHERE bucket = ?", (bucket,))
+    return used_keys
+
+
+def rename(tx: Transaction, old: str, new: str) -> int:
+    """Move a whole bucket to a name that has none; returns how many keys moved."""
+    used_keys, _ = usage(tx, old)
+    tx.execute("UPDATE kv SET bucket = ? WHERE bucket = ?", (new, old))
+    tx.execute("UPDATE kv_usage SET bucket = ? WHERE bucket = ?", (new, old))
+    return used_keys
+
+
+def usage(conn: Reader, bucket: str) -> tuple[int, int]:
+    """How many keys `bucket` has, and the bytes of its keys and values together."""
+    row = conn.execute("SELECT keys, bytes FROM kv_usage WHERE bucket = ?", (bucket,)).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+def _size(conn: Reader, bucket: str, key: str) -> int | None:
+    """What one row counts for: the bytes of its key and value."""
+    statement = "SELECT length(CAST(key AS BLOB)) + length(value) FROM kv WHERE bucket = ? AND key = ?"
+    row = conn.execute(statement, (bucket, key)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _past(prefix: str) -> str | None:
+    """The least text greater than all that begin with `prefix`; None when there is no such text.
+
+    SQLite compares UTF-8 bytes, whose order is that of code points; surrogates are no text.
+    """
+    stem = prefix.rstrip(chr(0x10FFFF))
+    if not stem:
+        return None
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
+def _exceeded(expected: str, found: str) -> Problem:
+    return Problem("quota_exceeded", f"expected {expected}, found {found}", "delete what is no longer needed")

@@ -1,0 +1,148 @@
+"""The ledger as other rooms see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from latticed.ledger import floors, state
+from latticed.ledger.coalesce import EVERY_S, Denials
+from latticed.ledger.reader import Readers
+from latticed.ledger.writer import Transaction, Writer
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger.connection import Connection
+    from latticed.model import audit
+    from latticed.model.chain import Head
+
+T = TypeVar("T")
+
+HEAD_INTERVAL_S: Final = 60.0
+"""At least so often a head is signed while events arrive; besides after every 1,000 events and at close."""
+
+
+class Ledger:
+    """Reads and writes of one held state directory. Made by `open_ledger`; belongs to one event loop."""
+
+    def __init__(self, *, writer: Writer, readers: Readers, entered: state.State, clock: Clock) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._entered = entered
+        self._clock = clock
+        self._denials = Denials()
+        self._last_seq = 0
+        self._signed_s = clock.monotonic_s()
+        self.public_key = state.public_half(entered.key)
+        """The host key's public half, base64 of 32 raw bytes."""
+
+    async def write(self, change: Callable[[Transaction], T], *, durable: bool = False) -> T:
+        """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
+
+        An exception of `change` undoes it alone and comes back as it is. `durable` adds an fsync: it survives a power
+        cut, not only kill -9. Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable
+        when the disk would not take it: then nothing of it happened.
+        """
+        return await self._writer.submit(change, durable=durable)
+
+    def read(self, question: Callable[[Connection], T]) -> T:
+        """The answer to a short point query, inline. Sees what is committed."""
+        return self._readers.ask(question)
+
+    async def read_slow(self, question: Callable[[Connection], T]) -> T:
+        """The answer to a long question, off the loop, from one snapshot; consume cursors within `question`."""
+        return await self._readers.ask_slowly(question)
+
+    async def record(self, event: audit.Event) -> int:
+        """Append one audit event and return its seq once committed; Problem audit_unavailable when it cannot be.
+
+        Denials beyond a quota are only counted (`ledger.coalesce`): those return the last seq known.
+        """
+        if event.decision == "deny":
+            kept = self._denials.take(event, self._clock.monotonic_s())
+            if kept is None:
+                return self._last_seq
+            event = kept
+        return await self._append(event)
+
+    async def sign_head(self) -> Head | None:
+        """Sign the newest event, on disk when this returns; None when it is signed already or there is none."""
+        self._signed_s = self._clock.monotonic_s()
+        return await self._writer.submit(lambda tx: tx.chain.sign(), durable=True)
+
+    def read_floors(self) -> floors.Floors:
+        """What the signed file outside SQLite holds; Problem floors_invalid when it is not ours."""
+        return floors.read(self._entered.directory, self._entered.key.public_key())
+
+    async def write_floors(self, kept: floors.Floors) -> None:
+        """Replace the signed file, fsynced, off the loop; in order with the writes around it."""
+        await self._writer.submit(lambda _: floors.write(self._entered.directory, kept, self._entered.key))
+
+    async def _append(self, event: audit.Event) -> int:
+        try:
+            seq = await self._writer.append(event)
+        except Problem as problem:
+            raise Problem(
+                "audit_unavailable", f"the event cannot be recorded: {problem.detail}", problem.hint
+            ) from problem
+        except Exception as error:  # a surprise: still, who asks for a record must get one or a Problem
+            raise Problem("audit_unavailable", f"the event cannot be recorded: {error!r}") from error
+        self._last_seq = seq
+        return seq
+
+    async def _keep_up(self) -> None:
+        """Write counted denials and sign heads as time passes."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            now_s = self._clock.monotonic_s()
+            await self._record_owed(self._denials.due(now_s))
+            if now_s - self._signed_s >= HEAD_INTERVAL_S:
+                with contextlib.suppress(Problem):  # the disk is full or ill: those who write are told
+                    await self.sign_head()
+
+    async def _record_owed(self, events: list[audit.Event]) -> None:
+        for event in events:
+            try:
+                await self._append(event)
+            except Problem:
+                self._denials.put_back(event)
+
+    async def _finish(self) -> None:
+        await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
+        with contextlib.suppress(Problem):
+            await self.sign_head()
+
+
+def _ignore(_: Head) -> None:
+    pass
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(
+    state_dir: Path, *, clock: Clock, on_head: Callable[[Head], None] = _ignore
+) -> AsyncIterator[Ledger]:
+    """Hold `state_dir` and its ledger; `on_head` gets every signed head, on the loop, for the journal.
+
+    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        writer = Writer(state_dir, clock=clock, on_head=on_head)
+        entered = await writer.start()
+        stack.push_async_callback(writer.stop)
+        readers = Readers(entered.database)
+        stack.push_async_callback(readers.close)
+        ledger = Ledger(writer=writer, readers=readers, entered=entered, clock=clock)
+        stack.push_async_callback(ledger._finish)  # noqa: SLF001 - the two halves of one thing
+        upkeep = asyncio.create_task(ledger._keep_up(), name="ledger-upkeep")  # noqa: SLF001
+        stack.push_async_callback(_cancelled, upkeep)
+        yield ledger
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

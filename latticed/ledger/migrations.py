@@ -1,0 +1,64 @@
+"""The schema, as numbered steps: step N takes a ledger from user_version N-1 to N, in one transaction.
+
+A step that has been released is never edited; add another one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    import apsw
+
+_RECORDS_KV_AUDIT: Final = """
+CREATE TABLE records (
+    id TEXT PRIMARY KEY, status TEXT NOT NULL,
+    name TEXT NOT NULL, type TEXT NOT NULL, version TEXT NOT NULL, publisher TEXT NOT NULL, signed INTEGER NOT NULL,
+    capabilities TEXT NOT NULL, identity TEXT NOT NULL, artifact_sha256 TEXT NOT NULL, manifest BLOB NOT NULL,
+    source BLOB NOT NULL, masked TEXT NOT NULL, hosts TEXT NOT NULL, floor TEXT NOT NULL, forgotten INTEGER NOT NULL,
+    verified_at INTEGER NOT NULL, installed_at INTEGER NOT NULL, activated_at INTEGER NOT NULL,
+    disabled_at INTEGER NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE kv (
+    bucket TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (bucket, key)
+) STRICT;
+CREATE TABLE kv_usage (
+    bucket TEXT PRIMARY KEY, keys INTEGER NOT NULL, bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY, ts TEXT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL,
+    decision TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+    prev TEXT NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE TABLE heads (
+    id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, hash TEXT NOT NULL, ts TEXT NOT NULL, signature TEXT NOT NULL
+) STRICT;
+CREATE TABLE revocations (
+    kind TEXT NOT NULL, value TEXT NOT NULL, seen_at INTEGER NOT NULL, PRIMARY KEY (kind, value)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final = (_RECORDS_KV_AUDIT,)
+
+
+def version_of(connection: apsw.Connection) -> int:
+    """How many steps this ledger has taken."""
+    return int(connection.pragma("user_version"))
+
+
+def migrate(connection: apsw.Connection, *, steps: tuple[str, ...] = MIGRATIONS) -> int:
+    """Take the steps that are missing and return the version reached; Problem ledger_newer for an unknown version."""
+    found = version_of(connection)
+    if found > len(steps):
+        raise Problem(
+            "ledger_newer",
+            f"expected a ledger of version {len(steps)} or lower, found {found}",
+            "it was written by a newer latticed: run that one, or restore a backup made before the upgrade",
+        )
+    for number, script in enumerate(steps[found:], start=found + 1):
+        with connection:  # the step and its number are one transaction
+            connection.execute(script)
+            connection.execute(f"PRAGMA user_version={number}")
+    return len(steps)

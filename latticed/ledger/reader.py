@@ -1,0 +1,110 @@
+"""Reading: short questions inline on the event loop, long ones on a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import apsw
+
+from latticed.ledger import connection
+from latticed.ledger.threads import joined
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+
+
+class Readers:
+    """One read-only connection for the loop; for slow questions a thread and connection each, one at a time."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._inline = connection.open_reader(database)
+        self._turn = asyncio.Lock()
+        self._stop = threading.Event()
+        self._closed = False
+
+    def ask(self, question: Callable[[connection.Connection], T]) -> T:
+        """The answer, at once; Problem ledger_unavailable when the disk would not give it."""
+        if self._closed:
+            raise _closed()
+        try:
+            return question(self._inline)
+        except apsw.Error as error:
+            raise _unreadable(error) from error
+
+    async def ask_slowly(self, question: Callable[[connection.Connection], T]) -> T:
+        """The answer, from one snapshot of the ledger. Cancelling interrupts the question."""
+        async with self._turn:
+            if self._closed:
+                raise _closed()
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[T] = loop.create_future()
+            self._stop = stop = threading.Event()
+
+            def run() -> None:
+                outcome = _ask_apart(self._database, question, stop)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                    loop.call_soon_threadsafe(_resolve, answer, outcome)
+
+            thread = threading.Thread(target=run, name="ledger-reader", daemon=False)
+            thread.start()
+            try:
+                return await answer
+            finally:
+                stop.set()
+                await joined(thread)
+
+    async def close(self) -> None:
+        """Interrupt a slow question, wait for its end and close."""
+        self._closed = True
+        self._stop.set()
+        try:
+            async with self._turn:
+                pass
+        finally:
+            self._inline.close()
+
+
+def _ask_apart(
+    database: Path, question: Callable[[connection.Connection], Any], stop: threading.Event
+) -> tuple[Any, BaseException | None]:
+    """The answer or the exception; runs on the thread."""
+    try:
+        apart = connection.open_reader(database)
+        try:
+            apart.set_progress_handler(stop.is_set, 10_000)  # true ends the statement with InterruptError
+            apart.execute("BEGIN")  # one snapshot; closing ends it
+            return question(apart), None
+        finally:
+            apart.close()
+    except apsw.Error as error:
+        failure = _unreadable(error)
+        failure.__cause__ = error
+        return None, failure
+    except BaseException as error:  # noqa: BLE001 - handed to the one who asked
+        return None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+
+
+def _resolve(future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
+    if future.done():  # whoever asked was cancelled
+        return
+    result, error = outcome
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _closed() -> Problem:
+    return Problem("ledger_unavailable", "the ledger is closed")
+
+
+def _unreadable(error: apsw.Error) -> Problem:
+    return Problem("ledger_unavailable", f"the ledger cannot be read: {error}")

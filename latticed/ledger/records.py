@@ -1,0 +1,100 @@
+"""One row per plugin id that was ever seen verified. Rows are never deleted, only marked forgotten."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ledger.connection import damaged
+from latticed.model import lifecycle
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+_COLUMNS: Final = (
+    "id",
+    "status",
+    "name",
+    "type",
+    "version",
+    "publisher",
+    "signed",
+    "capabilities",
+    "identity",
+    "artifact_sha256",
+    "manifest",
+    "source",
+    "masked",
+    "hosts",
+    "floor",
+    "forgotten",
+    "verified_at",
+    "installed_at",
+    "activated_at",
+    "disabled_at",
+    "created_at",
+    "updated_at",
+)
+_PUT: Final = f"INSERT OR REPLACE INTO records ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
+_ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: S608 - constants
+
+
+def put(tx: Transaction, record: lifecycle.Record) -> None:
+    """Insert the record, or replace the one with its id."""
+    facts = record.facts
+    tx.execute(
+        _PUT,
+        (
+            record.id,
+            record.status.value,
+            facts.name,
+            facts.type,
+            facts.version,
+            facts.publisher,
+            int(facts.signed),
+            json.dumps(facts.capabilities),
+            facts.identity,
+            facts.artifact_sha256,
+            facts.manifest,
+            record.source.encode("utf-8", "surrogateescape"),  # a directory's name need not be UTF-8
+            json.dumps(sorted(record.masked)),
+            json.dumps(record.hosts),
+            record.floor,
+            int(record.forgotten),
+            record.verified_at,
+            record.installed_at,
+            record.activated_at,
+            record.disabled_at,
+            record.created_at,
+            record.updated_at,
+        ),
+    )
+
+
+def load_all(conn: Reader) -> tuple[lifecycle.Record, ...]:
+    """All records by id, tombstones included; Problem ledger_damaged for a row that latticed did not write."""
+    return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_ALL))
+
+
+def _record(row: dict[str, Any]) -> lifecycle.Record:
+    try:
+        facts = lifecycle.Facts(
+            name=row.pop("name"),
+            type=row.pop("type"),
+            version=row.pop("version"),
+            publisher=row.pop("publisher"),
+            signed=bool(row.pop("signed")),
+            capabilities=tuple(json.loads(row.pop("capabilities"))),
+            identity=row.pop("identity"),
+            artifact_sha256=row.pop("artifact_sha256"),
+            manifest=row.pop("manifest"),
+        )
+        row["status"] = lifecycle.Status(row["status"])
+        row["source"] = row["source"].decode("utf-8", "surrogateescape")
+        row["masked"] = frozenset(json.loads(row["masked"]))
+        row["hosts"] = tuple(json.loads(row["hosts"]))
+        row["forgotten"] = bool(row["forgotten"])
+        return lifecycle.Record(facts=facts, **row)
+    except (ValueError, TypeError) as error:
+        raise damaged(f"record {str(row.get('id'))[:128]!r}: expected what latticed writes, found: {error}") from error

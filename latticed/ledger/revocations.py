@@ -1,0 +1,46 @@
+"""Revocations that the daemon has ever seen; they hold until an operator lifts them (contracts §4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+Kind = Literal["keys", "digests", "plugins"]
+KINDS: Final[tuple[Kind, ...]] = ("keys", "digests", "plugins")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocations:
+    """Public keys (base64), artifact digests (hex) and plugins (`id@version`, `id@*`), as the trust policy has them."""
+
+    keys: frozenset[str] = frozenset()
+    digests: frozenset[str] = frozenset()
+    plugins: frozenset[str] = frozenset()
+
+
+def remember(tx: Transaction, seen: Revocations, *, now_us: int) -> Revocations:
+    """Keep all of `seen` and return those that were not known before."""
+    known = load(tx)
+    fresh = {kind: getattr(seen, kind) - getattr(known, kind) for kind in KINDS}
+    for kind, values in fresh.items():
+        for value in sorted(values):
+            tx.execute("INSERT INTO revocations VALUES (?,?,?)", (kind, value, now_us))
+    return Revocations(**fresh)
+
+
+def lift(tx: Transaction, kind: Kind, value: str) -> bool:
+    """Forget one; False when it was not known. The caller audits it."""
+    tx.execute("DELETE FROM revocations WHERE kind = ? AND value = ?", (kind, value))
+    return tx.changes() > 0
+
+
+def load(conn: Reader) -> Revocations:
+    """All that are remembered."""
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for kind, value in conn.execute("SELECT kind, value FROM revocations"):
+        found[kind].add(value)
+    return Revocations(**{kind: frozenset(values) for kind, values in found.items()})

@@ -1,0 +1,128 @@
+"""The state directory: who holds it, the host's key, the write connection."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from latticed.kit import files
+from latticed.ledger import connection
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOCK: Final = "lock"
+DATABASE: Final = "ledger.sqlite3"
+HOST_KEY: Final = "host.key"
+_SEED_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A state directory that is ours until it is left."""
+
+    directory: Path
+    writer: connection.Connection
+    key: Ed25519PrivateKey
+
+    @property
+    def database(self) -> Path:
+        return self.directory / DATABASE
+
+
+@contextlib.contextmanager
+def enter(directory: Path) -> Iterator[State]:
+    """Hold `directory` (made 0700 if missing) with its database open; blocking, so not for the event loop.
+
+    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            _lock(fd, directory)
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        had_key = (directory / HOST_KEY).exists()
+        had_database = _holds_bytes(directory / DATABASE)
+        if had_key and not had_database:
+            raise connection.damaged(f"expected {DATABASE} beside {HOST_KEY}, found none")
+        writer = connection.open_writer(directory / DATABASE)
+        stack.callback(writer.close)
+        if not had_key:
+            _make_key(directory, writer)
+        yield State(directory=directory, writer=writer, key=_load_key(directory / HOST_KEY))
+
+
+def public_half(key: Ed25519PrivateKey) -> str:
+    """The public key as base64 of its 32 raw bytes."""
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode("ascii")
+
+
+def _lock(fd: int, directory: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise Problem(
+            "state_in_use",
+            f"another latticed (pid {pid}) holds {directory}",
+            "stop it first, or give this one a state directory of its own",
+        ) from error
+    os.ftruncate(fd, 0)
+    with contextlib.suppress(OSError):  # only told to people; a full disk must not keep the daemon from starting
+        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+
+
+def _holds_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _make_key(directory: Path, writer: connection.Connection) -> None:
+    """A new host key; made after the database, so a missing key is normal only while nothing was recorded."""
+    events = writer.execute("SELECT count(*) FROM (SELECT 1 FROM audit LIMIT 1)").get
+    if events:
+        raise connection.damaged(f"expected {HOST_KEY} beside a ledger with events, found none")
+    try:
+        files.replace(directory / HOST_KEY, os.urandom(_SEED_BYTES), mode=0o600)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def _load_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        with files.closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+            found = os.fstat(fd)
+            seed = os.read(fd, _SEED_BYTES + 1)
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
+    if not stat.S_ISREG(found.st_mode) or len(seed) != _SEED_BYTES:
+        raise connection.damaged(f"{HOST_KEY}: expected {_SEED_BYTES} bytes, found {found.st_size}")
+    if found.st_mode & 0o077:
+        raise Problem(
+            "state_unusable",
+            f"{HOST_KEY}: expected mode 0600, found {stat.S_IMODE(found.st_mode):04o}: others may have read it",
+            f"chmod 600 {path}",
+        )
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def _unusable(directory: Path, error: OSError) -> Problem:
+    return Problem(
+        "state_unusable",
+        f"the state directory {directory} cannot be used: {error.strerror or error}",
+        "it must be a directory that latticed's user may write, with free space",
+    )

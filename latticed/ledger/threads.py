@@ -1,0 +1,24 @@
+"""Waiting for a thread's end from the event loop, without blocking it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import threading
+
+_LOOK_S: Final = 0.001
+
+
+async def joined(thread: threading.Thread) -> None:
+    """Return when `thread`, which has been told to end, has ended; a cancellation is obeyed only then."""
+    cancelled: asyncio.CancelledError | None = None
+    while thread.is_alive():
+        try:
+            await asyncio.sleep(_LOOK_S)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    thread.join()
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,79 @@
+"""What the ledger's tests share: a clock that stands still unless told, and a ledger in a directory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+import pytest
+
+from latticed import ledger
+from latticed.ledger import migrations
+from latticed.model import audit
+
+
+@dataclass
+class StillClock:
+    """Time that passes only by `advance`; starts at 2026-01-02T03:04:05Z."""
+
+    now_us: int = 1_767_323_045_000_000
+
+    def wall_us(self) -> int:
+        return self.now_us
+
+    def monotonic_s(self) -> float:
+        return self.now_us / 1_000_000
+
+    def advance(self, seconds: float) -> None:
+        self.now_us += round(seconds * 1_000_000)
+
+
+@pytest.fixture
+def clock() -> StillClock:
+    return StillClock()
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def opened(state_dir: Path, clock: StillClock) -> Callable[[], AbstractAsyncContextManager[ledger.Ledger]]:
+    """Opens the same state directory, again and again."""
+    return lambda: ledger.open_ledger(state_dir, clock=clock)
+
+
+@pytest.fixture
+async def house(opened: Callable[[], AbstractAsyncContextManager[ledger.Ledger]]) -> AsyncIterator[ledger.Ledger]:
+    async with opened() as found:
+        yield found
+
+
+@pytest.fixture
+def memory() -> Iterator[apsw.Connection]:
+    """A migrated database in memory, for row functions without a writer."""
+    connection = apsw.Connection(":memory:")
+    migrations.migrate(connection)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def event() -> Callable[..., audit.Event]:
+    """An event with everything filled in, any field replaced by keyword."""
+
+    def make(**changed: object) -> audit.Event:
+        fields: dict[str, object] = {
+            "actor": "plugin:acme.demo",
+            "action": "host.call",
+            "target": "kv.get",
+            "decision": "allow",
+            "detail": {"key": "a", "bytes": 12, "cached": False},
+        }
+        return audit.Event(**{**fields, **changed})  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import apsw
+import pytest
+
+from latticed.ledger import migrations
+from latticed.model.errors import Problem
+
+
+@pytest.fixture
+def empty() -> Iterator[apsw.Connection]:
+    connection = apsw.Connection(":memory:")
+    yield connection
+    connection.close()
+
+
+def tables(connection: apsw.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+
+
+def test_an_empty_database_gets_every_table_and_the_latest_number(empty: apsw.Connection) -> None:
+    """From nothing, all steps are taken."""
+    assert migrations.migrate(empty) == len(migrations.MIGRATIONS) == migrations.version_of(empty)
+    assert {"records", "kv", "kv_usage", "audit", "heads", "revocations"} <= tables(empty)
+
+
+def test_only_missing_steps_are_taken(empty: apsw.Connection) -> None:
+    """A ledger of an older version takes the later steps and keeps its rows."""
+    first = "CREATE TABLE a (x INTEGER); CREATE TABLE b (x INTEGER)"
+    migrations.migrate(empty, steps=(first,))
+    empty.execute("INSERT INTO a VALUES (7)")
+    assert migrations.migrate(empty, steps=(first, "ALTER TABLE a ADD COLUMN y INTEGER DEFAULT 5")) == 2
+    assert empty.execute("SELECT x, y FROM a").fetchall() == [(7, 5)]
+
+
+def test_a_step_that_fails_leaves_the_version_before_it(empty: apsw.Connection) -> None:
+    """Each step is one transaction: half a step is never kept."""
+    with pytest.raises(apsw.SQLError):
+        migrations.migrate(empty, steps=("CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"))
+    assert migrations.version_of(empty) == 1
+    assert tables(empty) == {"a"}
+
+
+def test_a_newer_ledger_is_refused(empty: apsw.Connection) -> None:
+    """An unknown version is not touched: the error names both numbers."""
+    empty.execute("PRAGMA user_version=99")
+    with pytest.raises(Problem, match=r"or lower, found 99") as caught:
+        migrations.migrate(empty)
+    assert caught.value.code == "ledger_newer"

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from latticed.ledger import Ledger, audit, floors, kv, records, revocations
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Facts, Record, Status
+
+Make = Callable[..., Event]
+
+QUOTA = kv.Quota(value_bytes=8, keys=3, total_bytes=20)
+
+RECORD = Record(
+    id="acme.demo",
+    status=Status.ACTIVE,
+    facts=Facts(
+        name="Demo ☂",
+        type="system",
+        version="1.2.3",
+        publisher="acme",
+        signed=True,
+        capabilities=("kv:read", "http:egress"),
+        identity="ab" * 32,
+        artifact_sha256="cd" * 32,
+        manifest=b'{"id": "acme.demo"}\n',
+    ),
+    source="caf\udce9",
+    masked=frozenset({"http:egress"}),
+    hosts=("b.example:443", "a.example:443"),
+    floor="1.2.3",
+    verified_at=1,
+    installed_at=2,
+    activated_at=3,
+    disabled_at=0,
+    created_at=1,
+    updated_at=3,
+)
+
+
+async def test_a_record_comes_back_as_it_went_in(house: Ledger) -> None:
+    """Every field survives, a directory name that is no UTF-8 included; a later put replaces the earlier."""
+    forgotten = replace(RECORD, id="acme.gone", forgotten=True, status=Status.DISABLED)
+    for record in (forgotten, replace(RECORD, status=Status.INSTALLED), RECORD):
+        await house.write(lambda tx, record=record: records.put(tx, record), durable=True)  # type: ignore[misc]
+    assert house.read(records.load_all) == (RECORD, forgotten)
+
+
+async def test_a_record_that_nobody_here_wrote_is_damage(house: Ledger) -> None:
+    """A status that does not exist is never guessed at."""
+    await house.write(lambda tx: records.put(tx, RECORD))
+    await house.write(lambda tx: tx.execute("UPDATE records SET status = 'sleeping'"))
+    with pytest.raises(Problem, match=r"acme\.demo") as caught:
+        house.read(records.load_all)
+    assert caught.value.code == "ledger_damaged"
+
+
+async def test_kv_keeps_values_and_counts_them(house: Ledger) -> None:
+    """Get, replace and delete; usage is keys and bytes of keys and values."""
+    await house.write(lambda tx: kv.put(tx, "b", "é", b"1234", QUOTA))
+    await house.write(lambda tx: kv.put(tx, "b", "k", b"", QUOTA))
+    assert house.read(lambda db: kv.usage(db, "b")) == (2, 7)
+    await house.write(lambda tx: kv.put(tx, "b", "é", b"12", QUOTA))
+    assert house.read(lambda db: kv.get(db, "b", "é")) == b"12"
+    assert house.read(lambda db: kv.get(db, "b", "k")) == b""
+    assert house.read(lambda db: kv.get(db, "other", "k")) is None
+    assert await house.write(lambda tx: kv.delete(tx, "b", "é")) is True
+    assert await house.write(lambda tx: kv.delete(tx, "b", "é")) is False
+    assert house.read(lambda db: kv.usage(db, "b")) == (1, 1)
+    assert await house.write(lambda tx: kv.clear(tx, "b")) == 1
+    assert house.read(lambda db: kv.usage(db, "b")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("v", b"123456789"), ("fourth", b""), ("a", b"12345678")],
+    ids=["value too large", "too many keys", "too many bytes"],
+)
+async def test_a_quota_is_kept(house: Ledger, key: str, value: bytes) -> None:
+    """What does not fit is refused and changes nothing."""
+    for name in ("a", "b", "c"):
+        await house.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
+    with pytest.raises(Problem) as caught:
+        await house.write(lambda tx: kv.put(tx, "b", key, value, QUOTA))
+    assert caught.value.code == "quota_exceeded"
+    assert house.read(lambda db: kv.usage(db, "b")) == (3, 18)
+    assert house.read(lambda db: kv.get(db, "b", "a")) == b"12345"
+
+
+async def test_a_lowered_quota_lets_buckets_shrink(house: Ledger) -> None:
+    """Replacing by something smaller works even above the quota."""
+    await house.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
+    tight = kv.Quota(value_bytes=8, keys=0, total_bytes=1)
+    await house.write(lambda tx: kv.put(tx, "b", "a", b"1234", tight))
+    assert house.read(lambda db: kv.usage(db, "b")) == (1, 5)
+
+
+async def test_revocations_are_remembered_until_lifted(house: Ledger) -> None:
+    """Only what is new is reported; lifting forgets one."""
+    first = revocations.Revocations(keys=frozenset({"k1"}), plugins=frozenset({"a@*"}))
+    second = revocations.Revocations(keys=frozenset({"k1", "k2"}), digests=frozenset({"d"}))
+    assert await house.write(lambda tx: revocations.remember(tx, first, now_us=1)) == first
+    fresh = await house.write(lambda tx: revocations.remember(tx, second, now_us=2))
+    assert fresh == revocations.Revocations(keys=frozenset({"k2"}), digests=frozenset({"d"}))
+    assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is True
+    assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is False
+    assert house.read(revocations.load) == revocations.Revocations(
+        keys=frozenset({"k2"}), digests=frozenset({"d"}), plugins=frozenset({"a@*"})
+    )
+
+
+FLOORS = floors.Floors(
+    versions={"acme.demo": "1.2.3"},
+    masked={"acme.demo": frozenset({"http:egress", "task:run"})},
+    revoked=revocations.Revocations(digests=frozenset({"d"})),
+)
+
+
+async def test_floors_come_back_as_they_went_in(house: Ledger, state_dir: Path) -> None:
+    """No file is empty floors; what was written is read, from a file for its owner only."""
+    assert house.read_floors() == floors.Floors()
+    await house.write_floors(FLOORS)
+    assert house.read_floors() == FLOORS
+    assert (state_dir / floors.FILE).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"1.2.3"', b'"1.0.0"'),
+        (b"http:egress", b"kv:read"),
+        (b"{", b"["),
+        (b'"signature":"', b'"signature":"A'),
+        (b'"signature":"', b'"signature":7,"x":"'),
+        (b'"signature"', b'"signatur"'),
+    ],
+)
+async def test_floors_that_were_changed_are_refused(house: Ledger, state_dir: Path, old: bytes, new: bytes) -> None:
+    """A file that this host did not sign is a Problem, not empty floors."""
+    await house.write_floors(FLOORS)
+    path = state_dir / floors.FILE
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(Problem) as caught:
+        house.read_floors()
+    assert caught.value.code == "floors_invalid"
+
+
+async def test_audit_is_filtered_and_paged(house: Ledger, clock: object, event: Make) -> None:
+    """Filters match whole fields, `after` is a cursor in either direction, `since_us` a time."""
+    for number in range(6):
+        decision = "deny" if number % 2 else "allow"
+        await house.record(event(target=f"t{number % 3}", decision=decision, actor="x" if number == 5 else "y"))
+        clock.advance(1)  # type: ignore[attr-defined]
+
+    def seqs(**filters: object) -> list[int]:
+        return [row["seq"] for row in house.read(lambda db: audit.query(db, **filters))]  # type: ignore[arg-type]
+
+    assert seqs() == [1, 2, 3, 4, 5, 6]
+    assert seqs(after=2, limit=2) == [3, 4]
+    assert seqs(newest_first=True, limit=2) == [6, 5]
+    assert seqs(newest_first=True, after=3) == [2, 1]
+    assert seqs(target="t1") == [2, 5]
+    assert seqs(decision="deny", newest_first=True) == [6, 4, 2]
+    assert seqs(actor="x", action="host.call") == [6]
+    assert seqs(since_us=clock.wall_us() - 2_000_000) == [5, 6]  # type: ignore[attr-defined]
+    assert seqs(action="host") == []
+    assert seqs(limit=-1) == []

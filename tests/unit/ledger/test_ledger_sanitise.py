@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import apsw
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from latticed.kit.clock import SystemClock, rfc3339
+from latticed.ledger import audit, sanitise
+from latticed.ledger.chain import Chain
+from latticed.model import audit as events
+from latticed.model import chain as model_chain
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("plain", 10, "plain"),
+        ("tab\tnul\0del\x7f", 99, r"tab\x09nul\x00del\x7f"),
+        ("Łódź", 99, r"\u0141\xf3d\u017a"),
+        ("😀", 99, r"\U0001f600"),
+        ("\udc80", 99, r"\udc80"),
+        ("\u202eevil", 99, r"\u202eevil"),
+        ("x" * 11, 10, "xxxxxxx..."),
+        ("\0" * 11, 10, r"\x00\x0..."),
+    ],
+)
+def test_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, expected: str) -> None:
+    """Nothing invisible, nothing outside ASCII, nothing longer than allowed."""
+    assert sanitise.printable(text, limit) == expected
+
+
+def test_details_keep_their_types_and_are_capped() -> None:
+    """Strings, integers and booleans stay what they are; the rest becomes text."""
+    big = {"t": True, "n": -(2**53) + 1, "s": "é", "huge": 2**53, "f": 1.5, "none": None, "long": "x" * 600}
+    assert sanitise.detail(big) == {  # type: ignore[arg-type]
+        "t": True,
+        "n": -(2**53) + 1,
+        "s": r"\xe9",
+        "huge": "0x20000000000000",
+        "f": "1.5",
+        "none": "None",
+        "long": "x" * 497 + "...",
+    }
+
+
+def test_too_many_entries_are_counted() -> None:
+    """At most 32 entries, the last of which then says how many are missing."""
+    kept = sanitise.detail({f"k{number:02}": number for number in range(40)})
+    assert len(kept) == 32
+    assert kept["dropped"] == 9
+    assert len(sanitise.detail({f"k{number:02}": number for number in range(32)})) == 32
+
+
+def test_what_is_stored_is_what_was_hashed(memory: apsw.Connection) -> None:
+    """The spelled-out JSON of the writer and the canonical form of a stored row are the same bytes."""
+    chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=SystemClock())
+    chain.begin()
+    chain.append(
+        events.Event(
+            actor='q"\\',
+            action="a" * 100,
+            target="\n\x1f\x7fé\U0001f600",
+            decision="deny",
+            code="c",
+            reason="r" * 2_000,
+            detail={"z": 'q"', "a": True, "é": -1, "b": False, "B": 2**60},
+        )
+    )
+    chain.flush()
+    (row,) = audit.query(memory)
+    assert row["hash"] == model_chain.link(model_chain.GENESIS, row)
+    assert json.loads(model_chain.canonical(row)) == {key: value for key, value in row.items() if key != "hash"}
+    assert len(row["action"]) == sanitise.ACTION
+    assert len(row["reason"]) == sanitise.REASON
+
+
+def test_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:
+    """`ts` is UTC and has one width."""
+
+    class At:
+        def wall_us(self) -> int:
+            return 1_767_323_045_000_007
+
+        def monotonic_s(self) -> float:
+            return 0.0
+
+    chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=At())
+    chain.begin()
+    chain.append(events.Event(actor="a", action="b", target="c"))
+    chain.flush()
+    assert audit.query(memory)[0]["ts"] == "2026-01-02T03:04:05.000007Z" == rfc3339(1_767_323_045_000_007)

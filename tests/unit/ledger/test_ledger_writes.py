@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from latticed.ledger import Connection, Ledger, Transaction, audit, kv, open_ledger
+from latticed.ledger import ledger as door
+from latticed.model.audit import Event
+from latticed.model.chain import Head
+from latticed.model.errors import Problem
+from latticed.trust import audit_chain
+
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
+Make = Callable[..., Event]
+
+ROOMY = kv.Quota(value_bytes=1 << 20, keys=1_000, total_bytes=1 << 24)
+
+
+def all_keys(house: Ledger) -> list[str]:
+    return house.read(lambda db: kv.keys(db, "default"))
+
+
+async def test_sixty_four_callers_get_gapless_seqs(house: Ledger, event: Make) -> None:
+    """Every caller gets the seq of his own event, and no number is left out or given twice."""
+
+    async def caller(name: int) -> list[tuple[int, str]]:
+        return [(await house.record(event(target=f"{name}/{turn}")), f"{name}/{turn}") for turn in range(20)]
+
+    answers = [answer for answers in await asyncio.gather(*map(caller, range(64))) for answer in answers]
+    stored = await house.read_slow(lambda db: db.execute("SELECT seq, target FROM audit ORDER BY seq").fetchall())
+    assert sorted(answers) == stored
+    assert [seq for seq, _ in stored] == list(range(1, 64 * 20 + 1))
+
+
+async def test_a_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -> None:
+    """In one batch: the change that raises leaves nothing, its neighbours and the chain stay whole."""
+    gate = threading.Event()
+
+    def fail(tx: Transaction) -> None:
+        kv.put(tx, "default", "lost", b"1", ROOMY)
+        tx.append_audit(event(target="lost"))
+        raise RuntimeError("changed my mind")
+
+    hold = asyncio.ensure_future(house.write(lambda _: gate.wait(10)))  # so that the rest queues up as one batch
+    waiting = asyncio.gather(
+        house.write(lambda tx: kv.put(tx, "default", "a", b"1", ROOMY)),
+        house.record(event(target="first")),
+        house.write(fail),
+        house.record(event(target="second")),
+        house.write(lambda tx: kv.put(tx, "default", "b", b"1", ROOMY), durable=True),
+        return_exceptions=True,
+    )
+    await asyncio.sleep(0)
+    gate.set()
+    results = await waiting
+    assert await hold
+    assert isinstance(results[2], RuntimeError)
+    assert [results[0], results[1], results[3], results[4]] == [None, 1, 2, None]
+    assert all_keys(house) == ["a", "b"]
+    assert (await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))).ok
+
+
+@pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
+async def test_whatever_a_change_raises_reaches_the_waiter(house: Ledger, error: BaseException) -> None:
+    """Even what asyncio or a thread would choke on; the writer goes on."""
+
+    def fail(_: Transaction) -> None:
+        raise error
+
+    expected = RuntimeError if isinstance(error, StopIteration) else type(error)
+    future = house._writer.submit(fail)
+    await asyncio.wait([future])
+    assert isinstance(future.exception(), expected)
+    assert await house.write(lambda _: 5) == 5
+
+
+async def test_cancelling_the_caller_does_not_lose_the_write(house: Ledger, event: Make) -> None:
+    """A cancelled caller hears of his cancellation; what he asked for is committed all the same."""
+    gate = threading.Event()
+    hold = asyncio.ensure_future(house.write(lambda _: gate.wait(10)))
+    recording = asyncio.ensure_future(house.record(event(target="mine")))
+    await asyncio.sleep(0)
+    recording.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
+    gate.set()
+    await hold
+    await house.write(lambda _: None)
+    assert [row["target"] for row in house.read(audit.query)] == ["mine"]
+
+
+async def test_a_change_sees_what_it_appended(house: Ledger, event: Make) -> None:
+    """Within a transaction audit rows can be read back."""
+
+    def change(tx: Transaction) -> list[int]:
+        tx.append_audit(event())
+        tx.append_audit(event())
+        return [seq for (seq,) in tx.execute("SELECT seq FROM audit")]
+
+    assert await house.write(change) == [1, 2]
+
+
+async def test_only_durable_changes_wait_for_the_disk(house: Ledger) -> None:
+    """Synchronous FULL (2) for the batch of a durable change, NORMAL (1) before and after."""
+    synchronous = "PRAGMA synchronous"
+    found = [
+        await house.write(lambda tx: tx.execute(synchronous).get, durable=durable) for durable in (False, True, False)
+    ]
+    assert found == [1, 2, 1]
+
+
+async def test_a_cancelled_slow_read_ends(house: Ledger) -> None:
+    """Cancelling interrupts the question: the next one does not wait behind it."""
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    started = threading.Event()
+
+    def question(db: Connection) -> object:
+        started.set()
+        return db.execute(endless).fetchall()
+
+    reading = asyncio.ensure_future(house.read_slow(question))
+    await until(started.is_set)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await house.read_slow(audit.last_seq) == 0
+
+
+async def test_an_event_of_wrong_types_is_its_callers_problem_alone(house: Ledger, event: Make) -> None:
+    """A programmer's mistake in one event is a Problem to him and does not touch his neighbours."""
+    results = await asyncio.gather(
+        house.record(event()), house.record(event(actor=None)), house.record(event()), return_exceptions=True
+    )
+    assert [results[0], results[2]] == [1, 2]
+    assert isinstance(results[1], Problem)
+    assert results[1].code == "audit_unavailable"
+
+
+async def test_reads_cannot_write(house: Ledger) -> None:
+    """The reading connections are read-only."""
+    with pytest.raises(Problem) as caught:
+        house.read(lambda db: db.execute("DELETE FROM audit"))
+    assert caught.value.code == "ledger_unavailable"
+    with pytest.raises(Problem):
+        await house.read_slow(lambda db: db.execute("DELETE FROM audit"))
+
+
+async def test_a_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: Make) -> None:
+    """What is written meanwhile is not seen, and the loop goes on."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def question(db: Connection) -> tuple[int, int]:
+        before = audit.last_seq(db)
+        started.set()
+        go_on.wait(10)
+        return before, audit.last_seq(db)
+
+    await house.record(event())
+    reading = asyncio.ensure_future(house.read_slow(question))
+    await until(started.is_set)
+    assert await house.record(event()) == 2
+    go_on.set()
+    assert await reading == (1, 1)
+
+
+async def test_closing_interrupts_a_slow_read(opened: Open) -> None:
+    """A question without end does not keep the daemon from stopping."""
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    started = threading.Event()
+
+    def question(db: Connection) -> object:
+        started.set()
+        return db.execute(endless).fetchall()
+
+    async with opened() as house:
+        reading = asyncio.ensure_future(house.read_slow(question))
+        await until(started.is_set)
+    with pytest.raises(Problem):
+        await reading
+
+
+async def test_after_closing_everything_is_a_problem(opened: Open, event: Make) -> None:
+    """Late callers are told, never left waiting."""
+    async with opened() as house:
+        pass
+    with pytest.raises(Problem, match="closed"):
+        await house.write(lambda _: None)
+    with pytest.raises(Problem, match="closed"):
+        await house.record(event())
+    with pytest.raises(Problem, match="closed"):
+        house.read(audit.last_seq)
+    with pytest.raises(Problem, match="closed"):
+        await house.read_slow(audit.last_seq)
+
+
+async def test_what_is_queued_is_committed_before_closing(opened: Open, event: Make) -> None:
+    """Closing drains the queue."""
+    async with opened() as house:
+        waiting = [asyncio.ensure_future(house.record(event())) for _ in range(100)]
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*waiting) == list(range(1, 101))
+    async with opened() as house:
+        assert house.read(audit.last_seq) == 100
+
+
+async def test_heads_are_signed_every_thousand_events_and_at_close(state_dir: Path, clock: Any, event: Make) -> None:
+    """Each head is told to whoever repeats it into the journal, and its event is on disk by then."""
+    heads: list[Head] = []
+    async with open_ledger(state_dir, clock=clock, on_head=heads.append) as house:
+        await asyncio.gather(*(house.record(event()) for _ in range(2_500)))
+        await house.record(event())
+        signed = await house.sign_head()
+        assert signed is not None
+        assert signed == heads[-1]
+        assert await house.sign_head() is None
+        await house.record(event())
+        key = audit_chain.public_key(house.public_key)
+    assert [head.seq for head in heads][-2:] == [2_501, 2_502]
+    assert len(heads) >= 3
+    async with open_ledger(state_dir, clock=clock) as house:
+        report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db), heads=heads, key=key))
+    assert report.ok, report.problem
+    assert report.signed_seq == report.last_seq == report.events == 2_502
+
+
+async def test_a_flood_of_denials_is_recorded_with_its_count(house: Ledger, event: Make, opened: Open) -> None:
+    """Beyond the quota denials are counted; allows and other actors are not held back; all are accounted for."""
+    flood = event(decision="deny", code="capability_denied", detail={})
+    seqs = [await house.record(flood) for _ in range(100)]
+    assert seqs[:20] == list(range(1, 21))
+    assert set(seqs[20:]) == {20}
+    assert await house.record(event(decision="deny", actor="plugin:other.one", code="capability_denied")) == 21
+    assert await house.record(event()) == 22
+    await house._finish()
+    rows = house.read(audit.query)
+    assert [row["detail"] for row in rows[22:]] == [{"count": 80}]
+
+
+async def test_counts_and_heads_are_written_as_time_passes(
+    opened: Open, clock: Any, event: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anybody asking: the count of a flood after a second, a head after a minute."""
+    monkeypatch.setattr(door, "EVERY_S", 0.001)
+    denied = event(decision="deny", detail={})
+    async with opened() as house:
+        for _ in range(25):
+            await house.record(denied)
+        assert house.read(audit.last_seq) == 20
+        clock.advance(1)
+        await until(lambda: house.read(audit.last_seq) == 21)
+        assert house.read(lambda db: audit.query(db, after=20))[0]["detail"] == {"count": 5}
+        clock.advance(60)
+        await until(lambda: house.read(lambda db: db.execute("SELECT max(seq) FROM heads").get) == 21)
+
+
+async def test_tampering_with_the_rows_is_found(opened: Open, state_dir: Path, event: Make) -> None:
+    """Whoever edits, cuts or breaks rows in the file itself is found by the same check."""
+    async with opened() as house:
+        for _ in range(5):
+            await house.record(event())
+        key = audit_chain.public_key(house.public_key)
+    for statement, seq in (
+        ("UPDATE audit SET detail = '{oops' WHERE seq = 4", 4),
+        ("UPDATE audit SET decision = 'deny' WHERE seq = 3", 3),
+        ("DELETE FROM audit WHERE seq = 2", 2),
+        ("DELETE FROM audit", 1),
+    ):
+        connection = apsw.Connection(str(state_dir / "ledger.sqlite3"))
+        connection.execute(statement)
+        connection.close()
+        async with opened() as house:
+            report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db), key=key))
+        assert report.bad_seq == seq, report.problem
+
+
+async def test_a_chain_whose_tail_was_cut_keeps_the_evidence(opened: Open, state_dir: Path, event: Make) -> None:
+    """Writing on after a cut does not cover it up: the old head still speaks."""
+    async with opened() as house:
+        for _ in range(5):
+            await house.record(event())
+    connection = apsw.Connection(str(state_dir / "ledger.sqlite3"))
+    connection.execute("DELETE FROM audit WHERE seq > 3")
+    connection.close()
+    async with opened() as house:
+        assert await house.record(event(target="after")) == 4
+        assert await house.record(event(target="after")) == 5
+    async with opened() as house:
+        report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))
+    assert report.bad_seq == 5
+    assert "not the one that was signed" in report.problem
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; the test's own timeout is the deadline."""
+    while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+        await asyncio.sleep(0.001)
