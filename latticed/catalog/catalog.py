@@ -1,0 +1,206 @@
+"""The catalog: what lies in the plugin directories, as a current view and as a stream of what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from latticed.bundle import read
+from latticed.catalog import root as roots
+from latticed.catalog.crew import Crew
+from latticed.catalog.directory import Directory
+from latticed.catalog.outbox import Outbox, Sighting
+from latticed.catalog.scanner import Judge
+from latticed.model.errors import Problem
+from latticed.settings import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from latticed.catalog.store import Store
+    from latticed.kit.clock import Clock
+    from latticed.model.verdict import Verdict, Verified
+    from latticed.trust.policy import TrustPolicy
+
+__all__ = ["Catalog", "Sighting"]
+
+MAX_BUNDLES: Final = 20_000
+_AT_ONCE: Final = 2
+_GRACE_S: Final = 1.0
+
+T = TypeVar("T")
+
+
+class Catalog:
+    """An async context manager: entered, everything has been judged once; left, nothing is watched any more.
+
+    `directories` maps a label to a plugin directory; a bundle's name is `<label>/<directory name>`. `policy` is asked
+    at each judgement; call `rescan` when it changes. `store` is where `keep` puts verified pairs.
+    """
+
+    def __init__(
+        self,
+        directories: Mapping[str, Path],
+        *,
+        policy: Callable[[], TrustPolicy],
+        host_version: str,
+        clock: Clock,
+        limits: read.Limits | None = None,
+        watch: Watch | None = None,
+        max_bundles: int = MAX_BUNDLES,
+        store: Store | None = None,
+    ) -> None:
+        self.counters: Counter[str] = Counter(overflows=0, scans=0, events=0, judged=0, watcher_restarts=0)
+        self._paths = dict(directories)
+        self._store = store
+        self._limits = limits or read.Limits()
+        self._outbox = Outbox()
+        self._crew = Crew(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        self._errand = 0
+        judge = Judge(limits=self._limits, policy=policy, host_version=host_version, clock=clock)
+        self._directories = {
+            label: Directory(
+                path,
+                judge=judge,
+                watch=watch or Watch(),
+                max_bundles=max_bundles,
+                post=self._poster(label),
+                counters=self.counters,
+            )
+            for label, path in self._paths.items()
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Task[None] | None = None
+        self._read = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            await asyncio.gather(*(directory.start() for directory in self._directories.values()))
+        except BaseException:
+            await self._stop()
+            raise
+        for label, directory in self._directories.items():
+            task = asyncio.create_task(directory.run(), name=f"catalog {label}")
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def changes(self) -> AsyncIterator[tuple[Sighting, ...]]:
+        """The news, in batches, for one reader. The first batch is all that the first scan found, even if nothing.
+
+        Later ones hold what changed since: another identity or artifact, another code, gone. A name that changes
+        several times while the reader is busy is reported once, as it is now.
+        """
+        if self._read:
+            raise RuntimeError("the catalog's changes have one reader")
+        self._read = True
+        yield self._outbox.take()
+        while True:
+            await self._outbox.wait()
+            if self._failed is not None:
+                self._failed.result()
+            if batch := self._outbox.take():
+                yield batch
+
+    def current(self) -> Mapping[str, Verdict]:
+        """The verdict on every bundle there is now, by name."""
+        return {
+            f"{label}/{name}": entry.verdict
+            for label, directory in self._directories.items()
+            for name, entry in directory.entries.items()
+        }
+
+    def rescan(self, *, rehash: bool = False) -> None:
+        """Judge everything again, soon and under the policy of now (SIGHUP, changed policy or settings).
+
+        Artifacts whose files have not changed are judged by the hash they had, unless `rehash`.
+        """
+        for directory in self._directories.values():
+            directory.rescan(rehash=rehash)
+
+    async def judge(self, name: str) -> Verdict:
+        """The verdict on one bundle, read and hashed now; nothing is remembered.
+
+        `name` may leave the label out; then the first directory that has such a bundle counts.
+        Problem("not_found") when there is none, Problem("bad_request") when it cannot be a name.
+        """
+        for directory, bundle in self._candidates(name):
+            verdict = await self._do(functools.partial(directory.look, bundle))
+            if verdict is not None:
+                return verdict
+        raise Problem(
+            "not_found", f"expected a bundle directory named {name!a}, found none", "see `latticectl rejected`"
+        )
+
+    async def keep(self, name: str, verified: Verified) -> None:
+        """Copy the pair of this sighting into the store, if it is still what was verified.
+
+        ReadRefused when it is not (any more), Problem("store_unavailable") when it cannot be written.
+        """
+        store = self._store
+        if store is None:
+            raise RuntimeError("this catalog was given no store")
+        label, _, bundle = name.partition("/")
+        path = self._paths[label]
+
+        def copy() -> None:
+            root = roots.look_at(path)
+            try:
+                with read.open_bundle(bundle, beneath=root.fd, limits=self._limits, owners=root.owners) as directory:
+                    store.keep(directory, verified)
+            finally:
+                root.close()
+
+        await self._do(copy)
+
+    def problems(self) -> tuple[str, ...]:
+        """What keeps the catalog from seeing the directories as they are; for health."""
+        return tuple(problem for directory in self._directories.values() for problem in directory.problems())
+
+    def _candidates(self, name: str) -> Iterable[tuple[Directory, str]]:
+        label, slash, bundle = name.partition("/")
+        places = [self._directories[label]] if slash and label in self._directories else []
+        if not slash:
+            places, bundle = list(self._directories.values()), name
+        if not bundle or "/" in bundle or "\0" in bundle or bundle.startswith(".") or not places:
+            detail = f"expected a name within the plugin directory, found {name[:80]!a}"
+            raise Problem("bad_request", detail, "give the bundle's directory name, as `latticectl rejected` shows it")
+        return [(directory, bundle) for directory in places]
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        """One piece of blocking work on a thread of its own; a few at once."""
+        async with self._at_once:
+            self._errand += 1
+            errand = self._errand
+            outcome = await self._crew.run([errand], lambda _: work())
+        if errand in outcome.failed:
+            raise outcome.failed[errand]
+        if errand not in outcome.done:
+            detail = f"expected an answer within {self._limits.deadline_s:g} s, found none"
+            raise Problem("deadline_exceeded", detail, "the disk or the file system does not answer")
+        return outcome.done[errand]
+
+    def _poster(self, label: str) -> Callable[[Iterable[tuple[str, Verdict | None]]], None]:
+        def post(found: Iterable[tuple[str, Verdict | None]]) -> None:
+            self._outbox.post((f"{label}/{name}", verdict) for name, verdict in found)
+
+        return post
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A directory that stopped being followed must not look like one where nothing happens."""
+        if not task.cancelled() and task.exception() is not None:
+            self._failed = task
+            self._outbox.wake()
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(directory.stop() for directory in self._directories.values()))

@@ -1,0 +1,175 @@
+"""A few threads for work on files that may hang: what takes too long is left behind, never waited for.
+
+Threads cannot be cancelled, and an executor waits for its threads at exit. So each batch starts its own daemon threads,
+which end with the batch. A worker that is stuck (a dead NFS server, a broken disk) past the deadline is abandoned: its
+job has no result, another worker takes its place, and when the read returns one day the thread ends without a word.
+A job that is still stuck is not begun again, so there are never more such threads than jobs that hang. Beyond
+`abandoned_max` of them no thread is started, and every job counts as stuck at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+
+_LOOK_S: Final = 0.25
+
+J = TypeVar("J", bound="Hashable")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[J, R]):
+    """What became of a batch: results, jobs that raised, jobs that got stuck, jobs nobody began in time."""
+
+    done: dict[J, R]
+    failed: dict[J, Exception]
+    stuck: tuple[J, ...]
+    left: tuple[J, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Worker(Generic[J]):
+    job: J | None = None
+    since_s: float = 0.0
+    busy: bool = False
+    abandoned: bool = False
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Batch(Generic[J, R]):
+    todo: deque[J]
+    work: Callable[[J], R]
+    until_s: float
+    wake: Callable[[], None]
+    done: dict[J, R] = field(default_factory=dict)
+    failed: dict[J, Exception] = field(default_factory=dict)
+    stuck: list[J] = field(default_factory=list)
+    workers: list[_Worker[J]] = field(default_factory=list)
+
+
+class Crew:
+    """Runs batches of jobs on up to `threads` threads each; a job has `deadline_s` seconds."""
+
+    def __init__(self, *, threads: int, deadline_s: float, abandoned_max: int = 32) -> None:
+        self._threads = threads
+        self._deadline_s = deadline_s
+        self._abandoned_max = abandoned_max
+        self._abandoned: set[_Worker[Any]] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def abandoned(self) -> int:
+        """How many threads are stuck right now."""
+        return len(self._abandoned)
+
+    async def run(self, jobs: Iterable[J], work: Callable[[J], R], *, slice_s: float = float("inf")) -> Outcome[J, R]:
+        """Do `work(job)` for each of `jobs`; none is begun once `slice_s` seconds have passed.
+
+        When cancelled, no further job is begun.
+        """
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(news.set)
+            except RuntimeError:  # the loop has been closed while this thread was stuck
+                return
+
+        with self._lock:
+            hanging = {worker.job for worker in self._abandoned}
+        batch: _Batch[J, R] = _Batch(todo=deque(), work=work, until_s=time.monotonic() + slice_s, wake=wake)
+        for job in jobs:
+            (batch.stuck if job in hanging else batch.todo).append(job)
+        try:
+            for _ in range(min(self._threads, (len(batch.todo) + 3) // 4)):
+                self._hire(batch)
+            while not all(worker.ended or worker.abandoned for worker in batch.workers):
+                await _wait(news, _LOOK_S)
+                self._look_after(batch)
+        finally:
+            left = _drain(batch.todo)
+        if self.abandoned >= self._abandoned_max:
+            batch.stuck.extend(left)
+            left = []
+        # Copies: a worker that was abandoned must find nothing of ours to write into.
+        with self._lock:
+            return Outcome(done=dict(batch.done), failed=dict(batch.failed), stuck=tuple(batch.stuck), left=tuple(left))
+
+    def _hire(self, batch: _Batch[J, R]) -> None:
+        """Start one more worker, if there is room beside those that are stuck."""
+        if len(self._abandoned) >= self._abandoned_max:
+            return
+        worker: _Worker[J] = _Worker()
+        batch.workers.append(worker)
+        threading.Thread(target=self._labour, args=(batch, worker), name="latticed-scan", daemon=True).start()
+
+    def _labour(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:
+        while time.monotonic() < batch.until_s and not worker.abandoned:
+            try:
+                job = batch.todo.popleft()
+            except IndexError:
+                break
+            worker.job, worker.since_s, worker.busy = job, time.monotonic(), True
+            self._do(batch, worker, job)
+        with self._lock:
+            worker.ended = True
+            self._abandoned.discard(worker)
+        batch.wake()
+
+    def _do(self, batch: _Batch[J, R], worker: _Worker[J], job: J) -> None:
+        result: R | None = None
+        failure: Exception | None = None
+        try:
+            result = batch.work(job)
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked; a thread must not die of it
+            failure = error
+        with self._lock:
+            worker.busy = False
+            if worker.abandoned:
+                return
+            if failure is not None:
+                batch.failed[job] = failure
+            else:
+                batch.done[job] = cast("R", result)
+
+    def _look_after(self, batch: _Batch[J, R]) -> None:
+        """Abandon workers that are stuck, and replace them while there is work and room."""
+        now_s = time.monotonic()
+        for worker in list(batch.workers):
+            with self._lock:
+                late = worker.busy and not worker.abandoned and now_s - worker.since_s > self._deadline_s
+                if not late:
+                    continue
+                worker.abandoned = True
+                self._abandoned.add(worker)
+                batch.stuck.append(cast("J", worker.job))
+            if batch.todo:
+                self._hire(batch)
+
+
+async def _wait(news: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await news.wait()
+    news.clear()
+
+
+def _drain(todo: deque[J]) -> list[J]:
+    """Take out what is left, while workers may be taking too."""
+    found: list[J] = []
+    while True:
+        try:
+            found.append(todo.popleft())
+        except IndexError:
+            return found

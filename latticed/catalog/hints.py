@@ -1,0 +1,59 @@
+"""Between watchdog's thread and the event loop: what happened, each name once."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_NAMES: Final = 65_536
+"""More names than this waiting to be looked at mean a scan instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """What happened since the last time: names to look at, and whether everything has to be."""
+
+    names: frozenset[str]
+    scan: bool
+    events: int
+    overflows: int
+
+
+class Inbox:
+    """Notes from any thread, taken by the loop. `wake` is called once when there is something new."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._names: set[str] = set()
+        self._scan = False
+        self._events = 0
+        self._overflows = 0
+
+    def note(self, name: str | None = None, *, scan: bool = False, overflows: int = 0) -> None:
+        """Something happened to `name`, or something that only a scan can answer."""
+        with self._lock:
+            first = not self._names and not self._scan
+            self._events += 1
+            self._overflows += overflows
+            self._scan |= scan
+            if name is not None:
+                self._names.add(name)
+            if len(self._names) > MAX_NAMES:
+                self._names.clear()
+                self._scan = True
+        if first:
+            self._wake()
+
+    def take(self) -> Hints:
+        """What was noted since the last call."""
+        with self._lock:
+            hints = Hints(names=frozenset(self._names), scan=self._scan, events=self._events, overflows=self._overflows)
+            self._names.clear()
+            self._scan = False
+            self._events = self._overflows = 0
+        return hints

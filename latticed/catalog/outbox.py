@@ -1,0 +1,73 @@
+"""What the reader of the catalog has not heard yet: the latest verdict of each name, and only if it is news."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from latticed.model.verdict import Refused, Verdict, Verified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What is to be said of one bundle now: `verdict` None means that it is gone.
+
+    `name` is `<directory label>/<bundle name>`; bytes that are not UTF-8 are surrogate escapes (os.fsdecode).
+    """
+
+    name: str
+    verdict: Verdict | None
+
+
+def same(one: Verdict | None, other: Verdict | None) -> bool:
+    """Whether `other` after `one` is no news: the same identity and artifact, the same code, or still gone."""
+    match one, other:
+        case Verified(), Verified():
+            return (one.identity, one.artifact_sha256) == (other.identity, other.artifact_sha256)
+        case Refused(), Refused():
+            return one.code == other.code
+        case _:
+            return one is None and other is None
+
+
+class Outbox:
+    """Coalesces for one reader: however slow it is, no more than one sighting per name waits for it."""
+
+    def __init__(self) -> None:
+        self._reported: dict[str, Verdict] = {}
+        self._pending: dict[str, Verdict | None] = {}
+        self._news = asyncio.Event()
+
+    def post(self, found: Iterable[tuple[str, Verdict | None]]) -> None:
+        """These names were judged; what the reader knows already is dropped."""
+        for name, verdict in found:
+            if same(self._reported.get(name), verdict):
+                self._pending.pop(name, None)
+            else:
+                self._pending[name] = verdict
+        if self._pending:
+            self._news.set()
+
+    def wake(self) -> None:
+        """Have the reader look, news or not."""
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Until there may be news."""
+        await self._news.wait()
+
+    def take(self) -> tuple[Sighting, ...]:
+        """All the news; the reader is taken to know it from now on."""
+        self._news.clear()
+        batch = tuple(Sighting(name=name, verdict=verdict) for name, verdict in self._pending.items())
+        self._pending.clear()
+        for sighting in batch:
+            if sighting.verdict is None:
+                self._reported.pop(sighting.name, None)
+            else:
+                self._reported[sighting.name] = sighting.verdict
+        return batch

@@ -1,0 +1,55 @@
+"""What is said when a bundle, or a whole directory, could not be looked at."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from latticed.catalog.scanner import Entry
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+def surplus(max_bundles: int) -> Entry:
+    """One bundle more than the settings allow."""
+    reason = f"expected at most {max_bundles} bundles in the directory, found more"
+    hint = "remove bundles, or raise limits.bundles in the settings"
+    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint), surplus=True)
+
+
+def no_answer(deadline_s: float) -> Entry:
+    """A read that does not return."""
+    return _unreadable(f"expected an answer of the disk within {deadline_s:g} s, found none")
+
+
+def failed(error: Exception) -> Entry:
+    """A judgement that ended in an exception: the disk's fault, or ours."""
+    if not isinstance(error, OSError):
+        _log.error("judgement_failed", exc_info=error)
+    return _unreadable(f"expected to judge the bundle, found: {getattr(error, 'strerror', None) or error}")
+
+
+def in_unreadable_directory() -> Entry:
+    """A bundle that was there while its directory could still be read."""
+    reason = "expected to read the plugin directory, found that it cannot be read"
+    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint="`latticectl health` says what is wrong"))
+
+
+def directory(path: Path, error: Exception | None) -> str:
+    """Why a directory could not be listed, in one line; `error` None for one that did not answer in time."""
+    if error is None:
+        return f"expected the directory {path} to answer, found no answer in time"
+    if isinstance(error, Problem):
+        return error.detail
+    _log.error("scan_failed", exc_info=error)
+    return f"expected to scan the directory {path}, found: {error}"
+
+
+def _unreadable(reason: str) -> Entry:
+    hint = "check the disk and the file system it is on; the next scan tries again"
+    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint))

@@ -1,0 +1,94 @@
+"""One look at a plugin directory itself: opened once, so that a look never mixes two directories of the same name."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
+
+RootId = tuple[int, int]
+"""(dev, inode) of a plugin directory."""
+
+
+class Root:
+    """An open plugin directory: `fd`, `id`, and the `owners` whose files may lie in its bundles (contracts §1).
+
+    Held only while it is looked at: a descriptor kept would keep a file system from being unmounted.
+    """
+
+    def __init__(self, fd: int) -> None:
+        found = os.fstat(fd)
+        self.fd = fd
+        self.id: RootId = (found.st_dev, found.st_ino)
+        self.owners = frozenset({0, os.geteuid(), found.st_uid})
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Shared:
+    """One Root for the threads of a batch: opened by the first that enters, closed by the last that leaves.
+
+    A thread that is stuck keeps it open, so that the number of its descriptor means nothing else meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._root: Root | None = None
+        self._users = 0
+
+    def __enter__(self) -> Root:
+        with self._lock:
+            if self._root is None:
+                self._root = look_at(self._path)
+            self._users += 1
+            return self._root
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._root is not None:
+                self._root.close()
+                self._root = None
+
+
+def look_at(path: Path) -> Root:
+    """Open the plugin directory; Problem("directory_missing" | "directory_unreadable") says what is there instead.
+
+    The operator may have made `path` a symlink: it is followed here, each time anew, and nowhere else.
+    """
+    try:
+        return Root(os.open(path, _FLAGS))
+    except FileNotFoundError as error:
+        raise Problem("directory_missing", f"expected a directory {path}, found nothing", f"mkdir {path}") from error
+    except NotADirectoryError as error:
+        raise Problem("directory_missing", f"expected a directory {path}, found {_kind(path)}") from error
+    except OSError as error:
+        detail = f"expected to read the directory {path}, found: {error.strerror}"
+        raise Problem("directory_unreadable", detail, "the daemon's user must be able to list and enter it") from error
+
+
+def identify(path: Path) -> RootId | None:
+    """Which directory `path` means now; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "something below a file"
+    return "a regular file" if stat.S_ISREG(mode) else "another kind of file"

@@ -1,0 +1,49 @@
+"""When a name that was touched is judged (architecture, decision 5): after a quiet time, or at the longest anyway.
+
+Pure arithmetic over times that are passed in (seconds of a clock that only grows); both operations cost the same for
+one name as for twenty thousand.
+"""
+
+from __future__ import annotations
+
+
+class Settle:
+    """Names that were marked, each due `quiet_s` after its last mark and at most `longest_s` after its first."""
+
+    def __init__(self, *, quiet_s: float, longest_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._longest_s = longest_s
+        # Both are ordered by their times: insertion order is time order, because the clock only grows.
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def mark(self, name: str, now_s: float) -> None:
+        """Something happened to `name` at `now_s`."""
+        self._first.setdefault(name, now_s)
+        self._last.pop(name, None)
+        self._last[name] = now_s
+
+    def forget(self, name: str) -> None:
+        """`name` has been judged for another reason."""
+        self._first.pop(name, None)
+        self._last.pop(name, None)
+
+    def next_due_s(self) -> float | None:
+        """When the next name is due; None when no name is marked."""
+        if not self._first:
+            return None
+        return min(next(iter(self._last.values())) + self._quiet_s, next(iter(self._first.values())) + self._longest_s)
+
+    def due(self, now_s: float) -> list[str]:
+        """Take out the names that are due at `now_s`."""
+        found: list[str] = []
+        while (moment := self.next_due_s()) is not None and moment <= now_s:
+            quiet, quiet_since = next(iter(self._last.items()))
+            oldest, _ = next(iter(self._first.items()))
+            name = quiet if quiet_since + self._quiet_s <= now_s else oldest
+            self.forget(name)
+            found.append(name)
+        return found

@@ -1,0 +1,163 @@
+"""The pairs that runners start from: manifest and artifact as they were verified, by identity (decision 2).
+
+`<store>/<identity>/manifest.json` and `artifact`: directories 0700, files 0400. A pair appears whole, by a rename, or
+not at all. The store is no trust anchor: who starts something from it verifies it again first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from latticed.bundle import decode, read
+from latticed.bundle.refusal import ReadRefused
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Refused, Verdict, Verified
+from latticed.trust import payload, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from latticed.bundle.read import BundleDirectory
+    from latticed.trust.policy import TrustPolicy
+
+_IDENTITY: Final = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY: Final = ".tmp-"
+_HINT_AGAIN: Final = "the bundle changed meanwhile: look at it again, and install what it is now"
+
+
+class Store:
+    """Verified pairs beneath `directory`. All methods block; `keep` and `collect` may run beside each other."""
+
+    def __init__(self, directory: Path, *, limits: read.Limits | None = None) -> None:
+        self._directory = directory
+        self._limits = limits or read.Limits()
+        self._owners = frozenset({os.geteuid()})
+        self._busy: set[str] = set()
+
+    def keep(self, source: BundleDirectory, verified: Verified) -> None:
+        """Copy the pair that `verified` speaks of; one that is stored already, and intact, is left alone.
+
+        ReadRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
+        Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
+        """
+        if self._holds(verified):
+            return
+        temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
+        self._busy.add(temporary)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._write(self._directory / temporary, source, verified)
+            self._put_in_place(temporary, verified.identity)
+        except OSError as error:
+            detail = f"expected to store a verified pair, found: {error.strerror or error}"
+            hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check the state directory"
+            raise Problem("store_unavailable", detail, hint) from error
+        finally:
+            shutil.rmtree(self._directory / temporary, ignore_errors=True)
+            self._busy.discard(temporary)
+
+    def open(self, identity: str) -> BundleDirectory:
+        """The stored pair, to be read; ReadRefused when there is none. Only our own user's files count."""
+        return read.open_bundle(self.path(identity), limits=self._limits, owners=self._owners)
+
+    def path(self, identity: str) -> Path:
+        """Where the pair of `identity` (64 lowercase hex digits) is, or would be."""
+        if _IDENTITY.fullmatch(identity) is None:
+            raise ValueError(f"expected 64 hex digits, found {identity[:80]!r}")
+        return self._directory / identity
+
+    def verify(self, identity: str, policy: TrustPolicy, *, host_version: str) -> Verdict:
+        """Judge the stored pair afresh under `policy`; another identity than its name says is a mismatch."""
+        try:
+            with self.open(identity) as directory:
+                verdict = verify.verify(directory, policy, host_version=host_version)
+        except ReadRefused as refused:
+            return Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
+        if isinstance(verdict, Verified) and verdict.identity != identity:
+            return Refused(
+                code=Code.DIGEST_MISMATCH,
+                reason=f"expected the stored pair to have the identity {identity}, found {verdict.identity}",
+                hint="somebody changed the store: install the plugin again",
+                manifest=verdict.manifest,
+            )
+        return verdict
+
+    def collect(self, in_use: Collection[str]) -> int:
+        """Remove pairs that are not `in_use`, and what interrupted writes left; returns how many went."""
+        wanted = frozenset(in_use)
+        removed = 0
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._directory):
+                ours = _IDENTITY.fullmatch(name) is not None or name.startswith(_TEMPORARY)
+                if ours and name not in wanted and name not in self._busy:
+                    shutil.rmtree(self._directory / name, ignore_errors=True)
+                    removed += 1
+            if removed:
+                files.sync_directory(self._directory)
+        return removed
+
+    def _holds(self, verified: Verified) -> bool:
+        """Whether the pair is there, byte for byte."""
+        try:
+            with self.open(verified.identity) as directory:
+                return _identity(directory.manifest()) == verified.identity and directory.hash_artifact() == (
+                    verified.artifact_sha256,
+                    verified.artifact_bytes,
+                )
+        except ReadRefused:
+            return False
+
+    def _write(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
+        target.mkdir(mode=0o700)
+        manifest = source.manifest()
+        found = _identity(manifest)
+        if found != verified.identity:
+            raise ReadRefused(
+                Code.CHANGED_WHILE_READING,
+                f"expected the manifest of the identity {verified.identity}, found {found}",
+                _HINT_AGAIN,
+            )
+        with files.closing(_create(target / read.MANIFEST)) as fd:
+            files.write_all(fd, manifest)
+            os.fsync(fd)
+        with files.closing(_create(target / read.ARTIFACT)) as fd:
+            sha256, _ = source.hash_artifact(copy_to=fd)
+            if sha256 != verified.artifact_sha256:
+                reason = f"expected the artifact's SHA-256 to be {verified.artifact_sha256}, found {sha256}"
+                raise ReadRefused(Code.DIGEST_MISMATCH, reason, _HINT_AGAIN)
+            os.fsync(fd)
+        files.sync_directory(target)
+
+    def _put_in_place(self, temporary: str, identity: str) -> None:
+        """Rename onto the identity; a damaged pair of that name is moved aside first, for `keep` never trusts it."""
+        target = self.path(identity)
+        try:
+            os.rename(self._directory / temporary, target)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
+            damaged = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+            os.rename(target, damaged)
+            os.rename(self._directory / temporary, target)
+            if damaged.is_dir() and not damaged.is_symlink():
+                shutil.rmtree(damaged, ignore_errors=True)
+            else:
+                damaged.unlink()
+        files.sync_directory(self._directory)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+
+
+def _identity(manifest: bytes) -> str:
+    raw, decoded = decode.decode(manifest)
+    return payload.identity(payload.signing_payload(raw, decoded))

@@ -1,0 +1,51 @@
+"""When a directory is scanned: on request, by the timer, more often while it cannot be watched; never all the time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TICK_S: Final = 1.0
+"""How often it is asked whether the path still means the directory that is watched."""
+FALLBACK_S: Final = 2.0
+"""How often everything is looked at while not everything can be watched."""
+_PAUSE_S: Final = 0.1
+_SHARE: Final = 4  # pauses of four times a scan's own duration: at most a fifth of the time goes into scans
+
+
+class Timetable:
+    """Pure arithmetic; times are seconds of a clock that only grows."""
+
+    def __init__(self, *, rescan_s: float, now_s: float) -> None:
+        self._rescan_s = rescan_s
+        self._scanned_s = self._allowed_s = self._ticked_s = now_s
+        self._wanted = True
+
+    def want_scan(self) -> None:
+        """Something happened that only a scan can answer."""
+        self._wanted = True
+
+    def want_scan_now(self, now_s: float) -> None:
+        """An operator asked: no pause is kept."""
+        self._wanted = True
+        self._allowed_s = now_s
+
+    def scan_due_s(self, *, watched: bool) -> float:
+        """When to scan next; `watched` says whether events can be relied on to arrive."""
+        if self._wanted:
+            return self._allowed_s
+        every_s = self._rescan_s if watched else min(FALLBACK_S, self._rescan_s)
+        return max(self._scanned_s + every_s, self._allowed_s)
+
+    def scan_began(self) -> None:
+        """Whatever happens from now on asks for another scan."""
+        self._wanted = False
+
+    def scan_ended(self, *, began_s: float, now_s: float) -> None:
+        self._scanned_s = now_s
+        self._allowed_s = now_s + max(_PAUSE_S, _SHARE * (now_s - began_s))
+
+    def tick_due_s(self) -> float:
+        return self._ticked_s + TICK_S
+
+    def ticked(self, now_s: float) -> None:
+        self._ticked_s = now_s

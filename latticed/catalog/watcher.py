@@ -1,0 +1,298 @@
+"""inotify on one plugin directory and on each bundle in it: hints of where to look, never the truth.
+
+Built on watchdog's `InotifyFD`, the layer beneath its Observer, because the Observer loses what matters here: it holds
+back what follows a move for 500 ms, walks into whatever tree a bundle contains, is silent about watches it could not
+add, and its thread can die of its own bookkeeping. Events are filtered by the kernel: on close, rename, deletion and
+changed permissions, not on each write (decision 5). Callbacks run on watchdog's thread: they note what happened and
+wake the loop once.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask
+
+from latticed.bundle import read
+from latticed.catalog import root as roots
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from watchdog.observers.inotify_c import InotifyEvent, WatchDescriptor
+
+    from latticed.catalog.hints import Inbox
+    from latticed.catalog.root import Root, RootId
+
+_log = logging.getLogger(__name__)
+
+_MASK: Final = Mask(
+    InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_MOVED_FROM
+    | InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_DELETE
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_MOVE_SELF
+    | InotifyConstants.IN_ONLYDIR
+    | InotifyConstants.IN_DONT_FOLLOW
+)
+_ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
+_PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watch:
+    wd: WatchDescriptor
+    id: CallbackId
+    inode: RootId
+
+
+class Watcher:
+    """Watches one plugin directory and notes in `inbox` what happened.
+
+    `arm_root`, `arm` and `retain` are called by whoever scans, off the loop; they are the only way to a watch, except
+    that a bundle directory which appears is armed at once, before its files are written.
+    """
+
+    def __init__(self, path: Path, *, inbox: Inbox) -> None:
+        self._path = path
+        self._inbox = inbox
+        self._lock = threading.RLock()
+        self._inotify: InotifyFD | None = None
+        self._ids = itertools.count(1)
+        self._root: _Watch | None = None
+        self._watches: dict[str, _Watch] = {}
+        self._unwatched: set[str] = set()
+        self._reason = ""
+        self._failure = ""
+        self._closed = False
+
+    def start(self) -> None:
+        """Ask the kernel for an inotify instance; when there is none, `failure` says so and only scans see changes."""
+        try:
+            inotify = InotifyFD()
+        except OSError as error:
+            self._failure = f"no inotify instance: {error.strerror}"
+            return
+        # watchdog opens it without CLOEXEC: no child may inherit it.
+        os.set_inheritable(inotify._inotify_fd, False)  # noqa: SLF001 - there is no public name for it
+        inotify.start()
+        with self._lock:
+            self._inotify = inotify
+            self._failure = ""
+        if self._closed:
+            self.stop()
+
+    def close(self) -> None:
+        """Stop for good, even while another thread is about to start."""
+        self._closed = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Give back the instance and wait for its thread; not for the event loop's thread."""
+        with self._lock:
+            inotify, self._inotify, self._root = self._inotify, None, None
+            self._watches.clear()
+            self._unwatched.clear()
+        if inotify is None:
+            return
+        # A thread that died while it waited for events leaves its descriptors to us.
+        orphaned = not inotify.is_alive() and inotify._is_reading  # noqa: SLF001 - watchdog does not say
+        inotify.stop()
+        inotify.join()
+        if orphaned:
+            inotify._close_resources()  # noqa: SLF001 - nobody else will
+
+    @property
+    def alive(self) -> bool:
+        """Whether events can arrive at all."""
+        inotify = self._inotify
+        return inotify is not None and inotify.is_alive()
+
+    @property
+    def watched_root(self) -> RootId | None:
+        """Which directory is watched; None when none is."""
+        watch = self._root
+        return watch.inode if watch is not None else None
+
+    @property
+    def failure(self) -> str:
+        """What is not watched and why, in words; empty when all is. Takes no lock: the loop asks."""
+        missed = len(self._unwatched)
+        return self._failure or (f"{missed} bundles are not watched ({self._reason})" if missed else "")
+
+    def arm_root(self, root: Root) -> None:
+        """Watch this directory and no other one."""
+        with self._lock:
+            if self._inotify is None or (self._root is not None and self._root.inode == root.id):
+                return
+            self.disarm_all()
+            try:
+                self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, _RootEvents(self))
+                self._failure = ""
+            except OSError as error:
+                self._failure = f"the plugin directory is not watched: {error.strerror}"
+
+    def arm(self, name: str, root: Root, inode: RootId) -> None:
+        """Watch the bundle directory `name`, unless it is watched. Watch first, look then: nothing is missed."""
+        known = self._watches.get(name)
+        if known is not None and known.inode == inode:
+            return
+        with self._lock:
+            if self._root is None or self._root.inode != root.id:
+                return
+            self._disarm(name)
+            try:
+                path = os.path.join(f"/proc/self/fd/{root.fd}", name)
+                self._watches[name] = self._add(path, inode, _BundleEvents(self, name))
+                self._unwatched.discard(name)
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:  # those are no bundles
+                    self._unwatched.add(name)
+                    self._reason = error.strerror or str(error)
+
+    def retain(self, names: Collection[str]) -> None:
+        """Forget every bundle that is not among `names`."""
+        with self._lock:
+            for name in [name for name in self._watches if name not in names]:
+                self._disarm(name)
+            self._unwatched.intersection_update(names)
+
+    def disarm_all(self) -> None:
+        """Watch nothing."""
+        with self._lock:
+            watches = [*self._watches.values(), *([self._root] if self._root is not None else [])]
+            self._watches.clear()
+            self._unwatched.clear()
+            self._root = None
+            if self._inotify is not None:
+                self._inotify.remove_callbacks([(watch.wd, watch.id) for watch in watches])
+
+    def _add(self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents) -> _Watch:
+        if self._inotify is None:
+            raise OSError(errno.ENODEV, "no inotify instance")
+        own_id = CallbackId(next(self._ids))
+        wd = self._inotify.add_callback(os.fsencode(path), _MASK, callback, own_id)
+        if wd == -1:  # watchdog's way of saying EACCES
+            self._inotify.remove_callbacks([(wd, own_id)])
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return _Watch(wd=wd, id=own_id, inode=inode)
+
+    def _disarm(self, name: str) -> None:
+        watch = self._watches.pop(name, None)
+        if watch is not None and self._inotify is not None:
+            self._inotify.remove_callbacks([(watch.wd, watch.id)])
+
+    # What follows runs on watchdog's thread, whose death nobody would notice at once: nothing may be raised.
+
+    def on_root_event(self, event: InotifyEvent) -> None:
+        """Something was added to the plugin directory, or taken away, or happened to the directory itself."""
+        try:
+            self._on_root_event(event)
+        except Exception:  # noqa: BLE001 - see above; a scan makes good for it
+            _log.exception("watch_event_failed")
+            self._inbox.note(scan=True)
+
+    def _on_root_event(self, event: InotifyEvent) -> None:
+        if not event.name:  # the directory itself: its permissions, its name, its end, its file system's end
+            self._inbox.note(scan=True)
+            return
+        if event.name.startswith(b"."):
+            return
+        name = os.fsdecode(event.name)
+        if event.is_moved_from:
+            with self._lock:
+                self._disarm(name)
+        elif event.mask & _ARRIVED and event.is_directory:
+            self._arm_newcomer(name)
+        self._inbox.note(name)
+
+    def _arm_newcomer(self, name: str) -> None:
+        with self._lock:
+            watched = self._root
+        try:
+            root = roots.look_at(self._path)
+        except Problem:  # the directory is on its way out
+            return
+        try:
+            if watched is not None and watched.inode == root.id:
+                found = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+                self.arm(name, root, (found.st_dev, found.st_ino))
+        except OSError:  # already gone again
+            return
+        finally:
+            root.close()
+
+    def on_bundle_event(self, name: str, event: InotifyEvent) -> None:
+        """Something happened to one of the two files, or to the bundle's directory; other files are no news."""
+        if event.name in _PARTS:
+            self._inbox.note(name)
+
+    def on_root_deleted(self, wd: WatchDescriptor) -> None:
+        """The plugin directory, or its file system, is gone."""
+        with self._lock:
+            if self._root is not None and self._root.wd == wd:
+                self._root = None
+        self._inbox.note(scan=True)
+
+    def on_bundle_deleted(self, name: str, wd: WatchDescriptor) -> None:
+        """The watch of a bundle has ended with its directory."""
+        with self._lock:
+            if name in self._watches and self._watches[name].wd == wd:
+                del self._watches[name]
+        self._inbox.note(name)
+
+    def on_overflow(self) -> None:
+        """The kernel dropped events: what is watched may not be what is there."""
+        _log.warning("watch_overflowed")
+        with self._lock:
+            for name, watch in self._watches.items():
+                self._watches[name] = _Watch(wd=watch.wd, id=watch.id, inode=(0, 0))
+        self._inbox.note(scan=True, overflows=1)
+
+
+class _RootEvents:
+    """watchdog's WatchCallback for the plugin directory."""
+
+    __slots__ = ("_watcher",)
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def on_event(self, event: InotifyEvent) -> None:
+        self._watcher.on_root_event(event)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        self._watcher.on_root_deleted(wd)
+
+    def on_queue_overflow(self) -> None:
+        self._watcher.on_overflow()
+
+
+class _BundleEvents:
+    """watchdog's WatchCallback for one bundle."""
+
+    __slots__ = ("_name", "_watcher")
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self._watcher = watcher
+        self._name = name
+
+    def on_event(self, event: InotifyEvent) -> None:
+        self._watcher.on_bundle_event(self._name, event)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        self._watcher.on_bundle_deleted(self._name, wd)
+
+    def on_queue_overflow(self) -> None:
+        """The plugin directory's own callback has heard of it."""

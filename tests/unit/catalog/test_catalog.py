@@ -1,0 +1,307 @@
+"""The catalog follows real bundles in real directories."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from latticed.bundle.read import BundleDirectory, Limits
+from latticed.catalog import Catalog, Store
+from latticed.kit.clock import SystemClock
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Refused, Verified
+from latticed.settings import Watch
+from latticed.trust.policy import TrustPolicy
+from tests.house import bundles, catalogs
+from tests.house.catalogs import until
+
+ACME = bundles.author()
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    place = tmp_path / "plugins"
+    place.mkdir()
+    return place
+
+
+async def test_first_batch_is_all_there_is(plugins: Path) -> None:
+    """The first item of the stream is the whole first scan, refused bundles included."""
+    bundles.drop(plugins, "one", author=ACME, id="acme.one")
+    bundles.drop(plugins, "two", author=bundles.author("evil"), id="acme.two")
+    (plugins / ".hidden").mkdir()
+    (plugins / "README").write_text("not a bundle")
+    async with catalogs.watching(plugins, ACME) as seen:
+        assert len(seen.batches) == 1
+        assert set(seen.now) == {"plugins/one", "plugins/two"}
+        assert seen.code("plugins/one") == "verified"
+        assert seen.code("plugins/two") == "publisher_untrusted"
+
+
+async def test_first_batch_of_nothing_is_empty(plugins: Path) -> None:
+    """A reader learns that there is nothing, rather than waiting."""
+    async with catalogs.watching(plugins, ACME) as seen:
+        assert seen.batches == [()]
+
+
+async def test_drop_tamper_restore_remove(plugins: Path) -> None:
+    """A bundle is seen to arrive, to break, to verify again with the same identity, and to go."""
+    async with catalogs.watching(plugins, ACME) as seen:
+        bundle = bundles.drop(plugins, "demo", author=ACME)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        before = bundles.tamper(bundle.artifact_path)
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
+        bundle.artifact_path.write_bytes(before)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        os.rename(bundle.path, plugins.parent / "elsewhere")
+        await until(lambda: seen.code("plugins/demo") is None)
+        told = seen.told("plugins/demo")
+        assert told == [told[0], "digest_mismatch", told[0], "gone"]
+
+
+async def test_missed_events_are_found_by_the_timer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an observer that says nothing at all, timed scans still find every change."""
+    monkeypatch.setattr("latticed.catalog.hints.Inbox.note", lambda *_, **__: None)
+    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+        bundle = bundles.drop(plugins, "demo", author=ACME)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        bundles.tamper(bundle.artifact_path)
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
+        assert seen.catalog.counters["events"] == 0
+
+
+async def test_timed_scans_hash_only_what_changed(plugins: Path) -> None:
+    """A scan that finds the same fingerprints judges nothing again; a rescan on request does."""
+    for number in range(3):
+        bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
+    catalogs.age(plugins)
+    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+        counters = seen.catalog.counters
+        assert counters["judged"] == 3
+        scans = counters["scans"]
+        await until(lambda: counters["scans"] >= scans + 2)
+        assert counters["judged"] == 3
+        seen.catalog.rescan(rehash=True)
+        await until(lambda: counters["judged"] == 6)
+
+
+async def test_policy_change_judges_again_without_news_for_the_rest(plugins: Path) -> None:
+    """After `rescan`, the policy of now decides; who is still fine is not reported again."""
+    revoked: list[str] = []
+    bundles.drop(plugins, "one", author=ACME, id="acme.one")
+    bundles.drop(plugins, "two", author=ACME, id="acme.two")
+
+    def policy() -> TrustPolicy:
+        return catalogs.trusting(ACME, revoked={"plugins": revoked})
+
+    async with catalogs.watching(plugins, policy=policy) as seen:
+        assert seen.code("plugins/one") == "verified"
+        revoked.append("acme.one@*")
+        seen.catalog.rescan()
+        await until(lambda: seen.code("plugins/one") == "plugin_revoked")
+        revoked.clear()
+        seen.catalog.rescan()
+        await until(lambda: seen.code("plugins/one") == "verified")
+        assert len(seen.told("plugins/two")) == 1
+
+
+async def test_rejudging_does_not_hash_what_has_not_changed(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging again under a new policy uses the hash of the same files; `rehash` reads them again."""
+    hashed: list[int] = []
+    original = BundleDirectory.hash_artifact
+
+    def counting(self: BundleDirectory, *args: object, **named: object) -> tuple[str, int]:
+        hashed.append(1)
+        return original(self, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BundleDirectory, "hash_artifact", counting)
+    bundles.drop(plugins, "one", author=ACME, id="acme.one")
+    catalogs.age(plugins)
+    async with catalogs.watching(plugins, ACME) as seen:
+        assert len(hashed) == 1
+        seen.catalog.rescan()
+        await until(lambda: seen.catalog.counters["judged"] == 2)
+        assert len(hashed) == 1
+        seen.catalog.rescan(rehash=True)
+        await until(lambda: seen.catalog.counters["judged"] == 3)
+        assert len(hashed) == 2
+
+
+async def test_directories_are_labelled(plugins: Path, tmp_path: Path) -> None:
+    """The same name in two directories is two bundles; a missing directory is a problem and no more."""
+    market = tmp_path / "market"
+    bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching({"plugins": plugins, "market": market}, ACME) as seen:
+        assert set(seen.now) == {"plugins/demo"}
+        assert [str(market) in problem for problem in seen.catalog.problems()] == [True]
+        market.mkdir()
+        bundles.drop(market, "demo", author=ACME)
+        await until(lambda: seen.code("market/demo") == "verified")
+        assert seen.catalog.problems() == ()
+
+
+async def test_too_many_bundles_are_refused_and_counted(plugins: Path) -> None:
+    """The limit refuses newcomers, never those who were there; room that is made is used."""
+    for name in ("b", "c", "d"):
+        bundles.drop(plugins, name, author=ACME, id=f"acme.{name}")
+    async with catalogs.watching(plugins, ACME, max_bundles=2) as seen:
+        assert [seen.code(f"plugins/{name}") for name in "bcd"] == ["verified", "verified", "unreadable"]
+        bundles.drop(plugins, "a", author=ACME, id="acme.aaa")
+        await until(lambda: seen.code("plugins/a") == "unreadable")
+        assert seen.code("plugins/b") == seen.code("plugins/c") == "verified"
+        assert any("at most 2 bundles, found 2 more" in problem for problem in seen.catalog.problems())
+        os.rename(plugins / "b", plugins.parent / "b")
+        await until(lambda: seen.code("plugins/a") == "verified")
+        assert seen.code("plugins/b") is None
+
+
+async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
+    """A verdict on request is fresh, takes the name with or without its label, and is not remembered."""
+    bundle = bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME, watch=Watch(quiet_s=5.0, longest_s=5.0)) as seen:
+        bundles.tamper(bundle.artifact_path)
+        for name in ("demo", "plugins/demo"):
+            verdict = await seen.catalog.judge(name)
+            assert isinstance(verdict, Refused)
+            assert verdict.code is Code.DIGEST_MISMATCH
+        assert isinstance(seen.catalog.current()["plugins/demo"], Verified)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b/c", "plugins/", "nowhere/demo", "../demo", "x\0y"])
+async def test_judge_refuses_what_is_no_name(plugins: Path, name: str) -> None:
+    """A name stays within the plugin directory."""
+    async with catalogs.watching(plugins, ACME) as seen:
+        with pytest.raises(Problem) as caught:
+            await seen.catalog.judge(name)
+        assert caught.value.code == "bad_request"
+
+
+async def test_judge_says_when_there_is_no_such_bundle(plugins: Path) -> None:
+    """A link or a file of that name is no bundle either."""
+    (plugins / "link").symlink_to("/etc")
+    async with catalogs.watching(plugins, ACME) as seen:
+        for name in ("absent", "link"):
+            with pytest.raises(Problem) as caught:
+                await seen.catalog.judge(name)
+            assert caught.value.code == "not_found"
+
+
+async def test_keep_stores_what_was_sighted(plugins: Path, tmp_path: Path) -> None:
+    """The pair of a sighting goes into the store and verifies from there."""
+    bundles.drop(plugins, "demo", author=ACME)
+    store = Store(tmp_path / "store")
+    async with catalogs.watching(plugins, ACME, store=store) as seen:
+        verdict = seen.now["plugins/demo"]
+        assert isinstance(verdict, Verified)
+        await seen.catalog.keep("plugins/demo", verdict)
+    again = store.verify(verdict.identity, catalogs.trusting(ACME), host_version=catalogs.HOST_VERSION)
+    assert again == verdict
+
+
+async def test_a_busy_reader_hears_the_latest_only(plugins: Path) -> None:
+    """However often a bundle changes meanwhile, one sighting per name waits; there and gone again is no news."""
+    trusted = catalogs.trusting(ACME)
+    catalog = Catalog(
+        {"plugins": plugins},
+        policy=lambda: trusted,
+        host_version=catalogs.HOST_VERSION,
+        clock=SystemClock(),
+        watch=catalogs.SWIFT,
+    )
+    async with catalog:
+        stream = catalog.changes()
+        assert await anext(stream) == ()
+        for round_ in range(3):
+            bundle = bundles.drop(plugins, "demo", author=ACME, version=f"1.0.{round_}")
+            await until(lambda: _version(catalog, "plugins/demo") == f"1.0.{round_}")  # noqa: B023
+        bundles.drop(plugins, "brief", author=ACME, id="acme.brief")
+        await until(lambda: "plugins/brief" in catalog.current())
+        os.rename(plugins / "brief", plugins.parent / "brief")
+        await until(lambda: "plugins/brief" not in catalog.current())
+        (sighting,) = await anext(stream)
+        assert sighting.name == "plugins/demo"
+        assert isinstance(sighting.verdict, Verified)
+        assert sighting.verdict.manifest.version == json.loads(bundle.manifest_path.read_bytes())["version"]
+        await stream.aclose()
+
+
+async def test_changes_have_one_reader(plugins: Path) -> None:
+    """A second reader would take news from the first."""
+    async with catalogs.watching(plugins, ACME) as seen:
+        with pytest.raises(RuntimeError):
+            await anext(seen.catalog.changes())
+
+
+async def test_tampering_is_noticed_while_everything_is_judged_again(plugins: Path) -> None:
+    """A long rescan does not hold up the bundle that changes meanwhile."""
+    for number in range(200):
+        bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
+    slow = threading.Event()
+    trusted = catalogs.trusting(ACME)
+
+    def policy() -> TrustPolicy:
+        if slow.is_set():
+            time.sleep(0.05)
+        return trusted
+
+    async with catalogs.watching(plugins, policy=policy) as seen:
+        judged = seen.catalog.counters["judged"]
+        slow.set()
+        seen.catalog.rescan(rehash=True)
+        await until(lambda: seen.catalog.counters["judged"] > judged)
+        bundles.tamper(plugins / "p199" / "artifact")
+        await until(lambda: seen.code("plugins/p199") == "digest_mismatch")
+        assert seen.catalog.counters["judged"] < judged + 200
+        slow.clear()
+
+
+async def test_limits_are_applied(plugins: Path) -> None:
+    """What is larger than the settings allow is refused with its code."""
+    bundles.drop(plugins, "demo", author=ACME, artifact=bytes(2000))
+    async with catalogs.watching(plugins, ACME, limits=Limits(artifact_bytes=1000)) as seen:
+        assert seen.code("plugins/demo") == "artifact_too_large"
+
+
+async def test_a_read_that_never_returns_costs_one_bundle(plugins: Path) -> None:
+    """A bundle whose read hangs is unreadable after the deadline; the others are judged, and so is it once it can be."""
+    release = threading.Event()
+    names = [f"p{number}" for number in range(12)]
+    for name in names:
+        bundles.drop(plugins, name, author=ACME, id=f"acme.{name}")
+    hanging = iter([True])
+    trusted = catalogs.trusting(ACME)
+
+    def policy() -> TrustPolicy:
+        if next(hanging, False):  # the first judgement gets stuck in the middle, as a dead disk would have it
+            release.wait()
+        return trusted
+
+    try:
+        limits = Limits(deadline_s=0.2)
+        async with catalogs.watching(plugins, policy=policy, limits=limits, watch=Watch(rescan_s=0.5)) as seen:
+            codes = [seen.code(f"plugins/{name}") for name in names]
+            assert sorted(codes) == ["unreadable", *["verified"] * 11]
+            release.set()
+            await until(lambda: all(seen.code(f"plugins/{name}") == "verified" for name in names))
+    finally:
+        release.set()
+
+
+async def test_leaving_while_much_is_to_be_done(plugins: Path) -> None:
+    """The catalog can be left in the middle of a rescan, and leaves no thread, task or descriptor."""
+    for number in range(50):
+        bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}", artifact=bytes(4 << 20))
+    async with catalogs.watching(plugins, ACME) as seen:
+        seen.catalog.rescan(rehash=True)
+        await asyncio.sleep(0)
+
+
+def _version(catalog: Catalog, name: str) -> str | None:
+    verdict = catalog.current().get(name)
+    return verdict.manifest.version if isinstance(verdict, Verified) else None

@@ -1,0 +1,101 @@
+"""The crew does its batches, and leaves behind what does not return."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from latticed.catalog.crew import Crew
+from tests.house.catalogs import until
+
+
+async def test_every_job_has_a_result() -> None:
+    """A batch ends when all is done; an exception belongs to its job alone."""
+    crew = Crew(threads=4, deadline_s=30)
+
+    def half(number: int) -> float:
+        return 10 / number
+
+    outcome = await crew.run(range(100), half)
+    assert outcome.done == {number: 10 / number for number in range(1, 100)}
+    assert isinstance(outcome.failed[0], ZeroDivisionError)
+    assert outcome.stuck == outcome.left == ()
+
+
+async def test_nothing_to_do_is_done_at_once() -> None:
+    """An empty batch starts no thread."""
+    outcome = await Crew(threads=4, deadline_s=30).run([], str)
+    assert outcome.done == {}
+
+
+async def test_what_is_not_begun_in_its_slice_is_left() -> None:
+    """A batch that takes too long hands back the rest, untouched."""
+    outcome = await Crew(threads=2, deadline_s=30).run(range(10), str, slice_s=0.0)
+    assert outcome.done == {}
+    assert outcome.left == tuple(range(10))
+
+
+async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
+    """Two of six jobs hang: the batch ends without them, and they are not begun again while they hang."""
+    crew = Crew(threads=2, deadline_s=0.1)
+    release = threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number < 2:
+            release.wait()
+        return number
+
+    try:
+        outcome = await crew.run(range(6), work)
+        assert outcome.done == {2: 2, 3: 3, 4: 4, 5: 5}
+        assert sorted(outcome.stuck) == [0, 1]
+        assert crew.abandoned == 2
+        again = await crew.run([0, 7], work)
+        assert again.stuck == (0,)
+        assert again.done == {7: 7}
+        assert begun.count(0) == 1
+    finally:
+        release.set()
+    await until(lambda: crew.abandoned == 0)
+    assert (await crew.run([0], work)).done == {0: 0}
+
+
+async def test_abandoned_threads_are_bounded() -> None:
+    """When everything hangs, the batch still ends, with no more threads than allowed."""
+    crew = Crew(threads=4, deadline_s=0.05, abandoned_max=3)
+    release = threading.Event()
+    before = threading.active_count()
+    try:
+        outcome = await crew.run(range(50), lambda _: release.wait())
+        assert sorted(outcome.stuck) == list(range(50))
+        assert threading.active_count() - before <= 3 + 4  # those abandoned, and one batch's
+        assert crew.abandoned >= 3
+        assert (await crew.run([99], lambda _: True)).stuck == (99,)
+    finally:
+        release.set()
+    await until(lambda: crew.abandoned == 0)
+
+
+async def test_cancelled_while_working() -> None:
+    """No further job is begun, and the thread at work ends by itself."""
+    crew = Crew(threads=1, deadline_s=30)
+    working, release = threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        working.set()
+        release.wait()
+
+    task = asyncio.create_task(crew.run(range(5), work))
+    await until(working.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    release.set()
+    await until(lambda: not any(thread.name == "latticed-scan" for thread in threading.enumerate()))
+    assert begun == [0]

@@ -1,0 +1,52 @@
+"""Settling, in virtual time."""
+
+from __future__ import annotations
+
+from latticed.catalog.settle import Settle
+
+
+def test_a_name_is_due_after_the_quiet_time() -> None:
+    """One mark, and nothing more for the quiet time."""
+    settle = Settle(quiet_s=0.15, longest_s=2.0)
+    settle.mark("a", 10.0)
+    assert settle.due(10.14) == []
+    assert settle.due(10.15) == ["a"]
+    assert settle.due(99.0) == []
+    assert settle.next_due_s() is None
+
+
+def test_each_mark_starts_the_quiet_time_again() -> None:
+    """What keeps being written is left alone..."""
+    settle = Settle(quiet_s=0.15, longest_s=2.0)
+    for step in range(10):
+        settle.mark("a", 10.0 + step * 0.1)
+    assert settle.due(11.0) == []
+    assert settle.due(11.05) == ["a"]
+
+
+def test_a_name_never_waits_longer_than_the_longest_time() -> None:
+    """... but not for ever."""
+    settle = Settle(quiet_s=0.15, longest_s=2.0)
+    for step in range(21):
+        settle.mark("a", 10.0 + step * 0.1)
+    settle.mark("b", 12.0)
+    assert settle.next_due_s() == 12.0
+    assert settle.due(12.0) == ["a"]
+    assert settle.due(12.15) == ["b"]
+
+
+def test_a_name_may_be_forgotten() -> None:
+    """What was judged for another reason is not due any more."""
+    settle = Settle(quiet_s=0.1, longest_s=1.0)
+    settle.mark("a", 0.0)
+    settle.forget("a")
+    settle.forget("never marked")
+    assert len(settle) == 0
+    assert settle.due(5.0) == []
+
+
+def test_no_quiet_time_means_at_once() -> None:
+    """A quiet time of zero judges at the next look."""
+    settle = Settle(quiet_s=0.0, longest_s=0.0)
+    settle.mark("a", 1.0)
+    assert settle.due(1.0) == ["a"]

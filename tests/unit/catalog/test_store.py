@@ -1,0 +1,169 @@
+"""The store holds whole, verified pairs, or nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from latticed.bundle import read
+from latticed.bundle.refusal import ReadRefused
+from latticed.catalog import Store
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Refused, Verified
+from latticed.trust import verify
+from latticed.trust.policy import NOBODY
+from tests.house import bundles, catalogs
+
+ACME = bundles.author()
+POLICY = catalogs.trusting(ACME)
+OWNERS = frozenset({0, os.geteuid()})
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> bundles.Bundle:
+    return bundles.drop(tmp_path, "demo", author=ACME, artifact=b"artifact" * 100_000)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state" / "store")
+
+
+def judged(path: Path) -> Verified:
+    with read.open_bundle(path, limits=read.Limits(), owners=OWNERS) as directory:
+        verdict = verify.verify(directory, POLICY, host_version=catalogs.HOST_VERSION)
+    assert isinstance(verdict, Verified), verdict
+    return verdict
+
+
+def keep(store: Store, path: Path, verified: Verified) -> None:
+    with read.open_bundle(path, limits=read.Limits(), owners=OWNERS) as directory:
+        store.keep(directory, verified)
+
+
+def test_what_is_kept_is_what_was_verified(store: Store, bundle: bundles.Bundle) -> None:
+    """Both files, byte for byte, readable by their owner alone, in private directories."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    place = store.path(verified.identity)
+    assert (place / "manifest.json").read_bytes() == bundle.manifest_path.read_bytes()
+    assert (place / "artifact").read_bytes() == bundle.artifact
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place, *sorted(place.iterdir()))]
+    assert modes == [0o700, 0o700, 0o400, 0o400]
+    assert os.listdir(place.parent) == [verified.identity]
+    assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
+
+
+def test_keeping_again_changes_nothing(store: Store, bundle: bundles.Bundle) -> None:
+    """A pair that is there and intact is not written again."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    inode = store.path(verified.identity).stat().st_ino
+    keep(store, bundle.path, verified)
+    assert store.path(verified.identity).stat().st_ino == inode
+
+
+@pytest.mark.parametrize("part", ["artifact", "manifest.json"])
+def test_a_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bundle, part: str) -> None:
+    """What somebody changed in the store does not verify, and keeping the bundle again mends it."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    damaged = store.path(verified.identity) / part
+    damaged.chmod(0o600)
+    bundles.tamper(damaged, offset=40)
+    assert isinstance(store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION), Refused)
+    keep(store, bundle.path, verified)
+    assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
+    assert os.listdir(store.path(verified.identity).parent) == [verified.identity]
+
+
+def test_another_pair_under_this_identity_is_a_mismatch(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """A pair that verifies, but is not the one of its name, is refused."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    other = judged(bundles.drop(tmp_path, "other", author=ACME, id="acme.other").path)
+    keep(store, tmp_path / "other", other)
+    os.rename(store.path(verified.identity), tmp_path / "aside")
+    os.rename(store.path(other.identity), store.path(verified.identity))
+    verdict = store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION)
+    assert isinstance(verdict, Refused)
+    assert verdict.code is Code.DIGEST_MISMATCH
+
+
+def test_policy_decides_at_each_verification(store: Store, bundle: bundles.Bundle) -> None:
+    """The store is no trust anchor."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    verdict = store.verify(verified.identity, NOBODY, host_version=catalogs.HOST_VERSION)
+    assert isinstance(verdict, Refused)
+    assert verdict.code is Code.PUBLISHER_UNTRUSTED
+
+
+def test_an_artifact_swapped_since_is_not_kept(store: Store, bundle: bundles.Bundle) -> None:
+    """Bytes other than those verified leave nothing in the store."""
+    verified = judged(bundle.path)
+    bundles.tamper(bundle.artifact_path, offset=70_000)
+    with pytest.raises(ReadRefused) as caught:
+        keep(store, bundle.path, verified)
+    assert caught.value.code is Code.DIGEST_MISMATCH
+    assert os.listdir(store.path(verified.identity).parent) == []
+
+
+def test_a_manifest_swapped_since_is_not_kept(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """The same artifact under another, equally well signed manifest is another pair."""
+    verified = judged(bundle.path)
+    bundles.drop(tmp_path, "demo", author=ACME, artifact=bundle.artifact, capabilities=["http:egress"])
+    with pytest.raises(ReadRefused) as caught:
+        keep(store, bundle.path, verified)
+    assert caught.value.code is Code.CHANGED_WHILE_READING
+    assert os.listdir(store.path(verified.identity).parent) == []
+
+
+def test_nothing_stored_is_a_refusal(store: Store) -> None:
+    """An identity that is not there is refused; what is no identity is a mistake of the caller."""
+    verdict = store.verify("0" * 64, POLICY, host_version=catalogs.HOST_VERSION)
+    assert isinstance(verdict, Refused)
+    assert verdict.code is Code.MANIFEST_MISSING
+    with pytest.raises(ValueError, match="64 hex digits"):
+        store.path("../../etc")
+
+
+def test_collect_removes_what_nobody_uses(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """Unused pairs and leftovers of interrupted writes go; pairs in use and foreign files stay."""
+    assert store.collect([]) == 0
+    kept = judged(bundle.path)
+    keep(store, bundle.path, kept)
+    unused = judged(bundles.drop(tmp_path, "unused", author=ACME, id="acme.unused").path)
+    keep(store, tmp_path / "unused", unused)
+    place = store.path(kept.identity).parent
+    bundles.write(place / ".tmp-0123456789abcdef", b"half a mani", b"half")
+    (place / "notes").write_text("an operator's")
+    assert store.collect([kept.identity]) == 2
+    assert sorted(os.listdir(place)) == sorted([kept.identity, "notes"])
+
+
+@pytest.mark.parametrize("mode", ["a file", "no space"])
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path, bundle: bundles.Bundle, mode: str) -> None:
+    """The reason is the operating system's, and nothing half written stays."""
+    store = Store(tmp_path / "broken")
+    verified = judged(bundle.path)
+    if mode == "a file":
+        (tmp_path / "broken").write_text("in the way")
+    import resource
+    import signal
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(Problem) as caught:
+            keep(store, bundle.path, verified)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.code == "store_unavailable"
+    if mode != "a file":
+        assert os.listdir(tmp_path / "broken") == []

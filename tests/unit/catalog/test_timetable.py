@@ -1,0 +1,49 @@
+"""When scans are due, in virtual time."""
+
+from __future__ import annotations
+
+from latticed.catalog.timetable import FALLBACK_S, TICK_S, Timetable
+
+
+def test_first_scan_is_due_at_once_then_by_the_timer() -> None:
+    """Without events, a scan comes every `rescan_s`."""
+    times = Timetable(rescan_s=60, now_s=100.0)
+    assert times.scan_due_s(watched=True) == 100.0
+    times.scan_began()
+    times.scan_ended(began_s=100.0, now_s=100.5)
+    assert times.scan_due_s(watched=True) == 160.5
+
+
+def test_what_cannot_be_watched_is_scanned_more_often() -> None:
+    """Without watches, the timer is all there is."""
+    times = Timetable(rescan_s=60, now_s=0.0)
+    times.scan_began()
+    times.scan_ended(began_s=0.0, now_s=0.01)
+    assert times.scan_due_s(watched=False) == 0.01 + FALLBACK_S
+
+
+def test_requests_wait_in_proportion_to_what_a_scan_costs() -> None:
+    """Whatever asks for scans, at most a fifth of the time goes into them; an operator does not wait."""
+    times = Timetable(rescan_s=60, now_s=0.0)
+    times.scan_began()
+    times.scan_ended(began_s=0.0, now_s=2.0)
+    times.want_scan()
+    assert times.scan_due_s(watched=True) == 10.0
+    times.want_scan_now(2.5)
+    assert times.scan_due_s(watched=True) == 2.5
+
+
+def test_what_happens_during_a_scan_asks_for_another() -> None:
+    """A hint that arrives while a scan runs is not swallowed by its end."""
+    times = Timetable(rescan_s=60, now_s=0.0)
+    times.scan_began()
+    times.want_scan()
+    times.scan_ended(began_s=0.0, now_s=0.0)
+    assert times.scan_due_s(watched=True) < 1.0
+
+
+def test_ticks() -> None:
+    times = Timetable(rescan_s=60, now_s=5.0)
+    assert times.tick_due_s() == 5.0 + TICK_S
+    times.ticked(7.0)
+    assert times.tick_due_s() == 7.0 + TICK_S

@@ -1,0 +1,293 @@
+"""Real inotify: what is heard, what cannot be heard, and what happens then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from latticed.catalog.directory import Directory
+from latticed.settings import Watch
+from tests.house import bundles, catalogs, forks
+from tests.house.catalogs import until
+
+ACME = bundles.author()
+BURST_FILES = 20_000
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    place = tmp_path / "plugins"
+    place.mkdir()
+    return place
+
+
+def directory_of(seen: catalogs.Seen) -> Directory:
+    (directory,) = seen.catalog._directories.values()
+    return directory
+
+
+async def test_only_the_two_files_of_a_bundle_are_news(plugins: Path) -> None:
+    """Editors' droppings and deep trees in a bundle cause no judgement; the artifact does."""
+    bundle = bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        (bundle.path / "manifest.json~").write_text("x")
+        (bundle.path / ".manifest.json.swp").write_text("x")
+        (bundle.path / "deep" / "tree").mkdir(parents=True)
+        (bundle.path / "deep" / "tree" / "artifact").write_text("x")
+        bundle.artifact_path.touch()
+        await until(lambda: seen.catalog.counters["judged"] == 2)
+        assert seen.told("plugins/demo") == [catalogs.plain(seen.now["plugins/demo"])]
+
+
+async def test_reading_is_no_event(plugins: Path) -> None:
+    """The catalog does not wake itself by looking."""
+    bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        events = seen.catalog.counters["events"]
+        await seen.catalog.judge("demo")
+        seen.catalog.rescan(rehash=True)
+        await until(lambda: seen.catalog.counters["judged"] == 2)
+        assert seen.catalog.counters["events"] == events
+
+
+@pytest.mark.slow
+async def test_overflow_is_counted_and_nothing_is_lost(plugins: Path) -> None:
+    """The reader of events stalls under a burst; the kernel drops events; a scan finds what they would have told."""
+    noisy = bundles.drop(plugins, "noisy", author=ACME, id="acme.noisy")
+    victim = bundles.drop(plugins, "victim", author=ACME, id="acme.victim")
+    async with catalogs.watching(plugins, ACME) as seen:
+        inotify = directory_of(seen)._watcher._inotify
+        assert inotify is not None
+        with inotify._lock:  # watchdog's thread needs it for each event
+            for number in range(BURST_FILES):
+                os.close(os.open(noisy.path / f"file{number}", os.O_WRONLY | os.O_CREAT))
+            bundles.tamper(victim.artifact_path)
+            bundles.drop(plugins, "late", author=ACME, id="acme.late")
+        await until(lambda: seen.catalog.counters["overflows"] >= 1)
+        await until(lambda: seen.code("plugins/victim") == "digest_mismatch")
+        await until(lambda: seen.code("plugins/late") == "verified")
+        # The watches work again: what happens now is heard by event, not by the timer.
+        overflows = seen.catalog.counters["overflows"]
+        bundles.tamper(plugins / "late" / "artifact")
+        await until(lambda: seen.code("plugins/late") == "digest_mismatch")
+        assert seen.catalog.counters["overflows"] == overflows
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_observer_is_replaced(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """watchdog's thread dies; a new one takes over, and what happened in between is found."""
+    bundle = bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        inotify = directory_of(seen)._watcher._inotify
+        assert inotify is not None
+
+        def die(*_: object) -> None:
+            raise RuntimeError("as an exception in a handler would")
+
+        with monkeypatch.context() as patches:
+            patches.setattr(inotify, "handle_event", die)
+            bundles.tamper(bundle.artifact_path)
+            await until(lambda: not inotify.is_alive())
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
+        assert seen.catalog.counters["watcher_restarts"] >= 1
+        assert directory_of(seen)._watcher.alive
+        events = seen.catalog.counters["events"]
+        bundles.drop(plugins, "demo", author=ACME)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        assert seen.catalog.counters["events"] > events
+
+
+async def test_bundles_that_leave_take_their_watches_along(plugins: Path, tmp_path: Path) -> None:
+    """However often a bundle is moved out and back, one watch per bundle is held."""
+    bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        for _ in range(20):
+            os.rename(plugins / "demo", tmp_path / "away")
+            os.rename(tmp_path / "away", plugins / "demo")
+        bundles.tamper(plugins / "demo" / "artifact")
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
+        assert _kernel_watches() == 2
+
+
+async def test_many_bundles_hold_no_descriptors(plugins: Path) -> None:
+    """A catalog of hundreds of bundles has as many descriptors as one of none."""
+    before = len(os.listdir("/proc/self/fd"))
+    async with catalogs.watching(plugins, ACME):
+        empty = len(os.listdir("/proc/self/fd"))
+    for number in range(300):
+        bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
+    async with catalogs.watching(plugins, ACME) as seen:
+        assert len(seen.now) == 300
+        await until(lambda: len(os.listdir("/proc/self/fd")) == empty)
+    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
+async def test_children_do_not_inherit_the_watch(plugins: Path) -> None:
+    """No program started while the catalog is open finds its descriptors."""
+    async with catalogs.watching(plugins, ACME):
+        listed = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, check=True, close_fds=False)
+    assert "inotify" not in listed.stdout
+    assert "mountinfo" not in listed.stdout
+
+
+def test_watch_limit_falls_back_to_scans_and_says_so(tmp_path: Path) -> None:
+    """With fewer watches than bundles, the rest is scanned often, and health can say why."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    for number in range(12):
+        bundles.drop(plugins, f"p{number:02}", author=ACME, id=f"acme.p{number}")
+
+    async def story() -> None:
+        async with catalogs.watching(plugins, ACME) as seen:
+            assert [seen.code(name) for name in seen.now] == ["verified"] * 12
+            (problem,) = seen.catalog.problems()
+            assert "bundles are not watched (inotify watch limit reached)" in problem
+            for number in range(12):
+                bundles.tamper(plugins / f"p{number:02}" / "artifact")
+            await until(lambda: all(seen.code(name) == "digest_mismatch" for name in seen.now))
+
+    forks.run_in_user_namespace({"max_inotify_watches": 8}, story)
+
+
+def test_without_inotify_scans_are_left(tmp_path: Path) -> None:
+    """No instance to be had at all: the catalog works by its timer, and says so."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+
+    async def story() -> None:
+        async with catalogs.watching(plugins, ACME) as seen:
+            assert "no inotify instance" in seen.catalog.problems()[0]
+            bundles.drop(plugins, "demo", author=ACME)
+            await until(lambda: seen.code("plugins/demo") == "verified")
+
+    forks.run_in_user_namespace({"max_inotify_instances": 0}, story)
+
+
+@forks.as_root
+def test_a_bundle_without_permission_recovers(tmp_path: Path) -> None:
+    """As another user: a closed bundle is unreadable, its neighbour is not, and chmod brings it back."""
+    plugins = _handed_over(tmp_path)
+
+    async def story() -> None:
+        bundle = bundles.drop(plugins, "demo", author=ACME)
+        bundles.drop(plugins, "other", author=ACME, id="acme.other")
+        async with catalogs.watching(plugins, ACME) as seen:
+            bundle.path.chmod(0)
+            await until(lambda: seen.code("plugins/demo") == "unreadable")
+            bundle.path.chmod(0o755)
+            await until(lambda: seen.code("plugins/demo") == "verified")
+            assert seen.told("plugins/other") == [catalogs.plain(seen.now["plugins/other"])]
+            bundle.artifact_path.chmod(0)
+            await until(lambda: seen.code("plugins/demo") == "unreadable")
+            bundle.artifact_path.chmod(0o644)
+            await until(lambda: seen.code("plugins/demo") == "verified")
+            assert seen.catalog.problems() == ()
+
+    forks.run_as(forks.NOBODY, story)
+
+
+@forks.as_root
+def test_a_directory_without_permission_recovers(tmp_path: Path) -> None:
+    """As another user: a closed plugin directory makes its bundles unreadable and is a problem until it opens again."""
+    plugins = _handed_over(tmp_path)
+
+    async def story() -> None:
+        bundles.drop(plugins, "demo", author=ACME)
+        for mode in (0, 0o300, 0o600):
+            async with catalogs.watching(plugins, ACME) as seen:
+                plugins.chmod(mode)
+                await until(lambda: seen.code("plugins/demo") == "unreadable", oct(mode))
+                assert str(plugins) in seen.catalog.problems()[0]
+                plugins.chmod(0o755)
+                await until(lambda: seen.code("plugins/demo") == "verified")
+                assert seen.catalog.problems() == ()
+
+    forks.run_as(forks.NOBODY, story)
+
+
+@forks.as_root
+def test_starting_on_a_closed_directory(tmp_path: Path) -> None:
+    """A directory that cannot be read at the start is a problem, and is picked up once it can be."""
+    plugins = _handed_over(tmp_path)
+    bundles.drop(plugins, "demo", author=ACME)
+    subprocess.run(["chown", "-R", str(forks.NOBODY), plugins], check=True)
+
+    async def story() -> None:
+        plugins.chmod(0)
+        async with catalogs.watching(plugins, ACME) as seen:
+            assert seen.now == {}
+            assert len(seen.catalog.problems()) == 1
+            plugins.chmod(0o755)
+            await until(lambda: seen.code("plugins/demo") == "verified")
+
+    forks.run_as(forks.NOBODY, story)
+
+
+@forks.as_root
+async def test_foreign_owners_are_refused(plugins: Path) -> None:
+    """Files of a third user are refused; those of the plugin directory's owner are fine. chown alone is noticed."""
+    bundle = bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        os.chown(bundle.artifact_path, forks.NOBODY, -1)
+        await until(lambda: seen.code("plugins/demo") == "foreign_owner")
+        catalogs.age(plugins)
+        scans = seen.catalog.counters["scans"]
+        seen.catalog.rescan(rehash=True)
+        await until(lambda: seen.catalog.counters["scans"] > scans)
+        os.chown(plugins, forks.NOBODY, -1)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        os.chown(plugins, 0, -1)
+        await until(lambda: seen.code("plugins/demo") == "foreign_owner")
+
+
+async def test_writers_that_never_rest_do_not_starve_others(plugins: Path) -> None:
+    """One bundle rewritten without end is judged now and then; its neighbour is judged as soon as ever."""
+    busy = bundles.drop(plugins, "busy", author=ACME, id="acme.busy")
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            busy.artifact_path.write_bytes(busy.artifact)
+            stop.wait(0.001)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        async with catalogs.watching(plugins, ACME, watch=Watch(quiet_s=0.05, longest_s=0.2)) as seen:
+            judged = seen.catalog.counters["judged"]
+            other = bundles.drop(plugins, "other", author=ACME, id="acme.other")
+            await until(lambda: seen.code("plugins/other") == "verified")
+            bundles.tamper(other.artifact_path)
+            await until(lambda: seen.code("plugins/other") == "digest_mismatch")
+            await until(lambda: seen.catalog.counters["judged"] >= judged + 4)
+            stop.set()
+            await until(lambda: seen.code("plugins/busy") == "verified")
+    finally:
+        stop.set()
+        writer.join()
+
+
+def _kernel_watches() -> int:
+    """How many inotify watches this process holds, as the kernel counts them."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:inotify":
+                total += Path(f"/proc/self/fdinfo/{name}").read_text().count("inotify wd:")
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _handed_over(tmp_path: Path) -> Path:
+    """A plugin directory that belongs to NOBODY and can be reached by it."""
+    for place in (tmp_path, *tmp_path.parents[:2]):
+        place.chmod(0o755)
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    os.chown(plugins, forks.NOBODY, forks.NOBODY)
+    return plugins
