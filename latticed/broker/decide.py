@@ -1,0 +1,52 @@
+"""Every rule of access, as one pure function over frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latticed.model import hostcall
+from latticed.model.hostcall import Denial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rights:
+    """What a plugin's verified manifest declares and what of it the operator granted."""
+
+    declared: frozenset[str]
+    granted: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A call as far as access is concerned; `size` is the length in bytes of its encoded parameters."""
+
+    method: str
+    size: int
+    within_rate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allow:
+    capability: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deny:
+    code: Denial
+    reason: str
+
+
+def decide(asked: Asked, rights: Rights, *, max_bytes: int) -> Allow | Deny:
+    """Whether the call may be carried out; the first rule that fails answers."""
+    capability = hostcall.CAPABILITY_OF.get(asked.method)
+    if capability is None:
+        return Deny(code=Denial.NOT_FOUND, reason="there is no such host call")
+    if capability not in rights.declared:
+        return Deny(code=Denial.CAPABILITY_DENIED, reason=f"the manifest does not declare {capability}")
+    if capability not in rights.granted:
+        return Deny(code=Denial.CAPABILITY_NOT_GRANTED, reason=f"the operator has not granted {capability}")
+    if asked.size > max_bytes:
+        return Deny(code=Denial.TOO_LARGE, reason=f"expected at most {max_bytes} bytes, found {asked.size}")
+    if not asked.within_rate:
+        return Deny(code=Denial.RATE_LIMITED, reason="too many calls, try again later")
+    return Allow(capability=capability)

@@ -1,0 +1,143 @@
+"""The Gate: what a runner hands to its plugin, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from latticed.broker import limits
+from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
+from latticed.host.service import Caller, HostError
+from latticed.kit import logs
+from latticed.model.audit import Actor, Event
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from latticed.host.service import Params, Served
+    from latticed.kit.clock import Clock
+
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLimits:
+    """Per plugin: calls per second and at once, bytes of parameters, seconds for one call."""
+
+    per_second: float = 1_000
+    burst: float = 2_000
+    request_bytes: int = 256 << 10
+    deadline_s: float = 10.0
+
+
+class Broker:
+    """Makes Gates: one per armed handle. `record` appends an audit event and returns once it is on record."""
+
+    def __init__(
+        self,
+        services: Mapping[str, Served],
+        *,
+        record: Callable[[Event], Awaitable[int]],
+        clock: Clock,
+        gate_limits: GateLimits,
+    ) -> None:
+        self.services = services
+        self.record = record
+        self.clock = clock
+        self.limits = gate_limits
+
+    def gate(self, caller: Caller, rights: Rights) -> Gate:
+        return Gate(self, caller, rights)
+
+
+class Gate:
+    """Answers the host calls of one plugin until it is closed."""
+
+    def __init__(self, broker: Broker, caller: Caller, rights: Rights) -> None:
+        self.caller = caller
+        self._broker = broker
+        self._rights = rights
+        self._actor = str(Actor(kind="plugin", name=caller.plugin_id))
+        self._bucket = limits.full(broker.limits.per_second, broker.limits.burst, broker.clock.monotonic_s())
+        self._open = True
+
+    def regrant(self, granted: frozenset[str]) -> None:
+        """From now on the operator grants exactly these; calls already allowed go on."""
+        self._rights = Rights(declared=self._rights.declared, granted=granted)
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        self._open = False
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """The JSON result of one host call; HostError says why it was not carried out.
+
+        The audit event is on record before the call is carried out, and before a denial is answered.
+        """
+        if not self._open:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+        payload = _encode(params)
+        self._bucket, within_rate = self._bucket.take(self._broker.clock.monotonic_s())
+        asked = Asked(method=method, size=len(payload), within_rate=within_rate)
+        decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
+        if isinstance(decision, Deny):
+            raise await self._denied(method, payload, HostError(decision.code, decision.reason))
+        try:
+            served, typed = self._typed(method, params)
+        except HostError as error:
+            raise await self._denied(method, payload, error) from error
+        await self._record(method, payload, decision)
+        return await self._dispatch(method, payload, served, typed)
+
+    def _typed(self, method: str, params: dict[str, Any]) -> tuple[Served, Params]:
+        served = self._broker.services.get(method)
+        if served is None:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"{method} is not served by this version of latticed")
+        try:
+            return served, msgspec.convert(params, served.params, strict=True)
+        except msgspec.ValidationError as error:
+            raise HostError(Denial.BAD_PARAMS, str(error)) from error
+
+    async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params) -> Any:
+        try:
+            async with asyncio.timeout(self._broker.limits.deadline_s):
+                return await served.serve(self.caller, typed)
+        except HostError as error:
+            raise await self._denied(method, payload, error) from error
+        except TimeoutError as error:
+            late = HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
+            raise await self._denied(method, payload, late) from error
+        except Exception as error:
+            log.error("host_call_failed", call=method, plugin_id=self.caller.plugin_id, exc_info=True)
+            fault = HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
+            raise await self._denied(method, payload, fault) from error
+
+    async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:
+        outcome: dict[str, Any] = {"decision": "allow"}
+        if isinstance(decision, HostError):
+            outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.message}
+        detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        event = Event(actor=self._actor, action="host.call", target=method, detail=detail, **outcome)
+        try:
+            await self._broker.record(event)
+        except Problem as problem:
+            raise HostError(Denial.AUDIT_UNAVAILABLE, "the call cannot be recorded, so it is not made") from problem
+
+    async def _denied(self, method: str, payload: bytes, error: HostError) -> HostError:
+        """`error`, once it is on record."""
+        await self._record(method, payload, error)
+        return error
+
+
+def _encode(params: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(params)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HostError(Denial.BAD_PARAMS, "expected parameters that JSON can carry") from error

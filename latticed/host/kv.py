@@ -1,0 +1,123 @@
+"""kv.*: small values that a plugin keeps between runs, pinned to its own bucket (contracts §9).
+
+The bucket is `plugin:<id>`. When an operator lets another publisher take over an id, the lifecycle sets the old bucket
+aside, so that the new publisher never reads what the old one wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.service import Caller, HostError, Params, Served
+from latticed.kit import text
+from latticed.ledger import kv as rows
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.ledger import Ledger
+
+MAX_KEY_CHARACTERS: Final = 256
+PAGE: Final = 1_000
+
+
+class Key(Params, frozen=True):
+    key: str
+
+
+class ListKeys(Params, frozen=True):
+    prefix: str = ""
+    after: str = ""
+
+
+class Put(Params, frozen=True):
+    key: str
+    value: str | None = None
+    value_base64: str | None = None
+
+
+class Kv:
+    """The service; `quota` bounds each plugin's bucket."""
+
+    def __init__(self, ledger: Ledger, *, quota: rows.Quota) -> None:
+        self._ledger = ledger
+        self._quota = quota
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="kv.get", params=Key, serve=self._get),
+            Served(method="kv.list", params=ListKeys, serve=self._list),
+            Served(method="kv.put", params=Put, serve=self._put),
+            Served(method="kv.delete", params=Key, serve=self._delete),
+        )
+
+    async def _get(self, caller: Caller, asked: Key) -> dict[str, Any]:
+        key = _checked(asked.key)
+        value = self._ledger.read(lambda db: rows.get(db, bucket_of(caller), key))
+        if value is None:
+            return {"ok": False}
+        return {"ok": True, "value": _as_text(value), "value_base64": base64.b64encode(value).decode("ascii")}
+
+    async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
+        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
+        return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
+
+    async def _put(self, caller: Caller, asked: Put) -> dict[str, Any]:
+        key, value = _checked(asked.key), _value(asked)
+        try:
+            await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota))
+        except Problem as problem:
+            raise _host_error(problem) from problem
+        return {"ok": True}
+
+    async def _delete(self, caller: Caller, asked: Key) -> dict[str, Any]:
+        key = _checked(asked.key)
+        try:
+            return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
+        except Problem as problem:
+            raise _host_error(problem) from problem
+
+
+def bucket_of(caller: Caller) -> str:
+    """The bucket that belongs to `caller` and to nobody else."""
+    return f"plugin:{caller.plugin_id}"
+
+
+def key_fault(key: str) -> str | None:
+    r"""What is wrong with a key, or None: 1..256 characters, no `/`, `\\`, control characters, not `.` or `..`."""
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        return f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters, found {len(key)}"
+    if key in {".", ".."} or "/" in key or "\\" in key or any(text.is_control(c) for c in key):
+        return "expected a key without '/', '\\' and control characters that is not '.' or '..'"
+    return None
+
+
+def _checked(key: str) -> str:
+    if fault := key_fault(key):
+        raise HostError(Denial.BAD_PARAMS, fault)
+    return key
+
+
+def _value(asked: Put) -> bytes:
+    if (asked.value is None) == (asked.value_base64 is None):
+        raise HostError(Denial.BAD_PARAMS, "expected exactly one of value and value_base64")
+    if asked.value is not None:
+        return asked.value.encode("utf-8")
+    try:
+        return base64.b64decode(asked.value_base64 or "", validate=True)
+    except binascii.Error as error:
+        raise HostError(Denial.BAD_PARAMS, f"value_base64: expected base64, found {error}") from error
+
+
+def _as_text(value: bytes) -> str | None:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _host_error(problem: Problem) -> HostError:
+    known = problem.code in Denial._value2member_map_
+    return HostError(Denial(problem.code) if known else Denial.SERVICE_UNAVAILABLE, problem.detail)

@@ -1,0 +1,41 @@
+"""log.write: lines of a plugin in the daemon's log, stamped with its id (systems.md, Host services)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.service import Caller, Params, Served
+from latticed.kit import text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_MESSAGE_CHARACTERS: Final = 8_192
+MAX_FIELDS: Final = 32
+MAX_FIELD_CHARACTERS: Final = 512
+LEVELS: Final = frozenset({"debug", "info", "warning", "error"})
+
+
+class Write(Params, frozen=True):
+    message: str
+    level: str = "info"
+    fields: dict[str, Any] = {}
+
+
+class Log:
+    """The service; `emit(level, plugin_id, message, fields)` writes one record of escaped, capped text."""
+
+    def __init__(self, emit: Callable[[str, str, str, dict[str, str]], None]) -> None:
+        self._emit = emit
+
+    def calls(self) -> tuple[Served, ...]:
+        return (Served(method="log.write", params=Write, serve=self._write),)
+
+    async def _write(self, caller: Caller, asked: Write) -> dict[str, Any]:
+        level = asked.level if asked.level in LEVELS else "info"
+        fields = {
+            text.sanitise(name, 64): text.sanitise(str(value), MAX_FIELD_CHARACTERS)
+            for name, value in list(asked.fields.items())[:MAX_FIELDS]
+        }
+        self._emit(level, caller.plugin_id, text.sanitise(asked.message, MAX_MESSAGE_CHARACTERS), fields)
+        return {"ok": True}

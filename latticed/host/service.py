@@ -1,0 +1,60 @@
+"""How a host service declares its calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from latticed.model import hostcall
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+
+class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a call; unknown fields are `bad_params`."""
+
+
+class NoParams(Params, frozen=True):
+    """For calls that take none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The plugin on whose behalf a service acts."""
+
+    plugin_id: str
+
+
+class HostError(Exception):
+    """A host call that was not carried out; becomes `code: message` at the plugin."""
+
+    def __init__(self, code: hostcall.Denial, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One call that a service carries out. `serve` returns what becomes the JSON result."""
+
+    method: str
+    params: type[Params]
+    serve: Callable[[Caller, Any], Awaitable[Any]]
+
+
+def table(served: Iterable[Served]) -> Mapping[str, Served]:
+    """The calls by name; a name outside the table of host calls, or given twice, is a mistake of ours."""
+    calls: dict[str, Served] = {}
+    for call in served:
+        if call.method not in hostcall.CAPABILITY_OF or call.method in calls:
+            raise ValueError(f"host call {call.method!r} is unknown or served twice")
+        calls[call.method] = call
+    return MappingProxyType(calls)

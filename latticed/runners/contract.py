@@ -1,0 +1,74 @@
+"""What the supervisor asks of a runner, whatever its way of living."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.model.manifest import Manifest
+    from latticed.model.runtime import Health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A verified plugin, ready to start; `identity` names its pair in the store."""
+
+    id: str
+    identity: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkup:
+    """The answer to a health check."""
+
+    health: Health
+    message: str = ""
+
+
+class Living(Protocol):
+    """A plugin that is alive."""
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, 0 when there is none."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """What an operator should know about this way of living, may be empty."""
+        ...
+
+    async def check(self) -> Checkup:
+        """How it is; the supervisor sets the time limit."""
+        ...
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        """Carry out `action`: `{ok, message, result, error}` as the plugin replied, or Problem."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """End it, asking politely for at most `grace_s` seconds; nothing is left when this returns."""
+        ...
+
+
+class Runner(Protocol):
+    """One way of living."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        """Bring `plugin` to life from its stored `pair`, or raise Problem.
+
+        Later, if it ends by itself, `on_exit(code, message)` is called once, on the loop.
+        Cancelled by the supervisor when the start takes too long; must leave nothing behind then.
+        """
+        ...

@@ -1,0 +1,50 @@
+"""The runner that never executes an artifact: it arms a plugin with its Gate and holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health
+from latticed.runners.contract import Checkup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.runners.contract import Plugin
+
+
+class Noop:
+    """`reason` says why artifacts of this type are not executed."""
+
+    name = "noop"
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Held:
+        del plugin, pair, gate, on_exit
+        return Held(self._reason)
+
+
+class Held:
+    """An armed plugin that does nothing."""
+
+    pid = 0
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    async def check(self) -> Checkup:
+        return Checkup(health=Health.UNKNOWN, message=self.message)
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        del action, payload
+        raise Problem("service_unavailable", f"the plugin cannot be invoked: {self.message}")
+
+    async def stop(self, grace_s: float) -> None:
+        """Nothing runs, so nothing needs to end."""

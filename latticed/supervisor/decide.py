@@ -1,0 +1,210 @@
+"""Every rule of supervision, as one pure function: what a handle does when something happens to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from latticed.model import restart
+from latticed.model.runtime import Health, LastError
+
+
+class Phase(StrEnum):
+    """Where a handle stands. Only STARTING and STOPPING end by themselves."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    ARMED = "armed"
+    STOPPING = "stopping"
+    WAITING = "waiting"  # failed, will be started again
+    BROKEN = "broken"  # failed too often in a row: the breaker is open until an operator restarts it
+    HELD = "held"  # failed for a reason that trying again cannot mend: its bundle no longer verifies
+
+
+SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """One handle. `fault` is the last error, `pending` what becomes of it once it has stopped."""
+
+    phase: Phase = Phase.STOPPED
+    wanted: bool = False
+    failures: restart.Failures = field(default_factory=restart.Failures)
+    bad_checks: int = 0
+    health: Health = Health.UNKNOWN
+    message: str = ""
+    fault: LastError | None = None
+    restarts: int = 0
+    pending: Failed | None = None
+
+
+# What can happen to a handle.
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """It is wanted alive; with `afresh` what runs now is replaced (another identity, or an operator's restart)."""
+
+    afresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Disarm:
+    """It is no longer wanted; `fault` says why when that is not the operator's decision."""
+
+    fault: LastError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it."""
+
+    code: str
+    message: str
+    uptime_s: float = 0.0
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    health: Health
+    message: str = ""
+    uptime_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDue:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    pass
+
+
+Event = Arm | Disarm | Started | Failed | Checked | RetryDue | Stopped
+
+
+class Do(StrEnum):
+    """What the actor is to do. RETRY takes its delay from the state's failures."""
+
+    START = "start"
+    STOP = "stop"
+    RETRY = "retry"
+    CANCEL_RETRY = "cancel_retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    restart: restart.Policy
+    bad_checks: int
+
+
+Next = tuple[State, tuple[Do, ...]]
+
+
+def decide(state: State, event: Event, rules: Rules) -> Next:
+    """The state after `event`, and what to do about it."""
+    match event:
+        case Arm(afresh=afresh):
+            return _arm(state, afresh=afresh)
+        case Disarm(fault=fault):
+            return _disarm(state, fault)
+        case Started(message=message):
+            return _started(state, message)
+        case Failed():
+            return _failed(state, event, rules)
+        case Checked():
+            return _checked(state, event, rules)
+        case RetryDue():
+            return _start(state, restarts=state.restarts + 1) if state.phase is Phase.WAITING else (state, ())
+        case Stopped():
+            return _stopped(state, rules)
+
+
+def _start(state: State, *, restarts: int) -> Next:
+    after = replace(state, phase=Phase.STARTING, wanted=True, bad_checks=0, health=Health.UNKNOWN, restarts=restarts)
+    return after, (Do.START,)
+
+
+def _arm(state: State, *, afresh: bool) -> Next:
+    fresh = replace(state, wanted=True, pending=None)
+    if afresh:
+        fresh = replace(fresh, failures=restart.Failures(), fault=None)
+    match state.phase:
+        case Phase.STOPPED | Phase.HELD:
+            return _start(replace(fresh, failures=restart.Failures(), fault=None, message=""), restarts=0)
+        case Phase.WAITING | Phase.BROKEN if afresh:
+            after, actions = _start(fresh, restarts=state.restarts + 1)
+            return after, (Do.CANCEL_RETRY, *actions)
+        case Phase.STARTING | Phase.ARMED if afresh:
+            return replace(fresh, phase=Phase.STOPPING), (Do.STOP,)
+        case _:
+            return fresh, ()
+
+
+def _disarm(state: State, fault: LastError | None) -> Next:
+    unwanted = replace(state, wanted=False, pending=None, fault=fault)
+    match state.phase:
+        case Phase.STARTING | Phase.ARMED:
+            return replace(unwanted, phase=Phase.STOPPING), (Do.STOP,)
+        case Phase.STOPPING:
+            return unwanted, ()
+        case Phase.WAITING | Phase.BROKEN:
+            return _at_rest(unwanted), (Do.CANCEL_RETRY,)
+        case _:
+            return _at_rest(unwanted), ()
+
+
+def _at_rest(state: State) -> State:
+    """Not wanted and not alive: held when something is wrong with it, else stopped."""
+    phase = Phase.HELD if state.fault else Phase.STOPPED
+    return replace(state, phase=phase, health=Health.UNKNOWN, message=state.fault.message if state.fault else "")
+
+
+def _started(state: State, message: str) -> Next:
+    if state.phase is not Phase.STARTING:
+        return state, ()
+    return replace(state, phase=Phase.ARMED, fault=None, message=message, bad_checks=0), ()
+
+
+def _failed(state: State, failed: Failed, rules: Rules) -> Next:
+    if state.phase not in {Phase.STARTING, Phase.ARMED}:
+        return state, ()
+    fault = LastError(code=failed.code, message=failed.message)
+    down = replace(state, fault=fault, message=failed.message, health=Health.UNKNOWN, bad_checks=0, pending=None)
+    if failed.final:
+        return replace(down, phase=Phase.HELD, wanted=False), ()
+    failures = state.failures.after(failed.uptime_s, rules.restart)
+    if failures.breaker_open(rules.restart):
+        return replace(down, phase=Phase.BROKEN, failures=failures), ()
+    return replace(down, phase=Phase.WAITING, failures=failures), (Do.RETRY,)
+
+
+def _checked(state: State, checked: Checked, rules: Rules) -> Next:
+    if state.phase is not Phase.ARMED:
+        return state, ()
+    seen = replace(state, health=checked.health, message=checked.message)
+    if checked.health is not Health.UNHEALTHY:
+        return replace(seen, bad_checks=0), ()
+    if state.bad_checks + 1 < rules.bad_checks:
+        return replace(seen, bad_checks=state.bad_checks + 1), ()
+    reason = f"unhealthy {rules.bad_checks} times in a row: {checked.message}".rstrip(": ")
+    pending = Failed(code="unhealthy", message=reason, uptime_s=checked.uptime_s)
+    return replace(seen, phase=Phase.STOPPING, pending=pending, bad_checks=0), (Do.STOP,)
+
+
+def _stopped(state: State, rules: Rules) -> Next:
+    if state.phase is not Phase.STOPPING:
+        return state, ()
+    if not state.wanted:
+        return _at_rest(state), ()
+    if state.pending is not None:
+        return _failed(replace(state, phase=Phase.ARMED), state.pending, rules)
+    return _start(state, restarts=state.restarts + 1)

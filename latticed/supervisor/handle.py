@@ -1,0 +1,275 @@
+"""One plugin's handle: performs what `decide` says, in one task that lives only while there is something to do."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from latticed.kit import logs
+from latticed.model.audit import DAEMON
+from latticed.model.audit import Event as AuditEvent
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health, LastError, Runtime, State
+from latticed.supervisor import decide as rules
+from latticed.supervisor.decide import Do, Phase
+
+if TYPE_CHECKING:
+    from latticed.broker.gate import Gate
+    from latticed.kit.wheel import Ticket
+    from latticed.runners.contract import Living, Plugin
+    from latticed.supervisor.tools import Tools
+
+log = logs.get_logger()
+
+_STATE_OF = {
+    Phase.STOPPED: State.STOPPED,
+    Phase.STARTING: State.STOPPED,
+    Phase.ARMED: State.ARMED,
+    Phase.STOPPING: State.ARMED,
+    Phase.WAITING: State.FAILED,
+    Phase.BROKEN: State.FAILED,
+    Phase.HELD: State.FAILED,
+}
+
+
+class Handle:
+    """Keeps one plugin as it is wanted. `post` takes every event; all of it happens on the loop."""
+
+    def __init__(self, plugin: Plugin, tools: Tools) -> None:
+        self.plugin = plugin
+        self.granted: frozenset[str] = frozenset()
+        self.state = rules.State()
+        self._tools = tools
+        self._todo: list[Do] = []
+        self._task: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[Living] | None = None
+        self._living: Living | None = None
+        self._gate: Gate | None = None
+        self._retry: Ticket | None = None
+        self._tick: Ticket | None = None
+        self._settled: list[asyncio.Future[None]] = []
+        self._early: rules.Failed | None = None
+        self._life = 0
+        self._since_s = 0.0
+        self._seen = Runtime()
+
+    # What others see.
+
+    def runtime(self) -> Runtime:
+        """What is alive right now, as last noted."""
+        return self._seen
+
+    async def settled(self) -> None:
+        """Return once it is armed, stopped or failed."""
+        while self.state.phase not in rules.SETTLED:
+            waiter = asyncio.get_running_loop().create_future()
+            self._settled.append(waiter)
+            await waiter
+
+    def living(self) -> Living:
+        """The living plugin, or Problem."""
+        if self._living is None or self.state.phase is not Phase.ARMED:
+            raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
+        return self._living
+
+    def regrant(self, granted: frozenset[str]) -> None:
+        """Change what its Gate allows, at once."""
+        self.granted = granted
+        if self._gate is not None:
+            self._gate.regrant(granted)
+
+    # What happens to it.
+
+    def post(self, event: rules.Event) -> None:
+        """Take one event: decide, note, act."""
+        before = self.state
+        self.state, actions = rules.decide(before, event, self._rules())
+        if self.state.phase is not before.phase:
+            if self.state.phase is Phase.STARTING:
+                self._life, self._early = self._life + 1, None
+            self._changed(before.phase)
+        for action in actions:
+            self._act(action)
+        self._note()
+
+    def _rules(self) -> rules.Rules:
+        return rules.Rules(restart=self._tools.restart, bad_checks=self.plugin.manifest.runtime.health.failures)
+
+    def _act(self, action: Do) -> None:
+        match action:
+            case Do.RETRY:
+                delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
+                self._retry = self._tools.wheel.add(delay_s, lambda: self.post(rules.RetryDue()))
+                self._seen = replace(self._seen, next_retry_at=self._now_us() + int(delay_s * 1e6))
+            case Do.CANCEL_RETRY:
+                self._cancel_retry()
+            case Do.START | Do.STOP:
+                if action is Do.STOP and self._starting is not None:
+                    self._starting.cancel()
+                self._todo.append(action)
+                if self._task is None:
+                    self._task = self._tools.spawn(self._work(), f"handle {self.plugin.id}")
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = None
+
+    async def _work(self) -> None:
+        """Start and stop, in the order asked for, until there is nothing left to do."""
+        try:
+            while self._todo:
+                if self._todo.pop(0) is Do.START:
+                    await self._start()
+                else:
+                    await self._stop()
+        finally:
+            self._task = None
+
+    async def _start(self) -> None:
+        self._retry = None
+        if self.state.phase is not Phase.STARTING:
+            return
+        life = self._life
+        self._gate = self._tools.gate(self.plugin, self.granted)
+        attempt = self._tools.start(self.plugin, self._gate, lambda code, message: self._exited(life, code, message))
+        self._starting = asyncio.ensure_future(attempt)
+        failed = await self._started(self._starting)
+        self._starting = None
+        if failed is not None:
+            self._fall(failed)
+        elif self._living is not None:
+            self._since_s = self._tools.clock.monotonic_s()
+            self.post(rules.Started(message=self._living.message))
+            if self._early is not None:
+                self._living = None
+                self._fall(self._early)
+
+    async def _started(self, starting: asyncio.Task[Living]) -> rules.Failed | None:
+        """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
+        try:
+            self._living = await asyncio.wait_for(starting, self._tools.start_deadline_s)
+        except TimeoutError:
+            return rules.Failed(code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s")
+        except asyncio.CancelledError:
+            if starting.cancelled() and self.state.phase is Phase.STOPPING:
+                return None
+            raise
+        except Problem as problem:
+            return rules.Failed(
+                code=problem.code, message=problem.detail, final=problem.code in self._tools.final_codes
+            )
+        except Exception as error:
+            log.error("plugin_start_failed", plugin_id=self.plugin.id, exc_info=True)
+            return rules.Failed(code="internal", message=f"the runner failed: {type(error).__name__}")
+        return None
+
+    async def _stop(self) -> None:
+        living, self._living = self._living, None
+        self._close_gate()
+        if living is not None:
+            try:
+                await living.stop(self._tools.stop_grace_s)
+            except Exception:
+                log.error("plugin_stop_failed", plugin_id=self.plugin.id, exc_info=True)
+        self.post(rules.Stopped())
+
+    def _exited(self, life: int, code: str, message: str) -> None:
+        """It ended by itself; news of an earlier life counts for nothing."""
+        if life != self._life:
+            return
+        if self.state.phase is Phase.STARTING:  # it ended before the start was noticed
+            self._early = rules.Failed(code=code, message=message)
+        elif self.state.phase is Phase.ARMED:
+            uptime_s = self._tools.clock.monotonic_s() - self._since_s
+            self._living = None
+            self._fall(rules.Failed(code=code, message=message, uptime_s=uptime_s))
+
+    def _fall(self, failed: rules.Failed) -> None:
+        self._close_gate()
+        self.post(failed)
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        self._gate = None
+
+    # Health.
+
+    def _check_later(self) -> None:
+        interval_s = self.plugin.manifest.runtime.health.interval_s
+        self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
+
+    def _check_now(self) -> None:
+        if self.state.phase is Phase.ARMED and self._living is not None:
+            self._tools.spawn(self._check(self._living, self._life), f"check {self.plugin.id}")
+
+    async def _check(self, living: Living, life: int) -> None:
+        timeout_s = self.plugin.manifest.runtime.health.timeout_s
+        try:
+            found = await asyncio.wait_for(living.check(), timeout_s)
+            health, message = found.health, found.message
+        except TimeoutError:
+            health, message = Health.UNHEALTHY, f"no answer within {timeout_s} s"
+        except Exception as error:  # noqa: BLE001 - a check that fails is a bad check, whatever it raised
+            health, message = Health.UNHEALTHY, str(error) or type(error).__name__
+        if life != self._life or self.state.phase is not Phase.ARMED:
+            return
+        uptime_s = self._tools.clock.monotonic_s() - self._since_s
+        self.post(rules.Checked(health, message, uptime_s))
+        if self.state.phase is Phase.ARMED:
+            self._check_later()
+
+    # What is noted.
+
+    def _now_us(self) -> int:
+        return self._tools.clock.wall_us()
+
+    def _changed(self, before: Phase) -> None:
+        """Note a new phase: times, audit, whoever waits for it."""
+        now, phase = self._now_us(), self.state.phase
+        if phase is Phase.ARMED:
+            self._seen = replace(self._seen, started_at=now)
+            self._check_later()
+        elif self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if phase not in {Phase.WAITING, Phase.BROKEN}:
+            self._seen = replace(self._seen, next_retry_at=0)
+        if before in {Phase.ARMED, Phase.STOPPING} and phase in rules.SETTLED:
+            self._seen = replace(self._seen, stopped_at=now)
+        self._seen = replace(self._seen, updated_at=now)
+        if phase in rules.SETTLED:
+            self._record(phase)
+            waiting, self._settled = self._settled, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _record(self, phase: Phase) -> None:
+        fault = self.state.fault or LastError(code="", message="")
+        detail: dict[str, str | int | bool] = {"state": _STATE_OF[phase].value, "identity": self.plugin.identity}
+        self._tools.note(
+            AuditEvent(
+                actor=str(DAEMON),
+                action="plugin.runtime",
+                target=self.plugin.id,
+                code=fault.code,
+                reason=fault.message,
+                detail=detail,
+            )
+        )
+
+    def _note(self) -> None:
+        living = self._living if self.state.phase is Phase.ARMED else None
+        self._seen = replace(
+            self._seen,
+            state=_STATE_OF[self.state.phase],
+            runner=self._tools.runner_name(self.plugin),
+            health=self.state.health,
+            message=self.state.message,
+            pid=living.pid if living else 0,
+            restart_count=self.state.restarts,
+            last_error=self.state.fault,
+        )

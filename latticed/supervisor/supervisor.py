@@ -1,0 +1,95 @@
+"""All handles, the timer wheel they share, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self
+
+from latticed.model.errors import Problem
+from latticed.model.runtime import LastError, Runtime
+from latticed.supervisor import decide as rules
+from latticed.supervisor.handle import Handle
+
+if TYPE_CHECKING:
+    from latticed.runners.contract import Plugin
+    from latticed.supervisor.tools import Tools
+
+
+class Supervisor:
+    """Keeps what is wanted alive. An async context manager: leaving it stops everything."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._handles: dict[str, Handle] = {}
+        self._wheel: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._wheel = asyncio.create_task(self._tools.wheel.run(), name="timer wheel")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for handle in self._handles.values():
+            handle.post(rules.Disarm())
+        await asyncio.gather(*(handle.settled() for handle in self._handles.values()))
+        if self._wheel is not None:
+            self._wheel.cancel()
+            await asyncio.gather(self._wheel, return_exceptions=True)
+        while self._tools.tasks:
+            await asyncio.gather(*self._tools.tasks, return_exceptions=True)
+
+    def arm(self, plugin: Plugin, granted: frozenset[str], *, afresh: bool = False) -> None:
+        """Want `plugin` alive with these capabilities; another identity replaces what runs."""
+        handle = self._handle(plugin)
+        afresh = afresh or handle.plugin.identity != plugin.identity
+        handle.plugin = plugin
+        handle.regrant(granted)
+        handle.post(rules.Arm(afresh=afresh))
+
+    def disarm(self, plugin: Plugin, fault: LastError | None = None) -> None:
+        """No longer want it alive; `fault` says why when the operator did not ask for it."""
+        if fault is not None or plugin.id in self._handles:
+            self._handle(plugin).post(rules.Disarm(fault))
+
+    def drop(self, plugin_id: str) -> None:
+        """Forget a handle that is at rest."""
+        handle = self._handles.get(plugin_id)
+        if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.HELD}:
+            del self._handles[plugin_id]
+
+    def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:
+        """Change what an armed plugin may ask of its Gate, at once."""
+        if handle := self._handles.get(plugin_id):
+            handle.regrant(granted)
+
+    def runtime(self, plugin_id: str) -> Runtime:
+        """What is alive of a plugin; a stopped one when there is no handle."""
+        handle = self._handles.get(plugin_id)
+        return handle.runtime() if handle else Runtime()
+
+    async def settled(self, plugin_id: str, *, within_s: float) -> None:
+        """Return once it is armed, stopped or failed, at the latest after `within_s`."""
+        if handle := self._handles.get(plugin_id):
+            try:
+                await asyncio.wait_for(handle.settled(), within_s)
+            except TimeoutError:
+                return
+
+    async def invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        """Have an armed plugin carry out `action`."""
+        handle = self._handles.get(plugin_id)
+        if handle is None:
+            raise Problem("not_armed", f"{plugin_id} is not armed")
+        return await handle.living().invoke(action, payload)
+
+    def counts(self) -> dict[str, int]:
+        """How many handles are in each runtime state."""
+        states: dict[str, int] = {}
+        for handle in self._handles.values():
+            state = handle.runtime().state.value
+            states[state] = states.get(state, 0) + 1
+        return states
+
+    def _handle(self, plugin: Plugin) -> Handle:
+        if plugin.id not in self._handles:
+            self._handles[plugin.id] = Handle(plugin, self._tools)
+        return self._handles[plugin.id]
