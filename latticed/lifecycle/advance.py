@@ -1,0 +1,208 @@
+"""Every rule of the lifecycle, as pure functions: the record after a decision, or the Problem that refuses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from latticed.lifecycle.sight import facts_of
+from latticed.model import capability, semver_range
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.lifecycle.sight import Sight
+    from latticed.model.manifest import Dependency
+    from latticed.model.verdict import Verified
+    from latticed.trust.claims import Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """What the operator agreed to by name. `publisher` lets another publisher take over the id."""
+
+    accept: frozenset[str] = frozenset()
+    hosts: tuple[str, ...] = ()
+    allow_downgrade: bool = False
+    publisher: str | None = None
+
+    @property
+    def needs_host_scope(self) -> bool:
+        """Whether giving this consent takes the scope `host` (contracts §7)."""
+        risky = any(capability.RISKS.get(name) is capability.Risk.HOST for name in self.accept)
+        return bool(risky or self.hosts or self.allow_downgrade or self.publisher is not None)
+
+
+NO_CONSENT = Consent()
+
+
+def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
+    """The record of a bundle that verified: nothing decided yet; a tombstone's floor lives on."""
+    facts = facts_of(claim.verdict)
+    return Record(
+        id=claim.verdict.manifest.id,
+        status=Status.VERIFIED,
+        facts=facts,
+        source=claim.name,
+        masked=capability.host_risk(facts.capabilities),
+        floor=tombstone.floor if tombstone else "",
+        verified_at=now,
+        created_at=tombstone.created_at if tombstone else now,
+        updated_at=now,
+    )
+
+
+def follow(record: Record, claim: Claim, now: int) -> Record:
+    """The record after the disk changed: a `verified` one follows it, any other only learns where its bundle lies."""
+    facts = facts_of(claim.verdict)
+    if record.accepted or facts == record.facts:
+        if claim.verdict.identity != record.facts.identity or claim.name == record.source:
+            return record
+        return replace(record, source=claim.name, updated_at=now)
+    masked = capability.host_risk(facts.capabilities)
+    return replace(record, facts=facts, source=claim.name, masked=masked, verified_at=now, updated_at=now)
+
+
+def transition(record: Record, wanted: Status, sight: Sight, consent: Consent, now: int) -> Record | Problem:
+    """The record once `wanted` has been decided, or why it cannot be."""
+    if wanted not in TRANSITIONS[record.status]:
+        after = ", ".join(sorted(TRANSITIONS[record.status]))
+        detail = f"cannot make {record.id} {wanted}: expected {after} after {record.status}"
+        return Problem("invalid_transition", detail, _next_step(record))
+    if wanted is not Status.DISABLED and not sight.available:
+        return _not_available(record, wanted, sight)
+    if fault := _undeclared(consent, record.facts):
+        return fault
+    if wanted is Status.INSTALLED and (fault := _downgrade(record, record.facts.version, consent)):
+        return fault
+    stamped = _stamped(record, wanted, now)
+    return replace(
+        stamped,
+        status=wanted,
+        masked=record.masked - consent.accept,
+        hosts=_joined(record.hosts, consent.hosts),
+        floor=higher(record.floor, record.facts.version) if wanted is Status.INSTALLED else record.floor,
+        updated_at=now,
+    )
+
+
+def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> Record | Problem:
+    """The record once the candidate has replaced the installed identity; what it widens stays masked."""
+    if claim is None or claim.verdict.identity == record.facts.identity:
+        return Problem(
+            "no_candidate",
+            f"cannot upgrade {record.id}: expected another verified version in the plugin directory, found none",
+            "put the new bundle in place; `latticectl rejected` shows bundles that do not verify",
+        )
+    facts = facts_of(claim.verdict)
+    if fault := _undeclared(consent, facts) or _downgrade(record, facts.version, consent):
+        return fault
+    granted = frozenset(record.granted) if facts.publisher == record.facts.publisher else frozenset[str]()
+    masked = frozenset(facts.capabilities) - granted - consent.accept
+    if not record.accepted:  # nothing had been granted yet: as at first sight
+        masked = capability.host_risk(facts.capabilities) - consent.accept
+    return replace(
+        record,
+        facts=facts,
+        source=claim.name,
+        masked=masked,
+        hosts=_joined(record.hosts, consent.hosts),
+        floor=higher(record.floor, facts.version) if record.accepted else record.floor,
+        verified_at=now,
+        updated_at=now,
+    )
+
+
+def regrant(record: Record, grant: frozenset[str], trim: frozenset[str], now: int) -> Record | Problem:
+    """The record with `grant` unmasked and `trim` masked."""
+    if fault := _undeclared(Consent(accept=grant | trim), record.facts):
+        return fault
+    return replace(record, masked=(record.masked - grant) | trim, updated_at=now)
+
+
+def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
+    """The tombstone of a record: pin and floor stay."""
+    if record.status is Status.ACTIVE:
+        hint = f"latticectl disable {record.id}"
+        return Problem("invalid_transition", f"cannot forget {record.id}: it is active", hint)
+    if record.status is Status.VERIFIED and sight.available:
+        detail = f"cannot forget {record.id}: its bundle is in the plugin directory and nothing was decided about it"
+        return Problem("invalid_transition", detail, "remove the bundle")
+    return replace(record, status=Status.VERIFIED, forgotten=True, masked=frozenset(), hosts=(), updated_at=now)
+
+
+def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Problem | None:
+    """The first required dependency that is not active in a fitting version, as a Problem."""
+    for dependency in needed:
+        other = records.get(dependency.id)
+        found = f"{other.status} {other.facts.version}".strip() if other and not other.forgotten else "nothing"
+        fits = other is not None and semver_range.contains(dependency.version, other.facts.version)
+        if not dependency.optional and (other is None or other.status is not Status.ACTIVE or not fits):
+            detail = f"needs {dependency.id} {dependency.version} active, found {found}"
+            return Problem("dependency_unmet", detail, f"latticectl activate {dependency.id}")
+    return None
+
+
+def is_downgrade(old: str, new: str) -> bool:
+    """Whether going from version `old` to `new` takes --allow-downgrade: lower, or without an order."""
+    if not old or old == new:
+        return False
+    order = semver_range.compare(old, new)
+    return order is None or order > 0
+
+
+def higher(floor: str, version: str) -> str:
+    """The higher of two versions; without an order the newer decision counts."""
+    order = semver_range.compare(floor, version)
+    return floor if order is not None and order > 0 else version
+
+
+def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None:
+    if consent.allow_downgrade or not is_downgrade(record.floor, version):
+        return None
+    detail = f"version {version or '(none)'} is not known to be newer than {record.floor}, which was accepted before"
+    return Problem("version_downgrade", detail, "if that is what you want, add --allow-downgrade")
+
+
+def _undeclared(consent: Consent, facts: Facts) -> Problem | None:
+    extra = sorted(consent.accept - set(facts.capabilities))
+    if not extra:
+        return None
+    declared = ", ".join(facts.capabilities)
+    return Problem("bad_request", f"expected capabilities that the manifest declares ({declared}), found {extra[0]}")
+
+
+def _not_available(record: Record, wanted: Status, sight: Sight) -> Problem:
+    trouble = sight.trouble
+    found = f"{trouble.code}: {trouble.message}" if trouble else "nothing"
+    detail = f"cannot make {record.id} {wanted}: expected a bundle that verifies, found {found}"
+    return Problem("not_available", detail, f"latticectl info {record.id}")
+
+
+def _next_step(record: Record) -> str:
+    verb = {Status.VERIFIED: "install", Status.INSTALLED: "activate", Status.DISABLED: "activate"}.get(record.status)
+    return f"latticectl {verb or 'disable'} {record.id}"
+
+
+def _stamped(record: Record, wanted: Status, now: int) -> Record:
+    match wanted:
+        case Status.INSTALLED:
+            return replace(record, installed_at=now)
+        case Status.ACTIVE:
+            return replace(record, activated_at=now)
+        case Status.DISABLED:
+            return replace(record, disabled_at=now)
+        case Status.VERIFIED:
+            return replace(record, verified_at=now)
+
+
+def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*old, *new)))
+
+
+def upgrade_changes(record: Record, candidate: Verified) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(capabilities the candidate adds, capabilities it drops)."""
+    old, new = record.facts.capabilities, candidate.manifest.capabilities
+    return tuple(c for c in new if c not in old), tuple(c for c in old if c not in new)

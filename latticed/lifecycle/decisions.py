@@ -1,0 +1,232 @@
+"""What operators ask of the lifecycle: each decision is judged by `advance`, recorded, then carried out.
+
+A decision that starts something is on disk before it takes effect; one that stops something takes effect first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from latticed.bundle.refusal import ReadRefused
+from latticed.kit import logs
+from latticed.ledger import kv
+from latticed.ledger import records as rows
+from latticed.lifecycle import advance
+from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Record, Status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from latticed.ledger import Transaction
+    from latticed.lifecycle.lifecycle import Lifecycle
+    from latticed.model.audit import Actor
+    from latticed.trust.claims import Claim
+
+SETTLE_S = 10.0
+
+log = logs.get_logger()
+
+
+class Decisions:
+    """The doors through which records change by somebody's word."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._life = lifecycle
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.keeping: set[str] = set()
+
+    async def change(self, actor: Actor, plugin_id: str, wanted: Status, consent: Consent = NO_CONSENT) -> Record:
+        """Install, activate or disable; returns once it is armed, stopped or failed (10 s at most)."""
+        async with self._one(plugin_id):
+            record = self._record(plugin_id)
+            life, seen = self._life, self._life.sight(plugin_id)
+            outcome = advance.transition(record, wanted, seen, consent, life.rooms.clock.wall_us())
+            if isinstance(outcome, Record) and wanted is Status.ACTIVE:
+                outcome = advance.unmet(life.plugins[plugin_id].manifest.dependencies, life.records) or outcome
+            after = await self._accepted(actor, record, outcome, wanted)
+            if wanted is Status.DISABLED:
+                return await self._disable(actor, record, after)
+            await self._keep(after, seen.winner)
+            await self._write(after, _status_event(actor, record, after), None)
+        return await self._settled(after)
+
+    async def upgrade(self, actor: Actor, plugin_id: str, consent: Consent = NO_CONSENT) -> Record:
+        """Swap to the candidate, or to the bundle of another publisher accepted by name."""
+        async with self._one(plugin_id):
+            record = self._record(plugin_id)
+            claim = self._candidate(record, consent)
+            outcome = advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us())
+            after = await self._accepted(actor, record, outcome, "upgrade")
+            if after.accepted:
+                await self._keep(after, claim)
+            await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
+            self._life.put(after)
+        return await self._settled(after)
+
+    async def regrant(self, actor: Actor, plugin_id: str, grant: frozenset[str], trim: frozenset[str]) -> Record:
+        """Unmask and mask capabilities; an armed plugin's Gate knows at once."""
+        async with self._one(plugin_id):
+            record = self._record(plugin_id)
+            outcome = advance.regrant(record, grant, trim, self._life.rooms.clock.wall_us())
+            after = await self._accepted(actor, record, outcome, "grants")
+            if trim:
+                self._life.rooms.supervisor.regrant(plugin_id, frozenset(record.granted) - trim)
+            detail: dict[str, str | int | bool] = {
+                "granted": ",".join(sorted(grant)),
+                "trimmed": ",".join(sorted(trim)),
+            }
+            await self._write(after, _event(actor, "plugin.grants", after, detail), None)
+            self._life.rooms.supervisor.regrant(plugin_id, frozenset(after.granted))
+        return after
+
+    async def forget(self, actor: Actor, plugin_id: str) -> None:
+        """Leave only a tombstone of what is not active."""
+        async with self._one(plugin_id):
+            record = self._record(plugin_id)
+            seen = self._life.sight(plugin_id)
+            outcome = advance.forget(record, seen, self._life.rooms.clock.wall_us())
+            after = await self._accepted(actor, record, outcome, "forget")
+            await self._write(after, _event(actor, "plugin.forget", after, {}), None)
+            self._life.rooms.supervisor.drop(plugin_id)
+        self._life.follow(plugin_id)
+
+    async def restart(self, actor: Actor, plugin_id: str) -> Record:
+        """Stop and start an active plugin, and close its breaker."""
+        async with self._one(plugin_id):
+            record = self._record(plugin_id)
+            if record.status is not Status.ACTIVE:
+                detail = f"cannot restart {plugin_id}: it is {record.status}, expected active"
+                raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail))
+            seen = self._life.sight(plugin_id)
+            if not seen.available:
+                trouble = f": {seen.trouble.code}" if seen.trouble else ""
+                detail = f"cannot restart {plugin_id}: its bundle does not verify{trouble}"
+                raise await self._refused(actor, plugin_id, Problem("not_available", detail))
+            await self._life.rooms.ledger.record(_event(actor, "plugin.restart", record, {}))
+            self._life.rooms.supervisor.arm(self._life.plugins[plugin_id], frozenset(record.granted), afresh=True)
+        return await self._settled(record)
+
+    async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
+        """Stop first, record when possible: a full disk keeps nothing running."""
+        life = self._life
+        life.put(after)
+        life.rooms.supervisor.disarm(life.plugins[after.id])
+        event = _status_event(actor, before, after)
+        try:
+            await life.rooms.ledger.write(_writing(after, event, None), durable=True)
+        except Problem as problem:
+            log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
+            life.saver.save(after.id, event)
+        await life.rooms.supervisor.settled(after.id, within_s=SETTLE_S)
+        return after
+
+    @contextlib.asynccontextmanager
+    async def _one(self, plugin_id: str) -> AsyncIterator[None]:
+        """One decision at a time per id; what the disk says meanwhile is looked at again afterwards."""
+        lock = self._locks.setdefault(plugin_id, asyncio.Lock())
+        async with lock:
+            self._life.busy.add(plugin_id)
+            try:
+                yield
+            finally:
+                self._life.busy.discard(plugin_id)
+                if plugin_id in self._life.records:
+                    self._life.follow(plugin_id)
+        if not lock.locked():
+            self._locks.pop(plugin_id, None)
+
+    def _record(self, plugin_id: str) -> Record:
+        record = self._life.records.get(plugin_id)
+        if record is None or record.forgotten:
+            raise Problem("not_found", f"there is no plugin {plugin_id!r}", "latticectl list, or latticectl rejected")
+        return record
+
+    def _candidate(self, record: Record, consent: Consent) -> Claim | None:
+        if consent.publisher is not None and consent.publisher != record.facts.publisher:
+            return self._life.claimant(record.id, consent.publisher)
+        return self._life.sight(record.id).winner
+
+    async def _accepted(self, actor: Actor, record: Record, outcome: Record | Problem, wanted: str) -> Record:
+        if isinstance(outcome, Problem):
+            raise await self._refused(actor, record.id, outcome, wanted)
+        return outcome
+
+    async def _refused(self, actor: Actor, plugin_id: str, problem: Problem, wanted: str = "") -> Problem:
+        """`problem`, once the refusal is on record."""
+        await self._life.rooms.ledger.record(
+            Event(
+                actor=str(actor),
+                action="plugin.status",
+                target=plugin_id,
+                decision="deny",
+                code=problem.code,
+                reason=problem.detail,
+                detail={"wanted": wanted},
+            )
+        )
+        return problem
+
+    async def _keep(self, record: Record, claim: Claim | None) -> None:
+        """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
+        identity = record.facts.identity
+        self.keeping.add(identity)
+        if claim is not None and claim.verdict.identity == identity:
+            try:
+                await self._life.rooms.catalog.keep(claim.name, claim.verdict)
+            except ReadRefused as refused:
+                raise Problem(refused.code.value, refused.reason, refused.hint) from refused
+        await self._life.judge_pair(record)
+
+    async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
+        await self._life.rooms.ledger.write(_writing(record, event, also), durable=True)
+        self._life.put(record)
+        self.keeping.discard(record.facts.identity)
+        self._life.saver.tidy()
+
+    async def _settled(self, record: Record) -> Record:
+        await self._life.rooms.supervisor.settled(record.id, within_s=SETTLE_S)
+        return self._life.records.get(record.id, record)
+
+
+def _writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
+    def change(tx: Transaction) -> None:
+        rows.put(tx, record)
+        tx.append_audit(event)
+        if also is not None:
+            also(tx)
+
+    return change
+
+
+def _set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | None:
+    """When another publisher takes over, its bucket is its own: the old one is kept under the old publisher's name."""
+    old, new = before.facts.publisher, after.facts.publisher
+    if old == new:
+        return None
+    bucket = f"plugin:{before.id}"
+
+    def swap(tx: Transaction) -> None:
+        kv.rename(tx, bucket, f"{bucket}@{old}")
+        kv.rename(tx, f"{bucket}@{new}", bucket)
+
+    return swap
+
+
+def _event(actor: Actor, action: str, record: Record, detail: dict[str, str | int | bool]) -> Event:
+    return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
+
+
+def _status_event(actor: Actor, before: Record, after: Record) -> Event:
+    detail: dict[str, str | int | bool] = {
+        "from": before.status.value,
+        "to": after.status.value,
+        "version": after.facts.version,
+        "identity": after.facts.identity,
+        "granted": ",".join(after.granted),
+    }
+    return _event(actor, "plugin.status", after, detail)

@@ -1,0 +1,249 @@
+"""The actor of the lifecycle: reads what the catalog sees, takes what operators decide, tells the supervisor.
+
+What runs follows the disk and the decision at once and in memory (`_follow`); what is on record follows through the
+ledger (`saver`), so that stopping never waits for a disk that is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.ledger import records as rows
+from latticed.lifecycle import advance, sight
+from latticed.lifecycle.decisions import Decisions
+from latticed.lifecycle.saver import Saver
+from latticed.lifecycle.sight import Sight
+from latticed.model.lifecycle import Record, Status
+from latticed.model.runtime import LastError
+from latticed.model.verdict import Refused, Verified
+from latticed.trust import claims
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from latticed.catalog.catalog import Catalog, Sighting
+    from latticed.catalog.store import Store
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.lifecycle.revocations import Revocations
+    from latticed.model.verdict import Verdict
+    from latticed.runners.contract import Plugin
+    from latticed.supervisor.supervisor import Supervisor
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """The rooms that the lifecycle stands on."""
+
+    ledger: Ledger
+    catalog: Catalog
+    supervisor: Supervisor
+    clock: Clock
+    judge: Callable[[str], Awaitable[Verdict]]
+    store: Store
+    revocations: Revocations
+
+
+class Lifecycle:
+    """All records, and what the disk says of each. An async context manager; entered once the first scan is told."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self.rooms = rooms
+        self.records: dict[str, Record] = {}
+        self.plugins: dict[str, Plugin] = {}
+        self.refused: dict[str, Refused] = {}
+        self.decide = Decisions(self)
+        self.busy: set[str] = set()
+        self.saver = Saver(
+            rooms.ledger,
+            rooms.store,
+            rooms.revocations,
+            records=self.records.values,
+            current=self.records.__getitem__,
+            busy=self.busy,
+            keeping=self.decide.keeping,
+        )
+        self._found: dict[str, Verdict] = {}
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        self._sources: dict[str, str] = {}
+        self._sights: dict[str, Sight] = {}
+        self._stored: dict[str, LastError] = {}
+        self._told = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        for record in self.rooms.ledger.read(rows.load_all):
+            self.put(record)
+        await self.judge_stored()
+        self._task = fenced(
+            self._observe(), lambda error: log.critical("lifecycle_failed", error=repr(error)), name="lifecycle"
+        )
+        told = asyncio.ensure_future(self._told.wait())
+        await asyncio.wait({told, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.saver.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether what the catalog sees is still being followed."""
+        return self._task is not None and not self._task.done()
+
+    # What others ask.
+
+    def critical(self) -> list[Record]:
+        """Active plugins without which the daemon is not healthy."""
+        critical = [self.records[p.id] for p in self.plugins.values() if p.manifest.critical]
+        return [record for record in critical if record.status is Status.ACTIVE]
+
+    def known(self) -> list[Record]:
+        """Every record that is not a tombstone, sorted by id."""
+        return sorted((r for r in self.records.values() if not r.forgotten), key=lambda record: record.id)
+
+    def sight(self, plugin_id: str) -> Sight:
+        """What the disk says of an id right now."""
+        return self._sights.get(plugin_id, Sight())
+
+    def rejected(self) -> dict[str, Refused]:
+        """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
+        alone = {name: verdict for name, verdict in self._found.items() if isinstance(verdict, Refused)}
+        return {**alone, **self.refused}
+
+    def claimant(self, plugin_id: str, publisher: str) -> claims.Claim | None:
+        """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
+        names = [n for n in self._names[plugin_id] if n in self.refused]
+        found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
+        fitting = [claim for claim in found if claim.verdict.manifest.publisher == publisher]
+        return fitting[0] if len(fitting) == 1 else None
+
+    # What the catalog says.
+
+    async def _observe(self) -> None:
+        async for batch in self.rooms.catalog.changes():
+            self._take(batch)
+            await self.saver.flush()
+            self._told.set()
+
+    def _take(self, batch: Iterable[Sighting]) -> None:
+        touched: set[str] = set()
+        for seen in batch:
+            touched |= self._enter(seen)
+        for plugin_id in touched:
+            self.follow(plugin_id)
+
+    def _enter(self, seen: Sighting) -> set[str]:
+        """Take down one sighting; the ids it may matter to."""
+        touched = {self._sources[seen.name]} if seen.name in self._sources else set()
+        before = self._found.pop(seen.name, None)
+        if isinstance(before, Verified):
+            self._names[before.manifest.id].discard(seen.name)
+            touched.add(before.manifest.id)
+        self.refused.pop(seen.name, None)
+        match seen.verdict:
+            case Verified() as verdict:
+                self._found[seen.name] = verdict
+                self._names[verdict.manifest.id].add(seen.name)
+                touched.add(verdict.manifest.id)
+            case Refused() as verdict:
+                self._found[seen.name] = verdict
+                log.warning("verdict_refused", bundle=seen.name, code=verdict.code, reason=verdict.reason)
+            case None:
+                pass
+        return touched
+
+    def follow(self, plugin_id: str) -> None:
+        """Look at one id again: who may claim it, what may run, what is to be put on record."""
+        now_us = self.rooms.clock.wall_us()
+        record = self.records.get(plugin_id)
+        winner = self._resolve(plugin_id, record)
+        fault = None
+        if winner is None and record is not None:
+            fault = sight.fault_at(record.source, self._found, self.refused)
+        self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=self._stored.get(plugin_id))
+        if plugin_id not in self.busy:
+            if winner is not None and (record is None or record.forgotten):
+                self._remember(advance.first_seen(winner, now_us, record))
+            elif winner is not None and record is not None:
+                self._remember(advance.follow(record, winner, now_us))
+        self._run(plugin_id)
+
+    def _resolve(self, plugin_id: str, record: Record | None) -> claims.Claim | None:
+        names = sorted(self._names[plugin_id])
+        found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
+        if not found:
+            del self._names[plugin_id]
+        resolved = claims.resolve(found, sight.pin_of(record) if record else None)
+        for name in names:
+            self.refused.pop(name, None)
+        for name, verdict in resolved.refused.items():
+            log.warning("verdict_refused", bundle=name, code=verdict.code, plugin_id=plugin_id)
+            self.refused[name] = verdict
+        return resolved.winner
+
+    def _run(self, plugin_id: str) -> None:
+        """Have alive what is active and available, and nothing else."""
+        record = self.records.get(plugin_id)
+        if record is None or not record.accepted:
+            return
+        seen = self.sight(plugin_id)
+        plugin = self.plugins[plugin_id]
+        if record.status is not Status.ACTIVE:
+            self.rooms.supervisor.disarm(plugin)
+        elif seen.available:
+            self.rooms.supervisor.arm(plugin, frozenset(record.granted))
+        else:
+            self.rooms.supervisor.disarm(plugin, seen.trouble)
+
+    # What is on record.
+
+    def put(self, record: Record) -> None:
+        """Hold `record` from now on."""
+        before = self.records.get(record.id)
+        if before is not None and self._sources.get(before.source) == record.id:
+            del self._sources[before.source]
+        if before is None or before.facts != record.facts:
+            self.plugins[record.id] = sight.plugin_of(record)
+        self.records[record.id] = record
+        self._sources[record.source] = record.id
+
+    def _remember(self, record: Record) -> None:
+        if self.records.get(record.id) != record:
+            self.put(record)
+            self.saver.save(record.id)
+
+    # What the policy says.
+
+    async def policy_changed(self) -> None:
+        """Judge every bundle and every stored pair again."""
+        await self.judge_stored()
+        self.rooms.catalog.rescan()
+
+    async def judge_stored(self) -> None:
+        """Verify the stored pair of every accepted plugin under the policy in force."""
+        accepted = [record for record in self.records.values() if record.accepted]
+        for record in accepted:
+            await self.judge_pair(record)
+        if self._told.is_set():
+            for record in accepted:
+                self.follow(record.id)
+
+    async def judge_pair(self, record: Record) -> None:
+        """Verify one stored pair, and keep what is wrong with it."""
+        verdict = await self.rooms.judge(record.facts.identity)
+        match verdict:
+            case Refused(code=code, reason=reason):
+                self._stored[record.id] = LastError(code=code.value, message=reason)
+            case Verified():
+                self._stored.pop(record.id, None)

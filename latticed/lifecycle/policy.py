@@ -1,0 +1,82 @@
+"""The trust policy in force: the operator's file, joined with every revocation the daemon has ever seen.
+
+A missing or bad file at boot trusts nobody; a bad reload keeps the old policy. Either is a problem that health shows.
+The file is looked at every second rather than watched: a stat costs microseconds, and it sees what inotify does not
+(a link swapped in a parent directory, a network mount).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.trust import policy as trust
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.trust.policy import Revoked, TrustPolicy
+
+MAX_BYTES = 1 << 20
+MISSING = "policy_missing"
+HINT = "see `latticectl trust`; until it is mended nothing new is trusted"
+
+
+class PolicyKeeper:
+    """Reads the policy file when it changes; `owners` are the uids that may be able to change it."""
+
+    def __init__(self, file: Path, *, owners: frozenset[int], remembered: Revoked) -> None:
+        self.file = file
+        self.problem: Problem | None = None
+        self.own: TrustPolicy = trust.NOBODY
+        self._owners = owners
+        self._remembered = remembered
+        self._seen: Any = None
+
+    @property
+    def current(self) -> TrustPolicy:
+        """The policy to judge by."""
+        return trust.with_revocations(self.own, self._remembered)
+
+    @property
+    def remembered(self) -> Revoked:
+        """Every revocation seen and not lifted."""
+        return self._remembered
+
+    def remember(self, revoked: Revoked) -> None:
+        """Replace what is remembered, after it has been written down."""
+        self._remembered = revoked
+
+    def look(self, *, always: bool = False) -> bool:
+        """Read the file if it has changed (or `always`); True when the policy in force is another one now."""
+        seen = self._fingerprint()
+        if seen == self._seen and not always:
+            return False
+        self._seen = seen
+        before = (self.own, self.problem is None)
+        try:
+            self.own = self._read()
+            self.problem = None
+        except Problem as problem:
+            self.problem = problem
+        return (self.own, self.problem is None) != before
+
+    def _fingerprint(self) -> tuple[int, ...] | None:
+        try:
+            found = self.file.stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def _read(self) -> TrustPolicy:
+        try:
+            data = files.read_at_most(self.file, MAX_BYTES)
+            fault = files.foreign_writers(self.file, owners=self._owners)
+        except FileNotFoundError as error:
+            raise Problem(MISSING, f"expected a trust policy at {self.file}, found no such file", HINT) from error
+        except (OSError, ValueError) as error:
+            raise Problem("policy_unreadable", f"cannot read {self.file}: {error}", HINT) from error
+        if fault is not None:
+            raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT)
+        return trust.decode(data)

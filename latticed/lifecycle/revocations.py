@@ -1,0 +1,102 @@
+"""Revocations outlive the file that named them: what was revoked once stays so until somebody lifts it (contracts §4).
+
+They are kept in the ledger and in the signed floors file, beside the versions and masks that a lost ledger must not
+loosen (architecture decision 3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import logs
+from latticed.ledger import revocations as rows
+from latticed.ledger.floors import Floors
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+from latticed.trust.policy import Revoked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Connection, Ledger, Transaction
+    from latticed.lifecycle.policy import PolicyKeeper
+    from latticed.model.audit import Actor
+    from latticed.model.lifecycle import Record
+
+log = logs.get_logger()
+
+KINDS: Final[dict[str, rows.Kind]] = {"key": "keys", "digest": "digests", "plugin": "plugins"}
+
+
+def remembered(db: Connection) -> Revoked:
+    """Every revocation on record."""
+    kept = rows.load(db)
+    return Revoked(keys=kept.keys, digests=kept.digests, plugins=kept.plugins)
+
+
+class Revocations:
+    """Writes down what the policy revokes, and lifts what an operator says is to be lifted."""
+
+    def __init__(self, ledger: Ledger, policy: PolicyKeeper, clock: Clock) -> None:
+        self._ledger = ledger
+        self._policy = policy
+        self._clock = clock
+
+    async def remember(self) -> bool:
+        """Keep what the policy in force revokes; True when all of it is on record. It holds either way."""
+        wanted = self._policy.current.revoked
+        if wanted == self._policy.remembered:
+            return True
+        seen = rows.Revocations(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
+        now_us = self._clock.wall_us()
+
+        def change(tx: Transaction) -> None:
+            fresh = rows.remember(tx, seen, now_us=now_us)
+            for kind in rows.KINDS:
+                for value in sorted(getattr(fresh, kind)):
+                    tx.append_audit(
+                        Event(actor=str(DAEMON), action="trust.revoked", target=value, detail={"kind": kind})
+                    )
+
+        try:
+            await self._ledger.write(change, durable=True)
+        except Problem as problem:
+            log.error("revocations_not_recorded", code=problem.code)
+            return False
+        self._policy.remember(wanted)
+        return True
+
+    async def lift(self, actor: Actor, kind: str, value: str) -> None:
+        """Forget one revocation; Problem when there is none, or the policy file still names it."""
+        column = KINDS.get(kind)
+        if column is None:
+            raise Problem("bad_request", f"kind: expected one of {', '.join(KINDS)}, found {kind[:40]!r}")
+        if value in getattr(self._policy.own.revoked, column):
+            detail = f"{value[:100]} is still revoked by {self._policy.file.name}"
+            raise Problem("still_revoked", detail, "take it out of the file first")
+        event = Event(actor=str(actor), action="trust.lifted", target=value, decision="allow", detail={"kind": column})
+
+        def change(tx: Transaction) -> bool:
+            known = rows.lift(tx, column, value)
+            if known:
+                tx.append_audit(event)
+            return known
+
+        if not await self._ledger.write(change, durable=True):
+            raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")
+        self._policy.remember(self._ledger.read(remembered))
+
+    async def write_floors(self, records: Iterable[Record]) -> None:
+        """Mirror floors, masks and revocations outside the ledger; a failure is logged and mended by the next write."""
+        kept = list(records)
+        revoked = self._policy.current.revoked
+        floors = Floors(
+            versions={record.id: record.floor for record in kept if record.floor},
+            masked={record.id: record.masked for record in kept if record.accepted},
+            revoked=rows.Revocations(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
+        )
+        try:
+            await self._ledger.write_floors(floors)
+        except Problem as problem:
+            log.error("floors_not_written", code=problem.code)

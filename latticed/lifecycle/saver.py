@@ -1,0 +1,120 @@
+"""Writing down what has already taken effect: records that follow the disk, stops that could not wait, floors.
+
+Whatever keeps the ledger from taking them, they are tried again until it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.ledger import records as rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from latticed.catalog.store import Store
+    from latticed.ledger import Ledger, Transaction
+    from latticed.lifecycle.revocations import Revocations
+    from latticed.model.audit import Event
+    from latticed.model.lifecycle import Record
+
+AGAIN_S: Final = 1.0
+
+log = logs.get_logger()
+
+
+class Saver:
+    """Saves records by id as they are at that moment; ids that are `busy` with a decision wait for its end."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        revocations: Revocations,
+        *,
+        records: Callable[[], Collection[Record]],
+        current: Callable[[str], Record],
+        busy: Collection[str],
+        keeping: Collection[str],
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._revocations = revocations
+        self._records = records
+        self._current = current
+        self._busy = busy
+        self._keeping = keeping
+        self._unsaved: set[str] = set()
+        self._owed: list[Event] = []
+        self._untidy = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many records the ledger has not taken yet."""
+        return len(self._unsaved.difference(self._busy))
+
+    def save(self, plugin_id: str, event: Event | None = None) -> None:
+        """Have a record written soon, with the event that tells why it changed."""
+        self._unsaved.add(plugin_id)
+        if event is not None:
+            self._owed.append(event)
+        self._wake()
+
+    def tidy(self) -> None:
+        """Have floors mirrored, and stored pairs that nobody runs from dropped, soon and once for many changes."""
+        self._untidy = True
+        self._wake()
+
+    async def flush(self) -> bool:
+        """Write what has not been written; False when the ledger cannot."""
+        ids = self._unsaved.difference(self._busy)
+        pending, owed = [self._current(plugin_id) for plugin_id in ids], list(self._owed)
+
+        def change(tx: Transaction) -> None:
+            for record in pending:
+                rows.put(tx, record)
+            for event in owed:
+                tx.append_audit(event)
+
+        if not pending:
+            return True
+        self._unsaved -= ids
+        try:
+            await self._ledger.write(change)
+        except Exception as error:  # noqa: BLE001 - whatever kept it from being written, it is tried again
+            self._unsaved |= ids
+            log.error("records_not_saved", records=len(pending), error=str(error))
+            return False
+        del self._owed[: len(owed)]
+        return True
+
+    async def close(self) -> None:
+        """Try a last time."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.flush()
+        if self._untidy:
+            await self._tidy()
+
+    def _wake(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = fenced(self._run(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
+
+    async def _run(self) -> None:
+        while self._untidy or self.waiting:
+            if self._untidy:
+                await self._tidy()
+            if not await self.flush():
+                await asyncio.sleep(AGAIN_S)
+
+    async def _tidy(self) -> None:
+        self._untidy = False
+        records = self._records()
+        in_use = {record.facts.identity for record in records if record.accepted}
+        await asyncio.to_thread(self._store.collect, in_use.union(self._keeping))
+        await self._revocations.write_floors(records)

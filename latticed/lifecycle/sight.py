@@ -1,0 +1,88 @@
+"""What the disk says of one plugin id, set against what is on record. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from latticed.model.lifecycle import Facts, Record
+from latticed.model.manifest import Manifest
+from latticed.model.runtime import LastError
+from latticed.model.verdict import Code, Refused, Verified
+from latticed.runners.contract import Plugin
+from latticed.trust.claims import Claim, Pin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.model.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """The bundle that may claim the id now, if any, and what is wrong when there is none.
+
+    `stored` is what is wrong with the pair in the store, when the current policy no longer lets it run.
+    """
+
+    winner: Claim | None = None
+    fault: LastError | None = None
+    stored: LastError | None = None
+
+    @property
+    def available(self) -> bool:
+        return self.winner is not None and self.stored is None
+
+    @property
+    def trouble(self) -> LastError | None:
+        """Why it is not available, or None."""
+        return self.stored or self.fault
+
+    def candidate(self, record: Record) -> Verified | None:
+        """Another identity than the accepted one, ready for an upgrade."""
+        if not record.accepted or self.winner is None or self.winner.verdict.identity == record.facts.identity:
+            return None
+        return self.winner.verdict
+
+
+def pin_of(record: Record) -> Pin:
+    """What a record demands of whoever claims its id."""
+    facts = record.facts
+    return Pin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
+
+
+def fault_at(source: str, found: Mapping[str, Verdict], refused: Mapping[str, Refused]) -> LastError:
+    """Why the bundle that a record came from does not verify any more."""
+    verdict = refused.get(source) or found.get(source)
+    match verdict:
+        case Refused(code=code, reason=reason):
+            return LastError(code=code.value, message=reason)
+        case Verified(manifest=manifest):
+            moved = f"expected the recorded id in this bundle, found {manifest.id}"
+            return LastError(code=Code.MANIFEST_MISSING.value, message=moved)
+        case _:
+            return LastError(code=Code.MANIFEST_MISSING.value, message="its bundle is gone from the plugin directory")
+
+
+def facts_of(verified: Verified) -> Facts:
+    """What a record keeps of a verified bundle."""
+    manifest = verified.manifest
+    return Facts(
+        name=manifest.name,
+        type=manifest.type,
+        version=manifest.version,
+        publisher=manifest.publisher,
+        signed=manifest.signed,
+        capabilities=manifest.capabilities,
+        identity=verified.identity,
+        artifact_sha256=verified.artifact_sha256,
+        manifest=msgspec.json.encode(manifest),
+    )
+
+
+def plugin_of(record: Record) -> Plugin:
+    """What the supervisor needs to know to arm it."""
+    manifest = msgspec.json.decode(record.facts.manifest, type=Manifest)
+    return Plugin(id=record.id, identity=record.facts.identity, manifest=manifest)
