@@ -1,0 +1,138 @@
+"""The front door of latticed: opens the rooms in order, waits for a signal, closes them in reverse."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed import settings as settings_room
+from latticed.kit import logs, sdnotify
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latticed.settings import Settings
+
+EXIT_CODES: Final = {
+    "settings_invalid": os.EX_CONFIG,
+    "state_in_use": os.EX_TEMPFAIL,
+    "ledger_damaged": os.EX_IOERR,
+    "ledger_newer": os.EX_IOERR,
+    "floors_invalid": os.EX_IOERR,
+}
+"""Exit codes of latticed by problem (contracts §6); any other problem at start is 1, wrong usage is 2."""
+
+FORCED: Final = 1
+
+log = logs.get_logger()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        settings = settings_room.load(options.config, os.environ, os.geteuid())
+        if options.check_config:
+            return _show(settings)
+        logs.configure(settings.log.level, form=settings.log.format)
+        return asyncio.run(_run(options.config, settings))
+    except Problem as problem:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        sys.stderr.write(f"latticed: {problem.code}: {problem.detail}{hint}\n")
+        return EXIT_CODES.get(problem.code, 1)
+    finally:
+        logs.reset()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latticed", description="Run plugins without trusting them blindly.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings (TOML); default /etc/latticed/latticed.toml"
+    )
+    parser.add_argument("--check-config", action="store_true", help="print the effective settings and their origin")
+    parser.add_argument("--version", action="version", version=f"latticed {metadata.version('latticed')}")
+    return parser
+
+
+def _show(settings: Settings) -> int:
+    for key, value, origin in settings_room.describe(settings):
+        sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}\n")
+    return 0
+
+
+async def _run(config: Path | None, settings: Settings) -> int:
+    """Open the house, say so, wait for the end."""
+    from latticed.house import LOOK_S, House  # only now: --check-config and --version need none of the rooms
+
+    notifier = sdnotify.from_environment(os.environ)
+    watchdog_s = sdnotify.watchdog_interval_s(os.environ)
+    passed = sdnotify.listen_fds(os.environ)
+    inherited = socket.socket(fileno=passed[0].fd) if passed else None
+    signals = Signals(asyncio.get_running_loop())
+    async with contextlib.AsyncExitStack() as stack:
+        house = await stack.enter_async_context(House(config, settings, inherited=inherited))
+        stack.callback(notifier.stopping, "stopping")
+        notifier.ready("ready")
+        log.info("daemon_ready", version=house.api.version, plugins=len(house.api.lifecycle.known()))
+        pause_s = min(LOOK_S, watchdog_s or LOOK_S)
+        while not await signals.stop_within(pause_s):
+            notifier.watchdog()
+            if signals.take_reload():
+                notifier.reloading()
+                await house.reload()
+                notifier.ready("reloaded")
+            await house.look()
+        log.info("daemon_stopping")
+    log.info("daemon_stopped")
+    return 0
+
+
+class Signals:
+    """SIGTERM and SIGINT end the daemon in good order, a second one at once; SIGHUP reloads."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wake = asyncio.Event()
+        self._stop = False
+        self._reload = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._again)
+
+    async def stop_within(self, seconds: float) -> bool:
+        """Wait for a signal, `seconds` at most; True once the daemon is to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        if not self._stop:
+            self._wake.clear()
+        return self._stop
+
+    def take_reload(self) -> bool:
+        """Whether a reload was asked for since the last look."""
+        asked, self._reload = self._reload, False
+        return asked
+
+    def _end(self) -> None:
+        if self._stop:
+            log.error("daemon_forced", reason="a second signal")
+            os._exit(FORCED)
+        self._stop = True
+        self._wake.set()
+
+    def _again(self) -> None:
+        self._reload = True
+        self._wake.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The rooms of one running daemon, opened in order on one stack and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from latticed import settings as settings_room
+from latticed.broker.gate import Broker, GateLimits
+from latticed.bundle import read
+from latticed.catalog.catalog import Catalog
+from latticed.catalog.store import Store
+from latticed.host import service
+from latticed.host.audit import Audit
+from latticed.host.kv import Kv
+from latticed.host.log import Log
+from latticed.kit import logs
+from latticed.kit.clock import SystemClock
+from latticed.ledger import open_ledger
+from latticed.ledger.kv import Quota
+from latticed.lifecycle import revocations
+from latticed.lifecycle.lifecycle import Lifecycle, Rooms
+from latticed.lifecycle.policy import PolicyKeeper
+from latticed.model import restart
+from latticed.model.errors import Problem
+from latticed.rpc import access
+from latticed.rpc.api import Api
+from latticed.rpc.server import Server
+from latticed.runners import choice
+from latticed.supervisor.supervisor import Supervisor
+from latticed.supervisor.tools import Tools
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.model.chain import Head
+    from latticed.model.verdict import Verdict
+    from latticed.runners.contract import Runner
+    from latticed.settings import Settings
+
+LOOK_S: Final = 1.0
+"""How often the trust policy and the settings file are looked at."""
+
+LIVE: Final = ("log", "access", "host_calls", "trust", "supervision")
+"""Settings that a reload applies; the others wait for a restart."""
+
+log = logs.get_logger()
+
+
+class House:
+    """An async context manager: entered, everything is recovered and the control socket is served.
+
+    `runners` (by plugin type) replaces the choice that the settings make.
+    """
+
+    def __init__(
+        self,
+        config: Path | None,
+        settings: Settings,
+        *,
+        inherited: socket.socket | None = None,
+        runners: Mapping[str, Runner] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        wanted = settings.runners
+        by_type = {"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}
+        self._config = config
+        self._settings = settings
+        self._inherited = inherited
+        self._runners = dict(runners) if runners is not None else choice.choose(by_type)
+        self._clock = clock or SystemClock()
+        self._stack = contextlib.AsyncExitStack()
+        self._settings_seen = self._settings_fingerprint()
+        self.api: Api
+        self._broker: Broker
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            self.api = await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Api:
+        """Every room on the one below it; the control socket last."""
+        settings, clock, version = self._settings, self._clock, metadata.version("latticed")
+        allowed = access.resolve(settings.access, own_uid=os.geteuid())
+        ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
+        policy, kept = await self._open_policy(ledger)
+        store = Store(settings.state_dir / "store", limits=self._read_limits())
+
+        async def judge(identity: str) -> Verdict:
+            return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
+
+        catalog = await stack.enter_async_context(self._catalog(policy, store, version))
+        supervisor = await stack.enter_async_context(Supervisor(self._tools(ledger, store, judge)))
+        rooms = Rooms(
+            ledger=ledger,
+            catalog=catalog,
+            supervisor=supervisor,
+            clock=clock,
+            judge=judge,
+            store=store,
+            revocations=kept,
+        )
+        api = Api(
+            lifecycle=await stack.enter_async_context(Lifecycle(rooms)),
+            supervisor=supervisor,
+            catalog=catalog,
+            ledger=ledger,
+            policy=policy,
+            revocations=kept,
+            clock=clock,
+            settings=settings,
+            access=allowed,
+            runners=self._runners,
+            version=version,
+            started_at=clock.wall_us(),
+        )
+        gid = access.socket_gid(settings.access.socket_group)
+        await stack.enter_async_context(Server(api, settings.control_socket, gid=gid, inherited=self._inherited))
+        return api
+
+    async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.Revocations]:
+        remembered = ledger.read(revocations.remembered)
+        policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
+        policy.look(always=True)
+        kept = revocations.Revocations(ledger, policy, self._clock)
+        await kept.remember()
+        return policy, kept
+
+    def _catalog(self, policy: PolicyKeeper, store: Store, version: str) -> Catalog:
+        settings = self._settings
+        return Catalog(
+            {"plugins": settings.plugin_dir, "market": self._market()},
+            policy=lambda: policy.current,
+            host_version=version,
+            clock=self._clock,
+            limits=self._read_limits(),
+            watch=settings.watch,
+            max_bundles=settings.limits.bundles,
+            store=store,
+        )
+
+    def _tools(self, ledger: Ledger, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
+        settings = self._settings
+        services = service.table(_services(ledger, settings))
+        limits = _gate_limits(settings)
+        self._broker = Broker(services, record=ledger.record, clock=self._clock, gate_limits=limits)
+        return Tools(
+            runners=self._runners,
+            broker=self._broker,
+            store=store,
+            judge=judge,
+            record=ledger.record,
+            clock=self._clock,
+            restart=_restart_policy(settings),
+            start_deadline_s=settings.supervision.start_deadline_s,
+            stop_grace_s=settings.supervision.stop_grace_s,
+        )
+
+    def _market(self) -> Path:
+        """The market's directory: ours, so it is made when it is not there."""
+        bundles = self._settings.state_dir / "bundles"
+        bundles.mkdir(mode=0o700, exist_ok=True)
+        return bundles
+
+    def _read_limits(self) -> read.Limits:
+        limits = self._settings.limits
+        return read.Limits(
+            manifest_bytes=limits.manifest_bytes,
+            artifact_bytes=limits.artifact_bytes,
+            deadline_s=limits.read_deadline_s,
+        )
+
+    # What changes while it runs.
+
+    async def look(self) -> None:
+        """Take up a changed trust policy or settings file."""
+        if (seen := self._settings_fingerprint()) != self._settings_seen:
+            self._settings_seen = seen
+            self._reload_settings()
+        if self.api.policy.look():
+            await self._policy_changed()
+        elif self.api.policy.remembered != self.api.policy.current.revoked:
+            await self.api.revocations.remember()
+
+    async def reload(self) -> None:
+        """SIGHUP: read settings and policy again, judge every bundle again, whatever seems to have changed."""
+        self._reload_settings()
+        self.api.policy.look(always=True)
+        await self._policy_changed()
+
+    async def _policy_changed(self) -> None:
+        policy = self.api.policy
+        if policy.problem is not None:
+            log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.detail)
+        else:
+            log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
+        await self.api.lifecycle.policy_changed()
+        await self.api.revocations.remember()
+        self.api.lifecycle.saver.tidy()
+
+    def _reload_settings(self) -> None:
+        """Apply what can be applied; a bad file keeps the old settings and shows in health."""
+        try:
+            fresh = settings_room.load(self._config, os.environ, os.geteuid())
+            allowed = access.resolve(fresh.access, own_uid=os.geteuid())
+        except Problem as problem:
+            log.error("settings_refused", reason=problem.detail, hint=problem.hint)
+            self.api.trouble = [problem]
+            return
+        live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
+        applied = replace(self._settings, **live)
+        if waiting := _differences(applied, fresh):
+            log.warning("settings_need_restart", keys=",".join(waiting))
+        self._settings = self.api.settings = applied
+        self.api.access, self.api.trouble = allowed, []
+        self._broker.limits = _gate_limits(applied)
+        self.api.policy.file = applied.trust
+        logs.configure(applied.log.level, form=applied.log.format)
+        log.info("settings_loaded")
+
+    def _settings_fingerprint(self) -> tuple[int, ...] | None:
+        file = self._settings.config_file or self._config
+        try:
+            found = file.stat() if file else None
+        except OSError:
+            return None
+        return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
+
+
+def _services(ledger: Ledger, settings: Settings) -> tuple[service.Served, ...]:
+    limits = settings.host_calls
+    quota = Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
+    return (*Kv(ledger, quota=quota).calls(), *Log(_tell_plugin_line).calls(), *Audit(ledger).calls())
+
+
+def _gate_limits(settings: Settings) -> GateLimits:
+    limits = settings.host_calls
+    return GateLimits(
+        per_second=limits.per_second,
+        burst=limits.burst,
+        request_bytes=limits.request_bytes,
+        deadline_s=limits.deadline_s,
+    )
+
+
+def _restart_policy(settings: Settings) -> restart.Policy:
+    wanted = settings.supervision
+    return restart.Policy(
+        base_s=wanted.backoff_base_s,
+        ceiling_s=wanted.backoff_ceiling_s,
+        healthy_s=wanted.healthy_after_s,
+        breaker_failures=wanted.breaker_failures,
+    )
+
+
+def _differences(applied: Settings, fresh: Settings) -> list[str]:
+    old = {key: value for key, value, _ in settings_room.describe(applied)}
+    return [key for key, value, _ in settings_room.describe(fresh) if old[key] != value]
+
+
+def _tell_head(head: Head) -> None:
+    """Repeat a signed head where cutting the ledger's tail does not reach."""
+    log.info("audit_head_signed", seq=head.seq, hash=head.hash, ts=head.ts, signature=head.signature)
+
+
+def _tell_plugin_line(level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
+    write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
+    write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)

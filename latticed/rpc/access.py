@@ -1,0 +1,104 @@
+"""Who may ask what: scopes by the peer's credentials, resolved when settings are loaded (contracts §7)."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit.peers import NOBODY
+from latticed.model.audit import Actor
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from latticed.kit.peers import Peer
+    from latticed.settings import Access as Wanted
+
+
+class Scope(Flag):
+    """`operate` includes `read`; `host` and `trust` stand beside them."""
+
+    NONE = 0
+    READ = auto()
+    OPERATE = auto()
+    HOST = auto()
+    TRUST = auto()
+    ALL = READ | OPERATE | HOST | TRUST
+
+
+BY_WORD: Final = {
+    "read": Scope.READ,
+    "operate": Scope.OPERATE | Scope.READ,
+    "host": Scope.HOST,
+    "trust": Scope.TRUST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Scopes by uid and gid. Root has all; uid 65534 has none, whatever was granted."""
+
+    users: Mapping[int, Scope]
+    groups: Mapping[int, Scope]
+    names: Mapping[int, str]
+
+    def scopes(self, peer: Peer) -> Scope:
+        """What `peer` may do."""
+        if peer.uid == NOBODY:
+            return Scope.NONE
+        if peer.uid == 0:
+            return Scope.ALL
+        granted = self.users.get(peer.uid, Scope.NONE)
+        for gid in {peer.gid, *peer.groups}:
+            granted |= self.groups.get(gid, Scope.NONE)
+        return granted
+
+    def actor(self, peer: Peer) -> Actor:
+        """`peer` as audit events name it; names are those known when settings were loaded."""
+        return Actor(kind="peer", uid=peer.uid, pid=peer.pid, name=self.names.get(peer.uid, "-"))
+
+
+def resolve(wanted: Wanted, *, own_uid: int) -> Access:
+    """Names to numbers, once; Problem("settings_invalid") for a user or group that does not exist."""
+    users = {_uid(name): _scopes(words) for name, words in wanted.users.items()}
+    groups = {_gid(name): _scopes(words) for name, words in wanted.groups.items()}
+    if wanted.own_user:
+        users[own_uid] = Scope.ALL
+    return Access(users=users, groups=groups, names={uid: _name(uid) for uid in {0, own_uid, *users}})
+
+
+def socket_gid(group: str) -> int:
+    """The gid of the control socket's group, -1 to leave it alone."""
+    return _gid(group) if group else -1
+
+
+def _scopes(words: Iterable[str]) -> Scope:
+    granted = Scope.NONE
+    for word in words:
+        granted |= BY_WORD[word]
+    return granted
+
+
+def _uid(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise Problem("settings_invalid", f"access.users: expected a user of this host, found {name!r}") from error
+
+
+def _gid(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise Problem("settings_invalid", f"[access]: expected a group of this host, found {name!r}") from error
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

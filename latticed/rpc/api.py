@@ -1,0 +1,139 @@
+"""What the handlers work with, and how they read a request."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from latticed.kit import strict_json
+from latticed.ledger.kv import Quota
+from latticed.model.errors import Problem
+from latticed.rpc.doorman import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp import web
+
+    from latticed.catalog.catalog import Catalog
+    from latticed.kit.clock import Clock
+    from latticed.kit.peers import Peer
+    from latticed.ledger import Ledger
+    from latticed.lifecycle.lifecycle import Lifecycle
+    from latticed.lifecycle.policy import PolicyKeeper
+    from latticed.lifecycle.revocations import Revocations
+    from latticed.model.audit import Actor
+    from latticed.rpc.access import Access, Scope
+    from latticed.runners.contract import Runner
+    from latticed.settings import Settings
+    from latticed.supervisor.supervisor import Supervisor
+
+BODY_S: Final = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class Api:
+    """The rooms that handlers call, and the settings in force. `trouble` holds what reloads could not apply."""
+
+    lifecycle: Lifecycle
+    supervisor: Supervisor
+    catalog: Catalog
+    ledger: Ledger
+    policy: PolicyKeeper
+    revocations: Revocations
+    clock: Clock
+    settings: Settings
+    access: Access
+    runners: Mapping[str, Runner]
+    version: str
+    started_at: int
+    trouble: list[Problem] = field(default_factory=list)
+
+    def runner_of(self, plugin_type: str) -> str:
+        """The runner that takes plugins of this type."""
+        return self.runners[plugin_type].name
+
+    def quota(self) -> Quota:
+        """What one key-value bucket may hold."""
+        limits = self.settings.host_calls
+        return Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's JSON object; unknown fields are `bad_request`."""
+
+
+class Ask:
+    """One request of a peer: its scopes, its parameters, its body, read once and strictly."""
+
+    def __init__(self, api: Api, request: web.Request) -> None:
+        self.api = api
+        self.request = request
+
+    @property
+    def peer(self) -> Peer:
+        connection = self.request.protocol
+        if not isinstance(connection, Connection) or connection.peer is None:
+            raise Problem("access_denied", "the kernel does not know who is asking")
+        return connection.peer
+
+    @property
+    def actor(self) -> Actor:
+        return self.api.access.actor(self.peer)
+
+    @property
+    def scopes(self) -> Scope:
+        return self.api.access.scopes(self.peer)
+
+    def need(self, scope: Scope) -> None:
+        """Go on only when the peer has `scope`; Problem("access_denied") names what is missing."""
+        missing = scope & ~self.scopes
+        if missing:
+            words = ", ".join(str(part.name).lower() for part in missing)
+            detail = f"this takes the scope {words}, which uid {self.peer.uid} does not have"
+            raise Problem("access_denied", detail, "an administrator grants scopes under [access] in the settings")
+
+    def part(self, name: str) -> str:
+        """A piece of the path."""
+        return self.request.match_info[name]
+
+    def query(self, **known: str) -> dict[str, str]:
+        """The query's parameters; `known` are their defaults, anything else is `bad_request`."""
+        given = self.request.query
+        for name in given:
+            if name not in known or len(given.getall(name)) != 1:
+                expected = ", ".join(known) or "none"
+                raise Problem("bad_request", f"expected query parameters {expected}, each once, found {name[:80]!r}")
+        return {**known, **given}
+
+    async def raw(self) -> bytes:
+        """The body; a peer that stalls is not waited for."""
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await self.request.read()
+        except TimeoutError as error:
+            raise Problem("request_timeout", f"expected the whole body within {BODY_S:g} s") from error
+
+    async def body(self, kind: type[T]) -> T:
+        """The body as a strict JSON object of `kind`."""
+        data = await self.raw()
+        try:
+            return msgspec.convert(strict_json.loads(data or b"{}"), kind, strict=True)
+        except (strict_json.InvalidJson, msgspec.ValidationError) as error:
+            raise Problem("bad_request", f"the body: {error}") from error
+
+
+def integer(text: str, name: str, *, low: int, high: int) -> int:
+    """A query parameter that is a whole number."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 18 or not low <= int(text) <= high:
+        raise Problem("bad_request", f"{name}: expected a whole number of {low} to {high}, found {text[:40]!r}")
+    return int(text)
+
+
+Answer = Any
+"""What a handler returns: something JSON can carry, or a response."""

@@ -1,0 +1,86 @@
+"""The routes as an aiohttp application: who may, what goes wrong, and in which form the answer leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp import web
+
+from latticed import wire
+from latticed.kit import logs
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.rpc import problems
+from latticed.rpc.api import Ask
+from latticed.rpc.routes import ROUTES, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from latticed.rpc.api import Api
+    from latticed.rpc.doorman import Connection
+
+log = logs.get_logger()
+
+
+def application(api: Api) -> web.Application:
+    """The control API over `api`."""
+    app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[_outermost])
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _handler(api, route))
+    return app
+
+
+def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        ask = Ask(api, request)
+        try:
+            ask.need(route.scope)
+            answer = await route.handle(ask)
+        except Problem as problem:
+            if problem.code == "access_denied":
+                await _record_refusal(ask, problem)
+            raise
+        return answer if isinstance(answer, web.StreamResponse) else _json(answer)
+
+    return handle
+
+
+async def _record_refusal(ask: Ask, problem: Problem) -> None:
+    target = f"{ask.request.method} {ask.request.path}"
+    event = Event(
+        actor=str(ask.actor),
+        action="api.refused",
+        target=target,
+        decision="deny",
+        code=problem.code,
+        reason=problem.detail,
+    )
+    await ask.api.ledger.record(event)
+
+
+@web.middleware
+async def _outermost(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    connection = cast("Connection", request.protocol)  # the server makes no other
+    connection.complete()
+    try:
+        answer = await handler(request)
+    except Problem as problem:
+        answer = problems.response(problem)
+    except web.HTTPException as error:
+        answer = problems.of_http_error(error)
+    except Exception:
+        log.error("request_failed", method=request.method, path=request.path, exc_info=True)
+        answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
+    finally:
+        connection.answered()
+    if request.body_exists and not request.content.at_eof():
+        answer.force_close()  # what is left of this body must not be read as the next request
+    return answer
+
+
+def _json(answer: Any) -> web.Response:
+    return web.Response(body=json.dumps(answer, separators=(",", ":")).encode("ascii"), content_type="application/json")

@@ -1,0 +1,78 @@
+"""Handlers for key-value buckets: operators read and write any of them, as raw bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from latticed.host.kv import key_fault
+from latticed.ledger import kv as rows
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.ledger import Transaction
+    from latticed.rpc.api import Ask
+
+PAGE = 1_000
+
+
+async def get(ask: Ask) -> web.Response:
+    """The bytes of one value."""
+    ask.query()
+    bucket, key = _place(ask)
+    value = ask.api.ledger.read(lambda db: rows.get(db, bucket, key))
+    if value is None:
+        raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")
+    return web.Response(body=value, content_type="application/octet-stream")
+
+
+async def put(ask: Ask) -> dict[str, Any]:
+    """Set one value."""
+    bucket, key = _place(ask)
+    value = await ask.raw()
+    quota = ask.api.quota()
+    await _change(ask, "kv.put", lambda tx: rows.put(tx, bucket, key, value, quota))
+    return {"bucket": bucket, "key": key, "bytes": len(value)}
+
+
+async def delete(ask: Ask) -> dict[str, Any]:
+    """Take one key out."""
+    bucket, key = _place(ask)
+    if not await _change(ask, "kv.delete", lambda tx: rows.delete(tx, bucket, key)):
+        raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")
+    return {"bucket": bucket, "key": key, "deleted": True}
+
+
+async def keys(ask: Ask) -> dict[str, Any]:
+    """The keys of a bucket, by pages."""
+    asked = ask.query(prefix="", after="")
+    bucket = _bucket(ask)
+    found = ask.api.ledger.read(lambda db: rows.keys(db, bucket, asked["prefix"], asked["after"], PAGE + 1))
+    return {"keys": found[:PAGE], "next": found[PAGE - 1] if len(found) > PAGE else None}
+
+
+async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -> Any:
+    bucket, key = _place(ask)
+    event = Event(actor=str(ask.actor), action=action, target=f"{bucket}/{key}", decision="allow")
+
+    def recorded(tx: Transaction) -> Any:
+        tx.append_audit(event)
+        return change(tx)
+
+    return await ask.api.ledger.write(recorded)
+
+
+def _bucket(ask: Ask) -> str:
+    if fault := key_fault(ask.part("bucket")):
+        raise Problem("bad_request", fault.replace("key", "bucket"))
+    return ask.part("bucket")
+
+
+def _place(ask: Ask) -> tuple[str, str]:
+    if fault := key_fault(ask.part("key")):
+        raise Problem("bad_request", fault)
+    return _bucket(ask), ask.part("key")

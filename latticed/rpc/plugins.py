@@ -1,0 +1,157 @@
+"""Handlers for plugins: list, decide, inspect, verify, grant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.kit.text import escape
+from latticed.ledger import audit as rows
+from latticed.lifecycle.advance import Consent
+from latticed.model.audit import Actor
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Status
+from latticed.rpc import views
+from latticed.rpc.access import Scope
+from latticed.rpc.api import Body
+
+if TYPE_CHECKING:
+    from latticed.model.lifecycle import Record
+    from latticed.rpc.api import Ask
+
+SHOWN_DENIALS = 10
+
+
+class Decision(Body, frozen=True):
+    id: str
+    status: str
+    accept: tuple[str, ...] = ()
+    accept_hosts: tuple[str, ...] = ()
+    allow_downgrade: bool = False
+
+
+class Upgrade(Body, frozen=True):
+    accept: tuple[str, ...] = ()
+    accept_hosts: tuple[str, ...] = ()
+    allow_downgrade: bool = False
+    accept_publisher: str | None = None
+
+
+class Nothing(Body, frozen=True):
+    pass
+
+
+class Name(Body, frozen=True):
+    name: str
+
+
+class Grants(Body, frozen=True):
+    grant: tuple[str, ...] = ()
+    trim: tuple[str, ...] = ()
+
+
+async def listing(ask: Ask) -> list[dict[str, Any]]:
+    """Every plugin on record, sorted by id."""
+    ask.query()
+    return [views.plugin(ask.api, record) for record in ask.api.lifecycle.known()]
+
+
+async def decide(ask: Ask) -> dict[str, Any]:
+    """Install, activate or disable."""
+    body = await ask.body(Decision)
+    known = {status.value for status in (Status.INSTALLED, Status.ACTIVE, Status.DISABLED)}
+    if body.status not in known:
+        raise Problem("bad_request", f"status: expected one of {', '.join(sorted(known))}, found {body.status[:40]!r}")
+    consent = Consent(accept=frozenset(body.accept), hosts=body.accept_hosts, allow_downgrade=body.allow_downgrade)
+    if consent.needs_host_scope:
+        ask.need(Scope.HOST)
+    record = await ask.api.lifecycle.decide.change(ask.actor, body.id, Status(body.status), consent)
+    return views.plugin(ask.api, record)
+
+
+async def upgrade(ask: Ask) -> dict[str, Any]:
+    """Swap to the candidate."""
+    body = await ask.body(Upgrade)
+    consent = Consent(
+        accept=frozenset(body.accept),
+        hosts=body.accept_hosts,
+        allow_downgrade=body.allow_downgrade,
+        publisher=body.accept_publisher,
+    )
+    if consent.needs_host_scope:
+        ask.need(Scope.HOST)
+    record = await ask.api.lifecycle.decide.upgrade(ask.actor, ask.part("id"), consent)
+    return views.plugin(ask.api, record)
+
+
+async def restart(ask: Ask) -> dict[str, Any]:
+    """Stop, start, and close the breaker."""
+    await ask.body(Nothing)
+    record = await ask.api.lifecycle.decide.restart(ask.actor, ask.part("id"))
+    return views.plugin(ask.api, record)
+
+
+async def forget(ask: Ask) -> dict[str, Any]:
+    """Leave a tombstone."""
+    await ask.body(Nothing)
+    await ask.api.lifecycle.decide.forget(ask.actor, ask.part("id"))
+    return {"id": ask.part("id"), "forgotten": True}
+
+
+async def show(ask: Ask) -> dict[str, Any]:
+    """One plugin with its verdict, grants and last denials."""
+    ask.query()
+    record = _record(ask)
+    trouble = ask.api.lifecycle.sight(record.id).trouble
+    actor = str(Actor(kind="plugin", name=record.id))
+    denials = await ask.api.ledger.read_slow(
+        lambda db: rows.query(db, actor=actor, decision="deny", newest_first=True, limit=SHOWN_DENIALS)
+    )
+    return {
+        "plugin": views.plugin(ask.api, record),
+        "verdict": {
+            "ok": trouble is None,
+            "code": trouble.code if trouble else None,
+            "reason": trouble.message if trouble else None,
+        },
+        "grants": views.grants(record),
+        "denials": denials,
+    }
+
+
+async def rejected(ask: Ask) -> list[dict[str, Any]]:
+    """Every bundle on disk that may not run."""
+    ask.query()
+    found = ask.api.lifecycle.rejected()
+    return [views.rejected(name.partition("/")[2], found[name]) for name in sorted(found)]
+
+
+async def verify(ask: Ask) -> dict[str, Any]:
+    """Judge one bundle of the plugin directory now; nothing is stored."""
+    name = (await ask.body(Name)).name
+    if not name or "/" in name or "\0" in name or name.startswith("."):
+        raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {escape(name)[:80]!r}")
+    return views.verdict(name, await ask.api.catalog.judge(f"plugins/{name}"))
+
+
+async def grants(ask: Ask) -> dict[str, Any]:
+    """What a plugin declares and may use."""
+    ask.query()
+    return views.grants(_record(ask))
+
+
+async def regrant(ask: Ask) -> dict[str, Any]:
+    """Grant and trim capabilities by name."""
+    body = await ask.body(Grants)
+    grant, trim = frozenset(body.grant), frozenset(body.trim)
+    if both := sorted(grant & trim):
+        raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
+    if Consent(accept=grant).needs_host_scope:
+        ask.need(Scope.HOST)
+    return views.grants(await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), grant, trim))
+
+
+def _record(ask: Ask) -> Record:
+    record = ask.api.lifecycle.records.get(ask.part("id"))
+    if record is None or record.forgotten:
+        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+    return record

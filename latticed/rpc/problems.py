@@ -1,0 +1,73 @@
+"""Problem documents (RFC 9457): every error that leaves the control API, and its HTTP status."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from latticed import wire
+from latticed.model.verdict import Code
+
+if TYPE_CHECKING:
+    from latticed.model.errors import Problem
+
+STATUS_OF: Final = {
+    "bad_request": HTTPStatus.BAD_REQUEST,
+    "access_denied": HTTPStatus.FORBIDDEN,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "request_timeout": HTTPStatus.REQUEST_TIMEOUT,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "invalid_transition": HTTPStatus.CONFLICT,
+    "not_available": HTTPStatus.CONFLICT,
+    "dependency_unmet": HTTPStatus.CONFLICT,
+    "version_downgrade": HTTPStatus.CONFLICT,
+    "no_candidate": HTTPStatus.CONFLICT,
+    "not_armed": HTTPStatus.CONFLICT,
+    "quota_exceeded": HTTPStatus.CONFLICT,
+    "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "ledger_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "unreachable": HTTPStatus.SERVICE_UNAVAILABLE,
+    **{code.value: HTTPStatus.CONFLICT for code in Code},
+}
+"""Codes that are not here are faults of ours: 500."""
+
+
+def status_of(problem: Problem) -> HTTPStatus:
+    """The HTTP status that goes with a problem's code."""
+    return STATUS_OF.get(problem.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def document(code: str, detail: str, hint: str, status: int) -> bytes:
+    """The body of one problem document."""
+    title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
+    view = wire.ProblemView(type="about:blank", title=title, status=status, code=code, detail=detail, hint=hint)
+    return json.dumps(wire.encode(view)).encode("ascii")
+
+
+def response(problem: Problem) -> web.Response:
+    """A problem as the answer to a request."""
+    status = status_of(problem)
+    body = document(problem.code, problem.detail, problem.hint, status)
+    return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
+
+
+def of_http_error(error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses by itself, in our form; its headers (Allow) are kept."""
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+    code = codes.get(error.status, "bad_request")
+    detail = {
+        404: "there is no such resource",
+        405: "this method is not allowed here",
+        413: f"expected a body of at most {wire.MAX_BODY_BYTES} bytes",
+    }.get(error.status, error.reason)
+    answer = web.Response(status=error.status, body=document(code, detail, "", error.status))
+    answer.content_type = wire.PROBLEM_TYPE
+    if allow := error.headers.get("Allow"):
+        answer.headers["Allow"] = allow
+    return answer

@@ -1,0 +1,103 @@
+"""The control socket: bound with the right mode from the start, or taken over from the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Final, Self, cast
+
+from aiohttp import web
+
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+from latticed.rpc.app import application
+from latticed.rpc.doorman import Connection, Doorman
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.rpc.api import Api
+
+DRAIN_S: Final = 5.0
+BACKLOG: Final = 1024
+MODE: Final = 0o660
+
+log = logs.get_logger()
+
+
+class Server:
+    """Serves the API. An async context manager: leaving it lets answers under way finish, for `DRAIN_S` at most."""
+
+    def __init__(self, api: Api, path: Path, *, gid: int = -1, inherited: socket.socket | None = None) -> None:
+        self._api = api
+        self._path = path
+        self._gid = gid
+        self._inherited = inherited
+        self._doorman = Doorman(api.clock)
+        self._runner = web.AppRunner(application(api))
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        await self._runner.setup()
+        stack.push_async_callback(self._runner.cleanup)
+        loop = asyncio.get_running_loop()
+        http = cast("web.Server", self._runner.server)
+        sock = self._inherited
+        if sock is None:
+            sock = bind(self._path, gid=self._gid)
+            stack.callback(self._path.unlink, missing_ok=True)
+        sock.setblocking(False)
+        server = await loop.create_unix_server(
+            lambda: Connection(self._doorman, http, loop), sock=sock, backlog=BACKLOG
+        )
+        sweeper = fenced(
+            self._doorman.sweep(), lambda error: log.error("sweeper_failed", error=repr(error)), name="doorman"
+        )
+        stack.push_async_callback(_cancelled, sweeper)
+        stack.push_async_callback(self._doorman.drain, DRAIN_S)
+        stack.callback(server.close)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def bind(path: Path, *, gid: int = -1) -> socket.socket:
+    """A listening socket at `path`, mode 0660 from its first moment; a left-over socket there is replaced.
+
+    The caller holds the lock on the state directory, so nobody else can be listening.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        before = os.umask(0o777 & ~MODE)  # the mode must be right before anybody can connect
+        try:
+            sock.bind(str(path))
+        except OSError:
+            sock.close()
+            raise
+        finally:
+            os.umask(before)
+        if gid != -1:
+            os.chown(path, -1, gid)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise Problem("socket_unusable", f"cannot listen at {path}: {error.strerror or error}") from error
+    return sock

@@ -1,0 +1,111 @@
+"""Handlers for the daemon itself: health, status, trust."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from latticed.kit.clock import rfc3339
+from latticed.ledger import audit as rows
+from latticed.model.runtime import Health, State
+from latticed.rpc.access import Scope
+from latticed.rpc.api import Body
+
+if TYPE_CHECKING:
+    from latticed.model.lifecycle import Record
+    from latticed.rpc.api import Api, Ask
+
+
+class Lift(Body, frozen=True):
+    kind: str
+    value: str
+
+
+async def health(ask: Ask) -> web.Response:
+    """200 or 503. Whoever may read learns why; anybody else the status only."""
+    ask.query()
+    found = troubles(ask.api)
+    answer: dict[str, Any] = {"status": "degraded" if found else "ok"}
+    if Scope.READ in ask.scopes:
+        answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
+    return web.Response(
+        status=503 if found else 200, body=json.dumps(answer).encode("ascii"), content_type="application/json"
+    )
+
+
+def troubles(api: Api) -> list[tuple[str, str]]:
+    """What keeps the daemon from being healthy: (code, detail) each."""
+    found = [(problem.code, problem.detail) for problem in (api.policy.problem, *api.trouble) if problem is not None]
+    found += [("catalog_degraded", detail) for detail in api.catalog.problems()]
+    if not api.lifecycle.alive:
+        found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
+    if waiting := api.lifecycle.saver.waiting:
+        found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
+    if not api.settings.supervision.ignore_critical:
+        ill = [record.id for record in api.lifecycle.critical() if not _well(api, record)]
+        found += [("critical_plugin", f"{plugin_id} is critical and not healthy") for plugin_id in ill]
+    return found
+
+
+def _well(api: Api, record: Record) -> bool:
+    runtime = api.supervisor.runtime(record.id)
+    return runtime.state is State.ARMED and runtime.health is not Health.UNHEALTHY
+
+
+async def status(ask: Ask) -> dict[str, Any]:
+    """The daemon at a glance."""
+    ask.query()
+    api = ask.api
+    plugins: dict[str, int] = {}
+    for record in api.lifecycle.known():
+        plugins[record.status.value] = plugins.get(record.status.value, 0) + 1
+    last = api.ledger.read(lambda db: rows.query(db, newest_first=True, limit=1))
+    found = troubles(api)
+    return {
+        "version": api.version,
+        "state": "degraded" if found else "ok",
+        "problems": [{"code": code, "detail": detail} for code, detail in found],
+        "started_at": rfc3339(api.started_at),
+        "uptime_s": max(0, (api.clock.wall_us() - api.started_at) // 1_000_000),
+        "plugins": plugins,
+        "rejected": len(api.lifecycle.rejected()),
+        "runtime": api.supervisor.counts(),
+        "audit": {"seq": last[0]["seq"] if last else 0, "head": last[0]["hash"] if last else None},
+        "public_key": api.ledger.public_key,
+    }
+
+
+async def trust(ask: Ask) -> dict[str, Any]:
+    """Whom the daemon trusts right now, and what it has seen revoked."""
+    ask.query()
+    policy, problem = ask.api.policy.current, ask.api.policy.problem
+    return {
+        "ok": problem is None,
+        "error": problem.detail if problem else None,
+        "publishers": [
+            {
+                "publisher": name,
+                "keys": list(one.keys),
+                "ids": list(one.ids),
+                "max_risk": one.max_risk.word if one.max_risk is not None else None,
+            }
+            for name, one in sorted(policy.publishers.items())
+        ],
+        "require_signature": policy.require_signature,
+        "allow_unsigned_host_risk": policy.allow_unsigned_host_risk,
+        "revoked": {
+            "keys": sorted(policy.revoked.keys),
+            "digests": sorted(policy.revoked.digests),
+            "plugins": sorted(policy.revoked.plugins),
+        },
+    }
+
+
+async def lift(ask: Ask) -> dict[str, Any]:
+    """Lift one remembered revocation, by explicit word."""
+    body = await ask.body(Lift)
+    await ask.api.revocations.lift(ask.actor, body.kind, body.value)
+    await ask.api.lifecycle.policy_changed()
+    return {"kind": body.kind, "value": body.value, "lifted": True}

@@ -1,0 +1,127 @@
+"""Records as the API shows them: times as RFC 3339, absent values left out, never a local path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed import wire
+from latticed.kit.clock import rfc3339
+from latticed.kit.text import escape
+from latticed.lifecycle import advance
+from latticed.model.capability import RISKS
+from latticed.model.verdict import Refused, Verified
+
+if TYPE_CHECKING:
+    from latticed.lifecycle.sight import Sight
+    from latticed.model.lifecycle import Record
+    from latticed.model.runtime import Runtime
+    from latticed.model.verdict import Verdict
+    from latticed.rpc.api import Api
+
+
+def plugin(api: Api, record: Record) -> dict[str, Any]:
+    """One row of the lifecycle list."""
+    facts, seen = record.facts, api.lifecycle.sight(record.id)
+    view = wire.PluginView(
+        id=record.id,
+        name=facts.name,
+        type=facts.type,
+        version=facts.version or None,
+        publisher=facts.publisher or None,
+        capabilities=list(facts.capabilities),
+        artifact_sha256=facts.artifact_sha256,
+        available=seen.available,
+        status=record.status.value,
+        runtime=_runtime(api.supervisor.runtime(record.id), api.runner_of(facts.type)),
+        candidate=_candidate(record, seen),
+        granted=list(record.granted),
+        builtin=False,
+        verified_at=_time(record.verified_at),
+        installed_at=_time(record.installed_at),
+        activated_at=_time(record.activated_at),
+        disabled_at=_time(record.disabled_at),
+        created_at=_time(record.created_at),
+        updated_at=_time(record.updated_at),
+    )
+    return wire.encode(view)
+
+
+def verdict(path: str, found: Verdict) -> dict[str, Any]:
+    """A judgement as `verify` answers it, absent values as null."""
+    manifest = found.manifest
+    refused = found if isinstance(found, Refused) else None
+    return {
+        "path": escape(path),
+        "ok": refused is None,
+        "code": refused.code.value if refused else None,
+        "reason": refused.reason if refused else None,
+        "hint": refused.hint if refused else None,
+        "id": manifest.id if manifest else None,
+        "version": manifest.version or None if manifest else None,
+        "digest_sha256": found.artifact_sha256 if isinstance(found, Verified) else None,
+        "capabilities": [{"name": c, "risk": RISKS[c].word} for c in manifest.capabilities if c in RISKS]
+        if manifest
+        else [],
+    }
+
+
+def rejected(name: str, found: Refused) -> dict[str, Any]:
+    """One refused bundle; `name` is its directory's name."""
+    manifest = found.manifest
+    view = wire.RejectedView(
+        name=escape(name),
+        code=found.code.value,
+        reason=found.reason,
+        hint=found.hint,
+        id=manifest.id if manifest else None,
+        version=manifest.version or None if manifest else None,
+    )
+    return wire.encode(view)
+
+
+def grants(record: Record) -> dict[str, Any]:
+    """What a plugin declares and what of it the operator granted."""
+    return {
+        "id": record.id,
+        "declared": list(record.facts.capabilities),
+        "granted": list(record.granted),
+        "masked": [c for c in record.facts.capabilities if c in record.masked],
+        "hosts": list(record.hosts),
+    }
+
+
+def _runtime(runtime: Runtime, runner: str) -> wire.RuntimeView:
+    error = runtime.last_error
+    return wire.RuntimeView(
+        state=runtime.state.value,
+        runner=runtime.runner or runner,
+        health=runtime.health.value,
+        message=runtime.message,
+        pid=runtime.pid or None,
+        restart_count=runtime.restart_count or None,
+        next_retry_at=_time(runtime.next_retry_at),
+        last_error=wire.ErrorInfo(code=error.code, message=error.message) if error else None,
+        started_at=_time(runtime.started_at),
+        stopped_at=_time(runtime.stopped_at),
+        updated_at=_time(runtime.updated_at),
+        sandbox=runtime.sandbox or None,
+    )
+
+
+def _candidate(record: Record, seen: Sight) -> wire.CandidateView | None:
+    found = seen.candidate(record)
+    if found is None:
+        return None
+    adds, drops = advance.upgrade_changes(record, found)
+    return wire.CandidateView(
+        version=found.manifest.version,
+        artifact_sha256=found.artifact_sha256,
+        identity=found.identity,
+        adds=list(adds),
+        drops=list(drops),
+        needs_downgrade=advance.is_downgrade(record.floor, found.manifest.version),
+    )
+
+
+def _time(wall_us: int) -> str | None:
+    return rfc3339(wall_us) if wall_us else None

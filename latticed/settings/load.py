@@ -1,0 +1,199 @@
+"""Reading settings: every error names the key, where it came from, what was expected and what was found.
+
+Precedence: LATTICE* variables, the settings file, systemd's directories, defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
+
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.settings.shapes import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MAX_FILE_BYTES: Final = 1 << 20
+_PATHS: Final = ("plugin_dir", "state_dir", "runtime_dir", "trust")
+_ENVIRONMENT: Final = {
+    "plugin_dir": "LATTICE_PLUGIN_DIR",
+    "state_dir": "LATTICED_STATE_DIR",
+    "runtime_dir": "LATTICED_RUNTIME_DIR",
+    "trust": "LATTICED_TRUST",
+    "log.level": "LATTICED_LOG_LEVEL",
+}
+_SYSTEMD: Final = {"state_dir": "STATE_DIRECTORY", "runtime_dir": "RUNTIME_DIRECTORY"}
+
+
+def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings:
+    """The effective settings of a process with `environ` and `euid`; Problem("settings_invalid") when they are bad.
+
+    `config` None means the default file, which need not exist; a file that was named must.
+    """
+    config_dir = _config_dir(environ, euid)
+    file = (config or config_dir / "latticed.toml").absolute()
+    table = _read(file, named=config is not None, owners=frozenset({0, euid}))
+    if table is not None:
+        config_dir = file.parent
+    values = _flatten(table or {}, str(file))
+    values.update(
+        {key: (environ[name], f"environment {name}") for key, name in _ENVIRONMENT.items() if environ.get(name)}
+    )
+    return _build({**_defaults(environ, euid, config_dir), **values}, config_file=file if table is not None else None)
+
+
+def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, value, origin) of every setting, for `latticed --check-config`."""
+    for name in _PATHS:
+        yield name, str(getattr(settings, name)), settings.origins[name]
+    for section in fields(settings):
+        part = getattr(settings, section.name)
+        if is_dataclass(part):
+            for key in fields(part):
+                dotted = f"{section.name}.{key.name}"
+                yield dotted, getattr(part, key.name), settings.origins.get(dotted, "default")
+
+
+def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
+    if given := environ.get("CONFIGURATION_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if euid == 0:
+        return Path("/etc/latticed")
+    etc = Path("/etc/latticed")
+    return etc if (etc / "latticed.toml").exists() else _xdg(environ, "XDG_CONFIG_HOME", ".config")
+
+
+def _xdg(environ: Mapping[str, str], name: str, fallback: str) -> Path:
+    base = environ.get(name, "")
+    return (Path(base) if base.startswith("/") else Path(environ.get("HOME", "/")) / fallback) / "latticed"
+
+
+def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[str, tuple[Any, str]]:
+    if euid == 0:
+        plain = {"plugin_dir": Path("/var/lib/latticed-plugins"), "state_dir": Path("/var/lib/latticed")}
+        plain["runtime_dir"] = Path("/run/latticed")
+    else:
+        plain = {
+            "plugin_dir": _xdg(environ, "XDG_DATA_HOME", ".local/share") / "plugins",
+            "state_dir": _xdg(environ, "XDG_STATE_HOME", ".local/state"),
+            "runtime_dir": _xdg(environ, "XDG_RUNTIME_DIR", ".cache"),
+        }
+    plain["trust"] = config_dir / "trust.json"
+    found: dict[str, tuple[Any, str]] = {key: (path, "default") for key, path in plain.items()}
+    for key, name in _SYSTEMD.items():
+        if given := environ.get(name):
+            found[key] = (given.split(":")[0], f"environment {name}")
+    return found
+
+
+def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] | None:
+    try:
+        data = files.read_at_most(file, MAX_FILE_BYTES)
+        fault = files.foreign_writers(file, owners=owners)
+    except FileNotFoundError:
+        if named:
+            raise _invalid(
+                f"cannot read {file}: there is no such file", "name an existing file with --config"
+            ) from None
+        return None
+    except (OSError, ValueError) as error:
+        raise _invalid(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    if fault is not None:
+        raise _invalid(f"cannot trust {file}: {fault}", "only root or the daemon's user may be able to change it")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _invalid(f"{file}: expected TOML, found: {error}") from error
+
+
+def _flatten(table: dict[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
+    flat: dict[str, tuple[Any, str]] = {}
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            flat.update({f"{name}.{key}": (inner, origin) for key, inner in value.items()})
+        else:
+            flat[name] = (value, origin)
+    return flat
+
+
+def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Settings:
+    hints = get_type_hints(Settings)
+    parts: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for dotted, (value, origin) in values.items():
+        section, _, key = dotted.partition(".")
+        origins[dotted] = origin
+        kind = hints.get(section)
+        if value == {} and is_dataclass(kind):
+            continue  # an empty section
+        if not key and section in _PATHS:
+            parts.setdefault("", {})[section] = _path(dotted, value, origin)
+        elif key and is_dataclass(kind) and key in (known := {f.name: f for f in fields(kind)}):
+            wanted = get_type_hints(kind)[key]
+            parts.setdefault(section, {})[key] = _value(dotted, value, origin, wanted, known[key].metadata)
+        else:
+            raise _unknown(dotted, origin)
+    sections = {name: hints[name](**given) for name, given in parts.items() if name}
+    return Settings(**parts[""], **sections, config_file=config_file, origins=origins)
+
+
+def _path(key: str, value: Any, origin: str) -> Path:
+    if not isinstance(value, (str, Path)) or not os.path.isabs(value) or "\0" in str(value):
+        raise _bad(key, origin, "an absolute path", value)
+    return Path(value)
+
+
+def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, Any]) -> Any:
+    if get_origin(wanted) is dict:
+        return _grants(key, value, origin, rules["one_of"])
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise _bad(
+            key, origin, {str: "text", int: "an integer", float: "a number", bool: "true or false"}[wanted], value
+        )
+    if rules["one_of"] and value not in rules["one_of"]:
+        raise _bad(key, origin, "one of " + ", ".join(rules["one_of"]), value)
+    low, high = rules["low"], rules["high"]
+    if low is not None and not low <= value <= high:
+        raise _bad(key, origin, f"{low:g} to {high:g}", value)
+    return value
+
+
+def _grants(key: str, value: Any, origin: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise _bad(key, origin, "a table of names and their scopes", value)
+    for name, granted in value.items():
+        if not isinstance(granted, list) or not all(scope in scopes for scope in granted):
+            raise _bad(f"{key}.{name}", origin, "a list of " + ", ".join(scopes), granted)
+    return {name: tuple(granted) for name, granted in value.items()}
+
+
+def _known_keys() -> list[str]:
+    keys = list(_PATHS)
+    for name, kind in get_type_hints(Settings).items():
+        if is_dataclass(kind) and not get_args(kind):
+            keys.extend(f"{name}.{inner.name}" for inner in fields(kind))
+    return keys
+
+
+def _unknown(dotted: str, origin: str) -> Problem:
+    from difflib import get_close_matches
+
+    near = get_close_matches(dotted, _known_keys(), n=1, cutoff=0.5)
+    return _invalid(
+        f"{origin}: unknown key {dotted!r}", f"did you mean {near[0]!r}?" if near else "see the settings page"
+    )
+
+
+def _bad(key: str, origin: str, expected: str, found: Any) -> Problem:
+    return _invalid(f"{origin}: {key}: expected {expected}, found {str(found)[:80]!r}")
+
+
+def _invalid(detail: str, hint: str = "") -> Problem:
+    return Problem("settings_invalid", detail, hint)

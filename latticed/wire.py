@@ -1,0 +1,154 @@
+"""The messages that the control API and latticectl share (contracts §7).
+
+Standard library only: latticectl imports this at every start. Encoding leaves absent values out; decoding ignores
+fields it does not know, so that an older latticectl can talk to a newer daemon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_BODY_BYTES: Final = 1 << 20
+PROBLEM_TYPE: Final = "application/problem+json"
+
+T = TypeVar("T")
+
+
+def encode(message: Any) -> dict[str, Any]:
+    """A dataclass as a JSON object without its absent (None) fields; nested dataclasses included."""
+    plain: dict[str, Any] = {}
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if value is not None:
+            plain[field.name] = encode(value) if hasattr(value, "__dataclass_fields__") else value
+    return plain
+
+
+def decode(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """The dataclass `kind` from a JSON object; fields it does not know are ignored."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in plain.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeView:
+    """What is alive of a plugin; times are RFC 3339 UTC."""
+
+    state: str
+    runner: str
+    health: str
+    message: str
+    pid: int | None = None
+    restart_count: int | None = None
+    next_retry_at: str | None = None
+    last_error: ErrorInfo | None = None
+    started_at: str | None = None
+    stopped_at: str | None = None
+    updated_at: str | None = None
+    sandbox: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateView:
+    """Another identity of an accepted plugin that lies on disk and verifies."""
+
+    version: str
+    artifact_sha256: str
+    identity: str
+    adds: list[str]
+    drops: list[str]
+    needs_downgrade: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginView:
+    """One row of `GET /api/plugins/lifecycle`."""
+
+    id: str
+    name: str
+    type: str
+    version: str | None
+    publisher: str | None
+    capabilities: list[str]
+    artifact_sha256: str
+    available: bool
+    status: str
+    runtime: RuntimeView
+    candidate: CandidateView | None = None
+    granted: list[str]
+    builtin: bool
+    verified_at: str | None = None
+    installed_at: str | None = None
+    activated_at: str | None = None
+    disabled_at: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedView:
+    """One bundle that is refused: `name` is its directory's name (escaped), `id` what it claims to be."""
+
+    name: str
+    code: str
+    reason: str
+    hint: str
+    id: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictView:
+    """The judgement of one bundle by `verify`, offline or over the API.
+
+    `capabilities` rows are {"name", "risk"}.
+    """
+
+    path: str
+    ok: bool
+    code: str | None
+    reason: str | None
+    hint: str | None
+    id: str | None
+    version: str | None
+    digest_sha256: str | None
+    capabilities: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One event of the audit chain; see contracts §11."""
+
+    seq: int
+    ts: str
+    actor: str
+    action: str
+    target: str
+    decision: str
+    code: str
+    reason: str
+    detail: dict[str, Any]
+    prev: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemView:
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str
