@@ -1,0 +1,35 @@
+"""Command lines: the options every verb takes, and usage errors that read like all other errors."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final, NoReturn
+
+from latticed.model.errors import Problem
+
+FORMATS: Final = ("text", "json")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that knows the common options and raises Problem("usage") instead of exiting.
+
+    Sub-parsers are of the same class, so the common options may stand before or after any verb.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        how.setdefault("allow_abbrev", False)
+        super().__init__(**how)
+        common = self.add_argument_group("common options")
+        common.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS, help="LATTICECTL_FORMAT")
+        common.add_argument("--abs-time", action="store_true", default=argparse.SUPPRESS, help="print times as dates")
+        common.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="LATTICED_SOCKET")
+        common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="settings file of the daemon")
+
+    def error(self, message: str) -> NoReturn:
+        raise Problem("usage", message, f"{self.prog} --help shows how")
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows how a verb is used."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,32 @@
+"""What several verbs ask of the daemon about one plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.ctl import views
+from latticed.model import ids
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed import wire
+    from latticed.ctl.client import Client
+
+
+def known_id(plugin_id: str) -> str:
+    """`plugin_id`, or Problem("not_found") when no plugin could be named so."""
+    if not ids.is_valid(plugin_id):
+        hint = "ids are 3 to 128 of a-z, 0-9, '.' and '-'; latticectl list shows them"
+        raise Problem("not_found", f"no plugin is named {plugin_id[:150]!r}", hint)
+    return plugin_id
+
+
+def about(client: Client, plugin_id: str) -> dict[str, Any]:
+    """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it."""
+    return views.mapping(client.get("plugins", "by-id", known_id(plugin_id)), "plugin")
+
+
+def plugin(client: Client, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
+    """One plugin's record, as it was sent and decoded."""
+    plain = views.mapping(about(client, plugin_id).get("plugin"), "plugin")
+    return plain, views.plugin(plain)

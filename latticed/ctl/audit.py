@@ -1,0 +1,167 @@
+"""latticectl audit: the hash-chained record of every decision: query it, verify it, export it."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import events, views, when
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl audit query --target acme.demo --since 1h",
+    "latticectl audit query --last 20 --decision deny",
+    "latticectl audit verify",
+    "latticectl audit export > audit.ndjson",
+    'latticectl audit verify audit.ndjson --public-key "$KEY"   # KEY: latticectl version --verbose',
+)
+
+_PAGE: Final = 1000
+_FILTERS: Final = ("actor", "action", "target", "decision")
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action_of_audit", metavar="ACTION", required=True)
+    query = actions.add_parser("query", help="show events, oldest first")
+    query.add_argument("--after", metavar="SEQ", type=_count, default=0, help="only events after this one")
+    query.add_argument("--limit", metavar="N", type=_count, default=100, help="at most so many (default 100)")
+    query.add_argument("--last", metavar="N", type=_count, help="the newest so many")
+    export = actions.add_parser("export", help="all events and signed heads as NDJSON, for keeping elsewhere")
+    export.add_argument("--after", metavar="SEQ", type=_count, default=0, help="only events after this one")
+    for name in _FILTERS:
+        query.add_argument(f"--{name}", metavar=name.upper(), help=f"only events of this {name}")
+    query.add_argument("--since", metavar="WHEN", help="10m, 2h, 3d, or a time: only later events")
+    verify = actions.add_parser("verify", help="recompute the chain: the daemon's, or that of an exported file")
+    verify.add_argument("file", metavar="FILE", nargs="?", help="an export; nothing is asked of the daemon then")
+    verify.add_argument("--public-key", metavar="KEY", help="the host's public key, to check signed heads of FILE")
+
+
+def run(session: Session) -> int:
+    match session.args.action_of_audit:
+        case "query":
+            return _query(session)
+        case "export":
+            return _export(session)
+        case _ if session.args.file is not None:
+            return _verify_file(session)
+        case _:
+            return _verify(session)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
+    return int(text)
+
+
+def _query(session: Session) -> int:
+    args = session.args
+    query: dict[str, str | int | None] = {name: getattr(args, name) for name in _FILTERS}
+    query["since"] = when.since(args.since, session.screen.now_s) if args.since else None
+    newest = args.last is not None
+    query |= {"limit": min(args.last, _PAGE), "newest": "1"} if newest else {"limit": min(args.limit, _PAGE)}
+    query["after"] = args.after or None
+    page = views.mapping(session.client().get("audit", query=query), "page of events")
+    rows = views.rows(page.get("events"), "list of events")
+    if newest:
+        rows.sort(key=lambda row: int(row.get("seq") or 0))
+    if session.screen.json_wanted:
+        session.screen.json({**page, "events": rows})
+        return Exit.OK
+    if not rows:
+        session.screen.note("no such events")
+        return Exit.OK
+    events.show(session.screen, (views.event(row) for row in rows))
+    if page.get("next"):
+        session.screen.note(f"there are more: --after {page['next']}")
+    return Exit.OK
+
+
+def _export(session: Session) -> int:
+    """One JSON object a line, in the bytes that are hashed (sorted, compact, ASCII) plus `hash`."""
+    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
+    for line in _lines(session):
+        session.screen.out.write(encode(line) + "\n")
+    return Exit.OK
+
+
+def _lines(session: Session) -> Iterator[dict[str, Any]]:
+    """Events in order, and each signed head right after the event it signs (trust.audit_chain)."""
+    client = session.client()
+    after = session.args.after
+    while True:
+        page = views.mapping(client.get("audit", query={"after": after or None, "limit": _PAGE}), "page of events")
+        heads = views.rows(page.get("heads") or [], "list of heads")
+        for event in views.rows(page.get("events"), "list of events"):
+            yield event
+            yield from ({"head": head} for head in heads if head.get("seq") == event.get("seq"))
+        following = page.get("next")
+        if not isinstance(following, int) or following <= after:
+            return
+        after = following
+
+
+def _verify(session: Session) -> int:
+    if session.args.public_key is not None:
+        raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
+    return _report(session, views.mapping(session.client().get("audit", "verify"), "report"))
+
+
+def _verify_file(session: Session) -> int:
+    from latticed.trust import audit_chain
+
+    given = session.args.public_key
+    key = audit_chain.public_key(given) if given is not None else None
+    found = audit_chain.verify(_read(Path(session.args.file)), key=key)
+    reason, bad = found.problem, found.bad_seq
+    if not reason and key is not None and found.events and not found.signed_seq:
+        # Anybody can compute a chain of hashes; without one signed head, nothing ties it to the host.
+        reason, bad = "no event is under a head signed by this key: the whole chain could be made up", 1
+    if key is None:
+        session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
+    elif not reason and found.signed_seq < found.last_seq:
+        session.screen.note(f"events after {found.signed_seq} are not under a signed head yet")
+    plain: dict[str, Any] = {"ok": not reason, "events": found.events, "heads": found.heads}
+    if reason:
+        plain |= {"first_bad_seq": bad, "reason": reason}
+    plain["head"] = {"seq": found.last_seq, "hash": found.last_hash}
+    return _report(session, {**plain, "signed_seq": found.signed_seq})
+
+
+def _read(path: Path) -> Iterator[Any]:
+    """The decoded lines of an export; one that is no JSON comes as text, for the check to find."""
+    from latticed.kit import strict_json
+
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    yield strict_json.loads(line, integers_only=True)
+                except strict_json.InvalidJson:
+                    yield "no JSON"
+    except FileNotFoundError as error:
+        raise Problem("not_found", f"expected an export at {path}, found no file") from error
+    except OSError as error:
+        raise Problem("io_error", f"cannot read {path}: {error.strerror}") from error
+
+
+def _report(session: Session, plain: dict[str, Any]) -> int:
+    ok = bool(plain.get("ok"))
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+    elif ok:
+        head = views.mapping(plain.get("head") or {}, "head")
+        last = f"last event {head.get('seq')}, {str(head.get('hash') or '')[:16]}"
+        session.screen.line(f"the chain holds: {plain.get('events')} events, {plain.get('heads')} signed heads, {last}")
+    else:
+        session.screen.line(f"the chain is broken at event {plain.get('first_bad_seq')}: {plain.get('reason')}")
+    return Exit.OK if ok else Exit.REFUSED

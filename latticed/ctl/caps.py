@@ -1,0 +1,146 @@
+"""latticectl caps: what capabilities there are, what one plugin has, and granting or taking away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Cell, Column
+from latticed.model import capability, hostcall
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.client import Client
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl caps                                        # all capabilities and their risk",
+    "latticectl caps list acme.demo                         # what one plugin declares and has",
+    "latticectl caps grant acme.fetch cap=http:egress host=api.example.org:443",
+    "latticectl caps trim acme.fetch host=api.example.org:443",
+)
+
+_TONES: Final = {"read": "", "write": "warn", "host": "bad"}
+_TABLE: Final = (
+    Column(title="CAPABILITY"),
+    Column(title="RISK"),
+    Column(title="TYPES"),
+    Column(title="HOST CALLS", shrinks=True),
+)
+_OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(title="GRANTED"))
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="what one plugin declares and has; without ID: all there are")
+    listing.add_argument("id", metavar="ID", nargs="?")
+    for name, summary in (("grant", "let a plugin use something"), ("trim", "take something away from a plugin")):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("id", metavar="ID")
+        action.add_argument("what", metavar="KIND=VALUE", nargs="+", help="cap=CAPABILITY or host=HOST:PORT")
+
+
+def run(session: Session) -> int:
+    match session.args.action:
+        case "grant" | "trim":
+            return _change(session)
+        case _ if getattr(session.args, "id", None):
+            return _of_plugin(session)
+        case _:
+            return _all(session)
+
+
+def _all(session: Session) -> int:
+    rows: list[dict[str, Any]] = [
+        {"name": name, "risk": risk.word, "types": capability.holders(name), "host_calls": hostcall.calls_of(name)}
+        for name, risk in sorted(capability.RISKS.items(), key=lambda item: (item[1], item[0]))
+    ]
+    if session.screen.json_wanted:
+        session.screen.json(rows)
+        return Exit.OK
+    session.screen.rows(
+        _TABLE,
+        ((row["name"], _risk(row["risk"]), ", ".join(row["types"]), ", ".join(row["host_calls"])) for row in rows),
+    )
+    return Exit.OK
+
+
+def _risk(risk: str) -> Cell:
+    return Cell(risk, _TONES.get(risk, ""))
+
+
+def _of_plugin(session: Session) -> int:
+    plain = _grants(session.client(), session.args.id)
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+        return Exit.OK
+    _show(session, plain)
+    return Exit.OK
+
+
+def _show(session: Session, plain: dict[str, Any]) -> None:
+    granted = views.texts(plain.get("granted"))
+    session.screen.rows(
+        _OF_PLUGIN,
+        (
+            (name, _risk(_word(name)), Cell("yes", "good") if name in granted else Cell("no", "warn"))
+            for name in views.texts(plain.get("declared"))
+        ),
+    )
+    for host in views.texts(plain.get("hosts")):
+        session.screen.line("host", host)
+
+
+def _word(name: str) -> str:
+    risk = capability.RISKS.get(name)
+    return risk.word if risk is not None else ""
+
+
+def _grants(client: Client, plugin_id: str) -> dict[str, Any]:
+    return views.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
+
+
+def _change(session: Session) -> int:
+    args = session.args
+    caps, hosts = _parsed(args.what)
+    client = session.client()
+    before = _grants(client, args.id)
+    granting = args.action == "grant"
+    had = set(views.texts(before.get("granted")))
+    old_hosts = views.texts(before.get("hosts"))
+    body: dict[str, Any] = {"grant": caps if granting else [], "trim": [] if granting else caps}
+    if hosts:
+        body["hosts"] = _union(old_hosts, hosts) if granting else [host for host in old_hosts if host not in hosts]
+    plain = views.mapping(client.put("plugins", "by-id", args.id, "grants", body=body), "grants")
+    changed = had != set(views.texts(plain.get("granted"))) or old_hosts != views.texts(plain.get("hosts"))
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+    else:
+        done = "granted" if granting else "taken away"
+        session.screen.line(args.id, done if changed else f"already {done}", ", ".join([*caps, *hosts]))
+    return Exit.OK
+
+
+def _union(old: list[str], new: list[str]) -> list[str]:
+    return list(dict.fromkeys([*old, *new]))
+
+
+def _parsed(what: list[str]) -> tuple[list[str], list[str]]:
+    """`cap=…` and `host=…` told apart; a bare capability name is meant as cap."""
+    caps: list[str] = []
+    hosts: list[str] = []
+    for item in what:
+        kind, equals, value = item.partition("=")
+        if not equals and item in capability.RISKS:
+            kind, value = "cap", item
+        if kind == "host" and value:
+            hosts.append(value)
+        elif kind == "cap" and value in capability.RISKS:
+            caps.append(value)
+        elif kind == "cap":
+            raise Problem("usage", f"unknown capability {value[:80]!r}", "latticectl caps lists them")
+        else:
+            raise Problem("usage", f"expected cap=CAPABILITY or host=HOST:PORT, found {item[:80]!r}")
+    return list(dict.fromkeys(caps)), list(dict.fromkeys(hosts))

@@ -1,0 +1,39 @@
+"""latticectl completion: a script for bash or zsh that completes verbs and options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl completion bash > /etc/bash_completion.d/latticectl",
+    "latticectl completion zsh > ~/.zfunc/_latticectl",
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"))
+
+
+def run(session: Session) -> int:
+    import shtab
+
+    session.screen.out.write(shtab.complete(whole_parser(), shell=session.args.shell) + "\n")
+    return Exit.OK
+
+
+def whole_parser() -> Parser:
+    """One parser with every verb in it: what a shell must know, and what the docs list."""
+    from latticed.ctl import main
+
+    parser = Parser(prog=main.PROG)
+    parser.add_argument("--version", action="store_true", help="print latticectl's version")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for verb in main.VERBS:
+        main.verb_parser(verb, main.load(verb), verbs)
+    return parser

@@ -1,0 +1,77 @@
+"""What install, activate, disable, upgrade and restart have in common: ask, recognise "already so", report."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, consent, views
+from latticed.ctl.client import Refusal
+from latticed.ctl.exits import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from latticed import wire
+    from latticed.ctl.session import Session
+
+_CONFLICT: Final = 409
+
+
+def change(session: Session, wanted: str, done: str, *, suffices: Collection[str]) -> int:
+    """Ask for the status `wanted`, in the past tense `done`; a plugin whose status is in `suffices` already is so."""
+    args = session.args
+    client = session.client()
+    agreed = consent.given(args) if hasattr(args, "accept") else {}
+    try:
+        plain = client.post("plugins", "lifecycle", body={"id": ask.known_id(args.id), "status": wanted, **agreed})
+    except Refusal as refusal:
+        if refusal.status != _CONFLICT or refusal.code != "invalid_transition":
+            raise with_command(refusal, session) from refusal
+        plain, view = ask.plugin(client, args.id)
+        if view.status not in suffices:
+            raise
+        done = f"already {wanted}" if view.status == wanted else f"already {wanted} (status {view.status})"
+        if agreed:
+            session.screen.note("nothing was granted by this: use latticectl caps grant")
+    return report(session, plain, done)
+
+
+def report(session: Session, plain: Any, done: str) -> int:
+    """Show the record after a change; 1 when an active plugin could not be armed."""
+    view = views.plugin(plain)
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+    else:
+        screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
+    if view.status == "active" and view.runtime.state == "failed":
+        screen.note(f"error: {view.id} could not be armed: {_failure(view)}")
+        screen.hint(f"latticectl info {view.id} says more; latticectl restart {view.id} tries again")
+        return Exit.FAILED
+    if view.status in {"installed", "active"}:
+        consent.remind(screen, view)
+    return Exit.OK
+
+
+def with_command(refusal: Refusal, session: Session) -> Refusal:
+    """`refusal` with, where a consent is missing, the exact command that gives it."""
+    if refusal.hint or refusal.code not in _CONSENTS:
+        return refusal
+    flag = _CONSENTS[refusal.code]
+    command = shlex.join(["latticectl", session.args.verb, session.args.id, flag])
+    return Refusal(refusal.status, refusal.code, refusal.detail, command)
+
+
+_CONSENTS: Final = {"version_downgrade": "--allow-downgrade"}
+
+
+def _alive(view: wire.PluginView) -> str:
+    if view.status != "active":
+        return ""
+    return f"({view.runtime.state}, {view.runtime.runner}, health {view.runtime.health})"
+
+
+def _failure(view: wire.PluginView) -> str:
+    error = view.runtime.last_error
+    return f"{error.code}: {error.message}" if error else view.runtime.message or "the daemon gave no reason"

@@ -1,0 +1,34 @@
+"""latticectl health: whether the daemon is well; with --check for scripts and container health checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl import render, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Column
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl health", "latticectl health --check || echo 'not well'")
+
+_COLUMNS: Final = (Column(title="PROBLEM"), Column(title="DETAIL", shrinks=True))
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--check", action="store_true", help="exit 3 unless the status is ok")
+
+
+def run(session: Session) -> int:
+    plain = views.mapping(session.client().health(), "health")
+    status = str(plain.get("status") or "unknown")
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+    else:
+        screen.fields([("status", render.word(status))])
+        if problems := views.rows(plain.get("problems") or [], "list of problems"):
+            screen.rows(_COLUMNS, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in problems))
+    return Exit.UNHEALTHY if session.args.check and status != "ok" else Exit.OK

@@ -1,0 +1,126 @@
+"""latticectl info: everything the daemon knows about one plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, events, render, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed import wire
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl info acme.demo", "latticectl info acme.demo --format json --abs-time")
+
+_Field = tuple[str, str | Cell | None]
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+
+
+def run(session: Session) -> int:
+    plain = ask.about(session.client(), session.args.id)
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+        return Exit.OK
+    view = views.plugin(plain.get("plugin"))
+    verdict = plain.get("verdict")
+    grants = plain.get("grants")
+    screen.fields(
+        [
+            *_what(view),
+            *_judged(verdict if isinstance(verdict, dict) else {}),
+            *_alive(view.runtime, screen),
+            *_allowed(grants if isinstance(grants, dict) else {}),
+            *_candidate(view),
+            *_times(view, screen),
+        ]
+    )
+    denials = plain.get("denials")
+    if denials:
+        screen.line("")
+        screen.line("last denials:")
+        events.show(screen, [views.event(row) for row in views.rows(denials, "denials")])
+    return Exit.OK
+
+
+def _what(view: wire.PluginView) -> Iterator[_Field]:
+    yield "id", view.id
+    yield "name", view.name
+    yield "type", view.type + (" (built in)" if view.builtin else "")
+    yield "version", view.version
+    yield "publisher", view.publisher
+    yield "digest", view.artifact_sha256
+    yield "status", render.word(view.status)
+    yield "available", render.yes_no(view.available)
+
+
+def _judged(verdict: dict[str, Any]) -> Iterator[_Field]:
+    if verdict.get("ok"):
+        yield "verdict", Cell("verified", "good")
+    elif verdict.get("code"):
+        yield "verdict", Cell(f"refused: {verdict['code']}", "bad")
+        yield "  reason", str(verdict.get("reason") or "")
+        yield "  hint", str(verdict.get("hint") or "")
+
+
+def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]:
+    yield "runtime", render.word(runtime.state)
+    yield "  runner", runtime.runner
+    yield "  health", render.word(runtime.health)
+    yield "  message", runtime.message
+    if runtime.sandbox:
+        yield "  sandbox", runtime.sandbox
+    if runtime.pid:
+        yield "  pid", str(runtime.pid)
+    if runtime.restart_count:
+        yield "  restarts", str(runtime.restart_count)
+    if runtime.last_error:
+        yield "  last error", Cell(f"{runtime.last_error.code}: {runtime.last_error.message}", "bad")
+    for label, moment in (
+        ("  started", runtime.started_at),
+        ("  stopped", runtime.stopped_at),
+        ("  next try", runtime.next_retry_at),
+    ):
+        if moment:
+            yield label, screen.when(moment)
+
+
+def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
+    yield "granted", ", ".join(views.texts(grants.get("granted")))
+    masked = views.texts(grants.get("masked"))
+    yield "not granted", Cell(", ".join(masked), "warn")
+    hosts = views.texts(grants.get("hosts"))
+    if hosts:
+        yield "hosts", ", ".join(hosts)
+
+
+def _candidate(view: wire.PluginView) -> Iterator[_Field]:
+    if view.candidate is None:
+        return
+    found = view.candidate
+    yield "candidate", Cell(found.version or "(no version)", "warn")
+    yield "  digest", found.artifact_sha256
+    yield "  adds", ", ".join(found.adds)
+    yield "  drops", ", ".join(found.drops)
+    if found.needs_downgrade:
+        yield "  order", "a downgrade: needs --allow-downgrade"
+
+
+def _times(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:
+    for label, moment in (
+        ("verified", view.verified_at),
+        ("installed", view.installed_at),
+        ("activated", view.activated_at),
+        ("disabled", view.disabled_at),
+        ("updated", view.updated_at),
+    ):
+        if moment:
+            yield label, screen.when(moment)

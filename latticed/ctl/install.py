@@ -1,0 +1,26 @@
+"""latticectl install: accept a verified plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl import consent, decision
+from latticed.ctl.arguments import Parser, examples
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl install acme.demo",
+    "latticectl install acme.fetch --accept http:egress --accept-host api.example.org:443",
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+    consent.arguments(parser)
+
+
+def run(session: Session) -> int:
+    # An active or disabled plugin was installed before that: asking again changes nothing.
+    return decision.change(session, "installed", "installed", suffices={"installed", "active", "disabled"})

@@ -1,0 +1,110 @@
+"""latticectl kv: values that plugins and operators keep; bytes go in and out as they are."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed import wire
+from latticed.ctl import views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ctl.client import Client
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl kv set default motd 'hello'",
+    "latticectl kv set default logo - < logo.png",
+    "latticectl kv get default motd",
+    "latticectl kv list plugin:acme.demo --prefix user.",
+    "latticectl kv delete default motd",
+)
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (("get", "print one value"), ("set", "store one value"), ("delete", "remove one value")):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("bucket", metavar="BUCKET", help="an operator's bucket, or plugin:<id>")
+        action.add_argument("key", metavar="KEY")
+        if name == "set":
+            action.add_argument("value", metavar="VALUE", help="the value, or - to read it from stdin")
+    listing = actions.add_parser("list", help="print the keys of a bucket", description="print the keys of a bucket")
+    listing.add_argument("bucket", metavar="BUCKET")
+    listing.add_argument("--prefix", default="", help="only keys that start with this")
+
+
+def run(session: Session) -> int:
+    actions = {"get": _get, "set": _set, "list": _list, "delete": _delete}
+    return actions[session.args.action](session)
+
+
+def _get(session: Session) -> int:
+    args = session.args
+    value = session.client().get_bytes("kv", args.bucket, args.key)
+    if not session.screen.json_wanted:
+        session.screen.raw(value)
+        return Exit.OK
+    found: dict[str, Any] = {"bucket": args.bucket, "key": args.key, "value": None}
+    with contextlib.suppress(UnicodeDecodeError):  # no text: value_base64 has it
+        found["value"] = value.decode("utf-8")
+    session.screen.json({**found, "value_base64": base64.b64encode(value).decode("ascii")})
+    return Exit.OK
+
+
+def _set(session: Session) -> int:
+    args = session.args
+    value = _stdin() if args.value == "-" else os.fsencode(args.value)
+    session.client().put_bytes("kv", args.bucket, args.key, body=value)
+    return _told(session, "stored", {"bytes": len(value)})
+
+
+def _delete(session: Session) -> int:
+    session.client().delete("kv", session.args.bucket, session.args.key)
+    return _told(session, "deleted", {"deleted": True})
+
+
+def _told(session: Session, done: str, record: dict[str, Any]) -> int:
+    args = session.args
+    if session.screen.json_wanted:
+        session.screen.json({"bucket": args.bucket, "key": args.key, **record})
+    else:
+        session.screen.line(f"{args.bucket}/{args.key}", done)
+    return Exit.OK
+
+
+def _list(session: Session) -> int:
+    keys = _keys(session.client(), session.args.bucket, session.args.prefix)
+    if session.screen.json_wanted:
+        session.screen.json({"bucket": session.args.bucket, "keys": list(keys)})
+        return Exit.OK
+    for key in keys:
+        session.screen.line(key)
+    return Exit.OK
+
+
+def _keys(client: Client, bucket: str, prefix: str) -> Iterator[str]:
+    """All keys, page by page."""
+    after: str | None = None
+    while True:
+        page = views.mapping(client.get("kv", bucket, query={"prefix": prefix or None, "after": after}), "keys")
+        yield from views.texts(page.get("keys"))
+        following = page.get("next")
+        if not isinstance(following, str) or following == after:
+            return
+        after = following
+
+
+def _stdin() -> bytes:
+    value = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
+    if len(value) > wire.MAX_BODY_BYTES:
+        raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
+    return value

@@ -1,0 +1,61 @@
+"""latticectl list: all plugins, one a line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl import render, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Cell, Column
+from latticed.model.lifecycle import Status
+
+if TYPE_CHECKING:
+    from latticed import wire
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl list", "latticectl list --status active --format json")
+
+_COLUMNS: Final = (
+    Column(title="ID"),
+    Column(title="VERSION", shrinks=True),
+    Column(title="TYPE"),
+    Column(title="STATUS"),
+    Column(title="AVAILABLE"),
+    Column(title="RUNTIME"),
+    Column(title="HEALTH"),
+    Column(title="CANDIDATE", shrinks=True),
+    Column(title="UPDATED"),
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--status", choices=[status.value for status in Status], help="only plugins of this status")
+
+
+def run(session: Session) -> int:
+    found = views.rows(session.client().get("plugins"), "list of plugins")
+    if session.args.status:
+        found = [row for row in found if row.get("status") == session.args.status]
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(found)
+    elif found:
+        screen.rows(_COLUMNS, (_row(view, screen) for view in views.plugins(found)))
+    else:
+        screen.note("no plugins")
+    return Exit.OK
+
+
+def _row(view: wire.PluginView, screen: render.Screen) -> tuple[str | Cell | None, ...]:
+    return (
+        view.id,
+        view.version,
+        view.type,
+        render.word(view.status),
+        render.yes_no(view.available),
+        render.word(view.runtime.state),
+        render.word(view.runtime.health),
+        view.candidate.version or "(no version)" if view.candidate else None,
+        screen.when(view.updated_at),
+    )

@@ -1,0 +1,196 @@
+"""latticectl: find the verb, load its module and nothing else, run it, turn problems into words and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+
+from latticed.ctl import render
+from latticed.ctl.arguments import FORMATS, Parser
+from latticed.ctl.exits import Exit, of
+from latticed.ctl.session import Session
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PROG: Final = "latticectl"
+
+
+class Verb(NamedTuple):
+    group: str
+    summary: str
+
+
+class VerbModule(Protocol):
+    """What each verb's file offers."""
+
+    EXAMPLES: str
+
+    def arguments(self, parser: Parser) -> None: ...
+
+    def run(self, session: Session) -> int: ...
+
+
+_LOOK: Final = "Look"
+_DECIDE: Final = "Decide about a plugin"
+_DATA: Final = "Data and permissions"
+_RECORD: Final = "Trust and record"
+_AUTHOR: Final = "Make bundles (offline)"
+_SELF: Final = "latticectl itself"
+
+VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
+    {
+        "status": Verb(_LOOK, "the daemon at a glance"),
+        "list": Verb(_LOOK, "all plugins, one a line"),
+        "info": Verb(_LOOK, "everything about one plugin"),
+        "rejected": Verb(_LOOK, "bundles that were refused, and why"),
+        "health": Verb(_LOOK, "whether the daemon is well"),
+        "wait": Verb(_LOOK, "wait until a plugin is available, active, healthy or stopped"),
+        "install": Verb(_DECIDE, "accept a verified plugin"),
+        "activate": Verb(_DECIDE, "start an installed or disabled plugin"),
+        "disable": Verb(_DECIDE, "stop a plugin and keep it stopped"),
+        "upgrade": Verb(_DECIDE, "swap an installed plugin for its candidate"),
+        "restart": Verb(_DECIDE, "stop and start an active plugin, closing its breaker"),
+        "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
+        "caps": Verb(_DATA, "capabilities: list, grant, trim"),
+        "kv": Verb(_DATA, "stored values: get, set, list, delete"),
+        "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke"),
+        "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
+        "verify": Verb(_AUTHOR, "judge bundles as the daemon would"),
+        "sign": Verb(_AUTHOR, "sign bundles with a private key"),
+        "key": Verb(_AUTHOR, "make and show signing keys"),
+        "new": Verb(_AUTHOR, "write a new bundle to start from"),
+        "version": Verb(_SELF, "the versions of latticectl and of the daemon"),
+        "completion": Verb(_SELF, "completion for bash or zsh"),
+    }
+)
+
+_LATER: Final = frozenset(
+    "rollback invoke explain logs events config secret plan task notify market pack index top backup".split()
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run latticectl with `argv` (default: the process's own); returns its exit code."""
+    screen = render.screen(sys.stdout, sys.stderr, os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a locale that cannot say a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _guarded(sys.argv[1:] if argv is None else list(argv), screen)
+        screen.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        return Exit.PIPE_CLOSED
+    except OSError as error:
+        _drop_stdout()
+        screen.err.write(f"error: cannot write the output: {error.strerror or error}\n")
+        return Exit.FAILED
+    return code
+
+
+def _guarded(argv: list[str], screen: render.Screen) -> int:
+    try:
+        return _run(argv)
+    except Problem as problem:
+        screen.flush()
+        screen.error(problem)
+        return of(problem)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except SystemExit as done:  # argparse, after printing help or the version
+        return done.code if isinstance(done.code, int) else Exit.OK
+
+
+def _run(argv: list[str]) -> int:
+    top = top_parser()
+    args = top.parse_args(argv)
+    if args.version:
+        from latticed.ctl import version
+
+        sys.stdout.write(f"{PROG} {version.own()}\n")
+        return Exit.OK
+    if args.help or args.verb is None:
+        sys.stdout.write(overview())
+        return Exit.OK
+    module = load(args.verb)
+    parser = verb_parser(args.verb, module)
+    args = parser.parse_args(args.rest, args)
+    return module.run(_session(args))
+
+
+def _session(args: argparse.Namespace) -> Session:
+    wanted = getattr(args, "format", None) or os.environ.get("LATTICECTL_FORMAT") or "text"
+    if wanted not in FORMATS:
+        raise Problem("usage", f"LATTICECTL_FORMAT: expected text or json, found {wanted[:80]!r}")
+    absolute = getattr(args, "abs_time", False)
+    screen = render.screen(sys.stdout, sys.stderr, os.environ, json_wanted=wanted == "json", absolute_times=absolute)
+    return Session(args=args, screen=screen, environ=os.environ)
+
+
+def top_parser() -> Parser:
+    """The parser of what stands before the verb; everything after it is the verb's own."""
+    parser = Parser(prog=PROG, add_help=False, usage=f"{PROG} [options] VERB …")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("verb", nargs="?")
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def load(verb: str) -> VerbModule:
+    """The module of `verb`; Problem("usage") for a verb that is not there."""
+    if verb in VERBS:
+        return cast("VerbModule", importlib.import_module(f"latticed.ctl.{verb}"))
+    if verb in _LATER:
+        raise Problem("usage", f"unknown verb {verb!r}", f"{verb} is not in this version; see {PROG} --help")
+    from difflib import get_close_matches
+
+    near = get_close_matches(verb, VERBS, n=1)
+    raise Problem("usage", f"unknown verb {verb[:80]!r}", f"did you mean {near[0]}?" if near else f"see {PROG} --help")
+
+
+def verb_parser(verb: str, module: VerbModule, parent: Any = None) -> Parser:
+    """The parser of one verb: on its own, or as one of the sub-parsers `parent`."""
+    summary = VERBS[verb].summary
+    how = {"description": summary[0].upper() + summary[1:] + ".", "epilog": module.EXAMPLES}
+    parser = Parser(prog=f"{PROG} {verb}", **how) if parent is None else parent.add_parser(verb, help=summary, **how)
+    module.arguments(parser)
+    return cast("Parser", parser)
+
+
+def overview() -> str:
+    """The verbs by group: what `latticectl` alone and `latticectl --help` print."""
+    lines = [f"usage: {PROG} [options] VERB …", "", "Drives latticed, which runs signed plugins on this host."]
+    for group in dict.fromkeys(verb.group for verb in VERBS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items() if verb.group == group]
+    lines += [
+        "",
+        "Options, before or after the verb:",
+        "  --format text|json   how to print (LATTICECTL_FORMAT)",
+        "  --abs-time           print times as dates",
+        "  --socket PATH        control socket (LATTICED_SOCKET; default: from the settings)",
+        "  --config FILE        settings file of the daemon",
+        "  --version            print latticectl's version",
+        "",
+        "Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found, 5 denied, 6 verification failed, 7 no daemon",
+        f"More about a verb: {PROG} VERB --help",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _drop_stdout() -> None:
+    """Nobody reads us any more: what is still buffered must not fail again when the interpreter ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Bundles on this machine's disk, as the offline verbs open and judge them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latticed import wire
+from latticed.bundle import read
+from latticed.ctl import version
+from latticed.model import capability, verdict
+from latticed.trust import verify
+
+if TYPE_CHECKING:
+    from latticed.model.manifest import Manifest
+    from latticed.trust.policy import TrustPolicy
+
+
+def owners(directory: str) -> frozenset[int]:
+    """Whose files are taken in a bundle at `directory`: root's, the caller's, those of the owner of its parent."""
+    found = {0, os.geteuid()}
+    with contextlib.suppress(OSError):  # no parent, no bundle: opening it will say so
+        found.add(Path(os.path.abspath(directory)).parent.stat().st_uid)
+    return frozenset(found)
+
+
+def opened(directory: str, limits: read.Limits) -> read.BundleDirectory:
+    """The bundle at `directory`, or ReadRefused. A slash at its end would make the kernel follow a link."""
+    return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
+
+
+def judge(directory: str, policy: TrustPolicy, limits: read.Limits) -> wire.VerdictView:
+    """The verdict on the bundle at `directory`, alone: who else claims its id is not asked."""
+    try:
+        with opened(directory, limits) as source:
+            found = verify.verify(source, policy, host_version=version.own())
+    except read.ReadRefused as refused:
+        found = verdict.Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
+    return view(directory, found)
+
+
+def view(directory: str, found: verdict.Verdict) -> wire.VerdictView:
+    manifest = found.manifest
+    refused = found if isinstance(found, verdict.Refused) else None
+    return wire.VerdictView(
+        path=directory,
+        ok=refused is None,
+        code=refused.code.value if refused else None,
+        reason=refused.reason if refused else None,
+        hint=(refused.hint or None) if refused else None,
+        id=manifest.id if manifest else None,
+        version=(manifest.version or None) if manifest else None,
+        digest_sha256=(manifest.digest_sha256.lower() or None) if manifest else None,
+        capabilities=_capabilities(manifest),
+    )
+
+
+def _capabilities(manifest: Manifest | None) -> list[dict[str, str]]:
+    names = manifest.capabilities if manifest else ()
+    risks = capability.RISKS
+    return [{"name": name, "risk": risks[name].word if name in risks else "unknown"} for name in names]

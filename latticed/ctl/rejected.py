@@ -1,0 +1,45 @@
+"""latticectl rejected: bundles that were refused, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl import views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Cell, Column
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl rejected", "latticectl rejected --hints")
+
+_COLUMNS: Final = (
+    Column(title="BUNDLE", shrinks=True),
+    Column(title="ID"),
+    Column(title="VERSION", shrinks=True),
+    Column(title="CODE"),
+    Column(title="REASON", shrinks=True),
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--hints", action="store_true", help="also say what to do about each")
+
+
+def run(session: Session) -> int:
+    found = views.rows(session.client().get("plugins", "rejected"), "list of rejected bundles")
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(found)
+        return Exit.OK
+    rows = list(views.rejected(found))
+    if not rows:
+        screen.note("no bundle is refused")
+        return Exit.OK
+    columns = (*_COLUMNS, Column(title="HINT", shrinks=True)) if session.args.hints else _COLUMNS
+    screen.rows(
+        columns,
+        ((row.name, row.id, row.version, Cell(row.code, "bad"), row.reason, row.hint)[: len(columns)] for row in rows),
+    )
+    return Exit.OK

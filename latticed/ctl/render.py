@@ -1,0 +1,140 @@
+"""Where latticectl's words go: data on stdout, the rest on stderr, nothing unescaped, colour on terminals only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from latticed.ctl import table, when
+from latticed.kit import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from latticed.model.errors import Problem
+
+_SGR: Final = MappingProxyType({"good": "32", "warn": "33", "bad": "31", "dim": "2", "head": "1", "error": "1;31"})
+_TONES: Final = MappingProxyType(
+    {
+        **dict.fromkeys(("active", "allow", "armed", "healthy", "ok", "yes", "verified ok"), "good"),
+        **dict.fromkeys(("degraded", "disabled", "stopped"), "warn"),
+        **dict.fromkeys(("deny", "failed", "no", "refused", "unhealthy"), "bad"),
+    }
+)
+
+
+def word(value: str) -> table.Cell:
+    """A word of the house (a status, a health, a decision) in the tone that goes with it."""
+    return table.Cell(value, _TONES.get(value, ""))
+
+
+def yes_no(value: object) -> table.Cell:
+    return word("yes" if value else "no")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screen:
+    """One run's output. `width` None: not a terminal, nothing is cut. `now_s`: seconds since the epoch."""
+
+    out: TextIO
+    err: TextIO
+    json_wanted: bool = False
+    absolute_times: bool = False
+    colour_out: bool = False
+    colour_err: bool = False
+    width: int | None = None
+    now_s: float = 0.0
+
+    def json(self, value: Any) -> None:
+        """`value` as ASCII JSON: no byte of it can steer a terminal."""
+        self.out.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
+
+    def line(self, *words: str) -> None:
+        """One line of words; empty ones leave no gap."""
+        self.out.write(text.escape(" ".join(filter(None, words))) + "\n")
+
+    def note(self, *words: str) -> None:
+        """Something worth knowing that is not the data."""
+        self.err.write(text.escape(" ".join(words)) + "\n")
+
+    def error(self, problem: Problem) -> None:
+        self.err.write(_painted("error:", "error", wanted=self.colour_err) + f" {text.escape(problem.detail)}\n")
+        if problem.hint:
+            self.hint(problem.hint)
+
+    def hint(self, what: str) -> None:
+        self.err.write(_painted("hint:", "head", wanted=self.colour_err) + f" {text.escape(what)}\n")
+
+    def rows(self, columns: Sequence[table.Column], rows: Iterable[Sequence[str | table.Cell | None]]) -> None:
+        safe = [[table.cell(value) for value in row] for row in rows]
+        for laid in table.lay_out(columns, safe, width=self.width, mark=self._mark()):
+            shown = [_painted(part.value, part.tone, wanted=self.colour_out) + padding for part, padding in laid]
+            self.out.write("  ".join(shown).rstrip() + "\n")
+
+    def fields(self, pairs: Iterable[tuple[str, str | table.Cell | None]]) -> None:
+        """One `name  value` line each, names aligned, values never cut."""
+        safe = [(name, table.cell(value)) for name, value in pairs]
+        widest = max((len(name) for name, _ in safe), default=0)
+        for name, part in safe:
+            label = _painted(name, "head", wanted=self.colour_out) + " " * (widest - len(name))
+            self.out.write(f"{label}  {_painted(part.value, part.tone, wanted=self.colour_out)}\n")
+
+    def when(self, moment: str | None) -> str:
+        if not moment:
+            return ""
+        return when.absolute(moment) if self.absolute_times else when.relative(moment, self.now_s)
+
+    def raw(self, data: bytes) -> None:
+        """Bytes as they are into a pipe or a file; on a terminal escaped, with a line end."""
+        if self.out.isatty():
+            for part in data.decode("utf-8", "backslashreplace").splitlines():
+                self.line(part)
+            return
+        self.out.flush()
+        self.out.buffer.write(data)
+
+    def flush(self) -> None:
+        self.out.flush()
+        self.err.flush()
+
+    def _mark(self) -> str:
+        try:
+            "…".encode(self.out.encoding or "utf-8")
+        except UnicodeEncodeError:
+            return "~"
+        return "…"
+
+
+def _painted(shown: str, tone: str, *, wanted: bool) -> str:
+    return f"\x1b[{_SGR[tone]}m{shown}\x1b[0m" if wanted and tone in _SGR else shown
+
+
+def screen(
+    out: TextIO, err: TextIO, environ: Mapping[str, str], *, json_wanted: bool = False, absolute_times: bool = False
+) -> Screen:
+    """The screen that suits these streams and this environment (NO_COLOR, TERM, COLUMNS)."""
+    plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
+    return Screen(
+        out=out,
+        err=err,
+        json_wanted=json_wanted,
+        absolute_times=absolute_times,
+        colour_out=out.isatty() and not plain,
+        colour_err=err.isatty() and not plain,
+        width=_width(out, environ) if out.isatty() else None,
+        now_s=time.time(),
+    )
+
+
+def _width(out: TextIO, environ: Mapping[str, str]) -> int | None:
+    given = environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(out.fileno()).columns or None
+    except OSError:
+        return None

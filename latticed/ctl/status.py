@@ -1,0 +1,50 @@
+"""latticectl status: the daemon at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import render, views, when
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl status", "latticectl status --format json")
+
+
+def arguments(parser: Parser) -> None:
+    """No arguments of its own."""
+
+
+def run(session: Session) -> int:
+    plain = views.mapping(session.client().get("status"), "status")
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+        return Exit.OK
+    audit = views.mapping(plain.get("audit") or {}, "audit head")
+    head = str(audit.get("head") or "")
+    started = screen.when(str(plain.get("started_at") or ""))
+    uptime = plain.get("uptime_s")
+    screen.fields(
+        [
+            ("latticed", str(plain.get("version") or "")),
+            ("state", render.word(str(plain.get("state") or ""))),
+            ("uptime", when.duration(uptime) if isinstance(uptime, int | float) else ""),
+            ("started", started),
+            ("plugins", _counts(plain.get("plugins"))),
+            ("runtime", _counts(plain.get("runtime"))),
+            ("rejected", str(plain.get("rejected", ""))),
+            ("audit", f"event {audit['seq']}, head {head[:16]}" if audit.get("seq") else ""),
+        ]
+    )
+    return Exit.OK
+
+
+def _counts(plain: Any) -> str:
+    """`{"active": 2, "verified": 1}` as `2 active, 1 verified`."""
+    if not isinstance(plain, dict):
+        return ""
+    return ", ".join(f"{count} {name}" for name, count in plain.items() if count)

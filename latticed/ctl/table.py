@@ -1,0 +1,98 @@
+"""Aligned columns on a screen that shows some characters twice as wide as others, and some not at all."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+EMPTY: Final = "-"
+_GAP: Final = 2
+_NARROWEST: Final = 8
+_WIDE: Final = frozenset({"W", "F"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column: `shrinks` may be cut to fit a terminal, `right` aligns numbers."""
+
+    title: str
+    shrinks: bool = False
+    right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value, not yet escaped, and how it is meant: good, warn, bad, dim or plain (empty)."""
+
+    value: str
+    tone: str = ""
+
+
+def cell(value: str | Cell | None) -> Cell:
+    """`value` made safe to show; nothing shows as `-`."""
+    found = value if isinstance(value, Cell) else Cell(value or "")
+    shown = text.escape(found.value)
+    return Cell(shown, found.tone) if shown.strip() else Cell(EMPTY, "dim")
+
+
+def width_of(shown: str) -> int:
+    """Terminal cells that `shown` takes (escaped text: no control characters left)."""
+    if shown.isascii():
+        return len(shown)
+    return sum(_cells(char) for char in shown)
+
+
+def _cells(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in {"Mn", "Me"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in _WIDE else 1
+
+
+def cut(shown: str, width: int, mark: str) -> str:
+    """`shown` in at most `width` cells, ending in `mark` where something was cut."""
+    if width_of(shown) <= width:
+        return shown
+    kept, used = [], len(mark)
+    for char in shown:
+        used += _cells(char)
+        if used > width:
+            break
+        kept.append(char)
+    return "".join(kept) + mark
+
+
+def lay_out(
+    columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, width: int | None, mark: str
+) -> Iterator[list[tuple[Cell, str]]]:
+    """The rows, header first, as (cell, padding to its right); nothing is cut when `width` is None."""
+    header = [Cell(column.title, "head") for column in columns]
+    grid = [header, *rows]
+    widths = [max(width_of(row[at].value) for row in grid) for at in range(len(columns))]
+    if width is not None:
+        _shrink(columns, widths, width)
+    for row in grid:
+        yield [_fitted(part, columns[at], widths[at], mark) for at, part in enumerate(row)]
+
+
+def _fitted(part: Cell, column: Column, width: int, mark: str) -> tuple[Cell, str]:
+    shown = cut(part.value, width, mark)
+    padding = " " * (width - width_of(shown))
+    return (Cell(padding + shown, part.tone), "") if column.right else (Cell(shown, part.tone), padding)
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
+    """Take from the widest column that may shrink until the row fits or nothing is left to take."""
+    over = sum(widths) + _GAP * (len(widths) - 1) - width
+    while over > 0:
+        able = [at for at, column in enumerate(columns) if column.shrinks and widths[at] > _NARROWEST]
+        if not able:
+            return
+        widest = max(able, key=lambda at: widths[at])
+        widths[widest] -= 1
+        over -= 1

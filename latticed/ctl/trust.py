@@ -1,0 +1,222 @@
+"""latticectl trust: who may sign plugins. `show` asks the daemon, else reads the file; the rest edits the file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import render, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Column
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+    from latticed.trust.policy import Publisher, TrustPolicy
+
+EXAMPLES: Final = examples(
+    "latticectl trust                                  # whom the daemon trusts now",
+    "latticectl trust add acme KEY --ids 'acme.*' --max-risk write",
+    "latticectl trust remove acme",
+    "latticectl trust revoke --plugin acme.demo@1.2.0 --key KEY",
+)
+
+_COLUMNS: Final = (
+    Column(title="PUBLISHER"),
+    Column(title="KEY"),
+    Column(title="IDS", shrinks=True),
+    Column(title="MAX RISK"),
+)
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    show = actions.add_parser("show", help="publishers, switches, revocations; with --trust: of a file")
+    add = actions.add_parser("add", help="trust a publisher's keys, besides those it has")
+    add.add_argument("publisher", metavar="PUBLISHER")
+    add.add_argument("keys", metavar="KEY", nargs="+", help="public key in base64, as latticectl key show prints it")
+    add.add_argument("--ids", metavar="PATTERN", action="append", help="only these ids: exact, or ending in *")
+    add.add_argument("--max-risk", choices=("read", "write", "host"), help="the most its plugins may ask for")
+    remove = actions.add_parser("remove", help="trust a publisher, or one of its keys, no more")
+    remove.add_argument("publisher", metavar="PUBLISHER")
+    remove.add_argument("--key", metavar="KEY", help="only this key")
+    revoke = actions.add_parser("revoke", help="refuse keys, artifacts or versions for good")
+    revoke.add_argument("--key", metavar="KEY", action="append", default=[])
+    revoke.add_argument("--digest", metavar="SHA256", action="append", default=[])
+    revoke.add_argument("--plugin", metavar="ID@VERSION", action="append", default=[], help="ID@* for all versions")
+    for action in (show, add, remove, revoke):
+        action.add_argument("--trust", metavar="FILE", help="this trust.json instead of the settings'")
+
+
+def run(session: Session) -> int:
+    match session.args.action:
+        case "add":
+            return _edit(session, _added)
+        case "remove":
+            return _edit(session, _removed)
+        case "revoke":
+            return _edit(session, _revoked)
+        case _:
+            return _show(session)
+
+
+def _file(session: Session) -> Path:
+    given = getattr(session.args, "trust", None)
+    return Path(given) if given else session.settings().trust_file
+
+
+def _edit(session: Session, change: Any) -> int:
+    """Apply `change(policy, args) -> (policy, words)` to the file."""
+    from latticed.ctl import policy_file
+
+    path = _file(session)
+    with policy_file.editing(path) as old:
+        new, done = change(old, session.args)
+        if new == old and path.exists():
+            done = f"already {done}"
+        else:
+            policy_file.write(path, new)
+    if session.screen.json_wanted:
+        session.screen.json(_plain(new, path))
+    else:
+        session.screen.line(done)
+    return Exit.OK
+
+
+def _added(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    from latticed.model import ids
+    from latticed.model.capability import Risk
+    from latticed.trust import policy_fields
+    from latticed.trust.policy import Publisher, with_publisher
+
+    name: str = args.publisher
+    if not ids.is_valid(name) or name == ids.RESERVED_PUBLISHER:
+        raise Problem("usage", f"expected a publisher's name (3 to 128 of a-z 0-9 . -), found {name[:150]!r}")
+    keys = tuple(_named(policy_fields.public_key, key, "KEY") for key in args.keys)
+    had: Publisher | None = policy.publishers.get(name)
+    new = Publisher(
+        keys=tuple(dict.fromkeys((*(had.keys if had else ()), *keys))),
+        ids=tuple(dict.fromkeys(args.ids)) if args.ids else had.ids if had else (),
+        max_risk=Risk[args.max_risk.upper()] if args.max_risk else had.max_risk if had else None,
+    )
+    return with_publisher(policy, name, new), f"trusted: {name}"
+
+
+def _removed(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    from latticed.trust import policy_fields
+    from latticed.trust.policy import with_publisher, without_publisher
+
+    had = policy.publishers.get(args.publisher)
+    if had is None:
+        raise Problem("not_found", f"no publisher {args.publisher[:150]!r} is trusted", "latticectl trust lists them")
+    if args.key is None:
+        return without_publisher(policy, args.publisher), f"no longer trusted: {args.publisher}"
+    key = _named(policy_fields.revoked_key, args.key, "--key")
+    if key not in had.keys:
+        raise Problem("not_found", f"{args.publisher} has no such key", "latticectl trust lists them")
+    left = tuple(other for other in had.keys if other != key)
+    if not left:
+        raise Problem(
+            "last_key", f"this is the only key of {args.publisher}", f"latticectl trust remove {args.publisher}"
+        )
+    return with_publisher(
+        policy, args.publisher, dataclasses.replace(had, keys=left)
+    ), f"key of {args.publisher} removed"
+
+
+def _revoked(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    from latticed.trust import policy_fields
+    from latticed.trust.policy import Revoked, with_revocations
+
+    more = Revoked(
+        keys=frozenset(_named(policy_fields.revoked_key, key, "--key") for key in args.key),
+        digests=frozenset(_named(policy_fields.revoked_digest, digest, "--digest") for digest in args.digest),
+        plugins=frozenset(_named(policy_fields.revoked_plugin, plugin, "--plugin") for plugin in args.plugin),
+    )
+    named = [*sorted(more.keys), *sorted(more.digests), *sorted(more.plugins)]
+    if not named:
+        raise Problem("usage", "expected something to revoke", "name it with --key, --digest or --plugin")
+    return with_revocations(policy, more), f"revoked: {', '.join(named)}"
+
+
+def _named(read: Any, given: str, option: str) -> str:
+    """`given` read as trust.json's fields are; what is wrong with it is the command line's fault."""
+    try:
+        return str(read(given, option))
+    except Problem as problem:
+        raise Problem("usage", problem.detail) from problem
+
+
+def _plain(policy: TrustPolicy, path: Path) -> dict[str, Any]:
+    """The shape of `GET /api/trust`."""
+    return {
+        "path": str(path),
+        "ok": True,
+        "publishers": [_publisher(name, one) for name, one in sorted(policy.publishers.items())],
+        "require_signature": policy.require_signature,
+        "allow_unsigned_host_risk": policy.allow_unsigned_host_risk,
+        "revoked": {
+            "keys": sorted(policy.revoked.keys),
+            "digests": sorted(policy.revoked.digests),
+            "plugins": sorted(policy.revoked.plugins),
+        },
+    }
+
+
+def _publisher(name: str, one: Publisher) -> dict[str, Any]:
+    risk = one.max_risk.word if one.max_risk is not None else None
+    return {"publisher": name, "keys": list(one.keys), "ids": list(one.ids), "max_risk": risk}
+
+
+def _show(session: Session) -> int:
+    plain = _asked(session)
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+        return Exit.OK
+    screen.fields(_switches(plain))
+    rows = list(_rows(plain))
+    if rows:
+        screen.rows(_COLUMNS, rows)
+    revoked = plain.get("revoked")
+    for kind, entries in (revoked if isinstance(revoked, dict) else {}).items():
+        for entry in views.texts(entries):
+            screen.line("revoked", str(kind), entry)
+    return Exit.OK
+
+
+def _asked(session: Session) -> dict[str, Any]:
+    """What the daemon trusts now; what the file says when it was named or nobody answers."""
+    if getattr(session.args, "trust", None) is None:
+        try:
+            return views.mapping(session.client().get("trust"), "trust policy")
+        except Problem as problem:
+            if problem.code != "unreachable":
+                raise
+            session.screen.note("the daemon does not answer; this is what the file says")
+    from latticed.ctl import policy_file
+
+    path = _file(session)
+    return _plain(policy_file.read(path), path)
+
+
+def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    if plain.get("path"):
+        pairs.append(("file", str(plain["path"])))
+    pairs.append(("valid", render.yes_no(plain.get("ok"))))
+    if plain.get("error"):
+        pairs.append(("error", str(plain["error"])))
+    pairs.append(("signature required", "yes" if plain.get("require_signature") else "no"))
+    pairs.append(("unsigned host risk", "allowed" if plain.get("allow_unsigned_host_risk") else "refused"))
+    return pairs
+
+
+def _rows(plain: dict[str, Any]) -> Any:
+    """One row a key."""
+    for one in views.rows(plain.get("publishers") or [], "list of publishers"):
+        ids = ", ".join(views.texts(one.get("ids"))) or "any"
+        for key in views.texts(one.get("keys")) or [""]:
+            yield str(one.get("publisher") or ""), key, ids, str(one.get("max_risk") or "any")

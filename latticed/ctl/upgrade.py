@@ -1,0 +1,43 @@
+"""latticectl upgrade: swap an installed plugin for the candidate that lies on disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl import ask, consent, decision
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.client import Refusal
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl info acme.demo              # shows the candidate and what it adds",
+    "latticectl upgrade acme.demo",
+    "latticectl upgrade acme.demo --accept kv:write",
+    "latticectl upgrade acme.demo --allow-downgrade",
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+    consent.arguments(parser)
+    parser.add_argument("--accept-publisher", metavar="NAME", help="let this publisher take the plugin over")
+
+
+def run(session: Session) -> int:
+    args = session.args
+    client = session.client()
+    body = consent.given(args)
+    if args.accept_publisher:
+        body["accept_publisher"] = args.accept_publisher
+    try:
+        plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
+    except Refusal as refusal:
+        if refusal.code != "no_candidate" or args.accept_publisher:
+            raise decision.with_command(refusal, session) from refusal
+        plain, view = ask.plugin(client, args.id)
+        if view.status == "verified" or not view.available:  # not "already so": there is nothing to run
+            raise
+        return decision.report(session, plain, "already up to date")
+    return decision.report(session, plain, "upgraded")

@@ -1,0 +1,66 @@
+"""latticectl verify: judge bundles as the daemon would, each alone, without it (contracts §8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+
+if TYPE_CHECKING:
+    from latticed import wire
+    from latticed.bundle.read import Limits
+    from latticed.ctl.session import Session
+    from latticed.trust.policy import TrustPolicy
+
+EXAMPLES: Final = examples(
+    "latticectl verify ./acme.demo",
+    "latticectl verify --trust trust.json --format json plugins/*",
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("bundles", metavar="DIR", nargs="+", help="a bundle: manifest.json and artifact")
+    parser.add_argument("--trust", metavar="FILE", help="this trust.json instead of the settings'")
+
+
+def run(session: Session) -> int:
+    from latticed.ctl import offline
+
+    policy, limits = _rules(session)
+    found = [offline.judge(directory, policy, limits) for directory in session.args.bundles]
+    if session.screen.json_wanted:
+        session.screen.json([dataclasses.asdict(one) for one in found])
+    else:
+        for one in found:
+            _print(session, one)
+    return Exit.OK if all(one.ok for one in found) else Exit.REFUSED
+
+
+def _rules(session: Session) -> tuple[TrustPolicy, Limits]:
+    """Policy and limits; with --trust alone no settings are looked at, so nothing of this host counts."""
+    from latticed.bundle.read import Limits
+    from latticed.ctl import policy_file
+
+    given = session.args.trust
+    if given and not getattr(session.args, "config", None):
+        return policy_file.read(Path(given)), Limits()
+    settings = session.settings()
+    limits = Limits(
+        manifest_bytes=settings.limits.manifest_bytes,
+        artifact_bytes=settings.limits.artifact_bytes,
+        deadline_s=settings.limits.read_deadline_s,
+    )
+    return policy_file.read(Path(given) if given else settings.trust_file), limits
+
+
+def _print(session: Session, one: wire.VerdictView) -> None:
+    named = " ".join(part for part in (one.id, one.version) if part)
+    if one.ok:
+        session.screen.line(f"{one.path}: verified", named)
+        return
+    session.screen.line(f"{one.path}: refused", f"{one.code}:", one.reason or "")
+    if one.hint:
+        session.screen.line(f"  hint: {one.hint}")

@@ -1,0 +1,57 @@
+"""latticectl version: both sides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit, of
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl version",
+    "latticectl version --verbose            # also the host key that signs the audit chain",
+)
+
+
+def own() -> str:
+    """The version of this installation."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("latticed")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "0.0.0"
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="also print the host's public key and the socket")
+
+
+def run(session: Session) -> int:
+    mine = own()
+    found: dict[str, Any] = {}
+    trouble: Problem | None = None
+    try:
+        client = session.client()
+        found = views.mapping(client.get("status"), "status")
+    except Problem as problem:
+        trouble = problem
+    screen = session.screen
+    pairs = [("latticectl", mine), ("latticed", str(found.get("version") or ""))]
+    if session.args.verbose:
+        pairs.append(("public_key", str(found.get("public_key") or "")))
+        pairs.append(("started_at", str(found.get("started_at") or "")))
+    if screen.json_wanted:
+        screen.json({name: value or None for name, value in pairs})
+    else:
+        screen.fields((name.replace("_", " "), value) for name, value in pairs)
+    if trouble is not None:
+        screen.flush()
+        screen.error(trouble)
+        return of(trouble)
+    return Exit.OK

@@ -1,0 +1,65 @@
+"""The daemon's answers as the records of `wire`; an answer of another shape is Problem("bad_reply")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from latticed import wire
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+
+
+def _bad(what: str) -> Problem:
+    return Problem("bad_reply", f"the daemon's answer has no proper {what}", "latticectl version shows both sides")
+
+
+def mapping(plain: Any, what: str) -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        raise _bad(what)
+    return plain
+
+
+def rows(plain: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(plain, list):
+        raise _bad(what)
+    return [mapping(row, what) for row in plain]
+
+
+def texts(plain: Any) -> list[str]:
+    """A list of strings; anything else in it is shown by its name, nothing at all is an empty list."""
+    return [str(item) for item in plain] if isinstance(plain, list) else []
+
+
+def _record(kind: type[T], plain: Any, what: str) -> T:
+    try:
+        return wire.decode(kind, mapping(plain, what))
+    except TypeError as error:
+        raise _bad(what) from error
+
+
+def plugin(plain: Any) -> wire.PluginView:
+    """One PluginView with its nested records."""
+    found = {"version": None, "publisher": None, **mapping(plain, "plugin")}
+    runtime = dict(mapping(found.get("runtime"), "runtime"))
+    if runtime.get("last_error") is not None:
+        runtime["last_error"] = _record(wire.ErrorInfo, runtime["last_error"], "last_error")
+    found["runtime"] = _record(wire.RuntimeView, runtime, "runtime")
+    if found.get("candidate") is not None:
+        found["candidate"] = _record(wire.CandidateView, found["candidate"], "candidate")
+    return _record(wire.PluginView, found, "plugin")
+
+
+def plugins(plain: Any) -> Iterator[wire.PluginView]:
+    return (plugin(row) for row in rows(plain, "list of plugins"))
+
+
+def rejected(plain: Any) -> Iterator[wire.RejectedView]:
+    return (_record(wire.RejectedView, row, "rejected bundle") for row in rows(plain, "list of rejected bundles"))
+
+
+def event(plain: Any) -> wire.AuditRow:
+    return _record(wire.AuditRow, plain, "audit event")

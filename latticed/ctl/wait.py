@@ -1,0 +1,90 @@
+"""latticectl wait: until a plugin is available, active, healthy or stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit, of
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed import wire
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl wait acme.demo --for available --timeout 60",
+    "latticectl wait acme.demo --for healthy",
+)
+
+CONDITIONS: Final = ("available", "active", "healthy", "stopped")
+_PAUSE_S: Final = 0.1
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id; it need not be there yet")
+    parser.add_argument("--for", dest="condition", choices=CONDITIONS, default="active", help="default: active")
+    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="seconds to wait at most (default 30)")
+
+
+def run(session: Session) -> int:
+    args = session.args
+    client = session.client()
+    deadline_s = time.monotonic() + args.timeout
+    reached_once = False
+    while True:
+        found: tuple[dict[str, Any], wire.PluginView] | Problem
+        try:
+            found = ask.plugin(client, args.id)
+            reached_once = True
+        except Problem as problem:
+            if not _passing(problem, reached_once=reached_once):
+                raise
+            reached_once = reached_once or of(problem) is Exit.NOT_FOUND
+            found = problem
+        if isinstance(found, tuple) and _holds(args.condition, found[1]):
+            return _done(session, found[0])
+        if time.monotonic() >= deadline_s:
+            raise _too_late(session, found)
+        time.sleep(min(_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
+
+
+def _passing(problem: Problem, *, reached_once: bool) -> bool:
+    """Whether time may mend it: a bundle not there yet, a daemon that restarts (one never reached is told at once)."""
+    code = of(problem)
+    return (code is Exit.NOT_FOUND and hasattr(problem, "status")) or (code is Exit.UNREACHABLE and reached_once)
+
+
+def _holds(condition: str, view: wire.PluginView) -> bool:
+    match condition:
+        case "available":
+            return view.available
+        case "active":
+            return view.status == "active" and view.runtime.state == "armed"
+        case "healthy":
+            return view.runtime.state == "armed" and view.runtime.health == "healthy"
+        case _:
+            return view.runtime.state == "stopped"
+
+
+def _done(session: Session, plain: dict[str, Any]) -> int:
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+    else:
+        session.screen.line(session.args.id, "is", session.args.condition)
+    return Exit.OK
+
+
+def _too_late(session: Session, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
+    if isinstance(found, Problem):
+        return found
+    view = found[1]
+    is_now = f"status {view.status}, available {'yes' if view.available else 'no'}, runtime {view.runtime.state}, "
+    return Problem(
+        "timeout",
+        f"{session.args.id} was not {session.args.condition} within {session.args.timeout:g} s: "
+        f"{is_now}health {view.runtime.health}",
+        f"latticectl info {session.args.id}",
+    )

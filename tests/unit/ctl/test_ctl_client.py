@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from latticed.ctl import exits
+from latticed.ctl.client import Client, Refusal
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+from tests.house import api_server
+
+
+def test_no_daemon_is_told_apart_from_no_permission(ctl, tmp_path):
+    """A socket that is not there, or that nobody listens on: `the daemon is not running`, exit 7."""
+    ran = ctl("status", LATTICED_SOCKET=str(tmp_path / "none.sock"))
+    assert ran.code == 7
+    assert ran.err.startswith("error: the daemon is not running\nhint: ")
+    assert str(tmp_path / "none.sock") in ran.err
+    with closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    assert ctl("status", LATTICED_SOCKET=str(tmp_path / "dead.sock")).code == 7
+    assert ctl("status", LATTICED_SOCKET="/" + "x" * 200).code == 7
+    assert ctl("status", LATTICED_SOCKET=f"{tmp_path}/none.sock/x").code == 7
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
+def test_a_socket_of_others_is_denied(api):
+    """EACCES: `you may not use its socket`, exit 5."""
+    api.socket.chmod(0o600)
+    for place in (api.socket.parent, *api.socket.parent.parents[:2]):
+        place.chmod(0o755)
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setresgid(65533, 65533, 65533)
+            os.setresuid(65533, 65533, 65533)
+            Client(str(api.socket)).get("status")
+        except Problem as problem:
+            code = exits.of(problem) if "you may not use its socket" in problem.detail else 98
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == Exit.DENIED
+
+
+def test_a_get_whose_connection_breaks_is_asked_once_more(api):
+    api.drop = 1
+    assert Client(str(api.socket)).get("plugins") == []
+    assert api.asked == ["GET /api/plugins"] * 2
+    api.drop = 2
+    with pytest.raises(Problem) as caught:
+        Client(str(api.socket)).get("plugins")
+    assert exits.of(caught.value) is Exit.UNREACHABLE
+
+
+def test_a_change_is_never_sent_twice(api):
+    """Whether it was carried out is unknown, and that is what is said."""
+    api.add()
+    api.drop = 1
+    with pytest.raises(Problem, match="closed the connection") as caught:
+        Client(str(api.socket)).post("plugins", "lifecycle", body={"id": "acme.demo", "status": "installed"})
+    assert len(api.asked) == 1
+    assert "not known" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "detail"),
+    [
+        (api_server.problem(404, "not_found", "no such thing"), Exit.NOT_FOUND, "no such thing"),
+        (api_server.problem(403, "access_denied", "this takes the scope operate"), Exit.DENIED, "scope operate"),
+        (api_server.problem(409, "not_available"), Exit.FAILED, "simulated not_available"),
+        (api_server.problem(503, "ledger_unavailable"), Exit.FAILED, "simulated ledger_unavailable"),
+        ((500, b"<html>"), Exit.FAILED, "HTTP status 500"),
+        ((500, [1, 2]), Exit.FAILED, "HTTP status 500"),
+        ((418, {"title": "short and stout"}), Exit.FAILED, "short and stout"),
+        ((200, b"\xff{"), Exit.FAILED, "not JSON"),
+        ((200, {"a": 1}), Exit.FAILED, "no proper list of plugins"),
+        ((200, [{"id": "acme.demo"}]), Exit.FAILED, "no proper runtime"),
+        ((200, [{"runtime": {}}]), Exit.FAILED, "no proper runtime"),
+        ((200, [7]), Exit.FAILED, "no proper list of plugins"),
+    ],
+)
+def test_any_answer_becomes_words_and_an_exit_code(ctl, api, answer, code, detail):
+    """Problem documents speak for themselves; other nonsense is told as such, never a traceback."""
+    api.override["GET plugins"] = answer
+    ran = ctl("list")
+    assert (ran.code, ran.data) == (code, b"")
+    assert detail in ran.err
+
+
+def test_hints_and_details_of_the_daemon_are_escaped(ctl, api):
+    api.override["GET plugins"] = api_server.problem(409, "x", "one\ntwo\x1b[2J", "hin\u202et")
+    ran = ctl("list")
+    assert ran.err == "error: one\\x0atwo\\x1b[2J\nhint: hin\\u202et\n"
+
+
+def test_path_parts_arrive_as_they_were_given(api):
+    """Percent-encoded, bytes that are no UTF-8 included; parts that would mean another path are not sent."""
+    client = Client(str(api.socket))
+    for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
+        client.put_bytes("kv", "plugin:acme.demo", key, body=b"\0v")
+        assert client.get_bytes("kv", "plugin:acme.demo", key) == b"\0v"
+        assert ("plugin:acme.demo", key) in api.values
+    for key in ("", ".", ".."):
+        with pytest.raises(Problem, match="nothing is named"):
+            client.get_bytes("kv", "b", key)
+
+
+def test_a_refusal_keeps_its_code_and_status(api):
+    with pytest.raises(Refusal) as caught:
+        Client(str(api.socket)).get("plugins", "by-id", "acme.none")
+    assert (caught.value.status, caught.value.code) == (404, "not_found")
+
+
+@contextmanager
+def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
+    """A socket that sends raw bytes to one connection each; None: takes it and says nothing until the client leaves."""
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with closing(connection):
+                    connection.recv(65536)
+                    if answer is not None:
+                        connection.sendall(answer)
+                    else:
+                        while connection.recv(65536):
+                            pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_a_silent_daemon_is_not_waited_for_forever(tmp_path):
+    with _answering(tmp_path / "s", None):
+        with pytest.raises(Problem, match="no answer within") as caught:
+            Client(str(tmp_path / "s"), read_s=0.05).get("status")
+        assert exits.of(caught.value) is Exit.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[1",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000,
+    ],
+)
+def test_broken_http_is_an_unreachable_daemon(tmp_path, answer):
+    """Cut answers and nonsense are asked for once more, then told; half an answer is never taken for a whole."""
+    with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
+        Client(str(tmp_path / "s")).get("status")
+    assert exits.of(caught.value) is Exit.UNREACHABLE
+
+
+def test_an_endless_answer_is_cut(api, monkeypatch):
+    monkeypatch.setattr("latticed.ctl.client.MAX_REPLY_BYTES", 1000)
+    api.override["GET plugins"] = (200, b"x" * 1001)
+    with pytest.raises(Problem, match="longer than"):
+        Client(str(api.socket)).get("plugins")
+
+
+def test_a_full_backlog_is_waited_for_within_the_deadline(tmp_path):
+    """unix(7) answers EAGAIN at once; the client tries until its connect timeout."""
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        first = socket.socket(socket.AF_UNIX)
+        with closing(first):
+            first.connect(str(tmp_path / "s"))
+            with pytest.raises(Problem) as caught:
+                Client(str(tmp_path / "s"), connect_s=0.05).get("status")
+            assert exits.of(caught.value) is Exit.UNREACHABLE
+            accepted, _ = listener.accept()
+            accepted.close()

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from latticed.model import capability
+from tests.house import api_server
+
+
+def test_values_go_in_and_out_as_bytes(ctl, api, monkeypatch):
+    """A pipe gets exactly the stored bytes; JSON gets base64, and text where it is text."""
+    data = b"\0\xff\x1b[2J\r\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert ctl("kv", "set", "default", "logo", "-").out == "default/logo stored\n"
+    assert ctl("kv", "get", "default", "logo").data == data
+    assert ctl("kv", "get", "default", "logo", "--format", "json").json == {
+        "bucket": "default",
+        "key": "logo",
+        "value": None,
+        "value_base64": "AP8bWzJKDQo=",
+    }
+    ctl("kv", "set", "default", "motd", "héllo")
+    assert api.values["default", "motd"] == "héllo".encode()
+    assert ctl("kv", "get", "default", "motd", "--format", "json").json["value"] == "héllo"
+
+
+def test_a_value_too_long_for_a_request_is_not_sent(ctl, api, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x" * ((1 << 20) + 1))))
+    ran = ctl("kv", "set", "default", "big", "-")
+    assert ran.code == 1
+    assert "expected at most 1048576 bytes" in ran.err
+    assert api.asked == []
+
+
+def test_keys_are_listed_over_all_pages(ctl, api):
+    for key in ("a", "b", "c", "d", "e\x1b"):
+        api.values["default", key] = b""
+    assert ctl("kv", "list", "default").out == "a\nb\nc\nd\ne\\x1b\n"
+    assert ctl("kv", "list", "default", "--prefix", "c", "--format", "json").json == {
+        "bucket": "default",
+        "keys": ["c"],
+    }
+    assert len(api.asked) == 4
+
+
+def test_missing_keys_are_not_found(ctl, api):
+    assert ctl("kv", "get", "default", "none").code == 4
+    assert ctl("kv", "delete", "default", "none").code == 4
+    assert ctl("kv", "get", "default", "..").code == 4
+    api.values["default", "a"] = b"1"
+    assert ctl("kv", "delete", "default", "a").out == "default/a deleted\n"
+    assert api.values == {}
+
+
+def test_the_table_of_capabilities_needs_no_daemon(ctl):
+    """`caps` alone: all 19 with risk, types and host calls."""
+    rows = ctl("caps", "--format", "json").json
+    assert {row["name"]: row["risk"] for row in rows} == {name: risk.word for name, risk in capability.RISKS.items()}
+    assert next(row for row in rows if row["name"] == "kv:read")["host_calls"] == ["kv.get", "kv.list"]
+    assert "http:egress    host   system, wasm          http.do, mail.send" in ctl("caps", "list").out
+
+
+def test_capabilities_of_one_plugin_are_listed_granted_and_trimmed(ctl, api):
+    api.add(capabilities=["kv:read", "http:egress"])
+    assert ctl("caps", "list", "acme.demo").out.splitlines() == [
+        "CAPABILITY   RISK  GRANTED",
+        "kv:read      read  yes",
+        "http:egress  host  no",
+    ]
+    assert ctl("caps", "grant", "acme.demo", "cap=http:egress").out == "acme.demo granted http:egress\n"
+    assert json.loads(api.bodies[-1]) == {"grant": ["http:egress"], "trim": []}
+    assert ctl("caps", "grant", "acme.demo", "http:egress").out == "acme.demo already granted http:egress\n"
+    assert ctl("caps", "grant", "acme.demo", "host=a:1", "host=b:2").code == 0
+    assert ctl("caps", "list", "acme.demo").out.endswith("host a:1\nhost b:2\n")
+    assert ctl("caps", "trim", "acme.demo", "host=a:1", "cap=kv:read").out == "acme.demo taken away kv:read, a:1\n"
+    assert ctl("caps", "list", "acme.demo", "--format", "json").json == {
+        "id": "acme.demo",
+        "declared": ["kv:read", "http:egress"],
+        "granted": ["http:egress"],
+        "masked": ["kv:read"],
+        "hosts": ["b:2"],
+    }
+
+
+@pytest.mark.parametrize("what", ["cap=kv:reed", "kv:reed", "host=", "secret=x", "=", "cap"])
+def test_only_what_can_be_granted_is_sent(ctl, api, what):
+    api.add()
+    assert ctl("caps", "grant", "acme.demo", what).code == 2
+    assert api.asked == []
+
+
+def test_grants_of_unknown_plugins_are_not_found(ctl, api):
+    assert ctl("caps", "list", "acme.none").code == 4
+    assert ctl("caps", "grant", "acme.none", "cap=kv:read").code == 4
+
+
+def test_audit_query_filters_pages_and_counts_from_the_end(ctl, api):
+    api.events = [api_server.event(seq, decision="deny" if seq % 2 else "allow") for seq in range(1, 8)]
+    rows = ctl("audit", "query", "--decision", "deny", "--limit", "2", "--format", "json").json
+    assert [row["seq"] for row in rows["events"]] == [1, 3]
+    assert rows["next"] == 3
+    assert "there are more: --after 2" in ctl("audit", "query", "--limit", "2").err
+    newest = ctl("audit", "query", "--last", "3", "--format", "json").json["events"]
+    assert [row["seq"] for row in newest] == [5, 6, 7]
+    out = ctl("audit", "query", "--after", "6", "--abs-time").out.splitlines()
+    assert out[0].split() == ["SEQ", "WHEN", "ACTOR", "ACTION", "TARGET", "DECISION", "CODE", "REASON"]
+    assert out[1].startswith("  7  2025-01-31T08:00:00Z  uid:0 user:root pid:1  plugin.status  acme.demo  deny")
+    assert ctl("audit", "query", "--after", "7").err == "no such events\n"
+
+
+def test_audit_since_is_sent_as_a_time(ctl, api):
+    ctl("audit", "query", "--since", "2025-01-31T09:00:00+01:00")
+    assert api.asked[-1].endswith("since=2025-01-31T08%3A00%3A00.000000Z&limit=100")
+    ctl("audit", "query", "--since", "90m")
+    assert "since=20" in api.asked[-1]
+
+
+def test_audit_verify_asks_the_daemon(ctl, api):
+    assert ctl("audit", "verify").out == "the chain holds: 0 events, 1 signed heads, last event 3, ffffffffffffffff\n"
+    broken = {"ok": False, "events": 2, "heads": 0, "first_bad_seq": 2, "reason": "event 2 was changed"}
+    api.override["GET audit/verify"] = (200, broken)
+    ran = ctl("audit", "verify")
+    assert (ran.code, ran.out) == (6, "the chain is broken at event 2: event 2 was changed\n")
+    assert ctl("audit", "verify", "--format", "json").json == broken
+    assert ctl("audit", "verify", "--public-key", "x").code == 2

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.house import api_server
+
+
+def test_the_whole_way_from_install_to_forget(ctl, api):
+    """One line each in text, the record in JSON."""
+    api.add()
+    assert ctl("install", "acme.demo").out == "acme.demo installed: version 1.0.0\n"
+    assert ctl("activate", "acme.demo").out == "acme.demo activated: version 1.0.0 (armed, noop, health unknown)\n"
+    assert ctl("restart", "acme.demo").out == "acme.demo restarted: version 1.0.0 (armed, noop, health unknown)\n"
+    assert ctl("disable", "acme.demo", "--format", "json").json["status"] == "disabled"
+    assert ctl("forget", "acme.demo").out == "acme.demo forgotten\n"
+    assert ctl("forget", "acme.demo").code == 4
+
+
+@pytest.mark.parametrize(
+    ("verb", "status", "told"),
+    [
+        ("install", "installed", "acme.demo already installed: version 1.0.0\n"),
+        ("install", "active", "acme.demo already installed (status active): version 1.0.0"),
+        ("install", "disabled", "acme.demo already installed (status disabled): version 1.0.0"),
+        ("activate", "active", "acme.demo already active: version 1.0.0"),
+        ("disable", "disabled", "acme.demo already disabled: version 1.0.0\n"),
+    ],
+)
+def test_already_so_succeeds_and_says_so(ctl, api, verb, status, told):
+    api.add(status=status)
+    ran = ctl(verb, "acme.demo")
+    assert ran.code == 0
+    assert ran.out.startswith(told)
+    assert ctl(verb, "acme.demo", "--format", "json").json["status"] == status
+
+
+@pytest.mark.parametrize(("verb", "status"), [("activate", "verified"), ("disable", "verified")])
+def test_what_is_no_transition_fails(ctl, api, verb, status):
+    api.add(status=status)
+    ran = ctl(verb, "acme.demo")
+    assert (ran.code, ran.data) == (1, b"")
+    assert ran.err == f"error: acme.demo is {status}\nhint: see latticectl info\n"
+
+
+def test_an_activation_that_cannot_be_armed_fails_and_says_why(ctl, api):
+    """The API answers 200 with runtime.state=failed; asking again while it is failed is no success either."""
+    api.add(status="installed")
+    api.fails_to_arm.add("acme.demo")
+    for told in ("activated", "already active"):
+        ran = ctl("activate", "acme.demo")
+        assert ran.code == 1
+        assert ran.out.startswith(f"acme.demo {told}: version 1.0.0 (failed, ")
+        assert "could not be armed: start_timeout: no answer within 10 s" in ran.err
+        assert "latticectl restart acme.demo" in ran.err
+
+
+def test_consent_is_sent_by_name_and_only_when_given(ctl, api):
+    api.add()
+    ctl("install", "acme.demo")
+    assert json.loads(api.bodies[-1]) == {"id": "acme.demo", "status": "installed"}
+    api.add()
+    ctl(
+        "install",
+        "acme.demo",
+        "--accept",
+        "http:egress",
+        "--accept",
+        "kv:write",
+        "--accept-host",
+        "a:443",
+        "--allow-downgrade",
+    )
+    assert json.loads(api.bodies[-1]) == {
+        "id": "acme.demo",
+        "status": "installed",
+        "accept": ["http:egress", "kv:write"],
+        "accept_hosts": ["a:443"],
+        "allow_downgrade": True,
+    }
+
+
+def test_what_stays_masked_is_told_with_the_command_that_grants_it(ctl, api):
+    api.add(capabilities=["kv:read", "http:egress", "task:run"])
+    ran = ctl("install", "acme.demo", "--accept", "task:run")
+    assert ran.err == ("not granted (host risk): http:egress\nhint: latticectl caps grant acme.demo cap=http:egress\n")
+    assert ctl("caps", "grant", "acme.demo", "cap=http:egress").code == 0
+    assert ctl("activate", "acme.demo").err == ""
+
+
+def test_consent_to_what_is_already_so_grants_nothing_and_says_so(ctl, api):
+    api.add(status="installed")
+    assert "use latticectl caps grant" in ctl("install", "acme.demo", "--accept", "kv:read").err
+
+
+def test_upgrade_swaps_and_asks_for_a_downgrade_by_name(ctl, api):
+    api.add(status="installed", candidate=api_server.CANDIDATE)
+    assert ctl("upgrade", "acme.demo").out == "acme.demo upgraded: version 1.1.0\n"
+    again = ctl("upgrade", "acme.demo")
+    assert (again.code, again.out) == (0, "acme.demo already up to date: version 1.1.0\n")
+    api.plugins["acme.demo"]["candidate"] = {**api_server.CANDIDATE, "version": "0.9.0", "needs_downgrade": True}
+    refused = ctl("upgrade", "acme.demo")
+    assert refused.code == 1
+    assert "hint: latticectl upgrade acme.demo --allow-downgrade\n" in refused.err
+    assert ctl("upgrade", "acme.demo", "--allow-downgrade").out == "acme.demo upgraded: version 0.9.0\n"
+
+
+def test_upgrade_of_what_is_not_there_is_no_success(ctl, api):
+    """`already up to date` is said of accepted and available plugins only; another publisher is asked for by name."""
+    api.add(status="verified")
+    assert ctl("upgrade", "acme.demo").code == 1
+    api.add(status="installed", available=False)
+    assert ctl("upgrade", "acme.demo").code == 1
+    api.add(status="installed")
+    assert ctl("upgrade", "acme.demo", "--accept-publisher", "evil").code == 1
+    assert json.loads(api.bodies[-1]) == {"accept_publisher": "evil"}
+
+
+def test_denied_is_5_and_names_the_scope(ctl, api):
+    api.override["POST plugins/lifecycle"] = api_server.problem(403, "access_denied", "this takes the scope operate")
+    ran = ctl("install", "acme.demo")
+    assert ran.code == 5
+    assert "scope operate" in ran.err

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.house import api_server
+
+
+def test_status_shows_counts_and_leaves_out_what_is_not_there(ctl, api):
+    ran = ctl("status", "--abs-time")
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        "latticed  9.8.7",
+        "state     ok",
+        "uptime    2h 1m",
+        "started   2025-01-31T08:00:00Z",
+        "plugins   2 active, 1 installed",
+        "runtime   1 armed, 1 failed",
+        "rejected  1",
+        "audit     event 12, head abababababababab",
+    ]
+    assert ctl("status", "--format", "json").json["audit"] == {"seq": 12, "head": "ab" * 32}
+
+
+def test_list_aligns_columns_and_shows_dashes(ctl, api):
+    """One row a plugin; absent values are `-`; JSON is the daemon's own list."""
+    api.add("acme.demo", status="active", candidate=api_server.CANDIDATE)
+    api.add("acme.other", version=None, updated_at=None, available=False)
+    ran = ctl("list", "--abs-time")
+    assert ran.out.splitlines() == [
+        "ID          VERSION  TYPE    STATUS    AVAILABLE  RUNTIME  HEALTH   api_server.CANDIDATE  UPDATED",
+        "acme.demo   1.0.0    system  active    yes        stopped  unknown  1.1.0      2025-01-31T08:00:00Z",
+        "acme.other  -        system  verified  no         stopped  unknown  -          -",
+    ]
+    assert ctl("list", "--format", "json").json == list(api.plugins.values())
+    assert [row["id"] for row in ctl("list", "--status", "verified", "--format=json").json] == ["acme.other"]
+
+
+def test_times_are_relative_unless_asked_otherwise(ctl, api):
+    api.add(updated_at="2001-01-01T00:00:00.000000Z")
+    assert "y ago" in ctl("list").out
+    assert "2001-01-01T00:00:00Z" in ctl("--abs-time", "list").out
+
+
+def test_an_older_daemon_may_leave_absent_fields_out(ctl, api):
+    """`version` and `publisher` are omitted when absent (contracts §7); fields nobody knows are ignored."""
+    shown = api.add(later_field={"x": 1})
+    del shown["version"], shown["publisher"]
+    assert ctl("list").code == 0
+    assert "publisher    -\n" in ctl("info", "acme.demo").out
+
+
+def test_no_plugins_is_said_on_stderr(ctl, api):
+    ran = ctl("list")
+    assert (ran.code, ran.data, ran.err) == (0, b"", "no plugins\n")
+
+
+def test_info_tells_everything_there_is(ctl, api):
+    plugin = api.add(
+        status="active", candidate={**api_server.CANDIDATE, "needs_downgrade": True}, capabilities=["a", "http:egress"]
+    )
+    plugin["granted"] = ["a"]
+    plugin["runtime"] |= {
+        "state": "failed",
+        "pid": 77,
+        "restart_count": 3,
+        "next_retry_at": "2099-01-01T00:00:00Z",
+        "last_error": {"code": "crashed", "message": "exit 1"},
+    }
+    api.hosts["acme.demo"] = ["api.example.org:443"]
+    api.denials = [
+        api_server.event(4, action="host.call", decision="deny", code="rate_limited", detail={"call": "kv.get"})
+    ]
+    out = ctl("info", "acme.demo").out
+    for line in (
+        "id           acme.demo",
+        "verdict      verified",
+        "runtime      failed",
+        "  pid        77",
+        "  last error  crashed: exit 1",
+        "granted      a",
+        "not granted  http:egress",
+        "hosts        api.example.org:443",
+        "candidate    1.1.0",
+        "needs --allow-downgrade",
+        "rate_limited",
+        "call=kv.get",
+    ):
+        assert " ".join(line.split()) in " ".join(out.split())
+    assert "  next try    in " in out
+    assert ctl("info", "acme.demo", "--format", "json").json["plugin"] == plugin
+
+
+def test_info_of_a_refused_bundle_says_why(ctl, api):
+    api.add()
+    verdict = {"ok": False, "code": "digest_mismatch", "reason": "expected aa, found bb"}
+    api.override["GET plugins/by-id/acme.demo"] = (200, {"plugin": api.plugins["acme.demo"], "verdict": verdict})
+    out = " ".join(ctl("info", "acme.demo").out.split())
+    assert "verdict refused: digest_mismatch reason expected aa, found bb" in out
+
+
+@pytest.mark.parametrize("plugin_id", ["acme.none", "..", "../lifecycle", "A", "x" * 300, "acme.d\x1bmo"])
+@pytest.mark.parametrize("verb", ["info", "install", "activate", "disable", "upgrade", "restart", "forget"])
+def test_unknown_names_never_succeed(ctl, api, verb, plugin_id):
+    """Exit 4, whatever the name looks like, and no terminal is steered by it."""
+    ran = ctl(verb, plugin_id)
+    assert (ran.code, ran.data) == (4, b"")
+    assert "\x1b" not in ran.err
+
+
+def test_what_strangers_wrote_is_escaped_in_text_and_ascii_in_json(ctl, api):
+    api.rejected = [{"name": "e\x1b[2Jvil\n", "code": "manifest_invalid", "reason": "\u202eü\x9b", "hint": "fix"}]
+    out = ctl("rejected").out
+    assert "e\\x1b[2Jvil\\x0a" in out
+    assert "\\u202eü\\x9b" in out
+    assert ctl("rejected", "--format", "json").json == api.rejected
+
+
+def test_rejected_shows_hints_on_request(ctl, api):
+    api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r", "hint": "chmod it"}]
+    assert "chmod it" not in ctl("rejected").out
+    assert "chmod it" in ctl("rejected", "--hints").out
+    api.rejected = []
+    assert ctl("rejected").err == "no bundle is refused\n"
+
+
+def test_health_is_told_and_checked(ctl, api):
+    """503 is an answer: exit 0 as a question, 3 as a --check; peers without scope see the status only."""
+    assert ctl("health").out == "status  ok\n"
+    assert ctl("health", "--check").code == 0
+    api.health = (503, {"status": "degraded", "problems": [{"code": "policy_invalid", "detail": "no valid JSON"}]})
+    ran = ctl("health")
+    assert ran.code == 0
+    assert "policy_invalid  no valid JSON" in ran.out
+    assert ctl("health", "--check").code == 3
+    assert ctl("health", "--check", "--format", "json").json["status"] == "degraded"
+    api.health = (503, {"status": "degraded"})
+    assert ctl("health", "--check").code == 3
+    api.health = api_server.problem(503, "service_unavailable")
+    assert ctl("health", "--check").code == 1
+    api.health = api_server.problem(403, "access_denied")
+    assert ctl("health").code == 5
+
+
+def test_version_shows_both_sides(ctl, api):
+    out = ctl("version").out.splitlines()
+    assert out[0].startswith("latticectl  ")
+    assert out[1] == "latticed    9.8.7"
+    verbose = ctl("version", "--verbose", "--format", "json").json
+    assert verbose["public_key"] == "aG9zdCBrZXk="
+    ran = ctl("version", LATTICED_SOCKET="/nowhere/s")
+    assert ran.code == 7
+    assert ran.out.startswith("latticectl  ")
+    assert "the daemon is not running" in ran.err
+    assert ctl("--version", LATTICED_SOCKET="/nowhere/s").code == 0
+
+
+@pytest.mark.parametrize(
+    ("condition", "fields", "runtime"),
+    [
+        ("available", {"available": True}, {}),
+        ("active", {"status": "active"}, {"state": "armed"}),
+        ("healthy", {"status": "active"}, {"state": "armed", "health": "healthy"}),
+        ("stopped", {"status": "disabled"}, {"state": "stopped"}),
+    ],
+)
+def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime):
+    plugin = api.add(available=False, status="active")
+    plugin["runtime"] |= {"state": "failed", "health": "unhealthy"}
+    late = ctl("wait", "acme.demo", "--for", condition, "--timeout", "0.05")
+    assert late.code == 1
+    assert f"acme.demo was not {condition} within 0.05 s" in late.err
+    plugin |= fields
+    plugin["runtime"] |= runtime
+    assert ctl("wait", "acme.demo", "--for", condition).out == f"acme.demo is {condition}\n"
+
+
+def test_wait_sees_a_change_and_a_plugin_that_was_not_there_yet(ctl, api):
+    """An id nobody knows may still come; if it does not, exit 4."""
+    assert ctl("wait", "acme.demo", "--for", "available", "--timeout", "0").code == 4
+
+    def appear() -> None:
+        api.until_asked(3)
+        api.add()
+
+    thread = threading.Thread(target=appear)
+    thread.start()
+    assert ctl("wait", "acme.demo", "--for", "available", "--format", "json").json["id"] == "acme.demo"
+    thread.join()
+
+
+def test_wait_bears_a_daemon_that_restarts_but_not_one_that_never_was(ctl, api):
+    assert ctl("wait", "acme.demo", LATTICED_SOCKET="/nowhere/s").code == 7
+    api.add()
+    api.override["GET plugins/by-id/acme.demo"] = (200, {"plugin": api_server.plugin(available=False)})
+
+    def restart() -> None:
+        api.until_asked(1)
+        api.drop = 4
+        api.override.clear()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    assert ctl("wait", "acme.demo", "--for", "available").code == 0
+    thread.join()

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latticed.ctl import main
+from tests.house import api_server
+
+COMMAND = (sys.executable, "-m", "latticed.ctl.main")
+
+
+def environ(api: api_server.Api | None = None, **more: str) -> dict[str, str]:
+    """The environment of a real latticectl process."""
+    plain = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error", **more}
+    return plain if api is None else {**plain, "LATTICED_SOCKET": str(api.socket)}
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_alone_it_shows_every_verb_by_group(ctl, words):
+    """`latticectl` and `latticectl --help` print all verbs, grouped, and succeed."""
+    ran = ctl(*words)
+    assert ran.code == 0
+    assert all(f"\n  {verb} " in ran.out for verb in main.VERBS)
+    assert "Make bundles (offline):" in ran.out
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_every_verb_explains_itself_with_examples(ctl, verb):
+    """`latticectl VERB --help` prints usage, what it is for, and examples."""
+    ran = ctl(verb, "--help")
+    assert ran.code == 0
+    assert f"usage: latticectl {verb}" in ran.out
+    assert f"examples:\n  latticectl {verb}" in ran.out or f"latticectl {verb}" in ran.out.split("examples:")[1]
+    assert "--format {text,json}" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "detail", "hint"),
+    [
+        (("lst",), "unknown verb 'lst'", "did you mean list?"),
+        (("frobnicate",), "unknown verb 'frobnicate'", "latticectl --help"),
+        (("rollback", "x"), "unknown verb 'rollback'", "not in this version"),
+        (("list", "--bogus"), "unrecognized arguments: --bogus", "latticectl list --help shows how"),
+        (("info",), "the following arguments are required: ID", "latticectl info --help"),
+        (("kv", "get", "b"), "the following arguments are required: KEY", "latticectl kv get --help"),
+        (("kv",), "the following arguments are required: ACTION", "latticectl kv --help"),
+        (("--format", "xml", "list"), "argument --format: invalid choice: 'xml'", "latticectl --help"),
+        (("list", "--form", "json"), "unrecognized arguments: --form json", "latticectl list --help"),
+        (("li\x1bst",), "unknown verb 'li\\x1bst'", ""),
+        (("audit", "query", "--limit", "x"), "argument --limit: expected a whole number, found 'x'", ""),
+        (("audit", "query", "--since", "yesterday"), "--since: expected 10m, 2h, 3d or a time", ""),
+    ],
+)
+def test_wrong_use_exits_2_with_an_error_and_a_hint(ctl, words, detail, hint):
+    """Usage errors look like all others: `error:` and `hint:` on stderr, nothing on stdout, exit 2."""
+    ran = ctl(*words)
+    assert (ran.code, ran.data) == (2, b"")
+    assert ran.err.startswith("error: ")
+    assert detail in ran.err
+    assert hint in ran.err
+    assert "\x1b" not in ran.err
+
+
+def test_an_unknown_format_in_the_environment_is_a_usage_error(ctl, api):
+    ran = ctl("list", LATTICECTL_FORMAT="yaml")
+    assert ran.code == 2
+    assert "LATTICECTL_FORMAT: expected text or json, found 'yaml'" in ran.err
+
+
+def test_the_format_is_taken_from_option_then_environment(ctl, api):
+    """--format before or after the verb, else LATTICECTL_FORMAT, else text."""
+    assert ctl("list", LATTICECTL_FORMAT="json").json == []
+    assert ctl("--format", "json", "list").json == []
+    assert ctl("list", "--format=json").json == []
+    assert ctl("list", "--format", "text", LATTICECTL_FORMAT="json").data == b""
+    assert ctl("kv", "list", "b", "--format", "json").json == {"bucket": "b", "keys": []}
+
+
+def test_the_socket_option_wins_over_the_environment(ctl, api, tmp_path):
+    assert ctl("--socket", str(api.socket), "list", LATTICED_SOCKET=str(tmp_path / "none")).code == 0
+    assert ctl("list", "--socket", str(tmp_path / "none")).code == 7
+
+
+def test_without_either_the_settings_say_where_the_socket_is(ctl, api, monkeypatch):
+    """LATTICED_RUNTIME_DIR is the daemon's own variable; the socket in it is called control.sock."""
+    monkeypatch.delenv("LATTICED_SOCKET")
+    with api_server.serving(api.socket.with_name("control.sock")):
+        assert ctl("list", LATTICED_RUNTIME_DIR=str(api.socket.parent)).code == 0
+
+
+def test_bad_settings_exit_2_and_name_the_key(ctl, tmp_path):
+    config = tmp_path / "latticed.toml"
+    config.write_text("plugindir = '/x'\n")
+    ran = ctl("list", "--config", str(config))
+    assert ran.code == 2
+    assert "unknown key 'plugindir'" in ran.err
+    assert "did you mean 'plugin_dir'?" in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("list",), ("info", "acme.demo"), ("activate", "acme.demo"), ("health",)]
+)
+def test_online_verbs_import_the_standard_library_only(api, words):
+    """Every start pays for its imports: nothing heavy, and no room of the daemon, is loaded (P8)."""
+    api.add(status="installed")
+    code = (
+        "import sys\nfrom latticed.ctl import main\n"
+        f"code = main.main({list(words)!r})\n"
+        "heavy = 'msgspec cryptography rich aiohttp asyncio structlog rfc8785 semver shtab watchdog apsw'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('latticed.')}\n"
+        "print(sorted(rooms), file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ(api), capture_output=True, text=True, check=True)
+    heavy, rooms = done.stderr.splitlines()[-2:]
+    assert heavy == "[]"
+    assert set(eval(rooms)) <= {"ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
+
+
+def test_a_closed_pipe_is_no_error_message(api):
+    """`latticectl list | head -1` ends quietly."""
+    for number in range(3000):
+        api.add(f"acme.demo{number}")
+    read, write = os.pipe()
+    try:
+        child = subprocess.Popen([*COMMAND, "list"], stdout=write, stderr=subprocess.PIPE, env=environ(api))
+        os.close(write)
+        os.read(read, 10)
+    finally:
+        os.close(read)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (141, b"")
+
+
+def test_a_full_disk_is_told(api):
+    """Output that cannot be written fails the verb."""
+    api.add()
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, env=environ(api), check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot write the output: No space left on device\n"
+
+
+def test_an_interrupt_ends_quietly_with_130(api):
+    api.add()
+    child = subprocess.Popen(
+        [*COMMAND, "wait", "acme.demo", "--for", "healthy"], stderr=subprocess.PIPE, env=environ(api)
+    )
+    api.until_asked(1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (130, b"")
+
+
+def test_a_plain_locale_gets_numbers_for_letters_it_cannot_say(api):
+    api.add(version="1.0-ü")
+    done = subprocess.run(
+        [*COMMAND, "list"], env=environ(api, PYTHONIOENCODING="ascii"), capture_output=True, text=True, check=True
+    )
+    assert "1.0-\\xfc" in done.stdout
+
+
+def test_colour_and_cutting_are_for_terminals_that_want_them(api):
+    """On a terminal: colour unless NO_COLOR, rows cut to its width. Into a pipe: neither."""
+    api.rejected = [{"name": "x" * 200, "code": "manifest_invalid", "reason": "r" * 200, "hint": "h"}]
+    coloured, plain = _on_terminal(api, COLUMNS="60"), _on_terminal(api, COLUMNS="60", NO_COLOR="1")
+    assert b"\x1b[31mmanifest_invalid\x1b[0m" in coloured
+    assert b"\x1b" not in plain
+    assert all(len(line) <= 60 for line in plain.decode().splitlines())
+    assert "…" in plain.decode()
+    piped = subprocess.run([*COMMAND, "rejected"], env=environ(api), capture_output=True, check=True).stdout
+    assert b"x" * 200 in piped
+    assert b"\x1b" not in piped
+
+
+def _on_terminal(api: api_server.Api, **more: str) -> bytes:
+    master, slave = os.openpty()
+    try:
+        subprocess.run(
+            [*COMMAND, "rejected"], stdout=slave, env=environ(api, TERM="xterm", LANG="C.UTF-8", **more), check=True
+        )
+        return os.read(master, 65536)
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.house import bundles
+
+ACME = bundles.author("acme", seed=b"\1" * 32).public
+OTHER = bundles.author("acme", seed=b"\2" * 32).public
+
+
+@pytest.fixture
+def trust(ctl, tmp_path):
+    """Run `trust` on a file that does not exist yet; returns what the file then says."""
+    path = tmp_path / "etc/trust.json"
+
+    def run(*words: str, code: int = 0) -> dict[str, object]:
+        ran = ctl("trust", *words, "--trust", str(path))
+        assert ran.code == code, ran.err
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+    run.path = path  # type: ignore[attr-defined]
+    return run
+
+
+def test_publishers_are_added_narrowed_and_removed(trust, ctl):
+    assert trust("add", "acme", ACME)["trusted_publishers"] == {"acme": ACME}
+    assert trust.path.stat().st_mode & 0o777 == 0o644
+    assert trust("add", "acme", OTHER)["trusted_publishers"] == {"acme": [ACME, OTHER]}
+    narrowed = {"keys": [ACME, OTHER], "ids": ["acme.*"], "max_risk": "write"}
+    assert trust("add", "acme", ACME, "--ids", "acme.*", "--max-risk", "write")["trusted_publishers"] == {
+        "acme": narrowed
+    }
+    before = trust.path.stat().st_ino
+    assert "already trusted: acme" in ctl("trust", "add", "acme", f" {ACME} ", "--trust", str(trust.path)).out
+    assert trust.path.stat().st_ino == before
+    assert trust("remove", "acme", "--key", OTHER)["trusted_publishers"] == {"acme": {**narrowed, "keys": [ACME]}}
+    trust("remove", "acme", "--key", OTHER, code=4)
+    trust("remove", "acme", "--key", ACME, code=1)
+    assert trust("remove", "acme")["trusted_publishers"] == {}
+    trust("remove", "acme", code=4)
+
+
+def test_revocations_are_added(trust):
+    found = trust("revoke", "--key", ACME, "--digest", "AB" * 32, "--plugin", "acme.demo@1.0.0", "--plugin", "acme.x@*")
+    assert found["revoked"] == {"keys": [ACME], "digests": ["ab" * 32], "plugins": ["acme.demo@1.0.0", "acme.x@*"]}
+    assert trust("revoke", "--key", ACME) == found
+    trust("revoke", code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("add", "acme", "AAAA"),
+        ("add", "acme", "A" * 43 + "="),
+        ("add", "latticed", ACME),
+        ("add", "A", ACME),
+        ("add", "acme", ACME, "--max-risk", "all"),
+        ("revoke", "--digest", "ab"),
+        ("revoke", "--plugin", "acme.demo"),
+        ("revoke", "--key", "?"),
+    ],
+)
+def test_what_the_daemon_would_refuse_is_not_written(trust, words):
+    assert trust(*words, code=2) == {}
+
+
+def test_ids_that_are_no_pattern_are_not_written(trust):
+    assert trust("add", "acme", ACME, "--ids", "acme.*.x", code=2) == {}
+
+
+def test_an_invalid_file_is_told_and_left_alone(trust):
+    trust.path.parent.mkdir()
+    trust.path.write_bytes(b'{"x": 1}')
+    assert trust("add", "acme", ACME, code=2) == {"x": 1}
+
+
+def test_a_link_stays_a_link(trust, tmp_path):
+    trust.path.parent.mkdir()
+    (tmp_path / "real.json").write_bytes(b"{}")
+    trust.path.symlink_to(tmp_path / "real.json")
+    trust("add", "acme", ACME)
+    assert trust.path.is_symlink()
+    assert b"acme" in (tmp_path / "real.json").read_bytes()
+
+
+def test_editors_at_the_same_time_lose_nothing(tmp_path):
+    """Eight processes add one publisher each to one file."""
+    path = tmp_path / "trust.json"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "latticed.ctl.main", "trust", "add", "--trust", str(path)]
+    children = [
+        subprocess.Popen([*command, f"acme{number}", ACME], env=environ, stdout=subprocess.DEVNULL)
+        for number in range(8)
+    ]
+    assert [child.wait(timeout=50) for child in children] == [0] * 8
+    assert len(json.loads(path.read_bytes())["trusted_publishers"]) == 8
+    assert os.listdir(tmp_path) == ["trust.json"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
+def test_who_may_not_write_the_file_is_denied(ctl, tmp_path):
+    """Exit 5, and the file as it was."""
+    for place in (tmp_path, *tmp_path.parents[:2]):
+        place.chmod(0o755)
+    path = tmp_path / "trust.json"
+    path.write_bytes(b"{}")
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setresgid(65533, 65533, 65533)
+            os.setresuid(65533, 65533, 65533)
+            from latticed.ctl import main
+
+            code = main.main(["trust", "add", "acme", ACME, "--trust", str(path)])
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    assert path.read_bytes() == b"{}"
+
+
+def test_show_asks_the_daemon_and_else_reads_the_file(ctl, api, trust):
+    answer = {
+        "ok": False,
+        "error": "no valid JSON",
+        "publishers": [{"publisher": "acme", "keys": [ACME], "ids": [], "max_risk": None}],
+        "require_signature": True,
+        "allow_unsigned_host_risk": False,
+        "revoked": {"keys": [], "digests": [], "plugins": ["acme.demo@*"]},
+    }
+    api.override["GET trust"] = (200, answer)
+    out = ctl("trust").out
+    assert "valid               no\n" in out
+    assert "error               no valid JSON\n" in out
+    assert f"acme       {ACME}  any  any" in out
+    assert "revoked plugins acme.demo@*\n" in out
+    assert ctl("trust", "show", "--format", "json").json == answer
+    trust("add", "acme", ACME, "--max-risk", "read")
+    ran = ctl("trust", LATTICED_SOCKET="/nowhere/s", LATTICED_TRUST=str(trust.path))
+    assert ran.code == 0
+    assert "the daemon does not answer" in ran.err
+    shown = ctl("trust", "show", "--trust", str(trust.path), "--format", "json").json
+    assert shown["publishers"] == [{"publisher": "acme", "keys": [ACME], "ids": [], "max_risk": "read"}]
+    assert shown.keys() == answer.keys() - {"error"} | {"path"}
