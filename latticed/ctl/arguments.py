@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any, Final, NoReturn
 
 from latticed.model.errors import Problem
 
 FORMATS: Final = ("text", "json")
+
+_COLUMNS: Final = 80
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Looks the width up by itself: argparse would import shutil, and that all compressors, at every start."""
+
+    def __init__(self, prog: str, **how: Any) -> None:
+        super().__init__(prog, **{"width": _columns() - 2, **how})
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS", "")) or _COLUMNS
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **how: Any) -> None:
-        how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        how.setdefault("formatter_class", _Help)
         how.setdefault("allow_abbrev", False)
         super().__init__(**how)
         common = self.add_argument_group("common options")

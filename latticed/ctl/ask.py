@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latticed.ctl import views
+from latticed.ctl import replies, views
 from latticed.model import ids
 from latticed.model.errors import Problem
 
@@ -23,10 +23,10 @@ def known_id(plugin_id: str) -> str:
 
 def about(client: Client, plugin_id: str) -> dict[str, Any]:
     """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it."""
-    return views.mapping(client.get("plugins", "by-id", known_id(plugin_id)), "plugin")
+    return replies.mapping(client.get("plugins", "by-id", known_id(plugin_id)), "plugin")
 
 
 def plugin(client: Client, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
     """One plugin's record, as it was sent and decoded."""
-    plain = views.mapping(about(client, plugin_id).get("plugin"), "plugin")
+    plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
     return plain, views.plugin(plain)

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import events, views, when
+from latticed.ctl import events, replies, views, when
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.model.errors import Problem
@@ -70,8 +70,8 @@ def _query(session: Session) -> int:
     newest = args.last is not None
     query |= {"limit": min(args.last, _PAGE), "newest": "1"} if newest else {"limit": min(args.limit, _PAGE)}
     query["after"] = args.after or None
-    page = views.mapping(session.client().get("audit", query=query), "page of events")
-    rows = views.rows(page.get("events"), "list of events")
+    page = replies.mapping(session.client().get("audit", query=query), "page of events")
+    rows = replies.rows(page.get("events"), "list of events")
     if newest:
         rows.sort(key=lambda row: int(row.get("seq") or 0))
     if session.screen.json_wanted:
@@ -99,9 +99,9 @@ def _lines(session: Session) -> Iterator[dict[str, Any]]:
     client = session.client()
     after = session.args.after
     while True:
-        page = views.mapping(client.get("audit", query={"after": after or None, "limit": _PAGE}), "page of events")
-        heads = views.rows(page.get("heads") or [], "list of heads")
-        for event in views.rows(page.get("events"), "list of events"):
+        page = replies.mapping(client.get("audit", query={"after": after or None, "limit": _PAGE}), "page of events")
+        heads = replies.rows(page.get("heads") or [], "list of heads")
+        for event in replies.rows(page.get("events"), "list of events"):
             yield event
             yield from ({"head": head} for head in heads if head.get("seq") == event.get("seq"))
         following = page.get("next")
@@ -113,7 +113,7 @@ def _lines(session: Session) -> Iterator[dict[str, Any]]:
 def _verify(session: Session) -> int:
     if session.args.public_key is not None:
         raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
-    return _report(session, views.mapping(session.client().get("audit", "verify"), "report"))
+    return _report(session, replies.mapping(session.client().get("audit", "verify"), "report"))
 
 
 def _verify_file(session: Session) -> int:
@@ -159,7 +159,7 @@ def _report(session: Session, plain: dict[str, Any]) -> int:
     if session.screen.json_wanted:
         session.screen.json(plain)
     elif ok:
-        head = views.mapping(plain.get("head") or {}, "head")
+        head = replies.mapping(plain.get("head") or {}, "head")
         last = f"last event {head.get('seq')}, {str(head.get('hash') or '')[:16]}"
         session.screen.line(f"the chain holds: {plain.get('events')} events, {plain.get('heads')} signed heads, {last}")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, views
+from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
@@ -81,15 +81,15 @@ def _of_plugin(session: Session) -> int:
 
 
 def _show(session: Session, plain: dict[str, Any]) -> None:
-    granted = views.texts(plain.get("granted"))
+    granted = replies.texts(plain.get("granted"))
     session.screen.rows(
         _OF_PLUGIN,
         (
             (name, _risk(_word(name)), Cell("yes", "good") if name in granted else Cell("no", "warn"))
-            for name in views.texts(plain.get("declared"))
+            for name in replies.texts(plain.get("declared"))
         ),
     )
-    for host in views.texts(plain.get("hosts")):
+    for host in replies.texts(plain.get("hosts")):
         session.screen.line("host", host)
 
 
@@ -99,7 +99,7 @@ def _word(name: str) -> str:
 
 
 def _grants(client: Client, plugin_id: str) -> dict[str, Any]:
-    return views.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
+    return replies.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
 
 
 def _change(session: Session) -> int:
@@ -108,13 +108,13 @@ def _change(session: Session) -> int:
     client = session.client()
     before = _grants(client, args.id)
     granting = args.action == "grant"
-    had = set(views.texts(before.get("granted")))
-    old_hosts = views.texts(before.get("hosts"))
+    had = set(replies.texts(before.get("granted")))
+    old_hosts = replies.texts(before.get("hosts"))
     body: dict[str, Any] = {"grant": caps if granting else [], "trim": [] if granting else caps}
     if hosts:
         body["hosts"] = _union(old_hosts, hosts) if granting else [host for host in old_hosts if host not in hosts]
-    plain = views.mapping(client.put("plugins", "by-id", args.id, "grants", body=body), "grants")
-    changed = had != set(views.texts(plain.get("granted"))) or old_hosts != views.texts(plain.get("hosts"))
+    plain = replies.mapping(client.put("plugins", "by-id", args.id, "grants", body=body), "grants")
+    changed = had != set(replies.texts(plain.get("granted"))) or old_hosts != replies.texts(plain.get("hosts"))
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:

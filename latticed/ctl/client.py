@@ -11,8 +11,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from latticed.model.errors import Problem
@@ -36,8 +35,7 @@ class Refusal(Problem):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(NamedTuple):
     status: int
     body: bytes
 

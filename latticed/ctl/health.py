@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import render, views
+from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Column
@@ -22,13 +22,13 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    plain = views.mapping(session.client().health(), "health")
+    plain = replies.mapping(session.client().health(), "health")
     status = str(plain.get("status") or "unknown")
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
     else:
         screen.fields([("status", render.word(status))])
-        if problems := views.rows(plain.get("problems") or [], "list of problems"):
+        if problems := replies.rows(plain.get("problems") or [], "list of problems"):
             screen.rows(_COLUMNS, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in problems))
     return Exit.UNHEALTHY if session.args.check and status != "ok" else Exit.OK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, events, render, views
+from latticed.ctl import ask, events, render, replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell
@@ -47,7 +47,7 @@ def run(session: Session) -> int:
     if denials:
         screen.line("")
         screen.line("last denials:")
-        events.show(screen, [views.event(row) for row in views.rows(denials, "denials")])
+        events.show(screen, [views.event(row) for row in replies.rows(denials, "denials")])
     return Exit.OK
 
 
@@ -94,10 +94,10 @@ def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]
 
 
 def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
-    yield "granted", ", ".join(views.texts(grants.get("granted")))
-    masked = views.texts(grants.get("masked"))
+    yield "granted", ", ".join(replies.texts(grants.get("granted")))
+    masked = replies.texts(grants.get("masked"))
     yield "not granted", Cell(", ".join(masked), "warn")
-    hosts = views.texts(grants.get("hosts"))
+    hosts = replies.texts(grants.get("hosts"))
     if hosts:
         yield "hosts", ", ".join(hosts)
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
-from latticed.ctl import views
+from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.model.errors import Problem
@@ -95,8 +95,8 @@ def _keys(client: Client, bucket: str, prefix: str) -> Iterator[str]:
     """All keys, page by page."""
     after: str | None = None
     while True:
-        page = views.mapping(client.get("kv", bucket, query={"prefix": prefix or None, "after": after}), "keys")
-        yield from views.texts(page.get("keys"))
+        page = replies.mapping(client.get("kv", bucket, query={"prefix": prefix or None, "after": after}), "keys")
+        yield from replies.texts(page.get("keys"))
         following = page.get("next")
         if not isinstance(following, str) or following == after:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import render, views
+from latticed.ctl import render, replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
@@ -34,7 +34,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    found = views.rows(session.client().get("plugins"), "list of plugins")
+    found = replies.rows(session.client().get("plugins"), "list of plugins")
     if session.args.status:
         found = [row for row in found if row.get("status") == session.args.status]
     screen = session.screen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import views
+from latticed.ctl import replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
@@ -28,7 +28,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    found = views.rows(session.client().get("plugins", "rejected"), "list of rejected bundles")
+    found = replies.rows(session.client().get("plugins", "rejected"), "list of rejected bundles")
     screen = session.screen
     if screen.json_wanted:
         screen.json(found)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from latticed.ctl import table, when
 from latticed.kit import text
@@ -36,8 +35,7 @@ def yes_no(value: object) -> table.Cell:
     return word("yes" if value else "no")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Screen:
+class Screen(NamedTuple):
     """One run's output. `width` None: not a terminal, nothing is cut. `now_s`: seconds since the epoch."""
 
     out: TextIO

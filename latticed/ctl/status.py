@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import render, views, when
+from latticed.ctl import render, replies, when
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 
@@ -19,12 +19,12 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    plain = views.mapping(session.client().get("status"), "status")
+    plain = replies.mapping(session.client().get("status"), "status")
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
         return Exit.OK
-    audit = views.mapping(plain.get("audit") or {}, "audit head")
+    audit = replies.mapping(plain.get("audit") or {}, "audit head")
     head = str(audit.get("head") or "")
     started = screen.when(str(plain.get("started_at") or ""))
     uptime = plain.get("uptime_s")

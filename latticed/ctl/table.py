@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from latticed.kit import text
 
@@ -17,8 +16,7 @@ _NARROWEST: Final = 8
 _WIDE: Final = frozenset({"W", "F"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Column(NamedTuple):
     """One column: `shrinks` may be cut to fit a terminal, `right` aligns numbers."""
 
     title: str
@@ -26,8 +24,7 @@ class Column:
     right: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """One value, not yet escaped, and how it is meant: good, warn, bad, dim or plain (empty)."""
 
     value: str

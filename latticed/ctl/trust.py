@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import render, views
+from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Column
@@ -182,7 +182,7 @@ def _show(session: Session) -> int:
         screen.rows(_COLUMNS, rows)
     revoked = plain.get("revoked")
     for kind, entries in (revoked if isinstance(revoked, dict) else {}).items():
-        for entry in views.texts(entries):
+        for entry in replies.texts(entries):
             screen.line("revoked", str(kind), entry)
     return Exit.OK
 
@@ -191,7 +191,7 @@ def _asked(session: Session) -> dict[str, Any]:
     """What the daemon trusts now; what the file says when it was named or nobody answers."""
     if getattr(session.args, "trust", None) is None:
         try:
-            return views.mapping(session.client().get("trust"), "trust policy")
+            return replies.mapping(session.client().get("trust"), "trust policy")
         except Problem as problem:
             if problem.code != "unreachable":
                 raise
@@ -216,7 +216,7 @@ def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _rows(plain: dict[str, Any]) -> Any:
     """One row a key."""
-    for one in views.rows(plain.get("publishers") or [], "list of publishers"):
-        ids = ", ".join(views.texts(one.get("ids"))) or "any"
-        for key in views.texts(one.get("keys")) or [""]:
+    for one in replies.rows(plain.get("publishers") or [], "list of publishers"):
+        ids = ", ".join(replies.texts(one.get("ids"))) or "any"
+        for key in replies.texts(one.get("keys")) or [""]:
             yield str(one.get("publisher") or ""), key, ids, str(one.get("max_risk") or "any")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import views
+from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit, of
 from latticed.model.errors import Problem
@@ -38,7 +38,7 @@ def run(session: Session) -> int:
     trouble: Problem | None = None
     try:
         client = session.client()
-        found = views.mapping(client.get("status"), "status")
+        found = replies.mapping(client.get("status"), "status")
     except Problem as problem:
         trouble = problem
     screen = session.screen

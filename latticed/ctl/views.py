@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latticed import wire
-from latticed.model.errors import Problem
+from latticed.ctl import replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,38 +13,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _bad(what: str) -> Problem:
-    return Problem("bad_reply", f"the daemon's answer has no proper {what}", "latticectl version shows both sides")
-
-
-def mapping(plain: Any, what: str) -> dict[str, Any]:
-    if not isinstance(plain, dict):
-        raise _bad(what)
-    return plain
-
-
-def rows(plain: Any, what: str) -> list[dict[str, Any]]:
-    if not isinstance(plain, list):
-        raise _bad(what)
-    return [mapping(row, what) for row in plain]
-
-
-def texts(plain: Any) -> list[str]:
-    """A list of strings; anything else in it is shown by its name, nothing at all is an empty list."""
-    return [str(item) for item in plain] if isinstance(plain, list) else []
-
-
 def _record(kind: type[T], plain: Any, what: str) -> T:
     try:
-        return wire.decode(kind, mapping(plain, what))
+        return wire.decode(kind, replies.mapping(plain, what))
     except TypeError as error:
-        raise _bad(what) from error
+        raise replies.bad(what) from error
 
 
 def plugin(plain: Any) -> wire.PluginView:
     """One PluginView with its nested records."""
-    found = {"version": None, "publisher": None, **mapping(plain, "plugin")}
-    runtime = dict(mapping(found.get("runtime"), "runtime"))
+    found = {"version": None, "publisher": None, **replies.mapping(plain, "plugin")}
+    runtime = dict(replies.mapping(found.get("runtime"), "runtime"))
     if runtime.get("last_error") is not None:
         runtime["last_error"] = _record(wire.ErrorInfo, runtime["last_error"], "last_error")
     found["runtime"] = _record(wire.RuntimeView, runtime, "runtime")
@@ -54,11 +33,13 @@ def plugin(plain: Any) -> wire.PluginView:
 
 
 def plugins(plain: Any) -> Iterator[wire.PluginView]:
-    return (plugin(row) for row in rows(plain, "list of plugins"))
+    return (plugin(row) for row in replies.rows(plain, "list of plugins"))
 
 
 def rejected(plain: Any) -> Iterator[wire.RejectedView]:
-    return (_record(wire.RejectedView, row, "rejected bundle") for row in rows(plain, "list of rejected bundles"))
+    return (
+        _record(wire.RejectedView, row, "rejected bundle") for row in replies.rows(plain, "list of rejected bundles")
+    )
 
 
 def event(plain: Any) -> wire.AuditRow:

@@ -65,8 +65,9 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
             return view.status == "active" and view.runtime.state == "armed"
         case "healthy":
             return view.runtime.state == "armed" and view.runtime.health == "healthy"
-        case _:
-            return view.runtime.state == "stopped"
+        case _:  # not alive, and nothing but an operator or the disk will start it: refused on disk counts, backoff not
+            runtime = view.runtime
+            return runtime.state == "stopped" or (runtime.state == "failed" and runtime.next_retry_at is None)
 
 
 def _done(session: Session, plain: dict[str, Any]) -> int:

@@ -61,7 +61,7 @@ class Denials:
 
     def due(self, now_s: float) -> list[Event]:
         """The counts whose time has come; call it every `every_s`. Windows that are over are forgotten."""
-        self._settle(now_s, lambda window: now_s - window.written_s >= self._every_s)
+        self._settle(now_s, lambda window: self._over(window, now_s) or now_s - window.written_s >= self._every_s)
         for key in [key for key, window in self._windows.items() if self._over(window, now_s)]:
             del self._windows[key]
         owed, self._owed = self._owed, []

@@ -99,6 +99,8 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
     facts = facts_of(claim.verdict)
     if fault := _undeclared(consent, facts) or _downgrade(record, facts.version, consent):
         return fault
+    if record.forgotten:
+        return first_seen(claim, now, record)
     granted = frozenset(record.granted) if facts.publisher == record.facts.publisher else frozenset[str]()
     masked = frozenset(facts.capabilities) - granted - consent.accept
     if not record.accepted:  # nothing had been granted yet: as at first sight

@@ -20,7 +20,7 @@ from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from latticed.ledger import Transaction
     from latticed.lifecycle.lifecycle import Lifecycle
@@ -38,12 +38,11 @@ class Decisions:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._life = lifecycle
         self._locks: dict[str, asyncio.Lock] = {}
-        self.keeping: set[str] = set()
+        self._keeping: dict[str, str] = {}
 
     async def change(self, actor: Actor, plugin_id: str, wanted: Status, consent: Consent = NO_CONSENT) -> Record:
         """Install, activate or disable; returns once it is armed, stopped or failed (10 s at most)."""
-        async with self._one(plugin_id):
-            record = self._record(plugin_id)
+        async with self._one(actor, plugin_id) as record:
             life, seen = self._life, self._life.sight(plugin_id)
             outcome = advance.transition(record, wanted, seen, consent, life.rooms.clock.wall_us())
             if isinstance(outcome, Record) and wanted is Status.ACTIVE:
@@ -51,27 +50,25 @@ class Decisions:
             after = await self._accepted(actor, record, outcome, wanted)
             if wanted is Status.DISABLED:
                 return await self._disable(actor, record, after)
-            await self._keep(after, seen.winner)
+            await self._keep(actor, after, seen.winner)
             await self._write(after, _status_event(actor, record, after), None)
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: Consent = NO_CONSENT) -> Record:
         """Swap to the candidate, or to the bundle of another publisher accepted by name."""
-        async with self._one(plugin_id):
-            record = self._record(plugin_id)
+        async with self._one(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             claim = self._candidate(record, consent)
             outcome = advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "upgrade")
             if after.accepted:
-                await self._keep(after, claim)
+                await self._keep(actor, after, claim)
             await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
             self._life.put(after)
         return await self._settled(after)
 
     async def regrant(self, actor: Actor, plugin_id: str, grant: frozenset[str], trim: frozenset[str]) -> Record:
         """Unmask and mask capabilities; an armed plugin's Gate knows at once."""
-        async with self._one(plugin_id):
-            record = self._record(plugin_id)
+        async with self._one(actor, plugin_id) as record:
             outcome = advance.regrant(record, grant, trim, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "grants")
             if trim:
@@ -86,19 +83,16 @@ class Decisions:
 
     async def forget(self, actor: Actor, plugin_id: str) -> None:
         """Leave only a tombstone of what is not active."""
-        async with self._one(plugin_id):
-            record = self._record(plugin_id)
+        async with self._one(actor, plugin_id) as record:
             seen = self._life.sight(plugin_id)
             outcome = advance.forget(record, seen, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "forget")
             await self._write(after, _event(actor, "plugin.forget", after, {}), None)
             self._life.rooms.supervisor.drop(plugin_id)
-        self._life.follow(plugin_id)
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:
         """Stop and start an active plugin, and close its breaker."""
-        async with self._one(plugin_id):
-            record = self._record(plugin_id)
+        async with self._one(actor, plugin_id) as record:
             if record.status is not Status.ACTIVE:
                 detail = f"cannot restart {plugin_id}: it is {record.status}, expected active"
                 raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail))
@@ -110,6 +104,10 @@ class Decisions:
             await self._life.rooms.ledger.record(_event(actor, "plugin.restart", record, {}))
             self._life.rooms.supervisor.arm(self._life.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
+
+    def keeping(self) -> Collection[str]:
+        """Identities that are being stored, though no record names them yet."""
+        return self._keeping.values()
 
     async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
         """Stop first, record when possible: a full disk keeps nothing running."""
@@ -126,25 +124,25 @@ class Decisions:
         return after
 
     @contextlib.asynccontextmanager
-    async def _one(self, plugin_id: str) -> AsyncIterator[None]:
-        """One decision at a time per id; what the disk says meanwhile is looked at again afterwards."""
-        lock = self._locks.setdefault(plugin_id, asyncio.Lock())
-        async with lock:
+    async def _one(self, actor: Actor, plugin_id: str, *, forgotten: bool = False) -> AsyncIterator[Record]:
+        """One decision at a time per id; what the disk says meanwhile is looked at again afterwards.
+
+        A tombstone counts only where `forgotten` says so.
+        """
+        record = self._life.records.get(plugin_id)
+        if record is None or (record.forgotten and not forgotten):
+            detail = f"there is no plugin {plugin_id[:130]!r}"
+            missing = Problem("not_found", detail, "latticectl list, or latticectl rejected")
+            raise await self._refused(actor, plugin_id, missing)
+        async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             self._life.busy.add(plugin_id)
             try:
-                yield
+                yield self._life.records[plugin_id]
             finally:
                 self._life.busy.discard(plugin_id)
-                if plugin_id in self._life.records:
-                    self._life.follow(plugin_id)
-        if not lock.locked():
-            self._locks.pop(plugin_id, None)
-
-    def _record(self, plugin_id: str) -> Record:
-        record = self._life.records.get(plugin_id)
-        if record is None or record.forgotten:
-            raise Problem("not_found", f"there is no plugin {plugin_id!r}", "latticectl list, or latticectl rejected")
-        return record
+                self._keeping.pop(plugin_id, None)
+                self._life.saver.wake()
+                self._life.follow(plugin_id)
 
     def _candidate(self, record: Record, consent: Consent) -> Claim | None:
         if consent.publisher is not None and consent.publisher != record.facts.publisher:
@@ -157,35 +155,38 @@ class Decisions:
         return outcome
 
     async def _refused(self, actor: Actor, plugin_id: str, problem: Problem, wanted: str = "") -> Problem:
-        """`problem`, once the refusal is on record."""
-        await self._life.rooms.ledger.record(
-            Event(
-                actor=str(actor),
-                action="plugin.status",
-                target=plugin_id,
-                decision="deny",
-                code=problem.code,
-                reason=problem.detail,
-                detail={"wanted": wanted},
-            )
+        """`problem`, once the refusal is on record; refusing does not depend on that."""
+        refusal = Event(
+            actor=str(actor),
+            action="plugin.status",
+            target=plugin_id,
+            decision="deny",
+            code=problem.code,
+            reason=problem.detail,
+            detail={"wanted": wanted},
         )
+        try:
+            await self._life.rooms.ledger.record(refusal)
+        except Problem as unrecorded:
+            log.error("refusal_not_recorded", plugin_id=plugin_id, code=unrecorded.code)
         return problem
 
-    async def _keep(self, record: Record, claim: Claim | None) -> None:
+    async def _keep(self, actor: Actor, record: Record, claim: Claim | None) -> None:
         """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
-        identity = record.facts.identity
-        self.keeping.add(identity)
-        if claim is not None and claim.verdict.identity == identity:
+        self._keeping[record.id] = record.facts.identity
+        if claim is not None and claim.verdict.identity == record.facts.identity:
             try:
                 await self._life.rooms.catalog.keep(claim.name, claim.verdict)
             except ReadRefused as refused:
-                raise Problem(refused.code.value, refused.reason, refused.hint) from refused
+                problem = Problem(refused.code.value, refused.reason, refused.hint)
+                raise await self._refused(actor, record.id, problem) from refused
+            except Problem as problem:
+                raise await self._refused(actor, record.id, problem) from problem
         await self._life.judge_pair(record)
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
         await self._life.rooms.ledger.write(_writing(record, event, also), durable=True)
         self._life.put(record)
-        self.keeping.discard(record.facts.identity)
         self._life.saver.tidy()
 
     async def _settled(self, record: Record) -> Record:

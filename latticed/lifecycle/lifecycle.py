@@ -88,6 +88,7 @@ class Lifecycle:
         told = asyncio.ensure_future(self._told.wait())
         await asyncio.wait({told, self._task}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
+        self.saver.tidy()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 AGAIN_S: Final = 1.0
+TIDY_S: Final = 0.5
 
 log = logs.get_logger()
 
@@ -38,7 +39,7 @@ class Saver:
         records: Callable[[], Collection[Record]],
         current: Callable[[str], Record],
         busy: Collection[str],
-        keeping: Collection[str],
+        keeping: Callable[[], Collection[str]],
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -50,24 +51,28 @@ class Saver:
         self._unsaved: set[str] = set()
         self._owed: list[Event] = []
         self._untidy = False
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        """How many records the ledger has not taken yet."""
-        return len(self._unsaved.difference(self._busy))
+        self._saving: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self.refused = 0
+        """How many records the ledger did not take when they were last offered."""
 
     def save(self, plugin_id: str, event: Event | None = None) -> None:
         """Have a record written soon, with the event that tells why it changed."""
         self._unsaved.add(plugin_id)
         if event is not None:
             self._owed.append(event)
-        self._wake()
+        self.wake()
+
+    def wake(self) -> None:
+        """Go on saving: an id is no longer busy."""
+        if self._unsaved and (self._saving is None or self._saving.done()):
+            self._saving = fenced(self._save(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
 
     def tidy(self) -> None:
         """Have floors mirrored, and stored pairs that nobody runs from dropped, soon and once for many changes."""
         self._untidy = True
-        self._wake()
+        if self._tidying is None or self._tidying.done():
+            self._tidying = fenced(self._tidy(), lambda e: log.error("tidying_failed", error=repr(e)), name="tidying")
 
     async def flush(self) -> bool:
         """Write what has not been written; False when the ledger cannot."""
@@ -87,34 +92,36 @@ class Saver:
             await self._ledger.write(change)
         except Exception as error:  # noqa: BLE001 - whatever kept it from being written, it is tried again
             self._unsaved |= ids
+            self.refused = len(pending)
             log.error("records_not_saved", records=len(pending), error=str(error))
             return False
         del self._owed[: len(owed)]
+        self.refused = 0
         return True
 
     async def close(self) -> None:
         """Try a last time."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        running = [task for task in (self._saving, self._tidying) if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self.flush()
         if self._untidy:
-            await self._tidy()
+            await self._put_in_order()
 
-    def _wake(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = fenced(self._run(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
-
-    async def _run(self) -> None:
-        while self._untidy or self.waiting:
-            if self._untidy:
-                await self._tidy()
+    async def _save(self) -> None:
+        while self._unsaved.difference(self._busy):
             if not await self.flush():
                 await asyncio.sleep(AGAIN_S)
 
     async def _tidy(self) -> None:
+        while self._untidy:
+            await asyncio.sleep(TIDY_S)
+            await self._put_in_order()
+
+    async def _put_in_order(self) -> None:
         self._untidy = False
         records = self._records()
         in_use = {record.facts.identity for record in records if record.accepted}
-        await asyncio.to_thread(self._store.collect, in_use.union(self._keeping))
+        await asyncio.to_thread(self._store.collect, in_use.union(self._keeping()))
         await self._revocations.write_floors(records)

@@ -41,7 +41,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
     found += [("catalog_degraded", detail) for detail in api.catalog.problems()]
     if not api.lifecycle.alive:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
-    if waiting := api.lifecycle.saver.waiting:
+    if waiting := api.lifecycle.saver.refused:
         found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
     if not api.settings.supervision.ignore_critical:
         ill = [record.id for record in api.lifecycle.critical() if not _well(api, record)]

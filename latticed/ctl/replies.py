@@ -1,0 +1,31 @@
+"""The shapes every answer of the daemon is made of; another shape is Problem("bad_reply").
+
+Apart from `views`, because verbs that show no record need none of them loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latticed.model.errors import Problem
+
+
+def bad(what: str) -> Problem:
+    return Problem("bad_reply", f"the daemon's answer has no proper {what}", "latticectl version shows both sides")
+
+
+def mapping(plain: Any, what: str) -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        raise bad(what)
+    return plain
+
+
+def rows(plain: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(plain, list):
+        raise bad(what)
+    return [mapping(row, what) for row in plain]
+
+
+def texts(plain: Any) -> list[str]:
+    """A list of strings; anything else in it is shown by its name, nothing at all is an empty list."""
+    return [str(item) for item in plain] if isinstance(plain, list) else []
