@@ -83,7 +83,10 @@ class Gate:
         """
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
-        payload = _encode(params)
+        try:
+            payload = _encode(params)
+        except HostError as error:
+            raise await self._denied(method, b"", error) from error
         self._bucket, within_rate = self._bucket.take(self._broker.clock.monotonic_s())
         asked = Asked(method=method, size=len(payload), within_rate=within_rate)
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)

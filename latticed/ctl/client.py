@@ -6,7 +6,6 @@ closing just now. A GET whose connection breaks is asked once more; nothing else
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
+from latticed.ctl.plain_http import client as http
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class _UnixConnection(http.HTTPConnection):
     """HTTP over a unix socket. `timeout` bounds the connect, then each wait for bytes."""
 
     def __init__(self, path: str, *, connect_s: float, read_s: float) -> None:
@@ -118,14 +118,14 @@ class Client:
         target = _target(parts, query)
         try:
             return self._once(method, target, body, kind)
-        except (http.client.HTTPException, ConnectionError) as error:
+        except (http.HTTPException, ConnectionError) as error:
             if isinstance(error, ConnectionRefusedError) or method != "GET":
                 raise self._lost(error, method) from error
         except OSError as error:
             raise self._lost(error, method) from error
         try:
             return self._once(method, target, body, kind)
-        except (http.client.HTTPException, OSError) as error:
+        except (http.HTTPException, OSError) as error:
             raise self._lost(error, method) from error
 
     def _once(self, method: str, target: str, body: bytes | None, kind: str) -> Reply:
@@ -151,7 +151,7 @@ class Client:
                 return Problem("socket_denied", "the daemon may be running, but you may not use its socket", hint)
             case TimeoutError():
                 return Problem("unreachable", f"no answer within {self._read_s:g} s", _unsure(method))
-            case http.client.HTTPException() | ConnectionError():
+            case http.HTTPException() | ConnectionError():
                 return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
             case _:
                 return Problem("unreachable", f"cannot talk to the daemon at {self.path}: {error}", where)
@@ -172,7 +172,7 @@ def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _read(response: http.client.HTTPResponse, deadline_s: float) -> bytes:
+def _read(response: http.HTTPResponse, deadline_s: float) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while chunk := response.read(_CHUNK_BYTES):
@@ -183,7 +183,7 @@ def _read(response: http.client.HTTPResponse, deadline_s: float) -> bytes:
             raise TimeoutError
         chunks.append(chunk)
     if response.length:
-        raise http.client.IncompleteRead(b"", response.length)
+        raise http.IncompleteRead(b"", response.length)
     return b"".join(chunks)
 
 

@@ -101,7 +101,8 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
         return fault
     if record.forgotten:
         return first_seen(claim, now, record)
-    granted = frozenset(record.granted) if facts.publisher == record.facts.publisher else frozenset[str]()
+    same_hand = facts.publisher == record.facts.publisher  # another one inherits nothing
+    granted = frozenset(record.granted) if same_hand else frozenset[str]()
     masked = frozenset(facts.capabilities) - granted - consent.accept
     if not record.accepted:  # nothing had been granted yet: as at first sight
         masked = capability.host_risk(facts.capabilities) - consent.accept
@@ -110,7 +111,7 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
         facts=facts,
         source=claim.name,
         masked=masked,
-        hosts=_joined(record.hosts, consent.hosts),
+        hosts=_joined(record.hosts if same_hand else (), consent.hosts),
         floor=higher(record.floor, facts.version) if record.accepted else record.floor,
         verified_at=now,
         updated_at=now,

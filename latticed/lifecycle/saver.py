@@ -77,7 +77,10 @@ class Saver:
     async def flush(self) -> bool:
         """Write what has not been written; False when the ledger cannot."""
         ids = self._unsaved.difference(self._busy)
-        pending, owed = [self._current(plugin_id) for plugin_id in ids], list(self._owed)
+        pending = [self._current(plugin_id) for plugin_id in ids]
+        if not pending:
+            return True
+        owed, self._owed = self._owed, []  # taken, so that a flush beside this one does not write them again
 
         def change(tx: Transaction) -> None:
             for record in pending:

@@ -77,7 +77,7 @@ async def _outermost(
         answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
     finally:
         connection.answered()
-    if request.body_exists and not request.content.at_eof():
+    if connection.leaving or (request.body_exists and not request.content.at_eof()):
         answer.force_close()  # what is left of this body must not be read as the next request
     return answer
 

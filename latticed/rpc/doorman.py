@@ -48,6 +48,7 @@ class Connection(RequestHandler):
         self.wire: asyncio.Transport | None = None
         self.answering = False
         self.begun = False
+        self.leaving = False
         self.since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,9 +111,11 @@ class Doorman:
         connection.since_s = self.now()
         mine = self._by_uid.setdefault(uid, {})
         if len(mine) >= PER_UID:
-            idle = [c for c in mine if not c.answering]
-            oldest = min(idle, key=lambda c: c.since_s, default=None)
-            self._cut(oldest or connection)
+            idle = (c for c in mine if not c.answering)
+            victim = min(idle, key=lambda c: c.since_s, default=connection)
+            self._cut(victim)
+            if victim is connection:
+                return
         mine[connection] = None
 
     def leave(self, connection: Connection) -> None:
@@ -136,7 +139,7 @@ class Doorman:
         self._draining = asyncio.Event()
         for connection in self._all():
             if connection.answering:
-                connection.close()  # once its answer is out
+                connection.leaving = True  # close() would turn a deaf ear to the rest of its body
             else:
                 self._cut(connection)
         if self._by_uid:
@@ -150,5 +153,6 @@ class Doorman:
 
     def _cut(self, connection: Connection) -> None:
         self.cut += 1
+        self.leave(connection)  # now: many may come before the loop tells of its loss, and each must cut another
         if connection.wire is not None:
             connection.wire.abort()

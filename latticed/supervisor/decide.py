@@ -113,7 +113,7 @@ def decide(state: State, event: Event, rules: Rules) -> Next:
     """The state after `event`, and what to do about it."""
     match event:
         case Arm(afresh=afresh):
-            return _arm(state, afresh=afresh)
+            return _arm(state, rules, afresh=afresh)
         case Disarm(fault=fault):
             return _disarm(state, fault)
         case Started(message=message):
@@ -133,13 +133,15 @@ def _start(state: State, *, restarts: int) -> Next:
     return after, (Do.START,)
 
 
-def _arm(state: State, *, afresh: bool) -> Next:
-    fresh = replace(state, wanted=True, pending=None)
+def _arm(state: State, rules: Rules, *, afresh: bool) -> Next:
+    fresh = replace(state, wanted=True)
     if afresh:
-        fresh = replace(fresh, failures=restart.Failures(), fault=None)
+        fresh = replace(fresh, failures=restart.Failures(), fault=None, pending=None)
     match state.phase:
+        case Phase.HELD if fresh.failures.breaker_open(rules.restart):
+            return _still_broken(fresh), ()
         case Phase.STOPPED | Phase.HELD:
-            return _start(replace(fresh, failures=restart.Failures(), fault=None, message=""), restarts=0)
+            return _start(replace(fresh, fault=None, message=""), restarts=0)
         case Phase.WAITING | Phase.BROKEN if afresh:
             after, actions = _start(fresh, restarts=state.restarts + 1)
             return after, (Do.CANCEL_RETRY, *actions)
@@ -147,6 +149,12 @@ def _arm(state: State, *, afresh: bool) -> Next:
             return replace(fresh, phase=Phase.STOPPING), (Do.STOP,)
         case _:
             return fresh, ()
+
+
+def _still_broken(state: State) -> State:
+    """Its bundle went and came back: that is no operator's word, so the breaker stays open."""
+    reason = f"failed {state.failures.in_a_row} times in a row before, and waits for an operator to restart it"
+    return replace(state, phase=Phase.BROKEN, fault=LastError(code="breaker_open", message=reason), message=reason)
 
 
 def _disarm(state: State, fault: LastError | None) -> Next:
@@ -163,9 +171,12 @@ def _disarm(state: State, fault: LastError | None) -> Next:
 
 
 def _at_rest(state: State) -> State:
-    """Not wanted and not alive: held when something is wrong with it, else stopped."""
-    phase = Phase.HELD if state.fault else Phase.STOPPED
-    return replace(state, phase=phase, health=Health.UNKNOWN, message=state.fault.message if state.fault else "")
+    """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
+    if state.fault is None:
+        return replace(
+            state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="", failures=restart.Failures(), restarts=0
+        )
+    return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.message)
 
 
 def _started(state: State, message: str) -> Next:

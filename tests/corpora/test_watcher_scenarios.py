@@ -186,7 +186,7 @@ async def _(stage: Stage) -> None:
     stage.spare()
     stage.sh("mkdir late && cp $B/artifact late/ && cp $B/manifest.json late/")
     await stage.becomes("late", "verified")
-    assert len(stage.seen.told("plugins/late")) == 1
+    assert sum(len(said) == 64 for said in stage.seen.told("plugins/late")) == 1
 
 
 @scenario("delete-while-writing")
@@ -209,10 +209,9 @@ async def _(stage: Stage) -> None:
 
 @scenario("editor-swap")
 async def _(stage: Stage) -> None:
-    judged = stage.seen.catalog.counters["judged"]
     stage.sh("touch p/.manifest.json.swp p/4913 p/manifest.json~ 'p/#manifest.json#'")
     await _passes(stage)
-    assert stage.seen.catalog.counters["judged"] == judged + 1  # the bundle that `_passes` dropped
+    assert len(stage.seen.told("plugins/p")) == 1
 
 
 @scenario("rsync-temp")
@@ -320,7 +319,8 @@ async def _(stage: Stage) -> None:
 
 @scenario("special-files")
 async def _(stage: Stage) -> None:
-    stage.sh("mkdir fifo fifo2 && mkfifo fifo/manifest.json fifo/artifact && cp p/manifest.json fifo2/ && mkfifo fifo2/artifact")
+    stage.sh("mkdir fifo fifo2 && cp p/manifest.json fifo2/")
+    stage.sh("mkfifo fifo/manifest.json fifo/artifact fifo2/artifact")
     await stage.becomes("fifo", "manifest_not_regular")
     await stage.becomes("fifo2", "artifact_not_regular")
     if os.geteuid() == 0:
@@ -346,7 +346,6 @@ async def _(stage: Stage) -> None:
 
     swapper = threading.Thread(target=swap)
     swapper.start()
-    kept = 0
     try:
         for attempt in range(60):
             store = Store(stage.place / f"store{attempt}")
@@ -355,7 +354,6 @@ async def _(stage: Stage) -> None:
                 await stage.seen.catalog.keep("plugins/p", verified)
             except ReadRefused:
                 continue
-            kept += 1
             stored = store.verify(verified.identity, catalogs.trusting(ACME), host_version=catalogs.HOST_VERSION)
             assert stored == verified
     finally:
@@ -494,8 +492,8 @@ async def _(stage: Stage) -> None:
     store = stage.seen.catalog._store = Store(stage.place / "store")
     await stage.seen.catalog.keep("plugins/p", verified)
     bundles.tamper(outside)  # no event says so: the name that was written is not in the plugin directory
+    stage.seen.catalog._store = Store(stage.place / "another")
     with pytest.raises(ReadRefused):
-        stage.seen.catalog._store = Store(stage.place / "another")
         await stage.seen.catalog.keep("plugins/p", verified)
     assert store.verify(verified.identity, catalogs.trusting(ACME), host_version=catalogs.HOST_VERSION) == verified
     stage.seen.catalog.rescan()

@@ -269,7 +269,7 @@ async def test_limits_are_applied(plugins: Path) -> None:
 
 
 async def test_a_read_that_never_returns_costs_one_bundle(plugins: Path) -> None:
-    """A bundle whose read hangs is unreadable after the deadline; the others are judged, and so is it once it can be."""
+    """A bundle whose read hangs is unreadable after the deadline; the others are judged, and so is it in the end."""
     release = threading.Event()
     names = [f"p{number}" for number in range(12)]
     for name in names:
@@ -291,6 +291,24 @@ async def test_a_read_that_never_returns_costs_one_bundle(plugins: Path) -> None
             await until(lambda: all(seen.code(f"plugins/{name}") == "verified" for name in names))
     finally:
         release.set()
+
+
+async def test_a_catalog_that_cannot_go_on_tells_its_reader(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of the catalog itself reaches whoever reads: silence would look like nothing happening."""
+
+    async def broken(_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("latticed.catalog.directory.Directory._check_watch", broken)
+    trusted = catalogs.trusting(ACME)
+    catalog = Catalog(
+        {"plugins": plugins}, policy=lambda: trusted, host_version=catalogs.HOST_VERSION, clock=SystemClock()
+    )
+    async with catalog:
+        stream = catalog.changes()
+        assert await anext(stream) == ()
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            await anext(stream)
 
 
 async def test_leaving_while_much_is_to_be_done(plugins: Path) -> None:

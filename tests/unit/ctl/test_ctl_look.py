@@ -29,7 +29,7 @@ def test_list_aligns_columns_and_shows_dashes(ctl, api):
     api.add("acme.other", version=None, updated_at=None, available=False)
     ran = ctl("list", "--abs-time")
     assert ran.out.splitlines() == [
-        "ID          VERSION  TYPE    STATUS    AVAILABLE  RUNTIME  HEALTH   api_server.CANDIDATE  UPDATED",
+        "ID          VERSION  TYPE    STATUS    AVAILABLE  RUNTIME  HEALTH   CANDIDATE  UPDATED",
         "acme.demo   1.0.0    system  active    yes        stopped  unknown  1.1.0      2025-01-31T08:00:00Z",
         "acme.other  -        system  verified  no         stopped  unknown  -          -",
     ]
@@ -163,11 +163,13 @@ def test_version_shows_both_sides(ctl, api):
         ("active", {"status": "active"}, {"state": "armed"}),
         ("healthy", {"status": "active"}, {"state": "armed", "health": "healthy"}),
         ("stopped", {"status": "disabled"}, {"state": "stopped"}),
+        ("stopped", {"available": False}, {"next_retry_at": None}),
+        ("stopped", {"status": "active"}, {"state": "failed", "next_retry_at": None}),
     ],
 )
 def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime):
     plugin = api.add(available=False, status="active")
-    plugin["runtime"] |= {"state": "failed", "health": "unhealthy"}
+    plugin["runtime"] |= {"state": "failed", "health": "unhealthy", "next_retry_at": "2025-01-31T08:00:00Z"}
     late = ctl("wait", "acme.demo", "--for", condition, "--timeout", "0.05")
     assert late.code == 1
     assert f"acme.demo was not {condition} within 0.05 s" in late.err

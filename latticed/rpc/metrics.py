@@ -1,0 +1,67 @@
+"""`GET /metrics`: counts in the Prometheus text format 0.0.4; ids and codes only, never a payload."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from latticed.ledger import audit as rows
+from latticed.rpc.status import troubles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from latticed.rpc.api import Api, Ask
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def metrics(ask: Ask) -> web.Response:
+    """Everything that is counted, at once."""
+    ask.query()
+    body = "".join(_lines(ask.api)).encode("ascii")
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _lines(api: Api) -> Iterator[str]:
+    known = api.lifecycle.known()
+    statuses = Counter(record.status.value for record in known)
+    available = sum(api.lifecycle.sight(record.id).available for record in known)
+    refused = Counter(verdict.code.value for verdict in api.lifecycle.rejected().values())
+    yield from _family("latticed_healthy", "gauge", "1 when health is ok", {"": int(not troubles(api))})
+    yield from _family("latticed_plugins", "gauge", "plugins on record by status", _labelled("status", statuses))
+    yield from _family("latticed_plugins_available", "gauge", "plugins whose bundle verifies", {"": available})
+    yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", api.supervisor.counts()))
+    yield from _family("latticed_restarts", "gauge", "restarts since a plugin was armed", _restarts(api))
+    yield from _family("latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", refused))
+    for name, value in sorted(api.catalog.counters.items()):
+        yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
+    yield from _family("latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.saver.refused})
+    yield from _family("latticed_audit_events_total", "counter", "audit events", {"": api.ledger.read(rows.last_seq)})
+    yield from _family("latticed_start_time_seconds", "gauge", "start", {"": api.started_at // 1_000_000})
+    yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
+    yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})
+
+
+def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Iterator[str]:
+    yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+    for labels, value in values.items():
+        yield f"{name}{labels} {value}\n"
+
+
+def _labelled(label: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """Values by one label; ids, codes and states need no escaping."""
+    return {f'{{{label}="{value}"}}': count for value, count in sorted(counts.items())}
+
+
+def _restarts(api: Api) -> dict[str, int]:
+    runtimes = ((record.id, api.supervisor.runtime(record.id)) for record in api.lifecycle.known())
+    return _labelled("plugin", {plugin_id: one.restart_count for plugin_id, one in runtimes if one.restart_count})
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

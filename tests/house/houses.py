@@ -1,0 +1,173 @@
+"""A whole daemon in this process: the real House over directories of its own, real bundles, and its control socket.
+
+    async with houses.opened() as home:
+        home.drop("demo", id="acme.demo", capabilities=["kv:read"])
+        await home.decide("acme.demo", "installed")
+        await home.decide("acme.demo", "active")
+        await home.driven.only("acme.demo").call("kv.get", key="a")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from latticed import settings as settings_room
+from latticed.house import House
+from latticed.kit.clock import Clock
+from latticed.kit.peers import Peer
+from latticed.ledger import audit as rows
+from latticed.runners.contract import Runner
+from latticed.settings import Settings
+from tests.house import bundles
+from tests.house.runners import Driven, Life
+
+DEADLINE_S = 15.0
+
+SWIFT = """
+[watch]
+quiet_s = 0.02
+longest_s = 0.5
+"""
+
+
+class Answer(dict[str, Any]):
+    """A JSON answer; `status` is its HTTP status. Lists are under the key `rows`."""
+
+    status: int
+
+    @property
+    def code(self) -> str:
+        return str(self.get("code", ""))
+
+
+@dataclass(slots=True, kw_only=True)
+class Home:
+    """One open house and what belongs to it."""
+
+    root: Path
+    author: bundles.Author
+    house: House
+    driven: Driven
+    session: aiohttp.ClientSession
+    dropped: dict[str, bundles.Bundle] = field(default_factory=dict)
+
+    @property
+    def plugin_dir(self) -> Path:
+        return self.root / "plugins"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust.json"
+
+    async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """One request over the control socket; `body` is sent as JSON, bytes as they are."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        async with self.session.request(method, f"http://latticed{path}", data=data, **options) as found:
+            raw = await found.read()
+            plain = json.loads(raw) if "json" in found.content_type else {"raw": raw}
+            answer = Answer(plain if isinstance(plain, dict) else {"rows": plain})
+            answer.status = found.status
+            return answer
+
+    def drop(self, name: str = "demo", *, author: bundles.Author | None = None, **fields: Any) -> bundles.Bundle:
+        """A signed bundle into the plugin directory."""
+        self.dropped[name] = bundles.drop(self.plugin_dir, name, author=author or self.author, **fields)
+        return self.dropped[name]
+
+    async def seen(self, plugin_id: str) -> None:
+        """Wait until the lifecycle knows `plugin_id` as available."""
+        await until(lambda: self.house.api.lifecycle.sight(plugin_id).available, f"{plugin_id} available")
+
+    async def decide(self, plugin_id: str, status: str, **consent: Any) -> Answer:
+        return await self.ask("POST", "/api/plugins/lifecycle", {"id": plugin_id, "status": status, **consent})
+
+    async def armed(self, plugin_id: str, *, accept: tuple[str, ...] = ()) -> Life:
+        """Wait for the bundle, install it, activate it, and return its life."""
+        await self.seen(plugin_id)
+        for status, consent in (("installed", {"accept": list(accept)}), ("active", {})):
+            answer = await self.decide(plugin_id, status, **consent)
+            assert answer.status == 200, answer
+        return self.driven.only(plugin_id)
+
+    async def plugin(self, plugin_id: str) -> dict[str, Any]:
+        answer = await self.ask("GET", f"/api/plugins/by-id/{plugin_id}")
+        assert answer.status == 200, answer
+        return dict(answer["plugin"])
+
+    async def until_plugin(self, plugin_id: str, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait until `holds` of the plugin's view."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not holds(view := await self.plugin(plugin_id)):
+            assert time.monotonic() < deadline, view
+            await asyncio.sleep(0.01)
+        return view
+
+    def events(self, *, after: int = 0, **filters: str) -> list[dict[str, Any]]:
+        """What is committed in the audit chain, oldest first."""
+        return self.house.api.ledger.read(lambda db: rows.query(db, after=after, limit=1000, **filters))
+
+    def mark(self) -> int:
+        """The seq of the newest event: `events(after=mark)` is what happened since."""
+        return self.house.api.ledger.read(rows.last_seq)
+
+
+async def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait for `condition` to hold; fail when it does not within DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what or condition}"
+        await asyncio.sleep(0.005)
+
+
+def settings_in(root: Path, toml: str = "") -> tuple[Path, Settings]:
+    """A settings file below `root`, and what it says."""
+    (root / "plugins").mkdir(exist_ok=True)
+    paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
+    head = "".join(f'{key} = "{root / name}"\n' for key, name in paths.items())
+    config = root / "latticed.toml"
+    config.write_text(head + SWIFT + toml)
+    return config, settings_room.load(config, {}, os.geteuid())
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    root: Path | None = None,
+    *,
+    author: bundles.Author | None = None,
+    policy: bytes | None = None,
+    toml: str = "",
+    driven: Driven | None = None,
+    runners: Mapping[str, Runner] | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[Home]:
+    """A house below `root` (default: a directory that goes with it) that trusts `author` and runs Driven plugins.
+
+    The directory's name is short: the path of a unix socket holds 107 bytes.
+    """
+    with contextlib.ExitStack() as stack:
+        place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="house-")))
+        author, driven = author or bundles.author(), driven or Driven()
+        (place / "trust.json").write_bytes(bundles.policy_bytes(author) if policy is None else policy)
+        config, settings = settings_in(place, toml)
+        given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
+        async with House(config, settings, runners=given, clock=clock) as house:
+            connector = aiohttp.UnixConnector(str(settings.control_socket))
+            async with aiohttp.ClientSession(connector=connector) as session:
+                yield Home(root=place, author=author, house=house, driven=driven, session=session)
+
+
+def be(monkeypatch: Any, uid: int, *groups: int, gid: int = 60_000) -> None:
+    """Make every new connection of this process look like it came from `uid`."""
+    found = Peer(pid=1, uid=uid, gid=gid, groups=frozenset(groups))
+    monkeypatch.setattr("latticed.rpc.doorman.peers.of", lambda _: found)

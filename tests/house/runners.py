@@ -1,0 +1,115 @@
+"""A runner whose plugins a test drives: it holds their Gates, makes them ill, ends them, delays and breaks their starts.
+
+    driven = Driven()
+    ... activate acme.demo ...
+    life = driven.only("acme.demo")
+    await life.call("kv.put", key="a", value="1")
+    life.crash("exited", "status 3")
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from latticed.broker.gate import Gate
+from latticed.bundle.read import BundleDirectory
+from latticed.model.runtime import Health
+from latticed.runners.contract import Checkup, Plugin
+
+
+@dataclass(slots=True, eq=False)
+class Life:
+    """One life of one plugin, as a Living. What a test sets here is how it behaves from then on."""
+
+    runner: Driven
+    plugin: Plugin
+    gate: Gate
+    on_exit: Callable[[str, str], None]
+    artifact_sha256: str
+    health: Checkup = field(default_factory=lambda: Checkup(health=Health.HEALTHY, message="well"))
+    checking: Callable[[], Awaitable[Checkup]] | None = None
+    stopping: Callable[[float], Awaitable[None]] | None = None
+    pid: int = 0
+    message: str = "driven by a test"
+    alive: bool = False
+    checks: int = 0
+    stops: int = 0
+
+    async def check(self) -> Checkup:
+        self.checks += 1
+        return await self.checking() if self.checking else self.health
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        return {"ok": True, "message": action, "result": payload, "error": None}
+
+    async def stop(self, grace_s: float) -> None:
+        self.stops += 1
+        try:
+            if self.stopping:
+                await self.stopping(grace_s)
+        finally:
+            self.end()
+
+    async def call(self, method: str, /, **params: Any) -> Any:
+        """One host call, as the plugin's code would make it."""
+        return await self.gate.call(method, params)
+
+    def crash(self, code: str = "exited", message: str = "ended by itself") -> None:
+        """End without being asked to."""
+        self.end()
+        self.on_exit(code, message)
+
+    def begin(self) -> None:
+        """From now on it counts as alive."""
+        self.alive = True
+        self.runner.living[self.plugin.id] += 1
+        self.runner.most[self.plugin.id] = max(self.runner.most[self.plugin.id], self.runner.living[self.plugin.id])
+
+    def end(self) -> None:
+        """It is no more."""
+        self.runner.living[self.plugin.id] -= self.alive
+        self.alive = False
+
+
+class Driven:
+    """The runner. `starting(life)` is awaited within each start: it may wait, raise, or crash the life."""
+
+    name = "driven"
+
+    def __init__(self) -> None:
+        self.lives: list[Life] = []
+        self.attempts: Counter[str] = Counter()
+        self.cancelled: Counter[str] = Counter()
+        self.living: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.starting: Callable[[Life], Awaitable[None]] | None = None
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Life:
+        self.attempts[plugin.id] += 1
+        sha256, _ = await asyncio.to_thread(pair.hash_artifact)
+        life = Life(self, plugin, gate, on_exit, sha256)
+        life.begin()
+        try:
+            if self.starting:
+                await self.starting(life)
+        except BaseException as error:
+            self.cancelled[plugin.id] += isinstance(error, asyncio.CancelledError)
+            life.end()
+            raise
+        self.lives.append(life)
+        return life
+
+    def of(self, plugin_id: str) -> list[Life]:
+        """All lives that ever started, oldest first."""
+        return [life for life in self.lives if life.plugin.id == plugin_id]
+
+    def only(self, plugin_id: str) -> Life:
+        """The one life there is now."""
+        (life,) = [life for life in self.of(plugin_id) if life.alive]
+        return life

@@ -1,0 +1,102 @@
+"""What is news to the reader of the catalog, and how much can wait for it."""
+
+from __future__ import annotations
+
+from latticed.catalog.hints import MAX_NAMES, Inbox
+from latticed.catalog.mounts import MountTable
+from latticed.catalog.outbox import Outbox, Sighting, same
+from latticed.model.manifest import Manifest
+from latticed.model.verdict import Code, Refused, Verified
+from tests.house import forks
+
+MANIFEST = Manifest(id="acme.demo", name="Demo", type="system", capabilities=("kv:read",))
+
+
+def verified(identity: str, artifact: str = "a") -> Verified:
+    return Verified(manifest=MANIFEST, identity=identity, artifact_sha256=artifact, artifact_bytes=1, key="")
+
+
+def refused(code: Code, reason: str = "") -> Refused:
+    return Refused(code=code, reason=reason)
+
+
+def test_what_is_the_same() -> None:
+    """Identity and artifact of what verifies, the code of what does not, absence of what is gone."""
+    assert same(verified("1"), verified("1"))
+    assert not same(verified("1"), verified("2"))
+    assert not same(verified("1"), verified("1", artifact="b"))
+    assert same(refused(Code.UNREADABLE, "one"), refused(Code.UNREADABLE, "other"))
+    assert not same(refused(Code.UNREADABLE), refused(Code.MANIFEST_INVALID))
+    assert not same(verified("1"), refused(Code.UNREADABLE))
+    assert not same(None, verified("1"))
+    assert same(None, None)
+
+
+def test_verifying_again_after_a_refusal_is_news() -> None:
+    """The reader that heard of the refusal hears that it is over."""
+    box = Outbox()
+    heard = []
+    for verdict in (verified("1"), verified("1"), refused(Code.DIGEST_MISMATCH), verified("1"), None, None):
+        box.post([("p", verdict)])
+        heard.extend(box.take())
+    assert [sighting.verdict for sighting in heard] == [
+        verified("1"),
+        refused(Code.DIGEST_MISMATCH),
+        verified("1"),
+        None,
+    ]
+
+
+def test_a_slow_reader_hears_the_latest_once() -> None:
+    """There and gone is nothing; changed and back is nothing; the rest is as it is now."""
+    box = Outbox()
+    box.post([("stays", verified("1"))])
+    box.take()
+    box.post([("brief", verified("2")), ("stays", refused(Code.UNREADABLE)), ("new", verified("3"))])
+    box.post([("brief", None), ("stays", verified("1")), ("new", verified("4"))])
+    assert box.take() == (Sighting(name="new", verdict=verified("4")),)
+    assert box.take() == ()
+
+
+def test_the_inbox_wakes_once_and_is_bounded() -> None:
+    """However many names are noted before the loop looks, it is woken once; too many names mean a scan."""
+    woken: list[int] = []
+    inbox = Inbox(lambda: woken.append(1))
+    for _ in range(100):
+        inbox.note("p")
+    assert len(woken) == 1
+    hints = inbox.take()
+    assert (hints.names, hints.scan, hints.events) == (frozenset({"p"}), False, 100)
+    for number in range(MAX_NAMES + 1):
+        inbox.note(str(number))
+    hints = inbox.take()
+    assert hints.scan
+    assert len(woken) == 2
+    assert not inbox.take().names
+
+
+@forks.as_root
+def test_mounts_are_noticed() -> None:
+    """The mount table tells once that it changed."""
+    import asyncio
+    import ctypes
+    import subprocess
+    import tempfile
+
+    async def story() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        table = MountTable()
+        assert not table.changed()
+        with tempfile.TemporaryDirectory() as place:
+            subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+            assert table.changed()
+            assert not table.changed()
+            subprocess.run(["umount", place], check=True)
+            assert table.changed()
+        table.close()
+        table.close()
+        await asyncio.sleep(0)
+
+    forks.run_as(0, story)
