@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit import text
-from latticed.model import ids, semver_range
+from latticed.model import egress, ids, semver_range
 
 if TYPE_CHECKING:
     from latticed.model.manifest import Dependency, Manifest
@@ -16,8 +16,6 @@ MAX_VERSION: Final = 64
 MAX_ENTRYPOINT: Final = 255
 
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
-_LABEL: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_HOST: Final = re.compile(rf"(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\]):(?P<port>[1-9][0-9]{{0,4}})")
 
 
 class Broken(ValueError):  # reads as the finding it is
@@ -113,8 +111,7 @@ def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> N
 
 
 def _check_host(field: str, host: str) -> None:
-    found = _HOST.fullmatch(host)
-    if not found or int(found["port"]) > 65535:
+    if not egress.is_pattern(host):
         raise Broken(f"expected `{field}` such as api.example.org:443 or *.example.org:443, found {_quote(host)}")
 
 

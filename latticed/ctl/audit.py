@@ -99,7 +99,9 @@ def _lines(session: Session) -> Iterator[dict[str, Any]]:
     client = session.client()
     after = session.args.after
     while True:
-        page = replies.mapping(client.get("audit", query={"after": after or None, "limit": _PAGE}), "page of events")
+        page = replies.mapping(
+            client.get("audit", query={"after": after or None, "limit": _PAGE, "heads": "1"}), "page"
+        )
         heads = replies.rows(page.get("heads") or [], "list of heads")
         for event in replies.rows(page.get("events"), "list of events"):
             yield event

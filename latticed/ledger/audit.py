@@ -75,6 +75,12 @@ def export(conn: Reader) -> Iterator[dict[str, Any]]:
         head = next(heads, None)
 
 
+def heads(conn: Reader, first: int, last: int) -> list[dict[str, Any]]:
+    """The signed heads of events `first` to `last`, in order."""
+    statement = f"SELECT {', '.join(HEAD_FIELDS)} FROM heads WHERE seq BETWEEN ? AND ? ORDER BY seq, id"  # noqa: S608
+    return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
+
+
 def last_seq(conn: Reader) -> int:
     """The seq of the newest event, 0 before the first."""
     return int(conn.execute("SELECT coalesce(max(seq), 0) FROM audit").get)

@@ -70,6 +70,11 @@ class Ledger:
             event = kept
         return await self._append(event)
 
+    async def grown(self, seq: int) -> None:
+        """Return once an event after `seq` is committed."""
+        while self._writer.tip <= seq:
+            await self._writer.committed()
+
     async def sign_head(self) -> Head | None:
         """Sign the newest event, on disk when this returns; None when it is signed already or there is none."""
         self._signed_s = self._clock.monotonic_s()

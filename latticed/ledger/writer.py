@@ -82,6 +82,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._synchronous = "normal"
         self._open = False
+        self._waiting: list[asyncio.Future[None]] = []
+        self.tip = 0
+        """The seq of the newest event, as of the last commit of this life."""
 
     async def start(self) -> state.State:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -93,6 +96,12 @@ class Writer:
             raise
         self._open = True
         return entered
+
+    async def committed(self) -> None:
+        """Return after the next commit."""
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
 
     def submit(self, change: Callable[[Transaction], T], *, durable: bool = False) -> asyncio.Future[T]:
         """Queue `change`; the future gets its result once committed (fsynced when `durable`), or its exception."""
@@ -141,7 +150,7 @@ class Writer:
                 for job in batch:
                     job.error = unavailable(error)
                     job.error.__cause__ = error
-            self._tell(self._deliver, batch, head)
+            self._tell(self._deliver, batch, head, chain.tip.seq)
 
     def _take(self, batch: list[_Job]) -> bool:
         """Fill `batch` with what is queued, waiting for the first; False when that was the last."""
@@ -186,7 +195,11 @@ class Writer:
             connection.execute(f"PRAGMA synchronous={wanted}")
             self._synchronous = wanted
 
-    def _deliver(self, batch: list[_Job], head: Head | None) -> None:
+    def _deliver(self, batch: list[_Job], head: Head | None, tip: int) -> None:
+        self.tip = tip
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            _resolve(waiter, None, None)
         for job in batch:
             _resolve(job.future, job.result, job.error)
         if head is not None:

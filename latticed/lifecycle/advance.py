@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latticed.lifecycle.sight import facts_of
-from latticed.model import capability, semver_range
+from latticed.model import capability, egress, semver_range
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
 
@@ -118,11 +118,22 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
     )
 
 
-def regrant(record: Record, grant: frozenset[str], trim: frozenset[str], now: int) -> Record | Problem:
-    """The record with `grant` unmasked and `trim` masked."""
-    if fault := _undeclared(Consent(accept=grant | trim), record.facts):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regrant:
+    """A change of what is granted: capabilities to unmask and to mask, and the accepted hosts when they change."""
+
+    grant: frozenset[str] = frozenset()
+    trim: frozenset[str] = frozenset()
+    hosts: tuple[str, ...] | None = None
+
+
+def regrant(record: Record, wanted: Regrant, now: int) -> Record | Problem:
+    """The record with other grants."""
+    if fault := _undeclared(Consent(accept=wanted.grant | wanted.trim, hosts=wanted.hosts or ()), record.facts):
         return fault
-    return replace(record, masked=(record.masked - grant) | trim, updated_at=now)
+    masked = (record.masked - wanted.grant) | wanted.trim
+    hosts = record.hosts if wanted.hosts is None else _joined((), wanted.hosts)
+    return replace(record, masked=masked, hosts=hosts, updated_at=now)
 
 
 def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
@@ -170,6 +181,10 @@ def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None
 
 
 def _undeclared(consent: Consent, facts: Facts) -> Problem | None:
+    for host in consent.hosts:
+        if not egress.is_consent(host):
+            expected = "a host such as api.example.org:443, *.example.org:443 or *"
+            return Problem("bad_request", f"expected {expected}, found {host[:80]!r}")
     extra = sorted(consent.accept - set(facts.capabilities))
     if not extra:
         return None

@@ -14,7 +14,7 @@ from latticed.kit import logs
 from latticed.ledger import kv
 from latticed.ledger import records as rows
 from latticed.lifecycle import advance
-from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
@@ -66,19 +66,20 @@ class Decisions:
             self._life.put(after)
         return await self._settled(after)
 
-    async def regrant(self, actor: Actor, plugin_id: str, grant: frozenset[str], trim: frozenset[str]) -> Record:
-        """Unmask and mask capabilities; an armed plugin's Gate knows at once."""
+    async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
+        """Change what is granted; an armed plugin's Gate knows at once."""
         async with self._one(actor, plugin_id) as record:
-            outcome = advance.regrant(record, grant, trim, self._life.rooms.clock.wall_us())
+            outcome = advance.regrant(record, wanted, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "grants")
-            if trim:
-                self._life.rooms.supervisor.regrant(plugin_id, frozenset(record.granted) - trim)
+            supervisor = self._life.rooms.supervisor
+            supervisor.regrant(plugin_id, frozenset(record.granted) - wanted.trim)
             detail: dict[str, str | int | bool] = {
-                "granted": ",".join(sorted(grant)),
-                "trimmed": ",".join(sorted(trim)),
+                "granted": ",".join(sorted(wanted.grant)),
+                "trimmed": ",".join(sorted(wanted.trim)),
+                "hosts": ",".join(after.hosts),
             }
             await self._write(after, _event(actor, "plugin.grants", after, detail), None)
-            self._life.rooms.supervisor.regrant(plugin_id, frozenset(after.granted))
+            supervisor.regrant(plugin_id, frozenset(after.granted))
         return after
 
     async def forget(self, actor: Actor, plugin_id: str) -> None:

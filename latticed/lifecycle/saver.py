@@ -88,19 +88,19 @@ class Saver:
             for event in owed:
                 tx.append_audit(event)
 
-        if not pending:
-            return True
         self._unsaved -= ids
+        written = False
         try:
             await self._ledger.write(change)
+            written = True
         except Exception as error:  # noqa: BLE001 - whatever kept it from being written, it is tried again
-            self._unsaved |= ids
-            self.refused = len(pending)
             log.error("records_not_saved", records=len(pending), error=str(error))
-            return False
-        del self._owed[: len(owed)]
-        self.refused = 0
-        return True
+        finally:
+            if not written:  # cancelled, too: nobody knows whether it was, and twice is better than never
+                self._unsaved |= ids
+                self._owed[:0] = owed
+        self.refused = 0 if written else len(pending)
+        return written
 
     async def close(self) -> None:
         """Try a last time."""

@@ -53,6 +53,7 @@ class Api:
     version: str
     started_at: int
     trouble: list[Problem] = field(default_factory=list)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def runner_of(self, plugin_type: str) -> str:
         """The runner that takes plugins of this type."""

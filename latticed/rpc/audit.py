@@ -17,8 +17,10 @@ MAX_PAGE = 1_000
 
 
 async def query(ask: Ask) -> dict[str, Any]:
-    """Events after a cursor, oldest first; `newest` counts from the end instead."""
-    asked = ask.query(after="0", limit="100", actor="", action="", target="", decision="", since="", newest="")
+    """Events after a cursor, oldest first; `newest` counts from the end instead, `heads` adds signed heads."""
+    asked = ask.query(
+        after="0", limit="100", actor="", action="", target="", decision="", since="", newest="", heads=""
+    )
     limit = integer(asked["limit"], "limit", low=1, high=MAX_PAGE)
     after = integer(asked["after"], "after", low=0, high=2**53)
     filters = {name: asked[name] or None for name in ("actor", "action", "target", "decision")}
@@ -28,7 +30,14 @@ async def query(ask: Ask) -> dict[str, Any]:
         lambda db: rows.query(db, after=after, limit=limit, since_us=since_us, newest_first=newest, **filters)
     )
     more = len(events) == limit and not newest
-    return {"events": events, "next": events[-1]["seq"] if more else None}
+    answer = {"events": events, "next": events[-1]["seq"] if more else None}
+    if not asked["heads"] or not events:
+        return answer
+    if not more:  # so that the end of an export is under a signature too
+        await ask.api.ledger.sign_head()
+    first, last = events[0]["seq"], events[-1]["seq"]
+    heads = await ask.api.ledger.read_slow(lambda db: rows.heads(db, first, last))
+    return {**answer, "heads": heads}
 
 
 async def verify(ask: Ask) -> dict[str, Any]:

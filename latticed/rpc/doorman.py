@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REQUEST_S: Final = 5.0  # a request that has begun is complete by then
 IDLE_S: Final = 60.0  # a connection without any
 ANSWER_S: Final = 60.0  # an answer has been taken by then
+STREAMS: Final = 32  # of one user at once
 PER_UID: Final = 128
 SWEEP_S: Final = 0.5
 HEADER_BYTES: Final = 8190
@@ -47,6 +48,7 @@ class Connection(RequestHandler):
         self.peer: peers.Peer | None = None
         self.wire: asyncio.Transport | None = None
         self.answering = False
+        self.streaming = False
         self.begun = False
         self.leaving = False
         self.since_s = 0.0
@@ -74,13 +76,18 @@ class Connection(RequestHandler):
         """Its request is here; from now on an answer is owed to it."""
         self.answering, self.begun, self.since_s = True, False, self._doorman.now()
 
+    def stream(self) -> bool:
+        """From now on its answer has no end, if its user may have one more such; who writes it sets the pace."""
+        self.streaming = self._doorman.may_stream(self)
+        return self.streaming
+
     def answered(self) -> None:
-        self.answering, self.since_s = False, self._doorman.now()
+        self.answering, self.streaming, self.since_s = False, False, self._doorman.now()
 
     def overdue(self, now_s: float) -> bool:
         """Whether it has taken longer than anybody may."""
         limit_s = ANSWER_S if self.answering else REQUEST_S if self.begun else IDLE_S
-        return now_s - self.since_s > limit_s
+        return not self.streaming and now_s - self.since_s > limit_s
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -117,6 +124,11 @@ class Doorman:
             if victim is connection:
                 return
         mine[connection] = None
+
+    def may_stream(self, connection: Connection) -> bool:
+        """Whether the user of `connection` may have one more stream."""
+        mine = self._by_uid.get(connection.peer.uid, {}) if connection.peer else {}
+        return sum(one.streaming for one in mine) < STREAMS
 
     def leave(self, connection: Connection) -> None:
         if connection.peer is not None and (mine := self._by_uid.get(connection.peer.uid)) is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latticed.rpc.api import Ask
     from latticed.rpc.doorman import Connection
 
-PAGE: Final = 500
+PAGE: Final = 200
 HEARTBEAT_S: Final = 15.0
 WRITE_S: Final = 10.0
 
@@ -53,7 +53,7 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seq: int, *, host_calls:
     await _write(answer, b": latticed events\n\n")
     while not closing.is_set():
         after = seq
-        events = await ledger.read_slow(lambda db, after=after: rows.query(db, after=after, limit=PAGE))  # type: ignore[misc]
+        events = ledger.read(lambda db, after=after: rows.query(db, after=after, limit=PAGE))  # type: ignore[misc]
         shown = [_shown(event, ask.scopes) for event in events if host_calls or event["action"] != HOST_CALL]
         if chunk := b"".join(one for one in shown if one):
             await _write(answer, chunk)

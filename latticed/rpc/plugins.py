@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
-from latticed.lifecycle.advance import Consent
+from latticed.lifecycle.advance import Consent, Regrant
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
@@ -45,8 +45,11 @@ class Name(Body, frozen=True):
 
 
 class Grants(Body, frozen=True):
+    """`hosts` replaces the accepted hosts; absent leaves them."""
+
     grant: tuple[str, ...] = ()
     trim: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
 
 
 async def listing(ask: Ask) -> list[dict[str, Any]]:
@@ -140,14 +143,14 @@ async def grants(ask: Ask) -> dict[str, Any]:
 
 
 async def regrant(ask: Ask) -> dict[str, Any]:
-    """Grant and trim capabilities by name."""
+    """Grant and trim capabilities by name, set the accepted hosts."""
     body = await ask.body(Grants)
-    grant, trim = frozenset(body.grant), frozenset(body.trim)
-    if both := sorted(grant & trim):
+    wanted = Regrant(grant=frozenset(body.grant), trim=frozenset(body.trim), hosts=body.hosts)
+    if both := sorted(wanted.grant & wanted.trim):
         raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
-    if Consent(accept=grant).needs_host_scope:
+    if Consent(accept=wanted.grant, hosts=body.hosts or ()).needs_host_scope:
         ask.need(Scope.HOST)
-    return views.grants(await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), grant, trim))
+    return views.grants(await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
 
 
 def _record(ask: Ask) -> Record:

@@ -29,6 +29,7 @@ STATUS_OF: Final = {
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.CONFLICT,
+    "too_many_streams": HTTPStatus.TOO_MANY_REQUESTS,
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "ledger_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.rpc import audit, kv, plugins, status
+from latticed.rpc import audit, events, kv, metrics, plugins, status
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ ROUTES: Final = (
     Route("GET", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.get),
     Route("PUT", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.put),
     Route("DELETE", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.delete),
+    Route("GET", "/api/events", Scope.READ, events.stream),
+    Route("GET", "/metrics", Scope.READ, metrics.metrics),
     Route("GET", "/api/trust", Scope.READ, status.trust),
     Route("POST", "/api/trust/lift", Scope.TRUST, status.lift),
 )

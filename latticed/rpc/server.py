@@ -69,6 +69,7 @@ class Server:
         stack.push_async_callback(_cancelled, sweeper)
         stack.push_async_callback(self._doorman.drain, DRAIN_S)
         stack.callback(server.close)
+        stack.callback(self._api.closing.set)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

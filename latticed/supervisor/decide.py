@@ -173,9 +173,7 @@ def _disarm(state: State, fault: LastError | None) -> Next:
 def _at_rest(state: State) -> State:
     """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
     if state.fault is None:
-        return replace(
-            state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="", failures=restart.Failures(), restarts=0
-        )
+        return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="", failures=restart.Failures())
     return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.message)
 
 

@@ -48,6 +48,7 @@ class Handle:
         self._gate: Gate | None = None
         self._retry: Ticket | None = None
         self._tick: Ticket | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._settled: list[asyncio.Future[None]] = []
         self._early: rules.Failed | None = None
         self._life = 0
@@ -203,7 +204,15 @@ class Handle:
 
     def _check_now(self) -> None:
         if self.state.phase is Phase.ARMED and self._living is not None:
-            self._tools.spawn(self._check(self._living, self._life), f"check {self.plugin.id}")
+            work = self._check(self._living, self._life)
+            self._checking = self._tools.spawn(work, f"check {self.plugin.id}")
+
+    def _check_no_more(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._checking is not None:  # its answer no longer matters, and its time limit may be long
+            self._checking.cancel()
+        self._tick = self._checking = None
 
     async def _check(self, living: Living, life: int) -> None:
         timeout_s = self.plugin.manifest.runtime.health.timeout_s
@@ -217,6 +226,7 @@ class Handle:
         if life != self._life or self.state.phase is not Phase.ARMED:
             return
         uptime_s = self._tools.clock.monotonic_s() - self._since_s
+        self._checking = None
         self.post(rules.Checked(health, message, uptime_s))
         if self.state.phase is Phase.ARMED:
             self._check_later()
@@ -232,9 +242,8 @@ class Handle:
         if phase is Phase.ARMED:
             self._seen = replace(self._seen, started_at=now)
             self._check_later()
-        elif self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+        else:
+            self._check_no_more()
         if phase not in {Phase.WAITING, Phase.BROKEN}:
             self._seen = replace(self._seen, next_retry_at=0)
         if before in {Phase.ARMED, Phase.STOPPING} and phase in rules.SETTLED:

@@ -45,6 +45,14 @@ def test_a_new_window_has_a_new_quota_and_loses_no_count(event: Make) -> None:
     assert [owed.detail["count"] for owed in denials.due(10.0)] == [1]
 
 
+def test_a_window_that_ends_right_after_a_count_still_owes_it(event: Make) -> None:
+    """A window is forgotten only once its count is written, even if its last event is less than a second old."""
+    denials, denied = Denials(quota=2), event(decision="deny")
+    for now_s in (0.0, 9.5, 9.6):
+        denials.take(denied, now_s)
+    assert [owed.detail["count"] for owed in denials.due(10.0)] == [1]
+
+
 def test_actors_actions_and_codes_are_counted_apart(event: Make) -> None:
     """One actor's flood does not hide another's denial."""
     denials = Denials(quota=1)
