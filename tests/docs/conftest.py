@@ -1,0 +1,82 @@
+"""A checkout's samples under a short path that only we can change, and `tour.py run` on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.house import pages, processes
+
+CALL_S = 50.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tour:
+    """`checkout` holds plugins-sample; `desk` is an empty directory to work in."""
+
+    checkout: Path
+    desk: Path
+
+    @property
+    def home(self) -> Path:
+        return self.checkout / ".run"
+
+    def command(self, what: str) -> list[str]:
+        return [sys.executable, "-P", str(self.checkout / "plugins-sample" / "tour.py"), what]
+
+    def play(self, what: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the tour to its end."""
+        return subprocess.run(
+            self.command(what),
+            env={**os.environ, **variables},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CALL_S,
+        )
+
+    def type(self, script: str) -> subprocess.CompletedProcess[str]:
+        """A second terminal: a shell that ends at the first failure, after it has read the tour's env file."""
+        script = f'set -e\n. "{self.home}/env"\n{script}'
+        return subprocess.run(
+            ["/bin/sh", "-c", script], cwd=self.desk, capture_output=True, text=True, check=False, timeout=CALL_S
+        )
+
+
+@pytest.fixture
+def tour():
+    parent = Path(tempfile.mkdtemp(prefix="latticed-docs-", dir="/tmp"))  # socket paths are short
+    try:
+        place = Tour(checkout=parent / "check out", desk=parent / "desk")
+        place.checkout.mkdir(mode=0o755)
+        place.desk.mkdir(mode=0o755)
+        shutil.copytree(pages.CHECKOUT / "plugins-sample", place.checkout / "plugins-sample")
+        place.desk.joinpath("plugins-sample").symlink_to(place.checkout / "plugins-sample")
+        for path in (place.checkout / "plugins-sample").rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # whatever umask the checkout was made under
+        (place.checkout / "plugins-sample").chmod(0o755)
+        yield place
+    finally:
+        shutil.rmtree(parent)
+
+
+@pytest.fixture
+def running(tour):
+    """The tour while `run` is in the foreground and answers."""
+    log = tour.checkout / "run.log"
+    with processes.spawned(tour.command("run"), stdout=log, stderr=log.with_suffix(".err")) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text() + log.with_suffix(".err").read_text()
+            return (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0
+
+        processes.until(answers, what="latticed to answer", deadline_s=30.0)
+        yield tour

@@ -1,0 +1,73 @@
+"""Every shell command in the README and the docs is run as written, in the second terminal of `make run`."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from latticed.ctl import main
+from tests.house import pages
+
+NOT_RUN = {
+    "make run": "plugins-sample/tour.py run is what it starts: every test here runs in its second terminal",
+    "make demo": "plugins-sample/tour.py demo is what it starts: test_tour runs it",
+    "make test": "it would run itself",
+    "apt-get install": "installs on this machine, as root, for systemd",
+    "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
+    "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
+}
+"""How a block that is not run begins, and why it is not."""
+
+
+def _shell(page):
+    return [block for block in pages.blocks(page) if block.language == "sh"]
+
+
+@pytest.mark.daemon
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_commands_do_what_the_page_says(request, page):
+    """Block by block, in the page's order, on one daemon; each ends with 0, or with what its fence says."""
+    blocks = [block for block in _shell(page) if "norun" not in block.words]
+    if not blocks:
+        assert page.name == "api.md", "a page without a command to run is worth a look"
+        return
+    running = request.getfixturevalue("running")
+    for block in blocks:
+        done = running.type(block.text)
+        assert done.returncode == block.exits, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_what_is_not_run_has_its_reason():
+    used = set()
+    for block in pages.named("sh", "norun"):
+        begun = {name for name in NOT_RUN if block.text.startswith(name)}
+        assert begun, f"{block.page.name}: no reason not to run\n{block.text}"
+        used |= begun
+    assert used == set(NOT_RUN), "a reason without its block"
+
+
+def test_every_fence_is_known():
+    """A block that no test looks at would rot."""
+    known = {"sh", "console", "toml", "json", "mermaid", "text"}
+    assert {block.language for page in pages.PAGES for block in pages.blocks(page)} == known
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_verbs_exist(page):
+    """In commands: in blocks, and between backticks."""
+    commands = [block.text for block in pages.blocks(page)] + re.findall(r"`([^`]+)`", pages.prose(page))
+    verbs = set(re.findall(r"latticectl ([a-z]+)", "\n".join(commands)))
+    assert verbs <= set(main.VERBS), page.name
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in pages.links(page):
+        place, _, anchor = target.partition("#")
+        found = (page.parent / place) if place else page
+        assert "://" in target or found.exists(), target
+        if anchor and "://" not in target:
+            heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {head.lower().replace(" ", "-") for head in heads}, target

@@ -1,0 +1,189 @@
+"""Tables, diagrams and examples in the docs say what the code says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import tomllib
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from latticed import daemon, house, settings, wire
+from latticed.bundle import decode, write
+from latticed.ctl import exits
+from latticed.kit import rendering
+from latticed.model import capability, hostcall, lifecycle, manifest, verdict
+from latticed.model.errors import Problem
+from latticed.rpc import access, problems, routes
+from latticed.runners import choice
+from latticed.settings import shapes
+from latticed.trust import policy
+from tests.house import pages
+
+load = importlib.import_module("latticed.settings.load")  # the room re-exports its function of that name
+
+OPERATING, PLUGINS, API = "docs/operating.md", "docs/plugins.md", "docs/api.md"
+
+
+def _number(value) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _bounds(rules) -> str:
+    if rules["low"] is not None:
+        return f"{_number(rules['low'])} to {_number(rules['high'])}"
+    return ", ".join(rules["one_of"]) or "-"
+
+
+def _settings():
+    """(key, default, bounds) of every setting, as the page writes them."""
+    for name in load._PATHS:
+        yield name, "see below", "absolute path"
+    for section in fields(shapes.Settings):
+        if is_dataclass(section.default):
+            for key in fields(section.default):
+                value = getattr(section.default, key.name)
+                yield f"{section.name}.{key.name}", json.dumps(value), _bounds(key.metadata)
+
+
+def test_settings():
+    assert [row[:3] for row in pages.table(OPERATING, "key")] == list(_settings())
+
+
+def test_environment():
+    known = {**{name: key for key, name in load._ENVIRONMENT.items()}, **{n: k for k, n in load._SYSTEMD.items()}}
+    assert dict(pages.table(OPERATING, "variable")) == known
+
+
+def test_settings_that_a_reload_applies():
+    text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
+    sentence = re.search(r"Of the settings,\s(.*?)\stake effect then", text, re.DOTALL)
+    assert sentence
+    assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(house.LIVE)
+
+
+def test_exit_codes():
+    documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
+    assert documented == {0, daemon.FORCED, 2, *daemon.EXIT_CODES.values()}
+    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exits.Exit)
+
+
+def test_scopes():
+    assert pages.column(OPERATING, "scope") == list(access.BY_WORD)
+
+
+def test_settings_files_are_valid(tmp_path):
+    """Each TOML block, as a settings file of its own."""
+    for block in pages.named("toml"):
+        assert tomllib.loads(block.text)
+        file = tmp_path / "latticed.toml"
+        file.write_text(block.text)
+        loaded = settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+        assert loaded.config_file == file
+    assert len(pages.named("toml")) == 2
+    file.write_text("[access]\nown_users = false\n")
+    with pytest.raises(Problem, match="own_users"):
+        settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+
+
+def test_journal_fields_and_events():
+    text = pages.prose(pages.CHECKOUT / OPERATING)
+    fields_named = re.search(r"Fields that have a name of their own: (.*?)\.\n", text, re.DOTALL)
+    assert fields_named
+    assert set(re.findall(r"LATTICED_(\w+)", fields_named[1])) == {name.upper() for name in rendering.FIELDS}
+    source = "".join(path.read_text(encoding="utf-8") for path in (pages.CHECKOUT / "latticed").rglob("*.py"))
+    for cell in pages.column(OPERATING, "event"):
+        for event in cell.split(", "):
+            assert f'"{event}"' in source, event
+
+
+def test_trust_policy_example():
+    (block,) = pages.named("json", "trust")
+    example = policy.decode(block.text.encode())
+    assert example.publishers["acme"].may_sign("acme.demo")
+    (committed,) = policy.decode((pages.CHECKOUT / "plugins-sample/trust.json").read_bytes()).publishers.values()
+    assert committed.keys == example.publishers["acme"].keys, "the page says that it is the samples' key"
+
+
+def test_verdict_codes_in_their_order():
+    assert pages.column(PLUGINS, "verdict code") == list(verdict.Code)
+
+
+def test_capabilities():
+    expected = [
+        (name, risk.word, ", ".join(capability.holders(name)), ", ".join(hostcall.calls_of(name)))
+        for name, risk in capability.RISKS.items()
+    ]
+    assert pages.table(PLUGINS, "capability") == expected
+
+
+def test_denials():
+    text = pages.prose(pages.CHECKOUT / PLUGINS)
+    sentence = re.search(r"A call that is not answered says why: (.*?)\.\n", text, re.DOTALL)
+    assert sentence
+    assert re.findall(r"`(\w+)`", sentence[1]) == list(hostcall.Denial)
+
+
+def test_lifecycle_diagram():
+    (block,) = pages.named("mermaid")
+    drawn = {tuple(arrow) for arrow in re.findall(r"^ +(\S+) --> (\S+)$", block.text, re.MULTILINE)}
+    table = {(old.value, new.value) for old, following in lifecycle.TRANSITIONS.items() for new in following}
+    assert drawn == table | {("[*]", "verified")}
+
+
+def test_manifest_fields():
+    v1 = pages.table(PLUGINS, "field of v1")
+    assert {row[0] for row in v1} == manifest.V1_FIELDS
+    assert [row[0] for row in v1 if row[1] == "yes"] == ["id", "name", "type", "capabilities"]
+    v2 = set(pages.column(PLUGINS, "field of v2"))
+    assert v2 == set(manifest.Manifest.__struct_fields__) - manifest.V1_FIELDS - {"schema"}
+
+
+def test_manifest_example_is_that_of_a_sample():
+    (block,) = pages.named("json", "manifest")
+    example = json.loads(block.text)
+    sample = json.loads((pages.CHECKOUT / "plugins-sample/web-check/manifest.json").read_text())
+    unsigned = {name: value for name, value in sample.items() if name not in {"digest_sha256", "signature_ed25519"}}
+    assert example == unsigned
+    decode.decode(write.render(sample))
+
+
+def test_runners():
+    """The page is honest about what is not built in."""
+    wanted = {one.name: one.default for one in fields(shapes.Runners)}
+    rows = pages.table(PLUGINS, "type")
+    assert {row[0]: row[2] for row in rows} == wanted
+    for plugin_type, _, runner, said in rows:
+        built_in = runner in choice.BUILT_IN
+        assert said == ("built in" if built_in else "not built in: held by noop"), plugin_type
+
+
+def test_routes():
+    words = {scope: word for word, scope in access.BY_WORD.items()} | {
+        access.Scope.NONE: "-",
+        access.Scope.OPERATE: "operate",
+    }
+    expected = [(route.method, route.path, words[route.scope]) for route in routes.ROUTES]
+    assert [row[:3] for row in pages.table(API, "method")] == expected
+
+
+def test_problem_codes():
+    expected = [
+        (code, str(int(status))) for code, status in problems.STATUS_OF.items() if code not in set(verdict.Code)
+    ]
+    assert pages.table(API, "code") == expected
+
+
+def test_messages_have_the_documented_shape():
+    """The examples decode into the messages that both sides share, and nothing is in them that is not there."""
+    (shown,) = pages.named("json", "problem")
+    plain = json.loads(shown.text)
+    assert wire.encode(wire.decode(wire.ProblemView, plain)) == plain
+    assert problems.STATUS_OF[plain["code"]] == plain["status"]
+    (listing,) = pages.named("json", "plugin")
+    (row,) = json.loads(listing.text)
+    runtime = wire.decode(wire.RuntimeView, row["runtime"])
+    assert wire.encode(wire.decode(wire.PluginView, {**row, "runtime": runtime})) == row

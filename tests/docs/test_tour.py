@@ -1,0 +1,152 @@
+"""`make run` and `make demo`: the real thing, wherever the checkout lies."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.house import pages, processes
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+
+
+_HASH = r"\b[0-9a-f]{16,}\b"
+
+
+def _plain(line: str) -> str:
+    """A line of the demo without the times, counts and spaces that differ from run to run."""
+    line = re.sub(r"\b\d+(\.\d+)?[smh] ago\b", "AGO", line)
+    return " ".join(re.sub(r"(?<![\w.:-])\d+(?![\w.:-])", "N", line).split())
+
+
+def _shows(transcript: list[str], output: list[str]) -> str | None:
+    """The first line of the transcript that the output does not have at its place; `…` stands for anything."""
+    place, skipping = 0, True
+    for line in transcript:
+        if line == "…":
+            skipping = True
+            continue
+        wanted = line.partition("…")
+        while place < len(output) and not _same(wanted, output[place]):
+            if not skipping:
+                return line
+            place += 1
+        if place == len(output):
+            return line
+        place, skipping = place + 1, line == ""  # between two sections a whole one may be missing
+    return None
+
+
+def _same(wanted: tuple[str, str, str], found: str) -> bool:
+    """Digests are compared as far as the transcript shows them, and whole ones not at all."""
+    start, cut, _ = wanted
+    if cut:
+        return _plain(found).startswith(_plain(start))
+    return re.sub(_HASH, "HASH", _plain(start)) == re.sub(_HASH, "HASH", _plain(found))
+
+
+def _left(checkout: Path) -> list[str]:
+    """Processes that work somewhere in `checkout`, which may be gone."""
+    return [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and str(checkout) in _place(entry)]
+
+
+def _place(process: Path) -> str:
+    try:
+        return str((process / "cwd").readlink())
+    except OSError:
+        return ""
+
+
+def test_demo_plays_the_story_that_the_readme_shows(tour):
+    """It exits 0, leaves nothing, and its output is the README's transcript."""
+    done = tour.play("demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("# Every step went as told.\n")
+    assert not tour.home.exists()
+    (transcript,) = pages.named("console")
+    missing = _shows(transcript.text.splitlines(), done.stdout.splitlines())
+    assert missing is None, f"not in the demo's output any more:\n{missing}\n\n{done.stdout}"
+
+
+def test_demo_fails_at_the_first_step_that_is_not_as_told(tour):
+    """A sample that is not there ends it with the step, the log, and 1; the daemon is gone."""
+    shutil.rmtree(tour.checkout / "plugins-sample" / "hello-wasm")
+    done = tour.play("demo")
+    assert done.returncode == 1
+    assert "not as told: latticectl list: expected 'sample.hello-wasm' in its output" in done.stderr
+    assert "latticed's log:" in done.stderr
+    assert _left(tour.checkout) == []
+    assert not tour.home.exists()
+
+
+def test_demo_ends_its_daemon_when_it_is_ended(tour):
+    """SIGTERM in the middle: nothing stays behind."""
+    log = tour.checkout / "demo.log"
+    with processes.spawned(tour.command("demo"), stdout=log, stderr=log.with_suffix(".err")) as process:
+        processes.until(lambda: "latticectl list" in log.read_text(), what="the demo to be on its way", deadline_s=30)
+        assert _left(tour.checkout), "the daemon, while it runs"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 1
+    assert _left(tour.checkout) == []
+    assert not tour.home.exists()
+
+
+@pytest.mark.parametrize("why", ["a path that is too long for a socket", "a parent that others can change"])
+def test_the_tour_finds_another_place_and_says_why(tour, why):
+    """The demo still plays, and the place it found is gone afterwards."""
+    unfit = tour.checkout / ("x" * 100 if "long" in why else "shared")
+    unfit.mkdir()
+    unfit.chmod(0o755 if "long" in why else 0o777)
+    shutil.move(tour.checkout / "plugins-sample", unfit / "plugins-sample")
+    moved = type(tour)(checkout=unfit, desk=tour.desk)
+    elsewhere = tour.desk / "tmp"
+    elsewhere.mkdir(mode=0o700)
+    done = moved.play("demo", TMPDIR=str(elsewhere), XDG_RUNTIME_DIR="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = "107 is the limit" if "long" in why else "writable by others (mode 0777)"
+    assert expected in done.stdout.splitlines()[0]
+    assert list(elsewhere.iterdir()) == []
+    assert not moved.home.exists()
+
+
+def test_run_serves_a_second_terminal_and_keeps_its_state(tour):
+    """Again and again: what was active is armed again; key, state and settings are private."""
+    for status in ("verified", "active"):
+        log = tour.checkout / f"{status}.log"
+        with processes.spawned(tour.command("run"), stdout=log, stderr=log.with_suffix(".err")) as process:
+            processes.until(
+                lambda: (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0,
+                what="latticed to answer",
+                deadline_s=30,
+            )
+            listed = tour.type("latticectl list").stdout
+            assert re.search(rf"sample\.hello-system +1\.0\.0 +system +{status}", listed), listed
+            again = tour.play("run")
+            assert (again.returncode, "make run is already running" in again.stderr) == (1, True)
+            if status == "verified":
+                done = tour.type("latticectl install sample.hello-system && latticectl activate sample.hello-system")
+                assert done.returncode == 0, done.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0, log.read_text()
+    for path in (tour.home, tour.home / "author.key", tour.home / "state", tour.home / "latticed.toml"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_make_starts_the_tour():
+    """The README's commands are the Makefile's."""
+    for what in ("run", "demo"):
+        planned = subprocess.run(
+            ["make", "-n", "-C", str(pages.CHECKOUT), "VENV=/nowhere", what],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"/nowhere/bin/python -P plugins-sample/tour.py {what}" in planned.stdout
