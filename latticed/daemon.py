@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
-from latticed.kit import logs, sdnotify
+from latticed.kit import descriptors, logs, sdnotify
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = settings_room.load(options.config, os.environ, os.geteuid())
         if options.check_config:
             return _show(settings)
+        if options.recover or options.restore:
+            return _mend(options, settings)
         logs.configure(settings.log.level, form=settings.log.format)
+        descriptors.raise_limit()
         return asyncio.run(_run(options.config, settings))
     except Problem as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODES.get(problem.code, 1)
     finally:
         logs.reset()
+        _let_go_of_stdout()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,8 +64,44 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="settings (TOML); default /etc/latticed/latticed.toml"
     )
     parser.add_argument("--check-config", action="store_true", help="print the effective settings and their origin")
+    mending = parser.add_argument_group("with the daemon stopped")
+    which = mending.add_mutually_exclusive_group()
+    which.add_argument("--recover", action="store_true", help="replace a damaged ledger; prints what was done")
+    which.add_argument("--restore", metavar="FILE", help="replace the state by that of a backup (- for stdin)")
+    mending.add_argument(
+        "--without-floors", action="store_true", help="go on though the signed floors file is lost or not genuine"
+    )
+    mending.add_argument(
+        "--public-key", metavar="KEY", default="", help="the key of the other host that a backup may come from"
+    )
     parser.add_argument("--version", action="version", version=f"latticed {metadata.version('latticed')}")
     return parser
+
+
+def _let_go_of_stdout() -> None:
+    """What a full disk has not taken of the log must not become the exit status: Python would make it 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _mend(options: argparse.Namespace, settings: Settings) -> int:
+    """Recover or restore, as the owner of the state directory, and say what was done."""
+    from latticed.lifecycle import mending
+
+    with contextlib.ExitStack() as stack:
+        source = mending.opened(options.restore, stack) if options.restore else None
+        mending.become_owner(settings.state_dir)
+        lines = (
+            mending.recover(settings, without_floors=options.without_floors)
+            if source is None
+            else mending.restore(settings, source, public_key=options.public_key, without_floors=options.without_floors)
+        )
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return 0
 
 
 def _show(settings: Settings) -> int:

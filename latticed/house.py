@@ -22,7 +22,9 @@ from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.ledger.kv import Quota
+from latticed.ledger.retention import Retention
 from latticed.lifecycle import revocations
+from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle, Rooms
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.model import restart
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 1.0
 """How often the trust policy and the settings file are looked at."""
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "supervision")
+LIVE: Final = ("log", "access", "host_calls", "trust", "supervision", "audit")
 """Settings that a reload applies; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -96,6 +98,7 @@ class House:
         settings, clock, version = self._settings, self._clock, metadata.version("latticed")
         allowed = access.resolve(settings.access, own_uid=os.geteuid())
         ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
+        ledger.retention = _retention(settings)
         policy, kept = await self._open_policy(ledger)
         store = Store(settings.state_dir / "store", limits=self._read_limits())
 
@@ -113,8 +116,10 @@ class House:
             store=store,
             revocations=kept,
         )
+        lifecycle = await stack.enter_async_context(Lifecycle(rooms))
         api = Api(
-            lifecycle=await stack.enter_async_context(Lifecycle(rooms)),
+            lifecycle=lifecycle,
+            backups=Backups(lifecycle, settings.state_dir, version=version),
             supervisor=supervisor,
             catalog=catalog,
             ledger=ledger,
@@ -126,6 +131,7 @@ class House:
             runners=self._runners,
             version=version,
             started_at=clock.wall_us(),
+            started_s=clock.monotonic_s(),
         )
         gid = access.socket_gid(settings.access.socket_group)
         await stack.enter_async_context(Server(api, settings.control_socket, gid=gid, inherited=self._inherited))
@@ -162,7 +168,7 @@ class House:
             broker=self._broker,
             store=store,
             judge=judge,
-            record=ledger.record,
+            record=ledger.record_later,
             clock=self._clock,
             restart=_restart_policy(settings),
             start_deadline_s=settings.supervision.start_deadline_s,
@@ -172,7 +178,11 @@ class House:
     def _market(self) -> Path:
         """The market's directory: ours, so it is made when it is not there."""
         bundles = self._settings.state_dir / "bundles"
-        bundles.mkdir(mode=0o700, exist_ok=True)
+        try:
+            bundles.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            detail = f"cannot make the directory {bundles}: {error.strerror or error}"
+            raise Problem("state_unusable", detail, "the state directory must be writable, with free space") from error
         return bundles
 
     def _read_limits(self) -> read.Limits:
@@ -217,8 +227,10 @@ class House:
             fresh = settings_room.load(self._config, os.environ, os.geteuid())
             allowed = access.resolve(fresh.access, own_uid=os.geteuid())
         except Problem as problem:
-            log.error("settings_refused", reason=problem.detail, hint=problem.hint)
+            if problem.detail not in [known.detail for known in self.api.trouble]:
+                log.error("settings_refused", reason=problem.detail, hint=problem.hint)
             self.api.trouble = [problem]
+            self._settings_seen = ()  # the disk may mend without the file looking any different
             return
         live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
         applied = replace(self._settings, **live)
@@ -227,6 +239,7 @@ class House:
         self._settings = self.api.settings = applied
         self.api.access, self.api.trouble = allowed, []
         self._broker.limits = _gate_limits(applied)
+        self.api.ledger.retention = _retention(applied)
         self.api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)
         log.info("settings_loaded")
@@ -254,6 +267,10 @@ def _gate_limits(settings: Settings) -> GateLimits:
         request_bytes=limits.request_bytes,
         deadline_s=limits.deadline_s,
     )
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(keep_days=settings.audit.keep_days, max_bytes=settings.audit.max_bytes)
 
 
 def _restart_policy(settings: Settings) -> restart.Policy:

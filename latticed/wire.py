@@ -77,8 +77,8 @@ class PluginView:
     id: str
     name: str
     type: str
-    version: str | None
-    publisher: str | None
+    version: str | None = None
+    publisher: str | None = None
     capabilities: list[str]
     artifact_sha256: str
     available: bool
@@ -97,7 +97,7 @@ class PluginView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedView:
-    """One bundle that is refused: `name` is its directory's name (escaped), `id` what it claims to be."""
+    """One bundle that is refused: `name` is its directory's name (escaped), the last three what it claims to be."""
 
     name: str
     code: str
@@ -105,6 +105,7 @@ class RejectedView:
     hint: str
     id: str | None = None
     version: str | None = None
+    publisher: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,14 @@ class GateLimits:
     deadline_s: float = 10.0
 
 
+@dataclass(slots=True)
+class Count:
+    """Host calls of one plugin since the daemon started: how many came, and how many of them ended in a denial."""
+
+    calls: int = 0
+    denied: int = 0
+
+
 class Broker:
     """Makes Gates: one per armed handle. `record` appends an audit event and returns once it is on record."""
 
@@ -52,6 +60,7 @@ class Broker:
         self.record = record
         self.clock = clock
         self.limits = gate_limits
+        self.counts: dict[str, Count] = {}
 
     def gate(self, caller: Caller, rights: Rights) -> Gate:
         return Gate(self, caller, rights)
@@ -67,6 +76,7 @@ class Gate:
         self._actor = str(Actor(kind="plugin", name=caller.plugin_id))
         self._bucket = limits.full(broker.limits.per_second, broker.limits.burst, broker.clock.monotonic_s())
         self._open = True
+        self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
     def regrant(self, granted: frozenset[str]) -> None:
         """From now on the operator grants exactly these; calls already allowed go on."""
@@ -83,6 +93,7 @@ class Gate:
         """
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+        self._count.calls += 1
         try:
             payload = _encode(params)
         except HostError as error:
@@ -135,6 +146,7 @@ class Gate:
 
     async def _denied(self, method: str, payload: bytes, error: HostError) -> HostError:
         """`error`, once it is on record."""
+        self._count.denied += 1
         await self._record(method, payload, error)
         return error
 

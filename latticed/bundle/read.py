@@ -115,7 +115,7 @@ class BundleDirectory:
     def _hash(self, fd: int, before: os.stat_result, buffer: memoryview, copy_to: int | None) -> tuple[str, int]:
         digest = hashlib.sha256()
         size = 0
-        while count := self._readv(fd, buffer, ARTIFACT):
+        while (size == 0 or size < before.st_size) and (count := self._readv(fd, buffer, ARTIFACT)):
             size += count
             if size > self._limits.artifact_bytes:
                 raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
@@ -128,7 +128,7 @@ class BundleDirectory:
     def _read_manifest(self, fd: int, before: os.stat_result) -> bytes:
         buffer = memoryview(_own_buffer())
         data = bytearray()
-        while count := self._readv(fd, buffer, MANIFEST):
+        while (not data or len(data) < before.st_size) and (count := self._readv(fd, buffer, MANIFEST)):
             data += buffer[:count]
             if len(data) > self._limits.manifest_bytes:
                 raise refusal.too_large(MANIFEST, self._limits.manifest_bytes, len(data))
@@ -136,12 +136,15 @@ class BundleDirectory:
         return bytes(data)
 
     def _readv(self, fd: int, buffer: memoryview, name: str) -> int:
-        if self._clock() > self._deadline:
-            raise refusal.too_slow(name, self._limits.deadline_s)
+        self._check_in_time(name)
         try:
             return os.readv(fd, [buffer])
         except OSError as error:
             raise refusal.unreadable(name, error) from error
+
+    def _check_in_time(self, name: str) -> None:
+        if self._clock() > self._deadline:
+            raise refusal.too_slow(name, self._limits.deadline_s)
 
     def _try_open(self, name: str) -> int | ReadRefused:
         """A descriptor of the regular file `name`, or why there is none."""
@@ -171,6 +174,8 @@ class BundleDirectory:
             raise refusal.foreign_owner(name, self._owners, found.st_uid)
 
     def _check_unchanged(self, fd: int, before: os.stat_result, size: int, name: str) -> None:
+        """Reading stops at the size the file had before; that it still has it, and its times, makes that its end."""
+        self._check_in_time(name)
         after = os.fstat(fd)
         if _moment(before) != _moment(after) or size != after.st_size:
             raise refusal.changed(name)

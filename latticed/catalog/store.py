@@ -90,6 +90,12 @@ class Store:
             )
         return verdict
 
+    def identities(self) -> list[str]:
+        """What is stored, whether it verifies or not."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(self._directory) if _IDENTITY.fullmatch(name))
+        return []
+
     def collect(self, in_use: Collection[str]) -> int:
         """Remove pairs that are not `in_use`, and what interrupted writes left; returns how many went."""
         wanted = frozenset(in_use)

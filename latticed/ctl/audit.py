@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import events, replies, views, when
+from latticed.ctl import event_table, replies, views, when
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.model.errors import Problem
@@ -80,7 +80,7 @@ def _query(session: Session) -> int:
     if not rows:
         session.screen.note("no such events")
         return Exit.OK
-    events.show(session.screen, (views.event(row) for row in rows))
+    event_table.show(session.screen, (views.event(row) for row in rows))
     if page.get("next"):
         session.screen.note(f"there are more: --after {page['next']}")
     return Exit.OK
@@ -95,15 +95,20 @@ def _export(session: Session) -> int:
 
 
 def _lines(session: Session) -> Iterator[dict[str, Any]]:
-    """Events in order, and each signed head right after the event it signs (trust.audit_chain)."""
+    """What retention left begins with its checkpoint; each signed head comes after its event (trust.audit_chain)."""
     client = session.client()
-    after = session.args.after
+    first = after = session.args.after
     while True:
         page = replies.mapping(
             client.get("audit", query={"after": after or None, "limit": _PAGE, "heads": "1"}), "page"
         )
         heads = replies.rows(page.get("heads") or [], "list of heads")
-        for event in replies.rows(page.get("events"), "list of events"):
+        events = replies.rows(page.get("events"), "list of events")
+        if after == first and page.get("checkpoint"):
+            yield {"checkpoint": page["checkpoint"]}
+        elif after != first and events and events[0].get("seq") != after + 1:
+            raise Problem("audit_removed", "retention removed events while they were exported", "export again")
+        for event in events:
             yield event
             yield from ({"head": head} for head in heads if head.get("seq") == event.get("seq"))
         following = page.get("next")
@@ -136,7 +141,7 @@ def _verify_file(session: Session) -> int:
     if reason:
         plain |= {"first_bad_seq": bad, "reason": reason}
     plain["head"] = {"seq": found.last_seq, "hash": found.last_hash}
-    return _report(session, {**plain, "signed_seq": found.signed_seq})
+    return _report(session, {**plain, "signed_seq": found.signed_seq, "removed_seq": found.removed_seq})
 
 
 def _read(path: Path) -> Iterator[Any]:
@@ -164,6 +169,8 @@ def _report(session: Session, plain: dict[str, Any]) -> int:
         head = replies.mapping(plain.get("head") or {}, "head")
         last = f"last event {head.get('seq')}, {str(head.get('hash') or '')[:16]}"
         session.screen.line(f"the chain holds: {plain.get('events')} events, {plain.get('heads')} signed heads, {last}")
+        if removed := plain.get("removed_seq"):
+            session.screen.line(f"it begins after event {removed}: retention removed what came before")
     else:
         session.screen.line(f"the chain is broken at event {plain.get('first_bad_seq')}: {plain.get('reason')}")
     return Exit.OK if ok else Exit.REFUSED

@@ -17,12 +17,15 @@ from latticed.ctl.plain_http import client as http
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
 CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
+QUIET_S: Final = 45.0
+LONG_S: Final = 600.0
 MAX_REPLY_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 256 << 10
+_LINE_BYTES: Final = 1 << 20
 _BACKLOG_PAUSE_S: Final = 0.01
 _SERVICE_UNAVAILABLE: Final = 503
 
@@ -103,6 +106,54 @@ class Client:
                 return plain
         return _json(_accepted(reply))
 
+    def metrics(self) -> str:
+        """`GET /metrics`, the one text there is."""
+        return _accepted(self._send("GET", "/metrics", None, "")).body.decode("utf-8", "replace")
+
+    def lines(
+        self,
+        *parts: str,
+        query: Mapping[str, str | int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Generator[bytes, None, None]:
+        """The lines of an answer that goes on, as they come, until the daemon ends it; close it when done.
+
+        Nothing at all for QUIET_S, though the daemon says every few seconds that it is there, is "unreachable".
+        """
+        connection = _UnixConnection(self.path, connect_s=self._connect_s, read_s=QUIET_S)
+        try:
+            target = _target(parts, query)
+            connection.request("GET", target, headers={"Accept": "text/event-stream", **(headers or {})})
+            response = connection.getresponse()
+            if response.status >= 400:
+                _accepted(Reply(status=response.status, body=_read(response, time.monotonic() + self._read_s)))
+            while line := response.readline(_LINE_BYTES):
+                yield line
+        except (http.HTTPException, OSError) as error:
+            raise self._lost(error, "GET") from error
+        finally:
+            connection.close()
+
+    def chunks(self, *parts: str) -> Generator[bytes, None, None]:
+        """The bytes of a long answer as they come, the whole of the length it announced or Problem("unreachable").
+
+        Making it may take the daemon minutes before the first byte: the wait for each chunk is LONG_S.
+        """
+        connection = _UnixConnection(self.path, connect_s=self._connect_s, read_s=LONG_S)
+        try:
+            connection.request("GET", _target(parts, None), headers={"Connection": "close"})
+            response = connection.getresponse()
+            if response.status >= 400:
+                _accepted(Reply(status=response.status, body=_read(response, time.monotonic() + self._read_s)))
+            while chunk := response.read(_CHUNK_BYTES):
+                yield chunk
+            if response.length != 0:  # cut short, or of no length at all
+                raise http.IncompleteRead(b"", response.length)
+        except (http.HTTPException, OSError) as error:
+            raise self._lost(error, "GET") from error
+        finally:
+            connection.close()
+
     def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> Reply:
         return _accepted(self._ask(method, parts, **how))
 
@@ -115,7 +166,9 @@ class Client:
         body: bytes | None = None,
         kind: str = "",
     ) -> Reply:
-        target = _target(parts, query)
+        return self._send(method, _target(parts, query), body, kind)
+
+    def _send(self, method: str, target: str, body: bytes | None, kind: str) -> Reply:
         try:
             return self._once(method, target, body, kind)
         except (http.HTTPException, ConnectionError) as error:

@@ -1,4 +1,4 @@
-"""latticectl completion: a script for bash or zsh that completes verbs and options."""
+"""latticectl completion: a script for bash, zsh or fish that completes verbs and options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl completion bash > /etc/bash_completion.d/latticectl",
     "latticectl completion zsh > ~/.zfunc/_latticectl",
+    "latticectl completion fish > ~/.config/fish/completions/latticectl.fish",
 )
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def run(session: Session) -> int:

@@ -10,6 +10,7 @@ from latticed.ctl.client import Refusal
 from latticed.ctl.exits import Exit
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Collection
 
     from latticed import wire
@@ -23,8 +24,9 @@ def change(session: Session, wanted: str, done: str, *, suffices: Collection[str
     args = session.args
     client = session.client()
     agreed = consent.given(args) if hasattr(args, "accept") else {}
+    asked = {"id": ask.known_id(args.id), "status": wanted, **agreed, **dry_run(args)}
     try:
-        plain = client.post("plugins", "lifecycle", body={"id": ask.known_id(args.id), "status": wanted, **agreed})
+        plain = client.post("plugins", "lifecycle", body=asked)
     except Refusal as refusal:
         if refusal.status != _CONFLICT or refusal.code != "invalid_transition":
             raise with_command(refusal, session) from refusal
@@ -37,10 +39,17 @@ def change(session: Session, wanted: str, done: str, *, suffices: Collection[str
     return report(session, plain, done)
 
 
+def dry_run(args: Namespace) -> dict[str, Any]:
+    """The field that makes the daemon tell what it would do, and do nothing."""
+    return {"dry_run": True} if getattr(args, "dry_run", False) else {}
+
+
 def report(session: Session, plain: Any, done: str) -> int:
     """Show the record after a change; 1 when an active plugin could not be armed."""
     view = views.plugin(plain)
     screen = session.screen
+    if dry_run(session.args) and not done.startswith("already"):
+        return _foretell(session, plain, done)
     if screen.json_wanted:
         screen.json(plain)
     else:
@@ -51,6 +60,19 @@ def report(session: Session, plain: Any, done: str) -> int:
         return Exit.FAILED
     if view.status in {"installed", "active"}:
         consent.remind(screen, view)
+    return Exit.OK
+
+
+def _foretell(session: Session, plain: Any, done: str) -> int:
+    """Show the record as it would be."""
+    view, screen = views.plugin(plain), session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+        return Exit.OK
+    screen.line(view.id, f"would be {done}" + (f": version {view.version}" if view.version else ""))
+    screen.line("granted:", ", ".join(view.granted) or "nothing")
+    screen.note("nothing was changed: this was a dry run")
+    consent.remind(screen, view, dry_run=True)
     return Exit.OK
 
 

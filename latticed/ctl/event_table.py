@@ -37,14 +37,14 @@ def show(screen: render.Screen, events: Iterable[wire.AuditRow]) -> None:
                 event.target,
                 render.word(event.decision),
                 event.code,
-                _reason(event),
+                reason(event),
             )
             for event in events
         ),
     )
 
 
-def _reason(event: wire.AuditRow) -> str:
+def reason(event: wire.AuditRow) -> str:
     """The reason, or the details when there is no reason."""
     if event.reason or not isinstance(event.detail, dict):
         return str(event.reason)

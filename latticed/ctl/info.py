@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, events, render, replies, views
+from latticed.ctl import ask, event_table, render, replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell
@@ -47,7 +47,7 @@ def run(session: Session) -> int:
     if denials:
         screen.line("")
         screen.line("last denials:")
-        events.show(screen, [views.event(row) for row in replies.rows(denials, "denials")])
+        event_table.show(screen, [views.event(row) for row in replies.rows(denials, "denials")])
     return Exit.OK
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from latticed.ctl.session import Session
 
 EXAMPLES: Final = examples(
+    "latticectl install acme.demo --dry-run",
     "latticectl install acme.demo",
     "latticectl install acme.fetch --accept http:egress --accept-host api.example.org:443",
 )

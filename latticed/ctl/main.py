@@ -37,6 +37,7 @@ class VerbModule(Protocol):
 
 
 _LOOK: Final = "Look"
+_WATCH: Final = "Watch and ask why"
 _DECIDE: Final = "Decide about a plugin"
 _DATA: Final = "Data and permissions"
 _RECORD: Final = "Trust and record"
@@ -50,7 +51,10 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "info": Verb(_LOOK, "everything about one plugin"),
         "rejected": Verb(_LOOK, "bundles that were refused, and why"),
         "health": Verb(_LOOK, "whether the daemon is well"),
-        "wait": Verb(_LOOK, "wait until a plugin is available, active, healthy or stopped"),
+        "explain": Verb(_WATCH, "why a plugin is as it is, and what to do"),
+        "events": Verb(_WATCH, "what happens, as it happens"),
+        "top": Verb(_WATCH, "what plugins are doing, live"),
+        "wait": Verb(_WATCH, "wait until a plugin is available, active, healthy or stopped"),
         "install": Verb(_DECIDE, "accept a verified plugin"),
         "activate": Verb(_DECIDE, "start an installed or disabled plugin"),
         "disable": Verb(_DECIDE, "stop a plugin and keep it stopped"),
@@ -59,20 +63,19 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
         "caps": Verb(_DATA, "capabilities: list, grant, trim"),
         "kv": Verb(_DATA, "stored values: get, set, list, delete"),
-        "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke"),
+        "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke, lift"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
+        "backup": Verb(_RECORD, "write the whole state to a file, for latticed --restore"),
         "verify": Verb(_AUTHOR, "judge bundles as the daemon would"),
         "sign": Verb(_AUTHOR, "sign bundles with a private key"),
         "key": Verb(_AUTHOR, "make and show signing keys"),
         "new": Verb(_AUTHOR, "write a new bundle to start from"),
         "version": Verb(_SELF, "the versions of latticectl and of the daemon"),
-        "completion": Verb(_SELF, "completion for bash or zsh"),
+        "completion": Verb(_SELF, "completion for bash, zsh or fish"),
     }
 )
 
-_LATER: Final = frozenset(
-    "rollback invoke explain logs events config secret plan task notify market pack index top backup".split()
-)
+_LATER: Final = frozenset("rollback invoke logs config secret plan task notify market pack index".split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

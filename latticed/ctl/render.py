@@ -73,6 +73,26 @@ class Screen(NamedTuple):
             shown = [_painted(part.value, part.tone, wanted=self.colour_out) + padding for part, padding in laid]
             self.out.write("  ".join(shown).rstrip() + "\n")
 
+    def json_line(self, value: Any) -> None:
+        """`value` as one line of ASCII JSON (NDJSON)."""
+        self.out.write(json.dumps(value, separators=(",", ":"), ensure_ascii=True) + "\n")
+
+    def fixed(self, cells: Sequence[str | table.Cell | None], widths: Sequence[int]) -> None:
+        """One line of a table whose rows come one by one: as wide as `widths` says, the last cell as it comes.
+
+        A cell that is too long pushes the rest of its line along; on a terminal the line is cut.
+        """
+        left, shown = self.width, []
+        for at, part in enumerate(map(table.cell, cells)):
+            if left is not None and left <= 0:
+                break
+            value = part.value if left is None else table.cut(part.value, left, self._mark())
+            used = max(table.width_of(value), widths[at] if at < len(widths) else 0) + 2
+            padding = " " * (used - table.width_of(value))
+            left = None if left is None else left - used
+            shown.append(_painted(value, part.tone, wanted=self.colour_out) + padding)
+        self.out.write("".join(shown).rstrip() + "\n")
+
     def fields(self, pairs: Iterable[tuple[str, str | table.Cell | None]]) -> None:
         """One `name  value` line each, names aligned, values never cut."""
         safe = [(name, table.cell(value)) for name, value in pairs]

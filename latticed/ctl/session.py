@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from latticed.ctl.client import Client
     from latticed.ctl.render import Screen
     from latticed.settings import Settings
+
+
+PACKAGED: Final = "/run/latticed/control.sock"
+"""Where the packaged unit listens."""
 
 
 class Session(NamedTuple):
@@ -33,7 +37,11 @@ class Session(NamedTuple):
         directory = self.environ.get("LATTICED_RUNTIME_DIR", "")
         if directory.startswith("/") and not getattr(self.args, "config", None):
             return os.path.join(directory, "control.sock")
-        return str(self.settings().control_socket)
+        settings = self.settings()
+        here = str(settings.control_socket)
+        if settings.origins["runtime_dir"] == "default" and not os.path.exists(here) and os.path.exists(PACKAGED):
+            return PACKAGED  # an ordinary user, whose own defaults are not those of the packaged daemon
+        return here
 
     def settings(self) -> Settings:
         """The settings the daemon would use here; Problem("settings_invalid") when they are bad."""

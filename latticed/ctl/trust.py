@@ -1,4 +1,7 @@
-"""latticectl trust: who may sign plugins. `show` asks the daemon, else reads the file; the rest edits the file."""
+"""latticectl trust: who may sign plugins.
+
+`show` asks the daemon, else reads the file; `lift` asks the daemon; the rest edits the file.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ EXAMPLES: Final = examples(
     "latticectl trust add acme KEY --ids 'acme.*' --max-risk write",
     "latticectl trust remove acme",
     "latticectl trust revoke --plugin acme.demo@1.2.0 --key KEY",
+    "latticectl trust lift --plugin acme.demo@1.2.0    # once it is out of the file",
 )
 
 _COLUMNS: Final = (
@@ -46,6 +50,11 @@ def arguments(parser: Parser) -> None:
     revoke.add_argument("--key", metavar="KEY", action="append", default=[])
     revoke.add_argument("--digest", metavar="SHA256", action="append", default=[])
     revoke.add_argument("--plugin", metavar="ID@VERSION", action="append", default=[], help="ID@* for all versions")
+    lift = actions.add_parser("lift", help="have the daemon forget a revocation that is no longer in the file")
+    one = lift.add_mutually_exclusive_group(required=True)
+    one.add_argument("--key", metavar="KEY")
+    one.add_argument("--digest", metavar="SHA256")
+    one.add_argument("--plugin", metavar="ID@VERSION", help="ID@* as it was revoked")
     for action in (show, add, remove, revoke):
         action.add_argument("--trust", metavar="FILE", help="this trust.json instead of the settings'")
 
@@ -58,6 +67,8 @@ def run(session: Session) -> int:
             return _edit(session, _removed)
         case "revoke":
             return _edit(session, _revoked)
+        case "lift":
+            return _lift(session)
         case _:
             return _show(session)
 
@@ -139,6 +150,28 @@ def _revoked(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
     if not named:
         raise Problem("usage", "expected something to revoke", "name it with --key, --digest or --plugin")
     return with_revocations(policy, more), f"revoked: {', '.join(named)}"
+
+
+def _lift(session: Session) -> int:
+    from latticed.trust import policy_fields
+
+    args = session.args
+    kind, given, read = next(
+        (kind, given, read)
+        for kind, given, read in (
+            ("key", args.key, policy_fields.revoked_key),
+            ("digest", args.digest, policy_fields.revoked_digest),
+            ("plugin", args.plugin, policy_fields.revoked_plugin),
+        )
+        if given is not None
+    )
+    value = _named(read, given, f"--{kind}")
+    plain = session.client().post("trust", "lift", body={"kind": kind, "value": value})
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+    else:
+        session.screen.line(f"lifted: {kind}", value)
+    return Exit.OK
 
 
 def _named(read: Any, given: str, option: str) -> str:

@@ -15,7 +15,7 @@ EXAMPLES: Final = examples(
     "latticectl info acme.demo              # shows the candidate and what it adds",
     "latticectl upgrade acme.demo",
     "latticectl upgrade acme.demo --accept kv:write",
-    "latticectl upgrade acme.demo --allow-downgrade",
+    "latticectl upgrade acme.demo --allow-downgrade --dry-run",
 )
 
 
@@ -28,7 +28,7 @@ def arguments(parser: Parser) -> None:
 def run(session: Session) -> int:
     args = session.args
     client = session.client()
-    body = consent.given(args)
+    body = {**consent.given(args), **decision.dry_run(args)}
     if args.accept_publisher:
         body["accept_publisher"] = args.accept_publisher
     try:

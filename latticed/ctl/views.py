@@ -22,7 +22,7 @@ def _record(kind: type[T], plain: Any, what: str) -> T:
 
 def plugin(plain: Any) -> wire.PluginView:
     """One PluginView with its nested records."""
-    found = {"version": None, "publisher": None, **replies.mapping(plain, "plugin")}
+    found = dict(replies.mapping(plain, "plugin"))
     runtime = dict(replies.mapping(found.get("runtime"), "runtime"))
     if runtime.get("last_error") is not None:
         runtime["last_error"] = _record(wire.ErrorInfo, runtime["last_error"], "last_error")

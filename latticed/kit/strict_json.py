@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_DEPTH: Final = 32
 MAX_INTEGER: Final = 2**53 - 1  # RFC 8259 section 6: integers that every implementation agrees on
@@ -35,13 +38,7 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = Fals
         raise InvalidJson(f"expected UTF-8, found byte 0x{data[error.start]:02x} at offset {error.start}") from error
     _check_depth(data, max_depth)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-            parse_float=_refuse_float if integers_only else float,
-            parse_int=_small_integer if integers_only else _integer,
-        )
+        value = (_OF_INTEGERS if integers_only else _OF_NUMBERS).decode(text)
     except json.JSONDecodeError as error:
         raise InvalidJson(f"{error.msg} at line {error.lineno} column {error.colno}") from error
     if _ESCAPED_SURROGATE.search(data):
@@ -50,6 +47,8 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = Fals
 
 
 def _check_depth(data: bytes, max_depth: int) -> None:
+    if data.count(b"{") + data.count(b"[") <= max_depth:  # nearly all there is; 20 µs less for each manifest
+        return
     depth = 0
     for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", data)):
         depth += 1 if bracket[0] in b"[{" else -1
@@ -92,3 +91,14 @@ def _check_surrogates(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidJson("expected Unicode text, found a lone surrogate") from error
+
+
+def _decoder(*, of_floats: Callable[[str], Any], of_integers: Callable[[str], int]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=of_floats, parse_int=of_integers
+    )
+
+
+# Made once: json.loads would make one for each text.
+_OF_INTEGERS: Final = _decoder(of_floats=_refuse_float, of_integers=_small_integer)
+_OF_NUMBERS: Final = _decoder(of_floats=float, of_integers=_integer)

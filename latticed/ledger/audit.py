@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
+from latticed.model import chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash")
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
+"""Of heads and of checkpoints."""
 MAX_PAGE: Final = 1_000
 
 _SELECT: Final = f"SELECT {', '.join(FIELDS)} FROM audit"  # noqa: S608 - constants
@@ -61,8 +63,10 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
 def export(conn: Reader) -> Iterator[dict[str, Any]]:
     """All events in order, and after the event it signs each head as `{"head": {...}}`: the lines of an export.
 
-    Heads of events that are gone come first (what retention left) or last (a tail was cut).
+    What retention left begins with `{"checkpoint": {...}}`. Heads of events that are gone come first or last.
     """
+    if (begins := checkpoint(conn)) is not None:
+        yield {"checkpoint": begins}
     heads = conn.execute(f"SELECT {', '.join(HEAD_FIELDS)} FROM heads ORDER BY seq, id")  # noqa: S608 - constants
     head = next(heads, None)
     for row in conn.execute(_SELECT + " ORDER BY seq"):
@@ -81,8 +85,21 @@ def heads(conn: Reader, first: int, last: int) -> list[dict[str, Any]]:
     return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
 
 
+def checkpoint(conn: Reader) -> dict[str, Any] | None:
+    """The signed statement of what retention removed; None while the chain is whole."""
+    statement = f"SELECT {', '.join(HEAD_FIELDS)} FROM checkpoints ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
+    row = conn.execute(statement).fetchone()
+    return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
+
+
+def size_after(conn: Reader, seq: int) -> int:
+    """Bytes of the canonical form of the events after `seq`; reads them all."""
+    found = conn.execute(_SELECT + " WHERE seq > ? ORDER BY seq", (seq,))
+    return sum(len(chain.canonical(_event(row))) for row in found)
+
+
 def last_seq(conn: Reader) -> int:
-    """The seq of the newest event, 0 before the first."""
+    """The seq of the newest event (retention never removes it), 0 before the first."""
     return int(conn.execute("SELECT coalesce(max(seq), 0) FROM audit").get)
 
 

@@ -7,7 +7,10 @@ import functools
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cryptography.exceptions import InvalidSignature
+
 from latticed.kit import clock
+from latticed.ledger import audit as rows
 from latticed.ledger import sanitise
 from latticed.ledger.sanitise import printable
 from latticed.model import chain
@@ -24,10 +27,14 @@ _REMEMBERED: Final = 80
 
 
 class Tip(NamedTuple):
-    """The last event: `GENESIS` and 0 before the first."""
+    """The last event: `GENESIS` and 0 before the first.
+
+    `size`: bytes of the canonical form of all events up to it, those that retention removed included.
+    """
 
     seq: int
     hash: str
+    size: int
 
 
 class Chain:
@@ -71,7 +78,7 @@ class Chain:
         )
         found = chain.digest(prev, body.encode("ascii"))
         self._waiting.append((seq, ts, actor, action, target, decision, code, reason, detail, prev, found))
-        self.tip = Tip(seq, found)
+        self.tip = Tip(seq, found, self.tip.size + len(body))
         return seq
 
     def flush(self) -> None:
@@ -95,11 +102,31 @@ class Chain:
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
         head = chain.Head(seq=self.tip.seq, hash=self.tip.hash, ts=ts, signature=signature)
         self._connection.execute(
-            "INSERT INTO heads (seq, hash, ts, signature) VALUES (?,?,?,?)", (head.seq, head.hash, ts, signature)
+            "INSERT INTO heads (seq, hash, ts, signature, size) VALUES (?,?,?,?,?)",
+            (head.seq, head.hash, ts, signature, self.tip.size),
         )
         self.signed_seq = head.seq
         self.head = head
         return head
+
+    def genuine(self, head: chain.Head) -> bool:
+        """Whether this host signed `head`."""
+        payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash)
+        try:
+            self._key.public_key().verify(base64.b64decode(head.signature, validate=True), payload)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def attest(self, head: chain.Head, *, size: int) -> chain.Checkpoint:
+        """Insert a signed checkpoint: what comes before and at `head` is being removed. It replaces earlier ones."""
+        payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash)
+        signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
+        self._connection.execute("DELETE FROM checkpoints")
+        self._connection.execute(
+            "INSERT INTO checkpoints VALUES (?,?,?,?,?)", (head.seq, head.hash, self._ts, signature, size)
+        )
+        return chain.Checkpoint(seq=head.seq, hash=head.hash, ts=self._ts, signature=signature)
 
 
 def _text(text: str, limit: int) -> tuple[str, str]:
@@ -130,4 +157,10 @@ def _remembered(text: str, limit: int) -> tuple[str, str]:
 
 def _last(connection: Connection) -> Tip:
     row = connection.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").get
-    return Tip(*row) if row else Tip(0, chain.GENESIS)
+    if row is None:
+        removed = connection.execute("SELECT seq, hash, size FROM checkpoints ORDER BY seq DESC LIMIT 1").get
+        return Tip(*removed) if removed else Tip(0, chain.GENESIS, 0)
+    seq, found = row
+    known = "SELECT seq, size FROM heads WHERE seq <= ? UNION ALL SELECT seq, size FROM checkpoints"
+    after, size = connection.execute(known + " ORDER BY 1 DESC, 2 DESC LIMIT 1", (seq,)).get or (0, 0)
+    return Tip(seq, found, size + rows.size_after(connection, after))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import apsw
 
-from latticed.ledger import migrations
+from latticed.ledger import damage, migrations
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ STORAGE_ERRORS: Final = (
 """What a healthy change may meet on a sick disk; SQLite may already have rolled the whole transaction back."""
 
 DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+DAMAGED: Final = (*DAMAGE, apsw.SQLError, apsw.IOError, apsw.MismatchError, UnicodeDecodeError)
+"""What reading a damaged database may meet: a table may be missing, a page unreadable."""
 
 
 class Reader(Protocol):
@@ -58,11 +61,13 @@ def damaged(detail: str) -> Problem:
 
 
 def open_writer(path: Path) -> Connection:
-    """The write connection: checked, migrated, in WAL mode.
+    """The write connection: checked (`damage.check` says how far), migrated, in WAL mode.
 
-    Problems: ledger_damaged, ledger_newer, state_unusable. The check (`quick_check`) reads the whole file: fine while
-    retention keeps it small.
+    Problems: ledger_damaged, ledger_newer, state_unusable. A file that is refused is left as it was found, WAL
+    included.
     """
+    if fault := damage.in_wal(path):
+        raise damaged(f"expected a sound database, found: {fault}")
     try:
         # Made here so that the mode does not depend on the umask; SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -72,12 +77,24 @@ def open_writer(path: Path) -> Connection:
     try:
         _prepare(connection)
     except BaseException as error:
-        connection.close()
+        _leave(connection)
         if isinstance(error, DAMAGE):
             raise damaged(f"expected a sound database, found: {error}") from error
         if isinstance(error, apsw.Error):
             raise _unusable(path, error) from error
         raise
+    return connection
+
+
+def open_witness(path: Path) -> Connection:
+    """A read-only connection to a database that nobody else has open, and that may be damaged.
+
+    Closing it leaves the WAL as it is: what is in there may be all there is.
+    """
+    connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.set_busy_timeout(BUSY_MS)
+    connection.pragma("trusted_schema", False)
     return connection
 
 
@@ -98,10 +115,17 @@ def _prepare(connection: Connection) -> None:
     connection.pragma("foreign_keys", True)
     connection.pragma("trusted_schema", False)
     connection.pragma("journal_size_limit", 64 << 20)
-    found = connection.pragma("quick_check", 1)
-    if found != "ok":
+    found = damage.check(connection)
+    if found:
         raise damaged(f"expected a sound database, found: {found}")
     migrations.migrate(connection)
+
+
+def _leave(connection: Connection) -> None:
+    """Close without the checkpoint that would write into the damage."""
+    with contextlib.suppress(apsw.Error):
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.close()
 
 
 def _unusable(path: Path, error: Exception) -> Problem:

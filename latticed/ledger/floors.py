@@ -1,4 +1,4 @@
-"""What must not be forgotten when the ledger is: versions, masks, revocations, signed by the host, outside SQLite.
+"""What must outlive the ledger, in a file outside SQLite that the host signs: versions, masks, pins, revocations.
 
 The ledger is no trust anchor: recovery and restore take the stricter of the ledger and this file (architecture,
 decision 3). A missing file is empty floors; a file that this host did not sign is a Problem, never silently ignored.
@@ -31,12 +31,27 @@ _HINT: Final = "keep a copy of it, then run: latticed --recover"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Whose bundle an id is: its publisher, whether it was signed, and the identity on record."""
+
+    publisher: str
+    signed: bool
+    identity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """`versions`: the highest version ever accepted by plugin id; `masked`: capabilities not granted, by plugin id."""
+    """By plugin id: the highest version ever accepted, the capabilities not granted, and whose it is."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     masked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    pins: Mapping[str, Pin] = field(default_factory=dict)
     revoked: Revocations = field(default_factory=Revocations)
+
+
+def present(directory: Path) -> bool:
+    """Whether there is a file at all: it is made with the host key, and never removed."""
+    return (directory / FILE).exists()
 
 
 def read(directory: Path, key: Ed25519PublicKey) -> Floors:
@@ -73,6 +88,7 @@ def _encode(floors: Floors) -> dict[str, Any]:
     return {
         "versions": dict(floors.versions),
         "masked": {plugin: sorted(masked) for plugin, masked in floors.masked.items()},
+        "pins": {plugin: [pin.publisher, pin.signed, pin.identity] for plugin, pin in floors.pins.items()},
         "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
     }
 
@@ -82,6 +98,10 @@ def _decode(found: dict[str, Any]) -> Floors:
     return Floors(
         versions=dict(found["versions"]),
         masked={plugin: frozenset(masked) for plugin, masked in found["masked"].items()},
+        pins={
+            plugin: Pin(publisher=publisher, signed=signed, identity=identity)
+            for plugin, (publisher, signed, identity) in found["pins"].items()
+        },
         revoked=Revocations(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
     )
 

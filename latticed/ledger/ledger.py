@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from latticed.ledger import floors, state
+from latticed.ledger import floors, state, upkeep
 from latticed.ledger.coalesce import EVERY_S, Denials
+from latticed.ledger.later import Later
 from latticed.ledger.reader import Readers
+from latticed.ledger.retention import KEEP_ALL
 from latticed.ledger.writer import Transaction, Writer
 from latticed.model.errors import Problem
 
@@ -36,19 +38,30 @@ class Ledger:
         self._entered = entered
         self._clock = clock
         self._denials = Denials()
+        self._later = Later(writer, clock)
         self._last_seq = 0
         self._signed_s = clock.monotonic_s()
         self.public_key = state.public_half(entered.key)
         """The host key's public half, base64 of 32 raw bytes."""
+        self.retention = KEEP_ALL
+        """How much of the audit chain is kept; may be changed at any time."""
+        self.trouble: Problem | None = None
+        """What a check while running found wrong with the file."""
 
-    async def write(self, change: Callable[[Transaction], T], *, durable: bool = False) -> T:
+    @property
+    def waiting(self) -> int:
+        """How many events of `record_later` are not recorded yet."""
+        return self._later.waiting
+
+    async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
 
         An exception of `change` undoes it alone and comes back as it is. `durable` adds an fsync: it survives a power
-        cut, not only kill -9. Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable
-        when the disk would not take it: then nothing of it happened.
+        cut, not only kill -9. `essential` is what stops something: on a full disk it is written from the reserve.
+        Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable when the disk would not
+        take it: then nothing of it happened.
         """
-        return await self._writer.submit(change, durable=durable)
+        return await self._writer.submit(change, durable=durable, essential=essential)
 
     def read(self, question: Callable[[Connection], T]) -> T:
         """The answer to a short point query, inline. Sees what is committed."""
@@ -70,6 +83,10 @@ class Ledger:
             event = kept
         return await self._append(event)
 
+    def record_later(self, event: audit.Event) -> None:
+        """Have `event`, which has already happened, recorded as soon as that can be; nothing waits for it."""
+        self._later.put(event)
+
     async def grown(self, seq: int) -> None:
         """Return once an event after `seq` is committed."""
         while self._writer.tip <= seq:
@@ -83,6 +100,14 @@ class Ledger:
     def read_floors(self) -> floors.Floors:
         """What the signed file outside SQLite holds; Problem floors_invalid when it is not ours."""
         return floors.read(self._entered.directory, self._entered.key.public_key())
+
+    async def snapshot(self, target: Path) -> None:
+        """Write a consistent copy of the database to `target`, which must not exist; nobody waits meanwhile."""
+        await upkeep.snapshot(self._entered.database, target)
+
+    async def remove_old(self, *, by_age: bool) -> int:
+        """Have retention look, by size and, when `by_age`, by age too; how many events it removed."""
+        return await upkeep.remove_old(self._writer, self.retention, self._clock, by_age=by_age)
 
     async def write_floors(self, kept: floors.Floors) -> None:
         """Replace the signed file, fsynced, off the loop; in order with the writes around it."""
@@ -100,6 +125,12 @@ class Ledger:
         self._last_seq = seq
         return seq
 
+    def _start(self) -> list[asyncio.Task[None]]:
+        work = {"upkeep": self._keep_up(), "later": self._later.run(), "retention": self._retain()}
+        if self._entered.partly_checked:
+            work["check"] = self._check_rest()
+        return [asyncio.create_task(one, name=f"ledger-{name}") for name, one in work.items()]
+
     async def _keep_up(self) -> None:
         """Write counted denials and sign heads as time passes."""
         while True:
@@ -110,6 +141,14 @@ class Ledger:
                 with contextlib.suppress(Problem):  # the disk is full or ill: those who write are told
                     await self.sign_head()
 
+    async def _retain(self) -> None:
+        """Remove what is too old or too much, for as long as the ledger is open."""
+        while True:
+            for look in range(upkeep.LOOKS_A_ROUND):
+                with contextlib.suppress(Problem):  # as above
+                    await self.remove_old(by_age=look == 0)
+                await asyncio.sleep(upkeep.LOOK_S)
+
     async def _record_owed(self, events: list[audit.Event]) -> None:
         for event in events:
             try:
@@ -117,7 +156,12 @@ class Ledger:
             except Problem:
                 self._denials.put_back(event)
 
+    async def _check_rest(self) -> None:
+        """Look at what opening a large file left out; what is found shows in health and at the next start."""
+        self.trouble = await upkeep.check_rest(self._entered.database)
+
     async def _finish(self) -> None:
+        await self._later.flush()
         await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
         with contextlib.suppress(Problem):
             await self.sign_head()
@@ -143,11 +187,11 @@ async def open_ledger(
         stack.push_async_callback(readers.close)
         ledger = Ledger(writer=writer, readers=readers, entered=entered, clock=clock)
         stack.push_async_callback(ledger._finish)  # noqa: SLF001 - the two halves of one thing
-        upkeep = asyncio.create_task(ledger._keep_up(), name="ledger-upkeep")  # noqa: SLF001
-        stack.push_async_callback(_cancelled, upkeep)
+        stack.push_async_callback(_cancelled, ledger._start())  # noqa: SLF001
         yield ledger
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

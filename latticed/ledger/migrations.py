@@ -40,7 +40,15 @@ CREATE TABLE revocations (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final = (_RECORDS_KV_AUDIT,)
+_RETENTION: Final = """
+ALTER TABLE heads ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE checkpoints (
+    seq INTEGER PRIMARY KEY, hash TEXT NOT NULL, ts TEXT NOT NULL, signature TEXT NOT NULL, size INTEGER NOT NULL
+) STRICT;
+"""
+"""`size`: bytes of the canonical form of all events up to `seq`, those that are gone included."""
+
+MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION)
 
 
 def version_of(connection: apsw.Connection) -> int:

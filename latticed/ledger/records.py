@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ledger.connection import damaged
+from latticed.ledger.connection import DAMAGED, damaged
 from latticed.model import lifecycle
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import Reader
@@ -75,6 +77,16 @@ def put(tx: Transaction, record: lifecycle.Record) -> None:
 def load_all(conn: Reader) -> tuple[lifecycle.Record, ...]:
     """All records by id, tombstones included; Problem ledger_damaged for a row that latticed did not write."""
     return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_ALL))
+
+
+def readable(conn: Reader) -> tuple[lifecycle.Record, ...]:
+    """Those records that can still be read of a damaged table, in no order."""
+    found: list[lifecycle.Record] = []
+    with contextlib.suppress(*DAMAGED):
+        for row in conn.execute(_ALL.removesuffix(" ORDER BY id")):  # without the index: less that can be damaged
+            with contextlib.suppress(Problem):
+                found.append(_record(dict(zip(_COLUMNS, row, strict=True))))
+    return tuple(found)
 
 
 def _record(row: dict[str, Any]) -> lifecycle.Record:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
+
+from latticed.ledger.connection import DAMAGED
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import Reader
@@ -36,6 +39,16 @@ def lift(tx: Transaction, kind: Kind, value: str) -> bool:
     """Forget one; False when it was not known. The caller audits it."""
     tx.execute("DELETE FROM revocations WHERE kind = ? AND value = ?", (kind, value))
     return tx.changes() > 0
+
+
+def readable(conn: Reader) -> Revocations:
+    """Those that can still be read of a damaged table."""
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    with contextlib.suppress(*DAMAGED):
+        for kind, value in conn.execute("SELECT kind, value FROM revocations"):
+            if kind in found and isinstance(value, str):
+                found[kind].add(value)
+    return Revocations(**{kind: frozenset(values) for kind, values in found.items()})
 
 
 def load(conn: Reader) -> Revocations:

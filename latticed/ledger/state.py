@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit import files
-from latticed.ledger import connection
+from latticed.ledger import connection, damage, floors
+from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class State:
     directory: Path
     writer: connection.Connection
     key: Ed25519PrivateKey
+    partly_checked: bool = False
 
     @property
     def database(self) -> Path:
@@ -40,11 +42,8 @@ class State:
 
 
 @contextlib.contextmanager
-def enter(directory: Path) -> Iterator[State]:
-    """Hold `directory` (made 0700 if missing) with its database open; blocking, so not for the event loop.
-
-    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
-    """
+def held(directory: Path) -> Iterator[None]:
+    """Hold `directory` (made 0700 if missing) and nothing in it. Problems: state_unusable, state_in_use."""
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,15 +52,39 @@ def enter(directory: Path) -> Iterator[State]:
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
+        yield
+
+
+@contextlib.contextmanager
+def enter(directory: Path) -> Iterator[State]:
+    """Hold `directory` with its database open; blocking, so not for the event loop.
+
+    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
+    """
+    with held(directory), contextlib.ExitStack() as stack:
         had_key = (directory / HOST_KEY).exists()
         had_database = _holds_bytes(directory / DATABASE)
         if had_key and not had_database:
             raise connection.damaged(f"expected {DATABASE} beside {HOST_KEY}, found none")
-        writer = connection.open_writer(directory / DATABASE)
+        if found := damage.noted(directory):
+            raise connection.damaged(f"expected a sound database, found earlier: {found}")
+        writer = _open_writer(directory)
         stack.callback(writer.close)
         if not had_key:
             _make_key(directory, writer)
-        yield State(directory=directory, writer=writer, key=_load_key(directory / HOST_KEY))
+        partly = damage.partial(writer)
+        yield State(directory=directory, writer=writer, key=load_key(directory), partly_checked=partly)
+
+
+def _open_writer(directory: Path) -> connection.Connection:
+    """The write connection; a full disk, where even the index of the WAL has no room, gets the reserve."""
+    try:
+        return connection.open_writer(directory / DATABASE)
+    except Problem as problem:
+        if problem.code != "state_unusable":
+            raise
+    Reserve(directory).give_up()
+    return connection.open_writer(directory / DATABASE)
 
 
 def public_half(key: Ed25519PrivateKey) -> str:
@@ -97,12 +120,21 @@ def _make_key(directory: Path, writer: connection.Connection) -> None:
     if events:
         raise connection.damaged(f"expected {HOST_KEY} beside a ledger with events, found none")
     try:
-        files.replace(directory / HOST_KEY, os.urandom(_SEED_BYTES), mode=0o600)
+        make_key(directory)
     except OSError as error:
         raise _unusable(directory, error) from error
+    # From now on a missing floors file means that somebody took it away (recovery and restore ask).
+    floors.write(directory, floors.Floors(), load_key(directory))
 
 
-def _load_key(path: Path) -> Ed25519PrivateKey:
+def make_key(directory: Path) -> None:
+    """Write a new host key; raises OSError."""
+    files.replace(directory / HOST_KEY, os.urandom(_SEED_BYTES), mode=0o600)
+
+
+def load_key(directory: Path) -> Ed25519PrivateKey:
+    """The host key kept in `directory`. Problems: state_unusable, ledger_damaged (it is no key)."""
+    path = directory / HOST_KEY
     try:
         with files.closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
             found = os.fstat(fd)

@@ -13,27 +13,27 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import apsw
-
 from latticed.ledger import state
 from latticed.ledger.chain import Chain
-from latticed.ledger.connection import STORAGE_ERRORS, Connection, unavailable
+from latticed.ledger.commit import Committer
+from latticed.ledger.reserve import Reserve
 from latticed.ledger.threads import joined
-from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import apsw
+
     from latticed.kit.clock import Clock
+    from latticed.ledger.connection import Connection
+    from latticed.model.audit import Event
     from latticed.model.chain import Head
 
 T = TypeVar("T")
 
 MAX_BATCH: Final = 4_096
-HEAD_EVERY: Final = 1_000
-"""Events after which a head is signed without being asked."""
 
 
 class Transaction:
@@ -59,12 +59,13 @@ class Transaction:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """One change, or one event to append (which needs no savepoint: it fails before it changes anything)."""
 
     change: Callable[[Transaction], Any] | Event
     future: asyncio.Future[Any]
     durable: bool
+    essential: bool = False
     result: Any = None
     error: BaseException | None = None
 
@@ -77,10 +78,9 @@ class Writer:
         self._clock = clock
         self._on_head = on_head
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._ready: asyncio.Future[state.State] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
-        self._synchronous = "normal"
         self._open = False
         self._waiting: list[asyncio.Future[None]] = []
         self.tip = 0
@@ -103,19 +103,26 @@ class Writer:
         self._waiting.append(waiter)
         await waiter
 
-    def submit(self, change: Callable[[Transaction], T], *, durable: bool = False) -> asyncio.Future[T]:
-        """Queue `change`; the future gets its result once committed (fsynced when `durable`), or its exception."""
-        return self._put(change, durable=durable)
+    def submit(
+        self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False
+    ) -> asyncio.Future[T]:
+        """Queue `change`; the future gets its result once committed (fsynced when `durable`), or its exception.
+
+        What is `essential` may be tried twice, on a full disk from the reserve: only rows and events, nothing else.
+        """
+        return self._put(change, durable=durable, essential=essential)
 
     def append(self, event: Event) -> asyncio.Future[int]:
         """Queue one event; the future gets its seq once committed."""
         return self._put(event, durable=False)
 
-    def _put(self, change: Callable[[Transaction], Any] | Event, *, durable: bool) -> asyncio.Future[Any]:
+    def _put(
+        self, change: Callable[[Transaction], Any] | Event, *, durable: bool, essential: bool = False
+    ) -> asyncio.Future[Any]:
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(_Job(change, future, durable))
+        self._queue.put(Job(change, future, durable, essential))
         return future
 
     async def stop(self) -> None:
@@ -131,28 +138,21 @@ class Writer:
             with state.enter(self._directory) as entered:
                 chain = Chain(entered.writer, key=entered.key, now=self._clock)
                 self._tell(_resolve, self._ready, entered, None)
-                self._serve(entered.writer, chain)
+                committer = Committer(entered.writer, Transaction(entered.writer, chain), Reserve(self._directory))
+                self._serve(committer, chain)
         except BaseException as error:  # noqa: BLE001 - the waiter gets it; nobody else looks at this thread
             self._tell(_resolve, self._ready, None, error)
 
-    def _serve(self, connection: Connection, chain: Chain) -> None:
-        transaction = Transaction(connection, chain)
+    def _serve(self, committer: Committer, chain: Chain) -> None:
         going = True
         while going:
-            batch: list[_Job] = []
+            batch: list[Job] = []
             going = self._take(batch)
-            if not batch:
-                continue
-            head = None
-            try:
-                head = self._commit(batch, connection, transaction)
-            except BaseException as error:  # noqa: BLE001 - a waiter must hear of it, and the thread must go on
-                for job in batch:
-                    job.error = unavailable(error)
-                    job.error.__cause__ = error
-            self._tell(self._deliver, batch, head, chain.tip.seq)
+            if batch:
+                head = committer.perform(batch)
+                self._tell(self._deliver, batch, head, chain.tip.seq)
 
-    def _take(self, batch: list[_Job]) -> bool:
+    def _take(self, batch: list[Job]) -> bool:
         """Fill `batch` with what is queued, waiting for the first; False when that was the last."""
         job = self._queue.get()
         while job is not None:
@@ -162,40 +162,7 @@ class Writer:
             job = self._queue.get()
         return False
 
-    def _commit(self, batch: list[_Job], connection: Connection, transaction: Transaction) -> Head | None:
-        """Perform `batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""
-        chain = transaction.chain
-        before, signed_before = chain.tip, chain.signed_seq
-        head_due = chain.tip.seq + len(batch) - chain.signed_seq >= HEAD_EVERY
-        try:
-            # A head goes into the journal, which may outlive a power cut: what it speaks of must be on disk first.
-            self._synchronise(connection, fully=head_due or any(job.durable for job in batch))
-            connection.execute("BEGIN IMMEDIATE")
-            chain.begin()
-            for job in batch:
-                if isinstance(job.change, Event):
-                    _append(job, job.change, chain)
-                else:
-                    _perform(job, job.change, connection, transaction)
-            chain.flush()
-            if head_due:
-                chain.sign()
-            connection.execute("COMMIT")
-        except BaseException:
-            chain.restore(before, signed_before)
-            if connection.in_transaction:
-                with contextlib.suppress(apsw.Error):
-                    connection.execute("ROLLBACK")
-            raise
-        return chain.head if chain.signed_seq != signed_before else None
-
-    def _synchronise(self, connection: Connection, *, fully: bool) -> None:
-        wanted = "full" if fully else "normal"
-        if wanted != self._synchronous:  # possible only outside a transaction
-            connection.execute(f"PRAGMA synchronous={wanted}")
-            self._synchronous = wanted
-
-    def _deliver(self, batch: list[_Job], head: Head | None, tip: int) -> None:
+    def _deliver(self, batch: list[Job], head: Head | None, tip: int) -> None:
         self.tip = tip
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -208,31 +175,6 @@ class Writer:
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(callback, *arguments)
-
-
-def _append(job: _Job, event: Event, chain: Chain) -> None:
-    try:
-        job.result = chain.append(event)
-    except Exception as error:  # noqa: BLE001 - a caller's wrong type is his alone
-        job.error = error
-
-
-def _perform(job: _Job, change: Callable[[Transaction], Any], connection: Connection, transaction: Transaction) -> None:
-    """Run one change; its own exception stays with it, the disk's fails the batch."""
-    chain = transaction.chain
-    chain.flush()
-    before, signed_before = chain.tip, chain.signed_seq
-    connection.execute("SAVEPOINT change")
-    try:
-        job.result = change(transaction)
-        chain.flush()
-    except STORAGE_ERRORS:
-        raise
-    except BaseException as error:  # noqa: BLE001 - handed to the one who asked for the change
-        job.error = error
-        connection.execute("ROLLBACK TO change")
-        chain.restore(before, signed_before)
-    connection.execute("RELEASE change")
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -39,14 +39,15 @@ NO_CONSENT = Consent()
 
 
 def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
-    """The record of a bundle that verified: nothing decided yet; a tombstone's floor lives on."""
+    """The record of a bundle that verified: nothing decided yet; a tombstone's floor and masks live on."""
     facts = facts_of(claim.verdict)
+    masked = tombstone.masked if tombstone else frozenset[str]()
     return Record(
         id=claim.verdict.manifest.id,
         status=Status.VERIFIED,
         facts=facts,
         source=claim.name,
-        masked=capability.host_risk(facts.capabilities),
+        masked=capability.host_risk(facts.capabilities) | masked,
         floor=tombstone.floor if tombstone else "",
         verified_at=now,
         created_at=tombstone.created_at if tombstone else now,
@@ -61,7 +62,7 @@ def follow(record: Record, claim: Claim, now: int) -> Record:
         if claim.verdict.identity != record.facts.identity or claim.name == record.source:
             return record
         return replace(record, source=claim.name, updated_at=now)
-    masked = capability.host_risk(facts.capabilities)
+    masked = _masked_at_first(record, facts)
     return replace(record, facts=facts, source=claim.name, masked=masked, verified_at=now, updated_at=now)
 
 
@@ -105,7 +106,7 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
     granted = frozenset(record.granted) if same_hand else frozenset[str]()
     masked = frozenset(facts.capabilities) - granted - consent.accept
     if not record.accepted:  # nothing had been granted yet: as at first sight
-        masked = capability.host_risk(facts.capabilities) - consent.accept
+        masked = _masked_at_first(record, facts) - consent.accept
     return replace(
         record,
         facts=facts,
@@ -171,6 +172,15 @@ def higher(floor: str, version: str) -> str:
     """The higher of two versions; without an order the newer decision counts."""
     order = semver_range.compare(floor, version)
     return floor if order is not None and order > 0 else version
+
+
+def _masked_at_first(record: Record, facts: Facts) -> frozenset[str]:
+    """What stays masked of a record that is not accepted: host risk, and what was masked beyond that before.
+
+    The latter is what an operator trimmed, or what recovery brought back.
+    """
+    beyond = record.masked - capability.host_risk(record.facts.capabilities)
+    return capability.host_risk(facts.capabilities) | beyond
 
 
 def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None:

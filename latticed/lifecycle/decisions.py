@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
@@ -43,11 +43,8 @@ class Decisions:
     async def change(self, actor: Actor, plugin_id: str, wanted: Status, consent: Consent = NO_CONSENT) -> Record:
         """Install, activate or disable; returns once it is armed, stopped or failed (10 s at most)."""
         async with self._one(actor, plugin_id) as record:
-            life, seen = self._life, self._life.sight(plugin_id)
-            outcome = advance.transition(record, wanted, seen, consent, life.rooms.clock.wall_us())
-            if isinstance(outcome, Record) and wanted is Status.ACTIVE:
-                outcome = advance.unmet(life.plugins[plugin_id].manifest.dependencies, life.records) or outcome
-            after = await self._accepted(actor, record, outcome, wanted)
+            seen = self._life.sight(plugin_id)
+            after = await self._accepted(actor, record, self._changed(record, wanted, consent), wanted)
             if wanted is Status.DISABLED:
                 return await self._disable(actor, record, after)
             await self._keep(actor, after, seen.winner)
@@ -58,13 +55,26 @@ class Decisions:
         """Swap to the candidate, or to the bundle of another publisher accepted by name."""
         async with self._one(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             claim = self._candidate(record, consent)
-            outcome = advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us())
-            after = await self._accepted(actor, record, outcome, "upgrade")
+            after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
             if after.accepted:
                 await self._keep(actor, after, claim)
             await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
             self._life.put(after)
         return await self._settled(after)
+
+    def foresee(self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: Consent = NO_CONSENT) -> Record:
+        """The record as `change` or `upgrade` would leave it, by the rules alone: nothing is stored or recorded.
+
+        Problem with what would refuse it. The bundle is not read again, so what the disk does next is not foreseen.
+        """
+        record = self._known(plugin_id, forgotten=wanted == "upgrade" and consent.publisher is not None)
+        if wanted == "upgrade":
+            outcome = self._upgraded(record, self._candidate(record, consent), consent)
+        else:
+            outcome = self._changed(record, wanted, consent)
+        if isinstance(outcome, Problem):
+            raise outcome
+        return outcome
 
     async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
         """Change what is granted; an armed plugin's Gate knows at once."""
@@ -117,7 +127,7 @@ class Decisions:
         life.rooms.supervisor.disarm(life.plugins[after.id])
         event = _status_event(actor, before, after)
         try:
-            await life.rooms.ledger.write(_writing(after, event, None), durable=True)
+            await life.rooms.ledger.write(_writing(after, event, None), durable=True, essential=True)
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
             life.saver.save(after.id, event)
@@ -130,11 +140,11 @@ class Decisions:
 
         A tombstone counts only where `forgotten` says so.
         """
-        record = self._life.records.get(plugin_id)
-        if record is None or (record.forgotten and not forgotten):
-            detail = f"there is no plugin {plugin_id[:130]!r}"
-            missing = Problem("not_found", detail, "latticectl list, or latticectl rejected")
-            raise await self._refused(actor, plugin_id, missing)
+        try:
+            self._known(plugin_id, forgotten=forgotten)
+        except Problem as missing:
+            await self._refused(actor, plugin_id, missing)
+            raise
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             self._life.busy.add(plugin_id)
             try:
@@ -144,6 +154,23 @@ class Decisions:
                 self._keeping.pop(plugin_id, None)
                 self._life.saver.wake()
                 self._life.follow(plugin_id)
+
+    def _known(self, plugin_id: str, *, forgotten: bool) -> Record:
+        record = self._life.records.get(plugin_id)
+        if record is None or (record.forgotten and not forgotten):
+            detail = f"there is no plugin {plugin_id[:130]!r}"
+            raise Problem("not_found", detail, "latticectl list, or latticectl rejected")
+        return record
+
+    def _changed(self, record: Record, wanted: Status, consent: Consent) -> Record | Problem:
+        life = self._life
+        outcome = advance.transition(record, wanted, life.sight(record.id), consent, life.rooms.clock.wall_us())
+        if isinstance(outcome, Record) and wanted is Status.ACTIVE:
+            return advance.unmet(life.plugins[record.id].manifest.dependencies, life.records) or outcome
+        return outcome
+
+    def _upgraded(self, record: Record, claim: Claim | None, consent: Consent) -> Record | Problem:
+        return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us())
 
     def _candidate(self, record: Record, consent: Consent) -> Claim | None:
         if consent.publisher is not None and consent.publisher != record.facts.publisher:

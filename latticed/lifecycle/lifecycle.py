@@ -244,7 +244,7 @@ class Lifecycle:
         """Verify one stored pair, and keep what is wrong with it."""
         verdict = await self.rooms.judge(record.facts.identity)
         match verdict:
-            case Refused(code=code, reason=reason):
-                self._stored[record.id] = LastError(code=code.value, message=reason)
+            case Refused(code=code, reason=reason, hint=hint):
+                self._stored[record.id] = LastError(code=code.value, message=reason, hint=hint)
             case Verified():
                 self._stored.pop(record.id, None)

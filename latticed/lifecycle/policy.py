@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MISSING = "policy_missing"
+UNREADABLE = "policy_unreadable"
 HINT = "see `latticectl trust`; until it is mended nothing new is trusted"
 
 
@@ -60,6 +61,8 @@ class PolicyKeeper:
             self.problem = None
         except Problem as problem:
             self.problem = problem
+            if problem.code == UNREADABLE:
+                self._seen = ()  # the disk may mend without the file looking any different
         return (self.own, self.problem is None) != before
 
     def _fingerprint(self) -> tuple[int, ...] | None:
@@ -76,7 +79,7 @@ class PolicyKeeper:
         except FileNotFoundError as error:
             raise Problem(MISSING, f"expected a trust policy at {self.file}, found no such file", HINT) from error
         except (OSError, ValueError) as error:
-            raise Problem("policy_unreadable", f"cannot read {self.file}: {error}", HINT) from error
+            raise Problem(UNREADABLE, f"cannot read {self.file}: {error}", HINT) from error
         if fault is not None:
             raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT)
         return trust.decode(data)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import logs
 from latticed.ledger import revocations as rows
-from latticed.ledger.floors import Floors
+from latticed.ledger.floors import Floors, Pin
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust.policy import Revoked
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Connection, Ledger, Transaction
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.model.audit import Actor
-    from latticed.model.lifecycle import Record
+    from latticed.model.lifecycle import Facts, Record
 
 log = logs.get_logger()
 
@@ -60,7 +60,7 @@ class Revocations:
                     )
 
         try:
-            await self._ledger.write(change, durable=True)
+            await self._ledger.write(change, durable=True, essential=True)
         except Problem as problem:
             log.error("revocations_not_recorded", code=problem.code)
             return False
@@ -87,16 +87,27 @@ class Revocations:
             raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")
         self._policy.remember(self._ledger.read(remembered))
 
-    async def write_floors(self, records: Iterable[Record]) -> None:
-        """Mirror floors, masks and revocations outside the ledger; a failure is logged and mended by the next write."""
-        kept = list(records)
+    async def write_floors(self, records: Iterable[Record]) -> bool:
+        """Mirror floors, masks, pins and revocations outside the ledger; False, and logged, when it cannot be."""
         revoked = self._policy.current.revoked
-        floors = Floors(
-            versions={record.id: record.floor for record in kept if record.floor},
-            masked={record.id: record.masked for record in kept if record.accepted},
-            revoked=rows.Revocations(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
-        )
         try:
-            await self._ledger.write_floors(floors)
+            await self._ledger.write_floors(floors_of(records, revoked))
         except Problem as problem:
             log.error("floors_not_written", code=problem.code)
+            return False
+        return True
+
+
+def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
+    """What of `records` must outlive the ledger; of tombstones too."""
+    kept = list(records)
+    return Floors(
+        versions={record.id: record.floor for record in kept if record.floor},
+        masked={record.id: record.masked for record in kept if record.masked},
+        pins={record.id: _pin(record.facts) for record in kept},
+        revoked=rows.Revocations(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
+    )
+
+
+def _pin(facts: Facts) -> Pin:
+    return Pin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity)

@@ -51,6 +51,7 @@ class Saver:
         self._unsaved: set[str] = set()
         self._owed: list[Event] = []
         self._untidy = False
+        self._closed = False
         self._saving: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
         self.refused = 0
@@ -99,11 +100,14 @@ class Saver:
             if not written:  # cancelled, too: nobody knows whether it was, and twice is better than never
                 self._unsaved |= ids
                 self._owed[:0] = owed
+                if not self._closed:  # the saver may have found nothing to do while they were being offered
+                    self.wake()
         self.refused = 0 if written else len(pending)
         return written
 
     async def close(self) -> None:
         """Try a last time."""
+        self._closed = True
         running = [task for task in (self._saving, self._tidying) if task is not None and not task.done()]
         for task in running:
             task.cancel()
@@ -121,10 +125,16 @@ class Saver:
         while self._untidy:
             await asyncio.sleep(TIDY_S)
             await self._put_in_order()
+            if self._untidy:
+                await asyncio.sleep(AGAIN_S)
 
     async def _put_in_order(self) -> None:
         self._untidy = False
         records = self._records()
         in_use = {record.facts.identity for record in records if record.accepted}
-        await asyncio.to_thread(self._store.collect, in_use.union(self._keeping()))
-        await self._revocations.write_floors(records)
+        try:
+            await asyncio.to_thread(self._store.collect, in_use.union(self._keeping()))
+        except OSError as error:
+            log.error("store_not_tidied", error=error.strerror or str(error))
+            self._untidy = True
+        self._untidy = not await self._revocations.write_floors(records) or self._untidy

@@ -57,8 +57,8 @@ def fault_at(source: str, found: Mapping[str, Verdict], refused: Mapping[str, Re
     """Why the bundle that a record came from does not verify any more."""
     verdict = refused.get(source) or found.get(source)
     match verdict:
-        case Refused(code=code, reason=reason):
-            return LastError(code=code.value, message=reason)
+        case Refused(code=code, reason=reason, hint=hint):
+            return LastError(code=code.value, message=reason, hint=hint)
         case Verified(manifest=manifest):
             moved = f"expected the recorded id in this bundle, found {manifest.id}"
             return LastError(code=Code.MANIFEST_MISSING.value, message=moved)

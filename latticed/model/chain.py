@@ -17,6 +17,7 @@ GENESIS: Final = "0" * 64
 """The `prev` of the first event."""
 
 HEAD_DOMAIN: Final = b"LATTICED-AUDIT-HEAD-V1\n"
+CHECKPOINT_DOMAIN: Final = b"LATTICED-AUDIT-CHECKPOINT-V1\n"
 
 encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 """A JSON value as sorted, compact, ASCII-escaped text. Made once: json.dumps makes a new encoder at every call."""
@@ -57,3 +58,21 @@ class Head:
 def head_payload(*, seq: int, ts: str, event_hash: str) -> bytes:
     """The bytes that a head's signature is over."""
     return HEAD_DOMAIN + encode({"seq": seq, "ts": ts, "hash": event_hash}).encode("ascii")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A signed statement of the host: at `ts` its retention removed the events up to `seq`, whose hash was `hash`.
+
+    Only this licenses a chain that begins after event 1; a head, whose signature is over other bytes, does not.
+    """
+
+    seq: int
+    hash: str
+    ts: str
+    signature: str
+
+
+def checkpoint_payload(*, seq: int, ts: str, event_hash: str) -> bytes:
+    """The bytes that a checkpoint's signature is over."""
+    return CHECKPOINT_DOMAIN + encode({"seq": seq, "ts": ts, "hash": event_hash}).encode("ascii")

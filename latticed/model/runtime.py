@@ -21,8 +21,11 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastError:
+    """What went wrong last; `hint` says what to do, when that is known."""
+
     code: str
     message: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
+from aiohttp import web
 
+from latticed import wire
 from latticed.kit import strict_json
 from latticed.ledger.kv import Quota
 from latticed.model.errors import Problem
@@ -16,12 +18,11 @@ from latticed.rpc.doorman import Connection
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aiohttp import web
-
     from latticed.catalog.catalog import Catalog
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
+    from latticed.lifecycle.backup import Backups
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.revocations import Revocations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 BODY_S: Final = 5.0
 
 T = TypeVar("T")
+Q = TypeVar("Q", bound="Query")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,12 +48,14 @@ class Api:
     ledger: Ledger
     policy: PolicyKeeper
     revocations: Revocations
+    backups: Backups
     clock: Clock
     settings: Settings
     access: Access
     runners: Mapping[str, Runner]
     version: str
     started_at: int
+    started_s: float
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -69,12 +73,17 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A request's JSON object; unknown fields are `bad_request`."""
 
 
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's query parameters, each given once at most. This one takes none; a route names its own kind."""
+
+
 class Ask:
     """One request of a peer: its scopes, its parameters, its body, read once and strictly."""
 
     def __init__(self, api: Api, request: web.Request) -> None:
         self.api = api
         self.request = request
+        self._asked: Query | None = None
 
     @property
     def peer(self) -> Peer:
@@ -103,22 +112,36 @@ class Ask:
         """A piece of the path."""
         return self.request.match_info[name]
 
-    def query(self, **known: str) -> dict[str, str]:
-        """The query's parameters; `known` are their defaults, anything else is `bad_request`."""
+    def take_query(self, kind: type[Query]) -> None:
+        """Read the query as the `kind` that the route declares; anything else in it is `bad_request`."""
         given = self.request.query
+        known = kind.__struct_fields__
         for name in given:
             if name not in known or len(given.getall(name)) != 1:
                 expected = ", ".join(known) or "none"
                 raise Problem("bad_request", f"expected query parameters {expected}, each once, found {name[:80]!r}")
-        return {**known, **given}
+        try:
+            self._asked = msgspec.convert(dict(given), kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise Problem("bad_request", f"the query: {error}") from error
+
+    def query(self, kind: type[Q]) -> Q:
+        """The query's parameters, of the kind that the handler's route declares."""
+        if not isinstance(self._asked, kind):
+            raise TypeError(f"expected a route that declares {kind.__name__}, found {type(self._asked).__name__}")
+        return self._asked
 
     async def raw(self) -> bytes:
-        """The body; a peer that stalls is not waited for."""
+        """The body; a peer that stalls is not waited for, nor one that announces too much."""
+        if (self.request.content_length or 0) > wire.MAX_BODY_BYTES:
+            raise Problem("too_large", f"expected a body of at most {wire.MAX_BODY_BYTES} bytes")
         try:
             async with asyncio.timeout(BODY_S):
                 return await self.request.read()
         except TimeoutError as error:
             raise Problem("request_timeout", f"expected the whole body within {BODY_S:g} s") from error
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise Problem("bad_request", "expected the whole body, found its end before") from error
 
     async def body(self, kind: type[T]) -> T:
         """The body as a strict JSON object of `kind`."""

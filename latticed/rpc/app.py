@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -37,6 +38,7 @@ def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.St
         ask = Ask(api, request)
         try:
             ask.need(route.scope)
+            ask.take_query(route.form.query)
             answer = await route.handle(ask)
         except Problem as problem:
             if problem.code == "access_denied":
@@ -77,9 +79,18 @@ async def _outermost(
         answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
     finally:
         connection.answered()
-    if connection.leaving or (request.body_exists and not request.content.at_eof()):
-        answer.force_close()  # what is left of this body must not be read as the next request
+    if connection.last or answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _out_of_step(request):
+        answer.force_close()
     return answer
+
+
+def _out_of_step(request: web.Request) -> bool:
+    """Whether what follows on this connection could not be told from what is left of this request.
+
+    That is an unread body, and anything after a request to switch protocols: the parser keeps it to itself.
+    """
+    unread = request.body_exists and not request.content.at_eof()
+    return unread or request.method == "CONNECT" or "Upgrade" in request.headers
 
 
 def _json(answer: Any) -> web.Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
@@ -43,6 +44,7 @@ class Connection(RequestHandler):
             lingering_time=1.0,
             max_line_size=HEADER_BYTES,
             max_field_size=HEADER_BYTES,
+            auto_decompress=False,  # nobody compresses on a unix socket, but for bombs
         )
         self._doorman = doorman
         self.peer: peers.Peer | None = None
@@ -51,6 +53,7 @@ class Connection(RequestHandler):
         self.streaming = False
         self.begun = False
         self.leaving = False
+        self._ended = False
         self.since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -71,6 +74,27 @@ class Connection(RequestHandler):
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self._doorman.now()
         super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
+        """It will ask no more: what it asked is still answered, unless it is gone altogether."""
+        self._ended = True
+        asked = bool(self._messages) or self._waiter is None  # aiohttp waits for nothing while it answers
+        return asked and not _hung_up(self.wire)
+
+    @property
+    def last(self) -> bool:
+        """Whether the answer that it gets now is its last."""
+        return self.leaving or (self._ended and not self._messages)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What aiohttp refuses before any handler (an unknown Expect) leaves in our form too."""
+        fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
+        finished = await super().finish_response(request, fitting, start_time)
+        if self.last:
+            self.close()
+        return finished
 
     def complete(self) -> None:
         """Its request is here; from now on an answer is owed to it."""
@@ -101,11 +125,21 @@ class Connection(RequestHandler):
         return answer
 
 
-class Doorman:
-    """All connections of the control socket."""
+def _hung_up(transport: asyncio.Transport | None) -> bool:
+    """Whether the peer has closed both ways; one that only stopped writing still reads (poll(2), POLLHUP)."""
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
-    def __init__(self, clock: Clock) -> None:
+
+class Doorman:
+    """All connections of the control socket; `most` at once, so that descriptors are left for everything else."""
+
+    def __init__(self, clock: Clock, *, most: int) -> None:
         self._clock = clock
+        self._most = most
         self._by_uid: dict[int, dict[Connection, None]] = {}
         self._draining: asyncio.Event | None = None
         self.cut = 0
@@ -114,11 +148,13 @@ class Doorman:
         return self._clock.monotonic_s()
 
     def enter(self, connection: Connection, uid: int) -> None:
-        """Take in a new connection of `uid`, at the expense of its oldest idle one when there are too many."""
+        """Take in a new connection of `uid`; the oldest idle one of whoever has too many makes room for it."""
         connection.since_s = self.now()
         mine = self._by_uid.setdefault(uid, {})
-        if len(mine) >= PER_UID:
-            idle = (c for c in mine if not c.answering)
+        full = sum(map(len, self._by_uid.values())) >= self._most
+        if full or len(mine) >= PER_UID:
+            crowd = mine if len(mine) >= PER_UID else max(self._by_uid.values(), key=len)
+            idle = (c for c in crowd if not c.answering)
             victim = min(idle, key=lambda c: c.since_s, default=connection)
             self._cut(victim)
             if victim is connection:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from aiohttp import web
+from msgspec import Meta
 
 from latticed.ledger import audit as rows
 from latticed.model.errors import Problem
 from latticed.rpc.access import Scope
-from latticed.rpc.api import integer
+from latticed.rpc.api import Query, integer
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
@@ -32,24 +33,36 @@ SCOPE_OF: Final = {"plugin": Scope.READ, "host": Scope.READ, "trust": Scope.READ
 HOST_CALL: Final = "host.call"
 
 
+class Wanted(Query, frozen=True):
+    """Events after the seq `since`; host calls only on request."""
+
+    since: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    host_calls: Literal["0", "1"] = "0"
+
+
 async def stream(ask: Ask) -> web.StreamResponse:
-    """Events after a seq (`since`, else Last-Event-ID, else from now on); host calls only with `host_calls=1`."""
-    asked = ask.query(since="", host_calls="0")
-    given = asked["since"] or ask.request.headers.get("Last-Event-ID", "")
-    seq = integer(given, "since", low=0, high=2**53) if given else ask.api.ledger.read(rows.last_seq)
+    """Events after a seq (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
+    asked = ask.query(Wanted)
+    seq = _start(ask, asked)
     connection = cast("Connection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer event streams of one user at once", "close some of them")
     answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await answer.prepare(ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone or does not read
-        await _follow(ask, answer, seq, host_calls=asked["host_calls"] == "1")
+        await _follow(ask, answer, seq, host_calls=asked.host_calls == "1")
     answer.force_close()
     return answer
 
 
+def _start(ask: Ask, asked: Wanted) -> int:
+    if given := ask.request.headers.get("Last-Event-ID"):  # a browser that comes back repeats its `since`, too
+        return integer(given, "Last-Event-ID", low=0, high=2**53)
+    return ask.api.ledger.read(rows.last_seq) if asked.since is None else asked.since
+
+
 async def _follow(ask: Ask, answer: web.StreamResponse, seq: int, *, host_calls: bool) -> None:
-    ledger, closing = ask.api.ledger, ask.api.closing
+    ledger, closing, told = ask.api.ledger, ask.api.closing, -1
     await _write(answer, b": latticed events\n\n")
     while not closing.is_set():
         after = seq
@@ -59,7 +72,11 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seq: int, *, host_calls:
             await _write(answer, chunk)
         if events:
             seq = events[-1]["seq"]
-        elif not await _grown(ask, seq):
+            continue
+        if seq != told:  # an id alone is no event; it tells how far this is, past what was not shown
+            await _write(answer, f": up to date\nid: {seq}\n\n".encode("ascii"))
+            told = seq
+        if not await _grown(ask, seq):
             await _write(answer, b": still here\n\n")
 
 

@@ -10,19 +10,27 @@ from latticed.host.kv import key_fault
 from latticed.ledger import kv as rows
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
+from latticed.rpc.api import Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.ledger import Transaction
+    from latticed.rpc.answers import KeyPage, ValueDeleted, ValueSet
     from latticed.rpc.api import Ask
 
 PAGE = 1_000
 
 
+class Span(Query, frozen=True):
+    """Which keys: those that begin with `prefix` and sort after `after`."""
+
+    prefix: str = ""
+    after: str = ""
+
+
 async def get(ask: Ask) -> web.Response:
     """The bytes of one value."""
-    ask.query()
     bucket, key = _place(ask)
     value = ask.api.ledger.read(lambda db: rows.get(db, bucket, key))
     if value is None:
@@ -30,7 +38,7 @@ async def get(ask: Ask) -> web.Response:
     return web.Response(body=value, content_type="application/octet-stream")
 
 
-async def put(ask: Ask) -> dict[str, Any]:
+async def put(ask: Ask) -> ValueSet:
     """Set one value."""
     bucket, key = _place(ask)
     value = await ask.raw()
@@ -39,7 +47,7 @@ async def put(ask: Ask) -> dict[str, Any]:
     return {"bucket": bucket, "key": key, "bytes": len(value)}
 
 
-async def delete(ask: Ask) -> dict[str, Any]:
+async def delete(ask: Ask) -> ValueDeleted:
     """Take one key out."""
     bucket, key = _place(ask)
     if not await _change(ask, "kv.delete", lambda tx: rows.delete(tx, bucket, key)):
@@ -47,11 +55,11 @@ async def delete(ask: Ask) -> dict[str, Any]:
     return {"bucket": bucket, "key": key, "deleted": True}
 
 
-async def keys(ask: Ask) -> dict[str, Any]:
+async def keys(ask: Ask) -> KeyPage:
     """The keys of a bucket, by pages."""
-    asked = ask.query(prefix="", after="")
+    asked = ask.query(Span)
     bucket = _bucket(ask)
-    found = ask.api.ledger.read(lambda db: rows.keys(db, bucket, asked["prefix"], asked["after"], PAGE + 1))
+    found = ask.api.ledger.read(lambda db: rows.keys(db, bucket, asked.prefix, asked.after, PAGE + 1))
     return {"keys": found[:PAGE], "next": found[PAGE - 1] if len(found) > PAGE else None}
 
 

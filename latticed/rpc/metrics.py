@@ -21,7 +21,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 async def metrics(ask: Ask) -> web.Response:
     """Everything that is counted, at once."""
-    ask.query()
     body = "".join(_lines(ask.api)).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -37,6 +36,10 @@ def _lines(api: Api) -> Iterator[str]:
     yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", api.supervisor.counts()))
     yield from _family("latticed_restarts", "gauge", "restarts since a plugin was armed", _restarts(api))
     yield from _family("latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", refused))
+    counts = api.supervisor.calls()
+    made, denied = {i: one.calls for i, one in counts.items()}, {i: one.denied for i, one in counts.items()}
+    yield from _family("latticed_host_calls_total", "counter", "host calls", _labelled("plugin", made))
+    yield from _family("latticed_host_calls_denied_total", "counter", "host calls denied", _labelled("plugin", denied))
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
     yield from _family("latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.saver.refused})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
@@ -22,18 +22,24 @@ SHOWN_DENIALS = 10
 
 
 class Decision(Body, frozen=True):
+    """With `dry_run`, the answer is the plugin as it would become, and nothing changes or is audited."""
+
     id: str
-    status: str
+    status: Literal["installed", "active", "disabled"]
     accept: tuple[str, ...] = ()
     accept_hosts: tuple[str, ...] = ()
     allow_downgrade: bool = False
+    dry_run: bool = False
 
 
 class Upgrade(Body, frozen=True):
+    """`dry_run` as in `Decision`."""
+
     accept: tuple[str, ...] = ()
     accept_hosts: tuple[str, ...] = ()
     allow_downgrade: bool = False
     accept_publisher: str | None = None
+    dry_run: bool = False
 
 
 class Nothing(Body, frozen=True):
@@ -54,20 +60,19 @@ class Grants(Body, frozen=True):
 
 async def listing(ask: Ask) -> list[dict[str, Any]]:
     """Every plugin on record, sorted by id."""
-    ask.query()
     return [views.plugin(ask.api, record) for record in ask.api.lifecycle.known()]
 
 
 async def decide(ask: Ask) -> dict[str, Any]:
     """Install, activate or disable."""
     body = await ask.body(Decision)
-    known = {status.value for status in (Status.INSTALLED, Status.ACTIVE, Status.DISABLED)}
-    if body.status not in known:
-        raise Problem("bad_request", f"status: expected one of {', '.join(sorted(known))}, found {body.status[:40]!r}")
     consent = Consent(accept=frozenset(body.accept), hosts=body.accept_hosts, allow_downgrade=body.allow_downgrade)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
-    record = await ask.api.lifecycle.decide.change(ask.actor, body.id, Status(body.status), consent)
+    decide, wanted = ask.api.lifecycle.decide, Status(body.status)
+    if body.dry_run:
+        return views.plugin(ask.api, decide.foresee(body.id, wanted, consent))
+    record = await decide.change(ask.actor, body.id, wanted, consent)
     return views.plugin(ask.api, record)
 
 
@@ -82,7 +87,10 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
     )
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
-    record = await ask.api.lifecycle.decide.upgrade(ask.actor, ask.part("id"), consent)
+    decide = ask.api.lifecycle.decide
+    if body.dry_run:
+        return views.plugin(ask.api, decide.foresee(ask.part("id"), "upgrade", consent))
+    record = await decide.upgrade(ask.actor, ask.part("id"), consent)
     return views.plugin(ask.api, record)
 
 
@@ -102,7 +110,6 @@ async def forget(ask: Ask) -> dict[str, Any]:
 
 async def show(ask: Ask) -> dict[str, Any]:
     """One plugin with its verdict, grants and last denials."""
-    ask.query()
     record = _record(ask)
     trouble = ask.api.lifecycle.sight(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
@@ -115,6 +122,7 @@ async def show(ask: Ask) -> dict[str, Any]:
             "ok": trouble is None,
             "code": trouble.code if trouble else None,
             "reason": trouble.message if trouble else None,
+            "hint": (trouble.hint or None) if trouble else None,
         },
         "grants": views.grants(record),
         "denials": denials,
@@ -123,7 +131,6 @@ async def show(ask: Ask) -> dict[str, Any]:
 
 async def rejected(ask: Ask) -> list[dict[str, Any]]:
     """Every bundle on disk that may not run."""
-    ask.query()
     found = ask.api.lifecycle.rejected()
     return [views.rejected(name.partition("/")[2], found[name]) for name in sorted(found)]
 
@@ -138,7 +145,6 @@ async def verify(ask: Ask) -> dict[str, Any]:
 
 async def grants(ask: Ask) -> dict[str, Any]:
     """What a plugin declares and may use."""
-    ask.query()
     return views.grants(_record(ask))
 
 

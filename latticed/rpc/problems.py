@@ -29,6 +29,8 @@ STATUS_OF: Final = {
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.CONFLICT,
+    "backup_running": HTTPStatus.CONFLICT,
+    "ledger_damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_streams": HTTPStatus.TOO_MANY_REQUESTS,
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.rpc import audit, events, kv, metrics, plugins, status
+from latticed.rpc import audit, backup, events, forms, kv, metrics, plugins, status
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.rpc.api import Ask
+    from latticed.rpc.forms import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +23,40 @@ class Route:
     path: str
     scope: Scope
     handle: Callable[[Ask], Awaitable[Any]]
+    form: Form
+
+
+async def describe(ask: Ask) -> dict[str, Any]:
+    """This description of the API."""
+    from latticed.rpc import openapi  # its cost is for those who ask
+
+    return openapi.document(ROUTES, ask.api.version)
 
 
 ROUTES: Final = (
-    Route("GET", "/api/health", Scope.NONE, status.health),
-    Route("GET", "/api/status", Scope.READ, status.status),
-    Route("GET", "/api/plugins", Scope.READ, plugins.listing),
-    Route("GET", "/api/plugins/lifecycle", Scope.OPERATE, plugins.listing),
-    Route("POST", "/api/plugins/lifecycle", Scope.OPERATE, plugins.decide),
-    Route("GET", "/api/plugins/rejected", Scope.READ, plugins.rejected),
-    Route("POST", "/api/plugins/verify", Scope.OPERATE, plugins.verify),
-    Route("GET", "/api/plugins/by-id/{id}", Scope.READ, plugins.show),
-    Route("POST", "/api/plugins/by-id/{id}/upgrade", Scope.OPERATE, plugins.upgrade),
-    Route("POST", "/api/plugins/by-id/{id}/restart", Scope.OPERATE, plugins.restart),
-    Route("POST", "/api/plugins/by-id/{id}/forget", Scope.OPERATE, plugins.forget),
-    Route("GET", "/api/plugins/by-id/{id}/grants", Scope.READ, plugins.grants),
-    Route("PUT", "/api/plugins/by-id/{id}/grants", Scope.OPERATE, plugins.regrant),
-    Route("GET", "/api/audit", Scope.OPERATE, audit.query),
-    Route("GET", "/api/audit/verify", Scope.OPERATE, audit.verify),
-    Route("GET", "/api/kv/{bucket}", Scope.OPERATE, kv.keys),
-    Route("GET", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.get),
-    Route("PUT", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.put),
-    Route("DELETE", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.delete),
-    Route("GET", "/api/events", Scope.READ, events.stream),
-    Route("GET", "/metrics", Scope.READ, metrics.metrics),
-    Route("GET", "/api/trust", Scope.READ, status.trust),
-    Route("POST", "/api/trust/lift", Scope.TRUST, status.lift),
+    Route("GET", "/api/health", Scope.NONE, status.health, forms.HEALTH),
+    Route("GET", "/api/status", Scope.READ, status.status, forms.STATUS),
+    Route("GET", "/api/plugins", Scope.READ, plugins.listing, forms.PLUGINS),
+    Route("GET", "/api/plugins/lifecycle", Scope.OPERATE, plugins.listing, forms.PLUGINS),
+    Route("POST", "/api/plugins/lifecycle", Scope.OPERATE, plugins.decide, forms.DECIDE),
+    Route("GET", "/api/plugins/rejected", Scope.READ, plugins.rejected, forms.REJECTED),
+    Route("POST", "/api/plugins/verify", Scope.OPERATE, plugins.verify, forms.VERIFY),
+    Route("GET", "/api/plugins/by-id/{id}", Scope.READ, plugins.show, forms.PLUGIN),
+    Route("POST", "/api/plugins/by-id/{id}/upgrade", Scope.OPERATE, plugins.upgrade, forms.UPGRADE),
+    Route("POST", "/api/plugins/by-id/{id}/restart", Scope.OPERATE, plugins.restart, forms.RESTART),
+    Route("POST", "/api/plugins/by-id/{id}/forget", Scope.OPERATE, plugins.forget, forms.FORGET),
+    Route("GET", "/api/plugins/by-id/{id}/grants", Scope.READ, plugins.grants, forms.GRANTS),
+    Route("PUT", "/api/plugins/by-id/{id}/grants", Scope.OPERATE, plugins.regrant, forms.REGRANT),
+    Route("GET", "/api/audit", Scope.OPERATE, audit.query, forms.AUDIT),
+    Route("GET", "/api/audit/verify", Scope.OPERATE, audit.verify, forms.CHAIN),
+    Route("GET", "/api/kv/{bucket}", Scope.OPERATE, kv.keys, forms.KEYS),
+    Route("GET", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.get, forms.VALUE),
+    Route("PUT", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.put, forms.PUT_VALUE),
+    Route("DELETE", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.delete, forms.DELETE_VALUE),
+    Route("GET", "/api/events", Scope.READ, events.stream, forms.EVENTS),
+    Route("GET", "/metrics", Scope.READ, metrics.metrics, forms.METRICS),
+    Route("GET", "/openapi.json", Scope.READ, describe, forms.OPENAPI),
+    Route("GET", "/api/backup", Scope.ALL, backup.download, forms.BACKUP),
+    Route("GET", "/api/trust", Scope.READ, status.trust, forms.TRUST),
+    Route("POST", "/api/trust/lift", Scope.TRUST, status.lift, forms.LIFT),
 )

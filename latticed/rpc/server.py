@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import web
 
-from latticed.kit import logs
+from latticed.kit import descriptors, logs
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.rpc.app import application
@@ -37,7 +37,7 @@ class Server:
         self._path = path
         self._gid = gid
         self._inherited = inherited
-        self._doorman = Doorman(api.clock)
+        self._doorman = Doorman(api.clock, most=descriptors.limit() // 2)
         self._runner = web.AppRunner(application(api))
         self._stack = contextlib.AsyncExitStack()
 
@@ -60,9 +60,10 @@ class Server:
             sock = bind(self._path, gid=self._gid)
             stack.callback(self._path.unlink, missing_ok=True)
         sock.setblocking(False)
-        server = await loop.create_unix_server(
-            lambda: Connection(self._doorman, http, loop), sock=sock, backlog=BACKLOG
-        )
+        # asyncio's `backlog` is also how often it accepts in a row, even when there is no descriptor left: each failure
+        # costs a log entry, and a retry of its own. The kernel's queue is given its length afterwards.
+        server = await loop.create_unix_server(lambda: Connection(self._doorman, http, loop), sock=sock, backlog=1)
+        sock.listen(BACKLOG)
         sweeper = fenced(
             self._doorman.sweep(), lambda error: log.error("sweeper_failed", error=repr(error)), name="doorman"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
+    from latticed.rpc.answers import Glance, HealthReport, Lifted, Trust
     from latticed.rpc.api import Api, Ask
 
 
@@ -25,9 +26,8 @@ class Lift(Body, frozen=True):
 
 async def health(ask: Ask) -> web.Response:
     """200 or 503. Whoever may read learns why; anybody else the status only."""
-    ask.query()
     found = troubles(ask.api)
-    answer: dict[str, Any] = {"status": "degraded" if found else "ok"}
+    answer: HealthReport = {"status": "degraded" if found else "ok"}
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
     return web.Response(
@@ -43,6 +43,10 @@ def troubles(api: Api) -> list[tuple[str, str]]:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
     if waiting := api.lifecycle.saver.refused:
         found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
+    if waiting := api.ledger.waiting:
+        found.append(("audit_unavailable", f"{waiting} events wait to be recorded"))
+    if api.ledger.trouble is not None:
+        found.append((api.ledger.trouble.code, api.ledger.trouble.detail))
     if not api.settings.supervision.ignore_critical:
         ill = [record.id for record in api.lifecycle.critical() if not _well(api, record)]
         found += [("critical_plugin", f"{plugin_id} is critical and not healthy") for plugin_id in ill]
@@ -54,9 +58,8 @@ def _well(api: Api, record: Record) -> bool:
     return runtime.state is State.ARMED and runtime.health is not Health.UNHEALTHY
 
 
-async def status(ask: Ask) -> dict[str, Any]:
+async def status(ask: Ask) -> Glance:
     """The daemon at a glance."""
-    ask.query()
     api = ask.api
     plugins: dict[str, int] = {}
     for record in api.lifecycle.known():
@@ -68,7 +71,7 @@ async def status(ask: Ask) -> dict[str, Any]:
         "state": "degraded" if found else "ok",
         "problems": [{"code": code, "detail": detail} for code, detail in found],
         "started_at": rfc3339(api.started_at),
-        "uptime_s": max(0, (api.clock.wall_us() - api.started_at) // 1_000_000),
+        "uptime_s": int(api.clock.monotonic_s() - api.started_s),  # the wall clock may have jumped since
         "plugins": plugins,
         "rejected": len(api.lifecycle.rejected()),
         "runtime": api.supervisor.counts(),
@@ -77,9 +80,8 @@ async def status(ask: Ask) -> dict[str, Any]:
     }
 
 
-async def trust(ask: Ask) -> dict[str, Any]:
+async def trust(ask: Ask) -> Trust:
     """Whom the daemon trusts right now, and what it has seen revoked."""
-    ask.query()
     policy, problem = ask.api.policy.current, ask.api.policy.problem
     return {
         "ok": problem is None,
@@ -103,7 +105,7 @@ async def trust(ask: Ask) -> dict[str, Any]:
     }
 
 
-async def lift(ask: Ask) -> dict[str, Any]:
+async def lift(ask: Ask) -> Lifted:
     """Lift one remembered revocation, by explicit word."""
     body = await ask.body(Lift)
     await ask.api.revocations.lift(ask.actor, body.kind, body.value)

@@ -75,6 +75,7 @@ def rejected(name: str, found: Refused) -> dict[str, Any]:
         hint=found.hint,
         id=manifest.id if manifest else None,
         version=manifest.version or None if manifest else None,
+        publisher=manifest.publisher or None if manifest else None,
     )
     return wire.encode(view)
 

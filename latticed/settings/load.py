@@ -5,6 +5,7 @@ Precedence: LATTICE* variables, the settings file, systemd's directories, defaul
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import fields, is_dataclass
@@ -88,6 +89,8 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
     for key, name in _SYSTEMD.items():
         if given := environ.get(name):
             found[key] = (given.split(":")[0], f"environment {name}")
+    if state := environ.get("STATE_DIRECTORY"):  # the packaged unit: plugins lie beside the state, in root's hands
+        found["plugin_dir"] = (state.split(":")[0] + "-plugins", "environment STATE_DIRECTORY")
     return found
 
 
@@ -107,7 +110,7 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
         raise _invalid(f"cannot trust {file}: {fault}", "only root or the daemon's user may be able to change it")
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets int()'s own ValueError through, and nests freely
         raise _invalid(f"{file}: expected TOML, found: {error}") from error
 
 
@@ -152,7 +155,7 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
     if get_origin(wanted) is dict:
         return _grants(key, value, origin, rules["one_of"])
     if wanted is float and type(value) is int:
-        value = float(value)
+        value = _as_float(value)
     if type(value) is not wanted:
         raise _bad(
             key, origin, {str: "text", int: "an integer", float: "a number", bool: "true or false"}[wanted], value
@@ -161,8 +164,16 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
         raise _bad(key, origin, "one of " + ", ".join(rules["one_of"]), value)
     low, high = rules["low"], rules["high"]
     if low is not None and not low <= value <= high:
-        raise _bad(key, origin, f"{low:g} to {high:g}", value)
+        raise _bad(key, origin, f"{low} to {high}", value)
     return value
+
+
+def _as_float(value: int) -> float:
+    """`value`, or infinity when no float is as great: out of any bounds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _grants(key: str, value: Any, origin: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

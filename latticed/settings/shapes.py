@@ -79,6 +79,14 @@ class HostCalls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """How much of the audit chain is kept (contracts §11); 0 keeps all. `max_bytes` counts events as an export does."""
+
+    keep_days: int = _setting(0, low=0, high=36_500)
+    max_bytes: int = _setting(0, low=0, high=1 << 50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """Who may use the control socket (contracts §7); names or numeric ids map to scopes, resolved at load."""
 
@@ -102,6 +110,7 @@ class Settings:
     runners: Runners = Runners()
     supervision: Supervision = Supervision()
     host_calls: HostCalls = HostCalls()
+    audit: Audit = Audit()
     access: Access = Access()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)

@@ -11,6 +11,9 @@ from latticed.supervisor import decide as rules
 from latticed.supervisor.handle import Handle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.broker.gate import Count
     from latticed.runners.contract import Plugin
     from latticed.supervisor.tools import Tools
 
@@ -88,6 +91,10 @@ class Supervisor:
             state = handle.runtime().state.value
             states[state] = states.get(state, 0) + 1
         return states
+
+    def calls(self) -> Mapping[str, Count]:
+        """Host calls by plugin, since the daemon started."""
+        return self._tools.broker.counts
 
     def _handle(self, plugin: Plugin) -> Handle:
         if plugin.id not in self._handles:

@@ -36,13 +36,16 @@ FINAL_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.v
 
 @dataclass(slots=True, kw_only=True)
 class Tools:
-    """What a handle works with; one for all handles. `judge` verifies a stored pair under the current policy."""
+    """What a handle works with; one for all handles.
+
+    `judge` verifies a stored pair under the current policy; `record` has an event written as soon as that can be.
+    """
 
     runners: Mapping[str, Runner]
     broker: Broker
     store: Store
     judge: Callable[[str], Awaitable[Verdict]]
-    record: Callable[[AuditEvent], Awaitable[int]]
+    record: Callable[[AuditEvent], None]
     clock: Clock
     restart: restart.Policy
     start_deadline_s: float
@@ -78,10 +81,4 @@ class Tools:
     def note(self, event: AuditEvent) -> None:
         """Have what happened to a handle recorded; stopping never waits for that."""
         log.info(_TOLD[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
-        self.spawn(self._record(event), f"record {event.target}")
-
-    async def _record(self, event: AuditEvent) -> None:
-        try:
-            await self.record(event)
-        except Problem as problem:
-            log.warning("runtime_not_recorded", plugin_id=event.target, code=problem.code)
+        self.record(event)

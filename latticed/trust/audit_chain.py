@@ -2,8 +2,9 @@
 
 The rules (contracts §11): `hash = SHA-256(prev ‖ canonical JSON without hash)`, where `prev` enters as its 32 raw
 bytes, 32 zero bytes before the first event, and the canonical JSON holds the field `prev` as hex like every other.
-A head is the host's signature over (seq, hash, ts). What follows a head may be cut off unnoticed by anybody who can
-also cut the heads: so heads are repeated into the journal, and may be given here from there.
+A head is the host's signature over (seq, hash, ts). A chain begins with event 1, or with a checkpoint: the host's
+signature, in other words, over what its retention removed. What follows a head may be cut off unnoticed by anybody who
+can also cut the heads: so heads are repeated into the journal, and may be given here from there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from latticed.model.chain import GENESIS, Head, canonical, head_payload, link
+from latticed.model.chain import GENESIS, Checkpoint, Head, canonical, checkpoint_payload, head_payload, link
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ _SHORT: Final = 12
 class ChainReport:
     """`problem` is empty when all holds, else it says what is wrong at `bad_seq`, the first that is.
 
-    `last_seq` is 0 without events. `signed_seq` is the last event under a head whose signature was
-    checked (0: none, or no key given): what follows it could have been rewritten by somebody without the host key.
+    `last_seq` is 0 without events, `removed_seq` the last event that retention removed, 0 for none. `signed_seq` is the
+    last event under a head whose signature was checked (0: none, or no key given): what follows it could have been
+    rewritten by somebody without the host key.
     """
 
     events: int
@@ -44,6 +46,7 @@ class ChainReport:
     last_seq: int
     last_hash: str
     signed_seq: int
+    removed_seq: int = 0
     bad_seq: int | None = None
     problem: str = ""
 
@@ -65,7 +68,8 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
     """Check decoded lines in the order of an export: events, and `{"head": {...}}` right after the event it signs.
 
     `heads` are further ones from elsewhere, such as the journal. Without `key` no signature is checked. A chain begins
-    with event 1: a head is no licence to leave out what it signs. Never raises for bad lines.
+    with event 1, or with `{"checkpoint": {...}}` and the event after it: a head is no licence to leave out what it
+    signs. Never raises for bad lines.
     """
     walk = _Walk(key)
     try:
@@ -89,10 +93,21 @@ def public_key(text: str) -> Ed25519PublicKey:
 
 def decode_head(found: Any) -> Head | None:
     """A head from its JSON object, or None for anything else."""
+    plain = _statement(found)
+    return Head(**plain) if plain else None
+
+
+def decode_checkpoint(found: Any) -> Checkpoint | None:
+    """A checkpoint from its JSON object, or None for anything else."""
+    plain = _statement(found)
+    return Checkpoint(**plain) if plain else None
+
+
+def _statement(found: Any) -> dict[str, Any] | None:
     match found:
-        case {"seq": int(seq), "hash": str(found_hash), "ts": str(ts), "signature": str(signature), **others}:
+        case {"seq": int(seq), "hash": str(found_hash), "ts": str(), "signature": str(), **others}:
             sound = not others and not isinstance(seq, bool) and seq > 0 and _is_hash(found_hash)
-            return Head(seq=seq, hash=found_hash, ts=ts, signature=signature) if sound else None
+            return dict(found) if sound else None
         case _:
             return None
 
@@ -108,15 +123,35 @@ class _Walk:
         self._seq = 0
         self._hash = GENESIS
         self._signed = 0
+        self._removed = 0
+        self._begun = False
 
     def take(self, line: Any) -> None:
-        if isinstance(line, dict) and line.keys() == {"head"}:
+        begun, self._begun = self._begun, True
+        if isinstance(line, dict) and line.keys() == {"checkpoint"}:
+            if begun:
+                raise _Broken(self._seq, f"the checkpoint after event {self._seq} is not at the beginning")
+            self._begin(line["checkpoint"])
+        elif isinstance(line, dict) and line.keys() == {"head"}:
             head = decode_head(line["head"])
             if head is None:
                 raise _Broken(self._seq, f"the head after event {self._seq} is malformed")
             self.expect(head)
         else:
             self._event(line)
+
+    def _begin(self, found: Any) -> None:
+        """Begin after what retention removed. Heads from elsewhere may speak of events that are gone."""
+        checkpoint = decode_checkpoint(found)
+        if checkpoint is None:
+            raise _Broken(1, "the checkpoint at the beginning is malformed")
+        if self._key is not None and not _attested(checkpoint, self._key):
+            raise _Broken(1, "the checkpoint at the beginning was not signed by this host's key")
+        self._seq = self._removed = checkpoint.seq
+        self._hash = checkpoint.hash
+        signed = self._expected.get(checkpoint.seq, checkpoint.hash)
+        self._expected = {seq: known for seq, known in self._expected.items() if seq > checkpoint.seq}
+        self._compare(signed)
 
     def expect(self, head: Head) -> None:
         """Note what a head says of an event: the last one, or one that is to come."""
@@ -145,6 +180,7 @@ class _Walk:
             last_seq=self._seq,
             last_hash=self._hash,
             signed_seq=self._signed,
+            removed_seq=self._removed,
             bad_seq=None if broken is None else broken.seq,
             problem="" if broken is None else broken.problem,
         )
@@ -206,11 +242,16 @@ def _is_hash(found: Any) -> bool:
 
 
 def _signed(head: Head, key: Ed25519PublicKey) -> bool:
+    return _holds(head.signature, head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash), key)
+
+
+def _attested(found: Checkpoint, key: Ed25519PublicKey) -> bool:
+    return _holds(found.signature, checkpoint_payload(seq=found.seq, ts=found.ts, event_hash=found.hash), key)
+
+
+def _holds(signature: str, payload: bytes, key: Ed25519PublicKey) -> bool:
     try:
-        key.verify(
-            base64.b64decode(head.signature, validate=True),
-            head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash),
-        )
+        key.verify(base64.b64decode(signature, validate=True), payload)
     except (InvalidSignature, ValueError):
         return False
     return True

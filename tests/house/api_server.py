@@ -1,7 +1,8 @@
 """A daemon's control API as latticectl sees it: a real HTTP server on a real unix socket, answers made here.
 
 It keeps plugins, grants, values and events in memory and follows TRANSITIONS, so that verbs meet the refusals they must
-understand. `override` puts any answer on any route; `drop` closes connections without a word.
+understand. `override` puts any answer on any route; `drop` closes connections without a word. Event streams end when
+all is told; `streams` are what the next ones say instead, `resumed` the Last-Event-IDs they were asked with.
 """
 
 from __future__ import annotations
@@ -85,6 +86,14 @@ def problem(status: int, code: str, detail: str = "", hint: str = "") -> Answer:
     }
 
 
+def sse(*events: dict[str, Any], upto: int | None = None) -> bytes:
+    """Server-sent events as the daemon writes them; with `upto`, all there is up to that seq."""
+    said = [": latticed events\n\n"]
+    said += [f"id: {row['seq']}\nevent: {row['action']}\ndata: {json.dumps(row)}\n\n" for row in events]
+    said += [f": up to date\nid: {upto}\n\n"] if upto is not None else []
+    return "".join(said).encode()
+
+
 @dataclass
 class Api:
     """The simulated daemon's state, and what it was asked."""
@@ -101,6 +110,9 @@ class Api:
     override: dict[str, Answer] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    streams: list[Answer] = field(default_factory=list)
+    metrics: str = ""
     drop: int = 0
     page: int = 2
 
@@ -135,11 +147,23 @@ class Api:
                 return self._one(method, plugin_id, rest, body)
             case _, ["kv", *names]:
                 return self._kv(method, names, query, body)
-            case "GET", ["audit"]:
-                return 200, self._audit(query)
-            case "GET", ["audit", "verify"]:
-                return 200, {"ok": True, "events": len(self.events), "heads": 1, "head": {"seq": 3, "hash": "f" * 64}}
+            case "POST", ["trust", "lift"]:
+                return 200, {**json.loads(body), "lifted": True}
+            case "GET", _:
+                return self._seen(parts, query)
         return problem(404, "not_found", f"no route {path}")
+
+    def _seen(self, parts: list[str], query: dict[str, str]) -> Answer:
+        match parts:
+            case ["audit"]:
+                return 200, self._audit(query)
+            case ["events"]:
+                return self.streams.pop(0) if self.streams else (200, self._stream(query))
+            case ["", "metrics"]:
+                return 200, self.metrics.encode()
+            case ["audit", "verify"]:
+                return 200, {"ok": True, "events": len(self.events), "heads": 1, "head": {"seq": 3, "hash": "f" * 64}}
+        return problem(404, "not_found", f"no route {'/'.join(parts)}")
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -158,13 +182,16 @@ class Api:
         found = self.plugins.get(wanted["id"])
         if found is None:
             return problem(404, "not_found", f"no plugin {wanted['id']}")
+        if wanted.get("dry_run"):
+            found = copy.deepcopy(found)
         if wanted["status"] not in lifecycle.TRANSITIONS[lifecycle.Status(found["status"])]:
             return problem(409, "invalid_transition", f"{found['id']} is {found['status']}", "see latticectl info")
         found["status"] = wanted["status"]
         found[_STAMPS[wanted["status"]]] = "2025-01-31T09:00:00.000000Z"
         found["granted"] = sorted({*found["granted"], *wanted.get("accept", [])})
-        self.hosts.setdefault(found["id"], []).extend(wanted.get("accept_hosts", []))
-        self._arm(found)
+        if not wanted.get("dry_run"):
+            self.hosts.setdefault(found["id"], []).extend(wanted.get("accept_hosts", []))
+            self._arm(found)
         return 200, found
 
     def _arm(self, found: dict[str, Any]) -> None:
@@ -214,6 +241,8 @@ class Api:
             return problem(409, "no_candidate", f"{found['id']} has no candidate")
         if candidate["needs_downgrade"] and not consent.get("allow_downgrade"):
             return problem(409, "version_downgrade", f"{candidate['version']} is below {found['version']}")
+        if consent.get("dry_run"):
+            found = copy.deepcopy(found)
         del found["candidate"]
         found["version"] = candidate["version"]
         return 200, found
@@ -230,6 +259,12 @@ class Api:
         if (bucket, key) not in self.values:
             return problem(404, "not_found", f"no key {key}")
         return (204, self.values.pop((bucket, key))[:0]) if method == "DELETE" else (200, self.values[bucket, key])
+
+    def _stream(self, query: dict[str, str]) -> bytes:
+        last = self.events[-1]["seq"] if self.events else 0
+        since = int(self.resumed[-1] or query.get("since", last))
+        rows = [row for row in self.events if row["seq"] > since]
+        return sse(*(row for row in rows if query.get("host_calls") == "1" or row["action"] != "host.call"), upto=last)
 
     def _audit(self, query: dict[str, str]) -> dict[str, Any]:
         names = ("actor", "action", "target", "decision")
@@ -251,6 +286,8 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         api.asked.append(f"{self.command} {self.path}")
         api.bodies.append(body)
+        if split.path == "/api/events":
+            api.resumed.append(self.headers.get("Last-Event-ID", ""))
         if api.drop > 0:
             api.drop -= 1
             self.close_connection = True

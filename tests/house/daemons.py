@@ -1,9 +1,9 @@
 """The real daemon as a process: its own directories and uid, its readiness heard, its end by pid.
 
-    with daemons.placed() as place:
-        place.trust_us(acme)
-        with place.running() as daemon:
-            assert daemon.get("/api/health").status == 200
+with daemons.placed() as place:
+    place.trust_us(acme)
+    with place.running() as daemon:
+        assert daemon.get("/api/health").status == 200
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -39,11 +40,15 @@ _ACTIVATED = (
 
 @dataclass
 class Place:
-    """Where one daemon lives; the directories belong to `user` (None: whoever runs the tests)."""
+    """Where one daemon lives; the directories belong to `user` (None: whoever runs the tests).
+
+    `env` adds to its environment, `descriptors` is the most it may have open.
+    """
 
     home: Path
     user: processes.User | None
     env: dict[str, str] = field(default_factory=dict)
+    descriptors: int | None = None
 
     @property
     def plugins(self) -> Path:
@@ -96,18 +101,25 @@ class Place:
     def drop(self, name: str = "demo", **fields: Any) -> bundles.Bundle:
         return bundles.drop(self.plugins, name, **fields)
 
+    def python(self) -> list[str]:
+        return [processes.reachable_python() if self.user else sys.executable, "-P"]
+
     def command(self, *arguments: str) -> list[str]:
-        python = processes.reachable_python() if self.user else sys.executable
-        return [python, "-P", "-m", "latticed.daemon", "--config", str(self.config), *arguments]
+        return [*self.python(), "-m", "latticed.daemon", "--config", str(self.config), *arguments]
 
     def environment(self) -> dict[str, str]:
-        return {"PATH": _PATH, "HOME": str(self.home), "LATTICED_SOCKET": str(self.socket), "LANG": "C.UTF-8", **self.env}
+        plain = {"PATH": _PATH, "HOME": str(self.home), "LANG": "C.UTF-8"}
+        return {**plain, "LATTICED_SOCKET": str(self.socket), **self.env}
 
     def once(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run latticed to its end."""
+        return self.ran(self.command(*arguments))
+
+    def ran(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """A program run to its end as the daemon's user."""
         ids = {"user": self.user.uid, "group": self.user.gid, "extra_groups": []} if self.user else {}
         return subprocess.run(
-            self.command(*arguments),
+            command,
             env=self.environment(),
             cwd="/",
             capture_output=True,
@@ -124,8 +136,10 @@ class Place:
         name = f"@latticed-test-{os.getpid()}-{number}"
         log = self.home.parent / f"log-{number}.json"
         command, passed = self.command(), ()
+        if self.descriptors is not None:
+            command = ["/bin/sh", "-c", f'ulimit -n {self.descriptors}; exec "$@"', "sh", *command]
         if listener is not None:
-            command = [command[0], "-c", _ACTIVATED, str(listener.fileno()), *command]
+            command = [self.python()[0], "-c", _ACTIVATED, str(listener.fileno()), *command]
             passed = (listener.fileno(),)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
             notices.bind("\0" + name[1:])
@@ -196,6 +210,10 @@ class Daemon:
         status, headers, text = json.loads(ran.stdout)
         return raw_http.Answer(status, headers, text.encode("latin-1"))
 
+    def ask_raw(self, method: str, path: str, body: bytes = b"", **headers: str) -> raw_http.Answer:
+        """One request with `headers` besides the usual ones."""
+        return raw_http.ask(self.place.socket, method, path, body, **headers)
+
     def get(self, path: str, **options: Any) -> raw_http.Answer:
         return self.ask("GET", path, **options)
 
@@ -203,11 +221,9 @@ class Daemon:
         return self.ask("POST", path, {} if body is None else body, **options)
 
     def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """latticectl as whoever runs the tests."""
-        command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(self.place.socket), *words]
-        return subprocess.run(
-            command, env=self.place.environment(), capture_output=True, text=True, check=False, timeout=START_S
-        )
+        """latticectl as the daemon's own user."""
+        command = [*self.place.python(), "-m", "latticed.ctl.main", "--socket", str(self.place.socket), *words]
+        return self.place.ran(command)
 
     # Plugins.
 
@@ -235,7 +251,7 @@ class Daemon:
         return {one["name"]: one["code"] for one in self.get("/api/plugins/rejected").json()}
 
     def events(self, **filters: str) -> list[dict[str, Any]]:
-        query = "&".join(f"{name}={value}" for name, value in {"limit": "1000", **filters}.items())
+        query = urlencode({"limit": "1000", **filters})
         found: list[dict[str, Any]] = self.get(f"/api/audit?{query}").json()["events"]
         return found
 
@@ -282,7 +298,7 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def placed(user: processes.User | None | str = "stranger", *, settings: str = "") -> Iterator[Place]:
+def placed(user: processes.User | str | None = "stranger", *, settings: str = "") -> Iterator[Place]:
     """Fresh directories under a short path; a stranger's when this is root, else whoever's runs the tests."""
     who = (processes.STRANGER if os.getuid() == 0 else None) if isinstance(user, str) else user
     parent = Path(tempfile.mkdtemp(prefix="latticed-", dir="/tmp"))  # socket paths are short

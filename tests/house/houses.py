@@ -1,10 +1,10 @@
 """A whole daemon in this process: the real House over directories of its own, real bundles, and its control socket.
 
-    async with houses.opened() as home:
-        home.drop("demo", id="acme.demo", capabilities=["kv:read"])
-        await home.decide("acme.demo", "installed")
-        await home.decide("acme.demo", "active")
-        await home.driven.only("acme.demo").call("kv.get", key="a")
+async with houses.opened() as home:
+    home.drop("demo", id="acme.demo", capabilities=["kv:read"])
+    await home.decide("acme.demo", "installed")
+    await home.decide("acme.demo", "active")
+    await home.driven.only("acme.demo").call("kv.get", key="a")
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ class Home:
             await asyncio.sleep(0.01)
         return view
 
+    async def healthy(self) -> None:
+        """Wait until health is 200."""
+        deadline = time.monotonic() + DEADLINE_S
+        while (answer := await self.ask("GET", "/api/health")).status != 200:
+            assert time.monotonic() < deadline, answer
+            await asyncio.sleep(0.01)
+
     def events(self, *, after: int = 0, **filters: str) -> list[dict[str, Any]]:
         """What is committed in the audit chain, oldest first."""
         return self.house.api.ledger.read(lambda db: rows.query(db, after=after, limit=1000, **filters))
@@ -162,7 +169,7 @@ async def opened(
         config, settings = settings_in(place, toml)
         given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
         async with House(config, settings, runners=given, clock=clock) as house:
-            connector = aiohttp.UnixConnector(str(settings.control_socket))
+            connector = aiohttp.UnixConnector(str(settings.control_socket), force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
                 yield Home(root=place, author=author, house=house, driven=driven, session=session)
 

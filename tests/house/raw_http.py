@@ -68,7 +68,7 @@ def ask(path: Path | str, method: str, target: str, body: bytes = b"", **headers
 
 
 def receive(sock: socket.socket) -> Answer:
-    """The next response; an error when the connection ends before it is whole."""
+    """The response to the one request under way; an error when the connection ends before it is whole."""
     response = HTTPResponse(sock)
     try:
         response.begin()
@@ -99,13 +99,16 @@ def send_anyway(sock: socket.socket, data: bytes) -> None:
         sock.sendall(data)
 
 
-def parsed(stream: bytes) -> list[Answer]:
-    """The whole responses in `stream`, in order; AssertionError for anything that is not HTTP between them."""
+def parsed(stream: bytes, *, first_method: str = "GET") -> list[Answer]:
+    """The whole responses in `stream`, in order; AssertionError for anything that is not HTTP between them.
+
+    `first_method` is that of the first request: an answer to HEAD has no body.
+    """
     answers = []
     left = BytesIO(stream)
     while (place := left.tell()) < len(stream):
         assert stream[place:].startswith(b"HTTP/1."), f"not a response: {stream[place : place + 200]!r}"
-        response = HTTPResponse(_Readable(left))
+        response = HTTPResponse(_Readable(left), method=None if answers else first_method)
         response.begin()
         answers.append(Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()))
     return answers

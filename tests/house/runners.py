@@ -1,10 +1,9 @@
-"""A runner whose plugins a test drives: it holds their Gates, makes them ill, ends them, delays and breaks their starts.
+"""A runner whose plugins a test drives: it calls through their Gates, makes them ill, ends them, delays their starts.
 
-    driven = Driven()
-    ... activate acme.demo ...
-    life = driven.only("acme.demo")
-    await life.call("kv.put", key="a", value="1")
-    life.crash("exited", "status 3")
+driven = Driven()  # then activate acme.demo
+life = driven.only("acme.demo")
+await life.call("kv.put", key="a", value="1")
+life.crash("exited", "status 3")
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""What plugins are doing: rows for `top`, from the list of plugins and the daemon's metrics. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from latticed import wire
+
+CALLS: Final = "latticed_host_calls_total"
+DENIED: Final = "latticed_host_calls_denied_total"
+_SAMPLE: Final = re.compile(r'([a-z_]+)\{plugin="([^"]*)"\} ([0-9.eE+-]+)')
+
+
+class Sample(NamedTuple):
+    """Host calls and denials by plugin since the daemon started, and when that was read (monotonic seconds)."""
+
+    calls: Mapping[str, int]
+    denied: Mapping[str, int]
+    at_s: float
+
+
+class Row(NamedTuple):
+    """One plugin. `uptime_s` and `calls_per_s` are None where they are not known."""
+
+    id: str
+    status: str
+    runtime: str
+    health: str
+    restarts: int
+    uptime_s: float | None
+    calls_per_s: float | None
+    calls: int
+    denied: int
+
+
+def read(metrics: str, at_s: float) -> Sample:
+    """The counts per plugin in a text of Prometheus' format; what else is in it does not matter."""
+    found: dict[str, dict[str, int]] = {CALLS: {}, DENIED: {}}
+    for line in metrics.splitlines():
+        match = _SAMPLE.fullmatch(line)
+        if match is not None and match[1] in found:
+            found[match[1]][match[2]] = int(float(match[3]))
+    return Sample(calls=found[CALLS], denied=found[DENIED], at_s=at_s)
+
+
+def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *, now_s: float) -> list[Row]:
+    """What is busy first, then what is active, then by id; `now_s` is seconds since the epoch."""
+    found = [_row(view, now, before, now_s) for view in views]
+    return sorted(found, key=lambda row: (-(row.calls_per_s or 0), row.status != "active", row.id))
+
+
+def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float) -> Row:
+    runtime = view.runtime
+    return Row(
+        id=view.id,
+        status=view.status,
+        runtime=runtime.state,
+        health=runtime.health,
+        restarts=runtime.restart_count or 0,
+        uptime_s=_uptime(runtime.started_at, now_s) if runtime.state == "armed" else None,
+        calls_per_s=_rate(view.id, now, before),
+        calls=now.calls.get(view.id, 0),
+        denied=now.denied.get(view.id, 0),
+    )
+
+
+def _rate(plugin_id: str, now: Sample, before: Sample | None) -> float | None:
+    if before is None or now.at_s <= before.at_s:
+        return None
+    more = now.calls.get(plugin_id, 0) - before.calls.get(plugin_id, 0)
+    return max(0, more) / (now.at_s - before.at_s)  # less than before: the daemon was started anew
+
+
+def _uptime(started_at: Any, now_s: float) -> float | None:
+    try:
+        return max(0.0, now_s - datetime.fromisoformat(str(started_at)).timestamp())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,107 @@
+"""latticectl backup: the daemon's whole state as one file, complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sys
+from typing import TYPE_CHECKING, Final
+
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl backup /var/backups/latticed-$(date +%F).tar",
+    "latticectl backup - | age -r age1… > latticed.tar.age",
+    "latticed --restore /var/backups/latticed-2026-01-31.tar   # with the daemon stopped",
+)
+STDOUT: Final = "-"
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where to write it (must not exist), or - for stdout")
+    parser.description = (
+        "Write ledger, floors, host key and the plugins in use to FILE, mode 0600. It holds the host's private key: "
+        "keep it as you would keep that. It takes every scope."
+    )
+
+
+def run(session: Session) -> int:
+    name = session.args.file
+    chunks = session.client().chunks("backup")
+    if name == STDOUT:
+        return _to_stdout(chunks)
+    size, digest = _to_file(os.fspath(name), chunks)
+    if session.screen.json_wanted:
+        session.screen.json({"file": name, "bytes": size, "sha256": digest})
+    else:
+        session.screen.line(f"{name}: {size} bytes, SHA-256 {digest}")
+        session.screen.note("it holds the host's private key: keep it where only root reads")
+    return Exit.OK
+
+
+def _to_stdout(chunks: Iterator[bytes]) -> int:
+    if sys.stdout.isatty():
+        raise Problem("usage", "a backup is no text for a terminal", "name a file, or redirect stdout")
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    return Exit.OK
+
+
+def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
+    """Write beside FILE and name it at the end: never over another file, never half of one."""
+    if os.path.lexists(name):
+        raise _exists(name)
+    directory, base = os.path.split(name)
+    temporary = os.path.join(directory, f".{base}.{secrets.token_hex(6)}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            size, digest = _write(fd, chunks)
+            _name(temporary, name)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    except FileExistsError as error:
+        raise _exists(name) from error
+    except OSError as error:
+        raise Problem("io_error", f"cannot write {name}: {error.strerror or error}") from error
+    return size, digest
+
+
+def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with open(fd, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _name(temporary: str, name: str) -> None:
+    """Give the complete file its name; FileExistsError when somebody else took it meanwhile."""
+    try:
+        os.link(temporary, name)
+    except PermissionError:  # a file system without links, such as a USB stick's
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.rename(temporary, name)
+    fd = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exists(name: str) -> Problem:
+    return Problem("exists", f"expected {name} not to exist, found it", "a backup never replaces a file")

@@ -1,0 +1,128 @@
+"""latticectl events: what happens, as it happens: the audit chain without an end."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, event_table, render, replies, stream, views, when
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from latticed.ctl.client import Client
+    from latticed.ctl.session import Session
+    from latticed.ctl.table import Cell
+
+EXAMPLES: Final = examples(
+    "latticectl events                         # the last 20",
+    "latticectl events -f                      # from now on, until Ctrl-C",
+    "latticectl events -f --plugin acme.demo --host-calls",
+    "latticectl events --since 1200 --format json",
+)
+
+_LAST: Final = 20
+_WINDOWS: Final = (1, 16, 256)
+"""How far back to look, in multiples of what is wanted: some events are not shown."""
+_WIDTHS: Final = (8, 20, 15, 8, 24, 26)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
+    parser.add_argument("--since", metavar="SEQ", type=_count, help="only events after this one")
+    parser.add_argument("--last", metavar="N", type=_count, help=f"the newest so many (default {_LAST}; with -f: 0)")
+    parser.add_argument("--host-calls", action="store_true", help="also the calls that plugins make")
+    parser.add_argument("--plugin", metavar="ID", help="only events about or by this plugin")
+
+
+def run(session: Session) -> int:
+    args = session.args
+    if args.since is not None and args.last is not None:
+        raise Problem("usage", "--since and --last exclude each other", "latticectl events --help shows how")
+    if args.plugin is not None:
+        ask.known_id(args.plugin)
+    client = session.client()
+    query = {"host_calls": "1"} if args.host_calls else {}
+    since: int | None = args.since
+    last = args.last if args.last is not None else 0 if args.follow else _LAST
+    if since is None and last:
+        found, since = _newest(client, last, query, args.plugin)
+        _show(session, found)
+    elif since is not None:
+        since = _show_all(session, stream.backlog(client, since, query))
+    if args.follow:
+        _show_all(session, stream.follow(client, since, query, note=session.screen.note))
+    return Exit.OK
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
+    return int(text)
+
+
+def _newest(client: Client, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], int]:
+    """The `last` newest events that are to be shown, and the seq up to which that was looked at."""
+    head = replies.mapping(replies.mapping(client.get("status"), "status").get("audit"), "audit head")
+    end = int(head.get("seq") or 0)
+    found: list[Any] = []
+    upto = end
+    for times in _WINDOWS:
+        since = max(0, end - last * times)
+        found = []
+        for sent in stream.backlog(client, since, query):
+            found += _wanted(sent, plugin)
+            upto = sent.seq
+        if len(found) >= last or not since:
+            break
+    return found[-last:], upto
+
+
+def _show_all(session: Session, sents: Iterable[stream.Sent]) -> int | None:
+    upto = None
+    for sent in sents:
+        _show(session, _wanted(sent, session.args.plugin))
+        upto = sent.seq
+    return upto
+
+
+def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
+    """The event that was sent, if there is one and it is of that plugin."""
+    if not sent.data:
+        return
+    try:
+        row = replies.mapping(json.loads(sent.data), "event")
+    except (ValueError, RecursionError) as error:
+        raise replies.bad("event") from error
+    if plugin is None or plugin == row.get("target") or row.get("actor") == f"plugin:{plugin}":
+        yield row
+
+
+def _show(session: Session, rows: Iterable[dict[str, Any]]) -> None:
+    """One line an event, written at once: somebody may be waiting for it."""
+    screen = session.screen
+    for row in rows:
+        if screen.json_wanted:
+            screen.json_line(row)
+        else:
+            screen.fixed(_cells(row), _WIDTHS)
+        screen.flush()
+
+
+def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:
+    event = views.event({"detail": {}, **row})  # who may only read gets no detail
+    said = event_table.reason(event)
+    why = f"{event.code}: {said}".rstrip(": ") if event.code else said
+    return (
+        f"{event.seq:>8}",
+        when.absolute(event.ts),
+        event.action,
+        render.word(event.decision),
+        event.target,
+        event.actor,
+        why,
+    )

@@ -1,0 +1,146 @@
+"""latticectl explain: why a plugin is as it is, from its artifact to its last denial, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, remedy, replies, views
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit, of
+from latticed.ctl.table import Cell
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from latticed import wire
+    from latticed.ctl.client import Client
+    from latticed.ctl.render import Screen
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl explain acme.demo", "latticectl explain acme.demo --format json")
+
+_Field = tuple[str, str | Cell | None]
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id; that of a refused bundle will do")
+
+
+def run(session: Session) -> int:
+    client = session.client()
+    plain, facts = _facts(session, client)
+    found = remedy.advice(facts)
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json({**plain, "why": found.why, "what_to_do": found.command or None})
+        return Exit.OK
+    screen.fields([*_lines(facts, screen), ("why", found.why)])
+    screen.line("what to do:", found.command or "nothing")
+    return Exit.OK
+
+
+def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Facts]:
+    """What the daemon says of the id; Problem("not_found") when it knows neither a plugin nor a bundle of it."""
+    plugin_id = session.args.id
+    missing: Problem | None = None
+    plain: dict[str, Any] = {}
+    try:
+        plain = ask.about(client, plugin_id)
+    except Problem as problem:
+        if of(problem) is not Exit.NOT_FOUND:
+            raise
+        missing = problem
+    rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
+    rejected = [row for row in rows if plugin_id == (row.get("id") or row.get("name"))]
+    if missing is not None and not rejected:
+        raise missing
+    verdict, grants = plain.get("verdict"), plain.get("grants")
+    facts = remedy.Facts(
+        plugin_id=plugin_id,
+        view=views.plugin(plain["plugin"]) if plain else None,
+        verdict=verdict if isinstance(verdict, dict) else {},
+        grants=grants if isinstance(grants, dict) else {},
+        denials=[views.event(row) for row in replies.rows(plain.get("denials") or [], "denials")],
+        rejected=list(views.rejected(rejected)),
+        policy=_policy(client),
+        directory=_directory(session),
+    )
+    return {"id": plugin_id, "plugin": None, **plain, "rejected": rejected}, facts
+
+
+def _policy(client: Client) -> str:
+    """What is wrong with the daemon's trust policy, if anything."""
+    problems = replies.rows(client.health().get("problems") or [], "list of problems")
+    return next((str(row.get("detail")) for row in problems if str(row.get("code")).startswith("policy_")), "")
+
+
+def _directory(session: Session) -> str:
+    """Where bundles lie by the settings here: the daemon never names a path."""
+    try:
+        return str(session.settings().plugin_dir)
+    except Problem:
+        return "PLUGIN_DIR"
+
+
+def _lines(facts: remedy.Facts, screen: Screen) -> Iterator[_Field]:
+    view = facts.view
+    yield "artifact", _artifact(view, facts.rejected)
+    yield "verdict", _verdict(facts)
+    for row in facts.rejected:
+        yield "refused", Cell(f"bundle {row.name}: {row.code}: {row.reason}", "bad")
+    yield "decision", _decision(view, screen)
+    masked = replies.texts(facts.grants.get("masked"))
+    if masked:
+        yield "not granted", Cell(", ".join(masked), "warn")
+    if view is not None and view.candidate is not None:
+        yield "candidate", Cell(f"version {view.candidate.version or '-'}", "warn")
+    yield "runtime", _runtime(view)
+    yield "last denial", _denial(facts.denials, screen)
+    yield "next retry", screen.when(view.runtime.next_retry_at) if view is not None else None
+
+
+def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView]) -> str:
+    if view is None:
+        return f"version {rejected[0].version or '-'} in the bundle {rejected[0].name}"
+    publisher = f" from {view.publisher}" if view.publisher else ", unsigned"
+    return f"version {view.version or '-'}{publisher}, sha256 {view.artifact_sha256}"
+
+
+def _verdict(facts: remedy.Facts) -> Cell:
+    if facts.view is None:
+        return Cell("refused", "bad")
+    if facts.verdict.get("ok"):
+        return Cell("verified", "good")
+    return Cell(f"refused: {facts.verdict.get('code')}: {facts.verdict.get('reason') or '-'}", "bad")
+
+
+def _decision(view: wire.PluginView | None, screen: Screen) -> str | None:
+    if view is None:
+        return "none: a refused bundle is not up for one"
+    moments = {"installed": view.installed_at, "active": view.activated_at, "disabled": view.disabled_at}
+    moment = screen.when(moments.get(view.status))
+    said = "none yet" if view.status == "verified" else view.status
+    return f"{said} ({moment})" if moment else said
+
+
+def _runtime(view: wire.PluginView | None) -> str | Cell | None:
+    if view is None:
+        return None
+    runtime = view.runtime
+    error = runtime.last_error
+    said = [f"{runtime.state} ({runtime.runner}), health {runtime.health}"]
+    if error is not None:
+        said.append(f"{error.code}: {error.message}")
+    elif runtime.message:
+        said.append(runtime.message)
+    if runtime.restart_count:
+        said.append(f"{runtime.restart_count} restarts")
+    return Cell("; ".join(said), {"armed": "good", "failed": "bad"}.get(runtime.state, ""))
+
+
+def _denial(denials: Sequence[wire.AuditRow], screen: Screen) -> str | None:
+    if not denials:
+        return None
+    last = denials[0]
+    return f"{last.target} {screen.when(last.ts)}: {last.code}: {last.reason}"

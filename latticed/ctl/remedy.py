@@ -1,0 +1,220 @@
+"""What to do about a plugin: the next command, chosen from what the daemon says of it. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from latticed.ctl import replies
+from latticed.model import hostcall
+from latticed.model.verdict import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from latticed import wire
+
+
+class Advice(NamedTuple):
+    """Why, in words, and the command that takes it further; no command when there is nothing to do."""
+
+    why: str
+    command: str = ""
+
+
+class Facts(NamedTuple):
+    """What is known of one id.
+
+    `view` is None when only refused bundles claim it; `rejected` are those; `verdict` and `grants` as
+    `GET /api/plugins/by-id/{id}` has them; `denials` the plugin's last, newest first; `policy` what is wrong with the
+    daemon's trust policy, if anything; `directory` where bundles lie.
+    """
+
+    plugin_id: str
+    view: wire.PluginView | None
+    verdict: Mapping[str, Any]
+    grants: Mapping[str, Any]
+    denials: Sequence[wire.AuditRow]
+    rejected: Sequence[wire.RejectedView]
+    policy: str
+    directory: str
+
+
+def advice(facts: Facts) -> Advice:
+    """The one thing to do next."""
+    code = _code(facts)
+    if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):
+        return Advice(f"the daemon's trust policy is not in force: {facts.policy}", "latticectl trust show")
+    if facts.view is None or code:
+        return _refused(facts, code)
+    match facts.view.status:
+        case "verified":
+            return Advice("its bundle verifies, and nothing was decided about it", _verb("install", facts))
+        case "installed":
+            return Advice("it is installed and was not activated", _verb("activate", facts))
+        case "disabled":
+            return Advice("an operator disabled it", _verb("activate", facts))
+        case _:
+            return _active(facts, facts.view)
+
+
+def _code(facts: Facts) -> str:
+    """The verdict that keeps it from running; empty when none does."""
+    if facts.view is not None:
+        return "" if facts.verdict.get("ok", True) else str(facts.verdict.get("code") or Code.MANIFEST_MISSING)
+    return facts.rejected[0].code if facts.rejected else ""
+
+
+def _runs(facts: Facts) -> bool:
+    return facts.view is not None and facts.view.runtime.state == "armed"
+
+
+def _verb(verb: str, facts: Facts, *more: str) -> str:
+    return shlex.join(["latticectl", verb, facts.plugin_id, *more])
+
+
+# A bundle that does not verify.
+
+_ANEW: Final = "bytes are not those that were signed: put the publisher's own copy in place"
+_MEND: Final = "the manifest is not valid: its publisher must mend and sign it anew"
+_SIGN: Final = "it is not signed as the policy demands: its publisher must sign it"
+_BY_CODE: Final = MappingProxyType(
+    {
+        Code.UNREADABLE: Advice("the daemon's user must be able to read both files", "ls -la {bundle}"),
+        Code.MANIFEST_MISSING: Advice("there is no manifest.json where its bundle was: put it back", "ls -la {bundle}"),
+        Code.MANIFEST_NOT_REGULAR: Advice("manifest.json must be the file itself, no link", "ls -la {bundle}"),
+        Code.MANIFEST_TOO_LARGE: Advice("manifest.json is over the limit of the settings", "ls -la {bundle}"),
+        Code.FOREIGN_OWNER: Advice(
+            "its files belong to a user that may not provide plugins",
+            "chown root {bundle}/manifest.json {bundle}/artifact",
+        ),
+        Code.MANIFEST_INVALID_JSON: Advice(_MEND, "latticectl verify {bundle}"),
+        Code.MANIFEST_INVALID: Advice(_MEND, "latticectl verify {bundle}"),
+        Code.UNKNOWN_CAPABILITY: Advice(_MEND, "latticectl caps list"),
+        Code.DUPLICATE_CAPABILITY: Advice(_MEND, "latticectl verify {bundle}"),
+        Code.CAPABILITY_NOT_ALLOWED: Advice(
+            "it asks for more than its type, or the policy for its publisher, allows", "latticectl trust show"
+        ),
+        Code.PUBLISHER_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE --publisher NAME {bundle}"),
+        Code.PUBLISHER_UNTRUSTED: Advice(
+            "nobody said that its publisher is to be trusted", "latticectl trust add {publisher} KEY"
+        ),
+        Code.SIGNATURE_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
+        Code.SIGNATURE_MALFORMED: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
+        Code.DIGEST_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
+        Code.KEY_REVOKED: Advice(
+            "its key was revoked; if that is over, take it out of the policy file and lift it",
+            "latticectl trust lift --key KEY",
+        ),
+        Code.PLUGIN_REVOKED: Advice(
+            "this version was revoked; if that is over, take it out of the policy file and lift it",
+            "latticectl trust lift --plugin {id}@{version}",
+        ),
+        Code.SIGNATURE_INVALID: Advice(f"the manifest's {_ANEW}", "latticectl verify {bundle}"),
+        Code.ARTIFACT_MISSING: Advice("the bundle has no file named artifact: put it back", "ls -la {bundle}"),
+        Code.ARTIFACT_NOT_REGULAR: Advice("artifact must be the file itself, no link", "ls -la {bundle}"),
+        Code.ARTIFACT_TOO_LARGE: Advice("artifact is over the limit of the settings", "ls -la {bundle}"),
+        Code.CHANGED_WHILE_READING: Advice(
+            "it was still being written: it is judged again by itself", "latticectl wait {id} --for available"
+        ),
+        Code.DIGEST_MISMATCH: Advice(f"the artifact's {_ANEW}", "latticectl verify {bundle}"),
+        Code.DIGEST_REVOKED: Advice(
+            "this artifact was revoked; if that is over, take it out of the policy file and lift it",
+            "latticectl trust lift --digest {digest}",
+        ),
+        Code.HOST_INCOMPATIBLE: Advice("it needs another version of latticed", "latticectl version"),
+        Code.PUBLISHER_CHANGED: Advice(
+            "another publisher offers it; if the plugin has changed hands, accept the new one by name",
+            "latticectl upgrade {id} --accept-publisher {publisher}",
+        ),
+        Code.DUPLICATE_ID: Advice("several bundles claim this id: keep one of them", "rm -r {others}"),
+    }
+)
+
+_OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
+
+
+def _refused(facts: Facts, code: str) -> Advice:
+    known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
+    if known is None:
+        return Advice(f"refused: {code}", "latticectl rejected --hints")
+    if facts.view is not None and not facts.rejected:
+        if code == Code.MANIFEST_MISSING.value:
+            return _gone(facts, facts.view)
+        if code in {found.value for found in _OF_BYTES}:  # of the copy that was stored when it was accepted
+            return Advice(
+                "the daemon's own copy of it is damaged: take the plugin in anew",
+                " && ".join(_verb(verb, facts) for verb in _afresh(facts.view)),
+            )
+    return Advice(known.why, known.command.format_map(_words(facts, code)))
+
+
+def _gone(facts: Facts, view: wire.PluginView) -> Advice:
+    why = "its bundle is gone from the plugin directory: put it back, or give the plugin up"
+    return Advice(why, _verb("disable" if view.status == "active" else "forget", facts))
+
+
+def _afresh(view: wire.PluginView) -> Iterator[str]:
+    if view.status == "active":
+        yield "disable"
+    yield from ("forget", "install")
+
+
+def _words(facts: Facts, code: str) -> dict[str, str]:
+    """What the commands above name, each quoted for a shell; in capitals what only the operator knows."""
+    refused = [row for row in facts.rejected if row.code == code]
+    row, view = refused[0] if refused else None, facts.view
+    names = [shlex.quote(f"{facts.directory}/{one.name}") for one in refused]
+    publisher = row.publisher if row and row.publisher else view.publisher if view else None
+    version = row.version if row and row.version else view.version if view else None
+    kept = names if view is not None else names[1:]  # with a record, the bundle that matches it is not among them
+    return {
+        "id": shlex.quote(facts.plugin_id),
+        "version": shlex.quote(version) if version else "'*'",
+        "publisher": shlex.quote(publisher) if publisher else "PUBLISHER",
+        "digest": view.artifact_sha256 if view else "SHA256",
+        "bundle": names[0] if names else f"{facts.directory}/BUNDLE",
+        "others": " ".join(kept) or f"{facts.directory}/BUNDLE",
+    }
+
+
+# A plugin that an operator activated.
+
+
+def _active(facts: Facts, view: wire.PluginView) -> Advice:
+    runtime = view.runtime
+    error = f" ({runtime.last_error.code})" if runtime.last_error else ""
+    if runtime.state == "failed" and runtime.next_retry_at:
+        return Advice(f"it failed{error} and is started again by itself", _verb("wait", facts, "--for", "active"))
+    if runtime.state == "failed":
+        return Advice(f"it failed{error} and is not tried again until an operator says so", _verb("restart", facts))
+    if runtime.state != "armed":
+        return Advice("it is being started", _verb("wait", facts, "--for", "active"))
+    if masked := _masked(facts):
+        return Advice(f"it was denied {masked}, which it declares and nobody granted", _grant(facts, masked))
+    if runtime.health == "unhealthy":
+        return Advice("it runs and says that it is not well", _verb("restart", facts))
+    if view.candidate is not None:
+        more = ["--allow-downgrade"] if view.candidate.needs_downgrade else []
+        adds = f"; it adds {', '.join(view.candidate.adds)}" if view.candidate.adds else ""
+        return Advice(f"it runs; another version waits in the plugin directory{adds}", _verb("upgrade", facts, *more))
+    if facts.rejected:
+        found = _refused(facts, facts.rejected[0].code)
+        return Advice(f"it runs; beside it, {found.why}", found.command)
+    return Advice("it runs as decided")
+
+
+def _masked(facts: Facts) -> str:
+    """The capability that was missing at the newest denial which granting would have prevented."""
+    masked = replies.texts(facts.grants.get("masked"))
+    missing = (
+        hostcall.CAPABILITY_OF.get(row.target, "")
+        for row in facts.denials
+        if row.code == hostcall.Denial.CAPABILITY_NOT_GRANTED.value
+    )
+    return next((capability for capability in missing if capability in masked), "")
+
+
+def _grant(facts: Facts, capability: str) -> str:
+    return shlex.join(["latticectl", "caps", "grant", facts.plugin_id, f"cap={capability}"])

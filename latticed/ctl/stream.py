@@ -1,0 +1,97 @@
+"""The daemon's event stream: server-sent events (WHATWG HTML, section 9.2), followed across its restarts."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from latticed.ctl import replies
+from latticed.ctl.exits import Exit, of
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from latticed.ctl.client import Client
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 5.0
+_BUSY: Final = frozenset({429, 503})  # a daemon that is just starting, or full: it may pass
+
+
+class Sent(NamedTuple):
+    """One event. Without `data` it only tells how far the stream has come: there is nothing older to wait for."""
+
+    seq: int
+    data: str
+
+
+def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
+    """The events in the lines of a stream; one that is cut off at the end is dropped, as the standard says."""
+    seq: int | None = None
+    data: list[str] = []
+    for raw in lines:
+        line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "id":
+                seq = _seq(value)
+            elif name == "data":
+                data.append(value)
+        elif seq is not None:
+            yield Sent(seq, "\n".join(data))
+            seq, data = None, []
+
+
+def _seq(value: str) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise replies.bad("event id")
+    return int(value)
+
+
+def backlog(client: Client, since: int, query: Mapping[str, str]) -> Iterator[Sent]:
+    """What there is after `since`; the last one tells how far that goes and has no data."""
+    with closing(client.lines("events", query={**query, "since": since})) as lines:
+        for sent in decode(lines):
+            yield sent
+            if not sent.data:
+                return
+    raise Problem("unreachable", "the daemon closed the connection before it answered", "see journalctl -t latticed")
+
+
+def follow(
+    client: Client, since: int | None, query: Mapping[str, str], *, note: Callable[[str], None]
+) -> Iterator[Sent]:
+    """Events after `since` (None: from now on), without an end.
+
+    A daemon that goes away is waited for, with pauses that grow to LONGEST_PAUSE_S; the stream then goes on where it
+    was. One that was never reached is a Problem at once.
+    """
+    pause_s, lost = FIRST_PAUSE_S, False
+    while True:
+        try:
+            for sent in _once(client, since, query):
+                if lost:
+                    note("the daemon is back")
+                pause_s, lost, since = FIRST_PAUSE_S, False, sent.seq
+                yield sent
+        except Problem as problem:
+            if since is None or not _passing(problem):
+                raise
+        if not lost and since is not None:
+            note("the daemon is gone; waiting for it to come back")
+            lost = True
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def _once(client: Client, since: int | None, query: Mapping[str, str]) -> Iterator[Sent]:
+    headers = {} if since is None else {"Last-Event-ID": str(since)}
+    with closing(client.lines("events", query=query, headers=headers)) as lines:
+        yield from decode(lines)
+
+
+def _passing(problem: Problem) -> bool:
+    return of(problem) is Exit.UNREACHABLE or getattr(problem, "status", 0) in _BUSY

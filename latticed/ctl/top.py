@@ -1,0 +1,155 @@
+"""latticectl top: what plugins are doing, live on a terminal; elsewhere once."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import activity, render, views, when
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit, of
+from latticed.ctl.table import Column
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.client import Client
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples("latticectl top", "latticectl top --interval 5", "latticectl top --format json")
+
+_COLUMNS: Final = (
+    Column(title="ID", shrinks=True),
+    Column(title="STATUS"),
+    Column(title="RUNTIME"),
+    Column(title="HEALTH"),
+    Column(title="RESTARTS", right=True),
+    Column(title="UPTIME", right=True),
+    Column(title="CALLS/S", right=True),
+    Column(title="CALLS", right=True),
+    Column(title="DENIED", right=True),
+)
+_ENTER: Final = "\x1b[?1049h\x1b[?25l"
+_LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_HOME: Final = "\x1b[H"
+_TO_LINE_END: Final = "\x1b[K"
+_TO_SCREEN_END: Final = "\x1b[J"
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--interval", metavar="S", type=_seconds, default=1.0, help="seconds between two looks")
+
+
+def run(session: Session) -> int:
+    client, screen = session.client(), session.screen
+    if screen.out.isatty() and sys.stdin.isatty() and not screen.json_wanted:
+        return _live(session, client)
+    found, _ = _look(client, None)
+    if screen.json_wanted:
+        screen.json([row._asdict() for row in found])
+    elif found:
+        screen.rows(_COLUMNS, map(_cells, found))
+    else:
+        screen.note("no plugins")
+    return Exit.OK
+
+
+def _seconds(text: str) -> float:
+    try:
+        wanted = float(text)
+    except ValueError:
+        wanted = 0.0
+    if not 0.1 <= wanted <= 3600:
+        raise ArgumentTypeError(f"expected 0.1 to 3600 seconds, found {text[:40]!r}")
+    return wanted
+
+
+def _look(client: Client, before: activity.Sample | None) -> tuple[list[activity.Row], activity.Sample]:
+    sample = activity.read(client.metrics(), time.monotonic())
+    known = views.plugins(client.get("plugins"))
+    return activity.rows(known, sample, before, now_s=time.time()), sample
+
+
+def _cells(row: activity.Row) -> tuple[Any, ...]:
+    return (
+        row.id,
+        render.word(row.status),
+        render.word(row.runtime),
+        render.word(row.health),
+        str(row.restarts),
+        when.duration(row.uptime_s) if row.uptime_s is not None else None,
+        f"{row.calls_per_s:.1f}" if row.calls_per_s is not None else None,
+        str(row.calls),
+        str(row.denied),
+    )
+
+
+# Live.
+
+
+def _live(session: Session, client: Client) -> int:
+    """Draw until `q`, Ctrl-C or the end of input; the terminal is left as it was found."""
+    import termios
+    import tty
+
+    keys, out = sys.stdin.fileno(), session.screen.out
+    kept = termios.tcgetattr(keys)
+    try:
+        tty.setcbreak(keys)
+        out.write(_ENTER)
+        _draw_until_told(session, client, keys)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        out.write(_LEAVE)
+        out.flush()
+        termios.tcsetattr(keys, termios.TCSADRAIN, kept)
+    return Exit.OK
+
+
+def _draw_until_told(session: Session, client: Client, keys: int) -> None:
+    before: activity.Sample | None = None
+    shown = ""
+    while True:
+        try:
+            found, before = _look(client, before)
+            shown = _drawn(session, found)
+        except Problem as problem:
+            if of(problem) is not Exit.UNREACHABLE or not shown:
+                raise
+            shown = f"the daemon does not answer: {problem.detail}"
+            before = None
+        _paint(session, shown)
+        if _told(keys, session.args.interval):
+            return
+
+
+def _told(keys: int, within_s: float) -> bool:
+    """Whether somebody pressed q (or input ended) within that time; any other key means: look at once."""
+    import select
+
+    ready, _, _ = select.select([keys], [], [], within_s)
+    return bool(ready) and os.read(keys, 64) in {b"", b"q", b"Q", b"\x03", b"\x04"}
+
+
+def _drawn(session: Session, found: list[activity.Row]) -> str:
+    text = io.StringIO()
+    width = os.get_terminal_size(session.screen.out.fileno()).columns or None
+    screen = session.screen._replace(out=text, width=width)
+    alive = sum(row.runtime == "armed" for row in found)
+    rate = sum(row.calls_per_s or 0 for row in found)
+    screen.line(f"latticed  {len(found)} plugins, {alive} armed, {rate:.1f} host calls/s, q: quit")
+    screen.rows(_COLUMNS, map(_cells, found))
+    return text.getvalue()
+
+
+def _paint(session: Session, shown: str) -> None:
+    """One picture over the last, as far as the terminal is high; no line is ever drawn twice or scrolled."""
+    height = os.get_terminal_size(session.screen.out.fileno()).lines or 24
+    lines = shown.splitlines()[: max(1, height - 1)]
+    body = "".join(f"{line}{_TO_LINE_END}\r\n" for line in lines)
+    session.screen.out.write(_HOME + body + _TO_SCREEN_END)
+    session.screen.flush()

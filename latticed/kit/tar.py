@@ -1,0 +1,103 @@
+"""Tar, as little of it as an archive of named regular files needs (POSIX ustar; GNU's binary sizes above 8 GiB).
+
+`tarfile` would follow what a stranger's archive says: links, long names of any length, headers of any size. This
+reads one block at a time and refuses everything but regular files.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK: Final = 512
+END: Final = bytes(2 * BLOCK)
+"""What an archive ends with."""
+
+_CHUNK: Final = 1 << 20
+_PADDING: Final = 64 * BLOCK
+"""Zeros after the end that are tolerated: other tools fill up to their own record size."""
+
+
+class BadTar(ValueError):
+    """Not an archive of regular files, in words."""
+
+
+class Source(Protocol):
+    """A file open for reading bytes; short reads mean its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One file that comes next in an archive; `size` in bytes."""
+
+    name: str
+    size: int
+
+
+def header(name: str, size: int, *, mode: int, mtime_s: int) -> bytes:
+    """The block before a file's bytes; ValueError for a name of more than 100 ASCII characters."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, mode, mtime_s
+    block = info.tobuf(tarfile.GNU_FORMAT, encoding="ascii", errors="strict")
+    if len(block) != BLOCK:
+        raise ValueError(f"expected a name of at most 100 characters, found {name[:200]!r}")
+    return block
+
+
+def padding(size: int) -> int:
+    """How many zeros follow a file of `size` bytes."""
+    return -size % BLOCK
+
+
+class Reader:
+    """Reads an archive from its beginning to its end; raises BadTar."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._left = 0
+
+    def next(self) -> Member | None:
+        """The next file, once the one before has been read; None at the end."""
+        if self._left:
+            raise RuntimeError(f"expected the file before to be read, found {self._left} bytes left")
+        block = self._exactly(BLOCK)
+        if not any(block):
+            self._end()
+            return None
+        try:
+            info = tarfile.TarInfo.frombuf(block, encoding="ascii", errors="strict")
+        except (tarfile.HeaderError, UnicodeError) as error:
+            raise BadTar(f"expected a tar header, found: {error}") from error
+        if info.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or info.size < 0:
+            raise BadTar(f"expected regular files only, found another kind: {info.name[:100]!r}")
+        self._left = info.size
+        return Member(name=info.name, size=info.size)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the file that `next` announced."""
+        fill = padding(self._left)
+        while self._left:
+            chunk = self._exactly(min(self._left, _CHUNK))
+            self._left -= len(chunk)
+            yield chunk
+        if any(self._exactly(fill)):
+            raise BadTar("expected zeros after a file, found something else")
+
+    def _end(self) -> None:
+        rest = self._source.read(BLOCK + _PADDING + 1)
+        if len(rest) < BLOCK or len(rest) > BLOCK + _PADDING or any(rest):
+            raise BadTar("expected two blocks of zeros and nothing else at the end")
+
+    def _exactly(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size and (more := self._source.read(size - len(found))):
+            found += more
+        if len(found) < size:
+            raise BadTar("it ends in the middle")
+        return found

@@ -1,0 +1,130 @@
+"""One batch of changes as one transaction; the writer's thread calls it.
+
+What is essential (a stop, a revocation) is written from the reserve when the disk is full; everything else is refused
+until the reserve could be made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from latticed.ledger.connection import STORAGE_ERRORS, unavailable
+from latticed.model.audit import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.ledger.chain import Chain
+    from latticed.ledger.connection import Connection
+    from latticed.ledger.reserve import Reserve
+    from latticed.ledger.writer import Job, Transaction
+    from latticed.model.chain import Head
+
+HEAD_EVERY: Final = 1_000
+"""Events after which a head is signed without being asked."""
+
+
+class Committer:
+    """Commits batches on `connection`; every job gets its result or its error."""
+
+    def __init__(self, connection: Connection, transaction: Transaction, reserve: Reserve) -> None:
+        self._connection = connection
+        self._transaction = transaction
+        self._reserve = reserve
+        self._synchronous = "normal"
+        reserve.held()  # from the start on, not from the first write
+
+    def perform(self, batch: list[Job]) -> Head | None:
+        """Perform `batch`; the head that was signed with it, if one was. Never raises."""
+        if not self._reserve.held():
+            _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
+            batch = [job for job in batch if job.essential]
+        try:
+            return self._commit(batch) if batch else None
+        except STORAGE_ERRORS as error:
+            return self._again(batch, error)
+        except BaseException as error:  # noqa: BLE001 - a waiter must hear of it, and the thread must go on
+            _fail(batch, error)
+            return None
+
+    def _again(self, batch: list[Job], error: BaseException) -> Head | None:
+        """The disk would not take it: what is essential once more, with the reserve given up for it."""
+        _fail([job for job in batch if not job.essential], error)
+        essential = [job for job in batch if job.essential]
+        if not essential:
+            return None
+        self._reserve.give_up()
+        with contextlib.suppress(apsw.Error):  # a WAL that is wholly in the database is used again from its start
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        try:
+            return self._commit(essential)
+        except BaseException as still:  # noqa: BLE001 - as above
+            _fail(essential, still)
+            return None
+
+    def _commit(self, batch: list[Job]) -> Head | None:
+        """`batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""
+        connection, chain = self._connection, self._transaction.chain
+        before, signed_before = chain.tip, chain.signed_seq
+        head_due = chain.tip.seq + len(batch) - chain.signed_seq >= HEAD_EVERY
+        try:
+            # A head goes into the journal, which may outlive a power cut: what it speaks of must be on disk first.
+            self._synchronise(fully=head_due or any(job.durable for job in batch))
+            connection.execute("BEGIN IMMEDIATE")
+            chain.begin()
+            for job in batch:
+                if isinstance(job.change, Event):
+                    _append(job, job.change, chain)
+                else:
+                    self._change(job, job.change)
+            chain.flush()
+            if head_due:
+                chain.sign()
+            connection.execute("COMMIT")
+        except BaseException:
+            chain.restore(before, signed_before)
+            if connection.in_transaction:
+                with contextlib.suppress(apsw.Error):
+                    connection.execute("ROLLBACK")
+            raise
+        return chain.head if chain.signed_seq != signed_before else None
+
+    def _synchronise(self, *, fully: bool) -> None:
+        wanted = "full" if fully else "normal"
+        if wanted != self._synchronous:  # possible only outside a transaction
+            self._connection.execute(f"PRAGMA synchronous={wanted}")
+            self._synchronous = wanted
+
+    def _change(self, job: Job, change: Callable[[Transaction], Any]) -> None:
+        """Run one change; its own exception stays with it, the disk's fails the batch."""
+        connection, chain = self._connection, self._transaction.chain
+        chain.flush()
+        before, signed_before = chain.tip, chain.signed_seq
+        connection.execute("SAVEPOINT change")
+        try:
+            job.result = change(self._transaction)
+            chain.flush()
+        except STORAGE_ERRORS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed to the one who asked for the change
+            job.error = error
+            connection.execute("ROLLBACK TO change")
+            chain.restore(before, signed_before)
+        connection.execute("RELEASE change")
+
+
+def _append(job: Job, event: Event, chain: Chain) -> None:
+    try:
+        job.result = chain.append(event)
+    except Exception as error:  # noqa: BLE001 - a caller's wrong type is his alone
+        job.error = error
+
+
+def _fail(jobs: list[Job], error: BaseException) -> None:
+    for job in jobs:
+        job.error = unavailable(error)
+        job.error.__cause__ = error

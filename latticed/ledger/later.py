@@ -1,0 +1,102 @@
+"""Events of what has already happened: nothing waits for their record, and a disk that is full does not lose them.
+
+They are written in order, from the reserve if need be, and kept in memory until that works. Memory is bounded: past
+`MAX` the newer ones are only counted, and the count is recorded when the ledger can be written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import clock, logs
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.writer import Transaction, Writer
+
+MAX: Final = 10_000
+BATCH: Final = 500
+AGAIN_S: Final = 1.0
+_LATE_US: Final = 1_000_000
+
+log = logs.get_logger()
+
+
+class Later:
+    """A queue in front of the writer; belongs to the event loop."""
+
+    def __init__(self, writer: Writer, now: clock.Clock) -> None:
+        self._writer = writer
+        self._now = now
+        self._events: deque[tuple[int, Event]] = deque()
+        self._lost = 0
+        self._wake = asyncio.Event()
+        self._writing: tuple[asyncio.Future[None], int, int] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many events are not recorded yet, those that are only counted included."""
+        return len(self._events) + self._lost
+
+    def put(self, event: Event) -> None:
+        """Have `event` recorded as soon as that can be."""
+        if len(self._events) < MAX:
+            self._events.append((self._now.wall_us(), event))
+        else:
+            self._lost += 1
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not await self.flush():
+                await asyncio.sleep(AGAIN_S)
+                self._wake.set()
+
+    async def flush(self) -> bool:
+        """Write all that waits; False when the ledger cannot."""
+        while self._writing is not None or self._events or self._lost:
+            try:
+                future, count, lost = self._writing = self._writing or self._submit()
+            except Problem:  # closed
+                return False
+            await asyncio.wait([future])  # cancelled here, it goes on, and the next flush learns what came of it
+            self._writing = None
+            if (error := future.exception()) is not None:
+                log.warning("events_wait_to_be_recorded", count=self.waiting, error=str(error))
+                return False
+            for _ in range(count):
+                self._events.popleft()
+            self._lost -= lost
+        return True
+
+    def _submit(self) -> tuple[asyncio.Future[None], int, int]:
+        now_us, lost = self._now.wall_us(), self._lost
+        events = [_dated(event, at_us, now_us) for at_us, event in itertools.islice(self._events, BATCH)]
+
+        def change(tx: Transaction) -> None:
+            for event in events:
+                tx.append_audit(event)
+            if lost:
+                tx.append_audit(_count(lost))
+
+        return self._writer.submit(change, essential=True), len(events), lost
+
+
+def _dated(event: Event, at_us: int, now_us: int) -> Event:
+    """With the time it happened at, when the time of its record will say something else."""
+    if now_us - at_us < _LATE_US:
+        return event
+    return replace(event, detail={"at": clock.rfc3339(at_us), **event.detail})
+
+
+def _count(lost: int) -> Event:
+    reason = "these could not be recorded, and there were too many to remember"
+    return Event(actor=str(DAEMON), action="audit.lost", target="audit", reason=reason, detail={"count": lost})

@@ -1,0 +1,192 @@
+"""A ledger in place of a damaged one, or of the one before a restore: built aside, named when it is complete.
+
+Nothing is deleted: what was there is renamed. Between the two renames there is a host key without a ledger, which no
+start takes for a new beginning. All of it blocks, and the caller holds the state directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from latticed.kit import files
+from latticed.ledger import connection, damage, floors, migrations, records, revocations, state
+from latticed.ledger.chain import Chain
+from latticed.ledger.revocations import Revocations
+from latticed.ledger.writer import Transaction
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.kit.clock import Clock
+    from latticed.model.chain import Head
+    from latticed.model.lifecycle import Record
+
+PARTS: Final = ("", "-wal", "-shm")
+"""What SQLite adds to the name of a database."""
+
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvage:
+    """What can still be read of a ledger. It is no evidence: use it only to be stricter.
+
+    `last_seq` and `last_hash` are of the last event, 0 and empty when there is none to be read.
+    """
+
+    records: tuple[Record, ...] = ()
+    revoked: Revocations = field(default_factory=Revocations)
+    last_seq: int = 0
+    last_hash: str = ""
+
+
+def diagnosis(directory: Path) -> str:
+    """What is wrong with the ledger of `directory`, checked wholly; empty when it is sound.
+
+    Problem ledger_newer: it was written by a newer latticed. Problem not_found: there was never one.
+    """
+    database, had_key = directory / state.DATABASE, (directory / state.HOST_KEY).exists()
+    if not database.exists() and not had_key:
+        raise Problem("not_found", f"there is no ledger in {directory}", "start latticed: it makes a new one")
+    if not database.exists() or not database.stat().st_size:
+        return f"expected {state.DATABASE} beside {state.HOST_KEY}, found none"
+    if fault := damage.in_wal(database) or _wrong_with_key(directory):
+        return fault
+    try:
+        with contextlib.closing(connection.open_witness(database)) as witness:
+            return _wrong_with(witness)
+    except apsw.Error as error:
+        return str(error)
+
+
+def salvage(database: Path) -> Salvage:
+    """Whatever can still be read."""
+    try:
+        with contextlib.closing(connection.open_witness(database)) as witness:
+            last: Any = None
+            with contextlib.suppress(*connection.DAMAGED):
+                last = witness.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").get
+            return Salvage(
+                records=records.readable(witness),
+                revoked=revocations.readable(witness),
+                last_seq=last[0] if last else 0,
+                last_hash=last[1] if last else "",
+            )
+    except (apsw.Error, OSError):
+        return Salvage()
+
+
+def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable[[Transaction], None]) -> Head | None:
+    """Make `database` if there is none, do `change` in one transaction and sign the chain; on disk when it returns.
+
+    Problems: those of opening it; state_unusable when the disk would not take it.
+    """
+    writer = connection.open_writer(database)
+    try:
+        writer.pragma("synchronous", "full")
+        chain = Chain(writer, key=key, now=clock)
+        with writer:
+            chain.begin()
+            change(Transaction(writer, chain))
+            chain.flush()
+            head = chain.sign()
+        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except connection.STORAGE_ERRORS as error:
+        raise Problem("state_unusable", f"{database.name} cannot be written: {error}", "free some space") from error
+    finally:
+        writer.close()
+    return head
+
+
+def set_aside(directory: Path, label: str) -> tuple[str, ...]:
+    """Rename the ledger of `directory` to `ledger.sqlite3.<label>`, WAL and index with it; the new names."""
+    moved = []
+    for part in PARTS:
+        name = f"{state.DATABASE}{part}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory / name, directory / f"{state.DATABASE}.{label}{part}")
+            moved.append(f"{state.DATABASE}.{label}{part}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory / damage.NOTE, directory / f"{damage.NOTE}.{label}")
+    files.sync_directory(directory)
+    return tuple(moved)
+
+
+def put_in_place(directory: Path, database: Path) -> None:
+    """Give `database`, which nobody has open, the ledger's name."""
+    os.rename(database, directory / state.DATABASE)
+    files.sync_directory(directory)
+
+
+def discard(database: Path) -> None:
+    """Remove a database of ours that never got its name."""
+    for part in PARTS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{database}{part}")
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, in hex; empty when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def trusted_floors(directory: Path, key: Ed25519PrivateKey) -> floors.Floors:
+    """The signed floors; Problem floors_invalid also when there are none, for they are made with the key."""
+    if not floors.present(directory):
+        raise Problem("floors_invalid", f"expected {floors.FILE} beside {state.HOST_KEY}, found none")
+    return floors.read(directory, key.public_key())
+
+
+def _wrong_with_key(directory: Path) -> str:
+    if not (directory / state.HOST_KEY).exists():
+        return f"expected {state.HOST_KEY} beside {state.DATABASE}, found none"
+    try:
+        state.load_key(directory)
+    except Problem as problem:
+        if problem.code != "ledger_damaged":
+            raise
+        return problem.detail
+    return ""
+
+
+def _wrong_with(witness: connection.Connection) -> str:
+    if found := damage.check(witness, whole=True):
+        return found
+    version = migrations.version_of(witness)
+    if version > len(migrations.MIGRATIONS):
+        raise Problem("ledger_newer", "this ledger is not damaged: it was written by a newer latticed", "run that one")
+    if version == 0 or _schema(witness) != _expected_schema(version):
+        return "expected the tables of latticed and nothing else, found others"
+    try:
+        records.load_all(witness)
+    except Problem as problem:
+        return problem.detail
+    return ""
+
+
+def _schema(conn: connection.Reader) -> set[tuple[Any, ...]]:
+    """Tables, indices, and triggers and views if there are any: those would act within our own statements."""
+    return set(conn.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+
+
+def _expected_schema(version: int) -> set[tuple[Any, ...]]:
+    with contextlib.closing(apsw.Connection(":memory:")) as fresh:
+        migrations.migrate(fresh, steps=migrations.MIGRATIONS[:version])
+        return _schema(fresh)

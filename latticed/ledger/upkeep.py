@@ -1,0 +1,110 @@
+"""The long work beside the ledger's writes: snapshots, retention, and checking what opening a large file left out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from latticed.kit import files, logs
+from latticed.ledger import connection, damage, retention
+from latticed.ledger.reader import Readers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger.retention import Retention
+    from latticed.ledger.writer import Transaction, Writer
+    from latticed.model.errors import Problem
+
+LOOK_S: Final = 60.0
+"""How often retention looks at the size."""
+
+LOOKS_A_ROUND: Final = 60
+"""After so many looks at the size comes one at the age."""
+
+PAGES: Final = 1_000
+"""Pages copied before a snapshot looks whether it is still wanted."""
+
+log = logs.get_logger()
+
+
+async def remove_old(writer: Writer, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
+    """Remove what `wanted` does not keep, slice by slice; how many events went. Problem ledger_unavailable."""
+    now_us = clock.wall_us()
+
+    def due(tx: Transaction) -> int:
+        aged = retention.by_age(tx, wanted, now_us=now_us) if by_age else 0
+        return max(aged, retention.by_size(tx, wanted))
+
+    if not wanted.keep_days and not wanted.max_bytes:
+        return 0
+    upto = await writer.submit(due)
+    total = 0
+    while upto:
+        removed = await writer.submit(lambda tx: retention.remove(tx, upto), durable=True)
+        if not removed:
+            break
+        total += removed
+    if total:
+        log.info("audit_removed", events=total)
+    return total
+
+
+async def snapshot(database: Path, target: Path) -> None:
+    """Copy `database` by SQLite's online backup, from one read snapshot, to a file of its own that is on disk."""
+    unwanted = threading.Event()
+    readers = Readers(database)
+    copying = asyncio.ensure_future(readers.ask_slowly(lambda source: _copy(source, target, unwanted)))
+    try:
+        await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        unwanted.set()
+        await asyncio.gather(copying, return_exceptions=True)
+        raise
+    finally:
+        await readers.close()
+
+
+async def check_rest(database: Path) -> Problem | None:
+    """Check the whole file; damage is noted beside it and returned."""
+    readers = Readers(database)
+    try:
+        finding = await readers.ask_slowly(_whole)
+    finally:
+        await readers.close()
+    if not finding:
+        return None
+    log.critical("ledger_damaged", finding=finding)
+    with contextlib.suppress(OSError):  # then the next start will have to find it again
+        damage.note(database.parent, finding)
+    return connection.damaged(f"expected a sound database, found: {finding}")
+
+
+def _whole(source: connection.Connection) -> str:
+    try:
+        return damage.check(source, whole=True)
+    except connection.DAMAGE as error:
+        return str(error)
+
+
+def _copy(source: connection.Connection, target: Path, unwanted: threading.Event) -> None:
+    source.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # the snapshot begins here
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    copy = apsw.Connection(os.fspath(target), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        copy.pragma("synchronous", "off")  # synced below, once
+        with copy.backup("main", source, "main") as backup:
+            while not backup.done and not unwanted.is_set():
+                backup.step(PAGES)
+    finally:
+        copy.close()
+    if unwanted.is_set():
+        raise InterruptedError("the snapshot is not wanted any more")
+    with files.closing(os.open(target, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        os.fsync(fd)

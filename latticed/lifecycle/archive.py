@@ -1,0 +1,180 @@
+"""What a backup is: a tar whose first file, `manifest.json`, names and hashes the others and is signed by the host key.
+
+    manifest.json  ledger.sqlite3  floors.json  host.key  store/<identity>/manifest.json  store/<identity>/artifact …
+
+It holds the host's private key: whoever has it can sign as this host.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.exceptions import InvalidSignature
+
+from latticed.kit import files, strict_json, tar
+from latticed.ledger import floors, state
+from latticed.model.chain import encode
+from latticed.model.errors import Problem
+from latticed.trust import audit_chain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.bundle.read import Limits
+
+FORMAT: Final = "latticed.backup.v1"
+DOMAIN: Final = b"LATTICED-BACKUP-V1\n"
+MANIFEST: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 64 << 20
+NEEDED: Final = (state.DATABASE, floors.FILE, state.HOST_KEY)
+_PAIR: Final = re.compile(r"store/[0-9a-f]{64}/(manifest\.json|artifact)")
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One file of the archive."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the archive holds, when and by what it was made, and where the audit chain ended then."""
+
+    created_at: str
+    version: str
+    ledger_version: int
+    public_key: str
+    last_seq: int
+    last_hash: str
+    entries: tuple[Entry, ...]
+
+
+def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
+    """The bytes of `manifest.json`, signed."""
+    plain = {
+        "format": FORMAT,
+        "created_at": manifest.created_at,
+        "version": manifest.version,
+        "ledger_version": manifest.ledger_version,
+        "public_key": manifest.public_key,
+        "last_seq": manifest.last_seq,
+        "last_hash": manifest.last_hash,
+        "files": [[entry.name, entry.size, entry.sha256] for entry in manifest.entries],
+    }
+    signature = base64.b64encode(key.sign(DOMAIN + encode(plain).encode("ascii"))).decode("ascii")
+    return encode({**plain, "signature": signature}).encode("ascii") + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The manifest, signed by the key it names and naming only what a backup may hold; Problem backup_invalid."""
+    try:
+        plain = strict_json.loads(data)
+        signature = base64.b64decode(plain.pop("signature"), validate=True)
+        key = audit_chain.public_key(plain["public_key"])
+        key.verify(signature, DOMAIN + encode(plain).encode("ascii"))
+        found = _decode(plain)
+    except InvalidSignature as error:
+        raise invalid("its manifest is not signed by the key it names") from error
+    except Problem as problem:
+        raise invalid(f"its manifest names a bad key: {problem.detail}") from problem
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise invalid(f"its manifest: {error}") from error
+    _check_names([entry.name for entry in found.entries])
+    return found
+
+
+def unpack(source: tar.Source, target: Path, limits: Limits) -> Manifest:
+    """Write the files of an archive beneath the empty directory `target`, each exactly as the manifest says.
+
+    Problem backup_invalid; what was written by then is the caller's to remove. OSError when the disk refuses.
+    """
+    reader = tar.Reader(source)
+    try:
+        first = reader.next()
+        if first is None or first.name != MANIFEST or first.size > MAX_MANIFEST_BYTES:
+            raise invalid(f"expected {MANIFEST} first")
+        manifest = decode_manifest(b"".join(reader.chunks()))
+        for entry in manifest.entries:
+            member = reader.next()
+            if member is None or (member.name, member.size) != (entry.name, entry.size):
+                found = f"{member.name} of {member.size} bytes" if member else "the end"
+                raise invalid(f"expected {entry.name} of {entry.size} bytes, found {found}")
+            if entry.size > _limit(entry.name, limits):
+                raise invalid(f"{entry.name} is larger than the settings allow: {entry.size} bytes")
+            _write(reader, target / entry.name, entry)
+        if reader.next() is not None:
+            raise invalid("there is more in it than its manifest says")
+    except tar.BadTar as error:
+        raise invalid(str(error)) from error
+    return manifest
+
+
+def invalid(detail: str) -> Problem:
+    """The Problem that stands for an archive that is not used."""
+    return Problem("backup_invalid", f"this is not a backup that can be restored: {detail}")
+
+
+def _write(reader: tar.Reader, path: Path, entry: Entry) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = 0o400 if _PAIR.fullmatch(entry.name) else 0o600
+    digest = hashlib.sha256()
+    with files.closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)) as fd:
+        for chunk in reader.chunks():
+            digest.update(chunk)
+            files.write_all(fd, chunk)
+        os.fsync(fd)
+    if digest.hexdigest() != entry.sha256:
+        raise invalid(f"{entry.name}: expected SHA-256 {entry.sha256}, found {digest.hexdigest()}")
+
+
+def _limit(name: str, limits: Limits) -> int:
+    if name == state.HOST_KEY:
+        return 64
+    if name == floors.FILE:
+        return floors.MAX_BYTES
+    if name == state.DATABASE:
+        return 1 << 62  # as large as the disk is
+    return limits.artifact_bytes if name.endswith("/artifact") else limits.manifest_bytes
+
+
+def _decode(plain: dict[str, Any]) -> Manifest:
+    if plain["format"] != FORMAT:
+        raise ValueError(f"expected the format {FORMAT}, found {str(plain['format'])[:80]!r}")
+    texts = {name: plain[name] for name in ("created_at", "version", "public_key", "last_hash")}
+    numbers = {name: plain[name] for name in ("ledger_version", "last_seq")}
+    rows: list[list[Any]] = plain["files"]
+    _expect(all(isinstance(text, str) for text in texts.values()))
+    _expect(all(_natural(number) for number in numbers.values()))
+    _expect(all(isinstance(name, str) and _natural(size) and _HEX.fullmatch(found) for name, size, found in rows))
+    entries = tuple(Entry(name=name, size=size, sha256=sha256) for name, size, sha256 in rows)
+    return Manifest(**texts, **numbers, entries=entries)
+
+
+def _expect(holds: bool) -> None:  # noqa: FBT001 - a finding, not a switch
+    if not holds:
+        raise ValueError("a field is of the wrong kind")
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if name not in NEEDED and _PAIR.fullmatch(name) is None:
+            raise invalid(f"it names a file that no backup has: {name[:100]!r}")
+    if len(set(names)) != len(names):
+        raise invalid("it names a file twice")
+    if missing := [name for name in NEEDED if name not in names]:
+        raise invalid(f"{missing[0]} is missing")

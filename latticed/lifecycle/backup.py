@@ -1,0 +1,154 @@
+"""Making a backup while the daemon runs: staged in the state directory, then read out as one tar of known length.
+
+The ledger is a snapshot of one moment. Stored pairs are linked, not copied: a pair never changes, and a link keeps it
+while the store drops it. One backup at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.bundle.read import ARTIFACT
+from latticed.bundle.read import MANIFEST as PLUGIN_MANIFEST
+from latticed.kit import tar
+from latticed.kit.clock import rfc3339
+from latticed.ledger import floors, migrations, rebuild, state
+from latticed.ledger.connection import RECOVER_HINT
+from latticed.lifecycle import archive
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterator
+    from pathlib import Path
+
+    from latticed.lifecycle.lifecycle import Lifecycle
+
+STAGING: Final = ".backup-"
+CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """A staged backup; `size` is that of the tar in bytes."""
+
+    directory: Path
+    manifest: bytes
+    entries: tuple[archive.Entry, ...]
+    size: int
+    made_s: int
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The tar, from its beginning to its end; reading is done off the loop."""
+        yield self._header(archive.MANIFEST, len(self.manifest)) + self.manifest
+        yield bytes(tar.padding(len(self.manifest)))
+        for entry in self.entries:
+            yield self._header(entry.name, entry.size)
+            with (self.directory / entry.name).open("rb") as file:
+                while chunk := await asyncio.to_thread(file.read, CHUNK):
+                    yield chunk
+            yield bytes(tar.padding(entry.size))
+        yield tar.END
+
+    def _header(self, name: str, size: int) -> bytes:
+        return tar.header(name, size, mode=0o600, mtime_s=self.made_s)
+
+
+class Backups:
+    """Makes backups of one state directory."""
+
+    def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
+        self._life = lifecycle
+        self._directory = state_dir
+        self._version = version
+        self._busy = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def made(self) -> AsyncIterator[Backup]:
+        """A backup of this moment, there until the block is left.
+
+        Problems: backup_running, ledger_unavailable, and store_unavailable when there is no space for it.
+        """
+        if self._busy.locked():
+            raise Problem("backup_running", "another backup is being made", "wait for its end")
+        async with self._busy:
+            staging = self._directory / f"{STAGING}{secrets.token_hex(6)}"
+            try:
+                yield await self._stage(staging)
+            except OSError as error:
+                if isinstance(error, ConnectionError | TimeoutError):
+                    raise
+                detail = f"expected to stage a backup in the state directory, found: {error.strerror or error}"
+                raise Problem("store_unavailable", detail, "free some space") from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+
+    async def _stage(self, staging: Path) -> Backup:
+        if not await self._life.rooms.revocations.write_floors(self._life.records.values()):
+            raise Problem("store_unavailable", f"{floors.FILE} cannot be written", "free some space")
+        await asyncio.to_thread(self._begin, staging)
+        await self._life.rooms.ledger.snapshot(staging / state.DATABASE)
+        return await asyncio.to_thread(self._complete, staging)
+
+    def _begin(self, staging: Path) -> None:
+        for left in self._directory.glob(f"{STAGING}*"):  # a daemon that was killed left it
+            shutil.rmtree(left, ignore_errors=True)
+        staging.mkdir(mode=0o700)
+        self._link_pairs(staging)
+
+    def _complete(self, staging: Path) -> Backup:
+        self._link_pairs(staging)  # those stored since the snapshot began; what it does not use is left out
+        for name in (floors.FILE, state.HOST_KEY):
+            os.link(self._directory / name, staging / name)
+        if fault := rebuild.diagnosis(staging):
+            raise Problem("ledger_damaged", f"expected a ledger that can be restored, found: {fault}", RECOVER_HINT)
+        found = rebuild.salvage(staging / state.DATABASE)
+        in_use = {record.facts.identity for record in found.records if record.accepted}
+        names = [*archive.NEEDED, *_pairs(staging, in_use)]
+        entries = tuple(_entry(staging, name) for name in names)
+        key = state.load_key(staging)
+        now_us = self._life.rooms.clock.wall_us()
+        manifest = archive.Manifest(
+            created_at=rfc3339(now_us),
+            version=self._version,
+            ledger_version=len(migrations.MIGRATIONS),
+            public_key=state.public_half(key),
+            last_seq=found.last_seq,
+            last_hash=found.last_hash,
+            entries=entries,
+        )
+        data = archive.encode_manifest(manifest, key)
+        size = _size(data, entries)
+        return Backup(directory=staging, manifest=data, entries=entries, size=size, made_s=now_us // 1_000_000)
+
+    def _link_pairs(self, staging: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for identity in os.listdir(self._directory / "store"):
+                for name in (PLUGIN_MANIFEST, ARTIFACT):
+                    target = staging / "store" / identity / name
+                    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with contextlib.suppress(FileNotFoundError, FileExistsError, NotADirectoryError):
+                        os.link(self._directory / "store" / identity / name, target, follow_symlinks=False)
+
+
+def _pairs(staging: Path, in_use: Collection[str]) -> Iterator[str]:
+    """The files of those pairs that are there wholly; without one, its plugin waits for its bundle."""
+    for identity in sorted(in_use):
+        names = [f"store/{identity}/{name}" for name in (PLUGIN_MANIFEST, ARTIFACT)]
+        if all((staging / name).is_file() for name in names):
+            yield from names
+
+
+def _entry(staging: Path, name: str) -> archive.Entry:
+    path = staging / name
+    return archive.Entry(name=name, size=path.stat().st_size, sha256=rebuild.fingerprint(path))
+
+
+def _size(manifest: bytes, entries: Collection[archive.Entry]) -> int:
+    sizes = [len(manifest), *(entry.size for entry in entries)]
+    return sum(tar.BLOCK + size + tar.padding(size) for size in sizes) + len(tar.END)

@@ -1,0 +1,218 @@
+"""`latticed --recover`: a new ledger in place of a damaged one, from the store and the signed floors file.
+
+Nothing of the damaged file is believed; what can be read of it only makes things stricter. Nothing comes back active:
+what was decided is gone, and an operator decides again. Key-value data and the old audit chain stay in the file that
+is set aside. Runs with the daemon stopped, and blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.catalog.store import Store
+from latticed.kit.clock import rfc3339
+from latticed.ledger import damage, floors, rebuild, records, revocations, state
+from latticed.lifecycle import stricter
+from latticed.lifecycle.policy import PolicyKeeper
+from latticed.lifecycle.revocations import floors_of
+from latticed.model import ids
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+from latticed.model.verdict import Verified
+from latticed.trust.policy import Revoked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.bundle.read import Limits
+    from latticed.kit.clock import Clock
+    from latticed.ledger.rebuild import Salvage
+    from latticed.ledger.writer import Transaction
+    from latticed.model.lifecycle import Record
+
+FRESH: Final = f"{state.DATABASE}.fresh"
+_NO_FLOORS: Final = (
+    "keep a copy of the state directory; put floors.json and host.key back from a backup, or restore the backup, or, "
+    "forgetting version floors, masks and lifted grants: latticed --recover --without-floors"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where recovery works: the state directory, the trust policy, and how to judge the pairs in the store."""
+
+    state_dir: Path
+    trust: Path
+    limits: Limits
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What recovery did. `policy` says what is wrong with the trust policy, if anything."""
+
+    damage: str
+    set_aside: tuple[str, ...]
+    verified: int
+    tombstones: int
+    revocations: int
+    policy: str = ""
+
+
+def recover(place: Place, clock: Clock, *, without_floors: bool = False) -> Report:
+    """Replace the damaged ledger. Problems: ledger_sound, floors_invalid, and those of holding and opening.
+
+    `without_floors` goes on when there are none that can be believed; those that can are never passed over.
+    """
+    with state.held(place.state_dir):
+        found = rebuild.diagnosis(place.state_dir)
+        if not found:
+            _forget_note(place.state_dir)
+            detail = f"the ledger in {place.state_dir} is not damaged: it was checked wholly"
+            raise Problem("ledger_sound", detail, "start latticed as ever")
+        kept = _floors(place.state_dir, without_floors=without_floors)
+        try:
+            return _Recovery(place, clock, found, without_floors=kept is None).perform(kept or floors.Floors())
+        except OSError as error:
+            detail = f"cannot write in {place.state_dir}: {error.strerror or error}"
+            raise Problem("state_unusable", detail, "nothing is lost: mend it and run this again") from error
+
+
+class _Recovery:
+    def __init__(self, place: Place, clock: Clock, found: str, *, without_floors: bool) -> None:
+        self._place = place
+        self._clock = clock
+        self._damage = found
+        self._without_floors = without_floors
+        self._database = place.state_dir / state.DATABASE
+        self._label = f"damaged-{_stamp(clock)}"
+
+    def perform(self, kept: floors.Floors) -> Report:
+        directory = self._place.state_dir
+        salvage = rebuild.salvage(self._database)
+        before = rebuild.fingerprint(self._database)
+        revoked = Revoked(**{kind: getattr(kept.revoked, kind) for kind in revocations.KINDS})
+        revoked |= Revoked(**{kind: getattr(salvage.revoked, kind) for kind in revocations.KINDS})
+        policy = self._policy(revoked)
+        rebuilt = self._records(policy, kept, salvage)
+        set_aside = self._set_aside_key()
+        key = state.load_key(directory)
+        report = Report(
+            damage=self._damage,
+            set_aside=set_aside,
+            verified=sum(not record.forgotten for record in rebuilt),
+            tombstones=sum(record.forgotten for record in rebuilt),
+            revocations=sum(len(getattr(policy.current.revoked, kind)) for kind in revocations.KINDS),
+            policy=str(policy.problem.detail) if policy.problem else "",
+        )
+        self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
+        floors.write(directory, floors_of(rebuilt, policy.current.revoked), key)
+        moved = rebuild.set_aside(directory, self._label)
+        rebuild.put_in_place(directory, directory / FRESH)
+        return _with(report, moved)
+
+    def _policy(self, revoked: Revoked) -> PolicyKeeper:
+        keeper = PolicyKeeper(self._place.trust, owners=frozenset({0, os.geteuid()}), remembered=revoked)
+        keeper.look(always=True)
+        return keeper
+
+    def _records(self, policy: PolicyKeeper, kept: floors.Floors, salvage: Salvage) -> list[Record]:
+        pairs = self._pairs(policy)
+        remembered = {record.id: record for record in salvage.records if ids.is_valid(record.id)}
+        known = {*pairs, *remembered, *kept.pins, *kept.versions, *kept.masked}
+        now_us = self._clock.wall_us()
+        return [
+            stricter.rebuilt(one, pairs.get(one, ()), kept, remembered.get(one), now_us=now_us) for one in sorted(known)
+        ]
+
+    def _pairs(self, policy: PolicyKeeper) -> Mapping[str, list[Verified]]:
+        """What of the store verifies now, by plugin id."""
+        store = Store(self._place.state_dir / "store", limits=self._place.limits)
+        found: defaultdict[str, list[Verified]] = defaultdict(list)
+        for identity in store.identities():
+            verdict = store.verify(identity, policy.current, host_version=self._place.version)
+            if isinstance(verdict, Verified):
+                found[verdict.manifest.id].append(verdict)
+        return found
+
+    def _set_aside_key(self) -> tuple[str, ...]:
+        """Without the floors there may be no usable key either: then a new one is made, the old one renamed."""
+        directory = self._place.state_dir
+        moved = []
+        if self._without_floors and floors.present(directory):
+            os.rename(directory / floors.FILE, directory / f"{floors.FILE}.{self._label}")
+            moved.append(f"{floors.FILE}.{self._label}")
+        try:
+            state.load_key(directory)
+        except Problem:
+            if (directory / state.HOST_KEY).exists():
+                os.rename(directory / state.HOST_KEY, directory / f"{state.HOST_KEY}.{self._label}")
+                moved.append(f"{state.HOST_KEY}.{self._label}")
+            state.make_key(directory)
+        return tuple(moved)
+
+    def _event(self, report: Report, salvage: Salvage, before: str) -> Event:
+        return Event(
+            actor=str(DAEMON),
+            action="ledger.recovered",
+            target="ledger",
+            reason=self._damage,
+            detail={
+                "verified": report.verified,
+                "tombstones": report.tombstones,
+                "revocations": report.revocations,
+                "without_floors": self._without_floors,
+                "set_aside": f"{state.DATABASE}.{self._label}" if before else "",
+                "sha256": before,
+                "last_seq": salvage.last_seq,
+                "last_hash": salvage.last_hash,
+            },
+        )
+
+    def _write(self, key: Ed25519PrivateKey, rebuilt: list[Record], revoked: Revoked, event: Event) -> None:
+        seen = revocations.Revocations(**{kind: getattr(revoked, kind) for kind in revocations.KINDS})
+
+        def change(tx: Transaction) -> None:
+            tx.append_audit(event)
+            for record in rebuilt:
+                records.put(tx, record)
+            revocations.remember(tx, seen, now_us=self._clock.wall_us())
+
+        fresh = self._place.state_dir / FRESH
+        rebuild.discard(fresh)  # of a recovery that was interrupted
+        rebuild.write(fresh, key, self._clock, change)
+
+
+def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
+    try:
+        return rebuild.trusted_floors(directory, state.load_key(directory))
+    except Problem as problem:
+        if without_floors:
+            return None
+        raise Problem("floors_invalid", f"cannot recover: {problem.detail}", _NO_FLOORS) from problem
+
+
+def _forget_note(directory: Path) -> None:
+    """Of damage that is not there any more: the disk has come to itself."""
+    (directory / damage.NOTE).unlink(missing_ok=True)
+
+
+def _stamp(clock: Clock) -> str:
+    return rfc3339(clock.wall_us()).replace(":", "").replace("-", "")
+
+
+def _with(report: Report, moved: tuple[str, ...]) -> Report:
+    return Report(
+        damage=report.damage,
+        set_aside=(*moved, *report.set_aside),
+        verified=report.verified,
+        tombstones=report.tombstones,
+        revocations=report.revocations,
+        policy=report.policy,
+    )

@@ -1,0 +1,239 @@
+"""`latticed --restore FILE`: the state of a backup in place of the present one, never less strict than either.
+
+The archive is unpacked aside and believed only whole. The present floors file is set against every record of the
+backup. What is replaced is kept in `replaced-<time>`. While files change places there is a host key without a ledger,
+which no start takes for a new beginning. Runs with the daemon stopped, and blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import files, tar
+from latticed.kit.clock import rfc3339
+from latticed.ledger import damage, floors, kv, rebuild, records, revocations, state
+from latticed.lifecycle import archive, stricter
+from latticed.lifecycle.revocations import floors_of
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+from latticed.trust.policy import Revoked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Transaction
+    from latticed.lifecycle.recovery import Place
+    from latticed.model.lifecycle import Record
+
+STAGING: Final = ".restoring-"
+STORE: Final = "store"
+_NO_FLOORS: Final = (
+    "keep a copy of the state directory; restore into an empty one, or, forgetting what was decided since the backup: "
+    "latticed --restore FILE --without-floors"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """What the operator says besides the file: a host key it may bring, going on without the present floors."""
+
+    public_key: str = ""
+    without_floors: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was restored; `stricter` counts records that came back otherwise than the backup has them."""
+
+    created_at: str
+    public_key: str
+    records: int
+    stricter: int
+    pairs: int
+    set_aside: str
+
+
+class _Hashed:
+    """A source, and the SHA-256 of what was read of it: of all, once the archive has been read to its end."""
+
+    def __init__(self, source: tar.Source) -> None:
+        self._source = source
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        chunk = self._source.read(size)
+        self._digest.update(chunk)
+        return chunk
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def restore(place: Place, backup: tar.Source, clock: Clock, consent: Consent = Consent()) -> Report:
+    """Replace the state by that of `backup`. Problems: backup_invalid, backup_foreign, floors_invalid, state_…."""
+    with state.held(place.state_dir):
+        staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
+        try:
+            for left in place.state_dir.glob(f"{STAGING}*"):  # of a restore that was interrupted
+                shutil.rmtree(left, ignore_errors=True)
+            staging.mkdir(mode=0o700)
+            source = _Hashed(backup)
+            manifest = archive.unpack(source, staging, place.limits)
+            return _Restore(place, staging, manifest, clock).perform(source.hexdigest(), consent)
+        except OSError as error:
+            detail = f"cannot restore into {place.state_dir}: {error.strerror or error}"
+            raise Problem("state_unusable", detail, "nothing is lost: mend it and run this again") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+class _Restore:
+    def __init__(self, place: Place, staging: Path, manifest: archive.Manifest, clock: Clock) -> None:
+        self._state_dir = place.state_dir
+        self._staging = staging
+        self._manifest = manifest
+        self._clock = clock
+        self._now_us = clock.wall_us()
+
+    def perform(self, sha256: str, consent: Consent) -> Report:
+        if state.public_half(state.load_key(self._staging)) != self._manifest.public_key:
+            raise archive.invalid("its host key is not the one that signed it")
+        if found := rebuild.diagnosis(self._staging):
+            raise archive.invalid(f"its ledger: {found}")
+        present = self._present(consent)
+        theirs = floors.read(self._staging, state.load_key(self._staging).public_key())
+        report = self._amend(_union(present, theirs), sha256)
+        self._swap(report.set_aside)
+        return report
+
+    def _present(self, consent: Consent) -> floors.Floors:
+        """The floors of the state that is replaced; none when there is no state."""
+        if not (self._state_dir / state.HOST_KEY).exists() and not floors.present(self._state_dir):
+            if (self._state_dir / state.DATABASE).exists() and not consent.without_floors:
+                raise Problem("floors_invalid", f"expected {state.HOST_KEY} and {floors.FILE}, found none", _NO_FLOORS)
+            return floors.Floors()
+        try:
+            key = state.load_key(self._state_dir)
+            found = rebuild.trusted_floors(self._state_dir, key)
+        except Problem as problem:
+            if consent.without_floors:
+                return floors.Floors()
+            raise Problem("floors_invalid", f"cannot restore: {problem.detail}", _NO_FLOORS) from problem
+        if self._manifest.public_key not in {state.public_half(key), consent.public_key}:
+            detail = f"this backup was signed by another host: {self._manifest.public_key}"
+            hint = "if this host is to become that one: latticed --restore FILE --public-key KEY, with that key"
+            raise Problem("backup_foreign", detail, hint)
+        return found
+
+    def _amend(self, kept: floors.Floors, sha256: str) -> Report:
+        """Make the unpacked ledger as strict as `kept`, and write the floors that go with it."""
+        key = state.load_key(self._staging)
+        database = self._staging / state.DATABASE
+        before = {record.id: record for record in rebuild.salvage(database).records}
+        known = {*kept.pins, *kept.versions, *kept.masked}.difference(before)
+        changed = [
+            after
+            for record in before.values()
+            if (after := stricter.restored(record, kept, now_us=self._now_us)) is not record
+        ]
+        changed += [stricter.rebuilt(one, (), kept, None, now_us=self._now_us) for one in sorted(known)]
+        report = Report(
+            created_at=self._manifest.created_at,
+            public_key=self._manifest.public_key,
+            records=len(before),
+            stricter=len(changed),
+            pairs=sum(entry.name.endswith("/artifact") for entry in self._manifest.entries),
+            set_aside=f"replaced-{rfc3339(self._now_us).replace(':', '').replace('-', '')}",
+        )
+        revoked: list[revocations.Revocations] = []
+
+        def change(tx: Transaction) -> None:
+            tx.append_audit(self._event(report, sha256))
+            for record in changed:
+                records.put(tx, record)
+                _set_aside_values(tx, before.get(record.id), record)
+            revocations.remember(tx, kept.revoked, now_us=self._now_us)
+            revoked.append(revocations.load(tx))
+
+        rebuild.write(database, key, self._clock, change)
+        everything = {**before, **{record.id: record for record in changed}}
+        all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
+        floors.write(self._staging, floors_of(everything.values(), all_revoked), key)
+        return report
+
+    def _event(self, report: Report, sha256: str) -> Event:
+        replaced = rebuild.salvage(self._state_dir / state.DATABASE)
+        return Event(
+            actor=str(DAEMON),
+            action="ledger.restored",
+            target="ledger",
+            detail={
+                "created_at": report.created_at,
+                "sha256": sha256,
+                "records": report.records,
+                "stricter": report.stricter,
+                "set_aside": report.set_aside,
+                "replaced_seq": replaced.last_seq,
+                "replaced_hash": replaced.last_hash,
+            },
+        )
+
+    def _swap(self, set_aside: str) -> None:
+        """Change places; first the ledger goes, and last the new one comes."""
+        directory, staging = self._state_dir, self._staging
+        old = directory / set_aside
+        old.mkdir(mode=0o700)
+        for part in (*rebuild.PARTS, damage.NOTE):
+            name = part if part == damage.NOTE else f"{state.DATABASE}{part}"
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(directory / name, old / name)
+        for name in (floors.FILE, state.HOST_KEY):
+            with contextlib.suppress(FileNotFoundError):
+                os.link(directory / name, old / name)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory / STORE, old / STORE)
+        files.sync_directory(old)
+        files.sync_directory(directory)
+        if (staging / STORE).exists():
+            _sync_tree(staging / STORE)
+            os.rename(staging / STORE, directory / STORE)
+        for name in (state.HOST_KEY, floors.FILE):
+            os.rename(staging / name, directory / name)
+        files.sync_directory(directory)
+        rebuild.put_in_place(directory, staging / state.DATABASE)
+
+
+def _union(present: floors.Floors, theirs: floors.Floors) -> floors.Floors:
+    """The stricter of both; where they disagree about whose an id is, the present one knows better."""
+    versions = dict(theirs.versions)
+    for plugin, version in present.versions.items():
+        versions[plugin] = stricter.higher_floor(version, versions.get(plugin, ""))
+    masked = dict(theirs.masked)
+    for plugin, names in present.masked.items():
+        masked[plugin] = masked.get(plugin, frozenset()) | names
+    both = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in revocations.KINDS}
+    return floors.Floors(
+        versions=versions,
+        masked=masked,
+        pins={**theirs.pins, **present.pins},
+        revoked=revocations.Revocations(**both),
+    )
+
+
+def _set_aside_values(tx: Transaction, before: Record | None, after: Record) -> None:
+    """Another publisher holds the id now: the values of the one before are kept under its name."""
+    if before is not None and before.facts.publisher != after.facts.publisher:
+        kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.iterdir():
+        files.sync_directory(path)
+    files.sync_directory(directory)

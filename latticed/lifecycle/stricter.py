@@ -1,0 +1,129 @@
+"""Records after a loss, as pure functions: of two memories the stricter one counts (architecture, decision 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from latticed.lifecycle import advance
+from latticed.lifecycle.sight import facts_of
+from latticed.model import capability, semver_range
+from latticed.model.lifecycle import Facts, Record, Status
+from latticed.model.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latticed.ledger.floors import Floors, Pin
+    from latticed.model.verdict import Verified
+
+
+def higher_floor(trusted: str, other: str) -> str:
+    """The higher of two versions; without an order the trusted one, unless there is none."""
+    order = semver_range.compare(trusted, other)
+    return other if not trusted or (order is not None and order < 0) else trusted
+
+
+def rebuilt(
+    plugin_id: str, pairs: Sequence[Verified], floors: Floors, remembered: Record | None, *, now_us: int
+) -> Record:
+    """The record of an id after its own was lost: `verified` when a stored pair can stand for it, else a tombstone.
+
+    `pairs` are those of this id that verify under the current policy; `remembered` is what could still be read of the
+    damaged ledger: it adds to masks and floor, and pins an id that the floors do not know.
+    """
+    pin = floors.pins.get(plugin_id)
+    masked = floors.masked.get(plugin_id, frozenset())
+    floor = floors.versions.get(plugin_id, "")
+    if remembered is not None:
+        masked |= remembered.masked
+        floor = higher_floor(floor, remembered.floor)
+    hand = _hand(pin, remembered)
+    pair = _choose(pairs, hand, pin.identity if pin else "")
+    if pair is None:
+        publisher, signed = hand or ("", False)
+        return tombstone(plugin_id, publisher, signed=signed, masked=masked, floor=floor, now_us=now_us)
+    facts = facts_of(pair)
+    return Record(
+        id=plugin_id,
+        status=Status.VERIFIED,
+        facts=facts,
+        source="",  # the catalog knows better in a moment
+        masked=capability.host_risk(facts.capabilities) | masked,
+        floor=higher_floor(floor, facts.version),
+        verified_at=now_us,
+        created_at=now_us,
+        updated_at=now_us,
+    )
+
+
+def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
+    """A record out of a backup, set against the floors of the state it replaces.
+
+    Another publisher since then: what the backup knows is a tombstone of the present one. A version that is lower than
+    what was accepted since, other than by an explicit downgrade: it has to be installed again, by explicit word.
+    """
+    pin = floors.pins.get(record.id)
+    masked = record.masked | floors.masked.get(record.id, frozenset())
+    floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
+    facts = record.facts
+    if pin is not None and (pin.publisher, pin.signed) != (facts.publisher, facts.signed):
+        return tombstone(record.id, pin.publisher, signed=pin.signed, masked=masked, floor=floor, now_us=now_us)
+    after = replace(record, masked=masked, floor=floor, updated_at=now_us)
+    chosen = pin is not None and pin.identity == facts.identity
+    if record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version):
+        return replace(after, status=Status.VERIFIED, masked=masked | capability.host_risk(facts.capabilities))
+    return after if after != replace(record, updated_at=now_us) else record
+
+
+def tombstone(
+    plugin_id: str, publisher: str, *, signed: bool, masked: frozenset[str], floor: str, now_us: int
+) -> Record:
+    """What is left of an id of which only its pin, floor and masks are known."""
+    manifest = Manifest(id=plugin_id, name=plugin_id, type="worker", capabilities=(), publisher=publisher)
+    facts = Facts(
+        name=plugin_id,
+        type="worker",
+        version="",
+        publisher=publisher,
+        signed=signed,
+        capabilities=(),
+        identity="",
+        artifact_sha256="",
+        manifest=msgspec.json.encode(manifest),
+    )
+    return Record(
+        id=plugin_id,
+        status=Status.VERIFIED,
+        facts=facts,
+        source="",
+        masked=masked,
+        floor=floor,
+        forgotten=True,
+        created_at=now_us,
+        updated_at=now_us,
+    )
+
+
+def _hand(pin: Pin | None, remembered: Record | None) -> tuple[str, bool] | None:
+    if pin is not None:
+        return pin.publisher, pin.signed
+    return (remembered.facts.publisher, remembered.facts.signed) if remembered is not None else None
+
+
+def _choose(pairs: Sequence[Verified], hand: tuple[str, bool] | None, identity: str) -> Verified | None:
+    """The pinned pair, else the highest version of the pinned publisher; without a pin, only what all agree on."""
+    hands = {(pair.manifest.publisher, pair.manifest.signed) for pair in pairs}
+    if hand is None and len(hands) != 1:
+        return None
+    wanted = hand or hands.pop()
+    fitting = [pair for pair in pairs if (pair.manifest.publisher, pair.manifest.signed) == wanted]
+    best: Verified | None = None
+    for pair in fitting:
+        if pair.identity == identity:
+            return pair
+        if best is None or higher_floor(best.manifest.version, pair.manifest.version) != best.manifest.version:
+            best = pair
+    return best

@@ -1,0 +1,163 @@
+"""The shapes of answers that are no records of `wire`: what the API's own description is made of.
+
+TypedDicts, so that mypy holds the handlers to them at no cost when they run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+from latticed import wire  # noqa: TC001 - msgspec reads the annotations
+
+
+class Trouble(TypedDict):
+    """One thing that keeps the daemon from being healthy."""
+
+    code: str
+    detail: str
+
+
+class HealthReport(TypedDict):
+    """`problems` only for those who may read."""
+
+    status: Literal["ok", "degraded"]
+    problems: NotRequired[list[Trouble]]
+
+
+class AuditHead(TypedDict):
+    """The newest event of the chain; seq 0 and no hash before the first."""
+
+    seq: int
+    head: str | None
+
+
+class Glance(TypedDict):
+    """The daemon at a glance; `plugins` counts by status, `runtime` by state."""
+
+    version: str
+    state: Literal["ok", "degraded"]
+    problems: list[Trouble]
+    started_at: str
+    uptime_s: int
+    plugins: dict[str, int]
+    rejected: int
+    runtime: dict[str, int]
+    audit: AuditHead
+    public_key: str
+
+
+class TrustedPublisher(TypedDict):
+    publisher: str
+    keys: list[str]
+    ids: list[str]
+    max_risk: str | None
+
+
+class RevokedThings(TypedDict):
+    keys: list[str]
+    digests: list[str]
+    plugins: list[str]
+
+
+class Trust(TypedDict):
+    """The policy in force; `error` when the file could not be taken as it is."""
+
+    ok: bool
+    error: str | None
+    publishers: list[TrustedPublisher]
+    require_signature: bool
+    allow_unsigned_host_risk: bool
+    revoked: RevokedThings
+
+
+class Lifted(TypedDict):
+    kind: str
+    value: str
+    lifted: Literal[True]
+
+
+class Judged(TypedDict):
+    """Whether a plugin is available, and if not, the code and the reason."""
+
+    ok: bool
+    code: str | None
+    reason: str | None
+
+
+class GrantsView(TypedDict):
+    """What a plugin declares, and what of it the operator granted."""
+
+    id: str
+    declared: list[str]
+    granted: list[str]
+    masked: list[str]
+    hosts: list[str]
+
+
+class PluginReport(TypedDict):
+    """One plugin with its verdict, grants and last denials (newest first)."""
+
+    plugin: wire.PluginView
+    verdict: Judged
+    grants: GrantsView
+    denials: list[wire.AuditRow]
+
+
+class Forgotten(TypedDict):
+    id: str
+    forgotten: Literal[True]
+
+
+class SignedHead(TypedDict):
+    """A statement of the host key about the chain up to `seq`."""
+
+    seq: int
+    hash: str
+    ts: str
+    signature: str
+
+
+class AuditPage(TypedDict):
+    """`next` is the cursor of the following page, null on the last."""
+
+    events: list[wire.AuditRow]
+    next: int | None
+    heads: NotRequired[list[SignedHead]]
+    checkpoint: NotRequired[SignedHead | None]
+
+
+class ChainEnd(TypedDict):
+    seq: int
+    hash: str
+
+
+class ChainReport(TypedDict):
+    """What recomputing the chain found; the last two only when it does not hold."""
+
+    ok: bool
+    events: int
+    heads: int
+    signed_seq: int
+    removed_seq: int
+    head: ChainEnd
+    first_bad_seq: NotRequired[int | None]
+    reason: NotRequired[str]
+
+
+class KeyPage(TypedDict):
+    """`next` is what `after` must be for the following page, null on the last."""
+
+    keys: list[str]
+    next: str | None
+
+
+class ValueSet(TypedDict):
+    bucket: str
+    key: str
+    bytes: int
+
+
+class ValueDeleted(TypedDict):
+    bucket: str
+    key: str
+    deleted: Literal[True]

@@ -1,0 +1,50 @@
+"""`GET /api/backup`: the whole state as one tar, the host's private key included; it takes every scope."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from aiohttp import web
+
+from latticed.kit import logs
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.lifecycle.backup import Backup
+    from latticed.rpc.api import Ask
+    from latticed.rpc.doorman import Connection
+
+WRITE_S: Final = 30.0
+CONTENT_TYPE: Final = "application/x-tar"
+
+log = logs.get_logger()
+
+
+async def download(ask: Ask) -> web.StreamResponse:
+    """A backup of this moment. Its length is announced: what is shorter is not a backup."""
+    connection = cast("Connection", ask.request.protocol)
+    if not connection.stream():
+        raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
+    await ask.api.ledger.record(Event(actor=str(ask.actor), action="ledger.backup", target="ledger", decision="allow"))
+    async with ask.api.backups.made() as backup:
+        answer = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
+        answer.content_length = backup.size
+        await answer.prepare(ask.request)
+        try:
+            await _send(ask, backup, answer)
+        except (OSError, Problem) as error:
+            log.warning("backup_broken_off", error=str(error) or type(error).__name__)
+            if connection.wire is not None:  # no other answer may follow into what was announced
+                connection.wire.abort()
+    answer.force_close()
+    return answer
+
+
+async def _send(ask: Ask, backup: Backup, answer: web.StreamResponse) -> None:
+    async for chunk in backup.chunks():
+        if ask.api.closing.is_set():
+            raise Problem("service_unavailable", "the daemon is being stopped")
+        async with asyncio.timeout(WRITE_S):
+            await answer.write(chunk)

@@ -1,0 +1,72 @@
+"""What each route takes and gives: how requests are read, and what the API's description is made of."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final
+
+from latticed import wire
+from latticed.model.verdict import Code
+from latticed.rpc import answers, audit, events, kv, plugins, status
+from latticed.rpc.api import Query
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`answer` is the type that 200 carries as JSON, or the media type of anything else.
+
+    `query` and `body` are what is taken (a body of `bytes` as it is), `codes` the problems that may be answered
+    besides those of every such route.
+    """
+
+    answer: Any
+    _: KW_ONLY
+    query: type[Query] = Query
+    body: Any = None
+    codes: tuple[str, ...] = ()
+
+
+_UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
+_UNKNOWN: Final = ("not_found", *_UNRECORDED)
+_DECIDED: Final = ("invalid_transition", "not_available", "dependency_unmet", "version_downgrade", "no_candidate")
+_DECIDING: Final = (*_UNKNOWN, *_DECIDED, "store_unavailable", *(code.value for code in Code))
+
+HEALTH: Final = Form(answers.HealthReport)
+STATUS: Final = Form(answers.Glance)
+METRICS: Final = Form("text/plain")
+OPENAPI: Final = Form(dict[str, Any])
+EVENTS: Final = Form("text/event-stream", query=events.Wanted, codes=("too_many_streams",))
+
+PLUGINS: Final = Form(list[wire.PluginView])
+PLUGIN: Final = Form(answers.PluginReport, codes=_UNKNOWN)
+REJECTED: Final = Form(list[wire.RejectedView])
+VERIFY: Final = Form(wire.VerdictView, body=plugins.Name, codes=_UNKNOWN)
+DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
+UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
+RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
+FORGET: Final = Form(answers.Forgotten, body=plugins.Nothing, codes=_DECIDING)
+GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
+REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=_UNKNOWN)
+
+AUDIT: Final = Form(answers.AuditPage, query=audit.Filter, codes=_UNRECORDED)
+CHAIN: Final = Form(answers.ChainReport, codes=_UNRECORDED)
+
+KEYS: Final = Form(answers.KeyPage, query=kv.Span)
+VALUE: Final = Form("application/octet-stream", codes=_UNKNOWN)
+PUT_VALUE: Final = Form(answers.ValueSet, body=bytes, codes=("quota_exceeded", *_UNKNOWN))
+DELETE_VALUE: Final = Form(answers.ValueDeleted, codes=_UNKNOWN)
+
+BACKUP: Final = Form(
+    "application/x-tar",
+    codes=(
+        "backup_running",
+        "too_many_streams",
+        "store_unavailable",
+        "ledger_damaged",
+        "audit_unavailable",
+        *_UNRECORDED,
+    ),
+)
+
+TRUST: Final = Form(answers.Trust)
+LIFT: Final = Form(answers.Lifted, body=status.Lift, codes=("still_revoked", *_UNKNOWN))

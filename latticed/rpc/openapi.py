@@ -1,0 +1,121 @@
+"""`GET /openapi.json`: the API's description in OpenAPI 3.1, made from the table of routes and nothing else.
+
+The types that decode requests and shape answers are those in the table; problem codes come with their HTTP status
+from `problems`. Nothing is written down twice, so nothing can disagree.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from inspect import getdoc
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from latticed import wire
+from latticed.rpc import problems
+from latticed.rpc.access import Scope
+from latticed.rpc.answers import HealthReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from http import HTTPStatus
+
+    from latticed.rpc.routes import Route
+
+ABOUT: Final = (
+    "HTTP/1.1 on a unix socket. Who asks is told by the socket's peer credentials; `x-scope` names the scope that an "
+    "operation takes. Some consents (host risk, hosts, a downgrade, a publisher) take the scope `host` besides."
+)
+_REF: Final = "#/components/schemas/{name}"
+_PROBLEM: Final = {"$ref": _REF.format(name="ProblemView")}
+_ID: Final = r"^[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]$"
+_NAME: Final = r"^[^/\\\x00-\x1f\x7f-\x9f]+$"
+_PARTS: Final = {
+    "id": ("a plugin's id", {"type": "string", "pattern": _ID}),
+    "bucket": ("a bucket: `default`, or `plugin:` and an id", {"type": "string", "pattern": _NAME, "maxLength": 256}),
+    "key": ("a key of the bucket", {"type": "string", "pattern": _NAME, "maxLength": 256}),
+}
+
+
+@functools.cache
+def document(routes: tuple[Route, ...], version: str) -> dict[str, Any]:
+    """The description of `routes`; JSON as it is."""
+    kinds = [
+        kind
+        for route in routes
+        for kind in (route.form.answer, route.form.body, route.form.query)
+        if not isinstance(kind, str)
+    ]
+    wanted = [kind for kind in dict.fromkeys(kinds) if kind not in {None, bytes}]
+    schemas, components = msgspec.json.schema_components([*wanted, wire.ProblemView], ref_template=_REF)
+    shapes = dict(zip(wanted, schemas, strict=False))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, shapes, components)
+    for kind in {route.form.query for route in routes}:
+        components.pop(kind.__name__, None)  # shown as parameters
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "latticed", "version": version, "description": ABOUT},
+        "servers": [{"url": "http://localhost", "description": "the control socket"}],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(route: Route, shapes: Mapping[Any, Any], components: Mapping[str, Any]) -> dict[str, Any]:
+    summary, _, more = (getdoc(route.handle) or "").partition("\n\n")
+    operation: dict[str, Any] = {
+        "operationId": "_".join([route.method.lower(), *re.findall(r"[a-z]+", route.path.removeprefix("/api"))]),
+        "summary": " ".join(summary.split()),
+        "x-scope": "none" if route.scope is Scope.NONE else str(route.scope.name).lower(),
+        "parameters": [*_path_parameters(route), *_query_parameters(components.get(route.form.query.__name__, {}))],
+        "responses": _responses(route, shapes),
+    }
+    if more:
+        operation["description"] = more
+    if route.form.body is bytes:
+        operation["requestBody"] = {"required": False, "content": {"application/octet-stream": {}}}
+    elif route.form.body is not None:
+        content = {"application/json": {"schema": shapes[route.form.body]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _path_parameters(route: Route) -> Iterable[dict[str, Any]]:
+    for name in re.findall(r"{(\w+)}", route.path):
+        description, schema = _PARTS[name]
+        yield {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _query_parameters(kind: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for name, schema in kind.get("properties", {}).items():
+        yield {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _responses(route: Route, shapes: Mapping[Any, Any]) -> dict[str, Any]:
+    raw = isinstance(route.form.answer, str)
+    content = {route.form.answer: {}} if raw else {"application/json": {"schema": shapes[route.form.answer]}}
+    found: dict[str, Any] = {"200": {"description": "done", "content": content}}
+    for status, codes in sorted(_problems(route).items()):
+        about = ", ".join(f"`{code}`" for code in codes)
+        schema = {"allOf": [_PROBLEM, {"properties": {"code": {"enum": list(codes)}}}]}
+        found[str(int(status))] = {"description": about, "content": {wire.PROBLEM_TYPE: {"schema": schema}}}
+    if route.form.answer is HealthReport:
+        found["503"] = {"description": "not well: `problems` says why", "content": content}
+    return found
+
+
+def _problems(route: Route) -> dict[HTTPStatus, list[str]]:
+    """The codes that a route may answer with, by their status."""
+    codes = ["bad_request", *route.form.codes]
+    if route.scope is not Scope.NONE:
+        codes += ["access_denied", "audit_unavailable"]  # a refusal that cannot be recorded is the latter
+    if route.form.body is not None:
+        codes += ["request_timeout", "too_large"]
+    by_status: dict[HTTPStatus, list[str]] = {}
+    for code in dict.fromkeys(codes):
+        by_status.setdefault(problems.STATUS_OF[code], []).append(code)
+    return by_status

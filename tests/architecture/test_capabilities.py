@@ -1,0 +1,104 @@
+"""What must agree across rooms: capabilities and host calls, routes and scopes, problems and HTTP statuses."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import latticed
+from latticed.host.audit import Audit
+from latticed.host.kv import Kv
+from latticed.host.log import Log
+from latticed.model import capability, hostcall, verdict
+from latticed.rpc import problems
+from latticed.rpc.access import BY_WORD, Scope
+from latticed.rpc.events import SCOPE_OF
+from latticed.rpc.routes import ROUTES
+from latticed.settings import SCOPES
+
+HOUSE = Path(latticed.__file__).parent
+REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker")
+"""Rooms whose Problems may become an answer of the control API."""
+NEVER_ANSWERED = {
+    *("settings_invalid", "socket_unusable", "state_unusable", "internal"),  # at start, before there is an API
+    *("ledger_sound", "floors_invalid", "backup_invalid", "backup_foreign"),  # by the offline verbs of latticed
+    *("policy_missing", "policy_unreadable", "policy_unsafe"),  # shown by health
+    *("directory_missing", "directory_unreadable"),  # likewise
+}
+
+
+@pytest.mark.parametrize("name", sorted(capability.RISKS))
+def test_every_capability_opens_a_host_call(name):
+    """And only calls that know it."""
+    calls = hostcall.calls_of(name)
+    assert calls
+    assert {hostcall.CAPABILITY_OF[call] for call in calls} == {name}
+
+
+def test_every_service_serves_calls_of_the_table():
+    """A service may leave calls out, never bring its own."""
+    services = (Kv(None, quota=None), Log(print), Audit(None))  # type: ignore[arg-type]
+    served = [call.method for one in services for call in one.calls()]
+    assert len(set(served)) == len(served)
+    assert set(served) <= set(hostcall.CAPABILITY_OF)
+    assert set(served) == {"kv.get", "kv.list", "kv.put", "kv.delete", "log.write", "audit.query"}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_has_an_access_rule(route):
+    """A scope, or several; only health takes none."""
+    assert isinstance(route.scope, Scope)
+    assert (route.scope is Scope.NONE) == (route.path == "/api/health")
+
+
+def test_the_settings_words_are_the_scopes():
+    """Every scope can be granted, and nothing else."""
+    assert set(BY_WORD) == set(SCOPES)
+    everything = Scope.NONE
+    for scope in BY_WORD.values():
+        everything |= scope
+    assert everything == Scope.ALL
+
+
+def test_every_kind_of_event_has_a_scope():
+    """Every action that the house records is either listed or needs `operate`; none is open to nobody's scope."""
+    actions = {
+        keyword.value.value
+        for path in HOUSE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "action" and isinstance(keyword.value, ast.Constant)
+    }
+    assert {"host.call", "plugin.runtime", "plugin.status", "trust.revoked", "api.refused"} <= actions
+    assert set(SCOPE_OF) <= {action.partition(".")[0] for action in actions} | {"ledger", "plugin"}
+    assert all(scope in {Scope.READ, Scope.OPERATE} for scope in SCOPE_OF.values())
+
+
+def _raised(room: str) -> set[str]:
+    """The codes of every Problem that a room makes by name."""
+    calls = (
+        node
+        for path in (HOUSE / room).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem" and node.args
+    )
+    return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+@pytest.mark.parametrize("room", REACHABLE)
+def test_every_problem_that_can_be_answered_has_a_status(room):
+    """500 is for faults of ours, not for a code that nobody entered in the table."""
+    assert _raised(room) - NEVER_ANSWERED <= set(problems.STATUS_OF)
+
+
+def test_every_verdict_code_is_a_conflict():
+    """Contracts §5: 409 with that code."""
+    assert {problems.STATUS_OF[code.value] for code in verdict.Code} == {409}
+
+
+def test_every_status_is_that_of_an_error():
+    """A problem is never a success."""
+    assert all(400 <= status < 600 for status in problems.STATUS_OF.values())

@@ -1,0 +1,152 @@
+"""What the supervisor may expect of every runner, whatever its way of living. A new runner joins RUNNERS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from latticed.broker.decide import Rights
+from latticed.broker.gate import Broker, GateLimits
+from latticed.bundle import decode, read
+from latticed.host.service import Caller
+from latticed.kit.clock import SystemClock
+from latticed.model import runtime
+from latticed.model.errors import Problem
+from latticed.runners import choice
+from latticed.runners.contract import Checkup, Plugin
+from latticed.runners.noop import Noop
+from tests.house import bundles, houses, leftovers, supervisors
+from tests.house.runners import Driven
+
+RUNNERS = {"noop": lambda: Noop("held by a test"), "driven": Driven}
+INVOKES = {"driven"}
+START_S = STOP_S = 5.0
+
+
+@pytest.fixture(params=sorted(RUNNERS))
+def runner(request):
+    return RUNNERS[request.param]()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return bundles.drop(tmp_path, author=bundles.author(), capabilities=["kv:read", "log:write"])
+
+
+@pytest.fixture
+def plugin(bundle):
+    _, manifest = decode.decode(json.dumps(bundle.raw).encode())
+    return Plugin(id=bundle.id, identity="1" * 64, manifest=manifest)
+
+
+@pytest.fixture
+def start(runner, plugin, bundle):
+    """Starts one life, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
+    exits: list[tuple[str, str]] = []
+
+    async def record(_event):
+        return 1
+
+    broker = Broker({}, record=record, clock=SystemClock(), gate_limits=GateLimits())
+    rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=frozenset())
+
+    async def one():
+        gate = broker.gate(Caller(plugin_id=plugin.id), rights)
+        with read.open_bundle(bundle.path, limits=read.Limits(), owners=supervisors.owners()) as pair:
+            return await asyncio.wait_for(
+                runner.start(plugin, pair, gate, lambda code, message: exits.append((code, message))), START_S
+            )
+
+    one.exits = exits
+    return one
+
+
+def left(before):
+    """What a life left behind; the loop's own helper threads are not its."""
+    return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
+
+
+async def test_it_lives_and_ends(start):
+    """Started within the deadline, stopped within the grace, nothing left; an end that was asked for is no exit."""
+    before = leftovers.survey()
+    living = await start()
+    async with asyncio.timeout(STOP_S):
+        await living.stop(1.0)
+    await houses.until(lambda: left(before) == [], "nothing left")
+    assert start.exits == []
+
+
+async def test_stopping_twice_is_stopping_once(start):
+    """The supervisor may be unsure; the second time nothing is left to do."""
+    living = await start()
+    async with asyncio.timeout(STOP_S):
+        await living.stop(1.0)
+        await living.stop(0.0)
+
+
+async def test_many_lives_one_after_the_other(start):
+    """Nothing of a life is in the way of the next."""
+    for _ in range(5):
+        living = await start()
+        assert isinstance(living.pid, int)
+        await living.stop(1.0)
+
+
+async def test_two_plugins_at_once(start):
+    """Ending one leaves the other alone."""
+    one, two = await start(), await start()
+    await one.stop(1.0)
+    assert isinstance(await two.check(), Checkup)
+    await two.stop(1.0)
+
+
+async def test_it_tells_how_it_is(start):
+    """A health, and words that a person can read."""
+    living = await start()
+    found = await asyncio.wait_for(living.check(), START_S)
+    assert found.health in set(runtime.Health)
+    assert found.message.isprintable()
+    assert living.message.isprintable()
+    await living.stop(1.0)
+
+
+async def test_it_answers_an_invocation_or_says_that_it_cannot(start, runner):
+    """`{ok, message, result, error}`, or a Problem with a code; never a bare exception."""
+    living = await start()
+    if runner.name in INVOKES:
+        assert set(await living.invoke("echo", {"a": [1]})) == {"ok", "message", "result", "error"}
+    else:
+        with pytest.raises(Problem) as caught:
+            await living.invoke("echo", {})
+        assert caught.value.code == "service_unavailable"
+    await living.stop(1.0)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(start):
+    """At whatever moment the supervisor gives up."""
+    before = leftovers.survey()
+    for turns in range(6):
+        attempt = asyncio.ensure_future(start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        (outcome,) = await asyncio.gather(attempt, return_exceptions=True)
+        if not isinstance(outcome, BaseException):
+            await outcome.stop(0.0)
+    await houses.until(lambda: left(before) == [], "nothing left")
+
+
+async def test_the_artifact_is_never_executed_by_noop(tmp_path, plugin):
+    """Not even opened: any bytes will do, and its health is unknown for ever."""
+    living = await Noop("held").start(plugin, None, None, None)  # type: ignore[arg-type]
+    assert (living.pid, living.message, (await living.check()).health) == (0, "held", "unknown")
+
+
+def test_what_is_not_built_in_is_held_openly():
+    """The settings may name runners of later versions: noop takes their plugins and says so."""
+    runners = choice.choose({"system": "process", "wasm": "noop", "worker": "worker"})
+    assert {name: runner.name for name, runner in runners.items()} == dict.fromkeys(runners, "noop")
+    assert "process runner is not built" in runners["system"]._reason  # type: ignore[attr-defined]
+    assert "not built" not in runners["wasm"]._reason  # type: ignore[attr-defined]

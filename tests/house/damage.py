@@ -1,0 +1,100 @@
+"""Ways a ledger's files can be damaged, each a function of the state directory of a stopped daemon."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+PAGE = 4096
+
+
+def header(state: Path) -> None:
+    """The first bytes of the database are something else."""
+    _overwrite(state / "ledger.sqlite3", 0, b"not a database at all")
+
+
+def page_in_the_middle(state: Path) -> None:
+    """One page holds noise; with it goes a table or an index."""
+    database = state / "ledger.sqlite3"
+    _overwrite(database, database.stat().st_size // PAGE // 2 * PAGE, os.urandom(PAGE))
+
+
+def truncated(state: Path) -> None:
+    """The second half is gone."""
+    database = state / "ledger.sqlite3"
+    os.truncate(database, database.stat().st_size // PAGE // 2 * PAGE)
+
+
+def zero_bytes(state: Path) -> None:
+    """The file is there, and empty."""
+    os.truncate(state / "ledger.sqlite3", 0)
+
+
+def gone(state: Path) -> None:
+    """There is no file."""
+    (state / "ledger.sqlite3").unlink()
+
+
+def zeros(state: Path) -> None:
+    """As long as it was, and all zeros: what some power cuts leave."""
+    database = state / "ledger.sqlite3"
+    size = database.stat().st_size
+    os.truncate(database, 0)
+    os.truncate(database, size)
+
+
+def wal_garbage(state: Path) -> None:
+    """The WAL does not begin like one: SQLite alone would take it for an empty one."""
+    (state / "ledger.sqlite3-wal").write_bytes(os.urandom(3 * PAGE))
+
+
+def row_of_a_stranger(state: Path) -> None:
+    """SQLite finds nothing wrong, but a record says what latticed never writes."""
+    _execute(state, "UPDATE records SET status = 'king'")
+
+
+def trigger(state: Path) -> None:
+    """Sound, and with a mind of its own: it would act within latticed's own statements."""
+    _execute(state, "CREATE TRIGGER t AFTER INSERT ON audit BEGIN DELETE FROM revocations; END")
+
+
+def key_of_another_kind(state: Path) -> None:
+    """The host key is no key."""
+    (state / "host.key").write_bytes(b"short")
+
+
+AT_ONCE: dict[str, Callable[[Path], None]] = {
+    "header": header,
+    "page in the middle": page_in_the_middle,
+    "truncated": truncated,
+    "zero bytes": zero_bytes,
+    "gone": gone,
+    "zeros": zeros,
+    "wal garbage": wal_garbage,
+    "row of a stranger": row_of_a_stranger,
+}
+"""What every start refuses."""
+
+
+def newer(state: Path) -> None:
+    """Not damaged: written by a latticed of later."""
+    _execute(state, "PRAGMA user_version = 99")
+
+
+def _overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def _execute(state: Path, statement: str) -> None:
+    owner = state.stat()
+    connection = sqlite3.connect(state / "ledger.sqlite3", isolation_level=None)
+    try:
+        connection.execute(statement)
+    finally:
+        connection.close()
+    for path in state.glob("ledger.sqlite3*"):
+        os.chown(path, owner.st_uid, owner.st_gid)

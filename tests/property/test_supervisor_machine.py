@@ -1,0 +1,161 @@
+"""Whatever happens to a handle, in whatever order: the invariants of supervision hold."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from latticed.model import restart
+from latticed.model.runtime import Health, LastError
+from latticed.supervisor import decide as rules
+from latticed.supervisor.decide import Arm, Checked, Disarm, Do, Failed, Phase, RetryDue, Started, State, Stopped
+
+RULES = rules.Rules(restart=restart.Policy(breaker_failures=3, healthy_s=60), bad_checks=2)
+FAULT = LastError(code="digest_mismatch", message="tampered")
+
+
+class Handle(RuleBasedStateMachine):
+    """A model of the world around `decide`: lives that start and end, a timer, an operator, a disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State()
+        self.lives = 0  # started (or starting) and not yet ended
+        self.starting = False
+        self.stopping = False
+        self.timers = 0
+        self.crashes = 0  # in a row, as an onlooker counts them
+
+    def post(self, event: rules.Event) -> None:
+        before = self.state
+        self.state, actions = rules.decide(before, event, RULES)
+        for action in actions:
+            self.perform(action)
+        if before.phase is Phase.BROKEN and self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.WAITING}:
+            assert event == Arm(afresh=True), "only an operator closes the breaker"
+
+    def perform(self, action: Do) -> None:
+        match action:
+            case Do.START:
+                assert self.lives == 0, "two lives at once"
+                assert self.crashes < RULES.restart.breaker_failures, "started with an open breaker"
+                self.lives, self.starting = 1, True
+            case Do.STOP:
+                assert self.lives == 1
+                assert not self.stopping, "stopped twice"
+                self.stopping = True
+            case Do.RETRY:
+                assert self.lives == 0, "a retry is for what is gone"
+                self.timers += 1
+            case Do.CANCEL_RETRY:
+                self.timers = 0
+
+    # The operator, through the lifecycle.
+
+    @rule(afresh=st.booleans())
+    def want(self, *, afresh: bool) -> None:
+        """`afresh` is a restart or another identity; else the disk was looked at."""
+        if afresh:
+            self.crashes = 0
+        self.post(Arm(afresh=afresh))
+
+    @rule()
+    def disable(self) -> None:
+        self.post(Disarm())
+        self.crashes = 0
+
+    @rule()
+    def tamper(self) -> None:
+        self.post(Disarm(FAULT))
+
+    # The plugin.
+
+    @precondition(lambda self: self.starting and not self.stopping)
+    @rule()
+    def start_ends_well(self) -> None:
+        self.starting = False
+        self.post(Started("here"))
+
+    @precondition(lambda self: self.lives and not self.stopping)
+    @rule(uptime_s=st.sampled_from([0.0, 59.9, 60.0]), final=st.booleans())
+    def fail(self, *, uptime_s: float, final: bool) -> None:
+        self.lives, starting, self.starting = 0, self.starting, False
+        if not final:
+            self.crashes = 1 if uptime_s >= 60 and not starting else self.crashes + 1
+        self.post(Failed("exited", "x", uptime_s=0.0 if starting else uptime_s, final=final and starting))
+        if final and not starting:  # only a start can fail for good
+            self.crashes = self.state.failures.in_a_row
+
+    @precondition(lambda self: self.stopping)
+    @rule()
+    def stop_ends(self) -> None:
+        self.lives, self.stopping, self.starting = 0, False, False
+        if self.state.wanted and self.state.pending is not None:
+            self.crashes = self.state.failures.after(self.state.pending.uptime_s, RULES.restart).in_a_row
+        self.post(Stopped())
+
+    @rule(health=st.sampled_from(Health), uptime_s=st.sampled_from([1.0, 100.0]))
+    def check(self, health: Health, uptime_s: float) -> None:
+        self.post(Checked(health, "so", uptime_s))
+
+    @precondition(lambda self: self.timers)
+    @rule()
+    def timer(self) -> None:
+        self.timers -= 1
+        self.post(RetryDue())
+
+    # Late news, which must not matter.
+
+    @precondition(lambda self: not self.lives)
+    @rule(event=st.sampled_from([Started(), Failed("exited", "late"), Stopped()]))
+    def late(self, event: rules.Event) -> None:
+        before = self.state
+        self.post(event)
+        assert self.state == before
+
+    # What always holds.
+
+    @invariant()
+    def alive_and_phase_agree(self) -> None:
+        assert bool(self.lives) == (self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.STOPPING})
+        assert self.stopping == (self.state.phase is Phase.STOPPING)
+
+    @invariant()
+    def waiting_means_one_timer(self) -> None:
+        """What waits will be woken, once; what does not wait has no timer left."""
+        assert self.timers == (1 if self.state.phase is Phase.WAITING else 0)
+
+    @invariant()
+    def not_wanted_is_at_rest_or_on_its_way(self) -> None:
+        if not self.state.wanted:
+            assert self.state.phase in {Phase.STOPPED, Phase.HELD, Phase.STOPPING}
+
+    @invariant()
+    def broken_rests(self) -> None:
+        if self.state.phase is Phase.BROKEN:
+            assert self.state.failures.breaker_open(RULES.restart)
+            assert self.state.wanted
+            assert self.state.fault is not None
+
+    @invariant()
+    def held_says_why(self) -> None:
+        if self.state.phase is Phase.HELD:
+            assert self.state.fault is not None
+
+    @invariant()
+    def failures_are_counted_in_a_row(self) -> None:
+        if self.state.phase is not Phase.STOPPING:
+            assert self.state.failures.in_a_row == self.crashes
+
+    def teardown(self) -> None:
+        """Whatever happened: once nobody wants it, it comes to rest without being restarted."""
+        self.disable()
+        if self.stopping:
+            self.stop_ends()
+        assert self.state.phase is Phase.STOPPED
+        assert (self.lives, self.timers) == (0, 0)
+
+
+TestHandle = Handle.TestCase
+TestHandle.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

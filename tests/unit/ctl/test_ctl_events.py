@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.ctl import stream
+from latticed.model.errors import Problem
+from tests.house.api_server import event, problem, sse
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """No pauses; what they would have been."""
+    pauses: list[float] = []
+    monkeypatch.setattr("latticed.ctl.stream.time.sleep", pauses.append)
+    return pauses
+
+
+def lines(data: bytes) -> list[bytes]:
+    return data.splitlines(keepends=True)
+
+
+def test_a_stream_is_decoded_as_the_standard_says():
+    """Comments and unknown fields mean nothing, data lines are joined, an id alone is a mark, a cut end is dropped."""
+    said = b": hello\n\nretry: 5\nid: 7\nevent: x\ndata: a\ndata:b\n\nid: 9\n\r\ndata: no id\n\nid: 10\ndata: cut"
+    assert list(stream.decode(lines(said))) == [stream.Sent(7, "a\nb"), stream.Sent(9, "")]
+
+
+@pytest.mark.parametrize("name", ["", "-1", "x", "1.5", "\u0661"])
+def test_an_id_that_is_no_seq_is_a_bad_reply(name):
+    with pytest.raises(Problem, match="bad_reply"):
+        list(stream.decode(lines(f"id: {name}\ndata: x\n\n".encode())))
+
+
+@given(st.lists(st.binary()))
+def test_any_bytes_are_decoded_or_refused(chunks):
+    """Whatever the other side says: events with a seq, or bad_reply."""
+    try:
+        found = list(stream.decode(chunks))
+    except Problem as refused:
+        code = refused.code
+    else:
+        code = "bad_reply"
+        assert all(sent.seq >= 0 for sent in found)
+    assert code == "bad_reply"
+
+
+@given(st.lists(st.text(alphabet='ab \\"\u2028', max_size=5)), st.integers(0, 100))
+def test_what_the_daemon_writes_is_what_is_read(reasons, start):
+    events = [event(start + at, reason=reason) for at, reason in enumerate(reasons)]
+    found = list(stream.decode(lines(sse(*events, upto=999))))
+    assert [json.loads(sent.data) for sent in found[:-1]] == events
+    assert found[-1] == stream.Sent(999, "")
+
+
+def test_without_follow_it_shows_the_last_and_ends(ctl, api):
+    """One aligned line an event, oldest first; host calls only on request."""
+    api.events = [event(seq) for seq in range(1, 31)]
+    api.events[28] |= {"action": "host.call", "actor": "plugin:acme.demo", "target": "kv.get"}
+    api.override["GET status"] = (200, {"audit": {"seq": 30}})
+    out = ctl("events").out.splitlines()
+    assert [line.split()[0] for line in out] == [str(seq) for seq in [*range(10, 29), 30]]
+    assert out[0].split("  ")[:4] == ["", "", "", "10"]
+    assert out[0].split()[1:5] == ["2025-01-31T08:00:00Z", "plugin.status", "allow", "acme.demo"]
+    assert len({line.index("allow") for line in out}) == 1
+    assert [line.split()[0] for line in ctl("events", "--last", "2").out.splitlines()] == ["28", "30"]
+    assert [line.split()[0] for line in ctl("events", "--last", "2", "--host-calls").out.splitlines()] == ["29", "30"]
+    assert [line.split()[0] for line in ctl("events", "--since", "27").out.splitlines()] == ["28", "30"]
+
+
+def test_it_looks_further_back_for_what_is_wanted(ctl, api):
+    """Few of the newest events are about this plugin: older ones are shown rather than nothing."""
+    api.events = [event(seq, target="acme.other") for seq in range(1, 31)]
+    api.events[0] |= {"target": "acme.demo"}
+    api.events[1] |= {"actor": "plugin:acme.demo", "action": "host.call"}
+    api.override["GET status"] = (200, {"audit": {"seq": 30}})
+    assert len(ctl("events", "--last", "2", "--plugin", "acme.demo").out.splitlines()) == 1
+    out = ctl("events", "--last", "2", "--plugin", "acme.demo", "--host-calls").out
+    assert [line.split()[0] for line in out.splitlines()] == ["1", "2"]
+
+
+def test_json_is_one_object_a_line(ctl, api):
+    api.events = [event(1), event(2, reason="\u202e\x1b[2J")]
+    ran = ctl("events", "--since", "0", "--format", "json")
+    assert ran.data.isascii()
+    assert [json.loads(line) for line in ran.out.splitlines()] == api.events
+
+
+def test_what_plugins_wrote_is_escaped(ctl, api):
+    api.events = [event(1, reason="\x1b[2Jgone", code="crashed")]
+    out = ctl("events", "--since", "0").out
+    assert "crashed: \\x1b[2Jgone" in out
+    assert "\x1b" not in out
+
+
+def test_who_may_only_read_sees_events_without_detail(ctl, api):
+    row = event(1)
+    del row["detail"]
+    api.streams = [(200, sse(row, upto=1))]
+    assert ctl("events", "--since", "0").out.split()[0] == "1"
+
+
+def test_follow_goes_on_where_it_was_across_a_restart(ctl, api, hurried):
+    """The daemon ends the stream, is away, comes back: nothing is missed, nothing shown twice, pauses grow."""
+    api.streams = [
+        (200, sse(event(5), upto=6)),
+        (200, b": latticed events\n\n"),
+        problem(503, "service_unavailable"),
+        (200, sse(event(7), event(8), upto=8)),
+        problem(403, "access_denied"),
+    ]
+    ran = ctl("events", "-f", "--since", "4")
+    assert ran.code == 5
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["5", "7", "8"]
+    assert api.resumed == ["", "6", "6", "6", "8"]
+
+
+def test_follow_from_now_on(ctl, api, hurried):
+    """Without --since, the first request names no place; every later one the last event seen."""
+    api.streams = [
+        (200, sse(upto=6)),
+        (200, b""),
+        problem(503, "service_unavailable"),
+        (200, sse(event(7), upto=8)),
+        problem(403, "access_denied"),
+    ]
+    ran = ctl("events", "-f")
+    assert ran.code == 5
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["7"]
+    assert api.resumed == ["", "6", "6", "6", "8"]
+    assert ran.err.splitlines()[:2] == ["the daemon is gone; waiting for it to come back", "the daemon is back"]
+    assert hurried == [0.1, 0.2, 0.4, 0.1]
+
+
+def test_pauses_are_bounded(ctl, api, hurried):
+    api.streams = [(200, sse(upto=1)), *[problem(503, "service_unavailable")] * 12, problem(403, "access_denied")]
+    assert ctl("events", "-f").code == 5
+    assert max(hurried) == stream.LONGEST_PAUSE_S
+    assert sorted(hurried) == hurried
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--since", "x"), 2),
+        (("--since", "1", "--last", "2"), 2),
+        (("--plugin", "NO"), 4),
+    ],
+)
+def test_wrong_use_is_told(ctl, api, words, code):
+    assert ctl("events", *words).code == code
+
+
+@pytest.mark.parametrize("words", [("events",), ("events", "-f"), ("events", "--since", "3")])
+def test_a_daemon_that_never_was_is_told_at_once(ctl, words):
+    ran = ctl(*words, LATTICED_SOCKET="/nowhere/s")
+    assert (ran.code, ran.data) == (7, b"")
+
+
+@pytest.mark.parametrize(
+    "said", [b"id: 1\ndata: {\n\n", b"id: 1\ndata: []\n\n", b'id: 1\ndata: {"seq": 1}\n\n', b"id: x\n\n"]
+)
+def test_a_stream_of_another_shape_is_a_bad_reply(ctl, api, said):
+    api.streams = [(200, said)]
+    ran = ctl("events", "--since", "0")
+    assert ran.code == 1
+    assert "the daemon's answer has no proper" in ran.err
+
+
+def test_ctrl_c_ends_it_quietly(api):
+    """Exit 130, no traceback, and what was shown before is there."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket)}
+    api.events = [event(1)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "latticed.ctl.main", "events", "-f", "--since", "0"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    api.until_asked(3)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert out.split()[0] == b"1"
+    assert b"Traceback" not in err
+
+
+def test_a_terminal_cuts_the_line(api):
+    master, slave = os.openpty()
+    api.events = [event(1, reason="r" * 300, decision="deny", code="crashed")]
+    try:
+        environ = {"PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket), "COLUMNS": "100"}
+        command = [sys.executable, "-m", "latticed.ctl.main", "events", "--since", "0"]
+        subprocess.run(command, stdout=slave, env={**environ, "TERM": "xterm", "LANG": "C.UTF-8"}, check=True)
+        shown = os.read(master, 65536).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert "\x1b[31mdeny\x1b[0m" in shown
+    (line,) = shown.replace("\x1b[31m", "").replace("\x1b[0m", "").splitlines()
+    assert len(line) <= 100

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latticed.ctl import remedy, views
+from latticed.model.verdict import Code
+from tests.house import api_server
+from tests.house.api_server import event, plugin
+
+DIGEST = "ab" * 32
+
+
+def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.Facts:
+    """What the daemon would say of acme.demo."""
+    code = known.pop("code", None)
+    rejected = [
+        {"name": "bad", "hint": "", "reason": "r", "id": "acme.demo", **row} for row in known.pop("rejected", [])
+    ]
+    return remedy.Facts(
+        plugin_id="acme.demo",
+        view=views.plugin(view) if view else None,
+        verdict={"ok": code is None, "code": code, "reason": "r"},
+        grants={"masked": known.pop("masked", [])},
+        denials=[views.event(event(9 - at, **row)) for at, row in enumerate(known.pop("denials", []))],
+        rejected=list(views.rejected(rejected)),
+        policy=known.pop("policy", ""),
+        directory="/plugins",
+    )
+
+
+def active(state: str = "armed", **more: Any) -> dict[str, Any]:
+    runtime = {"state": state, "runner": "noop", "health": "unknown", "message": "", **more.pop("runtime", {})}
+    return plugin(status="active", runtime=runtime, **more)
+
+
+def denied(code: str = "capability_not_granted", target: str = "http.do") -> dict[str, Any]:
+    return {"action": "host.call", "decision": "deny", "code": code, "target": target}
+
+
+def test_what_runs_as_decided_needs_nothing():
+    assert remedy.advice(facts(active())).command == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "command"),
+    [
+        (facts(plugin()), "latticectl install acme.demo"),
+        (facts(plugin(status="installed")), "latticectl activate acme.demo"),
+        (facts(plugin(status="disabled")), "latticectl activate acme.demo"),
+        (facts(active("stopped")), "latticectl wait acme.demo --for active"),
+        (facts(active("failed")), "latticectl restart acme.demo"),
+        (
+            facts(active("failed", runtime={"last_error": {"code": "breaker_open", "message": "5 times"}})),
+            "latticectl restart acme.demo",
+        ),
+        (
+            facts(active("failed", runtime={"next_retry_at": "2099-01-01T00:00:00Z"})),
+            "latticectl wait acme.demo --for active",
+        ),
+        (facts(active(runtime={"health": "unhealthy"})), "latticectl restart acme.demo"),
+        (facts(active(candidate=api_server.CANDIDATE)), "latticectl upgrade acme.demo"),
+        (
+            facts(active(candidate={**api_server.CANDIDATE, "needs_downgrade": True})),
+            "latticectl upgrade acme.demo --allow-downgrade",
+        ),
+        (
+            facts(active(), denials=[denied()], masked=["http:egress"]),
+            "latticectl caps grant acme.demo cap=http:egress",
+        ),
+        (
+            facts(active(), denials=[denied("rate_limited", "kv.get"), denied()], masked=["http:egress"]),
+            "latticectl caps grant acme.demo cap=http:egress",
+        ),
+        (facts(active(), denials=[denied()], masked=[]), ""),
+        (facts(active(), denials=[denied("capability_denied")], masked=["http:egress"]), ""),
+        (
+            facts(active(), rejected=[{"code": "publisher_changed", "publisher": "other"}]),
+            "latticectl upgrade acme.demo --accept-publisher other",
+        ),
+        (facts(active(), rejected=[{"code": "duplicate_id", "name": "twin"}]), "rm -r /plugins/twin"),
+        (
+            facts(
+                plugin(available=False),
+                code="publisher_changed",
+                rejected=[{"code": "publisher_changed", "publisher": "other"}],
+            ),
+            "latticectl upgrade acme.demo --accept-publisher other",
+        ),
+        (facts(active("failed"), code="manifest_missing"), "latticectl disable acme.demo"),
+        (facts(plugin(status="disabled"), code="manifest_missing"), "latticectl forget acme.demo"),
+        (
+            facts(active("failed"), code="digest_mismatch", rejected=[{"code": "digest_mismatch"}]),
+            "latticectl verify /plugins/bad",
+        ),
+        (
+            facts(active("failed"), code="digest_mismatch"),
+            "latticectl disable acme.demo && latticectl forget acme.demo && latticectl install acme.demo",
+        ),
+        (facts(rejected=[{"code": "foreign_owner"}]), "chown root /plugins/bad/manifest.json /plugins/bad/artifact"),
+        (
+            facts(rejected=[{"code": "publisher_untrusted", "publisher": "acme"}]),
+            "latticectl trust add acme KEY",
+        ),
+        (
+            facts(rejected=[{"code": "plugin_revoked", "version": "1.2.0"}]),
+            "latticectl trust lift --plugin acme.demo@1.2.0",
+        ),
+        (facts(plugin(), code="digest_revoked"), f"latticectl trust lift --digest {DIGEST}"),
+        (facts(rejected=[{"code": "duplicate_id", "name": n} for n in ("a", "b", "c")]), "rm -r /plugins/b /plugins/c"),
+        (
+            facts(rejected=[{"code": "manifest_invalid", "name": "a b; rm -rf $HOME"}]),
+            "latticectl verify '/plugins/a b; rm -rf $HOME'",
+        ),
+        (facts(rejected=[{"code": "code_of_a_later_daemon"}]), "latticectl rejected --hints"),
+        (facts(rejected=[{"code": "publisher_untrusted"}], policy="no such file"), "latticectl trust show"),
+        (facts(plugin(status="installed"), policy="no such file"), "latticectl trust show"),
+        (facts(active(), policy="no such file"), ""),
+        (facts(rejected=[{"code": "digest_mismatch"}], policy="no such file"), "latticectl verify /plugins/bad"),
+    ],
+)
+def test_each_situation_has_its_command(found, command):
+    assert remedy.advice(found).command == command
+
+
+@pytest.mark.parametrize("code", Code)
+@pytest.mark.parametrize("view", [None, plugin(available=False), active("failed")], ids=["none", "verified", "active"])
+def test_each_verdict_code_has_a_reason_and_a_command(code, view):
+    """Whether a record stands behind it or not; nothing is left to be filled in but words in capitals."""
+    found = remedy.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
+    assert found.why
+    assert found.command
+    assert "{" not in found.command
+
+
+def test_the_story_is_told_line_by_line(ctl, api):
+    """Artifact, verdict, decision, runtime, last denial, next retry; then why and what to do."""
+    api.add(
+        status="active",
+        activated_at="2025-01-31T08:00:00Z",
+        capabilities=["kv:read", "http:egress"],
+        runtime={"state": "armed", "runner": "noop", "health": "healthy", "message": "fine", "restart_count": 2},
+    )
+    api.denials = [event(4, **denied(), reason="not granted")]
+    ran = ctl("explain", "acme.demo", "--abs-time")
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        f"artifact     version 1.0.0 from acme, sha256 {DIGEST}",
+        "verdict      verified",
+        "decision     active (2025-01-31T08:00:00Z)",
+        "not granted  http:egress",
+        "runtime      armed (noop), health healthy; fine; 2 restarts",
+        "last denial  http.do 2025-01-31T08:00:00Z: capability_not_granted: not granted",
+        "next retry   -",
+        "why          it was denied http:egress, which it declares and nobody granted",
+        "what to do: latticectl caps grant acme.demo cap=http:egress",
+    ]
+    plain = ctl("explain", "acme.demo", "--format", "json").json
+    assert plain["what_to_do"] == "latticectl caps grant acme.demo cap=http:egress"
+    assert plain["plugin"] == api.plugins["acme.demo"]
+
+
+@pytest.mark.parametrize("word", ["acme.demo", "bundle"])
+def test_a_bundle_that_is_only_refused_is_explained(ctl, api, word):
+    """By the id it claims, or by its directory's name when it claims none."""
+    row = {"name": "bundle", "code": "digest_mismatch", "reason": "expected aa, found bb", "hint": "h"}
+    api.rejected = [{"name": "other", "code": "unreadable", "reason": "r", "hint": "h"}]
+    api.rejected += [{**row, "id": "acme.demo"} if word == "acme.demo" else {**row, "code": "manifest_invalid"}]
+    ran = ctl("explain", word, LATTICE_PLUGIN_DIR="/some/where")
+    assert ran.code == 0
+    assert "refused      bundle bundle: " in ran.out
+    assert "unreadable" not in ran.out
+    assert ran.out.splitlines()[-1] == "what to do: latticectl verify /some/where/bundle"
+
+
+@pytest.mark.parametrize("plugin_id", ["acme.none", "..", "A", "x" * 300, "acme.d\x1bmo"])
+def test_what_nobody_knows_is_not_found(ctl, api, plugin_id):
+    api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r", "hint": "h", "id": "acme.demo"}]
+    ran = ctl("explain", plugin_id)
+    assert (ran.code, ran.data) == (4, b"")
+
+
+def test_a_policy_that_is_not_in_force_explains_refusals(ctl, api):
+    api.rejected = [{"name": "bad", "code": "publisher_untrusted", "reason": "r", "hint": "h", "id": "acme.demo"}]
+    api.health = (503, {"status": "degraded", "problems": [{"code": "policy_missing", "detail": "found no such file"}]})
+    out = ctl("explain", "acme.demo").out
+    assert "the daemon's trust policy is not in force: found no such file" in out
+    assert out.splitlines()[-1] == "what to do: latticectl trust show"
+
+
+def test_strangers_words_steer_no_terminal(ctl, api):
+    api.rejected = [{"name": "a\x1b[2J", "code": "manifest_invalid", "reason": "\x9b", "hint": "h", "id": "acme.demo"}]
+    assert not {"\x1b", "\x9b"} & set(ctl("explain", "acme.demo").out)

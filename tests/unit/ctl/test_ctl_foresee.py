@@ -1,0 +1,143 @@
+"""--dry-run, trust lift, completion in a real shell."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+
+import pytest
+
+from tests.house import api_server
+
+
+@pytest.mark.parametrize(
+    ("verb", "status", "done"), [("install", "verified", "installed"), ("activate", "installed", "activated")]
+)
+def test_a_dry_run_tells_what_would_be_and_changes_nothing(ctl, api, verb, status, done):
+    """The daemon is asked with `dry_run`; what stays masked is told with the option that would grant it."""
+    api.add(status=status, capabilities=["kv:read", "http:egress"])
+    before = copy.deepcopy(api.plugins)
+    ran = ctl(verb, "acme.demo", "--dry-run")
+    assert ran.code == 0
+    assert ran.out.splitlines() == [f"acme.demo would be {done}: version 1.0.0", "granted: kv:read"]
+    assert "nothing was changed: this was a dry run" in ran.err
+    assert "hint: --accept http:egress" in ran.err
+    assert api.plugins == before
+    assert json.loads(api.bodies[-1])["dry_run"] is True
+    assert "granted: http:egress, kv:read" in ctl(verb, "acme.demo", "--dry-run", "--accept", "http:egress").out
+    assert ctl(verb, "acme.demo", "--dry-run", "--format", "json").json["id"] == "acme.demo"
+    assert api.plugins == before
+
+
+def test_a_dry_run_of_an_upgrade(ctl, api):
+    api.add(status="active", candidate=copy.deepcopy(api_server.CANDIDATE))
+    before = copy.deepcopy(api.plugins)
+    assert ctl("upgrade", "acme.demo", "--dry-run").out.startswith("acme.demo would be upgraded: version 1.1.0\n")
+    assert api.plugins == before
+    api.plugins["acme.demo"]["candidate"]["needs_downgrade"] = True
+    assert ctl("upgrade", "acme.demo", "--dry-run").code == 1
+
+
+def test_a_dry_run_is_refused_as_the_real_thing_would_be(ctl, api):
+    api.add(status="verified")
+    assert ctl("activate", "acme.demo", "--dry-run").code == 1
+    assert ctl("install", "acme.none", "--dry-run").code == 4
+    api.add(status="active")
+    assert ctl("activate", "acme.demo", "--dry-run").out.startswith("acme.demo already active")
+
+
+def test_without_it_the_daemon_is_not_asked_for_one(ctl, api):
+    """An older daemon would refuse the field."""
+    api.add()
+    ctl("install", "acme.demo")
+    assert "dry_run" not in json.loads(api.bodies[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        (("--plugin", "acme.demo@1.0.0"), {"kind": "plugin", "value": "acme.demo@1.0.0"}),
+        (("--plugin", "acme.demo@*"), {"kind": "plugin", "value": "acme.demo@*"}),
+        (("--digest", "AB" * 32), {"kind": "digest", "value": "ab" * 32}),
+        (("--key", "1" * 43), {"kind": "key", "value": "1" * 42 + "w="}),
+    ],
+)
+def test_a_revocation_is_lifted_by_name(ctl, api, words, body):
+    """The value is sent as the daemon remembers it, however it was written."""
+    if words[0] == "--key":
+        words = ("--key", body["value"].rstrip("="))
+    ran = ctl("trust", "lift", *words)
+    assert (ran.code, ran.out) == (0, f"lifted: {body['kind']} {body['value']}\n")
+    assert (api.asked[-1], json.loads(api.bodies[-1])) == ("POST /api/trust/lift", body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (api_server.problem(404, "not_found"), 4),
+        (api_server.problem(409, "still_revoked", hint="take it out of the file first"), 1),
+        (api_server.problem(403, "access_denied"), 5),
+    ],
+)
+def test_what_cannot_be_lifted_is_told(ctl, api, answer, code):
+    api.override["POST trust/lift"] = answer
+    ran = ctl("trust", "lift", "--plugin", "acme.demo@1.0.0")
+    assert (ran.code, ran.data) == (code, b"")
+    assert answer[1]["hint"] in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--plugin", "nonsense"), ("--key", "x"), ("--digest", "ff"), ("--plugin", "a@1", "--key", "x")]
+)
+def test_one_thing_is_lifted_and_it_must_be_one(ctl, api, words):
+    assert ctl("trust", "lift", *words).code == 2
+    assert api.asked == []
+
+
+COMPLETE = """
+source "$1"
+COMP_WORDS=(latticectl {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_LINE="${{COMP_WORDS[*]}}"
+{function} latticectl "${{COMP_WORDS[-1]}}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("exp", {"explain"}),
+        ("install --dry", {"--dry-run"}),
+        ("trust li", {"lift"}),
+        ("events --fo", {"--follow", "--format"}),
+    ],
+)
+def test_completion_works_in_a_real_bash(ctl, tmp_path, words, wanted):
+    """The script loads, registers itself and completes verbs, sub-verbs and options."""
+    script = tmp_path / "completion.bash"
+    script.write_bytes(ctl("completion", "bash").data)
+    bash = ["bash", "--norc", "--noprofile"]
+    shown = subprocess.run(
+        [*bash, "-euc", 'source "$1"; complete -p latticectl', "-", str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert shown.stderr == ""
+    function = shown.stdout.split("-F ")[1].split()[0]
+    ran = subprocess.run(
+        [*bash, "-c", COMPLETE.format(words=words, function=function), "-", str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert set(ran.stdout.split()) == wanted, ran
+
+
+def test_completion_for_fish_names_every_verb(ctl):
+    script = ctl("completion", "fish")
+    assert script.code == 0
+    assert "complete -c latticectl" in script.out
+    assert "explain" in script.out

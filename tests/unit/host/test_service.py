@@ -1,0 +1,49 @@
+"""How services declare their calls."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.host import service
+from latticed.host.kv import key_fault
+from latticed.host.service import HostError, NoParams, Served
+from latticed.model.hostcall import Denial
+
+
+async def nothing(_caller, _params):
+    return {}
+
+
+def test_the_table_refuses_what_is_unknown_or_served_twice():
+    """A mistake of ours shows at start, not at the first call."""
+    served = Served(method="kv.get", params=NoParams, serve=nothing)
+    assert list(service.table([served])) == ["kv.get"]
+    with pytest.raises(ValueError, match=r"kv\.get"):
+        service.table([served, served])
+    with pytest.raises(ValueError, match=r"kv\.steal"):
+        service.table([Served(method="kv.steal", params=NoParams, serve=nothing)])
+
+
+def test_the_table_cannot_be_changed():
+    """What was put together at start stays."""
+    with pytest.raises(TypeError):
+        service.table([])["kv.get"] = None  # type: ignore[index]
+
+
+def test_an_error_reads_as_the_protocol_wants_it():
+    """`code: text` (contracts §10)."""
+    assert str(HostError(Denial.NOT_FOUND, "there is no such host call")) == "not_found: there is no such host call"
+
+
+@pytest.mark.parametrize("key", ["a", "a b", "ключ", "k" * 256, "...", "a.b", "~", "plugin:x"])
+def test_keys_that_are_fine(key):
+    """Anything visible without a slash."""
+    assert key_fault(key) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["", "k" * 257, ".", "..", "a/b", "a\\b", "\t", "a\x7f", "a\u200bb", "a\u2029", "\u3164"]
+)
+def test_keys_that_are_not(key):
+    """Told in words."""
+    assert str(key_fault(key)).startswith("expected a key")

@@ -1,0 +1,398 @@
+"""Every rule of the lifecycle, one by one: the record after a decision, or the refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from latticed.lifecycle import advance
+from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
+from latticed.lifecycle.sight import Sight
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import TRANSITIONS, Record, Status
+from latticed.model.manifest import Dependency
+from latticed.model.runtime import LastError
+from tests.house import records
+from tests.house.records import at, claim, decided, record
+
+NOW = 5_000
+STAMP = {Status.INSTALLED: "installed_at", Status.ACTIVE: "activated_at", Status.DISABLED: "disabled_at"}
+
+
+def refused(outcome: Record | Problem, code: str) -> Problem:
+    assert isinstance(outcome, Problem), outcome
+    assert outcome.code == code
+    return outcome
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))
+def test_transition_follows_the_table(old, new):
+    """What the table has leads to the new status with its time; everything else is invalid_transition."""
+    found = claim()
+    before = record(old, found)
+    outcome = advance.transition(before, new, at(found), NO_CONSENT, NOW)
+    if new not in TRANSITIONS[old]:
+        problem = refused(outcome, "invalid_transition")
+        assert before.id in problem.detail
+        assert "latticectl" in problem.hint
+        return
+    assert isinstance(outcome, Record)
+    assert outcome.status is new
+    assert getattr(outcome, STAMP[new]) == NOW
+    assert outcome.updated_at == NOW
+    others = {name: getattr(before, name) for status, name in STAMP.items() if status is not new}
+    assert {name: getattr(outcome, name) for name in others} == others
+    assert outcome.created_at == before.created_at
+
+
+@pytest.mark.parametrize(("old", "new"), [(o, n) for o in Status for n in TRANSITIONS[o]])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        records.GONE,
+        Sight(),
+        Sight(winner=claim(), stored=LastError(code="key_revoked", message="the key was revoked")),
+    ],
+    ids=["gone", "never seen", "stored pair refused"],
+)
+def test_only_disabling_works_without_a_bundle_that_verifies(old, new, seen):
+    """A stale record can be disabled, not installed or activated."""
+    outcome = advance.transition(record(old), new, seen, NO_CONSENT, NOW)
+    if new is Status.DISABLED:
+        assert isinstance(outcome, Record)
+        return
+    problem = refused(outcome, "not_available")
+    assert (seen.trouble.code if seen.trouble else "nothing") in problem.detail
+
+
+def test_host_risk_stays_masked_at_install_until_named():
+    """Read and write are granted by installing; host risk by its name only."""
+    found = claim(capabilities=["kv:read", "kv:write", "task:run", "node:admin"])
+    plain = decided(record(found=found), Status.INSTALLED, at(found))
+    assert plain.granted == ("kv:read", "kv:write")
+    named = decided(record(found=found), Status.INSTALLED, at(found), accept=frozenset({"task:run"}))
+    assert named.granted == ("kv:read", "kv:write", "task:run")
+    assert named.masked == {"node:admin"}
+
+
+def test_consent_to_what_is_not_declared_is_refused():
+    """Accepting more than the manifest asks for is a misunderstanding."""
+    outcome = advance.transition(
+        record(), Status.INSTALLED, at(claim()), Consent(accept=frozenset({"task:run", "nonsense"})), NOW
+    )
+    assert "nonsense" in refused(outcome, "bad_request").detail
+
+
+def test_hosts_join_and_stay_in_order():
+    """Accepted hosts add up, each once."""
+    found = claim()
+    installed = decided(record(found=found), Status.INSTALLED, at(found), hosts=("b.x:1", "a.x:1"))
+    assert decided(installed, Status.ACTIVE, at(found), hosts=("a.x:1", "c.x:1")).hosts == (
+        "b.x:1",
+        "a.x:1",
+        "c.x:1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("consent", "needs"),
+    [
+        (Consent(), False),
+        (Consent(accept=frozenset({"kv:read", "kv:write"})), False),
+        (Consent(accept=frozenset({"kv:read", "task:run"})), True),
+        (Consent(accept=frozenset({"no:such"})), False),
+        (Consent(hosts=("a:1",)), True),
+        (Consent(allow_downgrade=True), True),
+        (Consent(publisher="rival"), True),
+        (Consent(publisher=""), True),
+    ],
+)
+def test_which_consent_takes_the_scope_host(consent, needs):
+    """Host risk, hosts, downgrade and another publisher are not an operator's everyday business (contracts §7)."""
+    assert consent.needs_host_scope is needs
+
+
+# What the disk says.
+
+
+def test_a_verified_record_follows_the_disk():
+    """Nothing was decided, so the newest bundle is the plugin; its host risk is masked afresh."""
+    other = claim("plugins/new", version="2.0.0", capabilities=["kv:read", "task:run"])
+    after = advance.follow(record(), other, NOW)
+    assert (after.facts.version, after.source, after.masked) == ("2.0.0", "plugins/new", {"task:run"})
+    assert (after.verified_at, after.created_at) == (NOW, 1_000)
+
+
+@pytest.mark.parametrize("status", [Status.INSTALLED, Status.ACTIVE, Status.DISABLED])
+def test_an_accepted_record_does_not_follow_the_disk(status):
+    """Another identity is a candidate; the record stays what the operator accepted."""
+    before = record(status)
+    assert advance.follow(before, claim(version="2.0.0"), NOW) is before
+    assert advance.follow(before, claim("plugins/other", version="2.0.0"), NOW) is before
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_the_same_bundle_under_another_name_only_moves(status):
+    """A renamed directory changes where the bundle lies, and nothing else."""
+    before = record(status)
+    after = advance.follow(before, claim("market/elsewhere"), NOW)
+    assert after == replace(before, source="market/elsewhere", updated_at=NOW)
+    assert advance.follow(before, claim(), NOW) is before
+
+
+# Upgrade.
+
+
+def upgraded(before: Record, found: records.Claim | None, now: int = NOW, **consent: object) -> Record | Problem:
+    return advance.upgrade(before, found, Consent(**consent), now)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", [Status.INSTALLED, Status.ACTIVE, Status.DISABLED])
+def test_upgrade_swaps_the_identity_and_keeps_the_status(status):
+    """The new pair takes the old one's place."""
+    before, found = record(status), claim("plugins/new", version="1.1.0", artifact=b"two")
+    after = upgraded(before, found)
+    assert isinstance(after, Record)
+    assert after.status is status
+    assert after.facts.identity == found.verdict.identity
+    assert (after.source, after.floor, after.verified_at) == ("plugins/new", "1.1.0", NOW)
+
+
+@pytest.mark.parametrize("found", [None, claim()], ids=["nothing", "the same identity"])
+def test_upgrade_without_a_candidate_is_refused(found):
+    """There must be another verified identity."""
+    refused(upgraded(record(Status.ACTIVE), found), "no_candidate")
+
+
+def test_what_an_upgrade_widens_is_masked_whatever_its_risk():
+    """Even a new read capability waits for its name; what was granted stays granted."""
+    wider = claim(version="1.1.0", capabilities=["kv:read", "log:write", "audit:read", "task:run"])
+    after = upgraded(record(Status.ACTIVE), wider)
+    assert isinstance(after, Record)
+    assert after.granted == ("kv:read", "log:write")
+    named = upgraded(record(Status.ACTIVE), wider, accept=frozenset({"audit:read"}))
+    assert isinstance(named, Record)
+    assert named.granted == ("kv:read", "log:write", "audit:read")
+
+
+def test_what_was_trimmed_stays_trimmed_across_an_upgrade():
+    """An upgrade grants nothing by itself."""
+    trimmed = advance.regrant(record(Status.ACTIVE), Regrant(trim=frozenset({"log:write"})), NOW)
+    assert isinstance(trimmed, Record)
+    after = upgraded(trimmed, claim(version="1.1.0"))
+    assert isinstance(after, Record)
+    assert after.granted == ("kv:read",)
+
+
+def test_a_capability_that_was_dropped_comes_back_masked():
+    """Dropped by one version and declared again by the next: that widens."""
+    narrow = upgraded(record(Status.ACTIVE), claim(version="1.1.0", capabilities=["kv:read"]))
+    assert isinstance(narrow, Record)
+    again = upgraded(narrow, claim(version="1.2.0"))
+    assert isinstance(again, Record)
+    assert again.granted == ("kv:read",)
+
+
+def test_another_publisher_inherits_nothing():
+    """No capability and no host that the old publisher was granted."""
+    found = claim()
+    before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("api.example.org:443",))
+    after = upgraded(before, claim("plugins/rival", by="rival", version="1.1.0"), publisher="rival")
+    assert isinstance(after, Record)
+    assert (after.granted, after.hosts, after.facts.publisher) == ((), (), "rival")
+
+
+def test_another_publisher_of_what_nobody_installed_is_as_at_first_sight():
+    """Only host risk is masked when nothing had been decided yet."""
+    rival = claim("plugins/rival", by="rival", capabilities=["kv:read", "task:run"])
+    after = upgraded(record(), rival, publisher="rival")
+    assert isinstance(after, Record)
+    assert (after.status, after.granted, after.floor) == (Status.VERIFIED, ("kv:read",), "")
+
+
+def test_upgrade_refuses_consent_to_what_the_candidate_does_not_declare():
+    """The candidate's manifest counts, not the installed one's."""
+    found = claim(version="1.1.0", capabilities=["kv:read"])
+    refused(upgraded(record(Status.ACTIVE), found, accept=frozenset({"log:write"})), "bad_request")
+
+
+# Versions.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "needed"),
+    [
+        ("1.0.0", "1.0.1", False),
+        ("1.0.0", "1.0.0", False),
+        ("1.0.0+one", "1.0.0+two", False),
+        ("1.0.0-rc.1", "1.0.0", False),
+        ("1.0.0", "1.0.0-rc.1", True),
+        ("1.10.0", "1.9.0", True),
+        ("2024-01", "2024-01", False),
+        ("2024-01", "2024-02", True),
+        ("1.0.0", "2024-02", True),
+        ("2024-02", "9.0.0", True),
+        ("1.0.0", "", True),
+        ("", "1.0.0", False),
+    ],
+)
+def test_which_change_of_version_needs_consent(old, new, needed):
+    """A lower SemVer does; versions without an order always do; a first one never."""
+    assert advance.is_downgrade(old, new) is needed
+
+
+def test_a_downgrade_needs_consent_and_never_lowers_the_floor():
+    """The floor is the highest ever accepted: each way back down is asked for again."""
+    high = record(Status.ACTIVE, claim(version="2.0.0"))
+    low = claim(version="1.0.0")
+    assert "2.0.0" in refused(upgraded(high, low), "version_downgrade").detail
+    after = upgraded(high, low, allow_downgrade=True)
+    assert isinstance(after, Record)
+    assert (after.facts.version, after.floor) == ("1.0.0", "2.0.0")
+    refused(upgraded(after, claim(version="1.5.0")), "version_downgrade")
+
+
+def test_versions_without_an_order_need_consent_each_time():
+    """The newer decision becomes the floor."""
+    before = record(Status.ACTIVE, claim(version="spring"))
+    refused(upgraded(before, claim(version="summer")), "version_downgrade")
+    after = upgraded(before, claim(version="summer"), allow_downgrade=True)
+    assert isinstance(after, Record)
+    assert after.floor == "summer"
+    refused(upgraded(after, claim(version="1.0.0")), "version_downgrade")
+
+
+def test_the_floor_survives_forget():
+    """Forgetting and dropping an older bundle is no way around the floor."""
+    old = record(Status.DISABLED, claim(version="2.0.0"))
+    tomb = advance.forget(old, records.GONE, NOW)
+    assert isinstance(tomb, Record)
+    assert (tomb.forgotten, tomb.floor, tomb.facts.publisher) == (True, "2.0.0", "acme")
+    low = claim(version="1.0.0")
+    again = advance.first_seen(low, NOW, tomb)
+    assert (again.forgotten, again.status, again.floor) == (False, Status.VERIFIED, "2.0.0")
+    assert again.created_at == old.created_at
+    refused(advance.transition(again, Status.INSTALLED, at(low), NO_CONSENT, NOW), "version_downgrade")
+    accepted = decided(again, Status.INSTALLED, at(low), allow_downgrade=True)
+    assert accepted.floor == "2.0.0"
+
+
+def test_only_installing_asks_about_versions():
+    """What is installed may be switched off and on again, whatever the floor."""
+    found = claim(version="1.0.0")
+    before = replace(record(Status.DISABLED, found), floor="2.0.0")
+    assert decided(before, Status.ACTIVE, at(found)).floor == "2.0.0"
+
+
+# Grants.
+
+
+def test_regrant_masks_and_unmasks():
+    """Trim hides, grant shows; the rest is as it was."""
+    before = record(Status.ACTIVE, claim(capabilities=["kv:read", "kv:write", "task:run"]))
+    after = advance.regrant(before, Regrant(grant=frozenset({"task:run"}), trim=frozenset({"kv:read"})), NOW)
+    assert isinstance(after, Record)
+    assert after.granted == ("kv:write", "task:run")
+    assert after.updated_at == NOW
+    assert replace(after, masked=before.masked, updated_at=before.updated_at) == before
+
+
+@pytest.mark.parametrize(("grant", "trim"), [({"audit:read"}, set()), (set(), {"audit:read"})])
+def test_regrant_of_what_is_not_declared_is_refused(grant, trim):
+    """Both ways: a trim of something that is not there would be remembered for an upgrade that brings it."""
+    wanted = Regrant(grant=frozenset(grant), trim=frozenset(trim))
+    refused(advance.regrant(record(Status.ACTIVE), wanted, NOW), "bad_request")
+
+
+def test_regrant_replaces_hosts_when_it_names_them():
+    """None leaves them, an empty list takes all away; what is no host is refused."""
+    found = claim()
+    before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("a.example:443",))
+    for hosts, expected in ((None, ("a.example:443",)), ((), ()), (("b.example:1", "*", "*"), ("b.example:1", "*"))):
+        after = advance.regrant(before, Regrant(hosts=hosts), NOW)
+        assert isinstance(after, Record)
+        assert after.hosts == expected
+    refused(advance.regrant(before, Regrant(hosts=("not a host",)), NOW), "bad_request")
+
+
+def test_consent_to_what_is_no_host_is_refused():
+    """A typing error is not kept as a grant."""
+    found = claim()
+    for host in ("a.example", "a.example:0", "a.example:99999", "http://a.example:443", ""):
+        refused(
+            advance.transition(record(found=found), Status.INSTALLED, at(found), Consent(hosts=(host,)), NOW),
+            "bad_request",
+        )
+
+
+# Forget.
+
+
+@pytest.mark.parametrize(
+    ("status", "seen", "code"),
+    [
+        (Status.ACTIVE, records.GONE, "invalid_transition"),
+        (Status.ACTIVE, at(claim()), "invalid_transition"),
+        (Status.VERIFIED, at(claim()), "invalid_transition"),
+        (Status.VERIFIED, records.GONE, None),
+        (Status.INSTALLED, at(claim()), None),
+        (Status.DISABLED, records.GONE, None),
+    ],
+)
+def test_what_can_be_forgotten(status, seen, code):
+    """Whatever is not active, unless it would be back at once with nothing lost."""
+    before = replace(record(status), hosts=("a:1",))
+    outcome = advance.forget(before, seen, NOW)
+    if code:
+        refused(outcome, code)
+        return
+    assert isinstance(outcome, Record)
+    assert outcome.forgotten
+    assert (outcome.status, outcome.hosts, outcome.masked) == (Status.VERIFIED, (), frozenset())
+
+
+# Dependencies.
+
+
+@pytest.mark.parametrize(
+    ("dependency", "met"),
+    [
+        (Dependency(id="acme.base"), True),
+        (Dependency(id="acme.base", version="^1.0"), True),
+        (Dependency(id="acme.base", version=">=2"), False),
+        (Dependency(id="acme.base", version=">=2", optional=True), True),
+        (Dependency(id="acme.off"), False),
+        (Dependency(id="acme.off", optional=True), True),
+        (Dependency(id="acme.none"), False),
+        (Dependency(id="acme.gone"), False),
+    ],
+)
+def test_dependencies_are_active_in_a_fitting_version(dependency, met):
+    """Required ones must be; optional ones may be missing."""
+    known = {
+        "acme.base": record(Status.ACTIVE, claim(id="acme.base", version="1.4.0")),
+        "acme.off": record(Status.DISABLED, claim(id="acme.off")),
+        "acme.gone": replace(record(found=claim(id="acme.gone")), forgotten=True),
+    }
+    problem = advance.unmet((dependency,), known)
+    assert (problem is None) is met
+    if problem:
+        assert problem.code == "dependency_unmet"
+        assert dependency.id in problem.detail
+
+
+def test_the_first_unmet_dependency_is_named():
+    """One at a time is what an operator can act on."""
+    problem = advance.unmet((Dependency(id="acme.one"), Dependency(id="acme.two")), {})
+    assert problem is not None
+    assert "acme.one" in problem.detail
+    assert advance.unmet((), {}) is None
+
+
+def test_what_a_candidate_adds_and_drops():
+    """In the manifest's order."""
+    before = record(Status.ACTIVE, claim(capabilities=["kv:read", "log:write"]))
+    found = records.verified(capabilities=["task:run", "kv:read", "audit:read"])
+    assert advance.upgrade_changes(before, found) == (("task:run", "audit:read"), ("log:write",))

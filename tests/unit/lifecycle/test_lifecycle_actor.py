@@ -1,0 +1,407 @@
+"""The lifecycle as a whole: what is alive follows the disk and the decisions. Real bundles in a real house."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import pytest
+
+from latticed.ledger import records as rows
+from tests.house import bundles, houses
+
+ID = "acme.demo"
+ACME, RIVAL = bundles.author("acme"), bundles.author("rival")
+URL = f"/api/plugins/by-id/{ID}"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened(author=ACME, policy=bundles.policy_bytes(ACME, RIVAL)) as found:
+        yield found
+
+
+def refusals(home, after=0):
+    return [
+        (e["code"], e["detail"]["wanted"]) for e in home.events(after=after, action="plugin.status", decision="deny")
+    ]
+
+
+def changes(home, after=0):
+    return [
+        (e["detail"]["from"], e["detail"]["to"])
+        for e in home.events(after=after, action="plugin.status", decision="allow")
+    ]
+
+
+async def rejected(home, name):
+    await houses.until(lambda: f"plugins/{name}" in home.house.api.lifecycle.rejected(), f"{name} rejected")
+    return home.house.api.lifecycle.rejected()[f"plugins/{name}"].code.value
+
+
+async def test_the_whole_way(home):
+    """verified → installed → active → disabled → active, each step with its time and its event."""
+    home.drop()
+    await home.seen(ID)
+    assert (await home.plugin(ID))["status"] == "verified"
+    for status in ("installed", "active", "disabled", "active"):
+        answer = await home.decide(ID, status)
+        assert (answer.status, answer["status"]) == (200, status)
+        assert answer["runtime"]["state"] == ("armed" if status == "active" else "stopped")
+    view = await home.plugin(ID)
+    assert view["verified_at"] <= view["installed_at"] <= view["disabled_at"] <= view["activated_at"]
+    assert changes(home) == [
+        ("verified", "installed"),
+        ("installed", "active"),
+        ("active", "disabled"),
+        ("disabled", "active"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], "active"),
+        ([], "disabled"),
+        (["installed"], "installed"),
+        (["installed", "active"], "installed"),
+        (["installed", "active"], "active"),
+        (["installed", "disabled"], "installed"),
+        (["installed", "disabled"], "disabled"),
+    ],
+)
+async def test_nothing_else_is_a_transition(home, given, wanted):
+    """409 with its code, on record, and nothing changed."""
+    home.drop()
+    await home.seen(ID)
+    for status in given:
+        await home.decide(ID, status)
+    before = await home.plugin(ID)
+    answer = await home.decide(ID, wanted)
+    assert (answer.status, answer.code) == (409, "invalid_transition")
+    assert await home.plugin(ID) == before
+    assert refusals(home) == [("invalid_transition", wanted)]
+
+
+async def test_unknown_plugins_are_not_found(home):
+    """404, whatever is asked of them."""
+    for answer in (
+        await home.decide("acme.none", "installed"),
+        await home.ask("GET", "/api/plugins/by-id/acme.none"),
+        *[
+            await home.ask("POST", f"/api/plugins/by-id/acme.none/{verb}", {})
+            for verb in ("upgrade", "restart", "forget")
+        ],
+        await home.ask("PUT", "/api/plugins/by-id/acme.none/grants", {"trim": ["kv:read"]}),
+    ):
+        assert (answer.status, answer.code) == (404, "not_found")
+
+
+async def test_a_tampered_bundle_cannot_be_activated(home):
+    """not_available, with the code of the verdict in words; disabling still works."""
+    bundle = home.drop()
+    await home.seen(ID)
+    await home.decide(ID, "installed")
+    bundles.tamper(bundle.artifact_path)
+    await home.until_plugin(ID, lambda view: not view["available"])
+    answer = await home.decide(ID, "active")
+    assert (answer.status, answer.code) == (409, "not_available")
+    assert "digest_mismatch" in answer["detail"]
+    assert home.driven.attempts[ID] == 0
+    assert (await home.decide(ID, "disabled")).status == 200
+
+
+async def test_a_bundle_that_goes_stops_its_plugin_and_one_that_comes_back_arms_it(home):
+    """The status is the operator's: it stays active all along."""
+    bundle = home.drop()
+    await home.armed(ID)
+    away = home.root / "away"
+    bundle.path.rename(away)
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert (view["status"], view["available"]) == ("active", False)
+    assert view["runtime"]["last_error"]["code"] == "manifest_missing"
+    assert not +home.driven.living
+    away.rename(bundle.path)
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+    assert view["available"]
+    assert home.driven.most[ID] == 1
+
+
+async def test_another_identity_is_a_candidate_and_the_old_one_keeps_running(home):
+    """From the store, though its bundle is gone; upgrade swaps, and what it widens waits for its name."""
+    home.drop(artifact=b"one")
+    old = await home.armed(ID)
+    home.drop(artifact=b"two", version="1.1.0", capabilities=["kv:read", "log:write", "audit:read"])
+    view = await home.until_plugin(ID, lambda view: "candidate" in view)
+    assert view["candidate"]["adds"] == ["audit:read"]
+    assert (view["version"], view["available"], view["runtime"]["state"]) == ("1.0.0", True, "armed")
+    assert old.alive
+    answer = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (answer.status, answer["version"], answer["granted"]) == (200, "1.1.0", ["kv:read", "log:write"])
+    assert "candidate" not in answer
+    new = home.driven.only(ID)
+    assert not old.alive
+    assert new.artifact_sha256 == answer["artifact_sha256"] != old.artifact_sha256
+    again = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (again.status, again.code) == (409, "no_candidate")
+
+
+async def test_a_downgrade_is_asked_for_by_name(home):
+    """409 version_downgrade, then allowed."""
+    home.drop(version="2.0.0")
+    await home.armed(ID)
+    home.drop(version="1.0.0")
+    view = await home.until_plugin(ID, lambda view: "candidate" in view)
+    assert view["candidate"]["needs_downgrade"]
+    answer = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (answer.status, answer.code) == (409, "version_downgrade")
+    answer = await home.ask("POST", f"{URL}/upgrade", {"allow_downgrade": True})
+    assert (answer.status, answer["version"]) == (200, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("twin", "code"),
+    [
+        ({"author": ACME}, "duplicate_id"),
+        ({"author": ACME, "version": "9.0.0", "capabilities": ["kv:read", "task:run"]}, "duplicate_id"),
+        ({"author": RIVAL}, "publisher_changed"),
+    ],
+    ids=["copy", "wider", "another publisher"],
+)
+async def test_dropping_a_bundle_never_stops_a_plugin(home, twin, code):
+    """Whoever comes second with the id is refused; the plugin does not notice."""
+    home.drop()
+    life = await home.armed(ID)
+    home.drop("aaa-first-by-name", id=ID, **twin)
+    assert await rejected(home, "aaa-first-by-name") == code
+    view = await home.plugin(ID)
+    assert (view["available"], view["runtime"]["state"], "candidate" in view) == (True, "armed", False)
+    assert life.alive
+    assert home.driven.attempts[ID] == 1
+
+
+async def test_two_bundles_of_an_id_that_nobody_installed_are_both_refused(tmp_path):
+    """Which one is meant cannot be told; once one goes, the other is the plugin."""
+    (tmp_path / "plugins").mkdir()
+    for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
+        bundles.drop(tmp_path / "plugins", name, author=ACME, id=ID, version=version)
+    async with houses.opened(tmp_path, author=ACME) as home:
+        for name in ("one", "two"):
+            assert await rejected(home, name) == "duplicate_id"
+        assert (await home.ask("GET", URL)).status == 404
+        (tmp_path / "plugins/one").rename(tmp_path / "away")
+        await home.seen(ID)
+        assert (await home.plugin(ID))["version"] == "2.0.0"
+
+
+async def test_a_publisher_accepted_by_name_takes_over(home):
+    """What was granted to the old one is not granted to the new one."""
+    home.drop()
+    await home.armed(ID)
+    home.drop("theirs", author=RIVAL, id=ID, version="1.1.0")
+    await rejected(home, "theirs")
+    answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "nobody.known"})
+    assert (answer.status, answer.code) == (409, "no_candidate")
+    answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})
+    assert (answer.status, answer["publisher"], answer["granted"]) == (200, "rival", [])
+    assert await rejected(home, "demo") == "publisher_changed"
+
+
+async def test_a_forgotten_id_can_still_change_hands_by_name(home):
+    """The tombstone keeps the pin; an operator's word opens it."""
+    bundle = home.drop()
+    await home.armed(ID)
+    await home.decide(ID, "disabled")
+    bundle.path.rename(home.root / "away")
+    await home.until_plugin(ID, lambda view: not view["available"])
+    assert (await home.ask("POST", f"{URL}/forget", {})).status == 200
+    assert (await home.ask("GET", URL)).status == 404
+    home.drop("theirs", author=RIVAL, id=ID)
+    assert await rejected(home, "theirs") == "publisher_changed"
+    answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})
+    assert (answer.status, answer.get("publisher"), answer.get("status")) == (200, "rival", "verified"), answer
+
+
+async def test_forgetting_keeps_the_floor(home):
+    """An older version needs its consent even after everything was forgotten."""
+    bundle = home.drop(version="2.0.0")
+    await home.seen(ID)
+    await home.decide(ID, "installed")
+    bundle.path.rename(home.root / "away")
+    await home.until_plugin(ID, lambda view: not view["available"])
+    assert (await home.ask("POST", f"{URL}/forget", {}))["forgotten"]
+    home.drop("again", id=ID, version="1.0.0")
+    await home.seen(ID)
+    answer = await home.decide(ID, "installed")
+    assert (answer.status, answer.code) == (409, "version_downgrade")
+    assert (await home.decide(ID, "installed", allow_downgrade=True)).status == 200
+
+
+async def test_what_is_active_is_not_forgotten(home):
+    """Disable it first."""
+    home.drop()
+    await home.armed(ID)
+    answer = await home.ask("POST", f"{URL}/forget", {})
+    assert (answer.status, answer.code) == (409, "invalid_transition")
+    assert home.driven.only(ID)
+
+
+async def test_restart_makes_a_new_life(home):
+    """Of what is active only."""
+    home.drop()
+    await home.seen(ID)
+    await home.decide(ID, "installed")
+    assert (await home.ask("POST", f"{URL}/restart", {})).code == "invalid_transition"
+    await home.decide(ID, "active")
+    first = home.driven.only(ID)
+    answer = await home.ask("POST", f"{URL}/restart", {})
+    assert (answer.status, answer["runtime"]["state"]) == (200, "armed")
+    assert home.driven.only(ID) is not first
+    assert home.driven.most[ID] == 1
+
+
+async def test_a_crash_loop_opens_the_breaker_that_only_an_operator_closes():
+    """A bundle that is touched and put back does not start it again; restart does."""
+    toml = "[supervision]\nbackoff_base_s = 0.0\nbreaker_failures = 2\n"
+    async with houses.opened(toml=toml) as home:
+        bundle = home.drop()
+        await home.armed(ID)
+        for attempt in (1, 2):
+            await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+            home.driven.only(ID).crash()
+            assert home.driven.attempts[ID] == attempt
+        view = await home.plugin(ID)
+        assert (view["runtime"]["state"], "next_retry_at" in view["runtime"]) == ("failed", False)
+        before = bundles.tamper(bundle.artifact_path)
+        await home.until_plugin(ID, lambda view: not view["available"])
+        bundle.artifact_path.write_bytes(before)
+        view = await home.until_plugin(ID, lambda view: view["available"])
+        assert (view["runtime"]["state"], view["runtime"]["last_error"]["code"]) == ("failed", "breaker_open")
+        assert home.driven.attempts[ID] == 2
+        answer = await home.ask("POST", f"{URL}/restart", {})
+        assert answer["runtime"]["state"] == "armed"
+
+
+async def test_dependencies_are_judged_at_activation(home):
+    """dependency_unmet leaves the status as it is; with what it needs active, it starts."""
+    needs = [{"id": "acme.base", "version": "^1.0.0"}]
+    home.drop("demo", v2=True, id=ID, dependencies=needs)
+    home.drop("base", id="acme.base", version="1.2.0")
+    await home.seen("acme.base")
+    await home.seen(ID)
+    await home.decide(ID, "installed")
+    answer = await home.decide(ID, "active")
+    assert (answer.status, answer.code) == (409, "dependency_unmet")
+    assert (await home.plugin(ID))["status"] == "installed"
+    await home.armed("acme.base")
+    assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
+
+
+async def test_decisions_about_one_id_come_one_after_the_other(home):
+    """Twelve activations at once: one is accepted, eleven find it active already."""
+    home.drop()
+    await home.seen(ID)
+    await home.decide(ID, "installed")
+    answers = await asyncio.gather(*(home.decide(ID, "active") for _ in range(12)))
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 11
+    answers = await asyncio.gather(*(home.decide(ID, status) for status in ("disabled", "active") * 8))
+    assert home.driven.most[ID] == 1
+    steps = changes(home)
+    for (_, reached), (start, _) in itertools.pairwise(steps):
+        assert reached == start, "two decisions saw the same record"
+
+
+async def test_a_pair_that_changes_while_it_is_kept_is_not_installed(home, monkeypatch):
+    """The bytes that run are the bytes that were verified: otherwise refused with the code, and on record."""
+    bundle = home.drop()
+    await home.seen(ID)
+    catalog = home.house.api.catalog
+    real = catalog.keep
+
+    async def keep(name, verified):
+        bundles.tamper(bundle.artifact_path)
+        return await real(name, verified)
+
+    monkeypatch.setattr(catalog, "keep", keep)
+    answer = await home.decide(ID, "installed")
+    assert (answer.status, answer.code) == (409, "digest_mismatch")
+    assert (await home.plugin(ID))["status"] == "verified"
+    assert [code for code, _ in refusals(home)] == ["digest_mismatch"]
+
+
+async def test_a_revoked_key_stops_what_it_signed(home):
+    """At once, without a restart; lifting takes the file and a word."""
+    home.drop()
+    await home.armed(ID)
+    revoked = {"keys": [ACME.public]}
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked=revoked))
+    await home.house.look()
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert (view["available"], view["runtime"]["last_error"]["code"]) == (False, "key_revoked")
+    assert [e["target"] for e in home.events(action="trust.revoked")] == [ACME.public]
+    lift = {"kind": "key", "value": ACME.public}
+    answer = await home.ask("POST", "/api/trust/lift", lift)
+    assert (answer.status, answer.code) == (409, "still_revoked")
+    home.trust.write_bytes(bundles.policy_bytes(ACME))
+    await home.house.look()
+    assert not (await home.plugin(ID))["available"], "the file forgets, the daemon does not"
+    assert (await home.ask("POST", "/api/trust/lift", lift)).status == 200
+    await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+    assert (await home.ask("POST", "/api/trust/lift", lift)).status == 404
+
+
+async def test_a_policy_that_breaks_keeps_everything_running(home):
+    """Health says so; what ran runs on."""
+    home.drop()
+    life = await home.armed(ID)
+    home.trust.write_text("{")
+    await home.house.look()
+    health = await home.ask("GET", "/api/health")
+    assert (health.status, health["problems"][0]["code"]) == (503, "policy_invalid")
+    assert life.alive
+    home.trust.write_bytes(bundles.policy_bytes(ACME))
+    await home.house.look()
+    assert (await home.ask("GET", "/api/health")).status == 200
+
+
+async def test_everything_is_there_again_after_a_restart(tmp_path):
+    """Status, times, grants, kv; what was active is armed again, after it was verified again."""
+    async with houses.opened(tmp_path, author=ACME) as home:
+        home.drop(capabilities=["kv:read", "kv:write", "task:run"])
+        life = await home.armed(ID)
+        await life.call("kv.put", key="a", value="kept")
+        await home.ask("PUT", f"{URL}/grants", {"trim": ["kv:read"]})
+        home.drop("other", id="acme.off")
+        await home.seen("acme.off")
+        await home.decide("acme.off", "installed")
+        before = {plugin_id: await home.plugin(plugin_id) for plugin_id in (ID, "acme.off")}
+    async with houses.opened(tmp_path, author=ACME) as home:
+        after = {plugin_id: await home.plugin(plugin_id) for plugin_id in (ID, "acme.off")}
+        for view in (*before.values(), *after.values()):
+            del view["runtime"]
+        assert after == before
+        await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+        assert home.driven.attempts == {ID: 1}
+        assert (await home.ask("GET", f"/api/kv/plugin:{ID}/a"))["raw"] == b"kept"
+        assert (await home.ask("GET", "/api/audit/verify"))["ok"]
+
+
+async def test_what_was_tampered_with_while_the_daemon_slept_is_not_armed(tmp_path):
+    """In the plugin directory or in the store: active and failed, with the code, without ever being started."""
+    async with houses.opened(tmp_path, author=ACME) as home:
+        bundle = home.drop()
+        home.drop("other", id="acme.stored")
+        await home.armed(ID)
+        await home.armed("acme.stored")
+        (record,) = [r for r in home.house.api.ledger.read(rows.load_all) if r.id == "acme.stored"]
+    bundles.tamper(bundle.artifact_path)
+    stored = tmp_path / "state/store" / record.facts.identity / "manifest.json"
+    plain = json.loads(stored.read_bytes())
+    stored.chmod(0o600)
+    stored.write_text(json.dumps({**plain, "version": "6.6.6"}))
+    async with houses.opened(tmp_path, author=ACME) as home:
+        for plugin_id, code in ((ID, "digest_mismatch"), ("acme.stored", "signature_invalid")):
+            view = await home.until_plugin(plugin_id, lambda view: view["runtime"]["state"] == "failed")
+            assert (view["status"], view["available"], view["runtime"]["last_error"]["code"]) == ("active", False, code)
+        assert not home.driven.attempts

@@ -1,0 +1,145 @@
+"""The trust policy in force: what a missing, bad or unsafe file does at boot and on a reload."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from latticed.lifecycle.policy import MAX_BYTES, PolicyKeeper
+from latticed.trust import policy as trust
+from latticed.trust.policy import Revoked
+from tests.house import bundles
+
+ACME = bundles.author()
+OWNERS = frozenset({0, os.geteuid()})
+NOTHING = Revoked()
+
+
+def keeper(path, *, remembered=NOTHING, owners=OWNERS):
+    found = PolicyKeeper(path, owners=owners, remembered=remembered)
+    found.look(always=True)
+    return found
+
+
+def test_a_good_file_is_in_force(tmp_path):
+    """Without a problem."""
+    file = tmp_path / "trust.json"
+    file.write_bytes(bundles.policy_bytes(ACME))
+    found = keeper(file)
+    assert (list(found.current.publishers), found.problem) == (["acme"], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "policy_missing"),
+        (b"", "policy_invalid"),
+        (b"{", "policy_invalid"),
+        (b'{"trusted_publisher": {}}', "policy_invalid"),
+        (b" " * (MAX_BYTES + 1), "policy_unreadable"),
+    ],
+)
+def test_at_boot_nobody_is_trusted_without_a_good_file(tmp_path, content, code):
+    """And health can say which file, and why."""
+    file = tmp_path / "trust.json"
+    if content is not None:
+        file.write_bytes(content)
+    found = keeper(file)
+    assert found.current == trust.NOBODY
+    assert found.problem is not None
+    assert found.problem.code == code
+
+
+def test_a_policy_that_is_no_file_is_not_waited_for(tmp_path):
+    """A FIFO would hang an open; a directory cannot be read."""
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        found = keeper(tmp_path / name)
+        assert found.current == trust.NOBODY
+        assert found.problem is not None
+        assert found.problem.code == "policy_unreadable"
+
+
+@pytest.mark.parametrize("unsafe", ["file", "directory", "owner"])
+def test_a_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
+    """Mode or owner of the file or of a parent: the problem names the place."""
+    home = tmp_path / "etc"
+    home.mkdir(mode=0o755)
+    file = home / "trust.json"
+    file.write_bytes(bundles.policy_bytes(ACME))
+    owners = OWNERS
+    if unsafe == "file":
+        file.chmod(0o666)
+    elif unsafe == "directory":
+        home.chmod(0o777)
+    else:
+        owners = frozenset({12_345})
+    found = keeper(file, owners=owners)
+    assert found.current == trust.NOBODY
+    assert found.problem is not None
+    assert found.problem.code == "policy_unsafe"
+    assert str(home) in found.problem.detail
+
+
+@pytest.mark.parametrize("spoil", ["bad", "gone", "unsafe"])
+def test_a_bad_reload_keeps_the_old_policy(tmp_path, spoil):
+    """Health turns bad, trust stays; mended, both are well again."""
+    file = tmp_path / "trust.json"
+    file.write_bytes(bundles.policy_bytes(ACME))
+    found = keeper(file)
+    match spoil:
+        case "bad":
+            file.write_bytes(b"{}{}")
+        case "gone":
+            file.unlink()
+        case "unsafe":
+            file.chmod(0o622)
+    assert found.look()
+    assert list(found.current.publishers) == ["acme"]
+    assert found.problem is not None
+    assert not found.look(), "nothing changed since"
+    file.unlink(missing_ok=True)
+    file.write_bytes(bundles.policy_bytes(ACME, bundles.author("rival")))
+    assert found.look()
+    assert (sorted(found.current.publishers), found.problem) == (["acme", "rival"], None)
+
+
+def test_looking_tells_a_change_from_a_touch(tmp_path):
+    """The same policy written again is no other policy."""
+    file = tmp_path / "trust.json"
+    file.write_bytes(bundles.policy_bytes(ACME))
+    found = keeper(file)
+    assert not found.look()
+    file.write_bytes(bundles.policy_bytes(ACME) + b"\n")
+    assert not found.look()
+    file.write_bytes(bundles.policy_bytes(ACME, require_signature=False))
+    assert found.look()
+
+
+def test_a_link_is_followed_to_what_must_be_safe_itself(tmp_path):
+    """Where the link leads is what must belong to nobody else."""
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "trust.json").write_bytes(bundles.policy_bytes(ACME))
+    (tmp_path / "trust.json").symlink_to(real / "trust.json")
+    assert keeper(tmp_path / "trust.json").problem is None
+    real.chmod(0o777)
+    assert keeper(tmp_path / "trust.json").problem is not None
+
+
+def test_what_was_revoked_once_stays_revoked(tmp_path):
+    """Taking it out of the file does not lift it; neither does losing the file."""
+    file = tmp_path / "trust.json"
+    file.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": ["acme.demo@*"]}))
+    remembered = Revoked(keys=frozenset({ACME.public}))
+    found = keeper(file, remembered=remembered)
+    both = Revoked(keys=frozenset({ACME.public}), plugins=frozenset({"acme.demo@*"}))
+    assert found.current.revoked == both
+    found.remember(both)
+    file.write_text(json.dumps(bundles.policy(ACME)))
+    found.look()
+    assert found.current.revoked == both
+    assert found.own.revoked == Revoked()
+    assert keeper(tmp_path / "none", remembered=both).current.revoked == both

@@ -1,0 +1,158 @@
+"""What has taken effect is written down, whatever the disk says at first. Through a real ledger in a real house."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from latticed.ledger import records as rows
+from latticed.lifecycle import saver as saver_room
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from tests.house import houses
+
+FULL = Problem("ledger_unavailable", "the ledger cannot be written: disk full")
+
+
+@pytest.fixture
+async def home(monkeypatch):
+    monkeypatch.setattr(saver_room, "AGAIN_S", 0.02)
+    async with houses.opened() as found:
+        yield found
+
+
+@pytest.fixture
+def disk(home, monkeypatch):
+    """A switch for the ledger's writes: `full` makes them fail as a full disk does."""
+
+    class Disk:
+        full = False
+        tries = 0
+
+    real = home.house.api.ledger.write
+
+    async def write(change, **how):
+        Disk.tries += 1
+        if Disk.full:
+            raise FULL
+        return await real(change, **how)
+
+    monkeypatch.setattr(home.house.api.ledger, "write", write)
+    return Disk
+
+
+def stored(home, plugin_id="acme.demo"):
+    found = [record for record in home.house.api.ledger.read(rows.load_all) if record.id == plugin_id]
+    return found[0] if found else None
+
+
+async def test_disabling_takes_effect_on_a_full_disk_and_is_written_when_it_can_be(home, disk):
+    """Stopped at once; the record and its event follow without anybody asking again."""
+    home.drop()
+    life = await home.armed("acme.demo")
+    await houses.until(lambda: stored(home).status == "active")
+    mark = home.mark()
+    disk.full = True
+    answer = await home.decide("acme.demo", "disabled")
+    assert (answer.status, answer["status"], life.alive) == (200, "disabled", False)
+    assert stored(home).status == "active"
+    await houses.until(lambda: disk.tries > 3, "tried again")
+    health = await home.ask("GET", "/api/health")
+    assert health.status == 503
+    assert "ledger_unavailable" in [problem["code"] for problem in health["problems"]]
+    disk.full = False
+    await houses.until(lambda: stored(home).status == "disabled")
+    assert [e["detail"]["to"] for e in home.events(after=mark, action="plugin.status")] == ["disabled"]
+    await home.healthy()
+
+
+async def test_starting_something_waits_for_the_disk(home, disk):
+    """What is not on record does not run."""
+    home.drop()
+    await home.seen("acme.demo")
+    disk.full = True
+    answer = await home.decide("acme.demo", "installed")
+    assert (answer.status, answer.code) == (503, "ledger_unavailable")
+    disk.full = False
+    assert (await home.plugin("acme.demo"))["status"] == "verified"
+    assert (await home.decide("acme.demo", "installed")).status == 200
+    disk.full = True
+    assert (await home.decide("acme.demo", "active")).status == 503
+    assert home.driven.attempts["acme.demo"] == 0
+    assert (await home.plugin("acme.demo"))["status"] == "installed"
+
+
+async def test_what_the_disk_shows_is_followed_though_nothing_can_be_written(home, disk):
+    """A new bundle is known in memory and written later."""
+    disk.full = True
+    home.drop()
+    await home.seen("acme.demo")
+    assert stored(home) is None
+    disk.full = False
+    await houses.until(lambda: stored(home) is not None)
+
+
+async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
+    """The catalog's news and the saver's own retry may meet: nothing is recorded twice, nothing is lost."""
+    home.drop("one", id="acme.one")
+    home.drop("two", id="acme.two")
+    for plugin_id in ("acme.one", "acme.two"):
+        await home.seen(plugin_id)
+    saver, ledger = home.house.api.lifecycle.saver, home.house.api.ledger
+    await houses.until(lambda: stored(home, "acme.two") is not None)
+    gate, real, mark = asyncio.Event(), ledger.write, home.mark()
+
+    async def slow(change, **how):
+        await gate.wait()
+        return await real(change, **how)
+
+    monkeypatch.setattr(ledger, "write", slow)
+    saver.save("acme.one", Event(actor="latticed", action="test", target="one"))
+    first = asyncio.create_task(saver.flush())
+    await asyncio.sleep(0)
+    saver.save("acme.two", Event(actor="latticed", action="test", target="two"))
+    second = asyncio.create_task(saver.flush())
+    await asyncio.sleep(0)
+    gate.set()
+    assert await first
+    assert await second
+    assert [event["target"] for event in home.events(after=mark, action="test")] == ["one", "two"]
+
+
+async def test_a_surprise_in_the_ledger_is_tried_again_too(home, monkeypatch):
+    """Not only a full disk: whatever kept it from being written."""
+    ledger, real, failures = home.house.api.ledger, home.house.api.ledger.write, [RuntimeError("a bug"), OSError(5)]
+
+    async def write(change, **how):
+        if failures:
+            raise failures.pop()
+        return await real(change, **how)
+
+    monkeypatch.setattr(ledger, "write", write)
+    home.drop()
+    await home.seen("acme.demo")
+    await houses.until(lambda: stored(home) is not None)
+    assert failures == []
+
+
+async def test_what_waits_is_written_at_the_end(tmp_path, monkeypatch):
+    """The disk comes back just before the daemon goes: the decision is on record after the next start."""
+    monkeypatch.setattr(saver_room, "AGAIN_S", 3600.0)
+    async with houses.opened(tmp_path) as home:
+        home.drop()
+        await home.armed("acme.demo")
+        await houses.until(lambda: stored(home).status == "active")
+        ledger, real = home.house.api.ledger, home.house.api.ledger.write
+
+        async def write(change, **how):
+            raise FULL
+
+        monkeypatch.setattr(ledger, "write", write)
+        assert (await home.decide("acme.demo", "disabled")).status == 200
+        await houses.until(lambda: home.house.api.lifecycle.saver.refused)
+        monkeypatch.setattr(ledger, "write", real)
+    author = home.author
+    async with houses.opened(tmp_path, author=author) as again:
+        assert (await again.plugin("acme.demo"))["status"] == "disabled"
+        assert [e["detail"]["to"] for e in again.events(action="plugin.status")][-1] == "disabled"

@@ -1,0 +1,77 @@
+"""What the disk says of one id, against what is on record."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.lifecycle import sight
+from latticed.lifecycle.sight import Sight
+from latticed.model.lifecycle import Status
+from latticed.model.runtime import LastError
+from latticed.model.verdict import Code, Refused
+from tests.house.records import claim, record, verified
+
+FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
+STORED = LastError(code="key_revoked", message="revoked")
+
+
+@pytest.mark.parametrize(
+    ("seen", "available", "trouble"),
+    [
+        (Sight(), False, None),
+        (Sight(winner=claim()), True, None),
+        (Sight(fault=FAULT), False, FAULT),
+        (Sight(winner=claim(), stored=STORED), False, STORED),
+        (Sight(fault=FAULT, stored=STORED), False, STORED),
+    ],
+)
+def test_available_takes_a_bundle_and_a_stored_pair_that_verify(seen, available, trouble):
+    """What keeps the stored pair from running is told first: it is what runs."""
+    assert seen.available is available
+    assert seen.trouble == trouble
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_candidate_is_another_identity_of_what_was_accepted(status):
+    """A verified record has none: it follows the disk."""
+    before, other = record(status), claim(version="2.0.0")
+    found = Sight(winner=other).candidate(before)
+    assert found == (other.verdict if status is not Status.VERIFIED else None)
+    assert Sight(winner=claim()).candidate(before) is None
+    assert Sight(fault=FAULT).candidate(before) is None
+
+
+def test_the_pin_is_what_the_record_says():
+    """Publisher, signedness, identity and place."""
+    pin = sight.pin_of(record())
+    assert (pin.publisher, pin.signed, pin.source) == ("acme", True, "plugins/demo")
+    assert pin.identity == claim().verdict.identity
+
+
+def test_the_fault_says_what_happened_to_the_bundle():
+    """Refused on its own, refused for another's sake, another plugin now, or gone."""
+    alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
+    rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")
+    moved = verified(id="acme.other")
+    assert sight.fault_at("plugins/demo", {"plugins/demo": alone}, {}) == FAULT
+    assert sight.fault_at("plugins/demo", {"plugins/demo": moved}, {"plugins/demo": rival}).code == "duplicate_id"
+    found = sight.fault_at("plugins/demo", {"plugins/demo": moved}, {})
+    assert found.code == "manifest_missing"
+    assert "acme.other" in found.message
+    assert sight.fault_at("plugins/demo", {}, {}).code == "manifest_missing"
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
+    """What is armed after a restart is what was verified, to the last field."""
+    extra = {"runtime": {"health": {"interval_s": 7}}, "critical": True} if v2 else {}
+    found = claim(v2=v2, **extra)
+    plugin = sight.plugin_of(record(found=found))
+    assert plugin.manifest == found.verdict.manifest
+    assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
+
+
+def test_unsigned_bundles_are_told_from_signed_ones():
+    """Signedness is part of the pin."""
+    assert not sight.facts_of(verified(by=None)).signed
+    assert sight.facts_of(verified()).signed

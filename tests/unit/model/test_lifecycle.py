@@ -1,0 +1,68 @@
+"""The lifecycle's table and the record's own arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from latticed.model import verdict
+from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
+
+FACTS = Facts(
+    name="Demo",
+    type="system",
+    version="1.0.0",
+    publisher="acme",
+    signed=True,
+    capabilities=("kv:read", "task:run"),
+    identity="1" * 64,
+    artifact_sha256="2" * 64,
+    manifest=b"{}",
+)
+
+
+def test_the_transitions_are_the_diagram():
+    """verified → installed → active ⇄ disabled, installed → disabled; nothing else (architecture, Lifecycle)."""
+    drawn = {
+        ("verified", "installed"),
+        ("installed", "active"),
+        ("installed", "disabled"),
+        ("active", "disabled"),
+        ("disabled", "active"),
+    }
+    assert {(old.value, new.value) for old, after in TRANSITIONS.items() for new in after} == drawn
+    assert set(TRANSITIONS) == set(Status)
+
+
+def test_granted_is_declared_and_not_masked():
+    """A mask on something that is not declared grants nothing."""
+    record = Record(
+        id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s", masked=frozenset({"task:run", "kv:write"})
+    )
+    assert record.granted == ("kv:read",)
+
+
+def test_only_a_record_that_somebody_decided_on_is_accepted():
+    """`verified` is what the disk says, not what the operator did."""
+    accepted = {s for s in Status if Record(id="acme.demo", status=s, facts=FACTS, source="s").accepted}
+    assert accepted == {Status.INSTALLED, Status.ACTIVE, Status.DISABLED}
+
+
+def test_a_record_is_frozen():
+    """A status changes in one place only: a new record."""
+    record = Record(id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s")
+    with pytest.raises(FrozenInstanceError):
+        record.status = Status.ACTIVE  # type: ignore[misc]
+
+
+def test_verdict_codes_stand_in_the_order_of_the_contract():
+    """The first failure in this order wins: copied from contracts §5."""
+    order = (
+        "unreadable manifest_missing manifest_not_regular manifest_too_large foreign_owner manifest_invalid_json "
+        "manifest_invalid unknown_capability duplicate_capability capability_not_allowed publisher_missing "
+        "publisher_untrusted signature_missing signature_malformed digest_missing key_revoked plugin_revoked "
+        "signature_invalid artifact_missing artifact_not_regular artifact_too_large changed_while_reading "
+        "digest_mismatch digest_revoked host_incompatible publisher_changed duplicate_id"
+    ).split()
+    assert [code.value for code in verdict.Code] == order

@@ -1,0 +1,84 @@
+"""Who has which scopes: by the kernel's word on uid and groups, resolved when settings are loaded."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+
+import pytest
+
+from latticed.kit.peers import Peer
+from latticed.model.errors import Problem
+from latticed.rpc import access
+from latticed.rpc.access import Scope
+from latticed.settings import SCOPES, Access
+
+OWN, OTHER, NOBODY = 990, 4_242, 65_534
+
+
+def peer(uid, *groups, gid=7):
+    return Peer(pid=1, uid=uid, gid=gid, groups=frozenset(groups))
+
+
+def resolved(**wanted):
+    return access.resolve(Access(**wanted), own_uid=OWN)
+
+
+EVERYBODY = {"users": {"65534": SCOPES, "4242": ("read",)}, "groups": {"500": ("operate",), "65534": SCOPES}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "who", "expected"),
+    [
+        ({}, peer(0), Scope.ALL),
+        ({"own_user": False}, peer(0), Scope.ALL),
+        ({"users": {"0": ("read",)}}, peer(0), Scope.ALL),
+        ({}, peer(OWN), Scope.ALL),
+        ({"own_user": False}, peer(OWN), Scope.NONE),
+        ({"own_user": False, "users": {str(OWN): ("read",)}}, peer(OWN), Scope.READ),
+        ({}, peer(OTHER), Scope.NONE),
+        ({}, peer(OTHER, 0, gid=0), Scope.NONE),
+        ({"users": {"4242": ("read",)}}, peer(OTHER), Scope.READ),
+        ({"users": {"4242": ("operate",)}}, peer(OTHER), Scope.READ | Scope.OPERATE),
+        ({"users": {"4242": ("host",)}}, peer(OTHER), Scope.HOST),
+        ({"users": {"4242": ("trust",)}}, peer(OTHER), Scope.TRUST),
+        ({"users": {"4242": ("host", "trust", "operate")}}, peer(OTHER), Scope.ALL),
+        ({"users": {"4242": ()}}, peer(OTHER), Scope.NONE),
+        ({"groups": {"500": ("operate",)}}, peer(OTHER, 500), Scope.READ | Scope.OPERATE),
+        ({"groups": {"500": ("operate",)}}, peer(OTHER, gid=500), Scope.READ | Scope.OPERATE),
+        ({"groups": {"500": ("operate",)}}, peer(500), Scope.NONE),
+        ({"groups": {"500": ("host",), "501": ("read",)}}, peer(OTHER, 500, 501), Scope.HOST | Scope.READ),
+        ({"users": {"4242": ("trust",)}, "groups": {"500": ("read",)}}, peer(OTHER, 500), Scope.TRUST | Scope.READ),
+        (EVERYBODY, peer(NOBODY, 500, gid=NOBODY), Scope.NONE),
+    ],
+)
+def test_scopes(wanted, who, expected):
+    """Root has all; the daemon's own user too unless told otherwise; 65534 is nobody; others what was named."""
+    assert resolved(**wanted).scopes(who) == expected
+
+
+def test_names_are_resolved_once():
+    """By name or number; audit events name the user as it was then."""
+    root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
+    found = resolved(users={root: ("read",), "4242": ("read",)}, groups={group: ("trust",)})
+    assert found.scopes(peer(OTHER, 0)) == Scope.READ | Scope.TRUST
+    assert str(found.actor(peer(0))) == f"uid:0 user:{root} pid:1"
+    assert str(found.actor(peer(OTHER))) == "uid:4242 user:4242 pid:1"
+    assert str(found.actor(peer(9_999))) == "uid:9999 user:- pid:1"
+
+
+@pytest.mark.parametrize("where", ["users", "groups"])
+def test_a_name_that_does_not_exist_is_an_error(where):
+    """Better at start than a scope that nobody has."""
+    with pytest.raises(Problem, match="no-such-name") as caught:
+        resolved(**{where: {"no-such-name": ("read",)}})
+    assert caught.value.code == "settings_invalid"
+
+
+def test_the_socket_s_group():
+    """By name, by number, or left alone."""
+    assert access.socket_gid("") == -1
+    assert access.socket_gid("500") == 500
+    assert access.socket_gid(grp.getgrgid(0).gr_name) == 0
+    with pytest.raises(Problem, match="no-such-name"):
+        access.socket_gid("no-such-name")

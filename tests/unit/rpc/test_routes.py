@@ -1,0 +1,332 @@
+"""Every route over the real socket: who reaches it, and what it says when it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import pytest
+from yarl import URL
+
+from latticed.rpc.access import BY_WORD, Scope
+from latticed.rpc.routes import ROUTES
+from tests.house import houses
+
+ID = "acme.demo"
+USER = 4_242
+PROBLEM = {"type", "title", "status", "code", "detail", "hint"}
+WORDS = {"read": Scope.READ, "operate": Scope.OPERATE, "host": Scope.HOST, "trust": Scope.TRUST}
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        found.drop(capabilities=["kv:read", "kv:write", "task:run"])
+        await found.seen(ID)
+        yield found
+
+
+@pytest.fixture
+def be(monkeypatch, home):
+    """Be a user with these scopes from now on."""
+
+    def someone(*words, uid=USER, scopes=Scope.NONE):
+        houses.be(monkeypatch, uid)
+        api = home.house.api
+        granted = scopes
+        for word in words:
+            granted |= BY_WORD[word]
+        api.access = type(api.access)(users={uid: granted}, groups={}, names={uid: "tester"})
+
+    return someone
+
+
+def url(route):
+    return route.path.replace("{id}", ID).replace("{bucket}", "default").replace("{key}", "a")
+
+
+async def status_of(home, route):
+    """Only the status: an event stream has no end."""
+    async with asyncio.timeout(10), home.session.request(route.method, f"http://latticed{url(route)}") as answer:
+        return answer.status, answer.content_type
+
+
+def test_every_route_names_its_scope_once():
+    """One table; no route is there twice; only health takes none."""
+    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+    assert [route.path for route in ROUTES if route.scope is Scope.NONE] == ["/api/health"]
+    for route in ROUTES:
+        if route.method != "GET":
+            assert route.scope is not Scope.READ, "who may only read changes nothing"
+
+
+async def test_nobody_gets_past_a_route_without_its_scope(home, be):
+    """All the other scopes do not help; the refusal names what is missing, and is on record."""
+    guarded = [route for route in ROUTES if route.scope is not Scope.NONE]
+    for uid, route in enumerate(guarded, USER):  # one user each: the denials of one coalesce
+        be(uid=uid, scopes=Scope.ALL & ~route.scope)
+        mark = home.mark()
+        answer = await home.ask(route.method, url(route))
+        assert (answer.status, answer.code) == (403, "access_denied"), route
+        missing = [word for word, scope in WORDS.items() if scope in route.scope]
+        assert f"the scope {', '.join(missing)}," in answer["detail"]
+        assert f"uid {uid}" in answer["detail"]
+        (event,) = [e for e in home.events(after=mark) if e["action"] == "api.refused"]
+        assert event["actor"].startswith(f"uid:{uid} user:tester pid:")
+        assert (event["target"], event["decision"]) == (f"{route.method} {url(route)}", "deny")
+
+
+async def test_whoever_has_the_scope_gets_to_the_handler(home, be):
+    """Exactly that scope is enough: what comes is the handler's answer, never 403, 405 or a fault of ours."""
+    for route in ROUTES:
+        be(scopes=route.scope)
+        status, kind = await status_of(home, route)
+        assert status not in {403, 405, 500, 501}, (route, status)
+        assert status < 400 or kind == "application/problem+json"
+
+
+async def test_nobody_is_nobody(home, be, monkeypatch):
+    """uid 65534 is refused whatever it was granted; health tells everybody its status and nothing more."""
+    be("read", "operate", "host", "trust", uid=65_534)
+    assert (await home.ask("GET", "/api/plugins")).status == 403
+    assert dict(await home.ask("GET", "/api/health")) == {"status": "ok"}
+    be("read")
+    assert dict(await home.ask("GET", "/api/health")) == {"status": "ok", "problems": []}
+
+
+async def test_root_may_everything(home, be):
+    """Without being named."""
+    be(uid=0)
+    assert (await home.ask("GET", "/api/audit")).status == 200
+    assert (await home.decide(ID, "installed", accept=["task:run"])).status == 200
+
+
+@pytest.mark.parametrize(
+    "consent", [{"accept": ["task:run"]}, {"accept_hosts": ["a.example:443"]}, {"allow_downgrade": True}]
+)
+async def test_some_consent_takes_the_scope_host(home, be, consent):
+    """An operator without it installs plainly, and is refused, audibly, when he asks for more."""
+    be("operate")
+    answer = await home.decide(ID, "installed", **consent)
+    assert (answer.status, answer.code) == (403, "access_denied")
+    assert "scope host" in answer["detail"]
+    assert [e["code"] for e in home.events(action="api.refused")] == ["access_denied"]
+    assert (await home.decide(ID, "installed", accept=["kv:read"])).status == 200
+    assert (await home.plugin(ID))["granted"] == ["kv:read", "kv:write"]
+
+
+async def test_granting_host_risk_takes_the_scope_host_and_trimming_does_not(home, be):
+    """Whoever operates may always take away."""
+    be("operate")
+    path = f"/api/plugins/by-id/{ID}/grants"
+    assert (await home.ask("PUT", path, {"grant": ["task:run"]})).status == 403
+    assert (await home.ask("PUT", path, {"trim": ["task:run", "kv:read"]}))["granted"] == ["kv:write"]
+    assert (await home.ask("PUT", path, {"grant": ["kv:read"]}))["granted"] == ["kv:read", "kv:write"]
+    be("operate", "host")
+    assert (await home.ask("PUT", path, {"grant": ["task:run"]}))["masked"] == []
+    assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {"accept_publisher": "x.y"})).status == 409
+    be("operate")
+    assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {"accept_publisher": "x.y"})).status == 403
+
+
+# Problem documents.
+
+DECIDE = "/api/plugins/lifecycle"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/", None, 404, "not_found"),
+        ("GET", "/api/nothing", None, 404, "not_found"),
+        ("GET", "/api/plugins/by-id/acme.none", None, 404, "not_found"),
+        ("GET", "/api/kv/default/none", None, 404, "not_found"),
+        ("DELETE", "/api/kv/default/none", None, 404, "not_found"),
+        ("DELETE", "/api/plugins", None, 405, "method_not_allowed"),
+        ("POST", DECIDE, b"", 400, "bad_request"),
+        ("POST", DECIDE, b"{", 400, "bad_request"),
+        ("POST", DECIDE, b"[]", 400, "bad_request"),
+        ("POST", DECIDE, b"null", 400, "bad_request"),
+        ("POST", DECIDE, b'\xef\xbb\xbf{"id": "acme.demo", "status": "installed"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "installed", "force": true}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "active", "status": "installed"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "verified"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "ACTIVE"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": 7, "status": "active"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "installed", "accept": "kv:read"}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "installed", "accept": ["no:such"]}', 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "\\ud800", "status": "installed"}', 400, "bad_request"),
+        ("POST", DECIDE, b"[" * 100_000, 400, "bad_request"),
+        ("PUT", "/api/kv/default/a", b"x" * ((64 << 10) + 1), 409, "quota_exceeded"),
+        ("GET", "/api/kv/default/%0a", None, 400, "bad_request"),
+        ("PUT", "/api/kv/%1b/a", b"", 400, "bad_request"),
+        ("POST", DECIDE, b'{"id": "acme.demo", "status": "active"}', 409, "invalid_transition"),
+        ("POST", "/api/plugins/verify", b'{"name": "../x"}', 400, "bad_request"),
+        ("POST", "/api/plugins/verify", b'{"name": ""}', 400, "bad_request"),
+        ("POST", "/api/plugins/verify", b'{"name": ".hidden"}', 400, "bad_request"),
+        ("POST", "/api/plugins/verify", b'{"name": "none"}', 404, "not_found"),
+        ("POST", "/api/trust/lift", b'{"kind": "keys", "value": "a"}', 400, "bad_request"),
+        ("POST", "/api/trust/lift", b'{"kind": "key", "value": "a"}', 404, "not_found"),
+        ("GET", "/api/audit?limit=0", None, 400, "bad_request"),
+        ("GET", "/api/audit?limit=1001", None, 400, "bad_request"),
+        ("GET", "/api/audit?after=-1", None, 400, "bad_request"),
+        ("GET", "/api/audit?after=99999999999999999999", None, 400, "bad_request"),
+        ("GET", "/api/audit?since=yesterday", None, 400, "bad_request"),
+        ("GET", "/api/audit?since=2026-01-01T00:00:00", None, 400, "bad_request"),
+        ("GET", "/api/audit?since=0001-01-01T00:00:00%2B23:59", None, 400, "bad_request"),
+        ("GET", "/api/audit?since=9999-12-31T23:59:59-23:59", None, 400, "bad_request"),
+    ],
+)
+async def test_refusals_are_problem_documents(home, method, path, body, status, code):
+    """RFC 9457 with a code, a detail and a hint; the daemon goes on."""
+    data = None if body is None else io.BytesIO(body)
+    async with home.session.request(method, f"http://latticed{path}", data=data) as answer:
+        found = json.loads(await answer.read())
+        assert answer.content_type == "application/problem+json"
+    assert set(found) == PROBLEM
+    assert (answer.status, found["status"], found["code"]) == (status, status, code), found
+    assert found["title"]
+    assert found["detail"]
+    assert found["type"] == "about:blank"
+    if status == 405:
+        assert set(answer.headers["Allow"].replace(" ", "").split(",")) >= {"GET"}
+    assert (await home.ask("GET", "/api/health")).status == 200
+
+
+async def test_every_route_refuses_a_query_it_does_not_know(home):
+    """Unknown, or known and given twice: a typing error is no silent default."""
+    for route in ROUTES:
+        body = None if route.method == "GET" else b"{}"
+        answer = await home.ask(route.method, f"{url(route)}?colour=red", body)
+        assert (answer.status, answer.code) == (400, "bad_request"), route
+        assert "colour" in answer["detail"]
+    for query in ("limit=1&limit=2", "after=0&after=0"):
+        assert (await home.ask("GET", f"/api/audit?{query}")).status == 400
+
+
+async def test_a_fault_of_ours_is_500_without_its_words(home, monkeypatch):
+    """The traceback belongs in the log."""
+
+    def broken():
+        raise RuntimeError("/var/lib/latticed/secret")
+
+    monkeypatch.setattr(home.house.api.lifecycle, "known", broken)
+    answer = await home.ask("GET", "/api/plugins")
+    assert (answer.status, answer.code) == (500, "internal")
+    assert "secret" not in json.dumps(answer)
+
+
+# What the routes answer.
+
+
+async def test_the_lists_are_sorted_and_show_no_path(home):
+    """Both lists are the same; times are RFC 3339 UTC; absent values are left out."""
+    for name in ("z", "b", "m"):
+        home.drop(name, id=f"acme.{name}{name}")
+        await home.seen(f"acme.{name}{name}")
+    await home.decide("acme.mm", "installed")
+    rows = (await home.ask("GET", "/api/plugins"))["rows"]
+    assert rows == (await home.ask("GET", "/api/plugins/lifecycle"))["rows"]
+    assert [row["id"] for row in rows] == ["acme.bb", "acme.demo", "acme.mm", "acme.zz"]
+    text = json.dumps(rows)
+    assert str(home.root) not in text
+    assert "null" not in text
+    always = {"id", "name", "type", "capabilities", "artifact_sha256", "available", "status", "runtime", "granted"}
+    for row in rows:
+        assert always <= set(row)
+        assert {"state", "runner", "health", "message"} <= set(row["runtime"])
+        assert row["verified_at"].endswith("Z")
+        assert ("installed_at" in row) == (row["id"] == "acme.mm")
+
+
+async def test_kv_over_the_api(home):
+    """Raw bytes in and out, keys by page, each change on record without its value."""
+    raw = bytes(range(256))
+    assert (await home.ask("PUT", "/api/kv/default/k%20ey", raw)).status in {200, 204}
+    assert (await home.ask("GET", "/api/kv/default/k%20ey"))["raw"] == raw
+    assert (await home.ask("GET", "/api/kv/default?prefix=k"))["keys"] == ["k ey"]
+    assert (await home.ask("DELETE", "/api/kv/default/k%20ey")).status in {200, 204}
+    assert (await home.ask("GET", "/api/kv/default"))["keys"] == []
+    actions = [event["action"] for event in home.events() if event["target"] == "default/k ey"]
+    assert actions == ["kv.put", "kv.delete"]
+
+
+@pytest.mark.parametrize("name", ["%ff", "%ed%a0%80", "%c3%28"])
+async def test_names_that_are_no_text_are_no_fault_of_ours(home, name):
+    """Bytes that are not UTF-8 in a path: refused or not found, never 500."""
+    for method, path in (
+        ("GET", f"/api/kv/default/{name}"),
+        ("PUT", f"/api/kv/{name}/a"),
+        ("GET", f"/api/plugins/by-id/{name}"),
+        ("POST", f"/api/plugins/by-id/{name}/restart"),
+        ("GET", f"/api/audit?target={name}"),
+    ):
+        async with home.session.request(method, URL(f"http://latticed{path}", encoded=True)) as answer:
+            assert answer.status < 500, (method, path, answer.status)
+
+
+async def test_verify_judges_and_keeps_nothing(home):
+    """A name within the plugin directory; the verdict as it is now."""
+    found = await home.ask("POST", "/api/plugins/verify", {"name": "demo"})
+    assert (found["ok"], found["id"], found["code"]) == (True, ID, None)
+    (home.plugin_dir / "empty").mkdir()
+    found = await home.ask("POST", "/api/plugins/verify", {"name": "empty"})
+    assert (found["ok"], found["code"]) == (False, "manifest_missing")
+
+
+async def test_rejected_bundles_are_listed_with_their_reason(home):
+    """By directory name; what it claims to be, when that can be read."""
+    home.drop("second", id=ID)
+    await houses.until(home.house.api.lifecycle.rejected, "rejected")
+    (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
+    assert (row["name"], row["code"], row["id"]) == ("second", "duplicate_id", ID)
+    assert row["reason"]
+    assert row["hint"]
+
+
+async def test_audit_pages_and_filters(home):
+    """Oldest first with a cursor; newest first on request; filters match whole fields."""
+    await home.decide(ID, "installed")
+    await home.decide(ID, "installed")
+    everything = (await home.ask("GET", "/api/audit"))["events"]
+    assert [event["seq"] for event in everything] == list(range(1, len(everything) + 1))
+    page = await home.ask("GET", "/api/audit?limit=1")
+    assert page["next"] == 1
+    assert (await home.ask("GET", f"/api/audit?limit=1&after={page['next']}"))["events"] == everything[1:2]
+    denied = (await home.ask("GET", "/api/audit?decision=deny&action=plugin.status"))["events"]
+    assert [event["code"] for event in denied] == ["invalid_transition"]
+    newest = (await home.ask("GET", "/api/audit?newest=1&limit=1"))["events"]
+    assert newest[0]["seq"] == len(everything)
+    assert (await home.ask("GET", "/api/audit?since=2999-01-01T00:00:00Z"))["events"] == []
+
+
+async def test_a_stream_shows_what_its_reader_may_see(home, be):
+    """Who may only read sees no detail, and no host calls unless asked for; ids are the audit's."""
+    life = await home.armed(ID)
+    await life.call("kv.get", key="a")
+    mark = home.mark()
+    be("read")
+    seen = await streamed(home, "since=0", until=mark - 1)
+    assert all("detail" not in event for event in seen)
+    assert {event["action"] for event in seen} == {"plugin.status", "plugin.runtime"}
+    be("operate")
+    seen = await streamed(home, "since=0&host_calls=1", until=mark)
+    assert [event["seq"] for event in seen] == list(range(1, mark + 1))
+    assert all("detail" in event for event in seen)
+
+
+async def streamed(home, query, *, until):
+    """The events of a stream up to the seq `until`."""
+    seen = []
+    async with (
+        asyncio.timeout(10),
+        home.session.get(f"http://latticed/api/events?{query}") as answer,
+    ):
+        assert answer.content_type == "text/event-stream"
+        async for line in answer.content:
+            if line.startswith(b"data: "):
+                seen.append(json.loads(line[6:]))
+                if seen[-1]["seq"] >= until:
+                    break
+    return seen

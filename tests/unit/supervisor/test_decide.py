@@ -1,0 +1,212 @@
+"""Every rule of supervision, one by one, without an event loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from latticed.model import restart
+from latticed.model.runtime import Health, LastError
+from latticed.supervisor import decide as rules
+from latticed.supervisor.decide import (
+    Arm,
+    Checked,
+    Disarm,
+    Do,
+    Event,
+    Failed,
+    Phase,
+    RetryDue,
+    Started,
+    State,
+    Stopped,
+    decide,
+)
+
+RULES = rules.Rules(restart=restart.Policy(breaker_failures=3, healthy_s=60), bad_checks=3)
+FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
+CRASH = Failed("exited", "status 3")
+SICK = Checked(Health.UNHEALTHY, "no answer")
+
+
+def after(*events: Event, state: State | None = None) -> tuple[State, list[Do]]:
+    """The state after `events`, and everything that was to be done on the way."""
+    state, done = state or State(), []
+    for event in events:
+        state, actions = decide(state, event, RULES)
+        done += actions
+    return state, done
+
+
+ARMED = after(Arm(), Started("held"))[0]
+WAITING = after(CRASH, state=ARMED)[0]
+BROKEN = after(CRASH, RetryDue(), CRASH, RetryDue(), CRASH, state=ARMED)[0]
+HELD = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
+
+
+def test_arming_starts():
+    """A stopped handle is started and armed."""
+    state, done = after(Arm())
+    assert (state.phase, state.wanted, done) == (Phase.STARTING, True, [Do.START])
+    assert ARMED.phase is Phase.ARMED
+    assert ARMED.message == "held"
+
+
+@pytest.mark.parametrize("before", [ARMED, WAITING, BROKEN, after(Arm())[0]], ids=lambda state: state.phase.value)
+def test_arming_again_changes_nothing(before):
+    """Every look at the disk says it anew: that is no reason to start, to retry early or to close the breaker."""
+    state, done = after(Arm(), state=before)
+    assert (state, done) == (before, [])
+
+
+def test_disarming_stops_and_rests():
+    """An operator's word: it is stopped, and its failures are forgiven."""
+    state, done = after(Disarm(), state=ARMED)
+    assert (state.phase, state.wanted, done) == (Phase.STOPPING, False, [Do.STOP])
+    state, done = after(Stopped(), state=state)
+    assert (state.phase, state.fault, state.message, done) == (Phase.STOPPED, None, "", [])
+
+
+def test_disarming_for_a_fault_holds_it_with_the_reason():
+    """A tampered bundle: failed with the code, not stopped."""
+    assert (HELD.phase, HELD.wanted, HELD.fault, HELD.message) == (Phase.HELD, False, FAULT, FAULT.message)
+    state, done = after(Disarm(FAULT))
+    assert (state.phase, done) == (Phase.HELD, [])
+
+
+def test_what_is_held_starts_when_armed():
+    """Its bundle verifies again: at once, without a backoff."""
+    state, done = after(Arm(), state=HELD)
+    assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [Do.START])
+
+
+@pytest.mark.parametrize("before", [WAITING, BROKEN], ids=["waiting", "broken"])
+@pytest.mark.parametrize(("fault", "phase"), [(None, Phase.STOPPED), (FAULT, Phase.HELD)])
+def test_disarming_what_waits_takes_back_the_retry(before, fault, phase):
+    """Nothing starts later by itself."""
+    state, done = after(Disarm(fault), state=before)
+    assert (state.phase, done) == (phase, [Do.CANCEL_RETRY])
+    assert after(RetryDue(), state=state) == (state, [])
+
+
+def test_a_crash_waits_and_retries():
+    """Failed with the reason; the retry starts it again and counts."""
+    assert (WAITING.phase, WAITING.fault) == (Phase.WAITING, LastError(code="exited", message="status 3"))
+    assert after(CRASH, state=ARMED)[1] == [Do.RETRY]
+    state, done = after(RetryDue(), state=WAITING)
+    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [Do.START])
+
+
+def test_a_failed_start_counts_like_a_crash():
+    """Three failures in a row open the breaker, wherever they happen; no fourth attempt."""
+    state, done = after(Arm(), CRASH, RetryDue(), CRASH, RetryDue(), CRASH)
+    assert (state.phase, done.count(Do.START), done.count(Do.RETRY)) == (Phase.BROKEN, 3, 2)
+    assert after(RetryDue(), Arm(), RetryDue(), state=state) == (state, [])
+
+
+def test_only_failures_in_a_row_open_the_breaker():
+    """A life of a minute starts the count over."""
+    state, _ = after(CRASH, RetryDue(), Started(), CRASH, RetryDue(), Started(), state=ARMED)
+    assert state.failures.in_a_row == 2
+    state, done = after(replace(CRASH, uptime_s=60.0), state=state)
+    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [Do.RETRY])
+
+
+def test_an_operator_closes_the_breaker():
+    """Restart starts it afresh; so does switching it off and on."""
+    state, done = after(Arm(afresh=True), state=BROKEN)
+    assert (state.phase, state.failures.in_a_row, done) == (Phase.STARTING, 0, [Do.CANCEL_RETRY, Do.START])
+    state, done = after(Disarm(), Arm(), state=BROKEN)
+    assert (state.phase, state.failures.in_a_row) == (Phase.STARTING, 0)
+
+
+def test_the_disk_does_not_close_the_breaker():
+    """A bundle that goes and comes back is no operator: what crashed too often stays down and says why."""
+    state, done = after(Disarm(FAULT), Arm(), state=BROKEN)
+    assert (state.phase, done) == (Phase.BROKEN, [Do.CANCEL_RETRY])
+    assert state.fault is not None
+    assert state.fault.code == "breaker_open"
+    assert after(Arm(afresh=True), state=state)[0].phase is Phase.STARTING
+
+
+def test_the_disk_does_not_forgive_crashes():
+    """The count goes on where it was when the bundle comes back."""
+    state, _ = after(Disarm(FAULT), Arm(), CRASH, RetryDue(), CRASH, state=WAITING)
+    assert state.phase is Phase.BROKEN
+
+
+def test_a_final_failure_is_held():
+    """The stored pair does not verify: trying again cannot mend that."""
+    state, done = after(Arm(), Failed("digest_mismatch", "expected 7f", final=True))
+    assert (state.phase, state.wanted, done) == (Phase.HELD, False, [Do.START])
+    assert after(RetryDue(), state=state) == (state, [])
+    assert after(Arm(), state=state)[1] == [Do.START]
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.ARMED])
+def test_afresh_replaces_what_lives(phase):
+    """The old life is stopped first, the new one starts when it is gone."""
+    state, done = after(Arm(afresh=True), state=replace(ARMED, phase=phase))
+    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
+    state, done = after(Stopped(), state=state)
+    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [Do.START])
+
+
+def test_wanted_again_while_it_stops():
+    """It ends first, then starts: never two lives at once."""
+    state, done = after(Disarm(), Arm(), state=ARMED)
+    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
+    assert after(Stopped(), state=state)[1] == [Do.START]
+
+
+def test_unwanted_again_while_it_stops():
+    """The last word counts."""
+    state, done = after(Disarm(), Arm(), Disarm(FAULT), Stopped(), state=ARMED)
+    assert (state.phase, done) == (Phase.HELD, [Do.STOP])
+
+
+def test_health_is_shown_and_only_counted_when_bad():
+    """Degraded is no failure; a good check starts the count over."""
+    state, done = after(SICK, SICK, Checked(Health.DEGRADED, "slow"), SICK, SICK, state=ARMED)
+    assert (state.phase, state.health, state.message, done) == (Phase.ARMED, Health.UNHEALTHY, "no answer", [])
+
+
+def test_unhealthy_often_enough_is_a_failure():
+    """It is stopped, then retried with a backoff, and it counts for the breaker."""
+    state, done = after(SICK, SICK, SICK, state=ARMED)
+    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
+    state, done = after(Stopped(), state=state)
+    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [Do.RETRY])
+    assert state.fault is not None
+    assert state.fault.code == "unhealthy"
+    assert "3 times in a row: no answer" in state.fault.message
+
+
+def test_arming_does_not_wash_off_bad_health():
+    """A look at the disk while it is being stopped for its health is no excuse from the backoff."""
+    state, _ = after(SICK, SICK, SICK, Arm(), Stopped(), state=ARMED)
+    assert (state.phase, state.failures.in_a_row) == (Phase.WAITING, 1)
+
+
+def test_an_operator_restarts_what_is_ill_at_once():
+    """A restart while it is being stopped for its health needs no backoff."""
+    state, _ = after(SICK, SICK, SICK, Arm(afresh=True), Stopped(), state=ARMED)
+    assert (state.phase, state.failures.in_a_row) == (Phase.STARTING, 0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [State(), WAITING, BROKEN, HELD, after(Disarm(), state=ARMED)[0]],
+    ids=lambda state: state.phase.value,
+)
+@pytest.mark.parametrize("event", [Started(), CRASH, SICK], ids=["started", "failed", "checked"])
+def test_late_news_of_a_life_that_is_over_counts_for_nothing(state, event):
+    """What no longer lives cannot start, crash or be ill."""
+    assert after(event, state=state) == (state, [])
+
+
+@pytest.mark.parametrize("state", [State(), ARMED, WAITING, BROKEN, HELD], ids=lambda state: state.phase.value)
+def test_stopped_means_nothing_to_what_is_not_stopping(state):
+    """Only a stop that was asked for ends in one."""
+    assert after(Stopped(), state=state) == (state, [])

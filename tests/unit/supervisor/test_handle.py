@@ -1,0 +1,402 @@
+"""One plugin through the real Supervisor, from a real store; only its runner and the time are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from latticed.host.service import HostError
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health, LastError
+from latticed.runners.contract import Checkup
+from tests.house import bundles, supervisors
+from tests.house.houses import until
+
+HEALTH = {"runtime": {"health": {"interval_s": 10, "timeout_s": 1, "failures": 3}}}
+SICK = Checkup(health=Health.UNHEALTHY, message="no answer")
+FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
+
+
+@pytest.fixture
+async def stand(tmp_path):
+    async with supervisors.standing(tmp_path) as found:
+        yield found
+    assert not +found.driven.living, "the supervisor left something alive"
+    assert all(most == 1 for most in found.driven.most.values()), "two lives at once"
+
+
+async def test_it_is_armed_with_what_was_verified(stand):
+    """The runner gets the stored pair's bytes, a Gate, and nothing to do with the bundle directory."""
+    plugin = await stand.armed(artifact=b"the artifact")
+    runtime = stand.runtime(plugin)
+    assert (runtime.state, runtime.runner, runtime.health) == ("armed", "driven", "unknown")
+    assert runtime.started_at == runtime.updated_at == stand.clock.wall_us()
+    assert (runtime.last_error, runtime.stopped_at, runtime.restart_count) == (None, 0, 0)
+    assert stand.driven.only(plugin.id).artifact_sha256 == plugin.manifest.digest_sha256
+    assert stand.states(plugin) == ["armed"]
+    assert stand.supervisor.counts() == {"armed": 1}
+
+
+async def test_it_is_stopped(stand):
+    """Once, with the grace that the settings give; its Gate answers no more."""
+    plugin = await stand.armed()
+    life = stand.driven.only(plugin.id)
+    stand.clock.advance(5)
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    runtime = stand.runtime(plugin)
+    assert (runtime.state, runtime.stopped_at, life.stops) == ("stopped", stand.clock.wall_us(), 1)
+    with pytest.raises(HostError, match="service_unavailable"):
+        await life.call("kv.get", key="a")
+    await stand.quiet()
+    assert stand.states(plugin) == ["armed", "stopped"]
+
+
+async def test_a_fault_stops_it_and_says_why(stand):
+    """Tampered: failed with the code."""
+    plugin = await stand.armed()
+    stand.supervisor.disarm(plugin, FAULT)
+    await stand.settled(plugin)
+    await stand.quiet()
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ("failed", FAULT)
+    assert stand.states(plugin) == ["armed", "failed:digest_mismatch"]
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ("armed", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Problem("sandbox_unavailable", "no user namespaces"), "sandbox_unavailable"),
+        (RuntimeError("a bug"), "internal"),
+    ],
+)
+async def test_a_start_that_fails_is_tried_again_with_backoff(stand, error, code):
+    """1 s, then 2 s; then the breaker opens and nothing is tried any more."""
+
+    async def fail(life):
+        raise error
+
+    stand.driven.starting = fail
+    plugin = await asyncio.to_thread(stand.stored)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    for attempt, wait_s in ((1, 1.0), (2, 2.0)):
+        runtime = stand.runtime(plugin)
+        assert (runtime.state, runtime.last_error.code) == ("failed", code)
+        assert stand.driven.attempts[plugin.id] == attempt
+        assert runtime.next_retry_at == stand.clock.wall_us() + wait_s * 1e6
+        await stand.pass_time(wait_s - 0.1)
+        assert stand.driven.attempts[plugin.id] == attempt
+        await stand.pass_time(0.2)
+        await until(lambda attempt=attempt: stand.driven.attempts[plugin.id] == attempt + 1)
+        await stand.settled(plugin)
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).next_retry_at) == ("failed", 0)
+    await stand.pass_time(100_000)
+    assert stand.driven.attempts[plugin.id] == 3
+
+
+async def test_a_start_that_fails_does_not_leak_a_bug_s_words(stand):
+    """What a runner's exception says goes to the log; the operator gets its kind."""
+
+    async def fail(life):
+        raise RuntimeError("/secret/path")
+
+    stand.driven.starting = fail
+    plugin = await asyncio.to_thread(stand.stored)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).last_error.message == "the runner failed: RuntimeError"
+
+
+async def test_a_start_that_hangs_is_cut_at_its_deadline(tmp_path):
+    """It is cancelled, leaves nothing behind, and counts as a failure."""
+    async with supervisors.standing(tmp_path, start_deadline_s=0.05) as stand:
+        stand.driven.starting = lambda life: asyncio.Event().wait()
+        plugin = await asyncio.to_thread(stand.stored)
+        stand.supervisor.arm(plugin, supervisors.GRANTED)
+        await stand.settled(plugin)
+        assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error.code) == ("failed", "start_timeout")
+        assert stand.driven.cancelled[plugin.id] == 1
+        assert not +stand.driven.living
+
+
+async def test_what_is_starting_is_stopped_at_once(stand):
+    """Disabling does not wait for a start to end or to time out."""
+    stand.driven.starting = lambda life: asyncio.Event().wait()
+    plugin = await asyncio.to_thread(stand.stored)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await until(lambda: stand.driven.attempts[plugin.id])
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    assert (stand.runtime(plugin).state, stand.driven.cancelled[plugin.id]) == ("stopped", 1)
+
+
+async def test_the_stored_pair_is_verified_at_every_start(stand):
+    """A byte changed in the store: not started, failed with the code, and not tried again."""
+    plugin = await asyncio.to_thread(stand.stored)
+    artifact = stand.store.path(plugin.identity) / "artifact"
+    os.chmod(artifact, 0o600)
+    before = bundles.tamper(artifact)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    runtime = stand.runtime(plugin)
+    assert (runtime.state, runtime.last_error.code, runtime.next_retry_at) == ("failed", "digest_mismatch", 0)
+    await stand.pass_time(100_000)
+    assert stand.driven.attempts[plugin.id] == 0
+    artifact.write_bytes(before)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).state == "armed"
+
+
+async def test_it_ends_by_itself(stand):
+    """Its Gate is closed, the reason shown, and after a backoff it lives again."""
+    plugin = await stand.armed()
+    life = stand.driven.only(plugin.id)
+    life.crash("exited", "status 3")
+    runtime = stand.runtime(plugin)
+    assert (runtime.state, runtime.last_error) == ("failed", LastError(code="exited", message="status 3"))
+    with pytest.raises(HostError, match="service_unavailable"):
+        await life.call("kv.get", key="a")
+    await stand.pass_time(1.1)
+    await until(lambda: stand.runtime(plugin).state == "armed")
+    assert stand.runtime(plugin).restart_count == 1
+    assert stand.driven.only(plugin.id) is not life
+    assert life.stops == 0, "what has ended is not stopped"
+
+
+async def test_it_ends_while_it_starts(stand):
+    """The runner returns a life that is over already: a failure, not an armed corpse."""
+
+    async def crash(life):
+        life.crash("exited", "at once")
+
+    stand.driven.starting = crash
+    plugin = await asyncio.to_thread(stand.stored)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    await stand.quiet()
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error.message) == ("failed", "at once")
+    assert stand.runtime(plugin).next_retry_at
+
+
+async def test_news_of_an_earlier_life_counts_for_nothing(stand):
+    """The old process is reaped late: the new one stays."""
+    plugin = await stand.armed()
+    old = stand.driven.only(plugin.id)
+    stand.supervisor.arm(plugin, supervisors.GRANTED, afresh=True)
+    await stand.settled(plugin)
+    old.on_exit("exited", "late")
+    assert stand.runtime(plugin).state == "armed"
+    assert stand.driven.only(plugin.id) is not old
+
+
+async def test_a_long_life_is_forgiven(stand):
+    """The backoff starts over after a healthy period."""
+    plugin = await stand.armed()
+    for _ in range(5):
+        stand.clock.advance(61)
+        stand.driven.only(plugin.id).crash()
+        assert stand.runtime(plugin).next_retry_at == stand.clock.wall_us() + 1_000_000
+        await stand.pass_time(1.1)
+        await until(lambda: stand.runtime(plugin).state == "armed")
+
+
+async def test_health_is_asked_for_and_shown(stand):
+    """Every interval, from one timer."""
+    plugin = await stand.armed(**HEALTH)
+    life = stand.driven.only(plugin.id)
+    await stand.pass_time(9.8)
+    assert life.checks == 0
+    await stand.pass_time(0.4)
+    assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (1, "healthy", "well")
+    life.health = Checkup(health=Health.DEGRADED, message="slow")
+    await stand.pass_time(10.1)
+    assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (2, "degraded", "slow")
+
+
+async def test_unhealthy_often_enough_is_restarted(stand):
+    """Three bad checks in a row: stopped properly, then started again after the backoff."""
+    plugin = await stand.armed(**HEALTH)
+    life = stand.driven.only(plugin.id)
+    life.health = SICK
+    for _ in range(2):
+        await stand.pass_time(10.1)
+        assert (stand.runtime(plugin).state, stand.runtime(plugin).health) == ("armed", "unhealthy")
+    await stand.pass_time(10.1)
+    await stand.settled(plugin)
+    runtime = stand.runtime(plugin)
+    assert (runtime.state, runtime.last_error.code, life.stops) == ("failed", "unhealthy", 1)
+    await stand.pass_time(1.1)
+    await until(lambda: stand.runtime(plugin).state == "armed")
+    assert stand.runtime(plugin).health == "unknown"
+
+
+async def test_a_check_that_raises_is_a_bad_check(stand):
+    """Whatever it raised, with its words."""
+    plugin = await stand.armed(**HEALTH)
+
+    async def fail():
+        raise Problem("broken_line", "expected JSON")
+
+    stand.driven.only(plugin.id).checking = fail
+    await stand.pass_time(10.1)
+    assert (stand.runtime(plugin).health, stand.runtime(plugin).state) == ("unhealthy", "armed")
+    assert "expected JSON" in stand.runtime(plugin).message
+
+
+async def test_a_check_that_hangs_holds_up_nobody(stand):
+    """It has its own time limit; stopping does not wait for it, however long that is."""
+    plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
+    life = stand.driven.only(plugin.id)
+    life.checking = lambda: asyncio.Event().wait()
+    await stand.pass_time(10.1)
+    assert life.checks == 1
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).state == "stopped"
+
+
+async def test_a_hanging_check_does_not_keep_the_daemon_from_ending(tmp_path):
+    """Leaving the supervisor ends at once."""
+    async with asyncio.timeout(5):
+        async with supervisors.standing(tmp_path) as stand:
+            plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
+            stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
+            await stand.pass_time(10.1)
+
+
+async def test_a_slow_check_is_unhealthy(stand):
+    """No answer within the manifest's timeout."""
+    plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1}})
+    stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
+    await stand.pass_time(10.1)
+    await until(lambda: stand.runtime(plugin).health == "unhealthy")
+    assert stand.runtime(plugin).message == "no answer within 1 s"
+
+
+async def test_a_stop_that_raises_is_a_stop(stand):
+    """The runner's bug is logged, the handle goes on."""
+    plugin = await stand.armed()
+
+    async def fail(grace_s):
+        assert grace_s == 5.0
+        raise RuntimeError("a bug")
+
+    stand.driven.only(plugin.id).stopping = fail
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).state == "stopped"
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).state == "armed"
+
+
+async def test_while_a_stop_hangs_nothing_new_starts(stand):
+    """No second life beside a first that may still be there; its Gate is closed already, others are not held up."""
+    plugin = await stand.armed()
+    life, released = stand.driven.only(plugin.id), asyncio.Event()
+    life.stopping = lambda grace_s: released.wait()
+    stand.supervisor.disarm(plugin)
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.supervisor.settled(plugin.id, within_s=0.05)
+    assert stand.driven.attempts[plugin.id] == 1
+    with pytest.raises(HostError, match="service_unavailable"):
+        await life.call("kv.get", key="a")
+    await stand.armed(id="acme.other")
+    released.set()
+    await stand.settled(plugin)
+    assert (stand.runtime(plugin).state, stand.driven.attempts[plugin.id]) == ("armed", 2)
+
+
+async def test_another_identity_replaces_what_runs(stand):
+    """The old life ends, the new one gets the new pair."""
+    old = await stand.armed(artifact=b"one")
+    life = stand.driven.only(old.id)
+    new = await asyncio.to_thread(lambda: stand.stored(artifact=b"two", version="1.1.0"))
+    stand.supervisor.arm(new, supervisors.GRANTED)
+    await stand.settled(new)
+    assert life.stops == 1
+    assert stand.driven.only(old.id).artifact_sha256 == new.manifest.digest_sha256
+
+
+async def test_arming_again_leaves_the_life_alone(stand):
+    """The disk was looked at: no reason to restart."""
+    plugin = await stand.armed()
+    stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await stand.settled(plugin)
+    assert stand.driven.attempts[plugin.id] == 1
+
+
+async def test_grants_change_under_a_running_plugin(stand):
+    """Trimmed at once, in the Gate it already holds; and the next life starts with them."""
+    plugin = await stand.armed()
+    life = stand.driven.only(plugin.id)
+    with pytest.raises(HostError, match="service_unavailable"):  # no service on this stand: it was allowed
+        await life.call("kv.get", key="a")
+    stand.supervisor.regrant(plugin.id, frozenset())
+    with pytest.raises(HostError, match="capability_not_granted"):
+        await life.call("kv.get", key="a")
+    life.crash()
+    await stand.pass_time(1.1)
+    await until(lambda: stand.runtime(plugin).state == "armed")
+    with pytest.raises(HostError, match="capability_not_granted"):
+        await stand.driven.only(plugin.id).call("kv.get", key="a")
+
+
+async def test_invoke_reaches_what_is_armed_only(stand):
+    """What is not armed is not_armed, whatever the reason."""
+    plugin = await stand.armed()
+    assert (await stand.supervisor.invoke(plugin.id, "hello", {"a": 1}))["result"] == {"a": 1}
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    for plugin_id in (plugin.id, "acme.unknown"):
+        with pytest.raises(Problem, match="not_armed"):
+            await stand.supervisor.invoke(plugin_id, "hello", {})
+
+
+async def test_dropping_forgets_what_is_at_rest_only(stand):
+    """An armed handle cannot be lost."""
+    plugin = await stand.armed()
+    stand.supervisor.drop(plugin.id)
+    assert stand.runtime(plugin).state == "armed"
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    stand.supervisor.drop(plugin.id)
+    assert stand.supervisor.counts() == {}
+
+
+async def test_disarming_what_was_never_armed_makes_no_handle(stand):
+    """A plugin that is merely installed has no runtime to speak of."""
+    plugin = await asyncio.to_thread(stand.stored)
+    stand.supervisor.disarm(plugin)
+    assert stand.supervisor.counts() == {}
+    await stand.quiet()
+    assert stand.events == []
+
+
+async def test_stopping_never_waits_for_the_record(tmp_path):
+    """Nothing can be written: it is stopped all the same."""
+    async with supervisors.standing(tmp_path, record_fails=True) as stand:
+        plugin = await stand.armed()
+        stand.supervisor.disarm(plugin, FAULT)
+        await stand.settled(plugin)
+        assert stand.runtime(plugin).state == "failed"
+
+
+async def test_leaving_stops_everything(tmp_path):
+    """Armed, waiting to retry, starting: nothing is alive afterwards, and the wheel turns no more."""
+    async with supervisors.standing(tmp_path) as stand:
+        await stand.armed()
+        other = await stand.armed(id="acme.waits")
+        stand.driven.only(other.id).crash()
+        stand.driven.starting = lambda life: asyncio.Event().wait()
+        third = await asyncio.to_thread(lambda: stand.stored(id="acme.starts"))
+        stand.supervisor.arm(third, supervisors.GRANTED)
+        await until(lambda: stand.driven.attempts[third.id])
+    assert not +stand.driven.living
+    assert set(stand.supervisor.counts()) <= {"stopped"}

@@ -1,0 +1,330 @@
+"""Settings: every key, where it may come from, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+
+from latticed import settings as room
+from latticed.model.errors import Problem
+from latticed.settings import Settings, shapes
+
+PATHS = ("plugin_dir", "state_dir", "runtime_dir", "trust")
+EUID = os.geteuid()
+
+
+def _keys():
+    """(dotted key, type, rules) of every key of every section, from the shapes themselves."""
+    hints = get_type_hints(Settings, vars(shapes) | {"Path": os.PathLike})
+    for section in fields(Settings):
+        kind = hints[section.name]
+        if is_dataclass(kind):
+            for key in fields(kind):
+                yield f"{section.name}.{key.name}", get_type_hints(kind)[key.name], key.metadata
+
+
+KEYS = list(_keys())
+NUMBERS = [(key, kind, rules) for key, kind, rules in KEYS if kind in {int, float}]
+WORDS = [(key, rules["one_of"]) for key, kind, rules in KEYS if kind is str and rules["one_of"]]
+
+
+def load(tmp_path, toml="", *, environ=None, named=True, euid=EUID):
+    file = tmp_path / "latticed.toml"
+    file.write_bytes(toml.encode() if isinstance(toml, str) else toml)
+    return room.load(file if named else None, {"HOME": "/home/x", **(environ or {})}, euid)
+
+
+def refused(tmp_path, toml, **options):
+    with pytest.raises(Problem) as caught:
+        load(tmp_path, toml, **options)
+    assert caught.value.code == "settings_invalid"
+    return caught.value
+
+
+def line(key, value):
+    section, _, name = key.partition(".")
+    return f"[{section}]\n{name} = {value}\n"
+
+
+def get(found, dotted):
+    for part in dotted.split("."):
+        found = getattr(found, part)
+    return found
+
+
+# Defaults and origins.
+
+
+def test_without_a_file_everything_has_a_default(tmp_path):
+    """And each says so."""
+    found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 1000)
+    assert found.config_file is None
+    assert {origin for _, _, origin in room.describe(found)} == {"default"}
+    assert found.state_dir == tmp_path / ".local/state/latticed"
+    assert found.trust == tmp_path / "none/latticed/trust.json"
+    assert found.control_socket == found.runtime_dir / "control.sock"
+
+
+def test_root_lives_where_daemons_live():
+    """FHS."""
+    found = room.load(None, {}, 0) if not os.path.exists("/etc/latticed/latticed.toml") else None
+    if found is None:
+        pytest.skip("this machine has settings of its own in /etc/latticed")
+    assert [str(getattr(found, name)) for name in PATHS] == [
+        "/var/lib/latticed-plugins",
+        "/var/lib/latticed",
+        "/run/latticed",
+        "/etc/latticed/trust.json",
+    ]
+
+
+@pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
+def test_every_default_is_one_that_could_be_written(tmp_path, key, kind, rules):
+    """What --check-config prints can be put into the file, with its origin then."""
+    plain = {name: value for name, value, _ in room.describe(load(tmp_path))}
+    value = plain[key]
+    text = "{}" if value == {} else json.dumps(value)
+    found = load(tmp_path, line(key, text))
+    assert get(found, key) == value
+    if value != {}:
+        assert {name: origin for name, _, origin in room.describe(found)}[key] == str(tmp_path / "latticed.toml")
+
+
+def test_the_trust_policy_lies_beside_the_file(tmp_path):
+    """A named file takes its directory with it; the key wins."""
+    assert load(tmp_path).trust == tmp_path / "trust.json"
+    assert str(load(tmp_path, 'trust = "/srv/t.json"\n').trust) == "/srv/t.json"
+
+
+# What is wrong with a file.
+
+
+@pytest.mark.parametrize(
+    ("toml", "key", "near"),
+    [
+        ("plugins_dir = '/x'", "plugins_dir", "plugin_dir"),
+        ("[log]\nlevle = 'info'", "log.levle", "log.level"),
+        ("[supervison]\nstart_deadline_s = 1", "supervison.start_deadline_s", "supervision.start_deadline_s"),
+        ("[host_calls]\nper_seconds = 1", "host_calls.per_seconds", "host_calls.per_second"),
+        ("[logs]\nlevel = 'info'", "logs.level", "log.level"),
+        ("log = 'info'", "log", None),
+        ("config_file = '/x'", "config_file", None),
+        ("origins = {}", "origins", None),
+        ("[zzz]\n", "zzz", None),
+        ("[plugin_dir]\nx = 1", "plugin_dir.x", None),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, toml, key, near):
+    """A typing error is no silent default."""
+    problem = refused(tmp_path, toml)
+    assert repr(key) in problem.detail
+    assert str(tmp_path / "latticed.toml") in problem.detail
+    if near:
+        assert near in problem.hint
+
+
+@pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
+def test_a_wrong_type_is_named(tmp_path, key, kind, rules):
+    """Key, file, what was expected, what was found. A boolean is no number, a whole number is one with a point."""
+    wrong = {int: ["1.5", "true", "'1'", "[1]", "1979-05-27"], float: ["true", "'1'", "{a = 1}"]}
+    wrong |= {bool: ["1", "'true'"], str: ["1", "true", "['info']"]}
+    for value in wrong.get(kind, ["1", "['a']", "{a = 'read'}", "{a = ['write']}", "{a = [1]}", "{a = [['read']]}"]):
+        problem = refused(tmp_path, line(key, value))
+        assert f"{key}" in problem.detail
+        assert "expected" in problem.detail
+        assert "found" in problem.detail
+    if kind is float:
+        assert get(load(tmp_path, line(key, "1")), key) == 1.0
+
+
+@pytest.mark.parametrize(("key", "kind", "rules"), NUMBERS, ids=[key for key, *_ in NUMBERS])
+def test_every_number_has_its_bounds(tmp_path, key, kind, rules):
+    """The bounds themselves are fine, a step beyond is not; neither is what is no number at all."""
+    low, high = rules["low"], rules["high"]
+    assert get(load(tmp_path, line(key, kind(low))), key) == low
+    assert get(load(tmp_path, line(key, kind(high))), key) == high
+    beyond = [low - 1, high + 1, 10**30, -(10**30)]
+    for value in [*beyond, *(["nan", "inf", "-inf", "1e400"] if kind is float else []), "1" + "0" * 400]:
+        problem = refused(tmp_path, line(key, value))
+        assert f"{low} to {high}" in problem.detail
+
+
+@pytest.mark.parametrize(("key", "words"), WORDS, ids=[key for key, _ in WORDS])
+def test_every_choice_names_its_words(tmp_path, key, words):
+    """Each of them is fine; another is refused with the list."""
+    for word in words:
+        assert get(load(tmp_path, line(key, json.dumps(word))), key) == word
+    problem = refused(tmp_path, line(key, '"Info"'))
+    assert all(word in problem.detail for word in words)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("value", ["1", "true", "''", "'relative/path'", "'~/x'", "[]", "{}", '"/a\\u0000b"'])
+def test_paths_are_absolute(tmp_path, name, value):
+    """Nothing depends on where the daemon was started."""
+    assert name in refused(tmp_path, f"{name} = {value}").detail
+
+
+def test_scopes_in_access_are_known_words(tmp_path):
+    """By user and by group; the name whose scopes are wrong is named."""
+    toml = "[access.users]\nalice = ['read', 'host']\n[access.groups]\nops = ['operate']\n"
+    found = load(tmp_path, toml).access
+    assert (found.users, found.groups) == ({"alice": ("read", "host")}, {"ops": ("operate",)})
+    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = ['admin']").detail
+    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = 'read'").detail
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path):
+    """The default file need not."""
+    with pytest.raises(Problem, match="no such file"):
+        room.load(tmp_path / "none.toml", {}, EUID)
+    environ = {"CONFIGURATION_DIRECTORY": str(tmp_path), "HOME": "/"}
+    assert room.load(None, environ, EUID).config_file is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[log",
+        b"a = ",
+        b"a = 1\na = 2\n",
+        b"x = " + b"9" * 5_000,
+        b"x = " + b"[" * 50_000,
+        b"# " + b"x" * (1 << 20),
+        b"\x00",
+        b"x = 1979-99-99",
+    ],
+    ids=["not utf-8", "open table", "no value", "twice", "long number", "deep", "too large", "nul", "no date"],
+)
+def test_what_is_no_toml_is_said_so(tmp_path, content):
+    """Whatever the parser does with it."""
+    assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).detail
+
+
+def test_a_file_that_is_no_file_is_not_waited_for(tmp_path):
+    """A FIFO, a directory."""
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(Problem, match="cannot read"):
+            room.load(tmp_path / name, {}, EUID)
+
+
+@pytest.mark.parametrize("unsafe", ["file", "directory"])
+def test_a_file_that_others_may_change_is_refused(tmp_path, unsafe):
+    """It names what runs and who may ask."""
+    home = tmp_path / "etc"
+    home.mkdir()
+    file = home / "latticed.toml"
+    file.write_text("")
+    (file if unsafe == "file" else home).chmod(0o777)
+    with pytest.raises(Problem, match="cannot trust") as caught:
+        room.load(file, {}, EUID)
+    assert "daemon's user" in caught.value.hint
+
+
+@pytest.mark.root
+@pytest.mark.skipif(EUID != 0, reason="needs uid 0 to give a file away")
+def test_a_file_of_somebody_else_is_refused(tmp_path):
+    """Root's and the daemon's own pass, a third user's does not."""
+    file = tmp_path / "latticed.toml"
+    file.write_text("")
+    os.chown(file, 12_345, 12_345)
+    with pytest.raises(Problem, match="belongs to uid 12345"):
+        room.load(file, {}, 0)
+
+
+# The environment.
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("LATTICE_PLUGIN_DIR", "plugin_dir"),
+        ("LATTICED_STATE_DIR", "state_dir"),
+        ("LATTICED_RUNTIME_DIR", "runtime_dir"),
+        ("LATTICED_TRUST", "trust"),
+        ("LATTICED_LOG_LEVEL", "log.level"),
+    ],
+)
+def test_the_environment_wins(tmp_path, variable, key):
+    """Over the file and over systemd's directories; empty counts as absent; errors name the variable."""
+    value, in_file = ("debug", "error") if key == "log.level" else ("/from/env", "/from/file")
+    toml = line(key, json.dumps(in_file)) if "." in key else f'{key} = "{in_file}"'
+    systemd = {"STATE_DIRECTORY": "/from/systemd", "RUNTIME_DIRECTORY": "/from/systemd"}
+    found = load(tmp_path, toml, environ={variable: value, **systemd})
+    assert str(get(found, key)) == value
+    assert found.origins[key] == f"environment {variable}"
+    assert str(get(load(tmp_path, toml, environ={variable: "", **systemd}), key)) == in_file
+    problem = refused(tmp_path, toml, environ={variable: "nonsense"})
+    assert f"environment {variable}" in problem.detail
+
+
+@pytest.mark.parametrize(("variable", "key"), [("STATE_DIRECTORY", "state_dir"), ("RUNTIME_DIRECTORY", "runtime_dir")])
+def test_systemd_s_directories_are_defaults(tmp_path, variable, key):
+    """The first of several; the file wins over them."""
+    found = load(tmp_path, environ={variable: "/run/one:/run/two"})
+    assert str(getattr(found, key)) == "/run/one"
+    assert found.origins[key] == f"environment {variable}"
+    found = load(tmp_path, f'{key} = "/mine"', environ={variable: "/run/one"})
+    assert str(getattr(found, key)) == "/mine"
+
+
+def test_systemd_says_where_the_file_is(tmp_path):
+    """CONFIGURATION_DIRECTORY holds latticed.toml and trust.json."""
+    (tmp_path / "latticed.toml").write_text("[log]\nlevel = 'debug'\n")
+    found = room.load(None, {"CONFIGURATION_DIRECTORY": f"{tmp_path}:/other"}, EUID)
+    assert (found.log.level, found.config_file) == ("debug", tmp_path / "latticed.toml")
+    assert found.trust == tmp_path / "trust.json"
+
+
+def test_xdg_variables_count_when_absolute(tmp_path):
+    """The base directory specification says to ignore relative ones."""
+    environ = {"HOME": "/home/x", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "/run/user/7"}
+    found = room.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
+    assert str(found.state_dir) == "/home/x/.local/state/latticed"
+    assert str(found.runtime_dir) == "/run/user/7/latticed"
+
+
+# Whatever the file says.
+
+values = st.recursive(
+    st.one_of(
+        st.integers(-(2**70), 2**70).map(str),
+        st.floats().map(repr),
+        st.booleans().map(lambda x: str(x).lower()),
+        st.text(max_size=8).map(lambda text: json.dumps(text, ensure_ascii=True).replace("\\u007f", " ")),
+        st.sampled_from(["1979-05-27", "07:32:00", "inf", "0xff", "''"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: "[" + ", ".join(items) + "]"),
+        st.dictionaries(st.sampled_from("abc"), inner, max_size=2).map(
+            lambda items: "{" + ", ".join(f"{key} = {value}" for key, value in items.items()) + "}"
+        ),
+    ),
+    max_leaves=4,
+)
+names = st.sampled_from([*PATHS, *(key for key, *_ in KEYS), "nonsense", "log", "access", "log.level.deep", "a.b.c"])
+
+
+@tuned(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.dictionaries(names, values, max_size=4), junk=st.binary(max_size=20))
+def test_any_file_is_settings_or_a_problem(tmp_path, lines, junk):
+    """Never another exception; and what loads is within its bounds."""
+    toml = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+    for content in (toml, toml + junk):
+        try:
+            found = load(tmp_path, content)
+        except Problem:
+            continue
+        for key, kind, rules in KEYS:
+            if rules["low"] is not None:
+                assert type(get(found, key)) is kind
+                assert rules["low"] <= get(found, key) <= rules["high"]
