@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed import settings as settings_room
 from latticed.broker.gate import Broker, GateLimits
+from latticed.broker.limits import Rate
 from latticed.bundle import read
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
 from latticed.host import service
 from latticed.host.audit import Audit
-from latticed.host.kv import Kv
+from latticed.host.kv import Kv, quota_of
 from latticed.host.log import Log
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.ledger.kv import Quota
 from latticed.ledger.retention import Retention
 from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
@@ -160,7 +160,8 @@ class House:
 
     def _tools(self, ledger: Ledger, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
         settings = self._settings
-        services = service.table(_services(ledger, settings))
+        kv = Kv(ledger, quota=lambda: quota_of(self._settings.host_calls))
+        services = service.table((*kv.calls(), *Log(_tell_plugin_line).calls(), *Audit(ledger).calls()))
         limits = _gate_limits(settings)
         self._broker = Broker(services, record=ledger.record, clock=self._clock, gate_limits=limits)
         return Tools(
@@ -253,17 +254,11 @@ class House:
         return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
-def _services(ledger: Ledger, settings: Settings) -> tuple[service.Served, ...]:
-    limits = settings.host_calls
-    quota = Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
-    return (*Kv(ledger, quota=quota).calls(), *Log(_tell_plugin_line).calls(), *Audit(ledger).calls())
-
-
 def _gate_limits(settings: Settings) -> GateLimits:
     limits = settings.host_calls
     return GateLimits(
-        per_second=limits.per_second,
-        burst=limits.burst,
+        rate=Rate(per_second=limits.per_second, burst=limits.burst),
+        of_call={"log.write": Rate(per_second=limits.log_per_second, burst=2 * limits.log_per_second)},
         request_bytes=limits.request_bytes,
         deadline_s=limits.deadline_s,
     )

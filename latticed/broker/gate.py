@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from latticed.broker import limits
+from latticed.broker.limits import Bucket, Rate
 from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
 from latticed.host.service import Caller, HostError
 from latticed.kit import logs
@@ -29,10 +30,10 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """Per plugin: calls per second and at once, bytes of parameters, seconds for one call."""
+    """Per plugin: how often it may call (`of_call`: some calls less often), bytes of parameters, seconds for one."""
 
-    per_second: float = 1_000
-    burst: float = 2_000
+    rate: Rate = Rate(per_second=1_000, burst=2_000)
+    of_call: Mapping[str, Rate] = field(default_factory=dict)
     request_bytes: int = 256 << 10
     deadline_s: float = 10.0
 
@@ -62,19 +63,21 @@ class Broker:
         self.limits = gate_limits
         self.counts: dict[str, Count] = {}
 
-    def gate(self, caller: Caller, rights: Rights) -> Gate:
-        return Gate(self, caller, rights)
+    def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
+        """A Gate for one life of a plugin; `calls_per_s` is the plugin's own lower limit."""
+        return Gate(self, caller, rights, calls_per_s)
 
 
 class Gate:
     """Answers the host calls of one plugin until it is closed."""
 
-    def __init__(self, broker: Broker, caller: Caller, rights: Rights) -> None:
+    def __init__(self, broker: Broker, caller: Caller, rights: Rights, calls_per_s: int | None) -> None:
         self.caller = caller
         self._broker = broker
         self._rights = rights
         self._actor = str(Actor(kind="plugin", name=caller.plugin_id))
-        self._bucket = limits.full(broker.limits.per_second, broker.limits.burst, broker.clock.monotonic_s())
+        self._calls_per_s = calls_per_s
+        self._buckets: dict[str, Bucket] = {}
         self._open = True
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
@@ -98,8 +101,7 @@ class Gate:
             payload = _encode(params)
         except HostError as error:
             raise await self._denied(method, b"", error) from error
-        self._bucket, within_rate = self._bucket.take(self._broker.clock.monotonic_s())
-        asked = Asked(method=method, size=len(payload), within_rate=within_rate)
+        asked = Asked(method=method, size=len(payload), within_rate=self._within_rate(method))
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Deny):
             raise await self._denied(method, payload, HostError(decision.code, decision.reason))
@@ -109,6 +111,21 @@ class Gate:
             raise await self._denied(method, payload, error) from error
         await self._record(method, payload, decision)
         return await self._dispatch(method, payload, served, typed)
+
+    def _within_rate(self, method: str) -> bool:
+        """Draw on every bucket that counts for this call, under the limits of now."""
+        wanted = self._broker.limits
+        overall = wanted.rate
+        if self._calls_per_s is not None and self._calls_per_s < overall.per_second:
+            overall = Rate(per_second=self._calls_per_s, burst=self._calls_per_s)
+        rates = {"": overall}
+        if (slower := wanted.of_call.get(method)) is not None:
+            rates[method] = slower
+        now_s, within = self._broker.clock.monotonic_s(), True
+        for name, rate in rates.items():
+            self._buckets[name], enough = limits.take(self._buckets.get(name), rate, now_s)
+            within = within and enough
+        return within
 
     def _typed(self, method: str, params: dict[str, Any]) -> tuple[Served, Params]:
         served = self._broker.services.get(method)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """`burst` calls at once, refilled at `per_second`."""
+
+    per_second: float
+    burst: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """`burst` calls at once, refilled at `per_second`; `at_s` is the monotonic time of the last look."""
+    """What is left of a rate: `tokens` at the monotonic time `at_s`."""
 
-    per_second: float
-    burst: float
     tokens: float
     at_s: float
 
-    def take(self, now_s: float) -> tuple[Bucket, bool]:
-        """The bucket after one more call at `now_s`, and whether the call is within the rate."""
-        tokens = min(self.burst, self.tokens + max(0.0, now_s - self.at_s) * self.per_second)
-        within = tokens >= 1
-        return replace(self, tokens=tokens - 1 if within else tokens, at_s=now_s), within
 
+def take(bucket: Bucket | None, rate: Rate, now_s: float) -> tuple[Bucket, bool]:
+    """The bucket (None: nobody has drawn from it yet) after one more call, and whether the call is within `rate`.
 
-def full(per_second: float, burst: float, now_s: float) -> Bucket:
-    """A bucket nobody has drawn from yet."""
-    return Bucket(per_second=per_second, burst=burst, tokens=burst, at_s=now_s)
+    The rate may be another one than at the last call.
+    """
+    last = bucket or Bucket(tokens=rate.burst, at_s=now_s)
+    tokens = min(rate.burst, last.tokens + max(0.0, now_s - last.at_s) * rate.per_second)
+    within = tokens >= 1
+    return Bucket(tokens=tokens - 1 if within else tokens, at_s=now_s), within

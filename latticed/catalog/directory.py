@@ -70,6 +70,7 @@ class Directory:
         self._mounts = MountTable()
         self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.longest_s)
         self._entries: dict[str, Entry] = {}
+        self._surplus: set[str] = set()
         self._backlog: dict[str, bool] = {}  # name -> hash the artifact whatever its fingerprint says
         self._judging: frozenset[str] = frozenset()
         self._problem = ""
@@ -84,7 +85,7 @@ class Directory:
     def problems(self) -> tuple[str, ...]:
         """What keeps this directory from being seen as it is, in words for a person."""
         found = [self._problem, self._watcher.failure and f"{self._watcher.failure}; looked at by timed scans instead"]
-        surplus = sum(entry.surplus for entry in self._entries.values()) + self._uncounted
+        surplus = len(self._surplus) + self._uncounted
         if surplus:
             found.append(f"expected at most {self._max_bundles} bundles, found {surplus} more, which are refused")
         if self._crew.abandoned:
@@ -277,6 +278,7 @@ class Directory:
                 self._entries[name] = entry
             elif (old := self._entries.pop(name, None)) is not None and not old.surplus:
                 made_room = True
-        if made_room and any(entry.surplus for entry in self._entries.values()):
+            (self._surplus.add if entry is not None and entry.surplus else self._surplus.discard)(name)
+        if made_room and self._surplus:
             self._times.want_scan()
         self._post((name, entry.verdict if entry is not None else None) for name, entry in found.items())

@@ -157,7 +157,9 @@ class Watcher:
                 self._watches[name] = self._add(path, inode, _BundleEvents(self, name))
                 self._unwatched.discard(name)
             except OSError as error:
-                if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:  # those are no bundles
+                # The first three are no bundles. One that is closed to us is refused as unreadable; when that changes,
+                # the plugin directory's own watch says so.
+                if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}:
                     self._unwatched.add(name)
                     self._reason = error.strerror or str(error)
 

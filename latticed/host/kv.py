@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host.service import Caller, HostError, Params, Served
 from latticed.kit import text
@@ -17,7 +17,12 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from latticed.ledger import Ledger
+    from collections.abc import Callable
+
+    from latticed.ledger import Connection, Ledger
+    from latticed.settings import HostCalls
+
+T = TypeVar("T")
 
 MAX_KEY_CHARACTERS: Final = 256
 PAGE: Final = 1_000
@@ -39,9 +44,9 @@ class Put(Params, frozen=True):
 
 
 class Kv:
-    """The service; `quota` bounds each plugin's bucket."""
+    """The service; `quota()` bounds each plugin's bucket, as the settings are now."""
 
-    def __init__(self, ledger: Ledger, *, quota: rows.Quota) -> None:
+    def __init__(self, ledger: Ledger, *, quota: Callable[[], rows.Quota]) -> None:
         self._ledger = ledger
         self._quota = quota
 
@@ -55,19 +60,25 @@ class Kv:
 
     async def _get(self, caller: Caller, asked: Key) -> dict[str, Any]:
         key = _checked(asked.key)
-        value = self._ledger.read(lambda db: rows.get(db, bucket_of(caller), key))
+        value = self._read(lambda db: rows.get(db, bucket_of(caller), key))
         if value is None:
             return {"ok": False}
         return {"ok": True, "value": _as_text(value), "value_base64": base64.b64encode(value).decode("ascii")}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
-        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
+        keys = self._read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
+
+    def _read(self, question: Callable[[Connection], T]) -> T:
+        try:
+            return self._ledger.read(question)
+        except Problem as problem:
+            raise _host_error(problem) from problem
 
     async def _put(self, caller: Caller, asked: Put) -> dict[str, Any]:
         key, value = _checked(asked.key), _value(asked)
         try:
-            await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota))
+            await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota()))
         except Problem as problem:
             raise _host_error(problem) from problem
         return {"ok": True}
@@ -78,6 +89,11 @@ class Kv:
             return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
         except Problem as problem:
             raise _host_error(problem) from problem
+
+
+def quota_of(limits: HostCalls) -> rows.Quota:
+    """What one bucket may hold."""
+    return rows.Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
 
 
 def bucket_of(caller: Caller) -> str:

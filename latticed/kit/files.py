@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from typing import TYPE_CHECKING, Final
@@ -86,6 +87,14 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
             os.unlink(temporary)
         raise
     sync_directory(path.parent)
+
+
+def clear_remains(path: Path) -> None:
+    """Remove what calls of `replace` for `path` left behind when they were killed; nobody else may be replacing it."""
+    remains = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{12}")
+    for name in os.listdir(path.parent):
+        if remains.fullmatch(name):
+            os.unlink(path.parent / name)
 
 
 def sync_directory(path: Path) -> None:

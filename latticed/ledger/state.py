@@ -62,6 +62,7 @@ def enter(directory: Path) -> Iterator[State]:
     Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
     """
     with held(directory), contextlib.ExitStack() as stack:
+        _clear_remains(directory)
         had_key = (directory / HOST_KEY).exists()
         had_database = _holds_bytes(directory / DATABASE)
         if had_key and not had_database:
@@ -85,6 +86,13 @@ def _open_writer(directory: Path) -> connection.Connection:
             raise
     Reserve(directory).give_up()
     return connection.open_writer(directory / DATABASE)
+
+
+def _clear_remains(directory: Path) -> None:
+    """What a kill in the middle of replacing a file has left."""
+    with contextlib.suppress(OSError):  # a disk that is ill says so where it matters
+        for name in (HOST_KEY, floors.FILE):
+            files.clear_remains(directory / name)
 
 
 def public_half(key: Ed25519PrivateKey) -> str:

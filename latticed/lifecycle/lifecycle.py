@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
@@ -18,6 +19,7 @@ from latticed.lifecycle import advance, sight
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.saver import Saver
 from latticed.lifecycle.sight import Sight
+from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Refused, Verified
@@ -73,6 +75,7 @@ class Lifecycle:
         self._found: dict[str, Verdict] = {}
         self._names: defaultdict[str, set[str]] = defaultdict(set)
         self._sources: dict[str, str] = {}
+        self._critical: set[str] = set()
         self._sights: dict[str, Sight] = {}
         self._stored: dict[str, LastError] = {}
         self._told = asyncio.Event()
@@ -106,8 +109,8 @@ class Lifecycle:
 
     def critical(self) -> list[Record]:
         """Active plugins without which the daemon is not healthy."""
-        critical = [self.records[p.id] for p in self.plugins.values() if p.manifest.critical]
-        return [record for record in critical if record.status is Status.ACTIVE]
+        found = [self.records[plugin_id] for plugin_id in sorted(self._critical)]
+        return [record for record in found if record.status is Status.ACTIVE]
 
     def known(self) -> list[Record]:
         """Every record that is not a tombstone, sorted by id."""
@@ -133,16 +136,33 @@ class Lifecycle:
 
     async def _observe(self) -> None:
         async for batch in self.rooms.catalog.changes():
-            self._take(batch)
+            gone = set() if self._told.is_set() else set(self.records)  # what vanished while nobody looked is no news
+            touched = self._take(batch, gone)
             await self.saver.flush()
             self._told.set()
+            for plugin_id in touched & self._stored.keys():
+                await self._mend(plugin_id)
 
-    def _take(self, batch: Iterable[Sighting]) -> None:
-        touched: set[str] = set()
+    def _take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
         for seen in batch:
             touched |= self._enter(seen)
         for plugin_id in touched:
             self.follow(plugin_id)
+        return touched
+
+    async def _mend(self, plugin_id: str) -> None:
+        """Replace a damaged stored pair when its very bundle lies on disk and verifies."""
+        record, winner = self.records.get(plugin_id), self.sight(plugin_id).winner
+        if record is None or winner is None or winner.verdict.identity != record.facts.identity:
+            return
+        try:
+            await self.rooms.catalog.keep(winner.name, winner.verdict)
+        except (Problem, ReadRefused) as error:
+            log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
+            return
+        await self.judge_pair(record)
+        log.info("pair_mended", plugin_id=plugin_id)
+        self.follow(plugin_id)
 
     def _enter(self, seen: Sighting) -> set[str]:
         """Take down one sighting; the ids it may matter to."""
@@ -172,7 +192,9 @@ class Lifecycle:
         fault = None
         if winner is None and record is not None:
             fault = sight.fault_at(record.source, self._found, self.refused)
-        self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=self._stored.get(plugin_id))
+        accepted = record is not None and record.accepted  # nothing is run from the store for any other
+        stored = self._stored.get(plugin_id) if accepted else None
+        self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=stored)
         if plugin_id not in self.busy:
             if winner is not None and (record is None or record.forgotten):
                 self._remember(advance.first_seen(winner, now_us, record))
@@ -215,7 +237,8 @@ class Lifecycle:
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
         if before is None or before.facts != record.facts:
-            self.plugins[record.id] = sight.plugin_of(record)
+            plugin = self.plugins[record.id] = sight.plugin_of(record)
+            (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         self.records[record.id] = record
         self._sources[record.source] = record.id
 

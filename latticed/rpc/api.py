@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from latticed import wire
+from latticed.host.kv import quota_of
 from latticed.kit import strict_json
-from latticed.ledger.kv import Quota
 from latticed.model.errors import Problem
 from latticed.rpc.doorman import Connection
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
+    from latticed.ledger.kv import Quota
     from latticed.lifecycle.backup import Backups
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.revocations import Revocations
+    from latticed.lifecycle.sight import Sight
     from latticed.model.audit import Actor
+    from latticed.model.lifecycle import Record
+    from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
     from latticed.runners.contract import Runner
     from latticed.settings import Settings
@@ -36,6 +40,14 @@ BODY_S: Final = 5.0
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound="Query")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One row of the lifecycle list as JSON, and what it was made from."""
+
+    source: tuple[Record, Sight, Runtime]
+    row: bytes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +70,7 @@ class Api:
     started_s: float
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    shown: dict[str, Shown] = field(default_factory=dict)
 
     def runner_of(self, plugin_type: str) -> str:
         """The runner that takes plugins of this type."""
@@ -65,8 +78,7 @@ class Api:
 
     def quota(self) -> Quota:
         """What one key-value bucket may hold."""
-        limits = self.settings.host_calls
-        return Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
+        return quota_of(self.settings.host_calls)
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

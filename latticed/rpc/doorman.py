@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
 
 REQUEST_S: Final = 5.0  # a request that has begun is complete by then
-IDLE_S: Final = 60.0  # a connection without any
+IDLE_S: Final = 15.0  # a connection without any
 ANSWER_S: Final = 60.0  # an answer has been taken by then
 STREAMS: Final = 32  # of one user at once
 PER_UID: Final = 128

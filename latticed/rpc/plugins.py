@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from aiohttp import web
+
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import Consent, Regrant
@@ -58,9 +60,10 @@ class Grants(Body, frozen=True):
     hosts: tuple[str, ...] | None = None
 
 
-async def listing(ask: Ask) -> list[dict[str, Any]]:
+async def listing(ask: Ask) -> web.Response:
     """Every plugin on record, sorted by id."""
-    return [views.plugin(ask.api, record) for record in ask.api.lifecycle.known()]
+    found = [views.plugin_row(ask.api, record) for record in ask.api.lifecycle.known()]
+    return web.Response(body=b"[" + b",".join(found) + b"]", content_type="application/json")
 
 
 async def decide(ask: Ask) -> dict[str, Any]:

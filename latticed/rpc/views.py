@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from latticed import wire
@@ -10,6 +11,7 @@ from latticed.kit.text import escape
 from latticed.lifecycle import advance
 from latticed.model.capability import RISKS
 from latticed.model.verdict import Refused, Verified
+from latticed.rpc.api import Shown
 
 if TYPE_CHECKING:
     from latticed.lifecycle.sight import Sight
@@ -44,6 +46,16 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         updated_at=_time(record.updated_at),
     )
     return wire.encode(view)
+
+
+def plugin_row(api: Api, record: Record) -> bytes:
+    """`plugin` as JSON; made again only once something it shows is another (P7: a list shows mostly what it did)."""
+    source = record, api.lifecycle.sight(record.id), api.supervisor.runtime(record.id)
+    known = api.shown.get(record.id)
+    if known is None or known.source != source:
+        row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
+        known = api.shown[record.id] = Shown(source=source, row=row)
+    return known.row
 
 
 def verdict(path: str, found: Verdict) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Tools:
 
     def gate(self, plugin: Plugin, granted: frozenset[str]) -> Gate:
         rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
-        return self.broker.gate(Caller(plugin_id=plugin.id), rights)
+        own = plugin.manifest.runtime.limits.host_calls_per_s
+        return self.broker.gate(Caller(plugin_id=plugin.id), rights, calls_per_s=own)
 
     async def start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
         """Verify the stored pair again, then let its runner start it."""

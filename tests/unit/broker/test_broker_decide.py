@@ -61,10 +61,10 @@ def test_allowed_is_declared_and_granted(method, declared, granted):
 )
 def test_never_more_than_burst_and_rate_together(steps, per_second, burst):
     """Over any time from the start: at most the burst, and what the time has refilled."""
-    bucket, now_s, allowed = limits.full(per_second, burst, 100.0), 100.0, 0
+    rate, bucket, now_s, allowed = limits.Rate(per_second=per_second, burst=burst), None, 100.0, 0
     for step in steps:
         now_s += step
-        bucket, within = bucket.take(now_s)
+        bucket, within = limits.take(bucket, rate, now_s)
         allowed += within
         assert allowed <= burst + (now_s - 100.0) * per_second + 1e-6
         assert 0 <= bucket.tokens <= burst
@@ -72,8 +72,8 @@ def test_never_more_than_burst_and_rate_together(steps, per_second, burst):
 
 def test_a_clock_that_goes_back_refills_nothing():
     """Monotonic clocks do not; a suspended machine's may seem to."""
-    bucket = limits.full(1, 1, 100.0)
-    bucket, within = bucket.take(100.0)
+    rate = limits.Rate(per_second=1, burst=1)
+    bucket, within = limits.take(None, rate, 100.0)
     assert within
-    bucket, within = bucket.take(50.0)
+    bucket, within = limits.take(bucket, rate, 50.0)
     assert not within

@@ -103,7 +103,11 @@ def test_bad_settings_exit_2_and_name_the_key(ctl, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("list",), ("info", "acme.demo"), ("activate", "acme.demo"), ("health",)]
+    "words",
+    [
+        *(("status",), ("list",), ("info", "acme.demo"), ("activate", "acme.demo"), ("health",)),
+        *(("explain", "acme.demo"), ("events",), ("top",)),
+    ],
 )
 def test_online_verbs_import_the_standard_library_only(api, words):
     """Every start pays for its imports: nothing heavy, and no room of the daemon, is loaded (P8)."""

@@ -1,0 +1,345 @@
+"""The control API as contracts §7 states it, black-box: status codes, fields, times, and never a local path."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.house import bundles, daemons, raw_http
+
+pytestmark = pytest.mark.daemon
+
+ACME = bundles.author("acme")
+FIELDS = {
+    *("id", "name", "type", "version", "publisher", "capabilities", "artifact_sha256", "available", "status"),
+    *("runtime", "candidate", "granted", "builtin", "verified_at", "installed_at", "activated_at", "disabled_at"),
+    *("created_at", "updated_at"),
+}
+RUNTIME_FIELDS = {
+    *("state", "runner", "health", "message", "pid", "restart_count", "next_retry_at", "last_error", "started_at"),
+    *("stopped_at", "updated_at", "sandbox"),
+}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+IDS = ("acme.one", "acme.two", "acme.three", "acme.gone", "acme.refused", "acme.paths", "acme.host", "acme.grants")
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    """One daemon for the module; each test has a plugin of its own."""
+    with daemons.placed() as place:
+        place.trust_us(ACME)
+        for plugin_id in IDS:
+            place.drop(plugin_id, author=ACME, id=plugin_id)
+        place.drop("egress", author=ACME, id="acme.egress", capabilities=["kv:read", "http:egress"])
+        with place.running() as daemon:
+            yield daemon
+
+
+def _times(record):
+    found = {name: value for name, value in record.items() if name.endswith("_at")}
+    return found | {f"runtime.{name}": value for name, value in record["runtime"].items() if name.endswith("_at")}
+
+
+def test_the_list_is_sorted_and_has_the_agreed_fields(daemon):
+    """Both doors show the same; absent fields are left out, never null."""
+    listed = daemon.get("/api/plugins/lifecycle")
+    assert (listed.status, listed.headers["content-type"]) == (200, "application/json")
+    records = listed.json()
+    assert [one["id"] for one in records] == sorted([*IDS, "acme.egress"])
+    assert [one["id"] for one in daemon.get("/api/plugins").json()] == sorted([*IDS, "acme.egress"])
+    for record in records:
+        assert set(record) <= FIELDS
+        assert set(record["runtime"]) <= RUNTIME_FIELDS
+        assert {"state", "runner", "health", "message"} <= set(record["runtime"])
+        assert None not in record.values()
+        assert None not in record["runtime"].values()
+        assert all(TIME.fullmatch(value) for value in _times(record).values()), _times(record)
+
+
+def test_a_plugin_goes_through_its_life(daemon):
+    """verified, installed, active, disabled, active; each answer is the record, each time stamped once."""
+    seen = daemon.plugin("acme.one")
+    assert (seen["status"], seen["available"], seen["runtime"]["state"]) == ("verified", True, "stopped")
+    assert {"verified_at", "created_at", "updated_at"} <= set(seen)
+    assert not {"installed_at", "activated_at", "disabled_at", "candidate"} & set(seen)
+    assert (seen["type"], seen["version"], seen["publisher"]) == ("system", "1.0.0", "acme")
+    assert (seen["builtin"], seen["granted"]) == (False, ["kv:read", "log:write"])
+
+    installed = daemon.set_status("installed", "acme.one").json()
+    assert (installed["status"], installed["runtime"]["state"]) == ("installed", "stopped")
+    active = daemon.set_status("active", "acme.one").json()
+    assert (active["status"], active["runtime"]["state"], active["runtime"]["health"]) == ("active", "armed", "unknown")
+    assert (active["runtime"]["runner"], "started_at" in active["runtime"]) == ("noop", True)
+    assert "not executed" in active["runtime"]["message"]
+    disabled = daemon.set_status("disabled", "acme.one").json()
+    assert (disabled["status"], disabled["runtime"]["state"]) == ("disabled", "stopped")
+    assert "stopped_at" in disabled["runtime"]
+    again = daemon.set_status("active", "acme.one").json()
+    assert (again["status"], again["runtime"]["state"]) == ("active", "armed")
+    assert (again["installed_at"], again["verified_at"]) == (installed["installed_at"], seen["verified_at"])
+    assert again["activated_at"] > active["activated_at"]
+    assert again["disabled_at"] == disabled["disabled_at"]
+
+
+@pytest.mark.parametrize("start", ["verified", "installed", "active", "disabled"])
+def test_only_the_agreed_transitions_are_made(daemon, start):
+    """Everything else is 409 `invalid_transition`, audited as a refusal, and changes nothing."""
+    allowed = {
+        "verified": {"installed"},
+        "installed": {"active", "disabled"},
+        "active": {"disabled"},
+        "disabled": {"active"},
+    }
+    steps = {"verified": [], "installed": ["installed"], "active": ["active"], "disabled": ["disabled"]}
+    for step in steps[start]:
+        assert daemon.set_status(step, "acme.two").status == 200
+    for wanted in {"installed", "active", "disabled"} - allowed[start]:
+        answer = daemon.set_status(wanted, "acme.two")
+        assert (answer.status, answer.code) == (409, "invalid_transition")
+        assert daemon.plugin("acme.two")["status"] == start
+        refusal = daemon.events(target="acme.two", decision="deny")[-1]
+        assert (refusal["action"], refusal["code"]) == ("plugin.status", "invalid_transition")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"not json",
+        b'{"id": "acme.three"}',
+        b'{"status": "installed"}',
+        b'{"id": "acme.three", "status": "verified"}',
+        b'{"id": "acme.three", "status": "ACTIVE"}',
+        b'{"id": "acme.three", "status": "installed", "force": true}',
+        b'{"id": "acme.three", "status": "installed", "Status": "installed"}',
+        b'{"id": "acme.three", "status": "installed", "status": "installed"}',
+        b'{"id": "acme.three", "status": "installed"} x',
+        b'\xef\xbb\xbf{"id": "acme.three", "status": "installed"}',
+        b'{"id": "acme.three\xff", "status": "installed"}',
+        b'{"id": ["acme.three"], "status": "installed"}',
+        b'{"id": "acme.three", "status": "installed", "accept": "kv:read"}',
+        b'{"id": "acme.three", "status": "installed", "accept": [1]}',
+        b'{"id": "acme.three", "status": "installed", "accept": ["no:such"]}',
+        b'{"id": "acme.three", "status": "installed", "accept": ["http:egress"]}',
+        b'{"id": "acme.three", "status": "installed", "allow_downgrade": "yes"}',
+        b'{"id": "\\ud800", "status": "installed"}',
+        b'{"id": ' + b"[" * 100_000,
+    ],
+)
+def test_a_body_that_is_not_exactly_right_is_400(daemon, body):
+    """A problem document with `bad_request`; nothing is done."""
+    answer = daemon.post("/api/plugins/lifecycle", body)
+    assert (answer.status, answer.code) == (400, "bad_request"), answer
+    assert daemon.plugin("acme.three")["status"] == "verified"
+
+
+def test_a_problem_document_has_its_members(daemon):
+    """RFC 9457 with code, detail and hint."""
+    answer = daemon.set_status("installed", "acme.nobody")
+    assert (answer.status, answer.headers["content-type"].split(";")[0]) == (404, "application/problem+json")
+    document = answer.json()
+    assert set(document) == {"type", "title", "status", "code", "detail", "hint"}
+    assert (document["code"], document["status"], document["title"]) == ("not_found", 404, "Not Found")
+    assert "acme.nobody" in document["detail"]
+
+
+@pytest.mark.parametrize("verb", ["upgrade", "restart", "forget"])
+@pytest.mark.parametrize("plugin_id", ["acme.nobody", "..", "%2e%2e", "a%2Fb", "%00", "%ff", "x" * 5000])
+def test_unknown_ids_are_404_whatever_they_look_like(daemon, verb, plugin_id):
+    answer = daemon.post(f"/api/plugins/by-id/{plugin_id}/{verb}")
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/api", 404),
+        ("GET", "/api/nothing", 404),
+        ("DELETE", "/api/plugins", 405),
+        ("POST", "/api/health", 405),
+        ("GET", "/api/plugins/verify", 405),
+        ("GET", "/api/plugins?x=1", 400),
+        ("GET", "/api/plugins/lifecycle?status=active", 400),
+        ("GET", "/api/audit?limit=0", 400),
+        ("GET", "/api/audit?limit=99999", 400),
+        ("GET", "/api/audit?after=-1", 400),
+        ("GET", "/api/audit?since=yesterday", 400),
+        ("GET", "/api/audit?limit=1&limit=2", 400),
+        ("GET", "/api/audit?after=%d9%a1", 400),
+        ("GET", "/api/plugins/by-id/acme.nobody", 404),
+        ("GET", "/api/plugins/by-id/acme.nobody/grants", 404),
+        ("GET", "/api/kv/default/nothing", 404),
+        ("GET", "/api/kv/default/%2e%2e", 400),
+        ("GET", "/api/kv/default/a%00b", 400),
+        ("DELETE", "/api/kv/default/nothing", 404),
+    ],
+)
+def test_what_is_not_there_is_a_problem_document(daemon, method, path, status):
+    answer = daemon.ask(method, path)
+    assert answer.status == status, answer
+    assert answer.code in {"not_found", "method_not_allowed", "bad_request"}
+
+
+def test_a_body_over_one_mebibyte_is_413(daemon):
+    """The limit itself is taken; one byte more is not."""
+    limit = 1 << 20
+    at_limit = json.dumps({"name": "x" * 10}).encode().ljust(limit)
+    assert daemon.post("/api/plugins/verify", at_limit).status == 404
+    answer = daemon.post("/api/plugins/verify", at_limit + b" ")
+    assert (answer.status, answer.code) == (413, "too_large")
+
+
+def test_installing_what_is_gone_is_not_available(daemon):
+    """409; its record stays until it is forgotten."""
+    place = daemon.place
+    (place.plugins / "acme.gone").rename(place.home / "aside")
+    daemon.until(lambda: not daemon.plugin("acme.gone")["available"], "acme.gone to be gone")
+    answer = daemon.set_status("installed", "acme.gone")
+    assert (answer.status, answer.code) == (409, "not_available")
+    answer = daemon.post("/api/plugins/by-id/acme.gone/forget")
+    assert (answer.status, answer.json()) == (200, {"id": "acme.gone", "forgotten": True})
+    assert daemon.plugin("acme.gone") is None
+    assert daemon.post("/api/plugins/by-id/acme.gone/forget").status == 404
+    (place.home / "aside").rename(place.plugins / "acme.gone")
+    assert daemon.until(lambda: daemon.plugin("acme.gone"), "it to be back")["status"] == "verified"
+
+
+def test_forgetting_takes_more_than_a_word(daemon):
+    """409 while its bundle is there and nothing was decided; 409 while it is active."""
+    answer = daemon.post("/api/plugins/by-id/acme.three/forget")
+    assert (answer.status, answer.code) == (409, "invalid_transition")
+
+
+def test_no_answer_shows_a_local_path(daemon):
+    """Neither the plugin directory nor the state directory, in any reading answer."""
+    for path in (
+        *("/api/plugins", "/api/plugins/lifecycle", "/api/plugins/rejected", "/api/plugins/by-id/acme.paths"),
+        *("/api/health", "/api/status", "/api/audit", "/api/audit/verify", "/api/trust"),
+    ):
+        answer = daemon.get(path)
+        assert answer.status == 200, (path, answer)
+        assert str(daemon.place.home).encode() not in answer.body, path
+
+
+def test_a_rejected_bundle_says_why(daemon):
+    """Its directory's name, what it claims to be, code, reason and hint."""
+    bundle = daemon.place.drop("broken", author=ACME, id="acme.broken")
+    bundles.tamper(bundle.artifact_path)
+    daemon.until_rejected("broken", "digest_mismatch")
+    (found,) = [one for one in daemon.get("/api/plugins/rejected").json() if one["name"] == "broken"]
+    assert set(found) == {"name", "code", "reason", "hint", "id", "version", "publisher"}
+    assert (found["id"], found["version"]) == ("acme.broken", "1.0.0")
+    assert "expected" in found["reason"]
+    assert daemon.plugin("acme.broken") is None
+
+
+def test_verify_judges_one_name_and_stores_nothing(daemon):
+    """A bundle outside the directory cannot be named."""
+    good = daemon.post("/api/plugins/verify", {"name": "acme.paths"}).json()
+    assert (good["ok"], good["code"], good["id"]) == (True, None, "acme.paths")
+    assert {"name": "log:write", "risk": "write"} in good["capabilities"]
+    assert daemon.post("/api/plugins/verify", {"name": "nothing"}).status == 404
+    for name in ("../plugins/acme.paths", "/etc", "", ".", "..", "a/b", ".hidden", "a\0b"):
+        answer = daemon.post("/api/plugins/verify", {"name": name})
+        assert (answer.status, answer.code) == (400, "bad_request"), name
+
+
+def test_host_risk_stays_masked_until_it_is_granted_by_name(daemon):
+    """Installing without a word grants the rest; grants can be changed one by one."""
+    daemon.set_status("installed", "acme.egress")
+    assert daemon.plugin("acme.egress")["granted"] == ["kv:read"]
+    grants = daemon.get("/api/plugins/by-id/acme.egress/grants").json()
+    assert (grants["declared"], grants["masked"]) == (["kv:read", "http:egress"], ["http:egress"])
+    path = "/api/plugins/by-id/acme.egress/grants"
+    changed = daemon.ask("PUT", path, {"grant": ["http:egress"], "trim": ["kv:read"]})
+    assert (changed.status, changed.json()["granted"]) == (200, ["http:egress"])
+    for body in ({"grant": ["kv:write"]}, {"grant": ["kv:read"], "trim": ["kv:read"]}, {"grand": []}):
+        assert daemon.ask("PUT", path, body).status == 400
+    assert daemon.plugin("acme.egress")["granted"] == ["http:egress"]
+
+
+def test_restart_takes_an_active_plugin(daemon):
+    """409 otherwise; 200 with the record once it is armed again."""
+    answer = daemon.post("/api/plugins/by-id/acme.grants/restart")
+    assert (answer.status, answer.code) == (409, "invalid_transition")
+    before = daemon.activate("acme.grants")
+    answer = daemon.post("/api/plugins/by-id/acme.grants/restart")
+    assert (answer.status, answer.json()["runtime"]["state"]) == (200, "armed")
+    assert answer.json()["runtime"]["started_at"] > before["runtime"]["started_at"]
+    assert answer.json()["activated_at"] == before["activated_at"]
+
+
+def test_upgrade_without_a_candidate_is_409(daemon):
+    answer = daemon.post("/api/plugins/by-id/acme.three/upgrade")
+    assert (answer.status, answer.code) == (409, "no_candidate")
+
+
+def test_values_are_raw_bytes(daemon):
+    """PUT, GET, list, DELETE in the operator's bucket; any bytes, exact."""
+    value = bytes(range(256))
+    assert daemon.ask("PUT", "/api/kv/default/some.key", value).json() == {
+        "bucket": "default",
+        "key": "some.key",
+        "bytes": 256,
+    }
+    answer = daemon.get("/api/kv/default/some.key")
+    assert (answer.body, answer.headers["content-type"]) == (value, "application/octet-stream")
+    assert daemon.get("/api/kv/default").json() == {"keys": ["some.key"], "next": None}
+    assert daemon.get("/api/kv/default?prefix=other").json()["keys"] == []
+    assert daemon.ask("PUT", "/api/kv/default/big", b"x" * (65536 + 1)).code == "quota_exceeded"
+    assert daemon.ask("DELETE", "/api/kv/default/some.key").status == 200
+    assert daemon.get("/api/kv/default/some.key").status == 404
+
+
+def test_decisions_and_host_facts_are_on_record(daemon):
+    """`plugin.status` names who decided; `plugin.runtime` follows arming and stopping; pages follow a cursor."""
+    daemon.activate("acme.host")
+    daemon.set_status("disabled", "acme.host")
+    events = daemon.events(target="acme.host")
+    decided = [one for one in events if one["action"] == "plugin.status"]
+    assert [one["detail"]["to"] for one in decided] == ["installed", "active", "disabled"]
+    assert all(re.fullmatch(r"uid:\d+ user:\S+ pid:\d+", one["actor"]) for one in decided), decided
+    assert len([one for one in events if one["action"] == "plugin.runtime"]) >= 2
+    first = daemon.get("/api/audit?limit=2").json()
+    second = daemon.get(f"/api/audit?limit=2&after={first['next']}").json()
+    assert [one["seq"] for one in (*first["events"], *second["events"])] == [1, 2, 3, 4]
+    assert second["events"][0]["prev"] == first["events"][-1]["hash"]
+    assert daemon.get("/api/audit/verify").json()["ok"] is True
+
+
+def test_head_and_empty_lines_are_http_too(daemon):
+    """What curl and proxies send: HEAD is answered without a body, a leading blank line is forgiven."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        sock.sendall(b"\r\nHEAD /api/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = raw_http.until_closed(sock).partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] in {b"200", b"405"}
+    assert body == b""
+
+
+def test_latticectl_tells_the_same_story(daemon):
+    """The client over the real daemon: list, info, wait, rejected, exit codes."""
+    listed = json.loads(daemon.ctl("list", "--format", "json").stdout)
+    assert [one["id"] for one in listed] == [one["id"] for one in daemon.get("/api/plugins").json()]
+    assert daemon.ctl("install", "acme.nobody").returncode == 4
+    done = daemon.ctl("install", "acme.refused")
+    assert done.returncode == 0, done
+    assert daemon.ctl("activate", "acme.refused").returncode == 0
+    assert daemon.ctl("wait", "acme.refused", "--for", "active", "--timeout", "5").returncode == 0
+    assert "already" in daemon.ctl("activate", "acme.refused").stdout
+    assert "acme.refused" in daemon.ctl("info", "acme.refused").stdout
+    assert daemon.ctl("health", "--check").returncode == 0
+    assert daemon.ctl("audit", "verify").returncode == 0
+    assert str(daemon.place.home) not in daemon.ctl("status").stdout
+
+
+def test_the_log_is_json_and_says_no_path_of_a_bundle(daemon):
+    """Facts in the past tense; nothing was answered with 500, no room fell over."""
+    events = {entry["event"] for entry in daemon.log()}
+    assert not events & {"request_failed", "lifecycle_failed", "sweeper_failed", "saver_failed"}
+    assert str(daemon.place.plugins) not in daemon.log_file.read_text()

@@ -1,0 +1,263 @@
+"""`latticectl backup` and `latticed --restore`: complete or not at all, and never looser than what it replaces."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from tests.house import bundles, damage, daemons, lives, processes
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture(scope="module")
+def acme():
+    return bundles.author("acme")
+
+
+@pytest.fixture(scope="module")
+def past(acme, tmp_path_factory):
+    """A place with a past, and the backup of it in `backup.tar`, made by latticectl."""
+    with lives.lived(acme) as place:
+        with place.running() as daemon:
+            daemon.until_state("armed")
+            ran = daemon.ctl("backup", str(place.home / "backup.tar"), "--format", "json")
+            assert (ran.returncode, ran.stderr) == (0, ""), ran
+            said = json.loads(ran.stdout)
+            data = (place.home / "backup.tar").read_bytes()
+            assert (said["bytes"], said["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+            assert daemon.stop() == 0
+        yield place
+
+
+@pytest.fixture
+def backup(past, place):
+    """The backup, where the daemon's user may read it."""
+    path = place.home / "backup.tar"
+    path.write_bytes((past.home / "backup.tar").read_bytes())
+    return place.own(path)
+
+
+@pytest.fixture
+def lived(place, past):
+    return lives.copy(past, place)
+
+
+def refused(place, path, *more):
+    """The problem of a restore that must change nothing."""
+    before = {one.name for one in place.state.iterdir()} - {"lock"}
+    ran = place.once("--restore", str(path), *more)
+    assert ran.returncode != 0, ran
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert {one.name for one in place.state.iterdir()} - {"lock"} == before
+    return ran.stderr.split(": ")[1]
+
+
+def test_a_backup_is_a_plain_tar_for_its_owner_alone(past):
+    """Mode 0600, regular files, hashed in a manifest; nothing half made is left beside it or in the state."""
+    path = past.home / "backup.tar"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+        assert all(member.isreg() and member.mode == 0o600 for member in archive.getmembers())
+        manifest = json.load(archive.extractfile("manifest.json"))
+        for name, size, sha256 in manifest["files"]:
+            data = archive.extractfile(name).read()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
+    assert names[:4] == ["manifest.json", "ledger.sqlite3", "floors.json", "host.key"]
+    assert len(names) == 6  # the pair in use; the forgotten plugin's is not
+    assert [one.name for one in past.home.iterdir() if one.name.startswith(".")] == []
+    assert [one.name for one in past.state.iterdir() if one.name.startswith(".")] == []
+
+
+def test_restored_elsewhere_everything_is_as_it_was(place, backup, past, acme):
+    """An empty state directory: records, grants, values, chain, key and stored pairs come back."""
+    lives.copy(past, place)
+    for one in place.state.iterdir():
+        one.rename(place.home / f"old-{one.name}")
+    ran = place.once("--restore", str(backup))
+    assert (ran.returncode, ran.stderr) == (0, ""), ran
+    with place.running() as daemon:
+        record = daemon.until_state("armed")
+        assert (record["status"], record["granted"]) == ("active", ["kv:read", "log:write", "network:plan"])
+        assert daemon.get("/api/kv/default/motd").body == b"hello"
+        last = daemon.events(action="ledger.restored")[-1]["detail"]
+        assert last["sha256"] == hashlib.sha256(backup.read_bytes()).hexdigest()
+        assert last["stricter"] == 0
+        assert daemon.get("/api/audit/verify").json()["ok"] is True
+        assert daemon.stop() == 0
+
+
+def test_what_was_decided_since_stays_decided(lived, backup, acme):
+    """Trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the two."""
+    with lived.running() as daemon:
+        daemon.until_state("armed")
+        assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["network:plan"]}).status == 200
+        lived.drop("demo", author=acme, version="2.0.0", capabilities=lives.CAPABILITIES)
+        daemon.until(lambda: "candidate" in daemon.plugin(), "the candidate")
+        assert daemon.post("/api/plugins/by-id/acme.demo/upgrade").status == 200
+        revoked = {**lives.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]}
+        lived.trust_us(acme, revoked=revoked)
+        daemon.until(lambda: "acme.worse@*" in daemon.get("/api/trust").json()["revoked"]["plugins"], "the revocation")
+        assert daemon.stop() == 0
+    lived.trust_us(acme)
+    lived.drop("demo", author=acme, version="1.2.0", capabilities=lives.CAPABILITIES)
+    ran = lived.once("--restore", str(backup))
+    assert ran.returncode == 0, ran
+    with lived.running() as daemon:
+        record = daemon.plugin()
+        assert (record["status"], record["version"]) == ("verified", "1.2.0")
+        assert record["granted"] == ["kv:read", "log:write"]
+        refused_downgrade = daemon.set_status("installed")
+        assert refused_downgrade.json()["code"] == "version_downgrade"
+        assert "acme.worse@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
+        assert daemon.get("/api/audit/verify").json()["ok"] is True
+    replaced = next(lived.state.glob("replaced-*"))
+    assert {"ledger.sqlite3", "host.key", "floors.json", "store"} <= {one.name for one in replaced.iterdir()}
+
+
+def test_a_damaged_ledger_is_replaced_by_the_backup(lived, backup):
+    """What --recover cannot bring back, a backup can."""
+    damage.header(lived.state)
+    assert lived.once("--restore", str(backup)).returncode == 0
+    with lived.running() as daemon:
+        assert daemon.until_state("armed")["status"] == "active"
+        assert daemon.get("/api/kv/default/motd").body == b"hello"
+
+
+def test_restoring_takes_the_lock(lived, backup):
+    with lived.running():
+        assert refused(lived, backup) == "state_in_use"
+
+
+def test_another_hosts_backup_takes_its_key_by_word(place, backup):
+    """A state with a key of its own does not become another host by a mere file."""
+    with place.running() as daemon:
+        daemon.stop()
+    assert refused(place, backup) == "backup_foreign"
+    with tarfile.open(backup) as archive:
+        key = json.load(archive.extractfile("manifest.json"))["public_key"]
+    assert refused(place, backup, "--public-key", key[::-1]) == "backup_foreign"
+    assert place.once("--restore", str(backup), "--public-key", key).returncode == 0
+    with place.running() as daemon:
+        assert daemon.get("/api/status").json()["public_key"] == key
+
+
+def test_lost_floors_keep_a_backup_out_until_told_otherwise(lived, backup):
+    (lived.state / "floors.json").unlink()
+    assert refused(lived, backup) == "floors_invalid"
+    assert lived.once("--restore", str(backup), "--without-floors").returncode == 0
+
+
+def rewritten(path, change):
+    """The archive with its members passed through `change(name, data) -> [(TarInfo, data)]`."""
+    out = io.BytesIO()
+    with tarfile.open(path) as old, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as new:
+        for member in old.getmembers():
+            for info, data in change(member.name, old.extractfile(member).read()):
+                new.addfile(info, io.BytesIO(data))
+    path.write_bytes(out.getvalue())
+
+
+def named(name, data=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, data
+
+
+def edit(wanted, change):
+    """Every member as it is, but for one."""
+    return lambda name, data: change(name, data) if name == wanted else [named(name, data)]
+
+
+FORGERIES = {
+    "a byte of the ledger": edit("ledger.sqlite3", lambda n, d: [named(n, d[:5000] + b"!" + d[5001:])]),
+    "another size": edit("floors.json", lambda n, d: [named(n, d + b" ")]),
+    "a file too many": edit("host.key", lambda n, d: [named(n, d), named("extra", b"x")]),
+    "a file too few": edit("host.key", lambda n, d: []),
+    "a path out of it": edit("host.key", lambda n, d: [named("../host.key", d)]),
+    "an absolute path": edit("host.key", lambda n, d: [named("/etc/passwd", d)]),
+    "a link": edit("host.key", lambda n, d: [named(n, b"", type=tarfile.SYMTYPE, linkname="/etc/shadow")]),
+    "no manifest first": lambda n, d: [] if n == "manifest.json" else [named(n, d)],
+    "an edited manifest": edit("manifest.json", lambda n, d: [named(n, d.replace(b'"version":"', b'"version":"9'))]),
+    "a manifest that is no JSON": edit("manifest.json", lambda n, d: [named(n, b"{" * 9)]),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_whatever_is_not_as_it_was_signed_is_refused(place, backup, forgery):
+    """`backup_invalid`, and the state stays as it is."""
+    rewritten(backup, FORGERIES[forgery])
+    assert refused(place, backup) == "backup_invalid"
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 3000, -1024, -512, -1])
+def test_a_cut_backup_is_refused(place, backup, keep):
+    backup.write_bytes(backup.read_bytes()[:keep])
+    assert refused(place, backup) == "backup_invalid"
+
+
+def test_what_follows_the_end_is_refused(place, backup):
+    backup.write_bytes(backup.read_bytes() + b"x")
+    assert refused(place, backup) == "backup_invalid"
+
+
+def test_a_backup_never_replaces_a_file_and_leaves_none_behind(past, place):
+    """An existing name, a directory that is not there, a daemon that is not: nothing is written."""
+    lives.copy(past, place)
+    taken = place.home / "taken.tar"
+    taken.write_text("precious")
+    with place.running() as daemon:
+        assert daemon.ctl("backup", str(taken)).returncode == 1
+        assert daemon.ctl("backup", str(place.home / "none" / "b.tar")).returncode == 1
+        daemon.stop()
+        assert daemon.ctl("backup", str(place.home / "late.tar")).returncode == 7
+    assert taken.read_text() == "precious"
+    assert {one.name for one in place.home.glob("*.tar*")} == {"taken.tar"}
+    assert list(place.home.glob(".*tar*")) == []
+
+
+def test_it_goes_to_stdout_and_comes_from_stdin(past, place):
+    """For those who encrypt it on the way."""
+    lives.copy(past, place)
+    command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(place.socket), "backup", "-"]
+    with place.running() as daemon:
+        ran = subprocess.run(command, env=place.environment(), capture_output=True, check=False)
+        daemon.stop()
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    piped = place.home / "piped"
+    piped.write_bytes(ran.stdout)
+    place.own(piped)
+    shell = shlex.join(place.command("--restore", "-"))
+    restored = place.ran(["sh", "-c", f"cat {piped} | {shell}"])
+    assert (restored.returncode, restored.stderr) == (0, "")
+
+
+def test_a_backup_takes_every_scope_and_is_on_record(acme):
+    """It holds the private key: who has all scopes but one gets 403; the name of who got it stays."""
+    other = processes.User(uid=65501, gid=65501)
+    if os.getuid() != 0:
+        pytest.skip("asks as another uid")
+    scopes = f'[access.users]\n{other.uid} = ["operate", "host"]\n[access]\nsocket_group = "{processes.STRANGER.gid}"'
+    with daemons.placed(settings=scopes) as place:
+        place.trust_us(acme)
+        with place.running() as daemon:
+            place.socket.chmod(0o666)
+            place.home.chmod(0o711)
+            place.run.chmod(0o711)
+            answer = daemon.get("/api/backup", user=other)
+            assert (answer.status, answer.json()["code"]) == (403, "access_denied")
+            assert daemon.get("/api/backup").status == 200
+            allowed = daemon.events(action="ledger.backup")
+            assert [one["actor"].split()[0] for one in allowed] == ["uid:0"]

@@ -1,0 +1,253 @@
+"""The real process starts: it is ready when it says so, and says in one line why it does not start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from tests.house import bundles, daemons, processes, raw_http
+
+pytestmark = pytest.mark.daemon
+
+
+def test_ready_means_recovered_and_bound(place, acme):
+    """The first request after READY=1 is answered, and it already knows the bundles on disk."""
+    place.drop(author=acme)
+    with place.running() as daemon:
+        assert [one["id"] for one in daemon.get("/api/plugins").json()] == ["acme.demo"]
+        assert daemon.get("/api/health").json() == {"status": "ok", "problems": []}
+        assert len(daemon.log("daemon_ready")) == 1
+
+
+def test_the_socket_is_for_owner_and_group_alone(daemon):
+    """Mode 0660, the daemon's user; the state directory is its own."""
+    found = daemon.place.socket.lstat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o660, daemon.place.uid)
+    assert stat.S_IMODE(daemon.place.state.stat().st_mode) == 0o700
+    for path in daemon.place.state.rglob("*"):
+        assert not path.lstat().st_mode & 0o077, path
+
+
+@pytest.mark.root
+def test_the_socket_belongs_to_the_group_of_the_settings(acme):
+    """`[access] socket_group` is the socket's group from then on."""
+    group = processes.STRANGER.gid  # the only one that user may give it to
+    with daemons.placed(settings=f'[access]\nsocket_group = "{group}"') as place, place.running():
+        assert place.socket.stat().st_gid == group
+
+
+def test_a_left_over_socket_is_replaced(place):
+    """After kill -9 the old socket file does not keep the next daemon from binding."""
+    with place.running() as first:
+        first.kill()
+    assert place.socket.is_socket()
+    with place.running() as second:
+        assert second.get("/api/health").status == 200
+
+
+def test_a_second_daemon_on_the_same_state_ends_with_one_line(daemon):
+    """Exit status 75, and the first one goes on."""
+    ran = daemon.place.once()
+    assert ran.returncode == 75
+    assert ran.stderr.startswith("latticed: state_in_use: ")
+    assert ran.stderr.count("\n") == 1
+    assert daemon.get("/api/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('plugin_dri = "/srv"', ["plugin_dri", "plugin_dir"]),
+        ("[watch]\nquiet = 1", ["watch.quiet", "watch.quiet_s"]),
+        ("[watch]\nquiet_s = -1", ["watch.quiet_s", "0 to 60", "-1"]),
+        ('[log]\nlevel = "loud"', ["log.level", "debug, info, warning, error", "loud"]),
+        ('[runners]\nsystem = "docker"', ["runners.system", "process, noop", "docker"]),
+        ("[access.users]\nalice = ['everything']", ["access.users.alice", "read, operate, host, trust", "everything"]),
+        ("[access.users]\nno-such-user-here = ['read']", ["access.users", "no-such-user-here"]),
+        ("[access]\nsocket_group = 'no-such-group-here'", ["access", "no-such-group-here"]),
+        ("limits = 3", ["limits"]),
+        ("this is not TOML", ["TOML"]),
+    ],
+)
+def test_bad_settings_name_key_and_file(place, text, named):
+    """Exit status 78; one line with the key, the file (of what the file says), what was expected and found."""
+    place.set(text)
+    ran = place.once()
+    assert ran.returncode == 78, ran
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    for word in named:
+        assert word in ran.stderr
+    if "no-such" not in text:
+        assert str(place.config) in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_settings_that_others_may_write_are_refused(place):
+    """Whoever can edit them could point the daemon anywhere."""
+    place.config.chmod(0o666)
+    ran = place.once()
+    assert (ran.returncode, "writable by others" in ran.stderr) == (78, True), ran
+
+
+def test_a_settings_file_that_was_named_must_exist(place):
+    place.config.unlink()
+    ran = place.once()
+    assert (ran.returncode, str(place.config) in ran.stderr) == (78, True), ran
+
+
+def test_check_config_prints_every_setting_with_its_origin(place):
+    """And starts nothing."""
+    place.env["LATTICED_LOG_LEVEL"] = "debug"
+    place.set("[watch]\nquiet_s = 0.5")
+    ran = place.once("--check-config")
+    assert ran.returncode == 0
+    lines = ran.stdout.splitlines()
+    assert f'plugin_dir = "{place.plugins}"  # {place.config}' in lines
+    assert 'log.level = "debug"  # environment LATTICED_LOG_LEVEL' in lines
+    assert f"watch.quiet_s = 0.5  # {place.config}" in lines
+    assert "watch.longest_s = 2.0  # default" in lines
+    assert list(place.state.iterdir()) == []
+
+
+def test_the_environment_wins_over_the_file(place, acme):
+    """LATTICE_PLUGIN_DIR, the name that plugin hosts of this family use."""
+    elsewhere = place.home / "elsewhere"
+    elsewhere.mkdir()
+    place.own(elsewhere)
+    place.env["LATTICE_PLUGIN_DIR"] = str(elsewhere)
+    bundles.drop(elsewhere, "demo", author=acme)
+    with place.running() as daemon:
+        assert daemon.plugin() is not None
+
+
+def test_wrong_usage_is_2(place):
+    ran = place.once("--no-such-option")
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+
+
+def test_a_state_directory_that_cannot_be_used_is_said_in_one_line(place):
+    """A file in its place; nothing is left listening."""
+    place.state.rmdir()
+    place.state.write_text("in the way")
+    ran = place.once()
+    assert ran.returncode not in {0, 2}
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert not place.socket.exists()
+
+
+def test_a_damaged_ledger_is_74(place):
+    """One line that says what it is; nothing is served over it."""
+    with place.running() as daemon:
+        daemon.stop()
+    ledger = place.state / "ledger.sqlite3"
+    ledger.write_bytes(b"this is no database" * 1000)
+    ran = place.once()
+    assert ran.returncode == 74, ran
+    assert (ran.stderr.count("\n"), "Traceback" in ran.stderr) == (1, False), ran.stderr
+
+
+def test_the_service_managers_socket_is_used(place):
+    """LISTEN_FDS: a client that queued before the start is served, and the socket outlives the daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place.socket))
+        place.own(place.socket)
+        listener.listen(16)
+        with raw_http.connected(place.socket) as early:
+            early.sendall(raw_http.GOOD)
+            with place.running(listener=listener) as daemon:
+                assert raw_http.receive(early).status in {200, 503}
+                assert daemon.stop() == 0
+        assert place.socket.is_socket()
+        with place.running(listener=listener) as again:
+            assert again.get("/api/health").status == 200
+
+
+def test_the_watchdog_is_fed(place):
+    """At least twice, with half of a watchdog's interval between."""
+    place.env["WATCHDOG_USEC"] = "500000"
+    with place.running() as daemon:
+        daemon.expect_notice("WATCHDOG=1")
+        daemon.expect_notice("WATCHDOG=1")
+
+
+def test_a_plugin_directory_that_cannot_be_written_is_enough(place, acme):
+    """Nothing is ever put into it: read-only directories, root's files."""
+    place.drop(author=acme)
+    for path in (place.plugins / "demo", place.plugins):
+        path.chmod(0o555)
+    try:
+        with place.running() as daemon:
+            assert daemon.activate()["available"] is True
+    finally:
+        for path in (place.plugins, place.plugins / "demo"):
+            path.chmod(0o755)
+
+
+def test_a_missing_plugin_directory_is_awaited(place, acme):
+    """Health says so; once it is there its bundles are seen."""
+    place.plugins.rmdir()
+    with place.running() as daemon:
+        health = daemon.get("/api/health")
+        assert (health.status, health.json()["problems"][0]["code"]) == (503, "catalog_degraded")
+        place.plugins.mkdir()
+        place.own(place.plugins)
+        place.drop(author=acme)
+        daemon.until(daemon.plugin, "the bundle to be seen")
+        daemon.until(lambda: daemon.get("/api/health").status == 200, "health to be good again")
+
+
+@pytest.mark.root
+def test_the_same_story_as_root(acme):
+    """Install, activate, tamper, mend: nothing depends on being unprivileged."""
+    with daemons.placed(None) as place:
+        place.trust_us(acme)
+        bundle = place.drop(author=acme)
+        with place.running() as daemon:
+            daemon.activate()
+            before = bundles.tamper(bundle.artifact_path)
+            daemon.until_state("failed", code="digest_mismatch")
+            bundle.artifact_path.write_bytes(before)
+            daemon.until_state("armed")
+            assert daemon.stop() == 0
+
+
+def test_nothing_is_inherited_by_accident(daemon):
+    """The daemon holds its log, its ledger, its socket, its watches; no descriptor of the suite's."""
+    if daemon.place.user is not None and os.getuid() != 0:
+        pytest.skip("looking into another user's process needs uid 0")
+    targets = set()
+    for name in os.listdir(f"/proc/{daemon.process.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            targets.add(os.readlink(f"/proc/{daemon.process.pid}/fd/{name}"))
+    assert not [target for target in targets if "pytest" in target], targets
+
+
+def test_a_peer_that_is_gone_at_once_harms_nobody(daemon):
+    """Connections reset before they are read."""
+    for _ in range(50):
+        with raw_http.connected(daemon.place.socket) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.send(b"GET /api/plugins HTTP/1.1\r\n")
+    assert daemon.get("/api/health").status == 200
+    assert daemon.log("request_failed") == []
+
+
+def test_version_needs_no_settings():
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "latticed.daemon", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("latticed ")
+
+
+def test_sigint_ends_it_as_sigterm_does(daemon):
+    daemon.signal(signal.SIGINT)
+    assert daemon.ended() == 0

@@ -1,0 +1,100 @@
+"""kill -9 at random points under load: after each, everything acknowledged is there and nothing is half there.
+
+The seed and the number of points can be chosen: LATTICED_CRASH_SEED=7 LATTICED_CRASH_POINTS=1000 (the long test).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import secrets
+import time
+
+import pytest
+
+from tests.house import crashes
+
+pytestmark = pytest.mark.daemon
+
+QUICK = 12
+SLOW = 200
+_LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
+
+
+def test_kill_9_at_a_few_points(place, acme):
+    _crash(place, acme, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_at_many_points(place, acme):
+    _crash(place, acme, int(os.environ.get("LATTICED_CRASH_POINTS", SLOW)))
+
+
+def _crash(place, acme, points):
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}, {points} points")
+    chance = random.Random(seed)
+    load = crashes.load(place, acme)
+    for point in range(points):
+        with place.running() as daemon:
+            _check(daemon, load)
+            with load.running(f"{seed}/{point}"):
+                _kill_within(daemon, load, chance)
+        load.mend()
+    with place.running() as daemon:
+        _check(daemon, load)
+        acknowledged = sum(known.acknowledged for known in (*load.plugins.values(), *load.values.values()))
+        assert acknowledged > points, "the clients were hardly ever answered"
+        daemon.until(lambda: _leftovers(place) == [], f"remains of interrupted writes to go: {_leftovers(place)}")
+        assert daemon.stop() == 0
+
+
+def _kill_within(daemon, load, chance):
+    """Kill it after a random number of answers and a random moment more."""
+    target = load.answers + chance.randrange(40)
+    daemon.until(lambda: load.answers >= target, "the clients to be answered")
+    time.sleep(chance.uniform(0, 0.01))  # the point itself, anywhere between two answers
+    daemon.kill()
+
+
+def _check(daemon, load):
+    """What the restarted daemon shows is what was acknowledged, or what was being asked for; and it is whole."""
+    report = daemon.get("/api/audit/verify").json()
+    assert report["ok"] is True, report
+    daemon.until(lambda: all(one["available"] for one in daemon.get("/api/plugins").json()), "mended bundles to verify")
+    records = {one["id"]: one for one in daemon.get("/api/plugins").json()}
+    assert records.keys() == load.plugins.keys()
+    for plugin_id, known in load.plugins.items():
+        record = records[plugin_id]
+        found = (record["status"], tuple(record["granted"]))
+        assert found in known.possible(), (plugin_id, found, known)
+        known.settle(found)
+        _is_whole(daemon, record)
+    for key, known in load.values.items():
+        answer = daemon.get(f"/api/kv/default/{key}")
+        value = answer.body if answer.status == 200 else None
+        assert value in known.possible(), (key, value and value[:20], known.acknowledged)
+        known.settle(value)
+
+
+def _is_whole(daemon, record):
+    """The decision, its event, its times and the stored pair agree; what is active is alive."""
+    status = record["status"]
+    last = daemon.events(action="plugin.status", target=record["id"], decision="allow", newest="1", limit="1")
+    assert (last[0]["detail"]["to"] if last else "verified") == status, (record, last)
+    if status == "verified":
+        assert "installed_at" not in record
+        return
+    assert record["installed_at"] <= record["updated_at"]
+    assert {"active": "activated_at", "disabled": "disabled_at"}.get(status, "installed_at") in record
+    pair = daemon.place.state / "store" / last[0]["detail"]["identity"]
+    assert hashlib.sha256((pair / "artifact").read_bytes()).hexdigest() == record["artifact_sha256"]
+    assert (pair / "manifest.json").stat().st_size > 0
+    daemon.until_state("armed" if status == "active" else "stopped", record["id"])
+
+
+def _leftovers(place):
+    return [path for path in place.state.rglob(".*") if _LEFT.match(path.name)]

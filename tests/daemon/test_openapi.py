@@ -1,0 +1,115 @@
+"""The API's own description holds: schemathesis reads it and asks the real daemon, with good and bad requests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import CHECKS
+
+from latticed import __version__
+from latticed.rpc import openapi, routes
+from tests.house import bundles, daemons, unix_session
+
+pytestmark = pytest.mark.daemon
+
+ACME = bundles.author("acme")
+IDS = ("acme.one", "acme.two", "acme.none")
+DOCUMENT = openapi.document(routes.ROUTES, __version__)
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+ENDLESS = "/api/events"
+OPERATIONS = [one for found in SCHEMA.get_all_operations() if (one := found.ok()).path != ENDLESS]
+ASKED = [(one, GenerationMode.POSITIVE) for one in OPERATIONS] + [
+    (one, GenerationMode.NEGATIVE) for one in OPERATIONS if one.body or one.query or one.path_parameters
+]
+PROMISES = CHECKS.get_by_names(
+    [
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    with daemons.placed() as place:
+        place.trust_us(ACME)
+        for plugin_id in IDS[:2]:
+            place.drop(plugin_id, author=ACME, id=plugin_id, capabilities=["kv:read", "http:egress"])
+        bundles.tamper(place.drop("broken", author=ACME, id="acme.broken").artifact_path)
+        with place.running() as daemon:
+            daemon.until(lambda: daemon.plugin(IDS[1]), "the bundles to be seen")
+            yield daemon
+
+
+@pytest.fixture
+def session(daemon):
+    with unix_session.opened(daemon.place.socket) as session:
+        yield session
+
+
+def aimed(case: Case, plugin_id: str | None) -> Case:
+    """`case` asked about a plugin that is there: what is made up is hardly ever the id of one."""
+    if plugin_id is not None and "id" in case.path_parameters:
+        case.path_parameters["id"] = plugin_id
+    if plugin_id is not None and isinstance(case.body, dict) and "id" in case.body:
+        case.body["id"] = plugin_id
+    return case
+
+
+@pytest.mark.parametrize(("operation", "mode"), ASKED, ids=lambda one: getattr(one, "label", one))
+def test_answers_are_as_described(daemon, session, operation, mode):
+    """Whatever is asked, by the schema or against it: no 5xx, a documented status, a body that fits its schema."""
+    cases = st.builds(aimed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *IDS]))
+
+    @settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=cases)
+    def holds(case: Case) -> None:
+        answer = case.call(session=session, base_url=unix_session.ADDRESS)
+        case.validate_response(answer, checks=PROMISES)
+
+    holds()
+    assert daemon.process.poll() is None
+
+
+def test_the_description_is_served_and_is_openapi(daemon):
+    """`GET /openapi.json` is the document of the table of routes, and that is valid OpenAPI 3.1."""
+    served = daemon.get("/openapi.json")
+    assert (served.status, served.json()) == (200, json.loads(json.dumps(DOCUMENT)))
+    SCHEMA.validate()
+
+
+def test_every_route_is_described_with_its_scope():
+    """Nothing is served that is not described: method, path, scope, parameters, body, answer."""
+    described = {
+        (method.upper(), path): operation
+        for path, operations in DOCUMENT["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert set(described) == {(route.method, route.path) for route in routes.ROUTES}
+    for route in routes.ROUTES:
+        operation = described[route.method, route.path]
+        assert operation["summary"]
+        assert operation["x-scope"] == str(route.scope.name).lower()
+        assert ("requestBody" in operation) == (route.form.body is not None)
+        taken = {one["name"] for one in operation["parameters"] if one["in"] == "query"}
+        assert taken == set(route.form.query.__struct_fields__)
+
+
+@pytest.mark.parametrize("query", ["since=x", "since=-1", "host_calls=yes", "since=1&since=2", "until=3"])
+def test_a_stream_that_is_asked_for_wrongly_is_400(daemon, query):
+    """The one route that never ends, and so is not asked above."""
+    answer = daemon.get(f"/api/events?{query}")
+    assert (answer.status, answer.code) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", "%ff", "%00", "1e9"])
+def test_times_beyond_the_calendar_are_no_fault_of_ours(daemon, since):
+    assert daemon.get(f"/api/audit?since={since}").status in {200, 400}

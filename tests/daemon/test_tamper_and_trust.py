@@ -1,0 +1,273 @@
+"""What changes on disk or in the trust policy takes effect by itself, says why, and is undone by undoing it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+
+import pytest
+
+from tests.house import bundles
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture
+def bundle(place, acme):
+    return place.drop(author=acme)
+
+
+@pytest.fixture
+def active(bundle, place):
+    """A daemon with acme.demo armed."""
+    with place.running() as daemon:
+        daemon.activate()
+        yield daemon
+
+
+def _stopped(daemon, code):
+    """The record once it has failed with `code`: the decision is kept, the reason told, in list, info and audit."""
+    record = daemon.until_state("failed", code=code)
+    assert (record["status"], record["available"]) == ("active", False)
+    assert record["runtime"]["last_error"]["message"]
+    verdict = daemon.get("/api/plugins/by-id/acme.demo").json()["verdict"]
+    assert (verdict["ok"], verdict["code"]) == (False, code)
+    assert daemon.until(
+        lambda: [one for one in daemon.events(target="acme.demo", action="plugin.runtime") if one["code"] == code],
+        "the stop to be on record",
+    )
+    return record
+
+
+def _armed_again(daemon):
+    record = daemon.until_state("armed")
+    assert (record["status"], record["available"]) == ("active", True)
+    assert "last_error" not in record["runtime"]
+    return record
+
+
+def test_a_changed_artifact_stops_it_and_mending_arms_it(active, bundle):
+    """One bit; the same identity again is armed at once, without backoff and without a word."""
+    before = bundles.tamper(bundle.artifact_path)
+    _stopped(active, "digest_mismatch")
+    assert active.rejected() == {"demo": "digest_mismatch"}
+    assert active.set_status("installed").status == 409
+    bundle.artifact_path.write_bytes(before)
+    _armed_again(active)
+    assert active.rejected() == {}
+
+
+def test_a_changed_manifest_stops_it_and_mending_arms_it(active, bundle):
+    """The signature no longer fits."""
+    before = bundle.manifest_path.read_bytes()
+    bundle.manifest_path.write_bytes(before.replace(b'"Demo"', b'"Dem0"'))
+    _stopped(active, "signature_invalid")
+    bundle.manifest_path.write_bytes(before)
+    _armed_again(active)
+
+
+def test_a_bundle_that_is_gone_stops_it_and_coming_back_arms_it(active, bundle, place):
+    bundle.path.rename(place.home / "aside")
+    _stopped(active, "manifest_missing")
+    (place.home / "aside").rename(bundle.path)
+    _armed_again(active)
+
+
+def test_a_renamed_bundle_keeps_running(active, bundle, place):
+    """It is its manifest's id and identity that count, not the directory's name; there is never a second one."""
+    bundle.path.rename(place.plugins / "renamed")
+    active.until(lambda: active.post("/api/plugins/verify", {"name": "renamed"}).json().get("ok"), "the new name")
+    active.until(lambda: active.get("/api/plugins/by-id/acme.demo").json()["verdict"]["ok"], "the record to follow")
+    _armed_again(active)
+    assert len(active.get("/api/plugins").json()) == 1
+
+
+def test_a_tamper_of_the_same_size_and_mtime_is_seen(active, bundle):
+    """What an attacker would restore: size and mtime; ctime tells."""
+    stamp = bundle.artifact_path.stat()
+    before = bundles.tamper(bundle.artifact_path)
+    os.utime(bundle.artifact_path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    _stopped(active, "digest_mismatch")
+    bundle.artifact_path.write_bytes(before)
+    _armed_again(active)
+
+
+def test_a_change_through_a_hard_link_outside_is_seen_on_rescan(active, bundle, place):
+    """inotify tells nobody; SIGHUP judges every bundle again."""
+    os.link(bundle.artifact_path, place.home / "outside")
+    bundles.tamper(place.home / "outside")
+    active.signal(signal.SIGHUP)
+    _stopped(active, "digest_mismatch")
+
+
+def test_a_disabled_plugin_is_not_armed_by_mending(active, bundle):
+    """What the operator decided counts; disabling works on what does not verify."""
+    before = bundles.tamper(bundle.artifact_path)
+    _stopped(active, "digest_mismatch")
+    assert active.set_status("disabled").json()["status"] == "disabled"
+    assert active.set_status("active").code == "not_available"
+    bundle.artifact_path.write_bytes(before)
+    record = active.until(lambda: (one := active.plugin())["available"] and one, "the bundle to verify again")
+    assert (record["status"], record["runtime"]["state"]) == ("disabled", "stopped")
+
+
+@pytest.mark.parametrize("kind", ["key", "digest", "plugin"])
+def test_a_revocation_stops_it_and_is_remembered(active, bundle, place, acme, kind):
+    """The file forgets it: still stopped, also after a restart. Only an explicit lift, on record, undoes it."""
+    value = {"key": acme.public, "digest": bundle.raw["digest_sha256"], "plugin": "acme.demo@*"}[kind]
+    code = f"{kind}_revoked"
+    place.trust_us(acme, revoked={f"{kind}s": [value]})
+    _stopped(active, code)
+    still = active.post("/api/trust/lift", {"kind": kind, "value": value})
+    assert 400 <= still.status < 500, still  # the file still says so
+    place.trust_us(acme)
+    active.until(lambda: active.post("/api/trust/lift", {"kind": kind, "value": "x" * 8}).status == 404, "the new file")
+    assert active.get("/api/trust").json()["revoked"][f"{kind}s"] == [value]
+    assert active.plugin()["available"] is False
+    active.stop()
+    with place.running() as again:
+        _stopped(again, code)
+        assert again.events(action="trust.revoked", target=value)
+        assert again.post("/api/trust/lift", {"kind": kind, "value": value}).status == 200
+        _armed_again(again)
+        lifted = again.events(action="trust.lifted")
+        assert [(one["target"], one["decision"]) for one in lifted] == [(value, "allow")]
+        assert again.post("/api/trust/lift", {"kind": kind, "value": value}).code == "not_found"
+
+
+def test_a_key_revoked_in_another_spelling_is_the_same_key(active, place, acme):
+    """Without padding and with white space around."""
+    place.trust_us(acme, revoked={"keys": [f" {acme.public.rstrip('=')}\n"]})
+    _stopped(active, "key_revoked")
+
+
+@pytest.mark.parametrize("body", [{}, {"kind": "key"}, {"kind": "plugins", "value": "x"}, {"kind": 1, "value": 2}])
+def test_lifting_takes_the_right_words(daemon, body):
+    assert daemon.post("/api/trust/lift", body).code == "bad_request"
+
+
+def test_a_publisher_that_is_trusted_no_more_is_stopped(active, place, acme):
+    """And armed again when it is."""
+    place.trust_us(bundles.author("other"))
+    _stopped(active, "publisher_untrusted")
+    place.trust_us(acme)
+    _armed_again(active)
+
+
+def test_a_rotated_key_without_the_old_one_is_stopped(active, place, acme):
+    """Stored pairs are judged again too."""
+    place.trust_us(bundles.author("acme"))
+    _stopped(active, "signature_invalid")
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (None, "no such file"),
+        (b"", "JSON"),
+        (b"{}{}", "JSON"),
+        (b'{"trusted_publishers": {"acme": "short"}}', "acme"),
+        (b'{"trusted_publishers": {"acme": "' + base64.b64encode(bytes(32)) + b'"}}', "acme"),
+        (b'{"trusted_publishers": {}, "surprise": 1}', "surprise"),
+        (b'{"trusted_publishers": {}, "require_signature": "no"}', "require_signature"),
+        (b'{"trusted_publishers": {"..": "x"}}', ".."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_without_a_good_policy_at_boot_nobody_is_trusted(place, bundle, data, named):
+    """Health is 503 and names file and fault; a good file mends it without a word."""
+    good = place.trust.read_bytes()
+    place.trust.unlink()
+    if data is not None:
+        place.write(place.trust, data)
+    with place.running() as daemon:
+        health = daemon.get("/api/health")
+        assert health.status == 503
+        (problem,) = health.json()["problems"]
+        assert problem["code"].startswith("policy_")
+        assert named in problem["detail"], problem
+        assert daemon.rejected() == {"demo": "publisher_untrusted"}
+        assert daemon.get("/api/trust").json()["ok"] is False
+        place.write(place.trust, good)
+        daemon.until(daemon.plugin, "the bundle to verify")
+        assert daemon.get("/api/health").status == 200
+
+
+@pytest.mark.parametrize("how", ["bad", "missing", "writable"])
+def test_a_bad_reload_keeps_the_old_policy(active, place, how):
+    """What runs goes on running; health is 503 until the file is good again; the log names the fault."""
+    good = place.trust.read_bytes()
+    match how:
+        case "bad":
+            place.write(place.trust, b'{"trusted_publishers": 3}')
+        case "missing":
+            place.trust.unlink()
+        case "writable":
+            place.trust.chmod(0o666)
+    active.until(lambda: active.get("/api/health").status == 503, "health to say so")
+    assert active.get("/api/trust").json()["publishers"][0]["publisher"] == "acme"
+    assert active.plugin()["runtime"]["state"] == "armed"
+    assert active.log("trust_policy_refused")
+    place.write(place.trust, good)
+    active.until(lambda: active.get("/api/health").status == 200, "health to be good again")
+    assert active.plugin()["runtime"]["state"] == "armed"
+
+
+def test_the_switch_for_unsigned_bundles(place):
+    """Unsigned read and write risk only with `require_signature: false`; host risk stays closed."""
+    place.drop("plain", author=None, id="plain.demo", publisher=None)
+    place.drop("risky", author=None, id="plain.risky", publisher=None, capabilities=["http:egress"])
+    with place.running() as daemon:
+        assert set(daemon.rejected()) == {"plain", "risky"}
+        place.write(place.trust, json.dumps({"trusted_publishers": {}, "require_signature": False}).encode())
+        daemon.until(lambda: daemon.plugin("plain.demo"), "the unsigned bundle to verify")
+        record = daemon.activate("plain.demo")
+        assert "publisher" not in record
+        assert set(daemon.rejected()) == {"risky"}
+        place.trust_us()
+        daemon.until_state("failed", "plain.demo")
+
+
+def test_a_slow_copy_is_judged_when_it_is_whole(daemon, place, acme):
+    """Written in pieces with pauses between, manifest first: in the end it verifies."""
+    raw = bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
+    path = bundles.write(place.plugins / "demo", raw, None)
+    daemon.until_rejected("demo", "artifact_missing")
+    with (path / "artifact").open("wb", buffering=0) as artifact:
+        artifact.write(bundles.ARTIFACT[:5])
+        daemon.until_rejected("demo", "digest_mismatch")
+        artifact.write(bundles.ARTIFACT[5:])
+    daemon.until(daemon.plugin, "the bundle to verify")
+    assert daemon.rejected() == {}
+
+
+def test_a_removed_and_remade_plugin_directory_is_followed(active, place, acme):
+    """Stopped while it is gone; armed when the same identity is there again."""
+    place.plugins.rename(place.home / "old")
+    _stopped(active, "manifest_missing")
+    place.plugins.mkdir()
+    place.own(place.plugins)
+    bundles.write(place.plugins / "demo", json.loads((place.home / "old/demo/manifest.json").read_bytes()))
+    _armed_again(active)
+    bundle = place.drop("later", author=acme, id="acme.later")
+    active.until(lambda: active.plugin("acme.later"), "new bundles to be seen in the new directory")
+    bundles.tamper(bundle.artifact_path)
+    active.until_rejected("later", "digest_mismatch")
+
+
+@pytest.mark.root
+def test_a_bundle_of_a_foreign_owner_is_refused(active, place, bundle):
+    """Neither root, nor the daemon, nor the directory's owner."""
+    os.chown(bundle.artifact_path, 65499, 65499)
+    active.signal(signal.SIGHUP)
+    _stopped(active, "foreign_owner")
+
+
+def test_trust_edited_by_latticectl_takes_effect(active, place, acme):
+    """`latticectl trust revoke` with the caller's rights; the daemon notices by itself."""
+    done = active.ctl("trust", "revoke", "--trust", str(place.trust), "--plugin", "acme.demo@1.0.0")
+    assert done.returncode == 0, done
+    _stopped(active, "plugin_revoked")
+    assert json.loads(place.trust.read_bytes())["trusted_publishers"]["acme"]

@@ -1,0 +1,299 @@
+"""Any bytes on the control socket, at any pace: a 4xx problem document or a closed connection; the daemon goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+import zlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.house import bundles, daemons, raw_http
+
+pytestmark = pytest.mark.daemon
+
+ACME = bundles.author("acme")
+BODY = b'{"name": "nothing"}'
+VERIFY = raw_http.request("POST", "/api/plugins/verify", BODY)
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda leaf: st.lists(leaf) | st.dictionaries(st.text(), leaf),
+)
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    with daemons.placed() as place:
+        place.trust_us(ACME)
+        place.drop(author=ACME)
+        with place.running() as daemon:
+            daemon.activate()
+            yield daemon
+            assert [one for one in daemon.log() if one["event"] == "request_failed"] == []
+            assert daemon.plugin()["runtime"]["state"] == "armed"
+
+
+def _goes_on(daemon):
+    assert daemon.get("/api/health").status == 200
+
+
+def _answers(daemon, data):
+    """What comes back for `data` when nothing more will be sent."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        raw_http.send_anyway(sock, data)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        return raw_http.parsed(raw_http.until_closed(sock))
+
+
+@FEW
+@given(st.binary(max_size=2000))
+def test_any_bytes_get_a_refusal_or_nothing(daemon, data):
+    assert all(400 <= answer.status < 500 for answer in _answers(daemon, data + b"\r\n\r\n"))
+    _goes_on(daemon)
+
+
+@FEW
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH"]),
+    st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=200),
+    st.binary(max_size=500),
+)
+def test_any_path_and_body_get_an_answer(daemon, method, path, body):
+    """Well-formed requests for anything: never a 5xx, always JSON."""
+    answers = _answers(daemon, raw_http.request(method, f"/api/{path}", body, Connection="close"))
+    assert len(answers) <= 1
+    for answer in answers:
+        assert answer.status < 500, answer
+        assert not answer.body or "json" in answer.headers["content-type"] or "octet" in answer.headers["content-type"]
+
+
+@FEW
+@given(JSON)
+def test_any_json_is_400_where_it_does_not_belong(daemon, value):
+    """For every route that takes a body."""
+    for path in ("lifecycle", "verify", "by-id/acme.demo/upgrade", "by-id/acme.demo/restart"):
+        answer = daemon.post(f"/api/plugins/{path}", json.dumps(value).encode())
+        if value != {} or path in {"lifecycle", "verify"}:
+            assert (answer.status, answer.code) == (400, "bad_request"), (path, value)
+
+
+CHUNKED = raw_http.request("POST", "/api/plugins/verify", Transfer_Encoding="chunked")
+STALLS = {
+    "in the method": [b"G"],
+    "after the line": [b"GET /api/health HTTP/1.1\r\n"],
+    "in a header": [b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: "],
+    "in a body": [VERIFY[:-5]],
+    "in a chunk": [CHUNKED + b"5\r\nab"],
+    "behind an answer": [raw_http.GOOD, b"GET /api/hea"],
+    "after a chunk without size": [CHUNKED, b"zz\r\n"],
+    "after a chunk without end": [CHUNKED, b"5\r\nhelloXX\r\n"],
+    "after a trailer too long": [CHUNKED, b"5\r\nhello\r\n0\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"],
+}
+
+
+@pytest.mark.slow
+def test_who_stalls_is_cut(daemon):
+    """Wherever: a 4xx, or just closed, within seconds. Others are served meanwhile."""
+    with contextlib.ExitStack() as stack:
+        stalled = {name: stack.enter_context(raw_http.connected(daemon.place.socket)) for name in STALLS}
+        for name, sock in stalled.items():
+            for packet in STALLS[name]:
+                raw_http.send_anyway(sock, packet)
+                _goes_on(daemon)  # and the packet has been read by then
+        for name, sock in stalled.items():
+            statuses = [answer.status for answer in raw_http.parsed(raw_http.until_closed(sock))]
+            expected = statuses[1:] if name == "behind an answer" else statuses
+            assert [status // 100 for status in expected] in ([], [4]), (name, statuses)
+    _goes_on(daemon)
+
+
+@pytest.mark.slow
+def test_dribbling_does_not_extend_the_time(daemon):
+    """One byte at a time, for ever: cut as if it had stalled, in headers and in a body."""
+    with raw_http.connected(daemon.place.socket) as headers, raw_http.connected(daemon.place.socket) as body:
+        headers.sendall(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        body.sendall(b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        deadline = time.monotonic() + raw_http.PATIENCE_S
+        open_still = {headers, body}
+        for sock in open_still:
+            sock.settimeout(0.1)
+        while open_still:
+            assert time.monotonic() < deadline, "a dribbling client is still connected"
+            for sock in tuple(open_still):
+                try:
+                    sock.send(b"x")
+                    if sock.recv(65536) == b"":
+                        open_still.remove(sock)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    open_still.remove(sock)
+    _goes_on(daemon)
+
+
+def test_half_closed_clients_get_their_answers(daemon):
+    """The writing side shut after the requests, as nc and socat do: answered, then closed."""
+    answers = _answers(daemon, raw_http.request("GET", "/api/plugins") * 3)
+    assert [answer.status for answer in answers] == [200, 200, 200]
+
+
+def test_clients_that_leave_in_the_middle_are_no_error_of_ours(daemon):
+    """Gone during a header, a body, an answer: no traceback, no error on the log."""
+    for start in (raw_http.GOOD[:-5], VERIFY[:-5], raw_http.request("GET", "/api/plugins/lifecycle") * 50):
+        for _ in range(10):
+            with raw_http.connected(daemon.place.socket) as sock:
+                raw_http.send_anyway(sock, start)
+    _goes_on(daemon)
+    assert [one for one in daemon.log() if one["level"] == "error"] == []
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "no-such"])
+def test_a_coded_body_is_never_decoded(daemon, coding):
+    """Broken or a bomb: 400; nothing is inflated."""
+    bomb = zlib.compress(b" " * (16 << 20))
+    for body in (b"hello", bomb):
+        answer = daemon.ask_raw("POST", "/api/plugins/verify", body, Content_Encoding=coding)
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("path", ["/api/plugins/verify", "/api/nothing"])
+def test_an_unknown_expectation_is_a_problem_document(daemon, path):
+    answer = daemon.ask_raw("POST", path, BODY, Expect="miracles")
+    assert (answer.status, answer.code) == (417, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /api/health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (1 << 20),
+        b"GET /api/health HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 200_000,
+        b"GET /api/health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %d\r\n" % (n, n) for n in range(50_000)),
+        b"GET /api/" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n",
+        b"GET /api/health?" + b"a=b&" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n",
+        b"GET /api/health HTTP/1.1\r\nHost: x\r\n" + b"Y" * (1 << 20) + b": z\r\n",
+    ],
+    ids=["long field", "many fields", "many names", "long path", "long query", "long name"],
+)
+def test_a_header_bomb_is_refused(daemon, head):
+    """400 or closed; never buffered without end."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        raw_http.send_anyway(sock, head + b"\r\n\r\n")
+        answers = raw_http.parsed(raw_http.until_closed(sock))
+    assert all(400 <= answer.status < 500 for answer in answers), [answer.status for answer in answers]
+    _goes_on(daemon)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["Content-Length", "chunked"])
+def test_a_body_over_the_limit_is_413(daemon, declared):
+    """One byte over a mebibyte; declared or not."""
+    size = (1 << 20) + 1
+    if declared:
+        data = raw_http.request("POST", "/api/plugins/verify", b" " * size)
+    else:
+        data = raw_http.request("POST", "/api/plugins/verify", Transfer_Encoding="chunked")
+        data += b"%x\r\n" % size + b" " * size + b"\r\n0\r\n\r\n"
+    (answer,) = _answers(daemon, data)
+    assert (answer.status, answer.code) == (413, "too_large")
+
+
+def test_a_body_declared_far_too_long_is_not_waited_for(daemon):
+    """A terabyte announced: refused before it has come."""
+    head = b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n"
+    with raw_http.connected(daemon.place.socket) as sock:
+        sock.sendall(head + b" " * 4096)
+        assert raw_http.receive(sock).status == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "a", "name": "b"}',
+        b'{"name": "a", "\\u006eame": "b"}',
+        b'{"name": "a", "nam": 1}',
+        b'{"Name": "a"}',
+        b'{"name": "a"}\0',
+        b'{"name": NaN}',
+        b'{"name": 1e999}',
+        b'{"name": "' + b"\\ud83d" + b'"}',
+        b"\xff\xfe{\x00}\x00",
+    ],
+)
+def test_loose_json_is_400(daemon, body):
+    """Duplicate keys, unknown fields, what lenient parsers let through."""
+    answer = daemon.post("/api/plugins/verify", body)
+    assert (answer.status, answer.code) == (400, "bad_request")
+
+
+def test_a_connection_is_usable_after_a_refusal(daemon):
+    """Errors of the application keep the connection in step: every answer belongs to its own request."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        for path, status in (("/api/nothing", 404), ("/api/plugins?x=1", 400), ("/api/plugins", 200)) * 5:
+            sock.sendall(raw_http.request("GET", path))
+            assert raw_http.receive(sock).status == status
+    together = raw_http.request("POST", "/api/plugins/verify", b"{}") + VERIFY + raw_http.GOOD
+    assert [answer.status for answer in _answers(daemon, together)] == [400, 404, 200]
+
+
+def test_what_is_left_of_a_refused_body_is_no_request(daemon):
+    """A body nobody reads that looks like a request is never carried out."""
+    smuggled = raw_http.request("POST", "/api/plugins/lifecycle", b'{"id": "acme.demo", "status": "disabled"}')
+    for target in ("/api/nothing", "/api/plugins/by-id/acme.demo/nothing"):
+        answers = _answers(daemon, raw_http.request("POST", target, smuggled))
+        assert [answer.status for answer in answers] == [404]
+    assert daemon.plugin()["status"] == "active"
+
+
+def test_two_hundred_idle_connections_keep_nobody_out(daemon):
+    """Of one user: the oldest without a request are cut; new complete requests are served, one after another."""
+    idle = [raw_http.connected(daemon.place.socket) for _ in range(200)]
+    try:
+        for _ in range(20):
+            _goes_on(daemon)
+        with raw_http.connected(daemon.place.socket) as sock:
+            sock.sendall(VERIFY)
+            assert raw_http.receive(sock).status == 404
+        assert raw_http.until_closed(idle[0]) == b""
+        idle[-1].sendall(raw_http.GOOD)
+        assert raw_http.receive(idle[-1]).status == 200
+    finally:
+        for sock in idle:
+            sock.close()
+
+
+def test_half_requests_in_numbers_keep_nobody_out(daemon):
+    """Two hundred that have begun and stall."""
+    begun = [raw_http.connected(daemon.place.socket) for _ in range(200)]
+    try:
+        for sock in begun:
+            raw_http.send_anyway(sock, VERIFY[:-5])
+        _goes_on(daemon)
+        assert daemon.get("/api/plugins").status == 200
+    finally:
+        for sock in begun:
+            sock.close()
+
+
+def test_a_client_that_never_reads_holds_nobody_up(daemon):
+    """Hundreds of pipelined requests and not one answer taken."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            for _ in range(2000):
+                sock.send(raw_http.request("GET", "/api/plugins/lifecycle"))
+        for _ in range(5):
+            _goes_on(daemon)
+
+
+def test_pipelined_requests_are_answered_in_order(daemon):
+    """And each with its own answer."""
+    targets = [f"/api/plugins/by-id/acme.x{number}" for number in range(50)]
+    data = b"".join(raw_http.request("GET", target) for target in targets)
+    answers = _answers(daemon, data)
+    assert [f"acme.x{number}'" in str(answer.json()["detail"]) for number, answer in enumerate(answers)] == [True] * 50
