@@ -14,7 +14,7 @@ import tarfile
 
 import pytest
 
-from tests.house import bundles, damage, daemons, lives, processes
+from tests.house import bundles, daemons, damage, lives, processes
 
 pytestmark = pytest.mark.daemon
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.house import bundles, damage, lives
+from tests.house import bundles, damage, faults, lives
 
 pytestmark = pytest.mark.daemon
 
@@ -205,3 +205,32 @@ def test_root_recovers_as_the_owner(lived):
     assert {path.stat().st_uid for path in lived.state.iterdir()} == {lived.uid}
     with lived.running() as daemon:
         assert daemon.plugin("acme.demo")["status"] == "verified"
+
+
+@pytest.mark.root
+def test_a_stop_is_recorded_while_the_disk_is_full(place, acme):
+    """From the reserve, at once, with its runtime event; a daemon that is killed and started there knows of it."""
+    place.drop(author=acme)
+    with faults.small_disk(place.state, kib=8 << 10, uid=place.uid), place.running() as daemon:
+        daemon.activate()
+        faults.fill(place.state / "ballast")
+        for number in range(200):
+            if daemon.ask("PUT", f"/api/kv/default/k{number}", b"x" * 60_000).status != 200:
+                break
+        faults.fill(place.state / "more")
+        assert daemon.ask("PUT", "/api/kv/default/last", b"x").status == 503
+        assert daemon.set_status("disabled").json()["runtime"]["state"] == "stopped"
+        decided = daemon.events(action="plugin.status", target="acme.demo")[-1]
+        assert decided["detail"]["to"] == "disabled"
+        daemon.until(
+            lambda: daemon.events(action="plugin.runtime", target="acme.demo")[-1]["detail"]["state"] == "stopped",
+            "its runtime event",
+        )
+        assert daemon.ask("PUT", "/api/kv/default/last", b"x").status == 503
+        daemon.kill()
+        with place.running() as again:
+            assert again.plugin()["status"] == "disabled"
+            assert again.get("/api/audit/verify").json()["ok"] is True
+            (place.state / "ballast").unlink()
+            (place.state / "more").unlink()
+            again.until(lambda: again.ask("PUT", "/api/kv/default/last", b"x").status == 200, "space to be used again")

@@ -149,27 +149,6 @@ def test_explain_what_only_the_policy_keeps_away(place, acme):
         assert daemon.ctl("explain", "no.one").returncode == 4
 
 
-def test_a_damaged_copy_is_replaced_by_the_commands_that_explain_names(place, acme):
-    place.drop(author=acme)
-    with place.running() as daemon:
-        daemon.activate()
-        daemon.stop()
-    (pair,) = (place.state / "store").iterdir()
-    pair.chmod(0o700)
-    (pair / "artifact").chmod(0o600)
-    bundles.tamper(pair / "artifact", offset=5)
-    with place.running() as daemon:
-        daemon.until_state("failed")
-        commands = said(daemon).split(" && ")
-        assert [command.split()[1] for command in commands] == ["disable", "forget", "install"]
-        for command in commands:
-            ran = daemon.ctl(*command.split()[1:])
-            assert ran.returncode == 0, ran
-        assert said(daemon) == "latticectl activate acme.demo"
-        assert daemon.ctl("activate", "acme.demo").returncode == 0
-        assert daemon.plugin()["runtime"]["state"] == "armed"
-
-
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
 def test_a_dry_run_shows_the_record_and_leaves_no_trace(place, acme, verb):
     """The answer is the record as the real thing makes it, times apart; nothing stored, audited or run."""

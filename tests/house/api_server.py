@@ -11,6 +11,7 @@ import contextlib
 import copy
 import json
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -316,6 +317,11 @@ class _Server(socketserver.UnixStreamServer):
     def __init__(self, api: Api) -> None:
         self.api = api
         super().__init__(str(api.socket), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has read enough may be gone; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextlib.contextmanager

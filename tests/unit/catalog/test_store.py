@@ -141,6 +141,7 @@ def test_collect_removes_what_nobody_uses(store: Store, bundle: bundles.Bundle, 
     place = store.path(kept.identity).parent
     bundles.write(place / ".tmp-0123456789abcdef", b"half a mani", b"half")
     (place / "notes").write_text("an operator's")
+    store.mark()
     assert store.collect([kept.identity]) == 2
     assert sorted(os.listdir(place)) == sorted([kept.identity, "notes"])
 

@@ -1,0 +1,110 @@
+"""The little of tar that a backup needs: what other tools read, and nothing that a stranger could abuse."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.kit import tar
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    parts = []
+    for name, data in files.items():
+        parts += [tar.header(name, len(data), mode=0o600, mtime_s=1), data, bytes(tar.padding(len(data)))]
+    return b"".join([*parts, tar.END])
+
+
+def contents(data: bytes) -> dict[str, bytes]:
+    reader = tar.Reader(io.BytesIO(data))
+    found = {}
+    while (member := reader.next()) is not None:
+        found[member.name] = b"".join(reader.chunks())
+        assert len(found[member.name]) == member.size
+    return found
+
+
+class Dribble(io.BytesIO):
+    """A pipe that gives a few bytes at a time."""
+
+    def read(self, size=-1, /):
+        return super().read(min(size, 7))
+
+
+names = st.from_regex(r"[a-z0-9/._-]{1,98}[a-z]", fullmatch=True)
+
+
+@given(files=st.dictionaries(names, st.binary(max_size=1500), max_size=5))
+def test_what_is_written_is_read_by_us_and_by_others(files):
+    data = archive(files)
+    assert contents(data) == files
+    with tarfile.open(fileobj=io.BytesIO(data)) as other:
+        assert {one.name: other.extractfile(one).read() for one in other.getmembers()} == files
+
+
+def test_a_source_may_give_less_than_asked():
+    files = {"a": b"x" * 2000, "b": b""}
+    reader = tar.Reader(Dribble(archive(files)))
+    assert reader.next().name == "a"
+    assert b"".join(reader.chunks()) == files["a"]
+    assert reader.next().name == "b"
+
+
+def test_sizes_beyond_octal_are_kept():
+    """8 GiB and more (GNU's binary form)."""
+    block = tar.header("ledger.sqlite3", 9 << 33, mode=0o600, mtime_s=1)
+    assert tar.Reader(io.BytesIO(block)).next().size == 9 << 33
+
+
+def test_a_long_name_is_not_written():
+    with pytest.raises(ValueError, match="100 characters"):
+        tar.header("x" * 101, 1, mode=0o600, mtime_s=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE),
+        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE),
+    ],
+)
+def test_only_regular_files_are_read(kind):
+    info = tarfile.TarInfo("a")
+    info.type = kind
+    with pytest.raises(tar.BadTar, match="regular files only"):
+        contents(info.tobuf() + tar.END)
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 513, 600, 1023, 1024, 1535, 1536, 2047])
+def test_what_is_cut_is_not_whole(cut):
+    with pytest.raises(tar.BadTar):
+        contents(archive({"a": b"x" * 300})[:cut])
+
+
+def test_zeros_to_fill_a_record_are_fine_and_nothing_else_is():
+    """GNU tar fills up to 10 KiB."""
+    data = archive({"a": b"x"})
+    assert contents(data + bytes(10240 - len(data))) == {"a": b"x"}
+    for more in (b"x", bytes(512) + b"x", bytes(1 << 20)):
+        with pytest.raises(tar.BadTar):
+            contents(data + more)
+
+
+@given(data=st.binary(max_size=2000))
+def test_any_bytes_are_an_archive_or_not(data):
+    """Never another exception than BadTar."""
+    with contextlib.suppress(tar.BadTar):
+        contents(data)
+
+
+@given(at=st.integers(0, 511), bit=st.integers(0, 7))
+def test_a_changed_header_never_crashes(at, bit):
+    data = bytearray(archive({"a": b"x" * 10}))
+    data[at] ^= 1 << bit
+    with contextlib.suppress(tar.BadTar):
+        contents(bytes(data))

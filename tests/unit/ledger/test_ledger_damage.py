@@ -1,0 +1,185 @@
+"""What is looked at when a ledger is opened, and what later."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from latticed.ledger import Ledger, audit, kv, rebuild
+from latticed.ledger import damage as looking
+from latticed.ledger.chain import Chain
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from tests.house import damage
+
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
+QUOTA = kv.Quota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
+
+
+async def filled(opened: Open) -> None:
+    """A ledger whose middle is values, and whose end is records of the audit chain."""
+    async with opened() as house:
+        for number in range(40):
+            value = os.urandom(20_000)
+            await house.write(lambda tx, n=number, v=value: kv.put(tx, "b", f"k{n}", v, QUOTA))  # type: ignore[misc]
+        await asyncio.gather(*(house.record(Event(actor="a", action="b", target="c")) for _ in range(500)))
+
+
+async def problem_of(opened: Open) -> Problem:
+    with pytest.raises(Problem) as caught:
+        async with opened():
+            pass
+    return caught.value
+
+
+def root_of(state_dir: Path, table: str) -> int:
+    """Where a table begins in the file."""
+    connection = apsw.Connection(os.fspath(state_dir / "ledger.sqlite3"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        page = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
+        return int(page - 1) * damage.PAGE
+    finally:
+        connection.close()
+
+
+def spoil(state_dir: Path, table: str) -> None:
+    offset = root_of(state_dir, table)
+    with (state_dir / "ledger.sqlite3").open("r+b") as file:
+        file.seek(offset)
+        file.write(os.urandom(damage.PAGE))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in damage.AT_ONCE if kind != "row of a stranger"])
+async def test_damage_is_found_at_open_and_left_as_it_is(opened: Open, state_dir: Path, kind: str) -> None:
+    """Whatever is refused is not written to: it may be all that is left."""
+    await filled(opened)
+    damage.AT_ONCE[kind](state_dir)
+    before = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
+    refused = await problem_of(opened)
+    assert refused.code == "ledger_damaged"
+    assert "\n" not in refused.detail
+    after = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
+    assert {name: after.get(name) for name in before} == before
+    assert rebuild.diagnosis(state_dir)
+
+
+async def test_a_wal_of_zeros_is_an_empty_one(opened: Open, state_dir: Path) -> None:
+    """So a power cut leaves a WAL that was being made."""
+    await filled(opened)
+    (state_dir / "ledger.sqlite3-wal").write_bytes(bytes(4096))
+    async with opened() as house:
+        assert house.read(audit.last_seq) == 500
+
+
+async def test_a_wal_that_is_in_use_is_a_good_one(house: Ledger, state_dir: Path) -> None:
+    """The check knows SQLite's own header, whichever byte order it chose."""
+    await house.record(Event(actor="a", action="b", target="c"))
+    assert (state_dir / "ledger.sqlite3-wal").stat().st_size > 32
+    assert looking.in_wal(state_dir / "ledger.sqlite3") == ""
+
+
+@pytest.mark.parametrize("at", range(0, 32, 3))
+async def test_every_part_of_the_wal_header_counts(house: Ledger, state_dir: Path, tmp_path: Path, at: int) -> None:
+    await house.record(Event(actor="a", action="b", target="c"))
+    copied = tmp_path / "db-wal"
+    shutil.copy(state_dir / "ledger.sqlite3-wal", copied)
+    header = bytearray(copied.read_bytes())
+    header[at] ^= 0x10
+    copied.write_bytes(header)
+    assert looking.in_wal(tmp_path / "db")
+
+
+@pytest.mark.parametrize("table", ["records", "revocations", "heads", "checkpoints", "kv_usage"])
+async def test_of_a_large_file_what_decides_is_checked_at_open(
+    opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    await filled(opened)
+    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    spoil(state_dir, table)
+    assert (await problem_of(opened)).code == "ledger_damaged"
+
+
+async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
+    opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens; then the damage shows as trouble, and the next start refuses it without looking again."""
+    await filled(opened)
+    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    spoil(state_dir, "kv")
+    async with opened() as house:
+        deadline = time.monotonic() + 10
+        while house.trouble is None:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+        assert house.trouble.code == "ledger_damaged"
+    refused = await problem_of(opened)
+    assert (refused.code, "found earlier" in refused.detail) == ("ledger_damaged", True)
+
+
+async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    await filled(opened)
+    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    async with opened() as house:
+        assert house._entered.partly_checked
+        await house._check_rest()
+        assert house.trouble is None
+
+
+async def test_closing_does_not_wait_for_the_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended while it runs, nothing is left behind and nothing is noted."""
+    await filled(opened)
+    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    for _ in range(5):
+        async with opened():
+            pass
+    async with opened() as house:
+        assert house.trouble is None
+
+
+async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_path: Path) -> None:
+    """Its chain ends with an event that was there, it is sound, and nothing of a WAL lies beside it."""
+    await filled(opened)
+    target = tmp_path / "copy.sqlite3"
+    async with opened() as house:
+
+        async def write() -> None:
+            while True:
+                await house.record(Event(actor="a", action="b", target="c"))
+
+        writing = asyncio.ensure_future(write())
+        await house.snapshot(target)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        last = house.read(audit.last_seq)
+    assert [path.name for path in tmp_path.glob("copy*")] == ["copy.sqlite3"]
+    assert target.stat().st_mode & 0o777 == 0o600
+    found = rebuild.salvage(target)
+    assert 500 <= found.last_seq <= last
+
+
+async def test_a_snapshot_that_is_not_wanted_any_more_ends(opened: Open, tmp_path: Path) -> None:
+    await filled(opened)
+    async with opened() as house:
+        for pauses in range(4):
+            copying = asyncio.ensure_future(house.snapshot(tmp_path / f"copy{pauses}"))
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            copying.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await copying
+        assert house.read(audit.last_seq) == 500
+
+
+async def test_the_tip_of_a_chain_that_begins_with_a_checkpoint_alone(memory: apsw.Connection) -> None:
+    """Should everything be gone, the chain goes on from the checkpoint."""
+    memory.execute("INSERT INTO checkpoints VALUES (7, ?, 't', 's', 900)", ("ab" * 32,))
+    chain = Chain(memory, key=None, now=None)  # type: ignore[arg-type]
+    assert tuple(chain.tip) == (7, "ab" * 32, 900)

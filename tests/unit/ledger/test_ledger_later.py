@@ -1,0 +1,120 @@
+"""Events of what has already happened are kept until the ledger takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from latticed.ledger import Ledger, audit, later
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+
+FULL = Problem("ledger_unavailable", "the disk is full")
+
+
+def stopped(number: int) -> Event:
+    return Event(actor="latticed", action="plugin.runtime", target=f"acme.n{number}", detail={"state": "stopped"})
+
+
+async def recorded(house: Ledger, count: int) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 10
+    while len(found := house.read(lambda db: audit.query(db, limit=1000))) < count:
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.005)
+    return found
+
+
+async def nothing_waits(house: Ledger) -> None:
+    deadline = time.monotonic() + 10
+    while house.waiting:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+class Disk:
+    """The writer with a disk that can be filled."""
+
+    def __init__(self, house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self.tried = asyncio.Event()
+        self._submit = house._writer.submit
+        monkeypatch.setattr(house._writer, "submit", self.submit)
+
+    def submit(self, change: Any, **how: Any) -> asyncio.Future[Any]:
+        if not self.full:
+            return self._submit(change, **how)
+        refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        refused.set_exception(FULL)
+        self.tried.set()
+        return refused
+
+
+async def test_they_are_recorded_in_order_and_nobody_waits(house: Ledger) -> None:
+    for number in range(1_200):
+        house.record_later(stopped(number))
+    assert house.waiting == 1_200
+    found = house.read(lambda db: audit.query(db, limit=1000))
+    assert found == []
+    await recorded(house, 1_000)
+    await nothing_waits(house)
+    found = house.read(lambda db: audit.query(db, after=1_000, limit=1000))
+    assert [row["target"] for row in found] == [f"acme.n{number}" for number in range(1_000, 1_200)]
+    assert "at" not in found[0]["detail"]
+
+
+async def test_what_cannot_be_written_is_kept_and_written_with_its_time(
+    house: Ledger, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later than it happened: the event says when that was."""
+    monkeypatch.setattr(later, "AGAIN_S", 0.01)
+    disk = Disk(house, monkeypatch)
+    disk.full = True
+    house.record_later(stopped(1))
+    await disk.tried.wait()
+    clock.advance(60)
+    house.record_later(stopped(2))
+    assert house.waiting == 2
+    disk.full = False
+    first, second = await recorded(house, 2)
+    assert first["detail"] == {"at": "2026-01-02T03:04:05.000000Z", "state": "stopped"}
+    assert (first["ts"], second["detail"]) == ("2026-01-02T03:05:05.000000Z", {"state": "stopped"})
+    await nothing_waits(house)
+
+
+async def test_memory_is_bounded_and_the_rest_is_counted(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later, "AGAIN_S", 0.01)
+    monkeypatch.setattr(later, "MAX", 5)
+    disk = Disk(house, monkeypatch)
+    disk.full = True
+    for number in range(12):
+        house.record_later(stopped(number))
+    assert house.waiting == 12
+    disk.full = False
+    found = await recorded(house, 6)
+    assert [row["target"] for row in found[:5]] == [f"acme.n{number}" for number in range(5)]
+    assert (found[5]["action"], found[5]["detail"]) == ("audit.lost", {"count": 7})
+
+
+async def test_closing_writes_what_waits(opened: Any) -> None:
+    async with opened() as house:
+        for number in range(3):
+            house.record_later(stopped(number))
+    async with opened() as house:
+        assert house.read(audit.last_seq) == 3
+
+
+async def test_closing_in_the_middle_writes_nothing_twice(opened: Any) -> None:
+    """Ended at any moment of a write: each event is there once."""
+    total = 0
+    for pauses in range(6):
+        async with opened() as house:
+            for number in range(700):
+                house.record_later(stopped(number))
+            total += 700
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+        async with opened() as house:
+            assert house.read(audit.last_seq) == total

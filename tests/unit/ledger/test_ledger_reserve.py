@@ -1,0 +1,176 @@
+"""A full disk: what stops a plugin is still recorded, from space that was put by for that."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latticed.ledger import Ledger, audit, reserve
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
+EVENT = Event(actor="a", action="b", target="c")
+
+ON_A_FULL_DISK = """
+import asyncio, json, os, pathlib, sys
+from latticed.kit.clock import SystemClock
+from latticed.ledger import audit, open_ledger
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.trust import audit_chain
+
+disk = pathlib.Path(sys.argv[1])
+ballast = disk / "ballast"
+EVENT = Event(actor="a", action="b", target="c", reason="r" * 1000)
+
+def held():
+    return os.stat(disk / "state" / "reserve").st_blocks * 512
+
+def fill():
+    with ballast.open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+async def code_of(waiting):
+    try:
+        return await waiting
+    except Problem as problem:
+        return problem.code
+
+async def main():
+    found = {}
+    async with open_ledger(disk / "state", clock=SystemClock()) as house:
+        await house.record(EVENT)
+        found["at_first"] = held()
+        fill()
+        while await code_of(house.record(EVENT)) != "audit_unavailable":
+            pass
+        found["full"] = held()
+        before = house.read(audit.last_seq)
+        stop = lambda tx: tx.append_audit(EVENT)
+        found["essential"] = [await code_of(house.write(stop, durable=True, essential=True)) for _ in range(30)]
+        found["spent"] = held()
+        found["ordinary"] = await code_of(house.record(EVENT))
+        batch = [house.record(EVENT), house.write(stop, essential=True), house.write(stop)]
+        found["mixed"] = [str(one) for one in await asyncio.gather(*map(code_of, batch))]
+        house.record_later(EVENT)
+        while house.waiting:
+            await asyncio.sleep(0.01)
+        found["written"] = house.read(audit.last_seq) - before
+    async with open_ledger(disk / "state", clock=SystemClock()) as house:
+        found["again"] = await code_of(house.write(stop, essential=True))
+        found["before"] = before
+        ballast.unlink()
+        found["after"] = await code_of(house.record(EVENT))
+        found["back"] = held()
+        report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))
+        found["verdict"] = report.problem
+    print(json.dumps(found))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) -> None:
+    """Thirty stops, a batch of both kinds, a restart; then there is space, and all is as before."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare(1) to mount a small tmpfs")
+    disk, script = tmp_path / "disk", tmp_path / "full.py"
+    disk.mkdir()
+    script.write_text(ON_A_FULL_DISK)
+    mounted = ["sh", "-c", 'mount -t tmpfs -o size=4m none "$1" && exec "$2" "$3" "$1"', "sh"]
+    command = ["unshare", "-m", *mounted, os.fspath(disk), sys.executable, os.fspath(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    if "permission denied" in done.stderr.lower() and "mount" in done.stderr:
+        pytest.skip(f"this machine lets nobody mount: {done.stderr.strip()[:100]}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["at_first"], found["full"], found["spent"]) == (reserve.BYTES, reserve.BYTES, 0)
+    first = found["before"] + 1
+    assert found["essential"] == list(range(first, first + 30))
+    assert found["ordinary"] == "audit_unavailable"
+    assert found["mixed"] == ["audit_unavailable", str(first + 30), "ledger_unavailable"]
+    assert found["written"] == 32
+    assert found["again"] == first + 32
+    assert found["after"] >= first + 33
+    assert found["back"] == reserve.BYTES
+    assert found["verdict"] == ""
+
+
+class NoSpace:
+    """posix_fallocate on a file system that is as full as the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error = 0
+        self._real = os.posix_fallocate
+        monkeypatch.setattr(os, "posix_fallocate", self)
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        self._real(*arguments)
+
+
+async def test_the_reserve_is_there_from_the_start(opened: Open, state_dir: Path) -> None:
+    """Preallocated, for its owner alone, and again after a restart."""
+    for _ in range(2):
+        async with opened():
+            found = (state_dir / reserve.FILE).stat()
+            assert (found.st_size, found.st_mode & 0o777) == (reserve.BYTES, 0o600)
+            assert found.st_blocks * 512 >= reserve.BYTES
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+async def test_without_a_reserve_only_what_is_essential_is_written(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Started on a full disk: what is left is for stops, until the reserve could be made."""
+    disk = NoSpace(monkeypatch)
+    disk.error = error
+    async with opened() as house:
+        with pytest.raises(Problem, match="full"):
+            await house.record(EVENT)
+        assert await house.write(lambda tx: tx.append_audit(EVENT), essential=True) == 1
+        disk.error = 0
+        assert await house.record(EVENT) == 2
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM])
+async def test_a_file_system_without_preallocation_needs_none(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    NoSpace(monkeypatch).error = error
+    async with opened() as house:
+        assert await house.record(EVENT) == 1
+
+
+async def test_a_callers_own_mistake_is_tried_once(house: Ledger) -> None:
+    """Essential or not: an exception of the change is its caller's, and costs nobody the reserve."""
+    tries: list[int] = []
+
+    def mistaken(tx: Any) -> None:
+        tries.append(1)
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await house.write(mistaken, essential=True)
+    assert len(tries) == 1
+    await asyncio.gather(house.record(EVENT), house.write(lambda tx: tx.append_audit(EVENT), essential=True))
+    assert house.read(audit.last_seq) == 2

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from latticed.ctl import activity
+from latticed.host.service import HostError
+from tests.house import houses
+
+
+async def test_host_calls_are_counted_by_plugin():
+    """Every call once, whatever becomes of it; denials besides, those of the service itself included."""
+    async with houses.opened() as home:
+        home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
+        life = await home.armed("acme.demo")
+        await life.call("kv.put", key="a", value="1")
+        await life.call("kv.get", key="a")
+        for method, params in (("http.do", {}), ("kv.put", {"key": "a/b", "value": "1"}), ("kv.get", {"no": "key"})):
+            with pytest.raises(HostError):
+                await life.call(method, **params)
+        sample = activity.read((await home.ask("GET", "/metrics"))["raw"].decode(), 0.0)
+        assert (sample.calls, sample.denied) == ({"acme.demo": 5}, {"acme.demo": 3})
