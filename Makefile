@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test lint check clean
+.PHONY: venv run demo test lint check bench clean
 
 venv: $(READY)
 
@@ -33,6 +33,10 @@ lint: $(READY)
 
 check: lint test
 
+# Some of it: make bench BENCH_ARGS="--only P1,P3 --quick"
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 clean:
 	rm -rf .venv .run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov
-	find latticed tests -name __pycache__ -prune -exec rm -rf {} +
+	find latticed tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode, read
@@ -41,6 +42,8 @@ class Store:
         self._limits = limits or read.Limits()
         self._owners = frozenset({os.geteuid()})
         self._busy: set[str] = set()
+        self._kept: set[str] = set()
+        self._lock = threading.Lock()  # a pair is either kept or taken away, never both at once
 
     def keep(self, source: BundleDirectory, verified: Verified) -> None:
         """Copy the pair that `verified` speaks of; one that is stored already, and intact, is left alone.
@@ -48,6 +51,8 @@ class Store:
         ReadRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
         Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
         """
+        with self._lock:
+            self._kept.add(verified.identity)
         if self._holds(verified):
             return
         temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
@@ -96,19 +101,37 @@ class Store:
             return sorted(name for name in os.listdir(self._directory) if _IDENTITY.fullmatch(name))
         return []
 
+    def mark(self) -> None:
+        """Call it where `in_use` is read, before `collect`: what is kept from here on, `collect` leaves alone."""
+        self._kept = set()  # no lock: the loop must not wait for a disk, and a keep under way is known to be in use
+
     def collect(self, in_use: Collection[str]) -> int:
-        """Remove pairs that are not `in_use`, and what interrupted writes left; returns how many went."""
+        """Remove pairs that are neither `in_use` nor kept since `mark`, and what interrupted writes left; how many."""
         wanted = frozenset(in_use)
         removed = 0
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._directory):
-                ours = _IDENTITY.fullmatch(name) is not None or name.startswith(_TEMPORARY)
-                if ours and name not in wanted and name not in self._busy:
+                if _IDENTITY.fullmatch(name) is not None and name not in wanted:
+                    removed += self._take_away(name)
+                elif name.startswith(_TEMPORARY) and name not in self._busy:
                     shutil.rmtree(self._directory / name, ignore_errors=True)
                     removed += 1
             if removed:
                 files.sync_directory(self._directory)
         return removed
+
+    def _take_away(self, name: str) -> bool:
+        """Remove one pair, unless somebody has kept it meanwhile; in one step, so that nobody finds half of it."""
+        aside = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        with self._lock:
+            if name in self._kept:
+                return False
+            try:
+                os.rename(self._directory / name, aside)
+            except OSError:  # the next call tries again
+                return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def _holds(self, verified: Verified) -> bool:
         """Whether the pair is there, byte for byte."""

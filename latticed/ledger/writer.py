@@ -137,8 +137,8 @@ class Writer:
         try:
             with state.enter(self._directory) as entered:
                 chain = Chain(entered.writer, key=entered.key, now=self._clock)
-                self._tell(_resolve, self._ready, entered, None)
                 committer = Committer(entered.writer, Transaction(entered.writer, chain), Reserve(self._directory))
+                self._tell(_resolve, self._ready, entered, None)
                 self._serve(committer, chain)
         except BaseException as error:  # noqa: BLE001 - the waiter gets it; nobody else looks at this thread
             self._tell(_resolve, self._ready, None, error)

@@ -236,7 +236,10 @@ class Lifecycle:
         before = self.records.get(record.id)
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
-        if before is None or before.facts != record.facts:
+        if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is held
+            self.plugins.pop(record.id, None)
+            self._critical.discard(record.id)
+        elif record.id not in self.plugins or before is None or before.facts != record.facts:
             plugin = self.plugins[record.id] = sight.plugin_of(record)
             (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         self.records[record.id] = record

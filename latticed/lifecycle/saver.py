@@ -131,6 +131,7 @@ class Saver:
     async def _put_in_order(self) -> None:
         self._untidy = False
         records = self._records()
+        self._store.mark()
         in_use = {record.facts.identity for record in records if record.accepted}
         try:
             await asyncio.to_thread(self._store.collect, in_use.union(self._keeping()))

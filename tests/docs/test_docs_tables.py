@@ -165,6 +165,7 @@ def test_routes():
     words = {scope: word for word, scope in access.BY_WORD.items()} | {
         access.Scope.NONE: "-",
         access.Scope.OPERATE: "operate",
+        access.Scope.ALL: "all",
     }
     expected = [(route.method, route.path, words[route.scope]) for route in routes.ROUTES]
     assert [row[:3] for row in pages.table(API, "method")] == expected

@@ -1,0 +1,116 @@
+"""What every bench is given: how much to do, where, and the two installations to compare."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY: Final = Path(__file__).resolve().parent.parent
+SYSTEM_PYTHON: Final = "/usr/bin/python3"
+_PACKAGE: Final = ("latticed", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+_SUPERVISOR: Final = ("supervisor>=4.2", "setuptools<81")  # supervisor asks setuptools for pkg_resources
+
+
+class Unavailable(Exception):
+    """A reference cannot be had on this machine; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """`work` holds what benches share: the virtual environments and the compiled reference. `pairs` is at least 1."""
+
+    work: Path
+    quick: bool = False
+    pairs: int = 9
+
+    def some(self, full: int, quick: int) -> int:
+        """How many: `full`, or `quick` when the run is to be short."""
+        return quick if self.quick else full
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory of this bench alone; its path is short, because those of unix sockets hold 107 bytes."""
+        path = Path(tempfile.mkdtemp(prefix="b-", dir=self.work))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def ours(self) -> Path:
+        """The bin directory of an environment into which latticed was installed from a wheel of this tree."""
+        return self._environment("ours", self._install_ours)
+
+    def supervisor(self) -> Path:
+        """The bin directory of an environment with supervisor."""
+        return self._environment("supervisor", lambda pip: _run(*pip, "install", *_SUPERVISOR))
+
+    def hash_loop(self) -> Path:
+        """The compiled C reference; Unavailable without a compiler or OpenSSL's headers."""
+        target = self.work / "hash_loop"
+        if not target.exists():
+            compiler = shutil.which("cc")
+            if compiler is None:
+                raise Unavailable("there is no C compiler (cc)")
+            source = Path(__file__).parent / "references" / "hash_loop.c"
+            fresh = target.with_suffix(".new")
+            try:
+                _run(compiler, "-O2", "-pthread", "-o", str(fresh), str(source), "-lcrypto")
+            except subprocess.CalledProcessError as error:
+                raise Unavailable("hash_loop.c does not compile: are OpenSSL's headers there?") from error
+            fresh.rename(target)
+        return target
+
+    def _environment(self, name: str, install: object) -> Path:
+        home = self.work / name
+        with open(self.work / f"{name}.lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (home / "ready").exists():
+                shutil.rmtree(home, ignore_errors=True)
+                say(f"installing {name} into an environment of its own")
+                _run(system_python(), "-m", "venv", str(home))
+                assert callable(install)
+                install((str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"))
+                (home / "ready").touch()
+        return home / "bin"
+
+    def _install_ours(self, pip: tuple[str, ...]) -> None:
+        """Build the wheel from a copy: building in the tree would leave `build/` behind."""
+        source, wheels = self.work / "source", self.work / "wheels"
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.rmtree(wheels, ignore_errors=True)
+        source.mkdir()
+        for name in _PACKAGE:
+            found = REPOSITORY / name
+            if found.is_dir():
+                shutil.copytree(found, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif found.exists():
+                shutil.copy(found, source / name)
+        _run(*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(source))
+        (wheel,) = wheels.glob("latticed-*.whl")
+        _run(*pip, "install", str(wheel))
+
+
+def system_python() -> str:
+    """The machine's own Python by its path: a shim in between would be measured with it."""
+    return SYSTEM_PYTHON if os.access(SYSTEM_PYTHON, os.X_OK) else sys.executable
+
+
+def say(what: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(f"bench: {what}\n")
+    sys.stderr.flush()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd="/")

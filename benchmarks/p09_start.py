@@ -1,0 +1,70 @@
+"""P9: the daemon from start to ready without plugins, and its memory then."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks import daemon, processes, rows
+from benchmarks.references import supervisord
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+MAX_MIB = 70
+
+
+def measure(bench: Bench) -> list[rows.Row]:
+    """Each start of ours has a fresh state directory; supervisord is ready when its socket accepts."""
+    memory: list[float] = []
+    with bench.scratch() as place:
+        numbers = itertools.count()
+
+        def start() -> float:
+            home = place / f"d{next(numbers)}"
+            home.mkdir()
+            ours = daemon.Place(home=home, programs=bench.ours())
+            ours.prepare()
+            with daemon.running(ours) as running:
+                ours_answers = running.get("/api/health")["status"]
+                time.sleep(0.3)  # what starts late belongs to its memory too
+                memory.append(processes.memory_mib(running.process.pid))
+                if ours_answers != "ok":
+                    raise RuntimeError(f"expected a healthy daemon, found {ours_answers}")
+                return running.start_s
+
+        home = place / "s"
+        supervisord.prepare(home)
+
+        def their_start() -> float:
+            with supervisord.running(bench.supervisor(), home) as running:
+                return running.start_s
+
+        start()
+        their_start()
+        memory.clear()
+        pairs = rows.interleave(start, their_start, count=bench.pairs)
+    ratio, met = rows.at_most(pairs, 5.0)
+    mib = statistics.median(memory)
+    return [
+        rows.Row(
+            target="P9",
+            what="start to READY=1, no plugins",
+            ours=rows.seconds(pairs.our_median),
+            reference=f"{rows.seconds(pairs.their_median)} supervisord accepts",
+            ratio=ratio,
+            wanted="≤ 5×",
+            met=met,
+            samples=rows.samples(pairs),
+        ),
+        rows.Row(
+            target="P9",
+            what="resident memory once ready",
+            ours=f"{mib:.1f} MiB ({min(memory):.1f}–{max(memory):.1f})",
+            wanted=f"≤ {MAX_MIB} MB",
+            met=mib * 1.048576 <= MAX_MIB,
+            samples={"mib": memory},
+        ),
+    ]
