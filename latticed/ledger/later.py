@@ -35,6 +35,7 @@ class Later:
         self._now = now
         self._events: deque[tuple[int, Event]] = deque()
         self._lost = 0
+        self._refused = False
         self._wake = asyncio.Event()
         self._writing: tuple[asyncio.Future[None], int, int] | None = None
 
@@ -42,6 +43,11 @@ class Later:
     def waiting(self) -> int:
         """How many events are not recorded yet, those that are only counted included."""
         return len(self._events) + self._lost
+
+    @property
+    def refused(self) -> int:
+        """How many wait because the ledger did not take them: not those that are merely on their way."""
+        return self.waiting if self._refused else 0
 
     def put(self, event: Event) -> None:
         """Have `event` recorded as soon as that can be."""
@@ -70,8 +76,10 @@ class Later:
             await asyncio.wait([future])  # cancelled here, it goes on, and the next flush learns what came of it
             self._writing = None
             if (error := future.exception()) is not None:
+                self._refused = True
                 log.warning("events_wait_to_be_recorded", count=self.waiting, error=str(error))
                 return False
+            self._refused = False
             for _ in range(count):
                 self._events.popleft()
             self._lost -= lost

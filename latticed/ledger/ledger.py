@@ -53,6 +53,11 @@ class Ledger:
         """How many events of `record_later` are not recorded yet."""
         return self._later.waiting
 
+    @property
+    def refused(self) -> int:
+        """How many of them wait because the disk would not take them."""
+        return self._later.refused
+
     async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
 

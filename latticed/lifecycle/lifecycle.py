@@ -19,6 +19,7 @@ from latticed.lifecycle import advance, sight
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.saver import Saver
 from latticed.lifecycle.sight import Sight
+from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
 from latticed.model.runtime import LastError
@@ -153,7 +154,8 @@ class Lifecycle:
     async def _mend(self, plugin_id: str) -> None:
         """Replace a damaged stored pair when its very bundle lies on disk and verifies."""
         record, winner = self.records.get(plugin_id), self.sight(plugin_id).winner
-        if record is None or winner is None or winner.verdict.identity != record.facts.identity:
+        fault = self._stored.get(plugin_id)
+        if record is None or winner is None or fault is None or winner.verdict.identity != record.facts.identity:
             return
         try:
             await self.rooms.catalog.keep(winner.name, winner.verdict)
@@ -161,7 +163,8 @@ class Lifecycle:
             log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
             return
         await self.judge_pair(record)
-        log.info("pair_mended", plugin_id=plugin_id)
+        told = Event(actor=str(DAEMON), action="plugin.mended", target=plugin_id, code=fault.code, reason=fault.message)
+        self.rooms.ledger.record_later(told)
         self.follow(plugin_id)
 
     def _enter(self, seen: Sighting) -> set[str]:

@@ -109,7 +109,7 @@ class _Restore:
             raise archive.invalid(f"its ledger: {found}")
         present = self._present(consent)
         theirs = floors.read(self._staging, state.load_key(self._staging).public_key())
-        report = self._amend(_union(present, theirs), sha256)
+        report = self._amend(stricter.union(present, theirs), sha256)
         self._swap(report.set_aside)
         return report
 
@@ -208,23 +208,6 @@ class _Restore:
             os.rename(staging / name, directory / name)
         files.sync_directory(directory)
         rebuild.put_in_place(directory, staging / state.DATABASE)
-
-
-def _union(present: floors.Floors, theirs: floors.Floors) -> floors.Floors:
-    """The stricter of both; where they disagree about whose an id is, the present one knows better."""
-    versions = dict(theirs.versions)
-    for plugin, version in present.versions.items():
-        versions[plugin] = stricter.higher_floor(version, versions.get(plugin, ""))
-    masked = dict(theirs.masked)
-    for plugin, names in present.masked.items():
-        masked[plugin] = masked.get(plugin, frozenset()) | names
-    both = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in revocations.KINDS}
-    return floors.Floors(
-        versions=versions,
-        masked=masked,
-        pins={**theirs.pins, **present.pins},
-        revoked=revocations.Revocations(**both),
-    )
 
 
 def _set_aside_values(tx: Transaction, before: Record | None, after: Record) -> None:

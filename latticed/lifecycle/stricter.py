@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from latticed.ledger.floors import Floors
+from latticed.ledger.revocations import KINDS, Revocations
 from latticed.lifecycle import advance
 from latticed.lifecycle.sight import facts_of
 from latticed.model import capability, semver_range
@@ -16,7 +18,7 @@ from latticed.model.manifest import Manifest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from latticed.ledger.floors import Floors, Pin
+    from latticed.ledger.floors import Pin
     from latticed.model.verdict import Verified
 
 
@@ -76,6 +78,23 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
     if record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version):
         return replace(after, status=Status.VERIFIED, masked=masked | capability.host_risk(facts.capabilities))
     return after if after != replace(record, updated_at=now_us) else record
+
+
+def union(present: Floors, theirs: Floors) -> Floors:
+    """The stricter of both; where they disagree about whose an id is, the present one knows better."""
+    versions = dict(theirs.versions)
+    for plugin, version in present.versions.items():
+        versions[plugin] = higher_floor(version, versions.get(plugin, ""))
+    masked = dict(theirs.masked)
+    for plugin, names in present.masked.items():
+        masked[plugin] = masked.get(plugin, frozenset()) | names
+    both = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
+    return Floors(
+        versions=versions,
+        masked=masked,
+        pins={**theirs.pins, **present.pins},
+        revoked=Revocations(**both),
+    )
 
 
 def tombstone(

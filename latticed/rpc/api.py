@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -108,7 +109,7 @@ class Ask:
     def actor(self) -> Actor:
         return self.api.access.actor(self.peer)
 
-    @property
+    @functools.cached_property
     def scopes(self) -> Scope:
         return self.api.access.scopes(self.peer)
 

@@ -67,7 +67,8 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seq: int, *, host_calls:
     while not closing.is_set():
         after = seq
         events = ledger.read(lambda db, after=after: rows.query(db, after=after, limit=PAGE))  # type: ignore[misc]
-        shown = [_shown(event, ask.scopes) for event in events if host_calls or event["action"] != HOST_CALL]
+        scopes = ask.api.access.scopes(ask.peer)  # as settings are now
+        shown = [_shown(event, scopes) for event in events if host_calls or event["action"] != HOST_CALL]
         if chunk := b"".join(one for one in shown if one):
             await _write(answer, chunk)
         if events:

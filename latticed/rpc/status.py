@@ -43,7 +43,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
     if waiting := api.lifecycle.saver.refused:
         found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
-    if waiting := api.ledger.waiting:
+    if waiting := api.ledger.refused:
         found.append(("audit_unavailable", f"{waiting} events wait to be recorded"))
     if api.ledger.trouble is not None:
         found.append((api.ledger.trouble.code, api.ledger.trouble.detail))

@@ -150,7 +150,6 @@ class _Walk:
         self._seq = self._removed = checkpoint.seq
         self._hash = checkpoint.hash
         signed = self._expected.get(checkpoint.seq, checkpoint.hash)
-        self._expected = {seq: known for seq, known in self._expected.items() if seq > checkpoint.seq}
         self._compare(signed)
 
     def expect(self, head: Head) -> None:

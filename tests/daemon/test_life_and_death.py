@@ -169,13 +169,15 @@ def test_what_changed_while_it_was_down_is_judged_at_start(place, acme):
 
 
 @pytest.mark.parametrize("part", ["artifact", "manifest.json", "whole"])
-def test_a_damaged_stored_pair_is_never_run(place, acme, part):
-    """Bytes changed in the store while the daemon was down, the bundle itself intact: it does not run from there."""
-    place.drop(author=acme)
+@pytest.mark.parametrize("bundle", ["intact", "gone"])
+def test_a_damaged_stored_pair_is_never_run(place, acme, part, bundle):
+    """Bytes changed in the store while the daemon was down: mended from its very bundle, or it does not run."""
+    dropped = place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
         daemon.stop()
     (pair,) = (place.state / "store").iterdir()
+    good = {file.name: file.read_bytes() for file in pair.iterdir()}
     pair.chmod(0o700)
     if part == "whole":
         for file in pair.iterdir():
@@ -184,7 +186,14 @@ def test_a_damaged_stored_pair_is_never_run(place, acme, part):
     else:
         (pair / part).chmod(0o600)
         bundles.tamper(pair / part, offset=5)
+    if bundle == "gone":
+        dropped.path.rename(place.home / "aside")
     with place.running() as daemon:
+        if bundle == "intact":
+            daemon.until_state("armed")
+            assert {file.name: file.read_bytes() for file in pair.iterdir()} == good
+            assert [event["target"] for event in daemon.events(action="plugin.mended")] == ["acme.demo"]
+            return
         record = daemon.until_state("failed")
         assert (record["status"], record["available"]) == ("active", False)
         assert record["runtime"]["last_error"]["code"]

@@ -159,6 +159,7 @@ def test_without_genuine_floors_it_takes_an_explicit_word(lived, harm):
     assert "--without-floors" in ran.stderr
     assert (lived.state / "ledger.sqlite3").exists()
     assert lived.once("--recover", "--without-floors").returncode == 0
+    assert json.loads(floors.read_bytes())["pins"]["acme.demo"][:2] == ["acme", True]
     with lived.running() as daemon:
         assert daemon.events()[0]["detail"]["without_floors"] is True
         assert daemon.plugin("acme.demo")["granted"].count("network:plan") == 0

@@ -95,6 +95,14 @@ def test_zeros_to_fill_a_record_are_fine_and_nothing_else_is():
             contents(data + more)
 
 
+def test_what_fills_up_a_block_is_zeros():
+    """Nothing can be hidden there."""
+    data = bytearray(archive({"a": b"x"}))
+    data[tar.BLOCK + 5] = 1
+    with pytest.raises(tar.BadTar, match="zeros after a file"):
+        contents(bytes(data))
+
+
 @given(data=st.binary(max_size=2000))
 def test_any_bytes_are_an_archive_or_not(data):
     """Never another exception than BadTar."""

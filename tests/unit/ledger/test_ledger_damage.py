@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.ledger import Ledger, audit, kv, rebuild
+from latticed.ledger import Ledger, audit, kv, open_ledger, rebuild, upkeep
 from latticed.ledger import damage as looking
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
@@ -69,6 +71,24 @@ async def test_damage_is_found_at_open_and_left_as_it_is(opened: Open, state_dir
     after = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
     assert {name: after.get(name) for name in before} == before
     assert rebuild.diagnosis(state_dir)
+
+
+async def test_what_a_killed_daemon_left_in_its_wal_stays_there(
+    opened: Open, state_dir: Path, tmp_path: Path, clock: Any
+) -> None:
+    """A refused database is not checkpointed into: its WAL may hold what nothing else has."""
+    await filled(opened)
+    killed = tmp_path / "killed"
+    async with opened() as house:
+        await house.record(Event(actor="a", action="b", target="in the WAL"))
+        shutil.copytree(state_dir, killed)
+    spoil(killed, "heads")
+    before = {name: (killed / name).read_bytes() for name in ("ledger.sqlite3", "ledger.sqlite3-wal")}
+    with pytest.raises(Problem, match="sound database"):
+        async with open_ledger(killed, clock=clock):
+            pass
+    assert {name: (killed / name).read_bytes() for name in before} == before
+    assert before["ledger.sqlite3-wal"]
 
 
 async def test_a_wal_of_zeros_is_an_empty_one(opened: Open, state_dir: Path) -> None:
@@ -165,17 +185,39 @@ async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_
     assert 500 <= found.last_seq <= last
 
 
-async def test_a_snapshot_that_is_not_wanted_any_more_ends(opened: Open, tmp_path: Path) -> None:
+async def test_a_snapshot_that_is_not_wanted_any_more_ends(
+    opened: Open, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next few pages, not at its end."""
     await filled(opened)
+    monkeypatch.setattr(upkeep, "PAGES", 1)
+    whole = (state_dir / "ledger.sqlite3").stat().st_size
     async with opened() as house:
-        for pauses in range(4):
-            copying = asyncio.ensure_future(house.snapshot(tmp_path / f"copy{pauses}"))
+        for pauses in range(1, 5):
+            target = tmp_path / f"copy{pauses}"
+            copying = asyncio.ensure_future(house.snapshot(target))
             for _ in range(pauses):
                 await asyncio.sleep(0)
             copying.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await copying
+            assert not target.exists() or target.stat().st_size < whole
         assert house.read(audit.last_seq) == 500
+
+
+async def test_the_tip_counts_what_no_head_has_counted_yet(memory: apsw.Connection, clock: Any) -> None:
+    """Killed with events after the last head: the next life knows their size too."""
+    key = Ed25519PrivateKey.generate()
+    chain = Chain(memory, key=key, now=clock)
+    chain.begin()
+    for number in range(5):
+        chain.append(Event(actor="a", action="b", target=f"t{number}"))
+    chain.flush()
+    chain.sign()
+    chain.append(Event(actor="a", action="b", target="after the head"))
+    chain.flush()
+    assert chain.tip.size == audit.size_after(memory, 0)
+    assert Chain(memory, key=key, now=clock).tip == chain.tip
 
 
 async def test_the_tip_of_a_chain_that_begins_with_a_checkpoint_alone(memory: apsw.Connection) -> None:

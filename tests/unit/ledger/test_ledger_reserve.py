@@ -79,6 +79,10 @@ async def main():
         ballast.unlink()
         found["after"] = await code_of(house.record(EVENT))
         found["back"] = held()
+    fill()
+    async with open_ledger(disk / "state", clock=SystemClock()) as house:
+        found["opened"] = await code_of(house.write(stop, essential=True))
+        ballast.unlink()
         report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))
         found["verdict"] = report.problem
     print(json.dumps(found))
@@ -112,6 +116,7 @@ def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) 
     assert found["after"] >= first + 33
     assert found["back"] == reserve.BYTES
     assert found["verdict"] == ""
+    assert found["opened"] > found["after"]
 
 
 class NoSpace:
@@ -150,6 +155,19 @@ async def test_without_a_reserve_only_what_is_essential_is_written(
         assert await house.write(lambda tx: tx.append_audit(EVENT), essential=True) == 1
         disk.error = 0
         assert await house.record(EVENT) == 2
+
+
+def test_a_reserve_that_cannot_even_be_named_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the file itself is no room; any other failure is no reason to refuse writes."""
+    found = reserve.Reserve(tmp_path)
+    for error, held in ((errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EACCES, True)):
+
+        def refuse(*_: Any, error: int = error) -> int:
+            raise OSError(error, os.strerror(error))
+
+        with monkeypatch.context() as sick:
+            sick.setattr(os, "open", refuse)
+            assert found.held() is held
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM])

@@ -391,11 +391,12 @@ async def test_what_was_tampered_with_while_the_daemon_slept_is_not_armed(tmp_pa
     """In the plugin directory or in the store: active and failed, with the code, without ever being started."""
     async with houses.opened(tmp_path, author=ACME) as home:
         bundle = home.drop()
-        home.drop("other", id="acme.stored")
+        other = home.drop("other", id="acme.stored")
         await home.armed(ID)
         await home.armed("acme.stored")
         (record,) = [r for r in home.house.api.ledger.read(rows.load_all) if r.id == "acme.stored"]
     bundles.tamper(bundle.artifact_path)
+    other.path.rename(tmp_path / "aside")  # else the stored pair would be mended from it
     stored = tmp_path / "state/store" / record.facts.identity / "manifest.json"
     plain = json.loads(stored.read_bytes())
     stored.chmod(0o600)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.ledger.floors import Floors, Pin
+from latticed.ledger.revocations import Revocations
 from latticed.lifecycle import advance, stricter
 from latticed.lifecycle.revocations import floors_of
 from latticed.lifecycle.sight import pin_of, plugin_of
@@ -179,3 +180,25 @@ def test_nothing_is_ever_looser(mine, theirs, my_masks, their_masks, hand, statu
         if mine and mine != after.floor:
             assert advance.is_downgrade(after.floor, mine)
     assert stricter.rebuilt(ID, [], kept, other, now_us=NOW).status is Status.VERIFIED
+
+
+def test_of_two_floors_files_everything_strict_counts():
+    """Masks and revocations of both, the higher versions; whose an id is, the present one knows better."""
+    present = Floors(
+        versions={"a": "1.0.0", "b": "3.0.0", "d": "spring"},
+        masked={"a": frozenset({"kv:read"})},
+        pins={"a": pinned("rival")},
+        revoked=Revocations(keys=frozenset({"k"}), plugins=frozenset({"a@*"})),
+    )
+    theirs = Floors(
+        versions={"a": "2.0.0", "b": "2.0.0", "c": "1.0.0", "d": "autumn"},
+        masked={"a": frozenset({"kv:write"}), "c": frozenset({"log:write"})},
+        pins={"a": pinned("acme"), "c": pinned("acme")},
+        revoked=Revocations(digests=frozenset({"d"}), plugins=frozenset({"b@*"})),
+    )
+    assert stricter.union(present, theirs) == Floors(
+        versions={"a": "2.0.0", "b": "3.0.0", "c": "1.0.0", "d": "spring"},
+        masked={"a": frozenset({"kv:read", "kv:write"}), "c": frozenset({"log:write"})},
+        pins={"a": pinned("rival"), "c": pinned("acme")},
+        revoked=Revocations(keys=frozenset({"k"}), digests=frozenset({"d"}), plugins=frozenset({"a@*", "b@*"})),
+    )

@@ -1,0 +1,97 @@
+"""What a backup's manifest may say, however well it is signed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.bundle.read import Limits
+from latticed.kit import tar
+from latticed.lifecycle import archive
+from latticed.model.chain import encode
+from latticed.model.errors import Problem
+
+KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
+PUBLIC = base64.b64encode(KEY.public_key().public_bytes_raw()).decode()
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+FILES = [[name, 0, EMPTY] for name in archive.NEEDED]
+PAIR = "store/" + "ab" * 32
+SOUND = {
+    "format": archive.FORMAT,
+    "created_at": "2026-01-02T03:04:05.000000Z",
+    "version": "1",
+    "ledger_version": 2,
+    "public_key": PUBLIC,
+    "last_seq": 0,
+    "last_hash": "",
+    "files": [*FILES, [f"{PAIR}/manifest.json", 0, EMPTY], [f"{PAIR}/artifact", 0, EMPTY]],
+}
+
+
+def signed(plain):
+    signature = KEY.sign(archive.DOMAIN + encode(plain).encode())
+    return json.dumps({**plain, "signature": base64.b64encode(signature).decode()}).encode()
+
+
+def refused(data):
+    with pytest.raises(Problem) as caught:
+        archive.decode_manifest(data)
+    assert caught.value.code == "backup_invalid"
+    return caught.value.detail
+
+
+def test_what_is_encoded_is_decoded():
+    found = archive.decode_manifest(signed(SOUND))
+    assert [one.name for one in found.entries] == [name for name, _, _ in SOUND["files"]]
+    assert archive.decode_manifest(archive.encode_manifest(found, KEY)) == found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../host.key", "/etc/passwd", "store/../x", f"{PAIR}/../artifact", f"{PAIR}/artifact/x"),
+        *(f"{PAIR}/Artifact", "store/AB/artifact", "trust.json", "", ".", "lock", f"{PAIR}/artifact\n"),
+    ],
+)
+def test_no_name_leads_anywhere_else(name):
+    """Signed by whoever made the archive: the names are still only those that a backup has."""
+    assert "names a file that no backup has" in refused(signed({**SOUND, "files": [*FILES, [name, 0, EMPTY]]}))
+
+
+def test_every_file_once_and_none_missing():
+    assert "twice" in refused(signed({**SOUND, "files": [*FILES, FILES[0]]}))
+    for missing in range(3):
+        assert "missing" in refused(signed({**SOUND, "files": FILES[:missing] + FILES[missing + 1 :]}))
+
+
+@pytest.mark.parametrize("field", SOUND)
+@pytest.mark.parametrize("value", [None, -1, True, 1.5, "x", [], {}, [[1, 2, 3]], [["host.key", -1, EMPTY]], [[]]])
+def test_a_field_of_another_kind_is_refused(field, value):
+    """Whatever stands there: a Problem, never another exception; texts that may say anything may say `x`."""
+    if (field, value) in [(name, "x") for name in ("created_at", "version", "last_hash")]:
+        return
+    refused(signed({**SOUND, field: value}))
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_answered_with_a_problem(data):
+    refused(data)
+
+
+def test_a_file_beyond_the_limits_of_the_settings_is_refused(tmp_path):
+    """Before a byte of it is written."""
+    plain = {**SOUND, "files": [*FILES, [f"{PAIR}/manifest.json", 0, EMPTY], [f"{PAIR}/artifact", 11, EMPTY]]}
+    files = [("manifest.json", signed(plain)), *((name, bytes(size)) for name, size, _ in plain["files"])]
+    packed = b"".join(
+        tar.header(name, len(data), mode=0o600, mtime_s=1) + data + bytes(tar.padding(len(data)))
+        for name, data in files
+    )
+    with pytest.raises(Problem, match="larger than the settings allow"):
+        archive.unpack(io.BytesIO(packed + tar.END), tmp_path, Limits(artifact_bytes=10))
+    assert not (tmp_path / PAIR / "artifact").exists()
