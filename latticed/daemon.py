@@ -39,7 +39,11 @@ log = logs.get_logger()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    astray = options.without_floors and not (options.recover or options.restore)
+    if astray or (options.public_key and not options.restore):
+        parser.error("--without-floors goes with --recover or --restore, --public-key with --restore")
     try:
         settings = settings_room.load(options.config, os.environ, os.geteuid())
         if options.check_config:

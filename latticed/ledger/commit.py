@@ -40,11 +40,15 @@ class Committer:
 
     def perform(self, batch: list[Job]) -> Head | None:
         """Perform `batch`; the head that was signed with it, if one was. Never raises."""
-        if not self._reserve.held():
+        scarce = not self._reserve.held()
+        if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
             batch = [job for job in batch if job.essential]
         try:
-            return self._commit(batch) if batch else None
+            head = self._commit(batch) if batch else None
+            if scarce:
+                self._fold()
+            return head
         except STORAGE_ERRORS as error:
             return self._again(batch, error)
         except BaseException as error:  # noqa: BLE001 - a waiter must hear of it, and the thread must go on
@@ -58,13 +62,19 @@ class Committer:
         if not essential:
             return None
         self._reserve.give_up()
-        with contextlib.suppress(apsw.Error):  # a WAL that is wholly in the database is used again from its start
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._fold()
         try:
-            return self._commit(essential)
+            head = self._commit(essential)
+            self._fold()
+            return head
         except BaseException as still:  # noqa: BLE001 - as above
             _fail(essential, still)
             return None
+
+    def _fold(self) -> None:
+        """Put the WAL into the database, so that it is used again from its start: a commit costs ten times its size."""
+        with contextlib.suppress(apsw.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _commit(self, batch: list[Job]) -> Head | None:
         """`batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""

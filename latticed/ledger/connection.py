@@ -89,10 +89,9 @@ def open_writer(path: Path) -> Connection:
 def open_witness(path: Path) -> Connection:
     """A read-only connection to a database that nobody else has open, and that may be damaged.
 
-    Closing it leaves the WAL as it is: what is in there may be all there is.
+    Closing it leaves the WAL as it is, for who only reads takes no checkpoint: what is in there may be all there is.
     """
     connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("trusted_schema", False)
     return connection

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "reserve"
 BYTES: Final = 1 << 20
-"""Some forty commits of a WAL that cannot be used again; one that can needs next to nothing."""
+"""Some two thousand decisions, as long as readers let the WAL be used again; some two hundred when they do not."""
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 

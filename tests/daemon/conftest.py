@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.house import bundles, daemons
+from tests.house import bundles, daemons, faults
 
 
 def pytest_runtest_setup(item):
@@ -31,3 +31,16 @@ def place(acme):
 def daemon(place):
     with place.running() as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """The library that makes calls fail, compiled once."""
+    return faults.compiled(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def sick(place, shim):
+    """What is wrong with the machine of `place`: nothing, until the test says so."""
+    with faults.attached(place, shim) as sick:
+        yield sick

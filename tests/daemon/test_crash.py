@@ -10,6 +10,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from tests.house import crashes
 
 pytestmark = pytest.mark.daemon
 
-QUICK = 12
+QUICK = 10
 SLOW = 200
 _LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
 
@@ -31,6 +32,40 @@ def test_kill_9_at_a_few_points(place, acme):
 @pytest.mark.timeout(900)
 def test_kill_9_at_many_points(place, acme):
     _crash(place, acme, int(os.environ.get("LATTICED_CRASH_POINTS", SLOW)))
+
+
+def test_remains_of_interrupted_writes_are_cleared_at_the_start(place):
+    """What `replace` was writing when it was killed, and nothing that only looks like it."""
+    remains = [place.state / f".{name}.0123456789ab" for name in ("floors.json", "host.key")]
+    kept = [place.state / name for name in (".floors.json.mine", ".notes", "floors.json.0123456789ab")]
+    for path in (*remains, *kept):
+        path.touch()
+    with place.running():
+        assert [path for path in remains if path.exists()] == []
+        assert [path for path in kept if not path.exists()] == []
+
+
+@pytest.mark.parametrize("points", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.timeout(180)
+def test_kill_9_during_the_first_start(place, acme, points):
+    """Before READY=1, anywhere: the next start succeeds, with one host key and a chain that holds."""
+    place.drop(author=acme)
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}")
+    chance = random.Random(seed)
+    for _ in range(points):
+        wanted = chance.choice(["lock", "ledger.sqlite3", "host.key", "bundles"])
+        with place.running(ready=False) as daemon:
+            daemon.until((place.state / wanted).exists, f"{wanted} to be made")
+            time.sleep(chance.uniform(0, 0.01))
+            daemon.kill()
+        with place.running() as daemon:
+            assert daemon.plugin()["status"] == "verified"
+            assert daemon.get("/api/audit/verify").json()["ok"] is True
+            daemon.kill()
+        shutil.rmtree(place.state)
+        place.state.mkdir(mode=0o700)
+        place.own(place.state)
 
 
 def _crash(place, acme, points):

@@ -188,6 +188,16 @@ def test_an_interrupted_recovery_is_done_again(lived):
         assert daemon.plugin("acme.demo")["status"] == "verified"
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--without-floors", "--public-key x", "--recover --public-key x", "--recover --restore f", "--restore"],
+)
+def test_words_that_do_not_go_together_are_wrong_usage(place, words):
+    """Exit status 2, and nothing is touched: least of all a daemon started by mistake."""
+    ran = place.once(*words.split())
+    assert (ran.returncode, list(place.state.iterdir())) == (2, []), ran
+
+
 def test_there_is_nothing_to_recover_where_nothing_was(place):
     """An empty state directory is a new beginning, not damage."""
     ran = place.once("--recover")

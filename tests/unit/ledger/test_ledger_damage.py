@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -87,6 +88,8 @@ async def test_what_a_killed_daemon_left_in_its_wal_stays_there(
     with pytest.raises(Problem, match="sound database"):
         async with open_ledger(killed, clock=clock):
             pass
+    assert rebuild.diagnosis(killed)
+    assert rebuild.salvage(killed / "ledger.sqlite3").last_seq == 501
     assert {name: (killed / name).read_bytes() for name in before} == before
     assert before["ledger.sqlite3-wal"]
 
@@ -188,21 +191,32 @@ async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_
 async def test_a_snapshot_that_is_not_wanted_any_more_ends(
     opened: Open, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the next few pages, not at its end."""
+    """Cancelling tells the copying thread, which looks every few pages, and waits for it."""
     await filled(opened)
-    monkeypatch.setattr(upkeep, "PAGES", 1)
-    whole = (state_dir / "ledger.sqlite3").stat().st_size
+    begun, told = threading.Event(), []
+
+    def copy(_source: object, _target: Path, unwanted: threading.Event) -> None:
+        begun.set()
+        told.append(unwanted.wait(10))
+
     async with opened() as house:
-        for pauses in range(1, 5):
-            target = tmp_path / f"copy{pauses}"
-            copying = asyncio.ensure_future(house.snapshot(target))
-            for _ in range(pauses):
-                await asyncio.sleep(0)
+        with monkeypatch.context() as slow:
+            slow.setattr(upkeep, "_copy", copy)
+            copying = asyncio.ensure_future(house.snapshot(tmp_path / "copy"))
+            await asyncio.to_thread(begun.wait)
             copying.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await copying
-            assert not target.exists() or target.stat().st_size < whole
-        assert house.read(audit.last_seq) == 500
+        assert told == [True]
+    unwanted = threading.Event()
+    unwanted.set()
+    source = apsw.Connection(os.fspath(state_dir / "ledger.sqlite3"), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        with pytest.raises(InterruptedError):
+            upkeep._copy(source, tmp_path / "copy", unwanted)
+    finally:
+        source.close()
+    assert (tmp_path / "copy").stat().st_size == 0
 
 
 async def test_the_tip_counts_what_no_head_has_counted_yet(memory: apsw.Connection, clock: Any) -> None:

@@ -118,3 +118,22 @@ async def test_closing_in_the_middle_writes_nothing_twice(opened: Any) -> None:
                 await asyncio.sleep(0)
         async with opened() as house:
             assert house.read(audit.last_seq) == total
+
+
+async def test_what_is_on_its_way_is_no_trouble_and_what_was_refused_is(
+    house: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health asks for `refused`: an event that is about to be written must not make the daemon look ill."""
+    disk = Disk(house, monkeypatch)
+    house.record_later(stopped(1))
+    assert (house.waiting, house.refused) == (1, 0)
+    await nothing_waits(house)
+    disk.full = True
+    house.record_later(stopped(2))
+    deadline = time.monotonic() + 10
+    while house.refused != 1:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+    disk.full = False
+    await nothing_waits(house)
+    assert house.refused == 0

@@ -64,7 +64,7 @@ async def main():
         found["full"] = held()
         before = house.read(audit.last_seq)
         stop = lambda tx: tx.append_audit(EVENT)
-        found["essential"] = [await code_of(house.write(stop, durable=True, essential=True)) for _ in range(30)]
+        found["essential"] = [await code_of(house.write(stop, durable=True, essential=True)) for _ in range(300)]
         found["spent"] = held()
         found["ordinary"] = await code_of(house.record(EVENT))
         batch = [house.record(EVENT), house.write(stop, essential=True), house.write(stop)]
@@ -93,7 +93,7 @@ asyncio.run(main())
 
 @pytest.mark.root
 def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) -> None:
-    """Thirty stops, a batch of both kinds, a restart; then there is space, and all is as before."""
+    """Three hundred stops, a batch of both kinds, a restart; then there is space, and all is as before."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare(1) to mount a small tmpfs")
     disk, script = tmp_path / "disk", tmp_path / "full.py"
@@ -108,12 +108,12 @@ def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) 
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["at_first"], found["full"], found["spent"]) == (reserve.BYTES, reserve.BYTES, 0)
     first = found["before"] + 1
-    assert found["essential"] == list(range(first, first + 30))
+    assert found["essential"] == list(range(first, first + 300))
     assert found["ordinary"] == "audit_unavailable"
-    assert found["mixed"] == ["audit_unavailable", str(first + 30), "ledger_unavailable"]
-    assert found["written"] == 32
-    assert found["again"] == first + 32
-    assert found["after"] >= first + 33
+    assert found["mixed"] == ["audit_unavailable", str(first + 300), "ledger_unavailable"]
+    assert found["written"] == 302
+    assert found["again"] == first + 302
+    assert found["after"] >= first + 303
     assert found["back"] == reserve.BYTES
     assert found["verdict"] == ""
     assert found["opened"] > found["after"]

@@ -1,0 +1,150 @@
+"""Sick disks under what the daemon only reads, where it starts, and where it logs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from tests.house import bundles, faults
+
+pytestmark = pytest.mark.daemon
+
+named = pytest.mark.parametrize("error", faults.DISK_ERRORS, ids=errno.errorcode.get)
+
+RESCAN = "[watch]\nrescan_s = 0.5"
+
+
+# The operator's files.
+
+
+def test_a_policy_that_cannot_be_read_for_a_while_is_read_later(place, acme, sick):
+    """The old one stays in force, health says so; nobody needs to touch the file again."""
+    other = bundles.author("other")
+    place.drop("other", author=other, id="other.demo")
+    with place.running() as daemon:
+        with sick.failing(errno.EIO, faults.OPEN_READ, below=place.trust):
+            place.trust_us(acme, other)
+            daemon.until(lambda: faults.health_with(daemon, "policy_unreadable"), "health to say so")
+        daemon.until(lambda: daemon.get("/api/health").status == 200, "the policy to be read")
+        daemon.until(lambda: daemon.plugin("other.demo"), "the bundle that it trusts")
+
+
+def test_settings_that_cannot_be_read_for_a_while_are_read_later(place, sick):
+    """As with the policy."""
+    with place.running() as daemon:
+        with sick.failing(errno.EMFILE, faults.OPEN_READ, below=place.config):
+            place.set('[log]\nlevel = "debug"')
+            daemon.until(lambda: daemon.get("/api/health").status == 503, "health to say so")
+        daemon.until(lambda: daemon.get("/api/health").status == 200, "the settings to be read")
+        assert len(daemon.log("settings_refused")) == 1
+
+
+# Bundles.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errno.EMFILE, *(pytest.param(error, marks=pytest.mark.slow) for error in (errno.EIO, errno.ENFILE))],
+    ids=errno.errorcode.get,
+)
+def test_a_bundle_that_cannot_be_read_does_not_run(place, acme, sick, error):
+    """Whoever changes it while nobody can look stops it; disable works; what is whole runs again by itself."""
+    place.set(RESCAN)
+    for name in ("one", "two"):
+        place.drop(name, author=acme, id=f"acme.{name}")
+    with place.running() as daemon:
+        for name in ("one", "two"):
+            daemon.activate(f"acme.{name}")
+        with sick.failing(error, faults.OPEN_READ, below=place.plugins / "one"):
+            os.utime(place.plugins / "one" / "artifact")
+            daemon.until_state("failed", "acme.one", code="unreadable")
+            assert daemon.plugin("acme.two")["runtime"]["state"] == "armed"
+            assert daemon.set_status("disabled", "acme.two").json()["runtime"]["state"] == "stopped"
+        daemon.until_state("armed", "acme.one")
+        assert daemon.rejected() == {}
+
+
+# Starting.
+
+
+@pytest.mark.parametrize(
+    ("path", "calls", "code"),
+    [
+        pytest.param("state/lock", faults.OPEN_WRITE, "state_unusable", marks=pytest.mark.slow),
+        ("state/ledger.sqlite3", faults.WRITES, "state_unusable"),
+        pytest.param("state/.host.key", faults.OPEN_WRITE, "state_unusable", marks=pytest.mark.slow),
+        pytest.param("state/.host.key", faults.WRITE, "state_unusable", marks=pytest.mark.slow),
+        pytest.param("state/.host.key", faults.SYNC, "state_unusable", marks=pytest.mark.slow),
+        ("state/.host.key", faults.RENAME, "state_unusable"),
+        ("state/bundles", faults.MKDIR, "state_unusable"),
+        ("run/", faults.BIND, "socket_unusable"),
+    ],
+)
+def test_a_first_start_that_fails_says_why_and_the_next_succeeds(place, acme, sick, path, calls, code):
+    """One line with the problem's code, an exit status that is not 0, nothing in the way of the next start."""
+    with sick.failing(errno.ENOSPC, calls, below=place.home / path):
+        ran = place.once()
+    assert ran.returncode not in {0, 2}, ran
+    assert ran.stderr.startswith(f"latticed: {code}: "), ran.stderr
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert not place.socket.exists()
+    assert list(place.state.glob(".host.key*")) == []
+    with place.running() as daemon:
+        assert daemon.get("/api/health").status == 200
+        faults.chain_holds(daemon)
+
+
+def test_no_socket_to_be_had_is_said_in_one_line(place, sick):
+    """EMFILE from socket(2), with a service manager to be notified and without."""
+    with sick.failing(errno.EMFILE, faults.SOCKET, below="/"):
+        ran = place.once()
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
+    assert ran.stderr.startswith("latticed: socket_unusable: ")
+
+
+@named
+def test_a_start_over_a_sick_disk_loses_nothing(place, acme, sick, error):
+    """The daemon that could not start left everything as it was."""
+    place.drop(author=acme)
+    with place.running() as daemon:
+        daemon.activate()
+        assert faults.kv(daemon, "key", b"value").status == 200
+        daemon.kill()
+    with sick.failing(error, faults.WRITES, below=place.state / "ledger.sqlite3"):
+        ran = place.once()
+    assert ran.returncode == 1, ran
+    assert ran.stderr.startswith("latticed: state_unusable: "), ran.stderr
+    assert ran.stderr.count("\n") == 1
+    with place.running() as again:
+        again.until_state("armed")
+        assert faults.kv(again, "key").body == b"value"
+        faults.chain_holds(again)
+
+
+# The log.
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(place, acme, sick):
+    """Requests are served, lines are whole again afterwards."""
+    place.drop(author=acme)
+    with place.running() as daemon:
+        with sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file, halves=True):
+            daemon.activate()
+            for number in range(200):
+                bundles.tamper(place.plugins / "demo" / "artifact", offset=number % 4)
+                if number % 50 == 0:
+                    daemon.until_rejected("demo", "digest_mismatch")
+            assert daemon.get("/api/health").status == 200
+        place.trust_us(acme, bundles.author("other"))
+        daemon.until(lambda: b"trust_policy_loaded" in daemon.log_file.read_bytes(), "the log to go on")
+        last = daemon.log_file.read_text().splitlines()[-1]
+        assert json.loads(last)["event"] == "trust_policy_loaded"
+
+
+def test_ending_with_a_log_that_is_full_is_still_a_good_end(place, sick):
+    """Exit status 0."""
+    with place.running() as daemon, sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file):
+        assert daemon.stop() == 0

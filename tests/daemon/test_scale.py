@@ -1,0 +1,163 @@
+"""Ten thousand bundles: a first scan, a restart, a burst, a flood over a stopped reader. The end is a fresh scan's.
+
+The tests share one place and build on one another; each leaves a stopped daemon behind.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.house import bundles, daemons, flocks, processes, raw_http
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.timeout(300)]
+
+BUNDLES = 10_000
+ACTIVE = 2_000
+MEMORY_MB = 150
+PATIENCE_S = 120.0
+PEAKS: dict[str, float] = {}
+
+
+@pytest.fixture(scope="module")
+def herd():
+    """The place with its bundles, made once."""
+    author = bundles.author("acme")
+    with daemons.placed(settings="[watch]\nrescan_s = 3600") as place:  # no timer helps
+        place.trust_us(author)
+        flocks.put(place.plugins, author, range(BUNDLES))
+        yield place, author
+
+
+def _metric(daemon, name):
+    text = daemon.get("/metrics").body.decode()
+    return sum(int(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\d+)$", text, re.MULTILINE))
+
+
+def _sees_what_is_there(daemon):
+    """Sooner or later; asked about once a second, because the answer is long."""
+    found = flocks.fresh(daemon.place)
+    deadline = time.monotonic() + PATIENCE_S
+    while wrong := flocks.differences(daemon, found):
+        assert time.monotonic() < deadline, wrong
+        time.sleep(1.0)
+    assert daemon.get("/api/audit/verify").json()["ok"] is True
+    assert daemon.get("/api/health").status == 200
+
+
+def _weigh(daemon, when):
+    """Note how much memory the daemon has had resident at most, in MB; `test_memory` judges it."""
+    PEAKS[when] = flocks.peak_mb(daemon.process.pid)
+    print(f"{when}: at most {PEAKS[when]:.0f} MB, now {flocks.resident_mb(daemon.process.pid):.0f} MB")
+
+
+def _armed(daemon):
+    return sum(one["runtime"]["state"] == "armed" for one in daemon.get("/api/plugins").json())
+
+
+def test_the_first_scan(herd):
+    """READY=1 with all of them on record."""
+    place, _ = herd
+    with place.running() as daemon:
+        assert _metric(daemon, "latticed_plugins") == BUNDLES
+        _sees_what_is_there(daemon)
+        _weigh(daemon, "first scan")
+        assert daemon.stop() == 0
+
+
+def test_a_restart_with_two_thousand_active(herd):
+    """Decided by several clients at once, armed again after kill -9."""
+    place, _ = herd
+    with place.running() as daemon:
+        _decide_all(place, range(ACTIVE))
+        assert _armed(daemon) == ACTIVE
+        _weigh(daemon, "activation")
+        daemon.kill()
+    with place.running() as daemon:
+        processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed again", deadline_s=PATIENCE_S)
+        _sees_what_is_there(daemon)
+        _weigh(daemon, "restart")
+        assert daemon.stop() == 0
+
+
+def _decide_all(place, numbers):
+    """Install and activate, over four connections."""
+    failed = []
+
+    def client(mine):
+        with raw_http.connected(place.socket) as sock:
+            for number in mine:
+                for status in ("installed", "active"):
+                    body = b'{"id": "%s", "status": "%s"}' % (flocks.id_of(number).encode(), status.encode())
+                    sock.sendall(raw_http.request("POST", "/api/plugins/lifecycle", body))
+                    answer = raw_http.receive(sock)
+                    if answer.status != 200:
+                        failed.append(answer)
+
+    threads = [threading.Thread(target=client, args=(numbers[part::4],)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def test_a_burst_of_two_thousand_changes(herd):
+    """Tampered with, taken away, replaced and new ones at once; stopped is what must be, the rest runs on."""
+    place, author = herd
+    with place.running() as daemon:
+        processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed", deadline_s=PATIENCE_S)
+        flocks.tamper(place.plugins, range(500))
+        flocks.take(place.plugins, range(500, 1000))
+        flocks.put(place.plugins, author, range(1000, 1500), version="2.0.0")
+        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + 500))
+        _sees_what_is_there(daemon)
+        records = {one["id"]: one for one in daemon.get("/api/plugins").json()}
+        for number in range(ACTIVE):
+            record = records[flocks.id_of(number)]
+            error = record["runtime"].get("last_error", {}).get("code")
+            expected = "digest_mismatch" if number < 500 else "manifest_missing" if number < 1000 else None
+            assert (record["status"], error) == ("active", expected), record
+            assert record["runtime"]["state"] == ("failed" if expected else "armed"), record
+        _weigh(daemon, "burst")
+        flocks.tamper(place.plugins, range(500))  # back as it was
+        flocks.put(place.plugins, author, range(500, 1000))
+        flocks.take(place.plugins, range(BUNDLES, BUNDLES + 500))
+        _sees_what_is_there(daemon)
+        processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed again", deadline_s=PATIENCE_S)
+        assert daemon.stop() == 0
+
+
+def test_a_flood_over_a_stopped_reader(herd):
+    """20,000 files while the process stands still: the kernel drops events, that is counted, and nothing is missed."""
+    place, author = herd
+    with place.running() as daemon:
+        assert _metric(daemon, "latticed_catalog_overflows_total") == 0
+        daemon.signal(signal.SIGSTOP)
+        flocks.put(place.plugins, author, range(2000, BUNDLES), version="3.0.0")
+        flocks.tamper(place.plugins, range(2000))
+        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + 1000))
+        flocks.take(place.plugins, range(9000, 9500))
+        daemon.signal(signal.SIGCONT)
+        processes.until(
+            lambda: _metric(daemon, "latticed_catalog_overflows_total") > 0,
+            what="the overflow to be counted",
+            deadline_s=PATIENCE_S,
+        )
+        _sees_what_is_there(daemon)
+        assert _armed(daemon) == 0
+        flocks.put(place.plugins, author, range(10))  # it is watched as before
+        processes.until(lambda: _armed(daemon) == 10, what="the mended ones to be armed", deadline_s=PATIENCE_S)
+        _weigh(daemon, "flood")
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("when", ["first scan", "activation", "restart", "burst", "flood"])
+def test_memory(when):
+    """A bound on what was resident at most, transients included; weighed by the tests above."""
+    assert when in PEAKS, "the tests of this file build on one another: run all of them"
+    assert PEAKS[when] < MEMORY_MB

@@ -1,0 +1,94 @@
+"""`GET /api/backup`: whole, or seen to be broken."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+
+import aiohttp
+import pytest
+
+from latticed.lifecycle.backup import Backup
+from latticed.model.errors import Problem
+from tests.house import houses
+
+URL = "http://latticed/api/backup"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as home:
+        yield home
+
+
+def staged(home):
+    return [path.name for path in (home.root / "state").iterdir() if path.name.startswith(".backup-")]
+
+
+async def test_its_length_is_announced_and_nothing_stays_behind(home):
+    async with home.session.get(URL) as found:
+        data = await found.read()
+        assert (found.status, found.content_type, found.content_length) == (200, "application/x-tar", len(data))
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames()[0] == "manifest.json"
+    await houses.until(lambda: not staged(home), "the staged copy to be removed")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError()])
+async def test_what_breaks_off_is_not_taken_for_whole(home, monkeypatch, error):
+    """Half a tar and then the end of the connection: never another answer in the bytes that were announced."""
+    whole = Backup.chunks
+
+    async def broken(self):
+        async for chunk in whole(self):
+            yield chunk
+            raise error
+
+    monkeypatch.setattr(Backup, "chunks", broken)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with home.session.get(URL) as found:
+            await found.read()
+    await houses.until(lambda: not staged(home), "the staged copy to be removed")
+    assert (await home.ask("GET", "/api/health")).status == 200
+
+
+async def test_one_at_a_time(home, monkeypatch):
+    """The second is told so, and the first goes on."""
+    going = asyncio.Event()
+    whole = Backup.chunks
+
+    async def slow(self):
+        await going.wait()
+        async for chunk in whole(self):
+            yield chunk
+
+    monkeypatch.setattr(Backup, "chunks", slow)
+    first = asyncio.ensure_future(home.session.get(URL))
+    await houses.until(lambda: staged(home), "the first to be under way")
+    second = await home.ask("GET", "/api/backup")
+    assert (second.status, second.code) == (409, "backup_running")
+    going.set()
+    async with await first as found:
+        assert len(await found.read()) == found.content_length
+
+
+async def test_what_a_killed_daemon_staged_is_removed(home):
+    left = home.root / "state" / ".backup-left"
+    left.mkdir()
+    (left / "ledger.sqlite3").write_bytes(b"x" * 99)
+    async with home.session.get(URL) as found:
+        await found.read()
+    assert not left.exists()
+
+
+async def test_without_a_record_there_is_no_backup(home, monkeypatch):
+    """Who got the private key is always known."""
+
+    async def full(_event):
+        raise Problem("audit_unavailable", "the disk is full")
+
+    monkeypatch.setattr(home.house.api.ledger, "record", full)
+    answer = await home.ask("GET", "/api/backup")
+    assert (answer.status, answer.code) == (503, "audit_unavailable")
+    assert staged(home) == []
