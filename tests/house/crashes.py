@@ -18,7 +18,12 @@ from typing import Any
 from tests.house import bundles, daemons, raw_http
 
 CAPABILITIES = ("kv:read", "kv:write", "log:write")
-NEXT = {"verified": ("installed",), "installed": ("active", "disabled"), "active": ("disabled",), "disabled": ("active",)}
+NEXT = {
+    "verified": ("installed",),
+    "installed": ("active", "disabled"),
+    "active": ("disabled",),
+    "disabled": ("active",),
+}
 GONE = (OSError, ConnectionError, EOFError, ValueError)
 """What a client sees of a daemon that is killed: no connection, or an answer that is not whole."""
 

@@ -10,6 +10,7 @@ The calls are made to fail by faults.c, preloaded into whatever `place` starts; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -20,11 +21,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import daemons
+from tests.house import daemons, raw_http
 
 OPEN_WRITE, OPEN_READ, WRITE, SYNC, RENAME, MKDIR, TRUNCATE, SOCKET, ACCEPT, BIND, UNLINK = (1 << n for n in range(11))
 WRITES = OPEN_WRITE | WRITE | SYNC | RENAME | MKDIR | TRUNCATE
 """Everything that changes a disk, except taking files away: that frees space."""
+
+DISK_ERRORS = [errno.ENOSPC, *(pytest.param(error, marks=pytest.mark.slow) for error in (errno.EIO, errno.EROFS))]
+"""What a disk may say, for `parametrize`: full; broken and read-only take the longer run."""
 
 _ERROR, _CALLS, _HALVES, _HITS, _OFFSET, _PREFIX = 0, 4, 8, 16, 24, 32
 _PREFIX_BYTES = 1024
@@ -126,3 +130,20 @@ def cpu_s(pid: int) -> float:
     """Processor time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def kv(daemon: daemons.Daemon, key: str, value: bytes | None = None) -> raw_http.Answer:
+    """Read one value, or write it."""
+    path = f"/api/kv/default/{key}"
+    return daemon.get(path) if value is None else daemon.ask("PUT", path, value)
+
+
+def chain_holds(daemon: daemons.Daemon) -> None:
+    report = daemon.get("/api/audit/verify").json()
+    assert report["ok"] is True, report
+
+
+def health_with(daemon: daemons.Daemon, code: str) -> raw_http.Answer | None:
+    """Health, once `code` is among its problems."""
+    answer = daemon.get("/api/health")
+    return answer if code in [one["code"] for one in answer.json()["problems"]] else None
