@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
 from latticed.kit import descriptors, logs, sdnotify
+from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from latticed.house import House
+    from latticed.kit.sdnotify import Notifier
     from latticed.settings import Settings
 
 EXIT_CODES: Final = {
@@ -32,7 +35,11 @@ EXIT_CODES: Final = {
 }
 """Exit codes of latticed by problem (contracts §6); any other problem at start is 1, wrong usage is 2."""
 
-FORCED: Final = 1
+FAILED: Final = 1
+LOOK_S: Final = 1.0
+"""How often the trust policy and the settings file are looked at."""
+EXTEND_S: Final = 10.0
+"""How often the service manager is asked for patience while the first scan goes on."""
 
 log = logs.get_logger()
 
@@ -116,7 +123,7 @@ def _show(settings: Settings) -> int:
 
 async def _run(config: Path | None, settings: Settings) -> int:
     """Open the house, say so, wait for the end."""
-    from latticed.house import LOOK_S, House  # only now: --check-config and --version need none of the rooms
+    from latticed.house import House  # only now: --check-config and --version need none of the rooms
 
     notifier = sdnotify.from_environment(os.environ)
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)
@@ -124,29 +131,68 @@ async def _run(config: Path | None, settings: Settings) -> int:
     inherited = socket.socket(fileno=passed[0].fd) if passed else None
     signals = Signals(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
-        house = await stack.enter_async_context(House(config, settings, inherited=inherited))
+        house = House(config, settings, inherited=inherited)
+        if not await _opened(stack, house, signals, notifier):
+            return 0
         stack.callback(notifier.stopping, "stopping")
         notifier.ready("ready")
         log.info("daemon_ready", version=house.api.version, plugins=len(house.api.lifecycle.known()))
-        pause_s = min(LOOK_S, watchdog_s or LOOK_S)
-        while not await signals.stop_within(pause_s):
-            notifier.watchdog()
-            if signals.take_reload():
-                notifier.reloading()
-                await house.reload()
-                notifier.ready("reloaded")
-            await house.look()
+        code = await _serve(house, signals, notifier, watchdog_s)
         log.info("daemon_stopping")
     log.info("daemon_stopped")
+    return code
+
+
+async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signals, notifier: Notifier) -> bool:
+    """Enter the house, however long its first scan takes; False when the daemon is to stop before that."""
+    opening = asyncio.ensure_future(stack.enter_async_context(house))
+    ended = asyncio.ensure_future(signals.ended.wait())
+    try:
+        while not opening.done():
+            await asyncio.wait({opening, ended}, timeout=EXTEND_S, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() and not opening.done():
+                opening.cancel()
+                await asyncio.wait({opening})
+                return False
+            notifier.extend(3 * EXTEND_S)
+        await opening
+    finally:
+        ended.cancel()
+    return True
+
+
+async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
+    """Feed the watchdog and take signals; what takes time goes on beside that. The exit code."""
+    pause_s = min(LOOK_S, watchdog_s or LOOK_S)
+    errand: asyncio.Task[None] | None = None
+    while not await signals.stop_within(pause_s):
+        notifier.watchdog()
+        if not house.api.lifecycle.alive:
+            log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
+            return FAILED
+        if errand is None or errand.done():
+            work = _reload(house, notifier) if signals.take_reload() else house.look()
+            errand = fenced(work, lambda error: log.error("look_failed", error=repr(error)), name="look")
+    if errand is not None:
+        errand.cancel()
+        await asyncio.wait({errand})
     return 0
+
+
+async def _reload(house: House, notifier: Notifier) -> None:
+    notifier.reloading()
+    try:
+        await house.reload()
+    finally:
+        notifier.ready("reloaded")
 
 
 class Signals:
     """SIGTERM and SIGINT end the daemon in good order, a second one at once; SIGHUP reloads."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ended = asyncio.Event()
         self._wake = asyncio.Event()
-        self._stop = False
         self._reload = False
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
@@ -157,9 +203,9 @@ class Signals:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        if not self._stop:
+        if not self.ended.is_set():
             self._wake.clear()
-        return self._stop
+        return self.ended.is_set()
 
     def take_reload(self) -> bool:
         """Whether a reload was asked for since the last look."""
@@ -167,10 +213,10 @@ class Signals:
         return asked
 
     def _end(self) -> None:
-        if self._stop:
+        if self.ended.is_set():
             log.error("daemon_forced", reason="a second signal")
-            os._exit(FORCED)
-        self._stop = True
+            os._exit(FAILED)
+        self.ended.set()
         self._wake.set()
 
     def _again(self) -> None:

@@ -48,10 +48,7 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Runner
     from latticed.settings import Settings
 
-LOOK_S: Final = 1.0
-"""How often the trust policy and the settings file are looked at."""
-
-LIVE: Final = ("log", "access", "host_calls", "trust", "supervision", "audit")
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit")
 """Settings that a reload applies; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -200,16 +197,16 @@ class House:
         """Take up a changed trust policy or settings file."""
         if (seen := self._settings_fingerprint()) != self._settings_seen:
             self._settings_seen = seen
-            self._reload_settings()
-        if self.api.policy.look():
+            await self._reload_settings()
+        if await asyncio.to_thread(self.api.policy.look):
             await self._policy_changed()
         elif self.api.policy.remembered != self.api.policy.current.revoked:
             await self.api.revocations.remember()
 
     async def reload(self) -> None:
         """SIGHUP: read settings and policy again, judge every bundle again, whatever seems to have changed."""
-        self._reload_settings()
-        self.api.policy.look(always=True)
+        await self._reload_settings()
+        await asyncio.to_thread(self.api.policy.look, always=True)
         await self._policy_changed()
 
     async def _policy_changed(self) -> None:
@@ -219,14 +216,15 @@ class House:
         else:
             log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
         await self.api.lifecycle.policy_changed()
-        await self.api.revocations.remember()
-        self.api.lifecycle.saver.tidy()
 
-    def _reload_settings(self) -> None:
+    def _read_settings(self) -> tuple[Settings, access.Access]:
+        fresh = settings_room.load(self._config, os.environ, os.geteuid())
+        return fresh, access.resolve(fresh.access, own_uid=os.geteuid())
+
+    async def _reload_settings(self) -> None:
         """Apply what can be applied; a bad file keeps the old settings and shows in health."""
         try:
-            fresh = settings_room.load(self._config, os.environ, os.geteuid())
-            allowed = access.resolve(fresh.access, own_uid=os.geteuid())
+            fresh, allowed = await asyncio.to_thread(self._read_settings)
         except Problem as problem:
             if problem.detail not in [known.detail for known in self.api.trouble]:
                 log.error("settings_refused", reason=problem.detail, hint=problem.hint)

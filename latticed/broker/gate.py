@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from latticed.broker import limits
-from latticed.broker.limits import Bucket, Rate
 from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
+from latticed.broker.limits import Bucket, Rate
 from latticed.host.service import Caller, HostError
 from latticed.kit import logs
 from latticed.model.audit import Actor, Event
@@ -110,6 +110,10 @@ class Gate:
         except HostError as error:
             raise await self._denied(method, payload, error) from error
         await self._record(method, payload, decision)
+        if not self._open:  # stopped while that was put on record
+            raise await self._denied(
+                method, payload, HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+            )
         return await self._dispatch(method, payload, served, typed)
 
     def _within_rate(self, method: str) -> bool:
@@ -137,15 +141,16 @@ class Gate:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
 
     async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params) -> Any:
+        deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
-            async with asyncio.timeout(self._broker.limits.deadline_s):
+            async with deadline:
                 return await served.serve(self.caller, typed)
         except HostError as error:
             raise await self._denied(method, payload, error) from error
-        except TimeoutError as error:
-            late = HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
-            raise await self._denied(method, payload, late) from error
         except Exception as error:
+            if deadline.expired():
+                late = HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
+                raise await self._denied(method, payload, late) from error
             log.error("host_call_failed", call=method, plugin_id=self.caller.plugin_id, exc_info=True)
             fault = HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
             raise await self._denied(method, payload, fault) from error

@@ -40,6 +40,10 @@ class Notifier:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send({"RELOADING": "1", "MONOTONIC_USEC": str(now_us)})
 
+    def extend(self, seconds: float) -> None:
+        """Ask for that much more time, from now on, for what is under way (start, reload, stop)."""
+        self._send({"EXTEND_TIMEOUT_USEC": str(int(seconds * 1_000_000))})
+
     def stopping(self, status: str = "") -> None:
         self._send({"STOPPING": "1"} | _status(status))
 

@@ -59,7 +59,6 @@ class Decisions:
             if after.accepted:
                 await self._keep(actor, after, claim)
             await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
-            self._life.put(after)
         return await self._settled(after)
 
     def foresee(self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: Consent = NO_CONSENT) -> Record:
@@ -88,7 +87,11 @@ class Decisions:
                 "trimmed": ",".join(sorted(wanted.trim)),
                 "hosts": ",".join(after.hosts),
             }
-            await self._write(after, _event(actor, "plugin.grants", after, detail), None)
+            event = _event(actor, "plugin.grants", after, detail)
+            if wanted.grant or wanted.hosts:
+                await self._write(after, event, None)
+            else:
+                await self._tighten(after, event)
             supervisor.regrant(plugin_id, frozenset(after.granted))
         return after
 
@@ -122,17 +125,22 @@ class Decisions:
 
     async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
         """Stop first, record when possible: a full disk keeps nothing running."""
+        supervisor = self._life.rooms.supervisor
+        supervisor.disarm(self._life.plugins[after.id])
+        await self._tighten(after, _status_event(actor, before, after))
+        await supervisor.settled(after.id, within_s=SETTLE_S)
+        return after
+
+    async def _tighten(self, after: Record, event: Event) -> None:
+        """Hold a decision that only takes away at once, and have it written as soon as the ledger can."""
         life = self._life
         life.put(after)
-        life.rooms.supervisor.disarm(life.plugins[after.id])
-        event = _status_event(actor, before, after)
+        life.saver.tidy()
         try:
             await life.rooms.ledger.write(_writing(after, event, None), durable=True, essential=True)
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
             life.saver.save(after.id, event)
-        await life.rooms.supervisor.settled(after.id, within_s=SETTLE_S)
-        return after
 
     @contextlib.asynccontextmanager
     async def _one(self, actor: Actor, plugin_id: str, *, forgotten: bool = False) -> AsyncIterator[Record]:
@@ -140,15 +148,16 @@ class Decisions:
 
         A tombstone counts only where `forgotten` says so.
         """
-        try:
-            self._known(plugin_id, forgotten=forgotten)
-        except Problem as missing:
-            await self._refused(actor, plugin_id, missing)
-            raise
+        if plugin_id not in self._life.records:  # no lock for every name that somebody makes up
+            raise await self._refused(actor, plugin_id, _unknown(plugin_id))
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
+            try:
+                record = self._known(plugin_id, forgotten=forgotten)
+            except Problem as missing:
+                raise await self._refused(actor, plugin_id, missing) from None
             self._life.busy.add(plugin_id)
             try:
-                yield self._life.records[plugin_id]
+                yield record
             finally:
                 self._life.busy.discard(plugin_id)
                 self._keeping.pop(plugin_id, None)
@@ -158,8 +167,7 @@ class Decisions:
     def _known(self, plugin_id: str, *, forgotten: bool) -> Record:
         record = self._life.records.get(plugin_id)
         if record is None or (record.forgotten and not forgotten):
-            detail = f"there is no plugin {plugin_id[:130]!r}"
-            raise Problem("not_found", detail, "latticectl list, or latticectl rejected")
+            raise _unknown(plugin_id)
         return record
 
     def _changed(self, record: Record, wanted: Status, consent: Consent) -> Record | Problem:
@@ -210,7 +218,9 @@ class Decisions:
                 raise await self._refused(actor, record.id, problem) from refused
             except Problem as problem:
                 raise await self._refused(actor, record.id, problem) from problem
-        await self._life.judge_pair(record)
+        if fault := await self._life.pairs.judge(record):
+            unfit = Problem(fault.code, fault.message, fault.hint)
+            raise await self._refused(actor, record.id, unfit)
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
         await self._life.rooms.ledger.write(_writing(record, event, also), durable=True)
@@ -220,6 +230,11 @@ class Decisions:
     async def _settled(self, record: Record) -> Record:
         await self._life.rooms.supervisor.settled(record.id, within_s=SETTLE_S)
         return self._life.records.get(record.id, record)
+
+
+def _unknown(plugin_id: str) -> Problem:
+    detail = f"there is no plugin {plugin_id[:130]!r}"
+    return Problem("not_found", detail, "latticectl list, or latticectl rejected")
 
 
 def _writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:

@@ -11,18 +11,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
 from latticed.lifecycle import advance, sight
 from latticed.lifecycle.decisions import Decisions
+from latticed.lifecycle.pairs import Pairs
 from latticed.lifecycle.saver import Saver
 from latticed.lifecycle.sight import Sight
-from latticed.model.audit import DAEMON, Event
-from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
-from latticed.model.runtime import LastError
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import claims
 
@@ -78,14 +75,16 @@ class Lifecycle:
         self._sources: dict[str, str] = {}
         self._critical: set[str] = set()
         self._sights: dict[str, Sight] = {}
-        self._stored: dict[str, LastError] = {}
+        self.pairs = Pairs(self)
+        self.closed = False
         self._told = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         for record in self.rooms.ledger.read(rows.load_all):
             self.put(record)
-        await self.judge_stored()
+        await self.pairs.judge_all()
+        self.pairs.open()
         self._task = fenced(
             self._observe(), lambda error: log.critical("lifecycle_failed", error=repr(error)), name="lifecycle"
         )
@@ -96,10 +95,17 @@ class Lifecycle:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.closed = True
+        await self.pairs.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.saver.close()
+
+    @property
+    def told(self) -> bool:
+        """Whether the first scan has been taken down."""
+        return self._told.is_set()
 
     @property
     def alive(self) -> bool:
@@ -137,12 +143,13 @@ class Lifecycle:
 
     async def _observe(self) -> None:
         async for batch in self.rooms.catalog.changes():
-            gone = set() if self._told.is_set() else set(self.records)  # what vanished while nobody looked is no news
-            touched = self._take(batch, gone)
-            await self.saver.flush()
-            self._told.set()
-            for plugin_id in touched & self._stored.keys():
-                await self._mend(plugin_id)
+            gone = set() if self.told else set(self.records)  # what vanished while nobody looked is no news
+            for plugin_id in self._take(batch, gone):
+                if self.sight(plugin_id).stored is not None:
+                    self.pairs.mend_soon(plugin_id)
+            if not self.told:
+                await self.saver.flush()
+                self._told.set()
 
     def _take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
         for seen in batch:
@@ -150,22 +157,6 @@ class Lifecycle:
         for plugin_id in touched:
             self.follow(plugin_id)
         return touched
-
-    async def _mend(self, plugin_id: str) -> None:
-        """Replace a damaged stored pair when its very bundle lies on disk and verifies."""
-        record, winner = self.records.get(plugin_id), self.sight(plugin_id).winner
-        fault = self._stored.get(plugin_id)
-        if record is None or winner is None or fault is None or winner.verdict.identity != record.facts.identity:
-            return
-        try:
-            await self.rooms.catalog.keep(winner.name, winner.verdict)
-        except (Problem, ReadRefused) as error:
-            log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
-            return
-        await self.judge_pair(record)
-        told = Event(actor=str(DAEMON), action="plugin.mended", target=plugin_id, code=fault.code, reason=fault.message)
-        self.rooms.ledger.record_later(told)
-        self.follow(plugin_id)
 
     def _enter(self, seen: Sighting) -> set[str]:
         """Take down one sighting; the ids it may matter to."""
@@ -189,14 +180,15 @@ class Lifecycle:
 
     def follow(self, plugin_id: str) -> None:
         """Look at one id again: who may claim it, what may run, what is to be put on record."""
+        if self.closed:
+            return
         now_us = self.rooms.clock.wall_us()
         record = self.records.get(plugin_id)
         winner = self._resolve(plugin_id, record)
         fault = None
         if winner is None and record is not None:
             fault = sight.fault_at(record.source, self._found, self.refused)
-        accepted = record is not None and record.accepted  # nothing is run from the store for any other
-        stored = self._stored.get(plugin_id) if accepted else None
+        stored = self.pairs.fault(record) if record is not None else None
         self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=stored)
         if plugin_id not in self.busy:
             if winner is not None and (record is None or record.forgotten):
@@ -256,24 +248,11 @@ class Lifecycle:
     # What the policy says.
 
     async def policy_changed(self) -> None:
-        """Judge every bundle and every stored pair again."""
-        await self.judge_stored()
+        """Judge every bundle and every stored pair again, and write down what is revoked now.
+
+        The bundles first: without hashing anything again that stops whatever the new policy refuses.
+        """
         self.rooms.catalog.rescan()
-
-    async def judge_stored(self) -> None:
-        """Verify the stored pair of every accepted plugin under the policy in force."""
-        accepted = [record for record in self.records.values() if record.accepted]
-        for record in accepted:
-            await self.judge_pair(record)
-        if self._told.is_set():
-            for record in accepted:
-                self.follow(record.id)
-
-    async def judge_pair(self, record: Record) -> None:
-        """Verify one stored pair, and keep what is wrong with it."""
-        verdict = await self.rooms.judge(record.facts.identity)
-        match verdict:
-            case Refused(code=code, reason=reason, hint=hint):
-                self._stored[record.id] = LastError(code=code.value, message=reason, hint=hint)
-            case Verified():
-                self._stored.pop(record.id, None)
+        await self.rooms.revocations.remember()
+        await self.pairs.judge_all()
+        self.saver.tidy()

@@ -38,7 +38,7 @@ class Server:
         self._gid = gid
         self._inherited = inherited
         self._doorman = Doorman(api.clock, most=descriptors.limit() // 2)
-        self._runner = web.AppRunner(application(api))
+        self._runner = web.AppRunner(application(api), shutdown_timeout=1.0)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:

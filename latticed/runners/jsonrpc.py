@@ -109,6 +109,8 @@ class Session:
             self._call(message)
         elif isinstance(message.id, int) and message.id in self._waiting:
             self._answer(self._waiting[message.id], message)
+        elif isinstance(message.id, int) and 0 < message.id <= self._next_id:
+            return  # too late: nobody waits for it any more
         else:
             self._break(f"expected an answer to something that was asked, found the id {str(message.id)[:40]!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from latticed.kit import logs
 from latticed.model.audit import DAEMON
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from latticed.kit.wheel import Ticket
     from latticed.runners.contract import Living, Plugin
     from latticed.supervisor.tools import Tools
+
+STOP_MARGIN_S: Final = 5.0
+"""How much longer than its grace a runner may take to end a plugin; the handle goes on without it then."""
 
 log = logs.get_logger()
 
@@ -154,9 +157,11 @@ class Handle:
         except TimeoutError:
             return rules.Failed(code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s")
         except asyncio.CancelledError:
-            if starting.cancelled() and self.state.phase is Phase.STOPPING:
+            if not starting.cancelled():
+                raise  # this task itself is being cancelled
+            if self.state.phase is Phase.STOPPING:
                 return None
-            raise
+            return rules.Failed(code="internal", message="the runner gave up starting it")
         except Problem as problem:
             return rules.Failed(
                 code=problem.code, message=problem.detail, final=problem.code in self._tools.final_codes
@@ -171,7 +176,7 @@ class Handle:
         self._close_gate()
         if living is not None:
             try:
-                await living.stop(self._tools.stop_grace_s)
+                await asyncio.wait_for(living.stop(self._tools.stop_grace_s), self._tools.stop_grace_s + STOP_MARGIN_S)
             except Exception:
                 log.error("plugin_stop_failed", plugin_id=self.plugin.id, exc_info=True)
         self.post(rules.Stopped())

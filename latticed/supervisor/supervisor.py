@@ -25,12 +25,16 @@ class Supervisor:
         self._tools = tools
         self._handles: dict[str, Handle] = {}
         self._wheel: asyncio.Task[None] | None = None
+        self._closing = False
+        self.refused = tools.refused
+        """News for the lifecycle: ids whose stored pair was refused at a start."""
 
     async def __aenter__(self) -> Self:
         self._wheel = asyncio.create_task(self._tools.wheel.run(), name="timer wheel")
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closing = True
         for handle in self._handles.values():
             handle.post(rules.Disarm())
         await asyncio.gather(*(handle.settled() for handle in self._handles.values()))
@@ -42,6 +46,8 @@ class Supervisor:
 
     def arm(self, plugin: Plugin, granted: frozenset[str], *, afresh: bool = False) -> None:
         """Want `plugin` alive with these capabilities; another identity replaces what runs."""
+        if self._closing:
+            return
         handle = self._handle(plugin)
         afresh = afresh or handle.plugin.identity != plugin.identity
         handle.plugin = plugin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,6 @@ from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from latticed.broker.gate import Broker, Gate
@@ -53,6 +53,8 @@ class Tools:
     wheel: Wheel = field(default_factory=Wheel)
     roll: Callable[[], float] = random.random
     final_codes: frozenset[str] = FINAL_CODES
+    refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    """Ids whose stored pair was refused at a start, for the lifecycle to read."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def runner_name(self, plugin: Plugin) -> str:
@@ -67,6 +69,7 @@ class Tools:
         """Verify the stored pair again, then let its runner start it."""
         verdict = await self.judge(plugin.identity)
         if isinstance(verdict, Refused):
+            self.refused.put_nowait(plugin.id)
             raise Problem(verdict.code.value, verdict.reason, verdict.hint)
         runner = self.runners[plugin.manifest.type]
         with self.store.open(plugin.identity) as pair:

@@ -1,0 +1,112 @@
+"""What is known of the stored pairs of accepted plugins: judged, found damaged, mended.
+
+Nothing here is waited for by what stops a plugin: judging and mending go on beside it, one pair at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from latticed.bundle.refusal import ReadRefused
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+from latticed.model.runtime import LastError
+from latticed.model.verdict import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from latticed.lifecycle.lifecycle import Lifecycle
+    from latticed.model.lifecycle import Record
+
+log = logs.get_logger()
+
+
+class Pairs:
+    """Findings by identity: a pair that is not named here verified when it was last judged."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._life = lifecycle
+        self._faults: dict[str, LastError] = {}
+        self._wanted: dict[str, None] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def fault(self, record: Record) -> LastError | None:
+        """Why the stored pair of an accepted plugin may not run, or None."""
+        return self._faults.get(record.facts.identity) if record.accepted else None
+
+    async def judge(self, record: Record) -> LastError | None:
+        """Verify the stored pair under the policy in force; what is wrong with it, or None."""
+        identity = record.facts.identity
+        verdict = await self._life.rooms.judge(identity)
+        if isinstance(verdict, Refused):
+            self._faults[identity] = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
+        else:
+            self._faults.pop(identity, None)
+        return self._faults.get(identity)
+
+    async def judge_all(self) -> None:
+        """Verify every stored pair; each finding has its effect at once."""
+        for plugin_id in [record.id for record in self._life.records.values() if record.accepted]:
+            record = self._life.records[plugin_id]
+            await self.judge(record)
+            if self._life.told:
+                self._life.follow(plugin_id)
+
+    def open(self) -> None:
+        """Follow what the supervisor finds damaged, until closed."""
+        self._beside("refused pairs", self._watch())
+
+    def mend_soon(self, plugin_id: str) -> None:
+        """Look whether a damaged pair can be mended, beside everything else."""
+        self._wanted[plugin_id] = None
+        if "mending" not in self._tasks:
+            self._beside("mending", self._mend_all())
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = fenced(work, lambda error: log.error("pairs_failed", task=name, error=repr(error)), name=name)
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+
+    async def _watch(self) -> None:
+        """A pair that was refused when it was to be started: the lifecycle must know, and mend it if it can."""
+        while True:
+            plugin_id = await self._life.rooms.supervisor.refused.get()
+            record = self._life.records.get(plugin_id)
+            if record is not None and record.accepted and await self.judge(record) is not None:
+                self._life.follow(plugin_id)
+                self.mend_soon(plugin_id)
+
+    async def _mend_all(self) -> None:
+        while self._wanted:
+            plugin_id = next(iter(self._wanted))
+            del self._wanted[plugin_id]
+            await self._mend(plugin_id)
+
+    async def _mend(self, plugin_id: str) -> None:
+        """Replace a damaged stored pair when its very bundle lies on disk and verifies."""
+        record, winner = self._life.records.get(plugin_id), self._life.sight(plugin_id).winner
+        fault = self.fault(record) if record is not None else None
+        if record is None or winner is None or fault is None or winner.verdict.identity != record.facts.identity:
+            return
+        try:
+            await self._life.rooms.catalog.keep(winner.name, winner.verdict)
+        except (Problem, ReadRefused, OSError) as error:
+            log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
+            return
+        if await self.judge(record) is None:
+            told = Event(
+                actor=str(DAEMON), action="plugin.mended", target=plugin_id, code=fault.code, reason=fault.message
+            )
+            self._life.rooms.ledger.record_later(told)
+        self._life.follow(plugin_id)

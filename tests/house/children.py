@@ -1,0 +1,86 @@
+"""Confined children of the test process itself: specs without ceremony, and protocols that remember."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from latticed.sandbox import artifact, levels, probe, rlimits, spec
+
+INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
+CHILD_UID = 65504
+
+
+@functools.cache
+def probed() -> probe.Probed:
+    """This machine, looked at once."""
+    return probe.probe()
+
+
+def ids() -> spec.Ids | None:
+    """A child is never root: somebody else where we are."""
+    return spec.Ids(uid=CHILD_UID, gid=CHILD_UID) if os.getuid() == 0 else None
+
+
+@contextlib.contextmanager
+def spec_of(
+    program: bytes | str,
+    *,
+    level: str = "isolated",
+    features: Sequence[str] = ("threads", "processes", "workdir"),
+    on: probe.Probed | None = None,
+    limits: rlimits.Limits | None = None,
+    **more: Any,
+) -> Iterator[spec.Spec]:
+    """The spec of a program; a text is a script for sh."""
+    data = program if isinstance(program, bytes) else f"#!/bin/sh\n{program}\n".encode()
+    with artifact.of_bytes(data, interpreters=INTERPRETERS) as sealed:
+        request = spec.Request(
+            program=sealed,
+            environment={"PATH": "/usr/bin:/bin"},
+            limits=limits or rlimits.Limits(),
+            ids=ids(),
+            interpreters=INTERPRETERS,
+            **more,
+        )
+        chosen = levels.Chosen(level=levels.Level.of(level), features=frozenset(features))
+        yield spec.build(request, chosen, on or probed())
+
+
+class Heard(asyncio.Protocol):
+    """Remembers what it was told; `over` is set at the end."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.over = asyncio.Event()
+        self.any = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.any.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.over.set()
+
+
+def descendants(pid: int) -> set[int]:
+    """Everything that came from `pid`, by the kernel's word."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            for child in map(int, (task / "children").read_text().split()):
+                found |= {child} | descendants(child)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that number is there and is more than a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
