@@ -38,6 +38,8 @@ EXIT_CODES: Final = {
 FAILED: Final = 1
 LOOK_S: Final = 1.0
 """How often the trust policy and the settings file are looked at."""
+FINISH_S: Final = 3.0
+"""How long a reload under way may go on once the daemon is to stop."""
 EXTEND_S: Final = 10.0
 """How often the service manager is asked for patience while the first scan goes on."""
 
@@ -116,6 +118,10 @@ def _mend(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _show(settings: Settings) -> int:
+    from latticed.rpc import access  # what a start would refuse is refused here too
+
+    access.resolve(settings.access, own_uid=os.geteuid())
+    access.socket_gid(settings.access.socket_group)
     for key, value, origin in settings_room.describe(settings):
         sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}\n")
     return 0
@@ -128,7 +134,7 @@ async def _run(config: Path | None, settings: Settings) -> int:
     notifier = sdnotify.from_environment(os.environ)
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)
     passed = sdnotify.listen_fds(os.environ)
-    inherited = socket.socket(fileno=passed[0].fd) if passed else None
+    inherited = _inherited(passed[0].fd) if passed else None
     signals = Signals(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         house = House(config, settings, inherited=inherited)
@@ -141,6 +147,19 @@ async def _run(config: Path | None, settings: Settings) -> int:
         log.info("daemon_stopping")
     log.info("daemon_stopped")
     return code
+
+
+def _inherited(fd: int) -> socket.socket:
+    """The listening socket that the service manager passed."""
+    try:
+        sock = socket.socket(fileno=fd)
+        fits = (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+        if fits and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return sock
+        sock.close()
+    except OSError:
+        pass
+    raise Problem("socket_unusable", f"expected a listening unix socket at the passed descriptor {fd}, found none")
 
 
 async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signals, notifier: Notifier) -> bool:
@@ -174,6 +193,7 @@ async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s:
             work = _reload(house, notifier) if signals.take_reload() else house.look()
             errand = fenced(work, lambda error: log.error("look_failed", error=repr(error)), name="look")
     if errand is not None:
+        await asyncio.wait({errand}, timeout=FINISH_S)  # a revocation that was just read is to be remembered
         errand.cancel()
         await asyncio.wait({errand})
     return 0

@@ -62,7 +62,7 @@ class RuntimeView:
 class CandidateView:
     """Another identity of an accepted plugin that lies on disk and verifies."""
 
-    version: str
+    version: str | None = None
     artifact_sha256: str
     identity: str
     adds: list[str]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from latticed.bundle import read
 from latticed.bundle.refusal import ReadRefused
 from latticed.catalog import root as roots
 from latticed.model.errors import Problem
-from latticed.model.verdict import Code, Refused, Verdict
+from latticed.model.verdict import Code, Refused, Verdict, Verified
 from latticed.trust import verify
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.trust.policy import TrustPolicy
 
-Fingerprint = tuple[frozenset[int], "read.Stamp | None", "read.Stamp | None"]
-"""Who may own the files, and what `lstat` says of manifest and artifact."""
+Fingerprint = bytes
+"""Who may own the files, and what `lstat` says of manifest and artifact; packed, for there is one of each bundle."""
+
+_STAMP: Final = struct.Struct("=QQqIqq")
 
 _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
 """What may look different next time although the files tell no change."""
@@ -40,14 +43,20 @@ _RACY_NS: Final = 100_000_000
 class Entry:
     """One bundle as it was last judged.
 
-    `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed.
-    `surplus`: one more than the settings allow, not looked at.
+    `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed,
+    where the verdict does not say it. `surplus`: one more than the settings allow, not looked at.
     """
 
     verdict: Verdict
     fingerprint: Fingerprint | None = None
     artifact: tuple[str, int] | None = None
     surplus: bool = False
+
+    @property
+    def hashed(self) -> tuple[str, int] | None:
+        """What is known of the artifact that was read, if it was."""
+        found = self.verdict
+        return (found.artifact_sha256, found.artifact_bytes) if isinstance(found, Verified) else self.artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,26 +88,27 @@ class Judge:
             return None
         if watcher is not None:
             watcher.arm(name, root, inode)
-        before = _fingerprint(name, root)
+        stamps = read.fingerprint(name, beneath=root.fd)
+        before = _packed(root, stamps)
         same = known is not None and known.fingerprint == before
         source: _Source | None = None
         try:
             with read.open_bundle(name, beneath=root.fd, limits=self.limits, owners=root.owners) as directory:
-                source = _Source(directory, known.artifact if known is not None and same else None)
+                source = _Source(directory, known.hashed if known is not None and same else None)
                 verdict = verify.verify(source, self.policy(), host_version=self.host_version)
         except ReadRefused as refused:
             verdict = Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
-        telling = self._tells_changes(before) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
+        telling = self._tells_changes(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
         return Entry(
             verdict=verdict,
             fingerprint=before if telling else None,
-            artifact=source.artifact if source is not None else None,
+            artifact=source.artifact if source is not None and isinstance(verdict, Refused) else None,
         )
 
-    def _tells_changes(self, found: Fingerprint) -> bool:
+    def _tells_changes(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
         """Whether a later look that finds the same fingerprint finds the same bytes."""
         now_ns = self.clock.wall_us() * 1000
-        return all(stamp is not None and now_ns - stamp[-1] > _RACY_NS for stamp in found[1:])
+        return all(stamp is not None and now_ns - stamp[-1] > _RACY_NS for stamp in found)
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +161,14 @@ def list_bundles(path: Path, *, watcher: Watcher, known: Mapping[str, Entry], ma
 
 
 def _fingerprint(name: str, root: Root) -> Fingerprint:
-    return root.owners, *read.fingerprint(name, beneath=root.fd)
+    return _packed(root, read.fingerprint(name, beneath=root.fd))
+
+
+def _packed(root: Root, stamps: tuple[read.Stamp | None, read.Stamp | None]) -> Fingerprint:
+    """Equal for equal owners and stamps, and for those only: a file's part has its length, a missing one's is empty."""
+    owners = sorted(root.owners)
+    parts = [_STAMP.pack(*stamp) if stamp is not None else b"" for stamp in stamps]
+    return struct.pack(f"={3 + len(owners)}I", len(owners), *map(len, parts), *owners) + b"".join(parts)
 
 
 def _same(entry: Entry, now: Fingerprint) -> bool:

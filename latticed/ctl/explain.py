@@ -76,11 +76,16 @@ def _policy(client: Client) -> str:
 
 
 def _directory(session: Session) -> str:
-    """Where bundles lie by the settings here: the daemon never names a path."""
+    """Where bundles lie by the settings here: the daemon never names a path.
+
+    A daemon that was named by its socket may have other settings: then there is a word to fill in, never a guess.
+    """
+    named = getattr(session.args, "socket", None) or session.environ.get("LATTICED_SOCKET")
     try:
-        return str(session.settings().plugin_dir)
+        settings = session.settings()
     except Problem:
         return "PLUGIN_DIR"
+    return "PLUGIN_DIR" if named and settings.origins["plugin_dir"] == "default" else str(settings.plugin_dir)
 
 
 def _lines(facts: remedy.Facts, screen: Screen) -> Iterator[_Field]:

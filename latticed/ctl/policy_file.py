@@ -7,7 +7,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit import files
+from latticed.kit import files, trusted
 from latticed.model.errors import Problem
 from latticed.trust import policy
 
@@ -22,8 +22,7 @@ _MODE: Final = 0o644
 def read(path: Path) -> policy.TrustPolicy:
     """The policy in `path`; Problem "policy_unreadable" or "policy_invalid" (contracts §4; by its writers too)."""
     try:
-        data = files.read_at_most(path, MAX_BYTES)
-        fault = files.foreign_writers(path, owners=frozenset({0, os.geteuid()}))
+        data = trusted.read(path, MAX_BYTES, owners=frozenset({0, os.geteuid()}))
     except FileNotFoundError as error:
         raise Problem(
             "policy_unreadable", f"expected a trust policy at {path}, found no file", "latticectl trust add makes one"
@@ -31,8 +30,9 @@ def read(path: Path) -> policy.TrustPolicy:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise Problem("policy_unreadable", f"cannot read the trust policy {path}: {why}") from error
-    if fault is not None:
-        raise Problem("policy_invalid", f"cannot trust {path}: {fault}", "only root or you may be able to change it")
+    except trusted.Foreign as fault:
+        hint = "only root or you may be able to change it"
+        raise Problem("policy_invalid", f"cannot trust {path}: {fault}", hint) from fault
     try:
         return policy.decode(data)
     except Problem as problem:

@@ -29,12 +29,12 @@ def run(session: Session) -> int:
     args = session.args
     client = session.client()
     body = {**consent.given(args), **decision.dry_run(args)}
-    if args.accept_publisher:
+    if args.accept_publisher is not None:  # '' names the unsigned bundle
         body["accept_publisher"] = args.accept_publisher
     try:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
     except Refusal as refusal:
-        if refusal.code != "no_candidate" or args.accept_publisher:
+        if refusal.code != "no_candidate" or args.accept_publisher is not None:
             raise decision.with_command(refusal, session) from refusal
         plain, view = ask.plugin(client, args.id)
         if view.status == "verified" or not view.available:  # not "already so": there is nothing to run

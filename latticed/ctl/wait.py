@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask
@@ -23,10 +25,22 @@ CONDITIONS: Final = ("available", "active", "healthy", "stopped")
 _PAUSE_S: Final = 0.1
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError(f"expected seconds, found {text[:40]!r}")
+    return seconds
+
+
 def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id; it need not be there yet")
     parser.add_argument("--for", dest="condition", choices=CONDITIONS, default="active", help="default: active")
-    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="seconds to wait at most (default 30)")
+    parser.add_argument(
+        "--timeout", metavar="S", type=_seconds, default=30.0, help="seconds to wait at most (default 30)"
+    )
 
 
 def run(session: Session) -> int:

@@ -45,16 +45,21 @@ def closing(fd: int) -> Iterator[int]:
 def read_at_most(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes, symlinks followed; OSError or ValueError otherwise."""
     with closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"expected a regular file, found {stat.filemode(os.fstat(fd).st_mode)}")
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := os.read(fd, limit + 1 - size):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                raise ValueError(f"expected at most {limit} bytes")
-        return b"".join(chunks)
+        return read_open(fd, limit)
+
+
+def read_open(fd: int, limit: int) -> bytes:
+    """The bytes behind `fd`, which must be a regular file of at most `limit` bytes; OSError or ValueError otherwise."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise ValueError(f"expected a regular file, found {stat.filemode(os.fstat(fd).st_mode)}")
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := os.read(fd, limit + 1 - size):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise ValueError(f"expected at most {limit} bytes")
+    return b"".join(chunks)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
@@ -101,20 +106,3 @@ def sync_directory(path: Path) -> None:
     """Make renames and unlinks in `path` survive a power cut."""
     with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-
-
-def foreign_writers(path: Path, *, owners: frozenset[int]) -> str | None:
-    """What lets somebody else change `path`, in words, or None.
-
-    `path` and all its parents (links resolved) must belong to one of `owners` and be writable by nobody else;
-    root-owned sticky directories such as /tmp pass (contracts §4).
-    """
-    resolved = path.resolve()
-    for place in (resolved, *resolved.parents):
-        found = place.stat()
-        if found.st_uid not in owners:
-            return f"{place} belongs to uid {found.st_uid}, expected {' or '.join(map(str, sorted(owners)))}"
-        sticky = stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and found.st_mode & stat.S_ISVTX
-        if found.st_mode & 0o022 and not sticky:
-            return f"{place} is writable by others (mode {stat.S_IMODE(found.st_mode):04o})"
-    return None

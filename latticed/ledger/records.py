@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ledger.connection import DAMAGED, damaged
@@ -89,23 +91,33 @@ def readable(conn: Reader) -> tuple[lifecycle.Record, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=1024)  # thousands of records hold a few lists between them
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+@functools.lru_cache(maxsize=1024)
+def _set(text: str) -> frozenset[str]:
+    return frozenset(json.loads(text))
+
+
 def _record(row: dict[str, Any]) -> lifecycle.Record:
     try:
         facts = lifecycle.Facts(
             name=row.pop("name"),
-            type=row.pop("type"),
-            version=row.pop("version"),
-            publisher=row.pop("publisher"),
+            type=sys.intern(row.pop("type")),
+            version=sys.intern(row.pop("version")),
+            publisher=sys.intern(row.pop("publisher")),
             signed=bool(row.pop("signed")),
-            capabilities=tuple(json.loads(row.pop("capabilities"))),
+            capabilities=_names(row.pop("capabilities")),
             identity=row.pop("identity"),
             artifact_sha256=row.pop("artifact_sha256"),
             manifest=row.pop("manifest"),
         )
         row["status"] = lifecycle.Status(row["status"])
         row["source"] = row["source"].decode("utf-8", "surrogateescape")
-        row["masked"] = frozenset(json.loads(row["masked"]))
-        row["hosts"] = tuple(json.loads(row["hosts"]))
+        row["masked"] = _set(row["masked"])
+        row["hosts"] = _names(row["hosts"])
         row["forgotten"] = bool(row["forgotten"])
         return lifecycle.Record(facts=facts, **row)
     except (ValueError, TypeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from latticed.lifecycle.sight import facts_of
 from latticed.model import capability, egress, semver_range
@@ -35,19 +35,22 @@ class Consent:
         return bool(risky or self.hosts or self.allow_downgrade or self.publisher is not None)
 
 
+UNVERSIONED: Final = "-"
+"""The floor of what was accepted without a version."""
+
 NO_CONSENT = Consent()
 
 
 def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
     """The record of a bundle that verified: nothing decided yet; a tombstone's floor and masks live on."""
-    facts = facts_of(claim.verdict)
-    masked = tombstone.masked if tombstone else frozenset[str]()
+    facts = facts_of(claim.verdict, accepted=False)
+    at_first = capability.host_risk(facts.capabilities)
     return Record(
         id=claim.verdict.manifest.id,
         status=Status.VERIFIED,
         facts=facts,
         source=claim.name,
-        masked=capability.host_risk(facts.capabilities) | masked,
+        masked=at_first | tombstone.masked if tombstone else at_first,
         floor=tombstone.floor if tombstone else "",
         verified_at=now,
         created_at=tombstone.created_at if tombstone else now,
@@ -57,11 +60,14 @@ def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
 
 def follow(record: Record, claim: Claim, now: int) -> Record:
     """The record after the disk changed: a `verified` one follows it, any other only learns where its bundle lies."""
-    facts = facts_of(claim.verdict)
-    if record.accepted or facts == record.facts:
+    if record.accepted:
         if claim.verdict.identity != record.facts.identity or claim.name == record.source:
             return record
         return replace(record, source=claim.name, updated_at=now)
+    facts = facts_of(claim.verdict, accepted=False)
+    if facts == record.facts:  # these facts share what the verdict holds; those from the ledger are a second copy
+        moved = claim.name != record.source
+        return replace(record, facts=facts, source=claim.name, updated_at=now if moved else record.updated_at)
     masked = _masked_at_first(record, facts)
     return replace(record, facts=facts, source=claim.name, masked=masked, verified_at=now, updated_at=now)
 
@@ -78,10 +84,16 @@ def transition(record: Record, wanted: Status, sight: Sight, consent: Consent, n
         return fault
     if wanted is Status.INSTALLED and (fault := _downgrade(record, record.facts.version, consent)):
         return fault
+    facts = record.facts
+    if wanted is Status.INSTALLED and sight.winner is not None:
+        facts = facts_of(sight.winner.verdict, accepted=True)
+        if facts.identity != record.facts.identity:  # on disk there is another bundle than the operator was shown
+            return _not_available(record, wanted, sight)
     stamped = _stamped(record, wanted, now)
     return replace(
         stamped,
         status=wanted,
+        facts=facts,
         masked=record.masked - consent.accept,
         hosts=_joined(record.hosts, consent.hosts),
         floor=higher(record.floor, record.facts.version) if wanted is Status.INSTALLED else record.floor,
@@ -97,7 +109,7 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
             f"cannot upgrade {record.id}: expected another verified version in the plugin directory, found none",
             "put the new bundle in place; `latticectl rejected` shows bundles that do not verify",
         )
-    facts = facts_of(claim.verdict)
+    facts = facts_of(claim.verdict, accepted=record.accepted)
     if fault := _undeclared(consent, facts) or _downgrade(record, facts.version, consent):
         return fault
     if record.forgotten:
@@ -145,7 +157,10 @@ def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
     if record.status is Status.VERIFIED and sight.available:
         detail = f"cannot forget {record.id}: its bundle is in the plugin directory and nothing was decided about it"
         return Problem("invalid_transition", detail, "remove the bundle")
-    return replace(record, status=Status.VERIFIED, forgotten=True, masked=frozenset(), hosts=(), updated_at=now)
+    facts = replace(record.facts, manifest=b"")
+    return replace(
+        record, status=Status.VERIFIED, facts=facts, forgotten=True, masked=frozenset(), hosts=(), updated_at=now
+    )
 
 
 def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Problem | None:
@@ -160,18 +175,29 @@ def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Prob
     return None
 
 
-def is_downgrade(old: str, new: str) -> bool:
-    """Whether going from version `old` to `new` takes --allow-downgrade: lower, or without an order."""
-    if not old or old == new:
+def is_downgrade(floor: str, version: str) -> bool:
+    """Whether `version` is lower than the `floor` ever accepted, or without an order to it; "" means none was."""
+    label = version or UNVERSIONED
+    if not floor or label == floor:
         return False
-    order = semver_range.compare(old, new)
+    order = semver_range.compare(floor, label)
     return order is None or order > 0
 
 
+def needs_downgrade(record: Record, version: str) -> bool:
+    """Whether going to `version` takes --allow-downgrade: below the floor, or a change without an order."""
+    label, current = version or UNVERSIONED, record.facts.version or UNVERSIONED
+    changes_without_order = record.accepted and label != current and semver_range.compare(current, label) is None
+    return changes_without_order or is_downgrade(record.floor, version)
+
+
 def higher(floor: str, version: str) -> str:
-    """The higher of two versions; without an order the newer decision counts."""
-    order = semver_range.compare(floor, version)
-    return floor if order is not None and order > 0 else version
+    """The floor once `version` is accepted: a SemVer floor never sinks, any other follows the decision."""
+    label = version or UNVERSIONED
+    if not semver_range.is_version(floor):
+        return label
+    order = semver_range.compare(floor, label)
+    return label if order is not None and order < 0 else floor
 
 
 def _masked_at_first(record: Record, facts: Facts) -> frozenset[str]:
@@ -184,7 +210,7 @@ def _masked_at_first(record: Record, facts: Facts) -> frozenset[str]:
 
 
 def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None:
-    if consent.allow_downgrade or not is_downgrade(record.floor, version):
+    if consent.allow_downgrade or not needs_downgrade(record, version):
         return None
     detail = f"version {version or '(none)'} is not known to be newer than {record.floor}, which was accepted before"
     return Problem("version_downgrade", detail, "if that is what you want, add --allow-downgrade")
@@ -204,7 +230,8 @@ def _undeclared(consent: Consent, facts: Facts) -> Problem | None:
 
 def _not_available(record: Record, wanted: Status, sight: Sight) -> Problem:
     trouble = sight.trouble
-    found = f"{trouble.code}: {trouble.message}" if trouble else "nothing"
+    other = "another bundle than the record shows" if sight.winner else "nothing"
+    found = f"{trouble.code}: {trouble.message}" if trouble else other
     detail = f"cannot make {record.id} {wanted}: expected a bundle that verifies, found {found}"
     return Problem("not_available", detail, f"latticectl info {record.id}")
 

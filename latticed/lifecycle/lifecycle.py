@@ -7,7 +7,6 @@ ledger (`saver`), so that stopping never waits for a disk that is full.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -71,7 +70,7 @@ class Lifecycle:
             keeping=self.decide.keeping,
         )
         self._found: dict[str, Verdict] = {}
-        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        self._names: dict[str, tuple[str, ...]] = {}  # of bundles that verify, by the id they claim
         self._sources: dict[str, str] = {}
         self._critical: set[str] = set()
         self._sights: dict[str, Sight] = {}
@@ -134,7 +133,7 @@ class Lifecycle:
 
     def claimant(self, plugin_id: str, publisher: str) -> claims.Claim | None:
         """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
-        names = [n for n in self._names[plugin_id] if n in self.refused]
+        names = [n for n in self._names.get(plugin_id, ()) if n in self.refused]
         found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
         fitting = [claim for claim in found if claim.verdict.manifest.publisher == publisher]
         return fitting[0] if len(fitting) == 1 else None
@@ -163,13 +162,13 @@ class Lifecycle:
         touched = {self._sources[seen.name]} if seen.name in self._sources else set()
         before = self._found.pop(seen.name, None)
         if isinstance(before, Verified):
-            self._names[before.manifest.id].discard(seen.name)
+            self._disclaim(before.manifest.id, seen.name)
             touched.add(before.manifest.id)
         self.refused.pop(seen.name, None)
         match seen.verdict:
             case Verified() as verdict:
                 self._found[seen.name] = verdict
-                self._names[verdict.manifest.id].add(seen.name)
+                self._names[verdict.manifest.id] = (*self._names.get(verdict.manifest.id, ()), seen.name)
                 touched.add(verdict.manifest.id)
             case Refused() as verdict:
                 self._found[seen.name] = verdict
@@ -177,6 +176,13 @@ class Lifecycle:
             case None:
                 pass
         return touched
+
+    def _disclaim(self, plugin_id: str, name: str) -> None:
+        left = tuple(other for other in self._names[plugin_id] if other != name)
+        if left:
+            self._names[plugin_id] = left
+        else:
+            del self._names[plugin_id]
 
     def follow(self, plugin_id: str) -> None:
         """Look at one id again: who may claim it, what may run, what is to be put on record."""
@@ -198,10 +204,8 @@ class Lifecycle:
         self._run(plugin_id)
 
     def _resolve(self, plugin_id: str, record: Record | None) -> claims.Claim | None:
-        names = sorted(self._names[plugin_id])
+        names = sorted(self._names.get(plugin_id, ()))
         found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
-        if not found:
-            del self._names[plugin_id]
         resolved = claims.resolve(found, sight.pin_of(record) if record else None)
         for name in names:
             self.refused.pop(name, None)
@@ -241,7 +245,9 @@ class Lifecycle:
         self._sources[record.source] = record.id
 
     def _remember(self, record: Record) -> None:
-        if self.records.get(record.id) != record:
+        if self.records.get(record.id) == record:
+            self.records[record.id] = record  # equal, but made of what is held anyway
+        else:
             self.put(record)
             self.saver.save(record.id)
 
@@ -254,5 +260,5 @@ class Lifecycle:
         """
         self.rooms.catalog.rescan()
         await self.rooms.revocations.remember()
-        await self.pairs.judge_all()
         self.saver.tidy()
+        await self.pairs.judge_all()

@@ -7,9 +7,11 @@ The file is looked at every second rather than watched: a stat costs microsecond
 
 from __future__ import annotations
 
+import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
-from latticed.kit import files
+from latticed.kit import trusted
 from latticed.model.errors import Problem
 from latticed.trust import policy as trust
 
@@ -66,20 +68,25 @@ class PolicyKeeper:
         return (self.own, self.problem is None) != before
 
     def _fingerprint(self) -> tuple[int, ...] | None:
+        """What tells that the file, or who may change it, is another than before; None without a file."""
         try:
             found = self.file.stat()
+            above = [(place.st_ino, place.st_mode, place.st_uid) for place in map(os.stat, self.file.parents)]
         except OSError:
             return None
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        own = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return (*own, *itertools.chain.from_iterable(above))
 
     def _read(self) -> TrustPolicy:
         try:
-            data = files.read_at_most(self.file, MAX_BYTES)
-            fault = files.foreign_writers(self.file, owners=self._owners)
+            data = trusted.read(self.file, MAX_BYTES, owners=self._owners)
         except FileNotFoundError as error:
             raise Problem(MISSING, f"expected a trust policy at {self.file}, found no such file", HINT) from error
         except (OSError, ValueError) as error:
             raise Problem(UNREADABLE, f"cannot read {self.file}: {error}", HINT) from error
-        if fault is not None:
-            raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT)
-        return trust.decode(data)
+        except trusted.Foreign as fault:
+            raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT) from fault
+        try:
+            return trust.decode(data)
+        except Problem as problem:
+            raise Problem(problem.code, f"{self.file}: {problem.detail}", problem.hint) from problem

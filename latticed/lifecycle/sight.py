@@ -66,8 +66,8 @@ def fault_at(source: str, found: Mapping[str, Verdict], refused: Mapping[str, Re
             return LastError(code=Code.MANIFEST_MISSING.value, message="its bundle is gone from the plugin directory")
 
 
-def facts_of(verified: Verified) -> Facts:
-    """What a record keeps of a verified bundle."""
+def facts_of(verified: Verified, *, accepted: bool) -> Facts:
+    """What a record keeps of a verified bundle; its manifest only once it is accepted (P8: there may be thousands)."""
     manifest = verified.manifest
     return Facts(
         name=manifest.name,
@@ -78,7 +78,7 @@ def facts_of(verified: Verified) -> Facts:
         capabilities=manifest.capabilities,
         identity=verified.identity,
         artifact_sha256=verified.artifact_sha256,
-        manifest=msgspec.json.encode(manifest),
+        manifest=msgspec.json.encode(manifest) if accepted else b"",
     )
 
 

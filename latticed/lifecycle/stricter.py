@@ -47,7 +47,7 @@ def rebuilt(
     if pair is None:
         publisher, signed = hand or ("", False)
         return tombstone(plugin_id, publisher, signed=signed, masked=masked, floor=floor, now_us=now_us)
-    facts = facts_of(pair)
+    facts = facts_of(pair, accepted=False)
     return Record(
         id=plugin_id,
         status=Status.VERIFIED,
@@ -76,7 +76,8 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
     after = replace(record, masked=masked, floor=floor, updated_at=now_us)
     chosen = pin is not None and pin.identity == facts.identity
     if record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version):
-        return replace(after, status=Status.VERIFIED, masked=masked | capability.host_risk(facts.capabilities))
+        masked |= capability.host_risk(facts.capabilities)
+        return replace(after, status=Status.VERIFIED, facts=replace(facts, manifest=b""), masked=masked)
     return after if after != replace(record, updated_at=now_us) else record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -63,6 +64,7 @@ def highest(capabilities: tuple[str, ...]) -> Risk:
     return max((RISKS[c] for c in capabilities), default=Risk.READ)
 
 
+@functools.lru_cache(maxsize=1024)  # thousands of plugins hold a few sets between them
 def host_risk(capabilities: tuple[str, ...]) -> frozenset[str]:
     """Those of `capabilities` that stay masked until an operator grants them by name."""
     return frozenset(c for c in capabilities if RISKS[c] is Risk.HOST)

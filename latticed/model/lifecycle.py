@@ -32,8 +32,8 @@ TRANSITIONS: Final = MappingProxyType(
 class Facts:
     """What a verified bundle says of itself, kept in a record after the bundle is gone.
 
-    `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest's
-    bytes as they were verified.
+    `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest
+    as JSON once the plugin is accepted: until then the record follows the disk, and it is empty.
     """
 
     name: str

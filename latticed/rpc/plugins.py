@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiohttp import web
 
+from latticed.kit import logs
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import Consent, Regrant
@@ -20,9 +22,13 @@ from latticed.rpc.api import Body
 if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.rpc.api import Ask
+    from latticed.rpc.doorman import Connection
 
 SHOWN_DENIALS = 10
+NAME_BYTES = 255  # NAME_MAX of Linux file systems
 ROWS_AT_ONCE = 256
+
+log = logs.get_logger()
 
 
 class Decision(Body, frozen=True):
@@ -62,14 +68,33 @@ class Grants(Body, frozen=True):
     hosts: tuple[str, ...] | None = None
 
 
-async def listing(ask: Ask) -> web.Response:
+async def listing(ask: Ask) -> web.StreamResponse:
     """Every plugin on record, sorted by id."""
-    found: list[bytes] = []
-    for record in ask.api.lifecycle.known():
-        found.append(views.plugin_row(ask.api, record))
-        if len(found) % ROWS_AT_ONCE == 0:
-            await asyncio.sleep(0)  # a list of ten thousand, made for the first time, keeps nobody else waiting
-    return web.Response(body=b"[" + b",".join(found) + b"]", content_type="application/json")
+    known = ask.api.lifecycle.known()
+    if len(known) <= views.ROWS_KEPT:
+        body = b",".join([views.plugin_row(ask.api, record) for record in known])
+        return web.Response(body=b"[" + body + b"]", content_type="application/json")
+    return await _long_listing(ask, known)
+
+
+async def _long_listing(ask: Ask, known: list[Record]) -> web.StreamResponse:
+    """The list in pieces: one of ten thousand keeps nobody else waiting, and is in memory nowhere as a whole."""
+    answer = web.StreamResponse()
+    answer.content_type = "application/json"
+    await answer.prepare(ask.request)
+    try:
+        for start in range(0, len(known), ROWS_AT_ONCE):
+            made = [views.plugin_row(ask.api, record) for record in known[start : start + ROWS_AT_ONCE]]
+            await answer.write((b"," if start else b"[") + b",".join(made))
+            await asyncio.sleep(0)
+        await answer.write_eof(b"]")
+    except Exception as error:
+        if not isinstance(error, ConnectionError):  # who does not read any more is no news
+            log.error("listing_broken_off", error=repr(error), exc_info=True)
+        connection = cast("Connection", ask.request.protocol)
+        if connection.wire is not None:  # no other answer may follow into this one
+            connection.wire.abort()
+    return answer
 
 
 async def decide(ask: Ask) -> dict[str, Any]:
@@ -147,7 +172,7 @@ async def rejected(ask: Ask) -> list[dict[str, Any]]:
 async def verify(ask: Ask) -> dict[str, Any]:
     """Judge one bundle of the plugin directory now; nothing is stored."""
     name = (await ask.body(Name)).name
-    if not name or "/" in name or "\0" in name or name.startswith("."):
+    if not name or "/" in name or "\0" in name or name.startswith(".") or len(os.fsencode(name)) > NAME_BYTES:
         raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {escape(name)[:80]!r}")
     return views.verdict(name, await ask.api.catalog.judge(f"plugins/{name}"))
 

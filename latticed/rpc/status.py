@@ -55,7 +55,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
 
 def _well(api: Api, record: Record) -> bool:
     runtime = api.supervisor.runtime(record.id)
-    return runtime.state is State.ARMED and runtime.health is not Health.UNHEALTHY
+    return runtime.state is State.ARMED and runtime.health is Health.HEALTHY
 
 
 async def status(ask: Ask) -> Glance:

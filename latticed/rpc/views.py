@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
 from latticed.kit.clock import rfc3339
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from latticed.model.runtime import Runtime
     from latticed.model.verdict import Verdict
     from latticed.rpc.api import Api
+
+
+ROWS_KEPT: Final = 1_024
+"""Rows that are kept as JSON; those of the plugins beyond are made each time, which costs less than holding them."""
 
 
 def plugin(api: Api, record: Record) -> dict[str, Any]:
@@ -54,6 +58,8 @@ def plugin_row(api: Api, record: Record) -> bytes:
     known = api.shown.get(record.id)
     if known is None or known.source != source:
         row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
+        if known is None and len(api.shown) >= ROWS_KEPT:
+            return row
         known = api.shown[record.id] = Shown(source=source, row=row)
     return known.row
 
@@ -127,12 +133,12 @@ def _candidate(record: Record, seen: Sight) -> wire.CandidateView | None:
         return None
     adds, drops = advance.upgrade_changes(record, found)
     return wire.CandidateView(
-        version=found.manifest.version,
+        version=found.manifest.version or None,
         artifact_sha256=found.artifact_sha256,
         identity=found.identity,
         adds=list(adds),
         drops=list(drops),
-        needs_downgrade=advance.is_downgrade(record.floor, found.manifest.version),
+        needs_downgrade=advance.needs_downgrade(record, found.manifest.version),
     )
 
 

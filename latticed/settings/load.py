@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
-from latticed.kit import files
+from latticed.kit import trusted
 from latticed.model.errors import Problem
 from latticed.settings.shapes import Settings
 
@@ -96,8 +96,7 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
 
 def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] | None:
     try:
-        data = files.read_at_most(file, MAX_FILE_BYTES)
-        fault = files.foreign_writers(file, owners=owners)
+        data = trusted.read(file, MAX_FILE_BYTES, owners=owners)
     except FileNotFoundError:
         if named:
             raise _invalid(
@@ -106,8 +105,9 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
         return None
     except (OSError, ValueError) as error:
         raise _invalid(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    if fault is not None:
-        raise _invalid(f"cannot trust {file}: {fault}", "only root or the daemon's user may be able to change it")
+    except trusted.Foreign as fault:
+        hint = "only root or the daemon's user may be able to change it"
+        raise _invalid(f"cannot trust {file}: {fault}", hint) from fault
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # tomllib lets int()'s own ValueError through, and nests freely

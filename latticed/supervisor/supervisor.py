@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError, Runtime
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Count
     from latticed.runners.contract import Plugin
     from latticed.supervisor.tools import Tools
+
+
+_AT_REST: Final = Runtime()
 
 
 class Supervisor:
@@ -73,7 +76,7 @@ class Supervisor:
     def runtime(self, plugin_id: str) -> Runtime:
         """What is alive of a plugin; a stopped one when there is no handle."""
         handle = self._handles.get(plugin_id)
-        return handle.runtime() if handle else Runtime()
+        return handle.runtime() if handle else _AT_REST
 
     async def settled(self, plugin_id: str, *, within_s: float) -> None:
         """Return once it is armed, stopped or failed, at the latest after `within_s`."""

@@ -71,7 +71,7 @@ def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: Trus
     return Verified(
         manifest=manifest,
         identity=identity(payload),
-        artifact_sha256=artifact_sha256,
+        artifact_sha256=artifact_sha256 if manifest.digest_sha256 != artifact_sha256 else manifest.digest_sha256,
         artifact_bytes=artifact_bytes,
         key=holding,
     )

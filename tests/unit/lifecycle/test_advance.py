@@ -9,7 +9,7 @@ import pytest
 
 from latticed.lifecycle import advance
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
-from latticed.lifecycle.sight import Sight
+from latticed.lifecycle.sight import Sight, facts_of
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency
@@ -139,7 +139,26 @@ def test_the_same_bundle_under_another_name_only_moves(status):
     before = record(status)
     after = advance.follow(before, claim("market/elsewhere"), NOW)
     assert after == replace(before, source="market/elsewhere", updated_at=NOW)
-    assert advance.follow(before, claim(), NOW) is before
+    assert advance.follow(before, claim(), NOW) == before
+
+
+def test_only_an_accepted_record_holds_a_manifest():
+    """From the bundle that is there when it is installed, until it is forgotten; of others there may be thousands."""
+    before = record()
+    installed = decided(before, Status.INSTALLED, at(claim()))
+    assert (before.facts.manifest, installed.facts) == (b"", facts_of(claim().verdict, accepted=True))
+    assert installed.facts.manifest
+    gone = advance.forget(installed, Sight(), NOW)
+    assert isinstance(gone, Record)
+    assert gone.facts == before.facts
+
+
+def test_what_is_installed_is_what_the_record_shows():
+    """A bundle replaced so recently that the record does not tell yet is refused, not installed unseen."""
+    outcome = advance.transition(record(), Status.INSTALLED, at(claim(version="2.0.0")), Consent(), NOW)
+    assert isinstance(outcome, Problem)
+    assert outcome.code == "not_available"
+    assert "another bundle" in outcome.detail
 
 
 # Upgrade.
@@ -236,11 +255,37 @@ def test_upgrade_refuses_consent_to_what_the_candidate_does_not_declare():
         ("2024-02", "9.0.0", True),
         ("1.0.0", "", True),
         ("", "1.0.0", False),
+        (advance.UNVERSIONED, "1.0.0", True),
+        (advance.UNVERSIONED, "", False),
     ],
 )
 def test_which_change_of_version_needs_consent(old, new, needed):
     """A lower SemVer does; versions without an order always do; a first one never."""
     assert advance.is_downgrade(old, new) is needed
+
+
+@pytest.mark.parametrize(
+    ("floor", "version", "after"),
+    [
+        ("", "1.0.0", "1.0.0"),
+        ("1.0.0", "2.0.0", "2.0.0"),
+        ("2.0.0", "1.0.0", "2.0.0"),
+        ("2.0.0", "", "2.0.0"),
+        ("2.0.0", "banana", "2.0.0"),
+        ("", "", advance.UNVERSIONED),
+        (advance.UNVERSIONED, "0.1.0", "0.1.0"),
+        ("2024-01", "2024-02", "2024-02"),
+    ],
+)
+def test_a_semver_floor_never_sinks(floor, version, after):
+    """Whatever is accepted meanwhile, with consent: what was highest stays the floor."""
+    assert advance.higher(floor, version) == after
+
+
+def test_a_change_without_an_order_needs_consent_even_above_the_floor():
+    """From an unordered version to any other, whatever the floor says."""
+    installed = replace(record(Status.INSTALLED, claim(version="banana")), floor="1.0.0")
+    assert advance.needs_downgrade(installed, "9.0.0")
 
 
 def test_a_downgrade_needs_consent_and_never_lowers_the_floor():

@@ -66,12 +66,12 @@ def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
     """What is armed after a restart is what was verified, to the last field."""
     extra = {"runtime": {"health": {"interval_s": 7}}, "critical": True} if v2 else {}
     found = claim(v2=v2, **extra)
-    plugin = sight.plugin_of(record(found=found))
+    plugin = sight.plugin_of(record(Status.INSTALLED, found=found))
     assert plugin.manifest == found.verdict.manifest
     assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
 
 
 def test_unsigned_bundles_are_told_from_signed_ones():
     """Signedness is part of the pin."""
-    assert not sight.facts_of(verified(by=None)).signed
-    assert sight.facts_of(verified()).signed
+    assert not sight.facts_of(verified(by=None), accepted=False).signed
+    assert sight.facts_of(verified(), accepted=False).signed

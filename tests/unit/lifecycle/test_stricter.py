@@ -12,7 +12,7 @@ from latticed.ledger.floors import Floors, Pin
 from latticed.ledger.revocations import Revocations
 from latticed.lifecycle import advance, stricter
 from latticed.lifecycle.revocations import floors_of
-from latticed.lifecycle.sight import pin_of, plugin_of
+from latticed.lifecycle.sight import facts_of, pin_of
 from latticed.model.lifecycle import Status
 from latticed.trust import claims
 from latticed.trust.policy import Revoked
@@ -51,8 +51,7 @@ def test_a_pair_comes_back_as_verified_with_masks_and_floor():
     found = stricter.rebuilt(ID, [pair], kept, None, now_us=NOW)
     assert (found.status, found.forgotten, found.floor) == (Status.VERIFIED, False, "1.5.0")
     assert found.granted == ("kv:read",)
-    assert found.facts.identity == pair.identity
-    assert plugin_of(found).id == ID
+    assert found.facts == facts_of(pair, accepted=False)
 
 
 def test_without_floors_the_pairs_own_version_is_the_floor():

@@ -7,8 +7,10 @@ import io
 import json
 
 import pytest
+from aiohttp import ClientPayloadError
 from yarl import URL
 
+from latticed.rpc import plugins, views
 from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.routes import ROUTES
 from tests.house import houses
@@ -238,6 +240,40 @@ async def test_the_lists_are_sorted_and_show_no_path(home):
         assert {"state", "runner", "health", "message"} <= set(row["runtime"])
         assert row["verified_at"].endswith("Z")
         assert ("installed_at" in row) == (row["id"] == "acme.mm")
+
+
+async def test_a_long_list_in_pieces_says_what_a_short_one_does(home, monkeypatch):
+    """However many plugins there are; rows beyond those that are kept are made anew."""
+    for name in ("z", "b", "m", "k"):
+        home.drop(name, id=f"acme.{name}{name}")
+        await home.seen(f"acme.{name}{name}")
+    short = (await home.ask("GET", "/api/plugins"))["rows"]
+    home.house.api.shown.clear()
+    monkeypatch.setattr(views, "ROWS_KEPT", 3)
+    monkeypatch.setattr(plugins, "ROWS_AT_ONCE", 2)
+    for _ in range(2):
+        assert (await home.ask("GET", "/api/plugins"))["rows"] == short
+    assert len(home.house.api.shown) == 3
+
+
+async def test_a_long_list_that_breaks_off_is_not_taken_for_a_whole_one(home, monkeypatch):
+    """Nothing may follow into what was begun: the connection ends before the list does."""
+    home.drop("b", id="acme.bb")
+    await home.seen("acme.bb")
+    monkeypatch.setattr(views, "ROWS_KEPT", 0)
+    monkeypatch.setattr(plugins, "ROWS_AT_ONCE", 1)
+    whole = views.plugin_row
+
+    def row(api, record):
+        if record.id == "acme.demo":
+            raise RuntimeError("/var/lib/latticed/secret")
+        return whole(api, record)
+
+    monkeypatch.setattr(views, "plugin_row", row)
+    with pytest.raises(ClientPayloadError):
+        await home.ask("GET", "/api/plugins")
+    monkeypatch.setattr(views, "plugin_row", whole)
+    assert len((await home.ask("GET", "/api/plugins"))["rows"]) == 2
 
 
 async def test_kv_over_the_api(home):

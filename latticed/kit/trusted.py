@@ -1,0 +1,90 @@
+"""Reading a file that nobody but its owners may be able to change, however its path is made (contracts §4).
+
+The path is walked one component at a time. Every directory and link on the way is judged on what was opened, and the
+bytes come from the descriptor that was judged: whoever flips a link meanwhile gains nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOST_LINKS: Final = 40  # path_resolution(7)
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # to pass through, not to list
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Foreign(Exception):
+    """Somebody else can change what is at this path; the message says who and where."""
+
+
+def read(path: Path, limit: int, *, owners: frozenset[int]) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes that only `owners` can change.
+
+    The file, and every directory and link that leads to it, must belong to one of `owners` (uids) and be writable by
+    nobody else; root-owned sticky directories such as /tmp pass. Foreign otherwise; OSError and ValueError as
+    `files.read_at_most`.
+    """
+    with files.closing(_open(path, owners)) as fd:
+        return files.read_open(fd, limit)
+
+
+def _open(path: Path, owners: frozenset[int]) -> int:
+    rest, links, here = [*path.absolute().parts[1:]], 0, "/"
+    current = os.open("/", _DIRECTORY)
+    try:
+        _judge(os.fstat(current), here, owners)
+        while rest:
+            name = rest.pop(0)
+            found = os.stat(name, dir_fd=current, follow_symlinks=False)
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+                _judge(found, os.path.join(here, name), owners)
+                target = os.readlink(name, dir_fd=current)
+                rest[:0] = [part for part in target.split("/") if part not in {"", "."}]
+                if target.startswith("/"):
+                    here, current = "/", _step("/", current)
+                continue
+            here = os.path.normpath(os.path.join(here, name))
+            if not rest and not stat.S_ISDIR(found.st_mode):
+                fd = os.open(name, _FILE, dir_fd=current)
+                return _judged(fd, here, owners)
+            current = _step(name, current)
+            _judge(os.fstat(current), here, owners)
+        raise ValueError(f"expected a regular file, found the directory {here}")
+    finally:
+        os.close(current)
+
+
+def _step(name: str, current: int) -> int:
+    """The directory `name`, in exchange for the one it was opened from."""
+    following = os.open(name, _DIRECTORY, dir_fd=current)
+    os.close(current)
+    return following
+
+
+def _judged(fd: int, place: str, owners: frozenset[int]) -> int:
+    try:
+        _judge(os.fstat(fd), place, owners)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _judge(found: os.stat_result, place: str, owners: frozenset[int]) -> None:
+    if found.st_uid not in owners:
+        expected = " or ".join(map(str, sorted(owners)))
+        raise Foreign(f"{place} belongs to uid {found.st_uid}, expected {expected}")
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and found.st_mode & stat.S_ISVTX
+    if found.st_mode & 0o022 and not sticky and not stat.S_ISLNK(found.st_mode):
+        raise Foreign(f"{place} is writable by others (mode {stat.S_IMODE(found.st_mode):04o})")

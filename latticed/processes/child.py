@@ -1,0 +1,236 @@
+"""A child that lives: its pipes, its end, and how it is ended with everything it started.
+
+No thread: the kernel tells of its end through a pidfd. Signals go through that pidfd, so that they can mean nobody
+else; the process group is signalled only where the child leads it and has not been reaped, for the same reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import logs
+from latticed.model.errors import Problem
+from latticed.processes import birth, waiting
+from latticed.processes.exits import Exit
+from latticed.processes.pipes import Reader, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.processes.birth import Birth
+    from latticed.sandbox.spec import Spec
+
+START_S: Final = 10.0
+LINGER_S: Final = 1.0
+"""How long output is still read after the child ended, if somebody else holds its pipes."""
+UNKILLABLE_S: Final = 10.0
+log = logs.get_logger()
+
+
+class Child:
+    """One running child; made by `spawn`.
+
+    `pid` is for showing, never for signalling. `inputs` are the pipes that the child reads, by its descriptor number.
+    `exit` is None while the process lives.
+    """
+
+    def __init__(self, spec: Spec, born: Birth, on_exit: Callable[[Exit], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = born.pid
+        self.level = spec.level
+        self.inputs: dict[int, Writer] = {}
+        self.exit: Exit | None = None
+        self._exited = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._own_pids = spec.own_pids
+        self._born = born
+        self._on_exit = on_exit
+        self._readers: dict[int, asyncio.ReadTransport] = {}
+        self._open_outputs = 0
+        self._outputs_closed = asyncio.Event()
+        self._asked = False
+        self._end: asyncio.Task[None] | None = None
+        loop.add_reader(born.pidfd, self._reap)
+
+    @property
+    def stdin(self) -> Writer:
+        return self.inputs[0]
+
+    @property
+    def stdout(self) -> asyncio.ReadTransport:
+        """For pausing and resuming; what is read goes to the protocol given to `spawn`."""
+        return self._readers[1]
+
+    @property
+    def stderr(self) -> asyncio.ReadTransport:
+        return self._readers[2]
+
+    async def exited(self) -> Exit:
+        """How the process ended, as soon as it has; output may still be on its way."""
+        await self._exited.wait()
+        assert self.exit is not None  # noqa: S101 - set before the event
+        return self.exit
+
+    async def gone(self) -> Exit:
+        """The same, when all output was delivered and nothing is left of it."""
+        await self._gone.wait()
+        return await self.exited()
+
+    async def connect(self, outputs: dict[int, asyncio.Protocol]) -> None:
+        """Attach our ends of the pipes; `outputs` are who reads descriptors 1 and 2."""
+        pipes = self._born.pipes
+        self._open_outputs = len(outputs)
+        for number in pipes.keys() - outputs.keys():  # first: the end of all output may be the end of everything
+            self.inputs[number] = await Writer.connect(pipes[number].give_write())
+        for number, heard_by in outputs.items():
+            self._readers[number] = await Reader.connect(pipes[number].give_read(), heard_by, self._output_closed)
+
+    async def stop(self, grace_s: float) -> Exit:
+        """SIGTERM, then after `grace_s` seconds SIGKILL to the whole tree; nothing is left when this returns.
+
+        What never listens to SIGTERM is not waited for. Being cancelled kills at once. Problem("child_unkillable")
+        when the kernel does not let go of it within UNKILLABLE_S.
+        """
+        self._asked = True
+        try:
+            if self.exit is None and grace_s > 0 and self._listens():
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(grace_s):
+                        await self._exited.wait()
+        finally:
+            self.kill()
+            await waiting.uncancelled(self._until_gone())
+        return await self.exited()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree, now; `gone` is when it is over."""
+        if self.exit is not None:
+            return
+        if self._born.group is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._born.group.kill()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._own_pids:  # the kernel ends the whole namespace with its first process
+                signal.pidfd_send_signal(self._born.pidfd, number)
+            else:
+                os.killpg(self.pid, number)  # it leads its group and is unreaped: the number means nobody else
+
+    def _listens(self) -> bool:
+        """Whether SIGTERM can have an effect: process 1 of a namespace never dies of a signal it does not catch."""
+        if not self._own_pids:
+            return True
+        try:
+            rows = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except OSError:
+            return True
+        masks = dict(row.split(":\t") for row in rows if row.startswith(("SigCgt:", "SigBlk:")))
+        bit = 1 << (signal.SIGTERM - 1)
+        return any(int(mask, 16) & bit for mask in masks.values())
+
+    async def _until_gone(self) -> None:
+        try:
+            async with asyncio.timeout(UNKILLABLE_S + birth.REMOVE_S):
+                await self._gone.wait()
+        except TimeoutError as error:
+            detail = f"expected process {self.pid} to end when killed, found it there {UNKILLABLE_S:g} s later"
+            raise Problem("child_unkillable", detail) from error
+
+    def _reap(self) -> None:
+        """The pidfd became readable: the process ended. Its group first, while its number is still its own."""
+        asyncio.get_running_loop().remove_reader(self._born.pidfd)
+        memory = self._born.group is not None and self._born.group.out_of_memory()
+        if not self._own_pids:
+            self._signal(signal.SIGKILL)
+        ended = os.waitid(os.P_PIDFD, self._born.pidfd, os.WEXITED)
+        assert ended is not None  # noqa: S101 - without WNOHANG there is always a result
+        by_itself = ended.si_code == os.CLD_EXITED
+        self.exit = Exit(
+            status=ended.si_status if by_itself else None,
+            killed_by=None if by_itself else ended.si_status,
+            out_of_memory=memory,
+            asked=self._asked,
+        )
+        self._exited.set()
+        self._end = asyncio.create_task(self._clear_away(), name=f"child {self.pid} ended")
+
+    async def _clear_away(self) -> None:
+        """Read what is left, close and remove everything, then say so."""
+        try:
+            await self._read_to_the_end()
+        finally:
+            self._close()
+            await asyncio.sleep(0)  # transports close their descriptors in the loop's next turn
+            self._gone.set()
+            if not self._asked and self.exit is not None:
+                self._on_exit(self.exit)
+
+    async def _read_to_the_end(self) -> None:
+        group, self._born.group = self._born.group, None
+        try:
+            if group is not None:
+                await birth.discard(group)
+        except Problem as problem:
+            log.error("child_group_left", error=problem.detail)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._outputs_closed.wait()
+
+    def _close(self) -> None:
+        for writer in self.inputs.values():
+            writer.abort()
+        for reader in self._readers.values():
+            reader.close()
+        for pipe in self._born.pipes.values():
+            pipe.close()
+        os.close(self._born.pidfd)
+
+    def _output_closed(self) -> None:
+        self._open_outputs -= 1
+        if self._open_outputs == 0:
+            self._outputs_closed.set()
+
+
+async def spawn(
+    spec: Spec,
+    *,
+    on_exit: Callable[[Exit], None],
+    stdout: asyncio.Protocol,
+    stderr: asyncio.Protocol,
+    deadline_s: float = START_S,
+) -> Child:
+    """Start a child as `spec` says, from the main thread's event loop.
+
+    `on_exit(exit)` is called once, on the loop, when the child ended without being stopped, all it wrote was delivered
+    to `stdout` and `stderr`, and nothing is left of it. Problem("sandbox_failed") with `stage` and `errno` when a step
+    of the confinement failed or takes longer than `deadline_s`; then, and when cancelled, nothing is left either.
+    """
+    born = birth.Birth(spec)
+    try:
+        async with asyncio.timeout(deadline_s):
+            born.begin()
+            await born.complete()
+        child = Child(spec, born, on_exit)
+    except TimeoutError as error:
+        await waiting.uncancelled(born.abandon())
+        raise Problem("sandbox_failed", f"expected the child to be set up within {deadline_s:g} s") from error
+    except OSError as error:
+        await waiting.uncancelled(born.abandon())
+        raise Problem("sandbox_failed", f"a child could not be started: {error.strerror or error}") from error
+    except BaseException:
+        await waiting.uncancelled(born.abandon())
+        raise
+    try:
+        await child.connect({1: stdout, 2: stderr})
+    except BaseException:
+        await child.stop(0)
+        raise
+    return child

@@ -1,0 +1,59 @@
+"""How a child ended, in a code and in words (pure)."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+_WORDS: Final = {
+    signal.SIGKILL: "out of memory?",
+    signal.SIGSYS: "it made a system call of a foreign kind",
+    signal.SIGXFSZ: "it wrote more to a file than it may",
+    signal.SIGSEGV: "a memory access that is not allowed",
+    signal.SIGABRT: "it gave up by itself",
+}
+_CRASHES: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """`status` is the exit code, or None when the signal `killed_by` ended it.
+
+    `out_of_memory`: the kernel ended the tree for its memory limit. `asked`: we were stopping it.
+    """
+
+    status: int | None = None
+    killed_by: int | None = None
+    out_of_memory: bool = False
+    asked: bool = False
+
+    @property
+    def code(self) -> str:
+        """`exited`, `out_of_memory`, `file_too_large`, `forbidden_call`, `crashed` or `killed`."""
+        if self.killed_by is None:
+            return "exited"
+        if self.out_of_memory:
+            return "out_of_memory"
+        named = {signal.SIGXFSZ: "file_too_large", signal.SIGSYS: "forbidden_call"}
+        return named.get(_signal(self.killed_by), "crashed" if self.killed_by in _CRASHES else "killed")  # type: ignore[arg-type]
+
+    @property
+    def message(self) -> str:
+        if self.killed_by is None:
+            return f"exited {self.status}"
+        known = _signal(self.killed_by)
+        name = known.name if known is not None else f"signal {self.killed_by}"
+        if self.out_of_memory:
+            return f"killed by {name} (out of memory)"
+        why = _WORDS.get(known) if known is not None and not self.asked else None
+        return f"killed by {name}" + (f" ({why})" if why else "")
+
+
+def _signal(number: int) -> signal.Signals | None:
+    try:
+        return signal.Signals(number)
+    except ValueError:  # a real-time signal
+        return None

@@ -1,0 +1,140 @@
+"""The ends of a child's pipes that are ours: bounded writing, and reading by protocols that others bring."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(slots=True)
+class Pipe:
+    """Both ends of a pipe, as long as they are descriptors; an end that is given away is None."""
+
+    read: int | None
+    write: int | None
+
+    @classmethod
+    def make(cls) -> Pipe:
+        return cls(*os.pipe())
+
+    def give_read(self) -> int:
+        fd, self.read = self.read, None
+        return cast("int", fd)
+
+    def give_write(self) -> int:
+        fd, self.write = self.write, None
+        return cast("int", fd)
+
+    def close(self) -> None:
+        """Close what was not given away."""
+        for fd in (self.read, self.write):
+            if fd is not None:
+                os.close(fd)
+        self.read = self.write = None
+
+
+class Writer(asyncio.BaseProtocol):
+    """What we write and the child reads. `write` buffers; `drain` waits while too much is buffered."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.WriteTransport | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._lost = False
+
+    @classmethod
+    async def connect(cls, fd: int) -> Writer:
+        """A writer for the pipe `fd`, which it owns from now on."""
+        end = os.fdopen(fd, "wb", buffering=0)
+        try:
+            _, writer = await asyncio.get_running_loop().connect_write_pipe(cls, end)
+        except BaseException:
+            end.close()
+            raise
+        return writer
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more: closed by us or by the child."""
+        return self._lost or self._transport is None or self._transport.is_closing()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Hand over `data`; BrokenPipeError when nobody will ever read it."""
+        if self.closed or self._transport is None:
+            raise BrokenPipeError("the child no longer reads")
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Until little enough is buffered; BrokenPipeError when the child stopped reading."""
+        await self._may_write.wait()
+        if self._lost:
+            raise BrokenPipeError("the child no longer reads")
+
+    def close(self) -> None:
+        """End of file, after what is buffered."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End of file at once; what is buffered is lost."""
+        if self._transport is None or self._lost:
+            return
+        if not self._transport.is_closing() or self._transport.get_write_buffer_size():  # asyncio counts to one
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._lost = True
+        self._may_write.set()
+
+
+class Reader(asyncio.Protocol):
+    """Hands everything on to `inner`, and says when it is over."""
+
+    def __init__(self, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> None:
+        self._inner = inner
+        self._on_lost = on_lost
+
+    @classmethod
+    async def connect(cls, fd: int, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> asyncio.ReadTransport:
+        """Read the pipe `fd`, owned by the transport from now on."""
+        end = os.fdopen(fd, "rb", buffering=0)
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: cls(inner, on_lost), end)
+        except BaseException:
+            end.close()
+            raise
+        return transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        try:
+            self._inner.connection_lost(exc)
+        finally:
+            self._on_lost()

@@ -1,0 +1,39 @@
+"""Waiting for descriptors and for work that must be finished, without threads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+
+async def readable(fd: int) -> None:
+    """Until `fd` can be read, or has ended."""
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, lambda: None if seen.done() else seen.set_result(None))
+    try:
+        await seen
+    finally:
+        loop.remove_reader(fd)
+
+
+async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which runs to its end even when we are cancelled meanwhile: that is raised after it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: BLE001 - it is raised by result() below
+            break
+    if cancelled is not None and not task.cancelled():
+        task.exception()  # heard; being cancelled comes first
+        raise cancelled
+    return task.result()

@@ -1,0 +1,171 @@
+"""A verified artifact, sealed in memory, ready to be executed (architecture decision 2).
+
+The bytes are copied out of the stored pair into a memfd that nobody can change any more, and hashed there: what runs
+is what was verified, whatever happens to the store meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from latticed.kit import text
+from latticed.model.errors import Problem
+from latticed.sandbox import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.bundle.read import BundleDirectory
+
+_SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
+_F_ADD_SEALS: Final = 1033
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _MFD_EXEC = 0x1, 0x2, 0x8, 0x10
+_HEAD_BYTES: Final = 4096
+_CHUNK_BYTES: Final = 1 << 20
+_LINE_BYTES: Final = 256
+_ELF_TYPES: Final = (2, 3)  # ET_EXEC, ET_DYN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Sealed bytes at the descriptor `fd`, which it owns. Without an `interpreter` it is an ELF executable.
+
+    `executable`: the kernel lets programs in memory be executed (sysctl vm.memfd_noexec may forbid it).
+    """
+
+    fd: int
+    size: int
+    sha256: str
+    executable: bool
+    interpreter: str | None = None
+    interpreter_args: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; children that run it have their own."""
+        os.close(self.fd)
+
+
+def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, str]) -> Artifact:
+    """The artifact of `directory` in memory, with the digest `sha256` (lowercase hex). Blocks: call it in a thread.
+
+    `interpreters` maps the names that a script's first line may have to paths. Problem: `digest_mismatch` when the
+    bytes are others, `artifact_not_executable`, `interpreter_not_allowed`; ReadRefused when it cannot be read.
+    """
+    fd, executable = _memory()
+    try:
+        directory.hash_artifact(copy_to=fd)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+        size = os.fstat(fd).st_size
+        found = _digest(fd)
+        if found != sha256:
+            raise Problem(
+                "digest_mismatch", f"the artifact no longer matches (expected {sha256[:12]}…, found {found[:12]}…)"
+            )
+        kind = classify(os.pread(fd, _HEAD_BYTES, 0), interpreters)
+        return Artifact(fd=fd, size=size, sha256=found, executable=executable, **kind)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def classify(
+    head: bytes, interpreters: Mapping[str, str], *, machine: syscalls.Machine | None = None
+) -> dict[str, Any]:
+    """What the first bytes of an artifact make it: {} for an ELF executable, else `interpreter` and its arguments."""
+    if head.startswith(b"\x7fELF"):
+        _check_elf(head, machine or syscalls.machine())
+        return {}
+    if not head.startswith(b"#!"):
+        raise _not_executable(f"its first bytes are {text.sanitise(repr(head[:8]), 40)}")
+    line, newline, _ = head[2:].partition(b"\n")
+    if len(line) > _LINE_BYTES or not (newline or len(head) < _HEAD_BYTES):
+        raise _not_executable(f"its first line is longer than {_LINE_BYTES} bytes")
+    try:
+        words = [word for word in line.decode("utf-8").replace("\t", " ").split(" ") if word]  # as the kernel does
+    except UnicodeDecodeError as error:
+        raise _not_executable("its first line is not UTF-8") from error
+    return _interpreter(words, interpreters)
+
+
+def _interpreter(words: list[str], interpreters: Mapping[str, str]) -> dict[str, Any]:
+    name, arguments = (os.path.basename(words[0]), words[1:]) if words else ("", [])
+    if name == "env":
+        arguments = arguments[1:] if arguments[:1] == ["-S"] else arguments
+        name, arguments = (os.path.basename(arguments[0]), arguments[1:]) if arguments else ("", [])
+    if name not in interpreters:
+        raise Problem(
+            "interpreter_not_allowed",
+            f"expected the script's first line to name one of {', '.join(sorted(interpreters)) or 'no interpreter'},"
+            f' found "{text.sanitise(name, 80)}"',
+            "begin it with, for example, #!/usr/bin/env python3; an operator may allow more in the settings",
+        )
+    return {"interpreter": name, "interpreter_args": tuple(arguments)}
+
+
+def _check_elf(head: bytes, machine: syscalls.Machine | None) -> None:
+    if machine is None or len(head) < 20 or head[4:6] != b"\x02\x01":
+        raise _not_executable("it is an ELF file, not a 64-bit little-endian one")
+    kind, found = int.from_bytes(head[16:18], "little"), int.from_bytes(head[18:20], "little")
+    if kind not in _ELF_TYPES:
+        raise _not_executable(f"it is an ELF file of type {kind}, not a program")
+    if found != machine.elf:
+        names = {known.elf: known.name for known in syscalls.MACHINES.values()}
+        raise _not_executable(
+            f"it is built for {names.get(found, f'ELF machine {found}')}, this host is {machine.name}"
+        )
+
+
+def _not_executable(found: str) -> Problem:
+    return Problem(
+        "artifact_not_executable",
+        f"expected an ELF executable for this host or a script with an interpreter in its first line; {found}",
+        "pack a program, or begin the script with #!/usr/bin/env and its interpreter",
+    )
+
+
+def _memory() -> tuple[int, bool]:
+    """A memfd that may be sealed, and whether it may be executed."""
+    flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("artifact", flags | _MFD_EXEC), True
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # before 6.3 there was no such flag, and no such policy
+            return os.memfd_create("artifact", flags), True
+        if error.errno != errno.EACCES:
+            raise
+    return os.memfd_create("artifact", flags | _MFD_NOEXEC_SEAL), False
+
+
+def _digest(fd: int) -> str:
+    digest = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(fd, _CHUNK_BYTES, offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    return digest.hexdigest()
+
+
+def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> Artifact:
+    """Bytes that are ours (a probe, a test), sealed like any artifact."""
+    fd, executable = _memory()
+    try:
+        with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:
+            out.write(data)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+        kind = classify(data[:_HEAD_BYTES], interpreters or {})
+        return Artifact(fd=fd, size=len(data), sha256=hashlib.sha256(data).hexdigest(), executable=executable, **kind)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -1,0 +1,137 @@
+"""A compiler for seccomp programs: which calls are allowed, which get an errno, which end the process.
+
+Rules say when a call is allowed by its arguments; everything is decided by number, never by name, and for one
+architecture only. Source: Documentation/userspace-api/seccomp_filter.rst, struct seccomp_data.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from latticed.sandbox.syscalls import Machine
+
+ALLOW: Final = 0x7FFF0000
+KILL_PROCESS: Final = 0x80000000
+ERRNO: Final = 0x00050000
+WORD: Final = 0xFFFFFFFF
+X32_BIT: Final = 0x40000000
+
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06  # BPF_LD|W|ABS, BPF_ALU|AND|K, BPF_RET|K
+_EQUAL, _AT_LEAST, _GREATER = 0x15, 0x35, 0x25  # BPF_JMP|K with JEQ, JGE, JGT
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_FARTHEST: Final = 255
+
+Value = int | str
+"""A 32-bit constant, or the name of one that is known only where the program is loaded (`own_pid`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """`argument & mask` is one of `values`; 32 bits, the upper half of the register with `high`.
+
+    The kernel itself ignores the upper half of `int` arguments: comparing it would refuse legal calls, and comparing
+    it for some and not for others is what a filter gets wrong.
+    """
+
+    argument: int
+    values: tuple[Value, ...]
+    mask: int = WORD
+    high: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Allowed when all tests of one of the `ways` hold, `otherwise` (an errno) when none does."""
+
+    ways: tuple[tuple[Argument, ...], ...]
+    otherwise: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """`code` is an array of struct sock_filter; `blanks` are (instruction, name) whose constant is to be filled in."""
+
+    code: bytes
+    blanks: tuple[tuple[int, str], ...]
+
+
+Instruction = tuple[int, int, int, Value]
+
+
+def compile_program(
+    machine: Machine, *, allowed: Iterable[str], rules: Mapping[str, Rule], errnos: Mapping[str, int], default: int
+) -> Program:
+    """The program for `machine`; names that it does not have are left out.
+
+    Foreign architectures and x32 numbers end the process; what is not mentioned fails with the errno `default`.
+    """
+    known = machine.numbers
+    returns = {known[name]: ERRNO | errno for name, errno in errnos.items() if name in known}
+    returns |= {known[name]: ALLOW for name in allowed if name in known}
+    code: list[Instruction] = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, machine.audit), (_RETURN, 0, 0, KILL_PROCESS)]
+    code.append((_LOAD, 0, 0, _NUMBER))
+    if machine.x32:
+        code += [(_AT_LEAST, 0, 1, X32_BIT), (_RETURN, 0, 0, KILL_PROCESS)]
+    for name, rule in rules.items():
+        if name in known:
+            returns.pop(known[name], None)
+            block = _rule(rule)
+            code += [(_EQUAL, 0, len(block), known[name]), *block]
+    for low, high, action in _ranges(returns):
+        code += [(_AT_LEAST, 0, 2, low), (_GREATER, 1, 0, high), (_RETURN, 0, 0, action)]
+    code.append((_RETURN, 0, 0, ERRNO | default))
+    return _assemble(code)
+
+
+def _rule(rule: Rule) -> list[Instruction]:
+    block: list[Instruction] = []
+    for way in rule.ways:
+        block += _way(way)
+    return [*block, (_RETURN, 0, 0, ERRNO | rule.otherwise)]
+
+
+def _way(way: tuple[Argument, ...]) -> list[Instruction]:
+    """Falls through to `allow` when all tests hold, else jumps past it."""
+    block: list[Instruction] = [(_RETURN, 0, 0, ALLOW)]
+    for test in reversed(way):
+        block = [*_argument(test, past=len(block)), *block]
+    return block
+
+
+def _argument(test: Argument, *, past: int) -> list[Instruction]:
+    """Goes on to the next instruction when the test holds, and skips `past` more when it does not."""
+    offset = _ARGUMENTS + 8 * test.argument + (4 if test.high else 0)  # little-endian, both of them
+    block: list[Instruction] = [(_LOAD, 0, 0, offset)]
+    if test.mask != WORD:
+        block.append((_AND, 0, 0, test.mask))
+    for position, value in enumerate(test.values):
+        left = len(test.values) - 1 - position
+        block.append((_EQUAL, left, 0 if left else past, value))
+    return block
+
+
+def _ranges(returns: Mapping[int, int]) -> list[tuple[int, int, int]]:
+    """Neighbouring numbers with the same answer, as (first, last, answer)."""
+    found: list[tuple[int, int, int]] = []
+    for number in sorted(returns):
+        action = returns[number]
+        if found and found[-1][1] == number - 1 and found[-1][2] == action:
+            found[-1] = (found[-1][0], number, action)
+        else:
+            found.append((number, number, action))
+    return found
+
+
+def _assemble(code: list[Instruction]) -> Program:
+    blanks = tuple((index, value) for index, (_, _, _, value) in enumerate(code) if isinstance(value, str))
+    words = []
+    for operation, taken, missed, value in code:
+        if max(taken, missed) > _FARTHEST:
+            raise ValueError(f"expected jumps of at most {_FARTHEST} instructions, found {max(taken, missed)}")
+        words.append(struct.pack("<HBBI", operation, taken, missed, 0 if isinstance(value, str) else value))
+    return Program(code=b"".join(words), blanks=blanks)

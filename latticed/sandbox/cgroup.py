@@ -1,0 +1,183 @@
+"""Control groups for children: memory, tasks and cpu of a whole tree, and one write that ends it (cgroup-v2.rst).
+
+Only inside a version 2 group that was delegated to us and is not the root. The one process that is ever moved by hand
+is our own; a child moves itself. Without controllers a group still kills the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.sandbox.levels import CGROUP, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.sandbox.rlimits import Limits
+
+SUPERVISOR: Final = "supervisor"
+"""The group of the daemon itself (the unit's DelegateSubgroup): a group with limits may not hold processes."""
+_CHILD: Final = "child-"
+_CONTROLLERS: Final = ("memory", "pids", "cpu")
+_PERIOD_US: Final = 100_000
+FIX: Final = "set Delegate=cpu memory pids in the unit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delegation:
+    """The group `base` is ours to divide; `controllers` are in force for the groups made in it."""
+
+    base: Path
+    controllers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The group of one child; `procs` is the descriptor that the child writes itself into."""
+
+    path: Path
+    procs: int = field(repr=False)
+    controllers: frozenset[str] = frozenset()
+
+    def kill(self) -> None:
+        """SIGKILL to everything in it, at once, also to what forks meanwhile."""
+        (self.path / "cgroup.kill").write_text("1")
+
+    def populated(self) -> bool:
+        """Whether anything in it is alive."""
+        return "populated 1" in (self.path / "cgroup.events").read_text()
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed something in it for its memory limit."""
+        try:
+            return any(
+                line.startswith("oom_kill ") and line.split()[1] != "0"
+                for line in (self.path / "memory.events").read_text().splitlines()
+            )
+        except OSError:
+            return False
+
+    def remove(self) -> bool:
+        """Take it away; False while something in it is still dying."""
+        try:
+            self.path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self.procs)
+
+
+def own_group(proc: Path = Path("/proc/self")) -> Path | None:
+    """The directory of the version 2 group that this process is in, None without such a hierarchy."""
+    mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    place = next(((row[3], row[4]) for row in mounts if row[row.index("-") + 1] == "cgroup2"), None)
+    lines = (proc / "cgroup").read_text().splitlines()
+    name = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if place is None or name is None:
+        return None
+    relative = os.path.relpath(name, place[0])
+    return None if relative.startswith("..") else Path(os.path.normpath(f"{place[1]}/{relative}"))
+
+
+def find() -> Delegation | Failure:
+    """What has been delegated to us, or why nothing is. Does not change anything."""
+    own = own_group()
+    if own is None:
+        return Failure(token=CGROUP, step="no cgroup version 2 hierarchy", fix="mount cgroup2 at /sys/fs/cgroup")
+    base = own.parent if own.name == SUPERVISOR else own
+    if not (base / "cgroup.events").exists():
+        return Failure(token=CGROUP, step="the root group is nobody's to divide", fix=FIX)
+    if not (base / "cgroup.kill").exists():
+        return Failure(token=CGROUP, step="no cgroup.kill", fix="a kernel of 5.14 or newer")
+    if not _delegated(base):
+        return Failure(token=CGROUP, step=f"the group {base.name} is not delegated", fix=FIX)
+    if not all(os.access(path, os.W_OK) for path in (base, base / "cgroup.procs", base / "cgroup.subtree_control")):
+        return Failure(
+            token=CGROUP, step="the delegated group cannot be written", fix="ProtectControlGroups=no in the unit"
+        )
+    return Delegation(base=base)
+
+
+def claim(found: Delegation) -> Delegation:
+    """Have the kernel enforce limits in groups below `found`, as far as it offers to.
+
+    Moves our own process into `supervisor` when it is alone in the group: a group with children's limits must hold no
+    process. With others in it, or without controllers, the children's groups only kill.
+    """
+    own = own_group()
+    offered = set((found.base / "cgroup.controllers").read_text().split()) & set(_CONTROLLERS)
+    if offered and own == found.base and _members(found.base) == {os.getpid()}:
+        leaf = found.base / SUPERVISOR
+        leaf.mkdir(exist_ok=True)
+        (leaf / "cgroup.procs").write_text("0")
+    for name in sorted(offered):
+        with contextlib.suppress(OSError):  # EBUSY: processes in the group
+            (found.base / "cgroup.subtree_control").write_text(f"+{name}")
+    enabled = set((found.base / "cgroup.subtree_control").read_text().split())
+    return Delegation(base=found.base, controllers=frozenset(enabled & set(_CONTROLLERS)))
+
+
+def make(delegation: Delegation, limits: Limits) -> Group:
+    """A fresh group for one child, with its limits in force; OSError when that cannot be."""
+    path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
+    path.mkdir()
+    try:
+        for name, value in wanted(limits, delegation.controllers).items():
+            if (path / name).exists():  # memory.swap.max only with swap accounting
+                (path / name).write_text(value)
+        procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    except BaseException:
+        path.rmdir()
+        raise
+    return Group(path=path, procs=procs, controllers=delegation.controllers)
+
+
+def wanted(limits: Limits, controllers: frozenset[str]) -> Mapping[str, str]:
+    """Control files and their values."""
+    files: dict[str, str] = {}
+    if "memory" in controllers:
+        files |= {"memory.max": str(limits.memory_bytes), "memory.swap.max": "0", "memory.oom.group": "1"}
+    if "pids" in controllers:
+        files["pids.max"] = str(limits.tasks)
+    if "cpu" in controllers and limits.cpu_percent is not None:
+        files["cpu.max"] = f"{limits.cpu_percent * _PERIOD_US // 100} {_PERIOD_US}"
+    return files
+
+
+def sweep(delegation: Delegation) -> int:
+    """Kill what children of an earlier life left below `delegation`, and remove their groups; how many there were.
+
+    Call it before the first child. Groups whose processes are still dying are gone with the next call.
+    """
+    found = 0
+    for path in delegation.base.glob(f"{_CHILD}*"):
+        found += 1
+        with contextlib.suppress(OSError):
+            (path / "cgroup.kill").write_text("1")
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    return found
+
+
+def _delegated(base: Path) -> bool:
+    """By ownership (an ordinary user's group), by the manager's mark, or as the top of a cgroup namespace."""
+    if os.geteuid() != 0 and base.stat().st_uid == os.geteuid():
+        return True
+    for name in ("trusted.delegate", "user.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(base, name) == b"1":
+                return True
+    return os.path.ismount(base)  # and not the root, which has been looked at: a container's own hierarchy
+
+
+def _members(path: Path) -> set[int]:
+    return {int(pid) for pid in (path / "cgroup.procs").read_text().split()}

@@ -1,0 +1,65 @@
+"""Landlock rules for a child (a plan for the stub; Documentation/userspace-api/landlock.rst).
+
+Everything that the kernel's version knows is handled, so whatever no rule grants is denied: contents of files,
+listings, execution, TCP, abstract unix sockets, signals to others. What Landlock cannot deny (stat, chmod, utime,
+xattrs) is seccomp's and the mount namespace's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.sandbox import namespaces, view
+
+if TYPE_CHECKING:
+    from latticed.sandbox.syscalls import Machine
+    from latticed.sandbox.view import View
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
+MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM, REFER, TRUNCATE, IOCTL_DEV = (1 << bit for bit in range(9, 16))
+_OF_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+_READ: Final = READ_FILE | READ_DIR
+_WORK: Final = (
+    _READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_FIFO | MAKE_SYM | REFER
+)
+_FIRST_VERSION: Final = (1 << 13) - 1
+_NET_BOTH, _SCOPE_BOTH = 3, 3  # bind and connect over TCP; abstract unix sockets and signals
+_VERSION_FLAG: Final = 1
+
+
+def version(machine: Machine) -> tuple[int, int]:
+    """(ABI version, 0) of this kernel's Landlock, or (0, errno) when it has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = machine.numbers["landlock_create_ruleset"]
+    found = libc.syscall(ctypes.c_long(number), None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION_FLAG))
+    return (0, ctypes.get_errno()) if found < 0 else (found, 0)
+
+
+def handled(abi: int) -> int:
+    """Every file access that version `abi` knows."""
+    return _FIRST_VERSION | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
+
+
+def plan(seen: View, *, abi: int, own_root: bool, workdir: bool, network: bool) -> dict[str, Any]:
+    """The ruleset for a child that sees `seen`; in a root of its own (`own_root`) all that is in it may be read."""
+    attributes = struct.pack("<Q", handled(abi))
+    if abi >= 4:
+        attributes += struct.pack("<Q", 0 if network else _NET_BOTH)
+    if abi >= 6:
+        attributes += struct.pack("<Q", _SCOPE_BOTH)
+    grants: list[tuple[str, int]] = [(path, _READ) for path in (["/"] if own_root else [*seen.read, *view.DEVICES])]
+    grants += [(path, READ_DIR) for path in seen.lists]
+    grants += [(path, _READ | EXECUTE) for path in seen.execute]
+    grants.append((view.NULL, READ_FILE | WRITE_FILE))
+    if own_root:
+        grants.append((namespaces.ARTIFACT, READ_FILE | EXECUTE))  # a program that may not be executed in memory
+    if own_root and workdir:
+        grants.append((namespaces.SCRATCH, _WORK))
+    known = handled(abi)
+    return {
+        "attributes": attributes.hex(),
+        "rules": [(path, access & known, access & known & _OF_FILES) for path, access in grants],
+    }

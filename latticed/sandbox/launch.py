@@ -1,0 +1,153 @@
+"""Starting the stub: one posix_spawn, its descriptors, and the reading of what it reports.
+
+`processes.child` watches and ends what is started here; the probe waits for it on the spot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import marshal
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+from latticed.sandbox import stub
+from latticed.sandbox.spec import SCRIPT_FD
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import CodeType
+
+    from latticed.sandbox.spec import Spec
+
+_LOADER: Final = f"import marshal; c, p = marshal.load(open({stub.PLAN}, 'rb')); exec(c); main(p)"
+_ABOVE: Final = 256  # where descriptors wait while the low numbers are dealt out
+_SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A stub on its way: `pid` is its own and leads a session and a process group; `status` is read until its end."""
+
+    pid: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the stub said so far: the child's `pid` when it is another process, or the `stage` that failed."""
+
+    pid: int | None = None
+    stage: str | None = None
+    errno: int = 0
+
+
+def launch(spec: Spec, descriptors: Mapping[int, int], *, cgroup: int | None = None) -> Launched:
+    """Start the stub with `descriptors` (the child's number -> ours; at least 0, 1 and 2). OSError when that fails.
+
+    From the main thread only: a child is told to die when the thread that started it ends (prctl(2), PDEATHSIG).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: they end with the thread that started them")
+    opened: list[int] = []
+    try:
+        status, status_out = os.pipe()
+        opened.append(status_out)
+        pid = -1
+        try:
+            wanted = {**descriptors, stub.STATUS: status_out}
+            wanted[stub.PLAN] = _plan(spec, opened)
+            wanted[stub.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
+            if spec.artifact_fd is not None:
+                wanted[stub.ARTIFACT] = wanted[SCRIPT_FD] = spec.artifact_fd
+            if cgroup is not None:
+                wanted[stub.CGROUP] = cgroup
+            pid = _spawn(wanted, opened)
+        finally:
+            if pid < 0:
+                os.close(status)
+        os.set_blocking(status, False)
+        return Launched(pid=pid, status=status)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def read_status(fd: int) -> bytes | None:
+    """What there is to read of the stub's messages, b"" at their end, None when there is nothing for now."""
+    said = b""
+    try:
+        while chunk := os.read(fd, 4096):
+            said += chunk
+    except BlockingIOError:
+        return said or None
+    return said
+
+
+def read_report(lines: bytes) -> Report:
+    """What the messages of a stub come to; `lines` is everything it wrote so far."""
+    pid, stage, error = None, None, 0
+    for line in lines.decode(errors="replace").splitlines():
+        match line.split(" ", 2):
+            case ["pid", number]:
+                pid = int(number)
+            case ["failed", number, step]:
+                stage, error = step, int(number)
+    return Report(pid=pid, stage=stage, errno=error)
+
+
+def failed(report: Report) -> StageFailed:
+    """The problem that a failed stage is."""
+    error = os.strerror(report.errno) if report.errno else "no errno"
+    return StageFailed(
+        report.stage or "stub", report.errno, f"the sandbox could not be set up: {report.stage}: {error}"
+    )
+
+
+class StageFailed(Problem):
+    """A step of the stub failed; nothing of the child's program was executed."""
+
+    def __init__(self, stage: str, error: int, detail: str) -> None:
+        super().__init__("sandbox_failed", detail, "latticectl health shows what this host gives")
+        self.stage = stage
+        self.errno = error
+
+
+def _plan(spec: Spec, opened: list[int]) -> int:
+    fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
+    os.write(fd, marshal.dumps((_compiled_stub(), dict(spec.plan))))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+@functools.cache
+def _compiled_stub() -> CodeType:
+    """Compiled once: doing it in each child would be a fifth of its start."""
+    return compile(Path(stub.__file__).read_bytes(), "stub", "exec", dont_inherit=True)
+
+
+def _spawn(wanted: Mapping[int, int], opened: list[int]) -> int:
+    """Every source is moved up first, so that no number dealt out is one still to be dealt from."""
+    high = {}
+    for number, fd in wanted.items():
+        high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-ISEB", "-c", _LOADER],
+        {},
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_SIGNALS,
+    )
+
+
+def _opened(fd: int, opened: list[int]) -> int:
+    opened.append(fd)
+    return fd

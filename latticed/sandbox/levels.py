@@ -1,0 +1,177 @@
+"""How well a child is kept in: what a plugin requires, what this host provides, and whether that is enough (pure).
+
+The host always uses its highest level. What is required and cannot be had is refused with the step that failed and a
+fix, never quietly made do without.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from latticed.model import manifest
+
+CODE: Final = "sandbox_unavailable"
+
+
+class Level(enum.IntEnum):
+    """Each guarantees what the ones before it do, and more (docs: how a plugin is kept in)."""
+
+    OPEN = 0
+    FILTERED = 1
+    ISOLATED = 2
+    DEDICATED = 3
+
+    @property
+    def token(self) -> str:
+        """Its name in manifests, settings and answers."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, token: str) -> Level:
+        """The level called `token`; ValueError when there is none."""
+        try:
+            return cls[token.upper()]
+        except KeyError:
+            raise ValueError(f"expected {' | '.join(level.token for level in cls)}, found {token!r}") from None
+
+
+PROCESSES: Final = "processes"
+THREADS: Final = "threads"
+WORKDIR: Final = "workdir"
+CGROUP: Final = "cgroup"
+NETWORK: Final = "network"
+FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR, CGROUP, NETWORK})
+PLUGIN_FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR})
+"""What a manifest may ask for; `network` is for our own helper processes, `cgroup` for whoever needs hard limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why `token` (a level or a feature) cannot be had here: `step` failed with `errno` (0: nothing failed)."""
+
+    token: str
+    step: str
+    errno: int = 0
+    fix: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{errno.errorcode.get(self.errno, self.errno)} at {self.step}" if self.errno else self.step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """What this host was seen to give: the highest level, the features at that level, and why no more."""
+
+    level: Level
+    features: frozenset[str] = frozenset()
+    failures: tuple[Failure, ...] = ()
+
+    def failure(self, token: str) -> Failure | None:
+        return next((failure for failure in self.failures if failure.token == token), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Required:
+    """The least a plugin may run with. `open_` is the operator's word for this one plugin, nobody else's."""
+
+    level: Level
+    features: frozenset[str] = frozenset()
+    open_: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What the child runs with."""
+
+    level: Level
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """It may not run here; `reason` names the missing token, the step and its errno."""
+
+    code: str
+    reason: str
+    hint: str
+
+
+def required(
+    asked: manifest.Sandbox, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
+) -> Required:
+    """What a manifest and its runner's own `needs` come to; `floor` is the setting, where the manifest is silent."""
+    level = floor if asked.level is None else Level.of(asked.level)
+    return Required(level=level, features=frozenset(asked.features) | needs, open_=open_)
+
+
+def decide(required: Required, provided: Provided) -> Chosen | Refused:
+    """The highest level with the features that were asked for, or why not."""
+    if required.open_:
+        return Chosen(level=Level.OPEN, features=required.features)
+    if provided.level < required.level or provided.level < Level.FILTERED:
+        wanted = max(required.level, Level.FILTERED)
+        return _refused(wanted.token, provided, _level_failure(wanted, provided))
+    for token in sorted(required.features - provided.features):
+        return _refused(token, provided, provided.failure(token))
+    return Chosen(level=provided.level, features=required.features)
+
+
+def _level_failure(wanted: Level, provided: Provided) -> Failure | None:
+    """The first step above what is provided: the one that stands in the way."""
+    between = (Level(value) for value in range(provided.level + 1, wanted + 1))
+    return next((found for level in between if (found := provided.failure(level.token))), None)
+
+
+def _refused(token: str, provided: Provided, failure: Failure | None) -> Refused:
+    found = f"host gives {provided.level.token}" + (f": {failure.words}" if failure else "")
+    hint = failure.fix if failure and failure.fix else "latticectl health shows what this host gives and why no more"
+    return Refused(code=CODE, reason=f"needs {token}, {found}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What explains a failed step: kernel settings as read at boot, None where the kernel has no such setting."""
+
+    max_user_namespaces: int | None = None
+    unprivileged_userns_clone: int | None = None
+    apparmor_restricts_userns: int | None = None
+    memfd_noexec: int | None = None
+    filtered_already: bool = False
+
+
+def fix(step: str, error: int, host: Host) -> str:
+    """What an operator can do about `step` having failed with the errno `error`."""
+    kind = step.split("(", 1)[0]
+    if kind == "unshare":
+        return _unshare_fix(step, error, host)
+    if kind.startswith("landlock"):
+        return "the kernel lacks Landlock: 5.13 or newer, with landlock in the boot parameter lsm="
+    if kind in {"uid_map", "gid_map", "setgroups_deny", "propagation", "root", "bind", "scratch", "pivot_root"}:
+        if host.apparmor_restricts_userns:
+            return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1: add an AppArmor profile for latticed"
+        return "mounts are refused: allow @mount in the unit's SystemCallFilter, or the container user namespaces"
+    if kind in {"setgroups", "setresgid", "setresuid"}:
+        return "another uid needs CAP_SETUID and CAP_SETGID: run latticed as root, or lower the level"
+    if kind == "seccomp":
+        return "the kernel or the unit refuses seccomp filters: CONFIG_SECCOMP_FILTER, SystemCallFilter=@sandbox"
+    if kind == "execveat" and error == errno.EACCES and host.memfd_noexec:
+        return "sysctl vm.memfd_noexec refuses programs in memory: set it to 1 or less, or let user namespaces be"
+    return ""
+
+
+def _unshare_fix(step: str, error: int, host: Host) -> str:
+    if host.max_user_namespaces == 0 or error == errno.ENOSPC:
+        return "no more namespaces are allowed: raise sysctl user.max_user_namespaces (and its like)"
+    if host.unprivileged_userns_clone == 0:
+        return "sysctl kernel.unprivileged_userns_clone is 0: set it to 1"
+    if host.filtered_already:
+        return (
+            "the unit sets RestrictNamespaces=yes (or the container's seccomp profile refuses namespaces):"
+            " allow user mnt pid net ipc"
+        )
+    return f"the kernel refused {step}: user namespaces must be allowed for latticed's user"

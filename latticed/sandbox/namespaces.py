@@ -1,0 +1,54 @@
+"""Which namespaces a child gets, and the root directory it finds itself in (a plan for the stub; namespaces(7)).
+
+The root is a small tmpfs, read-only once it is filled: clones of what `view` lists, `/scratch` where the plugin may
+write, its script. There is no /proc, no /sys, no home, nothing of the daemon's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.sandbox import view
+
+if TYPE_CHECKING:
+    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.view import View
+
+SCRATCH: Final = "/scratch"
+ARTIFACT: Final = "/artifact"
+USER: Final = ("user", 0x10000000)
+MOUNT: Final = ("mnt", 0x00020000)
+PID: Final = ("pid", 0x20000000)
+NET: Final = ("net", 0x40000000)
+IPC: Final = ("ipc", 0x08000000)
+OPTIONAL: Final = (0x04000000, 0x02000000)
+"""uts and cgroup: taken when allowed, relied on by nothing."""
+_MOUNTPOINTS: Final = ("/tmp", "/run", "/var", "/usr")  # noqa: S108 - any directory will do, in one's own namespace
+_ROOT_BYTES: Final = 1 << 20
+_ROOT_INODES: Final = 1024
+
+
+def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
+    """(name, flag) in order; a user namespace comes first, for the others need its powers."""
+    wanted = [USER] if own_user else []
+    return [*wanted, MOUNT, PID, *([NET] if own_net else []), IPC]
+
+
+def tree(
+    seen: View, *, limits: Limits, workdir: bool, owner: tuple[int, int], artifact_bytes: int, executable: bool
+) -> dict[str, Any]:
+    """The root to build. `artifact_bytes` is the size of what to copy into it, 0 for none; `owner` is of /scratch."""
+    scratch = (
+        f"mode=0700,uid={owner[0]},gid={owner[1]},size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes + 1}"
+    )
+    return {
+        "mountpoints": _MOUNTPOINTS,
+        "bytes": _ROOT_BYTES + artifact_bytes,
+        "inodes": _ROOT_INODES,
+        "binds": [(path, False) for path in seen.read] + [(path, True) for path in view.DEVICES],
+        "needed": seen.needed,
+        "links": seen.links,
+        "scratch": scratch if workdir else "",
+        "artifact": ARTIFACT if artifact_bytes else "",
+        "artifact_mode": 0o555 if executable else 0o444,
+    }

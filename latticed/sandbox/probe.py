@@ -1,0 +1,204 @@
+"""What this host really gives: throw-away children at every level, once per boot (architecture: measured, not guessed).
+
+Each probe goes the whole way that a plugin goes, up to executing a program; the step that fails is the answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import struct
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, standing, syscalls
+from latticed.sandbox.cgroup import Delegation
+from latticed.sandbox.levels import Chosen, Failure, Level, Provided
+
+if TYPE_CHECKING:
+    from latticed.sandbox.artifact import Artifact
+    from latticed.sandbox.standing import Standing
+    from latticed.sandbox.syscalls import Machine
+
+DEADLINE_S: Final = 10.0
+PROBE_IDS: Final = spec.Ids(uid=65533, gid=65533)
+_PAUSE_S: Final = 0.001
+_ANSWER: Final = 42
+_SHELL: Final = "/bin/sh"
+_ENTRY: Final = 0x400000
+_EXIT_42: Final = {
+    "x86_64": bytes.fromhex("bf2a000000 b83c000000 0f05"),  # mov edi, 42; mov eax, 60; syscall
+    "aarch64": bytes.fromhex("400580d2 a80b80d2 010000d4"),  # mov x0, 42; mov x8, 93; svc 0
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """This host, as far as confinement goes. `landlock` is its ABI version, 0 for none."""
+
+    machine: Machine
+    standing: Standing
+    landlock: int
+    delegation: Delegation | None
+    provided: Provided
+
+
+def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
+    """Try every level with children of the user `ids`, where we may choose. Blocks for 0.1 s; main thread only."""
+    machine = syscalls.machine()
+    here = standing.look()
+    if machine is None:
+        failure = Failure(token=Level.FILTERED.token, step=f"no system call table for {os.uname().machine}")
+        return _nothing(syscalls.X86_64, here, failure)
+    abi, error = landlock.version(machine)
+    if not abi:
+        step = "landlock_create_ruleset"
+        fix = levels.fix(step, error, here.host)
+        return _nothing(machine, here, Failure(token=Level.FILTERED.token, step=step, errno=error, fix=fix))
+    bare = Probed(machine=machine, standing=here, landlock=abi, delegation=None, provided=Provided(level=Level.OPEN))
+    with artifact.of_bytes(tiny_program(machine)) as program:
+        reached, failures = _climb(bare, program, ids)
+        divided = _divide(bare, program, ids) if reached >= Level.FILTERED else None
+    delegation = divided if isinstance(divided, Delegation) else None
+    if isinstance(divided, Failure):
+        failures.append(divided)
+    features = features_at(reached, whole_tree=delegation is not None)
+    provided = Provided(level=reached, features=features, failures=(*failures, *_missing(features, failures)))
+    return replace(bare, delegation=delegation, provided=provided)
+
+
+def features_at(level: Level, *, whole_tree: bool) -> frozenset[str]:
+    """What comes with `level`; `whole_tree`: a cgroup ends everything that a child started."""
+    if level < Level.FILTERED:
+        return frozenset()
+    features = {levels.THREADS}
+    if level >= Level.ISOLATED:
+        features |= {levels.PROCESSES, levels.WORKDIR, levels.NETWORK}
+    if whole_tree:
+        features |= {levels.PROCESSES, levels.CGROUP}
+    return frozenset(features)
+
+
+def _missing(features: frozenset[str], failures: list[Failure]) -> list[Failure]:
+    """For each feature that is missing, the failure that it comes from."""
+    named = {failure.token for failure in failures}
+    absent = sorted(levels.FEATURES - features - named)
+    return [replace(failures[0], token=token) for token in absent if failures]
+
+
+def _climb(bare: Probed, program: Artifact, ids: spec.Ids) -> tuple[Level, list[Failure]]:
+    """The highest level that a child was executed at, and what stood in the way of the next."""
+    reached = Level.OPEN
+    for level in (Level.FILTERED, Level.ISOLATED):
+        failure = _try(bare, level, program, ids)
+        if failure is not None:
+            return reached, [failure]
+        reached = level
+    if bare.standing.other_ids:  # the children above had an own uid already
+        return Level.DEDICATED, []
+    fix = levels.fix("setresuid", errno.EPERM, bare.standing.host)
+    return reached, [Failure(token=Level.DEDICATED.token, step="setresuid", errno=errno.EPERM, fix=fix)]
+
+
+def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Failure:
+    """The delegation, after a child has lived in a group of its own."""
+    found = cgroup.find()
+    if isinstance(found, Failure):
+        return found
+    try:
+        delegation = cgroup.claim(found)
+        failure = _try(replace(bare, delegation=delegation), Level.FILTERED, program, ids)
+    except OSError as error:
+        return Failure(token=levels.CGROUP, step="making a cgroup", errno=error.errno or 0, fix=cgroup.FIX)
+    return delegation if failure is None else replace(failure, token=levels.CGROUP)
+
+
+def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Failure | None:
+    """Have a child at `level` execute `program`, or say what failed."""
+    own_uid = so_far.standing.uid == 0 or so_far.standing.other_ids
+    subject: Artifact | spec.Program = program
+    if (
+        not program.executable and level < Level.ISOLATED
+    ):  # vm.memfd_noexec=2: scripts and the host's programs still run
+        subject = _host_program()
+    request = spec.Request(program=subject, limits=rlimits.Limits(), ids=ids if own_uid else None)
+    features = {levels.THREADS} | ({levels.WORKDIR} if level >= Level.ISOLATED else set())
+    host = so_far.standing.host
+    plan = spec.build(request, Chosen(level=level, features=frozenset(features)), so_far)
+    report, answer = run(plan)
+    if report.stage is None and answer == _ANSWER:
+        return None
+    step = report.stage or f"executing a program (it ended with {answer}, expected {_ANSWER})"
+    return Failure(token=level.token, step=step, errno=report.errno, fix=levels.fix(step, report.errno, host))
+
+
+def _host_program() -> spec.Program:
+    """Something of the host's that exits with 42: the shell, which everybody can reach, or our own interpreter."""
+    if os.path.exists(_SHELL):
+        return spec.Program(path=_SHELL, args=("-c", f"exit {_ANSWER}"))
+    return spec.Program(path=sys.executable, args=("-ISEB", "-c", f"raise SystemExit({_ANSWER})"))
+
+
+def run(plan: spec.Spec, *, deadline_s: float = DEADLINE_S) -> tuple[launch.Report, int]:
+    """Run a child to its end, in and out of /dev/null, and block: the stub's report and the exit code (-N: signal N).
+
+    What has not ended after `deadline_s` is killed.
+    """
+    group = cgroup.make(plan.delegation, plan.limits) if plan.delegation is not None else None
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        started = launch.launch(plan, dict.fromkeys((0, 1, 2), null), cgroup=group.procs if group else None)
+        try:
+            return _wait(started, time.monotonic() + deadline_s)
+        finally:
+            os.close(started.status)
+    finally:
+        os.close(null)
+        if group is not None:
+            group.close()
+            group.remove()
+
+
+def _wait(started: launch.Launched, deadline: float) -> tuple[launch.Report, int]:
+    """Everything in the stub's process group is ours and unreaped until here: its number means nobody else."""
+    answers: dict[int, int] = {}
+    said = b""
+    while True:
+        said += launch.read_status(started.status) or b""
+        try:
+            ended = os.waitid(os.P_PGID, started.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            break
+        if ended is None:
+            if time.monotonic() > deadline:
+                os.killpg(started.pid, signal.SIGKILL)
+            select.select([], [], [], _PAUSE_S)
+            continue
+        os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
+        answers[ended.si_pid] = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    report = launch.read_report(said + (launch.read_status(started.status) or b""))
+    return report, answers.get(report.pid or started.pid, -signal.SIGKILL)
+
+
+def tiny_program(machine: Machine) -> bytes:
+    """A whole ELF executable that exits with 42: header, one segment, three instructions."""
+    code = _EXIT_42[machine.name]
+    size = 64 + 56 + len(code)
+    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = struct.pack("<HHIQQQIHHHHHH", 2, machine.elf, 1, _ENTRY + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _ENTRY, _ENTRY, size, size, 0x1000)
+    return identity + header + segment + code
+
+
+def _nothing(machine: Machine, here: Standing, failure: Failure) -> Probed:
+    return Probed(
+        machine=machine,
+        standing=here,
+        landlock=0,
+        delegation=None,
+        provided=Provided(level=Level.OPEN, failures=(failure, *_missing(frozenset(), [failure]))),
+    )

@@ -1,0 +1,61 @@
+"""Resource limits of one child (setrlimit(2)): what holds without any cgroup."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from typing import Final
+
+STACK_BYTES: Final = 8 << 20
+PENDING_SIGNALS: Final = 256
+SHARED_TASKS: Final = 4096
+"""Where tasks are counted together with everybody else's of the same uid, a bound that only a bomb reaches."""
+MIN_OPEN_FILES: Final = 16
+MAX_OPEN_FILES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one child may use. `tasks` are threads and processes together, itself included.
+
+    `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too;
+    `cpu_percent` of one core needs a cgroup.
+    """
+
+    memory_bytes: int = 256 << 20
+    tasks: int = 32
+    open_files: int = 64
+    cpu_percent: int | None = None
+    scratch_bytes: int = 16 << 20
+    scratch_inodes: int = 1024
+
+    def __post_init__(self) -> None:
+        if not MIN_OPEN_FILES <= self.open_files <= MAX_OPEN_FILES:
+            raise ValueError(f"open_files: expected {MIN_OPEN_FILES} to {MAX_OPEN_FILES}, found {self.open_files}")
+        small = [
+            name for name in ("memory_bytes", "tasks", "scratch_bytes", "scratch_inodes") if getattr(self, name) < 1
+        ]
+        if small or (self.cpu_percent is not None and self.cpu_percent < 1):
+            raise ValueError(f"{(*small, 'cpu_percent')[0]}: expected at least 1")
+
+
+def table(limits: Limits, *, counted_alone: bool, file_bytes: int | None) -> list[tuple[int, int]]:
+    """(resource, value) for the stub; soft and hard are the same, so that nothing can be raised again.
+
+    `counted_alone`: this child's tasks are not mixed with those of others (own user namespace, or own uid).
+    `file_bytes`: the largest file it may write, None for no limit.
+    """
+    return [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY if file_bytes is None else file_bytes),
+        (resource.RLIMIT_NPROC, limits.tasks if counted_alone else max(limits.tasks, SHARED_TASKS)),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
+        (resource.RLIMIT_NICE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+        # Last: descriptors above it that are open stay open, but no new ones come.
+        (resource.RLIMIT_NOFILE, limits.open_files),
+    ]

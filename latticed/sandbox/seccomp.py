@@ -1,0 +1,142 @@
+"""Which system calls a confined child may make: ENOSYS unless named here, EPERM for what is known to be dangerous.
+
+ENOSYS is what programs and C libraries know how to live with; EPERM is for calls that a plugin has no business
+making, so that an author learns why. The escapes that each rule is about are tried in tests/hostile/test_escapes.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from typing import TYPE_CHECKING, Final
+
+from latticed.sandbox import bpf
+from latticed.sandbox.bpf import Argument, Rule
+
+if TYPE_CHECKING:
+    from latticed.sandbox.syscalls import Machine
+
+OWN_PID: Final = "own_pid"
+EXEC_FD: Final = "exec_fd"
+PATH_LOW: Final = "path_low"
+PATH_HIGH: Final = "path_high"
+"""What the stub fills in. The descriptor is above what the child may ever have open, the address the stub's own."""
+
+_BASE: Final = """
+read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek open openat stat fstat
+lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir getdents getdents64 dup dup2
+dup3 pipe pipe2 fadvise64 statfs fstatfs flock fsync fdatasync ftruncate fallocate umask
+poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
+timerfd_create timerfd_settime timerfd_gettime signalfd signalfd4
+munmap mprotect mremap madvise brk msync mincore membarrier futex set_robust_list rseq set_tid_address sched_yield
+getpid gettid getppid getuid geteuid getgid getegid getgroups getresuid getresgid getpgrp getpgid getsid capget
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause restart_syscall
+setitimer getitimer alarm timer_create timer_settime timer_gettime timer_getoverrun timer_delete nanosleep
+clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage sysinfo uname getcpu getrandom arch_prctl
+exit exit_group wait4 waitid sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max
+sched_get_priority_min getrlimit setrlimit getpriority recvfrom shutdown getsockopt getsockname getpeername
+"""
+_DANGEROUS: Final = """
+ptrace process_vm_readv process_vm_writev kcmp pidfd_open pidfd_getfd pidfd_send_signal process_madvise process_mrelease
+bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key seccomp
+mount umount2 pivot_root chroot setns unshare open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr
+reboot kexec_load kexec_file_load init_module finit_module delete_module swapon swapoff acct quotactl settimeofday
+clock_settime clock_adjtime adjtimex syslog sethostname setdomainname iopl ioperm personality vhangup
+socket connect bind listen accept accept4 setsockopt sendmsg recvmsg sendmmsg recvmmsg
+shmget shmat shmctl shmdt msgget msgsnd msgrcv msgctl semget semop semctl semtimedop
+mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
+setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset
+chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat truncate
+setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr mknod mknodat
+rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat
+execve fork vfork setsid setpgid setpriority ioprio_set sched_setparam sched_setscheduler sched_setattr
+rt_sigqueueinfo rt_tgsigqueueinfo vmsplice splice tee name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
+migrate_pages move_pages mbind set_mempolicy remap_file_pages
+"""
+_WORKDIR: Final = """
+chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat truncate creat rename renameat renameat2 unlink
+unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat copy_file_range sendfile sync_file_range
+"""
+_PROCESSES: Final = "execve execveat fork vfork setsid setpgid"
+_OWN_NAMESPACE: Final = "kill tgkill tkill pidfd_open pidfd_send_signal"  # nobody else has a pid in there
+_NETWORK: Final = "bind connect listen accept accept4 setsockopt sendto sendmsg recvmsg sendmmsg recvmmsg"
+
+_CLONE_THREAD: Final = 0x00010000
+_CLONE_NAMESPACES: Final = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_CLONE_FOREIGN: Final = _CLONE_NAMESPACES | 0x00808000 | 0x2000  # and UNTRACED, PARENT, PTRACE
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
+_AT_EMPTY_PATH: Final = 0x1000
+_SOCK_FLAGS: Final = 0x80800  # SOCK_CLOEXEC, SOCK_NONBLOCK
+# F_DUPFD to F_SETLKW, F_OFD_*, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS. Never F_SETOWN, F_SETSIG and their kind:
+# they send signals to anyone; nor F_SETPIPE_SZ, which takes kernel memory.
+_FCNTL: Final = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Never TIOCSTI, FIOSETOWN, …
+_IOCTL: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_TIMERSLACK,
+# PR_GET_NO_NEW_PRIVS, PR_SET_VMA (names of mappings). Never PR_SET_PDEATHSIG: a child must die with the daemon.
+_PRCTL: Final = (2, 3, 15, 16, 21, 23, 30, 39, 0x53564D41)
+
+
+@functools.cache
+def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.Program:
+    """The program for a child with `features`; `own_pids`: it lives in a pid namespace of its own."""
+    allowed = set(_BASE.split())
+    rules = _rules(features)
+    for feature, names in (("workdir", _WORKDIR), ("processes", _PROCESSES), ("network", _NETWORK)):
+        if feature in features:
+            allowed |= set(names.split())
+    if own_pids and "processes" in features:
+        allowed |= set(_OWN_NAMESPACE.split())
+    for name in allowed & rules.keys():  # allowed outright: by a feature
+        del rules[name]
+    errnos = dict.fromkeys(set(_DANGEROUS.split()) - allowed, errno.EPERM)
+    return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos=errnos, default=errno.ENOSYS)
+
+
+def _rules(features: frozenset[str]) -> dict[str, Rule]:
+    """Calls that depend on their arguments; all refusals are EPERM."""
+    oneself = Argument(0, (OWN_PID,))
+    stream = Argument(1, (1,), mask=bpf.WORD ^ _SOCK_FLAGS)
+    ways: dict[str, tuple[tuple[Argument, ...], ...]] = {
+        "kill": ((oneself,),),
+        "tgkill": ((oneself,),),
+        "tkill": ((oneself,),),
+        "prlimit64": ((Argument(0, (0, OWN_PID)),),),
+        "sched_setaffinity": ((Argument(0, (0, OWN_PID)),),),
+        "fcntl": ((Argument(1, _FCNTL),),),
+        "ioctl": ((Argument(1, _IOCTL),),),
+        "prctl": ((Argument(0, _PRCTL),),),
+        "socketpair": ((Argument(0, (1,)), stream, Argument(2, (0,))),),
+        "sendto": ((Argument(4, (0,)), Argument(4, (0,), high=True)),),
+        # Shared anonymous memory and stacks that grow down escape RLIMIT_DATA.
+        "mmap": ((Argument(3, (0, _MAP_SHARED, _MAP_ANONYMOUS), mask=_MAP_SHARED | _MAP_ANONYMOUS | _MAP_GROWSDOWN),),),
+        # Once: the descriptor is closed by the exec itself, and its number out of reach for good.
+        "execveat": (
+            (
+                Argument(0, (EXEC_FD,)),
+                Argument(1, (PATH_LOW,)),
+                Argument(1, (PATH_HIGH,), high=True),
+                Argument(4, (_AT_EMPTY_PATH,)),
+            ),
+        ),
+        "clone": _clone(features),
+    }
+    if "network" in features:
+        ways["socket"] = _socket()
+    return {name: Rule(way, errno.EPERM) for name, way in ways.items()}
+
+
+def _clone(features: frozenset[str]) -> tuple[tuple[Argument, ...], ...]:
+    ways = []
+    if "threads" in features:
+        ways.append((Argument(0, (_CLONE_THREAD,), mask=_CLONE_THREAD | _CLONE_FOREIGN),))
+    if "processes" in features:
+        ways.append((Argument(0, (0,), mask=_CLONE_THREAD | _CLONE_FOREIGN),))
+    return tuple(ways)
+
+
+def _socket() -> tuple[tuple[Argument, ...], ...]:
+    """TCP and UDP over IPv4 and IPv6, and routing netlink, which getaddrinfo(3) asks; no MPTCP, no raw sockets."""
+    kind = Argument(1, (1, 2), mask=bpf.WORD ^ _SOCK_FLAGS)
+    raw = Argument(1, (3,), mask=bpf.WORD ^ _SOCK_FLAGS)
+    return ((Argument(0, (2, 10)), kind, Argument(2, (0, 6, 17))), (Argument(0, (16,)), raw, Argument(2, (0,))))

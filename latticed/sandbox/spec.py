@@ -1,0 +1,269 @@
+"""The whole plan for one child, made in the daemon and carried out by the stub.
+
+`build` puts together what the levels promise: namespaces, Landlock, seccomp, limits, ids, environment. A `Spec` says
+nothing that is not in it, and everything in it is either done or the child is never executed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from latticed.model.errors import Problem
+from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, view
+from latticed.sandbox.artifact import Artifact
+from latticed.sandbox.levels import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.sandbox.cgroup import Delegation
+    from latticed.sandbox.levels import Chosen
+    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.view import View
+
+Network = Literal["none", "own", "host"]
+SCRIPT_FD: Final = 10
+_EXEC_FD_FROM: Final = 128  # above the stub's own descriptors
+_OOM_SCORE: Final = 500
+_READS_DESCRIPTOR: Final = {"node": ("--preserve-symlinks-main",)}  # else it looks for the memory's name on disk
+_STUB_CALLS: Final = (
+    "clone execveat pivot_root mount_setattr open_tree move_mount close_range landlock_create_ruleset"
+    " landlock_add_rule landlock_restrict_self"
+).split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program of the host's own (root-owned, from the settings), to be confined like an artifact."""
+
+    path: str
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ids:
+    """Whom a child runs as, where the daemon may choose: never 0; at `dedicated`, a uid that no other child has."""
+
+    uid: int
+    gid: int
+
+    def __post_init__(self) -> None:
+        if self.uid < 1 or self.gid < 1:
+            raise ValueError(f"expected a child to be anyone but root, found uid {self.uid}, gid {self.gid}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """How to make one child. `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from.
+
+    `own_pids`: the child is process 1 of its pid namespace, and the end of it is the end of its tree.
+    """
+
+    level: Level
+    features: frozenset[str]
+    limits: Limits
+    plan: Mapping[str, Any] = field(repr=False)
+    artifact_fd: int | None = None
+    own_pids: bool = False
+    descriptors: tuple[int, ...] = ()
+    delegation: Delegation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to run and how; see `build`.
+
+    `interpreters` maps names to paths. `binds`: files and directories to read besides the system's own, at the same
+    place inside; `lists`: directories whose names alone may be read. `descriptors`: numbers above 2 that the child is
+    to have open (its standard ones it always has). `environment` is all the child gets.
+    """
+
+    program: Artifact | Program
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=rlimits.Limits)
+    ids: Ids | None = None
+    interpreters: Mapping[str, str] = field(default_factory=dict)
+    binds: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    descriptors: tuple[int, ...] = ()
+    network: Network = "none"
+
+
+def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
+    """The spec for `request` at the level `chosen` on the host as `probed`.
+
+    Problem: `sandbox_unavailable` when a program in memory may not be executed and there is nowhere to copy it,
+    `interpreter_not_allowed` when the interpreter of a script is not there or is no program. ValueError: a caller's
+    mistake, such as a child that would be root.
+    """
+    _check(request, chosen, probed)
+    shape = _shape(request, chosen, probed)
+    plan = {
+        "numbers": {name: probed.machine.numbers[name] for name in _STUB_CALLS},
+        "cgroup": probed.delegation is not None,
+        "oom_score_adj": max(_OOM_SCORE, probed.standing.oom_score_adj),  # lowering it needs powers
+        "cwd": namespaces.SCRATCH if shape.workdir else "/",
+        "argv": shape.argv,
+        "env": [f"{name}={value}" for name, value in request.environment.items()],
+        **_identity(request, chosen, shape),
+        **_surroundings(request, probed, shape),
+        **_walls(request, chosen, probed, shape),
+    }
+    return Spec(
+        level=chosen.level,
+        features=shape.features,
+        limits=request.limits,
+        plan=plan,
+        artifact_fd=shape.artifact.fd if shape.artifact else None,
+        own_pids=shape.own_root,
+        descriptors=request.descriptors,
+        delegation=probed.delegation,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What follows from the request and the level. `copied`: the artifact goes into the child's own root."""
+
+    features: frozenset[str]
+    own_root: bool
+    own_user: bool
+    workdir: bool
+    artifact: Artifact | None
+    script: bool
+    copied: bool
+    path: str | None
+    argv: list[str]
+    seen: View
+
+
+def _shape(request: Request, chosen: Chosen, probed: Probed) -> _Shape:
+    own_root = chosen.level >= Level.ISOLATED
+    network = {levels.NETWORK} if request.network != "none" else set()
+    artifact = request.program if isinstance(request.program, Artifact) else None
+    script = artifact is not None and artifact.interpreter is not None
+    path, argv = _command(request, own_root=own_root)
+    return _Shape(
+        features=chosen.features | network,
+        own_root=own_root,
+        own_user=own_root and not probed.standing.admin,
+        workdir=own_root and levels.WORKDIR in chosen.features,
+        artifact=artifact,
+        script=script,
+        copied=artifact is not None and own_root and (script or not artifact.executable),
+        path=path,
+        argv=argv,
+        seen=view.view(
+            path,
+            binds=request.binds,
+            lists=request.lists,
+            processes=levels.PROCESSES in chosen.features,
+            network=bool(network),
+        ),
+    )
+
+
+def _identity(request: Request, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
+    """Who the child is and what it may use up."""
+    ids = request.ids
+    file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
+    return {
+        "ids": (ids.uid, ids.gid) if ids else None,
+        "ids_first": ids is not None and shape.own_user,
+        "rlimits": rlimits.table(
+            request.limits, counted_alone=shape.own_user or ids is not None, file_bytes=file_bytes
+        ),
+    }
+
+
+def _surroundings(request: Request, probed: Probed, shape: _Shape) -> dict[str, Any]:
+    """Where the child finds itself: namespaces, root, the program to execute."""
+    here = probed.standing
+    tree = namespaces.tree(
+        shape.seen,
+        limits=request.limits,
+        workdir=shape.workdir,
+        owner=(request.ids.uid, request.ids.gid) if request.ids else (here.uid, here.gid),
+        artifact_bytes=shape.artifact.size if shape.artifact is not None and shape.copied else 0,
+        executable=not shape.script,
+    )
+    unshared = namespaces.unshared(own_user=shape.own_user, own_net=request.network != "host")
+    return {
+        "unshare": unshared if shape.own_root else [],
+        "try_unshare": namespaces.OPTIONAL if shape.own_root else (),
+        "own_pids": shape.own_root,
+        "loopback": request.network == "own",
+        "tree": tree if shape.own_root else None,
+        "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path,
+    }
+
+
+def _walls(request: Request, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
+    """Descriptors, Landlock, seccomp."""
+    kept = {0, 1, 2, *request.descriptors, *({SCRIPT_FD} if shape.script and not shape.own_root else ())}
+    walls: dict[str, Any] = {
+        "keep": sorted(kept),
+        "exec_fd": max(request.limits.open_files, _EXEC_FD_FROM),
+        "landlock": None,
+        "seccomp": None,
+    }
+    if chosen.level >= Level.FILTERED:
+        network = levels.NETWORK in shape.features
+        walls["landlock"] = landlock.plan(
+            shape.seen, abi=probed.landlock, own_root=shape.own_root, workdir=shape.workdir, network=network
+        )
+        program = seccomp.program(probed.machine, shape.features - {levels.CGROUP}, own_pids=shape.own_root)
+        walls["seccomp"] = {"code": program.code, "blanks": program.blanks}
+    return walls
+
+
+def _command(request: Request, *, own_root: bool) -> tuple[str | None, list[str]]:
+    """The host program to execute (None: the artifact itself) and its arguments."""
+    artifact = request.program
+    if isinstance(artifact, Program):
+        return artifact.path, [artifact.path, *artifact.args, *request.args]
+    if artifact.interpreter is None:
+        return None, [namespaces.ARTIFACT, *request.args]
+    path = request.interpreters.get(artifact.interpreter, "")
+    if not _is_program(path):
+        raise Problem(
+            "interpreter_not_allowed",
+            f"expected the interpreter {artifact.interpreter} to be an executable program on this host, found none",
+            "name its absolute path in the settings; a wrapper script is no interpreter",
+        )
+    script = namespaces.ARTIFACT if own_root else f"/proc/self/fd/{SCRIPT_FD}"
+    options = () if own_root else _READS_DESCRIPTOR.get(artifact.interpreter, ())
+    return path, [path, *options, *artifact.interpreter_args, script, *request.args]
+
+
+def _is_program(path: str) -> bool:
+    try:
+        with open(path, "rb") as source:
+            return os.path.isabs(path) and source.read(4) == b"\x7fELF"
+    except OSError:
+        return False
+
+
+def _check(request: Request, chosen: Chosen, probed: Probed) -> None:
+    if request.ids is None and probed.standing.uid == 0:
+        raise ValueError("expected ids for the child: a child is never uid 0")
+    if chosen.level is Level.FILTERED and levels.PROCESSES in chosen.features and probed.delegation is None:
+        raise ValueError("expected a way to end the whole tree of a child with processes: isolated, or a cgroup")
+    if any(not 2 < fd < SCRIPT_FD for fd in request.descriptors):
+        raise ValueError(f"expected descriptors 3 to {SCRIPT_FD - 1}, found {request.descriptors}")
+    if request.network != "none" and chosen.level < Level.ISOLATED:
+        raise ValueError(
+            "expected a level of isolated or more for a child with a network: it would see our directories"
+        )
+    artifact = request.program
+    in_memory = isinstance(artifact, Artifact) and artifact.interpreter is None and not artifact.executable
+    if in_memory and chosen.level < Level.ISOLATED:
+        raise Problem(
+            levels.CODE,
+            "expected to execute a program in memory, found that sysctl vm.memfd_noexec=2 forbids it",
+            "set it to 1 or less, or let user namespaces be: then the program is copied into the child's own root",
+        )

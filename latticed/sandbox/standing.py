@@ -1,0 +1,69 @@
+"""Who we are on this host: ids, capabilities, and the kernel settings that explain a refusal."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from latticed.sandbox.levels import Host
+
+_SETGID, _SETUID, _SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
+_PR_SET_DUMPABLE: Final = 4
+_SYSCTL: Final = Path("/proc/sys")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """`admin`: mounts and namespaces without a user namespace; `other_ids`: children may get another uid."""
+
+    uid: int
+    gid: int
+    admin: bool
+    other_ids: bool
+    oom_score_adj: int = 0
+    host: Host = field(default_factory=Host)
+
+
+def look() -> Standing:
+    """As it is now; reads /proc."""
+    status = dict(line.split(":\t", 1) for line in _text(Path("/proc/self/status")).splitlines() if ":\t" in line)
+    effective = int(status.get("CapEff", "0"), 16)
+    return Standing(
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        admin=bool(effective & _SYS_ADMIN),
+        other_ids=effective & (_SETUID | _SETGID) == _SETUID | _SETGID,
+        oom_score_adj=int(_text(Path("/proc/self/oom_score_adj")) or 0),
+        host=Host(
+            max_user_namespaces=_number("user/max_user_namespaces"),
+            unprivileged_userns_clone=_number("kernel/unprivileged_userns_clone"),
+            apparmor_restricts_userns=_number("kernel/apparmor_restrict_unprivileged_userns"),
+            memfd_noexec=_number("vm/memfd_noexec"),
+            filtered_already=status.get("Seccomp", "0").strip() == "2",
+        ),
+    )
+
+
+def hide_memory() -> None:
+    """Make this process undumpable: others of our uid cannot open its memory and descriptors (prctl(2)).
+
+    The daemon does this at boot, before the first child; a child that is executed is dumpable again.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0) == -1:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+
+
+def _number(name: str) -> int | None:
+    text = _text(_SYSCTL / name).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,298 @@
+"""The launch stub: carries a plan out on itself, step by step, and becomes the child.
+
+Standalone: standard library only, nothing of latticed; what it does not import is time that every spawn saves (no
+json, no signal, no re). `launch` runs it as `python -ISEB`, compiled, with `main(plan)`. Messages go to STATUS, a line
+each: `pid N` when the child has its own pid namespace, `failed ERRNO STAGE` when a step failed (then nothing was
+executed). End of file without a failure: the child is running. Comments say what another order of steps would lose.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import stat
+import struct
+
+TYPE_CHECKING = False  # typing is among what is not imported
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Plan = dict[str, Any]
+
+PLAN, STATUS, DAEMON, ARTIFACT, CGROUP = range(100, 105)
+CLONE_PARENT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ, POLLIN = 0x8000, 9, 13, 17, 25, 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 22, 2
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+CAPABILITY_VERSION_3, LAST_CAP = 0x20080522, 63
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
+OPEN_TREE_CLONE, AT_RECURSIVE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 0x1000, 4, -100
+CLOSE_RANGE_CLOEXEC, NO_FD, SIOCSIFFLAGS, IFF_UP_RUNNING = 4, 0xFFFFFFFF, 0x8914, 0x41
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+stage = "plan"
+numbers: dict[str, int] = {}
+
+
+class Failed(Exception):
+    """A step failed; args: stage, errno."""
+
+
+def begin(name: str) -> None:
+    global stage  # noqa: PLW0603 - one process, one purpose: the step it is at
+    stage = name
+
+
+def check(result: int) -> int:
+    """The result of a C call, or Failed with its errno."""
+    if result == -1:
+        raise Failed(stage, ctypes.get_errno())
+    return result
+
+
+def call(name: str, *arguments: Any) -> int:
+    """A system call by its number, all arguments as 64-bit words or pointers."""
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    words += [ctypes.c_long(0)] * (6 - len(words))
+    return check(libc.syscall(ctypes.c_long(numbers[name]), *words))
+
+
+def prctl(option: int, *arguments: Any) -> int:
+    words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in (*arguments, 0, 0, 0, 0)[:4]]
+    return check(libc.prctl(option, *words))
+
+
+def tell(message: str) -> None:
+    os.write(STATUS, message.encode() + b"\n")
+
+
+def write_to(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def change_ids(ids: tuple[int, int]) -> None:
+    """Groups, group, user: never uid 0 from here on."""
+    uid, gid = ids
+    begin("setgroups")
+    os.setgroups([])
+    begin("setresgid")
+    os.setresgid(gid, gid, gid)
+    begin("setresuid")
+    os.setresuid(uid, uid, uid)
+
+
+def enter_namespaces(plan: Plan) -> None:
+    if plan["ids_first"]:  # root without CAP_SYS_ADMIN: as an ordinary user it may still have a user namespace
+        change_ids(plan["ids"])
+        prctl(PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
+    uid, gid = os.getuid(), os.getgid()
+    for token, flag in plan["unshare"]:
+        begin(f"unshare({token})")
+        check(libc.unshare(flag))
+        if token == "user":  # noqa: S105
+            for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
+                begin(name if name != "setgroups" else "setgroups_deny")
+                write_to(f"/proc/self/{name}", text)
+    for flag in plan["try_unshare"]:
+        libc.unshare(flag)  # no level needs these
+    if plan["loopback"]:
+        begin("loopback")
+        sock = check(libc.socket(2, 2, 0))  # closed with all others when the program is executed
+        check(libc.ioctl(sock, ctypes.c_ulong(SIOCSIFFLAGS), struct.pack("16sh22x", b"lo", IFF_UP_RUNNING)))
+
+
+def become_first() -> None:
+    """Go on as process 1 of the new pid namespace, a child of the daemon; this process ends here."""
+    begin("clone")
+    wait, go = os.pipe()
+    pid = call("clone", CLONE_PARENT | SIGCHLD)
+    if pid:
+        tell(f"pid {pid}")
+        os.write(go, b"1")
+        os._exit(0)
+    os.close(go)
+    if os.read(wait, 1) != b"1":  # the daemon must know the pid before anything else happens
+        os._exit(127)
+    os.close(wait)
+
+
+def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, data: str) -> None:
+    check(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data.encode()))
+
+
+def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
+    attributes = MS_RDONLY | MS_NOSUID | (MS_NOEXEC if device else MS_NODEV)  # MOUNT_ATTR_* have the same values
+    call("mount_setattr", fd, b"", AT_EMPTY_PATH | recursive * AT_RECURSIVE, struct.pack("4Q", attributes, 0, 0, 0), 32)
+
+
+def build_tree(tree: Plan) -> None:
+    """The child's own root: read-only clones of what it needs, /scratch, its script; everything else is gone."""
+    begin("propagation")
+    mount(None, "/", None, MS_REC | MS_PRIVATE, "")
+    clones = list(cloned(tree))  # before the new root hides some of them
+    begin("root")
+    top = next(place for place in tree["mountpoints"] if os.path.isdir(place))
+    mount(b"tmpfs", top, b"tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={tree['bytes']},nr_inodes={tree['inodes']}")
+    for path, target in tree["links"]:
+        os.symlink(target, top + path)
+    for path, fd, directory in clones:
+        begin(f"bind({path})")
+        os.makedirs(top + (path if directory else os.path.dirname(path)), 0o755, exist_ok=True)
+        if not directory:
+            write_to(top + path, "")
+        call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
+    if tree["scratch"]:
+        begin("scratch")
+        os.mkdir(top + "/scratch")
+        mount(b"tmpfs", top + "/scratch", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, tree["scratch"])
+    if tree["artifact"]:
+        begin("artifact")
+        copy_artifact(top + tree["artifact"], tree["artifact_mode"])
+    begin("pivot_root")
+    os.chdir(top)
+    call("pivot_root", b".", b".")
+    check(libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+    set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
+
+
+def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
+    """(path, descriptor of its read-only clone, whether it is a directory) of all that is to be seen and exists."""
+    for path, device in tree["binds"]:
+        begin(f"bind({path})")
+        if path in tree["needed"] or os.path.exists(path):
+            directory = stat.S_ISDIR(os.stat(path).st_mode)
+            fd = call("open_tree", AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
+            set_readonly(fd, device=device)
+            yield path, fd, directory
+
+
+def copy_artifact(path: str, mode: int) -> None:
+    with open(path, "xb", buffering=0) as out:
+        offset = 0
+        while count := os.sendfile(out.fileno(), ARTIFACT, offset, 1 << 30):
+            offset += count
+        os.fchmod(out.fileno(), mode)
+
+
+def drop_privileges(plan: Plan) -> None:
+    for which, value in plan["rlimits"]:
+        begin(f"rlimit({which})")
+        check(libc.setrlimit(which, struct.pack("qq", value, value)))  # -1: none
+    begin("bounding_set")
+    for capability in range(LAST_CAP + 1):
+        if libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
+            if ctypes.get_errno() not in {errno.EINVAL, errno.EPERM}:
+                raise Failed(stage, ctypes.get_errno())
+            break  # past the last one that this kernel knows; or an ordinary user, who has none to lose
+    if plan["ids"] and not plan["ids_first"]:
+        change_ids(plan["ids"])
+    begin("capset")
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)))
+    begin("uid")
+    if 0 in os.getresuid():
+        raise Failed(stage, errno.EPERM)
+
+
+def tie_to_daemon() -> None:
+    """Die when the daemon does. After the ids have changed, for that clears it; then look whether it is too late."""
+    begin("pdeathsig")
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
+    begin("daemon_gone")
+    if check(libc.poll(struct.pack("ihh", DAEMON, POLLIN, 0), ctypes.c_ulong(1), 0)):
+        raise Failed(stage, errno.ESRCH)
+
+
+def restrict_paths(plan: Plan) -> None:
+    begin("landlock_create_ruleset")
+    attributes = bytes.fromhex(plan["attributes"])
+    ruleset = call("landlock_create_ruleset", attributes, len(attributes), 0)
+    begin("landlock_add_rule")
+    for path, for_directory, for_file in plan["rules"]:
+        if not os.path.exists(path):  # what is not there needs no permission
+            continue
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if access := for_directory if stat.S_ISDIR(os.fstat(fd).st_mode) else for_file:
+            call("landlock_add_rule", ruleset, 1, struct.pack("=Qi", access, fd), 0)
+        os.close(fd)
+    begin("landlock_restrict_self")
+    call("landlock_restrict_self", ruleset, 0)
+
+
+def close_others(keep: list[int]) -> None:
+    """Every descriptor that the child is not meant to have closes when it is executed."""
+    begin("close_range")
+    edges = [-1, *sorted(keep), NO_FD + 1]
+    for low, high in itertools.pairwise(edges):
+        if low + 1 < high:
+            call("close_range", low + 1, high - 1, CLOSE_RANGE_CLOEXEC)
+
+
+def filter_calls(plan: Plan, path: Any) -> None:
+    begin("seccomp")
+    code = bytearray(plan["seccomp"]["code"])
+    high, low = divmod(ctypes.addressof(path), 1 << 32)
+    known = {"own_pid": os.getpid(), "exec_fd": plan["exec_fd"], "path_low": low, "path_high": high}
+    for index, name in plan["seccomp"]["blanks"]:
+        struct.pack_into("<I", code, 8 * index + 4, known[name])
+    held = ctypes.create_string_buffer(bytes(code), len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(held))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)  # not seccomp(2): some units forbid it
+
+
+def execute(plan: Plan) -> None:
+    words = [[os.fsencode(word) for word in plan[name]] for name in ("argv", "env")]
+    argv, env = ((ctypes.c_char_p * (len(row) + 1))(*row, None) for row in words)
+    path = ctypes.create_string_buffer(b"")
+    for number in (SIGPIPE, SIGXFSZ):  # Python ignores these, and ignoring is inherited
+        libc.signal(number, None)
+    begin("no_new_privs")
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if plan["landlock"]:
+        restrict_paths(plan["landlock"])
+    close_others(plan["keep"])
+    if plan["seccomp"]:
+        filter_calls(plan, path)
+    begin("execveat")
+    call("execveat", plan["exec_fd"], path, argv, env, AT_EMPTY_PATH)
+
+
+def carry_out(plan: Plan) -> None:
+    os.umask(0o022)  # whom the root is built for must be able to walk in it
+    if plan["cgroup"]:
+        begin("cgroup")
+        os.write(CGROUP, b"0")  # oneself, and before anything can be charged elsewhere
+    begin("oom_score_adj")
+    write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+    enter_namespaces(plan)
+    if plan["own_pids"]:
+        become_first()
+    if plan["tree"]:
+        build_tree(plan["tree"])
+    begin("exec_fd")
+    os.chdir(plan["cwd"])
+    program = os.open(plan["program"], os.O_PATH | os.O_CLOEXEC) if plan["program"] else ARTIFACT
+    os.dup2(program, plan["exec_fd"], inheritable=False)  # above the limit to come: no descriptor of the child's
+    os.umask(0o077)
+    drop_privileges(plan)
+    tie_to_daemon()
+    execute(plan)
+
+
+def main(plan: Plan) -> None:
+    """Never returns."""
+    try:
+        numbers.update(plan["numbers"])
+        carry_out(plan)
+    except Failed as failed:
+        tell(f"failed {failed.args[1]} {failed.args[0]}")
+    except OSError as error:
+        tell(f"failed {error.errno or 0} {stage}")
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the child must not be executed, and the daemon told
+        tell(f"failed 0 {stage}: {type(error).__name__}")
+    os._exit(127)

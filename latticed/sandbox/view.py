@@ -1,0 +1,88 @@
+"""What a child may see of the file system: enough for a dynamic linker and an interpreter, nothing of ours.
+
+The same list serves both walls: `namespaces` binds it into the child's own root, `landlock` grants reading of it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+_SYSTEM: Final = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/lib32", "/usr/share/zoneinfo", "/usr/share/nodejs")
+_TOP: Final = ("/bin", "/lib", "/lib64", "/lib32")  # links into /usr, where a distribution has merged them
+_CONFIGURATION: Final = (
+    "/etc/ld.so.cache",
+    "/etc/alternatives",  # where /usr/bin/awk and its like point to
+    "/etc/localtime",
+    "/etc/ssl/openssl.cnf",  # node refuses to start when it may not read it
+)
+_NETWORK: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/ssl/certs")
+_LINKERS: Final = (
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-aarch64.so.1",
+    "/lib/ld-musl-x86_64.so.1",
+    "/lib/ld-musl-aarch64.so.1",
+)
+DEVICES: Final = (
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/random",
+)  # never /dev/zero: mapped, it is memory that nobody counts
+NULL: Final = "/dev/null"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Paths on the host; `links` are (path, target) to make instead of binding."""
+
+    read: tuple[str, ...]
+    needed: tuple[str, ...]
+    lists: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    execute: tuple[str, ...]
+
+
+def view(
+    program: str | None, *, binds: tuple[str, ...] = (), lists: tuple[str, ...] = (), processes: bool, network: bool
+) -> View:
+    """What a child that executes `program` (None: its own artifact) may see.
+
+    `binds` are further files and directories, which must exist; `lists` are directories of which it may learn the
+    names, which a program that looks for files there needs.
+    """
+    links = tuple((path, os.readlink(path)) for path in _TOP if os.path.islink(path))
+    wanted = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
+    wanted += _NETWORK if network else ()
+    needed = [*binds]
+    if program is not None:
+        needed += [_home(program), _home(os.path.realpath(program))]
+    read = _without_covered([*wanted, *needed])
+    execute = [*_LINKERS, *([os.path.realpath(program)] if program is not None else [])]
+    if processes:
+        execute += [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path))]
+    return View(
+        read=read,
+        needed=tuple(path for path in needed if path in read),
+        lists=lists,
+        links=links,
+        execute=tuple(execute),
+    )
+
+
+def _home(program: str) -> str:
+    """The directory that an interpreter brings its library in: `X` of `X/bin/name`, or the program alone."""
+    directory = os.path.dirname(program)
+    home = os.path.dirname(directory)
+    return program if os.path.basename(directory) != "bin" or home in {"/", "/usr"} else home
+
+
+def _without_covered(paths: list[str]) -> tuple[str, ...]:
+    """Each path once, and none that can be reached within another one."""
+    kept = dict.fromkeys(os.path.normpath(path) for path in paths)
+    directories = [path for path in kept if not os.path.islink(path)]
+    return tuple(path for path in kept if not any(_beyond_links(path).startswith(f"{top}/") for top in directories))
+
+
+def _beyond_links(path: str) -> str:
+    return f"{os.path.realpath(os.path.dirname(path))}/{os.path.basename(path)}"

@@ -1,0 +1,84 @@
+"""Taking all there is of something ends in a named error, for the child alone; whoever started it stays responsive."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.house import confined, processes
+
+LIMITS = {
+    "memory_bytes": 64 << 20,
+    "tasks": 20,
+    "open_files": 32,
+    "scratch_bytes": 8 << 20,
+    "scratch_inodes": 100,
+}
+FEATURES = ["threads", "processes", "workdir"]
+USERS = {"root": None, "ordinary": processes.STRANGER}
+EXPECTED = {
+    # kind: (most that it may get, what it is told)
+    "fork": (19, "EAGAIN"),
+    "threads": (19, "EAGAIN"),
+    "memory": (64, "ENOMEM"),
+    "shared": (0, "EPERM"),
+    "descriptors": (32, "EMFILE"),
+    "disk": (8, "ENOSPC"),
+    "inodes": (100, "ENOSPC"),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("who", USERS)
+def test_bombs_are_told_what_they_ran_into(who):
+    """Each kind at `isolated`: a bounded count, then its errno; the next child starts as if nothing had been."""
+    if os.getuid() != 0:
+        pytest.skip("running a process under another uid needs uid 0")
+    orders = [{"level": "isolated", "features": FEATURES, "limits": LIMITS, "args": [kind]} for kind in EXPECTED]
+    found = confined.run(confined.compiled("bombs"), orders, user=USERS[who])
+    for (kind, (most, error)), result in zip(EXPECTED.items(), found["results"], strict=True):
+        assert result["message"] == "exited 0", (kind, result)
+        named, count, why = result["stdout"].split()
+        assert (named, why) == (kind, error)
+        assert int(count) <= most
+
+
+@pytest.mark.root
+def test_memory_bombs_at_filtered():
+    """Without namespaces the memory of one process is limited all the same; threads without the feature are none."""
+    if os.getuid() != 0:
+        pytest.skip("running a process under another uid needs uid 0")
+    kinds = {"memory": "ENOMEM", "shared": "EPERM", "threads": "EPERM", "fork": "EPERM", "descriptors": "EMFILE"}
+    orders = [{"level": "filtered", "limits": LIMITS, "args": [kind]} for kind in kinds]
+    found = confined.run(confined.compiled("bombs"), orders, user=processes.STRANGER)
+    told = [result["stdout"].split() for result in found["results"]]
+    assert [(kind, why) for kind, _, why in told] == list(kinds.items())
+    assert all(int(count) <= 64 for _, count, _ in told)
+
+
+@pytest.mark.root
+def test_output_waits_for_its_reader():
+    """A flood on stdout stops at what the reader takes and the pipe holds; then it can still be stopped."""
+    if os.getuid() != 0:
+        pytest.skip("running a process under another uid needs uid 0")
+    order = {"level": "isolated", "args": ["output"]}
+    found = confined.run(confined.compiled("bombs"), [order, order], user=processes.STRANGER)
+    for result in found["results"]:
+        assert (result["code"], result["message"]) == ("killed", "killed by SIGKILL")
+        assert 1 << 20 < result["bytes"] < 2 << 20
+
+
+@pytest.mark.root
+def test_everything_at_once():
+    """Floods and bombs side by side: each is answered as if it were alone, nobody starves whoever started it."""
+    if os.getuid() != 0:
+        pytest.skip("running a process under another uid needs uid 0")
+    kinds = ["output", "fork", "threads", "memory", "output", "disk", "inodes", "descriptors"]
+    orders = [{"level": "isolated", "features": FEATURES, "limits": LIMITS, "args": [kind]} for kind in kinds]
+    found = confined.run(confined.compiled("bombs"), orders, user=processes.STRANGER, together=True)
+    for kind, result in zip(kinds, found["results"], strict=True):
+        if kind == "output":
+            assert result["message"] == "killed by SIGKILL"
+        else:
+            assert result["stdout"].split()[::2] == [kind, EXPECTED[kind][1]]

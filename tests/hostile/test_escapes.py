@@ -1,0 +1,118 @@
+"""The escape list: each attempt at each level, as root's child and as an ordinary user's.
+
+Every attempt is also made at `open`, where most of them succeed: that they fail elsewhere is the walls' doing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+
+from tests.house import confined, processes
+
+ARGUMENTS = ["{parent}", "{ledger}", "{tcp}", "{udp}", "{abstract}", "{socket}"]
+ALL_FEATURES = ("processes", "threads", "workdir")
+
+WORKS_AT_OPEN = """
+read_passwd read_ledger write_ledger create_beside_ledger read_sys read_proc stat_ledger chmod_ledger
+chmod_ledger_by_path_fd truncate_ledger touch_ledger chown_ledger rename_ledger tcp udp netlink unix_abstract unix_path
+unix_dgram socketpair_dgram pass_descriptor kill_parent tgkill_parent tkill_parent queue_to_parent setown_parent
+setown_ex_parent limit_parent pin_parent nice_parent fork thread exec_shell exec_memory outlive_parent personality
+shared_memory stack_memory memfd pipe_memory gift_memory
+""".split()
+"""For an ordinary user, whatever the machine's settings."""
+
+ATTEMPTS = [
+    *WORKS_AT_OPEN,
+    *"""
+inherited_descriptors read_shadow read_kmsg read_parent_memory write_own_program write_own_artifact write_system
+write_cgroup chmodat2_ledger xattr_ledger xattr_ledger_by_path_fd hardlink_ledger mkdir_beside mkfifo_beside
+unlink_beside symlink_out dns mptcp raw vsock packet alg environment kill_everyone pidfd_parent trace_parent
+read_parent_by_vm ioprio_parent kcmp_parent clone3 session exec_setuid exec_again exec_scratch user_namespace new_net
+mount remount unmount chroot enter_namespace become_root raise_capabilities raise_limit io_uring bpf add_key keyctl
+perf_event userfault handle fanotify seccomp hostname set_time shm msg sem mqueue shared_file_memory type_ahead
+zero_memory
+""".split(),
+]
+LETHAL = ["int80", "x32"]
+
+PASSES = {
+    ("filtered", ()): {"stat_ledger"},  # Landlock cannot hide names, sizes and times; named in the docs
+    ("isolated", ()): set(),
+    ("dedicated", ()): set(),
+    # Asked for, and harmless in a namespace of one's own: programs of the system, and what belongs to a process tree.
+    ("isolated", ALL_FEATURES): {"fork", "thread", "session", "exec_shell", "exec_setuid", "exec_again"},
+}
+BLOCKED = {"EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH", "EROFS"}
+ALSO_BLOCKED = {"write_own_program": {"ETXTBSY"}, "inherited_descriptors": {"EBADF"}, "raise_limit": {"EINVAL"}}
+
+USERS = {"root": None, "ordinary": processes.STRANGER}
+
+
+@functools.cache
+def outcomes(who: str, level: str, features: tuple[str, ...], names: tuple[str, ...] = ()) -> dict[str, str]:
+    """What became of each attempt; an attempt that ended the process is "killed by …"."""
+    user = USERS[who]
+    if os.getuid() != 0 and user is not None:
+        pytest.skip("running a process under another uid needs uid 0")
+    if os.getuid() != 0 and who == "root":
+        pytest.skip("root's children need uid 0")
+    # At `dedicated` a child is what it is at `isolated`, with a uid that is nobody else's.
+    order = {"level": level, "features": features, "args": [*ARGUMENTS, *names], "uid": 65503}
+    found = confined.run(confined.compiled("escapes"), [order], user=user)
+    (result,) = found["results"]
+    if names:
+        return dict.fromkeys(names, result["message"])
+    assert result["message"] == "exited 0", result
+    return dict(line.split(": ", 1) for line in result["stdout"].splitlines() if ": " in line)
+
+
+def cases() -> list[tuple[str, str, tuple[str, ...]]]:
+    return [
+        (who, level, features)
+        for who in USERS
+        for level, features in PASSES
+        if not (who == "ordinary" and level == "dedicated")
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("who", "level", "features"),
+    cases(),
+    ids=lambda value: "+".join(value) or "-" if isinstance(value, tuple) else value,
+)
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_attempt_to_escape(attempt, who, level, features):
+    """Nothing gets through that the table does not name, and what it names does: the table stays true."""
+    found = outcomes(who, level, features)[attempt]
+    if attempt in PASSES[level, features]:
+        assert found == "through"
+    else:
+        assert found in BLOCKED | ALSO_BLOCKED.get(attempt, set())
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("who", USERS)
+@pytest.mark.parametrize("level", ["filtered", "isolated"])
+@pytest.mark.parametrize("attempt", LETHAL)
+def test_calls_of_a_foreign_kind_end_the_process(attempt, level, who):
+    """int 0x80 and x32 numbers reach no system call; a kernel without them ends the process by itself."""
+    assert outcomes(who, level, (), (attempt,))[attempt].startswith(("killed by SIGSYS", "killed by SIGSEGV"))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("attempt", WORKS_AT_OPEN)
+def test_attempts_are_real(attempt):
+    """Without walls, as an ordinary user with the daemon's uid, the attempt succeeds."""
+    assert outcomes("ordinary", "open", ())[attempt] == "through"
+
+
+def test_every_attempt_is_judged():
+    """The program tries nothing that the table leaves out."""
+    source = (confined.HERE / "escapes.c").read_text()
+    import re
+
+    assert set(re.findall(r"\bX\((\w+), ", source)) == set(ATTEMPTS)

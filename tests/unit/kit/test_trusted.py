@@ -1,0 +1,115 @@
+"""Reading what only its owners can change: every step of the path counts, and what was judged is what is read."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from latticed.kit import trusted
+
+OWNERS = frozenset({0, os.geteuid()})
+STRANGER = 65_501
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/trust.json").write_text("good")
+    return tmp_path
+
+
+def read(path):
+    return trusted.read(path, 1024, owners=OWNERS)
+
+
+def test_a_plain_file_and_one_behind_links_are_read(home):
+    """Links are followed when everything on the way is as safe as the file."""
+    (home / "there").symlink_to(home / "conf")
+    (home / "up").symlink_to("conf/../conf/./trust.json")
+    assert read(home / "conf/trust.json") == read(home / "there/trust.json") == read(home / "up") == b"good"
+
+
+@pytest.mark.parametrize("place", ["conf/trust.json", "conf"])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_writable_by_others_is_refused(home, place, mode):
+    """The file or any directory above it; the message names which."""
+    (home / place).chmod(mode)
+    with pytest.raises(trusted.Foreign, match=place):
+        read(home / "conf/trust.json")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("place", ["conf/trust.json", "conf", "there", "mine"])
+def test_whoever_owns_a_step_of_the_path_is_refused(home, place):
+    """Also the directory that merely holds a link to a safe place, and the link itself."""
+    (home / "mine").mkdir()
+    (home / "mine/conf").symlink_to(home / "conf")
+    (home / "there").symlink_to(home / "mine/conf")
+    assert read(home / "there/trust.json") == b"good"
+    os.chown(home / place, STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(trusted.Foreign, match=str(STRANGER)):
+        read(home / "there/trust.json")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_a_link_that_is_flipped_meanwhile_gains_nothing(home):
+    """A stranger swaps a link in a sticky directory between a safe file and his own: only good bytes are ever read."""
+    swap = home / "sticky"
+    swap.mkdir()
+    swap.chmod(0o1777)
+    evil = home / "evil.json"
+    evil.write_text("evil")
+    os.chown(evil, STRANGER, STRANGER)
+    stop = threading.Event()
+
+    def flip():
+        while not stop.is_set():
+            for target in (home / "conf/trust.json", evil):
+                (swap / "new").unlink(missing_ok=True)
+                (swap / "new").symlink_to(target)
+                (swap / "new").rename(swap / "link")
+
+    flipper = threading.Thread(target=flip)
+    flipper.start()
+    outcomes = set()
+    try:
+        while len(outcomes) < 2 and flipper.is_alive():
+            try:
+                outcomes.add(read(swap / "link"))
+            except trusted.Foreign:
+                outcomes.add("refused")
+            except FileNotFoundError:
+                continue
+    finally:
+        stop.set()
+        flipper.join()
+    assert outcomes == {b"good", "refused"}
+
+
+def test_a_loop_of_links_ends(home):
+    """As in the kernel: too many links."""
+    (home / "a").symlink_to("b")
+    (home / "b").symlink_to("a")
+    with pytest.raises(OSError, match="Too many"):
+        read(home / "a")
+
+
+@pytest.mark.parametrize("make", ["directory", "fifo"])
+def test_only_regular_files_are_read(home, make):
+    """A directory or a FIFO in its place is refused, and nothing waits for a writer."""
+    path = home / "odd"
+    path.mkdir() if make == "directory" else os.mkfifo(path)
+    with pytest.raises(ValueError, match="regular file"):
+        read(path)
+
+
+def test_too_large_and_missing(home):
+    """Bounds hold, and a file that is not there is said to be not there."""
+    with pytest.raises(ValueError, match="at most 3 bytes"):
+        trusted.read(home / "conf/trust.json", 3, owners=OWNERS)
+    with pytest.raises(FileNotFoundError):
+        read(home / "conf/none")

@@ -1,0 +1,56 @@
+"""Children end with the daemon, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house import children, processes
+
+PARENT = """
+import asyncio, os, sys
+from latticed.processes import child
+from latticed.sandbox import rlimits
+from tests.house import children
+
+async def main():
+    kept = []
+    for level, features in (("filtered", ()), ("isolated", ("processes",)), ("open", ())):
+        heard = children.Heard()
+        program = "sleep 1000 & echo ready; wait" if features else "echo ready; while :; do read x || :; done"
+        with children.spec_of(program, level=level, features=features) as spec:
+            kept.append(await child.spawn(spec, on_exit=print, stdout=heard, stderr=children.Heard()))
+        while not heard.data:
+            heard.any.clear()
+            await heard.any.wait()
+    print("ready", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_child_outlives_its_parent(number):
+    """Killed without a chance to do anything: every descendant at every level is gone, grandchildren too."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+    )
+    try:
+        assert parent.stdout.readline() == b"ready\n"
+        tree = children.descendants(parent.pid)
+        assert len(tree) == 4
+        os.kill(parent.pid, number)
+        parent.wait()
+        processes.until(lambda: not any(map(children.alive, tree)), what="the children to be gone")
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()

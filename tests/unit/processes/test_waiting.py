@@ -1,0 +1,56 @@
+"""Work that must be finished is finished, whoever is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from latticed.processes import waiting
+
+
+async def test_work_outlives_being_cancelled():
+    """Twice cancelled, once done; then the cancellation is passed on."""
+    go, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        done.append(True)
+
+    task = asyncio.create_task(waiting.uncancelled(work()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not done
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [True]
+
+
+async def test_results_and_failures_pass_through():
+    """As if it were not there."""
+
+    async def answer() -> int:
+        return 42
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    assert await waiting.uncancelled(answer()) == 42
+    with pytest.raises(ValueError, match="no"):
+        await waiting.uncancelled(fail())
+
+
+async def test_a_descriptor_becomes_readable():
+    """By data or by its end."""
+    read, write = os.pipe()
+    task = asyncio.create_task(waiting.readable(read))
+    await asyncio.sleep(0)
+    assert not task.done()
+    os.close(write)
+    await task
+    os.close(read)

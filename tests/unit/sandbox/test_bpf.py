@@ -1,0 +1,78 @@
+"""Compiled filters answer as their rules say, for any call."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.sandbox import bpf, syscalls
+from tests.house import bpf_machine
+
+RULES = {
+    "kill": bpf.Rule(((bpf.Argument(0, ("own_pid",)),),), errno.EPERM),
+    "mmap": bpf.Rule(((bpf.Argument(3, (0, 1, 0x20), mask=0x121),),), errno.EPERM),
+    "sendto": bpf.Rule(((bpf.Argument(4, (0,)), bpf.Argument(4, (0,), high=True)),), errno.EACCES),
+    "clone": bpf.Rule(
+        ((bpf.Argument(0, (7,), mask=0xF),), (bpf.Argument(0, (8, 9)), bpf.Argument(1, (1,)))), errno.EPERM
+    ),
+}
+words = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 7, 8, 9, 0x20, 0x21, 0x100, 77, 2**32, 2**63]))
+
+
+def program(machine: syscalls.Machine) -> bpf.Program:
+    return bpf.compile_program(
+        machine,
+        allowed=["read", "write", "close", "getpid", "unshare_not_there"],
+        rules=RULES,
+        errnos={"mount": errno.EPERM, "bpf": errno.EACCES},
+        default=errno.ENOSYS,
+    )
+
+
+def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> int:
+    """What the rules above mean, written down a second time."""
+    if machine.x32 and number >= 1 << 30:
+        return bpf.KILL_PROCESS
+    name = next((name for name, known in machine.numbers.items() if known == number), "")
+    low = [argument & 0xFFFFFFFF for argument in arguments]
+    allowed = {
+        "kill": low[0] == 77,
+        "mmap": low[3] & 0x121 in {0, 1, 0x20},
+        "sendto": arguments[4] == 0,
+        "clone": low[0] & 0xF == 7 or (low[0] in {8, 9} and low[1] == 1),
+    }
+    refused = {"kill": errno.EPERM, "mmap": errno.EPERM, "sendto": errno.EACCES, "clone": errno.EPERM}
+    refused |= {"mount": errno.EPERM, "bpf": errno.EACCES}
+    if name in {"read", "write", "close", "getpid"} or allowed.get(name):
+        return bpf.ALLOW
+    return bpf.ERRNO | refused.get(name, errno.ENOSYS)
+
+
+@pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
+@given(data=st.data())
+def test_answers_are_what_the_rules_mean(machine, data):
+    """Any number, any arguments; the rules' own numbers often."""
+    known = [machine.numbers[name] for name in (*RULES, "read", "mount", "bpf", "getpid", "ptrace")]
+    number = data.draw(st.one_of(st.sampled_from(known), st.integers(0, 600), st.integers(0, 2**32 - 1)))
+    arguments = data.draw(st.lists(words, min_size=6, max_size=6))
+    found = bpf_machine.answer(
+        program(machine), arch=machine.audit, number=number, arguments=arguments, blanks={"own_pid": 77}
+    )
+    assert found == expected(machine, number, arguments)
+
+
+@given(arch=st.integers(0, 2**32 - 1), number=st.integers(0, 600))
+def test_foreign_architectures_are_killed(arch, number):
+    """i386 above all, whose numbers mean other calls."""
+    found = bpf_machine.answer(program(syscalls.X86_64), arch=arch, number=number, blanks={"own_pid": 1})
+    assert (found == bpf.KILL_PROCESS) == (arch != syscalls.X86_64.audit)
+
+
+def test_a_jump_too_far_is_an_error():
+    """Better no program than one that jumps somewhere else."""
+    rule = bpf.Rule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
+    with pytest.raises(ValueError, match="jumps"):
+        bpf.compile_program(syscalls.X86_64, allowed=(), rules={"ioctl": rule}, errnos={}, default=errno.ENOSYS)

@@ -1,0 +1,161 @@
+"""Control groups: what is ours, what is not, and that a whole tree ends with one write."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from latticed.sandbox import cgroup, levels, rlimits
+from tests.house import confined, processes
+
+
+@pytest.fixture
+def delegated() -> Iterator[Path]:
+    """A group below the version 2 hierarchy that carries systemd's mark of delegation."""
+    rows = [row.split() for row in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in row]
+    if os.getuid() != 0 or not rows or not os.access(rows[0][4], os.W_OK):
+        pytest.skip("no cgroup version 2 hierarchy here in which tests may make groups")
+    group = Path(rows[0][4]) / f"latticed-test-{secrets.token_hex(4)}"
+    group.mkdir()
+    os.setxattr(group, "user.delegate", b"1")
+    yield group
+    for path in sorted(group.rglob("*/cgroup.kill"), reverse=True):
+        path.write_text("1")
+    for place in sorted((path.parent for path in group.rglob("*/cgroup.procs")), reverse=True):
+        processes.until(lambda place=place: _gone(place), what=f"{place} to be empty")
+    processes.until(lambda: _gone(group), what="the group to be empty")
+
+
+def _gone(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def proc_of(tmp_path: Path, *, mount: str, own: str) -> Path:
+    (tmp_path / "mountinfo").write_text(
+        f"31 25 0:27 {mount} - cgroup2 cgroup2 rw\n30 25 0:26 / / rw - ext4 /dev/x rw\n"
+    )
+    (tmp_path / "cgroup").write_text(f"12:cpu:/x\n0::{own}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("mount", "own", "expected"),
+    [
+        (
+            "/ /sys/fs/cgroup rw,nosuid",
+            "/system.slice/latticed.service",
+            "/sys/fs/cgroup/system.slice/latticed.service",
+        ),
+        ("/ /sys/fs/cgroup rw shared:4", "/", "/sys/fs/cgroup"),
+        ("/docker/abc /sys/fs/cgroup rw", "/docker/abc/x", "/sys/fs/cgroup/x"),
+        ("/docker/abc /sys/fs/cgroup rw", "/elsewhere", None),
+    ],
+)
+def test_finding_oneself(tmp_path, mount, own, expected):
+    """From the kernel's two lists; a group outside of what is mounted is out of reach."""
+    found = cgroup.own_group(proc_of(tmp_path, mount=mount, own=own))
+    assert found == (Path(expected) if expected else None)
+
+
+def test_limits_go_where_there_are_controllers():
+    """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
+    limits = rlimits.Limits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
+    assert cgroup.wanted(limits, frozenset()) == {}
+    assert cgroup.wanted(limits, frozenset({"memory", "pids", "cpu"})) == {
+        "memory.max": "1048576",
+        "memory.swap.max": "0",
+        "memory.oom.group": "1",
+        "pids.max": "7",
+        "cpu.max": "150000 100000",
+    }
+
+
+@pytest.mark.root
+def test_a_group_that_is_not_delegated_is_left_alone(delegated, monkeypatch):
+    """Root could write into it; that does not make it ours. The root group never is."""
+    monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
+    assert isinstance(cgroup.find(), cgroup.Delegation)
+    os.removexattr(delegated, "user.delegate")
+    found = cgroup.find()
+    assert isinstance(found, levels.Failure)
+    assert "not delegated" in found.step
+    monkeypatch.setattr(cgroup, "own_group", lambda: delegated.parent)
+    found = cgroup.find()
+    assert isinstance(found, levels.Failure)
+    assert "root group" in found.step
+
+
+@pytest.mark.root
+def test_claiming_moves_nobody_else(delegated, monkeypatch):
+    """With a stranger in the group, it and everybody stay where they are."""
+    monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
+    with processes.spawned(["sleep", "100"]) as stranger:
+        (delegated / "cgroup.procs").write_text(str(stranger.pid))
+        found = cgroup.claim(cgroup.Delegation(base=delegated))
+        assert found.base == delegated
+        assert (delegated / "cgroup.procs").read_text().split() == [str(stranger.pid)]
+        assert not (delegated / cgroup.SUPERVISOR).exists()
+
+
+@pytest.mark.root
+def test_the_supervisors_group_divides_its_parent(delegated, monkeypatch):
+    """As systemd's DelegateSubgroup=supervisor puts the daemon."""
+    (delegated / cgroup.SUPERVISOR).mkdir()
+    monkeypatch.setattr(cgroup, "own_group", lambda: delegated / cgroup.SUPERVISOR)
+    assert cgroup.find() == cgroup.Delegation(base=delegated)
+
+
+@pytest.mark.root
+def test_killing_a_group_ends_the_whole_tree(delegated):
+    """Also what left its session; then the group can go."""
+    group = cgroup.make(cgroup.Delegation(base=delegated), rlimits.Limits())
+    script = f"echo 0 > {group.path}/cgroup.procs; setsid sleep 100 & setsid sleep 100 & wait"
+    with processes.spawned(["sh", "-c", script]) as shell:
+        processes.until(lambda: len((group.path / "cgroup.procs").read_text().split()) == 3, what="the tree")
+        assert group.populated()
+        assert not group.remove()
+        group.kill()
+        processes.until(group.remove, what="the group to be gone")
+        shell.wait()
+    group.close()
+    assert not group.out_of_memory()
+
+
+@pytest.mark.root
+def test_leftovers_of_an_earlier_life_are_swept(delegated):
+    """Killed and removed, strangers' groups untouched."""
+    delegation = cgroup.Delegation(base=delegated)
+    group = cgroup.make(delegation, rlimits.Limits())
+    group.close()
+    (delegated / "other").mkdir()
+    with processes.spawned(["sh", "-c", f"echo 0 > {group.path}/cgroup.procs; exec sleep 100"]) as left:
+        processes.until(group.populated, what="the process to be in the group")
+        assert cgroup.sweep(delegation) == 1
+        assert left.wait() != 0
+        processes.until(lambda: cgroup.sweep(delegation) == 0, what="the group to be gone")
+    assert (delegated / "other").exists()
+
+
+@pytest.mark.root
+def test_a_delegated_group_gives_features(delegated):
+    """Without controllers too: processes even where namespaces are refused, for the tree can be killed."""
+    script = b"#!/bin/sh\n(setsid sleep 100 &) ; (sleep 100 &) ; echo started\n"
+    orders = [{"level": "filtered", "features": ["processes"]}, {"level": "isolated", "features": ["processes"]}]
+    found = confined.run(script, orders, cgroup=delegated)
+    assert found["delegated"]
+    assert {"cgroup", "processes"} <= set(found["features"])
+    assert [result["stdout"] for result in found["results"]] == ["started\n", "started\n"]
+    assert found["groups"] == []  # each removed with its child, and so are the sleepers:
+    alive = subprocess.run(["cat", *delegated.rglob("cgroup.procs")], capture_output=True, text=True, check=True)
+    assert alive.stdout == ""

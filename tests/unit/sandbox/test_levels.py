@@ -1,0 +1,110 @@
+"""What is required against what is provided: never less, never silently."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.model import manifest
+from latticed.sandbox import levels
+from latticed.sandbox.levels import Chosen, Failure, Host, Level, Provided, Refused, Required
+
+UNSHARE = Failure(token="isolated", step="unshare(user)", errno=errno.EPERM, fix="the unit sets RestrictNamespaces=yes")
+PROCESSES = Failure(
+    token="processes", step="unshare(user)", errno=errno.EPERM, fix="the unit sets RestrictNamespaces=yes"
+)
+FILTERED = Provided(level=Level.FILTERED, features=frozenset({"threads"}), failures=(UNSHARE, PROCESSES))
+DEDICATED = Provided(level=Level.DEDICATED, features=levels.FEATURES)
+
+
+def test_the_host_uses_its_highest():
+    """A floor is the least; what is there is used."""
+    found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"threads"})), DEDICATED)
+    assert found == Chosen(level=Level.DEDICATED, features=frozenset({"threads"}))
+
+
+def test_a_refusal_names_token_step_errno_and_fix():
+    """The words an operator gets."""
+    found = levels.decide(Required(level=Level.ISOLATED), FILTERED)
+    assert found == Refused(
+        code="sandbox_unavailable",
+        reason="needs isolated, host gives filtered: EPERM at unshare(user)",
+        hint="the unit sets RestrictNamespaces=yes",
+    )
+
+
+def test_a_missing_step_in_between_is_the_reason():
+    """Whoever needs dedicated is told what stands in the way of isolated."""
+    found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
+    assert isinstance(found, Refused)
+    assert found.reason == "needs dedicated, host gives filtered: EPERM at unshare(user)"
+
+
+def test_a_missing_feature_is_refused_by_name():
+    """Also when the level would do."""
+    found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
+    assert isinstance(found, Refused)
+    assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
+
+
+def test_open_is_the_operators_word_alone():
+    """A host that gives nothing runs nothing, unless the operator said so; a manifest cannot even name it."""
+    nothing = Provided(level=Level.OPEN)
+    assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Refused)
+    assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(
+        level=Level.OPEN, features=frozenset()
+    )
+    assert "open" not in manifest.SandboxLevel.__args__
+
+
+def test_the_floor_speaks_where_the_manifest_is_silent():
+    """And the manifest where it is not."""
+    silent = levels.required(manifest.Sandbox(), floor=Level.ISOLATED, needs=frozenset({"threads"}))
+    assert silent == Required(level=Level.ISOLATED, features=frozenset({"threads"}))
+    asked = levels.required(manifest.Sandbox(level="filtered", features=("workdir",)), floor=Level.ISOLATED)
+    assert asked == Required(level=Level.FILTERED, features=frozenset({"workdir"}))
+
+
+features = st.frozensets(st.sampled_from(sorted(levels.FEATURES)))
+
+
+@given(wanted=st.sampled_from(Level), needs=features, given_level=st.sampled_from(Level), gives=features)
+def test_never_less_than_required(wanted, needs, given_level, gives):
+    """Either everything that was asked for, or a refusal with its code."""
+    found = levels.decide(Required(level=wanted, features=needs), Provided(level=given_level, features=gives))
+    if isinstance(found, Chosen):
+        assert found.level == given_level >= max(wanted, Level.FILTERED)
+        assert found.features == needs <= gives
+    else:
+        assert found.code == "sandbox_unavailable"
+        assert given_level < max(wanted, Level.FILTERED) or needs - gives
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "host", "words"),
+    [
+        ("unshare(user)", errno.EPERM, Host(filtered_already=True), "RestrictNamespaces=yes"),
+        ("unshare(user)", errno.ENOSPC, Host(), "user.max_user_namespaces"),
+        ("unshare(user)", errno.EPERM, Host(unprivileged_userns_clone=0), "unprivileged_userns_clone"),
+        ("unshare(net)", errno.EPERM, Host(), "unshare(net)"),
+        ("uid_map", errno.EPERM, Host(apparmor_restricts_userns=1), "AppArmor"),
+        ("bind(/usr/lib)", errno.EPERM, Host(), "@mount"),
+        ("landlock_create_ruleset", errno.EOPNOTSUPP, Host(), "lsm="),
+        ("setresuid", errno.EPERM, Host(), "CAP_SETUID"),
+        ("seccomp", errno.EINVAL, Host(), "@sandbox"),
+        ("execveat", errno.EACCES, Host(memfd_noexec=2), "vm.memfd_noexec"),
+    ],
+)
+def test_fixes(step, error, host, words):
+    """For each step that hosts refuse, what to change."""
+    assert words in levels.fix(step, error, host)
+
+
+def test_levels_have_names():
+    """The same in manifests, settings and answers."""
+    assert [Level.of(level.token) for level in Level] == list(Level)
+    with pytest.raises(ValueError, match="expected open"):
+        Level.of("loose")

@@ -1,0 +1,146 @@
+"""The policy: what no child may call, whatever it asked for; what depends on arguments; the same for both machines."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+
+import pytest
+
+from latticed.sandbox import bpf, levels, seccomp, syscalls
+from tests.house import bpf_machine
+
+MACHINES = pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
+BLANKS = {"own_pid": 4242, "exec_fd": 4096, "path_low": 0x1000, "path_high": 0x7F}
+CHOICES = ("processes", "threads", "workdir", "network")
+EVERY = [frozenset(some) for count in range(5) for some in itertools.combinations(CHOICES, count)]
+NEVER = """
+ptrace process_vm_readv process_vm_writev bpf perf_event_open userfaultfd io_uring_setup io_uring_enter keyctl add_key
+mount umount2 pivot_root chroot setns unshare open_tree move_mount fsopen mount_setattr reboot kexec_load init_module
+finit_module settimeofday clock_settime sethostname personality shmget msgget semget mq_open setuid setresuid setgroups
+capset chown fchownat setxattr fsetxattr mknod mknodat setpriority rt_sigqueueinfo vmsplice splice tee pidfd_getfd
+name_to_handle_at open_by_handle_at fanotify_init seccomp memfd_create memfd_secret clone3 landlock_create_ruleset
+""".split()
+
+
+def ask(machine, name, arguments=(), features=frozenset(), *, own_pids=True):
+    program = seccomp.program(machine, frozenset(features), own_pids=own_pids)
+    return bpf_machine.answer(
+        program, arch=machine.audit, number=machine.numbers[name], arguments=arguments, blanks=BLANKS
+    )
+
+
+@MACHINES
+@pytest.mark.parametrize("features", EVERY, ids=lambda some: "+".join(sorted(some)) or "none")
+def test_what_nobody_may_call(machine, features):
+    """With any combination of features, at any level."""
+    for own_pids, name in itertools.product((True, False), NEVER):
+        if name in machine.numbers:
+            assert ask(machine, name, features=features, own_pids=own_pids) & ~0xFFFF == bpf.ERRNO, name
+
+
+def test_every_name_has_a_number():
+    """A name that is misspelt would be a hole, or a call that programs miss."""
+    texts = (
+        seccomp._BASE,
+        seccomp._DANGEROUS,
+        seccomp._WORKDIR,
+        seccomp._PROCESSES,
+        seccomp._OWN_NAMESPACE,
+        seccomp._NETWORK,
+    )
+    named = {name for text in texts for name in text.split()}
+    named |= set(seccomp._rules(frozenset(CHOICES)))
+    assert named <= syscalls.NAMES
+    assert not set(seccomp._BASE.split()) & set(seccomp._DANGEROUS.split())
+
+
+@MACHINES
+def test_threads_only_when_asked_for(machine):
+    """clone makes threads, processes or neither; never a namespace, never a sibling."""
+    thread, process, namespace, sibling = 0x3D0F00, 17, 0x10000000, 0x8000
+    assert ask(machine, "clone", [thread]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "clone", [thread], {"threads"}) == bpf.ALLOW
+    assert ask(machine, "clone", [process], {"threads"}) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "clone", [process], {"processes"}) == bpf.ALLOW
+    assert ask(machine, "clone", [thread], {"processes"}) == bpf.ERRNO | errno.EPERM
+    for flag in (namespace, sibling, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x20000000, 0x40000000, 0x2000):
+        assert ask(machine, "clone", [process | flag], {"processes", "threads"}) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "clone3", features={"processes", "threads"}) == bpf.ERRNO | errno.ENOSYS
+
+
+@MACHINES
+def test_signals_reach_oneself(machine):
+    """In a shared pid namespace only the own pid; in one's own, with processes, anybody there."""
+    assert ask(machine, "kill", [4242, 15], own_pids=False) == bpf.ALLOW
+    for stranger in (1, 0, 2**64 - 1, 4243):
+        assert ask(machine, "kill", [stranger, 15], {"processes"}, own_pids=False) == bpf.ERRNO | errno.EPERM
+        assert ask(machine, "kill", [stranger, 15], {"processes"}, own_pids=True) == bpf.ALLOW
+    assert ask(machine, "tgkill", [4242, 1, 6]) == bpf.ALLOW
+    assert ask(machine, "tgkill", [1, 1, 6]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "prlimit64", [0, 7]) == bpf.ALLOW
+    assert ask(machine, "prlimit64", [1, 7]) == bpf.ERRNO | errno.EPERM
+
+
+@MACHINES
+def test_commands_that_signal_or_reach_out(machine):
+    """fcntl, ioctl and prctl by command: F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM are out."""
+    for command in (8, 10, 15, 1024, 1026, 1031, 1033):
+        assert ask(machine, "fcntl", [0, command]) == bpf.ERRNO | errno.EPERM
+    for command in (0x5412, 0x8901, 0x5402, 0x541D):
+        assert ask(machine, "ioctl", [0, command]) == bpf.ERRNO | errno.EPERM
+    for option in (1, 4, 22, 24, 35, 36, 38):
+        assert ask(machine, "prctl", [option]) == bpf.ERRNO | errno.EPERM
+    # The kernel looks at 32 bits of a command: more of them change nothing.
+    assert ask(machine, "ioctl", [0, 0x5412 | 1 << 32]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "fcntl", [0, 3 | 1 << 32]) == bpf.ALLOW
+
+
+@MACHINES
+def test_memory_that_nobody_counts(machine):
+    """Shared anonymous mappings and stacks that grow; private ones and shared files pass."""
+    assert ask(machine, "mmap", [0, 4096, 3, 0x21]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "mmap", [0, 4096, 3, 0x23]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "mmap", [0, 4096, 3, 0x122]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "mmap", [0, 4096, 3, 0x22]) == bpf.ALLOW
+    assert ask(machine, "mmap", [0, 4096, 1, 0x01]) == bpf.ALLOW
+
+
+@MACHINES
+def test_sockets(machine):
+    """A pair of streams and nothing else; with the network feature TCP and UDP, never raw, packet, vsock, MPTCP."""
+    assert ask(machine, "socketpair", [1, 1 | 0x80800, 0]) == bpf.ALLOW
+    for family, kind in ((1, 2), (1, 5), (2, 1), (10, 1)):
+        assert ask(machine, "socketpair", [family, kind, 0]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "sendto", [3, 0, 0, 0, 0, 0]) == bpf.ALLOW
+    assert ask(machine, "sendto", [3, 0, 0, 0, 1 << 32, 16]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "socket", [2, 1, 0]) == bpf.ERRNO | errno.EPERM
+    for family, kind, protocol in ((2, 1, 0), (10, 2 | 0x80000, 17), (16, 3, 0)):
+        assert ask(machine, "socket", [family, kind, protocol], {"network"}) == bpf.ALLOW
+    for family, kind, protocol in ((1, 1, 0), (2, 3, 1), (2, 1, 262), (17, 3, 0), (40, 1, 0), (16, 3, 9), (38, 5, 0)):
+        assert ask(machine, "socket", [family, kind, protocol], {"network"}) == bpf.ERRNO | errno.EPERM
+
+
+@MACHINES
+def test_one_execution(machine):
+    """Only by the stub's descriptor and address; with processes, as Landlock allows."""
+    right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
+    assert ask(machine, "execveat", right) == bpf.ALLOW
+    for position, wrong in ((0, 3), (1, 0x1000), (1, 0x7F << 32), (4, 0)):
+        assert ask(machine, "execveat", [*right[:position], wrong, *right[position + 1 :]]) == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "execve") == bpf.ERRNO | errno.EPERM
+    assert ask(machine, "execve", features={"processes"}) == bpf.ALLOW
+
+
+def test_changing_files_needs_a_workdir():
+    """Names, modes and times of files: only where there is a directory of the child's own."""
+    for name in ("chmod", "utimensat", "renameat2", "unlinkat", "mkdirat", "linkat", "truncate"):
+        assert ask(syscalls.X86_64, name) == bpf.ERRNO | errno.EPERM
+        assert ask(syscalls.X86_64, name, features={"workdir"}) == bpf.ALLOW
+
+
+def test_programs_are_made_once():
+    """Per machine and features."""
+    first = seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True)
+    assert seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True) is first
+    assert len(first.code) // 8 < 4096  # BPF_MAXINSNS

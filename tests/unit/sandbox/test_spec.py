@@ -1,0 +1,162 @@
+"""Plans say what the levels promise, and callers' mistakes are refused before anything is started."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from latticed.model.errors import Problem
+from latticed.sandbox import artifact, landlock, levels, probe, rlimits, spec, standing, stub, syscalls, view
+from tests.house import children
+
+HOST = probe.Probed(
+    machine=syscalls.X86_64,
+    standing=standing.Standing(uid=1000, gid=1000, admin=False, other_ids=False),
+    landlock=7,
+    delegation=None,
+    provided=levels.Provided(level=levels.Level.ISOLATED),
+)
+ROOT = dataclasses.replace(HOST, standing=standing.Standing(uid=0, gid=0, admin=True, other_ids=True))
+CONTAINER_ROOT = dataclasses.replace(HOST, standing=standing.Standing(uid=0, gid=0, admin=False, other_ids=True))
+
+
+def request(program=None, **more) -> spec.Request:
+    return spec.Request(program=program or spec.Program(path="/usr/bin/python3"), **more)
+
+
+def chosen(level: str, *features: str) -> levels.Chosen:
+    return levels.Chosen(level=levels.Level.of(level), features=frozenset(features))
+
+
+def test_levels_add_walls():
+    """Nothing at open, calls and paths at filtered, a world of one's own at isolated."""
+    plans = {level: spec.build(request(), chosen(level), HOST).plan for level in ("open", "filtered", "isolated")}
+    assert (plans["open"]["seccomp"], plans["open"]["landlock"], plans["open"]["unshare"]) == (None, None, [])
+    assert all(plans["filtered"][wall] for wall in ("seccomp", "landlock"))
+    assert plans["filtered"]["tree"] is None
+    assert [name for name, _ in plans["isolated"]["unshare"]] == ["user", "mnt", "pid", "net", "ipc"]
+    assert all(plans["isolated"][wall] for wall in ("seccomp", "landlock", "tree", "own_pids"))
+
+
+def test_root_needs_no_user_namespace_but_ids():
+    """Root with its capabilities mounts by itself; without them it first becomes somebody else. Never uid 0."""
+    somebody = spec.Ids(uid=70000, gid=70000)
+    plan = spec.build(request(ids=somebody), chosen("dedicated"), ROOT).plan
+    assert [name for name, _ in plan["unshare"]] == ["mnt", "pid", "net", "ipc"]
+    assert (plan["ids"], plan["ids_first"]) == ((70000, 70000), False)
+    plan = spec.build(request(ids=somebody), chosen("isolated"), CONTAINER_ROOT).plan
+    assert (plan["unshare"][0][0], plan["ids_first"]) == ("user", True)
+    with pytest.raises(ValueError, match="never uid 0"):
+        spec.build(request(), chosen("isolated"), ROOT)
+    with pytest.raises(ValueError, match="anyone but root"):
+        spec.Ids(uid=0, gid=70000)
+
+
+def test_mistakes_are_refused():
+    """Processes that nobody could end, a network beside our directories, descriptors that are taken."""
+    with pytest.raises(ValueError, match="whole tree"):
+        spec.build(request(), chosen("filtered", "processes"), HOST)
+    with pytest.raises(ValueError, match="network"):
+        spec.build(request(network="host"), chosen("filtered"), HOST)
+    with pytest.raises(ValueError, match="descriptors"):
+        spec.build(request(descriptors=(2,)), chosen("isolated"), HOST)
+    with pytest.raises(ValueError, match="open_files"):
+        rlimits.Limits(open_files=5000)
+    with pytest.raises(ValueError, match="tasks"):
+        rlimits.Limits(tasks=0)
+
+
+def test_programs_in_memory_that_may_not_run():
+    """Copied into the root where there is one, refused where there is none."""
+    with artifact.of_bytes(probe.tiny_program(syscalls.X86_64)) as sealed:
+        forbidden = dataclasses.replace(sealed, executable=False)
+        plan = spec.build(request(forbidden), chosen("isolated"), HOST).plan
+        assert (plan["program"], plan["tree"]["artifact"], plan["tree"]["artifact_mode"]) == (
+            "/artifact",
+            "/artifact",
+            0o555,
+        )
+        with pytest.raises(Problem) as refused:
+            spec.build(request(forbidden), chosen("filtered"), HOST)
+        assert refused.value.code == "sandbox_unavailable"
+        assert "vm.memfd_noexec" in refused.value.detail
+
+
+def test_an_interpreter_must_be_a_program(tmp_path):
+    """Not missing, not a wrapper script."""
+    wrapper = tmp_path / "python3"
+    wrapper.write_text("#!/bin/sh\n")
+    with artifact.of_bytes(b"#!/usr/bin/env python3\n", interpreters={"python3": ""}) as sealed:
+        for path in ("", "relative/python3", str(wrapper), str(tmp_path / "nothing")):
+            with pytest.raises(Problem) as refused:
+                spec.build(request(sealed, interpreters={"python3": path}), chosen("isolated"), HOST)
+            assert refused.value.code == "interpreter_not_allowed"
+
+
+def test_tasks_are_counted_alone_or_not():
+    """Exactly where the count is this child's own; loosely where others of the uid are counted with it."""
+    limits = rlimits.Limits(tasks=5)
+    alone = dict(spec.build(request(limits=limits), chosen("isolated"), HOST).plan["rlimits"])
+    shared = dict(spec.build(request(limits=limits), chosen("filtered"), HOST).plan["rlimits"])
+    assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, rlimits.SHARED_TASKS)
+
+
+def test_the_exec_descriptor_is_out_of_reach():
+    """Its number is not below what the child may ever open."""
+    for files in (16, 100, 128, 4096):
+        plan = spec.build(request(limits=rlimits.Limits(open_files=files)), chosen("isolated"), HOST).plan
+        assert plan["exec_fd"] >= dict(plan["rlimits"])[resource.RLIMIT_NOFILE]
+        assert plan["exec_fd"] > max(stub.PLAN, stub.STATUS, stub.DAEMON, stub.ARTIFACT, stub.CGROUP)
+
+
+def test_a_view_has_no_home_and_no_proc(tmp_path):
+    """Only what programs need, each once, extra directories as asked."""
+    seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False)
+    assert str(tmp_path) in seen.needed
+    assert len(set(seen.read)) == len(seen.read)
+    tops = {"/" + path.split("/")[1] for path in seen.read if not path.startswith(str(tmp_path))}
+    assert tops <= {"/usr", "/etc", "/bin", "/lib", "/lib64", "/lib32"}
+    assert not any(path.startswith("/usr/bin/") for path in seen.read)  # within /usr/bin already
+
+
+def test_an_interpreter_brings_its_library(tmp_path):
+    """The directory above its bin, as with an interpreter below /opt; /usr is there anyway."""
+    home = tmp_path / "py"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "python3").write_bytes(b"\x7fELF")
+    assert str(home) in view.view(str(home / "bin" / "python3"), processes=False, network=False).needed
+
+
+@pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
+def test_landlock_by_version(abi, rights):
+    """Each version's rights are all handled; nothing that a kernel does not know is asked for."""
+    assert landlock.handled(abi) == (1 << rights) - 1
+    seen = view.view(None, processes=True, network=False)
+    plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, network=False)
+    assert len(plan["attributes"]) // 2 == 8 * (1 + (abi >= 4) + (abi >= 6))
+    assert all(access & ~landlock.handled(abi) == 0 for _, access, _ in plan["rules"])
+    assert all(access & landlock.EXECUTE == 0 for path, access, _ in plan["rules"] if path == "/scratch")
+
+
+def test_the_stub_stands_alone():
+    """Standard library only, and little of it: every import is time that each spawn takes."""
+    source = Path(stub.__file__).read_text()
+    imported = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported == {"__future__", "ctypes", "errno", "itertools", "os", "stat", "struct"}
+
+
+def test_this_machine_is_looked_at():
+    """Whoever runs the tests: uid and capabilities as the kernel says."""
+    found = standing.look()
+    assert (found.uid, found.gid) == (os.geteuid(), os.getegid())
+    assert children.probed().standing.uid == found.uid
