@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -123,11 +122,7 @@ class Ask:
             raise Problem("access_denied", detail, "an administrator grants scopes under [access] in the settings")
 
     def part(self, name: str) -> str:
-        """A piece of the path; bytes that are no UTF-8 would otherwise arrive as other text."""
-        try:
-            urllib.parse.unquote_to_bytes(self.request.rel_url.raw_path).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Problem("bad_request", "the path: expected UTF-8") from error
+        """A piece of the path."""
         return self.request.match_info[name]
 
     def take_query(self, kind: type[Query]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -75,6 +76,10 @@ async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -
 
 
 def _bucket(ask: Ask) -> str:
+    try:  # bytes that are no UTF-8 would arrive as other text, and so as another key
+        urllib.parse.unquote_to_bytes(ask.request.rel_url.raw_path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem("bad_request", "expected a path in UTF-8") from error
     if fault := key_fault(ask.part("bucket")):
         raise Problem("bad_request", fault.replace("key", "bucket"))
     return ask.part("bucket")

@@ -343,3 +343,9 @@ def test_the_log_is_json_and_says_no_path_of_a_bundle(daemon):
     events = {entry["event"] for entry in daemon.log()}
     assert not events & {"request_failed", "lifecycle_failed", "sweeper_failed", "saver_failed"}
     assert str(daemon.place.plugins) not in daemon.log_file.read_text()
+
+
+@pytest.mark.parametrize("path", ["/api/kv/default/%ff", "/api/kv/%ff/key"])
+def test_keys_that_are_no_text_are_refused(daemon, path):
+    """They would be stored as another key than was asked for."""
+    assert daemon.ask("PUT", path, b"value").code == "bad_request"
