@@ -283,7 +283,7 @@ def _differences(applied: Settings, fresh: Settings) -> list[str]:
 
 def _tell_head(head: Head) -> None:
     """Repeat a signed head where cutting the ledger's tail does not reach."""
-    log.info("audit_head_signed", seq=head.seq, hash=head.hash, ts=head.ts, signature=head.signature)
+    log.info("audit_head_signed", seq=head.seq, hash=head.hash, signed_at=head.ts, signature=head.signature)
 
 
 def _tell_plugin_line(level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:

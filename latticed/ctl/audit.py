@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed.ctl.session import Session
+    from latticed.model.chain import Head
 
 EXAMPLES: Final = examples(
     "latticectl audit query --target acme.demo --since 1h",
@@ -43,6 +44,9 @@ def arguments(parser: Parser) -> None:
     verify = actions.add_parser("verify", help="recompute the chain: the daemon's, or that of an exported file")
     verify.add_argument("file", metavar="FILE", nargs="?", help="an export; nothing is asked of the daemon then")
     verify.add_argument("--public-key", metavar="KEY", help="the host's public key, to check signed heads of FILE")
+    verify.add_argument(
+        "--heads", metavar="LOG", help="signed heads that latticed logged: shows a tail cut with its heads"
+    )
 
 
 def run(session: Session) -> int:
@@ -52,7 +56,11 @@ def run(session: Session) -> int:
         case "export":
             return _export(session)
         case _ if session.args.file is not None:
-            return _verify_file(session)
+            return _verify_lines(session, _read(Path(session.args.file)), session.args.public_key)
+        case _ if session.args.heads is not None:
+            session.args.after = 0
+            status = replies.mapping(session.client().get("status"), "status")
+            return _verify_lines(session, _lines(session), str(status.get("public_key")))
         case _:
             return _verify(session)
 
@@ -123,12 +131,12 @@ def _verify(session: Session) -> int:
     return _report(session, replies.mapping(session.client().get("audit", "verify"), "report"))
 
 
-def _verify_file(session: Session) -> int:
+def _verify_lines(session: Session, lines: Iterator[Any], given: str | None) -> int:
     from latticed.trust import audit_chain
 
-    given = session.args.public_key
     key = audit_chain.public_key(given) if given is not None else None
-    found = audit_chain.verify(_read(Path(session.args.file)), key=key)
+    heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else ()
+    found = audit_chain.verify(lines, heads=heads, key=key)
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
         # Anybody can compute a chain of hashes; without one signed head, nothing ties it to the host.
@@ -142,6 +150,30 @@ def _verify_file(session: Session) -> int:
         plain |= {"first_bad_seq": bad, "reason": reason}
     plain["head"] = {"seq": found.last_seq, "hash": found.last_hash}
     return _report(session, {**plain, "signed_seq": found.signed_seq, "removed_seq": found.removed_seq})
+
+
+def _logged_heads(path: Path) -> list[Head]:
+    """The heads in a log of latticed: its JSON lines, its text, or what journalctl prints of them."""
+    import re
+
+    from latticed.model.chain import Head
+
+    field = r"""{}"?\s*[=:]\s*"?([^\s",]+)"""
+    names = ("seq", "hash", "signed_at", "signature")
+    patterns = {name: re.compile(field.format(name)) for name in names}
+    heads = []
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise Problem("io_error", f"cannot read {path}: {error.strerror}") from error
+    for line in text.splitlines():
+        found = {name: match[1] for name, pattern in patterns.items() if (match := pattern.search(line))}
+        if "audit_head_signed" in line and len(found) == len(names) and found["seq"].isdecimal():
+            seq, ts = int(found["seq"]), found["signed_at"]
+            heads.append(Head(seq=seq, hash=found["hash"], ts=ts, signature=found["signature"]))
+    if not heads:
+        raise Problem("no_heads", f"expected lines with audit_head_signed in {path}, found none")
+    return heads
 
 
 def _read(path: Path) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from latticed.kit.tasks import fenced
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError
-from latticed.model.verdict import Refused
+from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -40,14 +40,19 @@ class Pairs:
         return self._faults.get(record.facts.identity) if record.accepted else None
 
     async def judge(self, record: Record) -> LastError | None:
-        """Verify the stored pair under the policy in force; what is wrong with it, or None."""
+        """Verify the stored pair under the policy in force; what is wrong with it, or None.
+
+        One that cannot be read just now is no finding: whoever starts it tries again.
+        """
         identity = record.facts.identity
         verdict = await self._life.rooms.judge(identity)
-        if isinstance(verdict, Refused):
-            self._faults[identity] = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
-        else:
+        if not isinstance(verdict, Refused):
             self._faults.pop(identity, None)
-        return self._faults.get(identity)
+            return None
+        fault = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
+        if verdict.code is not Code.UNREADABLE:
+            self._faults[identity] = fault
+        return fault
 
     async def judge_all(self) -> None:
         """Verify every stored pair; each finding has its effect at once."""

@@ -69,7 +69,8 @@ class Tools:
         """Verify the stored pair again, then let its runner start it."""
         verdict = await self.judge(plugin.identity)
         if isinstance(verdict, Refused):
-            self.refused.put_nowait(plugin.id)
+            if verdict.code.value in self.final_codes:
+                self.refused.put_nowait(plugin.id)
             raise Problem(verdict.code.value, verdict.reason, verdict.hint)
         runner = self.runners[plugin.manifest.type]
         with self.store.open(plugin.identity) as pair:

@@ -59,7 +59,7 @@ def test_a_write_that_the_ledger_cannot_take_is_refused_by_name(place, acme, sic
 
 @named
 def test_deciding_waits_for_the_disk_and_stopping_does_not(place, acme, sick, error):
-    """Activate, grants and restart: refused, nothing changed. Disable and tamper-stop: at once, recorded later."""
+    """Activate, grant and restart: refused, nothing changed. Disable, trim and tamper-stop: at once, recorded later."""
     for name in ("installed", "active", "tampered"):
         place.drop(name, author=acme, id=f"acme.{name}")
     with place.running() as daemon:
@@ -70,11 +70,13 @@ def test_deciding_waits_for_the_disk_and_stopping_does_not(place, acme, sick, er
         with sick.failing(error, faults.WRITES, below=_ledger(place)):
             _refused(daemon.set_status("active", "acme.installed"), "ledger_unavailable")
             grants = "/api/plugins/by-id/acme.installed/grants"
-            _refused(daemon.ask("PUT", grants, {"trim": ["kv:read"]}), "ledger_unavailable")
+            _refused(daemon.ask("PUT", grants, {"grant": ["kv:read"]}), "ledger_unavailable")
             _refused(daemon.post("/api/plugins/by-id/acme.active/restart"), "audit_unavailable", "ledger_unavailable")
             assert daemon.plugin("acme.installed") == before
             assert daemon.plugin("acme.active")["runtime"]["state"] == "armed"
 
+            trimmed = daemon.ask("PUT", grants.replace("installed", "active"), {"trim": ["kv:read"]})
+            assert (trimmed.status, trimmed.json()["granted"]) == (200, ["log:write"])
             disabled = daemon.set_status("disabled", "acme.active")
             assert (disabled.status, disabled.json()["runtime"]["state"]) == (200, "stopped")
             bundles.tamper(place.plugins / "tampered" / "artifact")
@@ -87,6 +89,7 @@ def test_deciding_waits_for_the_disk_and_stopping_does_not(place, acme, sick, er
         states = {one["id"]: one["status"] for one in again.get("/api/plugins").json()}
         assert states == {"acme.installed": "active", "acme.active": "disabled", "acme.tampered": "active"}
         assert again.plugin("acme.active")["runtime"]["state"] == "stopped"
+        assert again.plugin("acme.active")["granted"] == ["log:write"]
         assert again.plugin("acme.installed")["granted"] == ["kv:read", "log:write"]
         faults.chain_holds(again)
 

@@ -102,3 +102,23 @@ def test_files_and_keys_that_are_none_are_told(ctl, tmp_path):
     assert ctl("audit", "verify", str(tmp_path / "none"), "--public-key", "x").code == 1
     (tmp_path / "garbage").write_bytes(b"\xff\n{}\n")
     assert ctl("audit", "verify", str(tmp_path / "garbage")).code == 6
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_heads_from_the_log_show_a_tail_that_was_cut_with_its_heads(ctl, tmp_path, form):
+    """Whoever cuts events and heads alike does not reach the log; what it says of them is believed if it is signed."""
+    rows = events(3)
+    signed = head(rows[2])
+    fields = {"seq": 3, "hash": signed["hash"], "signed_at": signed["ts"], "signature": signed["signature"]}
+    line = json.dumps({"event": "audit_head_signed", **fields})
+    if form == "text":
+        line = "audit_head_signed " + " ".join(f'{name}="{value}"' for name, value in fields.items())
+    log = tmp_path / "log"
+    log.write_text(f"something else\n{line}\n")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--public-key", PUBLIC, "--heads", str(log))
+    assert ctl("audit", "verify", export(whole, [*rows, {"head": signed}]), *options).code == 0
+    refused = ctl("audit", "verify", export(cut, [*rows[:1], {"head": head(rows[0])}]), *options)
+    assert (refused.code, "tail was cut" in refused.out) == (6, True)
+    log.write_text("nothing of the kind\n")
+    assert ctl("audit", "verify", str(whole), *options).code == 1
