@@ -67,7 +67,7 @@ def test_settings_that_a_reload_applies():
 
 def test_exit_codes():
     documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
-    assert documented == {0, daemon.FORCED, 2, *daemon.EXIT_CODES.values()}
+    assert documented == {0, daemon.FAILED, 2, *daemon.EXIT_CODES.values()}
     assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exits.Exit)
 
 
