@@ -261,3 +261,27 @@ def test_a_backup_takes_every_scope_and_is_on_record(acme):
             assert daemon.get("/api/backup").status == 200
             allowed = daemon.events(action="ledger.backup")
             assert [one["actor"].split()[0] for one in allowed] == ["uid:0"]
+
+
+def test_a_disk_that_takes_no_more_leaves_no_half_backup(past, place):
+    """The file cannot grow beyond a bound (EFBIG stands for a full disk): a named error, and nothing is left."""
+    target = place.home / "half.tar"
+    with past.running() as daemon:
+        words = ["-m", "latticed.ctl.main", "--socket", str(past.socket), "backup", str(target)]
+        ran = place.ran(["prlimit", "--fsize=4096", *place.python(), *words])
+        assert daemon.stop() == 0
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("error: ")
+    assert not list(place.home.glob("*half*"))
+
+
+def test_a_disk_that_takes_no_more_leaves_the_old_state(lived, backup, acme):
+    """Restoring without room: one line, exit 1, and the daemon starts as before; with room it works."""
+    ran = lived.ran(["prlimit", "--fsize=4096", *lived.command("--restore", str(backup))])
+    assert ran.returncode != 0
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    with lived.running() as daemon:
+        daemon.until_state("armed")
+        assert daemon.get("/api/audit/verify").json()["ok"]
+        assert daemon.stop() == 0
+    assert lived.once("--restore", str(backup)).returncode == 0
