@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from latticed.host.service import Caller, Params, Served
+from latticed.host.service import Caller, HostError, Params, Served
 from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from latticed.ledger import Ledger
@@ -32,9 +34,12 @@ class Audit:
 
     async def _query(self, caller: Caller, asked: Query) -> dict[str, Any]:
         actor = str(Actor(kind="plugin", name=caller.plugin_id))
-        events = await self._ledger.read_slow(
-            lambda db: rows.query(
-                db, after=asked.after, limit=asked.limit, actor=actor, action=asked.action, decision=asked.decision
+        try:
+            events = await self._ledger.read_for_plugin(
+                lambda db: rows.query(
+                    db, after=asked.after, limit=asked.limit, actor=actor, action=asked.action, decision=asked.decision
+                )
             )
-        )
+        except Problem as problem:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
         return {"events": events, "next": events[-1]["seq"] if len(events) == asked.limit else None}

@@ -32,9 +32,12 @@ HEAD_INTERVAL_S: Final = 60.0
 class Ledger:
     """Reads and writes of one held state directory. Made by `open_ledger`; belongs to one event loop."""
 
-    def __init__(self, *, writer: Writer, readers: Readers, entered: state.State, clock: Clock) -> None:
+    def __init__(
+        self, *, writer: Writer, readers: Readers, strangers: Readers, entered: state.State, clock: Clock
+    ) -> None:
         self._writer = writer
         self._readers = readers
+        self._strangers = strangers
         self._entered = entered
         self._clock = clock
         self._denials = Denials()
@@ -75,6 +78,10 @@ class Ledger:
     async def read_slow(self, question: Callable[[Connection], T]) -> T:
         """The answer to a long question, off the loop, from one snapshot; consume cursors within `question`."""
         return await self._readers.ask_slowly(question)
+
+    async def read_for_plugin(self, question: Callable[[Connection], T]) -> T:
+        """As `read_slow`, in a queue of its own: plugins wait for each other, never an operator for them."""
+        return await self._strangers.ask_slowly(question)
 
     async def record(self, event: audit.Event) -> int:
         """Append one audit event and return its seq once committed; Problem audit_unavailable when it cannot be.
@@ -190,7 +197,9 @@ async def open_ledger(
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)
         stack.push_async_callback(readers.close)
-        ledger = Ledger(writer=writer, readers=readers, entered=entered, clock=clock)
+        strangers = Readers(entered.database)
+        stack.push_async_callback(strangers.close)
+        ledger = Ledger(writer=writer, readers=readers, strangers=strangers, entered=entered, clock=clock)
         stack.push_async_callback(ledger._finish)  # noqa: SLF001 - the two halves of one thing
         stack.push_async_callback(_cancelled, ledger._start())  # noqa: SLF001
         yield ledger
