@@ -79,7 +79,7 @@ def test_libraries_go_the_same_way():
     """Standard library loggers and warnings arrive as entries, from WARNING up."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
-    library = logging.getLogger("some.library")
+    library = logging.getLogger("some.package")
     library.info("chatter")
     library.warning("inotify %s\nlevel=info", "overflow")
     library.critical("gone")
@@ -93,7 +93,7 @@ def test_libraries_go_the_same_way():
     assert [entry["level"] for entry in entries] == ["warning", "critical", "warning"]
     assert {entry["event"] for entry in entries} == {"library_spoke"}
     assert entries[0]["message"] == "inotify overflow\\x0alevel=info"
-    assert entries[0]["logger"] == "some.library"
+    assert entries[0]["logger"] == "some.package"
     assert "UserWarning: old" in entries[2]["message"]
 
 
