@@ -58,9 +58,11 @@ class Pairs:
         """Verify every stored pair; each finding has its effect at once."""
         for plugin_id in [record.id for record in self._life.records.values() if record.accepted]:
             record = self._life.records[plugin_id]
-            await self.judge(record)
+            fault = await self.judge(record)
             if self._life.told:
                 self._life.follow(plugin_id)
+                if fault is not None:
+                    self.mend_soon(plugin_id)
 
     def open(self) -> None:
         """Follow what the supervisor finds damaged, until closed."""
@@ -81,7 +83,11 @@ class Pairs:
     def _beside(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = fenced(work, lambda error: log.error("pairs_failed", task=name, error=repr(error)), name=name)
         self._tasks[name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+        task.add_done_callback(lambda done: self._forget(name, done))
+
+    def _forget(self, name: str, done: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is done:
+            del self._tasks[name]
 
     async def _watch(self) -> None:
         """A pair that was refused when it was to be started: the lifecycle must know, and mend it if it can."""
@@ -97,6 +103,7 @@ class Pairs:
             plugin_id = next(iter(self._wanted))
             del self._wanted[plugin_id]
             await self._mend(plugin_id)
+        del self._tasks["mending"]  # in the step that saw nothing wanted: who wants something next begins anew
 
     async def _mend(self, plugin_id: str) -> None:
         """Replace a damaged stored pair when its very bundle lies on disk and verifies."""

@@ -1,9 +1,10 @@
-"""The control socket: bound with the right mode from the start, or taken over from the service manager."""
+"""The control socket: its mode is right before it listens, or it is taken over from the service manager."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -79,27 +80,28 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def bind(path: Path, *, gid: int = -1) -> socket.socket:
-    """A listening socket at `path`, mode 0660 from its first moment; a left-over socket there is replaced.
+    """A listening socket at `path`, mode 0660 before anybody can connect; a left-over socket there is replaced.
 
-    The caller holds the lock on the state directory, so nobody else can be listening.
+    The caller holds the lock on the state directory, so nobody else can be listening. Made under another name and
+    renamed: the umask is left alone, for it is the whole process's, and other threads make files meanwhile.
     """
+    fresh = path.with_name(".new")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink()
+        fresh.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        before = os.umask(0o777 & ~MODE)  # the mode must be right before anybody can connect
         try:
-            sock.bind(str(path))
-        except OSError:
+            sock.bind(str(fresh))
+            fresh.chmod(MODE)
+            os.chown(fresh, -1, gid)
+            sock.listen(BACKLOG)
+            if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+                raise FileExistsError(errno.EEXIST, "something that is no socket is in its place")
+            fresh.rename(path)
+        except BaseException:
             sock.close()
+            fresh.unlink(missing_ok=True)
             raise
-        finally:
-            os.umask(before)
-        if gid != -1:
-            os.chown(path, -1, gid)
-        sock.listen(BACKLOG)
     except OSError as error:
         raise Problem("socket_unusable", f"cannot listen at {path}: {error.strerror or error}") from error
     return sock

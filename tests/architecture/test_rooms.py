@@ -66,5 +66,18 @@ def test_structlog_comes_through_kit_logs(module):
         assert not [name for name in imports if name.split(".")[0] == "structlog"]
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
+def test_nothing_changes_what_all_threads_share(module):
+    """A changed umask or working directory hits whatever other threads make meanwhile; only the stub is alone."""
+    called = {
+        node.func.attr
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    }
+    if module != HOUSE / "sandbox/stub.py":
+        assert called.isdisjoint({"umask", "chdir", "fchdir", "putenv", "unsetenv"})
+
+
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"

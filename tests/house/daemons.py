@@ -273,7 +273,10 @@ class Daemon:
             error = runtime.get("last_error", {}).get("code")
             return found if runtime.get("state") == state and (code is None or error == code) else None
 
-        found: dict[str, Any] = self.until(there, f"{plugin_id} to be {state} ({code})")
+        try:
+            found: dict[str, Any] = self.until(there, f"{plugin_id} to be {state} ({code})")
+        except pytest.fail.Exception as missed:
+            pytest.fail(f"{missed.msg}\nnow: {self.plugin(plugin_id)}\n{self.complaints()}")
         return found
 
     def until_rejected(self, name: str, code: str) -> None:
