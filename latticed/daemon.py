@@ -130,6 +130,7 @@ def _show(settings: Settings) -> int:
 async def _run(config: Path | None, settings: Settings) -> int:
     """Open the house, say so, wait for the end."""
     from latticed.house import House  # only now: --check-config and --version need none of the rooms
+    from latticed.sandbox import standing
 
     notifier = sdnotify.from_environment(os.environ)
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)
@@ -137,6 +138,7 @@ async def _run(config: Path | None, settings: Settings) -> int:
     inherited = _inherited(passed[0].fd) if passed else None
     signals = Signals(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
+        standing.hide_memory()  # before the first child: those of our own uid must not read it
         house = House(config, settings, inherited=inherited)
         if not await _opened(stack, house, signals, notifier):
             return 0

@@ -10,15 +10,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed import settings as settings_room
-from latticed.broker.gate import Broker, GateLimits
-from latticed.broker.limits import Rate
 from latticed.bundle import read
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
-from latticed.host import service
-from latticed.host.audit import Audit
-from latticed.host.kv import Kv, quota_of
-from latticed.host.log import Log
+from latticed.engine import Engine
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
@@ -27,18 +22,15 @@ from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle, Rooms
 from latticed.lifecycle.policy import PolicyKeeper
-from latticed.model import restart
 from latticed.model.errors import Problem
 from latticed.rpc import access
 from latticed.rpc.api import Api
 from latticed.rpc.server import Server
-from latticed.runners import choice
 from latticed.supervisor.supervisor import Supervisor
-from latticed.supervisor.tools import Tools
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -69,17 +61,15 @@ class House:
         runners: Mapping[str, Runner] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        wanted = settings.runners
-        by_type = {"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}
         self._config = config
         self._settings = settings
         self._inherited = inherited
-        self._runners = dict(runners) if runners is not None else choice.choose(by_type)
+        self._runners = runners
         self._clock = clock or SystemClock()
         self._stack = contextlib.AsyncExitStack()
         self._settings_seen = self._settings_fingerprint()
         self.api: Api
-        self._broker: Broker
+        self._engine: Engine
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -97,13 +87,14 @@ class House:
         ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
         ledger.retention = _retention(settings)
         policy, kept = await self._open_policy(ledger)
+        engine = self._engine = Engine(settings, ledger, clock, self._runners)
         store = Store(settings.state_dir / "store", limits=self._read_limits())
 
         async def judge(identity: str) -> Verdict:
             return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
 
         catalog = await stack.enter_async_context(self._catalog(policy, store, version))
-        supervisor = await stack.enter_async_context(Supervisor(self._tools(ledger, store, judge)))
+        supervisor = await stack.enter_async_context(Supervisor(engine.tools(store, judge)))
         rooms = Rooms(
             ledger=ledger,
             catalog=catalog,
@@ -125,7 +116,9 @@ class House:
             clock=clock,
             settings=settings,
             access=allowed,
-            runners=self._runners,
+            runners=engine.runners,
+            ground=engine.ground,
+            outputs=engine.outputs,
             version=version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),
@@ -153,24 +146,6 @@ class House:
             watch=settings.watch,
             max_bundles=settings.limits.bundles,
             store=store,
-        )
-
-    def _tools(self, ledger: Ledger, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
-        settings = self._settings
-        kv = Kv(ledger, quota=lambda: quota_of(self._settings.host_calls))
-        services = service.table((*kv.calls(), *Log(_tell_plugin_line).calls(), *Audit(ledger).calls()))
-        limits = _gate_limits(settings)
-        self._broker = Broker(services, record=ledger.record, clock=self._clock, gate_limits=limits)
-        return Tools(
-            runners=self._runners,
-            broker=self._broker,
-            store=store,
-            judge=judge,
-            record=ledger.record_later,
-            clock=self._clock,
-            restart=_restart_policy(settings),
-            start_deadline_s=settings.supervision.start_deadline_s,
-            stop_grace_s=settings.supervision.stop_grace_s,
         )
 
     def _market(self) -> Path:
@@ -237,7 +212,7 @@ class House:
             log.warning("settings_need_restart", keys=",".join(waiting))
         self._settings = self.api.settings = applied
         self.api.access, self.api.trouble = allowed, []
-        self._broker.limits = _gate_limits(applied)
+        self._engine.apply(applied)
         self.api.ledger.retention = _retention(applied)
         self.api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)
@@ -252,28 +227,8 @@ class House:
         return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
-def _gate_limits(settings: Settings) -> GateLimits:
-    limits = settings.host_calls
-    return GateLimits(
-        rate=Rate(per_second=limits.per_second, burst=limits.burst),
-        of_call={"log.write": Rate(per_second=limits.log_per_second, burst=2 * limits.log_per_second)},
-        request_bytes=limits.request_bytes,
-        deadline_s=limits.deadline_s,
-    )
-
-
 def _retention(settings: Settings) -> Retention:
     return Retention(keep_days=settings.audit.keep_days, max_bytes=settings.audit.max_bytes)
-
-
-def _restart_policy(settings: Settings) -> restart.Policy:
-    wanted = settings.supervision
-    return restart.Policy(
-        base_s=wanted.backoff_base_s,
-        ceiling_s=wanted.backoff_ceiling_s,
-        healthy_s=wanted.healthy_after_s,
-        breaker_failures=wanted.breaker_failures,
-    )
 
 
 def _differences(applied: Settings, fresh: Settings) -> list[str]:
@@ -284,8 +239,3 @@ def _differences(applied: Settings, fresh: Settings) -> list[str]:
 def _tell_head(head: Head) -> None:
     """Repeat a signed head where cutting the ledger's tail does not reach."""
     log.info("audit_head_signed", seq=head.seq, hash=head.hash, signed_at=head.ts, signature=head.signature)
-
-
-def _tell_plugin_line(level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
-    write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
-    write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)

@@ -81,6 +81,10 @@ class Gate:
         self._open = True
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
+    def capabilities(self) -> list[str]:
+        """What the plugin may use right now, sorted."""
+        return sorted(self._rights.declared & self._rights.granted)
+
     def regrant(self, granted: frozenset[str]) -> None:
         """From now on the operator grants exactly these; calls already allowed go on."""
         self._rights = Rights(declared=self._rights.declared, granted=granted)

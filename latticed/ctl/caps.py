@@ -8,7 +8,7 @@ from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
-from latticed.model import capability, hostcall
+from latticed.model import capability, hostcall, permits
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ EXAMPLES: Final = examples(
     "latticectl caps                                        # all capabilities and their risk",
     "latticectl caps list acme.demo                         # what one plugin declares and has",
     "latticectl caps grant acme.fetch cap=http:egress host=api.example.org:443",
+    "latticectl caps grant acme.fetch origin=http://backend.lan:8080=10.0.0.5",
     "latticectl caps trim acme.fetch host=api.example.org:443",
 )
 
@@ -32,6 +33,9 @@ _TABLE: Final = (
 _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(title="GRANTED"))
 
 
+_KINDS: Final = "cap=CAPABILITY, host=HOST:PORT, " + ", ".join(f"{kind}=…" for kind in permits.EXPECTED)
+
+
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="what one plugin declares and has; without ID: all there are")
@@ -39,7 +43,12 @@ def arguments(parser: Parser) -> None:
     for name, summary in (("grant", "let a plugin use something"), ("trim", "take something away from a plugin")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("id", metavar="ID")
-        action.add_argument("what", metavar="KIND=VALUE", nargs="+", help="cap=CAPABILITY or host=HOST:PORT")
+        action.add_argument(
+            "what",
+            metavar="KIND=VALUE",
+            nargs="+",
+            help=_KINDS,
+        )
 
 
 def run(session: Session) -> int:
@@ -91,6 +100,8 @@ def _show(session: Session, plain: dict[str, Any]) -> None:
     )
     for host in replies.texts(plain.get("hosts")):
         session.screen.line("host", host)
+    for permit in replies.texts(plain.get("permits") or []):
+        session.screen.line(*permit.partition("=")[::2])
 
 
 def _word(name: str) -> str:
@@ -104,43 +115,47 @@ def _grants(client: Client, plugin_id: str) -> dict[str, Any]:
 
 def _change(session: Session) -> int:
     args = session.args
-    caps, hosts = _parsed(args.what)
+    wanted = _parsed(args.what)
     client = session.client()
     before = _grants(client, args.id)
     granting = args.action == "grant"
-    had = set(replies.texts(before.get("granted")))
-    old_hosts = replies.texts(before.get("hosts"))
+    caps = wanted["cap"]
     body: dict[str, Any] = {"grant": caps if granting else [], "trim": [] if granting else caps}
-    if hosts:
-        body["hosts"] = _union(old_hosts, hosts) if granting else [host for host in old_hosts if host not in hosts]
+    for field, named in (("hosts", wanted["host"]), ("permits", wanted["permit"])):
+        old = replies.texts(before.get(field) or [])
+        if named:
+            body[field] = list(dict.fromkeys([*old, *named])) if granting else [one for one in old if one not in named]
     plain = replies.mapping(client.put("plugins", "by-id", args.id, "grants", body=body), "grants")
-    changed = had != set(replies.texts(plain.get("granted"))) or old_hosts != replies.texts(plain.get("hosts"))
+    changed = _kept(before) != _kept(plain)
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:
         done = "granted" if granting else "taken away"
-        session.screen.line(args.id, done if changed else f"already {done}", ", ".join([*caps, *hosts]))
+        what = ", ".join([*caps, *wanted["host"], *wanted["permit"]])
+        session.screen.line(args.id, done if changed else f"already {done}", what)
     return Exit.OK
 
 
-def _union(old: list[str], new: list[str]) -> list[str]:
-    return list(dict.fromkeys([*old, *new]))
+def _kept(plain: dict[str, Any]) -> list[set[str]]:
+    return [set(replies.texts(plain.get(field) or [])) for field in ("granted", "hosts", "permits")]
 
 
-def _parsed(what: list[str]) -> tuple[list[str], list[str]]:
-    """`cap=…` and `host=…` told apart; a bare capability name is meant as cap."""
-    caps: list[str] = []
-    hosts: list[str] = []
+def _parsed(what: list[str]) -> dict[str, list[str]]:
+    """`cap=…`, `host=…` and permits told apart; a bare capability name is meant as cap."""
+    found: dict[str, list[str]] = {"cap": [], "host": [], "permit": []}
     for item in what:
         kind, equals, value = item.partition("=")
         if not equals and item in capability.RISKS:
             kind, value = "cap", item
-        if kind == "host" and value:
-            hosts.append(value)
-        elif kind == "cap" and value in capability.RISKS:
-            caps.append(value)
-        elif kind == "cap":
+        if kind == "cap" and value not in capability.RISKS:
             raise Problem("usage", f"unknown capability {value[:80]!r}", "latticectl caps lists them")
+        if kind in {"cap", "host"} and value:
+            found[kind].append(value)
+        elif kind in permits.EXPECTED:
+            if fault := permits.fault(item):
+                raise Problem("usage", fault)
+            found["permit"].append(item)
         else:
-            raise Problem("usage", f"expected cap=CAPABILITY or host=HOST:PORT, found {item[:80]!r}")
-    return list(dict.fromkeys(caps)), list(dict.fromkeys(hosts))
+            expected = ", ".join(f"{name}=…" for name in ("cap", "host", *permits.EXPECTED))
+            raise Problem("usage", f"expected one of {expected}, found {item[:80]!r}")
+    return {kind: list(dict.fromkeys(values)) for kind, values in found.items()}

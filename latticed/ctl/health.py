@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples("latticectl health", "latticectl health --check || echo 'not well'")
 
+_MISSING: Final = (Column(title="NOT GIVEN"), Column(title="WHY"), Column(title="WHAT HELPS", shrinks=True))
 _COLUMNS: Final = (Column(title="PROBLEM"), Column(title="DETAIL", shrinks=True))
 
 
@@ -28,7 +29,14 @@ def run(session: Session) -> int:
     if screen.json_wanted:
         screen.json(plain)
     else:
-        screen.fields([("status", render.word(status))])
+        sandbox = plain.get("sandbox")
+        given = sandbox if isinstance(sandbox, dict) else {}
+        level = ", ".join([str(given.get("level") or ""), *replies.texts(given.get("features") or [])])
+        screen.fields([("status", render.word(status)), *([("sandbox", level)] if given else [])])
+        if missing := replies.rows(given.get("missing") or [], "list of steps"):
+            screen.rows(
+                _MISSING, (tuple(str(row.get(key) or "") for key in ("token", "step", "fix")) for row in missing)
+            )
         if problems := replies.rows(plain.get("problems") or [], "list of problems"):
             screen.rows(_COLUMNS, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in problems))
     return Exit.UNHEALTHY if session.args.check and status != "ok" else Exit.OK

@@ -100,6 +100,8 @@ def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
     hosts = replies.texts(grants.get("hosts"))
     if hosts:
         yield "hosts", ", ".join(hosts)
+    if permitted := replies.texts(grants.get("permits") or []):
+        yield "permitted", ", ".join(permitted)
 
 
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:

@@ -51,6 +51,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "info": Verb(_LOOK, "everything about one plugin"),
         "rejected": Verb(_LOOK, "bundles that were refused, and why"),
         "health": Verb(_LOOK, "whether the daemon is well"),
+        "logs": Verb(_WATCH, "what a plugin says"),
         "explain": Verb(_WATCH, "why a plugin is as it is, and what to do"),
         "events": Verb(_WATCH, "what happens, as it happens"),
         "top": Verb(_WATCH, "what plugins are doing, live"),
@@ -59,6 +60,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "activate": Verb(_DECIDE, "start an installed or disabled plugin"),
         "disable": Verb(_DECIDE, "stop a plugin and keep it stopped"),
         "upgrade": Verb(_DECIDE, "swap an installed plugin for its candidate"),
+        "invoke": Verb(_DECIDE, "have an armed plugin carry out an action"),
         "restart": Verb(_DECIDE, "stop and start an active plugin, closing its breaker"),
         "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
         "caps": Verb(_DATA, "capabilities: list, grant, trim"),
@@ -75,7 +77,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback invoke logs config secret plan task notify market pack index".split())
+_LATER: Final = frozenset("rollback config secret plan task notify market pack index".split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,8 +53,21 @@ for line in sys.stdin:
 
 _WORKER: Final = "You asked for {{path}}.\n"
 
-# (module (func (export "_start"))): a WASI command that returns at once. Sections: type, function, export, code.
-_WASM: Final = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x04\x01\x02\0\x0b"
+# A module that is called for each invocation and says hello (docs/wasm.md); as text:
+# (module
+#   (memory (export "memory") 1)
+#   (global (mut i32) (i32.const 64))
+#   (data (i32.const 0) "{\"ok\":true,\"message\":\"hello\"}")
+#   (func (export "alloc") (param i32) (result i32)
+#     (drop (memory.grow (i32.add (i32.shr_u (local.get 0) (i32.const 16)) (i32.const 1))))
+#     (global.get 0)
+#     (global.set 0 (i32.add (global.get 0) (local.get 0))))
+#   (func (export "invoke") (param i32 i32) (result i64) (i64.const 29)))
+_WASM: Final = bytes.fromhex(
+    "0061736d01000000010c0260017f017f60027f7f017e030302000105030100010607017f0141c0000b071b03066d656d6f72"
+    "79020005616c6c6f63000006696e766f6b6500010a1d021600200041107641016a40001a2300230020006a24000b0400421d"
+    "0b0b23010041000b1d7b226f6b223a747275652c226d657373616765223a2268656c6c6f227d"
+)
 
 _ARTIFACTS: Final = {"system": _SYSTEM.encode(), "wasm": _WASM, "worker": _WORKER.encode()}
 _CAPABILITIES: Final = {"system": ["log:write"], "wasm": ["log:write"], "worker": ["worker:route"]}

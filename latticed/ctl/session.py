@@ -25,12 +25,15 @@ class Session(NamedTuple):
     screen: Screen
     environ: Mapping[str, str]
 
-    def client(self) -> Client:
-        """A client for the socket of --socket, LATTICED_SOCKET, or the settings (contracts §8)."""
-        from latticed.ctl.client import Client
+    def client(self, *, read_s: float | None = None) -> Client:
+        """A client for the socket of --socket, LATTICED_SOCKET, or the settings (contracts §8).
+
+        `read_s`: how long it waits for an answer, where that is not as long as usual.
+        """
+        from latticed.ctl.client import READ_S, Client
 
         given = getattr(self.args, "socket", None) or self.environ.get("LATTICED_SOCKET")
-        return Client(given or self._settings_socket())
+        return Client(given or self._settings_socket(), read_s=READ_S if read_s is None else read_s)
 
     def _settings_socket(self) -> str:
         """Where the settings put the socket; read only when no variable outranks the file (contracts §6)."""

@@ -78,7 +78,7 @@ def follow(
                 pause_s, lost, since = FIRST_PAUSE_S, False, sent.seq
                 yield sent
         except Problem as problem:
-            if since is None or not _passing(problem):
+            if since is None or not passing(problem):
                 raise
         if not lost and since is not None:
             note("the daemon is gone; waiting for it to come back")
@@ -93,5 +93,6 @@ def _once(client: Client, since: int | None, query: Mapping[str, str]) -> Iterat
         yield from decode(lines)
 
 
-def _passing(problem: Problem) -> bool:
+def passing(problem: Problem) -> bool:
+    """Whether a daemon that is away, just starting, or full may answer later."""
     return of(problem) is Exit.UNREACHABLE or getattr(problem, "status", 0) in _BUSY

@@ -1,7 +1,8 @@
 """kv.*: small values that a plugin keeps between runs, pinned to its own bucket (contracts §9).
 
-The bucket is `plugin:<id>`. When an operator lets another publisher take over an id, the lifecycle sets the old bucket
-aside, so that the new publisher never reads what the old one wrote.
+The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`. When an operator lets
+another publisher take over an id, the lifecycle sets the old bucket aside, so that the new publisher never reads what
+the old one wrote.
 """
 
 from __future__ import annotations
@@ -26,10 +27,19 @@ T = TypeVar("T")
 
 MAX_KEY_CHARACTERS: Final = 256
 PAGE: Final = 1_000
+FOR_WORKERS: Final = frozenset({"default"})
+"""The buckets of operators that workers' templates may name."""
 
 
 class Key(Params, frozen=True):
     key: str
+
+
+class Get(Params, frozen=True):
+    """`bucket` absent: the caller's own."""
+
+    key: str
+    bucket: str | None = None
 
 
 class ListKeys(Params, frozen=True):
@@ -52,15 +62,15 @@ class Kv:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="kv.get", params=Key, serve=self._get),
+            Served(method="kv.get", params=Get, serve=self._get),
             Served(method="kv.list", params=ListKeys, serve=self._list),
             Served(method="kv.put", params=Put, serve=self._put),
             Served(method="kv.delete", params=Key, serve=self._delete),
         )
 
-    async def _get(self, caller: Caller, asked: Key) -> dict[str, Any]:
-        key = _checked(asked.key)
-        value = self._read(lambda db: rows.get(db, bucket_of(caller), key))
+    async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
+        key, bucket = _checked(asked.key), _readable(caller, asked.bucket)
+        value = self._read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
         return {"ok": True, "value": _as_text(value), "value_base64": base64.b64encode(value).decode("ascii")}
@@ -99,6 +109,15 @@ def quota_of(limits: HostCalls) -> rows.Quota:
 def bucket_of(caller: Caller) -> str:
     """The bucket that belongs to `caller` and to nobody else."""
     return f"plugin:{caller.plugin_id}"
+
+
+def _readable(caller: Caller, bucket: str | None) -> str:
+    """`bucket`, if `caller` may read it; whether it exists is nobody's business."""
+    if bucket is None or bucket == bucket_of(caller):
+        return bucket_of(caller)
+    if bucket.startswith("plugin:") or bucket not in caller.buckets:
+        raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
+    return bucket
 
 
 def key_fault(key: str) -> str | None:

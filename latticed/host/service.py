@@ -24,9 +24,10 @@ class NoParams(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The plugin on whose behalf a service acts."""
+    """The plugin on whose behalf a service acts; `buckets` are those of operators that it may read besides its own."""
 
     plugin_id: str
+    buckets: frozenset[str] = frozenset()
 
 
 class HostError(Exception):

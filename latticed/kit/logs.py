@@ -88,6 +88,11 @@ def reset() -> None:
         handler.sink.close()
 
 
+def plugin_line(plugin_id: str, line: str) -> None:
+    """A line that a plugin wrote on stderr, already safe to show; in the journal its identifier names the plugin."""
+    get_logger().info(rendering.PLUGIN_LINE, plugin_id=plugin_id, line=line)
+
+
 class _Sink(Protocol):
     def put(self, entry: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...

@@ -22,6 +22,9 @@ MAX_MEMBERS: Final = 64
 MAX_DEPTH: Final = 4
 IDENTIFIER: Final = "latticed"
 
+PLUGIN_LINE: Final = "plugin_wrote"
+"""The event of a plugin's own output: in the journal it is under an identifier of its own."""
+
 PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "critical": "2"}
 """Levels as syslog priorities (RFC 5424, section 6.2.1)."""
 
@@ -76,6 +79,8 @@ def as_text(entry: Mapping[str, Any], *, colour: bool) -> str:
 def as_journal(entry: Mapping[str, Any]) -> dict[str, str]:
     """The fields of a journal entry; MESSAGE is one readable line with everything in it."""
     event = str(safe(entry["event"]))
+    if event == PLUGIN_LINE:
+        return _plugin_line(entry)
     pairs = _pairs(entry)
     message = f"{event.replace('_', ' ')}: {pairs}" if pairs else event.replace("_", " ")
     fields = {"MESSAGE": message, "PRIORITY": PRIORITIES[entry["level"]], "SYSLOG_IDENTIFIER": IDENTIFIER}
@@ -85,6 +90,17 @@ def as_journal(entry: Mapping[str, Any]) -> dict[str, str]:
     if rows := _rows(entry):
         fields["LATTICED_EXCEPTION"] = "\n".join(rows)
     return fields
+
+
+def _plugin_line(entry: Mapping[str, Any]) -> dict[str, str]:
+    plugin_id = str(safe(entry["plugin_id"]))
+    return {
+        "MESSAGE": str(safe(entry["line"])),
+        "PRIORITY": PRIORITIES[entry["level"]],
+        "SYSLOG_IDENTIFIER": f"{IDENTIFIER}-plugin:{plugin_id}",
+        "LATTICED_EVENT": PLUGIN_LINE,
+        "LATTICED_PLUGIN_ID": plugin_id,
+    }
 
 
 def _number(value: float) -> int | float | str:

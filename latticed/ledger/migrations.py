@@ -48,7 +48,58 @@ CREATE TABLE checkpoints (
 """
 """`size`: bytes of the canonical form of all events up to `seq`, those that are gone included."""
 
-MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION)
+_SECRETS: Final = """
+CREATE TABLE secrets (
+    owner TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, key_id TEXT NOT NULL, nonce BLOB NOT NULL,
+    sealed BLOB NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, PRIMARY KEY (owner, name)
+) STRICT;
+CREATE TABLE secret_bindings (
+    owner TEXT NOT NULL, name TEXT NOT NULL, plugin_id TEXT NOT NULL, mac BLOB NOT NULL,
+    PRIMARY KEY (owner, name, plugin_id)
+) STRICT, WITHOUT ROWID;
+"""
+
+_NODE_LABELS: Final = """
+CREATE TABLE node_labels (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+_NOTIFICATIONS: Final = """
+CREATE TABLE notifications (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, plugin_id TEXT NOT NULL, dedupe TEXT NOT NULL,
+    event TEXT NOT NULL, severity TEXT NOT NULL, title TEXT NOT NULL, body TEXT NOT NULL, size INTEGER NOT NULL,
+    status TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL,
+    waited_s INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX notifications_dedupe ON notifications (plugin_id, dedupe) WHERE dedupe <> '';
+CREATE INDEX notifications_open ON notifications (plugin_id, seq) WHERE status IN ('queued', 'delivering');
+CREATE INDEX notifications_due ON notifications (next_at) WHERE status = 'queued';
+CREATE INDEX notifications_delivering ON notifications (id) WHERE status = 'delivering';
+CREATE INDEX notifications_ended ON notifications (updated_at) WHERE status IN ('done', 'failed');
+CREATE TABLE notification_usage (
+    plugin_id TEXT PRIMARY KEY, items INTEGER NOT NULL, bytes INTEGER NOT NULL, served INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+"""
+"""`served`: whose turn it was last; the plugin with the lowest is next."""
+
+_MONITORS: Final = """
+CREATE TABLE monitors (
+    key INTEGER PRIMARY KEY AUTOINCREMENT, plugin_id TEXT NOT NULL, name TEXT NOT NULL, spec TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'unknown', against INTEGER NOT NULL DEFAULT 0, since INTEGER NOT NULL,
+    checks INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+    UNIQUE (plugin_id, name)
+) STRICT;
+CREATE TABLE monitor_results (
+    monitor INTEGER NOT NULL REFERENCES monitors (key) ON DELETE CASCADE, number INTEGER NOT NULL, at INTEGER NOT NULL,
+    outcome TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL, took_us INTEGER NOT NULL,
+    http_status INTEGER NOT NULL, expires_at INTEGER NOT NULL, PRIMARY KEY (monitor, number)
+) STRICT, WITHOUT ROWID;
+"""
+"""A monitor whose target changes is a new row with a new key; keys are never used again."""
+
+_PERMITS: Final = "ALTER TABLE records ADD COLUMN permits TEXT NOT NULL DEFAULT '[]'"
+
+MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION, _SECRETS, _NODE_LABELS, _NOTIFICATIONS, _MONITORS, _PERMITS)
 
 
 def version_of(connection: apsw.Connection) -> int:

@@ -39,6 +39,7 @@ _COLUMNS: Final = (
     "disabled_at",
     "created_at",
     "updated_at",
+    "permits",
 )
 _PUT: Final = f"INSERT OR REPLACE INTO records ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
 _ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: S608 - constants
@@ -72,6 +73,7 @@ def put(tx: Transaction, record: lifecycle.Record) -> None:
             record.disabled_at,
             record.created_at,
             record.updated_at,
+            json.dumps(record.permits),
         ),
     )
 
@@ -118,6 +120,7 @@ def _record(row: dict[str, Any]) -> lifecycle.Record:
         row["source"] = row["source"].decode("utf-8", "surrogateescape")
         row["masked"] = _set(row["masked"])
         row["hosts"] = _names(row["hosts"])
+        row["permits"] = _names(row["permits"])
         row["forgotten"] = bool(row["forgotten"])
         return lifecycle.Record(facts=facts, **row)
     except (ValueError, TypeError) as error:

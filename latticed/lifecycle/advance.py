@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.lifecycle.sight import facts_of
-from latticed.model import capability, egress, semver_range
+from latticed.model import capability, egress, permits, semver_range
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
 
@@ -125,6 +125,7 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
         source=claim.name,
         masked=masked,
         hosts=_joined(record.hosts if same_hand else (), consent.hosts),
+        permits=record.permits if same_hand else (),
         floor=higher(record.floor, facts.version) if record.accepted else record.floor,
         verified_at=now,
         updated_at=now,
@@ -133,20 +134,30 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrant:
-    """A change of what is granted: capabilities to unmask and to mask, and the accepted hosts when they change."""
+    """A change of what is granted: capabilities to unmask and to mask, accepted hosts and permits when they change."""
 
     grant: frozenset[str] = frozenset()
     trim: frozenset[str] = frozenset()
     hosts: tuple[str, ...] | None = None
+    permits: tuple[str, ...] | None = None
+
+    @property
+    def needs_host_scope(self) -> bool:
+        """Whether this takes the scope `host` (contracts §7)."""
+        return Consent(accept=self.grant, hosts=self.hosts or ()).needs_host_scope or bool(self.permits)
 
 
 def regrant(record: Record, wanted: Regrant, now: int) -> Record | Problem:
     """The record with other grants."""
     if fault := _undeclared(Consent(accept=wanted.grant | wanted.trim, hosts=wanted.hosts or ()), record.facts):
         return fault
+    for permit in wanted.permits or ():
+        if unfit := permits.fault(permit):
+            return Problem("bad_request", unfit)
     masked = (record.masked - wanted.grant) | wanted.trim
     hosts = record.hosts if wanted.hosts is None else _joined((), wanted.hosts)
-    return replace(record, masked=masked, hosts=hosts, updated_at=now)
+    allowed = record.permits if wanted.permits is None else _joined((), wanted.permits)
+    return replace(record, masked=masked, hosts=hosts, permits=allowed, updated_at=now)
 
 
 def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
@@ -159,7 +170,14 @@ def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
         return Problem("invalid_transition", detail, "remove the bundle")
     facts = replace(record.facts, manifest=b"")
     return replace(
-        record, status=Status.VERIFIED, facts=facts, forgotten=True, masked=frozenset(), hosts=(), updated_at=now
+        record,
+        status=Status.VERIFIED,
+        facts=facts,
+        forgotten=True,
+        masked=frozenset(),
+        hosts=(),
+        permits=(),
+        updated_at=now,
     )
 
 

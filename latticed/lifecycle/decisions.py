@@ -13,7 +13,7 @@ from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.ledger import kv
 from latticed.ledger import records as rows
-from latticed.lifecycle import advance
+from latticed.lifecycle import advance, sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -48,6 +48,8 @@ class Decisions:
             if wanted is Status.DISABLED:
                 return await self._disable(actor, record, after)
             await self._keep(actor, after, seen.winner)
+            if wanted is Status.ACTIVE:
+                await self._admit(actor, after)
             await self._write(after, _status_event(actor, record, after), None)
         return await self._settled(after)
 
@@ -58,6 +60,8 @@ class Decisions:
             after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
             if after.accepted:
                 await self._keep(actor, after, claim)
+            if after.status is Status.ACTIVE:
+                await self._admit(actor, after)
             await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
         return await self._settled(after)
 
@@ -86,9 +90,10 @@ class Decisions:
                 "granted": ",".join(sorted(wanted.grant)),
                 "trimmed": ",".join(sorted(wanted.trim)),
                 "hosts": ",".join(after.hosts),
+                "permits": " ".join(after.permits),
             }
             event = _event(actor, "plugin.grants", after, detail)
-            if wanted.grant or wanted.hosts:
+            if wanted.grant or wanted.hosts or wanted.permits:
                 await self._write(after, event, None)
             else:
                 await self._tighten(after, event)
@@ -221,6 +226,16 @@ class Decisions:
         if fault := await self._life.pairs.judge(record):
             unfit = Problem(fault.code, fault.message, fault.hint)
             raise await self._refused(actor, record.id, unfit)
+
+    async def _admit(self, actor: Actor, record: Record) -> None:
+        """Ask the runner whether this host can run it, before anything is put on record."""
+        try:
+            await self._life.rooms.supervisor.admit(sight.plugin_of(record))
+        except ReadRefused as refused:
+            problem = Problem(refused.code.value, refused.reason, refused.hint)
+            raise await self._refused(actor, record.id, problem, record.status.value) from refused
+        except Problem as problem:
+            raise await self._refused(actor, record.id, problem, record.status.value) from problem
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
         await self._life.rooms.ledger.write(_writing(record, event, also), durable=True)

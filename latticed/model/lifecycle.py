@@ -52,7 +52,8 @@ class Record:
     """What is known and decided of one plugin id. Times are whole microseconds since the epoch, 0 for never.
 
     `source` is the bundle's name within its directory, `masked` the declared capabilities that the operator has not
-    granted, `floor` the highest version ever accepted, `forgotten` a tombstone: only the pin and the floor count.
+    granted, `permits` what else it may (`model.permits`), `floor` the highest version ever accepted, `forgotten` a
+    tombstone: only the pin and the floor count.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Record:
     source: str
     masked: frozenset[str] = frozenset()
     hosts: tuple[str, ...] = ()
+    permits: tuple[str, ...] = ()
     floor: str = ""
     forgotten: bool = False
     verified_at: int = 0

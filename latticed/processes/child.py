@@ -29,6 +29,8 @@ START_S: Final = 10.0
 LINGER_S: Final = 1.0
 """How long output is still read after the child ended, if somebody else holds its pipes."""
 UNKILLABLE_S: Final = 10.0
+FULL: Final = 0.9
+"""The part of its memory limit that a child which fails must have had in use, to have failed for want of memory."""
 log = logs.get_logger()
 
 
@@ -48,12 +50,14 @@ class Child:
         self._exited = asyncio.Event()
         self._gone = asyncio.Event()
         self._own_pids = spec.own_pids
+        self._memory_bytes = spec.limits.memory_bytes
         self._born = born
         self._on_exit = on_exit
         self._readers: dict[int, asyncio.ReadTransport] = {}
         self._open_outputs = 0
         self._outputs_closed = asyncio.Event()
         self._asked = False
+        self._afterwards: list[Callable[[], None]] = []
         self._end: asyncio.Task[None] | None = None
         loop.add_reader(born.pidfd, self._reap)
 
@@ -75,6 +79,13 @@ class Child:
         await self._exited.wait()
         assert self.exit is not None  # noqa: S101 - set before the event
         return self.exit
+
+    def when_gone(self, call: Callable[[], None]) -> None:
+        """Have `call` made once nothing is left of it, however it ended."""
+        if self._gone.is_set():
+            call()
+        else:
+            self._afterwards.append(call)
 
     async def gone(self) -> Exit:
         """The same, when all output was delivered and nothing is left of it."""
@@ -150,17 +161,20 @@ class Child:
         memory = self._born.group is not None and self._born.group.out_of_memory()
         if not self._own_pids:
             self._signal(signal.SIGKILL)
-        ended = os.waitid(os.P_PIDFD, self._born.pidfd, os.WEXITED)
-        assert ended is not None  # noqa: S101 - without WNOHANG there is always a result
-        by_itself = ended.si_code == os.CLD_EXITED
+        _, status, usage = os.wait4(self.pid, 0)  # unreaped until here: the number is its own
+        code = os.waitstatus_to_exitcode(status)
         self.exit = Exit(
-            status=ended.si_status if by_itself else None,
-            killed_by=None if by_itself else ended.si_status,
-            out_of_memory=memory,
+            status=code if code >= 0 else None,
+            killed_by=-code if code < 0 else None,
+            out_of_memory=memory or (code != 0 and not self._asked and self._filled(usage.ru_maxrss << 10)),
             asked=self._asked,
         )
         self._exited.set()
         self._end = asyncio.create_task(self._clear_away(), name=f"child {self.pid} ended")
+
+    def _filled(self, peak_bytes: int) -> bool:
+        """Whether it had come near its memory limit: without a cgroup the kernel tells nobody but the child."""
+        return peak_bytes >= FULL * self._memory_bytes
 
     async def _clear_away(self) -> None:
         """Read what is left, close and remove everything, then say so."""
@@ -170,6 +184,8 @@ class Child:
             self._close()
             await asyncio.sleep(0)  # transports close their descriptors in the loop's next turn
             self._gone.set()
+            for call in self._afterwards:
+                call()
             if not self._asked and self.exit is not None:
                 self._on_exit(self.exit)
 

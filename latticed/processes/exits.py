@@ -22,7 +22,7 @@ _CRASHES: Final = frozenset(
 class Exit:
     """`status` is the exit code, or None when the signal `killed_by` ended it.
 
-    `out_of_memory`: the kernel ended the tree for its memory limit. `asked`: we were stopping it.
+    `out_of_memory`: it reached its memory limit. `asked`: we were stopping it.
     """
 
     status: int | None = None
@@ -33,17 +33,17 @@ class Exit:
     @property
     def code(self) -> str:
         """`exited`, `out_of_memory`, `file_too_large`, `forbidden_call`, `crashed` or `killed`."""
-        if self.killed_by is None:
-            return "exited"
         if self.out_of_memory:
             return "out_of_memory"
+        if self.killed_by is None:
+            return "exited"
         named = {signal.SIGXFSZ: "file_too_large", signal.SIGSYS: "forbidden_call"}
         return named.get(_signal(self.killed_by), "crashed" if self.killed_by in _CRASHES else "killed")  # type: ignore[arg-type]
 
     @property
     def message(self) -> str:
         if self.killed_by is None:
-            return f"exited {self.status}"
+            return f"exited {self.status}" + (" (out of memory)" if self.out_of_memory else "")
         known = _signal(self.killed_by)
         name = known.name if known is not None else f"signal {self.killed_by}"
         if self.out_of_memory:

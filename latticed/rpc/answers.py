@@ -5,7 +5,7 @@ TypedDicts, so that mypy holds the handlers to them at no cost when they run.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from latticed import wire  # noqa: TC001 - msgspec reads the annotations
 
@@ -17,11 +17,54 @@ class Trouble(TypedDict):
     detail: str
 
 
+class MissingStep(TypedDict):
+    """Why this host does not give a level or feature (`token`): the step that failed, and what may help."""
+
+    token: str
+    step: str
+    fix: str
+
+
+class SandboxReport(TypedDict):
+    """What this host gives to confine plugins with; `floor` is what the settings want at least."""
+
+    level: str
+    features: list[str]
+    floor: str
+    missing: list[MissingStep]
+
+
 class HealthReport(TypedDict):
-    """`problems` only for those who may read."""
+    """`problems` and `sandbox` only for those who may read."""
 
     status: Literal["ok", "degraded"]
     problems: NotRequired[list[Trouble]]
+    sandbox: NotRequired[SandboxReport]
+
+
+class Reply(TypedDict):
+    """What a plugin replied to an invocation."""
+
+    ok: bool
+    message: str
+    result: Any
+    error: str | None
+
+
+class LogLine(TypedDict):
+    """`stream` is stderr, log (of log.write) or daemon."""
+
+    seq: int
+    at: str
+    stream: str
+    text: str
+
+
+class LogPage(TypedDict):
+    """`next` is what `after` must be for the lines that follow."""
+
+    lines: list[LogLine]
+    next: int
 
 
 class AuditHead(TypedDict):
@@ -92,6 +135,7 @@ class GrantsView(TypedDict):
     granted: list[str]
     masked: list[str]
     hosts: list[str]
+    permits: list[str]
 
 
 class PluginReport(TypedDict):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
     from latticed.runners.contract import Runner
+    from latticed.runners.ground import Ground
+    from latticed.runners.output import Outputs
     from latticed.settings import Settings
     from latticed.supervisor.supervisor import Supervisor
 
@@ -66,6 +68,8 @@ class Api:
     settings: Settings
     access: Access
     runners: Mapping[str, Runner]
+    ground: Ground
+    outputs: Outputs
     version: str
     started_at: int
     started_s: float

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from latticed import wire
 from latticed.model.verdict import Code
-from latticed.rpc import answers, audit, events, kv, plugins, status
+from latticed.rpc import answers, audit, events, kv, plugins, problems, running, status
 from latticed.rpc.api import Query
 
 
@@ -28,8 +28,9 @@ class Form:
 
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
 _UNKNOWN: Final = ("not_found", *_UNRECORDED)
+_REFUSED_HERE: Final = ("sandbox_unavailable", "source_blocked", "route_taken")
 _DECIDED: Final = ("invalid_transition", "not_available", "dependency_unmet", "version_downgrade", "no_candidate")
-_DECIDING: Final = (*_UNKNOWN, *_DECIDED, "store_unavailable", *(code.value for code in Code))
+_DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
 
 HEALTH: Final = Form(answers.HealthReport)
 STATUS: Final = Form(answers.Glance)
@@ -45,6 +46,10 @@ DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
 UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
 FORGET: Final = Form(answers.Forgotten, body=plugins.Nothing, codes=_DECIDING)
+INVOKE: Final = Form(
+    answers.Reply, body=running.Invoke, codes=("not_armed", "busy", *problems.OF_PLUGINS, "sandbox_failed", *_UNKNOWN)
+)
+LOGS: Final = Form(answers.LogPage, query=running.Lines, codes=_UNKNOWN)
 GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
 REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=_UNKNOWN)
 

@@ -61,11 +61,12 @@ class Name(Body, frozen=True):
 
 
 class Grants(Body, frozen=True):
-    """`hosts` replaces the accepted hosts; absent leaves them."""
+    """`hosts` replaces the accepted hosts, `permits` what else is permitted (`kind=value`); absent leaves them."""
 
     grant: tuple[str, ...] = ()
     trim: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
+    permits: tuple[str, ...] | None = None
 
 
 async def listing(ask: Ask) -> web.StreamResponse:
@@ -139,6 +140,7 @@ async def forget(ask: Ask) -> dict[str, Any]:
     """Leave a tombstone."""
     await ask.body(Nothing)
     await ask.api.lifecycle.decide.forget(ask.actor, ask.part("id"))
+    ask.api.outputs.forget(ask.part("id"))
     return {"id": ask.part("id"), "forgotten": True}
 
 
@@ -185,10 +187,10 @@ async def grants(ask: Ask) -> dict[str, Any]:
 async def regrant(ask: Ask) -> dict[str, Any]:
     """Grant and trim capabilities by name, set the accepted hosts."""
     body = await ask.body(Grants)
-    wanted = Regrant(grant=frozenset(body.grant), trim=frozenset(body.trim), hosts=body.hosts)
+    wanted = Regrant(grant=frozenset(body.grant), trim=frozenset(body.trim), hosts=body.hosts, permits=body.permits)
     if both := sorted(wanted.grant & wanted.trim):
         raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
-    if Consent(accept=wanted.grant, hosts=body.hosts or ()).needs_host_scope:
+    if wanted.needs_host_scope:
         ask.need(Scope.HOST)
     return views.grants(await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
 

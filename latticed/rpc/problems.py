@@ -14,6 +14,23 @@ from latticed.model.verdict import Code
 if TYPE_CHECKING:
     from latticed.model.errors import Problem
 
+OF_PLUGINS: Final = (
+    "plugin_gone",
+    "plugin_error",
+    "protocol_error",
+    "message_too_large",
+    "output_too_large",
+    "too_many_host_calls",
+    "cpu_exceeded",
+    "out_of_memory",
+    "file_too_large",
+    "forbidden_call",
+    "crashed",
+    "killed",
+    "exited",
+)
+"""What a plugin did instead of replying."""
+
 STATUS_OF: Final = {
     "bad_request": HTTPStatus.BAD_REQUEST,
     "access_denied": HTTPStatus.FORBIDDEN,
@@ -29,16 +46,23 @@ STATUS_OF: Final = {
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.CONFLICT,
+    "sandbox_unavailable": HTTPStatus.CONFLICT,
+    "source_blocked": HTTPStatus.CONFLICT,
+    "route_taken": HTTPStatus.CONFLICT,
     "backup_running": HTTPStatus.CONFLICT,
     "ledger_damaged": HTTPStatus.SERVICE_UNAVAILABLE,
+    "busy": HTTPStatus.TOO_MANY_REQUESTS,
+    "sandbox_failed": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_streams": HTTPStatus.TOO_MANY_REQUESTS,
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "secret_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "ledger_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "deadline_exceeded": HTTPStatus.SERVICE_UNAVAILABLE,
     "unreachable": HTTPStatus.SERVICE_UNAVAILABLE,
     **{code.value: HTTPStatus.CONFLICT for code in Code},
+    **dict.fromkeys(OF_PLUGINS, HTTPStatus.BAD_GATEWAY),
 }
 """Codes that are not here are faults of ours: 500."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.rpc import audit, backup, events, forms, kv, metrics, plugins, status
+from latticed.rpc import audit, backup, events, forms, kv, metrics, plugins, running, status
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ ROUTES: Final = (
     Route("GET", "/api/plugins/by-id/{id}", Scope.READ, plugins.show, forms.PLUGIN),
     Route("POST", "/api/plugins/by-id/{id}/upgrade", Scope.OPERATE, plugins.upgrade, forms.UPGRADE),
     Route("POST", "/api/plugins/by-id/{id}/restart", Scope.OPERATE, plugins.restart, forms.RESTART),
+    Route("POST", "/api/plugins/by-id/{id}/invoke", Scope.OPERATE, running.invoke, forms.INVOKE),
+    Route("GET", "/api/plugins/by-id/{id}/logs", Scope.OPERATE, running.logs, forms.LOGS),
     Route("POST", "/api/plugins/by-id/{id}/forget", Scope.OPERATE, plugins.forget, forms.FORGET),
     Route("GET", "/api/plugins/by-id/{id}/grants", Scope.READ, plugins.grants, forms.GRANTS),
     Route("PUT", "/api/plugins/by-id/{id}/grants", Scope.OPERATE, plugins.regrant, forms.REGRANT),

@@ -15,7 +15,7 @@ from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import Glance, HealthReport, Lifted, Trust
+    from latticed.rpc.answers import Glance, HealthReport, Lifted, SandboxReport, Trust
     from latticed.rpc.api import Api, Ask
 
 
@@ -30,9 +30,20 @@ async def health(ask: Ask) -> web.Response:
     answer: HealthReport = {"status": "degraded" if found else "ok"}
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
+        answer["sandbox"] = _sandbox(ask.api)
     return web.Response(
         status=503 if found else 200, body=json.dumps(answer).encode("ascii"), content_type="application/json"
     )
+
+
+def _sandbox(api: Api) -> SandboxReport:
+    provided = api.ground.probed.provided
+    return {
+        "level": provided.level.token,
+        "features": sorted(provided.features),
+        "floor": api.ground.floor.token,
+        "missing": [{"token": one.token, "step": one.words, "fix": one.fix} for one in provided.failures],
+    }
 
 
 def troubles(api: Api) -> list[tuple[str, str]]:

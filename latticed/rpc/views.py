@@ -106,6 +106,7 @@ def grants(record: Record) -> dict[str, Any]:
         "granted": list(record.granted),
         "masked": [c for c in record.facts.capabilities if c in record.masked],
         "hosts": list(record.hosts),
+        "permits": list(record.permits),
     }
 
 

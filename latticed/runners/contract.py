@@ -44,6 +44,11 @@ class Living(Protocol):
         """What an operator should know about this way of living, may be empty."""
         ...
 
+    @property
+    def sandbox(self) -> str:
+        """How it is kept in, as it is shown (`isolated+cgroup`); empty when nothing of it is executed."""
+        ...
+
     async def check(self) -> Checkup:
         """How it is; the supervisor sets the time limit."""
         ...
@@ -62,6 +67,10 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        """Problem when `plugin` cannot be activated on this host: `sandbox_unavailable`, `source_blocked`, …"""
+        ...
 
     async def start(
         self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]

@@ -24,6 +24,9 @@ class Noop:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        """Anything may be held."""
+
     async def start(
         self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Held:
@@ -35,6 +38,7 @@ class Held:
     """An armed plugin that does nothing."""
 
     pid = 0
+    sandbox = ""
 
     def __init__(self, message: str) -> None:
         self.message = message

@@ -65,19 +65,45 @@ def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, 
     """
     fd, executable = _memory()
     try:
-        directory.hash_artifact(copy_to=fd)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
-        size = os.fstat(fd).st_size
-        found = _digest(fd)
-        if found != sha256:
-            raise Problem(
-                "digest_mismatch", f"the artifact no longer matches (expected {sha256[:12]}…, found {found[:12]}…)"
-            )
+        size = _fill(fd, directory, sha256)
         kind = classify(os.pread(fd, _HEAD_BYTES, 0), interpreters)
-        return Artifact(fd=fd, size=size, sha256=found, executable=executable, **kind)
+        return Artifact(fd=fd, size=size, sha256=sha256, executable=executable, **kind)
     except BaseException:
         os.close(fd)
         raise
+
+
+def seal_data(directory: BundleDirectory, *, sha256: str) -> int:
+    """Like `seal` for an artifact that is data to this host, a wasm module: the descriptor, which the caller closes."""
+    fd = memory()
+    try:
+        _fill(fd, directory, sha256)
+        return fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def memory() -> int:
+    """An empty memfd, for data that `close_for_good` will seal; the caller closes it."""
+    return _memory()[0]
+
+
+def close_for_good(fd: int) -> None:
+    """Seal what `memory` gave: nobody can change its bytes from now on."""
+    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+
+
+def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
+    """The artifact's size, once its bytes are behind `fd` for good and are those that were verified."""
+    directory.hash_artifact(copy_to=fd)
+    close_for_good(fd)
+    found = _digest(fd)
+    if found != sha256:
+        raise Problem(
+            "digest_mismatch", f"the artifact no longer matches (expected {sha256[:12]}…, found {found[:12]}…)"
+        )
+    return os.fstat(fd).st_size
 
 
 def classify(

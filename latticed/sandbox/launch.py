@@ -61,7 +61,7 @@ def launch(spec: Spec, descriptors: Mapping[int, int], *, cgroup: int | None = N
         opened.append(status_out)
         pid = -1
         try:
-            wanted = {**descriptors, stub.STATUS: status_out}
+            wanted = {**spec.given, **descriptors, stub.STATUS: status_out}
             wanted[stub.PLAN] = _plan(spec, opened)
             wanted[stub.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
             if spec.artifact_fd is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEADLINE_S: Final = 10.0
 PROBE_IDS: Final = spec.Ids(uid=65533, gid=65533)
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL})
 _PAUSE_S: Final = 0.001
 _ANSWER: Final = 42
 _SHELL: Final = "/bin/sh"
@@ -129,7 +130,11 @@ def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Fail
     features = {levels.THREADS} | ({levels.WORKDIR} if level >= Level.ISOLATED else set())
     host = so_far.standing.host
     plan = spec.build(request, Chosen(level=level, features=frozenset(features)), so_far)
-    report, answer = run(plan)
+    try:
+        report, answer = run(plan)
+    except OSError as error:
+        fix = "children need a few hundred descriptors: raise LimitNOFILE" if error.errno in _NO_DESCRIPTORS else ""
+        return Failure(token=level.token, step="starting a child", errno=error.errno or 0, fix=fix)
     if report.stage is None and answer == _ANSWER:
         return None
     step = report.stage or f"executing a program (it ended with {answer}, expected {_ANSWER})"

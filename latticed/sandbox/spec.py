@@ -69,6 +69,7 @@ class Spec:
     artifact_fd: int | None = None
     own_pids: bool = False
     descriptors: tuple[int, ...] = ()
+    given: Mapping[int, int] = field(default_factory=dict)
     delegation: Delegation | None = None
 
 
@@ -78,7 +79,8 @@ class Request:
 
     `interpreters` maps names to paths. `binds`: files and directories to read besides the system's own, at the same
     place inside; `lists`: directories whose names alone may be read. `descriptors`: numbers above 2 that the child is
-    to have open (its standard ones it always has). `environment` is all the child gets.
+    to have open (its standard ones it always has); `given`: more of them -> descriptors of ours, which the child gets
+    copies of and which must stay open until it runs. `environment` is all the child gets.
     """
 
     program: Artifact | Program
@@ -90,6 +92,7 @@ class Request:
     binds: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     descriptors: tuple[int, ...] = ()
+    given: Mapping[int, int] = field(default_factory=dict)
     network: Network = "none"
 
 
@@ -121,6 +124,7 @@ def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
         artifact_fd=shape.artifact.fd if shape.artifact else None,
         own_pids=shape.own_root,
         descriptors=request.descriptors,
+        given=request.given,
         delegation=probed.delegation,
     )
 
@@ -204,7 +208,8 @@ def _surroundings(request: Request, probed: Probed, shape: _Shape) -> dict[str, 
 
 def _walls(request: Request, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
     """Descriptors, Landlock, seccomp."""
-    kept = {0, 1, 2, *request.descriptors, *({SCRIPT_FD} if shape.script and not shape.own_root else ())}
+    script = {SCRIPT_FD} if shape.script and not shape.own_root else set()
+    kept = {0, 1, 2, *request.descriptors, *request.given, *script}
     walls: dict[str, Any] = {
         "keep": sorted(kept),
         "exec_fd": max(request.limits.open_files, _EXEC_FD_FROM),
@@ -253,8 +258,9 @@ def _check(request: Request, chosen: Chosen, probed: Probed) -> None:
         raise ValueError("expected ids for the child: a child is never uid 0")
     if chosen.level is Level.FILTERED and levels.PROCESSES in chosen.features and probed.delegation is None:
         raise ValueError("expected a way to end the whole tree of a child with processes: isolated, or a cgroup")
-    if any(not 2 < fd < SCRIPT_FD for fd in request.descriptors):
-        raise ValueError(f"expected descriptors 3 to {SCRIPT_FD - 1}, found {request.descriptors}")
+    numbers = (*request.descriptors, *request.given)
+    if any(not 2 < fd < SCRIPT_FD for fd in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"expected descriptors 3 to {SCRIPT_FD - 1}, each once, found {numbers}")
     if request.network != "none" and chosen.level < Level.ISOLATED:
         raise ValueError(
             "expected a level of isolated or more for a child with a network: it would see our directories"

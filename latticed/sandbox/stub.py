@@ -145,6 +145,7 @@ def build_tree(tree: Plan) -> None:
         if not directory:
             write_to(top + path, "")
         call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(fd)  # low numbers are scarce once the limit of open files is in force
     if tree["scratch"]:
         begin("scratch")
         os.mkdir(top + "/scratch")

@@ -138,7 +138,8 @@ def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Sett
             parts.setdefault("", {})[section] = _path(dotted, value, origin)
         elif key and is_dataclass(kind) and key in (known := {f.name: f for f in fields(kind)}):
             wanted = get_type_hints(kind)[key]
-            parts.setdefault(section, {})[key] = _value(dotted, value, origin, wanted, known[key].metadata)
+            typed = _value(dotted, value, origin, wanted, known[key].metadata)
+            parts.setdefault(section, {})[key] = _sound(dotted, typed, origin, known[key].metadata)
         else:
             raise _unknown(dotted, origin)
     sections = {name: hints[name](**given) for name, given in parts.items() if name}
@@ -153,7 +154,12 @@ def _path(key: str, value: Any, origin: str) -> Path:
 
 def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, Any]) -> Any:
     if get_origin(wanted) is dict:
-        return _grants(key, value, origin, rules["one_of"])
+        is_paths = get_args(wanted)[1] is str
+        return _path_table(key, value, origin) if is_paths else _grants(key, value, origin, rules["one_of"])
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise _bad(key, origin, "a list of texts", value)
+        return tuple(value)
     if wanted is float and type(value) is int:
         value = _as_float(value)
     if type(value) is not wanted:
@@ -165,6 +171,13 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
     low, high = rules["low"], rules["high"]
     if low is not None and not low <= value <= high:
         raise _bad(key, origin, f"{low} to {high}", value)
+    return value
+
+
+def _sound(key: str, value: Any, origin: str, rules: Mapping[str, Any]) -> Any:
+    """`value`, if the setting's own rule finds nothing wrong with it."""
+    if rules["fault"] is not None and (expected := rules["fault"](value)):
+        raise _bad(key, origin, expected, value)
     return value
 
 
@@ -183,6 +196,12 @@ def _grants(key: str, value: Any, origin: str, scopes: tuple[str, ...]) -> dict[
         if not isinstance(granted, list) or not all(scope in scopes for scope in granted):
             raise _bad(f"{key}.{name}", origin, "a list of " + ", ".join(scopes), granted)
     return {name: tuple(granted) for name, granted in value.items()}
+
+
+def _path_table(key: str, value: Any, origin: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _bad(key, origin, "a table of names and absolute paths", value)
+    return {name: str(_path(f"{key}.{name}", path, origin)) for name, path in value.items()}
 
 
 def _known_keys() -> list[str]:

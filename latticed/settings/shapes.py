@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.settings import endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCOPES: Final = ("read", "operate", "host", "trust")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def _setting(default: Any, *, low: float | None = None, high: float | None = None, one_of: tuple[str, ...] = ()) -> Any:
-    rules = {"low": low, "high": high, "one_of": one_of}
+def _setting(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    one_of: tuple[str, ...] = (),
+    fault: Callable[[Any], str] | None = None,
+) -> Any:
+    """A field with its rules; `fault` of a value says what was expected, or nothing."""
+    rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=rules)
     return field(default=default, metadata=rules)
@@ -65,6 +78,45 @@ class Supervision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """How children are kept in. `interpreters`: what a script's first line may name, and where that is on this host.
+
+    Where the daemon may choose, each child gets a uid of its own out of `uids` of them from `uid_first` on.
+    """
+
+    floor: str = _setting("isolated", one_of=("filtered", "isolated", "dedicated"))
+    interpreters: dict[str, str] = _setting({})
+    uid_first: int = _setting(1_900_000_000, low=1_000, high=2_000_000_000)
+    uids: int = _setting(65_536, low=16, high=1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginLimits:
+    """What one plugin may use: what it gets where its manifest is silent, and the most that a manifest can ask for.
+
+    `host_calls` and `stderr_kib` are per invocation of stdio-json-v1; 0 percent of a core means no limit.
+    """
+
+    memory_mib: int = _setting(256, low=8, high=1 << 20)
+    max_memory_mib: int = _setting(2_048, low=8, high=1 << 20)
+    cpu_percent: int = _setting(0, low=0, high=100_000)
+    max_cpu_percent: int = _setting(400, low=1, high=100_000)
+    processes: int = _setting(32, low=1, high=4_096)
+    max_processes: int = _setting(256, low=1, high=4_096)
+    open_files: int = _setting(64, low=16, high=4_096)
+    max_open_files: int = _setting(1_024, low=16, high=4_096)
+    scratch_mib: int = _setting(16, low=1, high=1 << 16)
+    scratch_files: int = _setting(1_024, low=16, high=1_000_000)
+    invoke_timeout_s: int = _setting(10, low=1, high=30)
+    max_invoke_timeout_s: int = _setting(30, low=1, high=600)
+    invocations: int = _setting(8, low=1, high=256)
+    stdout_kib: int = _setting(1_024, low=1, high=8_192)
+    max_stdout_kib: int = _setting(8_192, low=1, high=8_192)
+    stderr_kib: int = _setting(1_024, low=1, high=1_024)
+    host_calls: int = _setting(64, low=1, high=512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostCalls:
     """Limits on what one plugin may ask of its Gate."""
 
@@ -76,6 +128,17 @@ class HostCalls:
     kv_keys: int = _setting(10_000, low=1, high=10_000_000)
     kv_total_bytes: int = _setting(16 << 20, low=1, high=1 << 30)
     log_per_second: int = _setting(50, low=1, high=100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """Where plugins' routes are served, and the Host names that are answered; none named: the address and localhost.
+
+    A name without a port stands for any port.
+    """
+
+    listen: str = _setting("127.0.0.1:8787", fault=endpoints.loopback_fault)
+    hosts: tuple[str, ...] = _setting((), fault=endpoints.hosts_fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +160,65 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """Where the key of secrets is, unless the service manager brings it; empty: `secrets.key` beside the settings."""
+
+    key_file: str = _setting("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Static:
+    """Files that plugins publish, per plugin; `html` and `svg` can carry scripts."""
+
+    files: int = _setting(1_000, low=1, high=100_000)
+    file_bytes: int = _setting(1 << 20, low=1, high=64 << 20)
+    total_bytes: int = _setting(16 << 20, low=1, high=1 << 34)
+    html: bool = _setting(default=False)
+    svg: bool = _setting(default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What node.journal may show, and the reader that it asks (docs/services.md).
+
+    `journal_socket` empty: `journal.sock` in the runtime directory. `journal_user`: whom the reader runs as, when that
+    is neither root nor the daemon's user.
+    """
+
+    journal_units: tuple[str, ...] = _setting(())
+    journal_socket: str = _setting("")
+    journal_user: str = _setting("")
+    auth_log: str = _setting("/var/log/auth.log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """The queue of notifications: what may wait (of one plugin, of all), how often it is tried, how long it is kept."""
+
+    plugin_items: int = _setting(1_000, low=1, high=1_000_000)
+    plugin_bytes: int = _setting(4 << 20, low=1 << 10, high=1 << 30)
+    total_items: int = _setting(10_000, low=1, high=1_000_000)
+    total_bytes: int = _setting(32 << 20, low=1 << 10, high=1 << 30)
+    backoff_base_s: float = _setting(5.0, low=0.1, high=3_600)
+    backoff_ceiling_s: float = _setting(900.0, low=0.1, high=21_600)
+    give_up_days: int = _setting(3, low=1, high=365)
+    keep_days: int = _setting(7, low=0, high=365)
+    keep_items: int = _setting(10_000, low=0, high=1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """What plugins may have watched: how many, how often, how many checks at once, how many results are kept."""
+
+    plugin_monitors: int = _setting(100, low=1, high=10_000)
+    monitors: int = _setting(1_000, low=1, high=100_000)
+    least_interval_s: float = _setting(10.0, low=0.5, high=3_600)
+    plugin_checks: int = _setting(16, low=2, high=256)
+    checks: int = _setting(64, low=2, high=1_024)
+    results: int = _setting(500, low=1, high=500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The effective settings; `origins` maps each dotted key to where its value came from."""
 
@@ -109,9 +231,17 @@ class Settings:
     watch: Watch = Watch()
     runners: Runners = Runners()
     supervision: Supervision = Supervision()
+    sandbox: Sandbox = Sandbox()
+    plugin_limits: PluginLimits = PluginLimits()
     host_calls: HostCalls = HostCalls()
+    http: Http = Http()
     audit: Audit = Audit()
     access: Access = Access()
+    secrets: Secrets = Secrets()
+    static: Static = Static()
+    node: Node = Node()
+    notify: Notify = Notify()
+    monitor: Monitor = Monitor()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
 

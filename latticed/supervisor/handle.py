@@ -284,6 +284,7 @@ class Handle:
             health=self.state.health,
             message=self.state.message,
             pid=living.pid if living else 0,
+            sandbox=living.sandbox if living else "",
             restart_count=self.state.restarts,
             last_error=self.state.fault,
         )

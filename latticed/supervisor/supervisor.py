@@ -78,6 +78,10 @@ class Supervisor:
         handle = self._handles.get(plugin_id)
         return handle.runtime() if handle else _AT_REST
 
+    async def admit(self, plugin: Plugin) -> None:
+        """Problem when `plugin` cannot be activated on this host (`sandbox_unavailable`, `source_blocked`, …)."""
+        await self._tools.admit(plugin)
+
     async def settled(self, plugin_id: str, *, within_s: float) -> None:
         """Return once it is armed, stopped or failed, at the latest after `within_s`."""
         if handle := self._handles.get(plugin_id):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.broker.decide import Rights
+from latticed.bundle.refusal import ReadRefused
+from latticed.host.kv import FOR_WORKERS
 from latticed.host.service import Caller
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
@@ -16,9 +19,10 @@ from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from latticed.broker.gate import Broker, Gate
+    from latticed.bundle.read import BundleDirectory
     from latticed.catalog.store import Store
     from latticed.kit.clock import Clock
     from latticed.model import restart
@@ -30,8 +34,15 @@ log = logs.get_logger()
 
 _TOLD: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": "plugin_failed"}
 
-FINAL_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
-"""Failures that trying again cannot mend: the stored pair no longer verifies. An I/O error may pass."""
+_PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
+FINAL_CODES: Final = _PAIR_CODES | {
+    "sandbox_unavailable",
+    "source_blocked",
+    "artifact_not_executable",
+    "interpreter_not_allowed",
+}
+"""Failures that trying again cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error
+may pass."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,18 +74,41 @@ class Tools:
     def gate(self, plugin: Plugin, granted: frozenset[str]) -> Gate:
         rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
         own = plugin.manifest.runtime.limits.host_calls_per_s
-        return self.broker.gate(Caller(plugin_id=plugin.id), rights, calls_per_s=own)
+        buckets = FOR_WORKERS if plugin.manifest.type == "worker" else frozenset[str]()
+        return self.broker.gate(Caller(plugin_id=plugin.id, buckets=buckets), rights, calls_per_s=own)
+
+    async def admit(self, plugin: Plugin) -> None:
+        """Problem when `plugin`, whose pair is stored, cannot be activated on this host."""
+        with self._opened(plugin) as pair:
+            await self.runners[plugin.manifest.type].admit(plugin, pair)
 
     async def start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
         """Verify the stored pair again, then let its runner start it."""
         verdict = await self.judge(plugin.identity)
         if isinstance(verdict, Refused):
-            if verdict.code.value in self.final_codes:
-                self.refused.put_nowait(plugin.id)
+            self._tell_of(plugin, verdict.code.value)
             raise Problem(verdict.code.value, verdict.reason, verdict.hint)
         runner = self.runners[plugin.manifest.type]
-        with self.store.open(plugin.identity) as pair:
+        with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
+
+    @contextlib.contextmanager
+    def _opened(self, plugin: Plugin) -> Iterator[BundleDirectory]:
+        """The stored pair. It may change after it was judged: that is a Problem with the code of a verdict, too."""
+        try:
+            with self.store.open(plugin.identity) as pair:
+                yield pair
+        except ReadRefused as refused:
+            self._tell_of(plugin, refused.code.value)
+            raise Problem(refused.code.value, refused.reason, refused.hint) from refused
+        except Problem as problem:
+            self._tell_of(plugin, problem.code)
+            raise
+
+    def _tell_of(self, plugin: Plugin, code: str) -> None:
+        """Let the lifecycle know when it is the stored pair that is at fault."""
+        if code in _PAIR_CODES:
+            self.refused.put_nowait(plugin.id)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task whose failure is logged and goes no further."""

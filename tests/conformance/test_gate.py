@@ -73,7 +73,7 @@ async def plugin(home):
 
 def serve(home, **calls):
     """Put services of the test into the broker: name → coroutine of (caller, params)."""
-    broker: Broker = home.house._broker
+    broker: Broker = home.house._engine._broker
     extra = {
         name.replace("_", "."): Served(method=name.replace("_", "."), params=Anything, serve=work)
         for name, work in calls.items()
@@ -221,7 +221,7 @@ async def test_too_much_is_too_large(plugin):
 async def test_too_many_are_rate_limited_until_time_passes():
     """Burst at once, then as fast as the bucket fills; each plugin has its own."""
     async with houses.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
-        clock = home.house._broker.clock = ManualClock()
+        clock = home.house._engine._broker.clock = ManualClock()
         one = await caller(home, "kv:read")
         two = await caller(home, "kv:read", plugin_id="acme.other", name="other")
         for _ in range(3):
@@ -363,7 +363,7 @@ async def test_what_cannot_be_recorded_does_not_happen(home, monkeypatch):
 
     serve(home, kv_put=note)
     with monkeypatch.context() as patch:
-        patch.setattr(home.house._broker, "record", record)
+        patch.setattr(home.house._engine._broker, "record", record)
         assert await plugin.denied("kv.put", note="a") == "audit_unavailable"
         assert await plugin.denied("kv.steal") == "audit_unavailable", "a denial that is not on record is no answer"
     assert asked == []
@@ -474,7 +474,7 @@ async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
     """Newlines, ANSI and bidi arrive escaped, under the plugin's own id; long ones are cut."""
     lines = []
     levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
-    monkeypatch.setattr("latticed.house.log", SimpleNamespace(**levels))
+    monkeypatch.setattr("latticed.engine.log", SimpleNamespace(**levels))
     plugin = await caller(home, "log:write")
     forged = "ok\nplugin_armed plugin_id=acme.evil\r\x1b[31m\u202e\u2028end"
     await plugin.call("log.write", level="warning", message=forged, fields={"a\nb": "c\x1b[0m", "n": 1})

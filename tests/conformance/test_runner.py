@@ -17,22 +17,39 @@ from latticed.model.errors import Problem
 from latticed.runners import choice
 from latticed.runners.contract import Checkup, Plugin
 from latticed.runners.noop import Noop
-from tests.house import bundles, houses, leftovers, supervisors
+from latticed.runners.process import Process
+from tests.house import bundles, grounds, houses, leftovers, supervisors
 from tests.house.runners import Driven
 
-RUNNERS = {"noop": lambda: Noop("held by a test"), "driven": Driven}
-INVOKES = {"driven"}
+RUNNERS = {
+    "noop": lambda: Noop("held by a test"),
+    "driven": Driven,
+    "process": lambda: Process(grounds.ground(), grounds.outputs()),
+}
+INVOKES = {"driven", "process"}
+PROTOCOLS = {"process": ("stdio-json-v1", "latticed-stdio-1")}
+"""Where a runner speaks more than one, each is a way of living to be held to the contract."""
 START_S = STOP_S = 5.0
 
 
-@pytest.fixture(params=sorted(RUNNERS))
-def runner(request):
-    return RUNNERS[request.param]()
+WAYS = [(name, protocol) for name in sorted(RUNNERS) for protocol in PROTOCOLS.get(name, ("",))]
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
+def way(request):
+    return request.param
 
 
 @pytest.fixture
-def bundle(tmp_path):
-    return bundles.drop(tmp_path, author=bundles.author(), capabilities=["kv:read", "log:write"])
+def runner(way):
+    return RUNNERS[way[0]]()
+
+
+@pytest.fixture
+def bundle(tmp_path, way):
+    runtime = {"runtime": {"protocol": way[1]}} if way[1] else {}
+    capabilities = ["kv:read", "log:write"]
+    return bundles.drop(tmp_path, author=bundles.author(), capabilities=capabilities, v2=bool(way[1]), **runtime)
 
 
 @pytest.fixture
@@ -146,7 +163,11 @@ async def test_the_artifact_is_never_executed_by_noop(tmp_path, plugin):
 
 def test_what_is_not_built_in_is_held_openly():
     """The settings may name runners of later versions: noop takes their plugins and says so."""
-    runners = choice.choose({"system": "process", "wasm": "noop", "worker": "worker"})
-    assert {name: runner.name for name, runner in runners.items()} == dict.fromkeys(runners, "noop")
-    assert "process runner is not built" in runners["system"]._reason  # type: ignore[attr-defined]
+    wanted = {"system": "process", "wasm": "noop", "worker": "worker"}
+    runners = choice.choose(wanted, grounds.ground(), grounds.outputs())
+    assert {name: runner.name for name, runner in runners.items()} == {
+        **dict.fromkeys(runners, "noop"),
+        "system": "process",
+    }
+    assert "worker runner is not built" in runners["worker"]._reason  # type: ignore[attr-defined]
     assert "not built" not in runners["wasm"]._reason  # type: ignore[attr-defined]

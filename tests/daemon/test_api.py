@@ -71,8 +71,8 @@ def test_a_plugin_goes_through_its_life(daemon):
     assert (installed["status"], installed["runtime"]["state"]) == ("installed", "stopped")
     active = daemon.set_status("active", "acme.one").json()
     assert (active["status"], active["runtime"]["state"], active["runtime"]["health"]) == ("active", "armed", "unknown")
-    assert (active["runtime"]["runner"], "started_at" in active["runtime"]) == ("noop", True)
-    assert "not executed" in active["runtime"]["message"]
+    assert (active["runtime"]["runner"], "started_at" in active["runtime"]) == ("process", True)
+    assert "each invocation" in active["runtime"]["message"]
     disabled = daemon.set_status("disabled", "acme.one").json()
     assert (disabled["status"], disabled["runtime"]["state"]) == ("disabled", "stopped")
     assert "stopped_at" in disabled["runtime"]

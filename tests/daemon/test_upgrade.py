@@ -32,7 +32,7 @@ def test_another_version_is_a_candidate_until_it_is_taken(active, place, acme):
     """The old pair keeps running, also over a restart; `upgrade` swaps, and what it adds is masked."""
     old = active.plugin()
     new = place.drop(
-        author=acme, version="1.1.0", artifact=b"#!/bin/sh\nexit 1\n", capabilities=["kv:read", "kv:write"]
+        author=acme, version="1.1.0", artifact=bundles.ARTIFACT + b"# newer\n", capabilities=["kv:read", "kv:write"]
     )
     candidate = _candidate(active, "1.1.0")
     assert set(candidate) == {"version", "artifact_sha256", "identity", "adds", "drops", "needs_downgrade"}

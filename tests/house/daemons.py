@@ -42,13 +42,14 @@ _ACTIVATED = (
 class Place:
     """Where one daemon lives; the directories belong to `user` (None: whoever runs the tests).
 
-    `env` adds to its environment, `descriptors` is the most it may have open.
+    `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command.
     """
 
     home: Path
     user: processes.User | None
     env: dict[str, str] = field(default_factory=dict)
     descriptors: int | None = None
+    before: tuple[str, ...] = ()
 
     @property
     def plugins(self) -> Path:
@@ -115,11 +116,12 @@ class Place:
         """Run latticed to its end."""
         return self.ran(self.command(*arguments))
 
-    def ran(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def ran(self, command: list[str], *, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """A program run to its end as the daemon's user."""
         ids = {"user": self.user.uid, "group": self.user.gid, "extra_groups": []} if self.user else {}
         return subprocess.run(
             command,
+            input=stdin,
             env=self.environment(),
             cwd="/",
             capture_output=True,
@@ -135,7 +137,7 @@ class Place:
         number = next(_numbers)
         name = f"@latticed-test-{os.getpid()}-{number}"
         log = self.home.parent / f"log-{number}.json"
-        command, passed = self.command(), ()
+        command, passed = [*self.before, *self.command()], ()
         if self.descriptors is not None:
             command = ["/bin/sh", "-c", f'ulimit -n {self.descriptors}; exec "$@"', "sh", *command]
         if listener is not None:
@@ -188,6 +190,11 @@ class Daemon:
     def complaints(self) -> str:
         return self.log_file.read_text()[-4000:] + self.log_file.with_suffix(".err").read_text()[-4000:]
 
+    def memory_kib(self) -> int:
+        """What it has in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
     # What is asked of it.
 
     def ask(self, method: str, path: str, body: Any = None, *, user: processes.User | None = None) -> raw_http.Answer:
@@ -220,10 +227,12 @@ class Daemon:
     def post(self, path: str, body: Any = None, **options: Any) -> raw_http.Answer:
         return self.ask("POST", path, {} if body is None else body, **options)
 
-    def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def ctl(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """latticectl as the daemon's own user."""
-        command = [*self.place.python(), "-m", "latticed.ctl.main", "--socket", str(self.place.socket), *words]
-        return self.place.ran(command)
+        return self.place.ran(self.ctl_command(*words), stdin=stdin)
+
+    def ctl_command(self, *words: str) -> list[str]:
+        return [*self.place.python(), "-m", "latticed.ctl.main", "--socket", str(self.place.socket), *words]
 
     # Plugins.
 

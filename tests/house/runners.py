@@ -33,6 +33,7 @@ class Life:
     checking: Callable[[], Awaitable[Checkup]] | None = None
     stopping: Callable[[float], Awaitable[None]] | None = None
     pid: int = 0
+    sandbox: str = ""
     message: str = "driven by a test"
     alive: bool = False
     checks: int = 0
@@ -75,7 +76,10 @@ class Life:
 
 
 class Driven:
-    """The runner. `starting(life)` is awaited within each start: it may wait, raise, or crash the life."""
+    """The runner. `starting(life)` is awaited within each start: it may wait, raise, or crash the life.
+
+    `admitting(plugin)` is awaited when it is asked whether a plugin can be activated.
+    """
 
     name = "driven"
 
@@ -86,6 +90,11 @@ class Driven:
         self.living: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.starting: Callable[[Life], Awaitable[None]] | None = None
+        self.admitting: Callable[[Plugin], Awaitable[None]] | None = None
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        if self.admitting:
+            await self.admitting(plugin)
 
     async def start(
         self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]

@@ -135,6 +135,7 @@ def test_a_wrong_type_is_named(tmp_path, key, kind, rules):
     """Key, file, what was expected, what was found. A boolean is no number, a whole number is one with a point."""
     wrong = {int: ["1.5", "true", "'1'", "[1]", "1979-05-27"], float: ["true", "'1'", "{a = 1}"]}
     wrong |= {bool: ["1", "'true'"], str: ["1", "true", "['info']"]}
+    wrong |= {tuple[str, ...]: ["1", "'a'", "{a = 'read'}", "[1]", "[['a']]"]}
     for value in wrong.get(kind, ["1", "['a']", "{a = 'read'}", "{a = ['write']}", "{a = [1]}", "{a = [['read']]}"]):
         problem = refused(tmp_path, line(key, value))
         assert f"{key}" in problem.detail

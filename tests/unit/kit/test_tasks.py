@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 
@@ -84,6 +85,17 @@ async def test_a_task_nobody_holds_is_not_collected():
     gc.collect()
     async with asyncio.timeout(5):
         await done.wait()
+
+
+async def test_cancelled_before_it_began_leaves_no_coroutine_behind():
+    """Nobody awaits its work then: it is closed, not complained about."""
+    work = _fail(ValueError("never"))
+    task = tasks.fenced(work, lambda _: None)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

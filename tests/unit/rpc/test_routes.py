@@ -94,7 +94,8 @@ async def test_nobody_is_nobody(home, be, monkeypatch):
     assert (await home.ask("GET", "/api/plugins")).status == 403
     assert dict(await home.ask("GET", "/api/health")) == {"status": "ok"}
     be("read")
-    assert dict(await home.ask("GET", "/api/health")) == {"status": "ok", "problems": []}
+    well = dict(await home.ask("GET", "/api/health"))
+    assert (well["status"], well["problems"], well["sandbox"]["floor"]) == ("ok", [], "isolated")
 
 
 async def test_root_may_everything(home, be):

@@ -70,7 +70,7 @@ async def test_a_fault_stops_it_and_says_why(stand):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (Problem("sandbox_unavailable", "no user namespaces"), "sandbox_unavailable"),
+        (Problem("sandbox_failed", "no user namespaces"), "sandbox_failed"),
         (RuntimeError("a bug"), "internal"),
     ],
 )

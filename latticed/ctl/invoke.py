@@ -1,0 +1,75 @@
+"""latticectl invoke: have an armed plugin carry out an action."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed import wire
+from latticed.ctl import ask, replies
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.client import LONG_S
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl invoke acme.demo greet",
+    """latticectl invoke acme.demo greet '{"name": "world"}'""",
+    "latticectl invoke acme.demo import - < data.json",
+)
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+    parser.add_argument("action", metavar="ACTION", help="what it is to do; `describe` where a plugin knows that")
+    parser.add_argument("payload", metavar="JSON", nargs="?", help="the payload, or - to read it from stdin")
+
+
+def run(session: Session) -> int:
+    args = session.args
+    body = {"action": args.action, "payload": _payload(args.payload)}
+    client = session.client(read_s=LONG_S)  # the plugin's own time limit comes first
+    reply = replies.mapping(client.post("plugins", "by-id", ask.known_id(args.id), "invoke", body=body), "reply")
+    screen = session.screen
+    done = reply.get("ok") is True
+    if screen.json_wanted:
+        screen.json(reply)
+    else:
+        _tell(session, reply, done=done)
+    return Exit.OK if done else Exit.FAILED
+
+
+def _tell(session: Session, reply: dict[str, Any], *, done: bool) -> None:
+    """The result on stdout; what the plugin says about it on stderr."""
+    screen = session.screen
+    result, message = reply.get("result"), str(reply.get("message") or "")
+    if isinstance(result, str):
+        screen.line(result)
+    elif result is not None:
+        for line in json.dumps(result, indent=2, ensure_ascii=False).splitlines():
+            screen.line(line)
+    if not done:
+        detail = str(reply.get("error") or message or "it gave no reason")
+        hint = f"latticectl logs {session.args.id} shows what it says"
+        raise Problem("action_failed", f"{session.args.id} refused {session.args.action!r}: {detail}", hint)
+    if message:
+        screen.note(message)
+
+
+def _payload(text: str | None) -> Any:
+    if text is None:
+        return None
+    if text == "-":
+        data = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
+        if len(data) > wire.MAX_BODY_BYTES:
+            raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
+        text = data.decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        hint = """put text in quotes of its own: '"text"'"""
+        raise Problem("usage", f"the payload: expected JSON, found {text[:40]!r} ({error})", hint) from error

@@ -1,0 +1,91 @@
+"""latticectl logs: what a plugin wrote on stderr and through log.write, the newest lines that the daemon keeps."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import ask, replies, stream, when
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.client import Client
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl logs acme.demo",
+    "latticectl logs acme.demo --last 20",
+    "latticectl logs acme.demo -f              # and what comes, until Ctrl-C",
+    "journalctl -t latticed-plugin:acme.demo   # older lines, under systemd",
+)
+
+_WAIT_S: Final = 20
+_MOST: Final = 1_000
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
+    parser.add_argument("--last", metavar="N", type=_count, default=_MOST, help="the newest so many")
+
+
+def run(session: Session) -> int:
+    args, client = session.args, session.client()
+    plugin_id = ask.known_id(args.id)
+    found, after = _page(client, plugin_id, {"limit": args.last})
+    if session.screen.json_wanted and not args.follow:
+        session.screen.json(found)
+        return Exit.OK
+    _show(session, found)
+    if args.follow:
+        _follow(session, client, plugin_id, after)
+    return Exit.OK
+
+
+def _follow(session: Session, client: Client, plugin_id: str, after: int) -> None:
+    """Without an end; a daemon that goes away is waited for."""
+    pause_s, lost = stream.FIRST_PAUSE_S, False
+    while True:
+        try:
+            found, after = _page(client, plugin_id, {"after": after, "wait_s": _WAIT_S})
+        except Problem as problem:
+            if not stream.passing(problem):
+                raise
+            if not lost:
+                session.screen.note("the daemon is gone; waiting for it to come back")
+            lost = True
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, stream.LONGEST_PAUSE_S)
+            continue
+        if lost:
+            session.screen.note("the daemon is back")
+        pause_s, lost = stream.FIRST_PAUSE_S, False
+        _show(session, found)
+
+
+def _page(client: Client, plugin_id: str, query: dict[str, int]) -> tuple[list[dict[str, Any]], int]:
+    plain = replies.mapping(client.get("plugins", "by-id", plugin_id, "logs", query=query), "logs")
+    following = plain.get("next")
+    if not isinstance(following, int):
+        raise replies.bad("logs")
+    return list(replies.rows(plain.get("lines"), "list of lines")), following
+
+
+def _show(session: Session, rows: list[dict[str, Any]]) -> None:
+    screen = session.screen
+    for row in rows:
+        if screen.json_wanted:
+            screen.json_line(row)
+        else:
+            stream_name = str(row.get("stream") or "")
+            screen.line(when.absolute(str(row.get("at") or "")), f"{stream_name:<6}", str(row.get("text") or ""))
+    screen.flush()
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST:
+        raise ArgumentTypeError(f"expected a whole number of 1 to {_MOST}, found {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,118 @@
+"""What plugins live from, put together from the settings: ground, runners, the Gate, host services."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.broker.gate import Broker, GateLimits
+from latticed.broker.limits import Rate
+from latticed.host import service
+from latticed.host.audit import Audit
+from latticed.host.kv import Kv, quota_of
+from latticed.host.log import Log
+from latticed.kit import logs
+from latticed.model import restart
+from latticed.runners import choice
+from latticed.runners.ground import Ground
+from latticed.runners.output import Outputs
+from latticed.sandbox import cgroup, probe
+from latticed.supervisor.tools import Tools
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from latticed.catalog.store import Store
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.model.verdict import Verdict
+    from latticed.runners.contract import Runner
+    from latticed.sandbox.probe import Probed
+    from latticed.settings import Settings
+
+log: Final = logs.get_logger()
+
+
+class Engine:
+    """One for the daemon. `runners` (by plugin type) replaces the choice that the settings make."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, clock: Clock, runners: Mapping[str, Runner] | None = None
+    ) -> None:
+        self.ground = _ground(settings)
+        self.outputs = Outputs(clock, logs.plugin_line)
+        self.runners = runners if runners is not None else _runners(settings, self.ground, self.outputs)
+        self._settings = settings
+        self._ledger = ledger
+        self._clock = clock
+        kv = Kv(ledger, quota=lambda: quota_of(self._settings.host_calls))
+        calls = (*kv.calls(), *Log(self._said).calls(), *Audit(ledger).calls())
+        self._broker = Broker(
+            service.table(calls), record=ledger.record, clock=clock, gate_limits=_gate_limits(settings)
+        )
+
+    def tools(self, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
+        """What the supervisor works with."""
+        return Tools(
+            runners=self.runners,
+            broker=self._broker,
+            store=store,
+            judge=judge,
+            record=self._ledger.record_later,
+            clock=self._clock,
+            restart=_restart_policy(self._settings),
+            start_deadline_s=self._settings.supervision.start_deadline_s,
+            stop_grace_s=self._settings.supervision.stop_grace_s,
+        )
+
+    def apply(self, settings: Settings) -> None:
+        """Take up what a reload changed."""
+        self._settings = settings
+        self._broker.limits = _gate_limits(settings)
+
+    def _said(self, level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
+        """A line of log.write: into the daemon's log, and beside what the plugin says on stderr."""
+        write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
+        write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)
+        more = "".join(f" {name}={value}" for name, value in fields.items())
+        self.outputs.say(plugin_id, "log", f"{level}: {message}{more}")
+
+
+def _ground(settings: Settings) -> Ground:
+    """Look at what this host gives to confine children with, and clear away what an earlier life left."""
+    probed = _probed()
+    if probed.delegation is not None:
+        cgroup.sweep(probed.delegation)
+    return Ground(probed, settings.sandbox, settings.plugin_limits)
+
+
+@functools.cache
+def _probed() -> Probed:
+    """Once for this process: throw-away children at every level."""
+    return probe.probe()
+
+
+def _runners(settings: Settings, ground: Ground, outputs: Outputs) -> Mapping[str, Runner]:
+    wanted = settings.runners
+    by_type: dict[str, Any] = {"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}
+    return choice.choose(by_type, ground, outputs)
+
+
+def _gate_limits(settings: Settings) -> GateLimits:
+    limits = settings.host_calls
+    return GateLimits(
+        rate=Rate(per_second=limits.per_second, burst=limits.burst),
+        of_call={"log.write": Rate(per_second=limits.log_per_second, burst=2 * limits.log_per_second)},
+        request_bytes=limits.request_bytes,
+        deadline_s=limits.deadline_s,
+    )
+
+
+def _restart_policy(settings: Settings) -> restart.Policy:
+    wanted = settings.supervision
+    return restart.Policy(
+        base_s=wanted.backoff_base_s,
+        ceiling_s=wanted.backoff_ceiling_s,
+        healthy_s=wanted.healthy_after_s,
+        breaker_failures=wanted.breaker_failures,
+    )

@@ -1,0 +1,106 @@
+"""The one form of a host name: lower case, ASCII, no trailing dot; addresses as `ipaddress` writes them.
+
+Whatever could be read as an address in a second way (`127.1`, `0x7f000001`, `2130706433`, `0177.0.0.1`) is refused,
+for a resolver would take it (RFC 3986, section 7.4). Names: RFC 1123, IDNA 2008 with UTS 46 (RFC 5891).
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from latticed.model.addresses import Address
+
+MAX_CHARACTERS: Final = 253
+_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_LOCAL_NAMES: Final = frozenset({"localhost", "local", "localdomain", "internal", "intranet", "home.arpa", "onion"})
+"""Names that no public resolver answers for (RFC 6761, 6762, 7686, 8375); `internal` is ICANN's for private use."""
+
+
+class NotAHost(ValueError):
+    """A text that names no host, or more than one; its message says what was expected."""
+
+
+def normal(text: str) -> str:
+    """The normal form of a host: a name, an IPv4 address or an IPv6 address without brackets; NotAHost otherwise."""
+    if not 1 <= len(text) <= MAX_CHARACTERS + 1:  # before any work: IDNA's rules take long over long texts
+        raise NotAHost(f"expected a host name of 1 to {MAX_CHARACTERS} characters")
+    if text.startswith("["):
+        return _v6(text)
+    name = text.lower() if text.isascii() else _mapped(text)
+    name = name.removesuffix(".")
+    if not 1 <= len(name) <= MAX_CHARACTERS:
+        raise NotAHost(f"expected a host name of 1 to {MAX_CHARACTERS} characters")
+    labels = name.split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        return _v4(text)
+    return ".".join(_label(one) for one in labels)
+
+
+def address_of(host: str) -> Address | None:
+    """The address that a host in normal form is, or None when it is a name."""
+    try:
+        return IPv6Address(host) if ":" in host else IPv4Address(host)
+    except AddressValueError:
+        return None
+
+
+def bracketed(host: str) -> str:
+    """A host in normal form as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def local_name(host: str) -> str | None:
+    """Why a name in normal form can only mean something near, or None."""
+    if "." not in host:
+        return "a name without a dot belongs to this network"
+    for suffix in _LOCAL_NAMES:
+        if host.endswith(f".{suffix}") or host == suffix:
+            return f"names below {suffix} are not public"
+    return None
+
+
+def _v6(text: str) -> str:
+    if not text.endswith("]") or "%" in text:
+        raise NotAHost("expected an IPv6 address in brackets, without a zone")
+    try:
+        return IPv6Address(text[1:-1]).compressed
+    except AddressValueError as error:
+        raise NotAHost("expected an IPv6 address in brackets") from error
+
+
+def _v4(text: str) -> str:
+    try:
+        return str(IPv4Address(text.removesuffix(".")))
+    except AddressValueError as error:
+        raise NotAHost("expected a name, or an IPv4 address as four decimal numbers") from error
+
+
+def _mapped(text: str) -> str:
+    """A name with other letters than ASCII, mapped as people mean it (UTS 46: width, case, the dots of East Asia)."""
+    import idna
+
+    try:
+        mapped = idna.uts46_remap(text, std3_rules=False, transitional=False)
+    except (idna.IDNAError, UnicodeError, IndexError) as error:
+        raise NotAHost("expected a host name that IDNA allows") from error
+    return mapped.lower()
+
+
+def _label(label: str) -> str:
+    if label.isascii() and not label.startswith("xn--"):
+        if not _LABEL.fullmatch(label):
+            raise NotAHost("expected labels of 1 to 63 letters, digits, '-' and '_'")
+        return label
+    import idna
+
+    try:
+        encoded = idna.alabel(idna.ulabel(label) if label.isascii() else label).decode("ascii")
+    except (idna.IDNAError, UnicodeError, IndexError) as error:
+        raise NotAHost("expected a host name that IDNA allows") from error
+    if label.isascii() and encoded != label:
+        raise NotAHost("expected a host name that IDNA allows")
+    return encoded

@@ -1,0 +1,73 @@
+"""What an operator permits one plugin beyond its capabilities, by name: `kind=value` (contracts §8, caps grant)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from latticed.model import egress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ORIGIN: Final = "origin"
+PREFIX: Final = "prefix"
+BUCKET: Final = "bucket"
+FEATURE: Final = "feature"
+SANDBOX: Final = "sandbox"
+
+EXPECTED: Final = {
+    ORIGIN: "origin=http://backend.lan:8080=10.0.0.5: a private target, pinned",
+    PREFIX: "prefix=/shop/: a path of the HTTP listener besides the plugin's own",
+    BUCKET: "bucket=shared: an operator's bucket that a worker may read",
+    FEATURE: "feature=processes (or threads, workdir)",
+    SANDBOX: "sandbox=open: no confinement at all",
+}
+"""The kinds there are, each with an example for people."""
+
+_PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?", re.ASCII)
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_FEATURES: Final = frozenset({"threads", "processes", "workdir"})
+
+
+def fault(permit: str) -> str | None:
+    """What is wrong with `kind=value`, or None."""
+    kind, _, value = permit.partition("=")
+    if kind not in EXPECTED:
+        return f"expected one of {', '.join(EXPECTED)}, found {permit[:80]!r}"
+    if not _fits(kind, value):
+        return f"expected {EXPECTED[kind]}; found {permit[:80]!r}"
+    return None
+
+
+def of_kind(permits: Iterable[str], kind: str) -> tuple[str, ...]:
+    """The values that are permitted of one kind."""
+    start = f"{kind}="
+    return tuple(permit.removeprefix(start) for permit in permits if permit.startswith(start))
+
+
+def _fits(kind: str, value: str) -> bool:
+    match kind:
+        case "origin":
+            return _is_origin(value)
+        case "prefix":
+            return bool(_PREFIX.fullmatch(value)) and not _is_reserved(value)
+        case "bucket":
+            return bool(_BUCKET.fullmatch(value))
+        case "feature":
+            return value in _FEATURES
+        case _:
+            return value == "open"
+
+
+def _is_reserved(prefix: str) -> bool:
+    parts = prefix.split("/")
+    return ".." in parts or "." in parts or parts[1] == ".well-known"
+
+
+def _is_origin(value: str) -> bool:
+    try:
+        egress.origin(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""Handlers for plugins that run: invoke one, read what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.model.runtime import State
+from latticed.rpc.api import Body, Query
+from latticed.runners.output import as_row
+
+if TYPE_CHECKING:
+    from latticed.rpc.answers import LogPage, Reply
+    from latticed.rpc.api import Ask
+    from latticed.runners.output import Ring
+
+PAGE: Final = 1_000
+
+
+class Invoke(Body, frozen=True):
+    """`payload` is any JSON, handed on as it is."""
+
+    action: Annotated[str, Meta(min_length=1, max_length=128)]
+    payload: Any = None
+
+
+class Lines(Query, frozen=True):
+    """Lines after the number `after`, the newest `limit` of them; with none there yet, wait up to `wait_s` seconds."""
+
+    after: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
+    wait_s: Annotated[int, Meta(ge=0, le=30)] = 0
+
+
+async def invoke(ask: Ask) -> Reply:
+    """Have an armed plugin carry out an action; on record before it is done."""
+    body = await ask.body(Invoke)
+    plugin_id = _known(ask)
+    runtime = ask.api.supervisor.runtime(plugin_id)
+    if runtime.state is not State.ARMED:
+        raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
+    payload = json.dumps(body.payload).encode("ascii")
+    detail: dict[str, str | int | bool] = {
+        "call": body.action,
+        "bytes": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    told = Event(actor=str(ask.actor), action="plugin.invoke", target=plugin_id, decision="allow", detail=detail)
+    await ask.api.ledger.record(told)
+    answer: Reply = await ask.api.supervisor.invoke(plugin_id, body.action, body.payload)  # type: ignore[assignment]
+    return answer
+
+
+async def logs(ask: Ask) -> LogPage:
+    """What a plugin wrote on stderr and through log.write, the oldest first."""
+    wanted = ask.query(Lines)
+    ring = ask.api.outputs.ring(_known(ask))
+    after = wanted.after if wanted.after <= ring.seq else 0  # the clock was put back since
+    if wanted.wait_s and not ring.since(after):
+        await _more(ask, ring, wanted.wait_s)
+    found = ring.since(after)[-wanted.limit :]
+    return {"lines": [as_row(line) for line in found], "next": ring.seq}
+
+
+async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
+    """Until there is another line, `wait_s` have passed, or the daemon is told to stop."""
+    waiting = [asyncio.ensure_future(work) for work in (ring.more(), ask.api.closing.wait())]
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _known(ask: Ask) -> str:
+    """The id in the path, if there is such a plugin."""
+    plugin_id = ask.part("id")
+    record = ask.api.lifecycle.records.get(plugin_id)
+    if record is None or record.forgotten:
+        raise Problem("not_found", f"there is no plugin {plugin_id[:130]!r}", "latticectl list, or latticectl rejected")
+    return plugin_id

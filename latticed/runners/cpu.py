@@ -1,0 +1,70 @@
+"""A limit on processor time where no cgroup holds a child back: measured, and answered by an end.
+
+With a cgroup the kernel slows a child down; without, all that can be done is to say no after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WINDOW_S: Final = 10.0
+"""Over how long the share of a core is measured: bursts are no offence."""
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class CpuWatch:
+    """Calls `exceeded(reason)` once when the child and all that came from it used more than `percent` of one core."""
+
+    def __init__(self, pid: int, percent: int, exceeded: Callable[[str], None], *, window_s: float = WINDOW_S) -> None:
+        self._pid = pid
+        self._percent = percent
+        self._exceeded = exceeded
+        self._window_s = window_s
+        self._loop = asyncio.get_running_loop()
+        self._used_s, self._at_s = self._used() or 0.0, self._loop.time()
+        self._next = self._loop.call_later(window_s, self._look)
+
+    def close(self) -> None:
+        self._next.cancel()
+
+    def _look(self) -> None:
+        used_s, now = self._used(), self._loop.time()
+        if used_s is None:
+            return  # it has ended
+        share = 100 * (used_s - self._used_s) / (now - self._at_s)
+        if share > self._percent:
+            limit = f"expected at most {self._percent} % of a core over {self._window_s:g} s, found {share:.0f} %"
+            self._exceeded(limit)
+            return
+        self._used_s, self._at_s = used_s, now
+        self._next = self._loop.call_later(self._window_s, self._look)
+
+    def _used(self) -> float | None:
+        """Seconds of processor time so far; the number belongs to our unreaped child as long as we are not closed."""
+        own = _ticks(self._pid)
+        return None if own is None else (own + sum(_ticks(pid) or 0 for pid in _descendants(self._pid))) / _TICKS
+
+
+def _ticks(pid: int) -> int | None:
+    """What a process and those it has reaped used; None when it is gone."""
+    try:
+        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return sum(int(number) for number in numbers[11:15])
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """What came from `pid` and lives: as many as its limit of processes allows."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                yield int(child)
+                yield from _descendants(int(child))

@@ -1,0 +1,189 @@
+"""What confined children stand on: the host as probed, the operator's floor and limits, whom each child runs as.
+
+One for the whole daemon. It says whether a plugin can be confined as it must be, and starts its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.model import permits as allowed
+from latticed.model.errors import Problem
+from latticed.processes import child
+from latticed.sandbox import levels, rlimits, spec
+from latticed.sandbox.levels import Level
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping
+
+    from latticed.model.manifest import Manifest
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.sandbox.levels import Chosen
+    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.spec import Request
+    from latticed.settings import PluginLimits
+    from latticed.settings import Sandbox as SandboxSettings
+
+PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+INTERPRETERS: Final = ("python3", "sh", "node")
+"""What a script's first line may name where the settings say nothing, if this host has it."""
+
+_PACKAGE: Final = Path(__file__).resolve().parent.parent
+SDK_PATH: Final = str(_PACKAGE.parent)
+"""What PYTHONPATH is for plugins in Python; all they see below it is `latticed/sdk`."""
+_SDK_BINDS: Final = (str(_PACKAGE / "sdk"), str(_PACKAGE / "__init__.py"))
+_SDK_LISTS: Final = (SDK_PATH, str(_PACKAGE))
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoking:
+    """Bounds of one invocation; `host_calls` and `stderr_bytes` are those of stdio-json-v1."""
+
+    timeout_s: float
+    stdout_bytes: int
+    stderr_bytes: int
+    host_calls: int
+    at_once: int
+
+
+class Ground:
+    """See the module. `limits` and `settings` are those of the daemon's start."""
+
+    def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimits) -> None:
+        self.probed = probed
+        self.floor = Level.of(settings.floor)
+        self.interpreters = interpreters(settings.interpreters)
+        self._limits = limits
+        self._uids = deque(range(settings.uid_first, settings.uid_first + settings.uids))
+
+    def choose(
+        self,
+        manifest: Manifest,
+        *,
+        needs: frozenset[str] = frozenset(),
+        likes: frozenset[str] = frozenset(),
+        permits: tuple[str, ...] = (),
+    ) -> Chosen:
+        """The level and features for a plugin: Problem("sandbox_unavailable") when this host does not give them.
+
+        `needs` is what its runner needs besides, `likes` what it is given where this host has it; `permits` are the
+        operator's words for this one plugin (`model.permits`).
+        """
+        needs |= frozenset(allowed.of_kind(permits, allowed.FEATURE))
+        open_ = "open" in allowed.of_kind(permits, allowed.SANDBOX)
+        required = levels.required(manifest.runtime.sandbox, floor=self.floor, needs=needs, open_=open_)
+        chosen = levels.decide(required, self.probed.provided)
+        if isinstance(chosen, levels.Refused):
+            raise Problem(chosen.code, chosen.reason, chosen.hint)
+        return replace(chosen, features=chosen.features | (likes & self.probed.provided.features))
+
+    def limits(self, manifest: Manifest) -> rlimits.Limits:
+        """What the manifest asks for, or the settings' default, and never more than the settings allow."""
+        asked, most = manifest.runtime.limits, self._limits
+        cpu = asked.cpu_percent or most.cpu_percent
+        return rlimits.Limits(
+            memory_bytes=min(asked.memory_mib or most.memory_mib, most.max_memory_mib) * _MIB,
+            tasks=min(asked.processes or most.processes, most.max_processes),
+            open_files=max(min(asked.open_files or most.open_files, most.max_open_files), rlimits.MIN_OPEN_FILES),
+            cpu_percent=min(cpu, most.max_cpu_percent) if cpu else None,
+            scratch_bytes=most.scratch_mib * _MIB,
+            scratch_inodes=most.scratch_files,
+        )
+
+    def invoking(self, manifest: Manifest) -> Invoking:
+        """The bounds of one invocation."""
+        asked, most = manifest.runtime.limits, self._limits
+        return Invoking(
+            timeout_s=min(asked.invoke_timeout_s or most.invoke_timeout_s, most.max_invoke_timeout_s),
+            stdout_bytes=min(asked.stdout_kib or most.stdout_kib, most.max_stdout_kib) << 10,
+            stderr_bytes=most.stderr_kib << 10,
+            host_calls=most.host_calls,
+            at_once=most.invocations,
+        )
+
+    async def spawn(
+        self,
+        request: Request,
+        chosen: Chosen,
+        *,
+        on_exit: Callable[[Exit], None],
+        stdout: asyncio.Protocol,
+        stderr: asyncio.Protocol,
+    ) -> Child:
+        """Start a child; see `processes.child.spawn`. It runs as nobody else does, where the daemon may choose."""
+        with self._ids() as lent:
+            wanted = replace(request, ids=lent.ids, interpreters=self.interpreters)
+
+            plan = spec.build(wanted, chosen, self.probed)
+            started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
+            started.when_gone(lent.give_back)
+            lent.keep()
+            return started
+
+    @contextlib.contextmanager
+    def _ids(self) -> Iterator[_Lent]:
+        here = self.probed.standing
+        lent = _Lent(self._uids if here.uid == 0 or here.other_ids else None)
+        try:
+            yield lent
+        finally:
+            if not lent.kept:
+                lent.give_back()
+
+
+class _Lent:
+    """A uid for one child, until it is gone; None where children run as the daemon's own user."""
+
+    def __init__(self, uids: deque[int] | None) -> None:
+        self._uids = uids
+        self.ids: spec.Ids | None = None
+        self.kept = False
+        if uids is not None:
+            if not uids:
+                raise Problem("too_many_children", "expected a uid for another child, found all in use")
+            uid = uids.popleft()
+            self.ids = spec.Ids(uid=uid, gid=uid)
+
+    def keep(self) -> None:
+        self.kept = True
+
+    def give_back(self) -> None:
+        if self._uids is not None and self.ids is not None:
+            self._uids.append(self.ids.uid)
+        self._uids = None
+
+
+def interpreters(named: Mapping[str, str]) -> dict[str, str]:
+    """What scripts may name, and where it is: the settings' table, else the defaults that this host has."""
+    if named:
+        return dict(named)
+    return {name: path for name in INTERPRETERS if (path := _find(name)) is not None}
+
+
+def _find(name: str) -> str | None:
+    """The first real program of that name; a wrapper script is none."""
+    for directory in ("/usr/bin", "/bin", "/usr/local/bin"):
+        path = f"{directory}/{name}"
+        with contextlib.suppress(OSError), open(path, "rb") as source:
+            if os.access(path, os.X_OK) and source.read(4) == b"\x7fELF":
+                return path
+    return None
+
+
+def for_python(request: Request) -> Request:
+    """`request` with the SDK in sight."""
+    environment = {**request.environment, "PYTHONPATH": SDK_PATH}
+    return replace(request, environment=environment, binds=_SDK_BINDS, lists=_SDK_LISTS)
+
+
+def reached(chosen: Chosen, probed: Probed) -> str:
+    """The level that a child has, as it is shown: `isolated`, or `isolated+cgroup`."""
+    return chosen.level.token + ("+cgroup" if probed.delegation is not None else "")

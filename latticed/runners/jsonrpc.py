@@ -1,0 +1,259 @@
+"""latticed-stdio-1: JSON-RPC 2.0, one message a line, in both directions (contracts §10). No transport, no process.
+
+The plugin is a stranger: whatever it sends that is not a message breaks the session with a reason, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from latticed.host.service import HostError
+from latticed.kit import logs, text
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.runners import lines
+from latticed.runners.lines import Lines, LineTooLong
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+MAX_LINE_BYTES: Final = 1 << 20
+MAX_IN_FLIGHT: Final = 256
+"""Calls of the plugin under way at once; what it sends beyond that stays where it is until one is answered."""
+MAX_GIVEN_UP: Final = 1_024
+"""Answers that nobody waits for any more but that may still come."""
+METHOD_CHARACTERS: Final = 128
+ID_CHARACTERS: Final = 128
+HOST_REFUSED: Final = -32000
+_GONE: Final = "the plugin has ended"
+
+log = logs.get_logger()
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request (method), or a response (result or error). Of a name that occurs twice the last one counts."""
+
+    jsonrpc: Literal["2.0"]
+    id: int | str | None = None
+    method: str | None = None
+    params: dict[str, Any] | None = None
+    result: Any | msgspec.UnsetType = msgspec.UNSET
+    error: dict[str, Any] | None = None
+
+
+_decode: Final = msgspec.json.Decoder(Message).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+async def _at_once() -> None:
+    """There is always room."""
+
+
+class Session:
+    """One conversation. `write` takes bytes for the plugin, `serve` carries out its calls.
+
+    `flow(False)` asks whoever reads for us to stop for a while, `flow(True)` to go on; what arrives nevertheless is
+    kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that
+    one who asks and never reads cannot fill our memory. Both may raise OSError once nobody reads. `broken(code,
+    reason)` is called at most once, when the plugin has sent what is no message (`message_too_large`,
+    `protocol_error`); the session is over then.
+    """
+
+    def __init__(
+        self,
+        *,
+        write: Callable[[bytes], None],
+        serve: Callable[[str, dict[str, Any]], Awaitable[Any]],
+        flow: Callable[[bool], None],
+        broken: Callable[[str, str], None],
+        drain: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        self._write = write
+        self._serve = serve
+        self._flow = flow
+        self._broken = broken
+        self._drain = drain
+        self._lines = Lines(max_bytes=MAX_LINE_BYTES)
+        self._last_id = 0
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._given_up: dict[int, None] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._paused = False
+        self._open = True
+
+    async def ask(self, method: str, params: dict[str, Any]) -> Any:
+        """The plugin's answer; Problem("plugin_error") when it answers with an error, ("plugin_gone") when it ends.
+
+        Problem with the code of the breakage when it broke the session instead. Cancelled, a late answer is ignored.
+        """
+        self._check_open()
+        try:
+            await self._drain()
+        except OSError as error:
+            raise _gone() from error
+        self._check_open()
+        self._last_id += 1
+        number, answer = self._last_id, asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            self._send({"id": number, "method": method, "params": params})
+            return await answer
+        except OSError as error:
+            raise _gone() from error
+        except asyncio.CancelledError:
+            self._give_up(number)
+            raise
+        finally:
+            del self._waiting[number]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # heard, even by one who left before
+
+    def feed(self, data: bytes) -> None:
+        """Take what the plugin wrote."""
+        if self._open:
+            found = self._lines.feed(data)
+            if not self._paused:
+                self._take_all(found)
+
+    async def close(self) -> None:
+        """End it: nothing more is answered, whoever waits is told."""
+        self._open = False
+        self._tell_waiting("plugin_gone", _GONE)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _take_all(self, found: Iterable[bytes]) -> None:
+        """Take lines until there are none, or enough calls are under way."""
+        try:
+            for line in found:
+                self._take(_checked(line))
+                if not self._open:
+                    return
+                if len(self._serving) >= MAX_IN_FLIGHT:
+                    self._pause(True)
+                    return
+        except LineTooLong as error:
+            self._break("message_too_large", str(error))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            found_text = text.sanitise(str(error), 200)
+            self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found: {found_text}")
+        else:
+            self._pause(False)
+
+    def _pause(self, wanted: bool) -> None:  # noqa: FBT001 - a state, set
+        if wanted != self._paused:
+            self._paused = wanted
+            self._flow(not wanted)
+
+    def _take(self, message: Message) -> None:
+        if message.method is not None:
+            self._call(message, message.method)
+        elif isinstance(message.id, int) and message.id in self._waiting:
+            self._answer(self._waiting[message.id], message)
+        elif isinstance(message.id, int) and message.id in self._given_up:
+            del self._given_up[message.id]
+        else:
+            found = text.sanitise(str(message.id), 40)
+            self._break("protocol_error", f"expected an answer to something that was asked, found the id {found}")
+
+    def _answer(self, answer: asyncio.Future[Any], message: Message) -> None:
+        if answer.cancelled():
+            return  # whoever asked is just about to leave
+        if answer.done():
+            self._break("protocol_error", f"expected one answer to the request {message.id}, found two")
+        elif message.params is not None:
+            self._break("protocol_error", "expected no params in an answer, found some")
+        elif message.error is not None:
+            words = text.sanitise(str(message.error.get("message", "no message")), 500)
+            answer.set_exception(Problem("plugin_error", f"the plugin answered with an error: {words}"))
+        elif message.result is msgspec.UNSET:
+            self._break("protocol_error", "expected a result or an error in an answer, found neither")
+        else:
+            answer.set_result(message.result)
+
+    def _call(self, message: Message, method: str) -> None:
+        is_request = message.id is not None and message.error is None and message.result is msgspec.UNSET
+        if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
+            self._break("protocol_error", "expected a call with an id and a method, found something else")
+            return
+        number = message.id
+        work = self._answer_call(number, method, message.params or {})
+        task = fenced(work, lambda error: self._failed(number, method, error), name="host call")
+        self._serving.add(task)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if self._paused and self._open:
+            self._take_all(self._lines.ready())
+
+    async def _answer_call(self, number: int | str | None, method: str, params: dict[str, Any]) -> None:
+        try:
+            answer = {"id": number, "result": await self._serve(method, params)}
+        except HostError as error:
+            answer = _refusal(number, error)
+        await self._reply(answer)
+
+    async def _reply(self, answer: dict[str, Any]) -> None:
+        line = _line(answer)
+        with contextlib.suppress(OSError):  # it no longer reads: its end is on the way
+            if self._open:
+                self._write(line)
+                await self._drain()
+
+    def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
+        """A fault of ours: the plugin is told as much, and lives on."""
+        log.error("host_call_failed", call=text.sanitise(method, 80), error=repr(error), exc_info=error)
+        fault = HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
+        with contextlib.suppress(OSError):
+            self._send(_refusal(number, fault))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._open:
+            self._write(_line(message))
+
+    def _give_up(self, number: int) -> None:
+        self._given_up[number] = None
+        if len(self._given_up) > MAX_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise _gone()
+
+    def _tell_waiting(self, code: str, reason: str) -> None:
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(Problem(code, reason))
+
+    def _break(self, code: str, reason: str) -> None:
+        if self._open:
+            self._open = False
+            self._tell_waiting(code, reason)
+            self._broken(code, reason)
+
+
+def _checked(line: bytes) -> Message:
+    message = _decode(line)
+    if lines.too_deep(line, [message.params, message.result, message.error]):
+        raise msgspec.DecodeError(f"more than {lines.MAX_DEPTH} levels of nesting")
+    return message
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return _encode({"jsonrpc": "2.0", **message}) + b"\n"
+
+
+def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:
+    fault = {"code": HOST_REFUSED, "message": error.message, "data": {"code": error.code.value}}
+    return {"id": number, "error": fault}
+
+
+def _gone() -> Problem:
+    return Problem("plugin_gone", _GONE)

@@ -1,0 +1,69 @@
+"""Bytes from a plugin, cut into lines of a bounded length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_DEPTH: Final = 100
+"""How deeply a message may be nested: what we decode we can also encode again, wherever we are."""
+
+
+class LineTooLong(ValueError):
+    """A line went beyond the limit; the message says which."""
+
+
+class Lines:
+    """Feed it what arrives; it gives back complete lines without their newline, and keeps the rest.
+
+    Whoever stops in the middle finds the lines that are left in the next look. Time and memory grow with the bytes
+    alone, however they are cut: each byte is searched once.
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Add `data`, and look at the complete lines there are now (see `ready`)."""
+        self._held += data
+        return self.ready()
+
+    def ready(self) -> Iterator[bytes]:
+        """The complete lines not yet looked at; LineTooLong as soon as one is, or cannot fit any more."""
+        while (end := self._held.find(b"\n", self._searched)) != -1:
+            self._check(end)
+            line = bytes(self._held[:end])
+            del self._held[: end + 1]
+            self._searched = 0
+            yield line
+        self._searched = len(self._held)
+        self._check(self._searched)
+
+    @property
+    def rest(self) -> bytes:
+        """What has arrived of a line that has no end yet."""
+        return bytes(self._held)
+
+    def _check(self, length: int) -> None:
+        if length > self._max_bytes:
+            raise LineTooLong(f"expected lines of at most {self._max_bytes} bytes, found a longer one")
+
+
+def too_deep(line: bytes, value: Any) -> bool:
+    """Whether `value`, decoded from `line`, is nested deeper than MAX_DEPTH."""
+    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:  # nearly all there is
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list) for one in level)
+
+
+def _inside(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

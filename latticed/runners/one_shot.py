@@ -1,0 +1,182 @@
+"""stdio-json-v1 as a way of living: nothing runs between invocations, each has a process of its own (contracts §10)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health
+from latticed.runners import replies, stdio_json
+from latticed.runners.contract import Checkup
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.processes.pipes import Writer
+    from latticed.runners.ground import Invoking
+    from latticed.runners.output import Outputs, Stderr
+    from latticed.sandbox.artifact import Artifact
+
+    Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
+
+PROTOCOL: Final = "stdio-json-v1"
+RESPONSE_FD: Final = 3
+ENVIRONMENT: Final = {"LATTICE_HOST_RESPONSE_FD": str(RESPONSE_FD)}
+TERM_S: Final = 3.0
+"""How long a process may take to end after SIGTERM (contracts §10)."""
+LINGER_S: Final = 0.5
+"""How long one that has replied may take to end by itself, before it is told to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What every invocation of a plugin is made with; `program` is closed with the last of them."""
+
+    plugin_id: str
+    gate: Gate
+    invoking: Invoking
+    outputs: Outputs
+    sandbox: str
+    spawn: Spawn
+    program: Artifact
+
+
+class OneShot:
+    """See `runners.contract.Living`."""
+
+    pid = 0
+    message = "a process for each invocation"
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.sandbox = wanted.sandbox
+        self._wanted = wanted
+        self._running: set[asyncio.Task[Any]] = set()
+        self._stopped = False
+        self._grace_s = TERM_S
+
+    async def describe(self) -> None:
+        """Prove that it can be started and speaks the protocol; Problem when not. What it answers does not matter."""
+        await self._in_time("describe", None)
+
+    async def check(self) -> Checkup:
+        if self._running:
+            return Checkup(health=Health.HEALTHY, message="at work")
+        answer = await self._in_time("health", None)
+        result = answer["result"]
+        if answer["ok"] and isinstance(result, dict) and "status" in result:
+            return replies.checkup({"message": answer["message"], **result})
+        said = answer["message"] or answer["error"] or ""
+        return Checkup(health=Health.HEALTHY if answer["ok"] else Health.UNHEALTHY, message=said)
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        limits = self._wanted.invoking
+        if len(self._running) >= limits.at_once:
+            raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
+        return await self._in_time(action, payload)
+
+    async def stop(self, grace_s: float) -> None:
+        """End what is being carried out: SIGTERM, and SIGKILL after TERM_S, or the grace if that is shorter."""
+        if self._stopped:
+            return
+        self._grace_s = min(grace_s, TERM_S)
+        try:
+            await self.halt()
+        finally:
+            self._wanted.program.close()
+
+    async def halt(self) -> None:
+        """End what is being carried out, and begin nothing more."""
+        self._stopped = True
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _in_time(self, action: str, payload: Any) -> dict[str, Any]:
+        """Carry out one action in a task of its own: whoever asked may leave, the process is ended properly."""
+        if self._stopped:
+            raise Problem("not_armed", f"{self._wanted.plugin_id} is being stopped")
+        task = asyncio.create_task(self._carry_out(action, payload), name=f"invocation of {self._wanted.plugin_id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise Problem("plugin_gone", "the plugin was stopped meanwhile") from None
+            raise
+
+    async def _carry_out(self, action: str, payload: Any) -> dict[str, Any]:
+        wanted, limits = self._wanted, self._wanted.invoking
+        stderr = wanted.outputs.stderr_of_call(wanted.plugin_id, whole_bytes=limits.stderr_bytes)
+        call = _Call(wanted, stderr)
+        child = await wanted.spawn(call, stderr, call.ended)
+        try:
+            call.begin(child, stdio_json.request(action, payload))
+            try:
+                async with asyncio.timeout(limits.timeout_s):
+                    answer = await call.conversation.outcome
+            except TimeoutError as error:
+                raise replies.too_late(limits.timeout_s) from error
+            with contextlib.suppress(TimeoutError):  # a reply is a reply, however it ends afterwards
+                async with asyncio.timeout(LINGER_S):
+                    await child.exited()
+            return answer
+        finally:
+            await child.stop(self._grace_s)
+            await call.conversation.close()
+
+
+class _Call(asyncio.Protocol):
+    """One process: its stdout goes to the conversation, answers go to its third descriptor."""
+
+    def __init__(self, wanted: Wanted, stderr: Stderr) -> None:
+        self._stderr = stderr
+        self._child: Child | None = None
+        self._early = bytearray()
+        self.conversation = stdio_json.Invocation(
+            answer=self._answer,
+            serve=wanted.gate.call,
+            max_stdout_bytes=wanted.invoking.stdout_bytes,
+            max_host_calls=wanted.invoking.host_calls,
+            drain=self._drain,
+        )
+
+    def begin(self, child: Child, request: bytes) -> None:
+        self._child = child
+        with contextlib.suppress(BrokenPipeError):  # it may have ended already: then it is told below
+            child.stdin.write(request)
+            child.stdin.close()
+        self._catch_up()
+
+    def data_received(self, data: bytes) -> None:
+        if self._child is None:  # nobody to answer yet
+            self._early += data
+        else:
+            self.conversation.feed(data)
+
+    def ended(self, exit_: Exit) -> None:
+        """The process ended by itself, and all that it wrote has arrived."""
+        self._catch_up()
+        self.conversation.ended(exit_.code, f"ended without a reply: {exit_.message}{self._stderr.words()}")
+
+    def _catch_up(self) -> None:
+        early, self._early = bytes(self._early), bytearray()
+        self.conversation.feed(early)
+
+    def _answer(self, line: bytes) -> None:
+        self._answers().write(line)
+
+    async def _drain(self) -> None:
+        await self._answers().drain()
+
+    def _answers(self) -> Writer:
+        if self._child is None:
+            raise BrokenPipeError("it is not there yet to be answered")
+        return self._child.inputs[RESPONSE_FD]

@@ -1,0 +1,198 @@
+"""What plugins say to people: lines on stderr, kept in a bounded ring for `latticectl logs` and told to the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit import text
+from latticed.kit.clock import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.kit.clock import Clock
+
+RING_BYTES: Final = 256 << 10
+LINE_CHARACTERS: Final = 8_192
+LAST_WORDS_CHARACTERS: Final = 200
+RATE_BYTES_PER_S: Final = 64 << 10
+BURST_BYTES: Final = 1 << 20
+_ROW_BYTES: Final = 100  # what a line costs besides its text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line; `at` is in microseconds since the epoch, `stream` is `stderr`, `log` or `daemon`."""
+
+    seq: int
+    at: int
+    stream: str
+    text: str
+
+
+class Ring:
+    """The newest lines of one plugin.
+
+    Numbers go on from `first`, a time: one that somebody remembers of an earlier life of the daemon is below all of
+    this one's, and no line of this one is taken for seen.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.lines: deque[Line] = deque()
+        self.seq = first
+        self._bytes = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def add(self, at: int, stream: str, line: str) -> None:
+        self.seq += 1
+        self.lines.append(Line(seq=self.seq, at=at, stream=stream, text=line))
+        self._bytes += len(line) + _ROW_BYTES
+        while self._bytes > RING_BYTES and len(self.lines) > 1:
+            self._bytes -= len(self.lines.popleft().text) + _ROW_BYTES
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def since(self, seq: int) -> list[Line]:
+        """The lines after the number `seq`."""
+        return [line for line in self.lines if line.seq > seq]
+
+    async def more(self) -> None:
+        """Return at the next line."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+
+class Outputs:
+    """The rings of all plugins. `tell(plugin_id, line)` passes a line of stderr on to the daemon's log."""
+
+    def __init__(self, clock: Clock, tell: Callable[[str, str], None]) -> None:
+        self._clock = clock
+        self._tell = tell
+        self._rings: dict[str, Ring] = {}
+
+    def ring(self, plugin_id: str) -> Ring:
+        """The ring of a plugin, made when it is first asked for."""
+        if plugin_id not in self._rings:
+            self._rings[plugin_id] = Ring(self._clock.wall_us())
+        return self._rings[plugin_id]
+
+    def forget(self, plugin_id: str) -> None:
+        self._rings.pop(plugin_id, None)
+
+    def say(self, plugin_id: str, stream: str, line: str) -> None:
+        """Keep a line that is no stderr: what a plugin logged, what the daemon has to say about it."""
+        self.ring(plugin_id).add(self._clock.wall_us(), stream, text.sanitise(line, LINE_CHARACTERS))
+
+    def heard(self, plugin_id: str, line: str) -> None:
+        """Keep a line of stderr, and pass it on."""
+        self.ring(plugin_id).add(self._clock.wall_us(), "stderr", line)
+        self._tell(plugin_id, line)
+
+    def stderr(self, plugin_id: str) -> Stderr:
+        """The reader for one life: slowed down when it says too much."""
+        return Stderr(self, plugin_id, whole_bytes=None)
+
+    def stderr_of_call(self, plugin_id: str, *, whole_bytes: int) -> Stderr:
+        """The reader for one invocation: what goes beyond `whole_bytes` is thrown away with a warning."""
+        return Stderr(self, plugin_id, whole_bytes=whole_bytes)
+
+
+class Stderr(asyncio.Protocol):
+    """Cuts what a child writes into lines. `last` is the newest one of this child."""
+
+    def __init__(self, outputs: Outputs, plugin_id: str, *, whole_bytes: int | None) -> None:
+        self.last = ""
+        self._outputs = outputs
+        self._plugin_id = plugin_id
+        self._whole_bytes = whole_bytes
+        self._taken = 0
+        self._rest = bytearray()
+        self._cut = False
+        self._allowance = float(BURST_BYTES)
+        self._seen_s = 0.0
+        self._transport: asyncio.ReadTransport | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._whole_bytes is None:
+            self._slow_down(len(data))
+        else:
+            data = self._within(data)
+        start = 0
+        while (end := data.find(b"\n", start)) != -1:
+            self._put(data[start:end])
+            self._line()
+            start = end + 1
+        self._put(data[start:])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if self._later is not None:
+            self._later.cancel()
+        if self._rest:
+            self._line()
+
+    def words(self) -> str:
+        """The last line, as the end of a sentence about how it ended; empty when it said nothing."""
+        rest = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
+        last = text.clip(rest or self.last, LAST_WORDS_CHARACTERS)
+        return f"; it said last: {last}" if last else ""
+
+    def _put(self, piece: bytes) -> None:
+        """Keep a piece of a line, as much of it as may be long."""
+        room = LINE_CHARACTERS - len(self._rest)
+        self._rest += piece[:room]
+        self._cut = self._cut or len(piece) > room
+
+    def _line(self) -> None:
+        line = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS - 1)
+        if self._cut:
+            line += "…"
+        self._rest.clear()
+        self._cut = False
+        if line:
+            self.last = line
+            self._outputs.heard(self._plugin_id, line)
+
+    def _within(self, data: bytes) -> bytes:
+        """What of `data` is still taken down."""
+        assert self._whole_bytes is not None  # noqa: S101 - for the type
+        room = self._whole_bytes - self._taken
+        self._taken += len(data)
+        if 0 <= room < len(data):
+            warning = f"more than {self._whole_bytes} bytes on stderr in one invocation: the rest is not kept"
+            self._outputs.say(self._plugin_id, "daemon", warning)
+        return data[: max(room, 0)]
+
+    def _slow_down(self, size: int) -> None:
+        """Stop reading until so much is allowed again: the plugin waits, the daemon does not."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
+        self._seen_s = now
+        if self._allowance < 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+def as_row(line: Line) -> Any:
+    """For answers: seq, at (RFC 3339), stream, text."""
+    return {"seq": line.seq, "at": rfc3339(line.at), "stream": line.stream, "text": line.text}

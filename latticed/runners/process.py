@@ -1,0 +1,142 @@
+"""The process runner: a system plugin's artifact as a confined child, under either protocol of contracts §10."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from latticed.runners import ground, one_shot, speaking
+from latticed.sandbox import artifact, levels
+from latticed.sandbox.spec import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.model.manifest import Manifest
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.runners.contract import Living, Plugin
+    from latticed.runners.ground import Ground
+    from latticed.runners.output import Outputs
+    from latticed.sandbox.artifact import Artifact
+    from latticed.sandbox.levels import Chosen
+
+PYTHON: Final = "python3"
+_V1_NEEDS: Final = frozenset({levels.THREADS})
+_V1_LIKES: Final = frozenset({levels.PROCESSES})
+"""A v1 manifest cannot ask for features: its program gets threads, and processes where all of them can be ended."""
+
+
+class Process:
+    """See `runners.contract.Runner`."""
+
+    name = "process"
+
+    def __init__(
+        self, base: Ground, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
+    ) -> None:
+        """`permits` of a plugin id are what the operator permitted it beyond its capabilities."""
+        self._ground = base
+        self._outputs = outputs
+        self._permits = permits
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        del pair
+        self._choose(plugin)
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        chosen = self._choose(plugin)
+        program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
+        try:
+            if protocol(plugin.manifest) == speaking.PROTOCOL:
+                return await self._speaking(plugin, gate, program, chosen, on_exit)
+            living = await self._one_shot(plugin, gate, program, chosen)
+        except BaseException:
+            program.close()
+            raise
+        return living
+
+    def _choose(self, plugin: Plugin) -> Chosen:
+        permits = self._permits(plugin.id)
+        if plugin.manifest.is_v2:
+            return self._ground.choose(plugin.manifest, permits=permits)
+        return self._ground.choose(plugin.manifest, needs=_V1_NEEDS, likes=_V1_LIKES, permits=permits)
+
+    async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
+        """The artifact in memory; being cancelled waits for the thread, which reads from `pair`."""
+
+        def seal() -> Artifact:
+            return artifact.seal(pair, sha256=sha256, interpreters=self._ground.interpreters)
+
+        sealing = asyncio.ensure_future(asyncio.to_thread(seal))
+        try:
+            return await asyncio.shield(sealing)
+        except asyncio.CancelledError:
+            await asyncio.wait({sealing})
+            if not sealing.cancelled() and sealing.exception() is None:
+                sealing.result().close()
+            raise
+
+    async def _speaking(
+        self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        request = self._request(plugin.manifest, program)
+
+        async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
+            return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+
+        wanted = speaking.Wanted(
+            plugin=plugin,
+            gate=gate,
+            invoking=self._ground.invoking(plugin.manifest),
+            stderr=self._outputs.stderr(plugin.id),
+            sandbox=ground.reached(chosen, self._ground.probed),
+            cpu_percent=request.limits.cpu_percent,
+        )
+        living = await speaking.begin(wanted, spawn, on_exit)
+        program.close()  # the child has a descriptor of its own
+        return living
+
+    async def _one_shot(self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen) -> Living:
+        request = self._request(plugin.manifest, program, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
+
+        async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
+            return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+
+        wanted = one_shot.Wanted(
+            plugin_id=plugin.id,
+            gate=gate,
+            invoking=self._ground.invoking(plugin.manifest),
+            outputs=self._outputs,
+            sandbox=ground.reached(chosen, self._ground.probed),
+            spawn=spawn,
+            program=program,
+        )
+        living = one_shot.OneShot(wanted)
+        try:
+            await living.describe()
+        except BaseException:
+            await living.halt()
+            raise
+        return living
+
+    def _request(self, manifest: Manifest, program: Artifact, *descriptors: int, **environment: str) -> Request:
+        request = Request(
+            program=program,
+            args=manifest.runtime.args,
+            environment={"PATH": ground.PATH, **environment},
+            limits=self._ground.limits(manifest),
+            descriptors=descriptors,
+        )
+        return ground.for_python(request) if program.interpreter == PYTHON else request
+
+
+def protocol(manifest: Manifest) -> str:
+    """What it speaks: v2's default is latticed-stdio-1, a v1 manifest means stdio-json-v1."""
+    if not manifest.is_v2:
+        return one_shot.PROTOCOL
+    return manifest.runtime.protocol or speaking.PROTOCOL

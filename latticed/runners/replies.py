@@ -1,0 +1,47 @@
+"""What a plugin answers, read with suspicion: the same for both protocols (pure)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from latticed.kit import text
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health
+from latticed.runners.contract import Checkup
+
+MESSAGE_CHARACTERS: Final = 2_000
+_STATUSES: Final = frozenset({Health.HEALTHY.value, Health.DEGRADED.value, Health.UNHEALTHY.value})
+
+
+def checkup(answer: Any) -> Checkup:
+    """The answer `{status, message}` to a health check; anything else is unhealthy, and says so."""
+    status = answer.get("status") if isinstance(answer, dict) else None
+    if not isinstance(status, str) or status not in _STATUSES:
+        found = text.sanitise(str(status), 40)
+        message = f"expected a status of {', '.join(sorted(_STATUSES))}, found {found!r}"
+        return Checkup(health=Health.UNHEALTHY, message=message)
+    said = answer.get("message")
+    return Checkup(health=Health(status), message=said_text(said))
+
+
+def reply(answer: Any) -> dict[str, Any]:
+    """The answer `{ok, message, result, error}` to an invocation; Problem("protocol_error") when it is none."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise Problem("protocol_error", "expected a reply with ok, message and result, found something else")
+    error = answer.get("error")
+    return {
+        "ok": answer["ok"],
+        "message": said_text(answer.get("message")),
+        "result": answer.get("result"),
+        "error": None if error is None else said_text(error),
+    }
+
+
+def said_text(words: Any) -> str:
+    """What is meant for people: text, cut to a sane length."""
+    return text.clip(words if isinstance(words, str) else "" if words is None else str(words), MESSAGE_CHARACTERS)
+
+
+def too_late(limit_s: float) -> Problem:
+    hint = "the manifest's runtime.limits.invoke_timeout_s may ask for more, up to plugin_limits.max_invoke_timeout_s"
+    return Problem("deadline_exceeded", f"expected a reply within {limit_s:g} s, found none", hint)

@@ -1,0 +1,178 @@
+"""stdio-json-v1: one process per invocation, lines of JSON (contracts §10). No transport, no process.
+
+The plugin writes host calls and then one reply on stdout; each call is answered with a line on a descriptor of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from latticed.host.service import HostError
+from latticed.kit import logs, text
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.runners import lines, replies
+from latticed.runners.lines import Lines, LineTooLong
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+MAX_AT_ONCE: Final = 16
+"""Calls carried out at the same time; the others wait, as their number is limited anyway."""
+METHOD_CHARACTERS: Final = 128
+ID_CHARACTERS: Final = 128
+
+log = logs.get_logger()
+
+
+class HostCall(msgspec.Struct, frozen=True, kw_only=True):
+    id: int | str
+    method: str
+    params: dict[str, Any] | None = None
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    host_call: HostCall
+
+
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def request(action: str, payload: Any) -> bytes:
+    """What the plugin gets on stdin, before its end: one line, the action first."""
+    return _encode({"action": action, "payload": payload}) + b"\n"
+
+
+async def _at_once() -> None:
+    """There is always room."""
+
+
+class Invocation:
+    """One conversation. `answer` takes lines for the descriptor of answers, `serve` carries out host calls.
+
+    `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
+    `output_too_large`, `too_many_host_calls`, `protocol_error`, or how it ended. `drain` waits until the plugin has
+    read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        answer: Callable[[bytes], None],
+        serve: Callable[[str, dict[str, Any]], Awaitable[Any]],
+        max_stdout_bytes: int,
+        max_host_calls: int,
+        drain: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        self.outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        self._serve = serve
+        self._drain = drain
+        self._lines = Lines(max_bytes=max_stdout_bytes)
+        self._left_bytes = max_stdout_bytes
+        self._left_calls = max_host_calls
+        self._max_stdout_bytes = max_stdout_bytes
+        self._max_host_calls = max_host_calls
+        self._serving: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
+
+    def feed(self, data: bytes) -> None:
+        """Take what the plugin wrote on stdout; after the reply, or a fault, nothing matters any more."""
+        if self.outcome.done():
+            return
+        within = data[: self._left_bytes]
+        self._left_bytes -= len(data)
+        with contextlib.suppress(LineTooLong):  # no line is longer than all of them may be
+            for line in self._lines.feed(within):
+                self._take(line)
+                if self.outcome.done():
+                    return
+        if self._left_bytes < 0:
+            self._fail("output_too_large", f"expected at most {self._max_stdout_bytes} bytes on stdout, found more")
+
+    def ended(self, code: str, message: str) -> None:
+        """Its stdout is closed or it has ended; a last line without a newline counts."""
+        if not self.outcome.done():
+            self._take(self._lines.rest)
+        self._fail(code, message)
+
+    async def close(self) -> None:
+        """Answer nothing more."""
+        if not self.outcome.done():
+            self.outcome.cancel()
+        elif not self.outcome.cancelled():
+            self.outcome.exception()  # heard, even if whoever asked has left
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            message = _decode(line)
+            if lines.too_deep(line, message):
+                raise msgspec.DecodeError(f"more than {lines.MAX_DEPTH} levels of nesting")
+            call = msgspec.convert(message, Line).host_call if "host_call" in message else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            found = text.sanitise(str(error), 200)
+            self._fail("protocol_error", f"expected a host call or a reply as one line of JSON, found: {found}")
+        else:
+            if call is None:
+                self._reply(message)
+            else:
+                self._call(call)
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        result = message.get("result")
+        try:
+            reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
+        except Problem as problem:
+            self._fail(problem.code, problem.detail)
+        else:
+            self.outcome.set_result(reply)
+
+    def _call(self, call: HostCall) -> None:
+        self._left_calls -= 1
+        if self._left_calls < 0:
+            self._fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
+            return
+        if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
+            self._fail("protocol_error", "expected a host call with a short id and method, found a long one")
+            return
+        task = fenced(self._answer_call(call), lambda error: self._failed(call, error), name="host call")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _answer_call(self, call: HostCall) -> None:
+        async with self._room:
+            try:
+                result = await self._serve(call.method, call.params or {})
+            except HostError as error:
+                line = _refusal(call, error)
+            else:
+                line = _encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
+            with contextlib.suppress(OSError):  # it no longer reads, and may reply all the same
+                self._answer(line)
+                await self._drain()
+
+    def _failed(self, call: HostCall, error: BaseException) -> None:
+        """A fault of ours: the plugin is told as much."""
+        log.error("host_call_failed", call=text.sanitise(call.method, 80), error=repr(error), exc_info=error)
+        with contextlib.suppress(OSError):
+            self._answer(_refusal(call, HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")))
+
+    def _fail(self, code: str, detail: str) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(Problem(code, detail))
+
+
+def _refusal(call: HostCall, error: HostError) -> bytes:
+    words = f"{error.code.value}: {error.message}"
+    return _encode({"host_response": {"id": call.id, "ok": False, "result": None, "error": words}}) + b"\n"

@@ -1,0 +1,120 @@
+"""Host calls with types, and what they share. Here are those that nearly every plugin makes: kv, log, audit."""
+
+from __future__ import annotations
+
+from binascii import a2b_base64, b2a_base64
+
+TYPE_CHECKING = False  # typing itself is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    Ask = Callable[[str, dict[str, Any]], Any]
+    """Carries one host call to the host and returns its result, or raises HostError."""
+
+
+class HostError(Exception):
+    """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class Calls:
+    """Host calls that belong together."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+
+def to_base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
+def from_base64(text: str) -> bytes:
+    return a2b_base64(text)
+
+
+def given(**params: Any) -> dict[str, Any]:
+    """The parameters that are not None: the host's defaults stand for the others."""
+    return {name: value for name, value in params.items() if value is not None}
+
+
+class Kv(Calls):
+    """Small values that survive restarts, in a bucket of this plugin's own."""
+
+    def get(self, key: str) -> str | None:
+        """The value as text, or None when there is none; UnicodeDecodeError when it is no text (kv:read)."""
+        value = self.get_bytes(key)
+        return None if value is None else value.decode("utf-8")
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """The value, or None when there is none (kv:read)."""
+        found = self._ask("kv.get", {"key": key})
+        return from_base64(found["value_base64"]) if found["ok"] else None
+
+    def put(self, key: str, value: str | bytes) -> None:
+        """Set a value; HostError("quota_exceeded") when it does not fit (kv:write)."""
+        if isinstance(value, str):
+            self._ask("kv.put", {"key": key, "value": value})
+        else:
+            self._ask("kv.put", {"key": key, "value_base64": to_base64(value)})
+
+    def delete(self, key: str) -> bool:
+        """Whether there was such a key; it is gone now (kv:write)."""
+        return bool(self._ask("kv.delete", {"key": key})["ok"])
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """All keys that begin with `prefix`, in order, asked for page by page (kv:read)."""
+        after: str | None = ""
+        while after is not None:
+            page = self._ask("kv.list", {"prefix": prefix, "after": after})
+            yield from page["keys"]
+            after = page["next"]
+
+
+class Log(Calls):
+    """Lines in the daemon's log, stamped with the plugin's id; `fields` are kept as text."""
+
+    def write(self, level: str, message: str, **fields: object) -> None:
+        """One line of level debug, info, warning or error (log:write)."""
+        plain = {name: str(value) for name, value in fields.items()}
+        self._ask("log.write", {"level": level, "message": message, "fields": plain})
+
+    def debug(self, message: str, **fields: object) -> None:
+        """See write (log:write)."""
+        self.write("debug", message, **fields)
+
+    def info(self, message: str, **fields: object) -> None:
+        """See write (log:write)."""
+        self.write("info", message, **fields)
+
+    def warning(self, message: str, **fields: object) -> None:
+        """See write (log:write)."""
+        self.write("warning", message, **fields)
+
+    def error(self, message: str, **fields: object) -> None:
+        """See write (log:write)."""
+        self.write("error", message, **fields)
+
+
+class Audit(Calls):
+    """What is on record of this plugin; never another's."""
+
+    def events(
+        self, after: int = 0, *, action: str | None = None, decision: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Events after the seq `after`, oldest first, asked for page by page (audit:read).
+
+        Each page is a host call and with that an event itself: with no `action` this may go on for a while.
+        """
+        cursor: int | None = after
+        while cursor is not None:
+            page = self._ask("audit.query", given(after=cursor, action=action, decision=decision))
+            yield from page["events"]
+            cursor = page["next"]

@@ -1,0 +1,249 @@
+"""A Gate in memory, for tests: it refuses what a real one refuses, and answers kv, log and audit itself."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import unicodedata
+
+from latticed.sdk import wires
+from latticed.sdk.calls import HostError, from_base64, to_base64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+_OPENS = {
+    "kv:read": "kv.get kv.list",
+    "kv:write": "kv.put kv.delete",
+    "log:write": "log.write",
+    "http:egress": "http.do mail.send",
+    "notify:send": "notify.send",
+    "audit:read": "audit.query",
+    "node:read": "node.facts node.metrics node.journal",
+    "node:admin": "node.set_labels",
+    "monitor:read": "monitor.list monitor.results",
+    "monitor:admin": "monitor.put monitor.delete",
+    "static:read": "static.get static.list",
+    "static:write": "static.put static.delete",
+    "task:read": "task.list task.get",
+    "task:run": "task.submit task.cancel service.put service.delete service.status",
+    "tunnel:admin": "tunnel.put tunnel.delete tunnel.status",
+    "worker:route": "route.put route.delete",
+    "network:plan": "network.state network.plan network.plans",
+    "network:apply": "network.apply",
+    "ddns:admin": "ddns.put ddns.delete ddns.status",
+}
+CAPABILITY_OF = {call: capability for capability, calls in _OPENS.items() for call in calls.split()}
+"""Every host call there is, and the capability that opens it."""
+
+REQUEST_BYTES = 256 << 10
+MAX_KEY_CHARACTERS = 256
+PAGE = 1_000
+EVENTS_PAGE = 100
+MAX_EVENTS_PAGE = 500
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
+_LEVELS = ("debug", "info", "warning", "error")
+_PARAMS: dict[str, dict[str, type]] = {
+    "kv.get": {"key": str},
+    "kv.list": {"prefix": str, "after": str},
+    "kv.put": {"key": str, "value": str, "value_base64": str},
+    "kv.delete": {"key": str},
+    "log.write": {"message": str, "level": str, "fields": dict},
+    "audit.query": {"after": int, "limit": int, "action": str, "decision": str},
+}
+_REQUIRED = {"kv.get": ("key",), "kv.put": ("key",), "kv.delete": ("key",), "log.write": ("message",)}
+
+
+class Called:
+    """One host call that a plugin made; `denied` is its code, empty when it was carried out."""
+
+    def __init__(self, method: str, params: Mapping[str, Any], denied: str = "") -> None:
+        self.method = method
+        self.params = params
+        self.denied = denied
+
+    def __repr__(self) -> str:
+        return f"Called({self.method!r}, {dict(self.params)!r}, {self.denied!r})"
+
+
+class Gate:
+    """Answers the host calls of one plugin under test.
+
+    `capabilities` is what its manifest declares; `granted` what the operator granted, all of it unless told. `kv` holds
+    its values in bytes, `lines` what it logged as (level, message), `calls` every call: look at them, or prepare `kv`.
+    `answers` maps host calls that are not answered here to what they are answered with: a function of the parameters,
+    which may raise HostError, or any value. The limits are the host's defaults.
+    """
+
+    kv_value_bytes = 64 << 10
+    kv_keys = 10_000
+    kv_total_bytes = 16 << 20
+
+    def __init__(
+        self,
+        capabilities: Iterable[str] = (),
+        *,
+        granted: Iterable[str] | None = None,
+        answers: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.capabilities = tuple(capabilities)
+        self.granted = self.capabilities if granted is None else tuple(granted)
+        if unknown := sorted({*self.capabilities, *self.granted} - set(_OPENS)):
+            raise ValueError(f"expected known capabilities, found {', '.join(unknown)}")
+        self.answers = dict(answers or {})
+        if unknown := sorted(set(self.answers) - set(CAPABILITY_OF)):
+            raise ValueError(f"expected answers to known host calls, found {', '.join(unknown)}")
+        self.kv: dict[str, bytes] = {}
+        self.lines: list[tuple[str, str]] = []
+        self.calls: list[Called] = []
+
+    def call(self, method: str, params: Mapping[str, Any]) -> Any:
+        """The result as the plugin would get it, through JSON and back; HostError says why there is none."""
+        try:
+            line = _line(params)
+            plain = json.loads(line)
+            self._check(method, len(line) - 1)
+            result = json.loads(wires.encode(self._carry_out(method, plain)))
+        except HostError as error:
+            self.calls.append(Called(method, dict(params), error.code))
+            raise
+        self.calls.append(Called(method, plain))
+        return result
+
+    def _check(self, method: str, size: int) -> None:
+        """Rights and size, in the order in which a Gate looks at them."""
+        capability = CAPABILITY_OF.get(method)
+        if capability is None:
+            raise HostError("not_found", "there is no such host call")
+        if capability not in self.capabilities:
+            raise HostError("capability_denied", f"the manifest does not declare {capability}")
+        if capability not in self.granted:
+            raise HostError("capability_not_granted", f"the operator has not granted {capability}")
+        if size > REQUEST_BYTES:
+            raise HostError("too_large", f"expected at most {REQUEST_BYTES} bytes, found {size}")
+
+    def _carry_out(self, method: str, params: dict[str, Any]) -> Any:
+        if method in self.answers:
+            answer = self.answers[method]
+            return answer(params) if callable(answer) else answer
+        serve: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "kv.get": self._kv_get,
+            "kv.list": self._kv_list,
+            "kv.put": self._kv_put,
+            "kv.delete": self._kv_delete,
+            "log.write": self._log_write,
+            "audit.query": self._audit_query,
+        }
+        if method not in serve:
+            raise HostError("service_unavailable", f"{method} is not served in this test: give it in `answers`")
+        _check_params(method, params)
+        return serve[method](params)
+
+    def _kv_get(self, asked: dict[str, Any]) -> dict[str, Any]:
+        value = self.kv.get(_key(asked))
+        if value is None:
+            return {"ok": False}
+        return {"ok": True, "value": _as_text(value), "value_base64": to_base64(value)}
+
+    def _kv_list(self, asked: dict[str, Any]) -> dict[str, Any]:
+        after, prefix = asked.get("after", ""), asked.get("prefix", "")
+        keys = sorted(key for key in self.kv if key.startswith(prefix) and key > after)
+        return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
+
+    def _kv_put(self, asked: dict[str, Any]) -> dict[str, Any]:
+        key, value = _key(asked), _value(asked)
+        if len(value) > self.kv_value_bytes:
+            raise HostError("quota_exceeded", f"expected a value of at most {self.kv_value_bytes} bytes")
+        if key not in self.kv and len(self.kv) >= self.kv_keys:
+            raise HostError("quota_exceeded", f"expected at most {self.kv_keys} keys")
+        used = sum(len(name.encode()) + len(held) for name, held in self.kv.items())
+        more = len(value) - len(self.kv[key]) if key in self.kv else len(key.encode()) + len(value)
+        if more > 0 and used + more > self.kv_total_bytes:
+            raise HostError("quota_exceeded", f"expected at most {self.kv_total_bytes} bytes of keys and values")
+        self.kv[key] = value
+        return {"ok": True}
+
+    def _kv_delete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": self.kv.pop(_key(asked), None) is not None}
+
+    def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
+        level = asked.get("level", "info")
+        self.lines.append((level if level in _LEVELS else "info", asked["message"]))
+        return {"ok": True}
+
+    def _audit_query(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The calls so far as events of which seq, action, target, decision and code are told."""
+        after, limit = asked.get("after", 0), asked.get("limit", EVENTS_PAGE)
+        if after < 0 or not 1 <= limit <= MAX_EVENTS_PAGE:
+            raise HostError("bad_params", f"expected after from 0 and limit from 1 to {MAX_EVENTS_PAGE}")
+        events = [event for event in map(_event, range(1, len(self.calls) + 1), self.calls) if event["seq"] > after]
+        for name in ("action", "decision"):
+            if asked.get(name) is not None:
+                events = [event for event in events if event[name] == asked[name]]
+        page = events[:limit]
+        return {"events": page, "next": page[-1]["seq"] if len(page) == limit else None}
+
+
+def _line(params: Mapping[str, Any]) -> bytes:
+    try:
+        return wires.encode(dict(params))
+    except wires.UNFIT as error:
+        raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
+
+
+def _check_params(method: str, params: dict[str, Any]) -> None:
+    known = _PARAMS[method]
+    for name, value in params.items():
+        if name not in known:
+            raise HostError("bad_params", f"{method}: expected no parameter {name!r}")
+        nullable = name in {"value", "value_base64", "action", "decision"}
+        if not (value is None and nullable) and (not isinstance(value, known[name]) or isinstance(value, bool)):
+            raise HostError("bad_params", f"{method}: expected {name} to be of type {known[name].__name__}")
+    if missing := [name for name in _REQUIRED.get(method, ()) if name not in params]:
+        raise HostError("bad_params", f"{method}: expected {missing[0]}, found none")
+
+
+def key_fault(key: str) -> str | None:
+    """What is wrong with a key, or None; the host's own rule."""
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        return f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters, found {len(key)}"
+    hidden = (unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} or c in _BLANK_LETTERS for c in key)
+    if key in {".", ".."} or "/" in key or "\\" in key or any(hidden):
+        return "expected a key without '/', '\\' and control characters that is not '.' or '..'"
+    return None
+
+
+def _key(asked: dict[str, Any]) -> str:
+    key: str = asked["key"]
+    if fault := key_fault(key):
+        raise HostError("bad_params", fault)
+    return key
+
+
+def _value(asked: dict[str, Any]) -> bytes:
+    text, coded = asked.get("value"), asked.get("value_base64")
+    if (text is None) == (coded is None):
+        raise HostError("bad_params", "expected exactly one of value and value_base64")
+    if text is not None:
+        return bytes(text, "utf-8")
+    try:
+        value = from_base64(coded or "")
+    except (binascii.Error, ValueError) as error:
+        raise HostError("bad_params", f"value_base64: expected base64, found {error}") from error
+    if to_base64(value) != coded:  # a2b_base64 passes over what does not belong
+        raise HostError("bad_params", "value_base64: expected base64, found something else in it")
+    return value
+
+
+def _as_text(value: bytes) -> str | None:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _event(seq: int, called: Called) -> dict[str, Any]:
+    decision = "deny" if called.denied else "allow"
+    return {"seq": seq, "action": "host.call", "target": called.method, "decision": decision, "code": called.denied}

@@ -1,0 +1,77 @@
+"""Host calls that leave the machine or reach people: http, mail, notify."""
+
+from __future__ import annotations
+
+import json
+
+from latticed.sdk.calls import Calls, from_base64, given, to_base64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+
+class Response:
+    """What a web server answered: `status`, `headers` as the host gave them, `body` in bytes."""
+
+    def __init__(self, status: int, headers: Mapping[str, Any], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def header(self, name: str) -> str | None:
+        """The (first) value of a header, whatever the case of its name."""
+        for known, value in self.headers.items():
+            if known.lower() == name.lower():
+                return str(value[0] if isinstance(value, list) and value else value)
+        return None
+
+    def text(self) -> str:
+        """The body as UTF-8, with a mark for each byte that is none."""
+        return self.body.decode("utf-8", errors="replace")
+
+    def json(self) -> Any:
+        """The body decoded; ValueError when it is no JSON."""
+        return json.loads(self.body)
+
+
+class Http(Calls):
+    """Requests through the host's guarded egress: only to hosts that the operator granted."""
+
+    def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | bytes | None = None
+    ) -> Response:
+        """One request; HostError("egress_blocked") when it may not go there (http:egress).
+
+        `${secret:NAME}` in url, headers and body is filled in by the host, if the operator bound NAME to this plugin.
+        """
+        params = given(method=method, url=url, header=dict(headers) if headers else None)
+        if body is not None:
+            params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
+        found = self._ask("http.do", params)
+        return Response(found["status_code"], found.get("header") or {}, from_base64(found.get("body_base64") or ""))
+
+    def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
+        """See request (http:egress)."""
+        return self.request("GET", url, headers=headers)
+
+    def post(self, url: str, body: str | bytes, *, headers: Mapping[str, str] | None = None) -> Response:
+        """See request (http:egress)."""
+        return self.request("POST", url, headers=headers, body=body)
+
+
+class Mail(Calls):
+    """Mail through the operator's relay."""
+
+    def send(self, to: str | Sequence[str], subject: str, body: str) -> Any:
+        """Hand a message to the relay (http:egress)."""
+        return self._ask("mail.send", {"to": to if isinstance(to, str) else list(to), "subject": subject, "body": body})
+
+
+class Notify(Calls):
+    """Messages to the operator; which channel they take is the operator's choice."""
+
+    def send(self, title: str, body: str = "", *, severity: str | None = None, event: str | None = None) -> Any:
+        """Queue a notification; accepted means that it will be delivered at least once (notify:send)."""
+        return self._ask("notify.send", given(title=title, body=body, severity=severity, event=event))

@@ -1,0 +1,88 @@
+"""stdio-json-v1: one line in, host calls and one reply out, answers on a descriptor of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+
+from latticed.sdk import wires as lines
+from latticed.sdk.calls import HostError
+from latticed.sdk.plugin import failed, show_traceback
+from latticed.sdk.wires import Wires
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from latticed.sdk.plugin import Plugin
+
+
+def run(plugin: Plugin, wires: Wires, answers_fd: int) -> None:
+    """Carry out the one action that was asked for; `answers_fd` is where the host answers calls."""
+    os.set_inheritable(answers_fd, False)
+    caller = Caller(wires, Wires(answers_fd, -1))
+    plugin.connect(caller.call)
+    request = json.loads(wires.read_line() or b"{}")
+    reply = _reply(plugin, str(request.get("action", "")), request.get("payload"))
+    caller.end(lines.encode_or(reply, failed))
+
+
+def _reply(plugin: Plugin, action: str, payload: Any) -> dict[str, Any]:
+    try:
+        plugin.started()
+        if action == "describe":
+            return {"ok": True, "message": "", "result": plugin.describe(), "error": None}
+    except Exception as error:  # noqa: BLE001 - the one action's outcome
+        show_traceback()
+        return failed(f"{type(error).__name__}: {error}")
+    if action != "health":
+        return plugin.answer(action, payload)
+    found = plugin.check()
+    ok = found.status != "unhealthy"
+    return {
+        "ok": ok,
+        "message": found.message,
+        "result": {"status": found.status},
+        "error": None if ok else found.message or found.status,
+    }
+
+
+class Caller:
+    """Host calls, from any thread, one at a time."""
+
+    def __init__(self, calls: Wires, answers: Wires) -> None:
+        self._calls = calls
+        self._answers = answers
+        self._one_asks = threading.Lock()
+        self._last_id = 0
+        self._ended = False
+
+    def call(self, method: str, params: dict[str, Any]) -> Any:
+        """The result of one host call; HostError when it is refused, or when it cannot be asked."""
+        with self._one_asks:
+            if self._ended:  # the reply is the last line there is
+                raise HostError("service_unavailable", "the action has been answered")
+            self._last_id += 1
+            asked = {"host_call": {"id": str(self._last_id), "method": method, "params": params}}
+            try:
+                line = lines.encode(asked)
+            except lines.UNFIT as error:
+                raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
+            self._calls.write(line)
+            found = self._answers.read_line()
+        if found is None:
+            raise HostError("service_unavailable", "the host has ended the conversation")
+        answer = json.loads(found)["host_response"]
+        if answer["ok"]:
+            return answer.get("result")
+        code, _, message = str(answer.get("error")).partition(": ")
+        raise HostError(code, message)
+
+    def end(self, reply: bytes) -> None:
+        """Write the reply; nothing can be asked any more."""
+        with self._one_asks:
+            self._ended = True
+            with contextlib.suppress(BrokenPipeError):  # the host has gone: nobody is left to answer
+                self._calls.write(reply)

@@ -1,0 +1,188 @@
+"""latticed-stdio-1: a long life on two pipes, JSON-RPC 2.0 in lines.
+
+The host's requests are answered one at a time, in their order, in the thread that called `run`. Host calls may come
+from any thread: whoever waits for something reads for all, until it has what it waits for. No thread is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import deque
+
+from latticed.sdk import wires as lines
+from latticed.sdk.calls import HostError
+from latticed.sdk.plugin import failed, printable, show_traceback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from latticed.sdk.plugin import Plugin
+    from latticed.sdk.wires import Wires
+
+MAX_LINE_BYTES = 1 << 20
+METHOD_NOT_FOUND = -32601
+NOT_STARTED = -32000
+
+
+def run(plugin: Plugin, wires: Wires) -> None:
+    """Answer the host until it says shutdown or hangs up; SystemExit(1) when the plugin does not start."""
+    session = Session(wires)
+    plugin.connect(session.call)
+    try:
+        while (request := session.next_request()) is not None:
+            if not _serve(plugin, session, request):
+                return
+    except BrokenPipeError:
+        return  # the host has gone: nobody is left to answer
+    finally:
+        session.end()
+
+
+def _serve(plugin: Plugin, session: Session, request: dict[str, Any]) -> bool:
+    """Answer one request; False when it was the last."""
+    method, params = request["method"], request.get("params") or {}
+    if method == "initialize":
+        plugin.id = params.get("id", "")
+        plugin.capabilities = tuple(params.get("capabilities") or ())
+        plugin.config = params.get("config") or {}
+        _start(plugin, session, request)
+        session.answer(request, {})
+    elif method == "health":
+        found = plugin.check()
+        session.answer(request, {"status": found.status, "message": found.message})
+    elif method == "invoke":
+        session.answer(request, plugin.answer(str(params.get("action", "")), params.get("payload")))
+    elif method == "shutdown":
+        _stop(plugin)
+        session.answer(request, {})
+        return False
+    else:
+        session.refuse(request, METHOD_NOT_FOUND, f"no such method: {method}")
+    return True
+
+
+def _start(plugin: Plugin, session: Session, request: dict[str, Any]) -> None:
+    try:
+        plugin.started()
+    except Exception as error:  # noqa: BLE001 - told to the host, and the end
+        show_traceback()
+        session.refuse(request, NOT_STARTED, f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
+def _stop(plugin: Plugin) -> None:
+    try:
+        plugin.stopping()
+    except Exception:  # noqa: BLE001 - it ends anyway
+        show_traceback()
+
+
+class Session:
+    """Requests of the host, and calls to it."""
+
+    def __init__(self, wires: Wires) -> None:
+        self._wires = wires
+        self._changed = threading.Condition()  # guards what follows
+        self._somebody_reads = False
+        self._ended = False
+        self._requests: deque[dict[str, Any]] = deque()
+        self._answers: dict[int, dict[str, Any] | None] = {}
+        self._last_id = 0
+
+    def next_request(self) -> dict[str, Any] | None:
+        """The host's next request; None when it has hung up."""
+        with self._changed:
+            self._read_until(lambda: bool(self._requests))
+            return self._requests.popleft() if self._requests else None
+
+    def call(self, method: str, params: dict[str, Any]) -> Any:
+        """The result of one host call; HostError when it is refused, or when it cannot be asked."""
+        with self._changed:
+            if self._ended:
+                raise HostError("service_unavailable", "the host has ended the conversation")
+            self._last_id += 1
+            number = self._last_id
+            self._answers[number] = None
+        try:
+            self._wires.write(_call(number, method, params))
+            with self._changed:
+                self._read_until(lambda: self._answers[number] is not None)
+        finally:
+            with self._changed:
+                answer = self._answers.pop(number)
+        if answer is None:
+            raise HostError("service_unavailable", "the host has ended the conversation")
+        return _result(answer)
+
+    def answer(self, request: dict[str, Any], result: dict[str, Any]) -> None:
+        """Answer a request; an action whose result is no JSON, or too long, has failed."""
+
+        def instead(reason: str) -> dict[str, Any]:
+            return {"jsonrpc": "2.0", "id": request.get("id"), "result": failed(reason)}
+
+        if request.get("id") is None:
+            return
+        line = lines.encode_or({"jsonrpc": "2.0", "id": request["id"], "result": result}, instead)
+        if len(line) > MAX_LINE_BYTES:
+            reason = f"expected a result of at most {MAX_LINE_BYTES} bytes as JSON, found {len(line)}"
+            line = lines.encode(instead(reason))
+        self._wires.write(line)
+
+    def refuse(self, request: dict[str, Any], code: int, message: str) -> None:
+        if request.get("id") is not None:
+            error = {"code": code, "message": printable(message)}
+            self._wires.write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
+
+    def end(self) -> None:
+        """Nothing more is asked."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _read_until(self, met: Callable[[], bool]) -> None:
+        """Return when `met`, or when the conversation has ended. Called, and left, with the lock held."""
+        while not met() and not self._ended:
+            if self._somebody_reads:
+                self._changed.wait()
+                continue
+            self._somebody_reads = True
+            self._changed.release()
+            line = None
+            try:
+                line = self._wires.read_line()
+            finally:
+                self._changed.acquire()
+                self._somebody_reads = False
+                self._changed.notify_all()
+            self._take(line)
+
+    def _take(self, line: bytes | None) -> None:
+        message = None if line is None else json.loads(line)
+        if message is None:
+            self._ended = True
+        elif "method" in message:
+            self._requests.append(message)
+        elif message.get("id") in self._answers:
+            self._answers[message["id"]] = message
+
+
+def _call(number: int, method: str, params: dict[str, Any]) -> bytes:
+    try:
+        line = lines.encode({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+    except lines.UNFIT as error:
+        raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
+    if len(line) > MAX_LINE_BYTES:
+        raise HostError("too_large", f"expected at most {MAX_LINE_BYTES} bytes as JSON, found {len(line)}")
+    return line
+
+
+def _result(answer: dict[str, Any]) -> Any:
+    error = answer.get("error")
+    if error is None:
+        return answer.get("result")
+    data = error.get("data") or {}
+    raise HostError(str(data.get("code", "internal")), str(error.get("message", "")))

@@ -1,0 +1,91 @@
+"""Lines of JSON over two descriptors, without the buffers of sys.stdin and sys.stdout.
+
+`claim` takes the plugin's standard input and output away from its own code: what that prints, or what a library of it
+writes to descriptor 1, goes to stderr, and the protocol stays whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+CHUNK_BYTES = 1 << 16
+UNFIT = (TypeError, ValueError, RecursionError)
+"""What `encode` raises for what JSON cannot carry; UnicodeEncodeError (a lone surrogate) is a ValueError."""
+
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def encode(message: Any) -> bytes:
+    """One line; UNFIT when this is not JSON as the host takes it: no NaN, no lone surrogates."""
+    return _dumps(message).encode("utf-8") + b"\n"
+
+
+def encode_or(message: Any, instead: Callable[[str], Any]) -> bytes:
+    """`message` as a line, or what `instead` makes of the reason why it cannot be one."""
+    try:
+        return encode(message)
+    except UNFIT as error:
+        return encode(instead(f"the result is no JSON: {type(error).__name__}: {error}"))
+
+
+class Wires:
+    """What comes in on `reading`, what goes out on `writing`; one thread may read while others write."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._held = bytearray()
+        self._searched = 0
+        self._one_writes = threading.Lock()
+
+    def read_line(self) -> bytes | None:
+        """The next line without its newline; None at the end, where a line without one counts."""
+        while (end := self._held.find(b"\n", self._searched)) == -1:
+            self._searched = len(self._held)
+            more = self.more()
+            self._held += more
+            if not more:
+                rest = bytes(self._held)
+                self._held.clear()
+                self._searched = 0
+                return rest or None
+        line = bytes(self._held[:end])
+        del self._held[: end + 1]
+        self._searched = 0
+        return line
+
+    def more(self) -> bytes:
+        """What has come in, at least a byte; nothing at the end."""
+        return os.read(self._reading, CHUNK_BYTES)
+
+    def put(self, data: memoryview) -> int:
+        """Write some of `data`; how many bytes."""
+        return os.write(self._writing, data)
+
+    def write(self, line: bytes) -> None:
+        """All of it, in one piece; BrokenPipeError when the host has gone."""
+        with self._one_writes:
+            left = memoryview(line)
+            while left:
+                left = left[self.put(left) :]
+
+
+def claim() -> Wires:
+    """The wires to the host, for good: from here on descriptor 0 is at its end and descriptor 1 is stderr."""
+    reading, writing = os.dup(0), os.dup(1)  # os.dup: children of the plugin do not inherit them
+    nothing, end = os.pipe()  # not /dev/null: a plugin need not be able to open anything
+    os.close(end)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout.flush()  # what was printed before this goes there too
+    sys.stdout = sys.stderr
+    return Wires(reading, writing)

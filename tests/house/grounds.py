@@ -1,0 +1,21 @@
+"""The ground that confined children stand on, for tests that make runners themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latticed.kit.clock import SystemClock
+from latticed.runners.ground import Ground
+from latticed.runners.output import Outputs
+from latticed.settings import PluginLimits, Sandbox
+from tests.house import children
+
+
+def ground(*, floor: str = "filtered", **limits: Any) -> Ground:
+    """This machine, looked at once; `limits` are settings of `plugin_limits`."""
+    return Ground(children.probed(), Sandbox(floor=floor), PluginLimits(**limits))
+
+
+def outputs(told: list[tuple[str, str]] | None = None) -> Outputs:
+    """Rings; lines of stderr are appended to `told` as (plugin id, line)."""
+    return Outputs(SystemClock(), lambda plugin_id, line: None if told is None else told.append((plugin_id, line)))

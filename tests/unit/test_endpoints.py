@@ -1,0 +1,68 @@
+"""Where plugins' routes may be served, and under which names."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from latticed import settings as room
+from latticed.model.errors import Problem
+from latticed.settings import endpoints
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("127.0.0.1:8787", ("127.0.0.1", 8787)),
+        ("127.1.2.3:0", ("127.1.2.3", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[0:0:0:0:0:0:0:1]:1", ("::1", 1)),
+    ],
+)
+def test_loopback_addresses(value, found):
+    assert endpoints.loopback(value) == found
+
+
+BAD = [
+    *("0.0.0.0:8787", "192.0.2.1:8787", "[::]:8787", "[::ffff:127.0.0.1]:8787", "[fe80::1]:1", "10.0.0.1:1"),
+    *("127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", ":8787", "8787", "", "localhost:8787", "::1:8787"),
+    *("127.1:80", "0127.0.0.1:80", "[127.0.0.1]:80", "127.0.0.1:80 ", "127.0.0.1:8o", "[::1%lo]:80", "unix:/x", "*:80"),
+]
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_everything_else_is_refused_by_the_settings(tmp_path, value):
+    """With the key, the file, and what was expected."""
+    file = tmp_path / "latticed.toml"
+    file.write_text(f'[http]\nlisten = "{value}"\n')
+    with pytest.raises(Problem, match=r"http\.listen: expected a loopback address and a port") as caught:
+        room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+    assert caught.value.code == "settings_invalid"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("localhost", ("localhost", None)),
+        ("LocalHost:8787", ("localhost", 8787)),
+        ("app.example.org:", ("app.example.org", None)),
+        ("[::1]:80", ("[::1]", 80)),
+        ("127.0.0.1", ("127.0.0.1", None)),
+    ],
+)
+def test_host_names(value, found):
+    """In lower case, with the port apart."""
+    assert endpoints.host(value) == found
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "a b", "a/b", "a@b", "a:b", "a:1:2", "a:65536", "::1", "[::1", "-a", "a.", "ä", "a,b", "a\n", "a" * 300],
+)
+def test_what_is_no_host_is_refused_by_the_settings(tmp_path, value):
+    assert endpoints.host(value) is None
+    file = tmp_path / "latticed.toml"
+    file.write_text(f"[http]\nhosts = ['ok', {value!r}]\n" if "\n" not in value else "[http]\nhosts = ['a b']\n")
+    with pytest.raises(Problem, match=r"http\.hosts: expected names"):
+        room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
