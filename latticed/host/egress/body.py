@@ -1,0 +1,52 @@
+"""Bodies of answers: decoded within bounds, whatever they claim to be."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+
+_GZIP: Final = zlib.MAX_WBITS | 16
+_ZLIB: Final = zlib.MAX_WBITS
+_RAW: Final = -zlib.MAX_WBITS
+
+
+def decoded(data: bytes, encoding: str, *, limit: int) -> bytes:
+    """The content of a body with this Content-Encoding, at most `limit` bytes; HostError otherwise.
+
+    Only identity is asked for; gzip and deflate are understood all the same, one of them, once.
+    """
+    match encoding.strip().lower():
+        case "" | "identity":
+            return data
+        case _ if not data:
+            return data  # an answer to HEAD, or a 304, names an encoding and has no body
+        case "gzip" | "x-gzip":
+            return _inflated(data, _GZIP, limit)
+        case "deflate":
+            # Named after zlib's format, often sent without its header (RFC 9110, section 8.4.1.2).
+            return _inflated(data, _ZLIB if data[0] & 0x0F == 8 else _RAW, limit)
+        case _:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer has a Content-Encoding that was not asked for")
+
+
+def too_large(limit: int) -> HostError:
+    return HostError(Denial.TOO_LARGE, f"the answer's body is over {limit} bytes")
+
+
+def _inflated(data: bytes, window: int, limit: int) -> bytes:
+    content = bytearray()
+    while data:  # gzip may be of several members (RFC 1952, section 2.2)
+        member = zlib.decompressobj(window)
+        try:
+            content += member.decompress(data, limit + 1 - len(content))
+        except zlib.error as error:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer's body is not what it says it is") from error
+        if len(content) > limit:
+            raise too_large(limit)
+        if not member.eof:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer's body ends too early")
+        data = member.unused_data if window == _GZIP else b""
+    return bytes(content)

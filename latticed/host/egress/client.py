@@ -1,0 +1,238 @@
+"""HTTP through the guard: one request, its redirects, a bounded answer.
+
+The session cannot connect anywhere on its own: its resolver knows only the addresses that the guard has judged for the
+request at hand, and a socket is made for no other. Connections are not kept: one that was opened under the rights of
+one caller must not serve another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from contextvars import ContextVar
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import LineTooLong
+from yarl import URL
+
+from latticed.host.egress import body, headers, redirects
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from latticed.host.egress.guard import Guard
+    from latticed.host.egress.redirects import Request
+    from latticed.host.egress.url import Target
+    from latticed.model.addresses import Address
+    from latticed.model.egress import EgressRights
+
+_judged: Final[ContextVar[tuple[Address, ...]]] = ContextVar("latticed_judged_addresses", default=())
+_MAX_LINE_BYTES: Final = 8_190
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one exchange with all its redirects."""
+
+    body_bytes: int = 256 << 10
+    total_s: float = 10.0
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back from `target`: canonical header names, the decoded body."""
+
+    status: int
+    header: dict[str, str]
+    body: bytes
+    target: Target
+
+
+class Client:
+    """An async context manager. `tls` defaults to the system's trust."""
+
+    def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
+        self.guard = guard
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
+        connector = aiohttp.TCPConnector(
+            resolver=_JudgedResolver(),
+            socket_factory=_judged_socket,
+            use_dns_cache=False,
+            force_close=True,
+            limit=0,
+            ssl=self._tls,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.guard.connect_s),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(
+        self,
+        request: Request,
+        rights: EgressRights,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        contacted: Callable[[Target], None] | None = None,
+    ) -> Answer:
+        """The answer to `request` after at most five redirects; each hop is judged, then `contacted` hears of it.
+
+        HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`.
+        """
+        try:
+            async with asyncio.timeout(limits.total_s):
+                for _ in range(redirects.MAX_REDIRECTS + 1):
+                    found = await self._hop(request, rights, limits, contacted)
+                    if isinstance(found, Answer):
+                        return found
+                    request = found
+        except TimeoutError as error:
+            late = f"no whole answer from {request.target.shown} within {limits.total_s:g} s"
+            raise HostError(Denial.DEADLINE_EXCEEDED, late) from error
+        raise HostError(Denial.EGRESS_BLOCKED, f"redirect not followed: more than {redirects.MAX_REDIRECTS}")
+
+    async def _hop(
+        self, request: Request, rights: EgressRights, limits: Limits, contacted: Callable[[Target], None] | None
+    ) -> Answer | Request:
+        target = request.target
+        found = await self.guard.resolve(target.host, target.port, rights, scheme=target.scheme)
+        if contacted is not None:
+            contacted(target)
+        with _only(found), _in_words(target):
+            async with self._requested(request) as answer:
+                if answer.status not in redirects.STATUSES:
+                    return await _read(answer, request, limits)
+                status, location = answer.status, answer.headers.get("Location")
+
+        def is_bound(one: Target) -> bool:
+            return self.guard.is_bound(one.host, one.port, rights, scheme=one.scheme)
+
+        return redirects.follow(request, status, location, is_bound=is_bound)
+
+    def _requested(self, request: Request) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
+        return self._session.request(
+            request.method,
+            URL(str(request.target), encoded=True),
+            headers=request.header,
+            data=request.body or None,
+            allow_redirects=False,
+        )
+
+
+async def _read(answer: aiohttp.ClientResponse, request: Request, limits: Limits) -> Answer:
+    if answer.status == 101:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer changes to another protocol")
+    header = headers.received(answer.raw_headers)
+    if request.method != "HEAD" and (answer.content_length or 0) > limits.body_bytes:
+        raise body.too_large(limits.body_bytes)
+    raw = bytearray()
+    async for part in answer.content.iter_any():
+        raw += part
+        if len(raw) > limits.body_bytes:
+            raise body.too_large(limits.body_bytes)
+    encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
+    content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
+    return Answer(status=answer.status, header=header, body=content, target=request.target)
+
+
+class _JudgedResolver(AbstractResolver):
+    """Answers with what the guard has judged in this context, and with nothing outside of one."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:  # noqa: ARG002 - both are offered
+        """As aiohttp wants it; the name has been looked up already."""
+        if not _judged.get():
+            raise PermissionError("a name that the guard has not judged")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address),
+                port=port,
+                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in _judged.get()
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _judged_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for an address that was judged in this context; an address written in a URL comes by here only."""
+    family, kind, proto, _, address = info
+    if ip_address(address[0]) not in _judged.get():
+        raise PermissionError("an address that the guard has not judged")
+    return socket.socket(family, kind, proto)
+
+
+@contextlib.contextmanager
+def _only(found: tuple[Address, ...]) -> Iterator[None]:
+    before = _judged.set(found)
+    try:
+        yield
+    finally:
+        _judged.reset(before)
+
+
+@contextlib.contextmanager
+def _in_words(target: Target) -> Iterator[None]:
+    """What goes wrong on the way, as HostError; the words of libraries may hold the URL and are not repeated."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise _unavailable(f"the certificate of {target.shown} does not verify") from error
+    except aiohttp.ClientSSLError as error:
+        raise _unavailable(f"no TLS with {target.shown}") from error
+    except aiohttp.ServerTimeoutError as error:
+        raise HostError(Denial.DEADLINE_EXCEEDED, f"no connection to {target.shown} in time") from error
+    except aiohttp.ClientConnectorError as error:
+        raise _unavailable(f"cannot connect to {target.shown}") from error
+    except aiohttp.ClientResponseError as error:
+        if isinstance(_root(error), LineTooLong):
+            raise HostError(Denial.TOO_LARGE, f"the header of {target.shown} has a line that is too long") from error
+        raise _unavailable(f"{target.shown} did not answer in HTTP/1.1") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise _unavailable(f"{target.shown} broke off") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _unavailable(message: str) -> HostError:
+    return HostError(Denial.SERVICE_UNAVAILABLE, message)

@@ -1,0 +1,133 @@
+"""The guard: judges a target, looks its name up once, and lets only the addresses it has judged be dialled."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.egress.interfaces import own_addresses as addresses_of_this_host
+from latticed.host.egress.resolver import SystemResolver
+from latticed.host.service import HostError
+from latticed.model import addresses, egress, hosts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.egress.resolver import Resolver
+    from latticed.model.addresses import Address, Network
+    from latticed.model.egress import EgressRights
+
+MAX_ADDRESSES: Final = 64
+_TRIED: Final = 4  # of one target's addresses, by `connect`
+
+
+class Guard:
+    """Decides where connections may go.
+
+    `blocked` are further networks that an operator wants nobody to reach, for example the public addresses that a
+    translating router gives this host. All times in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolver: Resolver | None = None,
+        blocked: tuple[Network, ...] = (),
+        own_addresses: Callable[[], frozenset[Address]] = addresses_of_this_host,
+        lookup_s: float = 5.0,
+        connect_s: float = 5.0,
+    ) -> None:
+        self._resolver = resolver or SystemResolver()
+        self._blocked = blocked
+        self._own_addresses = own_addresses
+        self._lookup_s = lookup_s
+        self.connect_s = connect_s
+
+    async def resolve(self, host: str, port: int, rights: EgressRights, *, scheme: str = "tcp") -> tuple[Address, ...]:
+        """The addresses to dial for this target, all of them allowed; the first is the one to try first.
+
+        `host` as in a URL (IPv6 in brackets) or in normal form, `port` 0 for ping. HostError: `egress_blocked` says
+        which rule, `service_unavailable` that the name has no address, `deadline_exceeded`.
+        """
+        name = _normal(host)
+        if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
+            return pinned
+        if reason := egress.refusal(rights, scheme=scheme, host=name, port=port):
+            raise HostError(Denial.EGRESS_BLOCKED, reason)
+        literal = hosts.address_of(name)
+        found = await self._looked_up(name) if literal is None else (literal,)
+        own = self._own_addresses()
+        for address in found:  # one bad address condemns all: which one is dialled is chance, or an attacker's choice
+            if reason := self._why_not(address, own):
+                raise HostError(Denial.EGRESS_BLOCKED, f"address not public: {name} has one that is {reason}")
+        return found
+
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        rights: EgressRights,
+        *,
+        scheme: str = "tcp",
+        tls: ssl.SSLContext | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to this target, with TLS verified against `host` where a context is given; the caller closes it.
+
+        HostError as `resolve`, and `service_unavailable` when nothing answers, `deadline_exceeded` when too slowly.
+        """
+        found = (await self.resolve(host, port, rights, scheme=scheme))[:_TRIED]
+        name = _normal(host)
+        shown = f"{hosts.bracketed(name)}:{port}"
+        why: HostError | None = None
+        for address in found:
+            try:
+                async with asyncio.timeout(self.connect_s / len(found)):
+                    # An address in numbers: asyncio asks no resolver.
+                    return await asyncio.open_connection(
+                        str(address), port, ssl=tls, server_hostname=name if tls else None
+                    )
+            except TimeoutError:
+                late = HostError(Denial.DEADLINE_EXCEEDED, f"no connection to {shown} within {self.connect_s:g} s")
+                why = why or late
+            except ssl.SSLError:
+                why = HostError(Denial.SERVICE_UNAVAILABLE, f"no TLS connection that can be trusted to {shown}")
+            except OSError:  # perhaps another address does better
+                why = why or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
+        raise why or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
+
+    def is_bound(self, host: str, port: int, rights: EgressRights, *, scheme: str) -> bool:
+        """Whether this target is reached as an operator-bound origin."""
+        return bool(egress.pinned(rights, scheme=scheme, host=_normal(host), port=port))
+
+    async def _looked_up(self, name: str) -> tuple[Address, ...]:
+        try:
+            async with asyncio.timeout(self._lookup_s):
+                found = await self._resolver.lookup(name)
+        except TimeoutError as error:
+            raise HostError(Denial.DEADLINE_EXCEEDED, f"no address of {name} within {self._lookup_s:g} s") from error
+        except OSError as error:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"the address of {name} cannot be found") from error
+        if not found:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"{name} has no address")
+        if len(found) > MAX_ADDRESSES:
+            raise HostError(Denial.EGRESS_BLOCKED, f"{name} has more than {MAX_ADDRESSES} addresses")
+        return found
+
+    def _why_not(self, address: Address, own: frozenset[Address]) -> str | None:
+        if (kind := addresses.blocked_class(address)) is not None:
+            return kind
+        if address in own:
+            return "this host's own"
+        if any(address in network for network in self._blocked):
+            return "blocked by the operator"
+        return None
+
+
+def _normal(host: str) -> str:
+    try:
+        literal = hosts.address_of(host)
+        return hosts.normal(host) if literal is None else hosts.normal(hosts.bracketed(host))
+    except hosts.NotAHost as error:
+        raise HostError(Denial.EGRESS_BLOCKED, f"host not understood: {error}") from error

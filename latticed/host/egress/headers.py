@@ -1,0 +1,105 @@
+"""Header rules: what a caller may send, and what it gets to see (RFC 9110, section 5; RFC 9112, section 6)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Header = tuple[str, str]
+
+MAX_HEADERS: Final = 64
+MAX_NAME_CHARACTERS: Final = 128
+MAX_HEADER_BYTES: Final = 32 << 10
+"""Of all names and values together, each way."""
+USER_AGENT: Final = "latticed"
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_REFUSED: Final = frozenset(
+    """host content-length transfer-encoding trailer te connection keep-alive upgrade expect http2-settings
+    proxy-authenticate proxy-authorization proxy-connection proxy""".split()
+)
+"""Where a request goes, how it is framed, and what is between two hops is the host's business."""
+_OVERRIDDEN: Final = frozenset({"accept-encoding"})  # answers are decoded here: only identity is asked for
+_NOT_SHOWN: Final = _REFUSED | {"content-encoding"}
+_HARMLESS: Final = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent"})
+"""What still goes along when a redirect leads to another origin; anything else may be a credential."""
+
+
+def checked(header: Mapping[str, str]) -> tuple[Header, ...]:
+    """The headers of a request as they are sent; HostError names what is refused, never a value."""
+    if len(header) > MAX_HEADERS:
+        raise HostError(Denial.TOO_LARGE, f"header: expected at most {MAX_HEADERS}, found {len(header)}")
+    kept, seen = [("Accept-Encoding", "identity")], {""}
+    for name, value in header.items():
+        _check_name(name, seen)
+        seen.add(name.lower())
+        check_value(name, value)
+        if name.lower() not in _OVERRIDDEN:
+            kept.append((name, value.strip(" \t")))
+    check_size(kept)
+    if "user-agent" not in seen:
+        kept.append(("User-Agent", USER_AGENT))
+    return tuple(kept)
+
+
+def check_value(name: str, value: str) -> None:
+    """HostError when a value could end its line; the value is not repeated."""
+    if _UNSAFE.search(value):
+        raise HostError(Denial.BAD_PARAMS, f"header {name}: expected a value without control characters")
+
+
+def check_size(kept: Iterable[Header]) -> None:
+    """HostError when all headers together are too many bytes."""
+    if sum(len(name) + len(value.encode("utf-8")) + 4 for name, value in kept) > MAX_HEADER_BYTES:
+        raise HostError(Denial.TOO_LARGE, f"header: expected at most {MAX_HEADER_BYTES} bytes")
+
+
+def across_origins(kept: tuple[Header, ...], secret: frozenset[str]) -> tuple[Header, ...]:
+    """What goes along to another origin: no credentials, nothing that may be one."""
+    safe = _HARMLESS - secret | {"accept-encoding"}
+    return tuple((name, value) for name, value in kept if name.lower() in safe)
+
+
+def without_body(kept: tuple[Header, ...]) -> tuple[Header, ...]:
+    """What goes along when the body does not."""
+    return tuple((name, value) for name, value in kept if not name.lower().startswith("content-"))
+
+
+def received(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers of an answer: canonical names (`Content-Type`), repeated ones joined; HostError when too large.
+
+    Framing and encoding are left out, for the body that comes with them is neither framed nor encoded.
+    """
+    found: dict[str, str] = {}
+    size = 0
+    for raw_name, raw_value in raw:
+        size += len(raw_name) + len(raw_value)
+        if size > MAX_HEADER_BYTES:
+            raise HostError(Denial.TOO_LARGE, f"the answer's header: expected at most {MAX_HEADER_BYTES} bytes")
+        name = "-".join(part.capitalize() for part in raw_name.decode("latin-1").split("-"))
+        value = _UNSAFE.sub(" ", _text(raw_value)).strip()
+        if name.lower() not in _NOT_SHOWN:
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def _check_name(name: str, seen: set[str]) -> None:
+    if len(name) > MAX_NAME_CHARACTERS or not _TOKEN.fullmatch(name):
+        raise HostError(Denial.BAD_PARAMS, "header: expected names of letters, digits and - (RFC 9110, section 5.6.2)")
+    if name.lower() in _REFUSED or name.lower().startswith("proxy-"):
+        raise HostError(Denial.BAD_PARAMS, f"header {name}: this one is set by the host")
+    if name.lower() in seen:
+        raise HostError(Denial.BAD_PARAMS, f"header {name}: expected once")
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

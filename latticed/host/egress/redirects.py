@@ -1,0 +1,72 @@
+"""Where a redirect may lead, and what goes along (RFC 9110, section 15.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.egress import headers, url
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.egress.headers import Header
+    from latticed.host.egress.url import Target
+
+MAX_REDIRECTS: Final = 5
+STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request. `secret` names the headers (lower case) that hold secrets; `secret_body` says that the body does."""
+
+    method: str
+    target: Target
+    header: tuple[Header, ...]
+    body: bytes = b""
+    secret: frozenset[str] = frozenset()
+    secret_body: bool = False
+
+
+def follow(request: Request, status: int, location: str | None, *, is_bound: Callable[[Target], bool]) -> Request:
+    """The next request after an answer with a status of STATUSES; HostError when it may not be made.
+
+    `is_bound` knows the operator-bound origins: they send a caller nowhere else, and nobody else sends it to them.
+    """
+    if location is None:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"{request.target.shown} answered {status} without a Location")
+    target = _target(request.target, location)
+    if target.origin != request.target.origin:
+        _check_crossing(request.target, target, is_bound)
+    moved = replace(request, target=target)
+    if request.method != "HEAD" and (status == 303 or (status in {301, 302} and request.method == "POST")):
+        # What every client does: the answer to the form is elsewhere, the form is not sent again.
+        moved = replace(moved, method="GET", body=b"", secret_body=False, header=headers.without_body(moved.header))
+    if target.origin == request.target.origin:
+        return moved
+    if moved.secret_body:
+        raise _blocked("it leads a body that holds a secret to another origin")
+    return replace(moved, header=headers.across_origins(moved.header, request.secret))
+
+
+def _target(base: Target, location: str) -> Target:
+    try:
+        return url.refer(base, location)
+    except HostError as error:
+        raise _blocked(f"it leads to no plain target ({error.message})") from error
+
+
+def _check_crossing(old: Target, new: Target, is_bound: Callable[[Target], bool]) -> None:
+    if old.scheme == "https" and new.scheme != "https":
+        raise _blocked(f"it leads from https to {new.scheme}")
+    if is_bound(old):
+        raise _blocked(f"it leads away from the bound origin {old.shown}")
+    if is_bound(new):
+        raise _blocked(f"it leads into the bound origin {new.shown}, which only the caller itself may name")
+
+
+def _blocked(reason: str) -> HostError:
+    return HostError(Denial.EGRESS_BLOCKED, f"redirect not followed: {reason}")

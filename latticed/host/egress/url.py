@@ -1,0 +1,133 @@
+"""URLs, parsed once and strictly (RFC 3986): what two parsers could read differently is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urljoin
+
+from latticed.host.service import HostError
+from latticed.model import hosts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_CHARACTERS: Final = 8_192
+MAX_ENCODED_CHARACTERS: Final = 16_384
+SECRET: Final = re.compile(r"\$\{secret:[^{}]*\}")
+"""A reference to a secret (contracts §9)."""
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+HIGHEST_PORT: Final = 65_535
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
+_PARTS: Final = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?")
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\\u0080-\u00a0\u2028\u2029\ud800-\udfff]")
+_SAFE: Final = "%/:?@!$&'()*+,;=-._~[]"  # what RFC 3986 lets stand in a path or a query; the rest is encoded
+_SAFE_IN_VALUES: Final = ":@!$'()*,;-._~"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a request goes: scheme `http` or `https`, host in normal form, port, path with its query, ready to send."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return self.scheme, self.host, self.port
+
+    @property
+    def shown(self) -> str:
+        """Host and port, for messages: never the path, which may hold secrets."""
+        return f"{hosts.bracketed(self.host)}:{self.port}"
+
+    def __str__(self) -> str:
+        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{hosts.bracketed(self.host)}{port}{self.path}"
+
+
+def parse(text: str, *, fill: Callable[[str], str] | None = None) -> Target:
+    """The target of an absolute URL; HostError `bad_params` for what is no plain URL, `egress_blocked` for where to.
+
+    The fragment is dropped. `fill` gives the values of references to secrets, in path and query only: a secret never
+    decides where a request goes. Messages repeat no more of the URL than its scheme.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise _bad(f"expected at most {MAX_CHARACTERS} characters, found {len(text)}")
+    if _UNSAFE.search(text):
+        raise _bad("expected no white space, control characters and backslashes")
+    found = _SCHEME.match(text)
+    if found is None:
+        raise _bad("expected http://… or https://…")
+    scheme = found[1].lower()
+    if scheme not in DEFAULT_PORTS:
+        raise HostError(Denial.EGRESS_BLOCKED, f"scheme not allowed: expected http or https, found {scheme[:32]}")
+    rest = text[found.end() :]
+    if not rest.startswith("//") or (parts := _PARTS.fullmatch(rest[2:])) is None:
+        raise _bad("expected two slashes and a host after the scheme")
+    host, port = _authority(parts[1], DEFAULT_PORTS[scheme])
+    query = "" if parts[3] is None else f"?{parts[3]}"
+    return Target(scheme=scheme, host=host, port=port, path=_encoded((parts[2] or "/") + query, fill))
+
+
+def refer(base: Target, location: str) -> Target:
+    """Where a Location header of an answer from `base` leads; HostError as in `parse`."""
+    if _SCHEME.match(location):
+        return parse(location)
+    if location.startswith("//"):
+        return parse(f"{base.scheme}:{location}")
+    if _UNSAFE.search(location):
+        raise _bad("expected no white space, control characters and backslashes")
+    # The host is the base's whatever stands here: only path and query are taken from what is joined.
+    joined = _PARTS.fullmatch(urljoin("/" + base.path.lstrip("/"), location.partition("#")[0]))
+    if joined is None or len(location) > MAX_CHARACTERS:
+        raise _bad(f"expected at most {MAX_CHARACTERS} characters")
+    path = "/" + (joined[1] + joined[2]).lstrip("/")
+    query = "" if joined[3] is None else f"?{joined[3]}"
+    return replace(base, path=_encoded(path + query, None))
+
+
+def _encoded(raw: str, fill: Callable[[str], str] | None) -> str:
+    """A path and query as they are sent; a value filled in is encoded, so that it cannot change their shape."""
+    parts, end = [], 0
+    for found in SECRET.finditer(raw):
+        if fill is None:  # it came from outside: text like any other
+            break
+        parts += [quote(raw[end : found.start()], safe=_SAFE), quote(fill(found[0]), safe=_SAFE_IN_VALUES)]
+        end = found.end()
+    path = "".join([*parts, quote(raw[end:], safe=_SAFE)])
+    if len(path) > MAX_ENCODED_CHARACTERS:
+        raise _bad(f"expected at most {MAX_ENCODED_CHARACTERS} characters once it is encoded")
+    return path
+
+
+def _authority(text: str, default_port: int) -> tuple[str, int]:
+    if "@" in text:
+        raise _bad("expected no user name and password; send them in a header")
+    host, port = text, ""
+    if text.startswith("["):
+        host, bracket, after = text.partition("]")
+        host += bracket
+        if after and not after.startswith(":"):
+            raise _bad("expected a port after the address")
+        has_port, port = bool(after), after[1:]
+    else:
+        host, colon, port = text.partition(":")
+        has_port = bool(colon)
+    if has_port and port and (not _PORT.fullmatch(port) or int(port) > HIGHEST_PORT):
+        raise _bad(f"expected a port from 1 to {HIGHEST_PORT}")
+    if not host:
+        raise _bad("expected a host")
+    try:
+        return hosts.normal(host), int(port) if port else default_port
+    except hosts.NotAHost as error:
+        raise HostError(Denial.EGRESS_BLOCKED, f"host not understood: {error}") from error
+
+
+def _bad(expected: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, f"url: {expected}")

@@ -1,0 +1,214 @@
+"""The guard: what it resolves, what it refuses, and what it dials."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+
+from latticed.host.egress import resolver
+from latticed.host.egress.guard import Guard
+from latticed.host.egress.interfaces import own_addresses
+from latticed.host.service import HostError
+from latticed.model import egress
+from latticed.model.egress import EgressRights
+from latticed.model.hostcall import Denial
+from tests.house import dials, nameservers, origins
+
+ANYWHERE = EgressRights(hosts=("*",))
+PUBLIC = "93.184.215.14"
+
+
+def bound(*texts) -> EgressRights:
+    """Rights to these origins and to nothing else."""
+    return EgressRights(origins=tuple(egress.origin(text) for text in texts))
+
+
+@contextlib.asynccontextmanager
+async def guarding(zone, **named):
+    """(guard, nameserver, what is dialled)"""
+    async with nameservers.serving(zone) as names:
+        with dials.watched() as dialled:
+            yield Guard(resolver=nameservers.AskingResolver(names.address), **named), names, dialled
+
+
+async def refusal(awaitable) -> str:
+    """`code: message`."""
+    with pytest.raises(HostError) as caught:
+        await awaitable
+    return str(caught.value)
+
+
+async def test_all_addresses_come_back():
+    """Of both families; the name is written as people write it."""
+    async with guarding({"a.example": [[PUBLIC, "1.1.1.1", "2606:4700::1111"]]}) as (guard, _, dialled):
+        found = await guard.resolve("A.example.", 443, ANYWHERE, scheme="https")
+        assert {str(one) for one in found} == {PUBLIC, "1.1.1.1", "2606:4700::1111"}
+        assert dialled == []
+
+
+async def test_a_bound_origin_is_never_looked_up():
+    """Its address is pinned; the same name at another port is a public target like any other."""
+    async with guarding({"backend.lan": [["1.1.1.1"]]}) as (guard, names, _):
+        rights = bound("http://backend.lan:80=10.0.0.5", "http://backend.lan:80=10.0.0.6")
+        found = await guard.resolve("backend.lan", 80, rights, scheme="http")
+        assert [str(one) for one in found] == ["10.0.0.5", "10.0.0.6"]
+        assert names.lookups.total() == 0
+        assert "host not granted" in await refusal(guard.resolve("backend.lan", 81, rights, scheme="http"))
+        assert "host not granted" in await refusal(guard.resolve("backend.lan", 80, rights, scheme="https"))
+
+
+async def test_the_list_is_asked_before_any_name_is_looked_up():
+    """A lookup alone can carry data out."""
+    async with guarding({"a.example": [[PUBLIC]]}) as (guard, names, _):
+        rights = EgressRights(hosts=("b.example:443",))
+        assert "host not granted" in await refusal(guard.resolve("a.example", 443, rights))
+        assert names.lookups.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("nothing.example", "service_unavailable: the address of nothing.example cannot be found"),
+        ("empty.example", "service_unavailable: empty.example has no address"),
+        ("crowd.example", "egress_blocked: crowd.example has more than 64 addresses"),
+        ("operator.example", "egress_blocked: address not public: operator.example has one that is blocked by"),
+        ("own.example", "egress_blocked: address not public: own.example has one that is this host's own"),
+        ("127.1", "egress_blocked: host not understood"),
+        ("::1", "egress_blocked: address not public: ::1 has one that is loopback"),
+        ("fe80::1%lo", "egress_blocked: host not understood"),
+    ],
+)
+async def test_each_refusal_says_which_rule(host, code):
+    """And never tells an address that is not public."""
+    zone = {
+        "empty.example": [[]],
+        "crowd.example": [[f"1.1.1.{number}" for number in range(65)]],
+        "operator.example": [["9.9.9.9"]],
+        "own.example": [["8.8.4.4"]],
+    }
+    named = {"blocked": (ip_network("9.9.9.0/24"),), "own_addresses": lambda: frozenset({ip_address("8.8.4.4")})}
+    async with guarding(zone, **named) as (guard, _, dialled):
+        assert (await refusal(guard.resolve(host, 443, ANYWHERE))).startswith(code)
+        assert "host not understood" in code or dialled == []
+
+
+async def test_a_nameserver_that_says_nothing_is_not_waited_for_long():
+    """The lookup has its own deadline."""
+    async with guarding({"slow.example": [nameservers.SILENT]}, lookup_s=0.05) as (guard, _, _):
+        message = await refusal(guard.resolve("slow.example", 443, ANYWHERE))
+        assert message == "deadline_exceeded: no address of slow.example within 0.05 s"
+
+
+async def test_a_plain_connection_to_a_bound_origin():
+    """What TCP monitors and mail use."""
+    async with origins.serving(origins.answer(b"hello")) as server, guarding({}) as (guard, _, dialled):
+        rights = bound(f"tcp://mail.lan:{server.port}=127.0.0.1")
+        reader, writer = await guard.connect("mail.lan", server.port, rights)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).endswith(b"hello")
+        writer.close()
+        await writer.wait_closed()
+        assert dialled == [("127.0.0.1", server.port)]
+
+
+async def test_tls_is_verified_against_the_name_not_the_address():
+    """With the trust that is passed in, and no other."""
+    authority = origins.Authority()
+    async with (
+        origins.serving(origins.answer(), tls=authority.server("mail.lan")) as server,
+        guarding({}) as (guard, _, dialled),
+    ):
+        port = server.port
+        rights = bound(f"smtps://mail.lan:{port}=127.0.0.1", f"smtps://other.lan:{port}=127.0.0.1")
+        _, writer = await guard.connect("mail.lan", port, rights, scheme="smtps", tls=authority.trust())
+        assert writer.get_extra_info("peercert")["subjectAltName"] == (("DNS", "mail.lan"),)
+        writer.close()
+        await writer.wait_closed()
+        for name, trust in (("other.lan", authority.trust()), ("mail.lan", origins.Authority().trust())):
+            message = await refusal(guard.connect(name, port, rights, scheme="smtps", tls=trust))
+            assert message == f"service_unavailable: no TLS connection that can be trusted to {name}:{port}"
+        assert dialled == [("127.0.0.1", port)] * 3
+
+
+async def test_the_next_address_is_tried_when_one_does_not_answer():
+    """Also when it hangs."""
+    with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        async with (
+            origins.serving(origins.answer(), at=(("127.0.0.1", port),)),
+            guarding({}, connect_s=0.4) as (guard, _, dialled),
+        ):
+            # A full backlog: the kernel answers no further connection.
+            waiting = [socket.socket() for _ in range(3)]
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.2", port))
+            del dialled[:]
+            rights = bound(*(f"tcp://a.lan:{port}={one}" for one in ("127.0.0.2", "127.0.0.3", "127.0.0.1")))
+            _, writer = await guard.connect("a.lan", port, rights)
+            writer.close()
+            await writer.wait_closed()
+            assert [address for address, _ in dialled] == ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+            only = bound(f"tcp://a.lan:{port}=127.0.0.2")
+            assert "deadline_exceeded: no connection to a.lan" in await refusal(guard.connect("a.lan", port, only))
+            for one in waiting:
+                one.close()
+    gone = bound(f"tcp://a.lan:{port}=127.0.0.2")
+    assert "service_unavailable: cannot connect" in await refusal(Guard().connect("a.lan", port, gone))
+
+
+async def test_a_blocked_target_is_not_connected_to():
+    """A listening socket on loopback sees nobody."""
+    async with origins.serving(origins.answer()) as server, guarding({}) as (guard, _, dialled):
+        for host in ("127.0.0.1", "localhost", "::ffff:127.0.0.1", "0x7f.1"):
+            assert "egress_blocked" in await refusal(guard.connect(host, server.port, ANYWHERE))
+        assert (server.connections, dialled) == (0, [])
+
+
+def test_the_addresses_of_this_host_are_known():
+    """Both families, loopback among them."""
+    found = own_addresses()
+    assert ip_address("127.0.0.1") in found
+    with open("/proc/net/if_inet6") as lines:
+        assert sum(isinstance(one, IPv6Address) for one in found) == len({line[:32] for line in lines})
+    for one in found:
+        if isinstance(one, IPv4Address):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((str(one), 0))  # only an address of this host can be bound
+
+
+async def test_the_system_is_asked_in_a_thread():
+    """getaddrinfo itself, with /etc/hosts and all that the host has set up."""
+    found = await resolver.SystemResolver().lookup("localhost")
+    assert found
+    assert all(address.is_loopback for address in found)
+
+
+async def test_lookups_that_hang_keep_their_place_and_no_more(monkeypatch):
+    """A caller that gave up leaves its thread behind; further ones wait, for threads cannot be cancelled."""
+    release, running = threading.Event(), []
+
+    def hang(host, *_args, **_named):
+        running.append(host)
+        release.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    asked = resolver.SystemResolver(lookups=2)
+    guard = Guard(resolver=asked, lookup_s=0.05, own_addresses=frozenset)
+    codes = [
+        error.code
+        for error in await asyncio.gather(
+            *(guard.resolve(f"{one}.example", 443, ANYWHERE) for one in "abc"), return_exceptions=True
+        )
+    ]
+    assert codes == [Denial.DEADLINE_EXCEEDED] * 3
+    assert len(running) == 2
+    release.set()
+    async with asyncio.timeout(10):
+        assert await asked.lookup("d.example") == (ip_address(PUBLIC),)

@@ -1,0 +1,368 @@
+"""http.do: requests, bounds, secrets; against real servers on loopback, reached as bound origins."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import zlib
+
+import aiohttp
+import pytest
+
+from latticed.host.egress.client import Client, Limits
+from latticed.host.egress.guard import Guard
+from latticed.host.http import MAX_AT_ONCE_OF_ONE, Http, NoSecrets
+from latticed.host.service import Caller, HostError
+from latticed.model import egress
+from latticed.model.egress import EgressRights
+from tests.house import dials, origins
+from tests.house.origins import answer, serving
+from tests.house.outside import CALLER, call
+
+KIB = 1024
+SECRET = "s3cr&t/välue"
+
+
+class Bench:
+    """http.do with one server, bound as `http://backend.lan:PORT` and `https://…`."""
+
+    def __init__(self, http, client, server):
+        self.http, self.client, self.server = http, client, server
+        self.url = f"http://backend.lan:{server.port}"
+
+    async def do(self, path="/", **params):
+        return await call(self.http, url=params.pop("url", self.url + path), **params)
+
+    async def refused(self, path="/", **params):
+        with pytest.raises(HostError) as caught:
+            await self.do(path, **params)
+        return str(caught.value)
+
+
+@contextlib.asynccontextmanager
+async def bench(said, *, tls=None, trust=None, lend=NoSecrets, limits=None, contacted=lambda caller, target: None):
+    """A Bench around a server that says `said`."""
+    async with serving(said, tls=tls) as server:
+        names = [f"{scheme}://backend.lan:{server.port}=127.0.0.1" for scheme in ("http", "https")]
+        rights = EgressRights(origins=tuple(egress.origin(name) for name in names))
+        async with Client(Guard(), tls=trust or origins.Authority().trust()) as client:
+            http = Http(
+                client, rights_of=lambda caller: rights, lend=lend, limits=limits or Limits(), contacted=contacted
+            )
+            yield Bench(http, client, server)
+
+
+async def connected(it, count):
+    """Return once so many connections have arrived."""
+    async with asyncio.timeout(10):
+        while it.server.connections < count:  # noqa: ASYNC110 - the server is another program's part
+            await asyncio.sleep(0.001)
+
+
+def body_of(result) -> bytes:
+    return base64.b64decode(result["body_base64"])
+
+
+async def test_a_request_arrives_and_its_answer_comes_back():
+    """Canonical names, repeated ones joined, framing left out."""
+    lines = ["content-type: text/x", "X-A: 1", "x-a: 2", "Set-Cookie: a=b", "Connection: close", "ETAG: W/x"]
+    heard = []
+    listen = lambda caller, target: heard.append((caller.plugin_id, target))  # noqa: E731
+    async with bench(answer(b"\xffbytes", *lines, status="201 Made"), contacted=listen) as it:
+        result = await it.do("/a%2Fb/ü?q=<1>#part", method="put", header={"X-Key": "ü 1"}, body="hé")
+        assert result == {
+            "status_code": 201,
+            "header": {"Content-Type": "text/x", "X-A": "1, 2", "Set-Cookie": "a=b", "Etag": "W/x"},
+            "body_base64": base64.b64encode(b"\xffbytes").decode(),
+        }
+        (seen,) = it.server.seen
+        assert (seen.method, seen.path, seen.body) == ("PUT", "/a%2Fb/%C3%BC?q=%3C1%3E", "hé".encode())
+        assert seen.header == {
+            "host": f"backend.lan:{it.server.port}",
+            "accept-encoding": "identity",
+            "x-key": "ü 1",
+            "user-agent": "latticed",
+            "connection": "close",
+            "content-length": "3",
+        }
+        assert heard == [("acme.fetch", f"backend.lan:{it.server.port}")]
+
+
+async def test_defaults_are_those_of_a_plain_get():
+    """An absent or empty method, no header, no body; bytes come as base64; a plugin's Accept-Encoding is not asked."""
+    async with bench(answer()) as it:
+        for params in ({}, {"method": "", "body": None, "body_base64": ""}, {"header": {"accept-encoding": "br"}}):
+            assert await it.do(**params) == {"status_code": 200, "header": {}, "body_base64": ""}
+        await it.do(method="POST", body_base64=base64.b64encode(b"\0\xff").decode(), header={"User-Agent": "x/1"})
+        assert [(one.method, one.body) for one in it.server.seen] == [("GET", b"")] * 3 + [("POST", b"\0\xff")]
+        assert {one.header["accept-encoding"] for one in it.server.seen} == {"identity"}
+        assert it.server.seen[-1].header["user-agent"] == "x/1"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"url": ""}, "bad_params: url"),
+        ({"url": "backend.lan/x"}, "bad_params: url"),
+        ({"url": "http:/backend.lan/"}, "bad_params: url"),
+        ({"url": "http://"}, "bad_params: url: expected a host"),
+        ({"url": "http://u:p@backend.lan/"}, "bad_params: url: expected no user name and password"),
+        ({"url": "http://backend.lan:0/"}, "bad_params: url: expected a port"),
+        ({"url": "http://backend.lan:٣/"}, "bad_params: url: expected a port"),
+        ({"url": "http://backend.lan:65536/"}, "bad_params: url: expected a port"),
+        ({"url": "http://[::1]x/"}, "bad_params: url: expected a port"),
+        ({"url": "http://a b/"}, "bad_params: url: expected no white space"),
+        ({"url": "http://a/\r\nx"}, "bad_params: url: expected no white space"),
+        ({"url": "http://a/\u2028x"}, "bad_params: url: expected no white space"),
+        ({"url": "http://a\\b/"}, "bad_params: url: expected no white space"),
+        ({"url": "http://a/\ud800"}, "bad_params: url: expected no white space"),
+        ({"url": "http://backend.lan/" + "x" * 8192}, "bad_params: url: expected at most 8192"),
+        ({"url": "http://backend.lan/" + "ü" * 4000}, "bad_params: url: expected at most 16384"),
+        ({"url": "ws://backend.lan/"}, "egress_blocked: scheme not allowed"),
+        ({"url": "http://127.0.0.1/"}, "egress_blocked: host not granted"),
+        ({"url": "http://2130706433/"}, "egress_blocked: host not understood"),
+        ({"method": "CONNECT"}, "bad_params: method"),
+        ({"method": "GET /x HTTP/1.1\r\n"}, "bad_params: method"),
+        ({"header": {"X-A": "\ud800"}}, "bad_params: header X-A"),
+        ({"header": {"X A": "1"}}, "bad_params: header"),
+        ({"header": {"X-A": "1", "x-a": "2"}}, "bad_params: header x-a: expected once"),
+        ({"header": {f"X-{n}": "" for n in range(65)}}, "too_large: header"),
+        ({"header": {"X-A": "x" * 33_000}}, "too_large: header"),
+        ({"body": "a", "body_base64": "YQ=="}, "bad_params: expected at most one"),
+        ({"body_base64": "%%"}, "bad_params: body_base64"),
+        ({"body": "\ud800"}, "bad_params: body"),
+        ({"body": "x" * (256 * KIB + 1)}, "too_large: body: expected at most 262144 bytes, found 262145"),
+        ({"body": "${secret:TOKEN}"}, "bad_params: the operator has bound no secret"),
+        ({"header": {"X-A": "${secret:TOKEN}"}}, "bad_params: the operator has bound no secret"),
+    ],
+)
+async def test_what_is_refused_before_anything_is_dialled(params, message):
+    """With the code and what was expected."""
+    async with bench(answer()) as it:
+        with dials.watched() as dialled:
+            assert (await it.refused(**params)).startswith(message)
+        assert (dialled, it.server.connections) == ([], 0)
+
+
+async def test_bodies_just_fit_and_no_byte_more():
+    """Each way; by the length that is announced, and by what really comes."""
+    whole = b"x" * (256 * KIB)
+    async with bench(answer(whole)) as it:
+        assert body_of(await it.do(method="POST", body_base64=base64.b64encode(whole).decode())) == whole
+        assert it.server.seen[0].body == whole
+
+    async def announce(_request, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 262145\r\n\r\n")  # and nothing comes: nobody waits for it
+
+    async def flood(_request, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(whole)
+            await writer.drain()
+
+    for said in (announce, flood):
+        async with bench(said) as it:
+            assert await it.refused() == "too_large: the answer's body is over 262144 bytes"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\nContent-Encoding: gzip\r\n\r\n"
+    async with bench(head) as it:
+        assert (await it.do(method="HEAD"))["status_code"] == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("deflate", zlib.compress(b"content")),
+        ("deflate", zlib.compressobj(wbits=-15).compress(b"") + zlib.compress(b"content")[2:-4]),
+        ("x-gzip", zlib.compress(b"content", wbits=31)),
+        ("Identity", b"content"),
+    ],
+)
+async def test_simple_encodings_are_undone(encoding, data):
+    """Though only identity was asked for."""
+    async with bench(answer(data, f"Content-Encoding: {encoding}")) as it:
+        assert body_of(await it.do()) == b"content"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"", "service_unavailable: {shown} broke off"),
+        (b"SSH-2.0-x\r\n\r\n", "service_unavailable: {shown} did not answer in HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", "service_unavailable: {shown} broke off"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9000 + b"\r\n\r\n", "too_large: the header of {shown}"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 3000 + b"\r\n", "service_unavailable: {shown} did not"),
+        (b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"y" * 8000 + b"\r\n") * 5 + b"\r\n", "too_large: the answer's header"),
+        (
+            b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+            "service_unavailable: the answer changes",
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx", "service_unavailable: {shown} did"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "service_unavailable: {shown}"),
+    ],
+)
+async def test_broken_answers_are_clean_errors(said, message):
+    """No traceback, no half a body, no words of the server in the message."""
+    async with bench(said) as it:
+        assert (await it.refused()).startswith(message.format(shown=f"backend.lan:{it.server.port}"))
+
+
+async def test_controls_in_an_answers_header_do_not_come_through():
+    """Bytes that are no UTF-8 are read as Latin-1; nothing that JSON or a terminal would trip over."""
+    async with bench(b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\nX-B: a\tb\r\nContent-Length: 0\r\n\r\n") as it:
+        assert (await it.do())["header"] == {"X-A": "café", "X-B": "a\tb"}
+
+
+async def test_a_server_that_says_nothing_is_left():
+    """Within the total time, counted over all that a request does."""
+
+    async def silence(_request, _writer):
+        await asyncio.Event().wait()
+
+    async with bench(silence, limits=Limits(total_s=0.05)) as it:
+        assert await it.refused() == (
+            f"deadline_exceeded: no whole answer from backend.lan:{it.server.port} within 0.05 s"
+        )
+
+
+async def test_one_plugin_cannot_have_all_requests():
+    """Beyond its share it is refused, while another plugin is served; places come back."""
+    free = asyncio.Event()
+
+    async def wait(_request, writer):
+        await free.wait()
+        writer.write(answer(b"late"))
+
+    async with bench(wait) as it:
+        tasks = [asyncio.create_task(it.do()) for _ in range(MAX_AT_ONCE_OF_ONE)]
+        await connected(it, MAX_AT_ONCE_OF_ONE)
+        assert (await it.refused()).startswith("rate_limited: expected at most 8")
+        other = asyncio.create_task(call(it.http, caller=Caller(plugin_id="acme.other"), url=it.url))
+        await connected(it, MAX_AT_ONCE_OF_ONE + 1)
+        free.set()
+        assert {body_of(found) for found in await asyncio.gather(*tasks, other)} == {b"late"}
+        assert body_of(await it.do()) == b"late"
+
+
+async def test_a_request_that_is_cancelled_leaves_nothing():
+    """The connection is closed and the place is free."""
+    held = asyncio.Event()
+
+    async def hold(_request, _writer):
+        held.set()
+        await asyncio.Event().wait()
+
+    async with bench(hold) as it:
+        task = asyncio.create_task(it.do())
+        await held.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert it.http._under_way.total() == 0
+
+
+class Lend:
+    """A loan of one secret, as `host.secrets` gives it."""
+
+    def __init__(self, plugin_id):
+        assert plugin_id == CALLER.plugin_id
+
+    def expand(self, text):
+        if "${secret:OTHER}" in text:
+            raise HostError("bad_params", "the operator has bound no secret 'OTHER' to this plugin")
+        return text.replace("${secret:TOKEN}", SECRET).replace("${secret:LINES}", "a\r\nb")
+
+    def redact(self, text):
+        return text.replace(SECRET, "${secret:TOKEN}")
+
+
+async def test_secrets_go_out_and_never_come_back():
+    """In path, query, header and body; a server that repeats them does not hand them to the plugin."""
+
+    async def echo(request, writer):
+        writer.write(answer(f"you sent {request.header['x-key']}".encode(), f"X-Echo: {request.header['x-key']}"))
+
+    async with bench(echo, lend=Lend) as it:
+        path, header = "/bot${secret:TOKEN}/x?t=${secret:TOKEN}", {"X-Key": "Bearer ${secret:TOKEN}"}
+        result = await it.do(path, method="POST", header=header, body="t=${secret:TOKEN}")
+        (seen,) = it.server.seen
+        assert seen.path == "/bots3cr%26t%2Fv%C3%A4lue/x?t=s3cr%26t%2Fv%C3%A4lue", "a value cannot add a segment"
+        assert (seen.header["x-key"], seen.body) == (f"Bearer {SECRET}", f"t={SECRET}".encode())
+        assert body_of(result) == b"you sent Bearer ${secret:TOKEN}"
+        assert result["header"]["X-Echo"] == "Bearer ${secret:TOKEN}"
+
+
+async def test_a_secret_never_decides_where_a_request_goes():
+    """Nor does it end a header line, nor show in an error, nor come from a name that is not bound."""
+    async with bench(origins.redirect(f"http://{SECRET}.example.org/"), lend=Lend) as it:
+        assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
+        assert "bad_params: url" in await it.refused(url="http://backend.lan:${secret:TOKEN}/")
+        assert "bad_params: header X-A: expected a value" in await it.refused(header={"X-A": "${secret:LINES}"})
+        assert "bound no secret 'OTHER'" in await it.refused("/${secret:OTHER}")
+        assert it.server.connections == 0
+        assert SECRET not in await it.refused(header={"X-A": "${secret:TOKEN}"})
+
+
+async def test_bytes_of_a_body_are_sent_as_they_are():
+    """body_base64 is not looked into, and an answer without secrets is not touched."""
+    raw = b"${secret:TOKEN}\xff"
+    async with bench(answer(SECRET.encode()), lend=Lend) as it:
+        result = await it.do(method="POST", body_base64=base64.b64encode(raw).decode())
+        assert (it.server.seen[0].body, body_of(result)) == (raw, SECRET.encode())
+
+
+async def test_tls_with_the_given_trust():
+    """And with nothing else: an unknown authority is refused after the handshake, before the request."""
+    authority = origins.Authority()
+    async with bench(answer(b"safe"), tls=authority.server("backend.lan"), trust=authority.trust()) as it:
+        url = f"https://backend.lan:{it.server.port}/"
+        assert body_of(await it.do(url=url)) == b"safe"
+        assert "service_unavailable" in await it.refused(), "plain HTTP to a TLS port"
+    async with bench(answer(b"safe"), tls=authority.server("backend.lan")) as it:
+        url = f"https://backend.lan:{it.server.port}/"
+        assert "certificate of backend.lan" in await it.refused(url=url)
+        assert it.server.seen == []
+
+
+async def test_a_port_that_speaks_no_tls():
+    """Told apart from one that nobody listens at."""
+
+    def speak(_reader, writer):
+        writer.write(b"220 ready\r\n")
+        writer.close()
+
+    async with bench(answer()) as it, await asyncio.start_server(speak, "127.0.0.1", 0) as plain:
+        port = plain.sockets[0].getsockname()[1]
+        rights = EgressRights(origins=(egress.origin(f"https://127.0.0.1:{port}"),))
+        http = Http(it.client, rights_of=lambda caller: rights)
+        with pytest.raises(HostError, match=f"service_unavailable: no TLS with 127.0.0.1:{port}"):
+            await call(http, url=f"https://127.0.0.1:{port}/")
+    with pytest.raises(HostError, match="the host is stopping"):
+        await call(http, url=f"https://127.0.0.1:{port}/")
+
+
+async def test_the_session_itself_reaches_nothing():
+    """Past the guard there is no way out: not by name, not by address, not even to what was bound a moment ago."""
+    async with bench(answer()) as it:
+        await it.do()
+        with dials.watched() as dialled:
+            for host in ("127.0.0.1", "localhost", "backend.lan", "[::1]"):
+                with pytest.raises((aiohttp.ClientError, OSError)):
+                    await it.client._session.get(f"http://{host}:{it.server.port}/")
+        assert (dialled, it.server.connections) == ([], 1)
+
+
+async def test_a_closed_client_says_so():
+    """The daemon is stopping; the plugin hears it."""
+    async with serving(answer()) as server:
+        rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
+        async with Client(Guard(), tls=origins.Authority().trust()) as client:
+            http = Http(client, rights_of=lambda caller: rights)
+        with pytest.raises(HostError, match="the host is stopping"):
+            await call(http, url=f"http://127.0.0.1:{server.port}/")
+
+
+async def test_the_systems_trust_is_the_default():
+    """A context that verifies, made without blocking the loop."""
+    async with Client(Guard()) as client:
+        assert (client._tls.verify_mode.name, client._tls.check_hostname) == ("CERT_REQUIRED", True)
