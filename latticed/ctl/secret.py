@@ -1,0 +1,110 @@
+"""latticectl secret: values that plugins only ever name; they are set and bound here, and never shown."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed import wire
+from latticed.ctl import ask, replies
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exits import Exit
+from latticed.ctl.table import Cell, Column
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.session import Session
+
+EXAMPLES: Final = examples(
+    "latticectl secret set API_TOKEN < token.txt         # without its last line end",
+    "latticectl secret bind API_TOKEN acme.fetch         # now ${secret:API_TOKEN} works in its requests",
+    "latticectl secret list",
+    "latticectl secret unbind API_TOKEN acme.fetch",
+    "latticectl secret delete API_TOKEN",
+)
+
+_TABLE: Final = (
+    Column(title="NAME"),
+    Column(title="VERSION", right=True),
+    Column(title="USABLE"),
+    Column(title="PLUGINS", shrinks=True),
+    Column(title="UPDATED"),
+)
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="names, versions, bindings; never values")
+    for name, summary in (("set", "keep a value, read from stdin or asked for"), ("delete", "forget a secret")):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("name", metavar="NAME", help="upper case letters, digits and _")
+    for name, summary in (("bind", "let a plugin have it used"), ("unbind", "take that back")):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("name", metavar="NAME")
+        action.add_argument("id", metavar="ID", help="the plugin's id")
+
+
+def run(session: Session) -> int:
+    match session.args.action:
+        case "list":
+            return _list(session)
+        case "set":
+            return _set(session)
+        case "delete":
+            session.client().delete("secrets", session.args.name)
+            return _told(session, "deleted", {"deleted": True})
+        case action:
+            return _bind(session, bound=action == "bind")
+
+
+def _list(session: Session) -> int:
+    plain = replies.mapping(session.client().get("secrets"), "secrets")
+    rows = replies.rows(plain.get("secrets"), "list of secrets")
+    screen = session.screen
+    if screen.json_wanted:
+        screen.json(list(rows))
+        return Exit.OK
+    screen.rows(_TABLE, [_row(session, row) for row in rows])
+    return Exit.OK
+
+
+def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+    usable = Cell("yes", "good") if row.get("usable") else Cell("no: other key", "bad")
+    plugins = ", ".join(replies.texts(row.get("plugins") or []))
+    updated = session.screen.when(str(row.get("updated_at") or ""))
+    return str(row.get("name") or ""), str(row.get("version") or ""), usable, plugins, updated
+
+
+def _set(session: Session) -> int:
+    if sys.stdin.isatty():
+        value = getpass.getpass(f"{session.args.name}: ").encode()
+    else:
+        value = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
+        if len(value) > wire.MAX_BODY_BYTES:
+            raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
+        value = value.removesuffix(b"\n").removesuffix(b"\r")
+    if not value:
+        raise Problem(
+            "usage", "expected a value on stdin, found nothing", "printf %s VALUE | latticectl secret set NAME"
+        )
+    session.client().put_bytes("secrets", session.args.name, body=value)
+    return _told(session, "set", {"set": True})
+
+
+def _bind(session: Session, *, bound: bool) -> int:
+    name, plugin_id = session.args.name, ask.known_id(session.args.id)
+    client = session.client()
+    if bound:
+        client.put("secrets", name, "plugins", plugin_id, body={})
+    else:
+        client.delete("secrets", name, "plugins", plugin_id)
+    return _told(session, f"{'bound to' if bound else 'no longer bound to'} {plugin_id}", {"bound": bound})
+
+
+def _told(session: Session, done: str, record: dict[str, Any]) -> int:
+    if session.screen.json_wanted:
+        session.screen.json({"name": session.args.name, **record})
+    else:
+        session.screen.line(session.args.name, done)
+    return Exit.OK

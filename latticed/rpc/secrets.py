@@ -1,0 +1,70 @@
+"""Handlers for secrets: operators set and bind them; nobody ever reads one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latticed.kit.clock import rfc3339
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.rpc.answers import SecretBound, SecretDeleted, SecretList, SecretSet
+    from latticed.rpc.api import Ask
+
+
+async def listing(ask: Ask) -> SecretList:
+    """Names, versions and bindings; never a value."""
+    return {
+        "secrets": [
+            {
+                "name": one.name,
+                "version": one.version,
+                "plugins": list(one.plugins),
+                "created_at": rfc3339(one.created_at),
+                "updated_at": rfc3339(one.updated_at),
+                "usable": one.usable,
+            }
+            for one in ask.api.secrets.known()
+        ]
+    }
+
+
+async def put(ask: Ask) -> SecretSet:
+    """Set one; the body is its value, as UTF-8."""
+    data = await ask.raw()
+    try:
+        value = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem("bad_request", "expected the value as UTF-8 text, found other bytes") from error
+    await _record(ask, "secret.set")
+    return {"name": ask.part("name"), "version": await ask.api.secrets.set(ask.part("name"), value)}
+
+
+async def delete(ask: Ask) -> SecretDeleted:
+    """Forget one and its bindings."""
+    await _record(ask, "secret.delete")
+    await ask.api.secrets.delete(ask.part("name"))
+    return {"name": ask.part("name"), "deleted": True}
+
+
+async def bind(ask: Ask) -> SecretBound:
+    """Let a plugin have it used."""
+    await _record(ask, "secret.bind")
+    await ask.api.secrets.bind(ask.part("name"), ask.part("id"))
+    return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": True}
+
+
+async def unbind(ask: Ask) -> SecretBound:
+    """Take that back."""
+    await _record(ask, "secret.unbind")
+    await ask.api.secrets.unbind(ask.part("name"), ask.part("id"))
+    return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": False}
+
+
+async def _record(ask: Ask, action: str) -> None:
+    """On record before it is done."""
+    plugin = ask.request.match_info.get("id")
+    detail: dict[str, str | int | bool] = {"plugin": plugin} if plugin else {}
+    told = Event(actor=str(ask.actor), action=action, target=ask.part("name"), decision="allow", detail=detail)
+    await ask.api.ledger.record(told)

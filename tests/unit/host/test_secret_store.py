@@ -1,0 +1,434 @@
+"""Secrets: sealed at rest, lent by reference to those they are bound to, found nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed import settings as settings_room
+from latticed.host import redaction, secret_key, secrets
+from latticed.host.secret_key import Place
+from latticed.host.secrets import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, Secrets
+from latticed.host.service import HostError
+from latticed.ledger import Ledger, open_ledger
+from latticed.ledger import secrets as rows
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.settings import Settings
+from tests.house.clocks import ManualClock
+
+VALUE = 's3cr3t/vålue+with "quotes"\nand lines'
+PLUGIN, OTHER = "acme.demo", "acme.other"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with open_ledger(tmp_path / "state", clock=clock) as found:
+        yield found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(path=tmp_path / "config" / "secrets.key", ours=True)
+
+
+@pytest.fixture
+def store(ledger: Ledger, place: Place, clock: ManualClock) -> Secrets:
+    return Secrets(ledger, place, clock=clock)
+
+
+def refused(store: Secrets, text: str, plugin: str = PLUGIN) -> HostError:
+    with pytest.raises(HostError) as caught:
+        store.expand(plugin, text)
+    assert VALUE not in str(caught.value)
+    return caught.value
+
+
+async def lent(store: Secrets, name: str = "TOKEN", value: str = VALUE) -> None:
+    await store.set(name, value)
+    await store.bind(name, PLUGIN)
+
+
+async def test_a_bound_reference_is_replaced(store: Secrets) -> None:
+    """Everywhere in the text; what is no reference stays as it is."""
+    await lent(store)
+    text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
+    expected = f"Bearer {VALUE}, {VALUE} ${{TOKEN}} ${{secret:TOKEN $secret:TOKEN"
+    assert store.expand(PLUGIN, text) == expected
+    assert store.expand(OTHER, "nothing of the kind") == "nothing of the kind"
+
+
+async def test_values_are_not_looked_into(store: Secrets) -> None:
+    """One pass: a value that spells a reference, or half of one, opens nothing."""
+    await lent(store, "TOKEN", "${secret:INNER}")
+    await lent(store, "HALF", "${secret:")
+    await lent(store, "INNER", "the inner value")
+    assert store.expand(PLUGIN, "${secret:TOKEN}") == "${secret:INNER}"
+    assert store.expand(PLUGIN, "${secret:HALF}INNER}") == "${secret:INNER}"
+
+
+@pytest.mark.parametrize("name", ["ABSENT", "TOKEN", "lower", "", "A" * 65, "A\x1b[2J", "TOKEN "])
+async def test_what_is_not_bound_is_refused_by_name(store: Secrets, name: str) -> None:
+    """The same words whether there is such a secret or not, so that nobody learns of others' names."""
+    await store.set("TOKEN", VALUE)
+    await store.bind("TOKEN", OTHER)
+    error = refused(store, f"x ${{secret:{name}}}")
+    assert error.code is Denial.BAD_PARAMS
+    assert error.message.startswith("the operator has bound no secret ")
+    assert name in error.message or "\x1b" in name or len(name) > 64
+    assert error.message.isprintable()
+
+
+async def test_binding_can_be_taken_back(store: Secrets) -> None:
+    """From then on the plugin has no use of it; a binding that is not there cannot be taken back."""
+    await lent(store)
+    await store.unbind("TOKEN", PLUGIN)
+    assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
+    with pytest.raises(Problem) as caught:
+        await store.unbind("TOKEN", PLUGIN)
+    assert caught.value.code == "not_found"
+
+
+async def test_a_list_tells_everything_but_values(store: Secrets, clock: ManualClock) -> None:
+    """Names, versions, bound plugins, times."""
+    began = clock.now_us
+    await lent(store)
+    await store.bind("TOKEN", OTHER)
+    clock.advance(5)
+    assert await store.set("TOKEN", "another value") == 2
+    (known,) = store.known()
+    assert (known.name, known.version, known.plugins, known.usable) == ("TOKEN", 2, (PLUGIN, OTHER), True)
+    assert (known.created_at, known.updated_at) == (began, clock.now_us)
+    assert "another value" not in repr(known)
+    assert store.expand(PLUGIN, "${secret:TOKEN}") == "another value"
+    await store.delete("TOKEN")
+    assert store.known() == ()
+    with pytest.raises(Problem, match="no secret TOKEN"):
+        await store.delete("TOKEN")
+    await store.set("TOKEN", "made anew")
+    assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("token", "v", "bad_request"),
+        ("9A", "v", "bad_request"),
+        ("A" * 65, "v", "bad_request"),
+        ("A\n", "v", "bad_request"),
+        ("A", "", "bad_request"),
+        ("A", "\ud800", "bad_request"),
+        ("A", "é" * (MAX_VALUE_BYTES // 2 + 1), "too_large"),
+    ],
+)
+async def test_bad_names_and_values_are_refused(store: Secrets, name: str, value: str, code: str) -> None:
+    """Before a key is made for them; the largest value is fine."""
+    with pytest.raises(Problem) as caught:
+        await store.set(name, value)
+    assert caught.value.code == code
+    assert store.known() == ()
+    assert await store.set("A" * 64, "é" * (MAX_VALUE_BYTES // 2)) == 1
+
+
+async def test_binding_wants_a_secret_and_an_id(store: Secrets) -> None:
+    """Neither is guessed."""
+    await store.set("TOKEN", VALUE)
+    for name, plugin, code in (("ABSENT", PLUGIN, "not_found"), ("TOKEN", "No Id", "bad_request")):
+        with pytest.raises(Problem) as caught:
+            await store.bind(name, plugin)
+        assert caught.value.code == code
+    for number in range(rows.MAX_BINDINGS):
+        await store.bind("TOKEN", f"acme.p{number}")
+    await store.bind("TOKEN", "acme.p0")
+    with pytest.raises(Problem) as caught:
+        await store.bind("TOKEN", PLUGIN)
+    assert caught.value.code == "quota_exceeded"
+
+
+async def test_a_short_text_cannot_become_a_huge_one(store: Secrets) -> None:
+    """A megabyte is the most."""
+    await lent(store, "BIG", "x" * MAX_VALUE_BYTES)
+    most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
+    assert len(store.expand(PLUGIN, "${secret:BIG}" * most)) == MAX_EXPANDED_BYTES
+    assert refused(store, "${secret:BIG}" * (most + 1)).code is Denial.TOO_LARGE
+
+
+async def test_nothing_on_disk_holds_the_value(store: Secrets, tmp_path: Path) -> None:
+    """State directory, WAL and the key's directory included; equal values are sealed differently."""
+    value = "needle-in-the-haystack-0123456789"
+    await lent(store, "ONE", value)
+    await lent(store, "TWO", value)
+    one, two = (store._ledger.read(lambda db, name=name: rows.get(db, "operator", name)) for name in ("ONE", "TWO"))
+    assert one is not None
+    assert two is not None
+    assert len(one.nonce) == len(two.nonce) == 12
+    assert one.nonce != two.nonce
+    assert one.sealed != two.sealed
+    looked_at = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"ledger.sqlite3", "ledger.sqlite3-wal", "secrets.key"} <= {path.name for path in looked_at}
+    encoded = (
+        value.encode(),
+        base64.b64encode(value.encode()),
+        value.encode("utf-16-le"),
+        value.encode().hex().encode(),
+    )
+    assert not [path for path in looked_at if any(form in path.read_bytes() for form in encoded)]
+
+
+@pytest.mark.parametrize("column", ["owner", "name", "version", "nonce", "sealed"])
+async def test_a_row_that_was_changed_is_found(store: Secrets, ledger: Ledger, column: str) -> None:
+    """Sealed text moved to another name, owner or version, or damaged, opens nothing and says which code."""
+    await lent(store)
+    value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
+    if column == "owner":
+        store._owner = "somebody"
+        await store.set("TOKEN", "theirs")
+        await store.bind("TOKEN", PLUGIN)
+        await ledger.write(lambda tx: tx.execute("DELETE FROM secrets WHERE owner = 'operator'"))
+        await ledger.write(lambda tx: tx.execute("UPDATE secrets SET owner = 'operator'"))
+        store._owner = "operator"
+    else:
+        statement = f"UPDATE secrets SET {column} = {value}"  # noqa: S608 - the parameters above
+        await ledger.write(lambda tx: tx.execute(statement))
+    name = "OTHER" if column == "name" else "TOKEN"
+    if column == "name":
+        keys = store._key()
+        mac = keys.mac(secrets._bound("operator", "OTHER", PLUGIN))
+        binding = rows.Binding(owner="operator", name="OTHER", plugin_id=PLUGIN, mac=mac)
+        await ledger.write(lambda tx: rows.bind(tx, binding))
+    error = refused(store, f"${{secret:{name}}}")
+    assert error.code is Denial.SERVICE_UNAVAILABLE
+    assert error.message.startswith(f"secret_unavailable: {name}")
+
+
+async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(store: Secrets, ledger: Ledger) -> None:
+    """Bindings are made with the key; copying another plugin's, or another secret's, does not help."""
+    await lent(store)
+    await store.set("OTHER", VALUE)
+    copy = "INSERT INTO secret_bindings SELECT owner, ?, ?, mac FROM secret_bindings WHERE plugin_id = 'acme.demo'"
+    await ledger.write(lambda tx: tx.execute(copy, ("TOKEN", OTHER)))
+    await ledger.write(lambda tx: tx.execute(copy, ("OTHER", "acme.third")))
+    assert refused(store, "${secret:TOKEN}", OTHER).code is Denial.SERVICE_UNAVAILABLE
+    assert refused(store, "${secret:OTHER}", "acme.third").code is Denial.SERVICE_UNAVAILABLE
+
+
+async def test_another_publishers_plugin_finds_no_binding(store: Secrets, ledger: Ledger) -> None:
+    """Set aside in the lifecycle's own transaction, without the key; brought back, they hold again."""
+    await lent(store)
+    aside = f"{PLUGIN}@acme"
+    assert await ledger.write(lambda tx: rows.rename_plugin(tx, PLUGIN, aside)) == 1
+    assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
+    assert await ledger.write(lambda tx: rows.rename_plugin(tx, aside, PLUGIN)) == 1
+    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+
+
+# The key.
+
+
+async def test_the_key_is_made_private_on_first_use_and_kept(store: Secrets, ledger: Ledger, place: Place) -> None:
+    """Mode 0600, never replaced: another store on the same file reads what the first one sealed."""
+    assert store.known() == ()
+    assert not place.path.exists()
+    await lent(store)
+    assert place.path.stat().st_mode & 0o7777 == 0o600
+    assert os.listdir(place.path.parent) == ["secrets.key"]
+    before = place.path.read_bytes()
+    again = Secrets(ledger, place, clock=ManualClock())
+    assert again.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+    await again.set("TOKEN", "new")
+    assert place.path.read_bytes() == before
+
+
+async def test_a_lost_key_is_never_replaced_silently(store: Secrets, place: Place) -> None:
+    """While something is sealed, a missing file is an error that names it; put back, all is well."""
+    await lent(store)
+    key = place.path.read_bytes()
+    place.path.unlink()
+    store.forget_key()
+    with pytest.raises(Problem) as caught:
+        await store.set("NEW", "value")
+    assert caught.value.code == "secret_unavailable"
+    assert str(place.path) in caught.value.detail
+    error = refused(store, "${secret:TOKEN}")
+    assert error.code is Denial.SERVICE_UNAVAILABLE
+    assert str(place.path) not in error.message
+    assert [known.usable for known in store.known()] == [False]
+    place.path.write_bytes(key)
+    place.path.chmod(0o600)
+    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+
+
+async def test_another_key_is_told_from_damage(store: Secrets, place: Place) -> None:
+    """`set` works with it, what was sealed before does not; with the right file back, it does at once."""
+    await lent(store)
+    key = place.path.read_bytes()
+    place.path.write_bytes(os.urandom(32))
+    store.forget_key()
+    with pytest.raises(
+        Problem, match=r"TOKEN was sealed with another key \(expected [0-9a-f]{16}, found [0-9a-f]{16}\)"
+    ):
+        store._open(store._stored()[0])
+    assert refused(store, "${secret:TOKEN}").code is Denial.SERVICE_UNAVAILABLE
+    await store.set("NEW", "value")
+    assert {known.name: known.usable for known in store.known()} == {"NEW": True, "TOKEN": False}
+    assert store.redact("a value here: value") == "a value here: value"
+    place.path.write_bytes(key)
+    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (b"short", 0o600, "expected a key of 32 bytes"),
+        (b"A" * 2000, 0o600, "at most"),
+        (base64.b64encode(bytes(31)), 0o600, "expected a key of 32 bytes"),
+        (bytes(32), 0o640, "expected mode 0600, found 0640"),
+        (bytes(32), 0o604, "expected mode 0600, found 0604"),
+        (bytes(32), 0o622, "writable by others"),
+    ],
+)
+def test_a_key_that_is_none_or_not_private_is_refused(place: Place, content: bytes, mode: int, words: str) -> None:
+    """Never used, never replaced."""
+    place.path.parent.mkdir()
+    place.path.write_bytes(content)
+    place.path.chmod(mode)
+    with pytest.raises(Problem, match=words) as caught:
+        secret_key.read(place)
+    assert caught.value.code == "secret_unavailable"
+    assert place.path.read_bytes() == content
+
+
+def test_a_key_in_a_directory_of_others_is_refused(place: Place) -> None:
+    """Whoever may write the directory may swap the key."""
+    place.path.parent.mkdir()
+    place.path.write_bytes(bytes(32))
+    place.path.chmod(0o600)
+    place.path.parent.chmod(0o777)
+    with pytest.raises(Problem, match="cannot be trusted"):
+        secret_key.read(place)
+
+
+def test_a_key_may_be_raw_or_base64(place: Place) -> None:
+    """With white space around it; both name the same key, and the name is no part of it."""
+    place.path.parent.mkdir()
+    raw = os.urandom(32)
+    found = []
+    for content in (raw, base64.b64encode(raw) + b"\n"):
+        place.path.write_bytes(content)
+        place.path.chmod(0o600)
+        keys = secret_key.read(place)
+        assert keys is not None
+        found.append(keys.id)
+    assert found[0] == found[1]
+    assert bytes.fromhex(found[0]) not in raw
+
+
+async def test_a_place_that_cannot_be_written_says_what_to_do(ledger: Ledger, tmp_path: Path) -> None:
+    """Nothing is stored, nothing is left."""
+    (tmp_path / "file").write_text("")
+    store = Secrets(ledger, Place(path=tmp_path / "file" / "secrets.key", ours=True), clock=ManualClock())
+    with pytest.raises(Problem) as caught:
+        await store.set("TOKEN", VALUE)
+    assert caught.value.code == "secret_unavailable"
+    assert store.known() == ()
+
+
+def settings_at(tmp_path: Path, **environ: str) -> Settings:
+    """Those of a daemon whose file is in tmp_path/config and whose state is in tmp_path/state."""
+    file = tmp_path / "config" / "latticed.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(environ.pop("text", ""))
+    return settings_room.load(file, {"LATTICED_STATE_DIR": str(tmp_path / "state"), **environ}, os.geteuid())
+
+
+def test_the_key_is_beside_the_settings_unless_told_otherwise(tmp_path: Path) -> None:
+    """A setting names another place; a credential of the service manager wins, and is not made when it is missing."""
+    assert secret_key.place(settings_at(tmp_path), {}) == Place(path=tmp_path / "config/secrets.key", ours=True)
+    told = settings_at(tmp_path, text=f'[secrets]\nkey_file = "{tmp_path}/elsewhere.key"\n')
+    assert secret_key.place(told, {}) == Place(path=tmp_path / "elsewhere.key", ours=True)
+    credentials = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert secret_key.place(told, credentials) == Place(path=tmp_path / "elsewhere.key", ours=True)
+    credential = tmp_path / "latticed-secrets.key"
+    credential.write_bytes(os.urandom(32))
+    credential.chmod(0o440)  # stands for an access list, newer service managers make them
+    found = secret_key.place(told, credentials)
+    assert found == Place(path=credential, ours=False)
+    assert secret_key.read(found) is not None
+
+
+async def test_a_credential_that_goes_missing_is_not_made(ledger: Ledger, tmp_path: Path) -> None:
+    """It is the service manager's to bring."""
+    store = Secrets(ledger, Place(path=tmp_path / "gone", ours=False), clock=ManualClock())
+    with pytest.raises(Problem) as caught:
+        await store.set("TOKEN", VALUE)
+    assert caught.value.code == "secret_unavailable"
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("way", ["plainly", "by a link", "by dots"])
+def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -> None:
+    """A backup of the state would hold both halves."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    path = {"plainly": "state/a.key", "by a link": "link/a.key", "by dots": "config/../state/sub/a.key"}[way]
+    told = settings_at(tmp_path, text=f'[secrets]\nkey_file = "{tmp_path}/{path}"\n')
+    with pytest.raises(Problem, match="outside the state directory") as caught:
+        secret_key.place(told, {})
+    assert caught.value.code == "secret_unavailable"
+    with pytest.raises(Problem, match=r"secrets\.key_file: expected an absolute path"):
+        secret_key.place(settings_at(tmp_path, text='[secrets]\nkey_file = "a.key"\n'), {})
+
+
+# Redaction.
+
+
+async def test_values_are_put_back_to_references(store: Secrets) -> None:
+    """As they are, and as URLs, JSON and Basic credentials write them; short ones are left alone."""
+    await lent(store)
+    await lent(store, "SHORT", "abc")
+    message = " | ".join(
+        [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode(), "abc"]
+    )
+    shown = store.redact(message)
+    assert "s3cr3t" not in shown
+    assert shown.count("${secret:TOKEN}") == 5
+    assert shown.endswith("| abc")
+
+
+async def test_a_loan_remembers_what_it_handed_out(store: Secrets) -> None:
+    """Even if the value was changed since: the error of a request that used the old one must not show it."""
+    await lent(store)
+    loan = store.loan(PLUGIN)
+    sent = loan.expand("token=${secret:TOKEN}")
+    await store.set("TOKEN", "something else")
+    assert loan.redact(f"refused: {sent}") == "refused: token=${secret:TOKEN}"
+    assert store.loan(PLUGIN).redact(sent) == sent
+
+
+@given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
+def test_no_value_survives_redaction(values: dict[str, str], around: str) -> None:
+    """Whatever the values are, and however they touch and contain each other."""
+    text = around + around.join(values.values())
+    shown = redaction.redacted(text, values.items())
+    left = shown
+    for name in values:
+        left = left.replace(f"${{secret:{name}}}", "\0")
+    assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
+
+
+def test_references_of_a_text_are_found() -> None:
+    """For those who must know before they expand."""
+    assert redaction.names_in("${secret:A} ${secret:B}${secret:A} ${secret:} $secret:C}") == {"A", "B", ""}

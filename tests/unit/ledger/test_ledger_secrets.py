@@ -1,0 +1,80 @@
+"""Rows of secrets, their bindings, and labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from latticed.ledger import Ledger, labels, secrets
+from latticed.model.errors import Problem
+
+ROW = secrets.Row(
+    owner="operator", name="TOKEN", version=1, key_id="ab", nonce=b"n" * 12, sealed=b"\x00s", created_at=1, updated_at=2
+)
+BINDING = secrets.Binding(owner="operator", name="TOKEN", plugin_id="acme.demo", mac=b"m" * 32)
+
+
+async def test_a_row_comes_back_as_it_went_in(house: Ledger) -> None:
+    """A later put replaces the earlier; owners are apart."""
+    await house.write(lambda tx: secrets.put(tx, ROW))
+    newer = replace(ROW, version=2, sealed=b"")
+    await house.write(lambda tx: secrets.put(tx, newer))
+    other = replace(ROW, owner="another")
+    await house.write(lambda tx: secrets.put(tx, other))
+    assert house.read(secrets.load_all) == (other, newer)
+    assert house.read(lambda db: secrets.get(db, "operator", "TOKEN")) == newer
+    assert house.read(lambda db: secrets.get(db, "operator", "ABSENT")) is None
+
+
+async def test_a_secret_goes_with_its_bindings(house: Ledger) -> None:
+    """Only its own; a binding to nothing is refused."""
+    with pytest.raises(Problem) as caught:
+        await house.write(lambda tx: secrets.bind(tx, BINDING))
+    assert caught.value.code == "not_found"
+    for row, binding in ((ROW, BINDING), (replace(ROW, name="OTHER"), replace(BINDING, name="OTHER"))):
+        await house.write(lambda tx, row=row: secrets.put(tx, row))  # type: ignore[misc]
+        await house.write(lambda tx, binding=binding: secrets.bind(tx, binding))  # type: ignore[misc]
+    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) == BINDING.mac
+    assert await house.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is True
+    assert await house.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is False
+    assert house.read(lambda db: secrets.bindings(db, "operator")) == [("OTHER", "acme.demo")]
+    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
+
+
+async def test_there_are_only_so_many(house: Ledger) -> None:
+    """One more is refused, replacing one is not."""
+
+    def fill(tx) -> None:
+        for number in range(secrets.MAX_SECRETS):
+            secrets.put(tx, replace(ROW, name=f"N{number}"))
+
+    await house.write(fill)
+    await house.write(lambda tx: secrets.put(tx, replace(ROW, name="N1", version=9)))
+    with pytest.raises(Problem) as caught:
+        await house.write(lambda tx: secrets.put(tx, ROW))
+    assert caught.value.code == "quota_exceeded"
+    assert house.read(secrets.count) == secrets.MAX_SECRETS
+
+
+async def test_renaming_a_plugin_replaces_what_lay_under_that_name(house: Ledger) -> None:
+    """Publishers may change places more than once."""
+    await house.write(lambda tx: secrets.put(tx, ROW))
+    for plugin, mac in (("acme.demo", b"new"), ("acme.demo@acme", b"old")):
+        await house.write(lambda tx, p=plugin, m=mac: secrets.bind(tx, replace(BINDING, plugin_id=p, mac=m)))  # type: ignore[misc]
+    assert await house.write(lambda tx: secrets.rename_plugin(tx, "acme.demo", "acme.demo@acme")) == 1
+    assert house.read(lambda db: secrets.bindings(db, "operator")) == [("TOKEN", "acme.demo@acme")]
+    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo@acme")) == b"new"
+
+
+async def test_labels_are_set_and_removed_together(house: Ledger) -> None:
+    """Beyond the most nothing of the change happens."""
+    assert await house.write(lambda tx: labels.change(tx, {"b": "2", "a": "1", "c": None}, most=2)) == {
+        "a": "1",
+        "b": "2",
+    }
+    with pytest.raises(Problem) as caught:
+        await house.write(lambda tx: labels.change(tx, {"c": "3", "a": "9"}, most=2))
+    assert caught.value.code == "quota_exceeded"
+    assert house.read(labels.load) == {"a": "1", "b": "2"}
+    assert await house.write(lambda tx: labels.change(tx, {"a": None, "c": "3"}, most=2)) == {"b": "2", "c": "3"}
