@@ -1,0 +1,174 @@
+"""The front door of the journal reader: shows the daemon what the operator allows of the journal, and nothing else.
+
+A process of its own, since reading the journal takes rights (a group, or root) that the daemon does not have. Requests
+and answers are those of host.journal; by hand: `latticed-journal`, or `python -m latticed.journal`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from latticed import settings as settings_room
+from latticed.host import journal, journal_reading
+from latticed.host.journal_reading import Request, Sources
+from latticed.host.service import HostError
+from latticed.kit import journald, logs, peers, sdnotify, strict_json, unix_listener
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from latticed.settings import Settings
+
+MAX_REQUEST_BYTES: Final = 8 << 10
+REQUEST_S: Final = 5.0
+ANSWER_S: Final = 7.0
+"""A little less than the daemon waits, so that it hears why."""
+MOST_CONNECTIONS: Final = 16
+MOST_READINGS: Final = 2
+
+log = logs.get_logger()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the reader until SIGTERM or SIGINT; the exit code."""
+    parser = argparse.ArgumentParser(prog="latticed-journal", description="Show latticed what it may of the journal.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML), the daemon's")
+    parser.add_argument("--source", choices=("auto", "journald", "auth.log"), default="auto")
+    parser.add_argument("--version", action="version", version=f"latticed-journal {metadata.version('latticed')}")
+    options = parser.parse_args(argv)
+    try:
+        settings = settings_room.load(options.config, os.environ, os.geteuid())
+        logs.configure(settings.log.level, form=settings.log.format)
+        return asyncio.run(_run(settings, options.source))
+    except Problem as problem:
+        hint = f" ({problem.hint})" if problem.hint else ""
+        sys.stderr.write(f"latticed-journal: {problem.code}: {problem.detail}{hint}\n")
+        return os.EX_CONFIG if problem.code == "settings_invalid" else 1
+    finally:
+        logs.reset()
+
+
+async def _run(settings: Settings, source: str) -> int:
+    notifier = sdnotify.from_environment(os.environ)
+    passed = sdnotify.listen_fds(os.environ)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    use_journald = journald.available() if source == "auto" else source == "journald"
+    sources = Sources(
+        units=settings.node.journal_units, auth_log=Path(settings.node.auth_log), use_journald=use_journald
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        path = journal.socket_path(settings)
+        if passed:
+            sock = socket.socket(fileno=passed[0].fd)
+        else:
+            sock = _listen(path)
+            stack.callback(path.unlink, missing_ok=True)
+        await stack.enter_async_context(Reader(sources, clients=clients(settings)).serving(sock))
+        named = "journald" if use_journald else "auth.log"
+        notifier.ready(f"reading {named}")
+        log.info("journal_reader_ready", source=named, units=len(sources.units))
+        await ended.wait()
+        notifier.stopping()
+    return 0
+
+
+def _listen(path: Path) -> socket.socket:
+    try:
+        return unix_listener.listen(path)
+    except OSError as error:
+        detail = f"cannot listen at {path}: {error.strerror or error}"
+        raise Problem("socket_unusable", detail, "start latticed first, it makes that directory") from error
+
+
+def clients(settings: Settings) -> frozenset[int]:
+    """Who may ask: root, the user that we are, and whom the runtime directory belongs to, which is the daemon."""
+    known = {0, os.geteuid()}
+    with contextlib.suppress(OSError):
+        known.add(settings.runtime_dir.stat().st_uid)
+    return frozenset(known - {peers.NOBODY})
+
+
+class Reader:
+    """Answers one request for each connection."""
+
+    def __init__(self, sources: Sources, *, clients: frozenset[int]) -> None:
+        self._sources = sources
+        self._clients = clients
+        self._connections: set[asyncio.Task[Any]] = set()
+        self._readings = asyncio.Semaphore(MOST_READINGS)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
+        """Serve the listening socket, which is closed at the end; its name in the file system is the caller's."""
+        own_name: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **own_name)
+        try:
+            yield
+        finally:
+            server.close()
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - within one
+        self._connections.add(task)
+        try:
+            if self._is_welcome(writer):
+                await self._serve(reader, writer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever asked is gone, or never asked
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _is_welcome(self, writer: asyncio.StreamWriter) -> bool:
+        uid = peers.of(writer.get_extra_info("socket")).uid
+        if uid not in self._clients:
+            log.warning("journal_request_refused", uid=uid)
+        return uid in self._clients and len(self._connections) <= MOST_CONNECTIONS
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_S):
+            line = await reader.readuntil(b"\n")
+        try:
+            said = await self._answer(line)
+        except HostError as error:
+            said = {"code": error.code.value, "message": error.message}
+        writer.write(json.dumps(said).encode("ascii") + b"\n")
+        async with asyncio.timeout(REQUEST_S):
+            await writer.drain()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            asked = msgspec.convert(strict_json.loads(line), Request, strict=True)
+        except (strict_json.InvalidJson, msgspec.ValidationError) as error:
+            raise HostError(Denial.BAD_PARAMS, str(error)) from error
+        try:
+            async with asyncio.timeout(ANSWER_S), self._readings:
+                return await journal_reading.answer(self._sources, asked)
+        except TimeoutError as error:
+            raise HostError(Denial.DEADLINE_EXCEEDED, "the journal could not be read in time") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""A listening unix socket whose mode is right before anybody can connect, without touching the umask of all threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def listen(path: Path, *, mode: int = 0o660, gid: int = -1, backlog: int = 64) -> socket.socket:
+    """A non-blocking stream socket at `path`; a left-over socket there is replaced. Raises OSError.
+
+    Made under another name, given its mode and group, and renamed. That nobody else listens there is the caller's word.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        sock.bind(str(fresh))
+        fresh.chmod(mode)
+        os.chown(fresh, -1, gid)
+        sock.listen(backlog)
+        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "something that is no socket is in its place")
+        fresh.rename(path)
+    except BaseException:
+        sock.close()
+        fresh.unlink(missing_ok=True)
+        raise
+    return sock

@@ -1,0 +1,152 @@
+"""A real journald in namespaces of its own, with programs that log to it and a real latticed-journal beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import latticed
+from tests.house import processes
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+SLICE = f"latticed_tests{os.getpid()}.slice"  # of this run: others may be under way
+
+# Each line of stdin is run as a command, and answered with its status: the programs it leaves running go with the
+# pid namespace. /usr/local/sbin is a place of its own there, so that there can be an sshd in it.
+SETUP = r"""
+set -eu
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /usr/local/sbin
+cp "$(readlink -f "$(command -v logger)")" /usr/local/sbin/sshd
+mkdir -p /run/systemd/journal /run/log/journal
+"$1" >/dev/null 2>&1 &
+for _ in $(seq 500); do
+  [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/dev-log ] && break
+  sleep 0.01
+done
+set +e
+echo up
+while IFS= read -r line; do eval "$line" </dev/null >/dev/null; echo "$?"; done
+"""
+
+
+@dataclass
+class Journal:
+    """One journald; `run` runs a shell command beside it."""
+
+    shell: subprocess.Popen[str]
+    home: Path
+    speakers: int = 0
+
+    def run(self, command: str) -> None:
+        assert self.shell.stdin is not None
+        assert self.shell.stdout is not None
+        print(command, file=self.shell.stdin, flush=True)
+        assert self.shell.stdout.readline().strip() == "0", command
+
+    def speaker(self, program: str, *, uid: int = 0, tag: str = "sshd", cgroup: Path | None = None) -> Speaker:
+        """A program (a copy of logger, which stays) that logs each line it is given, as `tag`."""
+        self.speakers += 1
+        pipe = self.home / f"speaker-{self.speakers}"
+        os.mkfifo(pipe, 0o666)
+        pipe.chmod(0o666)
+        into = f"echo 0 > {cgroup}/cgroup.procs; " if cgroup else ""
+        drop = f"setpriv --reuid {uid} --clear-groups " if uid else ""
+        socket = "--socket /run/systemd/journal/dev-log --socket-errors=on"
+        self.run(
+            f"({into}exec {drop}{program} {socket} --size 65536 -p authpriv.info -t {tag} <{pipe} >/dev/null 2>&1) &"
+        )
+        return Speaker(pipe=pipe)
+
+
+@dataclass
+class Speaker:
+    """Writes what its program logs. Whoever reads the journal waits for it: nothing says when it has arrived."""
+
+    pipe: Path
+    _file: int = -1
+
+    def say(self, *lines: bytes | str) -> None:
+        if self._file < 0:
+            self._file = os.open(self.pipe, os.O_WRONLY | os.O_CLOEXEC)
+        for line in lines:
+            os.write(self._file, (line.encode() if isinstance(line, str) else line) + b"\n")
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+@contextlib.contextmanager
+def started(home: Path) -> Iterator[Journal]:
+    """A journald that knows nothing yet; skips where there is none, or no right to start one."""
+    if not JOURNALD.exists() or shutil.which("journalctl") is None or shutil.which("unshare") is None:
+        pytest.skip("systemd-journald is not installed")
+    if os.getuid() != 0:
+        pytest.skip("journald in its own namespaces needs uid 0")
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(Path(latticed.__file__).parents[1])}
+    command = ["unshare", "-mpf", "--mount-proc", "--kill-child", "sh", "-c", SETUP, "sh", str(JOURNALD)]
+    shell = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "up\n"
+        yield Journal(shell=shell, home=home)
+    finally:
+        _end(shell)
+
+
+def _end(shell: subprocess.Popen[str]) -> None:
+    """End of input ends the shell, and its pid namespace with it."""
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    shell.stdin.close()
+    try:
+        shell.wait(10)
+    except subprocess.TimeoutExpired:
+        shell.kill()
+        shell.wait()
+    shell.stdout.close()
+
+
+@contextlib.contextmanager
+def unit(name: str) -> Iterator[Path]:
+    """A control group that journald takes for that of the unit `name`; skips where none can be made."""
+    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        if (root / "cgroup.controllers").exists() and os.access(root, os.W_OK):
+            break
+    else:
+        pytest.skip("no cgroup version 2 hierarchy here in which tests may make groups")
+    place = root / SLICE / name
+    try:
+        place.mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"no cgroup version 2 hierarchy here in which tests may make groups: {error.strerror}")
+    try:
+        yield place
+    finally:
+        with contextlib.suppress(OSError):
+            (place / "cgroup.kill").write_text("1")
+
+        def removed() -> bool:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+            return not place.exists()
+
+        processes.until(removed, what="the group to be empty")
+        with contextlib.suppress(OSError):
+            place.parent.rmdir()
+
+
+def reader_command(config: Path, *more: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "latticed.journal", "--config", str(config), *more]

@@ -1,0 +1,168 @@
+"""latticed-journal against the real journald: who can be believed, and that nothing is lost or comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latticed.host import journal
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+from tests.house import journalds
+
+UNIT = "web-under-test.service"
+
+
+class Desk:
+    """The daemon's side of one reader."""
+
+    def __init__(self, found: journalds.Journal, socket: Path) -> None:
+        self.journal, self.socket = found, socket
+        self.cursors: list[str] = []
+
+    async def ask(self, wanted: str = "sshd", cursor: str = "", limit: int = 100) -> dict[str, Any]:
+        request = {"filter": wanted, "cursor": cursor, "limit": limit}
+        return await journal.ask(self.socket, request, readers=lambda: frozenset({0}))
+
+    async def collected(
+        self, wanted: str, cursor: str, most: int, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Go on asking from `cursor` until `most` entries have come, and once more."""
+        found: list[dict[str, Any]] = []
+        async with asyncio.timeout(20):
+            while True:
+                answer = await self.ask(wanted, cursor, limit)
+                assert len(answer["entries"]) <= limit
+                enough = len(found) >= most
+                found, cursor = found + answer["entries"], answer["cursor"]
+                if enough:
+                    return found, cursor
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    home = Path(tempfile.mkdtemp(prefix="latticed-j-", dir="/tmp"))  # socket paths are short
+    try:
+        home.chmod(0o755)
+        config = home / "latticed.toml"
+        config.write_text(f'runtime_dir = "{home}"\n[node]\njournal_units = ["{UNIT}", "latticed.service"]\n')
+        with journalds.started(home) as found:
+            log = home / "reader.log"
+            found.run(f"{shlex.join(journalds.reader_command(config))} >{log} 2>&1 &")
+            found.run(f"for _ in $(seq 1000); do [ -S {home}/journal.sock ] && break; sleep 0.01; done; cat {log}")
+            yield Desk(found, home / "journal.sock")
+    finally:
+        shutil.rmtree(home)
+
+
+async def test_only_sshd_itself_is_believed(desk: Desk) -> None:
+    """By what the kernel says of the writer: a tag, a name or a path alone makes nobody sshd."""
+    start = (await desk.ask(limit=0))["cursor"]
+    copy = desk.journal.home / "sshd"
+    desk.journal.run(f"cp /usr/local/sbin/sshd {copy}; chmod 755 {copy}")
+    true = desk.journal.speaker("/usr/local/sbin/sshd")
+    liars = [
+        desk.journal.speaker("logger"),  # only its tag says sshd
+        desk.journal.speaker(str(copy)),  # named sshd, but not the installed one
+        desk.journal.speaker("/usr/local/sbin/sshd", uid=65_500),  # the program, but not as root
+    ]
+    for number, liar in enumerate(liars):
+        liar.say(f"Accepted password for root from 192.0.2.{number} port 22 ssh2")
+    true.say("Accepted publickey for root from 192.0.2.9 port 22 ssh2: ED25519 SHA256:abc")
+    found, _ = await desk.collected("sshd", start, 1)
+    for number in range(len(liars)):  # all of them have arrived, and are in the journal
+        desk.journal.run(f"until journalctl -q -t sshd | grep -q 192.0.2.{number}; do sleep 0.01; done")
+    again, _ = await desk.collected("sshd", start, 1)
+    assert again == found
+    (entry,) = found
+    assert entry["message"] == "Accepted publickey for root from 192.0.2.9 port 22 ssh2: ED25519 SHA256:abc"
+    assert (entry["comm"], entry["uid"], entry["priority"], entry["trusted"]) == ("sshd", 0, 6, True)
+    for speaker in (true, *liars):
+        speaker.close()
+
+
+async def test_nothing_is_lost_and_nothing_comes_twice(desk: Desk) -> None:
+    """In pages, from any cursor, with strangers' entries between, and while more is written."""
+    start = (await desk.ask(limit=0))["cursor"]
+    true, other = desk.journal.speaker("/usr/local/sbin/sshd"), desk.journal.speaker("logger", tag="noise")
+    for number in range(60):
+        other.say(f"noise {number}")
+        true.say(f"line {number}")
+        other.say(f"more noise {number}")
+    found, cursor = await desk.collected("sshd", start, 60, limit=7)
+    assert [entry["message"] for entry in found] == [f"line {number}" for number in range(60)]
+    assert [entry["at"] for entry in found] == sorted(entry["at"] for entry in found)
+    true.say("one more")
+    more, _ = await desk.collected("sshd", cursor, 1)
+    assert [entry["message"] for entry in more] == ["one more"]
+    newest = await desk.ask(limit=3)
+    assert [entry["message"] for entry in newest["entries"]] == ["line 58", "line 59", "one more"]
+    assert (await desk.ask(cursor=newest["cursor"]))["entries"] == []
+    desk.journal.run("journalctl --rotate; journalctl --sync")
+    true.say("after rotation")
+    rotated, _ = await desk.collected("sshd", newest["cursor"], 1)
+    assert [entry["message"] for entry in rotated] == ["after rotation"]
+    true.close()
+    other.close()
+
+
+async def test_an_empty_journal_has_a_cursor_too(desk: Desk) -> None:
+    """What comes later is found from there, whatever the filter had matched before."""
+    start = await desk.ask()
+    assert start["entries"] == []
+    true = desk.journal.speaker("/usr/local/sbin/sshd")
+    true.say("the first")
+    found, _ = await desk.collected("sshd", start["cursor"], 1)
+    assert [entry["message"] for entry in found] == ["the first"]
+    assert (await desk.ask(cursor="t:0"))["entries"] == found  # what a host without any entry gives
+    assert (await desk.ask(cursor=f"t:{2**62}"))["entries"] == []
+    true.close()
+
+
+async def test_lines_are_escaped_and_cut(desk: Desk) -> None:
+    """What a stranger makes sshd log cannot paint a terminal, and is at most 16 KiB."""
+    start = (await desk.ask(limit=0))["cursor"]
+    true = desk.journal.speaker("/usr/local/sbin/sshd")
+    true.say(b"Invalid user \x1b[2J\xff\xe2\x80\xae from 192.0.2.1", "x" * 40_000)
+    found, _ = await desk.collected("sshd", start, 2)
+    assert found[0]["message"] == "Invalid user \\x1b[2J\ufffd\\u202e from 192.0.2.1"
+    assert len(found[1]["message"]) == 16 << 10
+    true.close()
+
+
+@pytest.mark.root
+async def test_a_listed_unit_is_shown_and_no_other(desk: Desk) -> None:
+    """By its control group, as journald tells it; ours are not shown even when somebody lists them."""
+    with journalds.unit(UNIT) as group, journalds.unit("other-under-test.service") as other:
+        start = (await desk.ask(UNIT, limit=0))["cursor"]
+        speakers = [
+            desk.journal.speaker("logger", tag=tag, cgroup=where) for tag, where in (("web", group), ("other", other))
+        ]
+        speakers[1].say("not for you")
+        speakers[0].say("served a page")
+        found, _ = await desk.collected(UNIT, start, 1)
+        assert [(entry["unit"], entry["message"]) for entry in found] == [(UNIT, "served a page")]
+        for speaker in speakers:
+            speaker.close()
+        for wanted in ("other-under-test.service", "latticed.service", "-f", "sshd.service"):
+            with pytest.raises(HostError) as caught:
+                await desk.ask(wanted)
+            assert caught.value.code is Denial.BAD_PARAMS
+
+
+async def test_cursors_of_others_are_refused(desk: Desk) -> None:
+    """They would reach journalctl's command line."""
+    for cursor in ("--help", "j:--help", "j:s=1;i=1", "f:1-1-1-0123456789abcdef", "t:x", "j:", "x"):
+        with pytest.raises(HostError) as caught:
+            await desk.ask(cursor=cursor)
+        assert caught.value.code is Denial.BAD_PARAMS
+    assert os.getuid() == 0

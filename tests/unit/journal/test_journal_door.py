@@ -1,0 +1,342 @@
+"""latticed-journal as a process of its own, on an auth.log: who may ask, what is told, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latticed.host import journal
+from latticed.host.service import HostError
+from latticed.kit import unix_listener
+from latticed.model.hostcall import Denial
+from tests.house import journalds, processes
+
+OLD = "Jan  2 03:04:05 host sshd[77]: Accepted password for root from 192.0.2.1 port 22 ssh2\n"
+NEW = "2026-01-02T03:04:05.250000+01:00 host sshd-session[78]: Failed password for bob from 192.0.2.2 port 23 ssh2\n"
+NOISE = [
+    "Jan  2 03:04:05 host sudo[5]: Accepted password for root from 192.0.2.7 port 22 ssh2\n",
+    "Jan  2 03:04:05 host cron[5]: host sshd[77]: Accepted password for root from 192.0.2.7 port 22\n",
+    "Jan  2 03:04:05 host sshd: no process id\n",
+    "Jan  2 03:04:05 host sshd2[9]: another program\n",
+    "-- sshd[77]: no time\n",
+]
+
+
+@dataclass
+class Place:
+    """A runtime directory, settings and a log; `started` runs a reader on them."""
+
+    home: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "journal.sock"
+
+    @property
+    def auth_log(self) -> Path:
+        return self.home / "auth.log"
+
+    def write(self, *lines: str | bytes) -> None:
+        with self.auth_log.open("ab") as file:
+            file.writelines(line.encode() if isinstance(line, str) else line for line in lines)
+
+    @contextmanager
+    def started(self, source: str = "auth.log") -> Iterator[subprocess.Popen[bytes]]:
+        config = self.home / "latticed.toml"
+        config.write_text(f'runtime_dir = "{self.home}"\n[node]\nauth_log = "{self.auth_log}"\n')
+        with processes.spawned(
+            journalds.reader_command(config, "--source", source), stdout=self.home / "log"
+        ) as reader:
+            processes.until(self.socket.exists, what="the journal reader to listen")
+            yield reader
+
+    async def ask(self, wanted: str = "sshd", cursor: str = "", limit: int = 100) -> dict[str, Any]:
+        request = {"filter": wanted, "cursor": cursor, "limit": limit}
+        return await journal.ask(self.socket, request, readers=lambda: frozenset({os.getuid()}))
+
+    async def refused(self, **asked: Any) -> HostError:
+        with pytest.raises(HostError) as caught:
+            await self.ask(**asked)
+        return caught.value
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    home = Path(tempfile.mkdtemp(prefix="latticed-a-", dir="/tmp"))  # socket paths are short
+    try:
+        home.chmod(0o755)
+        found = Place(home=home)
+        found.write()
+        yield found
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def reader(place: Place) -> Iterator[subprocess.Popen[bytes]]:
+    with place.started() as found:
+        yield found
+
+
+async def test_lines_of_sshd_are_told_and_no_others(place: Place, reader: object) -> None:
+    """In both forms of time stamp; nothing in this file is trusted; what it cannot know is null."""
+    start = await place.ask()
+    assert start["entries"] == []
+    place.write(*NOISE, OLD, *NOISE, NEW)
+    found = (await place.ask(cursor=start["cursor"]))["entries"]
+    assert [entry["message"].split(" from ")[0] for entry in found] == [
+        "Accepted password for root",
+        "Failed password for bob",
+    ]
+    assert found[0]["at"].endswith("Z")
+    assert found[1] == {
+        "at": "2026-01-02T02:04:05.250000Z",
+        "unit": None,
+        "comm": "sshd-session",
+        "pid": 78,
+        "uid": None,
+        "priority": None,
+        "message": "Failed password for bob from 192.0.2.2 port 23 ssh2",
+        "trusted": False,
+    }
+    newest = await place.ask(limit=1)
+    assert [entry["pid"] for entry in newest["entries"]] == [78]
+    assert (await place.ask(cursor=newest["cursor"]))["entries"] == []
+
+
+async def test_restart_and_rotation_lose_and_repeat_nothing(place: Place) -> None:
+    """A cursor outlives the reader and the name of the file."""
+    with place.started():
+        cursor = (await place.ask(limit=0))["cursor"]
+        place.write(*(OLD.replace("[77]", f"[{number}]") for number in range(10)))
+        first = await place.ask(cursor=cursor, limit=4)
+        place.auth_log.rename(place.home / "auth.log.1")
+        place.write(*(OLD.replace("[77]", f"[{number}]") for number in range(10, 13)))
+    with place.started():
+        second = await place.ask(cursor=first["cursor"])
+        third = await place.ask(cursor=second["cursor"])
+    pids = [entry["pid"] for answer in (first, second, third) for entry in answer["entries"]]
+    assert pids == list(range(13))
+
+
+async def test_hostile_lines_stay_lines(place: Place, reader: object) -> None:
+    """Controls are escaped, bytes that are no text replaced, long ones cut, answers bounded."""
+    cursor = (await place.ask(limit=0))["cursor"]
+    place.write(b"Jan  2 03:04:05 host sshd[1]: Invalid user \x1b[2J\xff\r from 192.0.2.1\n")
+    place.write("Jan  2 03:04:05 host sshd[2]: " + "x" * 40_000 + "\n")
+    place.write("Jan 32 99:99:99 host sshd[3]: no such day\n", "9999-99-99T99:99:99Z host sshd[4]: nor this one\n")
+    found = (await place.ask(cursor=cursor))["entries"]
+    assert found[0]["message"] == "Invalid user \\x1b[2J\ufffd\\x0d from 192.0.2.1"
+    assert 16_000 < len(found[1]["message"]) <= 16 << 10
+    assert [entry["at"] for entry in found[2:]] == [None, None]
+    cursor = (await place.ask(limit=0))["cursor"]
+    place.write(*("Jan  2 03:04:05 host sshd[1]: " + "é" * 7_000 + f" {number}\n" for number in range(100)))
+    seen: list[str] = []
+    while len(seen) < 100:
+        answer = await place.ask(cursor=cursor, limit=500)
+        assert 0 < len(answer["entries"]) < 30
+        seen += [entry["message"].split()[-1] for entry in answer["entries"]]
+        cursor = answer["cursor"]
+    assert seen == [str(number) for number in range(100)]
+
+
+async def test_what_it_does_not_tell(place: Place, reader: object) -> None:
+    """Units without journald, units that nobody listed, cursors of another source, bad requests."""
+    assert (await place.refused(wanted="ssh.service")).code is Denial.BAD_PARAMS
+    assert (await place.refused(wanted="")).code is Denial.BAD_PARAMS
+    assert (await place.refused(limit=501)).code is Denial.BAD_PARAMS
+    assert (await place.refused(cursor="j:s=1;i=1;b=1;m=1;t=1;x=1")).code is Denial.BAD_PARAMS
+    assert (await place.refused(cursor="f:../../etc/shadow")).code is Denial.BAD_PARAMS
+    place.auth_log.unlink()
+    gone = await place.refused()
+    assert gone.code is Denial.SERVICE_UNAVAILABLE
+    assert gone.message == "auth.log cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"[]\n",
+        b"{}\n",
+        b"\xff\n",
+        b'{"filter":"sshd","filter":"x"}\n',
+        b'{"filter":"sshd","path":"/"}\n',
+        b"[" * 5000 + b"\n",
+    ],
+)
+async def test_bad_requests_are_answered_as_such(place: Place, reader: object, line: bytes) -> None:
+    """And the next one is served."""
+    stream, writer = await asyncio.open_unix_connection(os.fspath(place.socket))
+    writer.write(line)
+    assert json.loads(await stream.readline())["code"] == "bad_params"
+    writer.close()
+    await writer.wait_closed()
+    assert "cursor" in await place.ask()
+
+
+async def test_those_who_say_nothing_or_too_much_hold_nobody_up(place: Place, reader: object) -> None:
+    """Others are served meanwhile; a flood on one line is cut off."""
+    silent = [await asyncio.open_unix_connection(os.fspath(place.socket)) for _ in range(5)]
+    stream, writer = await asyncio.open_unix_connection(os.fspath(place.socket))
+    writer.write(b"x" * 100_000)
+    assert await stream.read() == b""
+    assert "cursor" in await place.ask()
+    for _, one in [*silent, (stream, writer)]:
+        one.close()
+        await asyncio.gather(one.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.root
+def test_strangers_are_not_answered(place: Place, reader: object) -> None:
+    """Even when they can open the socket."""
+    place.socket.chmod(0o666)
+    script = (
+        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        's.sendall(b\'{"filter":"sshd"}\\n\'); print(len(s.recv(99)))'
+    )
+    command = [processes.reachable_python(), "-c", script, place.socket]
+    with processes.spawned(command, user=processes.STRANGER) as stranger:
+        out, err = stranger.communicate(timeout=20)
+    assert out.strip() in {b"0", b""}
+    assert out or b"BrokenPipeError" in err or b"ConnectionResetError" in err
+    assert b"journal_request_refused" in (place.home / "log").read_bytes()
+
+
+async def test_its_socket_is_private_and_goes_with_it(place: Place) -> None:
+    """Mode 0660; a left-over one is replaced; SIGTERM ends it in good order."""
+    with place.started() as reader:
+        assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
+        reader.send_signal(signal.SIGKILL)
+        reader.wait(10)
+    assert place.socket.exists()
+    assert (await place.refused()).code is Denial.SERVICE_UNAVAILABLE
+    inode = place.socket.stat().st_ino
+    with place.started() as reader:
+        processes.until(lambda: place.socket.stat().st_ino != inode, what="a new socket")
+        assert "cursor" in await place.ask()
+        reader.send_signal(signal.SIGTERM)
+        assert reader.wait(10) == 0
+    assert not place.socket.exists()
+
+
+def test_it_takes_the_service_managers_socket(place: Place) -> None:
+    """Passed as descriptor 3; its name stays when the reader ends."""
+    config = place.home / "latticed.toml"
+    config.write_text(f'runtime_dir = "{place.home}"\n[node]\nauth_log = "{place.auth_log}"\n')
+    passed = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_FDS'] = '1'; "
+        "os.environ['LISTEN_PID'] = str(os.getpid()); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    )
+    with unix_listener.listen(place.socket) as listening:
+        rest = journalds.reader_command(config, "--source", "auth.log")[1:]
+        command = [sys.executable, "-c", passed, str(listening.fileno()), *rest]
+        with processes.spawned(command, pass_fds=[listening.fileno()]) as reader:
+            answer = asyncio.run(place.ask())
+            assert answer["entries"] == []
+            reader.send_signal(signal.SIGTERM)
+            assert reader.wait(10) == 0
+    assert place.socket.exists()
+
+
+def test_it_says_why_it_cannot_start(place: Place) -> None:
+    """No directory to listen in, bad settings."""
+    config = place.home / "latticed.toml"
+    for text, code, words in (
+        (f'runtime_dir = "{place.home}/absent"\n', 1, b"socket_unusable: cannot listen at"),
+        ('[node]\njournal_units = "all"\n', os.EX_CONFIG, b"node.journal_units: expected a list of texts"),
+    ):
+        config.write_text(text)
+        ran = subprocess.run(journalds.reader_command(config), capture_output=True, check=False, timeout=30)
+        assert (ran.returncode, words in ran.stderr) == (code, True), ran.stderr
+        assert b"Traceback" not in ran.stderr
+
+
+# The daemon's side, when what listens is not what it should be.
+
+
+@contextmanager
+def impostor(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Somebody else on the socket, who answers one connection."""
+    import threading
+
+    with unix_listener.listen(path) as listening:
+        listening.setblocking(True)
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(10_000)
+                answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"{",
+        b"{}\n",
+        b"[]\n",
+        b'{"entries":{},"cursor":""}\n',
+        b'{"entries":[],"cursor":1}\n',
+        b'{"code":"no_such","message":""}\n',
+        b"x" * 200_000,
+        b'{"entries":[],"cursor":"","entries":[]}\n',
+    ],
+)
+async def test_an_answer_that_is_none(place: Place, said: bytes) -> None:
+    """The service is not available; nothing of it reaches the plugin."""
+    with impostor(place.socket, lambda connection: connection.sendall(said)):
+        error = await place.refused()
+    assert error.code is Denial.SERVICE_UNAVAILABLE
+
+
+async def test_somebody_elses_socket_is_not_asked(place: Place) -> None:
+    """Who listens is told by the kernel."""
+    with impostor(place.socket, lambda _: None), pytest.raises(HostError) as caught:
+        await journal.ask(place.socket, {"filter": "sshd"}, readers=lambda: frozenset({os.getuid() + 1}))
+    assert caught.value.message == "what listens as the journal reader is somebody else"
+
+
+async def test_nobody_there(place: Place) -> None:
+    """The hint says what to start, and names no path."""
+    error = await place.refused()
+    assert error.code is Denial.SERVICE_UNAVAILABLE
+    assert error.message == "the journal reader is not running: the operator starts latticed-journal"
+
+
+async def test_no_answer_in_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that hangs costs one deadline."""
+    monkeypatch.setattr(journal, "DEADLINE_S", 0.05)
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(connection: socket.socket) -> None:
+        connection.recv(1)  # until the other side has gone
+        loop.call_soon_threadsafe(done.set)
+
+    with impostor(place.socket, hang):
+        error = await place.refused()
+        await asyncio.wait_for(done.wait(), 10)
+    assert error.code is Denial.DEADLINE_EXCEEDED
