@@ -1,0 +1,75 @@
+"""Whose check is next: many may wait, few run, and what hangs holds up nothing else. Pure.
+
+Owners take turns. Each owner has a quick lane and a slow one, for checks that timed out last time or were never made:
+slow ones get at most half of the owner's places and half of all. When all places are taken, an owner still gets one in
+a lane of its in which nothing runs: so nobody waits for others, and at most `total` and two for each owner run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Lanes(Generic[T]):
+    waiting: dict[bool, deque[T]] = field(default_factory=lambda: {False: deque(), True: deque()})
+    running: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    slow_next: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return not any(self.waiting.values()) and not any(self.running.values())
+
+
+class Turns(Generic[T]):
+    """`total` and `per_owner` places, both at least 2."""
+
+    def __init__(self, *, total: int, per_owner: int) -> None:
+        self._total = total
+        self._per_owner = per_owner
+        self._lanes: dict[str, _Lanes[T]] = {}  # in the order of their turns
+        self._running = {False: 0, True: 0}
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(len(lane) for lanes in self._lanes.values() for lane in lanes.waiting.values())
+
+    @property
+    def running(self) -> int:
+        return sum(self._running.values())
+
+    def push(self, owner: str, item: T, *, slow: bool) -> None:
+        self._lanes.setdefault(owner, _Lanes()).waiting[slow].append(item)
+
+    def pop(self) -> tuple[T, bool] | None:
+        """The next item and whether it is slow; its place is taken until `release`. None when nothing may start."""
+        for owner, lanes in self._lanes.items():
+            for slow in (lanes.slow_next, not lanes.slow_next):
+                if lanes.waiting[slow] and self._has_place(lanes, slow=slow):
+                    lanes.slow_next = not slow
+                    lanes.running[slow] += 1
+                    self._running[slow] += 1
+                    self._lanes[owner] = self._lanes.pop(owner)  # to the end of the queue
+                    return lanes.waiting[slow].popleft(), slow
+        return None
+
+    def release(self, owner: str, *, slow: bool) -> None:
+        """The end of one that was popped."""
+        lanes = self._lanes[owner]
+        lanes.running[slow] -= 1
+        self._running[slow] -= 1
+        if lanes.idle:
+            del self._lanes[owner]
+
+    def _has_place(self, lanes: _Lanes[T], *, slow: bool) -> bool:
+        if sum(lanes.running.values()) >= self._per_owner:
+            return False
+        if not lanes.running[slow]:
+            return True
+        if self.running >= self._total:
+            return False
+        return not slow or (lanes.running[True] < self._per_owner // 2 and self._running[True] < self._total // 2)

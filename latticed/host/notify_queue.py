@@ -1,0 +1,267 @@
+"""The queue of notifications: many senders, one deliverer, at least once.
+
+The deliverer takes what is due (`next`, or `take` when it has a rhythm of its own) and says how it went: `done`,
+`retry` or `fail`. What was taken and never answered for is queued again: after `LEASE_S`, and at the next start. The
+same id may so be delivered twice, which is what the id is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from latticed.kit import logs, text
+from latticed.ledger import notification_upkeep as upkeep
+from latticed.ledger import notifications as rows
+from latticed.model import restart
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger, Transaction
+    from latticed.ledger.notifications import Accepted, Item, Message, Status
+    from latticed.settings import Notify
+
+LEASE_S: Final = 600.0
+"""A delivery that takes longer is taken for lost."""
+SWEEP_S: Final = 60.0
+FAULT_PAUSE_S: Final = 5.0
+LOOK_S: Final = 30.0
+"""At least so often a waiting deliverer looks at the clock, which may have been set."""
+DAY_S: Final = 86_400
+REASON_CHARACTERS: Final = 500
+
+log = logs.get_logger()
+
+
+class NotifyQueue:
+    """An async context manager; entered, what the last life was delivering is queued again."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        settings: Callable[[], Notify],
+        roll: Callable[[], float] = random.random,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._settings = settings
+        self._roll = roll
+        self._wanted = asyncio.Event()
+        self._taken: dict[str, float] = {}  # id: when, monotonic
+        self._swept_s = clock.monotonic_s()
+        self._upkeep: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if recovered := await self._ledger.write(rows.recover):
+            log.info("notifications_requeued", count=recovered)
+        self._upkeep = asyncio.create_task(self._keep_up(), name="notification upkeep")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.gather(self._upkeep, return_exceptions=True)
+        with contextlib.suppress(Problem):  # the disk is full or ill: what is lost is how long items have waited
+            await self.sweep()
+
+    # Senders.
+
+    async def accept(self, plugin_id: str, message: Message) -> Accepted:
+        """Queue it for good: on disk when this returns. Problems: quota_exceeded, ledger_unavailable."""
+        accepted = await self._ledger.write(lambda tx: self.accept_in(tx, plugin_id, message), durable=True)
+        self.wake()
+        return accepted
+
+    def accept_in(self, tx: Transaction, plugin_id: str, message: Message) -> Accepted:
+        """The same as a part of another change, which is durable and is followed by `wake`."""
+        return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
+
+    def wake(self) -> None:
+        """Have a waiting deliverer look."""
+        self._wanted.set()
+
+    # The deliverer.
+
+    async def next(self) -> Item:
+        """The next item, once one is due. While the ledger cannot be written there is none."""
+        while True:
+            self._wanted.clear()
+            pause_s = FAULT_PAUSE_S
+            with contextlib.suppress(Problem):
+                if (item := await self.take()) is not None:
+                    return item
+                pause_s = self._pause_s()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wanted.wait()
+
+    async def take(self) -> Item | None:
+        """An item that is due, now `delivering`, its `attempts` counting this one; None when there is none."""
+        now_us = self._clock.wall_us()
+        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us))
+        if due is None or due > now_us:
+            return None
+        item = await self._ledger.write(lambda tx: rows.take(tx, now_us=now_us))
+        if item is not None:
+            self._taken[item.id] = self._clock.monotonic_s()
+        return item
+
+    async def done(self, item_id: str) -> bool:
+        """It was delivered; False when it had ended before, or is not known."""
+        now_us = self._clock.wall_us()
+        ended = await self._ledger.write(lambda tx: rows.finish(tx, item_id, "done", now_us=now_us))
+        self._taken.pop(item_id, None)
+        return ended
+
+    async def retry(
+        self, item: Item, *, code: str, reason: str = "", retry_after_s: float | None = None
+    ) -> Literal["queued", "failed"]:
+        """It was not delivered: queue it again, after a backoff and not before `retry_after_s`, or give it up.
+
+        Given up is what has waited for `notify.give_up_days`, counted while the daemon was up.
+        """
+        settings, reason = self._settings(), text.sanitise(reason, REASON_CHARACTERS)
+        delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
+        limit_s = settings.give_up_days * DAY_S
+        now_us = self._clock.wall_us()
+        next_at = now_us + min(round(delay_s * 1_000_000), rows.LONGEST_WAIT_US)
+
+        def change(tx: Transaction) -> Literal["queued", "failed"]:
+            if rows.waited_s(tx, item.id) < limit_s:
+                rows.put_back(tx, item.id, next_at=next_at, now_us=now_us, code=code, reason=reason)
+                return "queued"
+            if rows.finish(tx, item.id, "failed", now_us=now_us, code=code, reason=reason):
+                tx.append_audit(_failed(item, code, reason))
+            return "failed"
+
+        outcome = await self._ledger.write(change)
+        self._taken.pop(item.id, None)
+        self.wake()
+        return outcome
+
+    async def fail(self, item: Item, *, code: str, reason: str = "") -> bool:
+        """It cannot be delivered, ever; False when it had ended before."""
+        now_us, reason = self._clock.wall_us(), text.sanitise(reason, REASON_CHARACTERS)
+
+        def change(tx: Transaction) -> bool:
+            ended = rows.finish(tx, item.id, "failed", now_us=now_us, code=code, reason=reason)
+            if ended:
+                tx.append_audit(_failed(item, code, reason))
+            return ended
+
+        ended = await self._ledger.write(change)
+        self._taken.pop(item.id, None)
+        return ended
+
+    # Operators.
+
+    async def page(
+        self,
+        *,
+        statuses: Collection[Status] = (),
+        plugin_id: str | None = None,
+        before_seq: int = 0,
+        limit: int = 100,
+    ) -> list[Item]:
+        """At most `limit` items, newest first; go on with the `seq` of the last one as `before_seq`."""
+        return await self._ledger.read_slow(
+            lambda db: upkeep.page(db, statuses=statuses, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
+        )
+
+    async def counts(self) -> dict[Status, int]:
+        """How many there are of each status."""
+        return await self._ledger.read_slow(upkeep.counts)
+
+    async def reopen(self, item_id: str) -> bool:
+        """Have a failed one tried afresh; False when there is no failed one of that id. Problem quota_exceeded."""
+        now_us = self._clock.wall_us()
+        change = await self._ledger.write(
+            lambda tx: rows.reopen(tx, item_id, self._quota(), now_us=now_us), durable=True
+        )
+        self.wake()
+        return change
+
+    async def prune(
+        self,
+        *,
+        statuses: Collection[Status] = upkeep.FINISHED,
+        plugin_id: str | None = None,
+        before_us: int = 0,
+    ) -> int:
+        """Remove what was last changed before `before_us` (0: whenever); queued ones only when `statuses` says so."""
+        return await self._ledger.write(
+            lambda tx: upkeep.prune(tx, statuses=statuses, plugin_id=plugin_id, before_us=before_us), durable=True
+        )
+
+    # Upkeep.
+
+    async def sweep(self) -> None:
+        """Count the time that passed, give up what waited too long, call back what got lost, remove what is old."""
+        settings, now_us, now_s = self._settings(), self._clock.wall_us(), self._clock.monotonic_s()
+        passed_s = int(now_s - self._swept_s)
+        lost = self._lost(now_s)
+
+        def change(tx: Transaction) -> None:
+            upkeep.age(tx, passed_s)
+            for plugin_id, count in upkeep.give_up(tx, settings.give_up_days * DAY_S, now_us=now_us).items():
+                tx.append_audit(_gave_up(plugin_id, count))
+            for item_id in lost:
+                rows.put_back(tx, item_id, next_at=now_us, now_us=now_us, code="lost", reason="no answer")
+            upkeep.retain(tx, before_us=now_us - settings.keep_days * DAY_S * 1_000_000, most=settings.keep_items)
+
+        await self._ledger.write(change)
+        self._swept_s += passed_s
+        for item_id in lost:
+            self._taken.pop(item_id, None)
+        if lost:
+            self.wake()
+
+    def _lost(self, now_s: float) -> list[str]:
+        """What was taken a lease ago; what was taken and cancelled in the same moment gets a lease from now."""
+        delivering = self._ledger.read(rows.delivering)
+        self._taken = {item_id: self._taken.get(item_id, now_s) for item_id in delivering}
+        return [item_id for item_id, taken_s in self._taken.items() if now_s - taken_s >= LEASE_S]
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with contextlib.suppress(Problem):  # the disk is full or ill: those who write are told
+                await self.sweep()
+
+    def _pause_s(self) -> float:
+        """How long there is nothing to do, as far as is known."""
+        now_us = self._clock.wall_us()
+        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us))
+        return LOOK_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), LOOK_S)
+
+    def _backoff_s(self, attempts: int) -> float:
+        settings = self._settings()
+        policy = restart.Policy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
+        return restart.Failures(in_a_row=attempts).delay_s(policy, self._roll())
+
+    def _quota(self) -> rows.Quota:
+        settings = self._settings()
+        return rows.Quota(
+            items=settings.plugin_items,
+            total_bytes=settings.plugin_bytes,
+            all_items=settings.total_items,
+            all_bytes=settings.total_bytes,
+        )
+
+
+def _failed(item: Item, code: str, reason: str) -> Event:
+    detail: dict[str, str | int | bool] = {"plugin": item.plugin_id, "event": item.event, "attempts": item.attempts}
+    return Event(actor=str(DAEMON), action="notify.failed", target=item.id, code=code, reason=reason, detail=detail)
+
+
+def _gave_up(plugin_id: str, count: int) -> Event:
+    detail: dict[str, str | int | bool] = {"plugin": plugin_id, "count": count}
+    return Event(actor=str(DAEMON), action="notify.failed", target=plugin_id, code="gave_up", detail=detail)

@@ -1,0 +1,165 @@
+"""What is watched, for whom, how it stands, and the latest results of each. What a `spec` says is the host's business.
+
+All times are microseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+_COLUMNS: Final = "key, plugin_id, name, spec, state, against, since, checks, created_at, updated_at"
+_RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expires_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many monitors one plugin may have, and all together."""
+
+    monitors: int
+    all_monitors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One monitor. `state` since `since`, with `against` results in a row that spoke against it; `checks` made so far.
+
+    `key` is never used again: a monitor that is made anew, or turned to another target, has another one.
+    """
+
+    key: int
+    plugin_id: str
+    name: str
+    spec: str
+    state: str
+    against: int
+    since: int
+    checks: int
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One check, the `number`-th of its monitor. `http_status` and `expires_at` (of a certificate): 0 when unknown."""
+
+    number: int = 0
+    at: int = 0
+    outcome: str
+    code: str = ""
+    reason: str = ""
+    took_us: int = 0
+    http_status: int = 0
+    expires_at: int = 0
+
+
+def put(tx: Transaction, plugin_id: str, name: str, spec: str, quota: Quota, *, now_us: int, anew: bool) -> Row:
+    """Make a monitor or change its spec; with `anew` what was known of it is forgotten. Problem quota_exceeded."""
+    found = get(tx, plugin_id, name)
+    if found is not None and anew:
+        delete(tx, plugin_id, name)
+    if found is None or anew:
+        _make_sure_of_room(tx, plugin_id, quota)
+        created = now_us if found is None else found.created_at
+        tx.execute(
+            "INSERT INTO monitors (plugin_id, name, spec, since, created_at, updated_at) VALUES (?,?,?,?,?,?)",
+            (plugin_id, name, spec, now_us, created, now_us),
+        )
+    else:
+        tx.execute("UPDATE monitors SET spec = ?, updated_at = ? WHERE key = ?", (spec, now_us, found.key))
+    row = get(tx, plugin_id, name)
+    assert row is not None  # noqa: S101 - put in just now
+    return row
+
+
+def keep(
+    tx: Transaction, key: int, result: Result, *, state: str, against: int, since: int, most: int
+) -> Result | None:
+    """Add a result, of which the newest `most` are kept, and set how the monitor stands.
+
+    Returns the result with its number; None, and nothing is kept, when the monitor is gone.
+    """
+    tx.execute(
+        "UPDATE monitors SET checks = checks + 1, state = ?, against = ?, since = ? WHERE key = ?",
+        (state, against, since, key),
+    )
+    if not tx.changes():
+        return None
+    number = int(tx.execute("SELECT checks FROM monitors WHERE key = ?", (key,)).get)
+    rest = (result.at, result.outcome, result.code, result.reason, result.took_us, result.http_status)
+    tx.execute("INSERT INTO monitor_results VALUES (?,?,?,?,?,?,?,?,?)", (key, number, *rest, result.expires_at))
+    tx.execute("DELETE FROM monitor_results WHERE monitor = ? AND number <= ?", (key, number - most))
+    return Result(number=number, **{name: getattr(result, name) for name in _RESULT.split(", ")[1:]})
+
+
+def delete(tx: Transaction, plugin_id: str, name: str) -> bool:
+    """Remove one with its results; False when there was none."""
+    found = get(tx, plugin_id, name)
+    if found is None:
+        return False
+    tx.execute("DELETE FROM monitor_results WHERE monitor = ?", (found.key,))
+    tx.execute("DELETE FROM monitors WHERE key = ?", (found.key,))
+    return True
+
+
+def clear(tx: Transaction, plugin_id: str) -> int:
+    """Remove all of one plugin; how many there were."""
+    mine = "SELECT key FROM monitors WHERE plugin_id = ?"
+    tx.execute(f"DELETE FROM monitor_results WHERE monitor IN ({mine})", (plugin_id,))  # noqa: S608 - constants
+    tx.execute("DELETE FROM monitors WHERE plugin_id = ?", (plugin_id,))
+    return tx.changes()
+
+
+def get(conn: Reader, plugin_id: str, name: str) -> Row | None:
+    statement = f"SELECT {_COLUMNS} FROM monitors WHERE plugin_id = ? AND name = ?"  # noqa: S608 - constants
+    row = conn.execute(statement, (plugin_id, name)).fetchone()
+    return None if row is None else _row(row)
+
+
+def load_all(conn: Reader) -> list[tuple[Row, Result | None]]:
+    """Every monitor with its latest result, by plugin and name."""
+    columns = ", ".join(f"monitors.{name}" for name in _COLUMNS.split(", "))
+    statement = (
+        f"SELECT {columns}, {_RESULT} FROM monitors"  # noqa: S608 - constants
+        " LEFT JOIN monitor_results ON monitor = key AND number = checks ORDER BY plugin_id, name"
+    )
+    width = len(_COLUMNS.split(", "))
+    return [(_row(row[:width]), _result(row[width:])) for row in conn.execute(statement)]
+
+
+def results(conn: Reader, key: int, *, after: int = 0, limit: int = 500) -> list[Result]:
+    """The newest `limit` results with a number beyond `after`, oldest first."""
+    statement = f"SELECT {_RESULT} FROM monitor_results WHERE monitor = ? AND number > ? ORDER BY number DESC LIMIT ?"  # noqa: S608
+    newest_first = [_result(row) for row in conn.execute(statement, (key, after, limit))]
+    return [one for one in reversed(newest_first) if one is not None]
+
+
+def count(conn: Reader, plugin_id: str | None = None) -> int:
+    """How many monitors one plugin has, or all."""
+    chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
+    return int(conn.execute(f"SELECT count(*) FROM monitors {chosen}", values).get)  # noqa: S608 - constants
+
+
+def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+    for found, most, what in (
+        (count(tx, plugin_id), quota.monitors, f"monitors of {plugin_id}"),
+        (count(tx), quota.all_monitors, "monitors"),
+    ):
+        if found >= most:
+            raise Problem(
+                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
+            )
+
+
+def _row(row: tuple[Any, ...]) -> Row:
+    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
+
+
+def _result(row: tuple[Any, ...]) -> Result | None:
+    return None if row[0] is None else Result(**dict(zip(_RESULT.split(", "), row, strict=True)))

@@ -1,0 +1,106 @@
+"""The queue of notifications as time and operators see it: ageing, giving up, listing, pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ledger import notifications
+from latticed.ledger.notifications import COLUMNS, Item, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+FINISHED: Final[tuple[Status, ...]] = ("done", "failed")
+
+
+def age(tx: Transaction, seconds: int) -> None:
+    """`seconds` have passed, by a clock that does not jump, for everything that waits."""
+    tx.execute("UPDATE notifications SET waited_s = waited_s + ? WHERE status IN ('queued', 'delivering')", (seconds,))
+
+
+def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
+    """Fail what is queued and has waited for `limit_s` or longer; how many of each plugin."""
+    condition = "status = 'queued' AND waited_s >= ?"
+    counted = f"SELECT plugin_id, count(*) FROM notifications WHERE {condition} GROUP BY plugin_id"  # noqa: S608
+    found: list[Any] = tx.execute(counted, (limit_s,)).fetchall()
+    given_up: dict[str, int] = dict(found)
+    if given_up:
+        tx.execute(
+            f"UPDATE notifications SET status = 'failed', code = 'gave_up', updated_at = ? WHERE {condition}",  # noqa: S608
+            (now_us, limit_s),
+        )
+        _recount(tx)
+    return given_up
+
+
+def retain(tx: Transaction, *, before_us: int, most: int) -> int:
+    """Remove what ended before `before_us`, and of the rest all but the `most` newest; how many were removed."""
+    tx.execute("DELETE FROM notifications WHERE status IN ('done', 'failed') AND updated_at < ?", (before_us,))
+    removed = tx.changes()
+    tx.execute(
+        "DELETE FROM notifications WHERE seq IN (SELECT seq FROM notifications WHERE status IN ('done', 'failed')"
+        " ORDER BY updated_at DESC, seq DESC LIMIT -1 OFFSET ?)",
+        (most,),
+    )
+    return removed + tx.changes()
+
+
+def prune(
+    tx: Transaction, *, statuses: Collection[Status] = FINISHED, plugin_id: str | None = None, before_us: int = 0
+) -> int:
+    """Remove rows of these statuses, of one plugin or all, last changed before `before_us` (0: whenever).
+
+    Removing what is queued loses it, on an operator's word. How many were removed.
+    """
+    bounds, values = _chosen(statuses, plugin_id)
+    if before_us:
+        bounds, values = f"{bounds} AND updated_at < ?", (*values, before_us)
+    tx.execute(f"DELETE FROM notifications WHERE {bounds}", values)  # noqa: S608 - constants
+    removed = tx.changes()
+    _recount(tx)
+    return removed
+
+
+def page(
+    conn: Reader,
+    *,
+    statuses: Collection[Status] = (),
+    plugin_id: str | None = None,
+    before_seq: int = 0,
+    limit: int = 100,
+) -> list[Item]:
+    """At most `limit` items, newest first; `before_seq` (0: from the newest on) goes on where the last page ended."""
+    bounds, values = _chosen(statuses, plugin_id)
+    if before_seq:
+        bounds, values = f"{bounds} AND seq < ?", (*values, before_seq)
+    statement = f"SELECT {COLUMNS} FROM notifications WHERE {bounds} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+    return [notifications.of_row(row) for row in conn.execute(statement, (*values, limit))]
+
+
+def counts(conn: Reader) -> dict[Status, int]:
+    """How many there are of each status."""
+    found: dict[Status, int] = {"queued": 0, "delivering": 0, "done": 0, "failed": 0}
+    found.update(dict(conn.execute("SELECT status, count(*) FROM notifications GROUP BY status")))
+    return found
+
+
+def _chosen(statuses: Collection[Status], plugin_id: str | None) -> tuple[str, tuple[Any, ...]]:
+    bounds, values = "1", tuple[Any, ...]()
+    if statuses:
+        bounds, values = f"status IN ({', '.join('?' * len(statuses))})", tuple(sorted(statuses))
+    if plugin_id is not None:
+        bounds, values = f"{bounds} AND plugin_id = ?", (*values, plugin_id)
+    return bounds, values
+
+
+def _recount(tx: Transaction) -> None:
+    """Count what waits afresh, after a change of many rows; whose turn it is stays."""
+    tx.execute("UPDATE notification_usage SET items = 0, bytes = 0")
+    tx.execute(
+        "INSERT INTO notification_usage (plugin_id, items, bytes) SELECT plugin_id, count(*), sum(size)"
+        " FROM notifications WHERE status IN ('queued', 'delivering') GROUP BY plugin_id"
+        " ON CONFLICT (plugin_id) DO UPDATE SET items = excluded.items, bytes = excluded.bytes"
+    )

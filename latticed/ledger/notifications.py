@@ -1,0 +1,247 @@
+"""The queue of notifications: accepted once committed, handed out at least once, kept a while after they ended.
+
+    queued ─► delivering ─► done
+       ▲          ├───────► failed
+       └──────────┘
+
+`notification_usage` is kept in the same transaction as the rows, so that a quota costs a look at one row per plugin.
+Times are microseconds since the epoch; how long an item has waited is counted apart (`age`), for the clock may jump.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+Severity = Literal["info", "warning", "error", "critical"]
+Status = Literal["queued", "delivering", "done", "failed"]
+
+LONGEST_WAIT_US: Final = 6 * 3_600 * 1_000_000
+"""No attempt is put off for longer. What seems to be due later than that was written before the clock was set back."""
+
+_ROW_BYTES: Final = 256
+_OPEN: Final = "status IN ('queued', 'delivering')"
+_DUE: Final = "status = 'queued' AND (next_at <= ? OR next_at > ?)"
+COLUMNS: Final = (
+    "seq, id, plugin_id, event, severity, title, body, status, attempts, next_at, code, reason, created_at, updated_at"
+)
+_USE: Final = """
+INSERT INTO notification_usage (plugin_id, items, bytes) VALUES (?, ?, ?)
+ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = bytes + excluded.bytes
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a sender says. `dedupe`: empty, or a word that makes a second message with it the same one."""
+
+    title: str
+    body: str = ""
+    severity: Severity = "info"
+    event: str = "message"
+    dedupe: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it counts for."""
+        return sum(len(part.encode("utf-8")) for part in (self.title, self.body, self.event, self.dedupe)) + _ROW_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What may wait: items and bytes of one plugin, and of all."""
+
+    items: int
+    total_bytes: int
+    all_items: int
+    all_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The id a message has for good; `duplicate` when it was here already."""
+
+    id: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One row. `id` stays the same over attempts and restarts: who gets it twice can tell. `next_at`: not before."""
+
+    seq: int
+    id: str
+    plugin_id: str
+    event: str
+    severity: Severity
+    title: str
+    body: str
+    status: Status
+    attempts: int
+    next_at: int
+    code: str
+    reason: str
+    created_at: int
+    updated_at: int
+
+
+def accept(tx: Transaction, plugin_id: str, message: Message, quota: Quota, *, now_us: int) -> Accepted:
+    """Queue `message`, unless one with its dedupe word is still kept; Problem quota_exceeded changes nothing."""
+    if message.dedupe:
+        found = tx.execute(
+            "SELECT id FROM notifications WHERE plugin_id = ? AND dedupe = ?", (plugin_id, message.dedupe)
+        )
+        if (row := found.fetchone()) is not None:
+            return Accepted(id=row[0], duplicate=True)
+    _make_sure_of_room(tx, plugin_id, message.size, quota)
+    made = secrets.token_hex(16)
+    tx.execute(
+        "INSERT INTO notifications (id, plugin_id, dedupe, event, severity, title, body, size, status, next_at,"
+        " created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,'queued',?,?,?)",
+        (
+            made,
+            plugin_id,
+            message.dedupe,
+            message.event,
+            message.severity,
+            message.title,
+            message.body,
+            message.size,
+            now_us,
+            now_us,
+            now_us,
+        ),
+    )
+    tx.execute(_USE, (plugin_id, 1, message.size))
+    return Accepted(id=made)
+
+
+def take(tx: Transaction, *, now_us: int) -> Item | None:
+    """The next item that is due, as `delivering`: plugins in turn, each one's own in the order they came."""
+    plugins = tx.execute("SELECT plugin_id FROM notification_usage WHERE items > 0 ORDER BY served, plugin_id")
+    for (plugin_id,) in plugins.fetchall():
+        found = tx.execute(
+            f"SELECT seq FROM notifications WHERE plugin_id = ? AND {_DUE} ORDER BY seq LIMIT 1",  # noqa: S608 - constants
+            (plugin_id, now_us, now_us + LONGEST_WAIT_US),
+        ).fetchone()
+        if found is not None:
+            tx.execute(
+                "UPDATE notifications SET status = 'delivering', attempts = attempts + 1, updated_at = ? WHERE seq = ?",
+                (now_us, found[0]),
+            )
+            turn = "UPDATE notification_usage SET served = (SELECT max(served) + 1 FROM notification_usage)"
+            tx.execute(f"{turn} WHERE plugin_id = ?", (plugin_id,))
+            return _one(tx, "seq = ?", found[0])
+    return None
+
+
+def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: str = "", reason: str = "") -> bool:
+    """Have it `done` or `failed`; False when it had ended before, or is not known. A done one loses its text."""
+    item = _open_one(tx, item_id)
+    if item is None:
+        return False
+    size = tx.execute("SELECT size FROM notifications WHERE seq = ?", (item.seq,)).get
+    tx.execute(
+        "UPDATE notifications SET status = ?, code = ?, reason = ?, updated_at = ?, body = ? WHERE seq = ?",
+        (status, code, reason, now_us, "" if status == "done" else item.body, item.seq),
+    )
+    tx.execute(_USE, (item.plugin_id, -1, -size))
+    return True
+
+
+def put_back(tx: Transaction, item_id: str, *, next_at: int, now_us: int, code: str, reason: str) -> bool:
+    """Queue it again for `next_at`; False when it had ended before, or is not known."""
+    tx.execute(
+        f"UPDATE notifications SET status = 'queued', next_at = ?, code = ?, reason = ?, updated_at = ?"  # noqa: S608
+        f" WHERE id = ? AND {_OPEN}",
+        (min(next_at, now_us + LONGEST_WAIT_US), code, reason, now_us, item_id),
+    )
+    return tx.changes() > 0
+
+
+def recover(tx: Transaction) -> int:
+    """After a start: what was being delivered when the last life ended is queued again. Returns how many."""
+    tx.execute("UPDATE notifications SET status = 'queued' WHERE status = 'delivering'")
+    return tx.changes()
+
+
+def reopen(tx: Transaction, item_id: str, quota: Quota, *, now_us: int) -> bool:
+    """Queue a failed one afresh; False when there is no failed one of that id. Problem quota_exceeded."""
+    found = tx.execute("SELECT plugin_id, size FROM notifications WHERE id = ? AND status = 'failed'", (item_id,))
+    if (row := found.fetchone()) is None:
+        return False
+    _make_sure_of_room(tx, row[0], row[1], quota)
+    tx.execute(
+        "UPDATE notifications SET status = 'queued', attempts = 0, waited_s = 0, next_at = ?, updated_at = ?"
+        " WHERE id = ?",
+        (now_us, now_us, item_id),
+    )
+    tx.execute(_USE, (row[0], 1, row[1]))
+    return True
+
+
+def waited_s(conn: Reader, item_id: str) -> int:
+    """Seconds that it has waited while somebody could have delivered it; 0 for an unknown one."""
+    row = conn.execute("SELECT waited_s FROM notifications WHERE id = ?", (item_id,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def get(conn: Reader, item_id: str) -> Item | None:
+    return _one(conn, "id = ?", item_id)
+
+
+def next_due(conn: Reader, *, now_us: int) -> int | None:
+    """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued."""
+    soonest = conn.execute("SELECT min(next_at) FROM notifications WHERE status = 'queued'").get
+    if soonest is None or soonest <= now_us:
+        return None if soonest is None else int(soonest)
+    latest = conn.execute("SELECT max(next_at) FROM notifications WHERE status = 'queued'").get
+    return now_us if latest > now_us + LONGEST_WAIT_US else int(soonest)
+
+
+def delivering(conn: Reader) -> list[str]:
+    """The ids of what is being delivered."""
+    return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering'")]
+
+
+def usage(conn: Reader, plugin_id: str | None = None) -> tuple[int, int]:
+    """Items and bytes that wait, of one plugin or of all."""
+    chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
+    totals = f"SELECT coalesce(sum(items), 0), coalesce(sum(bytes), 0) FROM notification_usage {chosen}"  # noqa: S608
+    items, size = conn.execute(totals, values).get
+    return int(items), int(size)
+
+
+def _make_sure_of_room(tx: Transaction, plugin_id: str, size: int, quota: Quota) -> None:
+    items, used = usage(tx, plugin_id)
+    all_items, all_used = usage(tx)
+    for found, most, what in (
+        (items + 1, quota.items, f"notifications of {plugin_id} waiting"),
+        (used + size, quota.total_bytes, f"bytes of notifications of {plugin_id} waiting"),
+        (all_items + 1, quota.all_items, "notifications waiting"),
+        (all_used + size, quota.all_bytes, "bytes of notifications waiting"),
+    ):
+        if found > most:
+            raise Problem(
+                "quota_exceeded", f"expected at most {most} {what}, found {found}", "see: latticectl notify list"
+            )
+
+
+def _open_one(tx: Transaction, item_id: str) -> Item | None:
+    return _one(tx, f"{_OPEN} AND id = ?", item_id)
+
+
+def _one(conn: Reader, condition: str, value: Any) -> Item | None:
+    row = conn.execute(f"SELECT {COLUMNS} FROM notifications WHERE {condition}", (value,)).fetchone()  # noqa: S608
+    return None if row is None else of_row(row)
+
+
+def of_row(row: tuple[Any, ...]) -> Item:
+    return Item(**dict(zip(COLUMNS.split(", "), row, strict=True)))

@@ -1,0 +1,85 @@
+"""Handlers for queued notifications: what waits, what failed, trying again, clearing away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from latticed.kit.clock import rfc3339
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.rpc.api import Body, Query
+from latticed.rpc.plugins import Nothing
+
+if TYPE_CHECKING:
+    from latticed.ledger.notifications import Item
+    from latticed.rpc.answers import Notification, NotificationPage, NotificationReopened, NotificationsPruned
+    from latticed.rpc.api import Ask
+
+Status = Literal["queued", "delivering", "done", "failed"]
+
+
+class Sought(Query, frozen=True):
+    """The newest `limit` items of a status and a plugin, older than the number `before`."""
+
+    status: Status | None = None
+    plugin: str | None = None
+    before: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class Prune(Body, frozen=True):
+    """Which to remove; queued ones only when named."""
+
+    statuses: tuple[Literal["queued", "done", "failed"], ...] = ("done", "failed")
+    plugin: str | None = None
+
+
+async def listing(ask: Ask) -> NotificationPage:
+    """Newest first."""
+    wanted = ask.query(Sought)
+    statuses = (wanted.status,) if wanted.status else ()
+    found = await ask.api.notifications.page(
+        statuses=statuses, plugin_id=wanted.plugin, before_seq=wanted.before, limit=wanted.limit
+    )
+    counts = await ask.api.notifications.counts()
+    rows = [_row(item) for item in found]
+    return {"notifications": rows, "counts": {str(status): count for status, count in counts.items()}}
+
+
+async def reopen(ask: Ask) -> NotificationReopened:
+    """Have a failed one tried afresh."""
+    await ask.body(Nothing)
+    item_id = ask.part("item")
+    await ask.api.ledger.record(Event(actor=str(ask.actor), action="notify.retry", target=item_id, decision="allow"))
+    if not await ask.api.notifications.reopen(item_id):
+        raise Problem("not_found", f"there is no failed notification {item_id[:80]!r}", "latticectl notify list")
+    return {"id": item_id, "queued": True}
+
+
+async def prune(ask: Ask) -> NotificationsPruned:
+    """Remove what is done or failed, or what waits."""
+    body = await ask.body(Prune)
+    detail: dict[str, str | int | bool] = {"statuses": ",".join(body.statuses), "plugin": body.plugin or ""}
+    told = Event(actor=str(ask.actor), action="notify.prune", target="notifications", decision="allow", detail=detail)
+    await ask.api.ledger.record(told)
+    return {"removed": await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)}
+
+
+def _row(item: Item) -> Notification:
+    return {
+        "seq": item.seq,
+        "id": item.id,
+        "plugin": item.plugin_id,
+        "severity": item.severity,
+        "event": item.event,
+        "title": item.title,
+        "status": item.status,
+        "attempts": item.attempts,
+        "next_at": rfc3339(item.next_at) if item.status == "queued" else None,
+        "code": item.code,
+        "reason": item.reason,
+        "created_at": rfc3339(item.created_at),
+        "updated_at": rfc3339(item.updated_at),
+    }

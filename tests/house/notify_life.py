@@ -1,0 +1,65 @@
+"""A life of the queue of notifications that ends by kill -9: run as a process, it says what it has done, line by line.
+
+python -m runs it with the state directory and a name for this life. Lines: `accepted <id> <dedupe>`, `taken <id>`,
+`done <id>`, each written after the call returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from pathlib import Path
+
+from latticed.host.notify_queue import NotifyQueue
+from latticed.kit import logs
+from latticed.kit.clock import SystemClock
+from latticed.ledger import open_ledger
+from latticed.ledger.notifications import Message
+from latticed.settings import shapes
+
+
+def say(*words: str) -> None:
+    os.write(1, (" ".join(words) + "\n").encode())  # in one piece, and not kept back
+
+
+async def send(queue: NotifyQueue, life: str, sender: int) -> None:
+    number = 0
+    while True:
+        dedupe = f"{life}-{sender}-{number}"
+        accepted = await queue.accept(f"acme.p{sender}", Message(title="t", body="x" * 500, dedupe=dedupe))
+        say("accepted", accepted.id, dedupe)
+        number += 1
+
+
+async def deliver(queue: NotifyQueue, chance: random.Random) -> None:
+    while True:
+        item = await queue.next()
+        say("taken", item.id)
+        await asyncio.sleep(0)
+        match chance.randrange(4):
+            case 0:
+                await queue.retry(item, code="busy")
+            case 1:
+                pass  # a delivery that never ends
+            case _:
+                await queue.done(item.id)
+                say("done", item.id)
+
+
+async def main(directory: Path, life: str) -> None:
+    logs.configure("error")  # stdout is for what is said here
+    clock = SystemClock()
+    wanted = shapes.Notify(plugin_items=100_000, plugin_bytes=1 << 29, total_items=1_000_000, total_bytes=1 << 30)
+    async with (
+        open_ledger(directory, clock=clock) as ledger,
+        NotifyQueue(ledger, clock=clock, settings=lambda: wanted) as queue,
+    ):
+        say("ready")
+        chance = random.Random(life)
+        await asyncio.gather(*(send(queue, life, sender) for sender in range(3)), deliver(queue, chance))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

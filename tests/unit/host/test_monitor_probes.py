@@ -1,0 +1,403 @@
+"""Real checks of real targets on loopback, through the real guard: every failure has its name, nothing escapes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import gzip
+import os
+import resource
+import socket
+import ssl
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import trustme
+
+from latticed.host.egress.guard import Guard
+from latticed.host.monitors import spec as specs
+from latticed.host.monitors.probes import Probes, of_os_error
+from latticed.model.egress import EgressRights
+from tests.house import netns, targets
+
+LOOPBACK = ("127.0.0.1", "[::1]")
+
+
+def wanted(kind, target, **params):
+    put = msgspec.convert({"name": "t", "kind": kind, "target": target, "timeout_s": 5.0, **params}, specs.Put)
+    return specs.checked(put, least_interval_s=0.1)
+
+
+async def check(kind, target, *, rights=None, tls=None, **params):
+    """The result of one check by a plugin to which exactly this target is bound."""
+    spec = wanted(kind, target, **params)
+    origin = spec.target if kind == "http" else f"{kind}://{targets_host(spec)}"
+    chosen = rights if rights is not None else targets.bound(origin.partition("?")[0].rstrip("/"))
+    return await Probes(Guard(), tls=tls).check(spec, chosen)
+
+
+def targets_host(spec):
+    return f"[{spec.target}]" if spec.kind == "ping" and ":" in spec.target else spec.target
+
+
+# HTTP.
+
+
+def answer(status=200, body=b"all is well", *headers):
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def test_a_site_that_answers_is_up():
+    """One plain GET with our own headers, and nothing of the environment's."""
+    async with targets.site() as site:
+        result = await check("http", site.url(path="/health?x=1"), rights=targets.bound(site.url().rstrip("/")))
+        (request,) = site.requests
+    assert (result.outcome, result.code, result.http_status, result.expires_at) == ("up", "", 200, 0)
+    head = request.decode().split("\r\n")
+    assert head[0] == "GET /health?x=1 HTTP/1.1"
+    usual = {"Accept: */*", "Accept-Encoding: identity", "User-Agent: latticed", "Connection: close"}
+    assert set(head[1:]) - {""} == usual | {f"Host: 127.0.0.1:{site.port}"}
+
+
+@pytest.mark.parametrize(
+    ("status", "statuses", "outcome"),
+    [
+        (204, (), "up"),
+        (302, (), "up"),
+        (404, (), "down"),
+        (500, (), "down"),
+        (404, (200, 404), "up"),
+        (200, (204,), "down"),
+    ],
+)
+async def test_the_status_decides(status, statuses, outcome):
+    """200 to 399, or what was asked for; redirects are not followed."""
+    body = b"" if status == 204 else b"x"
+    async with targets.site(answer(status, body, "Location: http://127.0.0.1:1/")) as site:
+        result = await check("http", site.url(), statuses=statuses)
+        assert len(site.requests) == 1
+    assert (result.outcome, result.http_status) == (outcome, status)
+    if outcome == "down":
+        assert result.code == "status_unexpected"
+        assert f"found {status}" in result.reason
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nall is \r\n4\r\nwell\r\n0\r\n\r\n"
+UNTIL_EOF = b"HTTP/1.0 200 OK\r\n\r\nall is well"
+PACKED = gzip.compress(b"all is well")
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        (answer(), "up"),
+        (answer(200, b"nothing is"), "down"),
+        (answer(200, b""), "down"),
+        (CHUNKED, "up"),
+        (UNTIL_EOF, "up"),
+        (answer(200, PACKED, "Content-Encoding: gzip"), "up"),
+        (answer(200, PACKED[:-9], "Content-Encoding: gzip"), "down"),
+        (answer(200, gzip.compress(bytes(64 << 20)), "Content-Encoding: gzip"), "down"),
+        (answer(200, b"x" * (300 << 10) + b"all is well"), "down"),
+        (answer(200, b"x" * (200 << 10) + b"all is well"), "up"),
+    ],
+    ids="plain other empty chunked until-eof gzip cut-gzip bomb beyond-the-cap within-the-cap".split(),
+)
+async def test_a_word_in_the_body_decides(said, outcome):
+    """However the body is framed or packed; only its beginning is looked at, and a bomb is not unpacked."""
+    async with targets.site(said) as site:
+        result = await check("http", site.url(), body="all is well")
+    assert (result.outcome, result.code) == (outcome, "" if outcome == "up" else "body_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("said", "codes"),
+    [
+        (b"", {"reset"}),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", {"protocol_error", "reset"}),
+        (b"HTTP/1.1 200 OK\r\n" + b"a" * 100_000 + b": b\r\n\r\n", {"protocol_error"}),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", {"protocol_error"}),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort", {"protocol_error"}),
+    ],
+    ids="closed not-http huge-header bad-length cut".split(),
+)
+async def test_what_is_no_answer_is_down(said, codes):
+    """Closed without a word, another protocol, broken framing: each is a result."""
+    async with targets.site(said) as site:
+        result = await check("http", site.url(), body="never there")
+    assert result.outcome == "down"
+    assert result.code in codes, result
+
+
+async def test_a_site_that_hangs_times_out():
+    """Connected, asked, never answered; and answered, but never to the end."""
+    async with targets.site(None) as site:
+        result = await check("http", site.url(), timeout_s=0.2)
+    assert (result.outcome, result.code) == ("down", "timeout")
+    with targets.deaf() as port:
+        assert (await check("http", f"http://127.0.0.1:{port}/", timeout_s=0.2)).code == "timeout"
+
+
+async def test_where_nobody_listens_is_down():
+    """Refused."""
+    result = await check("http", f"http://127.0.0.1:{targets.closed_port()}/")
+    assert (result.outcome, result.code) == ("down", "refused")
+
+
+async def test_the_environment_has_no_say(monkeypatch):
+    """A proxy that is set is not asked."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{targets.closed_port()}")
+    async with targets.site() as site:
+        assert (await check("http", site.url())).outcome == "up"
+
+
+# Certificates.
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+def serving(authority, *, days, name="site.test"):
+    """A server's TLS context whose certificate is good from 60 days ago until `days` from now."""
+    now = dt.datetime.now(tz=dt.UTC)
+    span = dt.timedelta(days=1)
+    certificate = authority.issue_cert(name, not_before=now - 60 * span, not_after=now + days * span)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    return context
+
+
+def trusting(authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def check_tls(authority, *, days, name="site.test", trust=True, **params):
+    async with targets.site(tls=serving(authority, days=days, name=name)) as site:
+        rights = targets.bound(f"https://site.test:{site.port}=127.0.0.1")
+        tls = trusting(authority) if trust else ssl.create_default_context()
+        return await check("http", site.url("site.test", "https"), rights=rights, tls=tls, **params)
+
+
+async def test_the_certificate_is_part_of_the_result(authority):
+    """A name that is pinned to an address is checked as that name; the end of its certificate is told."""
+    result = await check_tls(authority, days=30, certificate_days=14)
+    expected = dt.datetime.now(tz=dt.UTC).timestamp() + 30 * 86_400
+    assert result.outcome == "up"
+    assert abs(result.expires_at / 1e6 - expected) < 3_600
+
+
+async def test_a_certificate_that_ends_soon_is_down_when_asked_for(authority):
+    """Fewer days than wanted; without a wish it is only told."""
+    result = await check_tls(authority, days=10.5, certificate_days=14)
+    assert (result.outcome, result.code, result.http_status) == ("down", "certificate_expiring", 200)
+    assert "good for 14 days, found 10" in result.reason
+    assert result.expires_at > 0
+    assert (await check_tls(authority, days=10.5)).outcome == "up"
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "said"),
+    [
+        ({"days": -1}, "certificate_expired", "expired"),
+        ({"days": 30, "trust": False}, "certificate_invalid", "certificate"),
+        ({"days": 30, "name": "other.test"}, "certificate_invalid", "site.test"),
+    ],
+    ids=["expired", "unknown authority", "another name"],
+)
+async def test_a_certificate_that_does_not_hold_is_down(authority, case, code, said):
+    """And no request is sent."""
+    result = await check_tls(authority, **case)
+    assert (result.outcome, result.code, result.http_status) == ("down", code, 0)
+    assert said in result.reason
+
+
+async def test_tls_with_what_speaks_none_is_down():
+    """A plain server under https."""
+    async with targets.site() as site:
+        rights = targets.bound(f"https://127.0.0.1:{site.port}")
+        result = await check("http", site.url(scheme="https"), rights=rights, timeout_s=0.3)
+    assert result.outcome == "down"
+    assert result.code in {"tls_failed", "reset", "timeout"}
+
+
+# TCP.
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+async def test_tcp_is_up_where_somebody_listens(host):
+    """Connecting is enough, also where nobody accepts; the connection is closed."""
+    async with targets.site(None, host=host.strip("[]")) as site:
+        assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
+        async with asyncio.timeout(15):
+            await site.idle.wait()
+    with targets.deaf() as port:
+        assert (await check("tcp", f"127.0.0.1:{port}")).outcome == "up"
+    result = await check("tcp", f"{host}:{targets.closed_port()}")
+    assert (result.outcome, result.code) == ("down", "refused")
+
+
+async def test_a_name_with_several_addresses_is_up_when_one_of_them_is():
+    """The first that answers counts."""
+    async with targets.site() as site:
+        rights = targets.bound(*(f"tcp://twins.test:{site.port}={host}" for host in ("127.0.0.9", "127.0.0.1")))
+        assert (await check("tcp", f"twins.test:{site.port}", rights=rights)).outcome == "up"
+        assert (await check("tcp", f"twins.test:{site.port}", rights=targets.bound())).outcome == "blocked"
+
+
+# Ping.
+
+
+def can_ping(family, protocol):
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+        with contextlib.suppress(OSError):
+            socket.socket(family, kind, protocol).close()
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "protocol"),
+    [("127.0.0.1", socket.AF_INET, socket.IPPROTO_ICMP), ("::1", socket.AF_INET6, socket.IPPROTO_ICMPV6)],
+)
+async def test_ping_is_up_or_unsupported(host, family, protocol):
+    """Where this process may send echoes they are answered; where it may not, that is said, and is not `down`."""
+    result = await check("ping", host)
+    assert (result.outcome, result.code) == (
+        ("up", "") if can_ping(family, protocol) else ("unsupported", "unsupported")
+    )
+
+
+BECOME_NOBODY = "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+PINGING = """
+import asyncio, os, sys
+sys.modules["tests"] = type(sys)("tests"); sys.modules["tests"].__path__ = [sys.argv[1]]
+from latticed.host.egress.guard import Guard
+from latticed.host.monitors import spec as specs
+from latticed.host.monitors.probes import Probes
+from latticed.model import hosts
+from tests.house import targets
+{prepare}
+spec = specs.checked(specs.Put(name="t", kind="ping", target="{target}", timeout_s=1.0), least_interval_s=1.0)
+result = asyncio.run(Probes(Guard()).check(spec, targets.bound("ping://" + hosts.bracketed("{target}"))))
+print(result.outcome, result.code, result.reason)
+"""
+
+
+def pinging(prepare, *, target="127.0.0.1", wrap=()):
+    """What a process of its own says of a ping."""
+    import tests.house
+
+    house = os.path.dirname(next(iter(tests.house.__path__)))
+    code = PINGING.format(prepare=prepare, target=target)
+    command = [*wrap, sys.executable, "-P", "-c", code, house]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+
+
+async def test_a_group_that_may_ping_needs_no_capability():
+    """net.ipv4.ping_group_range in a network of its own, an unprivileged user, IPv4 and IPv6."""
+    if (reason := netns.why_not()) is not None:
+        pytest.skip(reason)
+    allow = 'ip link set lo up && echo "65534 65534" > /proc/sys/net/ipv4/ping_group_range && exec "$0" "$@"'
+    for target in ("127.0.0.1", "::1"):
+        ran = await asyncio.to_thread(pinging, BECOME_NOBODY, target=target, wrap=("unshare", "-n", "sh", "-c", allow))
+        assert ran.stdout.startswith("up"), ran.stdout + ran.stderr
+
+
+async def test_without_the_right_to_ping_it_is_unsupported():
+    """Neither the capability nor the group: said in words, and no alert can come of it."""
+    ran = await asyncio.to_thread(pinging, BECOME_NOBODY if os.geteuid() == 0 else "")
+    with open("/proc/sys/net/ipv4/ping_group_range") as file:
+        low, high = map(int, file.read().split())
+    group = 65534 if os.geteuid() == 0 else os.getegid()
+    expected = "up" if low <= group <= high else "unsupported unsupported expected CAP_NET_RAW"
+    assert ran.stdout.startswith(expected), ran.stdout + ran.stderr
+
+
+# What is not the target's fault.
+
+
+async def test_the_guard_decides_where_checks_go():
+    """Unbound, private or not granted: blocked, with the guard's words, and no connection is made."""
+    async with targets.site() as site:
+        for kind, target in (("http", site.url()), ("tcp", f"127.0.0.1:{site.port}"), ("ping", "127.0.0.1")):
+            for rights in (EgressRights(), EgressRights(hosts=("*",)), targets.bound("http://127.0.0.1:1")):
+                result = await check(kind, target, rights=rights)
+                assert (result.outcome, result.code) == ("blocked", "egress_blocked"), (kind, rights)
+        assert site.requests == []
+
+
+async def test_a_name_that_nobody_knows_is_down():
+    """The name is part of what is watched; one that resolves to a private address is blocked."""
+
+    class Names:
+        def __init__(self, *found):
+            self.found = found
+
+        async def lookup(self, _):
+            if not self.found:
+                raise OSError("no such name")
+            return self.found
+
+    everywhere = EgressRights(hosts=("*",))
+    spec = wanted("http", "http://gone.example/")
+    result = await Probes(Guard(resolver=Names())).check(spec, everywhere)
+    assert (result.outcome, result.code) == ("down", "unresolved")
+    import ipaddress
+
+    inside = Guard(resolver=Names(ipaddress.ip_address("10.0.0.1")))
+    assert (await Probes(inside).check(spec, everywhere)).outcome == "blocked"
+
+
+async def test_a_slow_name_server_times_out():
+    """Within the monitor's own time, whatever the guard would wait."""
+
+    class Silent:
+        async def lookup(self, _):
+            await asyncio.Event().wait()
+
+    spec = wanted("tcp", "slow.example:1", timeout_s=0.1)
+    result = await Probes(Guard(resolver=Silent())).check(spec, EgressRights(hosts=("*",)))
+    assert (result.outcome, result.code) == ("down", "timeout")
+
+
+async def test_want_of_descriptors_is_not_the_targets_fault():
+    """It says nothing about the target, so nobody is alarmed."""
+    async with targets.site() as site:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.dup(0)
+        os.close(spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+        try:
+            result = await check("tcp", f"127.0.0.1:{site.port}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (result.outcome, result.code) == ("error", "no_resources")
+
+
+async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
+    """Logged, and a result all the same."""
+
+    class Broken:
+        async def lookup(self, _):
+            raise ZeroDivisionError
+
+    spec = wanted("tcp", "a.example:1")
+    result = await Probes(Guard(resolver=Broken())).check(spec, EgressRights(hosts=("*",)))
+    assert (result.outcome, result.code) == ("error", "internal")
+    assert "monitor_check_failed" in capsys.readouterr().out
+
+
+def test_reasons_cannot_forge_a_line():
+    """What a peer can put into an error is escaped and cut."""
+    result = of_os_error(OSError(5, "a\nb\x1b[31m" + "x" * 500))
+    assert result.reason.startswith("a\\x0ab\\x1b[31mxxx")
+    assert len(result.reason) == 200

@@ -1,0 +1,187 @@
+"""The pure parts of monitors: what follows from a result, whose turn it is, what an echo looks like."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from latticed.host.monitors import icmp
+from latticed.host.monitors.decide import Standing, decide
+from latticed.host.monitors.turns import Turns
+
+OUTCOMES = st.sampled_from(["up", "down", "unsupported", "blocked", "error"])
+NEWS = {"up", "down"}
+
+
+def run(outcomes, failures):
+    """Every standing and alert, one after another."""
+    standing, found = Standing(), []
+    for outcome in outcomes:
+        standing, alert = decide(standing, outcome, failures)
+        found.append((standing, alert))
+    return found
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_up_down_up_gives_two_alerts(failures):
+    """Whatever it takes to be believed; a target that is fine from the start is no news."""
+    outcomes = ["up"] * 5 + ["down"] * 5 + ["up"] * 5
+    alerts = [(number, alert) for number, (_, alert) in enumerate(run(outcomes, failures)) if alert]
+    assert alerts == [(4 + failures, "down"), (9 + failures, "up")]
+
+
+def test_a_target_that_is_down_from_the_start_is_news():
+    """Once, after as many results as ever."""
+    assert [alert for _, alert in run(["down"] * 5, 2)] == [None, "down", None, None, None]
+
+
+@given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
+def test_alerts_alternate_and_each_has_its_evidence(outcomes, failures):
+    """Never two of a kind in a row; each after `failures` results of its kind in a row, with nothing against it."""
+    found = run(outcomes, failures)
+    alerts = [alert for _, alert in found if alert]
+    assert all(one != other for one, other in itertools.pairwise(alerts))
+    assert alerts[:1] in ([], ["down"])
+    for number, (standing, alert) in enumerate(found):
+        if alert:
+            evidence = [outcome for outcome in outcomes[: number + 1] if outcome in NEWS]
+            assert evidence[-failures:] == [alert] * failures
+            assert standing == Standing(state=alert)
+
+
+@given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
+def test_a_standing_holds_until_there_is_evidence(outcomes, failures):
+    """It never changes by what says nothing about the target, and by a single result only without an older belief."""
+    before = Standing()
+    for outcome, (after, alert) in zip(outcomes, run(outcomes, failures), strict=True):
+        assert 0 <= after.against < failures
+        if outcome not in NEWS:
+            assert (after, alert) == (before, None)
+        elif after.state != before.state:
+            assert after.state == outcome
+            assert alert == outcome or (before.state, outcome) == ("unknown", "up")
+        else:
+            assert alert is None
+            assert after.against in {0, before.against + 1}
+        before = after
+
+
+def test_results_that_flap_below_the_mark_alert_nobody():
+    """Down, up, down, up: with two needed in a row nothing happens."""
+    assert {alert for _, alert in run(["up"] + ["down", "up"] * 20, 2)} == {None}
+
+
+# Turns.
+
+
+class TurnsMachine(RuleBasedStateMachine):
+    """Owners push, pop and release in any order."""
+
+    TOTAL, PER_OWNER = 6, 4
+
+    def __init__(self):
+        super().__init__()
+        self.turns = Turns(total=self.TOTAL, per_owner=self.PER_OWNER)
+        self.waiting, self.running, self.numbers = {}, [], itertools.count()
+
+    @rule(owner=st.sampled_from("abcd"), slow=st.booleans(), many=st.integers(1, 4))
+    def push(self, owner, slow, many):
+        for _ in range(many):
+            item = (owner, next(self.numbers))
+            self.turns.push(owner, item, slow=slow)
+            self.waiting.setdefault((owner, slow), []).append(item)
+
+    @rule()
+    def pop(self):
+        found = self.turns.pop()
+        if found is None:
+            for (owner, slow), items in self.waiting.items():
+                mine = self._held(owner) < self.PER_OWNER
+                idle = (owner, slow) not in self.running
+                assert not (items and mine and idle), "nobody waits for others in a lane of his where nothing runs"
+                free = mine and len(self.running) < self.TOTAL
+                assert not (items and not slow and free), "a quick one waits only for a place"
+            return
+        (owner, number), slow = found
+        assert self.waiting[owner, slow].pop(0) == (owner, number), "first come, first served in a lane"
+        self.running.append((owner, slow))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def release(self, data):
+        owner, slow = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.turns.release(owner, slow=slow)
+
+    @invariant()
+    def bounds_hold(self):
+        assert self.turns.running == len(self.running) <= self.TOTAL + 2 * 4
+        assert len(self.turns) == sum(map(len, self.waiting.values()))
+        assert sum(slow for _, slow in self.running) <= self.TOTAL // 2 + 4
+        for owner in "abcd":
+            assert self._held(owner) <= self.PER_OWNER
+            assert sum(one == (owner, True) for one in self.running) <= self.PER_OWNER // 2
+
+    def _held(self, owner):
+        return sum(one == owner for one, _ in self.running)
+
+
+TestTurns = TurnsMachine.TestCase
+TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_owners_take_turns():
+    """A hundred of one do not come before the first of another."""
+    turns = Turns(total=100, per_owner=100)
+    for number in range(100):
+        turns.push("many", number, slow=False)
+    turns.push("few", "mine", slow=False)
+    assert [turns.pop()[0] for _ in range(3)] == [0, "mine", 1]
+
+
+def test_what_hangs_leaves_places_for_what_does_not():
+    """Every place that slow ones may have is taken, and the quick ones still start; slow ones get their turn too."""
+    turns = Turns(total=4, per_owner=4)
+    for number in range(10):
+        turns.push("a", f"hangs {number}", slow=True)
+    assert [turns.pop() for _ in range(3)] == [("hangs 0", True), ("hangs 1", True), None]
+    for number in range(3):
+        turns.push("a", f"quick {number}", slow=False)
+    assert [turns.pop() for _ in range(3)] == [("quick 0", False), ("quick 1", False), None]
+    turns.push("b", "of another", slow=False)
+    assert turns.pop() == ("of another", False)
+    turns.release("a", slow=True)
+    turns.release("b", slow=False)
+    assert turns.pop() == ("hangs 2", True)
+
+
+# Echoes (RFC 792, RFC 4443).
+
+TOKENS = st.binary(min_size=16, max_size=16)
+
+
+@given(identifier=st.integers(0, 65535), sequence=st.integers(0, 65535), token=TOKENS)
+def test_the_checksum_of_a_request_comes_out_even(identifier, sequence, token):
+    """Summed with its checksum, a packet gives zero (RFC 1071); the header is as the RFCs lay it out."""
+    packet = icmp.request(4, identifier, sequence, token)
+    assert icmp.checksum(packet) == 0
+    assert packet[:2] == b"\x08\x00"
+    assert packet[4:] == identifier.to_bytes(2, "big") + sequence.to_bytes(2, "big") + token
+    assert icmp.request(6, identifier, sequence, token)[:4] == b"\x80\x00\x00\x00"
+
+
+@given(sequence=st.integers(0, 65535), token=TOKENS, data=st.binary(max_size=80), version=st.sampled_from([4, 6]))
+def test_only_the_answer_to_our_request_is_one(sequence, token, data, version):
+    """With its sequence and token, an IP header before it or not; never our own request, never what is only like it."""
+    kind = 0 if version == 4 else 129
+    reply = bytes([kind, 0, 1, 2, 9, 9]) + sequence.to_bytes(2, "big") + token
+    assert icmp.is_reply(version, reply, sequence, token)
+    assert icmp.is_reply(4, b"\x46" + bytes(23) + b"\x00" + reply[1:], sequence, token)
+    assert not icmp.is_reply(version, icmp.request(version, 1, sequence, token), sequence, token)
+    assert not icmp.is_reply(version, reply, (sequence + 1) % 65536, token)
+    assert not icmp.is_reply(version, reply[:-1], sequence, token)
+    assert not icmp.is_reply(version, reply + b"x", sequence, token)
+    assert not icmp.is_reply(version, data, sequence, token)

@@ -1,0 +1,119 @@
+"""monitor.put: what is asked for is checked once, and kept in normal form."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.host.monitors import spec as specs
+from latticed.host.service import HostError
+
+WEB = {"name": "web", "kind": "http", "target": "https://example.org/"}
+
+
+def asked(**params):
+    return msgspec.convert({**WEB, **params}, specs.Put, strict=True)
+
+
+def checked(**params):
+    return specs.checked(asked(**params), least_interval_s=10.0)
+
+
+def test_defaults():
+    """30 s, 5 s, two in a row, 200 to 399, nothing of the body, no certificate rule, for the owner alone."""
+    spec = checked()
+    assert (spec.interval_s, spec.timeout_s, spec.failures, spec.statuses) == (30.0, 5.0, 2, ())
+    assert (spec.body, spec.certificate_days, spec.shared) == ("", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given_target", "kept", "shown"),
+    [
+        ("http", "HTTP://Example.ORG:80/a b".replace(" ", "%20") + "?token=x#y", None, "http://example.org/a%20b"),
+        ("http", "https://[::1]:8443", "https://[::1]:8443/", "https://[::1]:8443/"),
+        ("tcp", "Example.org:22", "example.org:22", "example.org:22"),
+        ("tcp", "[2001:DB8::1]:22", "[2001:db8::1]:22", "[2001:db8::1]:22"),
+        ("ping", "bücher.example", "xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("ping", "[::1]", "::1", "::1"),
+        ("ping", "2001:DB8::1", "2001:db8::1", "2001:db8::1"),
+        ("ping", "192.0.2.1", "192.0.2.1", "192.0.2.1"),
+    ],
+)
+def test_targets_are_kept_in_normal_form(kind, given_target, kept, shown):
+    """Two ways to write a target are one target; what others see has no query."""
+    spec = checked(kind=kind, target=given_target)
+    assert spec.target == (kept or "http://example.org/a%20b?token=x")
+    assert spec.shown == shown
+    assert specs.decode(specs.encode(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"), [("a.example:1", ("a.example", 1)), ("[2001:db8::1]:65535", ("2001:db8::1", 65535))]
+)
+def test_host_and_port_of_a_target(target, parts):
+    """Without brackets, as the guard takes them."""
+    assert specs.host_and_port(checked(kind="tcp", target=target).target) == parts
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        *({"name": name} for name in ("", "a b", "a/b", ".a", "x" * 65, "a\n")),
+        *({"interval_s": value} for value in (9.9, 86_401, math.nan, math.inf, -1)),
+        *({"timeout_s": value} for value in (0, 0.09, 61, math.nan)),
+        {"interval_s": 10, "timeout_s": 11},
+        *({"failures": value} for value in (0, 11)),
+        *({"statuses": value} for value in ([99], [600], list(range(200, 217)))),
+        *({"body": value} for value in ("x" * 257, "a\nb")),
+        *({"certificate_days": value} for value in (-1, 366)),
+        *(
+            {"kind": "tcp", "target": value}
+            for value in ("example.org", ":80", "a:0", "a:65536", "a:b", "::1:80", "a b:1")
+        ),
+        *({"kind": "ping", "target": value} for value in ("", "127.1", "0x7f000001", "a:80", "http://a/", "a/b")),
+        {"target": "http://a.example/" + "ü" * 1_000},
+        {"target": "http://a.example/?t=${secret:token}"},
+        *({"target": value} for value in ("example.org", "http://u:p@a.example/", "http://a.example/\n", "x" * 2_049)),
+        *({"kind": "ping", "target": "a.example", key: value} for key, value in (("body", "x"), ("statuses", [200]))),
+        {"kind": "tcp", "target": "a.example:1", "certificate_days": 1},
+    ],
+)
+def test_what_cannot_be_watched_is_refused(params):
+    """bad_params, with what was expected."""
+    with pytest.raises(HostError, match=r"^bad_params: .*expected"):
+        checked(**params)
+
+
+@pytest.mark.parametrize("target", ["ftp://a.example/", "http://127.1/", "http://0x7f000001/"])
+def test_what_no_url_may_mean_is_blocked(target):
+    """The guard's own words for it."""
+    with pytest.raises(HostError, match=r"^egress_blocked: "):
+        checked(target=target)
+
+
+@pytest.mark.parametrize("params", [{"kind": "icmp"}, {"method": "POST"}, {"failures": 1.5}, {"statuses": ["200"]}])
+def test_what_has_no_meaning_is_refused_by_its_type(params):
+    """Kinds are a closed set; there is nothing but GET."""
+    with pytest.raises(msgspec.ValidationError):
+        asked(**params)
+
+
+@given(
+    target=st.text(max_size=80),
+    kind=st.sampled_from(["http", "tcp", "ping"]),
+    name=st.text(max_size=10),
+    body=st.text(max_size=20),
+)
+def test_strangers_words_are_taken_or_refused(target, kind, name, body):
+    """Whatever they are: a spec that comes back as it went in, or a HostError."""
+    try:
+        spec = checked(target=target, kind=kind, name=name, body=body)
+    except HostError:
+        return
+    assert specs.decode(specs.encode(spec)) == spec
+    assert spec.target.isascii()
+    assert checked(target=spec.target, kind=kind, name=name, body=body) == spec

@@ -1,0 +1,74 @@
+"""kill -9 at any moment: no notification that was accepted is lost, none that is done comes again, ids stay."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latticed.host.notify_queue import NotifyQueue
+from latticed.kit.clock import SystemClock
+from latticed.ledger import notification_upkeep, open_ledger
+from latticed.settings import shapes
+
+LIFE = Path(__file__).resolve().parents[2] / "house/notify_life.py"
+
+
+@pytest.mark.parametrize("lives", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.timeout(300)
+async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives):
+    """Several lives of one queue, each killed at a random line of what it says."""
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}")
+    chance = random.Random(seed)
+    accepted: dict[str, str] = {}
+    done: set[str] = set()
+    state = tmp_path / "state"
+    for life in range(lives):
+        for line in _live(state, f"{seed}.{life}", lines=chance.randrange(1, 250)):
+            match line.split():
+                case ["accepted", item_id, dedupe]:
+                    assert item_id not in accepted, "an id is given once"
+                    accepted[item_id] = dedupe
+                case ["taken", item_id]:
+                    assert item_id not in done, "what is done is not delivered again"
+                case ["done", item_id]:
+                    done.add(item_id)
+    clock = SystemClock()
+    async with (
+        open_ledger(state, clock=clock) as ledger,
+        NotifyQueue(ledger, clock=clock, settings=shapes.Notify) as queue,
+    ):
+        found = {item.id: item for item in await queue.page(limit=10**6)}
+        assert set(accepted) <= set(found), "accepted means kept"
+        assert {found[item_id].status for item_id in done} <= {"done"}
+        assert {item.status for item in found.values()} <= {"queued", "done"}, "nothing is still out"
+        assert (await queue.counts())["queued"] > 0
+        left = {item.id for item in found.values() if item.status == "queued"}
+        await ledger.write(lambda tx: tx.execute("UPDATE notifications SET next_at = 0"))
+        while (item := await queue.take()) is not None:
+            left.remove(item.id)
+            await queue.done(item.id)
+        assert left == set()
+        assert ledger.read(notification_upkeep.counts)["done"] == len(found)
+
+
+def _live(state, life, *, lines):
+    """What one life said until it was killed, after so many lines."""
+    said = []
+    child = subprocess.Popen([sys.executable, "-P", LIFE, state, life], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        said.extend(child.stdout.readline() for _ in range(lines))
+    finally:
+        child.kill()
+        rest = child.stdout.read()
+        child.stdout.close()
+        child.wait()
+    whole = [*said, *rest.splitlines(keepends=True)]
+    return [line for line in whole if line.endswith("\n")]

@@ -1,0 +1,286 @@
+"""notify.send and the queue behind it: accepted means kept, handed out at least once, given up only after days."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import msgspec
+import pytest
+
+from latticed.host.notify import Notify, Send, body_text, checked
+from latticed.host.notify_queue import DAY_S, LEASE_S, NotifyQueue
+from latticed.host.service import Caller, HostError
+from latticed.ledger import audit, open_ledger
+from latticed.ledger.notifications import Message
+from latticed.model.errors import Problem
+from latticed.settings import shapes
+from tests.house.clocks import ManualClock
+
+ACME = Caller(plugin_id="acme.demo")
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+async def ledger(tmp_path, clock):
+    async with open_ledger(tmp_path / "state", clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def queue(ledger, clock):
+    async with made(ledger, clock) as opened:
+        yield opened
+
+
+def made(ledger, clock, **settings):
+    return NotifyQueue(ledger, clock=clock, settings=lambda: shapes.Notify(**settings), roll=lambda: 0.5)
+
+
+async def send(queue, title="disk full", **params):
+    (call,) = Notify(queue).calls()
+    assert call.method == "notify.send"
+    return await call.serve(ACME, msgspec.convert({"title": title, **params}, Send, strict=True))
+
+
+async def test_a_message_is_queued_and_delivered_once(queue):
+    """The caller gets the id; the deliverer the message with that id and its sender; done, it is not due again."""
+    answer = await send(queue, body="/var: 99 %", severity="critical", event="disk.full")
+    assert answer == {"ok": True, "id": answer["id"], "duplicate": False}
+    item = await queue.next()
+    assert (item.id, item.plugin_id, item.title, item.body) == (answer["id"], "acme.demo", "disk full", "/var: 99 %")
+    assert (item.severity, item.event, item.status, item.attempts) == ("critical", "disk.full", "delivering", 1)
+    assert await queue.done(item.id)
+    assert not await queue.done(item.id)
+    assert await queue.take() is None
+    assert await queue.counts() == {"queued": 0, "delivering": 0, "done": 1, "failed": 0}
+
+
+async def test_a_dedupe_word_makes_two_sends_one_message(queue):
+    """A plugin that is not sure whether it was heard may ask again."""
+    first = await send(queue, dedupe="run-7")
+    again = await send(queue, dedupe="run-7")
+    assert again == {"ok": True, "id": first["id"], "duplicate": True}
+    assert (await queue.counts())["queued"] == 1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"title": " \t"},
+        {"event": ""},
+        {"event": "Disk full"},
+        {"event": "x" * 65},
+        {"event": "a\n"},
+        {"dedupe": "d" * 129},
+        {"dedupe": "a\nb"},
+    ],
+)
+async def test_what_cannot_be_meant_is_refused(queue, params):
+    """In words, and nothing is queued."""
+    with pytest.raises(HostError, match=r"bad_params: .*expected"):
+        await send(queue, **params)
+    assert sum((await queue.counts()).values()) == 0
+
+
+@pytest.mark.parametrize("params", [{"severity": "fatal"}, {"title": None}, {"channel": "telegram"}, {"body": 1}])
+def test_what_has_no_meaning_is_refused_by_its_type(params):
+    """Severities are a closed set; senders never choose a channel."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"title": "t", **params}, Send, strict=True)
+
+
+def test_text_is_made_safe_and_cut():
+    """Lines of a body stay lines, whatever ends them; nothing else that is not visible goes through; `{{}}` is text."""
+    message = checked(Send(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
+    assert message.title == "a\\x0ab\\x1b[31m\\u202e"
+    assert message.body.startswith("{{title}}\nb\nc\\x00\\ud800xxx")
+    assert (len(message.body), message.body[-1]) == (8_192, "…")
+    assert len(checked(Send(title="ü" * 500)).title) == 200
+    assert body_text("a\n\nb") == "a\n\nb"
+
+
+async def test_a_full_queue_is_said_to_be_full(ledger, clock):
+    """quota_exceeded, with the numbers; what is delivered makes room again."""
+    async with made(ledger, clock, plugin_items=2) as queue:
+        await send(queue)
+        await send(queue)
+        with pytest.raises(HostError, match=r"quota_exceeded: expected at most 2 notifications of acme\.demo waiting"):
+            await send(queue)
+        await queue.done((await queue.take()).id)
+        await send(queue)
+
+
+async def test_a_ledger_that_is_closed_is_a_service_that_is_not_available(tmp_path, clock):
+    """Nothing is accepted that is not on disk."""
+    async with open_ledger(tmp_path / "other", clock=clock) as ledger:
+        queue = made(ledger, clock)
+    with pytest.raises(HostError, match="service_unavailable"):
+        await send(queue)
+
+
+async def test_retries_back_off_and_heed_retry_after(queue, clock):
+    """5 s, 10 s, 20 s ... up to 15 min, or later when the other side says so, but no later than 6 h."""
+    await send(queue)
+    waits = []
+    for retry_after_s in (None, None, None, 100.0, None, *[None] * 6, 10**9):
+        item = await queue.take()
+        assert await queue.retry(item, code="http_503", reason="busy\n", retry_after_s=retry_after_s) == "queued"
+        (kept,) = await queue.page()
+        waits.append((kept.next_at - clock.wall_us()) // 1_000_000)
+        assert (kept.code, kept.reason) == ("http_503", "busy\\x0a")
+        clock.advance(waits[-1] - 1)
+        assert await queue.take() is None
+        clock.advance(1)
+    assert waits == [5, 10, 20, 100, 80, 160, 320, 640, 900, 900, 900, 21_600]
+    assert (await queue.take()).attempts == 13
+
+
+async def test_what_nobody_takes_is_given_up_after_days_of_uptime(queue, ledger, clock):
+    """On record, once for each plugin; a clock that is set forward makes nothing older."""
+    await send(queue)
+    await send(queue, body="kept")
+    clock.advance(60)
+    await queue.sweep()
+    assert (await queue.counts())["queued"] == 2
+    await forward(queue, clock, days=3)
+    assert await queue.counts() == {"queued": 0, "delivering": 0, "done": 0, "failed": 2}
+    (event,) = ledger.read(lambda db: audit.query(db, action="notify.failed"))
+    assert (event["target"], event["code"], event["detail"]["count"]) == ("acme.demo", "gave_up", 2)
+    (kept, _) = await queue.page(statuses=["failed"])
+    assert await queue.reopen(kept.id)
+    assert not await queue.reopen(kept.id)
+    assert (await queue.next()).body == "kept"
+
+
+async def test_a_wall_clock_that_jumps_loses_nothing(ledger):
+    """Neither decades ahead nor back: what was queued is due, and no older than it is."""
+
+    class Jumping(ManualClock):
+        offset_us = 0
+
+        def wall_us(self):
+            return self.now_us + self.offset_us
+
+    clock = Jumping()
+    async with made(ledger, clock) as queue:
+        for years in (30, -30, 0):
+            clock.offset_us = years * 365 * DAY_S * 1_000_000
+            await queue.sweep()
+            await send(queue, dedupe=str(years))
+        assert (await queue.counts())["queued"] == 3
+        for years in (0, 30, -30):
+            clock.offset_us = years * 365 * DAY_S * 1_000_000
+            clock.advance(6 * 3_600 + 1)
+            item = await queue.take()
+            assert item is not None
+            await queue.retry(item, code="busy")
+        assert (await queue.counts())["queued"] == 3
+
+
+async def test_an_attempt_that_fails_too_late_is_the_last(queue, ledger, clock):
+    """After days of retries the item fails with the last reason, on record."""
+    accepted = await send(queue)
+    item = await queue.take()
+    await forward(queue, clock, days=3, keep_out=item)
+    assert await queue.retry(item, code="http_500", reason="broken") == "failed"
+    (failed,) = await queue.page(statuses=["failed"])
+    assert (failed.id, failed.code, failed.reason) == (accepted["id"], "http_500", "broken")
+    (event,) = ledger.read(lambda db: audit.query(db, action="notify.failed"))
+    assert (event["target"], event["code"], event["reason"]) == (accepted["id"], "http_500", "broken")
+    assert "disk full" not in json.dumps(event)
+
+
+async def test_what_is_refused_for_good_is_not_tried_again(queue, clock):
+    """A permanent refusal ends it at once."""
+    await send(queue)
+    item = await queue.take()
+    assert await queue.fail(item, code="http_400", reason="no such channel")
+    assert not await queue.fail(item, code="http_400")
+    clock.advance(DAY_S)
+    assert await queue.take() is None
+
+
+async def test_what_was_never_answered_for_comes_again(queue, ledger, clock):
+    """After a lease; also what was cancelled while it was being taken."""
+    await send(queue)
+    item = await queue.take()
+    clock.advance(LEASE_S - 1)
+    await queue.sweep()
+    assert await queue.take() is None
+    clock.advance(1)
+    await queue.sweep()
+    again = await queue.take()
+    assert (again.id, again.attempts, again.code) == (item.id, 2, "lost")
+    assert await queue.done(item.id)
+
+    await send(queue)
+    taking = asyncio.create_task(queue.take())
+    await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.wait([taking])
+    await ledger.write(lambda _: None)  # comes after the one that nobody waits for
+    await queue.sweep()  # from here on it is known to be out
+    clock.advance(LEASE_S)
+    await queue.sweep()
+    assert (await queue.take()) is not None
+
+
+async def test_a_restart_queues_again_what_was_out(ledger, clock):
+    """The same id, the next attempt."""
+    async with made(ledger, clock) as queue:
+        await send(queue)
+        item = await queue.take()
+    async with made(ledger, clock) as queue:
+        again = await queue.next()
+        assert (again.id, again.attempts) == (item.id, item.attempts + 1)
+
+
+async def test_a_waiting_deliverer_is_woken(queue):
+    """By a message that is accepted, not by a timer."""
+    waiting = asyncio.create_task(queue.next())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    accepted = await send(queue)
+    async with asyncio.timeout(10):
+        assert (await waiting).id == accepted["id"]
+
+
+async def test_what_ended_is_kept_for_days_and_can_be_pruned(queue, clock):
+    """Lists show it until retention or an operator removes it."""
+    for number in range(3):
+        await send(queue, title=str(number))
+        await queue.done((await queue.take()).id)
+        clock.advance(DAY_S)
+    clock.advance(5 * DAY_S)
+    await queue.sweep()
+    assert [item.title for item in await queue.page(statuses=["done"])] == ["2", "1"]
+    assert await queue.prune(before_us=clock.wall_us() - 6 * DAY_S * 1_000_000) == 1
+    await send(queue, title="waiting")
+    assert await queue.prune() == 1
+    assert [item.title for item in await queue.page()] == ["waiting"]
+
+
+async def test_accepting_in_a_change_that_fails_accepts_nothing(queue, ledger):
+    """A part of another transaction, all or nothing."""
+
+    def change(tx):
+        queue.accept_in(tx, "acme.demo", Message(title="t"))
+        raise Problem("not_found", "the rest failed")
+
+    with pytest.raises(Problem):
+        await ledger.write(change)
+    assert await queue.take() is None
+
+
+async def forward(queue, clock, *, days, keep_out=None):
+    """Let days pass in steps, as sweeps see them; an item that is out stays out (its deliverer takes it again)."""
+    for _ in range(days * 24):
+        clock.advance(3_600)
+        await queue.sweep()
+        if keep_out is not None:
+            assert (await queue.take()).id == keep_out.id

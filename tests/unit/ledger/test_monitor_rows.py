@@ -1,0 +1,91 @@
+"""ledger.monitors: what is watched, how it stands, and the newest results of each."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.ledger import Ledger
+from latticed.ledger import monitors as rows
+from latticed.ledger.monitors import Quota, Result
+from latticed.model.errors import Problem
+
+WIDE = Quota(monitors=10, all_monitors=100)
+A, B = "acme.a", "acme.b"
+
+
+async def put(house: Ledger, plugin_id: str = A, name: str = "web", *, spec="{}", anew=True, quota=WIDE, now=5):
+    return await house.write(lambda tx: rows.put(tx, plugin_id, name, spec, quota, now_us=now, anew=anew))
+
+
+async def keep(house: Ledger, key: int, *, state="up", against=0, since=7, most=500, **fields):
+    result = Result(**{"outcome": "up", **fields})
+    return await house.write(
+        lambda tx: rows.keep(tx, key, result, state=state, against=against, since=since, most=most)
+    )
+
+
+async def test_a_monitor_and_its_results_come_back(house):
+    """Spec, standing and every field of the latest result; the number of a result is its place in the row."""
+    row = await put(house, spec='{"kind":"tcp"}')
+    full = {"at": 9, "outcome": "down", "code": "c", "reason": "r", "took_us": 3, "http_status": 500, "expires_at": 8}
+    await keep(house, row.key)
+    kept = await keep(house, row.key, state="down", against=1, since=9, **full)
+    assert kept == Result(number=2, **full)
+    ((found, last),) = house.read(rows.load_all)
+    assert (found.spec, found.state, found.against, found.since, found.checks) == ('{"kind":"tcp"}', "down", 1, 9, 2)
+    assert last == kept
+
+
+async def test_only_the_newest_results_are_kept(house):
+    """As many as asked for, oldest first; a lower number takes effect with the next one."""
+    row = await put(house)
+    for number in range(1, 31):
+        await keep(house, row.key, at=number, most=20)
+    found = house.read(lambda db: rows.results(db, row.key))
+    assert [one.number for one in found] == list(range(11, 31))
+    assert [one.number for one in house.read(lambda db: rows.results(db, row.key, after=25, limit=3))] == [28, 29, 30]
+    await keep(house, row.key, most=2)
+    assert [one.number for one in house.read(lambda db: rows.results(db, row.key))] == [30, 31]
+
+
+async def test_a_changed_spec_keeps_what_is_known_and_a_new_target_does_not(house):
+    """The first is the same row; the second has a key that was never used, and results that come late for the old one
+    go nowhere."""
+    first = await put(house)
+    await keep(house, first.key, state="down")
+    same = await put(house, spec='{"a":1}', anew=False, now=6)
+    assert (same.key, same.state, same.created_at, same.updated_at) == (first.key, "down", 5, 6)
+    other = await put(house, spec='{"a":2}', anew=True, now=7)
+    assert (other.key > first.key, other.state, other.checks, other.created_at) == (True, "unknown", 0, 5)
+    assert await keep(house, first.key) is None
+    assert house.read(lambda db: rows.results(db, first.key)) == []
+    assert await house.write(lambda tx: rows.delete(tx, A, "web"))
+    assert not await house.write(lambda tx: rows.delete(tx, A, "web"))
+    assert (await put(house)).key > other.key
+
+
+async def test_quotas_hold_and_replacing_is_never_refused(house):
+    """Per plugin and for all; a refused one changes nothing."""
+    tight = Quota(monitors=2, all_monitors=3)
+    for plugin_id, name in ((A, "1"), (A, "2"), (B, "1")):
+        await put(house, plugin_id, name, quota=tight)
+    with pytest.raises(Problem, match=r"at most 2 monitors of acme\.a, found 3") as caught:
+        await put(house, A, "3", quota=tight)
+    assert caught.value.code == "quota_exceeded"
+    with pytest.raises(Problem, match="at most 3 monitors, found 4"):
+        await put(house, B, "2", quota=tight)
+    await put(house, A, "2", spec='{"b":1}', anew=True, quota=tight)
+    await put(house, A, "2", spec='{"b":2}', anew=False, quota=tight)
+    assert house.read(rows.count) == 3
+
+
+async def test_all_of_one_plugin_go_at_once(house):
+    """With their results; those of others stay."""
+    mine, theirs = await put(house, A, "1"), await put(house, B, "1")
+    await put(house, A, "2")
+    for row in (mine, theirs):
+        await keep(house, row.key)
+    assert await house.write(lambda tx: rows.clear(tx, A)) == 2
+    assert house.read(lambda db: rows.results(db, mine.key)) == []
+    assert [row.plugin_id for row, _ in house.read(rows.load_all)] == [B]
+    assert len(house.read(lambda db: rows.results(db, theirs.key))) == 1
