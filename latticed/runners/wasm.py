@@ -1,0 +1,146 @@
+"""The wasm runner: a module in wasmtime, in a confined child of its own (contracts §3; docs/wasm.md)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+from latticed.runners import ground as grounds
+from latticed.runners import speaking, wasm_children
+from latticed.runners.wasm_cache import Cache
+from latticed.runners.wasm_children import INPUT, STATUS, LastWord, Package
+from latticed.runners.wasm_compiler import Bounds, Compiler, Module, in_thread
+from latticed.sandbox import artifact
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.model.manifest import Manifest
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.runners.contract import Living, Plugin
+    from latticed.runners.ground import Ground
+    from latticed.runners.output import Outputs
+    from latticed.sandbox.levels import Chosen
+    from latticed.sandbox.rlimits import Limits
+
+OVERHEAD_BYTES: Final = 64 << 20
+"""What Python and wasmtime take in the child, beside the module's own memory and its code."""
+_CODE_COPIES: Final = 3
+_TASKS: Final = 4
+_OPEN_FILES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """Bounds that no manifest speaks of. `start_s`: how long a module may compute before it first waits for us."""
+
+    compile: Bounds = field(default_factory=Bounds)
+    cache_bytes: int = 256 << 20
+    start_s: float = 5.0
+    table_elements: int = 100_000
+
+
+class Wasm:
+    """See `runners.contract.Runner`. Keeps compiled code below `state_dir`/cache."""
+
+    name = "wasm"
+
+    def __init__(self, ground: Ground, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
+        self._ground = ground
+        self._outputs = outputs
+        self._caps = caps or Caps()
+        places = (state_dir / "cache" / "wasm", state_dir / "wasm-cache.key")
+        self._compiler = Compiler(ground, Cache(*places, most_bytes=self._caps.cache_bytes), self._caps.compile)
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        del pair
+        Package.find()
+        self._choose(plugin.manifest)
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        chosen, package = self._choose(plugin.manifest), Package.find()
+        sha256 = plugin.manifest.digest_sha256.lower()
+        fd = await in_thread(lambda: artifact.seal_data(pair, sha256=sha256), os.close)
+        try:
+            module = Module(fd=fd, sha256=sha256, fuel=plugin.manifest.runtime.limits.fuel is not None)
+            code = await self._compiler.code(module, package, chosen, self._outputs.stderr(plugin.id))
+        finally:
+            os.close(fd)
+        try:
+            return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
+        finally:
+            os.close(code)  # the child has its own
+
+    def _choose(self, manifest: Manifest) -> Chosen:
+        protocol = manifest.runtime.protocol
+        if protocol not in {None, speaking.PROTOCOL}:
+            hint = "leave runtime.protocol out: a wasm plugin is long-lived"
+            raise Problem("protocol_unsupported", f"expected {speaking.PROTOCOL}, found {protocol}", hint)
+        return self._ground.choose(manifest, needs=wasm_children.NEEDS)
+
+    async def _begin(
+        self, plugin: Plugin, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        last_word = LastWord()
+        invoking = self._ground.invoking(plugin.manifest)
+        limits = self._ground.limits(plugin.manifest)
+        orders = {
+            "fuel": plugin.manifest.runtime.limits.fuel or 0,
+            "start_s": min(self._caps.start_s, invoking.timeout_s),
+            "message_s": invoking.timeout_s,
+            "memory_bytes": limits.memory_bytes,
+            "table_elements": self._caps.table_elements,
+            "arguments": [plugin.id, *plugin.manifest.runtime.args],
+        }
+        request = wasm_children.request(
+            "run",
+            orders,
+            package=code.package,
+            limits=_limits(limits, os.fstat(code.fd).st_size),
+            given={INPUT: code.fd, STATUS: last_word.give},
+        )
+
+        async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
+            try:
+                child = await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+            except BaseException:
+                last_word.take()
+                raise
+            finally:
+                last_word.given()
+            child.when_gone(last_word.take)
+            return child
+
+        wanted = speaking.Wanted(
+            plugin=plugin,
+            gate=gate,
+            invoking=invoking,
+            stderr=self._outputs.stderr(plugin.id),
+            sandbox=grounds.reached(chosen, self._ground.probed),
+            cpu_percent=limits.cpu_percent,
+            explain=last_word.explain,
+        )
+        return await speaking.begin(wanted, spawn, on_exit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Code:
+    """Compiled code and the engine it is for."""
+
+    fd: int
+    package: Package
+
+
+def _limits(limits: Limits, code_bytes: int) -> Limits:
+    """The child's: the module's memory is the manifest's, what the host of it needs comes on top."""
+    memory = limits.memory_bytes + OVERHEAD_BYTES + _CODE_COPIES * code_bytes
+    return replace(limits, memory_bytes=memory, tasks=_TASKS, open_files=_OPEN_FILES)

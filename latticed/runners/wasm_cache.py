@@ -1,0 +1,168 @@
+"""Compiled wasm modules, kept on disk under a MAC: what is loaded is what our own compiler wrote, or nothing.
+
+Loading compiled code is executing it, so an entry that does not verify is taken away and compiled anew. The MAC's
+key is made once and lies in the state directory, outside of the cache: whoever can write into the cache gains nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import threading
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import files, logs
+from latticed.sandbox import artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOST_BYTES: Final = 256 << 20
+"""What all entries together may take; those that were not used for longest go first."""
+_KEY_BYTES: Final = 32
+_MAC_BYTES: Final = 32
+_CHUNK_BYTES: Final = 1 << 20
+_TEMPORARY: Final = ".tmp-"
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What an entry is the compiled form of, and for whom; all of it is under the MAC."""
+
+    sha256: str
+    engine: str
+    flags: str
+    target: str
+
+    def bytes(self) -> bytes:
+        """Unambiguous: each field with its length."""
+        fields = [field.encode() for field in astuple(self)]
+        return b"latticed wasm code 1" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(self.bytes()).hexdigest()
+
+
+class Cache:
+    """Entries beneath `directory`, the key in `key_file`. All methods block, and may run in several threads."""
+
+    def __init__(self, directory: Path, key_file: Path, *, most_bytes: int = MOST_BYTES) -> None:
+        self._directory = directory
+        self._key_file = key_file
+        self._most_bytes = most_bytes
+        self._key = b""
+        self._lock = threading.Lock()
+
+    def find(self, subject: Subject) -> int | None:
+        """The code as a sealed memfd, which the caller closes; None when there is none that verifies."""
+        path = self._directory / subject.name
+        try:
+            with files.closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as source:
+                fd = self._verified(source, subject)
+        except OSError:
+            return None
+        if fd is None:
+            log.warning("wasm_cache_entry_refused", entry=subject.name[:16])
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return fd
+
+    def keep(self, subject: Subject, code: int) -> None:
+        """Keep the sealed memfd `code`; OSError when that is not possible, which loses nothing but time."""
+        mac = self._mac(subject, code)
+        with self._lock:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+            try:
+                with files.closing(
+                    os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                ) as out:
+                    files.write_all(out, mac)
+                    _copy(code, out)
+                temporary.rename(self._directory / subject.name)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+            self._make_room(subject.name)
+
+    def _verified(self, source: int, subject: Subject) -> int | None:
+        if not stat.S_ISREG(os.fstat(source).st_mode):
+            return None
+        mac = os.read(source, _MAC_BYTES)
+        fd = artifact.memory()
+        try:
+            _copy(source, fd)
+            artifact.close_for_good(fd)
+            if hmac.compare_digest(mac, self._mac(subject, fd)):  # of the sealed copy: it is what will be loaded
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _mac(self, subject: Subject, code: int) -> bytes:
+        mac = hmac.new(self._the_key(), subject.bytes(), hashlib.sha256)
+        offset = 0
+        while chunk := os.pread(code, _CHUNK_BYTES, offset):
+            mac.update(chunk)
+            offset += len(chunk)
+        return mac.digest()
+
+    def _the_key(self) -> bytes:
+        """The key, made when there is none that only we can read; entries under another one no longer verify."""
+        with self._lock:
+            if not self._key:
+                self._key = self._read_key() or self._new_key()
+            return self._key
+
+    def _read_key(self) -> bytes | None:
+        try:
+            fd = os.open(self._key_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with files.closing(fd), contextlib.suppress(OSError, ValueError):
+            found = os.fstat(fd)
+            key = files.read_open(fd, _KEY_BYTES)
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o077 and len(key) == _KEY_BYTES:
+                return key
+        return None
+
+    def _new_key(self) -> bytes:
+        key = secrets.token_bytes(_KEY_BYTES)
+        with contextlib.suppress(FileNotFoundError):
+            self._key_file.unlink()  # its mode may be what is wrong with it
+        files.replace(self._key_file, key, mode=0o600)
+        return key
+
+    def _make_room(self, newest: str) -> None:
+        """Take away what interrupted writes left, and the oldest entries beyond the limit."""
+        entries = []
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith(_TEMPORARY):
+                os.unlink(entry.path)
+            elif entry.name != newest:
+                found = entry.stat(follow_symlinks=False)
+                entries.append((found.st_mtime_ns, found.st_size, entry.path))
+        room = self._most_bytes - (self._directory / newest).stat().st_size
+        for _, size, path in sorted(entries, reverse=True):
+            room -= size
+            if room < 0:
+                os.unlink(path)
+
+
+def _copy(source: int, target: int) -> None:
+    """From where `source` stands for a file, from its beginning for a memfd that was written; to the end."""
+    while chunk := os.read(source, _CHUNK_BYTES):
+        files.write_all(target, chunk)

@@ -1,0 +1,139 @@
+"""The two programs of `wasm_inside` as confined children: what they see of this host, and what they say when they end.
+
+The daemon never imports wasmtime: it only has to know where it lies, and of which version it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from latticed.kit import text
+from latticed.model.errors import Problem
+from latticed.sandbox import levels
+from latticed.sandbox.spec import Program, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.processes.exits import Exit
+    from latticed.sandbox.rlimits import Limits
+
+NEEDS: Final = frozenset({levels.THREADS})
+"""One thread watches the clock of what the other one runs."""
+INPUT, STATUS = 3, 4
+"""The child's numbers for what it works on and for what it says of its end; wasm_inside.status has the same."""
+_WORDS_CHARACTERS: Final = 500
+_STATUS_BYTES: Final = 4096
+_RUNNERS: Final = Path(__file__).resolve().parent
+_HOUSE: Final = _RUNNERS.parent
+_INSIDE: Final = _RUNNERS / "wasm_inside"
+_LOADER: Final = (
+    "import sys; sys.path += {paths}; from latticed.runners.wasm_inside import {name}; {name}.main(sys.argv[1])"
+)
+
+Name = Literal["run", "ahead"]
+Code = Literal[
+    "wasm_invalid",
+    "wasm_import",
+    "wasm_trap",
+    "wasm_code",
+    "wasm_host",
+    "fuel_exhausted",
+    "deadline_exceeded",
+    "stack_overflow",
+    "out_of_memory",
+    "exited",
+]
+
+
+class _Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """wasmtime as it is installed: `directory` is the package itself."""
+
+    directory: Path
+    version: str
+
+    @classmethod
+    def find(cls) -> Package:
+        """Problem("sandbox_unavailable") when it is not installed."""
+        found = importlib.util.find_spec("wasmtime")  # looks, does not import
+        if found is None or not found.submodule_search_locations:
+            hint = "install latticed with its dependencies, or set [runners] wasm to noop"
+            raise Problem(levels.CODE, "needs the Python package wasmtime, found none", hint)
+        return cls(directory=Path(found.submodule_search_locations[0]), version=metadata.version("wasmtime"))
+
+
+def request(
+    name: Name, orders: Mapping[str, Any], *, package: Package, limits: Limits, given: Mapping[int, int]
+) -> Request:
+    """How to start one of the two: our own Python without site-packages, that sees itself, wasmtime and wasm_inside."""
+    site = package.directory.parent
+    loader = _LOADER.format(paths=[str(_HOUSE.parent), str(site)], name=name)
+    return Request(
+        program=Program(path=os.path.realpath(sys.executable), args=("-ISB", "-c", loader)),
+        args=(msgspec.json.encode(orders).decode(),),
+        environment={"LC_ALL": "C.UTF-8"},
+        limits=limits,
+        binds=tuple(map(str, (package.directory, _INSIDE, _HOUSE / "__init__.py", _RUNNERS / "__init__.py"))),
+        lists=tuple(map(str, dict.fromkeys((_HOUSE.parent, site, _HOUSE, _RUNNERS)))),
+        given=given,
+    )
+
+
+class LastWord:
+    """The pipe on which a child says why it ends. `give` is the end for the child; close it once the child has it."""
+
+    def __init__(self) -> None:
+        self._read, self.give = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._said = b""
+
+    def given(self) -> None:
+        """The child has its end."""
+        os.close(self.give)
+
+    def take(self) -> None:
+        """Read what there is; nothing comes after that. For when the child is gone, or was never there."""
+        try:
+            self._said = os.read(self._read, _STATUS_BYTES)
+        except BlockingIOError:  # what the child started still has it: that is no reason to wait
+            self._said = b""
+        os.close(self._read)
+
+    def explain(self, exit_: Exit | None = None) -> tuple[str, str] | None:
+        """(code, message), or None when it said nothing that makes sense: it may be in the module's hands."""
+        del exit_
+        try:
+            said = msgspec.json.decode(self._said, type=_Said)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return said.code, text.sanitise(said.message, _WORDS_CHARACTERS)
+
+
+@functools.cache
+def configuration() -> str:
+    """A digest of how we configure the engine: code compiled under another one would not load."""
+    return hashlib.sha256((_INSIDE / "engine.py").read_bytes()).hexdigest()
+
+
+@functools.cache
+def target() -> str:
+    """This processor and what it can do: compiled code is for it alone."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {hashlib.sha256(abilities.encode()).hexdigest()}"

@@ -1,0 +1,181 @@
+"""From a module to code that can be loaded: out of the cache, or by a child that compiles and never runs it.
+
+Compiling is the more dangerous half of wasm: a module of some kilobytes can take gigabytes and minutes. So it has a
+child, a memory limit and a time limit of its own, and few of them at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from latticed.kit import files, logs
+from latticed.model.errors import Problem
+from latticed.runners import wasm_children
+from latticed.runners.wasm_cache import Cache, Subject
+from latticed.runners.wasm_children import INPUT, STATUS, LastWord
+from latticed.sandbox import artifact
+from latticed.sandbox.rlimits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.runners.ground import Ground
+    from latticed.runners.output import Stderr
+    from latticed.runners.wasm_children import Package
+    from latticed.sandbox.levels import Chosen
+
+    T = TypeVar("T")
+
+AT_ONCE: Final = 2
+_RUST_OUT_OF_MEMORY: Final = "memory allocation of"
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What compiling one module may take."""
+
+    memory_bytes: int = 512 << 20
+    time_s: float = 8.0
+    code_bytes: int = 128 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """The verified bytes at `fd`, whose digest is `sha256`; `fuel`: it is to be compiled so that fuel is counted."""
+
+    fd: int
+    sha256: str
+    fuel: bool
+
+
+class Compiler:
+    """One for all plugins."""
+
+    def __init__(self, ground: Ground, cache: Cache, bounds: Bounds) -> None:
+        self._ground = ground
+        self._cache = cache
+        self._bounds = bounds
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def code(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
+        """A sealed memfd of code, which the caller closes. Problem: wasm_invalid, out_of_memory, …"""
+        found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
+        if found is not None:
+            return found
+        async with self._turns:
+            found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
+            return found if found is not None else await self._make(module, package, chosen, stderr)
+
+    async def _make(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
+        fd = artifact.memory()
+        try:
+            await self._compile(module, package, chosen, _Taken(fd, self._bounds.code_bytes), stderr)
+            artifact.close_for_good(fd)
+            await in_thread(lambda: self._keep(self._subject(module, package), fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    async def _compile(self, module: Module, package: Package, chosen: Chosen, taken: _Taken, stderr: Stderr) -> None:
+        bounds, last_word = self._bounds, LastWord()
+        request = wasm_children.request(
+            "ahead",
+            {"fuel": int(module.fuel)},
+            package=package,
+            limits=Limits(memory_bytes=bounds.memory_bytes, tasks=4),
+            given={INPUT: module.fd, STATUS: last_word.give},
+        )
+        try:
+            child = await self._ground.spawn(request, chosen, on_exit=lambda _: None, stdout=taken, stderr=stderr)
+        except BaseException:
+            last_word.take()
+            raise
+        finally:
+            last_word.given()
+        child.when_gone(last_word.take)
+        taken.child = child
+        try:
+            async with asyncio.timeout(bounds.time_s):
+                ended = await child.gone()
+        except TimeoutError as error:
+            hint = "a module that takes this long is too large, or made to take long"
+            detail = f"expected the module to be compiled within {bounds.time_s:g} s, found it still compiling"
+            raise Problem("deadline_exceeded", detail, hint) from error
+        finally:
+            await child.stop(0)
+        self._judge(ended, taken, last_word, stderr)
+
+    def _judge(self, ended: Exit, taken: _Taken, last_word: LastWord, stderr: Stderr) -> None:
+        """Problem unless it compiled."""
+        if taken.too_large:
+            detail = f"expected at most {self._bounds.code_bytes} bytes of compiled code, found more"
+            raise Problem("out_of_memory", detail)
+        if (said := last_word.explain()) is not None:
+            raise Problem(*said)
+        if ended.status == 0:
+            return
+        if ended.out_of_memory or _RUST_OUT_OF_MEMORY in stderr.last:
+            limit = self._bounds.memory_bytes >> 20
+            raise Problem(
+                "out_of_memory", f"expected the module to be compiled within {limit} MiB, found it needs more"
+            )
+        raise Problem("wasm_compiler", f"the compiler failed: {ended.message}{stderr.words()}")
+
+    def _keep(self, subject: Subject, fd: int) -> None:
+        try:
+            os.lseek(fd, 0, os.SEEK_SET)
+            self._cache.keep(subject, fd)
+        except OSError as error:
+            log.warning("wasm_cache_failed", error=error.strerror or str(error))
+
+    def _subject(self, module: Module, package: Package) -> Subject:
+        return Subject(
+            sha256=module.sha256,
+            engine=f"wasmtime {package.version}",
+            flags=f"fuel={int(module.fuel)} {wasm_children.configuration()}",
+            target=wasm_children.target(),
+        )
+
+
+class _Taken(asyncio.Protocol):
+    """Writes what the compiler says into a memfd, up to a limit."""
+
+    def __init__(self, fd: int, most_bytes: int) -> None:
+        self.child: Child | None = None
+        self.too_large = False
+        self._fd = fd
+        self._left_bytes = most_bytes
+
+    def data_received(self, data: bytes) -> None:
+        self._left_bytes -= len(data)
+        if self._left_bytes >= 0:
+            files.write_all(self._fd, data)
+        else:
+            self.too_large = True
+            if self.child is not None:
+                self.child.kill()
+
+
+async def in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+    """The result of `work`, done in a thread. Being cancelled waits for it, and undoes it."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        if undo is not None and not working.cancelled() and working.exception() is None:
+            undo(working.result())
+        raise
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)

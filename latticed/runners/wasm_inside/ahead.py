@@ -1,0 +1,37 @@
+"""The program that compiles a module and never runs it: code on stdout, or why there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NoReturn
+
+from wasmtime import Module, WasmtimeError
+
+from latticed.runners.wasm_inside import engine as engines
+from latticed.runners.wasm_inside import status
+from latticed.runners.wasm_inside.status import Failed
+
+
+def main(text: str) -> NoReturn:
+    """Compile the module at INPUT as the orders `text` say; never returns."""
+    try:
+        code = memoryview(_compile(json.loads(text)["fuel"]))
+        while code:
+            code = code[os.write(1, code) :]
+    except Failed as failed:
+        status.end(*failed.args)
+    except MemoryError:
+        status.end("out_of_memory", "expected the module to be compiled within the compiler's memory limit")
+    os._exit(0)
+
+
+def _compile(fuel: int) -> bytes:
+    data = status.read_all(status.INPUT)
+    engines.check_bytes(data)
+    try:
+        module = Module(engines.make(fuel=fuel > 0), data)
+    except WasmtimeError as error:
+        raise Failed("wasm_invalid", f"expected a module that can be compiled: {error}") from None
+    engines.abi_of(module)
+    return bytes(module.serialize())

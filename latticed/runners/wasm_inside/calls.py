@@ -1,0 +1,143 @@
+"""The ABI for small modules: `invoke` is called for each invocation, in an instance of its own.
+
+The module need not know the protocol: it gets an action and a payload as JSON, asks the host through `latticed.call`,
+and answers with JSON. Nothing it leaves behind survives the call; what is to last it keeps in kv.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from wasmtime import Func, FuncType, Linker, Memory, Store, Trap, ValType, WasmtimeError
+
+from latticed.runners.wasm_inside import engine as engines
+from latticed.runners.wasm_inside import status
+from latticed.runners.wasm_inside.guest import WORD, Fault, Guest
+from latticed.runners.wasm_inside.status import Exited, Failed
+from latticed.runners.wasm_inside.wasi import Wasi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wasmtime import Caller, Engine, InstancePre, Module
+
+    from latticed.runners.wasm_inside.guest import Context
+    from latticed.runners.wasm_inside.streams import Streams
+
+    Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
+    """One host call: `{"result": …}` or `{"error": {"code", "message"}}`."""
+
+MOST_BYTES: Final = 1 << 20
+"""The longest answer that is taken from a module, and the longest request."""
+
+
+class Calls:
+    """Calls of one module. `fresh(store)` puts the limits of one call on a store; `ask` carries out a host call.
+
+    `ready`: an instance could be started.
+    """
+
+    def __init__(
+        self, module: Module, engine: Engine, *, streams: Streams, fresh: Callable[[Store], None], ask: Ask
+    ) -> None:
+        self._engine = engine
+        self._fresh = fresh
+        self._ask = ask
+        self._guest = Guest()
+        self._alloc: Func | None = None
+        self.ready = False
+        self._starts = any(export.name == "_initialize" for export in module.exports)
+        self._linker = Linker(engine)
+        Wasi(self._guest, streams, ("plugin",)).define(self._linker, module)
+        kind = FuncType([ValType.i32(), ValType.i32()], [ValType.i64()])
+        self._linker.define_func(engines.HOST, "call", kind, self._call, access_caller=True)
+        self._instance: InstancePre = self._linker.instantiate_pre(module)
+
+    def try_out(self) -> None:
+        """Start an instance and drop it; Failed when it cannot be started."""
+        with Store(self._engine) as store:
+            self._begin(store)
+        self.ready = True
+
+    def invoke(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the module answers; ValueError when that is no JSON object, Failed when it cannot go on."""
+        with Store(self._engine) as store:
+            invoke = self._begin(store)
+            try:
+                answer = invoke(store, *self._put(store, json.dumps(request).encode()))
+                data = self._take(store, answer)
+            except Trap as trap:
+                raise status.of_trap(trap) from None
+            except Fault as fault:
+                raise Failed("wasm_trap", str(fault)) from None
+        found = json.loads(data)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")  # noqa: TRY004 - like JSON that is none
+        return found
+
+    def _begin(self, store: Store) -> Func:
+        self._fresh(store)
+        self._guest.detach()  # the memory of the last call is gone
+        try:
+            exports = self._instance.instantiate(store).exports(store)
+            memory, alloc, invoke = exports["memory"], exports["alloc"], exports["invoke"]
+            assert isinstance(memory, Memory)  # noqa: S101 - these have been looked at when it was compiled
+            assert isinstance(alloc, Func)  # noqa: S101
+            assert isinstance(invoke, Func)  # noqa: S101
+            self._guest.attach(memory)
+            self._alloc = alloc
+            if self._starts:
+                start = exports["_initialize"]
+                assert isinstance(start, Func)  # noqa: S101
+                start(store)
+        except Trap as trap:
+            raise status.of_trap(trap) from None
+        except Exited as exited:
+            raise Failed("exited", f"it exited {exited.args[0]} before it was asked anything") from None
+        except WasmtimeError as error:
+            raise status.of_error(error, "wasm_invalid") from None
+        return invoke
+
+    def _put(self, context: Context, data: bytes) -> tuple[int, int]:
+        alloc, self._alloc = self._alloc, None
+        if alloc is None:
+            raise Failed("wasm_trap", "expected alloc to make no host call, found that it does")
+        at = alloc(context, len(data))
+        self._alloc = alloc
+        self._guest.write(context, at, data)
+        return at, len(data)
+
+    def _take(self, context: Context, packed: int) -> bytes:
+        at, size = packed >> 32 & WORD, packed & WORD
+        if size > MOST_BYTES:
+            raise ValueError(f"expected at most {MOST_BYTES} bytes, found {size}")
+        return self._guest.read(context, at, size)
+
+    def _call(self, caller: Caller, at: int, size: int) -> int:
+        """latticed.call: a request's address and length, for those of its answer, packed (address << 32 | length)."""
+        answer = self._answer(caller, at, size)
+        try:
+            start, length = self._put(caller, json.dumps(answer).encode())
+        except Fault as fault:
+            raise Failed("wasm_trap", str(fault)) from None
+        packed = (start & WORD) << 32 | length
+        return packed - (1 << 64) if packed >> 63 else packed
+
+    def _answer(self, caller: Caller, at: int, size: int) -> dict[str, Any]:
+        if size & WORD > MOST_BYTES:
+            return _refusal(f"expected at most {MOST_BYTES} bytes")
+        try:
+            request = json.loads(self._guest.read(caller, at, size))
+        except Fault as fault:
+            raise Failed("wasm_trap", str(fault)) from None
+        except (ValueError, RecursionError):
+            return _refusal("expected a request as JSON")
+        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            return _refusal("expected a request with a method")
+        params = request.get("params", {})
+        return self._ask(request["method"], params) if isinstance(params, dict) else _refusal("expected params {}")
+
+
+def _refusal(message: str) -> dict[str, Any]:
+    return {"error": {"code": "bad_params", "message": message}}

@@ -1,0 +1,90 @@
+"""One configuration of wasmtime for compiling and running, and which modules are a plugin at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from wasmtime import Config, Engine, FuncType, MemoryType
+
+from latticed.runners.wasm_inside import wasi
+from latticed.runners.wasm_inside.status import Failed
+
+if TYPE_CHECKING:
+    from wasmtime import ExportType, Module
+
+    Abi = Literal["command", "calls"]
+
+MAGIC: Final = b"\0asm"
+VERSION: Final = b"\x01\0\0\0"
+STACK_BYTES: Final = 512 << 10
+HOST: Final = "latticed"
+CALL: Final = ("i32 i32", "i64")
+_CALLS_EXPORTS: Final = {"alloc": ("i32", "i32"), "invoke": ("i32 i32", "i64")}
+_OFF: Final = (  # each is memory, or code in wasmtime, that no plugin needs and no limit of a store counts
+    "threads memory64 multi_memory gc function_references exceptions custom_page_sizes stack_switching component_model"
+    " relaxed_simd wide_arithmetic"
+).split()
+
+
+def make(*, fuel: bool) -> Engine:
+    """The engine; compiled code runs only in one of the same kind."""
+    config = Config()
+    config.epoch_interruption = True
+    config.consume_fuel = fuel
+    config.parallel_compilation = False
+    config.max_wasm_stack = STACK_BYTES
+    for name in _OFF:
+        setattr(config, f"wasm_{name}", False)
+    return Engine(config)
+
+
+def check_bytes(data: bytes) -> None:
+    """Failed("wasm_invalid") for what is not even called a module; text would be compiled otherwise."""
+    if data[:4] != MAGIC or len(data) < 8:
+        raise Failed("wasm_invalid", f"expected a WebAssembly module, found bytes that begin with {data[:8]!r}")
+    if data[4:8] != VERSION:
+        raise Failed("wasm_invalid", "expected a core module of version 1, found a component or another version")
+
+
+def abi_of(module: Module) -> Abi:
+    """How the module is talked to: a WASI `command`, or by `calls` of its exports. Failed when it is no plugin.
+
+    wasm_import: it asks for something that no plugin is given. wasm_invalid: it has no way of being talked to.
+    """
+    exports = {export.name: export for export in module.exports}
+    calls = all(_signature(exports.get(name)) == wanted for name, wanted in _CALLS_EXPORTS.items())
+    calls = calls and "memory" in exports and isinstance(exports["memory"].type, MemoryType)
+    for one in module.imports:
+        given = wasi.SIGNATURES.get(one.name or "") if one.module == wasi.MODULE else None
+        if calls and (one.module, one.name) == (HOST, "call"):
+            given = CALL
+        if given is None:
+            raise Failed("wasm_import", f"expected imports of {_offered(calls)} only, found {one.module}.{one.name}")
+        if not isinstance(one.type, FuncType) or signature(one.type) != given:
+            raise Failed(
+                "wasm_import", f"expected {one.module}.{one.name} to be a function {given}, found another type"
+            )
+    if calls:
+        return "calls"
+    if _signature(exports.get("_start")) == ("", ""):
+        return "command"
+    wanted = "_start (a WASI command), or memory, alloc(i32) -> i32 and invoke(i32, i32) -> i64"
+    raise Failed("wasm_invalid", f"expected the module to export {wanted}; found {_names(exports)}")
+
+
+def signature(kind: FuncType) -> tuple[str, str]:
+    """Parameters and results in words: `("i32 i32", "i64")`."""
+    return " ".join(map(str, kind.params)), " ".join(map(str, kind.results))
+
+
+def _signature(export: ExportType | None) -> tuple[str, str] | None:
+    kind = export.type if export is not None else None
+    return signature(kind) if isinstance(kind, FuncType) else None
+
+
+def _offered(calls: bool) -> str:  # noqa: FBT001 - an adjective
+    return f"{wasi.MODULE} and {HOST}.call" if calls else wasi.MODULE
+
+
+def _names(exports: dict[str, ExportType]) -> str:
+    return ", ".join(sorted(exports)[:8]) or "no exports"

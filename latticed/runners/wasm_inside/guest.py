@@ -1,0 +1,68 @@
+"""A module's memory, reached with suspicion: every address comes from the module."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING
+
+from wasmtime import Memory
+
+if TYPE_CHECKING:
+    from wasmtime import Caller, Store
+
+    Context = Store | Caller
+
+WORD = 0xFFFFFFFF
+
+
+class Fault(Exception):
+    """An address that is not in the module's memory."""
+
+
+class Guest:
+    """The memory that a module exports, found at the first use: it may be used while the module is still starting."""
+
+    def __init__(self) -> None:
+        self._memory: Memory | None = None
+
+    def attach(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def detach(self) -> None:
+        self._memory = None
+
+    def size(self, context: Context) -> int:
+        """Bytes."""
+        return self._memory.data_len(context) if self._memory is not None else 0
+
+    def view(self, context: Context, at: int, size: int) -> memoryview:
+        """`size` bytes at the address `at`, to read and write until the module runs again; Fault outside of it."""
+        memory = self._memory or self._find(context)
+        at, size = at & WORD, size & WORD
+        if at + size > memory.data_len(context):
+            raise Fault(f"expected {size} bytes at {at} to be in the module's memory")
+        if size == 0:
+            return memoryview(b"")
+        start = ctypes.addressof(memory.data_ptr(context).contents)
+        return memoryview((ctypes.c_ubyte * size).from_address(start + at)).cast("B")
+
+    def read(self, context: Context, at: int, size: int) -> bytes:
+        return bytes(self.view(context, at, size))
+
+    def write(self, context: Context, at: int, data: bytes) -> None:
+        if data:
+            self.view(context, at, len(data))[:] = data
+
+    def write_u32(self, context: Context, at: int, value: int) -> None:
+        self.write(context, at, struct.pack("<I", value))
+
+    def write_u64(self, context: Context, at: int, value: int) -> None:
+        self.write(context, at, struct.pack("<Q", value))
+
+    def _find(self, context: Context) -> Memory:
+        found = context["memory"] if hasattr(context, "__getitem__") else None
+        if not isinstance(found, Memory):
+            raise Fault("expected the module to export its memory")
+        self._memory = found
+        return found

@@ -1,0 +1,72 @@
+"""poll_oneoff: waiting for input or for time to pass (witx: subscription is 48 bytes, event 32)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from latticed.runners.wasm_inside.streams import Streams
+
+MOST: Final = 64
+_CLOCK, _READ, _WRITE = 0, 1, 2
+_MONOTONIC: Final = 1
+_BADF, _INVAL, _NOTSUP = 8, 28, 58
+_LONGEST_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One subscription. `timeout_ns` is from now on unless `absolute`, then on the monotonic clock."""
+
+    userdata: int
+    kind: int
+    fd: int = 0
+    clock: int = 0
+    timeout_ns: int = 0
+    absolute: bool = False
+
+
+def read(data: bytes) -> Asked:
+    """What a subscription's 48 bytes say."""
+    userdata, kind = struct.unpack_from("<QB", data)
+    if kind != _CLOCK:
+        return Asked(userdata=userdata, kind=kind, fd=struct.unpack_from("<I", data, 16)[0])
+    clock, timeout_ns, _, flags = struct.unpack_from("<IxxxxQQH", data, 16)
+    return Asked(userdata=userdata, kind=kind, clock=clock, timeout_ns=timeout_ns, absolute=bool(flags & 1))
+
+
+def wait(asked: Sequence[Asked], streams: Streams, now_ns: Callable[[], int]) -> list[bytes]:
+    """The events of what has happened; at least one, as soon as there is one."""
+    began_ns = now_ns()
+    while True:
+        events = [event for one in asked if (event := _event(one, streams, now_ns, began_ns)) is not None]
+        if events:
+            return events
+        waits_s = [_left_ns(one, now_ns(), began_ns) / 1e9 for one in asked if one.kind == _CLOCK]
+        streams.wait(min([*waits_s, _LONGEST_S]), reading=any(one.kind == _READ for one in asked))
+
+
+def _left_ns(one: Asked, now_ns: int, began_ns: int) -> int:
+    return one.timeout_ns - (now_ns if one.absolute else now_ns - began_ns)
+
+
+def _event(one: Asked, streams: Streams, now_ns: Callable[[], int], began_ns: int) -> bytes | None:
+    if one.kind == _CLOCK:
+        if one.absolute and one.clock != _MONOTONIC:  # there is no time of day to wait for
+            return _packed(one, _NOTSUP, 0)
+        return _packed(one, 0, 0) if _left_ns(one, now_ns(), began_ns) <= 0 else None
+    if one.kind not in {_READ, _WRITE}:
+        return _packed(one, _INVAL, 0)
+    if not streams.has(one.fd) or (one.fd == 0) != (one.kind == _READ):
+        return _packed(one, _BADF, 0)
+    if one.kind == _WRITE:
+        return _packed(one, 0, 1)
+    return _packed(one, 0, max(streams.buffered, 1)) if streams.readable() else None
+
+
+def _packed(one: Asked, error: int, size: int) -> bytes:
+    return struct.pack("<QHBxxxxxQHxxxxxx", one.userdata, error, one.kind, size, 0)

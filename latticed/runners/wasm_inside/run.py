@@ -1,0 +1,130 @@
+"""The program that runs one module, compiled already, until its host or the module ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from wasmtime import Func, Linker, Memory, Module, Store, Trap, WasmtimeError
+
+from latticed.runners.wasm_inside import engine as engines
+from latticed.runners.wasm_inside import status, streams
+from latticed.runners.wasm_inside.budget import Budget
+from latticed.runners.wasm_inside.calls import Calls
+from latticed.runners.wasm_inside.guest import Guest
+from latticed.runners.wasm_inside.status import Exited, Failed
+from latticed.runners.wasm_inside.streams import Streams
+from latticed.runners.wasm_inside.talk import Ended, Talk
+from latticed.runners.wasm_inside.wasi import Wasi
+
+if TYPE_CHECKING:
+    from wasmtime import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What the daemon wants: `fuel` per message, 0 for no counting; `start_s` to be ready, `message_s` a message."""
+
+    fuel: int
+    start_s: float
+    message_s: float
+    memory_bytes: int
+    table_elements: int
+    arguments: tuple[str, ...]
+
+
+class Host:
+    """What both ways of running share: an engine, its clock, and the limits of a store."""
+
+    def __init__(self, orders: Orders, engine: Engine) -> None:
+        self.orders = orders
+        self.engine = engine
+        self.budget = Budget(engine.increment_epoch)
+
+    def limit(self, store: Store) -> None:
+        """Everything that a store can be limited in; its time is the budget's."""
+        orders = self.orders
+        store.set_limits(
+            memory_size=orders.memory_bytes, table_elements=orders.table_elements, instances=1, tables=4, memories=1
+        )
+        store.set_epoch_deadline(1)  # the one tick that the budget gives
+        if orders.fuel:
+            store.set_fuel(orders.fuel)
+
+
+def main(text: str) -> NoReturn:
+    """Run the compiled module at INPUT with the orders `text`; never returns."""
+    try:
+        host, module = _load(text)
+        if engines.abi_of(module) == "command":
+            _command(host, module)
+        _calls(host, module)
+    except Ended:
+        os._exit(0)
+    except Exited as exited:
+        os._exit(min(exited.args[0], 255))
+    except Failed as failed:
+        status.end(*failed.args)
+    except MemoryError:
+        status.end("out_of_memory", "expected the module and its host to fit the memory limit, found it used up")
+    except OSError as error:  # our pipes: the daemon has ended or is ending us
+        status.end("wasm_host", f"the host of the module failed: {error.strerror}")
+
+
+def _load(text: str) -> tuple[Host, Module]:
+    orders = Orders(**{**json.loads(text), "arguments": tuple(json.loads(text)["arguments"])})
+    engine = engines.make(fuel=orders.fuel > 0)
+    try:
+        return Host(orders, engine), Module.deserialize(engine, status.read_all(status.INPUT))
+    except WasmtimeError as error:
+        raise Failed("wasm_code", f"expected code that was compiled for this engine: {error}") from None
+
+
+def _command(host: Host, module: Module) -> NoReturn:
+    """A WASI command: it speaks the protocol itself, on its own streams."""
+    store, guest, orders = Store(host.engine), Guest(), host.orders
+
+    def renew() -> None:
+        host.budget.renew(orders.message_s)
+        if orders.fuel:
+            store.set_fuel(orders.fuel)
+
+    linker = Linker(host.engine)
+    Wasi(guest, Streams(host.budget, renew, streams.ALL), orders.arguments).define(linker, module)
+    host.limit(store)
+    host.budget.renew(orders.start_s)
+    try:
+        exports = linker.instantiate(store, module).exports(store)
+        memory, start = exports.get("memory"), exports["_start"]
+        if isinstance(memory, Memory):
+            guest.attach(memory)
+        assert isinstance(start, Func)  # noqa: S101 - looked at before
+        start(store)
+    except Trap as trap:
+        raise _in_memory(status.of_trap(trap), guest.size(store), orders.memory_bytes) from None
+    except WasmtimeError as error:
+        raise status.of_error(error, "wasm_invalid") from None
+    raise Exited(0)
+
+
+def _calls(host: Host, module: Module) -> NoReturn:
+    """A small module: we speak the protocol for it."""
+    talk = Talk(host.budget)
+
+    def fresh(store: Store) -> None:
+        host.limit(store)
+        host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
+
+    log = Streams(host.budget, lambda: None, streams.LOG_ALONE)  # the other two are ours
+    calls = Calls(module, host.engine, streams=log, fresh=fresh, ask=talk.ask)
+    talk.serve(calls)
+
+
+def _in_memory(failed: Failed, used_bytes: int, most_bytes: int) -> Failed:
+    """A trap for want of memory is a trap like any other: how much was in use tells them apart."""
+    code, message = failed.args
+    if code != "wasm_trap":
+        return failed
+    return Failed(code, f"{message} (memory in use: {used_bytes >> 10} of {most_bytes >> 10} KiB)")

@@ -1,0 +1,66 @@
+"""How a wasm child says why it ends: one line of JSON on a descriptor of its own, which the module cannot reach."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Final, NoReturn
+
+from wasmtime import Trap, TrapCode, WasmtimeError
+
+STATUS: Final = 4
+"""The number of that descriptor; INPUT is what there is to work on: a module to compile, or compiled code to run."""
+INPUT: Final = 3
+EXIT_STATUS: Final = 70
+_MESSAGE_CHARACTERS: Final = 500
+_CODES: Final = {
+    TrapCode.OUT_OF_FUEL: "fuel_exhausted",
+    TrapCode.INTERRUPT: "deadline_exceeded",
+    TrapCode.STACK_OVERFLOW: "stack_overflow",
+}
+_WORDS: Final = {
+    "fuel_exhausted": "expected one message to be answered with the fuel that the manifest asks for, found it used up",
+    "deadline_exceeded": "expected it to be done with a message in time, found it still computing",
+    "stack_overflow": "the module called itself too deeply: its stack is exhausted",
+}
+
+
+class Failed(Exception):
+    """The module cannot go on; args: code, message."""
+
+
+class Exited(Exception):
+    """The module asked to end; args: its exit status."""
+
+
+def of_trap(trap: Trap) -> Failed:
+    """The name of what a trap was, and where."""
+    code = _CODES.get(trap.trap_code, "wasm_trap") if trap.trap_code is not None else "wasm_trap"
+    if code != "wasm_trap":
+        return Failed(code, _WORDS[code])
+    what = [line.strip() for line in trap.message.splitlines() if "wasm trap:" in line]
+    frames = trap.frames
+    where = f", in {frames[0].func_name or f'function {frames[0].func_index}'}" if frames else ""
+    return Failed(code, f"the module trapped: {what[-1].partition('wasm trap: ')[2] if what else 'no reason'}{where}")
+
+
+def of_error(error: WasmtimeError, code: str) -> Failed:
+    """The name of what wasmtime refused; `code` where it is no question of memory."""
+    words = str(error)
+    if "exceeds memory limits" in words or "exceeds table limits" in words or "limit exceeded" in words:
+        return Failed("out_of_memory", f"expected the module to fit its limits, found: {words}")
+    return Failed(code, words)
+
+
+def end(code: str, message: str) -> NoReturn:
+    """Say why, and end without ceremony."""
+    words = " ".join(message.split())[:_MESSAGE_CHARACTERS]
+    os.write(STATUS, json.dumps({"code": code, "message": words}).encode())
+    os._exit(EXIT_STATUS)
+
+
+def read_all(fd: int) -> bytes:
+    """Everything behind a descriptor, which is closed; whoever wrote it left it standing at its end."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", buffering=0) as source:
+        return source.readall()

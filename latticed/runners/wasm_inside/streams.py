@@ -1,0 +1,76 @@
+"""stdin, stdout and stderr of a module, and what its clock makes of them: waiting is free, a message renews it."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latticed.runners.wasm_inside.budget import Budget
+
+_CHUNK_BYTES: Final = 1 << 16
+ALL: Final = {0: 0, 1: 1, 2: 2}
+LOG_ALONE: Final = {2: 2}
+
+
+class Streams:
+    """`fds` are those of 0, 1 and 2 that the module has, and ours that they are.
+
+    `renew` is called when a message begins to be read.
+    """
+
+    def __init__(self, budget: Budget, renew: Callable[[], None], fds: Mapping[int, int]) -> None:
+        self._budget = budget
+        self._renew = renew
+        self._open = dict(fds)
+        self._rest = memoryview(b"")
+        self._between = True
+        self._poll = select.poll()
+        if 0 in fds:
+            self._poll.register(fds[0], select.POLLIN)
+
+    def has(self, fd: int) -> bool:
+        return fd in self._open
+
+    def close(self, fd: int) -> bool:
+        """Whether it was open; the daemon's end of it is left alone."""
+        return self._open.pop(fd, None) is not None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that have been taken from the pipe and not yet been given to the module."""
+        return len(self._rest)
+
+    def readable(self) -> bool:
+        """Whether reading would not wait."""
+        return bool(self._rest) or bool(self._poll.poll(0))
+
+    def wait(self, longest_s: float, *, reading: bool) -> None:
+        """Until there is something to read, if that is asked for, or so long."""
+        milliseconds = max(longest_s, 0) * 1000
+        with self._budget:
+            if reading:
+                self._poll.poll(milliseconds)
+            else:
+                select.poll().poll(milliseconds)
+
+    def read(self, most: int) -> bytes:
+        """At least one byte and at most `most`, b"" at the end."""
+        if not self._rest:
+            with self._budget:
+                self._rest = memoryview(os.read(self._open[0], _CHUNK_BYTES))
+        given, self._rest = bytes(self._rest[:most]), self._rest[most:]
+        if given and (self._between or b"\n" in given[:-1]):
+            self._renew()
+        self._between = given.endswith(b"\n")
+        return given
+
+    def write(self, fd: int, data: memoryview) -> None:
+        """All of it, however long the daemon takes to read it."""
+        while data:
+            with self._budget:
+                count = os.write(self._open[fd], data[:_CHUNK_BYTES])
+            data = data[count:]

@@ -1,0 +1,101 @@
+"""The child's own end of latticed-stdio-1, for modules that do not speak it: one thing at a time, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from latticed.runners.wasm_inside.budget import Budget
+    from latticed.runners.wasm_inside.calls import Calls
+
+_CHUNK_BYTES: Final = 1 << 16
+_UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603
+
+
+class Ended(Exception):
+    """The host closed our stdin, or asked us to end."""
+
+
+class Talk:
+    """Answers the host by calling the module; host calls of the module go out in between."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._rest = bytearray()
+        self._lines: deque[bytes] = deque()
+        self._later: deque[dict[str, Any]] = deque()
+        self._asked = 0
+        self._config: dict[str, Any] = {}
+
+    def serve(self, calls: Calls) -> NoReturn:
+        """Until Ended."""
+        while True:
+            message = self._later.popleft() if self._later else self._next()
+            method, number = message.get("method"), message.get("id")
+            if method == "invoke":
+                self._invoke(calls, number, message.get("params", {}))
+            elif method == "initialize":
+                self._config = message.get("params", {}).get("config") or {}
+                calls.try_out()
+                self._send({"id": number, "result": {}})
+            elif method is not None:
+                self._simple(method, number)
+            self._budget.stop()
+
+    def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """One host call of the module; what else arrives meanwhile is answered if it is simple, or waits."""
+        self._asked += 1
+        number = f"call-{self._asked}"
+        with self._budget:
+            self._send({"id": number, "method": method, "params": params})
+            while (message := self._next()).get("id") != number or "method" in message:
+                if message.get("method") in {"invoke", "initialize"}:
+                    self._later.append(message)
+                elif "method" in message:
+                    self._simple(message["method"], message.get("id"))
+        if "error" not in message:
+            return {"result": message.get("result")}
+        error = message["error"]
+        return {"error": {"code": error.get("data", {}).get("code", "internal"), "message": error.get("message", "")}}
+
+    def _invoke(self, calls: Calls, number: Any, params: dict[str, Any]) -> None:
+        request = {"action": params.get("action"), "payload": params.get("payload")}
+        if self._config:
+            request["config"] = self._config
+        try:
+            self._send({"id": number, "result": calls.invoke(request)})
+        except (ValueError, RecursionError) as error:
+            words = f"expected the module to answer with a JSON object, found something else: {error}"
+            self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
+
+    def _simple(self, method: str, number: Any) -> None:
+        """What needs no call of the module: whoever answers is healthy."""
+        if method == "health":
+            self._send({"id": number, "result": {"status": "healthy", "message": ""}})
+        elif method == "shutdown":
+            self._send({"id": number, "result": {}})
+            raise Ended
+        else:
+            self._send({"id": number, "error": {"code": _UNKNOWN_METHOD, "message": "there is no such method"}})
+
+    def _next(self) -> dict[str, Any]:
+        while not self._lines:
+            data = os.read(0, _CHUNK_BYTES)
+            if not data:
+                raise Ended
+            *lines, rest = data.split(b"\n")
+            if lines:
+                self._lines.append(bytes(self._rest) + lines[0])
+                self._lines.extend(lines[1:])
+                self._rest.clear()
+            self._rest += rest
+        message: dict[str, Any] = json.loads(self._lines.popleft())
+        return message
+
+    def _send(self, message: dict[str, Any]) -> None:
+        data = memoryview(json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode() + b"\n")
+        while data:
+            data = data[os.write(1, data) :]

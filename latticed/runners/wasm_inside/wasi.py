@@ -1,0 +1,258 @@
+"""WASI preview 1 for a plugin: its three standard streams, monotonic time, randomness, arguments; nothing else.
+
+All of preview 1 can be imported, since a C library imports more than its program uses. What a plugin has not (files,
+directories, sockets, the environment, the time of day) answers as if it were not there.
+Source: the witx description of wasi_snapshot_preview1.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from wasmtime import FuncType, ValType
+
+from latticed.runners.wasm_inside import polling
+from latticed.runners.wasm_inside.guest import WORD, Fault, Guest
+from latticed.runners.wasm_inside.status import Exited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wasmtime import Caller, Linker, Module
+
+    from latticed.runners.wasm_inside.streams import Streams
+
+MODULE: Final = "wasi_snapshot_preview1"
+OK, BADF, FAULT, INVAL, NOSYS, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 52, 58, 70, 76
+REALTIME, MONOTONIC = 0, 1
+_RESOLUTION_NS: Final = 1_000
+_MOST_VECTORS: Final = 1024
+_RIGHT_READ, _RIGHT_WRITE, _RIGHT_POLL = 1 << 1, 1 << 6, 1 << 27
+_RANDOM_BYTES: Final = 1 << 16
+
+# name: parameters (i: i32, I: i64), and what the calls that a plugin has not answer.
+_CALLS: Final = {
+    "args_get": "ii",
+    "args_sizes_get": "ii",
+    "environ_get": "ii",
+    "environ_sizes_get": "ii",
+    "clock_res_get": "ii",
+    "clock_time_get": "iIi",
+    "fd_close": "i",
+    "fd_fdstat_get": "ii",
+    "fd_fdstat_set_flags": "ii",
+    "fd_filestat_get": "ii",
+    "fd_read": "iiii",
+    "fd_seek": "iIii",
+    "fd_tell": "ii",
+    "fd_write": "iiii",
+    "poll_oneoff": "iiii",
+    "proc_exit": "i",
+    "random_get": "ii",
+    "sched_yield": "",
+}
+_ABSENT: Final = {
+    **dict.fromkeys(("fd_datasync", "fd_sync"), ("i", INVAL)),
+    "fd_advise": ("iIIi", SPIPE),
+    "fd_allocate": ("iII", NOTSUP),
+    "fd_fdstat_set_rights": ("iII", NOTSUP),
+    "fd_filestat_set_size": ("iI", INVAL),
+    "fd_filestat_set_times": ("iIIi", NOTSUP),
+    **dict.fromkeys(("fd_pread", "fd_pwrite"), ("iiiIi", SPIPE)),
+    "fd_prestat_get": ("ii", BADF),  # the end of the list of directories, which is empty
+    "fd_prestat_dir_name": ("iii", BADF),
+    "fd_readdir": ("iiiIi", BADF),
+    "fd_renumber": ("ii", BADF),
+    **dict.fromkeys(("path_create_directory", "path_remove_directory", "path_unlink_file"), ("iii", NOTCAPABLE)),
+    "path_filestat_get": ("iiiii", NOTCAPABLE),
+    "path_filestat_set_times": ("iiiiIIi", NOTCAPABLE),
+    "path_link": ("iiiiiii", NOTCAPABLE),
+    "path_open": ("iiiiiIIii", NOTCAPABLE),
+    **dict.fromkeys(("path_readlink", "path_rename"), ("iiiiii", NOTCAPABLE)),
+    "path_symlink": ("iiiii", NOTCAPABLE),
+    "proc_raise": ("i", NOSYS),
+    "sock_accept": ("iii", NOTCAPABLE),
+    "sock_recv": ("iiiiii", NOTCAPABLE),
+    "sock_send": ("iiiii", NOTCAPABLE),
+    "sock_shutdown": ("ii", NOTCAPABLE),
+}
+
+
+def _words(letters: str) -> str:
+    return " ".join({"i": "i32", "I": "i64"}[letter] for letter in letters)
+
+
+SIGNATURES: Final = {
+    name: (_words(letters), "" if name == "proc_exit" else "i32")
+    for name, letters in {**_CALLS, **{name: letters for name, (letters, _) in _ABSENT.items()}}.items()
+}
+"""(parameters, results) of every function of preview 1, in words."""
+
+
+class Wasi:
+    """The functions for one module at a time. `arguments` are its own, the first being its name."""
+
+    def __init__(self, guest: Guest, streams: Streams, arguments: tuple[str, ...]) -> None:
+        self._guest = guest
+        self._streams = streams
+        self._arguments = [argument.encode() + b"\0" for argument in arguments]
+        self._began_ns = time.monotonic_ns()
+
+    def define(self, linker: Linker, module: Module) -> None:
+        """Give `module` what it imports of preview 1."""
+        for name in sorted({one.name or "" for one in module.imports if one.module == MODULE}):
+            parameters, results = SIGNATURES[name]
+            kind = FuncType([_kind(word) for word in parameters.split()], [_kind(word) for word in results.split()])
+            linker.define_func(MODULE, name, kind, self._function(name), access_caller=True)
+
+    def _function(self, name: str) -> Callable[..., int | None]:
+        if name in _ABSENT:
+            answer = _ABSENT[name][1]
+            return lambda *_: answer
+        return functools.partial(_guarded, getattr(self, name))
+
+    # Arguments, environment.
+
+    def args_sizes_get(self, caller: Caller, count: int, size: int) -> int:
+        return self._sizes(caller, count, size, self._arguments)
+
+    def args_get(self, caller: Caller, pointers: int, at: int) -> int:
+        for argument in self._arguments:
+            self._guest.write_u32(caller, pointers, at & WORD)
+            self._guest.write(caller, at, argument)
+            pointers, at = pointers + 4, at + len(argument)
+        return OK
+
+    def environ_sizes_get(self, caller: Caller, count: int, size: int) -> int:
+        return self._sizes(caller, count, size, [])
+
+    def environ_get(self, caller: Caller, pointers: int, at: int) -> int:
+        del caller, pointers, at
+        return OK
+
+    def _sizes(self, caller: Caller, count: int, size: int, words: list[bytes]) -> int:
+        self._guest.write_u32(caller, count, len(words))
+        self._guest.write_u32(caller, size, sum(map(len, words)))
+        return OK
+
+    # Time, chance, the end.
+
+    def now_ns(self) -> int:
+        """Since the child began: when the host did is nobody's business."""
+        return (time.monotonic_ns() - self._began_ns) // _RESOLUTION_NS * _RESOLUTION_NS
+
+    def clock_res_get(self, caller: Caller, clock: int, at: int) -> int:
+        if clock not in {REALTIME, MONOTONIC}:
+            return NOTSUP
+        self._guest.write_u64(caller, at, _RESOLUTION_NS)
+        return OK
+
+    def clock_time_get(self, caller: Caller, clock: int, precision: int, at: int) -> int:
+        """The time of day is always zero: what fails when it is asked for would not even start in some languages."""
+        del precision
+        if clock not in {REALTIME, MONOTONIC}:
+            return NOTSUP
+        self._guest.write_u64(caller, at, self.now_ns() if clock == MONOTONIC else 0)
+        return OK
+
+    def random_get(self, caller: Caller, at: int, size: int) -> int:
+        view = self._guest.view(caller, at, size)
+        for start in range(0, len(view), _RANDOM_BYTES):
+            piece = view[start : start + _RANDOM_BYTES]
+            piece[:] = os.urandom(len(piece))
+        return OK
+
+    def sched_yield(self, caller: Caller) -> int:
+        del caller
+        return OK
+
+    def proc_exit(self, caller: Caller, status: int) -> None:
+        del caller
+        raise Exited(status & WORD)
+
+    # The three streams.
+
+    def fd_close(self, caller: Caller, fd: int) -> int:
+        del caller
+        return OK if self._streams.close(fd) else BADF
+
+    def fd_fdstat_get(self, caller: Caller, fd: int, at: int) -> int:
+        if not self._streams.has(fd):
+            return BADF
+        rights = (_RIGHT_READ if fd == 0 else _RIGHT_WRITE) | _RIGHT_POLL
+        self._guest.write(caller, at, struct.pack("<BxHxxxxQQ", 0, 0, rights, 0))
+        return OK
+
+    def fd_fdstat_set_flags(self, caller: Caller, fd: int, flags: int) -> int:
+        del caller
+        return (NOTSUP if flags else OK) if self._streams.has(fd) else BADF
+
+    def fd_filestat_get(self, caller: Caller, fd: int, at: int) -> int:
+        if not self._streams.has(fd):
+            return BADF
+        self._guest.write(caller, at, bytes(64))
+        return OK
+
+    def fd_seek(self, caller: Caller, fd: int, offset: int, whence: int, at: int) -> int:
+        del caller, offset, whence, at
+        return SPIPE if self._streams.has(fd) else BADF
+
+    def fd_tell(self, caller: Caller, fd: int, at: int) -> int:
+        del caller, at
+        return SPIPE if self._streams.has(fd) else BADF
+
+    def fd_read(self, caller: Caller, fd: int, vectors: int, count: int, at: int) -> int:
+        if fd != 0 or not self._streams.has(fd):
+            return BADF
+        given = 0
+        for start, size in self._vectors(caller, vectors, count):
+            view = self._guest.view(caller, start, size)
+            if not size or (given and not self._streams.buffered):
+                continue  # there is something: what is not there yet is not waited for
+            data = self._streams.read(size)
+            view[: len(data)] = data
+            given += len(data)
+            if len(data) < size:
+                break
+        self._guest.write_u32(caller, at, given)
+        return OK
+
+    def fd_write(self, caller: Caller, fd: int, vectors: int, count: int, at: int) -> int:
+        if fd not in {1, 2} or not self._streams.has(fd):
+            return BADF
+        written = 0
+        for start, size in self._vectors(caller, vectors, count):
+            self._streams.write(fd, self._guest.view(caller, start, size))
+            written += size
+        self._guest.write_u32(caller, at, written)
+        return OK
+
+    def poll_oneoff(self, caller: Caller, wanted: int, events: int, count: int, at: int) -> int:
+        count &= WORD
+        if not 0 < count <= polling.MOST:
+            return INVAL
+        asked = [polling.read(self._guest.read(caller, wanted + 48 * index, 48)) for index in range(count)]
+        found = polling.wait(asked, self._streams, self.now_ns)
+        for index, event in enumerate(found):
+            self._guest.write(caller, events + 32 * index, event)
+        self._guest.write_u32(caller, at, len(found))
+        return OK
+
+    def _vectors(self, caller: Caller, at: int, count: int) -> list[tuple[int, int]]:
+        count = min(count & WORD, _MOST_VECTORS)
+        return list(struct.iter_unpack("<II", self._guest.read(caller, at, 8 * count)))
+
+
+def _kind(word: str) -> ValType:
+    return ValType.i32() if word == "i32" else ValType.i64()
+
+
+def _guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
+    try:
+        return function(*arguments)
+    except Fault:
+        return FAULT

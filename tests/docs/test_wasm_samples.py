@@ -1,0 +1,47 @@
+"""The committed wasm artifacts are what their committed sources make, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import wasmtime
+
+from latticed.ctl import scaffold
+from tests.house import pages
+
+SAMPLES = pages.CHECKOUT / "plugins-sample"
+SOURCES = SAMPLES / "sources"
+
+
+def test_the_module_written_by_hand():
+    """Its text gives its bytes."""
+    text = (SOURCES / "hello-wasm.wat").read_text()
+    assert bytes(wasmtime.wat2wasm(text)) == (SAMPLES / "hello-wasm/artifact").read_bytes()
+
+
+def test_the_module_that_new_bundles_begin_with():
+    """The text beside its bytes in the code gives those bytes."""
+    source = (pages.CHECKOUT / "latticed/ctl/scaffold.py").read_text()
+    text = source[source.index("# (module") : source.index("_WASM: Final")]
+    assert bytes(wasmtime.wat2wasm(re.sub(r"(?m)^# ", "", text))) == scaffold.artifact("wasm")
+
+
+@pytest.mark.slow
+def test_the_module_in_zig(tmp_path):
+    """Built twice, in two places, without anything that an earlier build left: the committed bytes both times."""
+    pytest.importorskip("ziglang", reason="ziglang, which builds a sample, is not installed")
+    source = (SOURCES / "hello-wasi.zig").read_text()
+    command = re.search(r"zig (build-exe .*?) *\\\n//! *(-femit-bin)=hello-wasi/artifact\n", source)
+    assert command is not None, "the source says how it is built"
+    words = command[1].replace("sources/", "").split()
+    for place in (tmp_path / "one", tmp_path / "another/below"):
+        place.mkdir(parents=True)
+        (place / "hello-wasi.zig").write_text(source)
+        caches = {"ZIG_LOCAL_CACHE_DIR": str(place / "local"), "ZIG_GLOBAL_CACHE_DIR": str(place / "global")}
+        build = [sys.executable, "-P", "-m", "ziglang", *words, f"{command[2]}={place / 'artifact'}"]
+        subprocess.run(build, cwd=place, check=True, timeout=50, env={**os.environ, **caches})
+        assert (place / "artifact").read_bytes() == (SAMPLES / "hello-wasi/artifact").read_bytes()

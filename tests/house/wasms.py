@@ -1,0 +1,143 @@
+"""Wasm plugins on a bench: the real runner, sandbox, wasmtime, broker and ledger; modules are written as text.
+
+async with wasms.bench(tmp_path) as bench:
+    living = await bench.start(wasms.module(invoke="..."))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import wasmtime
+
+from latticed.broker.decide import Rights
+from latticed.broker.gate import Broker, GateLimits
+from latticed.bundle import read
+from latticed.host import service
+from latticed.host.kv import Kv, quota_of
+from latticed.host.log import Log
+from latticed.host.service import Caller
+from latticed.kit.clock import SystemClock
+from latticed.ledger import open_ledger
+from latticed.model.audit import Event
+from latticed.model.manifest import Manifest
+from latticed.runners.contract import Plugin
+from latticed.runners.ground import Ground
+from latticed.runners.output import Outputs
+from latticed.runners.speaking import Speaking
+from latticed.runners.wasm import Caps, Wasm
+from latticed.sandbox.levels import Level, Provided
+from latticed.settings import HostCalls, PluginLimits, Sandbox
+from tests.house import bundles, children
+
+ALLOC = """
+  (global $free (mut i32) (i32.const 4096))
+  (func $alloc (export "alloc") (param $length i32) (result i32) (local $at i32)
+    (local.set $at (global.get $free))
+    (global.set $free (i32.add (local.get $at) (local.get $length)))
+    (local.get $at))
+"""
+CAPABILITIES = ("kv:read", "kv:write", "log:write")
+
+
+def module(invoke: str = "(i64.const 0)", *, more: str = "", imports: str = "", alloc: str = ALLOC) -> str:
+    """A small module: `invoke` is the body of the function, `more` stands beside it."""
+    return f"""(module {imports} (memory (export "memory") 2) {alloc} {more}
+      (func (export "invoke") (param $at i32) (param $length i32) (result i64) {invoke}))"""
+
+
+def says(at: int, text: str) -> str:
+    """A data segment of that text."""
+    quoted = text.replace('"', '\\"')
+    return f'(data (i32.const {at}) "{quoted}")'
+
+
+def packed(at: int, length: int) -> str:
+    """What `invoke` returns for those bytes."""
+    return f"(i64.const {at << 32 | length})"
+
+
+def command(start: str, *, more: str = "", imports: str = "") -> str:
+    """A WASI command: `start` is the body of `_start`."""
+    return f'(module {imports} (memory (export "memory") 2) {more} (func (export "_start") {start}))'
+
+
+def wasi(name: str, parameters: str, results: str = "(result i32)") -> str:
+    """An import of preview 1, as $name."""
+    return f'(import "wasi_snapshot_preview1" "{name}" (func ${name} (param {parameters}) {results}))'
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """`exits` is what plugins that ended by themselves came to; `lines` what they wrote on stderr or logged."""
+
+    root: Path
+    wasm: Wasm
+    ground: Ground
+    broker: Broker
+    exits: list[tuple[str, str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    living: list[Speaking] = field(default_factory=list)
+
+    @property
+    def entries(self) -> list[Path]:
+        """Of the cache."""
+        return sorted((self.root / "state/cache/wasm").glob("*"))
+
+    def plugin(self, source: str | bytes, **fields: Any) -> tuple[Plugin, Path]:
+        """A plugin and the directory of its pair; `fields` go into a v2 manifest."""
+        artifact = source if isinstance(source, bytes) else bytes(wasmtime.wat2wasm(source))
+        raw = bundles.manifest_v2(type="wasm", capabilities=list(CAPABILITIES), **fields)
+        raw |= {"publisher": "acme", "digest_sha256": hashlib.sha256(artifact).hexdigest(), "signature_ed25519": "x"}
+        directory = bundles.write(self.root / raw["digest_sha256"][:16], raw, artifact)
+        return Plugin(id=raw["id"], identity="1" * 64, manifest=msgspec.convert(raw, Manifest)), directory
+
+    async def start(self, source: str | bytes, **fields: Any) -> Speaking:
+        """Bring it to life, as the supervisor does; stopped when the bench is cleared."""
+        plugin, directory = self.plugin(source, **fields)
+        rights = Rights(declared=frozenset(CAPABILITIES), granted=frozenset(CAPABILITIES))
+        gate = self.broker.gate(Caller(plugin_id=plugin.id), rights)
+        owners = frozenset({os.getuid()})
+        with read.open_bundle(directory, limits=read.Limits(), owners=owners) as pair:
+            living = await self.wasm.start(plugin, pair, gate, lambda *said: self.exits.append(said))
+        self.living.append(living)
+        return living
+
+
+@contextlib.asynccontextmanager
+async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limits: Any) -> AsyncIterator[Bench]:
+    """`level`: the host gives no more than that; `limits` are of [plugin_limits]."""
+    probed = children.probed()
+    if level:
+        probed = replace(probed, provided=Provided(level=Level.of(level), features=frozenset({"threads"})))
+    ground = Ground(probed, Sandbox(floor=level or "isolated"), PluginLimits(**limits))
+    state = root / "state"
+    state.mkdir(exist_ok=True)
+    lines: list[str] = []
+    events: list[Event] = []
+    async with open_ledger(state, clock=SystemClock()) as ledger:
+
+        async def record(event: Event) -> int:
+            events.append(event)
+            return await ledger.record(event)
+
+        kv = Kv(ledger, quota=lambda: quota_of(HostCalls()))
+        log = Log(lambda _level, _plugin_id, message, _fields: lines.append(message))
+        services = service.table((*kv.calls(), *log.calls()))
+        broker = Broker(services, record=record, clock=SystemClock(), gate_limits=GateLimits())
+        outputs = Outputs(SystemClock(), lambda _plugin_id, line: lines.append(line))
+        wasm = Wasm(ground, outputs, state, caps=caps)
+        one = Bench(root=root, wasm=wasm, ground=ground, broker=broker, lines=lines, events=events)
+        try:
+            yield one
+        finally:
+            for living in one.living:
+                await living.stop(5)

@@ -1,0 +1,274 @@
+"""Wasm plugins that mean well: both ways of being talked to, their world, their limits, their code from the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from latticed.bundle import read
+from latticed.ctl import scaffold
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health
+from latticed.runners import wasm_children
+from latticed.runners.wasm import Caps
+from latticed.runners.wasm_compiler import Bounds
+from tests.house import children, houses, leftovers, pages, wasms
+
+SAMPLES = pages.CHECKOUT / "plugins-sample"
+HOST = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
+ANSWER = '{"ok":true,"message":"here"}'
+CALLS_AND_ANSWERS = {  # the request of a host call, and what of its answer shows
+    '{"method":"kv.put","params":{"key":"a","value":"b"}}': '"result": {"ok": true}',
+    '{"method":"kv.get","params":{"key":"missing"}}': '"ok": false',
+    '{"method":"kv.get"}': '"code": "bad_params"',
+    '{"method":"http.do","params":{}}': '"code": "capability_denied"',
+    '{"method":1}': '"code": "bad_params"',
+    '{"method":"kv.get","params":[]}': '"code": "bad_params"',
+    "[]": '"code": "bad_params"',
+    "{": '"code": "bad_params"',
+}
+
+
+async def test_a_small_module(tmp_path):
+    """hello-wasm: called for each invocation, heard in the log, asked how it is, and gone when it is stopped."""
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        asked = {"action": "greet", "payload": {"name": "Ada ☺"}}
+        for _ in range(3):
+            answer = await living.invoke(**asked)
+            assert answer == {"ok": True, "message": "hello, host", "result": asked, "error": None}
+        assert bench.lines == ["hello, host"] * 3
+        assert (await living.check()).health is Health.HEALTHY
+        assert living.sandbox.startswith(("isolated", "dedicated"))
+        assert living.pid in children.descendants(os.getpid())
+        await living.stop(5)
+        assert not children.descendants(os.getpid())
+        assert bench.exits == []
+
+
+async def test_a_wasi_command(tmp_path):
+    """hello-wasi speaks the protocol itself: what it keeps outlives it, several may ask at once."""
+    async with wasms.bench(tmp_path) as bench:
+        fields = json.loads((SAMPLES / "hello-wasi/manifest.json").read_text())
+        artifact = (SAMPLES / "hello-wasi/artifact").read_bytes()
+        living = await bench.start(artifact, runtime=fields["runtime"])
+        answer = await living.invoke("greet", {"name": 'Ada "☺"'})
+        assert answer == {"ok": True, "message": 'Hello, Ada "☺"!', "result": {"count": 1}, "error": None}
+        assert (await living.invoke("dance", {}))["error"] == "unknown action"
+        await living.stop(5)
+        living = await bench.start(artifact, runtime=fields["runtime"])
+        many = await asyncio.gather(*(living.invoke("greet", None) for _ in range(8)), living.check())
+        assert [one["result"]["count"] for one in many[:-1]] == list(range(2, 10))
+        assert bench.lines == ['Hello, Ada "☺"!', *["Hello, world!"] * 8]
+        assert bench.exits == []
+
+
+async def test_what_new_bundles_begin_with(tmp_path):
+    """`latticectl new wasm` writes a plugin that can be started and says something, whatever it is asked."""
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(scaffold.artifact("wasm"))
+        for payload in ({}, "x" * 300_000):
+            assert (await living.invoke("any", payload))["message"] == "hello"
+
+
+async def test_what_is_left_behind_is_gone(tmp_path):
+    """Each invocation finds its memory as it was in the beginning."""
+    text = '{"ok":true,"result":0}'
+    at = text.index("0")
+    count = f"(i32.store8 (i32.const {at}) (i32.add (i32.load8_u (i32.const {at})) (i32.const 1)))"
+    source = wasms.module(count + wasms.packed(0, len(text)), more=wasms.says(0, text))
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(source)
+        assert [(await living.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
+
+
+async def test_a_small_module_that_uses_wasi_as_it_starts(tmp_path):
+    """In its start function and in `_initialize`, in each instance anew: its log, and nothing of our streams."""
+    write = "(call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))"
+    more = f"""(data (i32.const 0) "\\10\\00\\00\\00\\03\\00\\00\\00") {wasms.says(16, "up.")} {wasms.says(32, ANSWER)}
+      (func $start (drop {write.format(fd=2)})) (start $start)
+      (func (export "_initialize") (if (i32.ne {write.format(fd=1)} (i32.const 8)) (then unreachable)))"""
+    source = wasms.module(wasms.packed(32, len(ANSWER)), more=more, imports=wasms.wasi("fd_write", "i32 i32 i32 i32"))
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(source)
+        assert [(await living.invoke("any", {}))["message"] for _ in range(2)] == ["here"] * 2
+        await living.stop(5)
+        assert "".join(bench.lines) == "up.up.up."
+
+
+@pytest.mark.parametrize("request_", CALLS_AND_ANSWERS, ids=lambda text: text[:40])
+async def test_host_calls_of_a_small_module(tmp_path, request_):
+    """The answer is JSON: a result, or an error with its code. It comes to the module as it is."""
+    size = len(request_)
+    more = wasms.says(0, request_) + wasms.says(512, '{"ok":true,"result":')
+    body = f"""(local $answer i64)
+      (local.set $answer (call $call (i32.const 0) (i32.const {size})))
+      (local.set $length (i32.wrap_i64 (local.get $answer)))
+      (memory.copy (i32.const 532) (i32.wrap_i64 (i64.shr_u (local.get $answer) (i64.const 32))) (local.get $length))
+      (i32.store8 (i32.add (i32.const 532) (local.get $length)) (i32.const 125))
+      (i64.or (i64.const {512 << 32}) (i64.extend_i32_u (i32.add (local.get $length) (i32.const 21))))"""
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(wasms.module(body, more=more, imports=HOST))
+        answer = (await living.invoke("ask", {}))["result"]
+        assert CALLS_AND_ANSWERS[request_] in json.dumps(answer)
+        assert len(answer) == 1
+
+
+async def test_it_is_told_its_arguments_and_logs_on_stderr(tmp_path):
+    """A command's first argument is its id, the others are the manifest's; file descriptor 2 is its log."""
+    imports = wasms.wasi("args_get", "i32 i32") + wasms.wasi("fd_write", "i32 i32 i32 i32")
+    write = """(drop (call $args_get (i32.const 64) (i32.const 128)))
+      (drop (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))"""
+    more = '(data (i32.const 0) "\\80\\00\\00\\00\\10\\00\\00\\00")'
+    async with wasms.bench(tmp_path) as bench:
+        with pytest.raises(Problem) as ended:
+            await bench.start(wasms.command(write, imports=imports, more=more), runtime={"args": ["one", "zwei"]})
+        assert ended.value.code == "exited"
+        assert bench.lines == ["acme.demo\\x00one\\x00zw"]
+
+
+async def test_at_filtered(tmp_path):
+    """Where user namespaces are refused there is wasm all the same."""
+    async with wasms.bench(tmp_path, level="filtered") as bench:
+        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        assert (await living.invoke("greet", {}))["ok"]
+        assert living.sandbox.startswith("filtered")
+
+
+async def test_a_big_payload_there_and_back(tmp_path):
+    """Bounded by the protocol's lines, not by a page of memory."""
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        payload = {"text": "x" * 400_000}
+        assert (await living.invoke("greet", payload))["result"]["payload"] == payload
+
+
+async def test_what_was_compiled_once_is_loaded(tmp_path, monkeypatch):
+    """By the same daemon and by the next; a module that is compiled to count fuel is another one."""
+    artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
+    async with wasms.bench(tmp_path) as bench:
+        await bench.start(artifact)
+        (entry,) = bench.entries
+        assert (tmp_path / "state/wasm-cache.key").stat().st_mode & 0o777 == 0o600
+    async with wasms.bench(tmp_path) as bench:
+
+        async def never(*_):
+            raise AssertionError("compiled again")
+
+        monkeypatch.setattr(bench.wasm._compiler, "_make", never)
+        living = await bench.start(artifact)
+        assert (await living.invoke("greet", {}))["ok"]
+        monkeypatch.undo()
+        await bench.start(artifact, runtime={"limits": {"fuel": 1_000_000}})
+        assert len(bench.entries) == 2
+        assert entry in bench.entries
+
+
+async def test_a_changed_entry_is_compiled_anew(tmp_path):
+    """One bit of it: the entry is not loaded, and what was there is replaced by what belongs there."""
+    artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
+    async with wasms.bench(tmp_path) as bench:
+        await bench.start(artifact)
+        (entry,) = bench.entries
+        good = entry.read_bytes()
+        entry.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+        living = await bench.start(artifact)
+        assert (await living.invoke("greet", {}))["ok"]
+        assert bench.entries == [entry]
+        assert entry.read_bytes() == good
+
+
+async def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
+    """It is compiled at every start then."""
+    async with wasms.bench(tmp_path) as bench:
+        (tmp_path / "state/cache").write_text("in the way")
+        for _ in range(2):
+            living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+            assert (await living.invoke("greet", {}))["ok"]
+
+
+def left(before):
+    """What is there that was not; the loop's own helper threads stay."""
+    return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
+
+
+async def test_cancelled_at_any_moment(tmp_path):
+    """However far it got, compiling or starting, no child and no descriptor is left."""
+    artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
+    async with wasms.bench(tmp_path) as bench:
+        turns, finished = 0, False
+        while not finished:
+            before = leftovers.survey()
+            starting = asyncio.create_task(bench.start(artifact))
+            await asyncio.wait({starting}, timeout=0.004 * 1.5**turns)
+            starting.cancel()
+            outcome = (await asyncio.gather(starting, return_exceptions=True))[0]
+            turns, finished = turns + 1, not isinstance(outcome, asyncio.CancelledError)
+            if finished:
+                await outcome.stop(5)
+            assert not children.descendants(os.getpid())
+            await houses.until(lambda before=before: left(before) == [], "nothing left")
+            if turns == 4:
+                shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
+
+
+async def test_the_artifact_must_be_what_was_verified(tmp_path):
+    """What the store holds now is hashed again before anything is made of it."""
+    async with wasms.bench(tmp_path) as bench:
+        plugin, directory = bench.plugin(wasms.module())
+        with (directory / "artifact").open("ab") as artifact:
+            artifact.write(b"\0")
+        with (
+            read.open_bundle(directory, limits=read.Limits(), owners=frozenset({os.getuid()})) as pair,
+            pytest.raises(Problem) as refused,
+        ):
+            await bench.wasm.start(plugin, pair, None, bench.exits.append)
+        assert refused.value.code == "digest_mismatch"
+
+
+async def test_what_cannot_be_activated(tmp_path, monkeypatch):
+    """A floor that the host does not reach, another protocol, a host without wasmtime."""
+    async with wasms.bench(tmp_path, level="filtered") as bench:
+        plugin, _ = bench.plugin(wasms.module())
+        await bench.wasm.admit(plugin, None)
+        isolated, _ = bench.plugin(wasms.module(), runtime={"sandbox": {"level": "isolated"}})
+        with pytest.raises(Problem, match="sandbox_unavailable: needs isolated"):
+            await bench.wasm.admit(isolated, None)
+        one_shot, _ = bench.plugin(wasms.module(), runtime={"protocol": "stdio-json-v1"})
+        with pytest.raises(Problem, match="protocol_unsupported"):
+            await bench.wasm.admit(one_shot, None)
+        monkeypatch.setattr(wasm_children.importlib.util, "find_spec", lambda _: None)
+        with pytest.raises(Problem, match="sandbox_unavailable: needs the Python package wasmtime"):
+            await bench.wasm.admit(plugin, None)
+
+
+def test_the_daemon_never_imports_wasmtime():
+    """Nor what runs inside: that is for children."""
+    script = "import sys, latticed.daemon, latticed.house, latticed.runners.wasm as w; w.Package.find();"
+    script += "print([name for name in sys.modules if name.startswith(('wasmtime', 'latticed.runners.wasm_inside'))])"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "[]\n"
+
+
+async def test_compiling_has_bounds_of_its_own(tmp_path):
+    """Time, memory and the size of what comes out: a named error, nothing in the cache, nobody left."""
+    long = "(module (func) " + "(func (drop (i64.div_u (i64.const 1) (i64.const 3))))" * 40_000 + ")"
+    artifact = bytes(await asyncio.to_thread(wasms.wasmtime.wat2wasm, long))
+    cases = [
+        (Bounds(time_s=0.15), artifact, "deadline_exceeded", "within 0.15 s"),
+        (Bounds(memory_bytes=40 << 20), artifact, "out_of_memory", "40 MiB|memory limit"),
+        (Bounds(code_bytes=1000), wasms.module(), "out_of_memory", "1000 bytes of compiled code"),
+    ]
+    for bounds, source, code, words in cases:
+        async with wasms.bench(tmp_path, caps=Caps(compile=bounds)) as bench:
+            with pytest.raises(Problem, match=words) as refused:
+                await bench.start(source)
+            assert refused.value.code == code
+            assert bench.entries == []
+            assert not children.descendants(os.getpid())

@@ -1,0 +1,172 @@
+"""The cache of compiled wasm: what it gives back is what was put in by whoever has the key, or nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from latticed.runners.wasm_cache import Cache, Subject
+from latticed.sandbox import artifact
+
+SUBJECT = Subject(sha256="a" * 64, engine="wasmtime 1", flags="fuel=0", target="x86_64 1")
+CODE = b"code" * 1000
+
+
+@pytest.fixture
+def places(tmp_path):
+    return tmp_path / "cache/wasm", tmp_path / "key"
+
+
+@pytest.fixture
+def cache(places):
+    return Cache(*places)
+
+
+def keep(cache, code=CODE, subject=SUBJECT):
+    fd = artifact.memory()
+    try:
+        os.write(fd, code)
+        artifact.close_for_good(fd)
+        os.lseek(fd, 0, os.SEEK_SET)
+        cache.keep(subject, fd)
+    finally:
+        os.close(fd)
+
+
+def found(cache, subject=SUBJECT):
+    """The bytes that the cache gives for `subject`."""
+    fd = cache.find(subject)
+    if fd is None:
+        return None
+    try:
+        with pytest.raises(PermissionError):
+            os.write(fd, b"x")  # sealed
+        return os.pread(fd, 1 << 20, 0)
+    finally:
+        os.close(fd)
+
+
+def test_what_was_kept_is_found(cache, places):
+    """By this one and by the next with the same key; and nothing before that."""
+    assert found(cache) is None
+    keep(cache)
+    assert found(cache) == found(Cache(*places)) == CODE
+    keep(cache, b"other")
+    assert found(cache) == b"other"
+    assert places[0].stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in (*places[0].iterdir(), places[1])] == [0o600] * 2
+
+
+@pytest.mark.parametrize("name", ["sha256", "engine", "flags", "target"])
+def test_code_for_something_else(cache, places, name):
+    """Another module, engine, configuration or processor: not found, nor taken under a name that is not its own."""
+    keep(cache)
+    other = replace(SUBJECT, **{name: getattr(SUBJECT, name) + "0"})
+    assert found(cache, other) is None
+    (places[0] / SUBJECT.name).rename(places[0] / other.name)
+    assert found(cache, other) is None
+    assert list(places[0].iterdir()) == []
+
+
+def test_fields_do_not_run_into_each_other():
+    """Where one ends and the next begins is part of it."""
+    one, two = replace(SUBJECT, engine="ab", flags="c"), replace(SUBJECT, engine="a", flags="bc")
+    assert one.bytes() != two.bytes()
+    assert one.name != two.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: bytes([data[0] ^ 1]) + data[1:],
+        lambda data: data[:40] + bytes([data[40] ^ 128]) + data[41:],
+    ],
+    ids=["shorter", "longer", "empty", "no mac", "its mac", "its code"],
+)
+def test_whatever_was_changed_is_thrown_away(cache, places, change):
+    """And what is compiled anew takes its place."""
+    keep(cache)
+    entry = places[0] / SUBJECT.name
+    entry.write_bytes(change(entry.read_bytes()))
+    assert found(cache) is None
+    assert not entry.exists()
+    keep(cache)
+    assert found(cache) == CODE
+
+
+def test_what_is_no_file(cache, places, tmp_path):
+    """A link is not followed, a FIFO not waited for."""
+    keep(cache)
+    entry = places[0] / SUBJECT.name
+    entry.rename(tmp_path / "elsewhere")
+    entry.symlink_to(tmp_path / "elsewhere")
+    assert found(cache) is None
+    entry.unlink(missing_ok=True)
+    os.mkfifo(entry)
+    assert found(cache) is None
+    assert not entry.exists()
+
+
+@pytest.mark.parametrize("spoil", ["gone", "readable", "short", "a link"])
+def test_a_key_that_is_not_only_ours(cache, places, spoil, tmp_path):
+    """A fresh one is made; what was kept under the old one is nothing any more."""
+    keep(cache)
+    key = places[1]
+    old = key.read_bytes()
+    match spoil:
+        case "gone":
+            key.unlink()
+        case "readable":
+            key.chmod(0o640)
+        case "short":
+            key.write_bytes(old[:31])
+        case _:
+            key.rename(tmp_path / "elsewhere")
+            key.symlink_to(tmp_path / "elsewhere")
+    again = Cache(*places)
+    assert found(again) is None
+    assert key.read_bytes() != old
+    assert key.lstat().st_mode & 0o177777 == 0o100600
+    keep(again)
+    assert found(Cache(*places)) == CODE
+
+
+def test_the_oldest_make_room(places):
+    """Used is younger than kept; what was just kept always stays, however large it is."""
+    cache = Cache(*places, most_bytes=3 * (len(CODE) + 32))
+    many = [replace(SUBJECT, sha256=str(number)) for number in range(4)]
+    for age, subject in enumerate(many[:3]):
+        keep(cache, subject=subject)
+        os.utime(places[0] / subject.name, (age, age))
+    assert found(cache, many[0]) == CODE
+    keep(cache, subject=many[3])
+    assert [found(cache, one) is not None for one in many] == [True, False, True, True]
+    keep(cache, CODE * 4, subject=many[1])
+    assert [found(cache, one) is not None for one in many] == [False, True, False, False]
+
+
+def test_what_an_interrupted_write_left(cache, places):
+    """Is taken away with the next one."""
+    places[0].mkdir(parents=True)
+    (places[0] / ".tmp-0123456789abcdef").write_bytes(b"half")
+    keep(cache)
+    assert [path.name for path in places[0].iterdir()] == [SUBJECT.name]
+
+
+def test_a_full_disk(cache, places, monkeypatch):
+    """OSError, and no half of it."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    cache._the_key()
+    monkeypatch.setattr("latticed.kit.files.write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        keep(cache)
+    assert list(places[0].iterdir()) == []

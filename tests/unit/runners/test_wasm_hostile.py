@@ -1,0 +1,298 @@
+"""Wasm modules that mean ill: each ends with a name for what it did, within its limits, and only it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+
+import pytest
+import wasmtime
+
+from latticed.model.errors import Problem
+from latticed.runners.wasm import Caps
+from tests.house import children, houses, wasms
+
+FOREVER = "(loop $again (br $again))"
+NO_PLUGIN = {  # refused by the compiler: bytes or text, code, words
+    "nothing": (b"", "wasm_invalid", "expected a WebAssembly module"),
+    "a script": (b"#!/bin/sh\nexit 0\n", "wasm_invalid", "expected a WebAssembly module"),
+    "text": (b"(module (func))", "wasm_invalid", "expected a WebAssembly module"),
+    "a component": (b"\0asm\x0d\0\x01\0", "wasm_invalid", "found a component"),
+    "cut off": (b"\0asm\x01\0\0\0\x01\x05\x01", "wasm_invalid", "unexpected end"),
+    "ill typed": (
+        b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\x0a\x04\x01\x02\0\x0b",
+        "wasm_invalid",
+        "type mismatch",
+    ),
+    "no way in": ('(module (func (export "run")))', "wasm_invalid", "expected the module to export _start.*found run"),
+    "a start with an argument": ('(module (func (export "_start") (param i32)))', "wasm_invalid", "to export _start"),
+    "invoke of another type": (
+        wasms.module("(i32.const 0)").replace("(result i64)", "(result i32)"),
+        "wasm_invalid",
+        "to export _start",
+    ),
+    "a foreign import": (
+        wasms.command("", imports='(import "env" "system" (func (param i32)))'),
+        "wasm_import",
+        "found env.system",
+    ),
+    "another preview": (
+        wasms.command("", imports='(import "wasi_unstable" "fd_write" (func))'),
+        "wasm_import",
+        "found wasi_unstable.fd_write",
+    ),
+    "no such call": (
+        wasms.command("", imports='(import "wasi_snapshot_preview1" "fd_steal" (func))'),
+        "wasm_import",
+        "found wasi_snapshot_preview1.fd_steal",
+    ),
+    "the host's call from a command": (
+        wasms.command("", imports='(import "latticed" "call" (func (param i32 i32) (result i64)))'),
+        "wasm_import",
+        "found latticed.call",
+    ),
+    "a call of another type": (
+        wasms.module(imports='(import "latticed" "call" (func (param i32) (result i64)))'),
+        "wasm_import",
+        "found another type",
+    ),
+    "a table of somebody else": (
+        wasms.module(imports='(import "latticed" "call" (table 1 funcref))'),
+        "wasm_import",
+        "found another type",
+    ),
+    "threads": (
+        '(module (memory (export "memory") 1 1 shared) (func (export "_start")))',
+        "wasm_invalid",
+        "threads|shared",
+    ),
+    "two memories": ('(module (memory 1) (memory 1) (func (export "_start")))', "wasm_invalid", "multi"),
+    "a 64-bit memory": ('(module (memory i64 1) (func (export "_start")))', "wasm_invalid", "memory64"),
+}
+AT_START = {  # ends before it has answered `initialize`: text, code, words
+    "a start function that never returns": (
+        wasms.module(more=f"(func $f {FOREVER}) (start $f)"),
+        "deadline_exceeded",
+        "still computing",
+    ),
+    "a command that never reads": (wasms.command(FOREVER), "deadline_exceeded", "still computing"),
+    "a reactor that never returns": (
+        wasms.module(more=f'(func (export "_initialize") {FOREVER})'),
+        "deadline_exceeded",
+        "still computing",
+    ),
+    "a memory that does not fit": (
+        wasms.command("").replace('"memory") 2', '"memory") 129'),
+        "out_of_memory",
+        "129 pages",
+    ),
+    "a table that does not fit": (
+        wasms.command("", more="(table 200000 funcref)"),
+        "out_of_memory",
+        "200000 elements",
+    ),
+    "many tables": (wasms.command("", more="(table 1 funcref)" * 5), "out_of_memory", "table count"),
+    "a trap": (wasms.command("unreachable"), "wasm_trap", "`unreachable`.*KiB"),
+    "recursion": (wasms.command("(call $r)", more="(func $r (call $r))"), "stack_overflow", "stack"),
+    "a data segment outside": (
+        wasms.module(more='(data (i32.const 131072) "x")'),
+        "wasm_trap",
+        "out of bounds",
+    ),
+    "an end": (wasms.command(""), "exited", "exited 0"),
+    "an end with a status": (
+        wasms.command("(call $proc_exit (i32.const 7))", imports=wasms.wasi("proc_exit", "i32", "")),
+        "exited",
+        "exited 7",
+    ),
+    "an end in the small way": (
+        wasms.module(
+            more="(func $f (call $proc_exit (i32.const 0))) (start $f)", imports=wasms.wasi("proc_exit", "i32", "")
+        ),
+        "exited",
+        "before it was asked",
+    ),
+}
+CHATTER = wasms.wasi("fd_write", "i32 i32 i32 i32")
+WRITE = "(drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))"
+AT_INVOKE = {  # lives, and ends when it is asked: body, what stands beside it, code, words
+    "a loop": (FOREVER + "(i64.const 0)", "", "deadline_exceeded", "still computing"),
+    "recursion": ("(call $r) (i64.const 0)", "(func $r (call $r))", "stack_overflow", "stack"),
+    "a division by zero": ("(i64.div_u (i64.const 1) (i64.const 0))", "", "wasm_trap", "divide by zero"),
+    "an answer that is not there": (wasms.packed(131_000, 1_000), "", "wasm_trap", "to be in the module's memory"),
+    "a wild address": ("(i64.const 0xfffffff000000001)", "", "wasm_trap", "to be in the module's memory"),
+}
+BAD_ANSWERS = {  # lives on: text at 16
+    "not JSON": ("hello", "JSON object"),
+    "a list": ("[]", "JSON object"),
+    "another line": ('{"ok":true}\\0a{"id":1}', "JSON object"),
+    "depth": ("[" * 30_000, "JSON object"),
+    "no reply": ("{}", "ok, message and result"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PLUGIN)
+async def test_what_is_no_plugin(tmp_path, name):
+    """Refused by the compiler, which never runs it; nothing of it is kept."""
+    source, code, words = NO_PLUGIN[name]
+    artifact = source if isinstance(source, bytes) else bytes(wasmtime.wat2wasm(source))
+    async with wasms.bench(tmp_path) as bench:
+        with pytest.raises(Problem, match=words) as refused:
+            await bench.start(artifact)
+        assert refused.value.code == code
+        assert bench.entries == []
+        assert bench.exits == []
+
+
+@pytest.mark.parametrize("name", AT_START)
+async def test_what_never_gets_ready(tmp_path, name):
+    """A start that fails, with its reason; nobody is told of an exit, and nothing is left."""
+    source, code, words = AT_START[name]
+    async with wasms.bench(tmp_path, memory_mib=8, caps=Caps(start_s=0.3)) as bench:
+        with pytest.raises(Problem, match=words) as failed:
+            await bench.start(source)
+        assert failed.value.code == code
+        assert bench.exits == []
+        assert not children.descendants(os.getpid())
+
+
+@pytest.mark.parametrize("name", AT_INVOKE)
+async def test_what_ends_when_it_is_asked(tmp_path, name):
+    """Whoever asked is told why, the supervisor too, and the next life is as good as the first."""
+    body, more, code, words = AT_INVOKE[name]
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(wasms.module(body, more=more), runtime={"limits": {"invoke_timeout_s": 1}})
+        with pytest.raises(Problem) as failed:
+            await living.invoke("go", {})
+        assert failed.value.code == code
+        await houses.until(lambda: bench.exits, "the exit")
+        (exit_,) = bench.exits
+        assert exit_[0] == code
+        assert words in exit_[1]
+        assert not children.descendants(os.getpid())
+        await bench.start(wasms.module(body, more=more))
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+async def test_answers_that_are_none(tmp_path, name):
+    """An error for whoever asked; the plugin lives, for its next answer may be better."""
+    answer, words = BAD_ANSWERS[name]
+    size = len(answer.replace("\\0a", "\n"))
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(wasms.module(wasms.packed(16, size), more=wasms.says(16, answer)))
+        for _ in range(2):
+            with pytest.raises(Problem, match=words):
+                await living.invoke("go", {})
+        assert (await living.check()).health == "healthy"
+        assert bench.exits == []
+
+
+async def test_an_answer_without_end(tmp_path):
+    """Larger than a message may be: refused, whatever memory the module has."""
+    async with wasms.bench(tmp_path) as bench:
+        source = wasms.module(wasms.packed(0, 1_500_000)).replace('"memory") 2', '"memory") 32')
+        living = await bench.start(source)
+        with pytest.raises(Problem, match="at most 1048576 bytes"):
+            await living.invoke("go", {})
+        assert bench.exits == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("x" * 65_000, "message_too_large"),
+        ("hello\\0a", "protocol_error"),
+        ('{"jsonrpc":"2.0","id":7,"result":1}\\0a', "protocol_error"),
+    ],
+    ids=["no newline", "no message", "an answer to nothing"],
+)
+async def test_a_command_that_babbles(tmp_path, text, code):
+    """Lines that never end, or are no messages: its session is over, with the reason."""
+    size = len(text.replace("\\0a", "\n"))
+    vector = "".join(f"\\{byte:02x}" for byte in struct.pack("<II", 16, size))
+    head = f'(data (i32.const 0) "{vector}")'
+    more = head + wasms.says(16, text)
+    async with wasms.bench(tmp_path, caps=Caps(start_s=2)) as bench:
+        with pytest.raises(Problem) as failed:
+            await bench.start(wasms.command(f"(loop $again {WRITE} (br $again))", imports=CHATTER, more=more))
+        assert failed.value.code == code
+        assert not children.descendants(os.getpid())
+
+
+async def test_memory_grows_to_its_limit_and_no_further(tmp_path):
+    """The module is told that there is no more, in its own terms; what it does then is its business."""
+    grow = """(loop $again (br_if $again (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0))))
+      (if (i32.ne (memory.size) (i32.const 128)) (then unreachable))"""
+    answer = '{"ok":true,"message":"128 pages"}'
+    async with wasms.bench(tmp_path, memory_mib=8) as bench:
+        living = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
+        for _ in range(2):
+            assert (await living.invoke("go", {}))["message"] == "128 pages"
+
+
+async def test_memory_that_is_used_to_its_limit(tmp_path):
+    """Every byte that it was promised can be written to."""
+    fill = """(drop (memory.grow (i32.sub (i32.const 1024) (memory.size))))
+      (memory.fill (i32.const 1024) (i32.const 7) (i32.const 67107840))"""
+    answer = '{"ok":true,"message":"full"}'
+    async with wasms.bench(tmp_path, memory_mib=64) as bench:
+        living = await bench.start(wasms.module(fill + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
+        assert (await living.invoke("go", {}))["message"] == "full"
+
+
+async def test_tables_grow_to_their_limit_and_no_further(tmp_path):
+    """100,000 elements; then it is told that there is no more."""
+    grow = """(loop $again (br_if $again (i32.ge_s (table.grow (ref.null func) (i32.const 1000)) (i32.const 0))))
+      (if (i32.ne (table.size) (i32.const 100000)) (then unreachable))"""
+    answer = '{"ok":true}'
+    more = wasms.says(16, answer) + "(table 0 funcref)"
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=more))
+        assert (await living.invoke("go", {}))["ok"]
+
+
+async def test_fuel(tmp_path):
+    """What the manifest asks for is enough for each message, or the plugin ends by name, long before its deadline."""
+    spend = f"""(local $left i32) (local.set $left (i32.load8_u (i32.add (local.get $at) (i32.const 12))))
+      (if (i32.eq (local.get $left) (i32.const 98)) (then {FOREVER}))"""
+    answer = '{"ok":true}'
+    source = wasms.module(spend + wasms.packed(16, len(answer)), more=wasms.says(16, answer))
+    limits = {"limits": {"fuel": 100_000, "invoke_timeout_s": 30}}
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(source, runtime=limits)
+        for _ in range(3):
+            assert (await living.invoke("a", {}))["ok"]
+        with pytest.raises(Problem) as failed:
+            await living.invoke("bb", {})
+        assert failed.value.code == "fuel_exhausted"
+        await houses.until(lambda: bench.exits, "the exit")
+        assert bench.exits[0][0] == "fuel_exhausted"
+
+
+async def test_an_allocator_that_calls_the_host(tmp_path):
+    """It would be asked for room for the answer to its own call, without end."""
+    imports = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
+    alloc = """(func (export "alloc") (param i32) (result i32)
+      (drop (call $call (i32.const 16) (i32.const 2))) (i32.const 64))"""
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(wasms.module(imports=imports, alloc=alloc, more=wasms.says(16, "{}")))
+        with pytest.raises(Problem, match="alloc to make no host call") as failed:
+            await living.invoke("go", {})
+        assert failed.value.code == "wasm_trap"
+
+
+async def test_others_live_on(tmp_path):
+    """While one loops until it is ended, another one answers."""
+    good_answer = '{"ok":true,"message":"here"}'
+    good_source = wasms.module(wasms.packed(16, len(good_answer)), more=wasms.says(16, good_answer))
+    async with wasms.bench(tmp_path) as bench:
+        bad = await bench.start(wasms.module(FOREVER + "(i64.const 0)"), runtime={"limits": {"invoke_timeout_s": 1}})
+        good = await bench.start(good_source, id="acme.good")
+        looping = asyncio.create_task(bad.invoke("go", {}))
+        answers = 0
+        while not looping.done():
+            assert (await good.invoke("go", {}))["message"] == "here"
+            answers += 1
+        assert isinstance(looping.exception(), Problem)
+        assert answers > 1

@@ -1,0 +1,58 @@
+"""Descriptors of ours that a child is given, at the numbers that it knows them by."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from latticed.processes import child
+from latticed.sandbox import artifact
+from tests.house import children
+
+LEVELS = pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
+
+
+@pytest.fixture
+def given():
+    """A sealed memfd, and a pipe: what the child may have of them, by its numbers; and our end of the pipe."""
+    fd = artifact.memory()
+    os.write(fd, b"from us\n")
+    artifact.close_for_good(fd)
+    os.lseek(fd, 0, os.SEEK_SET)
+    read, write = os.pipe()
+    yield {3: fd, 9: write}, read
+    for one in (fd, read, write):
+        os.close(one)
+
+
+@LEVELS
+async def test_a_memory_and_a_pipe(given, level):
+    """Read and written like its own; nothing else of ours is open in it."""
+    numbers, ours = given
+    script = "read x <&3; echo back: $x >&9; for n in 4 5 6 7 8; do (: <&$n) 2>/dev/null && echo open $n; done; exit 0"
+    script = script if level != "filtered" else "read x <&3; echo back: $x >&9"
+    said = children.Heard()
+    features = ("threads",) if level == "filtered" else ("threads", "processes", "workdir")
+    over = asyncio.Event()
+    with children.spec_of(script, level=level, features=features, given=numbers) as spec:
+        started = await child.spawn(spec, on_exit=lambda _: over.set(), stdout=said, stderr=children.Heard())
+    async with asyncio.timeout(20):
+        await over.wait()
+    assert started.exit is not None
+    assert started.exit.status == 0
+    assert os.read(ours, 100) == b"back: from us\n"
+    assert said.data == b""
+    assert set(started.inputs) == {0}
+
+
+async def test_numbers_that_cannot_be(given):
+    """Its standard streams, those of the stub, and one that it has already."""
+    fd = given[0][3]
+    for numbers, descriptors in (({2: fd}, ()), ({10: fd}, ()), ({3: fd}, (3,))):
+        with (
+            pytest.raises(ValueError, match="each once"),
+            children.spec_of("", given=numbers, descriptors=descriptors),
+        ):
+            pass
