@@ -1,0 +1,139 @@
+"""What leaves: every answer with the same guards, every failure as a small problem document with a stable code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import HttpVersion11
+
+from latticed import wire
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from aiohttp.abc import AbstractStreamWriter
+
+    from latticed.host.routes import Response
+
+GUARDS: Final = MappingProxyType(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cache-Control": "no-store",
+    }
+)
+"""Sent with every answer (systems.md, worker:route)."""
+
+STATUS_OF: Final = MappingProxyType(
+    {
+        "bad_request": HTTPStatus.BAD_REQUEST,
+        "not_found": HTTPStatus.NOT_FOUND,
+        "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+        "request_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "uri_too_long": HTTPStatus.REQUEST_URI_TOO_LONG,
+        "expectation_failed": HTTPStatus.EXPECTATION_FAILED,
+        "host_not_allowed": HTTPStatus.MISDIRECTED_REQUEST,
+        "headers_too_large": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+        "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+        "rate_limited": HTTPStatus.SERVICE_UNAVAILABLE,
+        "busy": HTTPStatus.SERVICE_UNAVAILABLE,
+        "not_armed": HTTPStatus.SERVICE_UNAVAILABLE,
+        "deadline_exceeded": HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+"""Codes that are not here are something a plugin did: 502."""
+
+_WORDS: Final = {
+    HTTPStatus.BAD_GATEWAY: "the plugin failed to answer",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the plugin cannot answer now, try again later",
+    HTTPStatus.GATEWAY_TIMEOUT: "the plugin did not answer in time",
+}
+"""What an outsider is told instead of what went wrong inside."""
+
+
+class Answer:
+    """A whole response, written in one piece; what the connection asks of aiohttp's own responses, and no more.
+
+    Those say what software made them, and cost half as much as the whole of a small template.
+    """
+
+    __slots__ = ("_body", "_content_type", "_data", "_more", "_writer", "keep_alive", "status")
+
+    def __init__(
+        self, body: bytes, content_type: str, *, status: int = 200, more: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self.status = status
+        self.keep_alive: bool | None = None
+        self._body = body
+        self._content_type = content_type
+        self._more = more
+        self._data = b""
+        self._writer: AbstractStreamWriter
+
+    def force_close(self) -> None:
+        """This is the last answer on its connection."""
+        self.keep_alive = False
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Put the bytes together for `request`."""
+        wanted = request.keep_alive
+        if self.keep_alive is None:
+            self.keep_alive = wanted
+        closing = b"" if self.keep_alive else b"Connection: close\r\n"
+        if self.keep_alive and request.version < HttpVersion11:
+            closing = b"Connection: keep-alive\r\n"
+        self._data = b"%sDate: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
+            _head(self.status, self._content_type, self._more),
+            _date(int(time.time())),
+            len(self._body),
+            closing,
+            b"" if request.method == "HEAD" else self._body,
+        )
+        self._writer = request.writer
+        return self._writer
+
+    async def write_eof(self) -> None:
+        """Send it; returns when the connection has room for more."""
+        await self._writer.write_eof(self._data)
+
+
+def of_response(response: Response) -> Answer:
+    """What a target answered; Problem("plugin_error") for a content type that would be more than one header."""
+    said = response.content_type
+    if not (said.isascii() and said.isprintable()):
+        raise Problem("plugin_error", "expected a content type in visible ASCII")
+    return Answer(response.body, said, status=response.status)
+
+
+def of_problem(problem: Problem, *more: tuple[str, str]) -> Answer:
+    """What went wrong, in a form that gives nothing of the inside away; `more` are further headers."""
+    status = STATUS_OF.get(problem.code, HTTPStatus.BAD_GATEWAY)
+    document = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": int(status),
+        "code": problem.code,
+        "detail": _WORDS.get(status, problem.detail),
+    }
+    return Answer(json.dumps(document).encode("ascii"), wire.PROBLEM_TYPE, status=int(status), more=more)
+
+
+@functools.lru_cache(maxsize=256)
+def _head(status: int, content_type: str, more: tuple[tuple[str, str], ...]) -> bytes:
+    """Status line and headers, but for those that differ from answer to answer (RFC 9112, sections 4 and 5)."""
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+    fields = (*GUARDS.items(), ("Content-Type", content_type), *more)
+    return "".join([f"HTTP/1.1 {status} {phrase}\r\n", *(f"{name}: {value}\r\n" for name, value in fields)]).encode()
+
+
+@functools.lru_cache(maxsize=4)
+def _date(now_s: int) -> bytes:
+    return formatdate(now_s, usegmt=True).encode()

@@ -1,0 +1,36 @@
+"""Which names a request may be addressed to: anything else may be a page elsewhere whose name was pointed at us."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+from latticed.settings import endpoints
+
+if TYPE_CHECKING:
+    from latticed.settings import Http
+
+
+MAX_CHARACTERS: Final = 300
+
+
+class Hosts:
+    """The names of the settings; none: the listen address and localhost. A name without a port stands for any port."""
+
+    def __init__(self, settings: Http) -> None:
+        address, _, _ = settings.listen.rpartition(":")
+        named = settings.hosts or (address, "localhost")
+        self._allowed = frozenset(found for one in named if (found := endpoints.host(one)) is not None)
+        self._judged = functools.lru_cache(maxsize=64)(self._judge)
+
+    def check(self, said: str) -> None:
+        """Problem: `bad_request` when `said` is no host, `host_not_allowed` when it is a stranger's."""
+        if len(said) > MAX_CHARACTERS or (allowed := self._judged(said)) is None:
+            raise Problem("bad_request", "expected one Host")
+        if not allowed:
+            raise Problem("host_not_allowed", "this host is not served here")
+
+    def _judge(self, said: str) -> bool | None:
+        found = endpoints.host(said)
+        return None if found is None else found in self._allowed or (found[0], None) in self._allowed

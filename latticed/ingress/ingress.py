@@ -1,0 +1,215 @@
+"""The listener for plugins' routes, and what happens to one request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Final, Self, cast
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from latticed.host.routes import NOBODY, Listener, Request
+from latticed.ingress import answers, request_target
+from latticed.ingress.connection import Connection, Crowd
+from latticed.ingress.hosts import Hosts
+from latticed.kit import descriptors, logs
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+from latticed.settings import endpoints
+
+if TYPE_CHECKING:
+    from latticed.host.routes import Claim, Routes
+    from latticed.ingress.answers import Answer
+    from latticed.kit.clock import Clock
+    from latticed.settings import Http
+
+MAX_BODY_BYTES: Final = 256 << 10
+MAX_HEADER_BYTES: Final = 16 << 10
+DRAIN_S: Final = 3.0
+RETRY_S: Final = 1.0
+BACKLOG: Final = 512
+CONNECTIONS: Final = 512
+
+log = logs.get_logger()
+
+
+class Ingress:
+    """Serves what `routes` has. An async context manager: leaving it lets answers under way finish, for a moment."""
+
+    def __init__(self, routes: Routes, settings: Http, *, clock: Clock) -> None:
+        self._routes = routes
+        self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
+        self._hosts = Hosts(settings)
+        self._crowd = Crowd(clock, most=min(CONNECTIONS, descriptors.limit() // 4))
+        self._server: asyncio.Server | None = None
+        self._http: web.Server | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._http = web.Server(self._handle, handler_cancellation=True)  # who leaves wants no answer
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._http.shutdown, 1.0)
+            for work, name in ((self._crowd.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
+                stack.push_async_callback(_cancelled, fenced(work, self._failed, name=name))
+            stack.push_async_callback(self._crowd.drain, DRAIN_S)
+            stack.callback(self._hush)
+            self._routes.tell(Listener())
+            stack.callback(self._routes.tell, NOBODY)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _failed(self, error: BaseException) -> None:
+        """A mistake of ours: what hangs on it must not look well."""
+        log.error("ingress_failed", error=repr(error))
+        self._routes.tell(Listener(fault="the listener failed, see the daemon's log"))
+
+    # Listening while there is something to listen for.
+
+    async def _keep(self) -> None:
+        while True:
+            self._routes.changed.clear()
+            if self._routes.in_use and self._server is None:
+                await self._listen()
+            elif not self._routes.in_use and self._server is not None:
+                self._hush()
+                self._crowd.dismiss()
+                self._routes.tell(Listener())
+            again = self._routes.in_use and self._server is None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if again else None):
+                    await self._routes.changed.wait()
+
+    async def _listen(self) -> None:
+        loop, http = asyncio.get_running_loop(), cast("web.Server", self._http)
+        try:
+            sock = _bound(self._endpoint)
+        except OSError as error:
+            where, reason = _url(self._endpoint), error.strerror or str(error)
+            fault = f"cannot listen at {where}: {reason}"
+            if self._routes.listener.fault != fault:
+                log.error("ingress_unavailable", address=where, reason=reason)
+            self._routes.tell(Listener(fault=fault))
+            return
+        # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
+        self._server = await loop.create_server(lambda: Connection(self._crowd, http, loop), sock=sock, backlog=1)
+        sock.listen(BACKLOG)
+        url = _url(sock.getsockname()[:2])
+        log.info("ingress_listening", address=url)
+        self._routes.tell(Listener(url=url))
+
+    def _hush(self) -> None:
+        """Listen no more; who is connected is not touched."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            log.info("ingress_closed")
+
+    # One request.
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = cast("Connection", request.protocol)  # the server makes no other
+        try:
+            answer = await self._answer(request, connection)
+        except Problem as problem:
+            answer = answers.of_problem(problem)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except web.RequestPayloadError:
+            answer = answers.of_problem(Problem("bad_request", "expected the body that the headers promise"))
+        except Exception:
+            log.error("ingress_failed", exc_info=True)
+            answer = answers.of_problem(Problem("internal", "the daemon failed to answer, see its log"))
+        finally:
+            connection.answered()
+        if connection.last or _out_of_step(request):
+            answer.force_close()
+        return cast("web.StreamResponse", answer)
+
+    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer:
+        asked = request_target.parse(request.raw_path)
+        said = request.headers.getall(hdrs.HOST, [])
+        if len(said) != 1:
+            raise Problem("bad_request", "expected one Host")
+        self._hosts.check(said[0] if asked.authority is None else asked.authority)
+        _check_headers(request.raw_headers)
+        claim = self._routes.find(asked.path)
+        if claim is None:
+            raise Problem("not_found", "there is no such route")
+        if request.method not in claim.target.methods:
+            return _not_allowed(claim)
+        connection.wants_body = request.body_exists
+        body = await _body(request) if request.body_exists else b""
+        connection.complete()
+        wanted = Request(method=request.method, path=asked.path, query=asked.query, headers=request.headers, body=body)
+        try:
+            return answers.of_response(await claim.target.serve(wanted))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if connection.late and task is not None and task.uncancel() == 0:
+                raise Problem("deadline_exceeded", "the answer took too long") from None
+            raise
+
+
+def _check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value)
+    if size > MAX_HEADER_BYTES:
+        raise Problem("headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers")
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """All of it, in time because the connection is cut otherwise; Problem("request_too_large") beyond the limit."""
+    too_large = Problem("request_too_large", f"expected a body of at most {MAX_BODY_BYTES} bytes")
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise too_large
+    if expects := request.headers.get(hdrs.EXPECT):
+        if expects.lower() != "100-continue" or request.version < HttpVersion11:
+            raise Problem("expectation_failed", "expected no other expectation than 100-continue")
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # nothing of the answer itself has been sent
+    received = bytearray()
+    async for chunk in request.content.iter_any():
+        received += chunk
+        if len(received) > MAX_BODY_BYTES:
+            raise too_large
+    return bytes(received)
+
+
+def _not_allowed(claim: Claim) -> Answer:
+    allowed = ", ".join(sorted(claim.target.methods))
+    problem = Problem("method_not_allowed", f"expected one of {allowed}")
+    return answers.of_problem(problem, ("Allow", allowed))
+
+
+def _out_of_step(request: web.BaseRequest) -> bool:
+    """Whether what follows on this connection could not be told from what is left of this request."""
+    unread = request.body_exists and not request.content.at_eof()
+    return unread or request.method == "CONNECT" or hdrs.UPGRADE in request.headers
+
+
+def _bound(endpoint: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(endpoint)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _url(endpoint: tuple[str, int]) -> str:
+    address, port = endpoint
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

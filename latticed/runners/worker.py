@@ -1,0 +1,265 @@
+"""The worker runner: a plugin whose artifact is a template that answers HTTP requests on its routes.
+
+Nothing of it is executed: the template is data, rendered here in one pass. What it reads it reads through its Gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host import routes as table
+from latticed.host.routes import Response
+from latticed.host.service import HostError
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.model.runtime import Health
+from latticed.runners import template
+from latticed.runners.contract import Checkup
+from latticed.runners.template import METHOD, PATH, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.host.routes import Claim, Request, Routes
+    from latticed.model.manifest import Manifest
+    from latticed.runners.contract import Plugin
+    from latticed.runners.template import Template
+
+ROUTE: Final = "worker:route"
+LISTEN_S: Final = 1.0
+"""How long a start waits to learn whether anybody listens for its routes."""
+_EMPTY: Final = frozenset(
+    {
+        Denial.CAPABILITY_DENIED,
+        Denial.CAPABILITY_NOT_GRANTED,
+        Denial.BAD_PARAMS,
+        Denial.NOT_FOUND,
+        Denial.TOO_LARGE,
+    }
+)
+"""Denials that make a reference empty; any other means that the request cannot be answered now."""
+_TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
+_SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
+_MFD_NOEXEC_SEAL, _F_ADD_SEALS, _F_SEAL_GROW = 0x8, 1033, 0x4
+
+
+def _none(plugin_id: str) -> frozenset[str]:
+    del plugin_id
+    return frozenset()
+
+
+class Worker:
+    """See `runners.contract.Runner`. `granted_prefixes` of an id are what an operator granted besides its own."""
+
+    name = "worker"
+
+    def __init__(self, routes: Routes, *, granted_prefixes: Callable[[str], frozenset[str]] = _none) -> None:
+        self._routes = routes
+        self._granted_prefixes = granted_prefixes
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        """Problem: `source_blocked` for its template or content type, `route_taken` for its routes."""
+        content_type(plugin.manifest)
+        await _compiled(pair, plugin.manifest.digest_sha256.lower())
+        granted = self._granted_prefixes(plugin.id)
+        self._routes.check(plugin.id, _prefixes(plugin, granted), granted_prefixes=granted)
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Serving:
+        del on_exit  # nothing lives that could end by itself
+        said = content_type(plugin.manifest)
+        compiled = await _compiled(pair, plugin.manifest.digest_sha256.lower())
+        living = Serving(gate, compiled, said, self._routes)
+        granted = self._granted_prefixes(plugin.id)
+        if prefixes := _prefixes(plugin, granted):
+            living.claim = self._routes.claim(plugin.id, prefixes, living, granted_prefixes=granted)
+            try:
+                await self._routes.listened(LISTEN_S)
+            except BaseException:
+                self._routes.release(living.claim)
+                raise
+        return living
+
+
+class Serving:
+    """See `runners.contract.Living` and `host.routes.Target`. Small: thousands may be armed at once."""
+
+    __slots__ = ("_compiled", "_content_type", "_gate", "_routes", "claim")
+
+    pid = 0
+    sandbox = ""
+    methods = frozenset({"GET", "HEAD"})
+
+    def __init__(self, gate: Gate, compiled: Template, said: str, routes: Routes) -> None:
+        self._gate = gate
+        self._compiled = compiled
+        self._content_type = said
+        self._routes = routes
+        self.claim: Claim | None = None
+
+    @property
+    def message(self) -> str:
+        return self._checkup().message
+
+    async def check(self) -> Checkup:
+        return self._checkup()
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        """`render` {path, query, method}: what a request would be answered, in `result.body`."""
+        if action != "render":
+            raise Problem("bad_request", f"expected the action render, found {action[:80]!r}")
+        path, method, query = _asked(payload, self._gate.caller.plugin_id)
+        try:
+            body = await self._render(path, method, query)
+        except Problem as problem:
+            return {"ok": False, "message": "", "result": None, "error": f"{problem.code}: {problem.detail}"}
+        result = {"content_type": self._content_type, "body": body.decode("utf-8")}
+        return {"ok": True, "message": "", "result": result, "error": None}
+
+    async def stop(self, grace_s: float) -> None:
+        """Give the routes back; requests under way are answered or refused by the Gate, which is closed."""
+        del grace_s
+        if self.claim is not None:
+            self._routes.release(self.claim)
+
+    async def serve(self, request: Request) -> Response:
+        if ROUTE not in self._gate.capabilities():
+            raise Problem("not_found", "there is no such route")
+        body = await self._render(request.path, request.method, request.query)
+        return Response(body=body, content_type=self._content_type)
+
+    def _checkup(self) -> Checkup:
+        if self.claim is None:
+            return Checkup(health=Health.HEALTHY, message=f"no route: the manifest does not declare {ROUTE}")
+        where = " ".join(self.claim.prefixes)
+        if ROUTE not in self._gate.capabilities():
+            return Checkup(health=Health.DEGRADED, message=f"no route at {where}: {ROUTE} is not granted")
+        listener = self._routes.listener
+        if not listener.url:
+            reason = listener.fault or "not yet"
+            return Checkup(health=Health.DEGRADED, message=f"listener unavailable for {where}: {reason}")
+        return Checkup(health=Health.HEALTHY, message=f"serves {where} at {listener.url}")
+
+    async def _render(self, path: str, method: str, query: tuple[tuple[str, str], ...]) -> bytes:
+        compiled = self._compiled
+        values: dict[Reference, str] = {PATH: path, METHOD: method}
+        for wanted in compiled.queries:
+            values[wanted] = next((value for name, value in query if name == wanted.name), "")
+        if compiled.stored:
+            for wanted, value in zip(compiled.stored, await self._stored(compiled.stored), strict=True):
+                if isinstance(value, Problem):
+                    raise value
+                values[wanted] = value
+        escape = template.escape_html if _is_markup(self._content_type) else None
+        return template.render(compiled.parts, values, escape=escape)
+
+    async def _stored(self, references: tuple[Reference, ...]) -> list[str | Problem]:
+        """The values of all, asked for at the same time."""
+        if len(references) <= 1:  # a task would cost more than the question
+            return [await self._value(reference) for reference in references]
+        return await asyncio.gather(*(self._value(reference) for reference in references))
+
+    async def _value(self, reference: Reference) -> str | Problem:
+        try:
+            found = await self._gate.call("kv.get", {"bucket": reference.name, "key": reference.key})
+        except HostError as error:
+            return "" if error.code in _EMPTY else Problem(error.code.value, error.message)
+        if not found["ok"]:
+            return ""
+        if found["value"] is not None:
+            return str(found["value"])
+        return base64.b64decode(found["value_base64"]).decode("utf-8", "replace")
+
+
+def content_type(manifest: Manifest) -> str:
+    """The Content-Type of a worker's answers; Problem("source_blocked") for one that cannot be served safely."""
+    said = manifest.routes.content_type
+    kind, _, parameter = (part.strip().lower() for part in said.partition(";"))
+    scripted = any(word in kind for word in _SCRIPTS)
+    if _TEXT.fullmatch(kind) is None or scripted or parameter not in {"", "charset=utf-8"}:
+        raise Problem(
+            "source_blocked",
+            f"expected routes.content_type to be text in UTF-8 and no script, found {said[:80]!r}",
+            "such as text/plain or text/html",
+        )
+    return f"{kind}; charset=utf-8"
+
+
+def _is_markup(said: str) -> bool:
+    """Whether a browser finds elements in it, so that values must be escaped."""
+    kind = said.partition(";")[0]
+    return kind in {"text/html", "text/xml"} or kind.endswith("+xml") or "xsl" in kind
+
+
+def _prefixes(plugin: Plugin, granted: frozenset[str]) -> tuple[str, ...]:
+    if ROUTE not in plugin.manifest.capabilities:
+        return ()
+    return table.served(plugin.id, plugin.manifest.routes.prefixes, granted)
+
+
+def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """(path, method, query) of an invocation; Problem("bad_request") when the payload is no such thing."""
+    asked = {} if payload is None else payload
+    if not isinstance(asked, dict) or not asked.keys() <= {"path", "method", "query"}:
+        raise Problem("bad_request", "expected a payload such as {path, method, query}, found something else")
+    path, method = asked.get("path", table.own(plugin_id)), asked.get("method", "GET")
+    query = asked.get("query", {})
+    if not isinstance(path, str) or method not in ("GET", "HEAD"):
+        raise Problem("bad_request", "expected path to be text and method to be GET or HEAD")
+    if not isinstance(query, dict) or not all(isinstance(value, str) for value in query.values()):
+        raise Problem("bad_request", "expected query to be an object of texts")
+    return path, method, tuple(query.items())
+
+
+async def _compiled(pair: BundleDirectory, sha256: str) -> Template:
+    """The template of `pair`; being cancelled waits for the thread, which reads from it."""
+    compiling = asyncio.ensure_future(asyncio.to_thread(lambda: template.parse(_source(pair, sha256))))
+    try:
+        return await asyncio.shield(compiling)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await asyncio.wait({compiling})
+            compiling.exception()  # nobody else hears of it
+        raise
+
+
+def _source(pair: BundleDirectory, sha256: str) -> bytes:
+    """The artifact's bytes; Problem when they are too many for a template, or not those that were verified."""
+    room = template.MAX_BYTES + 1
+    with files.closing(_memory(room)) as fd:
+        try:
+            found, size = pair.hash_artifact(copy_to=fd)
+        except PermissionError:
+            size, found = room, sha256
+        if found != sha256:
+            detail = f"the artifact no longer matches (expected {sha256[:12]}…, found {found[:12]}…)"
+            raise Problem("digest_mismatch", detail)
+        return os.pread(fd, size, 0)
+
+
+def _memory(room: int) -> int:
+    """A memfd that takes `room` bytes and no more (EPERM): an artifact of any size is not copied to find that out."""
+    try:
+        fd = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # before Linux 6.3
+    try:
+        os.ftruncate(fd, room)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,55 @@
+"""Random templates and values: one pass, whatever is put in."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.model.errors import Problem
+from latticed.runners import template
+from latticed.runners.template import METHOD, PATH, Reference
+
+PIECES = [
+    "{{path}}",
+    "{{method}}",
+    "{{query:q}}",
+    "{{kv:default/k}}",
+    "{{nothing}}",
+    "{",
+    "}",
+    "{{",
+    "}}",
+    "text",
+    "ü\n",
+]
+VALUES = st.lists(st.sampled_from([*PIECES, "<&>", "\\", "%7b"]), max_size=6).map("".join)
+REFERENCES = (PATH, METHOD, Reference("query", "q"), Reference("kv", "default", "k"))
+WRITTEN = dict(zip(PIECES, REFERENCES, strict=False))
+
+
+@given(st.lists(st.sampled_from([*PIECES[:5], "text", "ü\n", "} ", " {"]), max_size=12), st.tuples(*[VALUES] * 4))
+def test_an_answer_is_the_texts_with_each_value_once(pieces, values):
+    """Piece by piece: text as it is, references as their values as they are, nothing for what is unknown."""
+    known = dict(zip(REFERENCES, values, strict=True))
+    expected = "".join(
+        known[WRITTEN[piece]] if piece in WRITTEN else "" if piece == "{{nothing}}" else piece for piece in pieces
+    )
+    parts = template.parse("".join(pieces).encode()).parts
+    assert template.render(parts, known).decode() == expected
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_any_braces_are_taken_or_refused(source):
+    """Never another exception; what is taken has no opening braces left in its texts."""
+    with contextlib.suppress(Problem):
+        parts = template.parse(source.encode()).parts
+        assert not any(b"{{" in part for part in parts if isinstance(part, bytes))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_taken_or_refused(source):
+    """Strangers' artifacts: a Problem, or a template that renders."""
+    with contextlib.suppress(Problem):
+        template.render(template.parse(source).parts, {})

@@ -1,0 +1,198 @@
+"""The table of routes: whose a path is, who may claim what, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from latticed.host import routes as room
+from latticed.host.routes import Listener, Routes
+from latticed.model.errors import Problem
+from tests.house.ingresses import Echo
+
+ECHO = Echo()
+
+
+@pytest.fixture
+def routes():
+    return Routes()
+
+
+def claim(routes, plugin_id, *prefixes, granted=()):
+    return routes.claim(plugin_id, prefixes or [room.own(plugin_id)], ECHO, granted_prefixes=frozenset(granted))
+
+
+def refused(routes, plugin_id, *prefixes, granted=()):
+    with pytest.raises(Problem) as caught:
+        claim(routes, plugin_id, *prefixes, granted=granted)
+    assert caught.value.code == "route_taken"
+    return caught.value.detail
+
+
+def holder(routes, path):
+    found = routes.find(path)
+    return found and found.plugin_id
+
+
+@pytest.mark.parametrize("path", ["/acme.demo/", "/acme.demo/x", "/acme.demo/x/y/", "/acme.demo", "/acme.demo//x"])
+def test_a_prefix_holds_what_lies_below_it(routes, path):
+    claim(routes, "acme.demo")
+    assert holder(routes, path) == "acme.demo"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/acme.demo2", "/acme.dem", "/acme.demos/", "//acme.demo/", "/x/acme.demo/", "", "*"]
+)
+def test_nothing_else(routes, path):
+    """A prefix ends at a slash."""
+    claim(routes, "acme.demo")
+    assert holder(routes, path) is None
+
+
+def test_the_longest_prefix_wins(routes):
+    """Whatever the order of the claims; what goes uncovers what was beneath."""
+    deep = claim(routes, "acme.deep", "/app/admin/", granted=["/app/admin/"])
+    claim(routes, "acme.wide", "/app/", granted=["/app/"])
+    claim(routes, "acme.all", "/", granted=["/"])
+    assert holder(routes, "/app/admin/x") == "acme.deep"
+    assert holder(routes, "/app/administrator") == "acme.wide"
+    assert holder(routes, "/other") == holder(routes, "/") == "acme.all"
+    routes.release(deep)
+    assert holder(routes, "/app/admin/x") == "acme.wide"
+
+
+def test_a_prefix_belongs_to_one(routes):
+    """The refusal names who has it; nothing of a refused claim is kept."""
+    first = claim(routes, "acme.one", "/app/", granted=["/app/"])
+    detail = refused(routes, "acme.two", "/acme.two/", "/app/", granted=["/app/"])
+    assert "acme.one" in detail
+    assert "/app/" in detail
+    assert holder(routes, "/acme.two/") is None
+    routes.release(first)
+    claim(routes, "acme.two", "/acme.two/", "/app/", granted=["/app/"])
+    assert holder(routes, "/app/") == "acme.two"
+
+
+def test_the_space_of_an_armed_plugin_is_its_own(routes):
+    """Nobody is granted a place inside, and nobody finds its own taken without being told by whom."""
+    claim(routes, "acme.one")
+    assert "acme.one" in refused(routes, "acme.two", "/acme.one/sub/", granted=["/acme.one/sub/"])
+    claim(routes, "acme.two", "/acme.late/sub/", granted=["/acme.late/sub/"])
+    assert "acme.two" in refused(routes, "acme.late")
+
+
+def test_what_is_not_granted_cannot_be_claimed(routes):
+    """Below its own prefix it needs no grant."""
+    assert "granted" in refused(routes, "acme.demo", "/app/")
+    assert "granted" in refused(routes, "acme.demo", "/")
+    claim(routes, "acme.demo", "/acme.demo/", "/acme.demo/sub/")
+
+
+def test_what_a_manifest_declares_and_nobody_granted_is_not_served():
+    """Its own prefix always is; a grant may be written without the last slash."""
+    assert room.served("acme.demo", ["/app", "/more/"], frozenset()) == ("/acme.demo/",)
+    assert room.served("acme.demo", ["/app", "/more/", "/app/"], frozenset({"/app"})) == ("/acme.demo/", "/app/")
+    assert room.served("acme.demo", [], frozenset({"/app"})) == ("/acme.demo/",)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/.well-known/",
+        "/.well-known/acme-challenge/",
+        "app/",
+        "/app",
+        "",
+        "//",
+        "/a//b/",
+        "/../",
+        "/a/./",
+        "/a/../b/",
+        "/a%2f/",
+        "/a?/",
+        "/a#/",
+        "/a\\b/",
+        "/a b/",
+        "/a\n/",
+        "/a\u202e/",
+        "/" + "a/" * 9,
+        "/" + "a" * 300 + "/",
+    ],
+)
+def test_prefixes_that_nobody_may_have(routes, prefix):
+    """Not even when granted."""
+    assert refused(routes, "acme.demo", prefix, granted=[prefix])
+
+
+def test_the_well_known_space_is_served_by_nobody(routes):
+    """Not by who has the root either."""
+    claim(routes, "acme.all", "/", granted=["/"])
+    assert holder(routes, "/.well-known/acme-challenge/x") is None
+    assert holder(routes, "/.well-known") is None
+    assert holder(routes, "/.well-knownx") == "acme.all"
+
+
+def test_too_many_prefixes_are_refused(routes):
+    """A bound on what one plugin costs."""
+    many = [f"/acme.demo/{number}/" for number in range(room.MAX_PREFIXES + 1)]
+    assert "at most 16" in refused(routes, "acme.demo", *many)
+
+
+def test_a_new_life_takes_over_from_the_old(routes):
+    """And the old one's late release does not take the new one's route away."""
+    old = claim(routes, "acme.demo")
+    new = claim(routes, "acme.demo")
+    routes.release(old)
+    assert routes.find("/acme.demo/") is new
+    routes.release(new)
+    routes.release(new)
+    assert routes.find("/acme.demo/") is None
+    assert not routes.in_use
+
+
+def test_a_claim_that_takes_over_a_granted_prefix(routes):
+    """The same plugin's own earlier claim is no stranger's, and leaves nothing behind."""
+    claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
+    again = claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
+    routes.release(again)
+    assert not routes.in_use
+    claim(routes, "acme.other", "/app/", granted=["/app/"])
+
+
+def test_a_path_of_many_slashes_is_looked_up_as_deep_as_prefixes_go(routes):
+    """Not as deep as the path."""
+    claim(routes, "acme.demo")
+    looked: list[str] = []
+
+    class Watched(dict):
+        def get(self, key, default=None):
+            looked.append(key)
+            return super().get(key, default)
+
+    routes._claims = Watched(routes._claims)
+    assert routes.find("/acme.demo" + "/" * 4_000) is not None
+    assert len(looked) <= 3
+
+
+async def test_every_change_is_told(routes):
+    """Claims and releases set the event."""
+    for act in (lambda: claim(routes, "acme.demo"), lambda: routes.release(routes.find("/acme.demo/"))):
+        routes.changed.clear()
+        act()
+        assert routes.changed.is_set()
+    routes.changed.clear()
+    refused(routes, "acme.demo", "/app/")
+    assert not routes.changed.is_set()
+
+
+async def test_whoever_asks_learns_how_the_listener_stands(routes):
+    """At once without one; after its word when there is one about to listen; as it is when that takes too long."""
+    assert (await routes.listened(60)).fault
+    routes.tell(Listener())
+    waiting = asyncio.create_task(routes.listened(60))
+    await asyncio.sleep(0)
+    routes.tell(Listener(url="http://127.0.0.1:1"))
+    assert (await waiting).url == "http://127.0.0.1:1"
+    routes.tell(Listener())
+    assert await routes.listened(0.01) == Listener()

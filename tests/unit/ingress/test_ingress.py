@@ -1,0 +1,348 @@
+"""The listener: when it listens, what every answer carries, what a target can do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+import pytest
+
+from latticed.host.routes import Response
+from latticed.ingress import connection
+from latticed.ingress import ingress as room
+from latticed.model.errors import Problem
+from tests.house import ingresses, raw_http
+
+
+@pytest.fixture
+async def outside(tmp_path):
+    async with ingresses.opened(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def echo():
+    return ingresses.Echo()
+
+
+async def claimed(outside, target, plugin_id="acme.demo"):
+    claim = outside.routes.claim(plugin_id, [f"/{plugin_id}/"], target)
+    assert (await outside.routes.listened(ingresses.PATIENCE_S)).url
+    return claim
+
+
+def listening(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# When it listens.
+
+
+async def test_it_listens_only_while_there_is_a_route(outside, echo):
+    """Not before the first, not after the last, and again for the next."""
+    assert outside.routes.listener.url == ""
+    one, two = await claimed(outside, echo), await claimed(outside, echo, "acme.two")
+    port = outside.port
+    assert listening(port)
+    outside.routes.release(one)
+    assert (await outside.get("/acme.two/")).status == 200
+    outside.routes.release(two)
+    await ingresses.until(lambda: not outside.routes.listener.url, "no listener")
+    assert not listening(port)
+    await claimed(outside, echo)
+    assert (await outside.get("/acme.demo/")).status == 200
+
+
+async def test_a_port_that_is_taken_degrades_and_is_tried_again(tmp_path, echo, monkeypatch):
+    """The reason is told; when the port is free, it is served."""
+    monkeypatch.setattr(room, "RETRY_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        async with ingresses.opened(tmp_path, listen=f"127.0.0.1:{port}") as outside:
+            living = await outside.arm(b"served at last")
+            assert "Address already in use" in living.message
+            assert living.message.startswith("listener unavailable for /acme.demo/")
+            assert (await living.check()).health == "degraded"
+            squatter.close()
+            await ingresses.until(lambda: outside.routes.listener.url, "the port to be free")
+            assert (await living.check()).health == "healthy"
+            assert (await outside.get("/acme.demo/")).body == b"served at last"
+
+
+async def test_ipv6_loopback_is_served(tmp_path, echo):
+    """Named with brackets."""
+    async with ingresses.opened(tmp_path, listen="[::1]:0") as outside:
+        await claimed(outside, echo)
+        assert outside.routes.listener.url.startswith("http://[::1]:")
+        reader, writer = await asyncio.open_connection("::1", outside.port)
+        writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: [::1]:%d\r\nConnection: close\r\n\r\n" % outside.port)
+        (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+        await ingresses.gone(writer)
+        assert answer.status == 200
+
+
+async def test_leaving_lets_an_answer_under_way_finish(tmp_path):
+    """And waits for nobody who only holds a connection."""
+    held = ingresses.Echo(held=asyncio.Event())
+    async with ingresses.opened(tmp_path) as outside:
+        await claimed(outside, held)
+        reader, writer = await outside.connect()
+        idle_reader, idle = await outside.connect()
+        writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await ingresses.until(lambda: held.asked, "the request")
+        asyncio.get_running_loop().call_soon(held.held.set)
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert await ingresses.until_closed(idle_reader) == b""
+    for one in (writer, idle):
+        await ingresses.gone(one)
+
+
+async def test_leaving_does_not_wait_for_ever(tmp_path, monkeypatch):
+    """A target that never answers is given up."""
+    monkeypatch.setattr(room, "DRAIN_S", 0.01)
+    held = ingresses.Echo(held=asyncio.Event())
+    async with ingresses.opened(tmp_path) as outside:
+        await claimed(outside, held)
+        reader, writer = await outside.connect()
+        writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await ingresses.until(lambda: held.asked, "the request")
+    assert await ingresses.until_closed(reader) == b""
+    await ingresses.gone(writer)
+
+
+async def test_who_leaves_is_worked_for_no_more(outside):
+    """The target is told by being cancelled, when the connection is lost."""
+    ended = asyncio.Event()
+
+    class Slow:
+        methods = frozenset({"GET"})
+
+        async def serve(self, request):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    await claimed(outside, Slow())
+    _, writer = await outside.connect()
+    writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await ingresses.until(lambda: any(one.answering for one in outside.ingress._crowd._all), "the request")
+    reset = struct.pack("ii", 1, 0)  # close with RST instead of FIN: gone, not only done with writing
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    writer.transport.abort()
+    await ingresses.gone(writer)
+    async with asyncio.timeout(ingresses.PATIENCE_S):
+        await ended.wait()
+
+
+async def test_who_has_only_finished_writing_still_gets_all_answers(outside):
+    """A half-closed connection is one that listens; half a request is none."""
+    held = ingresses.Echo(held=asyncio.Event())
+    await claimed(outside, held)
+    one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for asked in (one % 1 + one % 2, one % 3 + one % 4 + b"GET /acme.demo/half HTTP/1.1\r\nHo"):
+        reader, writer = await outside.connect()
+        writer.write(asked)
+        writer.write_eof()
+        await ingresses.until(lambda: held.asked, "the first request")
+        held.held.set()
+        found = raw_http.parsed(await ingresses.until_closed(reader))
+        await ingresses.gone(writer)
+        assert [answer.status for answer in found] == [200, 200]
+        held.held.clear()
+        held.asked.clear()
+
+
+async def test_who_finishes_writing_in_the_middle_of_a_body_is_let_go(outside, echo):
+    """At once: the rest will never come."""
+    await claimed(outside, echo)
+    reader, writer = await outside.connect()
+    writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc")
+    await ingresses.until(lambda: any(one.wants_body for one in outside.ingress._crowd._all), "the head")
+    writer.write_eof()
+    assert await ingresses.until_closed(reader) == b""
+    await ingresses.gone(writer)
+    assert echo.asked == []
+
+
+# What every answer carries.
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/acme.demo/", 200),
+        ("HEAD", "/acme.demo/", 200),
+        ("GET", "/", 404),
+        ("PUT", "/acme.demo/", 405),
+        ("GET", "/%00", 400),
+        ("GET", "/" + "a" * 5_000, 414),
+        ("GET", "/" + "a" * 9_000, 414),
+        ("\x01", "/", 400),
+    ],
+)
+async def test_every_answer_is_guarded(outside, echo, method, target, status):
+    """Whatever it says: no sniffing, no scripts, no caching, and not a word about what software this is."""
+    await claimed(outside, echo)
+    answer = await outside.ask(method, target)
+    assert answer.status == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert answer.headers["cache-control"] == "no-store"
+    assert not {"server", "x-powered-by", "via"} & answer.headers.keys()
+    assert b"aiohttp" not in answer.body
+    if status >= 400:
+        assert answer.json().keys() == {"type", "title", "status", "code", "detail"}
+
+
+async def test_other_methods_are_told_which_are_allowed(outside):
+    """A template answers GET and HEAD."""
+    await outside.arm(b"x")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "BREW"):
+        answer = await outside.ask(method, "/acme.demo/")
+        if answer.status != 400:  # the parser knows no such method
+            assert (answer.status, answer.code, answer.headers["allow"]) == (405, "method_not_allowed", "GET, HEAD")
+        assert method not in {"POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"} or answer.status == 405
+
+
+async def test_head_is_get_without_its_body(outside):
+    """With its length."""
+    await outside.arm(b"0123456789")
+    got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")
+    assert (got.body, head.body) == (b"0123456789", b"")
+    assert got.headers["content-length"] == head.headers["content-length"] == "10"
+
+
+async def test_nothing_of_the_control_api_is_here(outside, echo):
+    """Not even with a plugin beside it."""
+    await claimed(outside, echo)
+    for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
+        answer = await outside.get(path)
+        assert (answer.status, answer.code) == (404, "not_found")
+
+
+async def test_a_connection_is_kept_for_the_next_request(outside, echo):
+    """Pipelined ones are answered in their order."""
+    await claimed(outside, echo)
+    one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /acme.demo/end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    found = await outside.send(b"".join(one % number for number in range(5)) + last)
+    assert [answer.json()["path"] for answer in found] == [f"/acme.demo/{word}" for word in (0, 1, 2, 3, 4, "end")]
+
+
+async def test_a_target_gets_what_was_sent(outside, echo):
+    """Method, decoded path, query, headers and body."""
+    await claimed(outside, echo)
+    await outside.send(
+        b"POST /acme.demo/%C3%BC?a=1&a=2 HTTP/1.1\r\nHost: localhost\r\nX-Own: Value\r\nContent-Encoding: gzip\r\n"
+        b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    )
+    (asked,) = echo.asked
+    assert (asked.method, asked.path, asked.query) == ("POST", "/acme.demo/ü", (("a", "1"), ("a", "2")))
+    assert (asked.headers["x-own"], asked.body) == ("Value", b"abcde")
+
+
+# What a target can do wrong.
+
+
+class Failing:
+    """A target that raises what a test wants."""
+
+    methods = frozenset({"GET"})
+
+    def __init__(self, error):
+        self.error = error
+
+    async def serve(self, request):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (Problem("plugin_error", "a secret"), 502, "plugin_error"),
+        (Problem("crashed", "a secret"), 502, "crashed"),
+        (Problem("service_unavailable", "a secret"), 503, "service_unavailable"),
+        (Problem("not_armed", "a secret"), 503, "not_armed"),
+        (Problem("deadline_exceeded", "a secret"), 504, "deadline_exceeded"),
+        (RuntimeError("a secret"), 500, "internal"),
+    ],
+)
+async def test_a_failure_has_a_code_and_gives_nothing_away(outside, error, status, code):
+    """The connection goes on, and so does everything else."""
+    await claimed(outside, Failing(error))
+    await claimed(outside, ingresses.Echo(), "acme.two")
+    request = b"GET /%s/ HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"
+    failed, well = await outside.send(request % (b"acme.demo", b"keep-alive") + request % (b"acme.two", b"close"))
+    assert (failed.status, failed.code, well.status) == (status, code, 200)
+    assert b"secret" not in failed.body
+
+
+async def test_a_target_that_takes_too_long_is_given_up(outside):
+    """504, by being cancelled; the same connection's next request is answered."""
+    held = ingresses.Echo(held=asyncio.Event())
+    await claimed(outside, held)
+    await claimed(outside, ingresses.Echo(), "acme.two")
+    request = b"GET /%s/ HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"
+    asking = asyncio.create_task(
+        outside.send(request % (b"acme.demo", b"keep-alive") + request % (b"acme.two", b"close"))
+    )
+    await ingresses.until(lambda: held.asked, "the request")
+    outside.clock.advance(connection.DEADLINE_S + 0.1)
+    late, well = await asking
+    assert (late.status, late.code, well.status) == (504, "deadline_exceeded", 200)
+
+
+async def test_a_target_that_does_not_give_up_is_cut(outside):
+    """Whoever swallows its cancellation keeps nobody's connection for ever."""
+    ended = asyncio.Event()
+
+    class Stubborn:
+        methods = frozenset({"GET"})
+
+        async def serve(self, request):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await ended.wait()
+            return Response(body=b"too late")
+
+    await claimed(outside, Stubborn())
+    asking = asyncio.create_task(outside.send(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+    crowd = outside.ingress._crowd
+    await ingresses.until(lambda: any(one.answering for one in crowd._all), "the request")
+    outside.clock.advance(connection.DEADLINE_S + 0.1)
+    await ingresses.until(lambda: any(one.late for one in crowd._all), "its being given up")
+    outside.clock.advance(connection.ANSWER_S)
+    assert await asking == []
+    ended.set()
+
+
+async def test_a_target_may_answer_with_another_status(outside):
+    """And its own content type."""
+
+    class Teapot:
+        methods = frozenset({"GET"})
+
+        async def serve(self, request):
+            return Response(body=b"{}", content_type="application/json", status=418)
+
+    await claimed(outside, Teapot())
+    answer = await outside.get("/acme.demo/")
+    assert (answer.status, answer.headers["content-type"], answer.body) == (418, "application/json", b"{}")
+
+
+async def test_a_fault_of_the_listener_itself_is_told(outside, monkeypatch):
+    """What hangs on it must not look well."""
+
+    def broken(endpoint):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(room, "_bound", broken)
+    with contextlib.suppress(Problem):
+        living = await outside.arm(b"x")
+        assert (await living.check()).health == "degraded"
+        assert "failed" in living.message

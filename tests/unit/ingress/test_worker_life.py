@@ -1,0 +1,159 @@
+"""A worker's whole life in a real house: activated, asked, upgraded, trimmed, tampered with, disabled."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+
+from latticed.host.routes import Routes
+from latticed.ingress.ingress import Ingress
+from latticed.kit.clock import SystemClock
+from latticed.runners.noop import Noop
+from latticed.runners.worker import Worker
+from latticed.settings import Http
+from tests.house import bundles, houses, ingresses
+
+ID = "acme.hello"
+HELLO = b"hello {{path}} {{kv:default/message}}"
+GRANTS = f"/api/plugins/by-id/{ID}/grants"
+
+
+@dataclass(slots=True)
+class Place:
+    """A house, its routes, and a browser."""
+
+    home: houses.Home
+    routes: Routes
+    session: aiohttp.ClientSession
+
+    def drop(self, template, **fields):
+        wanted = {"id": ID, "type": "worker", "capabilities": ["worker:route", "kv:read"], "v2": True}
+        return self.home.drop(fields.pop("name", "hello"), artifact=template, **{**wanted, **fields})
+
+    async def activate(self, plugin_id=ID):
+        await self.home.seen(plugin_id)
+        assert (await self.home.decide(plugin_id, "installed")).status == 200
+        return await self.home.decide(plugin_id, "active")
+
+    async def get(self, path):
+        """(status, text), or the reason why nobody answers."""
+        url = self.routes.listener.url
+        if not url:
+            return "nobody listens"
+        try:
+            async with self.session.get(f"{url}{path}") as answer:
+                return answer.status, await answer.text()
+        except aiohttp.ClientConnectorError:
+            return "nobody listens"
+
+
+@pytest.fixture
+async def place():
+    routes = Routes()
+    granted = frozenset({"/app/"})
+    runners = {"worker": Worker(routes, granted_prefixes=lambda _: granted), "system": Noop("x"), "wasm": Noop("x")}
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(Ingress(routes, Http(listen="127.0.0.1:0"), clock=SystemClock()))
+        home = await stack.enter_async_context(houses.opened(runners=runners))
+        connector = aiohttp.TCPConnector(force_close=True)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        yield Place(home, routes, session)
+
+
+async def test_from_the_bundle_to_the_answer_and_back(place):
+    """The operator's value is in the answer, each read is on record; disabled, nobody listens."""
+    place.drop(HELLO)
+    answer = await place.activate()
+    assert (answer.status, answer["runtime"]["state"]) == (200, "armed")
+    assert answer["runtime"]["message"] == f"serves /{ID}/ at {place.routes.listener.url}"
+    await place.home.ask("PUT", "/api/kv/default/message", b"world")
+    assert await place.get(f"/{ID}/a%20b") == (200, f"hello /{ID}/a b world")
+    (call,) = place.home.events(action="host.call")
+    assert (call["actor"], call["target"], call["decision"]) == (f"plugin:{ID}", "kv.get", "allow")
+    assert (await place.home.decide(ID, "disabled")).status == 200
+    await ingresses.until(lambda: not place.routes.listener.url, "no listener")
+    assert await place.get(f"/{ID}/") == "nobody listens"
+
+
+@pytest.mark.parametrize(
+    ("template", "word"), [(b"x\nfetch('/')", "`fetch(` in line 2"), (b"{{path", "not closed in line 1")]
+)
+async def test_what_is_blocked_cannot_be_activated(place, template, word):
+    """409, in words, with the status as it was; nothing is served."""
+    place.drop(template)
+    answer = await place.activate()
+    assert (answer.status, answer.code) == (409, "source_blocked")
+    assert word in answer["detail"]
+    assert (await place.home.plugin(ID))["status"] == "installed"
+    assert not place.routes.in_use
+
+
+async def test_a_route_that_is_taken_refuses_the_second(place):
+    """409 naming the holder; when that one is disabled, the way is free."""
+    routes = {"routes": {"prefixes": ["/app/"]}}
+    place.drop(b"first", id="acme.first", name="first", **routes)
+    place.drop(b"second", id="acme.second", name="second", **routes)
+    assert (await place.activate("acme.first")).status == 200
+    answer = await place.activate("acme.second")
+    assert (answer.status, answer.code, "acme.first" in answer["detail"]) == (409, "route_taken", True)
+    assert await place.get("/app/x") == (200, "first")
+    await place.home.decide("acme.first", "disabled")
+    assert (await place.home.decide("acme.second", "active")).status == 200
+    assert await place.get("/app/x") == (200, "second")
+
+
+async def test_an_upgrade_swaps_the_template(place):
+    """The old one answers until then; a blocked one leaves it as it is."""
+    place.drop(b"one")
+    await place.activate()
+    place.drop(b"exec(two)", version="1.1.0")
+    await place.home.until_plugin(ID, lambda plugin: plugin.get("candidate"))
+    answer = await place.home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {})
+    assert (answer.status, answer.code) == (409, "source_blocked")
+    assert await place.get(f"/{ID}/") == (200, "one")
+    place.drop(b"two", version="1.2.0")
+    await place.home.until_plugin(ID, lambda plugin: (plugin.get("candidate") or {}).get("version") == "1.2.0")
+    assert (await place.home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {})).status == 200
+    assert await place.get(f"/{ID}/") == (200, "two")
+
+
+async def test_trimmed_capabilities_show_in_the_next_answer(place):
+    """Without kv:read the value is empty and the denial on record; without worker:route there is no route."""
+    place.drop(HELLO)
+    await place.activate()
+    await place.home.ask("PUT", "/api/kv/default/message", b"world")
+    await place.home.ask("PUT", GRANTS, {"trim": ["kv:read"]})
+    assert await place.get(f"/{ID}/x") == (200, f"hello /{ID}/x ")
+    (call,) = place.home.events(action="host.call")
+    assert (call["decision"], call["code"]) == ("deny", "capability_not_granted")
+    await place.home.ask("PUT", GRANTS, {"trim": ["worker:route"]})
+    assert (await place.get(f"/{ID}/x"))[0] == 404
+    await place.home.ask("PUT", GRANTS, {"grant": ["worker:route", "kv:read"]})
+    assert await place.get(f"/{ID}/x") == (200, f"hello /{ID}/x world")
+
+
+async def test_a_tampered_template_is_served_no_more(place):
+    """At once, and again when it is put right."""
+    bundle = place.drop(b"genuine")
+    await place.activate()
+    before = bundles.tamper(bundle.artifact_path)
+    await place.home.until_plugin(ID, lambda plugin: plugin["runtime"]["state"] == "failed")
+    assert await place.get(f"/{ID}/") == "nobody listens"
+    bundle.artifact_path.write_bytes(before)
+    await place.home.until_plugin(ID, lambda plugin: plugin["runtime"]["state"] == "armed")
+    assert await place.get(f"/{ID}/") == (200, "genuine")
+
+
+async def test_an_operator_renders_by_invoking(place):
+    """Through the control API, without the listener."""
+    place.drop(HELLO)
+    await place.activate()
+    await place.home.ask("PUT", "/api/kv/default/message", b"world")
+    asked = {"action": "render", "payload": {"path": "/x"}}
+    answer = await place.home.ask("POST", f"/api/plugins/by-id/{ID}/invoke", asked)
+    assert (answer.status, answer["ok"], answer["result"]["body"]) == (200, True, "hello /x world")
+    asked["action"] = "deliver"
+    assert (await place.home.ask("POST", f"/api/plugins/by-id/{ID}/invoke", asked)).status == 400

@@ -1,0 +1,433 @@
+"""latticed-stdio-1 from the host's side, without a transport."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import pytest
+
+from latticed.host.service import HostError
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.runners import jsonrpc
+from tests.house import conversations
+
+LIMIT = jsonrpc.MAX_LINE_BYTES
+CAP = jsonrpc.MAX_IN_FLIGHT
+
+
+@pytest.fixture
+async def talk():
+    async with conversations.session() as found:
+        yield found
+
+
+async def _asked(talk, method="health", params=None):
+    """A question under way: (task, its id)."""
+    before = len(talk.said)
+    task = asyncio.create_task(talk.session.ask(method, params or {}))
+    await conversations.until(lambda: len(talk.said) > before or task.done())
+    return task, talk.said[-1]["id"] if len(talk.said) > before else None
+
+
+# Asking the plugin.
+
+
+async def test_ask_is_answered(talk):
+    """A request with an id of its own goes out; its result comes back, whatever JSON it is."""
+    for result in ({"a": [1, None]}, None, "text", 5, True, []):
+        task, number = await _asked(talk, "invoke", {"action": "x"})
+        assert talk.said[-1] == {"jsonrpc": "2.0", "id": number, "method": "invoke", "params": {"action": "x"}}
+        talk.hear({"id": number, "result": result})
+        assert await task == result
+    assert len({one["id"] for one in talk.said}) == 6
+
+
+async def test_answers_may_come_in_any_order(talk):
+    first, one = await _asked(talk)
+    second, two = await _asked(talk)
+    talk.hear({"id": two, "result": "second"})
+    talk.hear({"id": one, "result": "first"})
+    assert (await first, await second) == ("first", "second")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ({"code": -32601, "message": "no such method"}, "no such method"),
+        ({"message": "\x1b[31mred"}, "\\x1b[31mred"),
+        ({}, "no message"),
+        ({"message": {"a": 1}}, "{'a': 1}"),
+    ],
+)
+async def test_an_error_is_a_problem(talk, error, words):
+    """plugin_error, with what it said made safe to print; a result of null beside it does not matter."""
+    for more in ({}, {"result": None}):
+        task, number = await _asked(talk)
+        talk.hear({"id": number, "error": error, **more})
+        with pytest.raises(Problem) as caught:
+            await task
+        assert caught.value.code == "plugin_error"
+        assert words in caught.value.detail
+    assert talk.broken == []
+
+
+async def test_an_error_of_null_is_none(talk):
+    task, number = await _asked(talk)
+    talk.hear({"id": number, "result": 1, "error": None})
+    assert await task == 1
+
+
+async def test_a_late_answer_is_ignored_once(talk):
+    """To a question that was given up; a second one to the same is an unknown id."""
+    task, number = await _asked(talk)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    talk.hear({"id": number, "result": 1})
+    assert talk.broken == []
+    talk.hear({"id": number, "result": 1})
+    assert talk.broken_code() == "protocol_error"
+
+
+async def test_an_answer_that_meets_its_cancelled_question_is_late(talk):
+    """In the very same turn of the loop."""
+    task, number = await _asked(talk)
+    task.cancel()
+    talk.hear({"id": number, "result": 1})
+    await asyncio.gather(task, return_exceptions=True)
+    assert talk.broken == []
+
+
+async def test_given_up_questions_are_remembered_to_a_bound(talk, monkeypatch):
+    """Not for ever: the oldest becomes unknown."""
+    monkeypatch.setattr(jsonrpc, "MAX_GIVEN_UP", 3)
+    numbers = []
+    for _ in range(4):
+        task, number = await _asked(talk)
+        numbers.append(number)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    for number in numbers[1:]:
+        talk.hear({"id": number, "result": 1})
+    assert talk.broken == []
+    talk.hear({"id": numbers[0], "result": 1})
+    assert talk.broken_code() == "protocol_error"
+
+
+async def test_two_answers_in_one_breath_break_it(talk):
+    task, number = await _asked(talk)
+    talk.hear({"id": number, "result": 1}, {"id": number, "result": 2})
+    assert await task == 1
+    assert talk.broken_code() == "protocol_error"
+
+
+async def test_who_waits_is_told_of_the_end(talk):
+    """And nobody can ask afterwards."""
+    task, _ = await _asked(talk)
+    await talk.session.close()
+    for late in (task, talk.session.ask("health", {})):
+        with pytest.raises(Problem) as caught:
+            await late
+        assert caught.value.code == "plugin_gone"
+
+
+async def test_who_waits_is_told_of_the_breakage(talk):
+    """With its code and reason, at once."""
+    tasks = [(await _asked(talk))[0] for _ in range(2)]
+    talk.session.feed(b"what?\n")
+    for task in tasks:
+        with pytest.raises(Problem, match="expected one JSON-RPC") as caught:
+            await task
+        assert caught.value.code == "protocol_error"
+
+
+async def test_a_question_that_cannot_be_written_says_that_the_plugin_is_gone(talk):
+    """Whether writing fails or waiting for room does; nothing is left waiting."""
+    for broken in ("write", "drain"):
+        talk.fail = broken
+        with pytest.raises(Problem) as caught:
+            await talk.session.ask("health", {})
+        assert caught.value.code == "plugin_gone"
+    assert talk.session._waiting == {}
+
+
+# The plugin's calls.
+
+
+async def test_a_call_is_carried_out_and_answered(talk):
+    """Under the plugin's own id, number or text."""
+    for number in (0, -1, 7, "call-1", "", 2**70):
+        talk.hear({"id": number, "method": "kv.get", "params": {"key": "a"}})
+        await talk.until_said(1)
+        assert talk.said.pop() == {"jsonrpc": "2.0", "id": number, "result": ["kv.get", {"key": "a"}]}
+
+
+async def test_params_may_be_missing(talk):
+    for more in ({}, {"params": None}, {"params": {}}):
+        talk.hear({"id": 1, "method": "node.facts", **more})
+        await talk.until_said(1)
+        assert talk.said.pop()["result"] == ["node.facts", {}]
+
+
+async def test_a_refusal_carries_its_code(talk):
+    async def refuse(method, params):
+        raise HostError(Denial.QUOTA_EXCEEDED, "expected less")
+
+    talk.serve = refuse
+    talk.hear({"id": 1, "method": "kv.put"})
+    await talk.until_said(1)
+    error = {"code": -32000, "message": "expected less", "data": {"code": "quota_exceeded"}}
+    assert talk.said == [{"jsonrpc": "2.0", "id": 1, "error": error}]
+
+
+@pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
+async def test_a_fault_of_ours_is_answered_and_the_plugin_lives_on(talk, fault, caplog):
+    """It learns `internal` and no more; the session goes on."""
+
+    async def fail(method, params):
+        if fault == "raises":
+            raise KeyError("secret")
+        if fault == "cancelled":
+            raise asyncio.CancelledError
+        return object()
+
+    talk.serve, before = fail, talk.serve
+    talk.hear({"id": 1, "method": "kv.put"})
+    await talk.until_said(1)
+    assert talk.said[0]["error"]["data"] == {"code": "internal"}
+    assert "secret" not in json.dumps(talk.said)
+    talk.serve = before
+    talk.hear({"id": 2, "method": "kv.put"})
+    await talk.until_said(2)
+    assert talk.said[1]["result"]
+    assert talk.broken == []
+
+
+async def test_calls_run_side_by_side(talk):
+    """A slow one does not hold up the next; answers come as they are ready."""
+    gate = asyncio.Event()
+
+    async def serve(method, params):
+        if method == "slow":
+            await gate.wait()
+        return method
+
+    talk.serve = serve
+    talk.hear({"id": 1, "method": "slow"}, {"id": 2, "method": "fast"})
+    await talk.until_said(1)
+    gate.set()
+    await talk.until_said(2)
+    assert [one["id"] for one in talk.said] == [2, 1]
+
+
+async def test_an_answer_that_nobody_reads_breaks_nothing(talk):
+    """Its process is about to end, and what it said before counts."""
+    task, number = await _asked(talk)
+    for broken in ("write", "drain"):
+        talk.fail = broken
+        talk.hear({"id": 1, "method": "kv.get"})
+        await conversations.until(lambda: not talk.session._serving)
+    talk.hear({"id": number, "result": 1})
+    assert await task == 1
+    assert talk.broken == []
+
+
+async def test_closing_cancels_calls_under_way(talk):
+    """And answers nothing more."""
+    ended = asyncio.Event()
+
+    async def serve(method, params):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    talk.serve = serve
+    talk.hear({"id": 1, "method": "kv.get"})
+    await conversations.until(lambda: talk.session._serving and talk.calls)
+    await talk.session.close()
+    assert ended.is_set()
+    talk.hear({"id": 2, "method": "kv.get"})
+    assert (talk.said, talk.broken, talk.session._serving) == ([], [], set())
+
+
+# Too much.
+
+
+async def test_beyond_the_cap_calls_wait_where_they_are(talk):
+    """Never more than MAX_IN_FLIGHT at once, whatever arrives in one piece; reading stops, and goes on when all fit."""
+    gate, running, most = asyncio.Event(), 0, 0
+
+    async def serve(method, params):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await gate.wait()
+        running -= 1
+        return method
+
+    talk.serve = serve
+    talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 3)))
+    await conversations.until(lambda: running == CAP)
+    assert talk.flows == [False]
+    talk.hear({"id": "more", "method": "kv.get"})  # what was read already is not lost
+    gate.set()
+    await talk.until_said(CAP * 3 + 1)
+    await conversations.until(lambda: not talk.session._serving)
+    assert most == CAP
+    assert talk.flows[-1] is True
+    assert all(now != then for now, then in itertools.pairwise(talk.flows)), "said once each"
+    assert len({json.dumps(one["id"]) for one in talk.said}) == CAP * 3 + 1
+
+
+async def test_one_below_the_cap_does_not_stop_reading(talk):
+    gate = asyncio.Event()
+
+    async def serve(method, params):
+        await gate.wait()
+
+    talk.serve = serve
+    talk.hear(*({"id": n, "method": "a"} for n in range(CAP - 1)))
+    assert talk.flows == []
+    talk.hear({"id": "last", "method": "a"})
+    assert talk.flows == [False]
+    gate.set()
+    await conversations.until(lambda: not talk.session._serving)
+    assert talk.flows == [False, True]
+
+
+async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
+    """A call is under way until its answer has left: at most MAX_IN_FLIGHT answers are in our memory."""
+    talk.room.clear()
+    talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 2)))
+    await conversations.until(lambda: len(talk.said) == CAP)
+    await asyncio.sleep(0)
+    assert (len(talk.said), talk.flows) == (CAP, [False])
+    asked = asyncio.create_task(talk.session.ask("health", {}))
+    await asyncio.sleep(0)
+    assert len(talk.said) == CAP, "a question waits for room too"
+    talk.room.set()
+    await talk.until_said(CAP * 2 + 1)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+
+
+async def test_a_breakage_behind_the_cap_is_found_when_its_turn_comes(talk):
+    gate = asyncio.Event()
+
+    async def serve(method, params):
+        await gate.wait()
+
+    talk.serve = serve
+    talk.hear(*({"id": n, "method": "a"} for n in range(CAP)))
+    talk.session.feed(b"what?\n")
+    assert talk.broken == []
+    gate.set()
+    await conversations.until(lambda: talk.broken)
+    assert talk.broken_code() == "protocol_error"
+
+
+# What is no message.
+
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"a"'
+BROKEN = {
+    "empty": b"",
+    "blank": b"  ",
+    "text": b"hello",
+    "cut": b'{"jsonrpc":"2.0","id":1,',
+    "array": b"[" + CALL + b"}]",
+    "number": b"5",
+    "two in a line": CALL + b"}" + CALL + b"}",
+    "no version": b'{"id":1,"method":"a"}',
+    "another version": b'{"jsonrpc":"1.0","id":1,"method":"a"}',
+    "unknown field": CALL + b',"extra":1}',
+    "notification": b'{"jsonrpc":"2.0","method":"a"}',
+    "id null": b'{"jsonrpc":"2.0","id":null,"method":"a"}',
+    "id fraction": b'{"jsonrpc":"2.0","id":1.5,"method":"a"}',
+    "id true": b'{"jsonrpc":"2.0","id":true,"method":"a"}',
+    "id object": b'{"jsonrpc":"2.0","id":{},"method":"a"}',
+    "long id": b'{"jsonrpc":"2.0","id":"' + b"x" * 129 + b'","method":"a"}',
+    "long number": b'{"jsonrpc":"2.0","id":' + b"1" * 4_000 + b',"method":"a"}',
+    "endless number": b'{"jsonrpc":"2.0","id":' + b"1" * 9_000 + b',"method":"a"}',
+    "long method": b'{"jsonrpc":"2.0","id":1,"method":"' + b"x" * 129 + b'"}',
+    "method number": b'{"jsonrpc":"2.0","id":1,"method":1}',
+    "params array": CALL + b',"params":[]}',
+    "call with result": CALL + b',"result":1}',
+    "call with error": CALL + b',"error":{}}',
+    "unknown id": b'{"jsonrpc":"2.0","id":99,"result":1}',
+    "id of nothing asked": b'{"jsonrpc":"2.0","id":0,"result":1}',
+    "text id": b'{"jsonrpc":"2.0","id":"1","result":1}',
+    "no id": b'{"jsonrpc":"2.0","result":1}',
+    "nothing": b'{"jsonrpc":"2.0"}',
+    "bad utf-8": CALL + b',"params":{"a":"\xff"}}',
+    "bad utf-8 in a name": CALL + b',"params":{"\xff":1}}',
+    "bad utf-8 in a field": CALL + b',"\xff":1}',
+    "overlong utf-8": CALL + b',"params":{"a":"\xc0\x80"}}',
+    "surrogate": CALL + b',"params":{"a":"\\ud800"}}',
+    "surrogate as utf-8": CALL + b',"params":{"a":"\xed\xa0\x80"}}',
+    "byte order mark": b"\xef\xbb\xbf" + CALL + b"}",
+    "control character": CALL + b',"params":{"a":"\x01"}}',
+    "NUL": CALL + b"}\0",
+    "NaN": CALL + b',"params":{"a":NaN}}',
+    "infinite": CALL + b',"params":{"a":1e999}}',
+    "deep": CALL + b',"params":{"a":' + b"[" * 99 + b"]" * 99 + b"}}",
+    "bottomless": CALL + b',"params":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+    "bottomless error": b'{"jsonrpc":"2.0","id":1,"error":{"a":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}}",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+async def test_what_is_no_message_breaks_the_session(talk, line):
+    """Once, with a reason that can be printed; nothing is carried out, and whatever follows is not looked at."""
+    talk.session.feed(line + b"\n" + CALL + b"}\n")
+    talk.session.feed(CALL + b"}\n" + line)
+    ((code, reason),) = talk.broken
+    assert code == "protocol_error"
+    assert reason.startswith("expected ")
+    assert reason.isprintable()
+    assert len(reason) < 400
+    await asyncio.sleep(0)
+    assert (talk.calls, talk.said) == ([], [])
+
+
+async def test_an_answer_without_an_outcome_breaks_the_session(talk):
+    for odd in ({}, {"result": 1, "params": {}}):
+        async with conversations.session() as fresh:
+            task, number = await _asked(fresh)
+            fresh.hear({"id": number, **odd})
+            assert fresh.broken_code() == "protocol_error"
+            with pytest.raises(Problem):
+                await task
+
+
+async def test_what_is_nested_as_deep_as_allowed_is_a_message(talk):
+    """100 levels with the message itself."""
+    talk.session.feed(CALL + b',"params":{"a":' + b"[" * 98 + b"]" * 98 + b"}}\n")
+    await talk.until_said(1)
+    assert talk.broken == []
+
+
+async def test_a_name_that_occurs_twice_counts_as_last_written(talk):
+    talk.session.feed(CALL + b',"params":{"key":"a"},"params":{"key":"b","key":"c"}}\n')
+    await talk.until_said(1)
+    assert talk.calls == [("a", {"key": "c"})]
+
+
+async def test_white_space_around_a_message_is_nothing(talk):
+    talk.session.feed(b" \t" + CALL + b" } \r\n")
+    await talk.until_said(1)
+    assert talk.broken == []
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_a_line_that_is_too_long_has_its_own_code(talk, end):
+    """As soon as it cannot fit; a line of the limit does."""
+    padding = b" " * (LIMIT - len(CALL) - 1)
+    talk.session.feed(CALL + padding + b"}\n")
+    await talk.until_said(1)
+    assert talk.broken == []
+    talk.session.feed(CALL + padding + b" }" + end)
+    ((code, reason),) = talk.broken
+    assert (code, str(LIMIT) in reason) == ("message_too_large", True)

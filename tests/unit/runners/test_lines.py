@@ -1,0 +1,83 @@
+"""Bytes into lines of a bounded length."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.runners import lines
+from latticed.runners.lines import Lines, LineTooLong
+
+
+def test_lines_come_out_without_their_newline():
+    """Complete ones at once, the rest when its end arrives."""
+    cut = Lines(max_bytes=100)
+    assert list(cut.feed(b"one\ntwo\nthr")) == [b"one", b"two"]
+    assert cut.rest == b"thr"
+    assert list(cut.feed(b"ee\n\n")) == [b"three", b""]
+    assert cut.rest == b""
+
+
+def test_a_line_of_exactly_the_limit_fits():
+    cut = Lines(max_bytes=4)
+    assert list(cut.feed(b"abcd\nabcd")) == [b"abcd"]
+    assert list(cut.feed(b"\n")) == [b"abcd"]
+
+
+@pytest.mark.parametrize("cuts", [[b"abcde"], [b"abcde\n"], [b"abcd", b"e"], [b"abcd", b"e\n"]])
+def test_a_longer_one_is_refused_as_soon_as_it_cannot_fit(cuts):
+    """With or without its end, in one piece or several; the message says the limit."""
+    cut = Lines(max_bytes=4)
+    for data in cuts[:-1]:
+        assert list(cut.feed(data)) == []
+    with pytest.raises(LineTooLong, match="at most 4 bytes"):
+        list(cut.feed(cuts[-1]))
+
+
+def test_lines_before_the_long_one_still_come_out():
+    cut = Lines(max_bytes=4)
+    found = cut.feed(b"ab\nabcdef\n")
+    assert next(found) == b"ab"
+    with pytest.raises(LineTooLong):
+        next(found)
+
+
+def test_who_stops_in_the_middle_loses_nothing():
+    """Neither the lines left nor what arrives meanwhile."""
+    cut = Lines(max_bytes=100)
+    for line in cut.feed(b"one\ntwo\nthr"):
+        assert line == b"one"
+        break
+    cut.feed(b"ee\nfo")  # kept, not looked at
+    assert list(cut.ready()) == [b"two", b"three"]
+    assert cut.rest == b"fo"
+
+
+def test_a_long_line_in_small_pieces_is_searched_once(monkeypatch):
+    """The work grows with the bytes, not with their square."""
+    seen = []
+
+    class Counted(bytearray):
+        def find(self, what, start=0):
+            seen.append(len(self) - start)
+            return super().find(what, start)
+
+    cut = Lines(max_bytes=10_000)
+    monkeypatch.setattr(cut, "_held", Counted())
+    for _ in range(5_000):
+        assert list(cut.feed(b"x")) == []
+    assert sum(seen) == 5_000
+
+
+@pytest.mark.parametrize(("depth", "wanted"), [(1, False), (100, False), (101, True), (400, True)])
+def test_depth(depth, wanted):
+    """A message nested deeper than MAX_DEPTH is too deep, whatever it is nested of."""
+    for build in (lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: [1, inner, "x"]):
+        value = build(0)
+        for _ in range(depth - 1):
+            value = build(value)
+        assert lines.too_deep(b"[" * (depth + 500), value) == wanted
+
+
+def test_brackets_in_text_are_no_depth():
+    assert not lines.too_deep(b"[" * 500, ["[" * 500])
+    assert not lines.too_deep(b'[{"a":1}' + b',{"a":1}' * 500 + b"]", [{"a": 1}] * 501)

@@ -1,0 +1,272 @@
+"""stdio-json-v1 from the host's side, without a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from latticed.host.service import HostError
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.runners import stdio_json
+from tests.house import conversations
+
+REPLY = {"ok": True, "message": "done", "result": {"a": 1}, "error": None}
+
+
+@pytest.fixture
+async def call():
+    async with conversations.invocation() as found:
+        yield found
+
+
+async def _code(call):
+    with pytest.raises(Problem) as caught:
+        await call.invocation.outcome
+    return caught.value.code
+
+
+def test_the_request_is_one_line_with_the_action_first():
+    """A shell can find it there."""
+    assert stdio_json.request("greet", {"name": "Ada\n"}) == b'{"action":"greet","payload":{"name":"Ada\\n"}}\n'
+    assert stdio_json.request("describe", None) == b'{"action":"describe","payload":null}\n'
+
+
+# The reply.
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (REPLY, REPLY),
+        ({"ok": True}, {"ok": True, "message": "", "result": None, "error": None}),
+        ({"ok": False, "error": "no"}, {"ok": False, "message": "", "result": None, "error": "no"}),
+        ({"ok": True, "plan": [1]}, {"ok": True, "message": "", "result": [1], "error": None}),
+        ({"ok": True, "plan": [1], "result": 0}, {"ok": True, "message": "", "result": 0, "error": None}),
+        ({"ok": True, "plan": [1], "result": None}, {"ok": True, "message": "", "result": [1], "error": None}),
+        ({"ok": True, "message": None}, {"ok": True, "message": "", "result": None, "error": None}),
+        ({"ok": True, "extra": 1}, {"ok": True, "message": "", "result": None, "error": None}),
+    ],
+)
+async def test_a_reply_is_the_outcome(call, said, found):
+    """Whatever may be left out, `plan` for result; fields that nobody knows are left to their plugin."""
+    call.hear(said)
+    assert await call.invocation.outcome == found
+
+
+async def test_words_are_cut_to_a_sane_length(call):
+    call.hear({"ok": False, "message": "m" * 5_000, "error": "e" * 5_000})
+    found = await call.invocation.outcome
+    assert len(found["message"]) == len(found["error"]) == 2_000
+
+
+async def test_what_follows_the_reply_does_not_matter(call):
+    """Neither nonsense nor calls, nor how it ended."""
+    call.hear(REPLY, {"host_call": {"id": 1, "method": "kv.get"}})
+    call.invocation.feed(b"nonsense\n")
+    call.invocation.ended("exited", "status 3")
+    assert await call.invocation.outcome == REPLY
+    assert call.calls == []
+
+
+async def test_a_reply_without_a_newline_counts_at_the_end(call):
+    call.invocation.feed(json.dumps(REPLY).encode())
+    assert not call.invocation.outcome.done()
+    call.invocation.ended("exited", "status 1")
+    assert await call.invocation.outcome == REPLY
+
+
+@pytest.mark.parametrize("before", [b"", b"\n", b"  \r\n\n", b"   "])
+async def test_an_end_without_a_reply_is_how_it_ended(call, before):
+    """Blank lines say nothing."""
+    call.invocation.feed(before)
+    call.invocation.ended("exited", "status 1")
+    assert await _code(call) == "exited"
+
+
+async def test_a_line_cut_off_at_the_end_is_no_reply(call):
+    call.invocation.feed(b'{"ok": true, "mess')
+    call.invocation.ended("killed", "signal 9")
+    assert await _code(call) == "protocol_error"
+
+
+# Host calls.
+
+
+async def test_a_call_is_carried_out_and_answered(call):
+    for number in (1, "1", ""):
+        call.call(number, "kv.get", key="a")
+        await call.until_said(1)
+        answer = {"id": number, "ok": True, "result": ["kv.get", {"key": "a"}], "error": None}
+        assert call.said.pop() == {"host_response": answer}
+
+
+async def test_params_may_be_missing(call):
+    call.hear({"host_call": {"id": 1, "method": "node.facts"}}, {"host_call": {"id": 2, "method": "a", "params": None}})
+    await call.until_said(2)
+    assert call.calls == [("node.facts", {}), ("a", {})]
+
+
+async def test_a_refusal_is_code_and_text(call):
+    async def refuse(method, params):
+        raise HostError(Denial.CAPABILITY_DENIED, "the manifest does not declare kv:read")
+
+    call.serve = refuse
+    call.call("7", "kv.get", key="a")
+    await call.until_said(1)
+    words = "capability_denied: the manifest does not declare kv:read"
+    assert call.said == [{"host_response": {"id": "7", "ok": False, "result": None, "error": words}}]
+
+
+@pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
+async def test_a_fault_of_ours_is_answered(call, fault):
+    """The plugin learns `internal`, and may still reply."""
+
+    async def fail(method, params):
+        if fault == "raises":
+            raise KeyError("secret")
+        if fault == "cancelled":
+            raise asyncio.CancelledError
+        return object()
+
+    call.serve = fail
+    call.call(1, "kv.get")
+    await call.until_said(1)
+    assert call.said[0]["host_response"]["error"].startswith("internal: ")
+    assert "secret" not in json.dumps(call.said)
+    call.hear(REPLY)
+    assert await call.invocation.outcome == REPLY
+
+
+async def test_an_answer_that_nobody_reads_spoils_no_reply(call):
+    """A plugin may close its end as soon as it knows enough."""
+    for broken in ("write", "drain"):
+        call.fail = broken
+        call.call(1, "log.write")
+        await conversations.until(lambda: not call.invocation._serving)
+    call.hear(REPLY)
+    assert await call.invocation.outcome == REPLY
+
+
+async def test_few_calls_are_carried_out_at_once_and_answers_wait_for_room(call):
+    """One that asks and never reads has a few answers in our memory, not all."""
+    call.room.clear()
+    for number in range(60):
+        call.call(number, "kv.get")
+    await conversations.until(lambda: len(call.said) == stdio_json.MAX_AT_ONCE)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(call.said) == stdio_json.MAX_AT_ONCE
+    call.room.set()
+    await call.until_said(60)
+
+
+async def test_closing_cancels_calls_under_way(call):
+    ended = asyncio.Event()
+
+    async def serve(method, params):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    call.serve = serve
+    call.call(1, "kv.get")
+    await conversations.until(lambda: call.calls)
+    await call.invocation.close()
+    assert ended.is_set()
+    assert call.invocation.outcome.cancelled()
+    assert call.said == []
+
+
+async def test_an_outcome_that_nobody_asked_for_is_no_alarm(call):
+    """Whoever invoked may have left."""
+    call.invocation.feed(b"nonsense\n")
+    await call.invocation.close()
+
+
+# Limits.
+
+
+async def test_stdout_has_a_limit():
+    """Of exactly so many bytes; one more is output_too_large, in whatever pieces."""
+    line = json.dumps(REPLY).encode() + b"\n"
+    for pieces in ([line], [line[:10], line[10:]]):
+        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+            for piece in pieces:
+                call.invocation.feed(piece)
+            assert await call.invocation.outcome == REPLY
+    for pieces in ([b" " + line], [b" ", line], [b"x" * 500], [b"\n" * 500]):
+        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+            for piece in pieces:
+                call.invocation.feed(piece)
+            assert await _code(call) == "output_too_large"
+
+
+async def test_a_reply_within_the_limit_counts_whatever_follows_it():
+    """Whether it arrives in one piece with the rest or alone."""
+    line = json.dumps(REPLY).encode() + b"\n"
+    for pieces in ([line + b"x" * 500], [line, b"x" * 500]):
+        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+            for piece in pieces:
+                call.invocation.feed(piece)
+            assert await call.invocation.outcome == REPLY
+
+
+async def test_host_calls_have_a_limit():
+    """The one beyond it is not carried out."""
+    async with conversations.invocation(max_host_calls=2) as call:
+        for number in range(3):
+            call.call(number, "kv.get")
+        assert await _code(call) == "too_many_host_calls"
+        assert len(call.calls) <= 2
+
+
+BROKEN = {
+    "text": b"hello",
+    "array": b'[{"ok":true}]',
+    "number": b"5",
+    "cut": b'{"ok":tru',
+    "two in a line": b'{"ok":true}{"ok":true}',
+    "no ok": b'{"message":"done"}',
+    "ok number": b'{"ok":1}',
+    "ok text": b'{"ok":"true"}',
+    "nothing": b"{}",
+    "call null": b'{"host_call":null}',
+    "call without id": b'{"host_call":{"method":"kv.get"}}',
+    "call id fraction": b'{"host_call":{"id":1.5,"method":"kv.get"}}',
+    "call without method": b'{"host_call":{"id":1}}',
+    "call method number": b'{"host_call":{"id":1,"method":1}}',
+    "call params array": b'{"host_call":{"id":1,"method":"a","params":[]}}',
+    "call long method": b'{"host_call":{"id":1,"method":"' + b"x" * 129 + b'"}}',
+    "call long id": b'{"host_call":{"id":"' + b"x" * 129 + b'","method":"a"}}',
+    "bad utf-8": b'{"ok":true,"message":"\xff"}',
+    "bad utf-8 in a name": b'{"ok":true,"\xff":1}',
+    "surrogate": b'{"ok":true,"message":"\\ud800"}',
+    "NaN": b'{"ok":true,"result":NaN}',
+    "NUL": b'{"ok":true}\0',
+    "byte order mark": b'\xef\xbb\xbf{"ok":true}',
+    "deep": b'{"ok":true,"result":' + b"[" * 100 + b"]" * 100 + b"}",
+    "bottomless": b'{"ok":true,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "bottomless call": b'{"host_call":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
+    """protocol_error, with a reason that can be printed; a reply after it comes too late."""
+    call.invocation.feed(line + b"\n" + json.dumps(REPLY).encode() + b"\n")
+    with pytest.raises(Problem) as caught:
+        await call.invocation.outcome
+    assert caught.value.code == "protocol_error"
+    assert caught.value.detail.startswith("expected ")
+    assert caught.value.detail.isprintable()
+    assert len(caught.value.detail) < 400
+    assert call.calls == []
+
+
+async def test_what_is_nested_as_deep_as_allowed_is_a_reply(call):
+    call.invocation.feed(b'{"ok":true,"result":' + b"[" * 99 + b"]" * 99 + b"}\n")
+    assert (await call.invocation.outcome)["ok"]

@@ -1,0 +1,443 @@
+"""Workers: what may be activated, what they answer, what they read and what is on record of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+
+import pytest
+
+from latticed.broker.decide import Rights
+from latticed.broker.gate import Broker, GateLimits
+from latticed.bundle import read
+from latticed.host.routes import Listener, Request, Routes
+from latticed.host.service import Caller, HostError
+from latticed.kit.clock import SystemClock
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.model.runtime import Health
+from latticed.runners import template, worker
+from latticed.runners.worker import Worker
+from tests.house import ingresses, supervisors
+
+
+@pytest.fixture
+async def outside(tmp_path):
+    async with ingresses.opened(tmp_path) as found:
+        yield found
+
+
+async def blocked(outside, source, **fields):
+    with pytest.raises(Problem) as caught:
+        await outside.admit(source, **fields)
+    return caught.value
+
+
+async def test_a_template_is_served_on_its_route(outside):
+    """The contract's own example, from the operator's bucket to the answer."""
+    await outside.put("default", "message", b"world")
+    living = await outside.arm(b"hello {{path}} {{kv:default/message}}")
+    answer = await outside.get("/acme.demo/a%20b/%C3%BC")
+    assert (answer.status, answer.body.decode()) == (200, "hello /acme.demo/a b/ü world")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert (living.pid, living.sandbox) == (0, "")
+    assert living.message == f"serves /acme.demo/ at {outside.routes.listener.url}"
+    assert (await living.check()).health is Health.HEALTHY
+
+
+async def test_a_changed_value_shows_in_the_next_answer(outside):
+    """Compiled once, read each time."""
+    await outside.arm(b"{{kv:plugin:acme.demo/k}}")
+    assert (await outside.get("/acme.demo/")).body == b""
+    await outside.put("plugin:acme.demo", "k", b"one")
+    assert (await outside.get("/acme.demo/")).body == b"one"
+
+
+async def test_a_path_that_contains_a_reference_is_text(outside):
+    """A requester cannot read what the template does not name."""
+    await outside.put("default", "secret", b"hidden")
+    await outside.arm(b"<{{path}}|{{query:q}}>")
+    written = "%7B%7Bkv:default/secret%7D%7D"
+    answer = await outside.get(f"/acme.demo/{written}?q={written}")
+    assert answer.body == b"</acme.demo/{{kv:default/secret}}|{{kv:default/secret}}>"
+    assert (await outside.get("/acme.demo/{{kv:default/secret}}")).body.count(b"hidden") == 0
+    assert outside.calls() == []
+
+
+async def test_a_value_that_contains_a_reference_is_text(outside):
+    """Nothing that is put in is expanded again."""
+    await outside.put("default", "secret", b"hidden")
+    await outside.put("default", "a", b"{{kv:default/secret}}{{path}}")
+    await outside.arm(b"<{{kv:default/a}}>")
+    assert (await outside.get("/acme.demo/x")).body == b"<{{kv:default/secret}}{{path}}>"
+    assert len(outside.calls()) == 1
+
+
+async def test_html_values_are_escaped(outside):
+    """Paths, query fields and stored values; the template's own markup stays."""
+    await outside.put("default", "a", b"<script>")
+    await outside.arm(b"<p title='{{query:t}}'>{{path}}{{kv:default/a}}</p>", routes={"content_type": "text/html"})
+    answer = await outside.get("/acme.demo/%3Ci%3E?t=%27%22%26")
+    assert answer.body == b"<p title='&#x27;&quot;&amp;'>/acme.demo/&lt;i&gt;&lt;script&gt;</p>"
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ("text/plain", "text/plain"),
+        ("Text/HTML; charset=UTF-8", "text/html"),
+        ("text/markdown", "text/markdown"),
+        ("text/csv;charset=utf-8", "text/csv"),
+    ],
+)
+async def test_content_types_that_are_text(outside, said, sent):
+    """Always in UTF-8."""
+    await outside.arm(b"x", routes={"content_type": said})
+    assert (await outside.get("/acme.demo/")).headers["content-type"] == f"{sent}; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "application/json",
+        "text/javascript",
+        "text/x-ecmascript",
+        "image/svg+xml",
+        "text/plain; charset=utf-7",
+        "text/",
+        "text/a b",
+        "text/html, text/plain",
+        "",
+        "text/html; x=y",
+    ],
+)
+async def test_other_content_types_are_refused(outside, said):
+    """A script cannot be escaped, other types are no text."""
+    problem = await blocked(outside, b"x", routes={"content_type": said})
+    assert (problem.code, "content_type" in problem.detail) == ("source_blocked", True)
+
+
+@pytest.mark.parametrize("said", ["text/xml", "text/xsl", "text/vnd.x+xml"])
+async def test_markup_by_other_names_is_escaped_too(outside, said):
+    await outside.arm(b"{{query:q}}", routes={"content_type": said})
+    assert (await outside.get("/acme.demo/?q=<a>")).body == b"&lt;a&gt;"
+
+
+# What may be activated.
+
+
+@pytest.mark.parametrize("source", [b"a\nfetch(1)", b"{{path", b"\xff", b"x" * (template.MAX_BYTES + 1)])
+async def test_templates_that_cannot_be_are_refused_before_they_start(outside, source):
+    """By admit, with nothing claimed; by start as well, should it come to that."""
+    assert (await blocked(outside, source)).code == "source_blocked"
+    with pytest.raises(Problem, match="source_blocked"):
+        await outside.arm(source)
+    assert not outside.routes.in_use
+
+
+async def test_an_enormous_artifact_is_refused_without_being_copied(outside, monkeypatch):
+    """Three megabytes of placeholders: no more than a template's worth of them is ever held."""
+    held: list[int] = []
+    real = worker._memory
+
+    def memory(room):
+        held.append(room)
+        return real(room)
+
+    monkeypatch.setattr(worker, "_memory", memory)
+    tracemalloc.start()
+    try:
+        problem = await blocked(outside, b"{{path}}" * 400_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "at most 262144 bytes" in problem.detail
+    assert held == [template.MAX_BYTES + 1]
+    assert peak < 8 << 20, "the test's own copy is 3.2 MB"
+
+
+async def test_a_pair_that_is_not_what_was_verified_is_refused(outside):
+    """The digest is that of the manifest, or nothing is served."""
+    plugin, path = outside.plugin(b"hello")
+    (path / "artifact").write_bytes(b"hullo")
+    with (
+        read.open_bundle(path, limits=read.Limits(), owners=supervisors.owners()) as pair,
+        pytest.raises(Problem, match="digest_mismatch"),
+    ):
+        await outside.worker.admit(plugin, pair)
+
+
+async def test_a_route_of_somebody_else_refuses_activation(tmp_path):
+    """The holder is named; it is free again when the holder stops."""
+    async with ingresses.opened(tmp_path) as outside:
+        outside.worker = Worker(outside.routes, granted_prefixes=lambda _: frozenset({"/app"}))
+        wanted = {"routes": {"prefixes": ["/app/"]}}
+        first = await outside.arm(b"first", id="acme.first", **wanted)
+        problem = await blocked(outside, b"second", id="acme.second", **wanted)
+        assert problem.code == "route_taken"
+        assert "acme.first" in problem.detail
+        with pytest.raises(Problem, match="route_taken"):
+            await outside.arm(b"second", id="acme.second", **wanted)
+        assert (await outside.get("/app/x")).body == b"first"
+        await outside.admit(b"first, again", id="acme.first", **wanted)
+        await first.stop(1.0)
+        await outside.arm(b"second", id="acme.second", **wanted)
+        assert (await outside.get("/app/x")).body == b"second"
+
+
+async def test_prefixes_that_nobody_granted_are_not_served(outside):
+    """Declared or not: its own prefix is what it has."""
+    await outside.arm(b"x", routes={"prefixes": ["/app/", "/.well-known/"]})
+    assert (await outside.get("/acme.demo/")).status == 200
+    assert (await outside.get("/app/")).status == 404
+    assert (await outside.get("/.well-known/x")).status == 404
+
+
+# What is read, and what is on record.
+
+
+async def test_without_kv_read_references_are_empty_and_on_record(outside):
+    """Not declared, and not granted: the template renders, the denials are audited."""
+    await outside.put("default", "k", b"value")
+    await outside.arm(b"<{{kv:default/k}}>", capabilities=["worker:route"])
+    assert (await outside.get("/acme.demo/")).body == b"<>"
+    assert outside.calls() == [("deny", "capability_denied")]
+    await outside.arm(b"<{{kv:default/k}}>", id="acme.two", granted=frozenset({"worker:route"}))
+    assert (await outside.get("/acme.two/")).body == b"<>"
+    assert outside.calls()[1:] == [("deny", "capability_not_granted")]
+
+
+@pytest.mark.parametrize(
+    "reference", ["private/k", "plugin:acme.other/k", "default/missing", "default/..", "default/a/b"]
+)
+async def test_references_that_cannot_be_read_are_empty(outside, reference):
+    """Another plugin's bucket, an operator's that is not for workers, a key that is not there, no key at all."""
+    for bucket in ("private", "plugin:acme.other"):
+        await outside.put(bucket, "k", b"secret")
+    await outside.arm(b"<{{kv:%s}}>" % reference.encode())
+    assert (await outside.get("/acme.demo/")).body == b"<>"
+    assert len(outside.calls()) >= 1
+
+
+async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, monkeypatch):
+    """Eight references to four values: four calls, of which the last begins before the first has ended."""
+    for key in "abcd":
+        await outside.put("default", key, key.encode())
+    living = await outside.arm(b"".join(b"{{kv:default/%c}}" % key for key in b"abcdabcd"))
+    under_way, most = 0, 0
+    real = living._gate.call
+
+    async def call(method, params):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        try:
+            return await real(method, params)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(living._gate, "call", call)
+    assert (await outside.get("/acme.demo/")).body == b"abcdabcd"
+    assert outside.calls() == [("allow", "")] * 4
+    assert most == 4
+
+
+async def test_bytes_that_are_no_text_are_marked(outside):
+    """An answer is UTF-8, whatever was stored."""
+    await outside.put("default", "k", b"a\xffb")
+    await outside.arm(b"{{kv:default/k}}")
+    assert (await outside.get("/acme.demo/")).body.decode() == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("denial", "status"),
+    [
+        (Denial.AUDIT_UNAVAILABLE, 503),
+        (Denial.SERVICE_UNAVAILABLE, 503),
+        (Denial.RATE_LIMITED, 503),
+        (Denial.DEADLINE_EXCEEDED, 504),
+        (Denial.INTERNAL, 500),
+    ],
+)
+async def test_what_cannot_be_read_now_is_not_made_up(outside, monkeypatch, denial, status):
+    """No half of an answer: a code, and nothing of the inside."""
+    living = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
+
+    async def call(method, params):
+        if params["key"] == "b":
+            raise HostError(denial, "a secret of the inside")
+        return {"ok": True, "value": "a"}
+
+    monkeypatch.setattr(living._gate, "call", call)
+    answer = await outside.get("/acme.demo/")
+    assert (answer.status, answer.code) == (status, denial.value)
+    assert status == 500 or b"secret" not in answer.body
+    reply = await living.invoke("render", None)
+    assert (reply["ok"], reply["error"].partition(":")[0]) == (False, denial.value)
+
+
+async def test_an_answer_that_would_be_too_large_is_the_plugins_failure(outside):
+    """502 with its code; the next request is answered."""
+    await outside.put("default", "k", b"x" * 60_000)
+    await outside.arm(b"{{query:small}}" + b"{{kv:default/k}}" * 20)
+    answer = await outside.get("/acme.demo/")
+    assert (answer.status, answer.code) == (502, "output_too_large")
+
+
+async def test_trimming_the_capability_takes_the_route_away(outside):
+    """At once, and a grant brings it back at once."""
+    living = await outside.arm(b"x")
+    living._gate.regrant(frozenset({"kv:read"}))
+    assert (await outside.get("/acme.demo/")).status == 404
+    checkup = await living.check()
+    assert (checkup.health, "not granted" in checkup.message) == (Health.DEGRADED, True)
+    living._gate.regrant(ingresses.EVERYTHING)
+    assert (await outside.get("/acme.demo/")).status == 200
+
+
+async def test_a_worker_that_declares_no_route_has_none(outside):
+    """It can still be invoked, and nobody listens for it."""
+    living = await outside.arm(b"hi {{path}}", capabilities=["kv:read"])
+    assert not outside.routes.in_use
+    assert "does not declare worker:route" in living.message
+    assert (await living.check()).health is Health.HEALTHY
+    assert (await living.invoke("render", {"path": "/x"}))["result"]["body"] == "hi /x"
+
+
+async def test_invoke_renders(outside):
+    """Path, query and method may be given; the reply says what a request would have been answered."""
+    living = await outside.arm(b"{{method}} {{path}} {{query:a}}")
+    payload = {"path": "/p", "query": {"a": "1"}, "method": "HEAD"}
+    assert await living.invoke("render", payload) == {
+        "ok": True,
+        "message": "",
+        "result": {"content_type": "text/plain; charset=utf-8", "body": "HEAD /p 1"},
+        "error": None,
+    }
+    assert (await living.invoke("render", None))["result"]["body"] == "GET /acme.demo/ "
+
+
+@pytest.mark.parametrize(
+    ("action", "payload"),
+    [
+        ("deliver", None),
+        ("render", []),
+        ("render", "x"),
+        ("render", {"path": 1}),
+        ("render", {"method": "POST"}),
+        ("render", {"method": ["GET"]}),
+        ("render", {"query": []}),
+        ("render", {"query": {"a": 1}}),
+        ("render", {"body": ""}),
+    ],
+)
+async def test_other_invocations_are_refused(outside, action, payload):
+    living = await outside.arm(b"x")
+    with pytest.raises(Problem, match="bad_request"):
+        await living.invoke(action, payload)
+
+
+# Its life.
+
+
+async def test_stopping_gives_the_route_back(outside):
+    """Stopping twice is harmless."""
+    living = await outside.arm(b"x")
+    await living.stop(1.0)
+    await living.stop(1.0)
+    assert not outside.routes.in_use
+
+
+async def test_without_a_listener_it_is_degraded_and_says_why():
+    """And well again when there is one: nothing of the plugin's own is wrong."""
+    routes = Routes()
+    gate = _gate()
+    living = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
+    living.claim = routes.claim("acme.demo", ["/acme.demo/"], living)
+    routes.tell(Listener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
+    checkup = await living.check()
+    assert checkup.health is Health.DEGRADED
+    assert checkup.message.startswith("listener unavailable for /acme.demo/: cannot listen")
+    assert living.message == checkup.message
+    routes.tell(Listener(url="http://127.0.0.1:8787"))
+    assert (await living.check()).health is Health.HEALTHY
+
+
+async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, monkeypatch):
+    """It ends only after the thread that reads, for the pair is closed then."""
+    reading, go_on, done = threading.Event(), threading.Event(), []
+    real = worker._source
+
+    def source(pair, sha256):
+        reading.set()
+        go_on.wait(ingresses.PATIENCE_S)
+        done.append(real(pair, sha256))
+        return done[0]
+
+    monkeypatch.setattr(worker, "_source", source)
+    task = asyncio.create_task(outside.arm(b"x"))
+    await asyncio.to_thread(reading.wait, ingresses.PATIENCE_S)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [b"x"]
+    assert not outside.routes.in_use
+
+
+async def test_a_start_that_is_cancelled_while_it_waits_leaves_no_route(outside):
+    """For a listener that takes its time."""
+    routes = Routes()
+    routes.tell(Listener())
+    outside.worker = Worker(routes)
+    task = asyncio.create_task(outside.arm(b"x"))
+    await ingresses.until(lambda: routes.in_use, "the claim")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not routes.in_use
+
+
+def _gate():
+    broker = Broker({}, record=None, clock=SystemClock(), gate_limits=GateLimits())  # type: ignore[arg-type]
+    rights = Rights(declared=ingresses.EVERYTHING, granted=ingresses.EVERYTHING)
+    return broker.gate(Caller(plugin_id="acme.demo"), rights)
+
+
+async def test_a_thousand_armed_workers_are_small():
+    """Under 4 KiB each beyond their source: template, route, Gate and all."""
+    source = b"<h1>{{path}}</h1> {{kv:default/message}} {{query:who}} {{method}}" + b"." * 2_000
+    routes, count = Routes(), 1_000
+    broker = Broker({}, record=None, clock=SystemClock(), gate_limits=GateLimits())  # type: ignore[arg-type]
+    kept = []
+
+    def arm(number):
+        plugin_id = f"acme.p{number:05d}"
+        rights = Rights(declared=ingresses.EVERYTHING, granted=ingresses.EVERYTHING)
+        gate = broker.gate(Caller(plugin_id=plugin_id), rights)
+        living = worker.Serving(gate, template.parse(source), "text/html; charset=utf-8", routes)
+        living.claim = routes.claim(plugin_id, [f"/{plugin_id}/"], living)
+        return living
+
+    arm(99_999)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept.extend(map(arm, range(count)))
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    each = (after - before) / count - len(source)
+    assert each < 4_096, f"{each:.0f} bytes"
+    request = Request(method="GET", path="/acme.p00500/", headers={})
+    assert routes.find("/acme.p00500/") is kept[500].claim
+    assert request.body == b""
