@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from latticed.broker.gate import Broker, GateLimits
 from latticed.broker.limits import Rate
-from latticed.host import service
-from latticed.host.audit import Audit
-from latticed.host.kv import Kv, quota_of
-from latticed.host.log import Log
 from latticed.kit import logs
+from latticed.kit.wheel import Wheel
 from latticed.model import restart
 from latticed.runners import choice
+from latticed.runners.choice import Footing
 from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
+from latticed.services import Services
 from latticed.supervisor.tools import Tools
 
 if TYPE_CHECKING:
@@ -34,22 +34,35 @@ log: Final = logs.get_logger()
 
 
 class Engine:
-    """One for the daemon. `runners` (by plugin type) replaces the choice that the settings make."""
+    """One for the daemon, an async context manager: host services live within it.
+
+    `runners` (by plugin type) replaces the choice that the settings make.
+    """
 
     def __init__(
         self, settings: Settings, ledger: Ledger, clock: Clock, runners: Mapping[str, Runner] | None = None
     ) -> None:
         self.ground = _ground(settings)
         self.outputs = Outputs(clock, logs.plugin_line)
-        self.runners = runners if runners is not None else _runners(settings, self.ground, self.outputs)
         self._settings = settings
-        self._ledger = ledger
+        self.ledger = ledger
         self._clock = clock
-        kv = Kv(ledger, quota=lambda: quota_of(self._settings.host_calls))
-        calls = (*kv.calls(), *Log(self._said).calls(), *Audit(ledger).calls())
+        self._wheel = Wheel()
+        self._stack = contextlib.AsyncExitStack()
+        self.services = Services(lambda: self._settings, ledger, clock=clock, wheel=self._wheel)
+        self.runners = runners if runners is not None else self._runners()
         self._broker = Broker(
-            service.table(calls), record=ledger.record, clock=clock, gate_limits=_gate_limits(settings)
+            self.services.table(self._said), record=ledger.record, clock=clock, gate_limits=_gate_limits(settings)
         )
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.services)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
     def tools(self, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
         """What the supervisor works with."""
@@ -58,17 +71,32 @@ class Engine:
             broker=self._broker,
             store=store,
             judge=judge,
-            record=self._ledger.record_later,
+            record=self.ledger.record_later,
             clock=self._clock,
             restart=_restart_policy(self._settings),
             start_deadline_s=self._settings.supervision.start_deadline_s,
             stop_grace_s=self._settings.supervision.stop_grace_s,
+            wheel=self._wheel,
         )
 
     def apply(self, settings: Settings) -> None:
         """Take up what a reload changed."""
         self._settings = settings
         self._broker.limits = _gate_limits(settings)
+        self.services.secrets.forget_key()
+
+    def _runners(self) -> Mapping[str, Runner]:
+        wanted, services = self._settings.runners, self.services
+        footing = Footing(
+            ground=self.ground,
+            outputs=self.outputs,
+            routes=services.routes,
+            state_dir=self._settings.state_dir,
+            start_deadline_s=self._settings.supervision.start_deadline_s,
+            permits=services.permits,
+            prefixes=services.prefixes,
+        )
+        return choice.choose({"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}, footing)
 
     def _said(self, level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
         """A line of log.write: into the daemon's log, and beside what the plugin says on stderr."""
@@ -90,12 +118,6 @@ def _ground(settings: Settings) -> Ground:
 def _probed() -> Probed:
     """Once for this process: throw-away children at every level."""
     return probe.probe()
-
-
-def _runners(settings: Settings, ground: Ground, outputs: Outputs) -> Mapping[str, Runner]:
-    wanted = settings.runners
-    by_type: dict[str, Any] = {"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}
-    return choice.choose(by_type, ground, outputs)
 
 
 def _gate_limits(settings: Settings) -> GateLimits:

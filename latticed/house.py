@@ -14,6 +14,7 @@ from latticed.bundle import read
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
 from latticed.engine import Engine
+from latticed.ingress.ingress import Ingress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
@@ -87,29 +88,17 @@ class House:
         ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
         ledger.retention = _retention(settings)
         policy, kept = await self._open_policy(ledger)
-        engine = self._engine = Engine(settings, ledger, clock, self._runners)
-        store = Store(settings.state_dir / "store", limits=self._read_limits())
-
-        async def judge(identity: str) -> Verdict:
-            return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
-
-        catalog = await stack.enter_async_context(self._catalog(policy, store, version))
-        supervisor = await stack.enter_async_context(Supervisor(engine.tools(store, judge)))
-        rooms = Rooms(
-            ledger=ledger,
-            catalog=catalog,
-            supervisor=supervisor,
-            clock=clock,
-            judge=judge,
-            store=store,
-            revocations=kept,
-        )
-        lifecycle = await stack.enter_async_context(Lifecycle(rooms))
+        engine = self._engine = await stack.enter_async_context(Engine(settings, ledger, clock, self._runners))
+        rooms = await self._rooms(stack, engine, policy, kept)
+        lifecycle = Lifecycle(rooms)
+        engine.services.follow(lifecycle.records, lifecycle.plugins)
+        await stack.enter_async_context(Ingress(engine.services.routes, settings.http, clock=clock))
+        await stack.enter_async_context(lifecycle)
         api = Api(
             lifecycle=lifecycle,
             backups=Backups(lifecycle, settings.state_dir, version=version),
-            supervisor=supervisor,
-            catalog=catalog,
+            supervisor=rooms.supervisor,
+            catalog=rooms.catalog,
             ledger=ledger,
             policy=policy,
             revocations=kept,
@@ -119,6 +108,8 @@ class House:
             runners=engine.runners,
             ground=engine.ground,
             outputs=engine.outputs,
+            secrets=engine.services.secrets,
+            notifications=engine.services.notifications,
             version=version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),
@@ -126,6 +117,29 @@ class House:
         gid = access.socket_gid(settings.access.socket_group)
         await stack.enter_async_context(Server(api, settings.control_socket, gid=gid, inherited=self._inherited))
         return api
+
+    async def _rooms(
+        self, stack: contextlib.AsyncExitStack, engine: Engine, policy: PolicyKeeper, kept: revocations.Revocations
+    ) -> Rooms:
+        """What the lifecycle stands on: the disk below it, and what is alive."""
+        version = metadata.version("latticed")
+        store = Store(self._settings.state_dir / "store", limits=self._read_limits())
+
+        async def judge(identity: str) -> Verdict:
+            return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
+
+        catalog = await stack.enter_async_context(self._catalog(policy, store, version))
+        return Rooms(
+            ledger=engine.ledger,
+            catalog=catalog,
+            supervisor=await stack.enter_async_context(Supervisor(engine.tools(store, judge))),
+            clock=self._clock,
+            judge=judge,
+            store=store,
+            revocations=kept,
+            tell_gone=engine.services.forgotten,
+            tell_handed_over=engine.services.handed_over,
+        )
 
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.Revocations]:
         remembered = ledger.read(revocations.remembered)

@@ -65,6 +65,8 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
         "caps": Verb(_DATA, "capabilities: list, grant, trim"),
         "kv": Verb(_DATA, "stored values: get, set, list, delete"),
+        "secret": Verb(_DATA, "secrets: set, bind, list, delete"),
+        "notify": Verb(_DATA, "notifications: list, retry, prune"),
         "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke, lift"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
         "backup": Verb(_RECORD, "write the whole state to a file, for latticed --restore"),
@@ -77,7 +79,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback config secret plan task notify market pack index".split())
+_LATER: Final = frozenset("rollback config plan task market pack index".split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
-from latticed.ledger import kv
 from latticed.ledger import records as rows
-from latticed.lifecycle import advance, sight
+from latticed.lifecycle import advance, handover, sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -62,7 +61,9 @@ class Decisions:
                 await self._keep(actor, after, claim)
             if after.status is Status.ACTIVE:
                 await self._admit(actor, after)
-            await self._write(after, _status_event(actor, record, after), _set_aside(record, after))
+            await self._write(after, _status_event(actor, record, after), handover.set_aside(record, after))
+            if after.facts.publisher != record.facts.publisher:
+                await self._life.rooms.tell_handed_over(plugin_id, record.facts.publisher, after.facts.publisher)
         return await self._settled(after)
 
     def foresee(self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: Consent = NO_CONSENT) -> Record:
@@ -106,7 +107,8 @@ class Decisions:
             seen = self._life.sight(plugin_id)
             outcome = advance.forget(record, seen, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "forget")
-            await self._write(after, _event(actor, "plugin.forget", after, {}), None)
+            await self._write(after, _event(actor, "plugin.forget", after, {}), handover.strip(plugin_id))
+            await self._life.rooms.tell_gone(plugin_id)
             self._life.rooms.supervisor.drop(plugin_id)
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:
@@ -260,20 +262,6 @@ def _writing(record: Record, event: Event, also: Callable[[Transaction], None] |
             also(tx)
 
     return change
-
-
-def _set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | None:
-    """When another publisher takes over, its bucket is its own: the old one is kept under the old publisher's name."""
-    old, new = before.facts.publisher, after.facts.publisher
-    if old == new:
-        return None
-    bucket = f"plugin:{before.id}"
-
-    def swap(tx: Transaction) -> None:
-        kv.rename(tx, bucket, f"{bucket}@{old}")
-        kv.rename(tx, f"{bucket}@{new}", bucket)
-
-    return swap
 
 
 def _event(actor: Actor, action: str, record: Record, detail: dict[str, str | int | bool]) -> Event:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 log = logs.get_logger()
 
 
+async def _nobody(*_: str) -> None:
+    """For houses without host services."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rooms:
     """The rooms that the lifecycle stands on."""
@@ -48,6 +52,10 @@ class Rooms:
     judge: Callable[[str], Awaitable[Verdict]]
     store: Store
     revocations: Revocations
+    tell_gone: Callable[[str], Awaitable[None]] = _nobody
+    """Called with the id of a plugin that was forgotten."""
+    tell_handed_over: Callable[[str, str, str], Awaitable[None]] = _nobody
+    """Called with an id, its old and its new publisher, before anything of the new one is started."""
 
 
 class Lifecycle:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.catalog.catalog import Catalog
+    from latticed.host.notify_queue import NotifyQueue
+    from latticed.host.secrets import Secrets
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
@@ -70,6 +72,8 @@ class Api:
     runners: Mapping[str, Runner]
     ground: Ground
     outputs: Outputs
+    secrets: Secrets
+    notifications: NotifyQueue
     version: str
     started_at: int
     started_s: float

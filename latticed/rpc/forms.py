@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from latticed import wire
 from latticed.model.verdict import Code
-from latticed.rpc import answers, audit, events, kv, plugins, problems, running, status
+from latticed.rpc import answers, audit, events, kv, notifications, plugins, problems, running, status
 from latticed.rpc.api import Query
 
 
@@ -28,7 +28,7 @@ class Form:
 
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
 _UNKNOWN: Final = ("not_found", *_UNRECORDED)
-_REFUSED_HERE: Final = ("sandbox_unavailable", "source_blocked", "route_taken")
+_REFUSED_HERE: Final = ("sandbox_unavailable", "source_blocked", "route_taken", "protocol_unsupported")
 _DECIDED: Final = ("invalid_transition", "not_available", "dependency_unmet", "version_downgrade", "no_candidate")
 _DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
 
@@ -60,6 +60,17 @@ KEYS: Final = Form(answers.KeyPage, query=kv.Span)
 VALUE: Final = Form("application/octet-stream", codes=_UNKNOWN)
 PUT_VALUE: Final = Form(answers.ValueSet, body=bytes, codes=("quota_exceeded", *_UNKNOWN))
 DELETE_VALUE: Final = Form(answers.ValueDeleted, codes=_UNKNOWN)
+
+_SECRET: Final = ("secret_unavailable", "quota_exceeded", *_UNKNOWN)
+SECRETS: Final = Form(answers.SecretList, codes=_SECRET)
+SET_SECRET: Final = Form(answers.SecretSet, body=bytes, codes=_SECRET)
+DELETE_SECRET: Final = Form(answers.SecretDeleted, codes=_SECRET)
+BIND_SECRET: Final = Form(answers.SecretBound, codes=_SECRET)
+UNBIND_SECRET: Final = Form(answers.SecretBound, codes=_SECRET)
+
+NOTIFICATIONS: Final = Form(answers.NotificationPage, query=notifications.Sought, codes=_UNRECORDED)
+PRUNE: Final = Form(answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
+REOPEN: Final = Form(answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
 
 BACKUP: Final = Form(
     "application/x-tar",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.rpc import audit, backup, events, forms, kv, metrics, plugins, running, status
+from latticed.rpc import audit, backup, events, forms, kv, metrics, notifications, plugins, running, secrets, status
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ ROUTES: Final = (
     Route("GET", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.get, forms.VALUE),
     Route("PUT", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.put, forms.PUT_VALUE),
     Route("DELETE", "/api/kv/{bucket}/{key}", Scope.OPERATE, kv.delete, forms.DELETE_VALUE),
+    Route("GET", "/api/secrets", Scope.HOST, secrets.listing, forms.SECRETS),
+    Route("PUT", "/api/secrets/{name}", Scope.HOST, secrets.put, forms.SET_SECRET),
+    Route("DELETE", "/api/secrets/{name}", Scope.HOST, secrets.delete, forms.DELETE_SECRET),
+    Route("PUT", "/api/secrets/{name}/plugins/{id}", Scope.HOST, secrets.bind, forms.BIND_SECRET),
+    Route("DELETE", "/api/secrets/{name}/plugins/{id}", Scope.HOST, secrets.unbind, forms.UNBIND_SECRET),
+    Route("GET", "/api/notifications", Scope.OPERATE, notifications.listing, forms.NOTIFICATIONS),
+    Route("POST", "/api/notifications/prune", Scope.OPERATE, notifications.prune, forms.PRUNE),
+    Route("POST", "/api/notifications/{item}/retry", Scope.OPERATE, notifications.reopen, forms.REOPEN),
     Route("GET", "/api/events", Scope.READ, events.stream, forms.EVENTS),
     Route("GET", "/metrics", Scope.READ, metrics.metrics, forms.METRICS),
     Route("GET", "/openapi.json", Scope.READ, describe, forms.OPENAPI),

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.runners.noop import Noop
 from latticed.runners.process import Process
+from latticed.runners.wasm import Caps, Wasm
+from latticed.runners.wasm_compiler import Bounds
+from latticed.runners.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
+    from latticed.host.routes import Routes
     from latticed.runners.contract import Runner
     from latticed.runners.ground import Ground
     from latticed.runners.output import Outputs
 
-BUILT_IN: Final[frozenset[str]] = frozenset({"noop", "process"})
+BUILT_IN: Final[frozenset[str]] = frozenset({"noop", "process", "wasm", "worker"})
+
+_COMPILING: Final = 0.8
+"""The part of a start that compiling a module may take."""
 
 
-def choose(wanted: Mapping[str, str], ground: Ground, outputs: Outputs) -> dict[str, Runner]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footing:
+    """What runners are made of. `permits` and `prefixes` of a plugin id are what an operator permitted."""
+
+    ground: Ground
+    outputs: Outputs
+    routes: Routes
+    state_dir: Path
+    start_deadline_s: float
+    permits: Callable[[str], tuple[str, ...]]
+    prefixes: Callable[[str], frozenset[str]]
+
+
+def choose(wanted: Mapping[str, str], footing: Footing) -> dict[str, Runner]:
     """A runner for each plugin type from the settings' names; one that is not built in is held by noop, openly."""
-    return {plugin_type: _runner(name, ground, outputs) for plugin_type, name in wanted.items()}
+    return {plugin_type: _runner(name, footing) for plugin_type, name in wanted.items()}
 
 
-def _runner(name: str, ground: Ground, outputs: Outputs) -> Runner:
+def _runner(name: str, footing: Footing) -> Runner:
     match name:
         case "noop":
             return Noop("held by the noop runner, its artifact is not executed")
         case "process":
-            return Process(ground, outputs)
+            return Process(footing.ground, footing.outputs, footing.permits)
+        case "wasm":
+            caps = Caps(compile=Bounds(time_s=_COMPILING * footing.start_deadline_s))
+            return Wasm(footing.ground, footing.outputs, footing.state_dir, caps=caps)
+        case "worker":
+            return Worker(footing.routes, granted_prefixes=footing.prefixes)
         case _:
             return Noop(f"the {name} runner is not built into this version: held by noop, its artifact is not executed")

@@ -7,8 +7,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.host.service import HostError
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
 from latticed.model.runtime import Health
 from latticed.runners import replies
 from latticed.runners.contract import Checkup
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     """Starts the child with who reads its stdout and stderr, and who is told of its end."""
 
 PROTOCOL: Final = "latticed-stdio-1"
+SERVED_AT_ONCE: Final = 32
+"""Calls of one plugin that are carried out at a time, and only while it reads: so many results at most wait for it."""
 HANGUP_S: Final = 1.0
 """How long one that closed its end of the conversation may take to end, before that counts as a fault."""
 
@@ -69,8 +73,9 @@ class Speaking:
         self.sandbox = wanted.sandbox
         self.reader = _Reader(self)
         self.session = Session(
-            write=self._write, serve=wanted.gate.call, flow=self._flow, broken=self._kill, drain=self._drain
+            write=self._write, serve=self._serve, flow=self._flow, broken=self._kill, drain=self._drain
         )
+        self._room = asyncio.Semaphore(SERVED_AT_ONCE)
         self._wanted = wanted
         self._on_exit = on_exit
         self._child: Child | None = None
@@ -208,6 +213,14 @@ class Speaking:
                 self._kill("protocol_error", f"expected it to keep its {what} open, found it closed")
 
         self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, lives_on)
+
+    async def _serve(self, method: str, params: dict[str, Any]) -> Any:
+        async with self._room:
+            try:
+                await self._drain()
+            except BrokenPipeError as error:
+                raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads") from error
+            return await self._wanted.gate.call(method, params)
 
     def _write(self, data: bytes) -> None:
         try:

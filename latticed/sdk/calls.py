@@ -45,6 +45,17 @@ def given(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
 
+def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[Any]:
+    """The `rows` of each page of an answer `{rows, next}`, where `next` is what to go on after."""
+    after: dict[str, Any] = {}
+    while True:
+        page = ask(method, {**params, **after})
+        yield from page[rows]
+        if page["next"] is None:
+            return
+        after = {"after": page["next"]}
+
+
 class Kv(Calls):
     """Small values that survive restarts, in a bucket of this plugin's own."""
 
@@ -71,11 +82,7 @@ class Kv(Calls):
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """All keys that begin with `prefix`, in order, asked for page by page (kv:read)."""
-        after: str | None = ""
-        while after is not None:
-            page = self._ask("kv.list", {"prefix": prefix, "after": after})
-            yield from page["keys"]
-            after = page["next"]
+        return pages(self._ask, "kv.list", "keys", {"prefix": prefix})
 
 
 class Log(Calls):
@@ -113,8 +120,4 @@ class Audit(Calls):
 
         Each page is a host call and with that an event itself: with no `action` this may go on for a while.
         """
-        cursor: int | None = after
-        while cursor is not None:
-            page = self._ask("audit.query", given(after=cursor, action=action, decision=decision))
-            yield from page["events"]
-            cursor = page["next"]
+        return pages(self._ask, "audit.query", "events", given(after=after, action=action, decision=decision))

@@ -38,7 +38,7 @@ _OPENS = {
 CAPABILITY_OF = {call: capability for capability, calls in _OPENS.items() for call in calls.split()}
 """Every host call there is, and the capability that opens it."""
 
-REQUEST_BYTES = 256 << 10
+REQUEST_BYTES = 512 << 10
 MAX_KEY_CHARACTERS = 256
 PAGE = 1_000
 EVENTS_PAGE = 100

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from latticed.sdk.calls import Calls, from_base64, given, to_base64
+from latticed.sdk.calls import Calls, from_base64, given, pages, to_base64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 
@@ -23,60 +23,80 @@ class Node(Calls):
 
     def journal(
         self,
-        cursor: str | None = None,
+        filter: str,  # noqa: A002 - its name
+        cursor: str = "",
         *,
         limit: int | None = None,
-        filter: str | None = None,  # noqa: A002 - its name
-    ) -> tuple[list[dict[str, Any]], str | None]:
-        """Journal entries after `cursor`, and the cursor to go on from (node:read)."""
-        page = self._ask("node.journal", given(cursor=cursor, limit=limit, filter=filter))
-        return list(page["entries"]), page.get("cursor")
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Journal entries after `cursor`, and the cursor to go on from (node:read).
 
-    def set_labels(self, labels: Mapping[str, str]) -> Any:
-        """Say what this machine is called and used for (node:admin)."""
-        return self._ask("node.set_labels", {"labels": dict(labels)})
+        `filter` is `sshd`, or a unit that the operator listed.
+        """
+        page = self._ask("node.journal", given(filter=filter, cursor=cursor, limit=limit))
+        return list(page["entries"]), str(page["cursor"])
+
+    def set_labels(self, labels: Mapping[str, str | None]) -> dict[str, str]:
+        """Say what this machine is called and used for; None takes a label away. All labels (node:admin)."""
+        return dict(self._ask("node.set_labels", {"labels": dict(labels)})["labels"])
 
 
 class Monitor(Calls):
     """Checks that the host makes at intervals."""
 
-    def list(self) -> Any:
-        """The checks there are (monitor:read)."""
-        return self._ask("monitor.list", {})
+    def list(self) -> Iterator[dict[str, Any]]:
+        """This plugin's checks and those that others share, asked for page by page (monitor:read)."""
+        return pages(self._ask, "monitor.list", "monitors", {})
 
-    def results(self, name: str, *, limit: int | None = None) -> Any:
-        """The latest results of one check (monitor:read)."""
-        return self._ask("monitor.results", given(name=name, limit=limit))
+    def results(
+        self, name: str, *, owner: str | None = None, after: int | None = None, limit: int | None = None
+    ) -> dict[str, Any]:
+        """`{state, results}` of one check, of another plugin's (`owner`) if that is shared (monitor:read)."""
+        return dict(self._ask("monitor.results", given(name=name, owner=owner, after=after, limit=limit)))
 
-    def put(self, name: str, **check: Any) -> Any:
-        """Make or replace a check (monitor:admin)."""
-        return self._ask("monitor.put", {"name": name, **check})
+    def put(self, name: str, kind: str, target: str, **more: Any) -> dict[str, Any]:
+        """Make or replace a check of kind http, tcp or ping (monitor:admin).
 
-    def delete(self, name: str) -> Any:
-        """Check no more (monitor:admin)."""
-        return self._ask("monitor.delete", {"name": name})
+        `more`: interval_s, timeout_s, failures, statuses, body, certificate_days, shared.
+        """
+        return dict(self._ask("monitor.put", {"name": name, "kind": kind, "target": target, **more}))
+
+    def delete(self, name: str) -> bool:
+        """Whether there was such a check; it is gone now (monitor:admin)."""
+        return bool(self._ask("monitor.delete", {"name": name})["ok"])
 
 
 class Static(Calls):
-    """Files that the host serves for this plugin."""
+    """Files that the host publishes for this plugin; `plugin` names another one that shares its files with it."""
 
-    def list(self, prefix: str | None = None) -> Any:
-        """The files there are (static:read)."""
-        return self._ask("static.list", given(prefix=prefix))
+    def list(self, prefix: str = "", *, plugin: str | None = None) -> Iterator[dict[str, Any]]:
+        """`{path, bytes, content_type, modified_at}` of each file, asked for page by page (static:read)."""
+        return pages(self._ask, "static.list", "files", given(prefix=prefix, plugin=plugin))
 
-    def get(self, path: str) -> Any:
-        """One file (static:read)."""
-        return self._ask("static.get", {"path": path})
+    def get(
+        self, path: str, *, offset: int | None = None, length: int | None = None, plugin: str | None = None
+    ) -> dict[str, Any]:
+        """What the host knows of a file, with (a piece of) its contents; `ok` is false without one (static:read)."""
+        return dict(self._ask("static.get", given(path=path, offset=offset, length=length, plugin=plugin)))
 
-    def get_bytes(self, path: str) -> bytes:
-        """The contents of one file (static:read)."""
-        return from_base64(self.get(path)["body_base64"])
+    def get_bytes(self, path: str, *, plugin: str | None = None) -> bytes | None:
+        """All of a file, or None when there is none; pieces of one that changes meanwhile are not mixed (static:read)."""
+        held, etag = b"", None
+        while (piece := self.get(path, offset=len(held), plugin=plugin))["ok"]:
+            if etag not in {None, piece["etag"]}:
+                held, etag = b"", None
+                continue
+            etag = piece["etag"]
+            more = from_base64(piece["content_base64"])
+            held += more
+            if not more or len(held) >= piece["bytes"]:
+                return held
+        return None
 
-    def put(self, path: str, body: str | bytes, *, content_type: str | None = None) -> Any:
-        """Make or replace a file (static:write)."""
-        text = {"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)}
-        return self._ask("static.put", given(path=path, content_type=content_type, **text))
+    def put(self, path: str, content: str | bytes) -> dict[str, Any]:
+        """Make or replace a file; the host knows its type by its name (static:write)."""
+        text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}
+        return dict(self._ask("static.put", {"path": path, **text}))
 
-    def delete(self, path: str) -> Any:
-        """Serve it no more (static:write)."""
-        return self._ask("static.delete", {"path": path})
+    def delete(self, path: str) -> bool:
+        """Whether there was such a file; it is gone now (static:write)."""
+        return bool(self._ask("static.delete", {"path": path})["ok"])

@@ -72,6 +72,18 @@ class Mail(Calls):
 class Notify(Calls):
     """Messages to the operator; which channel they take is the operator's choice."""
 
-    def send(self, title: str, body: str = "", *, severity: str | None = None, event: str | None = None) -> Any:
-        """Queue a notification; accepted means that it will be delivered at least once (notify:send)."""
-        return self._ask("notify.send", given(title=title, body=body, severity=severity, event=event))
+    def send(
+        self,
+        title: str,
+        body: str = "",
+        *,
+        severity: str | None = None,
+        event: str | None = None,
+        dedupe: str | None = None,
+    ) -> str:
+        """Queue a notification and return its id; accepted means delivered at least once (notify:send).
+
+        `severity` is info, warning, error or critical; of messages with the same `dedupe` one is delivered.
+        """
+        asked = given(title=title, body=body, severity=severity, event=event, dedupe=dedupe)
+        return str(self._ask("notify.send", asked)["id"])

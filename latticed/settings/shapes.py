@@ -122,7 +122,7 @@ class HostCalls:
 
     per_second: int = _setting(1_000, low=1, high=1_000_000)
     burst: int = _setting(2_000, low=1, high=1_000_000)
-    request_bytes: int = _setting(256 << 10, low=1 << 10, high=8 << 20)
+    request_bytes: int = _setting(512 << 10, low=1 << 10, high=8 << 20)
     deadline_s: float = _setting(10.0, low=0.1, high=300)
     kv_value_bytes: int = _setting(64 << 10, low=1, high=1 << 20)
     kv_keys: int = _setting(10_000, low=1, high=10_000_000)

@@ -15,6 +15,8 @@ from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import Do, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from latticed.broker.gate import Gate
     from latticed.kit.wheel import Ticket
     from latticed.runners.contract import Living, Plugin
@@ -49,7 +51,7 @@ class Handle:
         self._starting: asyncio.Task[Living] | None = None
         self._living: Living | None = None
         self._gate: Gate | None = None
-        self._retry: Ticket | None = None
+        self._retry: Ticket | asyncio.Handle | None = None
         self._tick: Ticket | None = None
         self._checking: asyncio.Task[None] | None = None
         self._settled: list[asyncio.Future[None]] = []
@@ -104,7 +106,7 @@ class Handle:
         match action:
             case Do.RETRY:
                 delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
-                self._retry = self._tools.wheel.add(delay_s, lambda: self.post(rules.RetryDue()))
+                self._retry = self._later(delay_s, lambda: self.post(rules.RetryDue()))
                 self._seen = replace(self._seen, next_retry_at=self._now_us() + int(delay_s * 1e6))
             case Do.CANCEL_RETRY:
                 self._cancel_retry()
@@ -114,6 +116,12 @@ class Handle:
                 self._todo.append(action)
                 if self._task is None:
                     self._task = self._tools.spawn(self._work(), f"handle {self.plugin.id}")
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
+        """By the wheel, which turns every 50 ms; without a delay, as soon as the loop comes to it."""
+        if delay_s <= 0:
+            return asyncio.get_running_loop().call_soon(call)
+        return self._tools.wheel.add(delay_s, call)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

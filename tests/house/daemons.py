@@ -190,10 +190,10 @@ class Daemon:
     def complaints(self) -> str:
         return self.log_file.read_text()[-4000:] + self.log_file.with_suffix(".err").read_text()[-4000:]
 
-    def memory_kib(self) -> int:
-        """What it has in memory."""
+    def memory_kib(self, *, peak: bool = False) -> int:
+        """What it has in memory, or had at most."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
+        return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0])
 
     # What is asked of it.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from latticed.host.routes import Routes
 from latticed.kit.clock import SystemClock
+from latticed.runners.choice import Footing
 from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
 from latticed.settings import PluginLimits, Sandbox
@@ -14,6 +17,19 @@ from tests.house import children
 def ground(*, floor: str = "filtered", **limits: Any) -> Ground:
     """This machine, looked at once; `limits` are settings of `plugin_limits`."""
     return Ground(children.probed(), Sandbox(floor=floor), PluginLimits(**limits))
+
+
+def footing(state_dir: Path) -> Footing:
+    """All that runners are made of; nothing is permitted to anybody."""
+    return Footing(
+        ground=ground(),
+        outputs=outputs(),
+        routes=Routes(),
+        state_dir=state_dir,
+        start_deadline_s=10.0,
+        permits=lambda _: (),
+        prefixes=lambda _: frozenset(),
+    )
 
 
 def outputs(told: list[tuple[str, str]] | None = None) -> Outputs:

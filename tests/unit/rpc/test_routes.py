@@ -45,7 +45,8 @@ def be(monkeypatch, home):
 
 
 def url(route):
-    return route.path.replace("{id}", ID).replace("{bucket}", "default").replace("{key}", "a")
+    parts = {"id": ID, "bucket": "default", "key": "a", "name": "TOKEN", "item": "0" * 32}
+    return route.path.format(**parts)
 
 
 async def status_of(home, route):

@@ -1,0 +1,40 @@
+"""What becomes of what a plugin left in the ledger when its id is forgotten or comes into other hands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latticed.ledger import kv, monitors, secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.ledger import Transaction
+    from latticed.model.lifecycle import Record
+
+
+def strip(plugin_id: str) -> Callable[[Transaction], None]:
+    """What is forgotten has no secrets and watches nothing; what it kept in its bucket stays."""
+
+    def strip(tx: Transaction) -> None:
+        secrets.unbind_all(tx, plugin_id)
+        monitors.clear(tx, plugin_id)
+
+    return strip
+
+
+def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | None:
+    """When another publisher takes over, its bucket is its own: the old one is kept under the old publisher's name."""
+    old, new = before.facts.publisher, after.facts.publisher
+    if old == new:
+        return None
+    bucket = f"plugin:{before.id}"
+
+    def swap(tx: Transaction) -> None:
+        kv.rename(tx, bucket, f"{bucket}@{old}")
+        kv.rename(tx, f"{bucket}@{new}", bucket)
+        secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
+        secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
+        monitors.clear(tx, before.id)
+
+    return swap
