@@ -33,6 +33,8 @@ DEADLINE_S: Final = 60.0
 FOREIGN: Final = ("LATTICE", "LISTEN_", "NOTIFY_", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY")
 HELLO: Final = "sample.hello-system"
 WEB: Final = "sample.web-check"
+WORKER: Final = "sample.hello-worker"
+WASM: Final = "sample.hello-wasm"
 
 
 class TourEnded(Exception):
@@ -121,7 +123,8 @@ def prepare(place: Place) -> None:
     place.ctl("trust", "add", PUBLISHER, public, "--ids", "sample.*", "--trust", str(trust))
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
     toml = (f"{name} = {json.dumps(str(place.base / path), ensure_ascii=False)}\n" for name, path in paths.items())
-    write(place.base / "latticed.toml", "".join(toml))
+    http = '\n[http]\nlisten = "127.0.0.1:0"\n'  # any free port: the record of a worker names it
+    write(place.base / "latticed.toml", "".join(toml) + http)
 
 
 def copy(place: Place, sample: Path, key: Path) -> None:
@@ -157,7 +160,7 @@ def run() -> NoReturn:
     lines = [f"export {name}={shlex.quote(str(place.base / path))}\n" for name, path in names.items()]
     write(env, "".join([f"export PATH={shlex.quote(str(BIN))}:$PATH\n", *lines]))
     print(f"latticed in {place.base}; Ctrl-C ends it. In a second terminal:\n\n  . {shlex.quote(str(env))}")
-    for words in ("list", "rejected", f"install {HELLO}", f"activate {HELLO}", f"info {HELLO}"):
+    for words in ("list", "rejected", f"install {HELLO}", f"activate {HELLO}", f"invoke {HELLO} greet", f"info {HELLO}"):
         print(f"  latticectl {words}")
     print(f"\nChange a byte of it on disk, see why it stopped, put it back:\n\n  sed -i s/Hello/Jello/ {artifact}")
     print(f"  latticectl info {HELLO}\n  sed -i s/Jello/Hello/ {artifact}\n  latticectl wait {HELLO}\n", flush=True)
@@ -236,7 +239,7 @@ class Story:
 
 
 def play(story: Story, process: subprocess.Popen[bytes]) -> None:
-    print("\n# Seven bundles, judged offline by the daemon's own rules: three are there to be refused.")
+    print("\n# Ten bundles, judged offline by the daemon's own rules: three are there to be refused.")
     story.type("latticectl verify --trust trust.json plugins/*/", "digest_mismatch", "unknown_capability", exits=6)
     print("\n# What the daemon makes of them.")
     story.type("latticectl list", HELLO, WEB, "sample.hello-worker", "sample.hello-wasm")
@@ -245,7 +248,10 @@ def play(story: Story, process: subprocess.Popen[bytes]) -> None:
     story.type(f"latticectl install {HELLO}")
     story.type(f"latticectl activate {HELLO}")
     story.expect(HELLO, status="active", available=True, state="armed")
-    story.type(f"latticectl info {HELLO}", "armed", "noop")
+    story.type(f"latticectl info {HELLO}", "armed", "process", "sandbox")
+    print("\n# It is a process of its own, in a sandbox; what it wants of the world it asks its Gate.")
+    story.type(f"""latticectl invoke {HELLO} greet '{{"name": "Ada"}}'""", "Ada")
+    story.type(f"latticectl logs {HELLO}", "greeted")
     print("\n# One byte of it changes on disk: it is stopped, and says why.")
     story.type("sed -i s/Hello/Jello/ plugins/hello-system/artifact")
     story.type(f"latticectl wait {HELLO} --for stopped")
@@ -260,8 +266,13 @@ def play(story: Story, process: subprocess.Popen[bytes]) -> None:
     story.type(f"latticectl caps grant {WEB} cap=http:egress host=example.org:443", "granted")
     story.expect(WEB, status="installed", granted=["http:egress", "kv:read", "kv:write"])
     story.type(f"latticectl caps list {WEB}", "example.org:443")
-    print("\n# Values that operators keep for plugins: the template of sample.hello-worker names this one.")
-    story.type("latticectl kv set default message Ada && latticectl kv get default message; echo", "stored\nAda")
+    print("\n# A worker is a template; it answers on its route, and here for once without HTTP.")
+    story.type(f"latticectl kv set default message Ada && latticectl install {WORKER}", "stored")
+    story.type(f"latticectl activate {WORKER}", "armed")
+    story.type(f"""latticectl invoke {WORKER} render '{{"path": "/sample.hello-worker/x"}}'""", "hello", "Ada")
+    print("\n# A wasm plugin has nothing but the host calls that it declared.")
+    story.type(f"latticectl install {WASM} && latticectl activate {WASM}", "armed")
+    story.type(f"latticectl invoke {WASM} greet")
     print("\n# Disabled stays disabled; already so is fine; a name that nobody knows is not.")
     story.type(f"latticectl disable {HELLO}")
     story.expect(HELLO, status="disabled", available=True, state="stopped")

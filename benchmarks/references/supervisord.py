@@ -23,6 +23,7 @@ directory = /
 logfile = {home}/supervisord.log
 pidfile = {home}/supervisord.pid
 childlogdir = {home}
+minfds = {minfds}
 [unix_http_server]
 file = {home}/supervisor.sock
 [rpcinterface:supervisor]
@@ -58,11 +59,11 @@ class Supervisord:
         return self.client.ask("POST", "/RPC2", body, **{"Content-Type": "text/xml"})
 
 
-def prepare(home: Path) -> Path:
-    """Write the settings; where they are."""
+def prepare(home: Path, *, minfds: int = 1_024) -> Path:
+    """Write the settings; where they are. `minfds` is what it needs besides its own: five for each program."""
     (home / "conf.d").mkdir(parents=True)
     settings = home / "supervisord.conf"
-    settings.write_text(_SETTINGS.format(home=home))
+    settings.write_text(_SETTINGS.format(home=home, minfds=minfds))
     return settings
 
 

@@ -99,7 +99,20 @@ CREATE TABLE monitor_results (
 
 _PERMITS: Final = "ALTER TABLE records ADD COLUMN permits TEXT NOT NULL DEFAULT '[]'"
 
-MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION, _SECRETS, _NODE_LABELS, _NOTIFICATIONS, _MONITORS, _PERMITS)
+_DDNS: Final = """
+CREATE TABLE ddns_records (
+    key INTEGER PRIMARY KEY AUTOINCREMENT, plugin_id TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
+    spec TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', published TEXT NOT NULL DEFAULT '',
+    changed_at INTEGER NOT NULL DEFAULT 0, flaps INTEGER NOT NULL DEFAULT 0, succeeded_at INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
+    failed_at INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, UNIQUE (name, type)
+) STRICT;
+CREATE INDEX ddns_records_owner ON ddns_records (plugin_id);
+"""
+"""One name and type has one keeper: two that publish different addresses would undo each other's work."""
+
+MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION, _SECRETS, _NODE_LABELS, _NOTIFICATIONS, _MONITORS, _PERMITS, _DDNS)
 
 
 def version_of(connection: apsw.Connection) -> int:

@@ -39,9 +39,13 @@ class Pipe:
 
 
 class Writer(asyncio.BaseProtocol):
-    """What we write and the child reads. `write` buffers; `drain` waits while too much is buffered."""
+    """What we write and the child reads. `write` buffers; `drain` waits while too much is buffered.
+
+    `on_lost` is called once when it is closed, by us or by the child.
+    """
 
     def __init__(self) -> None:
+        self.on_lost: Callable[[], None] = lambda: None
         self._transport: asyncio.WriteTransport | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
@@ -104,6 +108,7 @@ class Writer(asyncio.BaseProtocol):
         del exc
         self._lost = True
         self._may_write.set()
+        self.on_lost()
 
 
 class Reader(asyncio.Protocol):

@@ -100,6 +100,9 @@ class Speaking:
         self._child = child
         if self._wanted.cpu_percent is not None and "cgroup" not in self.sandbox:
             self._cpu = CpuWatch(child.pid, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
+        child.stdin.on_lost = lambda: self.hung_up("stdin")
+        if child.stdin.closed:
+            self.hung_up("stdin")
         early, self._early = bytes(self._early), bytearray()
         self.session.feed(early)
 
@@ -223,18 +226,10 @@ class Speaking:
             return await self._wanted.gate.call(method, params)
 
     def _write(self, data: bytes) -> None:
-        try:
-            self._stdin().write(data)
-        except BrokenPipeError:
-            self.hung_up("stdin")
-            raise
+        self._stdin().write(data)
 
     async def _drain(self) -> None:
-        try:
-            await self._stdin().drain()
-        except BrokenPipeError:
-            self.hung_up("stdin")
-            raise
+        await self._stdin().drain()
 
     def _stdin(self) -> Writer:
         assert self._child is not None  # noqa: S101 - nothing is heard or asked before

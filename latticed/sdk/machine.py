@@ -79,7 +79,7 @@ class Static(Calls):
         return dict(self._ask("static.get", given(path=path, offset=offset, length=length, plugin=plugin)))
 
     def get_bytes(self, path: str, *, plugin: str | None = None) -> bytes | None:
-        """All of a file, or None when there is none; pieces of one that changes meanwhile are not mixed (static:read)."""
+        """All of a file as it was at one time, or None when there is none (static:read)."""
         held, etag = b"", None
         while (piece := self.get(path, offset=len(held), plugin=plugin))["ok"]:
             if etag not in {None, piece["etag"]}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.settings import endpoints
+from latticed.settings import endpoints, relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,6 +219,42 @@ class Monitor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ddns:
+    """DNS records kept for plugins: how many, how often they change, how often the provider is asked (`verify_s`).
+
+    `private`: addresses of private networks may be published. Another address of an interface counts after `settle_s`.
+    """
+
+    plugin_records: int = _setting(16, low=1, high=1_000)
+    records: int = _setting(200, low=1, high=10_000)
+    poll_s: float = _setting(30.0, low=1, high=3_600)
+    settle_s: float = _setting(30.0, low=0, high=3_600)
+    least_change_s: float = _setting(60.0, low=1, high=3_600)
+    verify_s: float = _setting(21_600.0, low=60, high=86_400)
+    backoff_base_s: float = _setting(30.0, low=1, high=3_600)
+    backoff_ceiling_s: float = _setting(3_600.0, low=1, high=21_600)
+    private: bool = _setting(default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mail:
+    """The relay that mail.send goes to; none: no mail. `password`: a reference to a secret, never a value.
+
+    `starttls`: what `smtp://` must offer; `allow`: addresses and @domains that plugins may write to, none: anybody.
+    """
+
+    relay: str = _setting("", fault=relays.relay_fault)
+    starttls: bool = _setting(default=True)
+    username: str = _setting("")
+    password: str = _setting("")
+    sender: str = _setting("")
+    allow: tuple[str, ...] = _setting((), fault=relays.allow_fault)
+    recipients: int = _setting(10, low=1, high=100)
+    body_bytes: int = _setting(128 << 10, low=1 << 10, high=8 << 20)
+    per_hour: int = _setting(30, low=1, high=100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The effective settings; `origins` maps each dotted key to where its value came from."""
 
@@ -242,6 +278,8 @@ class Settings:
     node: Node = Node()
     notify: Notify = Notify()
     monitor: Monitor = Monitor()
+    ddns: Ddns = Ddns()
+    mail: Mail = Mail()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
 

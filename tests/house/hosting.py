@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.house import bundles, children, daemons, processes, raw_http
-from tests.house.daemons import Daemon, Place
+from tests.house.daemons import Daemon
 
 CAPABILITIES = ("audit:read", "kv:read", "kv:write", "log:write")
 
@@ -124,16 +124,10 @@ class _Pulse:
 def hosting(settings: str = "", *, user: processes.User | str | None = "stranger") -> Iterator[Host]:
     """A fresh place with a running daemon."""
     author = bundles.author("acme")
-    with settled(author, settings, user=user) as place, place.running() as daemon:
-        yield Host(daemon=daemon, author=author)
-
-
-@contextlib.contextmanager
-def settled(author: bundles.Author, settings: str = "", *, user: Any = "stranger") -> Iterator[Place]:
-    """A place that trusts `author`."""
-    with daemons.placed(user, settings=settings) as place:
+    with daemons.placed(user, settings=f"{settings}\n[watch]\nquiet_s = 0.01") as place:
         place.trust_us(author)
-        yield place
+        with place.running() as daemon:
+            yield Host(daemon=daemon, author=author)
 
 
 def until_gone(pids: set[int]) -> None:

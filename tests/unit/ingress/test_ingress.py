@@ -56,6 +56,23 @@ async def test_it_listens_only_while_there_is_a_route(outside, echo):
     assert (await outside.get("/acme.demo/")).status == 200
 
 
+async def test_with_the_last_route_its_connections_go(outside):
+    """Whoever waits is let go at once; whoever is being answered goes with that answer."""
+    held = ingresses.Echo(held=asyncio.Event())
+    claim = await claimed(outside, held)
+    idle_reader, idle = await outside.connect()
+    reader, writer = await outside.connect()
+    writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await ingresses.until(lambda: held.asked and len(outside.ingress._crowd) == 2, "both")
+    outside.routes.release(claim)
+    assert await ingresses.until_closed(idle_reader) == b""
+    held.held.set()
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    assert answer.status == 200
+    for one in (idle, writer):
+        await ingresses.gone(one)
+
+
 async def test_a_port_that_is_taken_degrades_and_is_tried_again(tmp_path, echo, monkeypatch):
     """The reason is told; when the port is free, it is served."""
     monkeypatch.setattr(room, "RETRY_S", 0.01)
@@ -155,6 +172,29 @@ async def test_who_has_only_finished_writing_still_gets_all_answers(outside):
         assert [answer.status for answer in found] == [200, 200]
         held.held.clear()
         held.asked.clear()
+
+
+async def test_who_finishes_writing_while_an_answer_is_sent_gets_it_whole(outside):
+    """And is let go after it."""
+
+    class Large:
+        methods = frozenset({"GET"})
+
+        async def serve(self, request):
+            return Response(body=b"x" * (24 << 20))
+
+    await claimed(outside, Large())
+    crowd = outside.ingress._crowd
+    reader, writer = await outside.connect()
+    writer.transport.pause_reading()
+    writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await ingresses.until(lambda: any(one.wire.get_write_buffer_size() for one in crowd._all), "more than it takes")
+    writer.write_eof()
+    await ingresses.until(lambda: any(one._ended for one in crowd._all), "the end of its requests")
+    writer.transport.resume_reading()
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    assert len(answer.body) == 24 << 20
+    await ingresses.gone(writer)
 
 
 async def test_who_finishes_writing_in_the_middle_of_a_body_is_let_go(outside, echo):

@@ -1,0 +1,122 @@
+"""The SDK's Gate in memory and the real one, asked the same: a plugin's tests see what an operator will see."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from latticed.host.service import HostError
+from latticed.sdk import calls as sdk
+from latticed.sdk import gate
+from latticed.sdk.gate import Gate
+from tests.house import houses
+
+HELD = ("kv:read", "kv:write", "log:write", "audit:read")
+QUOTAS = {"kv_value_bytes": 64, "kv_keys": 3, "kv_total_bytes": 100}
+RAW = base64.b64encode(b"\xff\x00").decode()
+ASKED = [
+    ("kv.get", {"key": "a"}),
+    ("kv.put", {"key": "a", "value": "grüße\n"}),
+    ("kv.get", {"key": "a"}),
+    ("kv.put", {"key": "b2", "value_base64": RAW}),
+    ("kv.get", {"key": "b2"}),
+    ("kv.put", {"key": "b1", "value": ""}),
+    ("kv.list", {}),
+    ("kv.list", {"prefix": "b"}),
+    ("kv.list", {"prefix": "b", "after": "b1"}),
+    ("kv.list", {"after": "zzz"}),
+    ("kv.put", {"key": "c", "value": ""}),  # one key too many
+    ("kv.put", {"key": "a", "value": "x" * 65}),  # a value too long
+    ("kv.put", {"key": "a", "value": "x" * 64}),
+    ("kv.put", {"key": "b1", "value": "x" * 40}),  # too much in all
+    ("kv.put", {"key": "b1", "value": "x" * 20}),
+    ("kv.put", {"key": "a", "value": "x"}),
+    ("kv.delete", {"key": "a"}),
+    ("kv.delete", {"key": "a"}),
+    ("kv.put", {"key": "b1", "value": "x" * 60}),
+    ("log.write", {"message": "hello"}),
+    ("log.write", {"message": "hello", "level": "odd", "fields": {"a": 1}}),
+    # Wrong.
+    ("kv.get", {}),
+    ("kv.get", {"key": 1}),
+    ("kv.get", {"key": None}),
+    ("kv.get", {"key": "a", "bucket": "other"}),
+    ("kv.put", {"key": "a"}),
+    ("kv.put", {"key": "a", "value": None, "value_base64": None}),
+    ("kv.put", {"key": "a", "value": "1", "value_base64": "MQ=="}),
+    ("kv.put", {"key": "a", "value": 1}),
+    ("kv.put", {"key": "a", "value_base64": "not base64!"}),
+    ("kv.put", {"key": "a", "value_base64": "MQ=\n="}),
+    ("kv.list", {"prefix": ["a"]}),
+    ("kv.list", {"prefix": None}),
+    ("log.write", {}),
+    ("log.write", {"message": 1}),
+    ("log.write", {"message": "a", "fields": []}),
+    ("log.write", {"message": "a", "level": None}),
+    ("audit.query", {"limit": 0}),
+    ("audit.query", {"limit": 501}),
+    ("audit.query", {"limit": True}),
+    ("audit.query", {"after": -1}),
+    ("audit.query", {"after": "1"}),
+    ("audit.query", {"actor": "plugin:other"}),
+    *(
+        ("kv.get", {"key": key})
+        for key in ("", ".", "..", "a/b", "a\\b", "a\nb", "\u202e", "\u3164", "k" * 257, "k" * 256)
+    ),
+    # Not allowed, not there, too much.
+    ("http.do", {}),
+    ("node.facts", {"key": "a"}),
+    ("kv.steal", {}),
+    ("", {}),
+    ("kv.put", {"key": "a", "value": "x" * gate.REQUEST_BYTES}),
+    ("http.do", {"body": "x" * gate.REQUEST_BYTES}),
+    ("kv.get", {"key": "\ud800"}),
+]
+
+
+@pytest.fixture
+async def both():
+    """(ask the real Gate, ask the one in memory), both with the same rights and quotas."""
+    toml = "[host_calls]\n" + "".join(f"{name} = {value}\n" for name, value in QUOTAS.items())
+    async with houses.opened(toml=toml) as home:
+        home.drop("demo", id="acme.demo", capabilities=[*HELD, "node:admin"])
+        life = await home.armed("acme.demo")
+        memory = Gate([*HELD, "node:admin"], granted=HELD)
+        for name, value in QUOTAS.items():
+            setattr(memory, name, value)
+        yield life.gate.call, memory.call
+
+
+async def test_both_answer_alike(both):
+    """The same result, or the same code, to each of them in turn."""
+    real, memory = both
+    for method, params in [*ASKED, ("node.set_labels", {"labels": {}})]:
+        try:
+            expected = await real(method, params)
+        except HostError as error:
+            expected = error.code.value
+        try:
+            found = memory(method, params)
+        except sdk.HostError as error:
+            found = error.code
+        assert found == expected, (method, params)
+
+
+async def test_both_tell_a_plugin_of_its_calls(both):
+    """audit.query: with filters and pages; the one in memory tells fewer fields, and no sizes."""
+    real, memory = both
+    for call in (real, memory):
+        for method, params in (("kv.get", {"key": "a"}), ("http.do", {}), ("kv.get", {"key": "b"})):
+            try:
+                found = call(method, params)
+                _ = await found if call is real else found
+            except (HostError, sdk.HostError):
+                continue
+    for query in ({"action": "host.call", "decision": "deny"}, {"action": "nothing"}, {"decision": "deny", "limit": 1}):
+        expected, found = await real("audit.query", query), memory("audit.query", query)
+        shown = [
+            {name: event[name] for name in ("action", "target", "decision", "code")} for event in expected["events"]
+        ]
+        assert [{**event, "seq": 0} for event in found["events"]] == [{**event, "seq": 0} for event in shown]
+        assert (found["next"] is None) == (expected["next"] is None)

@@ -1,0 +1,173 @@
+"""docs/sdk.md: its Python is run, its conversations are held by both sides, its table is the SDK's."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latticed
+from latticed.host.service import HostError
+from latticed.model.hostcall import Denial
+from latticed.runners import jsonrpc, lines, stdio_json
+from latticed.sdk import Plugin
+from tests.house import conversations, pages
+
+PAGE = pages.CHECKOUT / "docs/sdk.md"
+ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": str(Path(latticed.__file__).parents[1])}
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """The page's Python files, by the names that stand at their fences."""
+    blocks = [block for block in pages.blocks(PAGE) if block.language == "python"]
+    for block in blocks:
+        (tmp_path / block.words[1]).write_text(block.text)
+    assert len(blocks) == 3
+    return tmp_path
+
+
+def test_no_other_page_has_python():
+    assert {block.page for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"} == {PAGE}
+
+
+def test_the_tests_on_the_page_pass(desk):
+    """Each file of them, all tests in it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(desk), str(desk)]
+    done = subprocess.run(command, cwd=desk, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = sum(path.read_text().count("def test_") for path in desk.glob("test_*.py"))
+    assert re.search(rf"^{expected} passed", done.stdout, re.MULTILINE), done.stdout
+
+
+def _conversation(name):
+    """[(who, message)] of the transcript."""
+    (block,) = pages.named("text", name)
+    said = [line.split(None, 1) for line in block.text.splitlines()]
+    assert {who for who, _ in said} == {"host", "plugin"}
+    return said
+
+
+def _answers(said):
+    """The host's answers to the plugin's calls, in turn."""
+    return [json.loads(line) for who, line in said if who == "host" and "method" not in json.loads(line)]
+
+
+async def test_the_host_says_what_the_page_says():
+    """latticed-stdio-1: the real session asks and answers in these very lines."""
+    said = _conversation("latticed-stdio-1")
+    answers = iter(_answers(said))
+
+    async def serve(method, params):
+        answer = next(answers)
+        if "error" in answer:
+            raise HostError(Denial(answer["error"]["data"]["code"]), answer["error"]["message"])
+        return answer["result"]
+
+    async with conversations.session() as talk:
+        talk.serve, asked = serve, []
+        for who, line in said:
+            message = json.loads(line)
+            if who == "plugin":
+                talk.session.feed(line.encode() + b"\n")
+                continue
+            if "method" in message:
+                asked.append(asyncio.create_task(talk.session.ask(message["method"], message["params"])))
+            await talk.until_said(1)
+            assert json.dumps(talk.said.pop(0), separators=(",", ":")) == line
+        assert talk.broken == []
+        results = [json.loads(line)["result"] for who, line in said if who == "plugin" and "result" in json.loads(line)]
+        assert await asyncio.gather(*asked) == results
+
+
+def test_the_plugin_says_what_the_page_says(desk):
+    """latticed-stdio-1: the page's own plugin."""
+    said = _conversation("latticed-stdio-1")
+    done = subprocess.run(
+        [sys.executable, "hello.py"],
+        cwd=desk,
+        env=ENVIRONMENT,
+        input="".join(line + "\n" for who, line in said if who == "host"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.stdout.splitlines() == [line for who, line in said if who == "plugin"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_the_host_says_what_the_page_says_under_stdio_json_v1():
+    """Request and answers byte by byte; the last line is the outcome."""
+    (_, request), *said = _conversation("stdio-json-v1")
+    plain = json.loads(request)
+    assert stdio_json.request(plain["action"], plain["payload"]).decode() == request + "\n"
+    answers = iter(_answers(said))
+
+    async def serve(method, params):
+        return next(answers)["host_response"]["result"]
+
+    async with conversations.invocation() as call:
+        call.serve = serve
+        for who, line in said:
+            if who == "plugin":
+                call.invocation.feed(line.encode() + b"\n")
+            else:
+                await call.until_said(1)
+                assert json.dumps(call.said.pop(0), separators=(",", ":")) == line
+        assert await call.invocation.outcome == json.loads(said[-1][1])
+
+
+def test_the_plugin_says_what_the_page_says_under_stdio_json_v1(desk):
+    (_, request), *said = _conversation("stdio-json-v1")
+    reading, writing = os.pipe()
+    os.write(writing, "".join(line + "\n" for who, line in said if who == "host").encode())
+    os.close(writing)
+    try:
+        done = subprocess.run(
+            [sys.executable, "hello.py"],
+            cwd=desk,
+            env={**ENVIRONMENT, "LATTICE_HOST_RESPONSE_FD": str(reading)},
+            pass_fds=[reading],
+            input=request + "\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+    finally:
+        os.close(reading)
+    assert done.stdout.splitlines() == [line for who, line in said if who == "plugin"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_table_of_host_calls_is_the_sdks():
+    expected = []
+    for group, found in vars(Plugin).items():
+        if isinstance(found, property):
+            kind = type(getattr(Plugin(), group))
+            methods = {
+                name: one for name, one in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")
+            }
+            needed = {re.findall(r"\((\w+:\w+)\)", one.__doc__)[0] for one in methods.values()}
+            expected.append((f"self.{group}", ", ".join(methods), ", ".join(sorted(needed))))
+    assert pages.table("docs/sdk.md", "group") == expected
+
+
+def test_the_limits_are_the_hosts():
+    text = " ".join(pages.prose(PAGE).split())
+    assert jsonrpc.MAX_LINE_BYTES == 1 << 20
+    assert "a line of more than 1 MiB (`message_too_large`)" in text
+    assert f"nested deeper than {lines.MAX_DEPTH} levels" in text
+    assert f"beyond {jsonrpc.MAX_IN_FLIGHT} the host reads no further" in text
+    assert f"at most {jsonrpc.METHOD_CHARACTERS} characters" in text
+    assert (
+        jsonrpc.METHOD_CHARACTERS == jsonrpc.ID_CHARACTERS == stdio_json.METHOD_CHARACTERS == stdio_json.ID_CHARACTERS
+    )

@@ -1,0 +1,123 @@
+"""The host's side of both plugin protocols without a process: what the plugin says is fed, what it hears is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from latticed.runners.jsonrpc import Session
+from latticed.runners.stdio_json import Invocation
+
+
+async def until(condition: Callable[[], object], *, deadline_s: float = 10.0) -> None:
+    """Let the loop run until `condition` holds."""
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        await asyncio.sleep(0)
+
+
+class _Plugin:
+    """What reaches the plugin, parsed, in `said`; the calls carried out for it in `calls`."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
+        self.serve: Callable[..., Any] = self._echo
+        self.room = asyncio.Event()
+        self.room.set()
+        self.fail = ""
+        """`write` or `drain`: the next one fails as on a closed pipe."""
+
+    async def until_said(self, count: int) -> None:
+        await until(lambda: len(self.said) >= count)
+
+    async def _echo(self, method: str, params: dict[str, Any]) -> Any:
+        return [method, params]
+
+    async def _served(self, method: str, params: dict[str, Any]) -> Any:
+        self.calls.append((method, params))
+        return await self.serve(method, params)
+
+    def _write(self, data: bytes) -> None:
+        self._maybe_fail("write")
+        assert data.endswith(b"\n")
+        assert data.count(b"\n") == 1
+        self.said.append(json.loads(data))
+
+    async def _drain(self) -> None:
+        self._maybe_fail("drain")
+        await self.room.wait()
+
+    def _maybe_fail(self, what: str) -> None:
+        if self.fail == what:
+            self.fail = ""
+            raise BrokenPipeError("nobody reads")
+
+
+class Talk(_Plugin):
+    """A session of latticed-stdio-1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flows: list[bool] = []
+        self.broken: list[tuple[str, str]] = []
+        self.session = Session(
+            write=self._write,
+            serve=self._served,
+            flow=self.flows.append,
+            broken=lambda code, reason: self.broken.append((code, reason)),
+            drain=self._drain,
+        )
+
+    def hear(self, *messages: dict[str, Any]) -> None:
+        """What the plugin sends, in one piece."""
+        self.session.feed(b"".join(json.dumps({"jsonrpc": "2.0", **one}).encode() + b"\n" for one in messages))
+
+    def broken_code(self) -> str:
+        ((code, _),) = self.broken
+        return code
+
+
+class Call(_Plugin):
+    """An invocation of stdio-json-v1."""
+
+    def __init__(self, *, max_stdout_bytes: int = 1 << 20, max_host_calls: int = 64) -> None:
+        super().__init__()
+        self.invocation = Invocation(
+            answer=self._write,
+            serve=self._served,
+            max_stdout_bytes=max_stdout_bytes,
+            max_host_calls=max_host_calls,
+            drain=self._drain,
+        )
+
+    def hear(self, *messages: dict[str, Any]) -> None:
+        self.invocation.feed(b"".join(json.dumps(one).encode() + b"\n" for one in messages))
+
+    def call(self, number: int | str, method: str, **params: Any) -> None:
+        self.hear({"host_call": {"id": number, "method": method, "params": params}})
+
+
+@contextlib.asynccontextmanager
+async def session() -> AsyncIterator[Talk]:
+    talk = Talk()
+    try:
+        yield talk
+    finally:
+        talk.room.set()
+        await talk.session.close()
+
+
+@contextlib.asynccontextmanager
+async def invocation(**limits: int) -> AsyncIterator[Call]:
+    call = Call(**limits)
+    try:
+        yield call
+    finally:
+        call.room.set()
+        await call.invocation.close()

@@ -1,0 +1,100 @@
+"""The Gate in memory has the rules of the real one; tests/conformance/test_gate_in_memory.py compares the two."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from latticed.host import kv, log
+from latticed.model import capability, hostcall
+from latticed.sdk import gate, session
+from latticed.sdk.calls import HostError
+from latticed.sdk.gate import Gate
+from latticed.settings import HostCalls
+
+
+def _code(host, method, **params):
+    with pytest.raises(HostError) as caught:
+        host.call(method, params)
+    return caught.value.code
+
+
+def test_the_table_of_host_calls_is_the_hosts():
+    assert dict(hostcall.CAPABILITY_OF) == gate.CAPABILITY_OF
+    assert set(capability.RISKS) == set(gate.CAPABILITY_OF.values())
+
+
+def test_the_limits_are_the_hosts_defaults():
+    defaults = HostCalls()
+    assert defaults.request_bytes == gate.REQUEST_BYTES
+    assert (defaults.kv_value_bytes, defaults.kv_keys) == (Gate.kv_value_bytes, Gate.kv_keys)
+    assert defaults.kv_total_bytes == Gate.kv_total_bytes
+    assert (kv.MAX_KEY_CHARACTERS, kv.PAGE) == (gate.MAX_KEY_CHARACTERS, gate.PAGE)
+    assert set(gate._LEVELS) == log.LEVELS
+
+
+def test_the_longest_line_is_the_hosts():
+    from latticed.runners import jsonrpc
+
+    assert session.MAX_LINE_BYTES == jsonrpc.MAX_LINE_BYTES
+
+
+@given(st.text(max_size=6) | st.text(min_size=255, max_size=258))
+@example("..")
+@example("a\u3164")
+def test_keys_are_judged_as_the_host_judges_them(key):
+    assert (gate.key_fault(key) is None) == (kv.key_fault(key) is None)
+
+
+@pytest.mark.parametrize("method", sorted(gate.CAPABILITY_OF))
+def test_undeclared_and_ungranted_calls_are_refused(method):
+    """Also when the test has an answer to them: the manifest is wrong, not the answer."""
+    needed = gate.CAPABILITY_OF[method]
+    others = sorted(set(capability.RISKS) - {needed})
+    assert _code(Gate(others, answers={method: 1}), method) == "capability_denied"
+    assert _code(Gate([needed], granted=[], answers={method: 1}), method) == "capability_not_granted"
+    assert Gate([needed], answers={method: {"a": 1}}).call(method, {}) == {"a": 1}
+
+
+def test_unknown_names_are_mistakes_of_the_test():
+    for wrong in ({"capabilities": ["kv:steal"]}, {"granted": ["kv"]}, {"answers": {"kv.steal": 1}}):
+        with pytest.raises(ValueError, match=r"^expected (known|answers to known) "):
+            Gate(**wrong)
+
+
+def test_answers_are_values_or_functions():
+    """A function may refuse; what cannot be an answer in JSON is the test's mistake."""
+
+    def refuse(params):
+        raise HostError("egress_blocked", f"not to {params['url']}")
+
+    host = Gate(["http:egress", "node:read"], answers={"http.do": refuse, "node.facts": {"a": {1}}})
+    assert _code(host, "http.do", url="u") == "egress_blocked"
+    assert _code(host, "mail.send") == "service_unavailable"
+    with pytest.raises(TypeError, match="set"):
+        host.call("node.facts", {})
+
+
+def test_every_call_is_remembered_with_its_outcome():
+    host = Gate(["kv:read"])
+    host.kv["a"] = b"\xff"
+    assert host.call("kv.get", {"key": "a"}) == {"ok": True, "value": None, "value_base64": "/w=="}
+    assert _code(host, "kv.put", key="a", value="1") == "capability_denied"
+    assert [(one.method, one.params, one.denied) for one in host.calls] == [
+        ("kv.get", {"key": "a"}, ""),
+        ("kv.put", {"key": "a", "value": "1"}, "capability_denied"),
+    ]
+    assert repr(host.calls[0]) == "Called('kv.get', {'key': 'a'}, '')"
+
+
+def test_what_a_plugin_logged_is_there_to_read():
+    host = Gate(["log:write"])
+    for params in ({"message": "a"}, {"message": "b", "level": "error"}, {"message": "c", "level": "odd"}):
+        host.call("log.write", params)
+    assert host.lines == [("info", "a"), ("error", "b"), ("info", "c")]
+
+
+@pytest.mark.parametrize("odd", [{1, 2}, float("nan"), "\ud800", object()])
+def test_parameters_that_are_no_json_are_refused(odd):
+    assert _code(Gate(["kv:read"]), "kv.get", key=odd) == "bad_params"

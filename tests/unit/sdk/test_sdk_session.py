@@ -1,0 +1,369 @@
+"""The SDK speaks latticed-stdio-1: real processes, real pipes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from latticed.sdk.testing import Gate, LongLived, ProgramError
+from tests.house import plugins, processes
+
+KV = ("kv:read", "kv:write")
+
+
+@pytest.fixture
+def living(tmp_path):
+    """Start a plugin with this class body: a context manager."""
+
+    def start(body, *capabilities, **more):
+        command = plugins.program(tmp_path, body)
+        return LongLived(command, Gate(capabilities, **more), env=plugins.ENVIRONMENT, config={"city": "Ulm"})
+
+    return start
+
+
+def test_a_life(living):
+    """started, actions, health, host calls, stopping; it ends with 0 and says nothing on stderr."""
+    body = """
+    def started(self):
+        self.kv.put("started", f"{self.id} {self.config['city']} {self.capabilities}")
+
+    def do_say_it(self, payload):
+        return {"payload": payload, "kept": self.kv.get("started")}
+
+    def health(self):
+        return Health("degraded", "tired")
+
+    def stopping(self):
+        self.kv.put("stopped", "yes")
+    """
+    with living(body, *KV) as plugin:
+        kept = "test.plugin Ulm ('kv:read', 'kv:write')"
+        answer = {"ok": True, "message": "", "result": {"payload": [1, "ä\n"], "kept": kept}, "error": None}
+        assert plugin.invoke("say-it", [1, "ä\n"]) == answer
+        assert plugin.health() == {"status": "degraded", "message": "tired"}
+    assert plugin.gate.kv["stopped"] == b"yes"
+    assert (plugin.returncode, plugin.stderr) == (0, "")
+
+
+def test_what_an_action_raises_is_its_error_and_nothing_more(living):
+    """The traceback is on stderr, the plugin lives on; what it raises on purpose has none."""
+    body = """
+    def do_break(self, payload):
+        return {}[payload]
+
+    def do_refuse(self, payload):
+        raise PluginError("expected more")
+
+    def do_ask(self, payload):
+        return self.kv.get("a")
+
+    def do_work(self, payload):
+        return Reply([payload], message="done")
+
+    def do_fail(self, payload):
+        return Reply("half", message="only half", ok=False)
+    """
+    with living(body) as plugin:
+        assert plugin.invoke("break", "key")["error"] == "KeyError: 'key'"
+        assert plugin.invoke("refuse")["error"] == "expected more"
+        assert plugin.invoke("ask")["error"] == "capability_denied: the manifest does not declare kv:read"
+        assert plugin.invoke("dance")["error"] == "no such action: dance"
+        assert plugin.invoke("__init__")["error"] == "no such action: __init__"
+        assert plugin.invoke("work", 1) == {"ok": True, "message": "done", "result": [1], "error": None}
+        failed = {"ok": False, "message": "only half", "result": "half", "error": "only half"}
+        assert plugin.invoke("fail") == failed
+    assert plugin.stderr.count("Traceback") == 1
+    assert "KeyError: 'key'" in plugin.stderr
+    assert plugin.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        ("{1, 2}", "TypeError"),
+        ("float('nan')", "ValueError"),
+        ("chr(0xd800)", "UnicodeEncodeError"),
+        ("{(1, 2): 3}", "TypeError"),
+        ("loop()", "ValueError"),
+        ("'x' * (1 << 20)", "at most 1048576 bytes"),
+        ("raise_odd()", "odd ?"),
+    ],
+)
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_action(living, result, why):
+    """No broken line reaches the host, and the next action works."""
+    body = f"""
+    def do_it(self, payload):
+        def loop():
+            circle = []
+            circle.append(circle)
+            return circle
+        def raise_odd():
+            raise PluginError("odd " + chr(0xdfff))
+        return {result}
+
+    def do_work(self, payload):
+        return 1
+    """
+    with living(body) as plugin:
+        found = plugin.invoke("it")
+        assert not found["ok"]
+        assert why in found["error"]
+        assert plugin.invoke("work")["ok"]
+
+
+def test_the_largest_result_that_fits_is_sent(living):
+    """To the byte."""
+    around = len(b'{"jsonrpc":"2.0","id":2,"result":{"ok":true,"message":"","result":"","error":null}}\n')
+    body = f"""
+    def do_it(self, payload):
+        return "x" * (payload - {around})
+    """
+    with living(body) as plugin:
+        assert plugin.invoke("it", 1 << 20)["ok"]
+        assert "at most" in plugin.invoke("it", (1 << 20) + 1)["error"]
+
+
+def test_health_that_raises_or_is_nonsense_is_unhealthy(living):
+    body = """
+    def health(self):
+        if self.call("kv.get", key="how")["ok"]:
+            raise RuntimeError("broken " + chr(0xd800))
+        return None
+    """
+    with living(body, "kv:read") as plugin:
+        assert plugin.health()["status"] == "unhealthy"
+        plugin.gate.kv["how"] = b""
+        assert plugin.health() == {"status": "unhealthy", "message": "RuntimeError: broken ?"}
+    assert plugin.returncode == 0
+
+
+def test_what_a_plugin_prints_goes_to_stderr(living):
+    """Its own prints, before and after it runs, those of a library below Python, and those of its children."""
+    body = """
+    print("at import")
+
+    def do_print(self, payload):
+        print("printed")
+        sys.stdout.write("written\\n")
+        os.write(1, b"below\\n")
+        subprocess.run(["echo", "child"])
+        sys.__stdout__.write("original\\n")
+        sys.__stdout__.flush()
+        return sys.stdin.read()
+    """
+    with living(body) as plugin:
+        assert plugin.invoke("print")["result"] == "", "stdin is at its end, and takes nothing from the protocol"
+    assert plugin.stderr.splitlines() == ["at import", "printed", "written", "below", "child", "original"]
+
+
+def test_children_do_not_hold_the_pipes(tmp_path):
+    """A process that outlives the plugin does not keep the host waiting for its end."""
+    body = """
+    def do_spawn(self, payload):
+        return subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False,
+                                stdout=subprocess.DEVNULL).pid
+    """
+    text = plugins.say("initialize", {"id": 2, "method": "invoke", "params": {"action": "spawn"}}, "shutdown")
+    said, done = plugins.told(plugins.program(tmp_path, body), text)
+    os.kill(said[1]["result"]["result"], 9)
+    assert [one["id"] for one in said] == [1, 2, 3]
+    assert done.returncode == 0
+
+
+def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
+    """And answered afterwards, in their order."""
+    body = """
+    def do_ask(self, payload):
+        return self.call("node.facts")
+    """
+    text = plugins.say(
+        "initialize",
+        {"id": 2, "method": "invoke", "params": {"action": "ask"}},
+        "health",
+        {"id": 4, "method": "invoke", "params": {"action": "none"}},
+        {"id": 1, "result": {"a": 1}},
+        {"id": 5, "method": "shutdown"},
+    )
+    said, done = plugins.told(plugins.program(tmp_path, body), text)
+    assert said[1] == {"jsonrpc": "2.0", "id": 1, "method": "node.facts", "params": {}}
+    assert [one["id"] for one in said if "method" not in one] == [1, 2, 3, 4, 5]
+    assert said[2]["result"]["result"] == {"a": 1}
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_answers_find_their_threads(living):
+    """Calls from many threads at once, while the host asks for other things; each thread gets its own answer."""
+    body = """
+    def do_crowd(self, payload):
+        found = {}
+
+        def look(number):
+            for turn in range(20):
+                self.kv.put(f"key-{number}", f"{number}-{turn}")
+                found[number, turn] = self.kv.get(f"key-{number}") == f"{number}-{turn}"
+
+        threads = [threading.Thread(target=look, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [len(found), all(found.values())]
+    """
+    with living(body, *KV) as plugin:
+        for _ in range(3):
+            assert plugin.invoke("crowd")["result"] == [160, True]
+            assert plugin.health()["status"] == "healthy"
+
+
+def test_a_thread_of_its_own_calls_while_the_plugin_waits_for_requests(living):
+    """Whoever reads, reads for all: here the main thread, which only waits."""
+    body = """
+    def started(self):
+        threading.Thread(target=self.tick).start()
+
+    def tick(self):
+        for turn in range(50):
+            self.kv.put("tick", str(turn))
+        self.kv.put("ticked", "yes")
+
+    def do_work(self, payload):
+        return self.kv.get("ticked")
+    """
+    with living(body, *KV) as plugin:
+        processes.until(lambda: plugin.invoke("work")["result"] == "yes", what="the thread's calls")
+        assert plugin.gate.kv["tick"] == b"49"
+
+
+@pytest.mark.parametrize("payload", ["parameters", "size"])
+def test_calls_that_cannot_be_sent_are_refused_here(living, payload):
+    """With the Gate's own codes, and nothing reaches the host."""
+    body = """
+    def do_parameters(self, payload):
+        self.call("kv.put", key={1, 2})
+
+    def do_size(self, payload):
+        self.call("kv.put", key="x" * (1 << 20))
+    """
+    with living(body, *KV) as plugin:
+        code = {"parameters": "bad_params", "size": "too_large"}[payload]
+        assert plugin.invoke(payload)["error"].startswith(f"{code}: expected ")
+        assert plugin.gate.calls == []
+
+
+def test_a_start_that_fails_is_told_and_ends_it(living):
+    """The host gets the reason as an error of initialize, the log the traceback, the status is 1."""
+    body = """
+    def started(self):
+        raise ValueError("no city " + chr(0xd800))
+    """
+    plugin = living(body)
+    with pytest.raises(ProgramError, match=r"initialize was answered with the error .*ValueError: no city \?"):
+        plugin.__enter__()
+    assert plugin.returncode == 1
+    assert "Traceback" in plugin.stderr
+
+
+def test_unknown_methods_are_refused_and_notifications_ignored(tmp_path):
+    """A host of a later version may ask for more."""
+    text = plugins.say(
+        "initialize",
+        "dance",
+        {"method": "cheer"},
+        {"method": "health"},
+        {"id": 77, "result": 1},
+        {"id": 6, "method": "shutdown"},
+    )
+    said, done = plugins.told(plugins.program(tmp_path, "pass"), text)
+    assert [one["id"] for one in said] == [1, 2, 6]
+    assert said[1]["error"] == {"code": -32601, "message": "no such method: dance"}
+    assert done.returncode == 0
+
+
+def test_params_may_be_missing(tmp_path):
+    said, _ = plugins.told(plugins.program(tmp_path, "pass"), plugins.say("initialize", "invoke", "shutdown"))
+    assert said[1]["result"]["error"] == "no such action: "
+
+
+@pytest.mark.parametrize("text", ["", plugins.say("initialize"), plugins.say("initialize").rstrip("\n")])
+def test_a_host_that_hangs_up_ends_it(tmp_path, text):
+    """Without a shutdown, with 0; the last line needs no newline."""
+    said, done = plugins.told(plugins.program(tmp_path, "pass"), text)
+    assert [one["id"] for one in said] == ([1] if text else [])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_host_that_hangs_up_during_a_call_is_service_unavailable(tmp_path):
+    """For all threads that wait; then it ends."""
+    body = """
+    def do_ask(self, payload):
+        codes = []
+
+        def ask():
+            try:
+                self.call("node.facts")
+            except HostError as error:
+                codes.append(error.code)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        ask()
+        for thread in threads:
+            thread.join()
+        ask()
+        print(codes)
+    """
+    text = plugins.say("initialize", {"id": 2, "method": "invoke", "params": {"action": "ask"}})
+    said, done = plugins.told(plugins.program(tmp_path, body), text)
+    assert done.stderr == f"{['service_unavailable'] * 5}\n"
+    assert [one["method"] for one in said if "method" in one] == ["node.facts"] * len(said[1:-1])
+    assert done.returncode == 0
+
+
+def test_a_host_that_reads_no_more_ends_it_quietly(tmp_path):
+    """SIGPIPE and its exception are nobody's business."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = plugins.program(tmp_path, "pass")
+    text = plugins.say("initialize", "health").encode()
+    with os.fdopen(writing, "wb") as out:
+        done = subprocess.run(
+            command, input=text, stdout=out, stderr=subprocess.PIPE, env=plugins.ENVIRONMENT, check=False, timeout=30
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_sys_exit_ends_the_plugin(tmp_path):
+    """What is no Exception is meant."""
+    body = """
+    def do_leave(self, payload):
+        sys.exit(7)
+    """
+    text = plugins.say("initialize", {"id": 2, "method": "invoke", "params": {"action": "leave"}}, "health")
+    said, done = plugins.told(plugins.program(tmp_path, body), text)
+    assert [one["id"] for one in said] == [1]
+    assert done.returncode == 7
+
+
+def test_calls_after_the_end_are_refused(tmp_path):
+    """By what still runs when the host has said shutdown; a stopping that raises ends it like any other."""
+    body = """
+    def stopping(self):
+        threading.Thread(target=self.late).start()
+        raise RuntimeError("in a hurry")
+
+    def late(self):
+        threading.main_thread().join()
+        try:
+            self.kv.get("a")
+        except HostError as error:
+            print(error.code)
+    """
+    said, done = plugins.told(plugins.program(tmp_path, body), plugins.say("initialize", "shutdown"))
+    assert [one["result"] for one in said] == [{}, {}]
+    assert done.stderr.endswith("service_unavailable\n")
+    assert "RuntimeError: in a hurry" in done.stderr
+    assert done.returncode == 0
