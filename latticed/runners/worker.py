@@ -6,24 +6,19 @@ Nothing of it is executed: the template is data, rendered here in one pass. What
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import errno
 import fcntl
 import os
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.host import rendering, template
 from latticed.host import routes as table
 from latticed.host.routes import Response
-from latticed.host.service import HostError
 from latticed.kit import files
 from latticed.model.errors import Problem
-from latticed.model.hostcall import Denial
 from latticed.model.runtime import Health
-from latticed.runners import template
 from latticed.runners.contract import Checkup
-from latticed.runners.template import METHOD, PATH, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,25 +26,13 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
     from latticed.host.routes import Claim, Request, Routes
+    from latticed.host.template import Template
     from latticed.model.manifest import Manifest
     from latticed.runners.contract import Plugin
-    from latticed.runners.template import Template
 
 ROUTE: Final = "worker:route"
 LISTEN_S: Final = 1.0
 """How long a start waits to learn whether anybody listens for its routes."""
-_EMPTY: Final = frozenset(
-    {
-        Denial.CAPABILITY_DENIED,
-        Denial.CAPABILITY_NOT_GRANTED,
-        Denial.BAD_PARAMS,
-        Denial.NOT_FOUND,
-        Denial.TOO_LARGE,
-    }
-)
-"""Denials that make a reference empty; any other means that the request cannot be answered now."""
-_TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
-_SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 _MFD_NOEXEC_SEAL, _F_ADD_SEALS, _F_SEAL_GROW = 0x8, 1033, 0x4
 
 
@@ -152,54 +135,14 @@ class Serving:
         return Checkup(health=Health.HEALTHY, message=f"serves {where} at {listener.url}")
 
     async def _render(self, path: str, method: str, query: tuple[tuple[str, str], ...]) -> bytes:
-        compiled = self._compiled
-        values: dict[Reference, str] = {PATH: path, METHOD: method}
-        for wanted in compiled.queries:
-            values[wanted] = next((value for name, value in query if name == wanted.name), "")
-        if compiled.stored:
-            for wanted, value in zip(compiled.stored, await self._stored(compiled.stored), strict=True):
-                if isinstance(value, Problem):
-                    raise value
-                values[wanted] = value
-        escape = template.escape_html if _is_markup(self._content_type) else None
-        return template.render(compiled.parts, values, escape=escape)
-
-    async def _stored(self, references: tuple[Reference, ...]) -> list[str | Problem]:
-        """The values of all, asked for at the same time."""
-        if len(references) <= 1:  # a task would cost more than the question
-            return [await self._value(reference) for reference in references]
-        return await asyncio.gather(*(self._value(reference) for reference in references))
-
-    async def _value(self, reference: Reference) -> str | Problem:
-        try:
-            found = await self._gate.call("kv.get", {"bucket": reference.name, "key": reference.key})
-        except HostError as error:
-            return "" if error.code in _EMPTY else Problem(error.code.value, error.message)
-        if not found["ok"]:
-            return ""
-        if found["value"] is not None:
-            return str(found["value"])
-        return base64.b64decode(found["value_base64"]).decode("utf-8", "replace")
+        return await rendering.render(
+            self._compiled, path, method, query, content_type=self._content_type, call=self._gate.call
+        )
 
 
 def content_type(manifest: Manifest) -> str:
     """The Content-Type of a worker's answers; Problem("source_blocked") for one that cannot be served safely."""
-    said = manifest.routes.content_type
-    kind, _, parameter = (part.strip().lower() for part in said.partition(";"))
-    scripted = any(word in kind for word in _SCRIPTS)
-    if _TEXT.fullmatch(kind) is None or scripted or parameter not in {"", "charset=utf-8"}:
-        raise Problem(
-            "source_blocked",
-            f"expected routes.content_type to be text in UTF-8 and no script, found {said[:80]!r}",
-            "such as text/plain or text/html",
-        )
-    return f"{kind}; charset=utf-8"
-
-
-def _is_markup(said: str) -> bool:
-    """Whether a browser finds elements in it, so that values must be escaped."""
-    kind = said.partition(";")[0]
-    return kind in {"text/html", "text/xml"} or kind.endswith("+xml") or "xsl" in kind
+    return rendering.content_type(manifest.routes.content_type, "routes.content_type")
 
 
 def _prefixes(plugin: Plugin, granted: frozenset[str]) -> tuple[str, ...]:

@@ -82,9 +82,9 @@ class Host:
 
         self.daemon.until(only, f"nothing but {plugin_ids} to live")
 
-    def until_armed_again(self, plugin_id: str) -> None:
-        """After something ended it; one that has a process for each invocation is armed all the time."""
-        self.daemon.until_state("armed", plugin_id)
+    def until_story(self, plugin_id: str, *story: str) -> None:
+        """Until that is all that happened to it: the record is written a moment after it happened."""
+        self.daemon.until(lambda: self.story(plugin_id) == list(story), f"{plugin_id}: {story}")
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

@@ -7,9 +7,9 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latticed.host import template
+from latticed.host.template import METHOD, PATH, Reference
 from latticed.model.errors import Problem
-from latticed.runners import template
-from latticed.runners.template import METHOD, PATH, Reference
 
 PIECES = [
     "{{path}}",

@@ -18,7 +18,8 @@ from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.model.runtime import Health
-from latticed.runners import template, worker
+from latticed.host import template
+from latticed.runners import worker
 from latticed.runners.worker import Worker
 from tests.house import ingresses, supervisors
 
