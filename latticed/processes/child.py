@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -173,8 +174,13 @@ class Child:
         self._end = asyncio.create_task(self._clear_away(), name=f"child {self.pid} ended")
 
     def _filled(self, peak_bytes: int) -> bool:
-        """Whether it had come near its memory limit: without a cgroup the kernel tells nobody but the child."""
-        return peak_bytes >= FULL * self._memory_bytes
+        """Whether it had come near its memory limit: without a cgroup the kernel tells nobody but the child.
+
+        A peak that is no higher than ours may be ours: the stub shares our memory until it is executed, and only a
+        process that is made anew, as in a pid namespace, starts to count again (exec_mmap in the kernel).
+        """
+        ours = 0 if self._own_pids else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return peak_bytes >= FULL * self._memory_bytes and peak_bytes > ours
 
     async def _clear_away(self) -> None:
         """Read what is left, close and remove everything, then say so."""
