@@ -112,7 +112,55 @@ CREATE INDEX ddns_records_owner ON ddns_records (plugin_id);
 """
 """One name and type has one keeper: two that publish different addresses would undo each other's work."""
 
-MIGRATIONS: Final = (_RECORDS_KV_AUDIT, _RETENTION, _SECRETS, _NODE_LABELS, _NOTIFICATIONS, _MONITORS, _PERMITS, _DDNS)
+_ROUTES: Final = """
+CREATE TABLE routes (
+    plugin_id TEXT NOT NULL, path TEXT NOT NULL, spec TEXT NOT NULL, created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, path)
+) STRICT;
+"""
+
+_PLANS: Final = """
+CREATE TABLE plans (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, plugin_id TEXT NOT NULL, sha256 TEXT NOT NULL, kind TEXT NOT NULL,
+    intent TEXT NOT NULL, state TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+    UNIQUE (plugin_id, sha256)
+) STRICT;
+"""
+
+_TASKS_PROGRAMS: Final = """
+CREATE TABLE tasks (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, plugin_id TEXT NOT NULL, name TEXT NOT NULL,
+    interpreter TEXT NOT NULL, script TEXT NOT NULL, sha256 TEXT NOT NULL, targets TEXT NOT NULL,
+    timeout_s INTEGER NOT NULL, state TEXT NOT NULL, approved_sha256 TEXT NOT NULL DEFAULT '',
+    approved_by TEXT NOT NULL DEFAULT '', run_id TEXT NOT NULL DEFAULT '', code TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', exit_code INTEGER, signal INTEGER, stdout TEXT NOT NULL DEFAULT '',
+    stderr TEXT NOT NULL DEFAULT '', stdout_bytes INTEGER NOT NULL DEFAULT 0, stderr_bytes INTEGER NOT NULL DEFAULT 0,
+    truncated INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, approved_at INTEGER NOT NULL DEFAULT 0,
+    started_at INTEGER NOT NULL DEFAULT 0, ended_at INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX tasks_open ON tasks (plugin_id, seq) WHERE state IN ('submitted', 'approved', 'running');
+CREATE INDEX tasks_ended ON tasks (ended_at) WHERE ended_at > 0;
+CREATE TABLE programs (
+    plugin_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, spec TEXT NOT NULL,
+    candidate TEXT NOT NULL DEFAULT '', created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+    PRIMARY KEY (plugin_id, kind, name)
+) STRICT, WITHOUT ROWID;
+"""
+"""`run_id` is on disk before its run begins. `candidate`: a spec that is being tried in place of `spec`."""
+
+MIGRATIONS: Final = (
+    _RECORDS_KV_AUDIT,
+    _RETENTION,
+    _SECRETS,
+    _NODE_LABELS,
+    _NOTIFICATIONS,
+    _MONITORS,
+    _PERMITS,
+    _DDNS,
+    _ROUTES,
+    _PLANS,
+    _TASKS_PROGRAMS,
+)
 
 
 def version_of(connection: apsw.Connection) -> int:

@@ -47,6 +47,11 @@ def loopback_fault(value: Any) -> str:
     return "" if loopback(value) else "a loopback address and a port, such as 127.0.0.1:8787 or [::1]:8787"
 
 
+def optional_loopback_fault(value: Any) -> str:
+    """What was expected of a listen address that may be left out, or nothing."""
+    return loopback_fault(value) if value else ""
+
+
 def hosts_fault(value: Any) -> str:
     """What was expected of a list of Host names, or nothing."""
     return "" if all(host(one) for one in value) else "names such as app.example.org or localhost:8787"

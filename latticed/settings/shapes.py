@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from latticed.settings import endpoints, relays
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from latticed.settings.programs import Service, Task, Tunnel
+from latticed.settings.rules import setting as _setting
 
 SCOPES: Final = ("read", "operate", "host", "trust")
 LEVELS: Final = ("debug", "info", "warning", "error")
-
-
-def _setting(
-    default: Any,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    one_of: tuple[str, ...] = (),
-    fault: Callable[[Any], str] | None = None,
-) -> Any:
-    """A field with its rules; `fault` of a value says what was expected, or nothing."""
-    rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=rules)
-    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +118,12 @@ class HostCalls:
 class Http:
     """Where plugins' routes are served, and the Host names that are answered; none named: the address and localhost.
 
-    A name without a port stands for any port.
+    A name without a port stands for any port. `service_listen`: where plugins' services are proxied, empty: nowhere.
     """
 
     listen: str = _setting("127.0.0.1:8787", fault=endpoints.loopback_fault)
     hosts: tuple[str, ...] = _setting((), fault=endpoints.hosts_fault)
+    service_listen: str = _setting("", fault=endpoints.optional_loopback_fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +215,7 @@ class Ddns:
     poll_s: float = _setting(30.0, low=1, high=3_600)
     settle_s: float = _setting(30.0, low=0, high=3_600)
     least_change_s: float = _setting(60.0, low=1, high=3_600)
-    verify_s: float = _setting(21_600.0, low=60, high=86_400)
+    verify_s: float = _setting(21_600.0, low=1, high=86_400)
     backoff_base_s: float = _setting(30.0, low=1, high=3_600)
     backoff_ceiling_s: float = _setting(3_600.0, low=1, high=21_600)
     private: bool = _setting(default=False)
@@ -280,6 +265,9 @@ class Settings:
     monitor: Monitor = Monitor()
     ddns: Ddns = Ddns()
     mail: Mail = Mail()
+    task: Task = Task()
+    service: Service = Service()
+    tunnel: Tunnel = Tunnel()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
 

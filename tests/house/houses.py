@@ -13,9 +13,10 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,19 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {what or condition}"
         await asyncio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def without_descriptors() -> Iterator[None]:
+    """This process can open nothing more while the block lasts: what is open stays open (EMFILE, open(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(free)  # the lowest there is
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def settings_in(root: Path, toml: str = "") -> tuple[Path, Settings]:

@@ -12,13 +12,13 @@ import pytest
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import read
+from latticed.host import template
 from latticed.host.routes import Listener, Request, Routes
 from latticed.host.service import Caller, HostError
 from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.model.runtime import Health
-from latticed.host import template
 from latticed.runners import worker
 from latticed.runners.worker import Worker
 from tests.house import ingresses, supervisors

@@ -1,0 +1,142 @@
+"""When the daemon ends, by whatever means, its children end; and nobody else is ever signalled for their sake."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house import children, hosting, peers, processes, programs
+
+pytestmark = pytest.mark.daemon
+
+RUNTIME = {"sandbox": {"features": ["processes"]}}
+_LOOKALIKE = """
+import ctypes, os, signal, struct, sys
+pid, uid = map(int, sys.argv[1:])
+numbers = (ctypes.c_int * 1)(pid)
+wanted = ctypes.create_string_buffer(
+    struct.pack("10Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(numbers), 1)
+)
+libc = ctypes.CDLL(None, use_errno=True)
+got = libc.syscall(435, wanted, len(wanted.raw) - 1)  # clone3 with the number that the new process is to have
+if got == 0:
+    for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        signal.signal(number, lambda number, _: os.write(1, b"signal %d\\n" % number))
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    os.setsid()
+    os.write(1, b"here\\n")
+    while True:
+        signal.pause()
+os.write(1, f"made {got}\\n".encode() if got > 0 else f"{os.strerror(ctypes.get_errno())}\\n".encode())
+if got > 0:
+    sys.stdin.read()
+    os.kill(got, signal.SIGKILL)
+    print("status", os.waitpid(got, 0)[1], flush=True)
+"""
+"""A process of the number and user given; it tells of every signal. At the end of its stdin it is killed."""
+
+
+def test_kill_9_of_the_daemon_ends_everything(place, acme):
+    """Children and grandchildren that left for sessions of their own, under both protocols; the next life is clean."""
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        host.up("acme.demo", programs.MOODY, runtime=RUNTIME)
+        host.result("acme.demo", "fork")
+        daemon.until(lambda: len(host.processes()) == 7, "seven processes")
+        tree = host.processes()
+        daemon.kill()
+        hosting.until_gone(tree)
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        pid = daemon.until_state("armed")["runtime"]["pid"]
+        assert host.processes() == {pid}
+
+
+def test_kill_9_in_the_middle_of_things(place, acme):
+    """While children are being started and stopped: nothing is left either."""
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        for number in range(6):
+            host.drop(f"acme.demo-{number}", programs.MOODY, runtime=RUNTIME)
+        daemon.until(lambda: daemon.plugin("acme.demo-5"), "the bundles")
+        for number in range(6):
+            daemon.activate(f"acme.demo-{number}")
+        asking = [
+            subprocess.Popen(
+                daemon.ctl_command("restart", f"acme.demo-{number}"),
+                env=place.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for number in range(6)
+        ]
+        daemon.until(
+            lambda: len(daemon.events(action="plugin.runtime")) > 6 or any(one.poll() is not None for one in asking),
+            "the first restart",
+        )
+        tree = host.processes()
+        daemon.kill()
+        for one in asking:
+            one.wait(timeout=30)
+        hosting.until_gone(tree)
+
+
+def test_sigterm_stops_plugins_in_good_order(place, acme):
+    """Each is asked first; what it says then is still heard, and that it was stopped is on record."""
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        host.up("acme.demo", peers.POLITE)
+        (pid,) = host.processes()
+        assert daemon.stop() == 0
+        assert not children.alive(pid)
+        assert "asked by a message" in [entry.get("line") for entry in daemon.log()]
+        assert len(daemon.log("plugin_stopped")) == 1
+
+
+@pytest.mark.root
+def test_a_stranger_with_the_number_of_an_ended_child_is_left_alone(place, acme):
+    """Whatever happens to the plugin meanwhile: waiting, stopped, the daemon killed, started again, ended."""
+    place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
+    with contextlib.ExitStack() as strangers:
+        with place.running() as daemon:
+            host = hosting.Host(daemon=daemon, author=acme)
+            host.up("acme.demo", programs.MOODY)
+            host.up("acme.other", programs.MOODY)
+            crashed, killed = (host.runtime(one)["pid"] for one in ("acme.demo", "acme.other"))
+            host.invoke("acme.demo", "crash")
+            daemon.until_state("failed", code="exited")
+            one = strangers.enter_context(_lookalike(crashed, place.uid))
+            assert daemon.set_status("disabled").json()["runtime"]["state"] == "stopped"
+            assert daemon.set_status("active").json()["runtime"]["state"] == "armed"
+            daemon.kill()
+        two = strangers.enter_context(_lookalike(killed, place.uid))
+        with place.running() as daemon:
+            daemon.until_state("armed", "acme.other")
+            assert daemon.set_status("disabled", "acme.other").status == 200
+            assert daemon.stop() == 0
+        assert [_farewell(one), _farewell(two)] == [f"status {signal.SIGKILL:d}\n"] * 2
+
+
+@contextlib.contextmanager
+def _lookalike(pid: int, uid: int) -> Iterator[subprocess.Popen[str]]:
+    """The maker of a running stranger of that number, once it is free."""
+    processes.until(lambda: not Path(f"/proc/{pid}").exists(), what=f"the number {pid} to be free")
+    command = [sys.executable, "-c", _LOOKALIKE, str(pid), str(uid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        said = {maker.stdout.readline() for _ in range(2)}
+        assert said == {f"made {pid}\n", "here\n"}
+        yield maker
+
+
+def _farewell(maker: subprocess.Popen[str]) -> str:
+    """End the stranger; what it and its maker said since."""
+    return maker.communicate(timeout=30)[0]

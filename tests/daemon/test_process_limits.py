@@ -1,0 +1,263 @@
+"""Each limit on a process plugin ends in an error of its own; the daemon answers throughout, and nothing is left."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from tests.house import bombs, hosting, peers, raw_http
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+
+SETTINGS = """
+[supervision]
+backoff_base_s = 0.05
+backoff_ceiling_s = 0.1
+breaker_failures = 1000
+stop_grace_s = 1.0
+[plugin_limits]
+memory_mib = 48
+max_memory_mib = 64
+processes = 16
+max_processes = 24
+open_files = 32
+max_open_files = 48
+scratch_mib = 1
+scratch_files = 32
+max_cpu_percent = 15
+invoke_timeout_s = 30
+max_invoke_timeout_s = 30
+invocations = 2
+stdout_kib = 16
+max_stdout_kib = 64
+stderr_kib = 64
+host_calls = 8
+"""
+FEATURES = {"sandbox": {"features": ["processes", "threads", "workdir"]}}
+PROTOCOLS = {"speaking": "latticed-stdio-1", "one-shot": "stdio-json-v1"}
+BOTH = pytest.mark.parametrize("way", PROTOCOLS)
+HOGS = ("acme.hog-own", "acme.hog-child")
+
+
+class Arena(hosting.Host):
+    """Brings bombs to life under names of their own."""
+
+    def armed(self, way: str, artifact: bytes = bombs.BOMBS, **limits: int) -> str:
+        runtime = {"protocol": PROTOCOLS[way], "limits": limits, **FEATURES}
+        return self.up(f"acme.{way}-{next(_numbers)}", artifact, runtime=runtime)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def arena():
+    with hosting.hosting(SETTINGS) as host:
+        arena = Arena(daemon=host.daemon, author=host.author)
+        for hog in HOGS:  # it takes a while until they are found out
+            runtime = {"limits": {"cpu_percent": 1_000}, **FEATURES}
+            arena.up(hog, peers.hog(hog.rpartition("-")[2]), runtime=runtime)
+        yield arena
+
+
+@pytest.fixture
+def host(arena):
+    """The arena, asked for its health all through the test; afterwards everything is stopped, and nothing is left."""
+    with arena.answering():
+        yield arena
+    for one in arena.daemon.get("/api/plugins").json():
+        if one["status"] == "active" and one["id"] not in HOGS:
+            arena.daemon.set_status("disabled", one["id"])
+    arena.until_only(*HOGS)
+
+
+def failed(answer: raw_http.Answer, code: str, status: int = 502) -> str:
+    assert (answer.status, answer.code) == (status, code), answer
+    return str(answer.json()["detail"])
+
+
+@BOTH
+def test_memory(host, way):
+    """out_of_memory, with its last words; one that lived on is started again."""
+    plugin_id = host.armed(way)
+    assert "no more memory" in failed(host.invoke(plugin_id, "memory"), "out_of_memory")
+    if way == "speaking":
+        host.until_story(plugin_id, "armed", "failed out_of_memory", "armed")
+    assert host.result(plugin_id, "nothing") == "alive"
+
+
+@BOTH
+def test_processes(host, way):
+    """EAGAIN in the plugin, at the number in the settings."""
+    found = host.result(host.armed(way), "forks")
+    assert found["errno"] == "EAGAIN"
+    assert 0 < found["count"] < 16
+
+
+def test_what_an_invocation_leaves_running_ends_with_it(host):
+    """A process for each invocation, and nothing of it afterwards."""
+    plugin_id = host.armed("one-shot")
+    host.result(plugin_id, "forks")
+    host.until_only(*HOGS)
+
+
+@BOTH
+def test_a_fork_bomb(host, way):
+    """The invocation ends by its time limit; the plugin lives on in a new process, or is replaced by a restart."""
+    plugin_id = host.armed(way, invoke_timeout_s=1)
+    failed(host.invoke(plugin_id, "bomb"), "deadline_exceeded", 503)
+    assert host.daemon.post(f"/api/plugins/by-id/{plugin_id}/restart").status == 200
+    assert host.result(plugin_id, "nothing") == "alive"
+
+
+@BOTH
+def test_open_files(host, way):
+    """EMFILE in the plugin, which lives on."""
+    plugin_id = host.armed(way)
+    found = host.result(plugin_id, "files")
+    assert found["errno"] == "EMFILE"
+    assert 16 <= found["count"] < 32
+    assert host.result(plugin_id, "nothing") == "alive"
+
+
+@BOTH
+def test_threads(host, way):
+    """Counted with processes: no more can be started, and the plugin lives on."""
+    plugin_id = host.armed(way)
+    found = host.result(plugin_id, "threads")
+    assert "can't start new thread" in found["error"]
+    assert 0 < found["count"] < 16
+    assert host.result(plugin_id, "nothing") == "alive"
+
+
+@BOTH
+@pytest.mark.parametrize(("kind", "most"), [("disk", 16), ("inodes", 32)])
+def test_scratch(host, way, kind, most):
+    """ENOSPC, told in its last words; the next life begins with an empty one."""
+    plugin_id = host.armed(way)
+    for _ in range(2):
+        detail = failed(host.invoke(plugin_id, kind), "exited")
+        assert "exited 1; it said last: ENOSPC at " in detail
+        assert most - 5 < int(detail.rpartition(" ")[2]) <= most
+        host.daemon.until_state("armed", plugin_id)
+
+
+@BOTH
+def test_the_size_of_a_file(host, way):
+    """EFBIG at the size of the whole scratch directory, holes counted."""
+    plugin_id = host.armed(way)
+    assert "it said last: EFBIG at 17" in failed(host.invoke(plugin_id, "huge_file"), "exited")
+
+
+@pytest.mark.parametrize(("wanted", "kib"), [({}, 16), ({"stdout_kib": 4}, 4), ({"stdout_kib": 1_000_000}, 64)])
+def test_stdout_of_an_invocation(host, wanted, kib):
+    """output_too_large from one byte more on; the manifest may ask for less, or for as much as the settings allow."""
+    plugin_id = host.armed("one-shot", bombs.WIDE_ONE_SHOT, **wanted)
+    assert host.result(plugin_id, "go", kib << 10) == "wide"
+    detail = failed(host.invoke(plugin_id, "go", (kib << 10) + 1), "output_too_large")
+    assert f"at most {kib << 10} bytes" in detail
+
+
+def test_the_size_of_a_message(host):
+    """message_too_large from one byte more on: the session is over, the plugin is replaced."""
+    plugin_id = host.armed("speaking", peers.WIDE)
+    assert host.result(plugin_id, "go", 1 << 20) == "wide"
+    assert "1048576 bytes" in failed(host.invoke(plugin_id, "go", (1 << 20) + 1), "message_too_large")
+    host.until_story(plugin_id, "armed", "failed message_too_large", "armed")
+
+
+def test_stderr_of_an_invocation(host):
+    """What goes beyond is thrown away with one warning; the invocation succeeds all the same."""
+    plugin_id = host.armed("one-shot")
+    assert host.result(plugin_id, "stderr", 1 << 20) == "written"
+    (warning,) = host.lines(plugin_id, "daemon")
+    assert "more than 65536 bytes on stderr in one invocation" in warning
+    assert host.lines(plugin_id) == ["y" * 1023] * 64
+
+
+def test_a_flood_on_stderr(host):
+    """The newest lines are kept, in bounded memory; the plugin is slowed down and answers, and so does the daemon."""
+    plugin_id = host.armed("speaking")
+    before = host.daemon.memory_kib()
+    host.result(plugin_id, "flood")
+    full = (256 << 10) // (1023 + 100)
+    host.daemon.until(lambda: len(host.lines(plugin_id)) >= full, "a full ring")
+    for _ in range(5):
+        assert host.result(plugin_id, "nothing") == "alive"
+    assert len(host.lines(plugin_id)) <= full + 1
+    assert host.daemon.memory_kib() - before < 32 << 10
+
+
+@BOTH
+def test_the_time_of_an_invocation(host, way):
+    """deadline_exceeded; one that lives on does so, as the same process."""
+    plugin_id = host.armed(way, invoke_timeout_s=1)
+    before = host.runtime(plugin_id).get("pid")
+    assert "within 1 s" in failed(host.invoke(plugin_id, "sleep"), "deadline_exceeded", 503)
+    assert (host.runtime(plugin_id)["state"], host.runtime(plugin_id).get("pid")) == ("armed", before)
+
+
+def test_host_calls_of_an_invocation(host):
+    """too_many_host_calls; as many as allowed are answered."""
+    plugin_id = host.armed("one-shot")
+    assert host.result(plugin_id, "calls", 8) == {"ok": 8}
+    assert "at most 8" in failed(host.invoke(plugin_id, "calls", 9), "too_many_host_calls")
+
+
+@BOTH
+def test_host_calls_per_second(host, way):
+    """rate_limited by the manifest's own limit, told to the plugin and on record."""
+    plugin_id = host.armed(way, host_calls_per_s=2)
+    found = host.result(plugin_id, "calls", 8)
+    assert found["ok"] >= 2
+    assert found["rate_limited"] >= 1
+    denied = host.daemon.events(action="host.call", actor=f"plugin:{plugin_id}", decision="deny")
+    assert {event["code"] for event in denied} == {"rate_limited"}
+
+
+@BOTH
+def test_invocations_at_once(host, way):
+    """busy beyond two; those under way end when the plugin is stopped, and are told why."""
+    answers = []
+    plugin_id = host.armed(way)
+    sleepers = [threading.Thread(target=lambda: answers.append(host.invoke(plugin_id, "sleep"))) for _ in range(2)]
+    for sleeper in sleepers:
+        sleeper.start()
+    try:
+        under_way = {"action": "plugin.invoke", "target": plugin_id}
+        host.daemon.until(lambda: len(host.daemon.events(**under_way)) == 2, "two invocations under way")
+        assert "at most 2" in failed(host.invoke(plugin_id, "nothing"), "busy", 429)
+    finally:
+        assert host.daemon.set_status("disabled", plugin_id).json()["runtime"]["state"] == "stopped"
+        for sleeper in sleepers:
+            sleeper.join()
+    for answer in answers:
+        assert "stopped meanwhile" in failed(answer, "plugin_gone")
+
+
+@BOTH
+def test_what_a_manifest_asks_for_is_capped(host, way):
+    """By the maxima of the settings; where it is silent their defaults count; less is granted down to what it takes."""
+    wanted = {
+        (48, 32, 16): {},
+        (64, 48, 24): {"memory_mib": 1_000_000, "open_files": 1_000_000, "processes": 1_000_000},
+        (40, 16, 4): {"memory_mib": 40, "open_files": 1, "processes": 4},
+    }
+    for (memory, files, tasks), limits in wanted.items():
+        found = host.result(host.armed(way, **limits), "limits")
+        assert found["RLIMIT_DATA"] == [memory << 20] * 2
+        assert found["RLIMIT_NOFILE"] == [files] * 2
+        assert found["RLIMIT_NPROC"] == [tasks] * 2
+        assert found["RLIMIT_FSIZE"] == [1 << 20] * 2
+
+
+@pytest.mark.parametrize("hog", HOGS)
+def test_processor_time(host, hog):
+    """cpu_exceeded after a while without a cgroup, which would slow it down instead; what its children use counts."""
+    if "cgroup" in host.daemon.get("/api/health").json()["sandbox"]["features"]:
+        pytest.skip("here a cgroup slows it down instead")
+    host.daemon.until(lambda: "failed cpu_exceeded" in host.story(hog), "the hog to be found out")
+    event = next(one for one in host.daemon.events(action="plugin.runtime", target=hog) if one["code"])
+    assert "at most 15 % of a core over 10 s" in event["reason"]

@@ -1,0 +1,207 @@
+"""Plugins that speak latticed-stdio-1 badly, or mean harm: each fails with a reason, the daemon never does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import hosting, peers, programs
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+
+SETTINGS = """
+[supervision]
+backoff_base_s = 600.0
+backoff_ceiling_s = 600.0
+start_deadline_s = 2.0
+stop_grace_s = 1.0
+[host_calls]
+per_second = 1000000
+burst = 1000000
+"""
+OFTEN = {"health": {"interval_s": 1, "timeout_s": 1, "failures": 1}}
+GARBAGE = {
+    "no json": (rb"hello\n", "malformed"),
+    "no object": (rb"[1]\n", "object"),
+    "no utf-8": (rb"{\"jsonrpc\":\"2.0\",\"id\":\"\xff\"}\n", ""),
+    "another version": (rb"{\"jsonrpc\":\"1.0\",\"id\":1,\"result\":1}\n", "2.0"),
+    "an unknown field": (rb"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":1,\"more\":1}\n", "more"),
+    "an unknown id": (rb"{\"jsonrpc\":\"2.0\",\"id\":4711,\"result\":{}}\n", "4711"),
+    "an id of text": (rb"{\"jsonrpc\":\"2.0\",\"id\":\"2\",\"result\":{}}\n", "id 2"),
+    "nothing to answer": (rb"{\"jsonrpc\":\"2.0\",\"method\":\"kv.get\"}\n", "an id and a method"),
+    "too deep": (b'{"jsonrpc":"2.0","id":9,"result":' + b"[" * 5000 + b"]" * 5000 + b"}\\n", ""),
+    "an empty line": (rb"\n", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def arena():
+    with hosting.hosting(SETTINGS) as host:
+        yield host
+
+
+@pytest.fixture
+def host(arena):
+    """Asked for its health all through the test; afterwards everything is stopped, and nothing is left."""
+    with arena.answering():
+        yield arena
+    for one in arena.daemon.get("/api/plugins").json():
+        if one["status"] == "active":
+            arena.daemon.set_status("disabled", one["id"])
+    arena.until_only()
+
+
+@pytest.fixture
+def name(request):
+    """A plugin id of this test's own."""
+    return "acme." + "".join(letter if letter.isalnum() else "-" for letter in request.node.name.lower()).strip("-")
+
+
+def failed(host, plugin_id, code="protocol_error"):
+    """The words of its failure, once it has failed."""
+    return host.daemon.until_state("failed", plugin_id, code=code)["runtime"]["last_error"]["message"]
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_what_is_no_message_ends_the_session(host, name, kind):
+    """protocol_error with what was expected; whoever waits for an answer is told the same, and at once."""
+    data, words = GARBAGE[kind]
+    body = f"message = hear()\nos.write(1, b'{data.decode('latin-1')}')\nserve()"
+    host.up(name, peers.peer(body))
+    answer = host.invoke(name, "anything")
+    assert (answer.status, answer.code) == (502, "protocol_error"), answer
+    assert words in answer.json()["detail"]
+    assert words in failed(host, name)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_garbage_before_anything_was_asked(host, name, at_once):
+    """Not armed: the reason is the breakage, not that it took too long."""
+    body = "os.write(1, b'hello')\n" + ("os.write(1, b'\\n')" if at_once else "hear(); os.write(1, b'\\n')")
+    runtime = host.activated(name, peers.peer(body + "\nserve()", greet=False)).json()["runtime"]
+    assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "protocol_error")
+
+
+def test_one_that_never_answers_is_not_armed(host, name):
+    """It is given its time, and nothing is left of it."""
+    runtime = host.activated(name, peers.peer("time.sleep(1000)", greet=False)).json()["runtime"]
+    assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "start_timeout")
+    host.until_only()
+
+
+def test_an_answer_given_twice(host, name):
+    """The first counts, the second is an answer to nothing."""
+    host.up(name, peers.peer("message = answer(hear())\nanswer(message)\nserve()"))
+    host.invoke(name, "anything")
+    words = failed(host, name)
+    assert "expected one answer to the request" in words or "an answer to something that was asked" in words
+
+
+def test_a_line_without_an_end(host, name):
+    """message_too_large as soon as it cannot fit any more; the daemon holds no more than that."""
+    before = host.daemon.memory_kib()
+    host.up(name, peers.peer("hear()\nwhile True:\n    os.write(1, b'[' * 65536)"))
+    answer = host.invoke(name, "anything")
+    assert (answer.status, answer.code) == (502, "message_too_large")
+    assert "1048576 bytes" in failed(host, name, "message_too_large")
+    assert host.daemon.memory_kib(peak=True) - before < 16 << 10
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_one_that_hangs_up_and_lives_on(host, name, end):
+    """There is no talking to it any more: it fails with that, long before it would have been found unhealthy."""
+    runtime = {"health": {"interval_s": 1, "timeout_s": 60, "failures": 60}}
+    host.up(name, peers.peer(f"hear()\nos.close({end})\ntime.sleep(1000)"), runtime=runtime)
+    host.invoke(name, "anything")
+    assert f"keep its {('stdin', 'stdout')[end]} open" in failed(host, name)
+
+
+def test_one_that_ends_while_it_is_spoken_to(host, name):
+    """How it ended counts, not that it hung up doing so."""
+    host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
+    answer = host.invoke(name, "anything")
+    assert (answer.status, answer.code) == (502, "exited")
+    assert "exited 9" in failed(host, name, "exited")
+
+
+@pytest.mark.parametrize(("call", "limit"), [("kv.get", 0), ("audit.query", 500)])
+def test_one_that_calls_and_never_reads(host, name, call, limit):
+    """Backpressure: what waits for it stays bounded, however large results are; in the end it is unhealthy."""
+    body = """
+message = hear()
+for number in range(600):
+    say(id=number, method="kv.put", params={"key": "key", "value": "x" * 65000})
+    hear()
+answer(message)
+while True:
+    number += 1
+    say(id=number, method="CALL", params={"limit": 500} if LIMIT else {"key": "key"})
+"""
+    host.up(name, peers.peer(body.replace("LIMIT", str(limit)).replace("CALL", call)), runtime=OFTEN)
+    before = host.daemon.memory_kib()
+    host.result(name, "make room")
+    assert "no answer within 1 s" in failed(host, name, "unhealthy")
+    assert host.daemon.memory_kib(peak=True) - before < 64 << 10
+    assert host.daemon.events(action="host.call", target=call)
+
+
+def test_a_flood_of_calls(host, name):
+    """As many as are answered are carried out, no faster; the plugin stays armed, and others are served meanwhile."""
+    body = """
+def flood():
+    number = 0
+    while True:
+        number += 1
+        say(id=number, method="kv.get", params={"key": "key"})
+threading.Thread(target=flood, daemon=True).start()
+while True:
+    message = hear()
+    if "method" in message:
+        answer(message)
+"""
+    before = host.daemon.memory_kib()
+    other = host.up(f"{name}-other", programs.GREETER)
+    host.up(name, peers.peer(body), runtime={"sandbox": {"features": ["threads"]}})
+    for number in range(5):
+        assert host.result(other, "keep", str(number)) == str(number)
+    assert host.invoke(name, "anything").status == 200
+    assert host.runtime(name)["state"] == "armed"
+    assert host.daemon.memory_kib(peak=True) - before < 64 << 10
+
+
+def test_calls_that_make_no_sense_are_answered(host, name):
+    """Unknown, undeclared, with wrong parameters, with strange ids: each has its error, the session goes on."""
+    body = r"""
+message = hear()
+codes = []
+for number, call in [(-1, "kv.get"), ("x" * 128, "no.such"), (2**60, "kv.put"), ("", "kv.get")]:
+    say(id=number, method=call, params={"nothing": 1})
+    found = hear()
+    assert found["id"] == number
+    codes.append(found["error"]["data"]["code"])
+say(id=message["id"], result={"ok": True, "message": "", "result": codes})
+serve()
+"""
+    host.up(name, peers.peer(body))
+    assert host.result(name, "anything") == ["bad_params", "not_found", "bad_params", "bad_params"]
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [("None", "expected a reply"), ("{'ok': 1}", "expected a reply"), ("{'ok': True, 'message': 5}", "")],
+)
+def test_replies_that_are_none(host, name, result, words):
+    """Whoever asked learns that; the plugin goes on."""
+    host.up(name, peers.peer(f"say(id=hear()['id'], result={result})\nserve()"))
+    answer = host.invoke(name, "anything")
+    if words:
+        assert (answer.status, answer.code) == (502, "protocol_error")
+        assert words in answer.json()["detail"]
+    else:
+        assert answer.json()["message"] == "5"
+    assert host.invoke(name, "again").status == 200
+
+
+def test_a_health_that_is_none(host, name):
+    """Unhealthy, and it says what was expected."""
+    host.up(name, peers.peer("say(id=hear()['id'], result={'status': 'splendid'})\nserve()"), runtime=OFTEN)
+    assert "found 'splendid'" in failed(host, name, "unhealthy")

@@ -1,0 +1,70 @@
+"""As root: each child is somebody of its own, never root, and what it may use is counted for it alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.house import bombs, hosting, programs
+
+pytestmark = [pytest.mark.daemon, pytest.mark.root]
+
+
+@pytest.fixture(scope="module")
+def host():
+    with hosting.hosting("[plugin_limits]\nprocesses = 8", user=None) as host:
+        yield host
+
+
+def ids_of(pid):
+    rows = dict(row.split(":\t") for row in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in row)
+    return {int(word) for name in ("Uid", "Gid") for word in rows[name].split()}, rows
+
+
+def test_children_are_never_root_and_never_each_other(host):
+    """One uid and gid for each, no groups, no capabilities; level dedicated, asked for or not."""
+    one = host.up("acme.one", bombs.BOMBS, runtime={"sandbox": {"level": "dedicated"}})
+    two = host.up("acme.two", bombs.BOMBS)
+    assert host.daemon.get("/api/health").json()["sandbox"]["level"] == "dedicated"
+    seen = set()
+    for plugin_id in (one, two):
+        runtime = host.runtime(plugin_id)
+        assert runtime["sandbox"].split("+")[0] == "dedicated"
+        assert "dedicated" in host.daemon.ctl("info", plugin_id).stdout
+        (uid,), rows = ids_of(runtime["pid"])
+        assert uid >= 1_900_000_000
+        assert rows["Groups"].split() == []
+        assert {int(rows[name], 16) for name in rows if name.startswith("Cap")} == {0}
+        assert rows["NoNewPrivs"] == "1"
+        seen.add(uid)
+    assert len(seen) == 2
+
+
+def test_a_new_life_and_an_invocation_are_somebody_new(host):
+    """Also under stdio-json-v1, where each invocation is a child of its own; uids come back in the end."""
+    plugin_id = host.up("acme.v1", programs.WHO, v2=False)
+    uids = [host.result(plugin_id, "who") for _ in range(3)]
+    assert len({tuple(one) for one in uids}) == 3
+    assert all(uid == gid >= 1_900_000_000 for uid, gid in uids)
+
+
+def test_tasks_are_counted_for_each_alone(host):
+    """One that uses up all that it may leaves the other everything."""
+    features = {"sandbox": {"features": ["processes"]}}
+    greedy = host.up("acme.greedy", bombs.BOMBS, runtime=features)
+    modest = host.up("acme.modest", bombs.BOMBS, runtime=features)
+    first, second = host.result(greedy, "forks"), host.result(modest, "forks")
+    assert first["errno"] == second["errno"] == "EAGAIN"
+    assert first["count"] == second["count"] == 7
+
+
+def test_kill_9_of_the_daemon_ends_children_of_other_uids():
+    """The kernel's promise survives the change of uid."""
+    with hosting.hosting(user=None) as host:
+        host.up("acme.demo", programs.MOODY, runtime={"sandbox": {"features": ["processes"]}})
+        host.result("acme.demo", "fork")
+        host.daemon.until(lambda: len(host.processes()) == 7, "seven processes")
+        tree = host.processes()
+        host.daemon.kill()
+        hosting.until_gone(tree)

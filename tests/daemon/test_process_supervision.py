@@ -1,0 +1,169 @@
+"""What becomes of plugins that crash, hang or feel unwell: failed with a code, tried again, given up, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.house import children, hosting, peers, programs
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+
+QUICK = """
+[supervision]
+backoff_base_s = 0.05
+backoff_ceiling_s = 0.1
+breaker_failures = 3
+stop_grace_s = 1.0
+"""
+OFTEN = {"health": {"interval_s": 1, "timeout_s": 1, "failures": 2}, "sandbox": {"features": ["processes"]}}
+
+
+@pytest.fixture(scope="module")
+def host():
+    with hosting.hosting(QUICK) as host:
+        yield host
+
+
+def failures(host, plugin_id):
+    events = host.daemon.events(action="plugin.runtime", target=plugin_id)
+    return [event for event in events if event["detail"]["state"] == "failed"]
+
+
+def until_failed(host, plugin_id, times):
+    """The events, once it has failed so many times."""
+    host.daemon.until(lambda: len(failures(host, plugin_id)) >= times, f"{plugin_id} to have failed {times} times")
+    return failures(host, plugin_id)
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "words"),
+    [("crash", "exited", "exited 3; it said last: farewell"), ("abort", "crashed", "killed by SIG")],
+)
+def test_a_crash_is_told_and_answered_by_a_restart(host, action, code, words):
+    """Whoever invoked it learns how it ended; it is failed with that, and after the backoff armed again."""
+    plugin_id = host.up(f"acme.{action}", programs.MOODY)
+    answer = host.invoke(plugin_id, action)
+    assert (answer.status, answer.code) == (502, code)
+    assert words in answer.json()["detail"]
+    (failed,) = until_failed(host, plugin_id, 1)
+    assert words in failed["reason"]
+    host.until_story(plugin_id, "armed", f"failed {code}", "armed")
+    assert host.runtime(plugin_id)["restart_count"] == 1
+    assert host.invoke(plugin_id, "mood", "healthy").status == 200
+
+
+def test_a_plugin_waiting_to_be_tried_again_says_when(place, acme):
+    """failed, with the last error and the time of the next attempt; disabling it ends the waiting."""
+    place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        plugin_id = host.up("acme.demo", programs.MOODY)
+        host.invoke(plugin_id, "crash")
+        runtime = daemon.until_state("failed", plugin_id, code="exited")["runtime"]
+        assert runtime["next_retry_at"] > runtime["updated_at"]
+        assert "pid" not in runtime
+        assert "farewell" in daemon.ctl("info", plugin_id).stdout
+        assert host.invoke(plugin_id, "mood", "healthy").code == "not_armed"
+        assert daemon.set_status("disabled", plugin_id).json()["runtime"]["state"] == "stopped"
+        assert host.processes() == set()
+
+
+def test_a_crash_loop_opens_the_breaker_and_restart_closes_it(host):
+    """So many failures in a row, then it rests; a restart that goes wrong opens it again, one that does not heals."""
+    plugin_id = host.up("acme.loop", programs.MOODY)
+    host.result(plugin_id, "break")
+    host.invoke(plugin_id, "crash")
+    until_failed(host, plugin_id, 3)
+    rests = host.daemon.until_state("failed", plugin_id)["runtime"]
+    assert "next_retry_at" not in rests
+    assert "I cannot start" in rests["last_error"]["message"]
+    assert host.daemon.ctl("restart", plugin_id).returncode == 1
+    assert len(until_failed(host, plugin_id, 6)) == 6
+    assert "next_retry_at" not in host.daemon.until_state("failed", plugin_id)["runtime"]
+    bucket = f"/api/kv/plugin:{plugin_id}/broken"
+    assert host.daemon.ask("DELETE", bucket).status in {200, 204}
+    assert host.daemon.ctl("restart", plugin_id).returncode == 0
+    assert host.daemon.until_state("armed", plugin_id)["runtime"].get("last_error") is None
+
+
+def test_only_consecutive_bad_checks_count(host):
+    """Unhealthy every other time is never restarted, and shown as it is; a hung one is unhealthy, and is replaced."""
+    fickle = host.up("acme.fickle", programs.MOODY, runtime=OFTEN)
+    ill = host.up("acme.ill", programs.MOODY, runtime=OFTEN)
+    hung = host.up("acme.hung", programs.MOODY, runtime=OFTEN)
+    frozen = host.up("acme.frozen", programs.MOODY, runtime=OFTEN)
+    host.result(fickle, "mood", "unhealthy,healthy")
+    host.result(ill, "mood", "unhealthy")
+    host.result(hung, "mood", "hung")
+    before = host.runtime(fickle)["pid"]
+    os.kill(host.runtime(frozen)["pid"], signal.SIGSTOP)
+    with host.answering():
+        told = until_failed(host, ill, 1)[0]
+        assert (told["code"], told["reason"]) == ("unhealthy", "unhealthy 2 times in a row: as I was told")
+        for plugin_id in (hung, frozen):
+            told = until_failed(host, plugin_id, 1)[0]
+            assert (told["code"], told["reason"]) == ("unhealthy", "unhealthy 2 times in a row: no answer within 1 s")
+            host.daemon.until(lambda one=plugin_id: "armed" in host.story(one)[2:], f"{plugin_id} to be started again")
+        seen = lambda: host.lines(fickle).count("feeling unhealthy")  # noqa: E731 - read twice
+        host.daemon.until(lambda: seen() >= 3, "three bad checks of the fickle one")
+    assert (host.runtime(fickle)["pid"], failures(host, fickle)) == (before, [])
+    host.daemon.until(lambda: host.runtime(fickle)["health"] == "unhealthy", "the fickle one to be shown unhealthy")
+    host.daemon.until(lambda: host.runtime(fickle)["health"] == "healthy", "the fickle one to be shown healthy")
+    for plugin_id in (fickle, ill, hung, frozen):
+        assert host.daemon.set_status("disabled", plugin_id).json()["runtime"]["state"] == "stopped"
+
+
+def test_a_critical_plugin_gates_health(place, acme):
+    """503 until it is healthy, and while it is not; an operator may say that this does not matter."""
+    place.set(QUICK)
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        assert daemon.get("/api/health").status == 200
+        plugin_id = host.up("acme.demo", programs.MOODY, critical=True, runtime=OFTEN)
+        daemon.until(lambda: daemon.get("/api/health").status == 200, "health once the plugin is healthy")
+        host.result(plugin_id, "mood", "unhealthy")
+        daemon.until(lambda: daemon.get("/api/health").status == 503, "health to suffer")
+        (problem,) = daemon.get("/api/health").json()["problems"]
+        assert (problem["code"], plugin_id in problem["detail"]) == ("critical_plugin", True)
+        assert daemon.ctl("health", "--check").returncode == 3
+    place.set(f"{QUICK}ignore_critical = true")
+    with place.running() as daemon:
+        daemon.until_state("armed")
+        daemon.until(lambda: daemon.plugin()["runtime"]["health"] == "unhealthy", "the plugin to feel as before")
+        assert daemon.get("/api/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("program", "last_words"),
+    [
+        (peers.POLITE, ["asked by a message"]),
+        (peers.TERMINABLE, ["asked by a message", "asked by a signal"]),
+        (peers.DEAF, ["asked by a message"]),
+    ],
+    ids=["polite", "terminable", "deaf"],
+)
+def test_the_ladder_of_stopping(host, program, last_words, request):
+    """A message, a signal, the end: whatever it listens to, nothing is left, and that is no failure."""
+    plugin_id = host.up(f"acme.stops-{request.node.callspec.id}", program)
+    pid = host.runtime(plugin_id)["pid"]
+    answer = host.daemon.set_status("disabled", plugin_id)
+    assert answer.json()["runtime"]["state"] == "stopped"
+    assert not children.alive(pid)
+    assert host.lines(plugin_id) == last_words
+    host.until_story(plugin_id, "armed", "stopped")
+
+
+def test_restart_replaces_the_process(host):
+    """Another pid, the old one and all that came from it gone."""
+    plugin_id = host.up("acme.restarted", programs.MOODY, runtime=OFTEN)
+    pid = host.runtime(plugin_id)["pid"]
+    host.result(plugin_id, "fork")
+    host.daemon.until(lambda: len(children.descendants(pid)) == 6, "six processes of its own")
+    tree = children.descendants(pid) | {pid}
+    assert host.daemon.ctl("restart", plugin_id).returncode == 0
+    assert host.runtime(plugin_id)["pid"] != pid
+    hosting.until_gone(tree)
+    assert host.daemon.set_status("disabled", plugin_id).status == 200
