@@ -47,6 +47,10 @@ STATUS_OF: Final = MappingProxyType(
         "busy": HTTPStatus.SERVICE_UNAVAILABLE,
         "not_armed": HTTPStatus.SERVICE_UNAVAILABLE,
         "deadline_exceeded": HTTPStatus.GATEWAY_TIMEOUT,
+        "login_required": HTTPStatus.UNAUTHORIZED,
+        "login_failed": HTTPStatus.FORBIDDEN,
+        "login_throttled": HTTPStatus.TOO_MANY_REQUESTS,
+        "origin_not_allowed": HTTPStatus.FORBIDDEN,
     }
 )
 """Codes that are not here are something a plugin did: 502."""
@@ -65,16 +69,23 @@ class Answer:
     Those say what software made them, and cost half as much as the whole of a small template.
     """
 
-    __slots__ = ("_body", "_content_type", "_data", "_more", "_writer", "keep_alive", "status")
+    __slots__ = ("_body", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")
 
     def __init__(
-        self, body: bytes, content_type: str, *, status: int = 200, more: tuple[tuple[str, str], ...] = ()
+        self,
+        body: bytes,
+        content_type: str,
+        *,
+        status: int = 200,
+        more: tuple[tuple[str, str], ...] = (),
+        policy: str = GUARDS["Content-Security-Policy"],
     ) -> None:
         self.status = status
         self.keep_alive: bool | None = None
         self._body = body
         self._content_type = content_type
         self._more = more
+        self._policy = policy
         self._data = b""
         self._writer: AbstractStreamWriter
 
@@ -91,7 +102,7 @@ class Answer:
         if self.keep_alive and request.version < HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
         self._data = b"%sDate: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
-            _head(self.status, self._content_type, self._more),
+            _head(self.status, self._content_type, self._more, self._policy),
             _date(int(time.time())),
             len(self._body),
             closing,
@@ -127,10 +138,11 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> Answer:
 
 
 @functools.lru_cache(maxsize=256)
-def _head(status: int, content_type: str, more: tuple[tuple[str, str], ...]) -> bytes:
+def _head(status: int, content_type: str, more: tuple[tuple[str, str], ...], policy: str) -> bytes:
     """Status line and headers, but for those that differ from answer to answer (RFC 9112, sections 4 and 5)."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    fields = (*GUARDS.items(), ("Content-Type", content_type), *more)
+    guards = {**GUARDS, "Content-Security-Policy": policy}
+    fields = (*guards.items(), ("Content-Type", content_type), *more)
     return "".join([f"HTTP/1.1 {status} {phrase}\r\n", *(f"{name}: {value}\r\n" for name, value in fields)]).encode()
 
 

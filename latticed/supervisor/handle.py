@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Living, Plugin
     from latticed.supervisor.tools import Tools
 
+FIRST_CHECK_S: Final = 1.0
+"""How soon after its start a plugin is first asked how it is; from then on its own interval counts."""
 STOP_MARGIN_S: Final = 5.0
 """How much longer than its grace a runner may take to end a plugin; the handle goes on without it then."""
 
@@ -211,8 +214,8 @@ class Handle:
 
     # Health.
 
-    def _check_later(self) -> None:
-        interval_s = self.plugin.manifest.runtime.health.interval_s
+    def _check_later(self, within_s: float = math.inf) -> None:
+        interval_s = min(self.plugin.manifest.runtime.health.interval_s, within_s)
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
 
     def _check_now(self) -> None:
@@ -238,9 +241,8 @@ class Handle:
             health, message = Health.UNHEALTHY, str(error) or type(error).__name__
         if life != self._life or self.state.phase is not Phase.ARMED:
             return
-        uptime_s = self._tools.clock.monotonic_s() - self._since_s
         self._checking = None
-        self.post(rules.Checked(health, message, uptime_s))
+        self.post(rules.Checked(health, message, self._tools.clock.monotonic_s() - self._since_s))
         if self.state.phase is Phase.ARMED:
             self._check_later()
 
@@ -254,7 +256,7 @@ class Handle:
         now, phase = self._now_us(), self.state.phase
         if phase is Phase.ARMED:
             self._seen = replace(self._seen, started_at=now)
-            self._check_later()
+            self._check_later(FIRST_CHECK_S)
         else:
             self._check_no_more()
         if phase not in {Phase.WAITING, Phase.BROKEN}:

@@ -207,15 +207,19 @@ async def test_a_long_life_is_forgiven(stand):
 
 
 async def test_health_is_asked_for_and_shown(stand):
-    """Every interval, from one timer."""
+    """Soon after the start, then every interval, from one timer."""
     plugin = await stand.armed(**HEALTH)
     life = stand.driven.only(plugin.id)
-    await stand.pass_time(9.8)
+    await stand.pass_time(0.5)
     assert life.checks == 0
-    await stand.pass_time(0.4)
+    await stand.pass_time(1.0)
+    assert life.checks == 1
+    await stand.pass_time(8.0)
+    life.checks = 0
+    await stand.pass_time(2.5)
     assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (1, "healthy", "well")
     life.health = Checkup(health=Health.DEGRADED, message="slow")
-    await stand.pass_time(10.1)
+    await stand.pass_time(11.1)
     assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (2, "degraded", "slow")
 
 
