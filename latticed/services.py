@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import secret_key, service
 from latticed.host.audit import Audit
@@ -22,12 +22,15 @@ from latticed.host.notify_queue import NotifyQueue
 from latticed.host.routes import Routes
 from latticed.host.secrets import Secrets
 from latticed.host.static import Static
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.ledger import contacts
 from latticed.model import egress, permits
 from latticed.model.egress import EgressRights
 from latticed.model.lifecycle import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from latticed.host.service import Caller, Served
     from latticed.kit.clock import Clock
@@ -38,6 +41,12 @@ if TYPE_CHECKING:
     from latticed.settings import Settings
 
     Say = Callable[[str, str, str, dict[str, str]], None]
+
+
+log: Final = logs.get_logger()
+
+NOTED_S: Final = 60.0
+NOTED: Final = 10_000
 
 
 class Services:
@@ -53,6 +62,7 @@ class Services:
         self._clock = clock
         self._records: Mapping[str, Record] = {}
         self._plugins: Mapping[str, Plugin] = {}
+        self._noted: dict[tuple[str, str], float] = {}
         self._stack = contextlib.AsyncExitStack()
         self.routes = Routes()
         self.secrets = Secrets(ledger, secret_key.place(here, os.environ), clock=clock)
@@ -86,13 +96,18 @@ class Services:
 
     def table(self, say: Say) -> Mapping[str, Served]:
         """Every call that is answered; `say` takes the lines of log.write."""
-        kv = Kv(self._ledger, quota=lambda: quota_of(self._settings().host_calls))
+        kv = Kv(self._ledger, quota=lambda: quota_of(self._settings().host_calls), granted=self.buckets)
         node = Node(self._ledger, settings=self._settings, may=self._may, clock=self._clock)
         rooms = (
             kv,
             Log(say),
             Audit(self._ledger),
-            Http(self._client, rights_of=lambda caller: self.rights(caller.plugin_id), lend=self.secrets.loan),
+            Http(
+                self._client,
+                rights_of=lambda caller: self.rights(caller.plugin_id),
+                lend=self.secrets.loan,
+                contacted=self._contacted,
+            ),
             Notify(self.notifications),
             Monitor(self.monitors, settings=lambda: self._settings().monitor),
             self.static,
@@ -110,6 +125,10 @@ class Services:
     def prefixes(self, plugin_id: str) -> frozenset[str]:
         """The prefixes of the HTTP listener that it may have besides its own."""
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.PREFIX))
+
+    def buckets(self, plugin_id: str) -> frozenset[str]:
+        """The buckets of operators that a worker's template may name besides `default`."""
+        return frozenset(permits.of_kind(self.permits(plugin_id), permits.BUCKET))
 
     def rights(self, plugin_id: str) -> EgressRights:
         """Where it may connect to."""
@@ -132,6 +151,18 @@ class Services:
         watching = record is not None and record.status is Status.ACTIVE and "monitor:admin" in record.granted
         return self.rights(plugin_id) if watching else None
 
+    def _contacted(self, caller: Caller, host: str) -> None:
+        """Remember where a plugin went, each place once in a while."""
+        key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
+        if now_s - self._noted.get(key, -NOTED_S) < NOTED_S:
+            return
+        if len(self._noted) >= NOTED:
+            self._noted.clear()
+        self._noted[key] = now_s
+        now_us = self._clock.wall_us()
+        work = self._ledger.write(lambda tx: contacts.note(tx, caller.plugin_id, host, now_us=now_us))
+        fenced(_done(work), lambda error: log.error("contact_not_noted", error=repr(error)), name="contact")
+
     # When an id is forgotten, or comes into other hands.
 
     async def forgotten(self, plugin_id: str) -> None:
@@ -146,3 +177,7 @@ class Services:
         await self.monitors.forget(plugin_id)
         await self.static.rename(plugin_id, f"{plugin_id}@{old}")
         await self.static.rename(f"{plugin_id}@{new}", plugin_id)
+
+
+async def _done(work: Awaitable[Any]) -> None:
+    await work

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies
@@ -20,6 +22,7 @@ EXAMPLES: Final = examples(
     "latticectl caps list acme.demo                         # what one plugin declares and has",
     "latticectl caps grant acme.fetch cap=http:egress host=api.example.org:443",
     "latticectl caps grant acme.fetch origin=http://backend.lan:8080=10.0.0.5",
+    "latticectl caps suggest acme.fetch --since 30d         # what it used, and what it never did",
     "latticectl caps trim acme.fetch host=api.example.org:443",
 )
 
@@ -36,10 +39,23 @@ _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(ti
 _KINDS: Final = "cap=CAPABILITY, host=HOST:PORT, " + ", ".join(f"{kind}=…" for kind in permits.EXPECTED)
 
 
+_USED: Final = (
+    Column(title="HOST CALL"),
+    Column(title="MADE", right=True),
+    Column(title="REFUSED", right=True),
+    Column(title="LAST"),
+)
+
+
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="what one plugin declares and has; without ID: all there are")
     listing.add_argument("id", metavar="ID", nargs="?")
+    suggest = actions.add_parser("suggest", help="what it used, and what could be taken away")
+    suggest.add_argument("id", metavar="ID")
+    suggest.add_argument(
+        "--since", metavar="DAYS", type=_days, default=14, help="look back so far, as 14d (the default)"
+    )
     for name, summary in (("grant", "let a plugin use something"), ("trim", "take something away from a plugin")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("id", metavar="ID")
@@ -55,6 +71,8 @@ def run(session: Session) -> int:
     match session.args.action:
         case "grant" | "trim":
             return _change(session)
+        case "suggest":
+            return _suggest(session)
         case _ if getattr(session.args, "id", None):
             return _of_plugin(session)
         case _:
@@ -134,6 +152,39 @@ def _change(session: Session) -> int:
         what = ", ".join([*caps, *wanted["host"], *wanted["permit"]])
         session.screen.line(args.id, done if changed else f"already {done}", what)
     return Exit.OK
+
+
+def _suggest(session: Session) -> int:
+    """What could be trimmed: granted and never used."""
+    screen, plugin_id = session.screen, ask.known_id(session.args.id)
+    query = {"days": session.args.since}
+    plain = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "usage", query=query), "usage")
+    if screen.json_wanted:
+        screen.json(plain)
+        return Exit.OK
+    calls = replies.rows(plain.get("calls"), "list of calls")
+    if calls:
+        screen.rows(_USED, [_used(session, row) for row in calls])
+    for row in replies.rows(plain.get("hosts"), "list of hosts"):
+        screen.line("reached", str(row.get("host") or ""), screen.when(str(row.get("last_at") or "")))
+    unused = [f"cap={name}" for name in replies.texts(plain.get("unused"))]
+    unused += [f"host={host}" for host in replies.texts(plain.get("unused_hosts"))]
+    if unused:
+        screen.note(f"granted and not used in {session.args.since} days: {', '.join(unused)}")
+        screen.hint(shlex.join(["latticectl", "caps", "trim", plugin_id, *unused]))
+    return Exit.OK
+
+
+def _used(session: Session, row: dict[str, Any]) -> tuple[str, ...]:
+    last = session.screen.when(str(row.get("last_at") or ""))
+    return str(row.get("call") or ""), str(row.get("allowed") or 0), str(row.get("denied") or 0), last
+
+
+def _days(text: str) -> int:
+    number = text.removesuffix("d")
+    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 3_650:
+        raise ArgumentTypeError(f"expected days, as 14d, found {text[:40]!r}")
+    return int(number)
 
 
 def _kept(plain: dict[str, Any]) -> list[set[str]]:

@@ -39,6 +39,7 @@ def run(session: Session) -> int:
             *_judged(verdict if isinstance(verdict, dict) else {}),
             *_alive(view.runtime, screen),
             *_allowed(grants if isinstance(grants, dict) else {}),
+            *_done(plain.get("calls")),
             *_candidate(view),
             *_times(view, screen),
         ]
@@ -102,6 +103,11 @@ def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
         yield "hosts", ", ".join(hosts)
     if permitted := replies.texts(grants.get("permits") or []):
         yield "permitted", ", ".join(permitted)
+
+
+def _done(calls: object) -> Iterator[_Field]:
+    if isinstance(calls, dict) and calls.get("made"):
+        yield "host calls", f"{calls['made']} since the daemon started, {calls.get('denied') or 0} denied"
 
 
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:

@@ -1,6 +1,7 @@
 """kv.*: small values that a plugin keeps between runs, pinned to its own bucket (contracts §9).
 
-The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`. When an operator lets
+The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`, and those that an
+operator granted it. When an operator lets
 another publisher take over an id, the lifecycle sets the old bucket aside, so that the new publisher never reads what
 the old one wrote.
 """
@@ -54,11 +55,21 @@ class Put(Params, frozen=True):
 
 
 class Kv:
-    """The service; `quota()` bounds each plugin's bucket, as the settings are now."""
+    """The service; `quota()` bounds each plugin's bucket, as the settings are now.
 
-    def __init__(self, ledger: Ledger, *, quota: Callable[[], rows.Quota]) -> None:
+    `granted(plugin_id)` are the buckets of operators that a worker of that id may name besides `default`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        quota: Callable[[], rows.Quota],
+        granted: Callable[[str], frozenset[str]] = lambda _: frozenset(),
+    ) -> None:
         self._ledger = ledger
         self._quota = quota
+        self._granted = granted
 
     def calls(self) -> tuple[Served, ...]:
         return (
@@ -69,7 +80,7 @@ class Kv:
         )
 
     async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
-        key, bucket = _checked(asked.key), _readable(caller, asked.bucket)
+        key, bucket = _checked(asked.key), self._readable(caller, asked.bucket)
         value = self._read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
@@ -78,6 +89,16 @@ class Kv:
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
         keys = self._read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
+
+    def _readable(self, caller: Caller, bucket: str | None) -> str:
+        """`bucket`, if `caller` may read it; whether it exists is nobody's business."""
+        if bucket is None or bucket == bucket_of(caller):
+            return bucket_of(caller)
+        # Only who has such buckets at all, a worker, may be granted more of them.
+        may = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
+        if bucket.startswith("plugin:") or not may:
+            raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
+        return bucket
 
     def _read(self, question: Callable[[Connection], T]) -> T:
         try:
@@ -109,15 +130,6 @@ def quota_of(limits: HostCalls) -> rows.Quota:
 def bucket_of(caller: Caller) -> str:
     """The bucket that belongs to `caller` and to nobody else."""
     return f"plugin:{caller.plugin_id}"
-
-
-def _readable(caller: Caller, bucket: str | None) -> str:
-    """`bucket`, if `caller` may read it; whether it exists is nobody's business."""
-    if bucket is None or bucket == bucket_of(caller):
-        return bucket_of(caller)
-    if bucket.startswith("plugin:") or bucket not in caller.buckets:
-        raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
-    return bucket
 
 
 def key_fault(key: str) -> str | None:

@@ -101,8 +101,9 @@ class Answer:
         closing = b"" if self.keep_alive else b"Connection: close\r\n"
         if self.keep_alive and request.version < HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
-        self._data = b"%sDate: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
-            _head(self.status, self._content_type, self._more, self._policy),
+        self._data = b"%s%sDate: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
+            _head(self.status, self._content_type, self._policy),
+            _fields(self._more) if self._more else b"",
             _date(int(time.time())),
             len(self._body),
             closing,
@@ -138,12 +139,15 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> Answer:
 
 
 @functools.lru_cache(maxsize=256)
-def _head(status: int, content_type: str, more: tuple[tuple[str, str], ...], policy: str) -> bytes:
+def _head(status: int, content_type: str, policy: str) -> bytes:
     """Status line and headers, but for those that differ from answer to answer (RFC 9112, sections 4 and 5)."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
     guards = {**GUARDS, "Content-Security-Policy": policy}
-    fields = (*guards.items(), ("Content-Type", content_type), *more)
-    return "".join([f"HTTP/1.1 {status} {phrase}\r\n", *(f"{name}: {value}\r\n" for name, value in fields)]).encode()
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode() + _fields((*guards.items(), ("Content-Type", content_type)))
+
+
+def _fields(fields: tuple[tuple[str, str], ...]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
 
 
 @functools.lru_cache(maxsize=4)

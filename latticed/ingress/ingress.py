@@ -37,6 +37,8 @@ log = logs.get_logger()
 class Ingress:
     """Serves what `routes` has. An async context manager: leaving it lets answers under way finish, for a moment."""
 
+    connection: type[Connection] = Connection
+
     def __init__(self, routes: Routes, settings: Http, *, clock: Clock) -> None:
         self._routes = routes
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
@@ -51,7 +53,7 @@ class Ingress:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._http.shutdown, 1.0)
             for work, name in ((self._crowd.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
-                stack.push_async_callback(_cancelled, fenced(work, self._failed, name=name))
+                stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
             stack.push_async_callback(self._crowd.drain, DRAIN_S)
             stack.callback(self._hush)
             self._routes.tell(Listener())
@@ -95,7 +97,7 @@ class Ingress:
             self._routes.tell(Listener(fault=fault))
             return
         # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
-        self._server = await loop.create_server(lambda: Connection(self._crowd, http, loop), sock=sock, backlog=1)
+        self._server = await loop.create_server(lambda: self.connection(self._crowd, http, loop), sock=sock, backlog=1)
         sock.listen(BACKLOG)
         url = _url(sock.getsockname()[:2])
         log.info("ingress_listening", address=url)
@@ -129,13 +131,13 @@ class Ingress:
             answer.force_close()
         return cast("web.StreamResponse", answer)
 
-    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer:
+    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer | web.StreamResponse:
         asked = request_target.parse(request.raw_path)
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:
             raise Problem("bad_request", "expected one Host")
         self._hosts.check(said[0] if asked.authority is None else asked.authority)
-        _check_headers(request.raw_headers)
+        check_headers(request.raw_headers)
         claim = self._routes.find(asked.path)
         if claim is None:
             raise Problem("not_found", "there is no such route")
@@ -154,7 +156,7 @@ class Ingress:
             raise
 
 
-def _check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
+def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
     size = 0
     for name, value in fields:
         size += len(name) + len(value)
@@ -210,6 +212,6 @@ def _url(endpoint: tuple[str, int]) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -148,6 +148,12 @@ CREATE TABLE programs (
 """
 """`run_id` is on disk before its run begins. `candidate`: a spec that is being tried in place of `spec`."""
 
+_CONTACTS: Final = """
+CREATE TABLE contacts (
+    plugin_id TEXT NOT NULL, host TEXT NOT NULL, last_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, host)
+) STRICT, WITHOUT ROWID;
+"""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -160,6 +166,7 @@ MIGRATIONS: Final = (
     _ROUTES,
     _PLANS,
     _TASKS_PROGRAMS,
+    _CONTACTS,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latticed.ledger import kv, monitors, secrets
+from latticed.ledger import contacts, kv, monitors, secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ def strip(plugin_id: str) -> Callable[[Transaction], None]:
     def strip(tx: Transaction) -> None:
         secrets.unbind_all(tx, plugin_id)
         monitors.clear(tx, plugin_id)
+        contacts.clear(tx, plugin_id)
 
     return strip
 
@@ -36,5 +37,6 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
         monitors.clear(tx, before.id)
+        contacts.clear(tx, before.id)
 
     return swap

@@ -138,12 +138,20 @@ class GrantsView(TypedDict):
     permits: list[str]
 
 
+class CallCount(TypedDict):
+    """Host calls since the daemon started."""
+
+    made: int
+    denied: int
+
+
 class PluginReport(TypedDict):
     """One plugin with its verdict, grants and last denials (newest first)."""
 
     plugin: wire.PluginView
     verdict: Judged
     grants: GrantsView
+    calls: CallCount
     denials: list[wire.AuditRow]
 
 
@@ -205,68 +213,3 @@ class ValueDeleted(TypedDict):
     bucket: str
     key: str
     deleted: Literal[True]
-
-
-class SecretRow(TypedDict):
-    """`usable` is false when it was sealed with a key that is not here."""
-
-    name: str
-    version: int
-    plugins: list[str]
-    created_at: str
-    updated_at: str
-    usable: bool
-
-
-class SecretList(TypedDict):
-    secrets: list[SecretRow]
-
-
-class SecretSet(TypedDict):
-    name: str
-    version: int
-
-
-class SecretDeleted(TypedDict):
-    name: str
-    deleted: Literal[True]
-
-
-class SecretBound(TypedDict):
-    name: str
-    plugin: str
-    bound: bool
-
-
-class Notification(TypedDict):
-    """`next_at` is when a queued one is tried next."""
-
-    seq: int
-    id: str
-    plugin: str
-    severity: str
-    event: str
-    title: str
-    status: str
-    attempts: int
-    next_at: str | None
-    code: str
-    reason: str
-    created_at: str
-    updated_at: str
-
-
-class NotificationPage(TypedDict):
-    """`counts` by status, of all there are."""
-
-    notifications: list[Notification]
-    counts: dict[str, int]
-
-
-class NotificationReopened(TypedDict):
-    id: str
-    queued: Literal[True]
-
-
-class NotificationsPruned(TypedDict):
-    removed: int

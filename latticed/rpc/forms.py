@@ -7,7 +7,19 @@ from typing import Any, Final
 
 from latticed import wire
 from latticed.model.verdict import Code
-from latticed.rpc import answers, audit, events, kv, notifications, plugins, problems, running, status
+from latticed.rpc import (
+    answers,
+    audit,
+    events,
+    kv,
+    notifications,
+    plugins,
+    problems,
+    running,
+    service_answers,
+    status,
+    usage,
+)
 from latticed.rpc.api import Query
 
 
@@ -53,6 +65,8 @@ LOGS: Final = Form(answers.LogPage, query=running.Lines, codes=_UNKNOWN)
 GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
 REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=_UNKNOWN)
 
+USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
+
 AUDIT: Final = Form(answers.AuditPage, query=audit.Filter, codes=_UNRECORDED)
 CHAIN: Final = Form(answers.ChainReport, codes=_UNRECORDED)
 
@@ -62,15 +76,15 @@ PUT_VALUE: Final = Form(answers.ValueSet, body=bytes, codes=("quota_exceeded", *
 DELETE_VALUE: Final = Form(answers.ValueDeleted, codes=_UNKNOWN)
 
 _SECRET: Final = ("secret_unavailable", "quota_exceeded", *_UNKNOWN)
-SECRETS: Final = Form(answers.SecretList, codes=_SECRET)
-SET_SECRET: Final = Form(answers.SecretSet, body=bytes, codes=_SECRET)
-DELETE_SECRET: Final = Form(answers.SecretDeleted, codes=_SECRET)
-BIND_SECRET: Final = Form(answers.SecretBound, codes=_SECRET)
-UNBIND_SECRET: Final = Form(answers.SecretBound, codes=_SECRET)
+SECRETS: Final = Form(service_answers.SecretList, codes=_SECRET)
+SET_SECRET: Final = Form(service_answers.SecretSet, body=bytes, codes=_SECRET)
+DELETE_SECRET: Final = Form(service_answers.SecretDeleted, codes=_SECRET)
+BIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
+UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 
-NOTIFICATIONS: Final = Form(answers.NotificationPage, query=notifications.Sought, codes=_UNRECORDED)
-PRUNE: Final = Form(answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
-REOPEN: Final = Form(answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
+NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Sought, codes=_UNRECORDED)
+PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
+REOPEN: Final = Form(service_answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
 
 BACKUP: Final = Form(
     "application/x-tar",

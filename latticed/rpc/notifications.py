@@ -14,8 +14,8 @@ from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
     from latticed.ledger.notifications import Item
-    from latticed.rpc.answers import Notification, NotificationPage, NotificationReopened, NotificationsPruned
     from latticed.rpc.api import Ask
+    from latticed.rpc.service_answers import Notification, NotificationPage, NotificationReopened, NotificationsPruned
 
 Status = Literal["queued", "delivering", "done", "failed"]
 

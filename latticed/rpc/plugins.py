@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiohttp import web
 
+from latticed.broker.gate import Count
 from latticed.kit import logs
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
@@ -149,6 +150,7 @@ async def show(ask: Ask) -> dict[str, Any]:
     record = _record(ask)
     trouble = ask.api.lifecycle.sight(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
+    count = ask.api.supervisor.calls().get(record.id) or Count()
     denials = await ask.api.ledger.read_slow(
         lambda db: rows.query(db, actor=actor, decision="deny", newest_first=True, limit=SHOWN_DENIALS)
     )
@@ -161,6 +163,7 @@ async def show(ask: Ask) -> dict[str, Any]:
             "hint": (trouble.hint or None) if trouble else None,
         },
         "grants": views.grants(record),
+        "calls": {"made": count.calls, "denied": count.denied},
         "denials": denials,
     }
 

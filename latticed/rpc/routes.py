@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.rpc import audit, backup, events, forms, kv, metrics, notifications, plugins, running, secrets, status
+from latticed.rpc import (
+    audit,
+    backup,
+    events,
+    forms,
+    kv,
+    metrics,
+    notifications,
+    plugins,
+    running,
+    secrets,
+    status,
+    usage,
+)
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:
@@ -49,6 +62,7 @@ ROUTES: Final = (
     Route("POST", "/api/plugins/by-id/{id}/forget", Scope.OPERATE, plugins.forget, forms.FORGET),
     Route("GET", "/api/plugins/by-id/{id}/grants", Scope.READ, plugins.grants, forms.GRANTS),
     Route("PUT", "/api/plugins/by-id/{id}/grants", Scope.OPERATE, plugins.regrant, forms.REGRANT),
+    Route("GET", "/api/plugins/by-id/{id}/usage", Scope.OPERATE, usage.usage, forms.USAGE),
     Route("GET", "/api/audit", Scope.OPERATE, audit.query, forms.AUDIT),
     Route("GET", "/api/audit/verify", Scope.OPERATE, audit.verify, forms.CHAIN),
     Route("GET", "/api/kv/{bucket}", Scope.OPERATE, kv.keys, forms.KEYS),

@@ -9,8 +9,8 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.rpc.answers import SecretBound, SecretDeleted, SecretList, SecretSet
     from latticed.rpc.api import Ask
+    from latticed.rpc.service_answers import SecretBound, SecretDeleted, SecretList, SecretSet
 
 
 async def listing(ask: Ask) -> SecretList:

@@ -46,7 +46,7 @@ MAX_EVENTS_PAGE = 500
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
 _LEVELS = ("debug", "info", "warning", "error")
 _PARAMS: dict[str, dict[str, type]] = {
-    "kv.get": {"key": str},
+    "kv.get": {"key": str, "bucket": str},
     "kv.list": {"prefix": str, "after": str},
     "kv.put": {"key": str, "value": str, "value_base64": str},
     "kv.delete": {"key": str},
@@ -143,6 +143,8 @@ class Gate:
 
     def _kv_get(self, asked: dict[str, Any]) -> dict[str, Any]:
         value = self.kv.get(_key(asked))
+        if asked.get("bucket") is not None:
+            raise HostError("bad_params", "expected a bucket that this plugin may read")
         if value is None:
             return {"ok": False}
         return {"ok": True, "value": _as_text(value), "value_base64": to_base64(value)}
@@ -198,7 +200,7 @@ def _check_params(method: str, params: dict[str, Any]) -> None:
     for name, value in params.items():
         if name not in known:
             raise HostError("bad_params", f"{method}: expected no parameter {name!r}")
-        nullable = name in {"value", "value_base64", "action", "decision"}
+        nullable = name in {"bucket", "value", "value_base64", "action", "decision"}
         if not (value is None and nullable) and (not isinstance(value, known[name]) or isinstance(value, bool)):
             raise HostError("bad_params", f"{method}: expected {name} to be of type {known[name].__name__}")
     if missing := [name for name in _REQUIRED.get(method, ()) if name not in params]:

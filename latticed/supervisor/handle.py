@@ -16,8 +16,6 @@ from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import Do, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from latticed.broker.gate import Gate
     from latticed.kit.wheel import Ticket
     from latticed.runners.contract import Living, Plugin
@@ -109,7 +107,7 @@ class Handle:
         match action:
             case Do.RETRY:
                 delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
-                self._retry = self._later(delay_s, lambda: self.post(rules.RetryDue()))
+                self._retry = self._tools.later(delay_s, lambda: self.post(rules.RetryDue()))
                 self._seen = replace(self._seen, next_retry_at=self._now_us() + int(delay_s * 1e6))
             case Do.CANCEL_RETRY:
                 self._cancel_retry()
@@ -119,12 +117,6 @@ class Handle:
                 self._todo.append(action)
                 if self._task is None:
                     self._task = self._tools.spawn(self._work(), f"handle {self.plugin.id}")
-
-    def _later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
-        """By the wheel, which turns every 50 ms; without a delay, as soon as the loop comes to it."""
-        if delay_s <= 0:
-            return asyncio.get_running_loop().call_soon(call)
-        return self._tools.wheel.add(delay_s, call)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:
@@ -164,7 +156,7 @@ class Handle:
     async def _started(self, starting: asyncio.Task[Living]) -> rules.Failed | None:
         """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
         try:
-            self._living = await asyncio.wait_for(starting, self._tools.start_deadline_s)
+            self._living = await starting
         except TimeoutError:
             return rules.Failed(code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s")
         except asyncio.CancelledError:

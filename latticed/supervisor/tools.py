@@ -19,12 +19,13 @@ from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from latticed.broker.gate import Broker, Gate
     from latticed.bundle.read import BundleDirectory
     from latticed.catalog.store import Store
     from latticed.kit.clock import Clock
+    from latticed.kit.wheel import Ticket
     from latticed.model import restart
     from latticed.model.audit import Event as AuditEvent
     from latticed.model.verdict import Verdict
@@ -34,6 +35,9 @@ log = logs.get_logger()
 
 _TOLD: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": "plugin_failed"}
 
+STARTS: Final = 8
+"""How many plugins are started at a time."""
+TURN_S: Final = 1.0
 _PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
 FINAL_CODES: Final = _PAIR_CODES | {
     "sandbox_unavailable",
@@ -66,6 +70,7 @@ class Tools:
     final_codes: frozenset[str] = FINAL_CODES
     refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def runner_name(self, plugin: Plugin) -> str:
@@ -83,7 +88,27 @@ class Tools:
             await self.runners[plugin.manifest.type].admit(plugin, pair)
 
     async def start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
-        """Verify the stored pair again, then let its runner start it."""
+        """Verify the stored pair again, then let its runner start it; TimeoutError after `start_deadline_s`.
+
+        Each in its turn: a thousand at once keep each other from being ready in time, again and again.
+        """
+        async with self._turn():
+            return await asyncio.wait_for(self._start(plugin, gate, on_exit), self.start_deadline_s)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of `starts`, kept for TURN_S at most: a plugin that never answers is in nobody's way."""
+        await self.starts.acquire()
+        held = contextlib.ExitStack()
+        held.callback(self.starts.release)
+        over = asyncio.get_running_loop().call_later(TURN_S, held.close)
+        try:
+            yield
+        finally:
+            over.cancel()
+            held.close()
+
+    async def _start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
         verdict = await self.judge(plugin.identity)
         if isinstance(verdict, Refused):
             self._tell_of(plugin, verdict.code.value)
@@ -109,6 +134,12 @@ class Tools:
         """Let the lifecycle know when it is the stored pair that is at fault."""
         if code in _PAIR_CODES:
             self.refused.put_nowait(plugin.id)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
+        """By the wheel, which turns every 50 ms; without a delay, as soon as the loop comes to it."""
+        if delay_s <= 0:
+            return asyncio.get_running_loop().call_soon(call)
+        return self.wheel.add(delay_s, call)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task whose failure is logged and goes no further."""

@@ -170,11 +170,12 @@ async def opened(
     toml: str = "",
     driven: Driven | None = None,
     runners: Mapping[str, Runner] | None = None,
+    real: bool = False,
     clock: Clock | None = None,
 ) -> AsyncIterator[Home]:
     """A house below `root` (default: a directory that goes with it) that trusts `author` and runs Driven plugins.
 
-    The directory's name is short: the path of a unix socket holds 107 bytes.
+    `real`: plugins live as the settings say. The directory's name is short: the path of a unix socket holds 107 bytes.
     """
     with contextlib.ExitStack() as stack:
         place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="house-")))
@@ -182,7 +183,7 @@ async def opened(
         (place / "trust.json").write_bytes(bundles.policy_bytes(author) if policy is None else policy)
         config, settings = settings_in(place, toml)
         given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
-        async with House(config, settings, runners=given, clock=clock) as house:
+        async with House(config, settings, runners=None if real else given, clock=clock) as house:
             connector = aiohttp.UnixConnector(str(settings.control_socket), force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
                 yield Home(root=place, author=author, house=house, driven=driven, session=session)

@@ -1,0 +1,120 @@
+"""A whole house with real runners and real children, in the bench's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import many
+from latticed import settings as settings_room
+from latticed.house import House
+from latticed.model.audit import DAEMON
+from latticed.model.lifecycle import Status
+from latticed.model.runtime import Runtime, State
+from latticed.sandbox import probe
+from latticed.sandbox.levels import Level, Provided
+from tests.house import bundles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from latticed.broker.gate import Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.runners.contract import Living, Plugin, Runner
+
+SWIFT = "[watch]\nquiet_s = 0.02\n"
+ANSWERING = bundles.ARTIFACT
+"""A program that answers whatever it is asked; in sh."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """One open house. `started` is set whenever the process runner has started something."""
+
+    place: Path
+    house: House
+    started: asyncio.Event
+
+    @property
+    def sandbox(self) -> str:
+        """How children are kept in here, as it is shown."""
+        probed = self.house.api.ground.probed
+        return probed.provided.level.token + ("+cgroup" if probed.delegation is not None else "")
+
+    async def activate(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
+        """Drop a signed bundle, install and activate it; returns once it is armed."""
+        raw = bundles.signed(bundles.manifest_v2(id=plugin_id, **fields), artifact, many.AUTHOR)
+        bundles.write(self.place / plugin_id, raw, artifact).rename(self.place / "plugins" / plugin_id)
+        await _until(lambda: self.house.api.lifecycle.sight(plugin_id).available, f"{plugin_id} to be seen")
+        for status in (Status.INSTALLED, Status.ACTIVE):
+            await self.house.api.lifecycle.decide.change(DAEMON, plugin_id, status)
+        if self.runtime(plugin_id).state is not State.ARMED:
+            raise RuntimeError(f"expected {plugin_id} to be armed, found {self.runtime(plugin_id)}")
+
+    def runtime(self, plugin_id: str) -> Runtime:
+        return self.house.api.supervisor.runtime(plugin_id)
+
+    async def invoke(self, plugin_id: str, action: str, payload: Any) -> Any:
+        """The result of an action; RuntimeError when it failed."""
+        answer = await self.house.api.supervisor.invoke(plugin_id, action, payload)
+        if not answer["ok"]:
+            raise RuntimeError(f"{action} failed: {answer['error']}")
+        return answer["result"]
+
+
+@contextlib.asynccontextmanager
+async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> AsyncIterator[Home]:
+    """A house in `place`; its children live at `level`, if that is not the highest that this host gives."""
+    (place / "plugins").mkdir(parents=True)
+    (place / "trust.json").write_bytes(many.policy())
+    paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
+    head = "".join(f'{key} = "{place / name}"\n' for key, name in paths.items())
+    floor = f'[sandbox]\nfloor = "{level.token}"\n' if level is not None else ""
+    config = place / "latticed.toml"
+    config.write_text(head + SWIFT + floor + toml)
+    async with House(config, settings_room.load(config, {}, os.geteuid())) as house:
+        if level is not None:
+            _lower(house, level)
+        started = asyncio.Event()
+        runners: Any = house.api.runners
+        runners["system"] = _Telling(runners["system"], started)
+        yield Home(place=place, house=house, started=started)
+
+
+def _lower(house: House, level: Level) -> None:
+    """Let this host give no more than `level`."""
+    ground = house.api.ground
+    features = probe.features_at(level, whole_tree=ground.probed.delegation is not None)
+    ground.probed = replace(ground.probed, provided=Provided(level=level, features=features))
+
+
+class _Telling:
+    """A runner that tells when it has started something: a waiter that looked again and again would be in the way."""
+
+    def __init__(self, inner: Runner, started: asyncio.Event) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._started = started
+
+    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+        await self._inner.admit(plugin, pair)
+
+    async def start(
+        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Living:
+        living = await self._inner.start(plugin, pair, gate, on_exit)
+        self._started.set()
+        return living
+
+
+async def _until(condition: Callable[[], object], what: str, *, deadline_s: float = 30.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"never came: {what}")
+        await asyncio.sleep(0.002)

@@ -1,0 +1,154 @@
+"""P5: a host call of a confined child in Python, recorded before it is answered, beside a bare echo."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks import living, rows
+from benchmarks.bench import system_python
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from benchmarks.bench import Bench
+
+MAX_S: Final = 60e-6
+PIPELINED: Final = 3.0
+DEPTH: Final = 128
+SETTINGS: Final = "[host_calls]\nper_second = 1000000\nburst = 1000000\nlog_per_second = 100000\n"
+_CALLER: Final = Path(__file__).parent / "references" / "caller.py"
+_GET: Final = {"method": "kv.get", "params": {"key": "a"}}
+_WITH_SDK: Final = b"""#!/usr/bin/env python3
+import time
+from latticed.sdk import Plugin
+
+class Calls(Plugin):
+    def timed(self, call, count):
+        began_s = time.perf_counter()
+        for _ in range(count):
+            call()
+        return time.perf_counter() - began_s
+
+    def do_get(self, count):
+        self.kv.put("a", "1")
+        kv = self.kv
+        return self.timed(lambda: kv.get("a"), count)
+
+    def do_log(self, count):
+        log = self.log
+        return self.timed(lambda: log.debug("a line"), count)
+
+Calls().run()
+"""
+
+
+def measure(bench: Bench) -> list[rows.Row]:
+    count = bench.some(4_000, 500)
+    with bench.scratch() as place, asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        opened = living.opened(place / "h", SETTINGS)
+        home = runner.run(opened.__aenter__())
+        stack.callback(lambda: runner.run(opened.__aexit__(None, None, None)))
+        rights = {"capabilities": ["kv:read", "kv:write", "log:write"]}
+        runner.run(home.activate("acme.sdk", _WITH_SDK, **rights))
+        runner.run(home.activate("acme.raw", _CALLER.read_bytes(), **rights))
+        bare = _echoing()
+        echo = runner.run(bare.__aenter__())
+        stack.callback(lambda: runner.run(bare.__aexit__(None, None, None)))
+
+        def sdk(action: str) -> float:
+            return float(runner.run(home.invoke("acme.sdk", action, count))) / count
+
+        def raw(call: dict[str, Any], depth: int) -> float:
+            many = count if depth == 1 else 5 * count
+            asked = {**call, "count": many, "depth": depth}
+            return float(runner.run(home.invoke("acme.raw", "calls", asked))) / many
+
+        def echoed(depth: int) -> float:
+            many = count if depth == 1 else 20 * count
+            return runner.run(echo({**_GET, "count": many, "depth": depth})) / many
+
+        for warm in ("get", "log"):  # what comes first loads what the others find loaded
+            sdk(warm)
+        raw(_GET, DEPTH), echoed(1)
+        gets = rows.interleave(lambda: sdk("get"), lambda: echoed(1), count=bench.pairs)
+        logs = rows.interleave(lambda: sdk("log"), lambda: echoed(1), count=bench.pairs)
+        deep = rows.interleave(lambda: raw(_GET, DEPTH), lambda: raw(_GET, 1), count=bench.pairs)
+        echoes = statistics.median(echoed(DEPTH) for _ in range(bench.pairs))
+        where = home.sandbox
+    return [
+        _alone(f"kv.get by the SDK in a child ({where}), recorded before it is answered", gets),
+        _alone("log.write, the same", logs),
+        _pipelined(deep, echoes),
+    ]
+
+
+def _alone(what: str, pairs: rows.Pairs) -> rows.Row:
+    return rows.Row(
+        target="P5",
+        what=what,
+        ours=f"{rows.seconds(pairs.our_median)} ({rows.seconds(min(pairs.ours))}–{rows.seconds(max(pairs.ours))})",
+        reference=f"{rows.seconds(pairs.their_median)} bare echo, not recorded",
+        ratio=rows.spread(pairs.ratios),
+        wanted=f"≤ {rows.seconds(MAX_S)}",
+        met=pairs.our_median <= MAX_S,
+        samples=rows.samples(pairs),
+    )
+
+
+def _pipelined(pairs: rows.Pairs, echo_s: float) -> rows.Row:
+    ratio, met = rows.times_faster(pairs, PIPELINED)
+    return rows.Row(
+        target="P5",
+        what=f"kv.get by JSON-RPC itself, {DEPTH} under way",
+        ours=f"{1 / pairs.our_median:,.0f}/s",
+        reference=f"{1 / pairs.their_median:,.0f}/s one at a time; bare echo {1 / echo_s:,.0f}/s",
+        ratio=ratio,
+        wanted=f"≥ {PIPELINED:g}× one at a time",
+        met=met,
+        samples=rows.samples(pairs),
+    )
+
+
+class _Echo(asyncio.Protocol):
+    """Sends back whatever comes, until the answer to `invoke` comes."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self.out: asyncio.WriteTransport | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if b'"result"' in data:
+            self.answers.put_nowait(data)
+        elif self.out is not None:
+            self.out.write(data)
+
+
+@contextlib.asynccontextmanager
+async def _echoing() -> AsyncIterator[Callable[[dict[str, Any]], Coroutine[Any, Any, float]]]:
+    """The same caller, unconfined, on two pipes, before an asyncio.Protocol that echoes; asked, it gives seconds."""
+    loop = asyncio.get_running_loop()
+    with subprocess.Popen(
+        [system_python(), "-ISEB", str(_CALLER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        reading, echo = await loop.connect_read_pipe(_Echo, process.stdout)
+        echo.out, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+
+        async def ask(payload: dict[str, Any]) -> float:
+            asked = {"jsonrpc": "2.0", "id": 1, "method": "invoke", "params": {"action": "", "payload": payload}}
+            assert echo.out is not None
+            echo.out.write(json.dumps(asked).encode() + b"\n")
+            return float(json.loads(await echo.answers.get())["result"]["result"])
+
+        try:
+            yield ask
+        finally:
+            echo.out.close()
+            reading.close()
+            await asyncio.sleep(0)
+            process.wait()

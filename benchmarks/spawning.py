@@ -1,0 +1,96 @@
+"""What confinement costs a child's start: a program of three instructions at every level, beside posix_spawn."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import rows
+from latticed.processes import child
+from latticed.sandbox import artifact, levels, probe, spec
+from latticed.sandbox.levels import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from benchmarks.bench import Bench
+    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.spec import Spec
+
+TIMES: Final = 10
+TOGETHER: Final = 20
+
+
+def measure(bench: Bench) -> list[rows.Row]:
+    """A level that this host does not give has no row."""
+    probed = probe.probe()
+    data = probe.tiny_program(probed.machine)
+    found = []
+    with bench.scratch() as place, asyncio.Runner() as runner, artifact.of_bytes(data) as program:
+        bare = _bare(place / "tiny", data)
+        given = [level for level in Level if level <= probed.provided.level]
+        plans = {level: _plan(program, level, probed) for level in given}
+        for level, plan in plans.items():
+
+            def one(plan: Spec = plan) -> float:
+                return statistics.median(runner.run(_live(plan)) for _ in range(TIMES))
+
+            pairs = rows.interleave(one, bare, count=bench.pairs)
+            found.append(_row(f"a child's start and end, {level.token}{_groups(probed)}", pairs))
+        pairs = rows.interleave(
+            lambda: runner.run(_together(plans[given[-1]])), lambda: TOGETHER * bare(), count=bench.pairs
+        )
+        found.append(_row(f"{TOGETHER} of the last kind at once, beside one after the other", pairs))
+    return found
+
+
+def _row(what: str, pairs: rows.Pairs) -> rows.Row:
+    return rows.Row(
+        target="SPAWN",
+        what=what,
+        ours=rows.seconds(pairs.our_median),
+        reference=f"{rows.seconds(pairs.their_median)} posix_spawn and wait",
+        ratio=rows.spread(pairs.ratios),
+        samples=rows.samples(pairs),
+    )
+
+
+def _groups(probed: Probed) -> str:
+    return "+cgroup" if probed.delegation is not None else ""
+
+
+def _plan(program: artifact.Artifact, level: Level, probed: Probed) -> Spec:
+    features = {levels.THREADS} | ({levels.WORKDIR, levels.PROCESSES} if level >= Level.ISOLATED else set())
+    ids = probe.PROBE_IDS if probed.standing.uid == 0 else None
+    chosen = levels.Chosen(level=level, features=frozenset(features))
+    return spec.build(spec.Request(program=program, ids=ids), chosen, probed)
+
+
+async def _live(plan: Spec) -> float:
+    """From nothing to nothing left, in seconds."""
+    began_s = time.perf_counter()
+    living = await child.spawn(plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol())
+    await living.gone()
+    return time.perf_counter() - began_s
+
+
+async def _together(plan: Spec) -> float:
+    began_s = time.perf_counter()
+    await asyncio.gather(*(_live(plan) for _ in range(TOGETHER)))
+    return time.perf_counter() - began_s
+
+
+def _bare(path: Path, data: bytes) -> Callable[[], float]:
+    path.write_bytes(data)
+    path.chmod(0o755)
+
+    def live() -> float:
+        began_s = time.perf_counter()
+        os.waitpid(os.posix_spawn(path, [str(path)], {}), 0)
+        return time.perf_counter() - began_s
+
+    return lambda: statistics.median(live() for _ in range(TIMES))

@@ -1,0 +1,95 @@
+"""The shapes of answers about host services: secrets, notifications, what was used. See `answers`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class SecretRow(TypedDict):
+    """`usable` is false when it was sealed with a key that is not here."""
+
+    name: str
+    version: int
+    plugins: list[str]
+    created_at: str
+    updated_at: str
+    usable: bool
+
+
+class SecretList(TypedDict):
+    secrets: list[SecretRow]
+
+
+class SecretSet(TypedDict):
+    name: str
+    version: int
+
+
+class SecretDeleted(TypedDict):
+    name: str
+    deleted: Literal[True]
+
+
+class SecretBound(TypedDict):
+    name: str
+    plugin: str
+    bound: bool
+
+
+class Notification(TypedDict):
+    """`next_at` is when a queued one is tried next."""
+
+    seq: int
+    id: str
+    plugin: str
+    severity: str
+    event: str
+    title: str
+    status: str
+    attempts: int
+    next_at: str | None
+    code: str
+    reason: str
+    created_at: str
+    updated_at: str
+
+
+class NotificationPage(TypedDict):
+    """`counts` by status, of all there are."""
+
+    notifications: list[Notification]
+    counts: dict[str, int]
+
+
+class NotificationReopened(TypedDict):
+    id: str
+    queued: Literal[True]
+
+
+class NotificationsPruned(TypedDict):
+    removed: int
+
+
+class UsedCall(TypedDict):
+    """One host call: how often it was made and refused."""
+
+    call: str
+    allowed: int
+    denied: int
+    last_at: str
+
+
+class ReachedHost(TypedDict):
+    host: str
+    last_at: str
+
+
+class UsageReport(TypedDict):
+    """What a plugin did since then; `unused` are granted capabilities, `unused_hosts` accepted hosts."""
+
+    id: str
+    since: str
+    calls: list[UsedCall]
+    hosts: list[ReachedHost]
+    unused: list[str]
+    unused_hosts: list[str]

@@ -1,0 +1,49 @@
+"""Handler for what a plugin did with what it was granted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from latticed.kit.clock import rfc3339
+from latticed.ledger import contacts
+from latticed.model import hostcall
+from latticed.model.audit import Actor
+from latticed.model.errors import Problem
+from latticed.rpc.api import Query
+
+if TYPE_CHECKING:
+    from latticed.rpc.api import Ask
+    from latticed.rpc.service_answers import UsageReport
+
+DAY_US = 86_400 * 1_000_000
+
+
+class Lookback(Query, frozen=True):
+    """How many days to look back."""
+
+    days: Annotated[int, Meta(ge=1, le=3_650)] = 14
+
+
+async def usage(ask: Ask) -> UsageReport:
+    """Host calls made and refused, hosts reached, granted capabilities and hosts that were never used."""
+    record = ask.api.lifecycle.records.get(ask.part("id"))
+    if record is None or record.forgotten:
+        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+    since_us = ask.api.clock.wall_us() - ask.query(Lookback).days * DAY_US
+    actor = str(Actor(kind="plugin", name=record.id))
+    made = await ask.api.ledger.read_slow(lambda db: contacts.used(db, actor, since_us))
+    reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
+    used = {hostcall.CAPABILITY_OF[one.call] for one in made if one.allowed and one.call in hostcall.CAPABILITY_OF}
+    hosts = {host for host, _ in reached}
+    return {
+        "id": record.id,
+        "since": rfc3339(since_us),
+        "calls": [
+            {"call": one.call, "allowed": one.allowed, "denied": one.denied, "last_at": one.last_at} for one in made
+        ],
+        "hosts": [{"host": host, "last_at": rfc3339(at)} for host, at in reached],
+        "unused": [name for name in record.granted if name not in used],
+        "unused_hosts": [one for one in record.hosts if one not in hosts and "*" not in one],
+    }

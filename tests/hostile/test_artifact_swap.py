@@ -1,0 +1,261 @@
+"""Whatever is put in the place of an artifact while its plugin starts: what runs is what was verified, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from latticed.broker.gate import Broker, GateLimits
+from latticed.bundle import read
+from latticed.catalog.store import Store
+from latticed.kit.clock import SystemClock
+from latticed.model import restart
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Verified
+from latticed.runners.contract import Plugin
+from latticed.runners.noop import Held, Noop
+from latticed.runners.process import Process
+from latticed.sandbox import artifact
+from latticed.supervisor.tools import Tools
+from latticed.trust import verify
+from tests.house import bundles, catalogs, children, confined, grounds, processes, supervisors, swapper
+
+SEALED, ARMED = 760, 80
+"""So many races up to the sealed bytes, and so many for each of three kinds of program: a thousand together."""
+NUDGED = 0.5
+"""How often somebody who swaps is told that now is the moment; else it is his own."""
+DEADLINE_S = 40.0
+FILLER_BYTES = 300_000
+"""More than is read at once: a swap may happen in the middle."""
+GOOD, EVIL = "verified", "tampered"
+LATE = {
+    "rename": "digest_mismatch",
+    "in_place": "digest_mismatch",
+    "mapped": "digest_mismatch",
+    "rewrite": "digest_mismatch",
+    "append": "digest_mismatch",
+    "empty": "digest_mismatch",
+    "huge": "artifact_too_large",
+    "link": "artifact_not_regular",
+    "hard_link": "digest_mismatch",
+    "fifo": "artifact_not_regular",
+    "unlink": "artifact_missing",
+    "directory": "digest_mismatch",
+    "directory_link": "unreadable",
+    "no_directory": "manifest_missing",
+}
+"""What each way of swapping comes to when it happens between the verdict and the start."""
+
+SCRIPT = """#!/bin/sh
+echo {mark} >&2
+{filler}
+echo {mark} >&2
+while read -r line; do
+    case $line in
+    *jsonrpc*)
+        id=${{line#*'"id":'}}
+        echo '{{"jsonrpc":"2.0","id":'"${{id%%,*}}"',"result":{{"ok":true,"message":"{mark}"}}}}'
+        ;;
+    *) echo '{{"ok":true,"message":"{mark}","result":null,"error":null}}' ;;
+    esac
+done
+"""
+FILLER = "# nothing\n" * (FILLER_BYTES // 10)
+
+
+def script(mark: str) -> bytes:
+    """Says `mark` first and last, so that a mixture of two of them would be heard as one."""
+    return SCRIPT.format(mark=mark, filler=FILLER).encode()
+
+
+def program(mark: str) -> bytes:
+    found = confined.compiled("marked")
+    assert found.count(b"MARK:verified") == 1
+    return found.replace(b"MARK:verified", b"MARK:" + mark.encode()) + bytes(FILLER_BYTES)
+
+
+class Sealing(Noop):
+    """Starts as the process runner does, up to the moment at which there would be a process."""
+
+    def __init__(self, good: bytes) -> None:
+        super().__init__("sealed by a test")
+        self._good = good
+
+    async def start(self, plugin, pair, gate, on_exit) -> Held:
+        def seal() -> bytes:
+            sha256 = hashlib.sha256(self._good).hexdigest()
+            with artifact.seal(pair, sha256=sha256, interpreters=children.INTERPRETERS) as sealed:
+                return os.pread(sealed.fd, len(self._good) + 1, 0)
+
+        assert await asyncio.to_thread(seal) == self._good, "other bytes than those that were verified"
+        return await super().start(plugin, pair, gate, on_exit)
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """A stored plugin, and the way in which the supervisor starts it. `between` happens after each verdict."""
+
+    plugin: Plugin
+    store: Store
+    policy: object
+    pair: Path
+    aside: Path
+    runner: object
+    verified: int = 0
+    between: Callable[[], object] = lambda: None
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    deadline: float = field(default_factory=lambda: time.monotonic() + DEADLINE_S)
+
+    async def race(self):
+        """One start: the living plugin, or None when it was refused by a name that is one."""
+        tools, before = self._tools(), self.verified
+        try:
+            living = await tools.start(self.plugin, tools.gate(self.plugin, frozenset()), lambda code, message: None)
+        except Problem as problem:
+            Code(problem.code)  # or a ValueError
+            self.outcomes[problem.code] += 1
+            self.outcomes["late" if self.verified > before else "early"] += 1
+            return None
+        self.outcomes["started"] += 1
+        return living
+
+    def over(self, races: int) -> bool:
+        """After so many races, when all three ends have been met: the swaps came at every moment."""
+        ends = [self.outcomes[end] for end in ("started", "early", "late")]
+        assert time.monotonic() < self.deadline, self.outcomes
+        return sum(ends) >= races and all(ends)
+
+    async def _judge(self, identity: str):
+        def judged():
+            return self.store.verify(identity, self.policy, host_version=catalogs.HOST_VERSION)
+
+        verdict = await asyncio.to_thread(judged)
+        self.verified += isinstance(verdict, Verified)
+        self.between()
+        return verdict
+
+    def _tools(self) -> Tools:
+        clock = SystemClock()
+
+        async def record(_event):
+            return 1
+
+        return Tools(
+            runners={"system": self.runner},
+            broker=Broker({}, record=record, clock=clock, gate_limits=GateLimits()),
+            store=self.store,
+            judge=self._judge,
+            record=lambda event: None,
+            clock=clock,
+            restart=restart.Policy(),
+            start_deadline_s=10,
+            stop_grace_s=5,
+            refused=self.refused,
+        )
+
+
+@pytest.fixture
+def staged(tmp_path):
+    """A function that sets the stage for what `make(mark)` gives the bytes of, run by `runner`."""
+
+    def stage(make: Callable[[str], bytes], runner, **manifest) -> Stage:
+        acme = bundles.author()
+        store, policy, aside = Store(tmp_path / "store"), catalogs.trusting(acme), tmp_path / "aside"
+        aside.mkdir()
+        (aside / "evil").write_bytes(make(EVIL))
+        bundles.drop(aside, "other", author=acme, artifact=make(EVIL), v2=True, **manifest)  # signed, all the same
+        bundle = bundles.drop(tmp_path, author=acme, artifact=make(GOOD), v2=True, **manifest)
+        with read.open_bundle(bundle.path, limits=read.Limits(), owners=supervisors.owners()) as found:
+            verdict = verify.verify(found, policy, host_version=catalogs.HOST_VERSION)
+            assert isinstance(verdict, Verified), verdict
+            store.keep(found, verdict)
+        plugin = Plugin(id=bundle.id, identity=verdict.identity, manifest=verdict.manifest)
+        pair = store.path(plugin.identity)
+        return Stage(plugin=plugin, store=store, policy=policy, pair=pair, aside=aside, runner=runner)
+
+    return stage
+
+
+@contextlib.contextmanager
+def swapped(stage: Stage, *, seed: int) -> Iterator[None]:
+    """Somebody else, in a process of its own, swaps the artifact and puts it back: at any time, and after verdicts."""
+    with pipe() as (nudges, nudge):
+        arguments = [str(stage.pair), str(stage.aside), str(nudges), str(seed)]
+        with processes.spawned([sys.executable, "-ISB", swapper.__file__, *arguments], pass_fds=[nudges]) as process:
+            assert process.stdout.readline() == b"ready\n", process.stderr.read()
+            dice = random.Random(seed)
+            stage.between = lambda: dice.random() < NUDGED and os.write(nudge, b"!")
+            yield
+            assert process.poll() is None, process.stderr.read()  # else the last races were none
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+@pytest.mark.parametrize("way", LATE)
+async def test_swapped_between_the_verdict_and_the_start(staged, way):
+    """Exactly there: refused by its name. What is put back starts again."""
+    stage = staged(script, Sealing(script(GOOD)))
+    stranger = swapper.Swapper(stage.pair, stage.aside)
+    stage.between = stranger.ways[way]
+    assert await stage.race() is None
+    assert (stage.verified, stage.outcomes[LATE[way]]) == (1, 1), stage.outcomes
+    assert stage.refused.qsize() == (LATE[way] != "unreadable")  # the lifecycle hears of it, unless it may pass
+    stranger.back()
+    stage.between = lambda: None
+    assert await stage.race() is not None
+
+
+def test_every_way_of_swapping_is_tried(staged):
+    """By the swapper that races, and above."""
+    stage = staged(script, Sealing(script(GOOD)))
+    assert set(swapper.Swapper(stage.pair, stage.aside).ways) == set(LATE)
+
+
+@pytest.mark.slow
+async def test_what_is_sealed_is_what_was_verified(staged):
+    """Raced again and again by somebody who writes at any moment: those bytes, or a refusal."""
+    stage = staged(script, Sealing(script(GOOD)))
+    with swapped(stage, seed=1):
+        while not stage.over(SEALED):
+            await stage.race()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "protocol"), [(script, "latticed-stdio-1"), (script, "stdio-json-v1"), (program, "latticed-stdio-1")]
+)
+async def test_what_runs_is_what_was_verified(staged, make, protocol):
+    """The same, with real children: each process there ever was says that it is made of the verified bytes.
+
+    So do those of later invocations, which start while the swapping goes on.
+    """
+    told: list[tuple[str, str]] = []
+    stage = staged(make, Process(grounds.ground(), grounds.outputs(told)), runtime={"protocol": protocol})
+    with swapped(stage, seed=2):
+        while not stage.over(ARMED):
+            if (living := await stage.race()) is not None:
+                reply = await living.invoke("who", None)
+                await living.stop(5.0)
+                assert reply["message"] == GOOD
+    assert {line for _, line in told} == {GOOD}
+    assert len(told) >= stage.outcomes["started"]

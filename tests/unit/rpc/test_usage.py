@@ -1,0 +1,66 @@
+"""What a plugin did with its grants, from the record of its calls."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.host.service import HostError
+from latticed.ledger import contacts
+from tests.house import houses
+
+ID = "acme.demo"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        found.drop(capabilities=["kv:read", "kv:write", "log:write", "http:egress"])
+        await found.seen(ID)
+        await found.decide(ID, "installed", accept=["http:egress"], accept_hosts=["api.example.org:443"])
+        await found.decide(ID, "active")
+        yield found
+
+
+async def test_what_was_used_and_what_never_was(home):
+    """Calls that were made and refused, by name; capabilities and hosts that nothing was done with."""
+    plugin = home.driven.only(ID)
+    for _ in range(3):
+        await plugin.call("kv.get", key="a")
+    with pytest.raises(HostError):
+        await plugin.call("node.facts")
+    found = await home.ask("GET", f"/api/plugins/by-id/{ID}/usage")
+    calls = {row["call"]: (row["allowed"], row["denied"]) for row in found["calls"]}
+    assert calls == {"kv.get": (3, 0), "node.facts": (0, 1)}
+    assert set(found["unused"]) == {"kv:write", "log:write", "http:egress"}
+    assert found["unused_hosts"] == ["api.example.org:443"]
+    report = await home.ask("GET", f"/api/plugins/by-id/{ID}")
+    assert report["calls"] == {"made": 4, "denied": 1}
+
+
+async def test_hosts_that_were_reached_are_remembered(home):
+    """Each once, with the last time; looked back only so far; gone with the record."""
+    ledger, now = home.house.api.ledger, home.house.api.clock.wall_us()
+    day_us = 86_400_000_000
+    for host, at in (("old.example:443", now - 20 * day_us), ("api.example.org:443", now), ("b.example:80", now - 5)):
+        await ledger.write(lambda tx, host=host, at=at: contacts.note(tx, ID, host, now_us=at))
+    found = await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days=14")
+    assert [row["host"] for row in found["hosts"]] == ["api.example.org:443", "b.example:80"]
+    assert found["unused_hosts"] == []
+    assert (await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days=0")).status == 400
+    assert (await home.ask("GET", "/api/plugins/by-id/acme.nobody/usage")).status == 404
+    await home.decide(ID, "disabled")
+    await home.ask("POST", f"/api/plugins/by-id/{ID}/forget", {})
+    assert ledger.read(lambda db: contacts.since(db, ID, 0)) == []
+
+
+async def test_only_so_many_hosts_are_remembered(home, monkeypatch):
+    """The one that was not seen for longest makes room."""
+    monkeypatch.setattr(contacts, "MOST", 3)
+    ledger = home.house.api.ledger
+    for number in range(5):
+        await ledger.write(lambda tx, number=number: contacts.note(tx, ID, f"h{number}.example:443", now_us=number + 1))
+    assert [host for host, _ in ledger.read(lambda db: contacts.since(db, ID, 0))] == [
+        "h4.example:443",
+        "h3.example:443",
+        "h2.example:443",
+    ]

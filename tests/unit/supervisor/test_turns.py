@@ -1,0 +1,92 @@
+"""Many plugins that are to start at once start in turns; none is late because of the others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from latticed.supervisor import tools
+from tests.house import supervisors
+from tests.house.houses import until
+
+MANY = 3 * tools.STARTS
+
+
+@pytest.fixture
+async def stand(tmp_path):
+    async with supervisors.standing(tmp_path, start_deadline_s=0.3) as found:
+        yield found
+
+
+async def armed(stand, count):
+    """So many plugins, wanted alive."""
+    ids = [f"acme.p{number}" for number in range(count)]
+    plugins = [await asyncio.to_thread(stand.stored, id=one) for one in ids]
+    for plugin in plugins:
+        stand.supervisor.arm(plugin, supervisors.GRANTED)
+    return plugins
+
+
+async def test_only_so_many_start_at_a_time(stand):
+    """The next begins when one of them is done, and all come to live."""
+    under_way = most = 0
+
+    async def start(_life):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        under_way -= 1
+
+    stand.driven.starting = start
+    plugins = await armed(stand, MANY)
+    for plugin in plugins:
+        await stand.settled(plugin)
+    assert {stand.runtime(plugin).state for plugin in plugins} == {"armed"}
+    assert most == tools.STARTS
+
+
+async def test_the_deadline_begins_with_the_turn(stand):
+    """One that hangs until its own deadline has used up nobody else's."""
+    stand.tools.starts = asyncio.Semaphore(1)
+    turns = []
+
+    async def start(life):
+        turns.append(life.plugin.id)
+        if len(turns) == 1:
+            await asyncio.Event().wait()
+
+    stand.driven.starting = start
+    plugins = await armed(stand, 3)
+    for plugin in plugins:
+        await stand.settled(plugin)
+    found = {plugin.id: stand.runtime(plugin) for plugin in plugins}
+    assert found.pop(turns[0]).last_error.code == "start_timeout"
+    assert {runtime.state for runtime in found.values()} == {"armed"}
+
+
+async def test_those_that_never_answer_are_in_nobodys_way(stand, monkeypatch):
+    """They lose their turn long before their deadline."""
+    monkeypatch.setattr(tools, "TURN_S", 0.01)
+    stand.tools.start_deadline_s = 60.0
+
+    async def hang(_life):
+        await asyncio.Event().wait()
+
+    stand.driven.starting = hang
+    await armed(stand, MANY)
+    await until(lambda: sum(stand.driven.attempts.values()) == MANY, "all of them to begin")
+
+
+async def test_one_that_is_stopped_before_its_turn_never_starts(stand):
+    """Nothing of it is left in the queue."""
+    stand.tools.starts = asyncio.Semaphore(0)
+    one, other = await armed(stand, 2)
+    await stand.quiet()
+    stand.supervisor.disarm(one)
+    await stand.settled(one)
+    stand.tools.starts.release()
+    await stand.settled(other)
+    assert (stand.runtime(one).state, stand.runtime(other).state) == ("stopped", "armed")
+    assert stand.driven.attempts[one.id] == 0
