@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import secret_key, service
 from latticed.host.audit import Audit
+from latticed.host.ddns import Ddns
+from latticed.host.ddns_records.cloudflare import Cloudflare
+from latticed.host.ddns_records.providers import Providers
+from latticed.host.ddns_records.rfc2136 import Rfc2136
+from latticed.host.ddns_records.schedule import Records
 from latticed.host.egress.client import Client
 from latticed.host.egress.guard import Guard
 from latticed.host.http import Http
 from latticed.host.kv import Kv, quota_of
 from latticed.host.log import Log
+from latticed.host.mail import Mail
 from latticed.host.monitor import Monitor
 from latticed.host.monitors.probes import Probes
 from latticed.host.monitors.schedule import Monitors
@@ -21,6 +27,7 @@ from latticed.host.notify import Notify
 from latticed.host.notify_queue import NotifyQueue
 from latticed.host.routes import Routes
 from latticed.host.secrets import Secrets
+from latticed.host.smtp import Smtp
 from latticed.host.static import Static
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
@@ -70,19 +77,28 @@ class Services:
         self.static = Static(here.state_dir / "static", limits=lambda: settings().static)
         guard = Guard()
         self._client = Client(guard)
+        self.ddns = Records(
+            ledger=ledger,
+            wheel=wheel,
+            clock=clock,
+            providers=Providers(cloudflare=Cloudflare(self._client), rfc2136=Rfc2136(guard), lend=self.secrets.loan),
+            rights=lambda plugin_id: self._rights_while(plugin_id, "ddns:admin"),
+            settings=lambda: settings().ddns,
+        )
+        self._smtp = Smtp(guard)
         self.monitors = Monitors(
             ledger=ledger,
             queue=self.notifications,
             wheel=wheel,
             clock=clock,
             check=Probes(guard).check,
-            rights=self._monitor_rights,
+            rights=lambda plugin_id: self._rights_while(plugin_id, "monitor:admin"),
             settings=lambda: settings().monitor,
         )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            for room in (self._client, self.notifications, self.monitors):
+            for room in (self._client, self.notifications, self.monitors, self.ddns):
                 await stack.enter_async_context(room)
             self._stack = stack.pop_all()
         return self
@@ -110,6 +126,8 @@ class Services:
             ),
             Notify(self.notifications),
             Monitor(self.monitors, settings=lambda: self._settings().monitor),
+            Ddns(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
+            Mail(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
             self.static,
             node,
         )
@@ -146,10 +164,11 @@ class Services:
         record = self._records.get(caller.plugin_id)
         return record is not None and record.status is Status.ACTIVE and capability in record.granted
 
-    def _monitor_rights(self, plugin_id: str) -> EgressRights | None:
+    def _rights_while(self, plugin_id: str, capability: str) -> EgressRights | None:
+        """Where a plugin may connect to while it is active and holds `capability`; None: what it wanted rests."""
         record = self._records.get(plugin_id)
-        watching = record is not None and record.status is Status.ACTIVE and "monitor:admin" in record.granted
-        return self.rights(plugin_id) if watching else None
+        at_work = record is not None and record.status is Status.ACTIVE and capability in record.granted
+        return self.rights(plugin_id) if at_work else None
 
     def _contacted(self, caller: Caller, host: str) -> None:
         """Remember where a plugin went, each place once in a while."""
@@ -168,6 +187,7 @@ class Services:
     async def forgotten(self, plugin_id: str) -> None:
         """Stop what went on for it."""
         await self.monitors.forget(plugin_id)
+        await self.ddns.forget(plugin_id)
 
     async def handed_over(self, plugin_id: str, old: str, new: str) -> None:
         """The same, and its files are set aside under the old publisher's name; the new one's come back.
@@ -175,6 +195,7 @@ class Services:
         What is in the ledger changes hands in the transaction that decides it (`lifecycle.decisions`).
         """
         await self.monitors.forget(plugin_id)
+        await self.ddns.forget(plugin_id)
         await self.static.rename(plugin_id, f"{plugin_id}@{old}")
         await self.static.rename(f"{plugin_id}@{new}", plugin_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latticed.ledger import contacts, kv, monitors, secrets
+from latticed.ledger import contacts, ddns, kv, monitors, secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,7 @@ def strip(plugin_id: str) -> Callable[[Transaction], None]:
         secrets.unbind_all(tx, plugin_id)
         monitors.clear(tx, plugin_id)
         contacts.clear(tx, plugin_id)
+        ddns.clear(tx, plugin_id)
 
     return strip
 
@@ -38,5 +39,6 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
         monitors.clear(tx, before.id)
         contacts.clear(tx, before.id)
+        ddns.clear(tx, before.id)
 
     return swap

@@ -1,0 +1,55 @@
+"""What became of one try at a provider."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be true at the provider: the record of this name and type has this address and no other."""
+
+    name: str
+    type: str
+    address: str
+    ttl: int
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The provider has the address, by its own word; `changed` when it had another one or none before."""
+
+    address: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """It has not, as far as is known. `lasting`: the provider said no, and would say so again.
+
+    `retry_after_s`: what the provider asked for, 0 when nothing.
+    """
+
+    code: str
+    reason: str
+    lasting: bool = False
+    retry_after_s: float = 0.0
+
+
+class Refused(Exception):
+    """Ends a try with what is to be told of it."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.code, failed.reason)
+        self.failed = failed
+
+
+def denied(code: str, reason: str) -> Refused:
+    """The provider said no; trying again is no use."""
+    return Refused(Failed(code=code, reason=reason, lasting=True))
+
+
+def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> Refused:
+    """It may go better later."""
+    return Refused(Failed(code=code, reason=reason, retry_after_s=retry_after_s))

@@ -1,0 +1,143 @@
+"""DNS records that are kept up to date for plugins, and how each stands. What a `spec` says is the host's business.
+
+All times are microseconds since the epoch; 0: never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+State = Literal["pending", "published", "retrying", "denied"]
+_KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How one record stands.
+
+    `published`: the address that the provider had when it was last asked. `changed_at`: when that was last changed, and
+    `flaps` how often in quick succession. `failures`: in a row; the last one is `code` and `reason`, at `failed_at`.
+    `next_at`: not before then is the provider asked again about the same address.
+    """
+
+    state: State = "pending"
+    published: str = ""
+    changed_at: int = 0
+    flaps: int = 0
+    succeeded_at: int = 0
+    failures: int = 0
+    code: str = ""
+    reason: str = ""
+    failed_at: int = 0
+    next_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many records one plugin may have, and all together."""
+
+    records: int
+    all_records: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One record of one plugin; `key` is never used again."""
+
+    key: int
+    plugin_id: str
+    name: str
+    type: str
+    spec: str
+    created_at: int
+    updated_at: int
+    standing: Standing
+
+
+_STANDING: Final = tuple(field.name for field in fields(Standing))
+_COLUMNS: Final = f"{_KEYS}, {', '.join(_STANDING)}"
+_SET: Final = ", ".join(f"{name} = ?" for name in _STANDING)
+
+
+def put(
+    tx: Transaction, plugin_id: str, name: str, kind: str, spec: str, standing: Standing, quota: Quota, *, now_us: int
+) -> Row:
+    """Keep a record from now on, or change it; Problems quota_exceeded, bad_params when another plugin has it."""
+    owner = tx.execute("SELECT plugin_id FROM ddns_records WHERE name = ? AND type = ?", (name, kind)).get
+    if owner not in (None, plugin_id):
+        raise Problem("bad_params", f"name: expected one that no other plugin keeps, found {name} ({kind}) of another")
+    if owner is None:
+        _make_sure_of_room(tx, plugin_id, quota)
+        tx.execute(
+            "INSERT INTO ddns_records (plugin_id, name, type, spec, created_at, updated_at) VALUES (?,?,?,?,?,?)",
+            (plugin_id, name, kind, spec, now_us, now_us),
+        )
+    statement = f"UPDATE ddns_records SET spec = ?, updated_at = ?, {_SET} WHERE name = ? AND type = ?"  # noqa: S608
+    tx.execute(statement, (spec, now_us, *_values(standing), name, kind))
+    row = get(tx, plugin_id, name, kind)
+    assert row is not None  # noqa: S101 - put in just now
+    return row
+
+
+def keep(tx: Transaction, key: int, standing: Standing) -> bool:
+    """Set how a record stands; False when it is gone."""
+    tx.execute(f"UPDATE ddns_records SET {_SET} WHERE key = ?", (*_values(standing), key))  # noqa: S608 - constants
+    return tx.changes() > 0
+
+
+def delete(tx: Transaction, plugin_id: str, name: str, kind: str) -> bool:
+    """Keep it no more; False when there was none."""
+    tx.execute("DELETE FROM ddns_records WHERE plugin_id = ? AND name = ? AND type = ?", (plugin_id, name, kind))
+    return tx.changes() > 0
+
+
+def clear(tx: Transaction, plugin_id: str) -> int:
+    """Remove all of one plugin; how many there were."""
+    tx.execute("DELETE FROM ddns_records WHERE plugin_id = ?", (plugin_id,))
+    return tx.changes()
+
+
+def get(conn: Reader, plugin_id: str, name: str, kind: str) -> Row | None:
+    statement = f"SELECT {_COLUMNS} FROM ddns_records WHERE plugin_id = ? AND name = ? AND type = ?"  # noqa: S608
+    row = conn.execute(statement, (plugin_id, name, kind)).fetchone()
+    return None if row is None else _row(row)
+
+
+def load_all(conn: Reader) -> list[Row]:
+    """Every record, by plugin, name and type."""
+    statement = f"SELECT {_COLUMNS} FROM ddns_records ORDER BY plugin_id, name, type"  # noqa: S608 - constants
+    return [_row(row) for row in conn.execute(statement)]
+
+
+def count(conn: Reader, plugin_id: str | None = None) -> int:
+    """How many records one plugin has, or all."""
+    chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
+    return int(conn.execute(f"SELECT count(*) FROM ddns_records {chosen}", values).get)  # noqa: S608 - constants
+
+
+def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+    for found, most, what in (
+        (count(tx, plugin_id), quota.records, f"records of {plugin_id}"),
+        (count(tx), quota.all_records, "records"),
+    ):
+        if found >= most:
+            raise Problem(
+                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
+            )
+
+
+def _values(standing: Standing) -> tuple[Any, ...]:
+    return tuple(getattr(standing, name) for name in _STANDING)
+
+
+def _row(row: tuple[Any, ...]) -> Row:
+    width = len(_KEYS.split(", "))
+    standing = Standing(**dict(zip(_STANDING, row[width:], strict=True)))
+    return Row(**dict(zip(_KEYS.split(", "), row[:width], strict=True)), standing=standing)

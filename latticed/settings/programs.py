@@ -1,0 +1,72 @@
+"""What plugins may have run on the host: approved scripts, long-lived programs, tunnels."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from latticed.settings.rules import setting
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def names_fault(value: Any) -> str:
+    """What was expected of a table of programs, or nothing."""
+    return "" if all(_NAME.fullmatch(name) for name in value) else "names of 1 to 64 of a-z, 0-9, '.', '_', '-'"
+
+
+def absolute_fault(value: Any) -> str:
+    """What was expected of a path that may be left empty, or nothing."""
+    return "" if not value or (os.path.isabs(value) and "\0" not in value) else "an absolute path, or nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Scripts that plugins submit and operators approve. `waiting`: tasks that have not ended; `keep_*`: that have.
+
+    With `enabled` off nothing is taken, nothing begins, and what runs is ended.
+    """
+
+    enabled: bool = setting(default=True)
+    at_once: int = setting(4, low=1, high=256)
+    plugin_at_once: int = setting(1, low=1, high=256)
+    waiting: int = setting(100, low=1, high=100_000)
+    plugin_waiting: int = setting(20, low=1, high=10_000)
+    expire_h: int = setting(24, low=1, high=8_760)
+    output_kib: int = setting(64, low=1, high=1_024)
+    memory_mib: int = setting(256, low=8, high=1 << 20)
+    processes: int = setting(64, low=1, high=4_096)
+    keep_days: int = setting(30, low=0, high=3_650)
+    keep_items: int = setting(1_000, low=0, high=100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Long-lived programs of the host. `programs`: the only ones there are; `reads`: what each may read besides.
+
+    `host_network`: those of them that may be given the host's own network.
+    """
+
+    programs: dict[str, str] = setting({}, fault=names_fault)
+    reads: dict[str, str] = setting({}, fault=names_fault)
+    host_network: tuple[str, ...] = setting(())
+    services: int = setting(64, low=1, high=1_024)
+    plugin_services: int = setting(8, low=1, high=256)
+    memory_mib: int = setting(512, low=8, high=1 << 20)
+    processes: int = setting(128, low=1, high=4_096)
+    open_files: int = setting(1_024, low=16, high=4_096)
+    output_kib: int = setting(64, low=1, high=1_024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunnel:
+    """cloudflared: where it is, and the directory that holds credentials; empty: no tunnels."""
+
+    program: str = setting("", fault=absolute_fault)
+    credentials_dir: str = setting("", fault=absolute_fault)
+    tunnels: int = setting(8, low=1, high=64)
+    plugin_tunnels: int = setting(2, low=1, high=64)
+    ready_s: float = setting(30.0, low=0.5, high=600)
+    check_s: float = setting(5.0, low=0.1, high=600)

@@ -1,0 +1,40 @@
+"""What a mail relay may be: `smtps://host:port`, or `smtp://host:port`, with the address that a name is pinned to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+_RELAY: Final = re.compile(
+    r"(?P<scheme>smtps?)://(?P<host>\[[^\[\]]+\]|[^\[\]:/?#@=\s]+):(?P<port>[1-9][0-9]{0,4})(?P<pinned>=\S+)?", re.ASCII
+)
+_MAX_PORT: Final = 65_535
+_ALLOWED: Final = re.compile(r"[^@\s]*@[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?", re.ASCII)
+
+
+def parsed(value: str) -> tuple[str, str, int, bool] | None:
+    """(scheme, host in normal form, port, whether it is pinned to an address); None for anything else."""
+    from latticed.model import egress, hosts  # latticectl has no use for them
+
+    found = _RELAY.fullmatch(value)
+    if found is None or int(found["port"]) > _MAX_PORT:
+        return None
+    try:
+        host = hosts.normal(found["host"])
+        if found["pinned"] or hosts.address_of(host) is not None:
+            egress.origin(value)
+    except ValueError:
+        return None
+    return found["scheme"], host, int(found["port"]), bool(found["pinned"])
+
+
+def relay_fault(value: Any) -> str:
+    """What was expected of a relay, or nothing."""
+    if not value or parsed(value):
+        return ""
+    return "smtps://host:port or smtp://host:port, a private one with its address: smtp://mail.lan:25=10.0.0.7"
+
+
+def allow_fault(value: Any) -> str:
+    """What was expected of a list of recipients, or nothing."""
+    return "" if all(_ALLOWED.fullmatch(one) for one in value) else "addresses such as ops@example.org or @example.org"

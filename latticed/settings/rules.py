@@ -1,0 +1,24 @@
+"""How a setting is declared: a field of a frozen dataclass with its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def setting(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    one_of: tuple[str, ...] = (),
+    fault: Callable[[Any], str] | None = None,
+) -> Any:
+    """A field with its rules; `fault` of a value says what was expected, or nothing."""
+    rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=rules)
+    return field(default=default, metadata=rules)

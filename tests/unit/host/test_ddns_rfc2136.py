@@ -1,0 +1,276 @@
+"""Dynamic updates against a real BIND and a real Knot, and against a server that says what no good one would."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.tsig
+import pytest
+
+from latticed.host.ddns_records import spec as specs
+from latticed.host.ddns_records.outcome import Failed, Job, Published, Refused
+from latticed.host.ddns_records.rfc2136 import Rfc2136
+from latticed.host.egress.guard import Guard
+from latticed.host.service import HostError
+from latticed.model import egress
+from latticed.model.egress import EgressRights
+from tests.house import dns_servers
+from tests.house.dns_servers import FAILING, KEY, OTHER_KEY, VALUES, ZONE
+
+A, B = "93.184.216.34", "93.184.216.35"
+names = (f"h{number}.{ZONE}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module", params=["bind", "knot"])
+def server(request, tmp_path_factory):
+    if dns_servers.installed(request.param) is None:
+        pytest.skip(f"{request.param} is not installed here")
+    with dns_servers.serving(request.param, tmp_path_factory.mktemp(request.param)) as found:
+        yield found
+
+
+async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, value=None, algorithm="hmac-sha256"):
+    asked = specs.Put(
+        name=name,
+        type=kind,
+        provider="rfc2136",
+        secret="${secret:KEY}",
+        address=address,
+        server=f"127.0.0.1:{port}",
+        key=key,
+        ttl=ttl,
+        zone=zone,
+        algorithm=algorithm,
+    )
+    spec = specs.checked(asked, private=True)
+    job = Job(name=spec.name, type=kind, address=spec.address, ttl=ttl, zone=spec.zone)
+    rights = EgressRights(origins=(egress.origin(f"dns://127.0.0.1:{port}"),))
+    try:
+        return await Rfc2136(Guard()).publish(job, spec, VALUES.get(key, "") if value is None else value, rights)
+    except Refused as refused:
+        said = refused.failed
+    assert not [value for value in VALUES.values() if value in str(said)]
+    return said
+
+
+# Real servers.
+
+
+async def test_what_was_written_is_there_for_everybody(server):
+    """Made, changed, left alone; address and TTL, read back by another client."""
+    name = next(names)
+    assert await publish(server.port, name) == Published(address=A, changed=True)
+    assert server.addresses(name) == [(A, specs.AUTOMATIC_S)]
+    assert await publish(server.port, name) == Published(address=A, changed=False)
+    assert await publish(server.port, name, B, ttl=120) == Published(address=B, changed=True)
+    assert server.addresses(name) == [(B, 120)]
+    assert await publish(server.port, name, B, ttl=121) == Published(address=B, changed=True)
+
+
+async def test_both_types_of_one_name(server):
+    """Neither touches the other, and the zone is found or named."""
+    name = next(names)
+    assert (await publish(server.port, name, zone=ZONE)).changed
+    assert (await publish(server.port, name, "2606:4700::1", kind="AAAA")).changed
+    assert (await publish(server.port, name, B, zone=ZONE)).changed
+    assert server.addresses(name) == [(B, 300)]
+    assert server.addresses(name, "AAAA") == [("2606:4700::1", 300)]
+
+
+async def test_a_name_that_a_wildcard_answers_for_gets_a_record_of_its_own(server):
+    """What is read is the wildcard's, and stays."""
+    assert (await publish(server.port, f"one.wild.{ZONE}")).changed
+    assert server.addresses(f"one.wild.{ZONE}") == [(A, 300)]
+    assert server.addresses(f"two.wild.{ZONE}") == [("198.51.100.9", 300)]
+
+
+async def test_several_records_and_aliases_are_left_as_they_are(server):
+    """They are somebody's."""
+    found = await publish(server.port, f"several.{ZONE}")
+    assert (found.code, found.lasting) == ("several_records", True)
+    assert server.addresses(f"several.{ZONE}") == [("198.51.100.1", 300), ("198.51.100.2", 300)]
+    found = await publish(server.port, f"alias.{ZONE}")
+    assert (found.code, found.lasting) == ("is_alias", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"value": VALUES[OTHER_KEY]}, "bad_credentials"),
+        ({"key": "nobodys-key", "value": VALUES[KEY]}, "bad_credentials"),
+        ({"algorithm": "hmac-sha512"}, "bad_credentials"),
+        ({"value": "not base64!"}, "bad_key"),
+        ({"value": ""}, "bad_key"),
+        ({"name": "host.example.net"}, "refused"),
+        ({"name": f"a.b.{ZONE}", "zone": f"b.{ZONE}"}, "not_authoritative"),
+    ],
+)
+async def test_a_no_is_told_from_another(server, fields, code):
+    """A wrong value, an unknown key, another zone: each is a denial with its code, and nothing is written."""
+    name = next(names)
+    found = await publish(server.port, **{"name": name, **fields})
+    assert isinstance(found, Failed)
+    assert (found.code, found.lasting) == (code, True)
+    assert server.addresses(name) == []
+
+
+async def test_a_key_that_may_not_write_is_denied(server):
+    """BIND says REFUSED, Knot that it does not know the key for this; both are final."""
+    found = await publish(server.port, next(names), key=OTHER_KEY)
+    assert (found.code, found.lasting) == ({"bind": "refused", "knot": "bad_credentials"}[server.kind], True)
+
+
+async def test_a_server_that_fails_is_tried_again_later(server):
+    """SERVFAIL: a zone whose primary cannot be reached."""
+    found = await publish(server.port, f"h.{FAILING}", zone=FAILING)
+    assert (found.code, found.lasting) == ("server_failed", False)
+
+
+async def test_a_plugin_reaches_no_server_that_is_not_bound_to_it(server):
+    """Scheme and port are part of what was bound."""
+    spec = specs.checked(
+        specs.Put(
+            name=f"h.{ZONE}",
+            type="A",
+            provider="rfc2136",
+            secret="${secret:K}",
+            address=A,
+            server=f"127.0.0.1:{server.port}",
+            key=KEY,
+        ),
+        private=False,
+    )
+    job = Job(name=spec.name, type="A", address=A, ttl=1)
+    for origin in (f"tcp://127.0.0.1:{server.port}", "dns://127.0.0.1:1"):
+        rights = EgressRights(origins=(egress.origin(origin),), hosts=("*",))
+        with pytest.raises(HostError, match="address not public"):
+            await Rfc2136(Guard()).publish(job, spec, VALUES[KEY], rights)
+
+
+# A server of the tests.
+
+
+@contextlib.asynccontextmanager
+async def scripted(*replies):
+    """Answers each question with the next of `replies`: bytes, or a function of question and key to a message."""
+    left, key = list(replies), dns.tsig.Key(KEY, VALUES[KEY])
+
+    async def serve(reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while left:
+                wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+                question = dns.message.from_wire(wire, keyring=key)
+                found = left.pop(0)
+                found = found if isinstance(found, bytes) else found(question, key)
+                writer.write(len(found).to_bytes(2, "big") + found)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def reply(*, rcode="NOERROR", flags=dns.flags.AA, signed=True, key=None, other_id=False):
+    def made(question, its_key):
+        answer = dns.message.make_response(question)
+        answer.flags |= flags
+        answer.set_rcode(dns.rcode.from_text(rcode))
+        if other_id:
+            answer.id ^= 1
+        if not signed:
+            answer.tsig, answer.want_tsig_sign = None, False
+        elif key is not None:
+            answer.use_tsig(key)
+        else:
+            answer.use_tsig(its_key)
+        answer.request_mac = question.mac
+        return answer.to_wire()
+
+    return made
+
+
+def badtime(question, key):
+    """As a server with another clock answers (RFC 8945, section 5.2.3)."""
+    answer = dns.message.make_response(question)
+    answer.set_rcode(dns.rcode.NOTAUTH)
+    answer.use_tsig(key, tsig_error=dns.rcode.BADTIME, other_data=b"\0\0\0\0\0\1")
+    answer.request_mac = question.mac
+    return answer.to_wire()
+
+
+WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
+
+
+@pytest.mark.parametrize(
+    ("replies", "code", "lasting"),
+    [
+        ([reply(rcode="SERVFAIL")], "server_failed", False),
+        ([reply(rcode="REFUSED")], "refused", True),
+        ([reply(rcode="NOTAUTH")], "not_authoritative", True),
+        ([reply(rcode="NOTIMP")], "not_understood", True),
+        ([reply(rcode="BADVERS")], "bad_answer", False),
+        ([reply(rcode="REFUSED", signed=False)], "refused", True),
+        ([reply(rcode="SERVFAIL", signed=False)], "server_failed", False),
+        ([reply(signed=False)], "not_signed", False),
+        ([reply(key=WRONG)], "bad_signature", False),
+        ([badtime], "clock_differs", False),
+        ([reply(flags=0)], "not_authoritative", True),
+        ([reply(other_id=True)], "bad_answer", False),
+        ([b"\0"], "bad_answer", False),
+        ([b"\xff" * 40], "bad_answer", False),
+        ([], "no_answer", False),
+        ([reply(), reply()], "no_zone", True),
+    ],
+)
+async def test_what_an_answer_means(replies, code, lasting):
+    """Only a signed answer is believed to the record's advantage; a lasting no is one that would come again."""
+    async with scripted(*replies) as port:
+        found = await publish(port, f"h.{ZONE}")
+    assert isinstance(found, Failed)
+    assert (found.code, found.lasting) == (code, lasting)
+
+
+@pytest.mark.parametrize(
+    ("rcode", "code", "lasting"),
+    [
+        ("NOERROR", "not_written", False),
+        ("REFUSED", "refused", True),
+        ("NOTAUTH", "not_authoritative", True),
+        ("NOTZONE", "not_authoritative", True),
+        ("SERVFAIL", "server_failed", False),
+        ("YXRRSET", "provider_conflict", False),
+        ("FORMERR", "not_understood", True),
+    ],
+)
+async def test_what_the_answer_to_an_update_means(rcode, code, lasting):
+    """That it was taken is believed when the record can be read."""
+    async with scripted(reply(), reply(rcode=rcode), reply()) as port:
+        found = await publish(port, f"h.{ZONE}", zone=ZONE)
+    assert (found.code, found.lasting) == (code, lasting)
+
+
+async def test_a_server_that_says_nothing_is_left(monkeypatch):
+    """After its time, with the connection closed."""
+    monkeypatch.setattr("latticed.host.ddns_records.dns_exchange.EXCHANGE_S", 0.05)
+    hung = asyncio.Event()
+
+    async def serve(reader, writer):
+        assert await reader.read(2) != b""
+        while await reader.read(4_096):
+            pass
+        hung.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        found = await publish(server.sockets[0].getsockname()[1], f"h.{ZONE}")
+        assert (found.code, found.lasting) == ("no_answer", False)
+        async with asyncio.timeout(15):
+            await hung.wait()

@@ -1,0 +1,537 @@
+"""ddns.* from the call to the provider: schedule, damping, denials, restarts; time passes only when told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+import msgspec
+import pytest
+
+from latticed.host.ddns import Ddns
+from latticed.host.ddns_records.cloudflare import Cloudflare
+from latticed.host.ddns_records.outcome import Failed, Published
+from latticed.host.ddns_records.providers import Providers
+from latticed.host.ddns_records.rfc2136 import Rfc2136
+from latticed.host.ddns_records.schedule import TRIES, Records
+from latticed.host.egress.client import Client
+from latticed.host.egress.guard import Guard
+from latticed.host.service import Caller, HostError
+from latticed.kit.wheel import Wheel
+from latticed.ledger import audit, open_ledger
+from latticed.ledger import ddns as rows
+from latticed.model import egress
+from latticed.model.egress import EgressRights
+from latticed.settings import shapes
+from tests.house import cloudflares, dns_servers, lending
+from tests.house.clocks import ManualClock
+from tests.house.origins import Authority
+
+ONE, TWO = Caller(plugin_id="acme.one"), Caller(plugin_id="acme.two")
+A, B, C = "93.184.216.34", "93.184.216.35", "93.184.216.36"
+NAME = "home.example.org"
+DENIED = Failed(code="bad_credentials", reason="no", lasting=True)
+LATER = Failed(code="no_answer", reason="silence")
+DEADLINE_S = 15.0
+
+
+async def until(condition, what=""):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        await asyncio.sleep(0.002)
+
+
+@dataclass
+class Scripted:
+    """A provider that has what it was given last; `next`: what the next tries come to; `hold`: they wait for it."""
+
+    has: dict[str, str] = field(default_factory=dict)
+    tries: list[tuple[str, str]] = field(default_factory=list)
+    next: list[Failed] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+    running: int = 0
+    most: int = 0
+
+    async def publish(self, plugin_id, spec, address, rights):
+        assert isinstance(rights, EgressRights)
+        self.tries.append((spec.name, address))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0)
+            if self.next:
+                return self.next.pop(0)
+            changed = self.has.get(spec.name) != address
+            self.has[spec.name] = address
+            if self.hold is not None:
+                await self.hold.wait()
+            return Published(address=address, changed=changed)
+        finally:
+            self.running -= 1
+
+
+@dataclass
+class World:
+    """Records over a real ledger; `pass_s` lets time pass in ticks, and what is due happen."""
+
+    clock: ManualClock
+    wheel: Wheel
+    ledger: object
+    records: Records
+    service: dict
+    rights: dict
+    interfaces: dict
+
+    async def call(self, method, caller=ONE, **params):
+        served = self.service[method]
+        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+
+    async def put(self, address=A, *, name=NAME, caller=ONE, **fields):
+        wanted = {"name": name, "type": "A", "provider": "cloudflare", "secret": "${secret:TOKEN}", **fields}
+        return await self.call("ddns.put", caller, **wanted, **({"address": address} if address else {}))
+
+    async def status(self, caller=ONE, **params):
+        (found,) = (await self.call("ddns.status", caller, **params))["records"]
+        return found
+
+    async def pass_s(self, seconds, *, step_s=0.05, settled=True):
+        for _ in range(round(seconds / step_s)):
+            self.clock.advance(step_s)
+            if self.wheel.advance():
+                await self.settle() if settled else await asyncio.sleep(0)
+
+    async def settle(self):
+        await until(lambda: not any(one.busy for one in self.records._kept.values()), "all tries ended")
+
+    def events(self):
+        """(code, address, before) of every event, oldest first."""
+        found = self.ledger.read(lambda db: list(audit.export(db)))
+        return [
+            (one["code"], one["detail"]["address"], one["detail"]["before"])
+            for one in found
+            if one["action"] == "ddns.update"
+        ]
+
+
+@contextlib.asynccontextmanager
+async def world(directory, providers, *, clock=None, roll=lambda: 0.5, lend=None, rights=None, **settings):
+    clock = clock or ManualClock()
+    wanted = shapes.Ddns(**settings)
+    lend = lend or lending.lender({one.plugin_id: {"TOKEN": "t0ken-value"} for one in (ONE, TWO)})
+    allowed = {ONE.plugin_id: EgressRights(), TWO.plugin_id: EgressRights()} if rights is None else rights
+    interfaces: dict[str, list] = {}
+    wheel = Wheel(clock)
+    async with (
+        open_ledger(directory / "state", clock=clock) as ledger,
+        Records(
+            ledger=ledger,
+            wheel=wheel,
+            clock=clock,
+            providers=providers,
+            rights=allowed.get,
+            settings=lambda: wanted,
+            addresses_of=lambda name: [ip_address(one) for one in interfaces.get(name, ())],
+            roll=roll,
+        ) as records,
+    ):
+        service = {one.method: one for one in Ddns(records, settings=lambda: wanted, lend=lend).calls()}
+        yield World(clock, wheel, ledger, records, service, allowed, interfaces)
+
+
+@pytest.fixture
+def provider():
+    return Scripted()
+
+
+@pytest.fixture
+async def here(tmp_path, provider):
+    async with world(tmp_path, provider) as opened:
+        yield opened
+
+
+# From the call to the provider.
+
+
+async def test_what_is_put_is_published_and_status_says_so(here, provider):
+    """Accepted at once, done a moment later; then nobody is asked until it is verified."""
+    assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}
+    await here.pass_s(1)
+    assert provider.tries == [(NAME, A)]
+    found = await here.status()
+    assert (found["state"], found["address"], found["published"], found["failures"]) == ("published", A, A, 0)
+    assert found["last_success"] == found["last_change"] == "2026-01-02T03:04:05.050000Z"
+    assert found["last_error"] is None
+    assert found["next_try"] == "2026-01-02T08:46:05.050000Z", "verified after 21600 s, a bit earlier by the dice"
+    await here.pass_s(20_000, step_s=5)
+    assert len(provider.tries) == 1
+    await here.pass_s(2_000, step_s=5)
+    assert len(provider.tries) == 2
+    assert here.events() == [("", A, "")], "that it was equal is no event"
+
+
+async def test_the_same_again_changes_nothing(here, provider):
+    """Neither a try nor a row; another TTL does."""
+    await here.put()
+    await here.pass_s(1)
+    for _ in range(3):
+        assert (await here.put())["state"] == "published"
+    await here.pass_s(100)
+    assert len(provider.tries) == 1
+    await here.put(ttl=600)
+    await here.pass_s(1)
+    assert len(provider.tries) == 2
+
+
+async def test_an_address_that_changes_often_is_written_seldom(here, provider):
+    """The last one wins, and each hurried change waits longer."""
+    await here.put(A)
+    await here.pass_s(1)
+    for _ in range(20):
+        for address in (B, C, A, B):
+            await here.put(address)
+            await here.pass_s(0.5)
+    written = [address for _, address in provider.tries]
+    assert written == [A]
+    assert (await here.status())["next_try"] == "2026-01-02T03:05:05.050000Z", "60 s after the change"
+    await here.pass_s(60)
+    assert [address for _, address in provider.tries] == [A, B]
+    await here.put(C)
+    await here.pass_s(75)
+    assert len(provider.tries) == 2, "the second hold is 120 s"
+    await here.pass_s(10)
+    assert [address for _, address in provider.tries] == [A, B, C]
+
+
+async def test_making_it_anew_does_not_get_around_the_limit(here, provider):
+    """Tries of one plugin are counted, whatever it puts and deletes; another plugin's are its own."""
+    for _ in range(100):
+        await here.put()
+        await here.pass_s(0.05)
+        await here.call("ddns.delete", name=NAME, type="A")
+    assert TRIES <= len(provider.tries) <= TRIES + 1
+    await here.put(name="two.example.org", caller=TWO)
+    await here.pass_s(0.5)
+    assert provider.tries[-1] == ("two.example.org", A)
+
+
+async def test_a_denial_is_not_repeated(here, provider):
+    """Not in a day, not for another address, not for the same again; for a wish to try again, or another secret."""
+    provider.next = [DENIED]
+    await here.put()
+    await here.pass_s(1)
+    await here.pass_s(100_000, step_s=10)
+    await here.put(B)
+    await here.pass_s(1_000, step_s=1)
+    await here.put(B)
+    await here.pass_s(100)
+    assert len(provider.tries) == 1
+    found = await here.status()
+    assert (found["state"], found["next_try"], found["failures"]) == ("denied", None, 1)
+    assert found["last_error"] == {"code": "bad_credentials", "message": "no", "at": "2026-01-02T03:04:05.050000Z"}
+    await here.put(B, retry=True)
+    await here.pass_s(1)
+    assert provider.tries == [(NAME, A), (NAME, B)]
+    assert (await here.status())["state"] == "published"
+    assert here.events() == [("bad_credentials", A, ""), ("", B, "")]
+
+
+async def test_failures_are_tried_again_with_pauses(here, provider):
+    """30 s, 60 s, 120 s; one event for the first, and one for another code."""
+    provider.next = [LATER, LATER, LATER, Failed(code="server_failed", reason="r")]
+    await here.put()
+    times = []
+    for _ in range(600):
+        before = len(provider.tries)
+        await here.pass_s(1, step_s=0.5)
+        if len(provider.tries) > before:
+            times.append(round(here.clock.monotonic_s()) - 1_767_323_045)
+    assert times[0] <= 1
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert len(times) == 5
+    assert all(abs(found - wanted) <= 2 for found, wanted in zip(pauses, (30, 60, 120, 240), strict=True))
+    assert (await here.status())["last_error"]["code"] == "server_failed"
+    assert [code for code, _, _ in here.events()] == ["no_answer", "server_failed", ""]
+
+
+async def test_a_pause_that_the_provider_asks_for_holds_for_all_records_of_the_plugin(here, provider):
+    """And for no other plugin's."""
+    provider.next = [Failed(code="provider_rate_limited", reason="", retry_after_s=900)]
+    await here.put()
+    await here.pass_s(1)
+    await here.put(name="other.example.org")
+    await here.put(name="two.example.org", caller=TWO)
+    await here.pass_s(800, step_s=0.5)
+    assert provider.tries == [(NAME, A), ("two.example.org", A)]
+    await here.pass_s(110, step_s=0.5)
+    assert sorted(provider.tries[2:]) == [(NAME, A), ("other.example.org", A)]
+
+
+# Interfaces.
+
+
+async def test_an_interface_is_followed_once_its_address_has_settled(here, provider):
+    """The first address counts at once, another one when it has stayed; what is not public never."""
+    await here.put("", interface="wan0")
+    await here.pass_s(40)
+    assert ((await here.status())["state"], provider.tries) == ("no_address", [])
+    here.interfaces["wan0"] = ["10.0.0.1"]
+    await here.pass_s(40)
+    here.interfaces["wan0"] = ["10.0.0.1", A]
+    await here.pass_s(31)
+    assert provider.tries == [(NAME, A)]
+    for _ in range(10):  # it flaps
+        here.interfaces["wan0"] = [B]
+        await here.pass_s(29, step_s=0.5)
+        here.interfaces["wan0"] = [A]
+        await here.pass_s(31, step_s=0.5)
+    assert len(provider.tries) == 1
+    here.interfaces["wan0"] = [B]
+    await here.pass_s(95, step_s=0.5)
+    assert provider.tries == [(NAME, A), (NAME, B)]
+    here.interfaces["wan0"] = []
+    await here.pass_s(200, step_s=0.5)
+    assert len(provider.tries) == 2, "no address is nothing to publish"
+
+
+async def test_private_addresses_are_published_only_when_the_operator_says_so(tmp_path, provider):
+    """By interface too; and no longer when it is taken back."""
+    async with world(tmp_path, provider) as here:
+        with pytest.raises(HostError, match=r"ddns\.private"):
+            await here.put("10.0.0.1")
+    async with world(tmp_path, provider, private=True) as here:
+        here.interfaces["lan0"] = ["10.0.0.1"]
+        await here.put("10.0.0.2")
+        await here.put("", name="lan.example.org", interface="lan0")
+        await here.pass_s(1)
+        assert sorted(provider.tries) == [(NAME, "10.0.0.2"), ("lan.example.org", "10.0.0.1")]
+    async with world(tmp_path, provider) as here:
+        here.interfaces["lan0"] = ["10.0.0.1"]
+        await here.pass_s(90_000, step_s=10)
+        assert len(provider.tries) == 2
+        assert {one["state"] for one in (await here.call("ddns.status"))["records"]} == {"no_address"}
+
+
+# Restarts and interruptions.
+
+
+async def test_a_restart_asks_nobody_about_what_is_well(tmp_path, provider):
+    """Nor soon about what waits, nor ever about what was denied; the rest comes spread out."""
+    clock = ManualClock()
+    provider.next = [DENIED, LATER]
+    async with world(tmp_path, provider, clock=clock) as here:
+        await here.put(name="denied.example.org")
+        await here.pass_s(0.1)
+        await here.put(name="later.example.org")
+        await here.pass_s(0.1)
+        for number in range(10):
+            await here.put(name=f"h{number}.example.org")
+        await here.pass_s(1)
+        before = {one["name"]: one for one in (await here.call("ddns.status"))["records"]}
+    count = len(provider.tries)
+    for _ in range(3):
+        async with world(tmp_path, provider, clock=clock, roll=lambda: 0.1) as here:
+            await here.pass_s(8)
+            assert len(provider.tries) == count
+            after = {one["name"]: one for one in (await here.call("ddns.status"))["records"]}
+            assert after == before
+    async with world(tmp_path, provider, clock=clock) as here:
+        await here.pass_s(40)
+        assert provider.tries[count:] == [("later.example.org", A)]
+
+
+async def test_a_restart_after_long_spreads_what_is_due(tmp_path, provider):
+    """Everything is due to be verified: not all in one moment, and few at once."""
+    clock, dice = ManualClock(), iter(range(10**6))
+    async with world(tmp_path, provider, clock=clock, plugin_records=64) as here:
+        for number in range(40):
+            await here.put(name=f"h{number}.example.org")
+        await here.pass_s(200, step_s=0.5)
+    assert (len(provider.tries), provider.most) == (40, 4)
+    provider.tries.clear()
+    clock.advance(100_000)
+    async with world(tmp_path, provider, clock=clock, plugin_records=64, roll=lambda: (next(dice) * 0.37) % 1) as here:
+        seen = []
+        for _ in range(400):
+            await here.pass_s(1, step_s=0.5)
+            seen.append(len(provider.tries))
+        assert seen[5] < 15
+        assert seen[-1] == 40
+
+
+async def test_a_try_that_was_cut_short_is_made_up_for(tmp_path, provider):
+    """The provider was given B, the daemon ended before it heard so; A, put again, is written again."""
+    clock = ManualClock()
+    async with world(tmp_path, provider, clock=clock) as here:
+        await here.put(A)
+        await here.pass_s(61)
+        provider.hold = asyncio.Event()
+        await here.put(B)
+        await here.pass_s(1, settled=False)
+        await until(lambda: provider.has[NAME] == B, "B is written")
+    provider.hold = None
+    assert provider.running == 0
+    async with world(tmp_path, provider, clock=clock) as here:
+        await here.put(A)
+        await here.pass_s(5)
+        assert provider.has[NAME] == A
+
+
+async def test_an_interface_that_is_back_after_a_try_that_was_cut_short(tmp_path, provider):
+    """What the provider has is not known then: it is asked, although what was heard of it last seems to fit."""
+    clock = ManualClock()
+    async with world(tmp_path, provider, clock=clock) as here:
+        here.interfaces["wan0"] = [A]
+        await here.put("", interface="wan0")
+        await here.pass_s(61, step_s=0.5)
+        provider.hold = asyncio.Event()
+        here.interfaces["wan0"] = [B]
+        await here.pass_s(95, step_s=0.5, settled=False)
+        await until(lambda: provider.has[NAME] == B, "B is written")
+    provider.hold = None
+    async with world(tmp_path, provider, clock=clock) as here:
+        here.interfaces["wan0"] = [A]
+        await here.pass_s(60, step_s=0.5)
+        assert provider.has[NAME] == A
+
+
+async def test_a_put_ends_the_try_that_runs(here, provider):
+    """It is not waited for, and what it did is looked at."""
+    provider.hold = asyncio.Event()
+    await here.put(A)
+    await here.pass_s(1, settled=False)
+    assert provider.running == 1
+    await here.put(B)
+    assert provider.running == 0
+    provider.hold = None
+    await here.pass_s(1)
+    assert provider.has[NAME] == B
+    assert (await here.status())["published"] == B
+
+
+async def test_what_hangs_delays_no_other_plugin(here, provider):
+    """At most four tries of one at a time."""
+    provider.hold = asyncio.Event()
+    for number in range(10):
+        await here.put(name=f"h{number}.example.org")
+    await here.pass_s(1, settled=False)
+    assert provider.running == 4
+    await here.put(name="two.example.org", caller=TWO)
+    await here.pass_s(1, settled=False)
+    assert ("two.example.org", A) in provider.tries
+    provider.hold.set()
+    await here.settle()
+    assert len(provider.tries) == 11
+
+
+# Who may.
+
+
+async def test_records_of_a_plugin_that_may_not_rest(here, provider):
+    """And are looked at again when it may."""
+    here.rights[ONE.plugin_id] = None
+    await here.put()
+    await here.pass_s(300, step_s=0.5)
+    assert provider.tries == []
+    here.rights[ONE.plugin_id] = EgressRights()
+    await here.pass_s(31)
+    assert provider.tries == [(NAME, A)]
+
+
+async def test_a_plugin_has_its_own_records_and_no_other(here):
+    """It neither sees nor ends another's, and cannot take its name."""
+    await here.put()
+    assert (await here.call("ddns.status", TWO))["records"] == []
+    assert await here.call("ddns.delete", TWO, name=NAME, type="A") == {"ok": False}
+    with pytest.raises(HostError) as caught:
+        await here.put(B, caller=TWO)
+    assert caught.value.code == "bad_params"
+    assert await here.call("ddns.delete", name=f"{NAME.upper()}.", type="A") == {"ok": True}
+    assert await here.call("ddns.delete", name=NAME, type="A") == {"ok": False}
+    await here.put(B, caller=TWO)
+    assert await here.records.forget(TWO.plugin_id) == 1
+    assert here.ledger.read(rows.load_all) == []
+
+
+async def test_status_can_be_narrowed_down(here):
+    """By name, by type."""
+    await here.put()
+    await here.put("2606:4700::1", type="AAAA")
+    await here.put(name="x.example.org")
+    assert len((await here.call("ddns.status"))["records"]) == 3
+    assert len((await here.call("ddns.status", name="Home.example.org"))["records"]) == 2
+    assert (await here.status(name=NAME, type="AAAA"))["type"] == "AAAA"
+    assert await here.call("ddns.delete", name=NAME) == {"ok": True}, "both types"
+    assert [one["name"] for one in (await here.call("ddns.status"))["records"]] == ["x.example.org"]
+    assert await here.call("ddns.delete", name=NAME) == {"ok": False}
+
+
+async def test_quotas(tmp_path, provider):
+    """Of one plugin, of all; nothing of what was there is lost."""
+    async with world(tmp_path, provider, plugin_records=2, records=3) as here:
+        await here.put()
+        await here.put(name="two.example.org")
+        with pytest.raises(HostError) as caught:
+            await here.put(name="three.example.org")
+        assert caught.value.code == "quota_exceeded"
+        await here.put(name="three.example.org", caller=TWO)
+        with pytest.raises(HostError, match="at most 3 records"):
+            await here.put(name="four.example.org", caller=TWO)
+        await here.put(B)
+        await here.pass_s(1)
+        assert sorted(provider.tries) == [(NAME, B), ("three.example.org", A), ("two.example.org", A)]
+
+
+async def test_a_secret_that_is_not_bound_is_refused_at_once(here, provider):
+    """And nothing is kept."""
+    with pytest.raises(HostError, match="bound no secret 'OTHER'") as caught:
+        await here.put(secret="${secret:OTHER}")
+    assert caught.value.code == "bad_params"
+    assert (await here.call("ddns.status"))["records"] == []
+
+
+# Real providers.
+
+
+async def test_records_reach_real_servers_and_secrets_stay_where_they_are(tmp_path):
+    """BIND or Knot over the whole way, and Cloudflare; wrong secrets are denied once, and found nowhere."""
+    kinds = [kind for kind in ("bind", "knot") if dns_servers.installed(kind)]
+    if not kinds:
+        pytest.skip("bind is not installed here")
+    authority = Authority()
+    wrong = "wr0ng-token-value"
+    values = {"KEY": dns_servers.VALUES[dns_servers.KEY], "TOKEN": cloudflares.TOKEN, "WRONG": wrong}
+    zone, host, lend = dns_servers.ZONE, cloudflares.HOST, lending.lender({ONE.plugin_id: values})
+    (tmp_path / "server").mkdir()
+    with dns_servers.serving(kinds[0], tmp_path / "server") as server:
+        async with cloudflares.serving(authority) as fake, Client(Guard(), tls=authority.trust()) as client:
+            fake.zone("example.org")
+            api = EgressRights(origins=(egress.origin(f"https://{host}:{fake.port}=127.0.0.1"),))
+            cloudflare = Cloudflare(client, base=f"https://{host}:{fake.port}/client/v4", rights=api)
+            providers = Providers(cloudflare=cloudflare, rfc2136=Rfc2136(Guard()), lend=lend)
+            rights = {ONE.plugin_id: EgressRights(origins=(egress.origin(f"dns://127.0.0.1:{server.port}"),))}
+            async with world(tmp_path, providers, lend=lend, rights=rights) as here:
+                dns = {"provider": "rfc2136", "server": f"127.0.0.1:{server.port}", "key": dns_servers.KEY}
+                await here.put(name=f"h.{zone}", secret="${secret:KEY}", **dns)
+                await here.put()
+                await here.put(name="wrong.example.org", secret="${secret:WRONG}")
+                await here.put(name=f"unbound.{zone}", secret="${secret:KEY}", **{**dns, "server": "127.0.0.1:1"})
+                await here.pass_s(1)
+                assert server.addresses(f"h.{zone}") == [(A, 300)]
+                assert fake.found(NAME) == [("A", A, 1)]
+                asked = len(fake.asked)
+                await here.pass_s(1_000, step_s=1)
+                assert len(fake.asked) == asked, "a denial is not repeated"
+                found = {one["name"]: one for one in (await here.call("ddns.status"))["records"]}
+                denied, blocked = found["wrong.example.org"], found[f"unbound.{zone}"]
+                assert (denied["state"], denied["last_error"]["code"]) == ("denied", "bad_credentials")
+                assert "Invalid access token ${secret:WRONG}" in denied["last_error"]["message"]
+                assert (blocked["state"], blocked["last_error"]["code"]) == ("retrying", "egress_blocked")
+                assert len(here.events()) == 4
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    assert b"wrong.example.org" in kept
+    assert not [value for value in values.values() if value.encode() in kept]

@@ -1,0 +1,142 @@
+"""Messages as they go out: nobody adds a header, and every text arrives as it was written."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.host import mail_message
+from latticed.host.service import HostError
+
+NOW_US = 1_767_323_045_000_000
+HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Latticed-Plugin", "Content-Type"]
+HEADERS += ["Content-Transfer-Encoding", "MIME-Version"]
+
+
+def composed(subject="Hello", body="text", to=("ops@example.org",)):
+    made, message_id = mail_message.composed(
+        sender="host@example.org", to=to, subject=subject, body=body, plugin_id="acme.demo", now_us=NOW_US
+    )
+    return made, email.message_from_bytes(made, policy=email.policy.default), message_id
+
+
+def test_a_message_says_who_sent_it_and_that_no_person_did():
+    """RFC 5322's fields, RFC 3834's, and the plugin."""
+    raw, message, message_id = composed(to=("a@example.org", "b@example.org"))
+    assert sorted(message.keys()) == sorted(HEADERS)
+    assert (message["From"], message["To"]) == ("host@example.org", "a@example.org, b@example.org")
+    assert (message["Subject"], message["X-Latticed-Plugin"]) == ("Hello", "acme.demo")
+    assert (message["Date"], message["Auto-Submitted"]) == ("Fri, 02 Jan 2026 03:04:05 +0000", "auto-generated")
+    assert (message["Message-ID"], message_id[-13:]) == (message_id, "@example.org>")
+    assert composed()[2] != composed()[2]
+    assert raw.isascii()
+
+
+@pytest.mark.parametrize(
+    "given_address",
+    ["ops@example.org", "o.p-s+x@example.org", "a!#$%&'*/=?^_`{|}~@example.org", f"{'l' * 64}@example.org"],
+)
+def test_plain_addresses_are_taken_as_they_are(given_address):
+    """The local part is the receiver's business (RFC 5321, section 2.4)."""
+    assert mail_message.address(given_address) == given_address
+
+
+def test_domains_have_one_form():
+    """Case and international letters."""
+    assert mail_message.address("Ops@Bücher.Example.") == "Ops@xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "",
+        "ops",
+        "@example.org",
+        "ops@",
+        "Ops <ops@example.org>",
+        '"a b"@example.org',
+        "ops@example.org\r\nBcc: all@example.org",
+        "ops@example.org\n",
+        "a,b@example.org",
+        "ops@example.org, other@example.org",
+        "a@b@example.org",
+        ".a@example.org",
+        "a..b@example.org",
+        "ops@[192.0.2.1]",
+        "ops@192.0.2.1",
+        "ops@exa mple.org",
+        "öps@example.org",
+        "${secret:TO}@example.org",
+        f"{'l' * 65}@example.org",
+        "<ops@example.org>",
+        "ops@example.org>",
+    ],
+)
+def test_what_could_be_read_in_another_way_is_refused(odd):
+    """Names, lists, quotes, line ends, references."""
+    with pytest.raises(HostError) as caught:
+        mail_message.address(odd)
+    assert caught.value.code == "bad_params"
+
+
+def test_recipients_are_one_list_with_an_end():
+    """One or several; each once."""
+    assert mail_message.recipients("a@example.org", most=1) == ("a@example.org",)
+    assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), most=3) == ("a@x.org", "b@x.org")
+    for wrong in ((), ("a@x.org",) * 4):
+        with pytest.raises(HostError, match="expected 1 to 3 addresses"):
+            mail_message.recipients(wrong, most=3)
+
+
+@pytest.mark.parametrize(
+    "subject", ["", "  ", "a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\0b", "a\u2028b", "a\ud800"]
+)
+def test_a_subject_is_one_line(subject):
+    """Anything else is bad_params, and is not repeated."""
+    with pytest.raises(HostError) as caught:
+        mail_message.check_subject(subject)
+    assert caught.value.code == "bad_params"
+    assert "Bcc" not in str(caught.value)
+
+
+def test_sizes():
+    """Too long is too_large: of a subject in characters, of a body in bytes."""
+    for check in (
+        lambda: mail_message.check_subject("x" * 251),
+        lambda: mail_message.check_body("ü" * 6, most_bytes=11),
+    ):
+        with pytest.raises(HostError) as caught:
+            check()
+        assert caught.value.code == "too_large"
+    mail_message.check_body("ü" * 6, most_bytes=12)
+    for odd in ("a\0b", "\ud800"):
+        with pytest.raises(HostError, match="bad_params: body"):
+            mail_message.check_body(odd, most_bytes=100)
+
+
+lines = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\x85\u2028\u2029"), max_size=1_200)
+
+
+def is_subject(text):
+    try:
+        mail_message.check_subject(text)
+    except HostError:
+        return False
+    return True
+
+
+@given(st.text(max_size=80).filter(is_subject), st.lists(lines, max_size=6))
+def test_every_text_arrives_as_it_was_written(subject, body_lines):
+    """Any letters, long lines, dots at the beginning; and never a header more than there are."""
+    body = "\n".join(body_lines)
+    raw, message, _ = composed(subject=subject, body=body)
+    assert raw.isascii()
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+    assert b"\n" not in raw.replace(b"\r\n", b"")
+    assert sorted(message.keys()) == sorted(HEADERS)
+    assert message.get_content().replace("\r\n", "\n").removesuffix("\n") == body.removesuffix("\n")
+    assert " ".join(message["Subject"].split()) == " ".join(subject.split())

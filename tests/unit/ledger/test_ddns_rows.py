@@ -1,0 +1,79 @@
+"""ledger.ddns: the records that are kept for plugins, and how each stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.ledger import Ledger
+from latticed.ledger import ddns as rows
+from latticed.ledger.ddns import Quota, Standing
+from latticed.model.errors import Problem
+
+WIDE = Quota(records=10, all_records=100)
+A, B = "acme.a", "acme.b"
+NEW = Standing()
+FULL = Standing(
+    state="retrying",
+    published="192.0.2.1",
+    changed_at=1,
+    flaps=2,
+    succeeded_at=3,
+    failures=4,
+    code="c",
+    reason="r",
+    failed_at=5,
+    next_at=6,
+)
+
+
+async def put(house: Ledger, plugin=A, name="h.example.org", kind="A", *, how=NEW, quota=WIDE, spec="{}", now=5):
+    return await house.write(lambda tx: rows.put(tx, plugin, name, kind, spec, how, quota, now_us=now))
+
+
+async def test_a_record_comes_back_with_every_field(house):
+    """Spec and standing, as they were put or kept last; the key and the time it was made stay."""
+    made = await put(house, spec='{"ttl":1}')
+    assert (made.standing, made.spec, made.created_at) == (Standing(), '{"ttl":1}', 5)
+    assert await house.write(lambda tx: rows.keep(tx, made.key, FULL))
+    again = await put(house, spec='{"ttl":60}', how=FULL, now=9)
+    assert (again.key, again.created_at, again.updated_at, again.spec) == (made.key, 5, 9, '{"ttl":60}')
+    assert house.read(rows.load_all) == [again]
+    assert again.standing == FULL
+    assert house.read(lambda db: rows.get(db, A, "h.example.org", "A")) == again
+    assert house.read(lambda db: rows.get(db, A, "h.example.org", "AAAA")) is None
+
+
+async def test_a_name_and_type_has_one_keeper(house):
+    """Another plugin is refused it, and may have the other type; nothing of the first one is touched."""
+    first = await put(house)
+    with pytest.raises(Problem, match="no other plugin keeps") as caught:
+        await put(house, B, spec='{"b":1}')
+    assert caught.value.code == "bad_params"
+    await put(house, B, kind="AAAA")
+    assert house.read(lambda db: rows.get(db, A, "h.example.org", "A")) == first
+
+
+async def test_quotas_count_per_plugin_and_in_all(house):
+    """A change of what is there always fits."""
+    narrow = Quota(records=2, all_records=3)
+    for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
+        await put(house, plugin, name, quota=narrow)
+    for plugin in (A, B):
+        with pytest.raises(Problem) as caught:
+            await put(house, plugin, "four.example.org", quota=narrow)
+        assert caught.value.code == "quota_exceeded"
+    await put(house, A, "one.example.org", spec='{"a":1}', quota=narrow)
+    assert (house.read(rows.count), house.read(lambda db: rows.count(db, A))) == (3, 2)
+
+
+async def test_what_is_deleted_is_gone_and_late_news_of_it_goes_nowhere(house):
+    """By its owner only; a record made anew has another key."""
+    made = await put(house)
+    assert not await house.write(lambda tx: rows.delete(tx, B, "h.example.org", "A"))
+    assert await house.write(lambda tx: rows.delete(tx, A, "h.example.org", "A"))
+    assert not await house.write(lambda tx: rows.keep(tx, made.key, FULL))
+    again = await put(house)
+    assert (again.key > made.key, again.standing) == (True, Standing())
+    await put(house, B, "other.example.org")
+    assert await house.write(lambda tx: rows.clear(tx, A)) == 1
+    assert [row.plugin_id for row in house.read(rows.load_all)] == [B]

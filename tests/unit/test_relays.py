@@ -1,0 +1,58 @@
+"""What a mail relay may be in the settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.settings import relays
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("smtps://Mail.Example.org:465", ("smtps", "mail.example.org", 465, False)),
+        ("smtp://mail.lan:25=10.0.0.7", ("smtp", "mail.lan", 25, True)),
+        ("smtp://127.0.0.1:25", ("smtp", "127.0.0.1", 25, False)),
+        ("smtp://[2001:DB8::1]:587", ("smtp", "2001:db8::1", 587, False)),
+    ],
+)
+def test_a_relay(value, found):
+    """Scheme, host, port; with the address that a name is pinned to."""
+    assert relays.parsed(value) == found
+    assert relays.relay_fault(value) == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "mail.example.org",
+        "smtp://mail.example.org",
+        "smtp://mail.example.org:0",
+        "smtp://mail.example.org:65536",
+        "http://mail.example.org:25",
+        "smtp://user@mail.example.org:25",
+        "smtp://mail.example.org:25/",
+        "smtp://mail.lan:25=nowhere",
+        "smtp://mail.lan:25=0.0.0.0",
+        "smtp://127.0.0.1:25=10.0.0.7",
+        "smtp://127.1:25",
+        " smtp://mail.example.org:25",
+        "smtp://mail.example.org:25\n",
+    ],
+)
+def test_what_is_none(value):
+    """It says what was expected."""
+    assert relays.parsed(value) is None
+    assert "smtps://host:port" in relays.relay_fault(value)
+
+
+def test_no_relay_is_fine():
+    """Then there is no mail."""
+    assert relays.relay_fault("") == ""
+
+
+def test_whom_plugins_may_write_to():
+    """Addresses and domains."""
+    assert relays.allow_fault(("ops@example.org", "@example.org")) == ""
+    for odd in ("example.org", "ops@", "ops@ex ample.org", "ops@Example.org", "a@b@c"):
+        assert "@example.org" in relays.allow_fault((odd,))
