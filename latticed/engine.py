@@ -10,13 +10,12 @@ from latticed.broker.gate import Broker, GateLimits
 from latticed.broker.limits import Rate
 from latticed.kit import logs
 from latticed.kit.wheel import Wheel
-from latticed.model import restart
 from latticed.runners import choice
 from latticed.runners.choice import Footing
 from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
-from latticed.services import Services
+from latticed.services import Services, restart_policy
 from latticed.supervisor.tools import Tools
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Engine:
         self._clock = clock
         self._wheel = Wheel()
         self._stack = contextlib.AsyncExitStack()
-        self.services = Services(lambda: self._settings, ledger, clock=clock, wheel=self._wheel)
+        self.services = Services(lambda: self._settings, ledger, clock=clock, wheel=self._wheel, spawner=self.ground)
         self.runners = runners if runners is not None else self._runners()
         self._broker = Broker(
             self.services.table(self._said), record=ledger.record, clock=clock, gate_limits=_gate_limits(settings)
@@ -73,7 +72,7 @@ class Engine:
             judge=judge,
             record=self.ledger.record_later,
             clock=self._clock,
-            restart=_restart_policy(self._settings),
+            restart=restart_policy(self._settings.supervision),
             start_deadline_s=self._settings.supervision.start_deadline_s,
             stop_grace_s=self._settings.supervision.stop_grace_s,
             wheel=self._wheel,
@@ -127,14 +126,4 @@ def _gate_limits(settings: Settings) -> GateLimits:
         of_call={"log.write": Rate(per_second=limits.log_per_second, burst=2 * limits.log_per_second)},
         request_bytes=limits.request_bytes,
         deadline_s=limits.deadline_s,
-    )
-
-
-def _restart_policy(settings: Settings) -> restart.Policy:
-    wanted = settings.supervision
-    return restart.Policy(
-        base_s=wanted.backoff_base_s,
-        ceiling_s=wanted.backoff_ceiling_s,
-        healthy_s=wanted.healthy_after_s,
-        breaker_failures=wanted.breaker_failures,
     )

@@ -15,6 +15,7 @@ from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
 from latticed.engine import Engine
 from latticed.ingress.ingress import Ingress
+from latticed.ingress.services import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
@@ -91,8 +92,8 @@ class House:
         engine = self._engine = await stack.enter_async_context(Engine(settings, ledger, clock, self._runners))
         rooms = await self._rooms(stack, engine, policy, kept)
         lifecycle = Lifecycle(rooms)
-        engine.services.follow(lifecycle.records, lifecycle.plugins)
-        await stack.enter_async_context(Ingress(engine.services.routes, settings.http, clock=clock))
+        engine.services.follow(lifecycle.records, lifecycle.plugins, rooms.supervisor)
+        await self._open_ingress(stack, engine)
         await stack.enter_async_context(lifecycle)
         api = Api(
             lifecycle=lifecycle,
@@ -110,6 +111,7 @@ class House:
             outputs=engine.outputs,
             secrets=engine.services.secrets,
             notifications=engine.services.notifications,
+            tasks=engine.services.tasks,
             version=version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),
@@ -140,6 +142,19 @@ class House:
             tell_gone=engine.services.forgotten,
             tell_handed_over=engine.services.handed_over,
         )
+
+    async def _open_ingress(self, stack: contextlib.AsyncExitStack, engine: Engine) -> None:
+        """Where plugins' routes are served, once there are any."""
+        services, http = engine.services, self._settings.http
+        await stack.enter_async_context(Ingress(services.routes, http, clock=self._clock))
+        proxy = ServiceIngress(
+            services.service_routes,
+            http,
+            secret=services.secrets.value_for,
+            record=engine.ledger.record_later,
+            clock=self._clock,
+        )
+        await stack.enter_async_context(proxy)
 
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.Revocations]:
         remembered = ledger.read(revocations.remembered)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Final, Self
+import random
+from typing import TYPE_CHECKING, Any, Self
 
 from latticed.host import secret_key, service
 from latticed.host.audit import Audit
+from latticed.host.contacts import Contacts
 from latticed.host.ddns import Ddns
 from latticed.host.ddns_records.cloudflare import Cloudflare
 from latticed.host.ddns_records.providers import Providers
@@ -18,42 +20,48 @@ from latticed.host.egress.guard import Guard
 from latticed.host.http import Http
 from latticed.host.kv import Kv, quota_of
 from latticed.host.log import Log
+from latticed.host.longlived import LongLived
 from latticed.host.mail import Mail
 from latticed.host.monitor import Monitor
 from latticed.host.monitors.probes import Probes
 from latticed.host.monitors.schedule import Monitors
+from latticed.host.network import Network
 from latticed.host.node import Node
 from latticed.host.notify import Notify
 from latticed.host.notify_queue import NotifyQueue
+from latticed.host.programs.keeper import Programs
+from latticed.host.programs.life import Tools
+from latticed.host.route import Doors, Route
 from latticed.host.routes import Routes
 from latticed.host.secrets import Secrets
+from latticed.host.service_routes import ServiceRoutes
 from latticed.host.smtp import Smtp
 from latticed.host.static import Static
-from latticed.kit import logs
-from latticed.kit.tasks import fenced
-from latticed.ledger import contacts
-from latticed.model import egress, permits
+from latticed.host.task import Task
+from latticed.host.tasks.queue import Tasks
+from latticed.host.tunnel import Tunnel as TunnelCalls
+from latticed.host.tunnels.keeper import Tunnels
+from latticed.host.tunnels.one import House as TunnelHouse
+from latticed.model import egress, permits, restart
 from latticed.model.egress import EgressRights
+from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
+from latticed.model.runtime import State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
+    from latticed.host.confining import Spawner
     from latticed.host.service import Caller, Served
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
     from latticed.model.lifecycle import Record
     from latticed.runners.contract import Plugin
-    from latticed.settings import Settings
+    from latticed.settings import Settings, Supervision
+    from latticed.supervisor.supervisor import Supervisor
 
     Say = Callable[[str, str, str, dict[str, str]], None]
-
-
-log: Final = logs.get_logger()
-
-NOTED_S: Final = 60.0
-NOTED: Final = 10_000
 
 
 class Services:
@@ -62,14 +70,17 @@ class Services:
     `records` and `plugins` are the lifecycle's, by id, from `follow` on: what a plugin may is looked up there.
     """
 
-    def __init__(self, settings: Callable[[], Settings], ledger: Ledger, *, clock: Clock, wheel: Wheel) -> None:
+    def __init__(
+        self, settings: Callable[[], Settings], ledger: Ledger, *, clock: Clock, wheel: Wheel, spawner: Spawner
+    ) -> None:
         here = settings()
         self._settings = settings
         self._ledger = ledger
         self._clock = clock
         self._records: Mapping[str, Record] = {}
         self._plugins: Mapping[str, Plugin] = {}
-        self._noted: dict[tuple[str, str], float] = {}
+        self._supervisor: Supervisor | None = None
+        self._contacts = Contacts(ledger, clock)
         self._stack = contextlib.AsyncExitStack()
         self.routes = Routes()
         self.secrets = Secrets(ledger, secret_key.place(here, os.environ), clock=clock)
@@ -86,6 +97,20 @@ class Services:
             settings=lambda: settings().ddns,
         )
         self._smtp = Smtp(guard)
+        self._make_programs(here, spawner)
+        self.service_routes = ServiceRoutes(on=bool(here.http.service_listen))
+        self.network = Network(ledger, clock=clock, lend=self.secrets.loan)
+        doors = Doors(
+            live=self._serves,
+            call=lambda plugin_id, method, params: self._alive().call(plugin_id, method, params),
+            invoke=lambda plugin_id, action, payload: self._alive().invoke(plugin_id, action, payload),
+            prefixes=self.prefixes,
+            rights=self.rights,
+            secret=self.secrets.value_for,
+        )
+        self.route = Route(
+            ledger, pages=self.routes, services=self.service_routes, doors=doors, clock=clock, wheel=wheel
+        )
         self.monitors = Monitors(
             ledger=ledger,
             queue=self.notifications,
@@ -96,9 +121,37 @@ class Services:
             settings=lambda: settings().monitor,
         )
 
+    def _make_programs(self, here: Settings, spawner: Spawner) -> None:
+        """What runs programs of the host's own for plugins."""
+        settings, ledger, clock = self._settings, self._ledger, self._clock
+
+        def policy() -> restart.Policy:
+            return restart_policy(settings().supervision)
+
+        def may_run(plugin_id: str) -> bool:
+            return self._holds(plugin_id, "task:run")
+
+        self.tasks = Tasks(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, may=may_run)
+        self.programs = Programs(
+            ledger, clock=clock, spawner=spawner, settings=lambda: settings().service, may=may_run, policy=policy
+        )
+        tunnels = TunnelHouse(
+            tools=Tools(spawner=spawner, clock=clock, roll=random.random),
+            settings=lambda: settings().tunnel,
+            origins=lambda plugin_id: self.rights(plugin_id).origins,
+            policy=policy,
+        )
+        self.tunnels = Tunnels(
+            ledger,
+            tunnels,
+            may=lambda plugin_id: self._holds(plugin_id, "tunnel:admin"),
+            state_dir=here.state_dir,
+            runtime_dir=here.runtime_dir,
+        )
+
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            for room in (self._client, self.notifications, self.monitors, self.ddns):
+            for room in self._rooms():
                 await stack.enter_async_context(room)
             self._stack = stack.pop_all()
         return self
@@ -106,9 +159,14 @@ class Services:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def follow(self, records: Mapping[str, Record], plugins: Mapping[str, Plugin]) -> None:
-        """Look up here from now on what operators decided."""
-        self._records, self._plugins = records, plugins
+    def _rooms(self) -> tuple[contextlib.AbstractAsyncContextManager[Any], ...]:
+        """What has a life of its own, in the order in which it begins."""
+        watching = (self._client, self.notifications, self.monitors, self.ddns)
+        return (*watching, self.tasks, self.programs, self.tunnels, self.route)
+
+    def follow(self, records: Mapping[str, Record], plugins: Mapping[str, Plugin], supervisor: Supervisor) -> None:
+        """Look up here from now on what operators decided, and what is alive."""
+        self._records, self._plugins, self._supervisor = records, plugins, supervisor
 
     def table(self, say: Say) -> Mapping[str, Served]:
         """Every call that is answered; `say` takes the lines of log.write."""
@@ -122,12 +180,17 @@ class Services:
                 self._client,
                 rights_of=lambda caller: self.rights(caller.plugin_id),
                 lend=self.secrets.loan,
-                contacted=self._contacted,
+                contacted=self._contacts.note,
             ),
             Notify(self.notifications),
             Monitor(self.monitors, settings=lambda: self._settings().monitor),
             Ddns(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
             Mail(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
+            Task(self.tasks),
+            LongLived(self.programs, settings=lambda: self._settings().service),
+            TunnelCalls(self.tunnels, origins=lambda plugin_id: self.rights(plugin_id).origins),
+            self.route,
+            self.network,
             self.static,
             node,
         )
@@ -161,44 +224,56 @@ class Services:
         )
 
     def _may(self, caller: Caller, capability: str) -> bool:
-        record = self._records.get(caller.plugin_id)
+        return self._holds(caller.plugin_id, capability)
+
+    def _holds(self, plugin_id: str, capability: str) -> bool:
+        """Whether a plugin is active and was granted `capability`."""
+        record = self._records.get(plugin_id)
         return record is not None and record.status is Status.ACTIVE and capability in record.granted
+
+    def _serves(self, plugin_id: str) -> bool:
+        """Whether routes of a plugin may answer: it is granted them, and alive."""
+        alive = self._supervisor is not None and self._supervisor.runtime(plugin_id).state is State.ARMED
+        return alive and self._holds(plugin_id, "worker:route")
+
+    def _alive(self) -> Supervisor:
+        if self._supervisor is None:
+            raise Problem("not_armed", "plugins are not started yet")
+        return self._supervisor
 
     def _rights_while(self, plugin_id: str, capability: str) -> EgressRights | None:
         """Where a plugin may connect to while it is active and holds `capability`; None: what it wanted rests."""
-        record = self._records.get(plugin_id)
-        at_work = record is not None and record.status is Status.ACTIVE and capability in record.granted
-        return self.rights(plugin_id) if at_work else None
-
-    def _contacted(self, caller: Caller, host: str) -> None:
-        """Remember where a plugin went, each place once in a while."""
-        key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
-        if now_s - self._noted.get(key, -NOTED_S) < NOTED_S:
-            return
-        if len(self._noted) >= NOTED:
-            self._noted.clear()
-        self._noted[key] = now_s
-        now_us = self._clock.wall_us()
-        work = self._ledger.write(lambda tx: contacts.note(tx, caller.plugin_id, host, now_us=now_us))
-        fenced(_done(work), lambda error: log.error("contact_not_noted", error=repr(error)), name="contact")
+        return self.rights(plugin_id) if self._holds(plugin_id, capability) else None
 
     # When an id is forgotten, or comes into other hands.
 
+    def look(self) -> None:
+        """What a plugin may has changed: what it may no longer do is stopped now."""
+        self.tasks.look()
+        self.programs.look()
+        self.tunnels.look()
+        self.route.look()
+
     async def forgotten(self, plugin_id: str) -> None:
         """Stop what went on for it."""
-        await self.monitors.forget(plugin_id)
-        await self.ddns.forget(plugin_id)
+        for room in (self.monitors, self.ddns, self.tasks, self.programs, self.tunnels, self.route):
+            await room.forget(plugin_id)
 
     async def handed_over(self, plugin_id: str, old: str, new: str) -> None:
         """The same, and its files are set aside under the old publisher's name; the new one's come back.
 
         What is in the ledger changes hands in the transaction that decides it (`lifecycle.decisions`).
         """
-        await self.monitors.forget(plugin_id)
-        await self.ddns.forget(plugin_id)
+        await self.forgotten(plugin_id)
         await self.static.rename(plugin_id, f"{plugin_id}@{old}")
         await self.static.rename(f"{plugin_id}@{new}", plugin_id)
 
 
-async def _done(work: Awaitable[Any]) -> None:
-    await work
+def restart_policy(wanted: Supervision) -> restart.Policy:
+    """How failures are answered, from the settings."""
+    return restart.Policy(
+        base_s=wanted.backoff_base_s,
+        ceiling_s=wanted.backoff_ceiling_s,
+        healthy_s=wanted.healthy_after_s,
+        breaker_failures=wanted.breaker_failures,
+    )

@@ -160,7 +160,14 @@ def run() -> NoReturn:
     lines = [f"export {name}={shlex.quote(str(place.base / path))}\n" for name, path in names.items()]
     write(env, "".join([f"export PATH={shlex.quote(str(BIN))}:$PATH\n", *lines]))
     print(f"latticed in {place.base}; Ctrl-C ends it. In a second terminal:\n\n  . {shlex.quote(str(env))}")
-    for words in ("list", "rejected", f"install {HELLO}", f"activate {HELLO}", f"invoke {HELLO} greet", f"info {HELLO}"):
+    for words in (
+        "list",
+        "rejected",
+        f"install {HELLO}",
+        f"activate {HELLO}",
+        f"invoke {HELLO} greet",
+        f"info {HELLO}",
+    ):
         print(f"  latticectl {words}")
     print(f"\nChange a byte of it on disk, see why it stopped, put it back:\n\n  sed -i s/Hello/Jello/ {artifact}")
     print(f"  latticectl info {HELLO}\n  sed -i s/Jello/Hello/ {artifact}\n  latticectl wait {HELLO}\n", flush=True)
@@ -261,6 +268,19 @@ def play(story: Story, process: subprocess.Popen[bytes]) -> None:
     story.type("sed -i s/Jello/Hello/ plugins/hello-system/artifact")
     story.type(f"latticectl wait {HELLO} --for active")
     story.expect(HELLO, status="active", available=True, state="armed")
+    play_on(story)
+    print("\n# All of it is on record, and the record shows that nobody changed it.")
+    story.type("latticectl audit query --action plugin.runtime", "digest_mismatch")
+    story.type("latticectl audit verify", "the chain holds")
+    print("\n# SIGTERM: plugins are stopped, the record is signed, the daemon ends with 0.\n$ kill %1; wait %1")
+    process.terminate()
+    print(code := process.wait(timeout=DEADLINE_S))
+    if code:
+        raise TourEnded(f"expected latticed to end with 0, found {code}")
+
+
+def play_on(story: Story) -> None:
+    """Grants, the other types, and what is refused or already so."""
     print("\n# What could harm the host stays masked until it is granted by name.")
     story.type(f"latticectl install {WEB}", "not granted (host risk): http:egress")
     story.type(f"latticectl caps grant {WEB} cap=http:egress host=example.org:443", "granted")
@@ -278,14 +298,6 @@ def play(story: Story, process: subprocess.Popen[bytes]) -> None:
     story.expect(HELLO, status="disabled", available=True, state="stopped")
     story.type(f"latticectl disable {HELLO}", "already disabled")
     story.type("latticectl install sample.nobody", exits=4)
-    print("\n# All of it is on record, and the record shows that nobody changed it.")
-    story.type("latticectl audit query --action plugin.runtime", "digest_mismatch")
-    story.type("latticectl audit verify", "the chain holds")
-    print("\n# SIGTERM: plugins are stopped, the record is signed, the daemon ends with 0.\n$ kill %1; wait %1")
-    process.terminate()
-    print(code := process.wait(timeout=DEADLINE_S))
-    if code:
-        raise TourEnded(f"expected latticed to end with 0, found {code}")
 
 
 def main() -> int:

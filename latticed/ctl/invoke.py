@@ -67,7 +67,12 @@ def _payload(text: str | None) -> Any:
         data = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
         if len(data) > wire.MAX_BODY_BYTES:
             raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
-        text = data.decode("utf-8", "replace")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Problem(
+                "usage", f"the payload: expected UTF-8 on stdin, found other bytes ({error.reason})"
+            ) from error
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -66,6 +66,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "caps": Verb(_DATA, "capabilities: list, grant, trim"),
         "kv": Verb(_DATA, "stored values: get, set, list, delete"),
         "secret": Verb(_DATA, "secrets: set, bind, list, delete"),
+        "task": Verb(_DATA, "tasks: list, show, approve, cancel"),
         "notify": Verb(_DATA, "notifications: list, retry, prune"),
         "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke, lift"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
@@ -79,7 +80,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback config plan task market pack index".split())
+_LATER: Final = frozenset("rollback config plan market pack index".split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

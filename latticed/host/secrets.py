@@ -102,6 +102,8 @@ class Secrets:
         _check_name(name)
         if not ids.is_valid(plugin_id):
             raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
+        if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before anybody misses the key
+            raise Problem("not_found", f"there is no secret {name}")
         mac = self._key().mac(_bound(self._owner, name, plugin_id))
         binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
         await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)
@@ -153,8 +155,8 @@ class Secrets:
 
     def value_for(self, plugin_id: str, name: str) -> str:
         """One value, for a plugin that it is bound to; HostError bad_params, service_unavailable."""
-        row = self._ledger.read(lambda db: rows.get(db, self._owner, name)) if _NAME.fullmatch(name) else None
         try:
+            row = self._ledger.read(lambda db: rows.get(db, self._owner, name)) if _NAME.fullmatch(name) else None
             if row is not None and self._is_bound(row, plugin_id):
                 return self._open(row)
         except Problem as problem:

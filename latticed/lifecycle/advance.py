@@ -160,6 +160,12 @@ def regrant(record: Record, wanted: Regrant, now: int) -> Record | Problem:
     return replace(record, masked=masked, hosts=hosts, permits=allowed, updated_at=now)
 
 
+def widens(before: Record, after: Record) -> bool:
+    """Whether `after` grants anything that `before` does not."""
+    fewer = before.masked <= after.masked and set(after.hosts) <= set(before.hosts)
+    return not (fewer and set(after.permits) <= set(before.permits))
+
+
 def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
     """The tombstone of a record: pin and floor stay."""
     if record.status is Status.ACTIVE:

@@ -14,6 +14,7 @@ from latticed.kit import logs
 from latticed.ledger import records as rows
 from latticed.lifecycle import advance, handover, sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
+from latticed.model import permits
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
@@ -61,6 +62,8 @@ class Decisions:
                 await self._keep(actor, after, claim)
             if after.status is Status.ACTIVE:
                 await self._admit(actor, after)
+            if after.facts.publisher != record.facts.publisher:
+                await self._stop(record)  # or its code would reach what is the other's from now on
             await self._write(after, _status_event(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
                 await self._life.rooms.tell_handed_over(plugin_id, record.facts.publisher, after.facts.publisher)
@@ -81,7 +84,10 @@ class Decisions:
         return outcome
 
     async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
-        """Change what is granted; an armed plugin's Gate knows at once."""
+        """Change what is granted; an armed plugin's Gate knows at once.
+
+        One that loses what it was started with is started again without it.
+        """
         async with self._one(actor, plugin_id) as record:
             outcome = advance.regrant(record, wanted, self._life.rooms.clock.wall_us())
             after = await self._accepted(actor, record, outcome, "grants")
@@ -94,12 +100,16 @@ class Decisions:
                 "permits": " ".join(after.permits),
             }
             event = _event(actor, "plugin.grants", after, detail)
-            if wanted.grant or wanted.hosts or wanted.permits:
+            renews = permits.bound_to_a_life(set(record.permits) - set(after.permits))
+            widens = advance.widens(record, after)
+            if widens:
                 await self._write(after, event, None)
-            else:
+            if renews:
+                supervisor.renew(plugin_id)
+            if not widens:
                 await self._tighten(after, event)
             supervisor.regrant(plugin_id, frozenset(after.granted))
-        return after
+        return await self._settled(after) if renews else after
 
     async def forget(self, actor: Actor, plugin_id: str) -> None:
         """Leave only a tombstone of what is not active."""
@@ -129,6 +139,12 @@ class Decisions:
     def keeping(self) -> Collection[str]:
         """Identities that are being stored, though no record names them yet."""
         return self._keeping.values()
+
+    async def _stop(self, record: Record) -> None:
+        """Have nothing of it alive; once this is decided, it is armed again if it still may be."""
+        if record.status is Status.ACTIVE:
+            self._life.rooms.supervisor.disarm(self._life.plugins[record.id])
+            await self._life.rooms.supervisor.settled(record.id, within_s=SETTLE_S)
 
     async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
         """Stop first, record when possible: a full disk keeps nothing running."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import contacts, ddns, kv, monitors, secrets
+from latticed.ledger import contacts, ddns, kv, monitors, plans, programs, routes, secrets, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 
+_AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, tasks)
+"""Rows of what goes on for a plugin: nobody inherits them."""
+
+
 def strip(plugin_id: str) -> Callable[[Transaction], None]:
     """What is forgotten has no secrets and watches nothing; what it kept in its bucket stays."""
 
     def strip(tx: Transaction) -> None:
         secrets.unbind_all(tx, plugin_id)
-        monitors.clear(tx, plugin_id)
-        contacts.clear(tx, plugin_id)
-        ddns.clear(tx, plugin_id)
+        _clear(tx, plugin_id)
 
     return strip
 
@@ -37,8 +39,11 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         kv.rename(tx, f"{bucket}@{new}", bucket)
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
-        monitors.clear(tx, before.id)
-        contacts.clear(tx, before.id)
-        ddns.clear(tx, before.id)
+        _clear(tx, before.id)
 
     return swap
+
+
+def _clear(tx: Transaction, plugin_id: str) -> None:
+    for rows in _AT_WORK:
+        rows.clear(tx, plugin_id)

@@ -231,10 +231,10 @@ class Lifecycle:
         plugin = self.plugins[plugin_id]
         if record.status is not Status.ACTIVE:
             self.rooms.supervisor.disarm(plugin)
-        elif seen.available:
-            self.rooms.supervisor.arm(plugin, frozenset(record.granted))
-        else:
+        elif not seen.available:
             self.rooms.supervisor.disarm(plugin, seen.trouble)
+        elif plugin_id not in self.busy:  # else once it is decided what it is to be
+            self.rooms.supervisor.arm(plugin, frozenset(record.granted))
 
     # What is on record.
 

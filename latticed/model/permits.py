@@ -24,8 +24,10 @@ EXPECTED: Final = {
     SANDBOX: "sandbox=open: no confinement at all",
 }
 """The kinds there are, each with an example for people."""
+AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
+"""The kinds that a runner looks at when it starts a plugin; the others count at each use."""
 
-_PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?", re.ASCII)
+_PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", re.ASCII)
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _FEATURES: Final = frozenset({"threads", "processes", "workdir"})
 
@@ -44,6 +46,11 @@ def of_kind(permits: Iterable[str], kind: str) -> tuple[str, ...]:
     """The values that are permitted of one kind."""
     start = f"{kind}="
     return tuple(permit.removeprefix(start) for permit in permits if permit.startswith(start))
+
+
+def bound_to_a_life(permits: Iterable[str]) -> bool:
+    """Whether one of `permits` lasts as long as the life that was started with it."""
+    return any(permit.partition("=")[0] in AT_START for permit in permits)
 
 
 def _fits(kind: str, value: str) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.catalog.catalog import Catalog
     from latticed.host.notify_queue import NotifyQueue
     from latticed.host.secrets import Secrets
+    from latticed.host.tasks.queue import Tasks
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
@@ -74,6 +75,7 @@ class Api:
     outputs: Outputs
     secrets: Secrets
     notifications: NotifyQueue
+    tasks: Tasks
     version: str
     started_at: int
     started_s: float

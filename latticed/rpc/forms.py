@@ -18,6 +18,7 @@ from latticed.rpc import (
     running,
     service_answers,
     status,
+    tasks,
     usage,
 )
 from latticed.rpc.api import Query
@@ -59,7 +60,9 @@ UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
 FORGET: Final = Form(answers.Forgotten, body=plugins.Nothing, codes=_DECIDING)
 INVOKE: Final = Form(
-    answers.Reply, body=running.Invoke, codes=("not_armed", "busy", *problems.OF_PLUGINS, "sandbox_failed", *_UNKNOWN)
+    answers.Reply,
+    body=running.Invoke,
+    codes=("not_armed", "busy", *problems.OF_PLUGINS, "sandbox_failed", "too_many_children", *_UNKNOWN),
 )
 LOGS: Final = Form(answers.LogPage, query=running.Lines, codes=_UNKNOWN)
 GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
@@ -82,9 +85,16 @@ DELETE_SECRET: Final = Form(service_answers.SecretDeleted, codes=_SECRET)
 BIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 
-NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Sought, codes=_UNRECORDED)
+NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Shelf, codes=_UNRECORDED)
 PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
 REOPEN: Final = Form(service_answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
+
+_TASK: Final = ("invalid_transition", "digest_mismatch", "quota_exceeded", *_UNKNOWN)
+TASKS: Final = Form(tasks.TaskPage, query=tasks.Sought, codes=_UNRECORDED)
+TASK: Final = Form(tasks.TaskWhole, codes=_UNKNOWN)
+APPROVE_TASK: Final = Form(tasks.TaskRow, body=tasks.Approval, codes=_TASK)
+CANCEL_TASK: Final = Form(tasks.TaskRow, body=plugins.Nothing, codes=_TASK)
+CANCEL_TASKS: Final = Form(tasks.TasksCancelled, body=plugins.Nothing, codes=_UNRECORDED)
 
 BACKUP: Final = Form(
     "application/x-tar",

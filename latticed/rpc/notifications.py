@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Status = Literal["queued", "delivering", "done", "failed"]
 
 
-class Sought(Query, frozen=True):
+class Shelf(Query, frozen=True):
     """The newest `limit` items of a status and a plugin, older than the number `before`."""
 
     status: Status | None = None
@@ -38,7 +38,7 @@ class Prune(Body, frozen=True):
 
 async def listing(ask: Ask) -> NotificationPage:
     """Newest first."""
-    wanted = ask.query(Sought)
+    wanted = ask.query(Shelf)
     statuses = (wanted.status,) if wanted.status else ()
     found = await ask.api.notifications.page(
         statuses=statuses, plugin_id=wanted.plugin, before_seq=wanted.before, limit=wanted.limit

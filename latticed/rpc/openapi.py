@@ -37,6 +37,7 @@ _PARTS: Final = {
     "bucket": ("a bucket: `default`, or `plugin:` and an id", {"type": "string", "pattern": _NAME, "maxLength": 256}),
     "key": ("a key of the bucket", {"type": "string", "pattern": _NAME, "maxLength": 256}),
     "name": ("a secret's name", {"type": "string", "pattern": "^[A-Z][A-Z0-9_]{0,63}$"}),
+    "task": ("a task's id", {"type": "string", "pattern": "^[0-9a-f]{1,64}$"}),
     "item": ("a notification's id", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
 }
 

@@ -62,6 +62,7 @@ STATUS_OF: Final = {
     "ledger_damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "busy": HTTPStatus.TOO_MANY_REQUESTS,
     "sandbox_failed": HTTPStatus.SERVICE_UNAVAILABLE,
+    "too_many_children": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_streams": HTTPStatus.TOO_MANY_REQUESTS,
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "secret_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,

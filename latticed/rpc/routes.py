@@ -17,6 +17,7 @@ from latticed.rpc import (
     running,
     secrets,
     status,
+    tasks,
     usage,
 )
 from latticed.rpc.access import Scope
@@ -77,6 +78,11 @@ ROUTES: Final = (
     Route("GET", "/api/notifications", Scope.OPERATE, notifications.listing, forms.NOTIFICATIONS),
     Route("POST", "/api/notifications/prune", Scope.OPERATE, notifications.prune, forms.PRUNE),
     Route("POST", "/api/notifications/{item}/retry", Scope.OPERATE, notifications.reopen, forms.REOPEN),
+    Route("GET", "/api/tasks", Scope.OPERATE, tasks.listing, forms.TASKS),
+    Route("POST", "/api/tasks/cancel", Scope.OPERATE, tasks.cancel_all, forms.CANCEL_TASKS),
+    Route("GET", "/api/tasks/{task}", Scope.OPERATE, tasks.show, forms.TASK),
+    Route("POST", "/api/tasks/{task}/approve", Scope.HOST, tasks.approve, forms.APPROVE_TASK),
+    Route("POST", "/api/tasks/{task}/cancel", Scope.OPERATE, tasks.cancel, forms.CANCEL_TASK),
     Route("GET", "/api/events", Scope.READ, events.stream, forms.EVENTS),
     Route("GET", "/metrics", Scope.READ, metrics.metrics, forms.METRICS),
     Route("GET", "/openapi.json", Scope.READ, describe, forms.OPENAPI),

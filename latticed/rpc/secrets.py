@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from latticed.kit.clock import rfc3339
@@ -9,6 +11,8 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from latticed.rpc.api import Ask
     from latticed.rpc.service_answers import SecretBound, SecretDeleted, SecretList, SecretSet
 
@@ -37,34 +41,40 @@ async def put(ask: Ask) -> SecretSet:
         value = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("bad_request", "expected the value as UTF-8 text, found other bytes") from error
-    await _record(ask, "secret.set")
-    return {"name": ask.part("name"), "version": await ask.api.secrets.set(ask.part("name"), value)}
+    async with _recorded(ask, "secret.set"):
+        return {"name": ask.part("name"), "version": await ask.api.secrets.set(ask.part("name"), value)}
 
 
 async def delete(ask: Ask) -> SecretDeleted:
     """Forget one and its bindings."""
-    await _record(ask, "secret.delete")
-    await ask.api.secrets.delete(ask.part("name"))
+    async with _recorded(ask, "secret.delete"):
+        await ask.api.secrets.delete(ask.part("name"))
     return {"name": ask.part("name"), "deleted": True}
 
 
 async def bind(ask: Ask) -> SecretBound:
     """Let a plugin have it used."""
-    await _record(ask, "secret.bind")
-    await ask.api.secrets.bind(ask.part("name"), ask.part("id"))
+    async with _recorded(ask, "secret.bind"):
+        await ask.api.secrets.bind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": True}
 
 
 async def unbind(ask: Ask) -> SecretBound:
     """Take that back."""
-    await _record(ask, "secret.unbind")
-    await ask.api.secrets.unbind(ask.part("name"), ask.part("id"))
+    async with _recorded(ask, "secret.unbind"):
+        await ask.api.secrets.unbind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": False}
 
 
-async def _record(ask: Ask, action: str) -> None:
-    """On record before it is done."""
+@contextlib.asynccontextmanager
+async def _recorded(ask: Ask, action: str) -> AsyncIterator[None]:
+    """On record before it is done; what then is not done is on record as refused."""
     plugin = ask.request.match_info.get("id")
     detail: dict[str, str | int | bool] = {"plugin": plugin} if plugin else {}
     told = Event(actor=str(ask.actor), action=action, target=ask.part("name"), decision="allow", detail=detail)
     await ask.api.ledger.record(told)
+    try:
+        yield
+    except Problem as problem:
+        await ask.api.ledger.record(replace(told, decision="deny", code=problem.code, reason=problem.detail))
+        raise

@@ -98,6 +98,10 @@ class Ground:
             scratch_inodes=most.scratch_files,
         )
 
+    def cpu_to_watch(self, limits: rlimits.Limits) -> int | None:
+        """The share of a core that is ours to watch over: None without a limit, or where a cgroup holds it."""
+        return limits.cpu_percent if self.probed.delegation is None else None
+
     def invoking(self, manifest: Manifest) -> Invoking:
         """The bounds of one invocation."""
         asked, most = manifest.runtime.limits, self._limits
@@ -117,15 +121,20 @@ class Ground:
         on_exit: Callable[[Exit], None],
         stdout: asyncio.Protocol,
         stderr: asyncio.Protocol,
+        lent: Callable[[spec.Ids | None], None] | None = None,
     ) -> Child:
-        """Start a child; see `processes.child.spawn`. It runs as nobody else does, where the daemon may choose."""
-        with self._ids() as lent:
-            wanted = replace(request, ids=lent.ids, interpreters=self.interpreters)
+        """Start a child; see `processes.child.spawn`. It runs as nobody else does, where the daemon may choose.
 
-            plan = spec.build(wanted, chosen, self.probed)
+        `lent` is told as whom (None: as the daemon's own user) before it is made, and may give files to that user.
+        """
+        with self._ids() as ours:
+            if lent is not None:
+                lent(ours.ids)
+            known = {**request.interpreters, **self.interpreters}
+            plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
             started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
-            started.when_gone(lent.give_back)
-            lent.keep()
+            started.when_gone(ours.give_back)
+            ours.keep()
             return started
 
     @contextlib.contextmanager

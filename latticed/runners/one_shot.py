@@ -11,9 +11,10 @@ from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners import replies, stdio_json
 from latticed.runners.contract import Checkup
+from latticed.runners.cpu import CpuWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from latticed.broker.gate import Gate
     from latticed.processes.child import Child
@@ -36,7 +37,10 @@ LINGER_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What every invocation of a plugin is made with; `program` is closed with the last of them."""
+    """What every invocation of a plugin is made with; `program` is closed with the last of them.
+
+    `cpu_percent` is the share of a core to watch over, if any.
+    """
 
     plugin_id: str
     gate: Gate
@@ -45,6 +49,7 @@ class Wanted:
     sandbox: str
     spawn: Spawn
     program: Artifact
+    cpu_percent: int | None = None
 
 
 class OneShot:
@@ -119,18 +124,31 @@ class OneShot:
         child = await wanted.spawn(call, stderr, call.ended)
         try:
             call.begin(child, stdio_json.request(action, payload))
-            try:
-                async with asyncio.timeout(limits.timeout_s):
-                    answer = await call.conversation.outcome
-            except TimeoutError as error:
-                raise replies.too_late(limits.timeout_s) from error
+            with self._cpu_watched(child, call):
+                try:
+                    async with asyncio.timeout(limits.timeout_s):
+                        answer = await call.conversation.outcome
+                except TimeoutError as error:
+                    raise replies.too_late(limits.timeout_s) from error
             with contextlib.suppress(TimeoutError):  # a reply is a reply, however it ends afterwards
                 async with asyncio.timeout(LINGER_S):
                     await child.exited()
             return answer
         finally:
-            await child.stop(self._grace_s)
-            await call.conversation.close()
+            try:
+                await child.stop(self._grace_s)
+            finally:  # also when we are stopped meanwhile: nothing of its calls goes on
+                await call.conversation.close()
+
+    @contextlib.contextmanager
+    def _cpu_watched(self, child: Child, call: _Call) -> Iterator[None]:
+        """End it when it uses more of a core than it may."""
+        percent = self._wanted.cpu_percent
+        if percent is None:
+            yield
+            return
+        with contextlib.closing(CpuWatch(child.pid, percent, lambda why: call.conversation.fail("cpu_exceeded", why))):
+            yield
 
 
 class _Call(asyncio.Protocol):

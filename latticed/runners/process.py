@@ -95,7 +95,7 @@ class Process:
             invoking=self._ground.invoking(plugin.manifest),
             stderr=self._outputs.stderr(plugin.id),
             sandbox=ground.reached(chosen, self._ground.probed),
-            cpu_percent=request.limits.cpu_percent,
+            cpu_percent=self._ground.cpu_to_watch(request.limits),
         )
         living = await speaking.begin(wanted, spawn, on_exit)
         program.close()  # the child has a descriptor of its own
@@ -113,6 +113,7 @@ class Process:
             invoking=self._ground.invoking(plugin.manifest),
             outputs=self._outputs,
             sandbox=ground.reached(chosen, self._ground.probed),
+            cpu_percent=self._ground.cpu_to_watch(request.limits),
             spawn=spawn,
             program=program,
         )

@@ -40,7 +40,10 @@ HANGUP_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a speaking child is begun with. `explain` turns how it ended into (code, message), if it knows better."""
+    """What a speaking child is begun with. `explain` turns how it ended into (code, message), if it knows better.
+
+    `cpu_percent` is the share of a core to watch over, if any.
+    """
 
     plugin: Plugin
     gate: Gate
@@ -98,7 +101,7 @@ class Speaking:
 
     def attach(self, child: Child) -> None:
         self._child = child
-        if self._wanted.cpu_percent is not None and "cgroup" not in self.sandbox:
+        if self._wanted.cpu_percent is not None:
             self._cpu = CpuWatch(child.pid, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
         child.stdin.on_lost = lambda: self.hung_up("stdin")
         if child.stdin.closed:

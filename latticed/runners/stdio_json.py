@@ -94,13 +94,13 @@ class Invocation:
                 if self.outcome.done():
                     return
         if self._left_bytes < 0:
-            self._fail("output_too_large", f"expected at most {self._max_stdout_bytes} bytes on stdout, found more")
+            self.fail("output_too_large", f"expected at most {self._max_stdout_bytes} bytes on stdout, found more")
 
     def ended(self, code: str, message: str) -> None:
         """Its stdout is closed or it has ended; a last line without a newline counts."""
         if not self.outcome.done():
             self._take(self._lines.rest)
-        self._fail(code, message)
+        self.fail(code, message)
 
     async def close(self) -> None:
         """Answer nothing more."""
@@ -122,7 +122,7 @@ class Invocation:
             call = msgspec.convert(message, Line).host_call if "host_call" in message else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             found = text.sanitise(str(error), 200)
-            self._fail("protocol_error", f"expected a host call or a reply as one line of JSON, found: {found}")
+            self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found: {found}")
         else:
             if call is None:
                 self._reply(message)
@@ -134,17 +134,17 @@ class Invocation:
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
         except Problem as problem:
-            self._fail(problem.code, problem.detail)
+            self.fail(problem.code, problem.detail)
         else:
             self.outcome.set_result(reply)
 
     def _call(self, call: HostCall) -> None:
         self._left_calls -= 1
         if self._left_calls < 0:
-            self._fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
+            self.fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
             return
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
-            self._fail("protocol_error", "expected a host call with a short id and method, found a long one")
+            self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
         task = fenced(self._answer_call(call), lambda error: self._failed(call, error), name="host call")
         self._serving.add(task)
@@ -168,7 +168,8 @@ class Invocation:
         with contextlib.suppress(OSError):
             self._answer(_refusal(call, HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")))
 
-    def _fail(self, code: str, detail: str) -> None:
+    def fail(self, code: str, detail: str) -> None:
+        """It is over, for this reason; after the reply nothing matters any more."""
         if not self.outcome.done():
             self.outcome.set_exception(Problem(code, detail))
 

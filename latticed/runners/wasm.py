@@ -126,7 +126,7 @@ class Wasm:
             invoking=invoking,
             stderr=self._outputs.stderr(plugin.id),
             sandbox=grounds.reached(chosen, self._ground.probed),
-            cpu_percent=limits.cpu_percent,
+            cpu_percent=self._ground.cpu_to_watch(limits),
             explain=last_word.explain,
         )
         return await speaking.begin(wanted, spawn, on_exit)

@@ -159,6 +159,8 @@ def _still_broken(state: State) -> State:
 
 def _disarm(state: State, fault: LastError | None) -> Next:
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
+    if fault is None:  # an operator's word forgives, whatever else is found while it stops
+        unwanted = replace(unwanted, failures=restart.Failures())
     match state.phase:
         case Phase.STARTING | Phase.ARMED:
             return replace(unwanted, phase=Phase.STOPPING), (Do.STOP,)
@@ -173,7 +175,7 @@ def _disarm(state: State, fault: LastError | None) -> Next:
 def _at_rest(state: State) -> State:
     """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
     if state.fault is None:
-        return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="", failures=restart.Failures())
+        return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
     return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.message)
 
 

@@ -80,6 +80,12 @@ class Handle:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._living
 
+    def gate(self) -> Gate:
+        """The Gate of the living plugin, or Problem."""
+        self.living()
+        assert self._gate is not None  # noqa: S101 - an armed one has its Gate
+        return self._gate
+
     def regrant(self, granted: frozenset[str]) -> None:
         """Change what its Gate allows, at once."""
         self.granted = granted

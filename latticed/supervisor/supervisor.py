@@ -73,6 +73,12 @@ class Supervisor:
         if handle := self._handles.get(plugin_id):
             handle.regrant(granted)
 
+    def renew(self, plugin_id: str) -> None:
+        """Have what is alive of a plugin ended and started again: it may no longer what it was started with."""
+        handle = self._handles.get(plugin_id)
+        if handle is not None and handle.state.phase in {rules.Phase.STARTING, rules.Phase.ARMED}:
+            handle.post(rules.Arm(afresh=True))
+
     def runtime(self, plugin_id: str) -> Runtime:
         """What is alive of a plugin; a stopped one when there is no handle."""
         handle = self._handles.get(plugin_id)
@@ -96,6 +102,13 @@ class Supervisor:
         if handle is None:
             raise Problem("not_armed", f"{plugin_id} is not armed")
         return await handle.living().invoke(action, payload)
+
+    async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
+        """One host call on behalf of an armed plugin, through its Gate like its own; Problem, or HostError."""
+        handle = self._handles.get(plugin_id)
+        if handle is None:
+            raise Problem("not_armed", f"{plugin_id} is not armed")
+        return await handle.gate().call(method, params)
 
     def counts(self) -> dict[str, int]:
         """How many handles are in each runtime state."""

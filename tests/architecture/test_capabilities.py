@@ -17,7 +17,7 @@ from latticed.settings import SCOPES
 from tests.house import houses
 
 HOUSE = Path(latticed.__file__).parent
-REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker")
+REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker", "runners")
 """Rooms whose Problems may become an answer of the control API."""
 NEVER_ANSWERED = {
     *("settings_invalid", "socket_unusable", "state_unusable", "internal"),  # at start, before there is an API

@@ -66,3 +66,15 @@ def test_what_is_no_host_is_refused_by_the_settings(tmp_path, value):
     file.write_text(f"[http]\nhosts = ['ok', {value!r}]\n" if "\n" not in value else "[http]\nhosts = ['a b']\n")
     with pytest.raises(Problem, match=r"http\.hosts: expected names"):
         room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+
+
+def test_services_have_a_loopback_address_or_none(tmp_path):
+    """None unless the operator names one; then by the same rules."""
+    file = tmp_path / "latticed.toml"
+    for value in ("", "127.0.0.1:8788", "[::1]:0"):
+        file.write_text(f'[http]\nservice_listen = "{value}"\n')
+        assert room.load(file, {"HOME": str(tmp_path)}, os.geteuid()).http.service_listen == value
+    for value in ("0.0.0.0:8788", " ", "127.0.0.1"):
+        file.write_text(f'[http]\nservice_listen = "{value}"\n')
+        with pytest.raises(Problem, match=r"http\.service_listen: expected a loopback address and a port"):
+            room.load(file, {"HOME": str(tmp_path)}, os.geteuid())

@@ -125,3 +125,12 @@ def test_audit_verify_asks_the_daemon(ctl, api):
     assert (ran.code, ran.out) == (6, "the chain is broken at event 2: event 2 was changed\n")
     assert ctl("audit", "verify", "--format", "json").json == broken
     assert ctl("audit", "verify", "--public-key", "x").code == 2
+
+
+def test_a_payload_that_is_no_text_is_never_sent_as_something_else(ctl, api, monkeypatch):
+    """A usage error that says so, before the daemon is asked."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"caf\xe9"')))
+    ran = ctl("invoke", "acme.demo", "greet", "-")
+    assert (ran.code, ran.data) == (2, b"")
+    assert "expected UTF-8 on stdin" in ran.err
+    assert api.asked == []

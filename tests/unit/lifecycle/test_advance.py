@@ -351,6 +351,34 @@ def test_regrant_of_what_is_not_declared_is_refused(grant, trim):
     refused(advance.regrant(record(Status.ACTIVE), wanted, NOW), "bad_request")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "widens"),
+    [
+        (Regrant(), False),
+        (Regrant(grant=frozenset({"log:write"})), False),
+        (Regrant(grant=frozenset({"task:run"})), True),
+        (Regrant(trim=frozenset({"log:write"})), False),
+        (Regrant(hosts=("a.example:443",)), False),
+        (Regrant(hosts=("c.example:443",)), True),
+        (Regrant(permits=()), False),
+        (Regrant(permits=("bucket=two",)), False),
+        (Regrant(permits=("bucket=two", "bucket=three")), True),
+    ],
+)
+def test_a_change_of_grants_widens_or_only_takes_away(wanted, widens):
+    """By what it comes to, not by what it names."""
+    found = claim(capabilities=["log:write", "task:run"])
+    before = replace(
+        record(Status.ACTIVE, found),
+        masked=frozenset({"task:run"}),
+        hosts=("a.example:443", "b.example:443"),
+        permits=("bucket=one", "bucket=two"),
+    )
+    after = advance.regrant(before, wanted, NOW)
+    assert isinstance(after, Record)
+    assert advance.widens(before, after) is widens
+
+
 def test_regrant_replaces_hosts_when_it_names_them():
     """None leaves them, an empty list takes all away; what is no host is refused."""
     found = claim()

@@ -208,6 +208,25 @@ async def test_a_publisher_accepted_by_name_takes_over(home):
     assert await rejected(home, "demo") == "publisher_changed"
 
 
+async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home):
+    """Or it could read and write what is the new one's. While the disk is slow, nothing starts it again."""
+    home.drop()
+    life = await home.armed(ID)
+    home.drop("theirs", author=RIVAL, id=ID, version="1.1.0")
+    await rejected(home, "theirs")
+    held_by = []
+
+    async def stopping(grace_s):
+        del grace_s
+        held_by.append(home.house.api.lifecycle.records[ID].facts.publisher)
+        home.house.api.lifecycle.follow(ID)  # something changes on disk just now
+
+    life.stopping = stopping
+    assert (await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})).status == 200
+    assert held_by == ["acme"]
+    assert [one.plugin.manifest.publisher for one in home.driven.of(ID)] == ["acme", "rival"]
+
+
 async def test_a_forgotten_id_can_still_change_hands_by_name(home):
     """The tombstone keeps the pin; an operator's word opens it."""
     bundle = home.drop()

@@ -67,6 +67,22 @@ async def test_disabling_takes_effect_on_a_full_disk_and_is_written_when_it_can_
     await home.healthy()
 
 
+async def test_taking_one_of_several_away_takes_effect_on_a_full_disk(home, disk):
+    """What is left of hosts and permits was granted before: nothing of it has to wait for the disk."""
+    home.drop()
+    await home.armed("acme.demo")
+    grants = "/api/plugins/by-id/acme.demo/grants"
+    both = {"hosts": ["a.example:443", "b.example:443"], "permits": ["bucket=one", "bucket=two"]}
+    assert (await home.ask("PUT", grants, both)).status == 200
+    disk.full = True
+    fewer = {"hosts": ["b.example:443"], "permits": ["bucket=two"]}
+    answer = await home.ask("PUT", grants, fewer)
+    assert (answer.status, answer.get("hosts"), answer.get("permits")) == (200, *fewer.values()), answer
+    assert (await home.ask("PUT", grants, both)).code == "ledger_unavailable"
+    disk.full = False
+    await houses.until(lambda: stored(home).permits == ("bucket=two",))
+
+
 async def test_starting_something_waits_for_the_disk(home, disk):
     """What is not on record does not run."""
     home.drop()

@@ -136,6 +136,12 @@ def test_the_disk_does_not_forgive_crashes():
     assert state.phase is Phase.BROKEN
 
 
+def test_an_operator_who_disables_forgives_also_what_is_found_damaged_while_it_stops():
+    """Once it is whole and wanted again, earlier failures count no more."""
+    state, _ = after(CRASH, RetryDue(), Disarm(), Disarm(FAULT), Stopped(), state=ARMED)
+    assert (state.phase, state.fault, state.failures.in_a_row) == (Phase.HELD, FAULT, 0)
+
+
 def test_a_final_failure_is_held():
     """The stored pair does not verify: trying again cannot mend that."""
     state, done = after(Arm(), Failed("digest_mismatch", "expected 7f", final=True))

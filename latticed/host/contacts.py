@@ -1,0 +1,47 @@
+"""Remembers which hosts plugins reach, for those who decide what they may reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.ledger import contacts as rows
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from latticed.host.service import Caller
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+
+OFTEN_S: Final = 60.0
+"""How often one place of one plugin is written down again."""
+MOST: Final = 10_000
+
+log = logs.get_logger()
+
+
+class Contacts:
+    """`note` costs a plugin nothing: it is written beside the call, and one that is lost is written next time."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._noted: dict[tuple[str, str], float] = {}
+
+    def note(self, caller: Caller, host: str) -> None:
+        """`caller` is about to reach `host` (host:port)."""
+        key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
+        if now_s - self._noted.get(key, -OFTEN_S) < OFTEN_S:
+            return
+        if len(self._noted) >= MOST:
+            self._noted.clear()
+        self._noted[key] = now_s
+        now_us = self._clock.wall_us()
+        work = self._ledger.write(lambda tx: rows.note(tx, caller.plugin_id, host, now_us=now_us))
+        fenced(_done(work), lambda error: log.error("contact_not_noted", error=repr(error)), name="contact")
+
+
+async def _done(work: Awaitable[Any]) -> None:
+    await work

@@ -1,0 +1,76 @@
+"""service.*: a plugin has a program of the operator's list kept running, confined, and sees how it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.host import faults
+from latticed.host.programs import spec as specs
+from latticed.host.service import Caller, HostError, Params, Served
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.programs.keeper import Kept, Programs
+    from latticed.settings.programs import Service as Settings
+
+
+class Name(Params, frozen=True):
+    name: str
+
+
+class Status(Params, frozen=True):
+    """`name` empty: all of the caller's, without what they wrote."""
+
+    name: str = ""
+
+
+class LongLived:
+    """The service."""
+
+    def __init__(self, programs: Programs, *, settings: Callable[[], Settings]) -> None:
+        self._programs = programs
+        self._settings = settings
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="service.put", params=specs.Put, serve=self._put),
+            Served(method="service.delete", params=Name, serve=self._delete),
+            Served(method="service.status", params=Status, serve=self._status),
+        )
+
+    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+        spec = specs.checked(asked, self._settings())
+        try:
+            made = await self._programs.put(caller.plugin_id, asked.name, spec)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "name": made.name, "state": made.life.state}
+
+    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+        try:
+            return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+        mine = self._programs.of(caller.plugin_id)
+        if not asked.name:
+            return {"services": [_view(one) for one in mine]}
+        found = [{**_view(one), "output": one.life.output()} for one in mine if one.name == asked.name]
+        if not found:
+            raise HostError(Denial.NOT_FOUND, "there is no such service")
+        return {"services": found}
+
+
+def _view(one: Kept) -> dict[str, Any]:
+    spec = one.spec
+    return {
+        "name": one.name,
+        "program": spec.program,
+        "restart": spec.restart,
+        "network": spec.network,
+        **one.life.view(),
+    }

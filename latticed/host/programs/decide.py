@@ -1,0 +1,65 @@
+"""What follows from the end of a long-lived program: pure, so that every sequence can be tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from latticed.model.restart import Failures, Policy
+
+Restart = Literal["always", "on-failure", "never"]
+State = Literal["stopped", "starting", "running", "waiting", "ended", "failed"]
+"""`stopped`: its owner may not have it run; `waiting`: to be started again; `ended`, `failed`: for good, until it is
+put again.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """`status` is the exit code; None when a signal ended it, or when it could not even be started."""
+
+    code: str
+    message: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """It is started again after `delay_s`."""
+
+    failures: Failures
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Over:
+    """It is not started again. `code` and `message` say why, or nothing when it ended as it was meant to."""
+
+    state: Literal["ended", "failed"]
+    code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How ends are answered. `hopeless`: exit codes after which another try would end the same way."""
+
+    restart: Restart
+    policy: Policy
+    hopeless: frozenset[int] = frozenset()
+
+
+def after(before: Failures, ended: Ended, rules: Rules, *, uptime_s: float, roll: float) -> Again | Over:
+    """What follows once it ended after `uptime_s`; `roll` in [0, 1) is the dice."""
+    if ended.status in rules.hopeless:
+        return Over(state="failed", code=ended.code, message=ended.message)
+    if ended.status == 0 and rules.restart != "always":
+        return Over(state="ended")
+    if rules.restart == "never":
+        return Over(state="failed", code=ended.code, message=ended.message)
+    failures = before.after(uptime_s, rules.policy)
+    if failures.breaker_open(rules.policy):
+        message = f"it ended {failures.in_a_row} times in a row, last: {ended.message}"
+        return Over(state="failed", code="crash_loop", message=message)
+    return Again(failures=failures, delay_s=failures.delay_s(rules.policy, roll))

@@ -1,0 +1,49 @@
+"""Which paths of a proxied service anybody may see without logging in (route.put, `public`).
+
+A pattern is a path below the route: `/download/*/*`, where `*` is one segment, or one that ends in `/**`, which is
+everything below. Whatever could mean another path to the service than it does here is never public.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote
+
+MAX_PATTERNS: Final = 32
+MAX_CHARACTERS: Final = 255
+_SEGMENT: Final = re.compile(r"\*|[A-Za-z0-9._~-]+", re.ASCII)
+_PLAIN: Final = re.compile(r"[^/\\%;\x00-\x1f\x7f]+")
+"""A decoded segment that has one reading: no separator, no further encoding, no path parameters."""
+
+
+def fault(pattern: str) -> str | None:
+    """What is wrong with a pattern, or None."""
+    if len(pattern) > MAX_CHARACTERS or not pattern.startswith("/"):
+        return f"expected a path of at most {MAX_CHARACTERS} characters, found {pattern[:80]!r}"
+    segments = pattern[1:].split("/")
+    if segments[-1] in {"**", ""}:  # everything below, or with a slash at its end
+        segments = segments[:-1]
+    if not all(_SEGMENT.fullmatch(one) and one not in {".", ".."} for one in segments):
+        return f"expected segments of A-Z a-z 0-9 . _ ~ -, or * (at the end **), found {pattern[:80]!r}"
+    return None
+
+
+def is_public(patterns: tuple[str, ...], raw: str) -> bool:
+    """Whether the path `raw` (below the route, begins with /, still encoded, without the query) is public."""
+    segments = [unquote(one) for one in raw[1:].split("/")]
+    inner = segments[:-1] if segments[-1] == "" else segments
+    if not all(_PLAIN.fullmatch(one) and one not in {".", ".."} for one in inner):
+        return False
+    return any(_matches(pattern[1:].split("/"), segments) for pattern in patterns)
+
+
+def _matches(pattern: list[str], segments: list[str]) -> bool:
+    if pattern[-1] == "**":
+        pattern = pattern[:-1]
+        segments = segments[: len(pattern)] if len(segments) > len(pattern) else []
+        if not segments and pattern:
+            return False
+    return len(pattern) == len(segments) and all(
+        bool(found) if wanted == "*" else wanted == found for wanted, found in zip(pattern, segments, strict=True)
+    )

@@ -1,0 +1,82 @@
+"""The last of what a program writes: bounded, and read no faster than a person could want it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from latticed.kit import text
+
+RATE_BYTES_PER_S: Final = 1 << 20
+BURST_BYTES: Final = 4 << 20
+
+
+class Tail(asyncio.Protocol):
+    """Keeps the newest `most` bytes; `total` counts all. A program that writes too fast is made to wait."""
+
+    def __init__(self, most: int) -> None:
+        self.total = 0
+        self._most = most
+        self._kept = bytearray()
+        self._allowance = float(BURST_BYTES)
+        self._seen_s = 0.0
+        self._transport: asyncio.ReadTransport | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the beginning is missing."""
+        return self.total > self._most or len(shown(self.data())) > self._most
+
+    def data(self) -> bytes:
+        """What is kept, oldest first."""
+        return bytes(self._kept[-self._most :])
+
+    def shown(self) -> str:
+        """The same as text that can be shown, of at most `most` characters: lines and tabs stay, all else that is not
+        plainly visible is escaped.
+        """
+        return shown(self.data())[-self._most :]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.total += len(data)
+        self._kept += data[-self._most :]
+        if len(self._kept) >= 2 * self._most:  # not at every piece: that would move all of it each time
+            del self._kept[: -self._most]
+        self._slow_down(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._transport = None
+        if self._later is not None:
+            self._later.cancel()
+
+    def _slow_down(self, size: int) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
+        self._seen_s = now
+        if self._allowance < 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+def shown(data: bytes) -> str:
+    """Bytes of a program as text for people and answers."""
+    lines = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(text.escape(part) for part in line.split("\t")) for line in lines)
+
+
+def last_words(data: bytes, limit: int = 200) -> str:
+    """The last line that says something, as the end of a sentence; empty when there is none."""
+    lines = [line.strip() for line in data.decode("utf-8", "backslashreplace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "")
+    return f"; it said last: {text.sanitise(last, limit)}" if last else ""

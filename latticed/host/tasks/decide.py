@@ -1,0 +1,109 @@
+"""Which step follows from which: pure, so that every sequence can be tried.
+
+    submitted ─► approved ─► running ─► done │ failed
+        │            │          ├─────► interrupted   (the daemon ended meanwhile; it is never run again)
+        └────────────┴──────────┴─────► cancelled
+        └────────────┴────────────────► expired
+        └────────────┴────────────────► failed        (the script is no longer what was submitted or approved)
+
+There is no way back into `running`, and only `approved` leads there: so a task is run once at most, whatever happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, assert_never
+
+if TYPE_CHECKING:
+    from latticed.ledger.tasks import State
+
+Verb = Literal["approve", "begin", "finish", "fail", "cancel", "expire", "recover"]
+
+_NEXT: Final = MappingProxyType(
+    {
+        ("submitted", "approve"): "approved",
+        ("submitted", "fail"): "failed",
+        ("submitted", "cancel"): "cancelled",
+        ("submitted", "expire"): "expired",
+        ("approved", "begin"): "running",
+        ("approved", "fail"): "failed",
+        ("approved", "cancel"): "cancelled",
+        ("approved", "expire"): "expired",
+        ("running", "finish"): "done",
+        ("running", "fail"): "failed",
+        ("running", "cancel"): "cancelled",
+        ("running", "recover"): "interrupted",
+    }
+)
+ENDS: Final = frozenset({"done", "failed", "interrupted", "cancelled", "expired"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What of a task decides: its state, the digest of its script as submitted and as approved, its run."""
+
+    state: State
+    sha256: str
+    approved_sha256: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Something that is about to happen. `sha256`: of what is approved, or of the bytes about to run; `run_id`: whose
+    run it is about.
+    """
+
+    verb: Verb
+    sha256: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """`code` is `invalid_transition`, or `digest_mismatch` when the script is not the one that is meant."""
+
+    code: str
+    reason: str
+
+
+def decide(before: Standing, step: Step) -> Standing | Refused:
+    """The standing after `step`, or why it does not happen."""
+    state = _NEXT.get((before.state, step.verb))
+    if state is None:
+        return Refused(
+            code="invalid_transition", reason=f"expected a task that one can {step.verb}, found it {before.state}"
+        )
+    match step.verb:
+        case "approve":
+            if step.sha256 != before.sha256:
+                return _mismatch("approval of", before.sha256, step.sha256)
+            return _with(before, "approved", approved_sha256=step.sha256)
+        case "begin":
+            for meant in (before.approved_sha256, before.sha256):
+                if step.sha256 != meant:
+                    return _mismatch("to run", meant, step.sha256)
+            return _with(before, "running", run_id=step.run_id)
+        case "finish":
+            if step.run_id != before.run_id:
+                return Refused(code="invalid_transition", reason="it is another run's end")
+            return _with(before, "done")
+        case "fail" | "cancel" | "expire" | "recover":
+            return _with(before, state)  # type: ignore[arg-type]
+        case _:
+            assert_never(step.verb)
+
+
+def _with(before: Standing, state: State, *, approved_sha256: str | None = None, run_id: str | None = None) -> Standing:
+    return Standing(
+        state=state,
+        sha256=before.sha256,
+        approved_sha256=before.approved_sha256 if approved_sha256 is None else approved_sha256,
+        run_id=before.run_id if run_id is None else run_id,
+    )
+
+
+def _mismatch(what: str, expected: str, found: str) -> Refused:
+    reason = f"expected {what} the script with sha256 {expected}, found {found or 'none'}"
+    return Refused(code="digest_mismatch", reason=reason)

@@ -1,0 +1,131 @@
+"""What is passed on between a client and a service, and what is not (RFC 9110 section 7.6; pure).
+
+The service belongs to a plugin: it learns neither our session nor the client's credentials, and cannot set ours. What
+proxies use to tell of the client, or of another request than this one, is dropped: we take nobody's word for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from multidict import CIMultiDict
+
+from latticed.ingress.streaming import SESSION_COOKIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_HOP_BY_HOP: Final = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
+    " http2-settings".split()
+)
+_NOT_ASKED: Final = _HOP_BY_HOP | frozenset(
+    "host authorization content-length expect cookie origin referer proxy forwarded via true-client-ip cf-connecting-ip"
+    " x-real-ip x-client-ip x-cluster-client-ip x-original-url x-rewrite-url x-original-host x-host x-method-override"
+    " x-http-method x-http-method-override x-accel-internal".split()
+)
+_NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
+    "content-length set-cookie location content-location www-authenticate strict-transport-security alt-svc"
+    " public-key-pins clear-site-data x-sendfile x-lighttpd-send-file x-reproxy-url date".split()
+)
+_WEBSOCKET: Final = "sec-websocket-"
+_SHARED: Final = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
+_COOKIE_PATH: Final = re.compile(r"path\s*=\s*(?P<path>/.*)", re.IGNORECASE)
+_COOKIE_DOMAIN: Final = re.compile(r"domain\s*(?:=.*)?", re.IGNORECASE)
+
+
+def asked(fields: Mapping[str, str], *, origin: str, host: str, websocket: bool = False) -> CIMultiDict[str]:
+    """The headers of a request to a service at `origin` (`http://host:port`), which is addressed as `host`."""
+    listed = _listed(fields)
+    out: CIMultiDict[str] = CIMultiDict({"Host": host})
+    for name, value in fields.items():
+        lower = name.lower()
+        if lower in _NOT_ASKED or lower in listed or lower.startswith(("x-forwarded", "proxy-")) or "_" in lower:
+            continue
+        if not (websocket and lower.startswith(_WEBSOCKET)) and _is_sound(value):
+            out.add(name, value)
+    if "Origin" in fields:  # ours, by now; the service knows itself by another name
+        out["Origin"] = origin
+    if cookies := others_cookies(_all(fields, "Cookie")):
+        out["Cookie"] = cookies
+    return out
+
+
+def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
+    """The headers of an answer to the client. `private`: it was given to somebody who has logged in."""
+    listed = _listed(fields)
+    out: CIMultiDict[str] = CIMultiDict()
+    for name, value in fields.items():
+        lower = name.lower()
+        if lower not in _NOT_ANSWERED and lower not in listed and not lower.startswith("x-accel-") and _is_sound(value):
+            out.add(name, value)
+    out.setdefault("Server", "latticed")  # else the library names itself
+    for name in ("Location", "Content-Location"):
+        for value in _all(fields, name)[:1]:
+            if _is_sound(value):
+                out[name] = moved(value, origin=origin, prefix=prefix)
+    for value in _all(fields, "Set-Cookie"):
+        if _is_sound(value) and (kept := _cookie(value, prefix)):
+            out.add("Set-Cookie", kept)
+    if private:
+        out.add("Vary", "Cookie")
+        if _SHARED.search(",".join(out.getall("Cache-Control", ["public"]))):
+            out["Cache-Control"] = "private"
+    return out
+
+
+def moved(location: str, *, origin: str, prefix: str) -> str:
+    """A Location of the service as the client must see it: below `prefix`."""
+    if location == origin or location.startswith((origin + "/", origin + "?", origin + "#")):
+        location = location.removeprefix(origin)
+        location = location if location.startswith("/") else "/" + location
+    if location.startswith("/") and not location.startswith(("//", "/\\")):
+        return prefix + location[1:]
+    return location
+
+
+def others_cookies(fields: Iterable[str]) -> str:
+    """Cookie fields without our own cookies."""
+    pairs = [pair.strip() for field in fields if _is_sound(field) for pair in field.split(";")]
+    return "; ".join(pair for pair in pairs if pair and not _is_ours(pair.partition("=")[0]))
+
+
+def session_ids(fields: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, value) of every cookie that could be a session of ours."""
+    pairs = [pair.strip().partition("=") for field in fields for pair in field.split(";")]
+    return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip() in SESSION_COOKIES]
+
+
+def _cookie(value: str, prefix: str) -> str:
+    """A cookie of the service, below its prefix and of this host only; empty when it would be one of ours."""
+    pair, *attributes = [part.strip() for part in value.split(";")]
+    name = pair.partition("=")[0]
+    if _is_ours(name) or not name.strip():  # RFC 6265bis: a nameless cookie's value could pass for a name
+        return ""
+    kept = [pair]
+    for attribute in attributes:
+        if _COOKIE_DOMAIN.fullmatch(attribute):
+            continue
+        path = _COOKIE_PATH.fullmatch(attribute)
+        own_host = name.lower().startswith("__host-")
+        kept.append(f"Path={prefix}{path['path'][1:]}" if path and not own_host else attribute)
+    return "; ".join(kept)
+
+
+def _is_ours(name: str) -> bool:
+    return name.strip().lower() in {one.lower() for one in SESSION_COOKIES}
+
+
+def _listed(fields: Mapping[str, str]) -> frozenset[str]:
+    """The names that Connection declares to be of this hop only."""
+    return frozenset(name.strip().lower() for field in _all(fields, "Connection") for name in field.split(","))
+
+
+def _all(fields: Mapping[str, str], name: str) -> list[str]:
+    return [value for found, value in fields.items() if found.lower() == name.lower()]
+
+
+def _is_sound(value: str) -> bool:
+    """Whether a value can be sent again as it is: no control characters but tabs, and nothing that was no UTF-8."""
+    return not any((char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in value)

@@ -1,0 +1,283 @@
+"""Passing requests on to a service and its answers back, as they come; never but to the address that it is bound to.
+
+What goes wrong at the service is 502, or 504 when it takes too long to begin; after that the connection is cut, so that
+half an answer never looks whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import aiohttp
+from aiohttp import HttpVersion11, hdrs, web
+from yarl import URL
+
+from latticed.ingress import forwarding
+from latticed.model import hosts
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from aiohttp import ClientResponse
+    from multidict import CIMultiDict
+
+    from latticed.host.route_targets import Proxied
+    from latticed.ingress.connection import Connection
+    from latticed.model.addresses import Address
+
+MAX_LINE_BYTES: Final = 16 << 10
+MAX_HEADERS: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one exchange. `head_s` runs anew with each piece of the request; `idle_s` between pieces of the answer."""
+
+    connect_s: float = 3.0
+    head_s: float = 60.0
+    upload_idle_s: float = 15.0
+    idle_s: float = 300.0
+    write_s: float = 30.0
+    ping_s: float = 30.0
+    body_bytes: int = 32 << 20
+    answer_bytes: int = 1 << 30
+    message_bytes: int = 1 << 20
+    at_once: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """One request to be passed on: `path` and query below the route, still encoded; `private`: by who has logged in."""
+
+    request: web.BaseRequest
+    connection: Connection
+    target: Proxied
+    path: str
+    private: bool
+
+    @property
+    def origin(self) -> str:
+        """The service as it knows itself: `http://host:port`."""
+        return f"http://{self.host}"
+
+    @property
+    def host(self) -> str:
+        origin = self.target.origin
+        name = hosts.bracketed(origin.host)
+        return name if origin.port == 80 else f"{name}:{origin.port}"
+
+    def headers(self, *, websocket: bool = False) -> CIMultiDict[str]:
+        """What the service is told."""
+        return forwarding.asked(self.request.headers, origin=self.origin, host=self.host, websocket=websocket)
+
+
+class Proxy:
+    """An async context manager."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._session: aiohttp.ClientSession | None = None
+        self._under_way: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        never = aiohttp.TraceConfig()
+        never.on_request_redirect.append(_refuse_redirect)  # for websockets, which would follow one
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect_s),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            trace_configs=[never],
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+        self._session = None
+
+    def session(self) -> aiohttp.ClientSession:
+        """What connections to services are made with."""
+        if self._session is None:
+            raise Problem("service_unavailable", "the daemon is stopping")
+        return self._session
+
+    def url(self, passed: Passed) -> URL:
+        """Where to dial: the pinned address in numbers, so that no name is ever looked up; Problem when unbound."""
+        address: Address | None = passed.target.pinned()
+        if address is None:
+            raise Problem("service_unavailable", "the service is not bound")
+        return URL(f"http://{hosts.bracketed(str(address))}:{passed.target.origin.port}{passed.path}", encoded=True)
+
+    @contextlib.contextmanager
+    def place(self, target: Proxied) -> Iterator[None]:
+        """One of the requests that a plugin's services may have under way; Problem("busy")."""
+        if self._under_way[target.plugin_id] >= self.limits.at_once:
+            raise Problem("busy", "too many requests at once")
+        self._under_way[target.plugin_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[target.plugin_id] -= 1
+
+    async def forward(self, passed: Passed) -> web.StreamResponse:
+        """The answer, which has been sent; Problem while nothing has been."""
+        limits, request = self.limits, passed.request
+        check_size(request, limits.body_bytes)
+        check_expectation(request)
+        fields = passed.headers()
+        upload = Upload(request, limits)
+        data: Any = None
+        if request.body_exists:
+            data = upload.pieces()
+            if request.content_length is not None:
+                fields[hdrs.CONTENT_LENGTH] = str(request.content_length)
+        with self.place(passed.target):
+            answer = await self._asked(passed, fields, data, upload)
+            async with _released(answer):
+                return await _passed_back(passed, answer, limits)
+
+    async def _asked(self, passed: Passed, fields: CIMultiDict[str], data: Any, upload: Upload) -> ClientResponse:
+        url, method = self.url(passed), passed.request.method
+        try:
+            async with asyncio.timeout(self.limits.head_s) as upload.deadline:
+                answer = await self.session().request(
+                    method, url, headers=fields, data=data, allow_redirects=False, expect100=False
+                )
+        except TimeoutError as error:
+            if upload.problem is not None:
+                raise upload.problem from error
+            if isinstance(error, aiohttp.ServerTimeoutError):
+                raise bad_gateway() from error
+            raise Problem("deadline_exceeded", "the service did not answer in time") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise (upload.problem or bad_gateway()) from error
+        if answer.status == 101:
+            answer.close()
+            raise bad_gateway()
+        return answer
+
+
+class Upload:
+    """The body of a request on its way; `problem` is what was wrong with it."""
+
+    def __init__(self, request: web.BaseRequest, limits: Limits) -> None:
+        self._request = request
+        self._limits = limits
+        self.problem: Problem | None = None
+        self.deadline: asyncio.Timeout | None = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """As they come. An exception ends the connection to the service, so that it never takes this for a body."""
+        await _ask_for_body(self._request)
+        received = 0
+        while piece := await self._next():
+            received += len(piece)
+            if received > self._limits.body_bytes:
+                raise self._wrong(too_large(self._limits.body_bytes))
+            yield piece
+            if self.deadline is not None and not self.deadline.expired():
+                self.deadline.reschedule(asyncio.get_running_loop().time() + self._limits.head_s)
+
+    async def _next(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.upload_idle_s):
+                return await self._request.content.readany()
+        except TimeoutError as error:
+            raise self._wrong(Problem("bad_request", "expected the whole body in time")) from error
+        except (web.RequestPayloadError, aiohttp.ClientError) as error:
+            raise self._wrong(Problem("bad_request", "expected the body that the headers promise")) from error
+
+    def _wrong(self, problem: Problem) -> Problem:
+        self.problem = problem
+        return problem
+
+
+async def _passed_back(passed: Passed, answer: ClientResponse, limits: Limits) -> web.StreamResponse:
+    """Send the answer on, piece by piece."""
+    request = passed.request
+    fields = forwarding.answered(
+        answer.headers, origin=passed.origin, prefix=passed.target.prefix, private=passed.private
+    )
+    out = web.StreamResponse(status=answer.status, headers=fields)
+    if answer.content_length is not None:
+        out.content_length = answer.content_length
+    if (
+        passed.connection.last
+        or (request.body_exists and not request.content.at_eof())
+        or hdrs.UPGRADE in request.headers
+    ):
+        out.force_close()
+    try:
+        await out.prepare(request)
+        if request.method != "HEAD":
+            await _copied(answer, out, limits)
+        await out.write_eof()
+    except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
+        # One side has gone, or is too slow: what was sent must not look like a whole answer.
+        if passed.connection.wire is not None:
+            passed.connection.wire.abort()
+    return out
+
+
+async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: Limits) -> None:
+    sent = 0
+    while True:
+        async with asyncio.timeout(limits.idle_s):
+            piece = await answer.content.readany()
+        if not piece:
+            return
+        sent += len(piece)
+        if sent > limits.answer_bytes:
+            raise ValueError("more than any answer may have")
+        async with asyncio.timeout(limits.write_s):
+            await out.write(piece)
+
+
+@contextlib.asynccontextmanager
+async def _released(answer: ClientResponse) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        answer.close()
+
+
+async def _refuse_redirect(*_: object) -> None:
+    raise aiohttp.ClientConnectionError("redirects are not followed")
+
+
+def check_size(request: web.BaseRequest, most: int) -> None:
+    """Problem("request_too_large") for a body that says so itself."""
+    if (request.content_length or 0) > most:
+        raise too_large(most)
+
+
+def check_expectation(request: web.BaseRequest) -> None:
+    """Problem("expectation_failed") for anything but to be asked for the body (RFC 9110, section 10.1.1)."""
+    expects = request.headers.get(hdrs.EXPECT)
+    if expects and (expects.lower() != "100-continue" or request.version < HttpVersion11):
+        raise Problem("expectation_failed", "expected no other expectation than 100-continue")
+
+
+async def _ask_for_body(request: web.BaseRequest) -> None:
+    """Its sender may wait to be asked."""
+    if hdrs.EXPECT in request.headers:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        cast("Any", request.writer).output_size = 0  # nothing of the answer itself has been sent
+
+
+def bad_gateway() -> Problem:
+    return Problem("service_failed", "the service did not answer")
+
+
+def too_large(most: int) -> Problem:
+    return Problem("request_too_large", f"expected a body of at most {most} bytes")

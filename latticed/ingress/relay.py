@@ -1,0 +1,115 @@
+"""Websockets between a client and a service (RFC 6455): each message as it is, both ways, until one side ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp import WSMsgType, hdrs, web
+
+from latticed.ingress import proxy
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from aiohttp import ClientWebSocketResponse
+
+    from latticed.ingress.proxy import Limits, Passed, Proxy
+
+CLOSE_S: Final = 2.0
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
+_PROTOCOL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_SENDABLE: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+_FAILED: Final = 1011
+
+
+def is_wanted(request: web.BaseRequest) -> bool:
+    """Whether a request asks for a websocket; any other upgrade is not passed on."""
+    return request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket"
+
+
+async def relay(passed: Passed, through: Proxy) -> web.StreamResponse:
+    """Pass messages on until one side ends; Problem before the client was answered."""
+    protocols = _asked(passed.request)
+    with through.place(passed.target):
+        back = await _connected(passed, through, protocols)
+        front = web.WebSocketResponse(
+            protocols=(back.protocol,) if back.protocol else (),
+            heartbeat=through.limits.ping_s,
+            timeout=CLOSE_S,
+            max_msg_size=through.limits.message_bytes,
+            compress=False,
+        )
+        try:
+            await front.prepare(passed.request)
+            await _passed_on(front, back, through.limits)
+        finally:  # a client that says goodbye leaves at once, and whoever serves it is cancelled
+            await _ended(back, front.close_code)
+        await _ended(front, back.close_code)
+    return front
+
+
+def _asked(request: web.BaseRequest) -> tuple[str, ...]:
+    """The subprotocols that are offered; Problem("bad_request") for what is no handshake (RFC 6455, section 4.2.1)."""
+    fields = request.headers
+    connection = {part.strip().lower() for part in ",".join(fields.getall(hdrs.CONNECTION, [])).split(",")}
+    sound = request.method == "GET" and "upgrade" in connection and not request.body_exists
+    keys = fields.getall(hdrs.SEC_WEBSOCKET_KEY, [])
+    if not sound or fields.get(hdrs.SEC_WEBSOCKET_VERSION) != "13" or len(keys) != 1 or not _KEY.fullmatch(keys[0]):
+        raise Problem("bad_request", "expected a websocket's handshake of version 13")
+    offered = [part.strip() for part in ",".join(fields.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])).split(",")]
+    protocols = tuple(part for part in offered if part)
+    if len(protocols) > 16 or not all(_PROTOCOL.fullmatch(one) for one in protocols):
+        raise Problem("bad_request", "expected at most 16 subprotocols")
+    return protocols
+
+
+async def _connected(passed: Passed, through: Proxy, protocols: tuple[str, ...]) -> ClientWebSocketResponse:
+    try:
+        async with asyncio.timeout(through.limits.head_s):
+            back = await through.session().ws_connect(
+                through.url(passed),
+                headers=passed.headers(websocket=True),
+                protocols=protocols,
+                max_msg_size=through.limits.message_bytes,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                compress=0,
+            )
+    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+        raise proxy.bad_gateway() from error
+    if back.protocol is not None and back.protocol not in protocols:
+        await back.close()
+        raise proxy.bad_gateway()
+    return back
+
+
+async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse, limits: Limits) -> None:
+    pumps = [asyncio.ensure_future(_pump(front, back, limits)), asyncio.ensure_future(_pump(back, front, limits))]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in pumps:
+            one.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _ended(side: Any, code: int | None) -> None:
+    """Say goodbye to one side with the other's words, where those can be said (RFC 6455, section 7.4)."""
+    fit = code if code in _SENDABLE or 3000 <= (code or 0) <= 4999 else _FAILED
+    with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
+        await side.close(code=fit)
+
+
+async def _pump(source: Any, sink: Any, limits: Limits) -> None:
+    """Until `source` ends, or `sink` takes no more."""
+    while True:
+        message = await source.receive()
+        async with asyncio.timeout(limits.write_s):
+            if message.type is WSMsgType.TEXT:
+                await sink.send_str(message.data)
+            elif message.type is WSMsgType.BINARY:
+                await sink.send_bytes(message.data)
+            else:
+                return

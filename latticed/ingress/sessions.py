@@ -1,0 +1,139 @@
+"""Who has logged in to proxied services: passwords asked, sessions kept (in memory: a restart ends them all)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.host import passwords
+from latticed.host.allowance import Allowance
+from latticed.host.service import HostError
+from latticed.ingress.streaming import SESSION_COOKIES
+from latticed.kit import logs
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from latticed.host.route_targets import Proxied
+    from latticed.kit.clock import Clock
+    from latticed.model.audit import Decision
+
+LIFE_S: Final = 12 * 3_600.0
+IDLE_S: Final = 2 * 3_600.0
+MOST: Final = 512
+"""Sessions; the one that was unused longest makes way."""
+ATTEMPTS: Final = 10
+"""Passwords that may be tried in a row for one login; after that one more every `REFILL_S` seconds."""
+REFILL_S: Final = 10.0
+
+log = logs.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """`opened`: what it has logged in to, (plugin, secret), each with a fingerprint of the password it was."""
+
+    secure: bool
+    began_s: float
+    used_s: float
+    opened: dict[tuple[str, str], bytes]
+
+
+class Sessions:
+    """`secret(plugin_id, name)` is the value of now; `record` takes an event for the audit chain."""
+
+    def __init__(self, *, secret: Callable[[str, str], str], record: Callable[[Event], None], clock: Clock) -> None:
+        self._secret = secret
+        self._record = record
+        self._clock = clock
+        self._allowance = Allowance(clock)
+        self._checking = asyncio.Semaphore(1)  # each check takes memory and a core
+        self._key = os.urandom(32)
+        self._all: dict[bytes, Session] = {}  # by the hash of its id
+
+    def find(self, target: Proxied, cookies: Iterable[tuple[str, str]]) -> Session | None:
+        """The session that has logged in to `target`, if one of these cookies is it."""
+        now_s = self._clock.monotonic_s()
+        for name, value in cookies:
+            session = self._all.get(_hash(value))
+            if session is not None and session.secure == (name == SESSION_COOKIES[0]) and self.holds(session, target):
+                session.used_s = now_s
+                return session
+        return None
+
+    def holds(self, session: Session, target: Proxied) -> bool:
+        """Whether it is still good for `target`: not ended, not too old, and the password is still the same."""
+        known = session.opened.get((target.plugin_id, target.login))
+        now_s = self._clock.monotonic_s()
+        if known is None or now_s - session.began_s > LIFE_S or now_s - session.used_s > IDLE_S:
+            return False
+        try:
+            return hmac.compare_digest(known, self._fingerprint(self._secret(target.plugin_id, target.login)))
+        except HostError:  # unbound, deleted, or it cannot be opened
+            return False
+
+    async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
+        """The id of a new session; Problems login_failed, login_throttled (hint: seconds), service_unavailable."""
+        wait_s = self._allowance.take(f"{target.plugin_id}/{target.login}", burst=ATTEMPTS, refill_s=REFILL_S)
+        if wait_s:
+            raise Problem("login_throttled", "too many attempts, try again later", str(int(wait_s) + 1))
+        try:
+            value = self._secret(target.plugin_id, target.login)
+        except HostError as error:
+            log.error("login_unavailable", plugin_id=target.plugin_id, reason=error.message)
+            raise Problem("service_unavailable", "there is no password to compare with") from error
+        async with self._checking:
+            right = await asyncio.to_thread(passwords.verify, value, password)
+        self._tell(target, "allow" if right else "deny", "" if right else "login_failed")
+        if not right:
+            raise Problem("login_failed", "this is not the password")
+        return self._made(target, value, self._ended(cookies), secure=secure)
+
+    def leave(self, cookies: Iterable[tuple[str, str]]) -> None:
+        """End the sessions of these cookies, for all that they opened."""
+        self._ended(cookies)
+
+    def _made(self, target: Proxied, value: str, before: list[Session], *, secure: bool) -> str:
+        """A new id for every login: one that was known before never becomes a session."""
+        now_s = self._clock.monotonic_s()
+        opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
+        opened[target.plugin_id, target.login] = self._fingerprint(value)
+        while len(self._all) >= MOST:
+            del self._all[min(self._all, key=lambda one: self._all[one].used_s)]
+        made = secrets.token_urlsafe(32)
+        self._all[_hash(made)] = Session(secure, now_s, now_s, opened)
+        return made
+
+    def _ended(self, cookies: Iterable[tuple[str, str]]) -> list[Session]:
+        ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
+        alive = [Session(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
+        for one in ended:
+            one.opened.clear()  # what still streams for it looks here
+        return alive
+
+    def _fingerprint(self, value: str) -> bytes:
+        return hmac.digest(self._key, value.encode("utf-8"), "sha256")
+
+    def _tell(self, target: Proxied, decision: Decision, code: str) -> None:
+        detail: dict[str, str | int | bool] = {"path": target.prefix}
+        self._record(
+            Event(
+                actor=str(DAEMON),
+                action="route.login",
+                target=target.plugin_id,
+                decision=decision,
+                code=code,
+                detail=detail,
+            )
+        )
+
+
+def _hash(value: str) -> bytes:
+    return hashlib.sha256(value.encode("utf-8", "surrogateescape")).digest()

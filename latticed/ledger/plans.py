@@ -1,0 +1,128 @@
+"""Plans as records: who planned what, and where each stands (model.plan). Nothing is applied by this room.
+
+A plan is its owner's: two plugins may plan the same, and each has its own. All times are microseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+from latticed.model.plan import TRANSITIONS, State
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+_COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, created_at, updated_at"
+_OPEN: Final = "('planned', 'approved')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many plans of one plugin are kept, and how many of all; closed ones make way for new ones."""
+
+    plans: int = 100
+    all_plans: int = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One plan. `number` grows and is never used again; `intent` is its canonical form, kind and all."""
+
+    number: int
+    plugin_id: str
+    sha256: str
+    kind: str
+    intent: str
+    state: State
+    created_at: int
+    updated_at: int
+
+
+def put(tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: Quota, *, now_us: int) -> Row:
+    """Keep a plan. The same one again is the one that there is; planned anew when it was applied or has gone stale.
+
+    Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted.
+    Problem quota_exceeded when nothing that is closed can make way.
+    """
+    found = get(tx, plugin_id, sha256)
+    if found is not None and found.state in {State.PLANNED, State.APPROVED, State.REFUSED}:
+        return found
+    tx.execute(
+        "UPDATE plans SET state = 'stale', updated_at = ? WHERE plugin_id = ? AND kind = ? AND state = 'planned'",
+        (now_us, plugin_id, kind),
+    )
+    if found is not None:
+        move(tx, plugin_id, sha256, State.PLANNED, now_us=now_us)
+    else:
+        _make_room(tx, plugin_id, quota)
+        tx.execute(
+            "INSERT INTO plans (plugin_id, sha256, kind, intent, state, created_at, updated_at) VALUES (?,?,?,?,?,?,?)",
+            (plugin_id, sha256, kind, intent, State.PLANNED.value, now_us, now_us),
+        )
+    row = get(tx, plugin_id, sha256)
+    assert row is not None  # noqa: S101 - put in just now
+    return row
+
+
+def move(tx: Transaction, plugin_id: str, sha256: str, wanted: State, *, now_us: int) -> Row:
+    """Set where a plan stands; Problems not_found, invalid_transition."""
+    found = get(tx, plugin_id, sha256)
+    if found is None:
+        raise Problem("not_found", f"there is no plan {sha256[:12]}… of {plugin_id}")
+    if wanted not in TRANSITIONS[found.state]:
+        detail = f"the plan {sha256[:12]}… of {plugin_id} is {found.state}, so it cannot become {wanted}"
+        raise Problem("invalid_transition", detail)
+    tx.execute("UPDATE plans SET state = ?, updated_at = ? WHERE number = ?", (wanted.value, now_us, found.number))
+    row = get(tx, plugin_id, sha256)
+    assert row is not None  # noqa: S101 - found just now
+    return row
+
+
+def clear(tx: Transaction, plugin_id: str) -> int:
+    """Remove all plans of one plugin; how many there were."""
+    tx.execute("DELETE FROM plans WHERE plugin_id = ?", (plugin_id,))
+    return tx.changes()
+
+
+def get(conn: Reader, plugin_id: str, sha256: str) -> Row | None:
+    statement = f"SELECT {_COLUMNS} FROM plans WHERE plugin_id = ? AND sha256 = ?"  # noqa: S608 - constants
+    row = conn.execute(statement, (plugin_id, sha256)).fetchone()
+    return None if row is None else _row(row)
+
+
+def page(conn: Reader, *, plugin_id: str | None = None, after: int = 0, limit: int = 100) -> list[Row]:
+    """Plans with a greater number, oldest first: of one plugin, or of all."""
+    chosen, values = ("plugin_id = ? AND ", (plugin_id,)) if plugin_id is not None else ("", ())
+    statement = f"SELECT {_COLUMNS} FROM plans WHERE {chosen}number > ? ORDER BY number LIMIT ?"  # noqa: S608
+    return [_row(row) for row in conn.execute(statement, (*values, after, limit))]
+
+
+def _make_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+    """Drop the oldest closed plan of the plugin where it has as many as it may; what is open stays."""
+    mine = int(tx.execute("SELECT count(*) FROM plans WHERE plugin_id = ?", (plugin_id,)).get)
+    everybodys = int(tx.execute("SELECT count(*) FROM plans").get)
+    if mine < quota.plans and everybodys < quota.all_plans:
+        return
+    oldest = f"SELECT min(number) FROM plans WHERE plugin_id = ? AND state NOT IN {_OPEN}"  # noqa: S608 - constants
+    tx.execute(f"DELETE FROM plans WHERE number = ({oldest})", (plugin_id,))  # noqa: S608 - constants
+    if tx.changes() and mine <= quota.plans and everybodys <= quota.all_plans:
+        return
+    whose, most = (f"plans of {plugin_id}", quota.plans) if mine >= quota.plans else ("plans", quota.all_plans)
+    raise Problem("quota_exceeded", f"expected at most {most} {whose} that are open", "have some approved or refused")
+
+
+def _row(row: tuple[Any, ...]) -> Row:
+    number, plugin_id, sha256, kind, intent, state, created_at, updated_at = row
+    return Row(
+        number=number,
+        plugin_id=plugin_id,
+        sha256=sha256,
+        kind=kind,
+        intent=intent,
+        state=State(state),
+        created_at=created_at,
+        updated_at=updated_at,
+    )

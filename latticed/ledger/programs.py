@@ -1,0 +1,115 @@
+"""Long-lived programs that plugins declared: services and tunnels. What a `spec` says is the host's business.
+
+All times are microseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+Kind = Literal["service", "tunnel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many of one kind one plugin may have, and all together."""
+
+    programs: int
+    all_programs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One program; `candidate` is a spec that is being tried in place of `spec`, or empty."""
+
+    plugin_id: str
+    kind: Kind
+    name: str
+    spec: str
+    candidate: str
+    created_at: int
+    updated_at: int
+
+
+_COLUMNS: Final = ", ".join(field.name for field in fields(Row))
+
+
+def put(tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: Quota, *, now_us: int) -> Row:
+    """Keep a program from now on, or change it, without any candidate; Problem quota_exceeded."""
+    if get(tx, plugin_id, kind, name) is None:
+        _make_sure_of_room(tx, plugin_id, kind, quota)
+        tx.execute(
+            f"INSERT INTO programs ({_COLUMNS}) VALUES (?,?,?,?,'',?,?)",  # noqa: S608 - constants
+            (plugin_id, kind, name, spec, now_us, now_us),
+        )
+    else:
+        tx.execute(
+            "UPDATE programs SET spec = ?, candidate = '', updated_at = ?"
+            " WHERE plugin_id = ? AND kind = ? AND name = ?",
+            (spec, now_us, plugin_id, kind, name),
+        )
+    row = get(tx, plugin_id, kind, name)
+    assert row is not None  # noqa: S101 - put in just now
+    return row
+
+
+def consider(tx: Transaction, plugin_id: str, kind: Kind, name: str, candidate: str) -> bool:
+    """Try `candidate` in place of the spec, or (empty) no longer; False when there is no such program."""
+    tx.execute(
+        "UPDATE programs SET candidate = ? WHERE plugin_id = ? AND kind = ? AND name = ?",
+        (candidate, plugin_id, kind, name),
+    )
+    return tx.changes() > 0
+
+
+def delete(tx: Transaction, plugin_id: str, kind: Kind, name: str) -> bool:
+    """Keep it no more; False when there was none."""
+    tx.execute("DELETE FROM programs WHERE plugin_id = ? AND kind = ? AND name = ?", (plugin_id, kind, name))
+    return tx.changes() > 0
+
+
+def clear(tx: Transaction, plugin_id: str, kind: Kind | None = None) -> int:
+    """Remove all of one plugin, or those of one kind; how many there were."""
+    chosen, values = ("", ()) if kind is None else (" AND kind = ?", (kind,))
+    tx.execute(f"DELETE FROM programs WHERE plugin_id = ?{chosen}", (plugin_id, *values))  # noqa: S608 - constants
+    return tx.changes()
+
+
+def get(conn: Reader, plugin_id: str, kind: Kind, name: str) -> Row | None:
+    statement = f"SELECT {_COLUMNS} FROM programs WHERE plugin_id = ? AND kind = ? AND name = ?"  # noqa: S608
+    row = conn.execute(statement, (plugin_id, kind, name)).fetchone()
+    return None if row is None else _row(row)
+
+
+def load_all(conn: Reader, kind: Kind) -> list[Row]:
+    """Every program of one kind, by plugin and name."""
+    statement = f"SELECT {_COLUMNS} FROM programs WHERE kind = ? ORDER BY plugin_id, name"  # noqa: S608 - constants
+    return [_row(row) for row in conn.execute(statement, (kind,))]
+
+
+def count(conn: Reader, kind: Kind, plugin_id: str | None = None) -> int:
+    """How many of one kind one plugin has, or all."""
+    chosen, values = (" AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
+    return int(conn.execute(f"SELECT count(*) FROM programs WHERE kind = ?{chosen}", (kind, *values)).get)  # noqa: S608
+
+
+def _make_sure_of_room(tx: Transaction, plugin_id: str, kind: Kind, quota: Quota) -> None:
+    for found, most, what in (
+        (count(tx, kind, plugin_id), quota.programs, f"{kind}s of {plugin_id}"),
+        (count(tx, kind), quota.all_programs, f"{kind}s"),
+    ):
+        if found >= most:
+            raise Problem(
+                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
+            )
+
+
+def _row(row: tuple[Any, ...]) -> Row:
+    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))

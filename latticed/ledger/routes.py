@@ -1,0 +1,95 @@
+"""HTTP routes that plugins have put, so that they are there again after a restart. What a `spec` says is the host's
+business.
+
+Whether a path is free is decided where routes are claimed, among plugins that live; here it may be in several rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+_COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many routes one plugin may have, how many bytes their specs, and how many routes there may be in all."""
+
+    routes: int = 32
+    total_bytes: int = 1 << 20
+    all_routes: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One route. Times are microseconds since the epoch."""
+
+    plugin_id: str
+    path: str
+    spec: str
+    created_at: int
+    updated_at: int
+
+
+def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: Quota, *, now_us: int) -> Row:
+    """Keep a route, in place of the one that the plugin has at this path; Problem quota_exceeded."""
+    found = get(tx, plugin_id, path)
+    statement = "SELECT count(*), coalesce(sum(length(spec)), 0) FROM routes WHERE plugin_id = ? AND path <> ?"
+    others, size = tx.execute(statement, (plugin_id, path)).fetchone() or (0, 0)
+    for would_be, most, what in (
+        (others + 1, quota.routes, f"routes of {plugin_id}"),
+        (size + len(spec), quota.total_bytes, f"characters in the routes of {plugin_id}"),
+        (count(tx) + (found is None), quota.all_routes, "routes"),
+    ):
+        if would_be > most:
+            raise Problem("quota_exceeded", f"expected at most {most} {what}, found {would_be}", "delete some of them")
+    row = Row(
+        plugin_id=plugin_id,
+        path=path,
+        spec=spec,
+        created_at=now_us if found is None else found.created_at,
+        updated_at=now_us,
+    )
+    values = (row.plugin_id, row.path, row.spec, row.created_at, row.updated_at)
+    tx.execute(f"INSERT OR REPLACE INTO routes ({_COLUMNS}) VALUES (?,?,?,?,?)", values)  # noqa: S608 - constants
+    return row
+
+
+def delete(tx: Transaction, plugin_id: str, path: str) -> bool:
+    """Remove one; False when there was none."""
+    tx.execute("DELETE FROM routes WHERE plugin_id = ? AND path = ?", (plugin_id, path))
+    return tx.changes() > 0
+
+
+def clear(tx: Transaction, plugin_id: str) -> int:
+    """Remove all of one plugin; how many there were."""
+    tx.execute("DELETE FROM routes WHERE plugin_id = ?", (plugin_id,))
+    return tx.changes()
+
+
+def get(conn: Reader, plugin_id: str, path: str) -> Row | None:
+    statement = f"SELECT {_COLUMNS} FROM routes WHERE plugin_id = ? AND path = ?"  # noqa: S608 - constants
+    row = conn.execute(statement, (plugin_id, path)).fetchone()
+    return None if row is None else _row(row)
+
+
+def load_all(conn: Reader) -> list[Row]:
+    """Every route, those that have been there longest first: they have the better claim."""
+    statement = f"SELECT {_COLUMNS} FROM routes ORDER BY created_at, plugin_id, path"  # noqa: S608 - constants
+    return [_row(row) for row in conn.execute(statement)]
+
+
+def count(conn: Reader) -> int:
+    """How many there are."""
+    return int(conn.execute("SELECT count(*) FROM routes").get)
+
+
+def _row(row: tuple[Any, ...]) -> Row:
+    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))

@@ -1,0 +1,199 @@
+"""Scripts that plugins submitted: what each is, how it stands, how it ended. Which step is allowed is the host's rule.
+
+All times are microseconds since the epoch; 0: never.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from latticed.ledger.connection import Reader
+    from latticed.ledger.writer import Transaction
+
+State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
+OPEN: Final = ("submitted", "approved", "running")
+_IS_OPEN: Final = "state IN ('submitted', 'approved', 'running')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many tasks that have not ended one plugin may have, and all together."""
+
+    tasks: int
+    all_tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a task ended. `exit_code` or `signal`, when it ran to an end; `*_bytes`: all that it wrote.
+
+    `stdout` and `stderr` are the last of it, ready to be shown; `truncated`: there was more.
+    """
+
+    code: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task. `sha256` is that of the script as submitted, `approved_sha256` that of what an operator approved.
+
+    `run_id` names its one run, and is set before that begins. Other fields: as in `Outcome`.
+    """
+
+    seq: int
+    id: str
+    plugin_id: str
+    name: str
+    interpreter: str
+    script: str
+    sha256: str
+    targets: tuple[str, ...]
+    timeout_s: int
+    state: State
+    approved_sha256: str
+    approved_by: str
+    run_id: str
+    created_at: int
+    approved_at: int
+    started_at: int
+    ended_at: int
+    outcome: Outcome
+
+
+_OUTCOME: Final = tuple(field.name for field in fields(Outcome))
+_OWN: Final = tuple(field.name for field in fields(Task) if field.name != "outcome")
+_COLUMNS: Final = ", ".join((*_OWN, *_OUTCOME))
+_HEAVY: Final = ("script", "stdout", "stderr")
+_GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name in (*_OWN, *_OUTCOME))
+"""Without what can be long."""
+
+
+def submit(tx: Transaction, task: Task, quota: Quota) -> Task:
+    """Keep a new one (its `seq` is given here); Problem quota_exceeded changes nothing."""
+    for found, most, what in (
+        (count_open(tx, task.plugin_id), quota.tasks, f"tasks of {task.plugin_id} that have not ended"),
+        (count_open(tx), quota.all_tasks, "tasks that have not ended"),
+    ):
+        if found >= most:
+            raise Problem(
+                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "latticectl task list"
+            )
+    names = tuple(name for name in _OWN if name != "seq")
+    values = [getattr(task, name) for name in names]
+    values[names.index("targets")] = json.dumps(task.targets)
+    marks = ", ".join("?" * len(names))
+    tx.execute(f"INSERT INTO tasks ({', '.join(names)}) VALUES ({marks})", tuple(values))  # noqa: S608 - constants
+    made = get(tx, task.id)
+    assert made is not None  # noqa: S101 - put in just now
+    return made
+
+
+def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> None:
+    tx.execute(
+        "UPDATE tasks SET state = 'approved', approved_sha256 = ?, approved_by = ?, approved_at = ? WHERE id = ?",
+        (sha256, by, now_us, task_id),
+    )
+
+
+def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> None:
+    """Its one run is about to begin."""
+    tx.execute("UPDATE tasks SET state = 'running', run_id = ?, started_at = ? WHERE id = ?", (run_id, now_us, task_id))
+
+
+def end(tx: Transaction, task_id: str, state: State, outcome: Outcome, *, now_us: int) -> None:
+    sets = ", ".join(f"{name} = ?" for name in _OUTCOME)
+    values = tuple(int(value) if isinstance(value, bool) else value for value in _values(outcome))
+    tx.execute(
+        f"UPDATE tasks SET state = ?, ended_at = ?, {sets} WHERE id = ?",  # noqa: S608 - constants
+        (state, now_us, *values, task_id),
+    )
+
+
+def get(conn: Reader, task_id: str) -> Task | None:
+    row = conn.execute(f"SELECT {_COLUMNS} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608
+    return None if row is None else _task(row)
+
+
+def of_state(conn: Reader, *states: State) -> list[Task]:
+    """All in one of these (open) states, without their scripts: the longest approved first, then as they came."""
+    marks = ", ".join("?" * len(states))
+    statement = f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND state IN ({marks}) ORDER BY approved_at, seq"  # noqa: S608
+    return [_task(row) for row in conn.execute(statement, states)]
+
+
+def page(
+    conn: Reader, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
+) -> list[Task]:
+    """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
+    wheres: list[str] = ["1"]
+    values: list[Any] = []
+    if states:
+        wheres.append(f"state IN ({', '.join('?' * len(states))})")
+        values += states
+    if plugin_id is not None:
+        wheres.append("plugin_id = ?")
+        values.append(plugin_id)
+    if before_seq:
+        wheres.append("seq < ?")
+        values.append(before_seq)
+    statement = f"SELECT {_GLANCE} FROM tasks WHERE {' AND '.join(wheres)} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+    return [_task(row) for row in conn.execute(statement, (*values, limit))]
+
+
+def count_open(conn: Reader, plugin_id: str | None = None) -> int:
+    """How many have not ended, of one plugin or of all."""
+    chosen, values = ("AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
+    return int(conn.execute(f"SELECT count(*) FROM tasks WHERE {_IS_OPEN} {chosen}", values).get)  # noqa: S608
+
+
+def overdue(conn: Reader, *, before_us: int) -> list[Task]:
+    """Those that wait for approval, or for their turn, since before `before_us`; without their scripts."""
+    statement = (
+        f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND "  # noqa: S608 - constants
+        "((state = 'submitted' AND created_at < ?) OR (state = 'approved' AND approved_at < ?))"
+    )
+    return [_task(row) for row in conn.execute(statement, (before_us, before_us))]
+
+
+def retain(tx: Transaction, *, before_us: int, most: int) -> int:
+    """Remove what ended before `before_us`, and all that ended but the newest `most`; how many there were."""
+    tx.execute("DELETE FROM tasks WHERE ended_at > 0 AND ended_at < ?", (before_us,))
+    removed = tx.changes()
+    tx.execute(
+        "DELETE FROM tasks WHERE ended_at > 0 AND seq NOT IN"
+        " (SELECT seq FROM tasks WHERE ended_at > 0 ORDER BY ended_at DESC, seq DESC LIMIT ?)",
+        (most,),
+    )
+    return removed + tx.changes()
+
+
+def clear(tx: Transaction, plugin_id: str) -> int:
+    """Remove all of one plugin; how many there were."""
+    tx.execute("DELETE FROM tasks WHERE plugin_id = ?", (plugin_id,))
+    return tx.changes()
+
+
+def _values(outcome: Outcome) -> tuple[Any, ...]:
+    return tuple(getattr(outcome, name) for name in _OUTCOME)
+
+
+def _task(row: tuple[Any, ...]) -> Task:
+    own = dict(zip(_OWN, row, strict=False))
+    own["targets"] = tuple(json.loads(own["targets"]))
+    told = dict(zip(_OUTCOME, row[len(_OWN) :], strict=True))
+    return Task(**own, outcome=Outcome(**{**told, "truncated": bool(told["truncated"])}))

@@ -1,0 +1,79 @@
+"""Plans: what a plugin would have changed on this host, as kind and intent (architecture decision 10).
+
+A plan is named by the SHA-256 of its canonical form, RFC 8785 of `{"intent", "kind"}`. That is JSON with sorted keys
+and without white space; intents hold no fractions and no integers beyond ±(2^53-1), so that every implementation writes
+them alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+KINDS: Final = ("nft", "wireguard", "nginx", "proxy")
+"""What can be planned; each kind will have one renderer and one applier."""
+MAX_INTENT_BYTES: Final = 64 << 10
+MAX_DEPTH: Final = 32
+_LARGEST: Final = 2**53 - 1
+
+
+class State(StrEnum):
+    """Where a plan stands. Only operators approve and refuse, only appliers apply."""
+
+    PLANNED = "planned"
+    APPROVED = "approved"
+    APPLIED = "applied"
+    STALE = "stale"
+    REFUSED = "refused"
+
+
+TRANSITIONS: Final = MappingProxyType(
+    {
+        State.PLANNED: frozenset({State.APPROVED, State.REFUSED, State.STALE}),
+        State.APPROVED: frozenset({State.APPLIED, State.REFUSED, State.STALE}),
+        State.APPLIED: frozenset({State.PLANNED}),
+        State.STALE: frozenset({State.PLANNED}),
+        State.REFUSED: frozenset[State](),
+    }
+)
+"""The only transitions there are. To plan what was applied, or is stale, is to want it again; a refusal stays."""
+
+
+class BadIntent(ValueError):
+    """An intent that no plan can hold; the message says where and why, never a value."""
+
+
+def canonical(kind: str, intent: dict[str, Any]) -> bytes:
+    """The bytes that name a plan; BadIntent for what has no canonical form or is too large."""
+    import rfc8785  # only plans and manifests of v2 pay for it
+
+    _check(intent, "intent", 0)
+    try:
+        data: bytes = rfc8785.dumps({"kind": kind, "intent": intent})
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        raise BadIntent("intent: expected text without lone surrogates") from error
+    if len(data) > MAX_INTENT_BYTES:
+        raise BadIntent(f"intent: expected at most {MAX_INTENT_BYTES} bytes, found {len(data)}")
+    return data
+
+
+def sha256(canonical_form: bytes) -> str:
+    """The name of the plan with this canonical form: 64 hex digits."""
+    return hashlib.sha256(canonical_form).hexdigest()
+
+
+def _check(value: Any, where: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise BadIntent(f"intent: expected at most {MAX_DEPTH} levels of nesting")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check(inner, f"{where}.{name}"[:200], depth + 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check(inner, f"{where}[{index}]"[:200], depth + 1)
+    elif isinstance(value, float):
+        raise BadIntent(f"{where}: expected no fractions")
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
+        raise BadIntent(f"{where}: expected an integer within ±(2^53-1)")

@@ -1,0 +1,121 @@
+"""Handlers for tasks: operators read what plugins want to have run, approve exactly that, or cancel it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
+
+from msgspec import Meta
+
+from latticed.host import task as host
+from latticed.rpc.api import Body, Query
+from latticed.rpc.plugins import Nothing
+
+if TYPE_CHECKING:
+    from latticed.host.tasks.queue import Tasks
+    from latticed.rpc.api import Ask
+
+State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
+
+
+class Sought(Query, frozen=True):
+    """The newest `limit` tasks in a state and of a plugin, older than the number `before`."""
+
+    state: State | None = None
+    plugin: str | None = None
+    before: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class Approval(Body, frozen=True):
+    """`sha256`: of the script that is approved, 64 hex digits; the one that the task has, or it is refused."""
+
+    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
+
+
+class TaskRow(TypedDict):
+    """`exit_code` or `signal`, once it ran to an end; `code` and `reason` say why it is not done."""
+
+    seq: int
+    id: str
+    plugin: str
+    name: str
+    interpreter: str
+    sha256: str
+    state: str
+    code: str
+    reason: str
+    exit_code: int | None
+    signal: int | None
+    created_at: str
+    approved_at: str | None
+    started_at: str | None
+    ended_at: str | None
+
+
+class TaskWhole(TaskRow):
+    """`stdout` and `stderr` are the last of what it wrote; `*_bytes` count all, `truncated`: the beginning is gone."""
+
+    script: str
+    targets: list[str]
+    timeout_s: int
+    approved_by: str
+    run: str
+    stdout: str
+    stderr: str
+    stdout_bytes: int
+    stderr_bytes: int
+    truncated: bool
+
+
+class TaskPage(TypedDict):
+    """`next` is what `before` must be for the following page, null on the last."""
+
+    tasks: list[TaskRow]
+    next: int | None
+
+
+class TasksCancelled(TypedDict):
+    cancelled: int
+
+
+async def listing(ask: Ask) -> TaskPage:
+    """Newest first."""
+    wanted = ask.query(Sought)
+    found = await _tasks(ask).page(
+        states=(wanted.state,) if wanted.state else (),
+        plugin_id=wanted.plugin,
+        before_seq=wanted.before,
+        limit=wanted.limit + 1,
+    )
+    page = found[: wanted.limit]
+    rows = [cast("TaskRow", host.glance(one)) for one in page]
+    return {"tasks": rows, "next": page[-1].seq if len(found) > len(page) else None}
+
+
+async def show(ask: Ask) -> TaskWhole:
+    """One, with its script and what it wrote."""
+    return cast("TaskWhole", host.whole(_tasks(ask).get(ask.part("task"))))
+
+
+async def approve(ask: Ask) -> TaskRow:
+    """Let one run, once; the queue puts it on record, and what it refuses too."""
+    body = await ask.body(Approval)
+    task = await _tasks(ask).approve(ask.part("task"), sha256=body.sha256, by=str(ask.actor))
+    return cast("TaskRow", host.glance(task))
+
+
+async def cancel(ask: Ask) -> TaskRow:
+    """Have one not run, or end."""
+    await ask.body(Nothing)
+    task = await _tasks(ask).cancel(ask.part("task"), by=str(ask.actor))
+    return cast("TaskRow", host.glance(task))
+
+
+async def cancel_all(ask: Ask) -> TasksCancelled:
+    """The kill switch."""
+    await ask.body(Nothing)
+    return {"cancelled": await _tasks(ask).cancel_all(by=str(ask.actor))}
+
+
+def _tasks(ask: Ask) -> Tasks:
+    return ask.api.tasks

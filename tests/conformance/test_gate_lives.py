@@ -1,0 +1,76 @@
+"""A plugin's Gate over its life: stopped, tampered with, in other hands; and what belongs to one plugin alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import bundles, houses
+from tests.house.hostcalls import caller
+
+ID = "acme.demo"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        yield found
+
+
+async def test_a_stopped_plugin_s_gate_answers_nothing(home):
+    """Disabled: what it still tries is refused."""
+    plugin = await caller(home, "kv:read")
+    assert (await home.decide(ID, "disabled")).status == 200
+    assert await plugin.denied("kv.get", key="a") == "service_unavailable"
+
+
+async def test_a_tampered_plugin_loses_its_gate(home):
+    """A byte changed on disk: stopped, its Gate closed; put back, it is armed with a new Gate."""
+    plugin = await caller(home, "kv:read", "kv:write")
+    await plugin.call("kv.put", key="a", value="kept")
+    before = bundles.tamper(home.dropped["demo"].artifact_path)
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert view["runtime"]["last_error"]["code"] == "digest_mismatch"
+    assert (view["status"], view["available"]) == ("active", False)
+    assert await plugin.denied("kv.get", key="a") == "service_unavailable"
+    home.dropped["demo"].artifact_path.write_bytes(before)
+    await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+    assert (await home.driven.only(ID).call("kv.get", key="a"))["value"] == "kept"
+
+
+async def test_plugins_do_not_share_a_bucket(home):
+    """The same key, two values; neither sees the other's."""
+    one = await caller(home, "kv:read", "kv:write")
+    two = await caller(home, "kv:read", "kv:write", plugin_id="acme.other", name="other")
+    await one.call("kv.put", key="k", value="one")
+    assert await two.call("kv.get", key="k") == {"ok": False}
+    await two.call("kv.put", key="k", value="two")
+    assert (await one.call("kv.get", key="k"))["value"] == "one"
+    assert (await two.call("kv.list"))["keys"] == ["k"]
+    assert (await home.ask("GET", f"/api/kv/plugin:{ID}/k"))["raw"] == b"one"
+
+
+async def test_another_publisher_never_reads_what_the_old_one_wrote():
+    """Accepted by name, the id changes hands with an empty bucket; handed back, the old one is there again."""
+    acme, rival = bundles.author("acme"), bundles.author("rival")
+    async with houses.opened(author=acme, policy=bundles.policy_bytes(acme, rival)) as home:
+        plugin = await caller(home, "kv:read", "kv:write")
+        await plugin.call("kv.put", key="k", value="acme's")
+        home.drop("theirs", author=rival, id=ID, version="1.1.0", capabilities=["kv:read", "kv:write"])
+        await houses.until(lambda: "plugins/theirs" in home.house.api.lifecycle.rejected())
+        taken = await home.ask(
+            "POST",
+            f"/api/plugins/by-id/{ID}/upgrade",
+            {"accept_publisher": "rival", "accept": ["kv:read", "kv:write"]},
+        )
+        assert (taken.status, taken["publisher"], taken["runtime"]["state"]) == (200, "rival", "armed")
+        theirs = home.driven.only(ID)
+        assert await theirs.call("kv.list") == {"keys": [], "next": None}
+        await theirs.call("kv.put", key="k", value="rival's")
+        assert "plugins/demo" in home.house.api.lifecycle.rejected()
+        back = await home.ask(
+            "POST",
+            f"/api/plugins/by-id/{ID}/upgrade",
+            {"accept_publisher": "acme", "accept": ["kv:read"], "allow_downgrade": True},
+        )
+        assert (back.status, back["publisher"], back["granted"]) == (200, "acme", ["kv:read"])
+        assert (await home.driven.only(ID).call("kv.get", key="k"))["value"] == "acme's"

@@ -1,0 +1,132 @@
+"""What kv, log and audit do for a plugin: the services that need nothing of the host."""
+
+from __future__ import annotations
+
+import base64
+from types import SimpleNamespace
+
+import pytest
+
+from tests.house import hostcalls, houses
+from tests.house.hostcalls import caller
+
+ID = "acme.demo"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        yield found
+
+
+@pytest.fixture
+async def plugin(home):
+    """One that declares everything and was granted everything."""
+    return await caller(home, *hostcalls.EVERYTHING, accept=hostcalls.HOST_RISK)
+
+
+async def test_kv_keeps_text_and_bytes(plugin):
+    """Text as text and base64; bytes that are no text as base64 only; missing is no error."""
+    assert await plugin.call("kv.get", key="a") == {"ok": False}
+    assert await plugin.call("kv.put", key="a", value="grüße\n") == {"ok": True}
+    raw = b"\xff\x00\n"
+    assert await plugin.call("kv.put", key="b", value_base64=base64.b64encode(raw).decode()) == {"ok": True}
+    text = "grüße\n".encode()
+    assert await plugin.call("kv.get", key="a") == {
+        "ok": True,
+        "value": "grüße\n",
+        "value_base64": base64.b64encode(text).decode(),
+    }
+    assert await plugin.call("kv.get", key="b") == {
+        "ok": True,
+        "value": None,
+        "value_base64": base64.b64encode(raw).decode(),
+    }
+    assert plugin.recorded() == [(method, "allow", "") for method in ("kv.get", "kv.put", "kv.put", "kv.get", "kv.get")]
+
+
+async def test_kv_lists_and_deletes(plugin):
+    """By prefix, after a cursor; deleting what is not there says so."""
+    for key in ("b2", "a", "b1"):
+        await plugin.call("kv.put", key=key, value="")
+    assert await plugin.call("kv.list") == {"keys": ["a", "b1", "b2"], "next": None}
+    assert await plugin.call("kv.list", prefix="b", after="b1") == {"keys": ["b2"], "next": None}
+    assert await plugin.call("kv.delete", key="a") == {"ok": True}
+    assert await plugin.call("kv.delete", key="a") == {"ok": False}
+
+
+async def test_kv_list_goes_by_pages(home, plugin, monkeypatch):
+    """`next` is where to go on."""
+    monkeypatch.setattr("latticed.host.kv.PAGE", 2)
+    for key in "abc":
+        await plugin.call("kv.put", key=key, value="")
+    assert await plugin.call("kv.list") == {"keys": ["a", "b"], "next": "b"}
+    assert await plugin.call("kv.list", after="b") == {"keys": ["c"], "next": None}
+
+
+@pytest.mark.parametrize(
+    "key", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "\x1b[0m", "a\u202eb", "a\u2028b", "k" * 257]
+)
+async def test_keys_that_could_mislead_are_bad_params(plugin, key):
+    """No path, no control characters, at most 256 characters."""
+    for method, more in (("kv.get", {}), ("kv.put", {"value": ""}), ("kv.delete", {})):
+        assert await plugin.denied(method, key=key, **more) == "bad_params"
+    await plugin.call("kv.put", key="k" * 256, value="fits")
+
+
+async def test_quotas_hold(home):
+    """On a value, on keys, on all of it; replacing with less always fits. The call was allowed, then failed."""
+    toml = "[host_calls]\nkv_value_bytes = 8\nkv_keys = 2\nkv_total_bytes = 20\n"
+    async with houses.opened(toml=toml) as small:
+        plugin = await caller(small, "kv:read", "kv:write")
+        assert await plugin.denied("kv.put", key="a", value="123456789") == "quota_exceeded"
+        assert plugin.recorded() == [("kv.put", "allow", ""), ("kv.put", "deny", "quota_exceeded")]
+        await plugin.call("kv.put", key="a", value="12345678")
+        await plugin.call("kv.put", key="b", value="12345678")
+        assert await plugin.denied("kv.put", key="c", value="") == "quota_exceeded"
+        assert await plugin.call("kv.delete", key="b") == {"ok": True}
+        assert await plugin.denied("kv.put", key="b" * 12, value="") == "quota_exceeded"
+        await plugin.call("kv.put", key="a", value="1")
+
+
+async def test_audit_query_shows_a_plugin_its_own_events_only(home, plugin):
+    """Never another's, whatever it asks for; the call itself is already on record."""
+    other = await caller(home, "kv:read", plugin_id="acme.other", name="other")
+    await other.call("kv.get", key="secret")
+    await plugin.call("kv.get", key="a")
+    answer = await plugin.call("audit.query")
+    assert {event["actor"] for event in answer["events"]} == {f"plugin:{ID}"}
+    assert [event["target"] for event in answer["events"]] == ["kv.get", "audit.query"]
+    assert answer["next"] is None
+    one = await plugin.call("audit.query", limit=1, after=answer["events"][0]["seq"])
+    assert [event["target"] for event in one["events"]] == ["audit.query"]
+    assert one["next"] == one["events"][0]["seq"]
+    assert await plugin.denied("audit.query", actor="plugin:acme.other") == "bad_params"
+
+
+async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
+    """Newlines, ANSI and bidi arrive escaped, under the plugin's own id; long ones are cut."""
+    lines = []
+    levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
+    monkeypatch.setattr("latticed.engine.log", SimpleNamespace(**levels))
+    plugin = await caller(home, "log:write")
+    forged = "ok\nplugin_armed plugin_id=acme.evil\r\x1b[31m\u202e\u2028end"
+    await plugin.call("log.write", level="warning", message=forged, fields={"a\nb": "c\x1b[0m", "n": 1})
+    await plugin.call("log.write", level="emerg", message="x" * 100_000, fields={str(n): n for n in range(100)})
+    (first, second) = [line for line in lines if line[1] == "plugin_said"]
+    level, _, fields = first
+    assert (level, fields["plugin_id"]) == ("warning", ID)
+    for text in (fields["message"], *fields["fields"], *fields["fields"].values()):
+        assert text.isprintable(), text
+    assert fields["message"].startswith("ok\\x0aplugin_armed")
+    level, _, fields = second
+    assert level == "info"
+    assert len(fields["message"]) <= 8_192
+    assert len(fields["fields"]) <= 32
+
+
+def _taker(lines, level):
+    def take(event, **fields):
+        lines.append((level, event, fields))
+
+    return take

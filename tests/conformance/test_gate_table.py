@@ -1,0 +1,213 @@
+"""Every host call that is served, in every way that it can go: what the plugin gets, and what is on record of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from latticed.broker.limits import Rate
+from latticed.model import hostcall
+from latticed.model.errors import Problem
+from tests.house import hostcalls
+from tests.house.clocks import ManualClock
+from tests.house.hostcalls import ROWS
+
+
+@pytest.fixture
+async def stage():
+    async with hostcalls.standing() as found:
+        yield found
+
+
+def every(stage, code):
+    """What all calls that are served come to."""
+    return dict.fromkeys(sorted(stage.broker.services), code)
+
+
+async def test_every_call_that_is_served_has_its_row(stage):
+    """And a row without a way to fill it up, or to take it down, says why."""
+    assert set(stage.broker.services) <= set(ROWS)
+    assert set(ROWS) == set(hostcall.CAPABILITY_OF)
+    assert [method for method, row in ROWS.items() if not row.bad or not (row.why or (row.full and row.down))] == []
+
+
+async def test_allowed(stage):
+    """The result has the members that are promised; one allow is on record."""
+    found, recorded = {}, {}
+    for method, row, caller in stage.each():
+        await stage.prepare(row, caller)
+        if row.refused:
+            assert await caller.denied(method, **stage.fill(row.good)) == row.refused
+            assert caller.recorded() == [(method, "allow", ""), (method, "deny", row.refused)]
+            continue
+        found[method] = set(await caller.call(method, **stage.fill(row.good)))
+        recorded[method] = caller.recorded()
+    assert found == {method: set(ROWS[method].answers.split()) for method in found}
+    assert recorded == {method: [(method, "allow", "")] for method in found}
+
+
+async def test_not_declared():
+    """Whatever an operator grants, what the manifest does not name is denied, and that is on record."""
+    others = {hostcalls.service_of(method): ["kv:read"] for method in ROWS} | {"kv": ["log:write"]}
+    async with hostcalls.standing(declares=others) as stage:
+        found, recorded = {}, {}
+        for method, row, caller in stage.each():
+            found[method] = await caller.outcome(method, **stage.fill(row.good))
+            recorded[method] = caller.recorded()
+        assert found == every(stage, "capability_denied")
+        assert recorded == {method: [(method, "deny", "capability_denied")] for method in found}
+
+
+async def test_not_granted_then_granted(stage):
+    """Trimmed: denied in the very next call. Granted: allowed in the next. Through the API, under a running plugin."""
+    seen, recorded = {}, {}
+    for method, row, caller in stage.each():
+        await stage.prepare(row, caller)
+        url, needed = f"/api/plugins/by-id/{caller.id}/grants", hostcall.CAPABILITY_OF[method]
+        outcomes = []
+        for change in ("trim", "grant"):
+            assert (await stage.home.ask("PUT", url, {change: [needed]})).status == 200
+            outcomes.append(await caller.outcome(method, **stage.fill(row.good)))
+        seen[method], recorded[method] = outcomes, caller.recorded()[:2]
+        assert stage.home.driven.attempts[caller.id] == 1, "no restart for that"
+    assert seen == {method: ["capability_not_granted", ROWS[method].comes_to] for method in seen}
+    assert recorded == {
+        method: [(method, "deny", "capability_not_granted"), (method, "allow", "")] for method in recorded
+    }
+
+
+async def test_host_risk_waits_for_its_name(stage):
+    """What can harm the host is masked when a plugin is installed, until an operator names it."""
+    caller = await hostcalls.caller(stage.home, *hostcalls.EVERYTHING, plugin_id="acme.fresh", name="fresh")
+    masked = {m for m in stage.broker.services if hostcall.CAPABILITY_OF[m] in hostcalls.HOST_RISK}
+    found = {m: await caller.outcome(m, **stage.fill(ROWS[m].good)) for m in sorted(masked)}
+    assert found == dict.fromkeys(masked, "capability_not_granted")
+    assert {record[1:] for record in caller.recorded()} == {("deny", "capability_not_granted")}
+
+
+async def test_over_its_rate(stage):
+    """One call at a time is allowed here: the second comes too soon, and is welcome later."""
+    clock = stage.broker.clock = ManualClock()
+    stage.broker.limits = replace(stage.broker.limits, of_call={})
+    seen, recorded = {}, {}
+    for method, row, caller in stage.each():
+        stage.broker.limits = replace(stage.broker.limits, rate=Rate(per_second=100, burst=100))
+        await stage.prepare(row, caller)
+        stage.broker.limits = replace(stage.broker.limits, rate=Rate(per_second=1, burst=1))
+        asked = stage.fill(row.good)
+        outcomes = [await caller.outcome(method, **asked), await caller.outcome(method, **asked)]
+        clock.advance(1)
+        seen[method], recorded[method] = [*outcomes, await caller.outcome(method, **asked)], caller.recorded()
+        clock.advance(1)
+    assert seen == {m: [ROWS[m].comes_to, "rate_limited", ROWS[m].comes_to] for m in seen}
+    assert [m for m, found in recorded.items() if found.count((m, "deny", "rate_limited")) != 1] == []
+
+
+async def test_bad_parameters(stage):
+    """Missing, of another type, out of range, unknown, misleading: each of them is denied, and on record as denied."""
+    wrong = []
+    for method, row, caller in stage.each():
+        for params in ({**row.good, "nobody_knows": 1}, *row.bad):
+            found = await caller.outcome(method, **stage.fill(params))
+            last = caller.recorded()[-1]
+            if (found, last) != ("bad_params", (method, "deny", "bad_params")):
+                wrong.append((method, params, found, last))
+    assert wrong == []
+
+
+async def test_too_large(stage):
+    """Judged by size alone, before anybody looks at the parameters: the service never sees them."""
+    found, recorded = {}, {}
+    for method, row, caller in stage.each():
+        params = {**stage.fill(row.good), "nobody_knows": "x" * stage.broker.limits.request_bytes}
+        found[method] = await caller.outcome(method, **params)
+        recorded[method] = caller.recorded()
+    assert found == every(stage, "too_large")
+    assert recorded == {method: [(method, "deny", "too_large")] for method in found}
+
+
+async def test_its_service_is_down(stage):
+    """Allowed, then service_unavailable: both on record. When what it stands on is back, so is the service."""
+    found, recorded, after = {}, {}, {}
+    for method, row, caller in stage.each():
+        if not row.down:
+            continue
+        await stage.prepare(row, caller)
+        with stage.down(row.down):
+            found[method] = await caller.outcome(method, **stage.fill(row.good))
+        recorded[method] = caller.recorded()
+        after[method] = await caller.outcome(method, **stage.fill(row.good))
+    assert found == dict.fromkeys(found, "service_unavailable")
+    assert recorded == {method: [(method, "allow", ""), (method, "deny", "service_unavailable")] for method in recorded}
+    assert after == {method: ROWS[method].comes_to for method in found}
+
+
+async def test_its_deadline(stage):
+    """A service that takes too long is cut: allowed, then deadline_exceeded, both on record."""
+    stage.broker.limits = replace(stage.broker.limits, deadline_s=0.02)
+    found, recorded = {}, {}
+    with stage.held():
+        for method, row, caller in stage.each():
+            found[method] = await caller.outcome(method, **stage.fill(row.good))
+            recorded[method] = caller.recorded()
+    assert found == every(stage, "deadline_exceeded")
+    assert recorded == {method: [(method, "allow", ""), (method, "deny", "deadline_exceeded")] for method in found}
+
+
+async def test_its_quota(stage):
+    """What keeps something keeps so much and no more: allowed, then quota_exceeded, both on record."""
+    found, recorded = {}, {}
+    for method, row, caller in stage.each():
+        if not row.full:
+            continue
+        *fill, (last, params) = row.full
+        for name, more in fill:
+            await caller.call(name, **stage.fill(more))
+        caller.recorded()
+        found[method] = await caller.outcome(last, **stage.fill(params))
+        recorded[method] = caller.recorded()
+    assert found == dict.fromkeys(found, "quota_exceeded")
+    assert recorded == {method: [(method, "allow", ""), (method, "deny", "quota_exceeded")] for method in recorded}
+
+
+async def test_what_cannot_be_recorded_does_not_happen(stage, monkeypatch):
+    """audit_unavailable: no service is asked, nothing is on record; with the audit back, all is well again."""
+    found, after = {}, {}
+
+    async def record(_event):
+        raise Problem("audit_unavailable", "the event cannot be recorded: disk full")
+
+    for method, row, caller in stage.each():
+        await stage.prepare(row, caller)
+        with monkeypatch.context() as patch, stage.held():  # a service that were asked would never answer
+            patch.setattr(stage.broker, "record", record)
+            found[method] = await caller.outcome(method, **stage.fill(row.good))
+        assert caller.recorded() == []
+        after[method] = await caller.outcome(method, **stage.fill(row.good))
+    assert found == every(stage, "audit_unavailable")
+    assert after == {method: ROWS[method].comes_to for method in found}
+
+
+async def test_calls_without_a_service_say_so(stage):
+    """A call of the table that a version does not serve: service_unavailable, though declared and granted, on record."""
+    served = [(method, row, caller) for method, row, caller in stage.each()]
+    stage.broker.services = {}
+    found, recorded = {}, {}
+    for method, row, caller in served:
+        found[method] = await caller.outcome(method, **stage.fill(row.good))
+        recorded[method] = caller.recorded()
+    assert found == {method: "service_unavailable" for method, *_ in served}
+    assert recorded == {method: [(method, "deny", "service_unavailable")] for method in found}
+
+
+async def test_the_chain_of_all_this_verifies(stage):
+    """After allows, denials and failures of every kind."""
+    for method, row, caller in stage.each():
+        for params in (row.good, *row.bad):
+            await caller.outcome(method, **stage.fill(params))
+        await caller.outcome(f"{method}\ud800\x00")
+    before = stage.home.mark()
+    report = await stage.home.ask("GET", "/api/audit/verify")
+    assert report["ok"], report
+    assert report["events"] >= before

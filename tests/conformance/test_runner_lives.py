@@ -1,0 +1,180 @@
+"""Every real way of living in a whole house: what operators and the audit see of it is the same for all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import houses, leftovers, ways
+
+ID = "acme.demo"
+GRANTS = f"/api/plugins/by-id/{ID}/grants"
+INVOKE = f"/api/plugins/by-id/{ID}/invoke"
+SOON = "[supervision]\nbackoff_base_s = 0.1\n"
+
+
+every = pytest.mark.parametrize("way", ways.WAYS.values(), ids=ways.WAYS)
+
+
+def able(what):
+    """The ways in which there is such a thing; `test_what_a_way_cannot_do` has the others."""
+    found = {name: way for name, way in ways.WAYS.items() if not ways.reason(way, what)}
+    return pytest.mark.parametrize("way", found.values(), ids=found)
+
+
+async def activated(home, way, *, artifact=None, capabilities=None, name="demo", plugin_id=ID):
+    """The answer to its activation."""
+    wanted = {"capabilities": list(capabilities or way.declares), **way.fields}
+    home.drop(name, id=plugin_id, artifact=artifact or way.artifact, **wanted)
+    await home.seen(plugin_id)
+    assert (await home.decide(plugin_id, "installed")).status == 200
+    start = home.mark()
+    answer = await home.decide(plugin_id, "active")
+    assert answer.status == 200, answer
+    await houses.until(lambda: states(home, start, plugin_id), "what came of it on record")
+    return answer
+
+
+async def invoked(home, action, plugin_id=ID):
+    """(reply, code): of what the plugin replied, the words of its refusal count as a code; else the problem's."""
+    answer = await home.ask("POST", f"/api/plugins/by-id/{plugin_id}/invoke", {"action": action, "payload": None})
+    if answer.status != 200:
+        return None, answer.code
+    result = answer["result"] if isinstance(answer["result"], dict) else {}
+    said = answer["error"] or result.get("error", {}).get("code", "")
+    return dict(answer), said.partition(":")[0]
+
+
+def recorded(home, after, plugin_id=ID):
+    """(call, decision, code) of its host calls since `after`."""
+    found = home.events(after=after, action="host.call", actor=f"plugin:{plugin_id}")
+    return [(event["target"], event["decision"], event["code"]) for event in found]
+
+
+def states(home, after, plugin_id=ID):
+    """What happened to it by the audit's word."""
+    found = home.events(after=after, action="plugin.runtime", target=plugin_id)
+    return [f"{event['detail']['state']} {event['code']}".strip() for event in found]
+
+
+def left(before):
+    """What a life left behind: children, and what else was opened for it."""
+    return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
+
+
+def test_what_a_way_cannot_do():
+    """Each has its reason: a way that is not named here can call, end, hang and go beyond its limits by itself."""
+    found = {name: [what for what in ways.ABLE if ways.reason(way, what)] for name, way in ways.WAYS.items()}
+    assert {name: cannot for name, cannot in found.items() if cannot} == {
+        "noop": ["calls", "crash", "never", "limit"],
+        "worker": ["crash", "never"],
+    }
+
+
+async def test_what_is_held_cannot_be_asked():
+    """noop: it says so, and neither calls nor ends."""
+    way = ways.WAYS["noop"]
+    async with houses.opened(real=True, toml=way.toml) as home:
+        answer = await activated(home, way)
+        assert "not executed" in answer["runtime"]["message"]
+        assert await invoked(home, "get") == (None, "service_unavailable")
+        assert recorded(home, 0) == []
+
+
+@every
+async def test_it_is_armed_and_stopped(way):
+    """Armed by its own runner, with the health that it tells; stopped, nothing of it is left. Both are on record."""
+    async with houses.opened(real=True, toml=way.toml) as home:
+        before = leftovers.survey()
+        runtime = (await activated(home, way))["runtime"]
+        assert (runtime["state"], runtime["runner"]) == ("armed", way.runner)
+        living = home.house.api.supervisor._handles[ID].living()
+        assert (await living.check()).health.value == way.health
+        runtime = (await home.decide(ID, "disabled"))["runtime"]
+        assert runtime["state"] == "stopped"
+        await houses.until(lambda: left(before) == [], "nothing left")
+        await houses.until(lambda: states(home, 0) == ["armed", "stopped"], "both on record")
+
+
+@able("calls")
+async def test_its_own_calls_are_allowed_and_denied(way):
+    """Made by the plugin itself: allowed; not granted, in the next call; granted again; not declared. All on record."""
+    action, shows = way.calls
+    async with houses.opened(real=True, toml=way.toml) as home:
+        await activated(home, way)
+        start, codes = home.mark(), []
+        for change in ("", "trim", "grant"):
+            if change:
+                assert (await home.ask("PUT", GRANTS, {change: ["kv:read"]})).status == 200
+            reply, code = await invoked(home, action)
+            assert reply is not None
+            codes.append(code)
+        assert codes == ["", "capability_not_granted" if shows else "", ""]
+        assert recorded(home, start) == [
+            ("kv.get", "allow", ""),
+            ("kv.get", "deny", "capability_not_granted"),
+            ("kv.get", "allow", ""),
+        ]
+        assert states(home, start) == [], "no restart for that"
+        await activated(home, way, capabilities=way.declares_less, name="less", plugin_id="acme.less")
+        assert (await invoked(home, action, "acme.less"))[1] == ("capability_denied" if shows else "")
+        assert recorded(home, start, "acme.less") == [("kv.get", "deny", "capability_denied")]
+
+
+@able("crash")
+async def test_it_ends_by_itself(way):
+    """Whoever waits for an answer gets a code; what lived is started again, on record; and answers again."""
+    action, expected = way.crash
+    async with houses.opened(real=True, toml=way.toml + SOON) as home:
+        await activated(home, way)
+        start = home.mark()
+        assert await invoked(home, action) == (None, expected)
+        if way.dies:
+            await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed" and _restarts(view) == 1)
+            await houses.until(lambda: states(home, start) == [f"failed {expected}", "armed"], "both on record")
+        assert (await invoked(home, way.calls[0]))[1] == ""
+        assert recorded(home, start) == [("kv.get", "allow", "")]
+
+
+def _restarts(view):
+    return view["runtime"].get("restart_count", 0)
+
+
+@able("limit")
+async def test_it_goes_beyond_its_limit(way):
+    """A code for whoever asked; the daemon answers meanwhile, and the plugin can be stopped."""
+    action, expected = way.limit
+    async with houses.opened(real=True, toml=way.toml + "[supervision]\nstop_grace_s = 1\n") as home:
+        await activated(home, way)
+        await home.ask("PUT", "/api/kv/default/a", b"x" * (32 << 10))
+        assert (await invoked(home, action))[1] == expected
+        assert (await home.ask("GET", "/api/plugins")).status == 200
+        assert (await home.decide(ID, "disabled"))["runtime"]["state"] == "stopped"
+
+
+@able("never")
+async def test_it_never_gets_started(way):
+    """A failed start within its time: 200, the status as decided, a code, another try to come, nothing left."""
+    artifact, expected = way.never
+    async with houses.opened(real=True, toml=ways.start_toml(way)) as home:
+        before = leftovers.survey()
+        answer = await activated(home, way, artifact=artifact)
+        runtime = answer["runtime"]
+        assert (answer["status"], runtime["state"]) == ("active", "failed")
+        assert runtime["last_error"]["code"] == expected
+        assert "next_retry_at" in runtime
+        assert (await home.decide(ID, "disabled"))["runtime"]["state"] == "stopped"
+        await houses.until(lambda: left(before) == [], "nothing left")
+
+
+@every
+async def test_its_bundle_is_tampered_with(way):
+    """Stopped at once, whatever way it lives: nothing of it answers, and nothing is left."""
+    async with houses.opened(real=True, toml=way.toml) as home:
+        before = leftovers.survey()
+        await activated(home, way)
+        artifact = home.dropped["demo"].artifact_path
+        artifact.write_bytes(artifact.read_bytes() + b"\n")
+        view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+        assert view["runtime"]["last_error"]["code"] == "digest_mismatch"
+        assert (await invoked(home, "get"))[1] == "not_armed"
+        await houses.until(lambda: left(before) == [], "nothing left")

@@ -1,0 +1,226 @@
+"""Workers against the real daemon: templates are dropped, activated, asked over HTTP, refused, tampered with."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from tests.house import bundles, daemons, hosting, visitors
+
+pytestmark = pytest.mark.daemon
+
+HELLO = b"hello {{path}} {{kv:default/message}}"
+ANY_PORT = '[http]\nlisten = "127.0.0.1:0"\n'
+ID = "acme.hello"
+
+
+def up(host, template=HELLO, plugin_id=ID, **fields):
+    """A worker, armed; where it is served."""
+    drop(host, template, plugin_id, **fields)
+    host.daemon.activate(plugin_id)
+    return visitors.url_of(host.daemon, plugin_id)
+
+
+def drop(host, template, plugin_id=ID, **fields):
+    wanted = {"type": "worker", "capabilities": ["worker:route", "kv:read"], **fields}
+    host.drop(plugin_id, template, **wanted)
+
+
+def installed(host, template, plugin_id=ID, **fields):
+    drop(host, template, plugin_id, **fields)
+    host.daemon.until(lambda: host.daemon.plugin(plugin_id), f"{plugin_id} to be seen")
+    assert host.daemon.set_status("installed", plugin_id).status == 200
+
+
+def said(done):
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def host():
+    """One daemon for all that leaves nothing behind; each test has plugins of its own."""
+    with hosting.hosting(ANY_PORT) as found:
+        yield found
+
+
+@pytest.fixture
+def url(host):
+    """Where acme.hello is served, while the test lasts."""
+    record = host.daemon.plugin(ID)
+    if record is None:
+        yield up(host)
+    else:
+        assert host.daemon.set_status("active", ID).status == 200
+        yield visitors.url_of(host.daemon, ID)
+    if host.daemon.plugin(ID)["status"] == "active":
+        assert host.daemon.set_status("disabled", ID).status == 200
+
+
+def test_from_the_bundle_to_the_page(host, url):
+    """The operator's value is on the page at once; each read is on record; the log says where it listens."""
+    assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x "
+    said(host.daemon.ctl("kv", "set", "default", "message", "world"))
+    assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x world"
+    assert visitors.text(url, f"/{ID}/a%20b%2Fc") == f"hello /{ID}/a b/c world"
+    assert visitors.text(url, f"/{ID}") == f"hello /{ID} world"
+    calls = host.daemon.events(action="host.call", actor=f"plugin:{ID}")
+    assert {(one["target"], one["decision"]) for one in calls} == {("kv.get", "allow")}
+    assert len(calls) == 4
+    assert host.daemon.log("ingress_listening")[-1]["address"] == url
+
+
+def test_what_a_visitor_writes_is_text(host, url):
+    """A path and a stored value with a reference in them are shown as they are: one pass."""
+    said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
+    assert (
+        visitors.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
+        == f"hello /{ID}/{{{{kv:default/secret}}}} {{{{path}}}}"
+    )
+
+
+def test_disabled_nobody_listens(host, url):
+    """The last route gone, the port is given back; active again, it is served, wherever the kernel says."""
+    assert host.daemon.set_status("disabled", ID).status == 200
+    host.daemon.until(lambda: not visitors.listens(url), "the port to be free")
+    assert host.daemon.set_status("active", ID).status == 200
+    assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith(f"hello /{ID}/")
+
+
+def test_the_control_api_is_not_there(host, url):
+    """Neither by its paths nor by another name of the host, nor by any method; it is only on its socket."""
+    for path in ("/api/plugins", "/api/health", "/metrics", "/openapi.json", "/", "/api/plugins/lifecycle"):
+        answer = visitors.ask(url, path)
+        assert (answer.status, answer.code) == (404, "not_found"), path
+    assert visitors.ask(url, f"/{ID}/../api/plugins").status == 400
+    assert visitors.ask(url, f"/{ID}/", Host="evil.example").status == 421
+    assert visitors.ask(url, f"/{ID}/", method="POST").status == 405
+    assert host.daemon.get("/api/health").status == 200
+
+
+def test_a_route_has_one_holder(host):
+    """Granted to two: the second cannot be activated and stays as it was; with the first disabled, it can."""
+    for number in ("one", "two"):
+        installed(host, number.encode(), f"acme.{number}", routes={"prefixes": ["/shop/"]})
+        said(host.daemon.ctl("caps", "grant", f"acme.{number}", "prefix=/shop"))
+    assert host.daemon.set_status("active", "acme.one").status == 200
+    answer = host.daemon.set_status("active", "acme.two")
+    assert (answer.status, answer.code) == (409, "route_taken")
+    assert "acme.one" in answer.json()["detail"]
+    assert host.daemon.plugin("acme.two")["status"] == "installed"
+    assert visitors.text(visitors.url_of(host.daemon, "acme.one"), "/shop/1") == "one"
+    assert host.daemon.set_status("disabled", "acme.one").status == 200
+    assert host.daemon.set_status("active", "acme.two").status == 200
+    url = visitors.url_of(host.daemon, "acme.two")
+    assert visitors.text(url, "/shop/1") == "two"
+    assert visitors.ask(url, "/acme.one/").status == 404
+    assert host.daemon.set_status("disabled", "acme.two").status == 200
+
+
+def test_a_prefix_that_is_not_granted_is_not_served(host):
+    """It is armed on its own prefix; granted and restarted, it has both; trimmed and restarted, its own."""
+    plugin_id = "acme.guest"
+    url = up(host, b"guest", plugin_id, routes={"prefixes": ["/guest/"]})
+    assert visitors.ask(url, "/guest/").status == 404
+    for change, status in (("grant", 200), ("trim", 404)):
+        said(host.daemon.ctl("caps", change, plugin_id, "prefix=/guest/"))
+        assert host.daemon.post(f"/api/plugins/by-id/{plugin_id}/restart").status == 200
+        url = visitors.url_of(host.daemon, plugin_id)
+        assert visitors.ask(url, "/guest/").status == status
+        assert visitors.text(url, f"/{plugin_id}/") == "guest"
+    for wrong in ("prefix=/.well-known/x", "prefix=/../x", "prefix=shop"):
+        assert host.daemon.ctl("caps", "grant", plugin_id, wrong).returncode == 2
+    assert host.daemon.set_status("disabled", plugin_id).status == 200
+
+
+def test_a_bucket_is_read_once_it_is_granted(host):
+    """Any other than `default` is empty until an operator names it; then at once, and only that one."""
+    plugin_id = "acme.reader"
+    for bucket in ("shared", "private"):
+        said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
+    url = up(host, b"[{{kv:shared/word}}][{{kv:private/word}}][{{kv:plugin:acme.hello/word}}]", plugin_id)
+    assert visitors.text(url, f"/{plugin_id}/") == "[][][]"
+    said(host.daemon.ctl("caps", "grant", plugin_id, "bucket=shared"))
+    assert visitors.text(url, f"/{plugin_id}/") == "[from shared][][]"
+    said(host.daemon.ctl("caps", "trim", plugin_id, "bucket=shared"))
+    assert visitors.text(url, f"/{plugin_id}/") == "[][][]"
+    assert host.daemon.set_status("disabled", plugin_id).status == 200
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [(b"fine\nrequire('fs')\n", "`require(` in line 2"), (b"{{path}} {{kv:default/x}\n", "not closed in line 1")],
+)
+def test_what_is_no_template_is_refused(host, template, word):
+    """409 with the reason, for latticectl too; the status as it was, the refusal on record."""
+    plugin_id = f"acme.blocked-{len(template)}"
+    installed(host, template, plugin_id)
+    answer = host.daemon.set_status("active", plugin_id)
+    assert (answer.status, answer.code) == (409, "source_blocked")
+    assert word in answer.json()["detail"]
+    assert host.daemon.plugin(plugin_id)["status"] == "installed"
+    done = host.daemon.ctl("activate", plugin_id)
+    assert (done.returncode, word in done.stderr) == (1, True), done
+    (refusal, *_) = host.daemon.events(action="plugin.status", target=plugin_id, decision="deny")
+    assert refusal["code"] == "source_blocked"
+
+
+def test_html_is_escaped(host):
+    """What a visitor writes is no markup, and the page may run nothing."""
+    plugin_id = "acme.page"
+    url = up(host, b"<p>{{path}}</p>", plugin_id, routes={"content_type": "text/html"})
+    answer = visitors.ask(url, f"/{plugin_id}/%3Cscript%3E")
+    assert answer.body == f"<p>/{plugin_id}/&lt;script&gt;</p>".encode()
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert host.daemon.set_status("disabled", plugin_id).status == 200
+
+
+def test_a_tampered_template_is_served_no_more(host, url):
+    """At once, on record; with its bytes back it is served again by itself."""
+    artifact = host.daemon.place.plugins / ID / "artifact"
+    before = bundles.tamper(artifact)
+    host.daemon.until_state("failed", ID, code="digest_mismatch")
+    host.daemon.until(lambda: not visitors.listens(url), "nobody to listen")
+    artifact.write_bytes(before)
+    host.daemon.until_state("armed", ID)
+    assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith("hello")
+
+
+def test_a_port_that_is_taken_degrades_that_plugin_alone():
+    """Armed and degraded, saying why, health with it; the others live; the port free again, it is served."""
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        port = squatter.getsockname()[1]
+        with hosting.hosting(f'[http]\nlisten = "127.0.0.1:{port}"\n') as host:
+            drop(host, HELLO)
+            record = host.daemon.activate(ID)
+            assert "listener unavailable" in record["runtime"]["message"]
+            assert f"127.0.0.1:{port}" in record["runtime"]["message"]
+            host.daemon.until(lambda: host.runtime(ID)["health"] == "degraded", "it to be degraded")
+            host.up("acme.demo", bundles.ARTIFACT)
+            assert host.invoke("acme.demo", "anything").status == 200
+            assert host.daemon.get("/api/health").status == 200
+            shown = json.loads(host.daemon.ctl("--format", "json", "list").stdout)
+            assert [one["runtime"]["state"] for one in shown] == ["armed", "armed"]
+            squatter.close()
+            host.daemon.until(lambda: visitors.listens(f"http://127.0.0.1:{port}"), "the port to be taken")
+            assert visitors.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
+
+
+def test_it_is_served_again_after_a_restart():
+    """What was active is, without anybody's doing: same template, same value, at the port of the settings."""
+    acme = bundles.author("acme")
+    with daemons.placed(settings=ANY_PORT) as place:
+        place.trust_us(acme)
+        with place.running() as daemon:
+            host = hosting.Host(daemon=daemon, author=acme)
+            said(daemon.ctl("kv", "set", "default", "message", "world"))
+            up(host)
+            assert daemon.stop() == 0
+        with place.running() as daemon:
+            daemon.until_state("armed", ID)
+            assert visitors.text(visitors.url_of(daemon, ID), f"/{ID}/x") == f"hello /{ID}/x world"

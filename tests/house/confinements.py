@@ -1,0 +1,22 @@
+"""The ground as host services want it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latticed.processes.child import Child
+from latticed.runners.ground import Ground
+from latticed.settings import PluginLimits, Sandbox
+from tests.house import children
+
+
+class Spawner(Ground):
+    """`host.confining.Spawner` over this machine, looked at once. `spawned` counts what was begun."""
+
+    def __init__(self, *, floor: str = "isolated") -> None:
+        super().__init__(children.probed(), Sandbox(floor=floor), PluginLimits())
+        self.spawned = 0
+
+    async def spawn(self, *what: Any, **how: Any) -> Child:
+        self.spawned += 1
+        return await super().spawn(*what, **how)

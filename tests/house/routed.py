@@ -1,0 +1,222 @@
+"""route.* as plugins and outsiders meet it: the real service, ledger, secrets, and both listeners.
+
+async with routed.opened(tmp_path) as world:
+    await world.put("acme.demo", path="/acme.demo/", target="template", template="hello")
+    answer = await world.get(world.pages, "/acme.demo/")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from latticed.host import passwords
+from latticed.host.route import Doors, Route
+from latticed.host.routes import Routes
+from latticed.host.secret_key import Place
+from latticed.host.secrets import Secrets
+from latticed.host.service import Caller, HostError
+from latticed.host.service_routes import ServiceRoutes
+from latticed.ingress.ingress import Ingress
+from latticed.ingress.proxy import Limits
+from latticed.ingress.services import ServiceIngress
+from latticed.kit.wheel import Wheel
+from latticed.ledger import Ledger, open_ledger
+from latticed.ledger import routes as rows
+from latticed.model.audit import Event
+from latticed.model.egress import EgressRights, origin
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.settings import Http
+from tests.house import ingresses, raw_http
+from tests.house.clocks import ManualClock
+
+ID = "acme.demo"
+PASSWORD = "correct horse"
+KEPT = passwords.hashed(PASSWORD, ln=10)  # cheap: hundreds of tests log in
+HOST = "127.0.0.1"
+
+
+@dataclass(slots=True, kw_only=True)
+class Rooms:
+    """What stands for the rooms above: who lives, what was granted, what plugins answer. Outlives one `World`."""
+
+    live: set[str] = field(default_factory=lambda: {ID, "acme.other"})
+    prefixes: dict[str, frozenset[str]] = field(default_factory=dict)
+    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    reply: Any = None
+    hold: asyncio.Event | None = None
+    called: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    denial: Denial | None = None
+
+    async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
+        self.called.append((plugin_id, method, params))
+        if self.denial is not None:
+            raise HostError(self.denial, "denied")
+        value = self.values.get(f"{params['bucket']}/{params['key']}")
+        return {"ok": value is not None, "value": value, "value_base64": None}
+
+    async def invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        self.asked.append((plugin_id, action, payload))
+        if self.hold is not None:
+            await self.hold.wait()
+        if isinstance(self.reply, Problem):
+            raise self.reply
+        return self.reply or {"ok": True, "message": "", "result": {"body": "hi"}, "error": None}
+
+    def rights(self, plugin_id: str) -> EgressRights:
+        return EgressRights(origins=tuple(origin(one) for one in self.origins.get(plugin_id, ())))
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    rooms: Rooms
+    route: Route
+    pages: Routes
+    services: ServiceRoutes
+    ledger: Ledger
+    secrets: Secrets
+    clock: ManualClock
+    wheel: Wheel
+    ingress: ServiceIngress
+    events: list[Event]
+
+    async def call(self, plugin_id: str, method: str, **params: Any) -> Any:
+        """One host call, its parameters judged as a Gate does."""
+        served = next(one for one in self.route.calls() if one.method == method)
+        return await served.serve(Caller(plugin_id=plugin_id), msgspec.convert(params, served.params, strict=True))
+
+    async def put(self, plugin_id: str = ID, **params: Any) -> Any:
+        return await self.call(plugin_id, "route.put", **params)
+
+    async def refused(self, plugin_id: str = ID, **params: Any) -> HostError:
+        try:
+            await self.put(plugin_id, **params)
+        except HostError as error:
+            return error
+        raise AssertionError("expected a refusal")
+
+    async def serve(self, backend: Any, *, path: str = f"/{ID}/", **params: Any) -> None:
+        """Have `backend` proxied for ID behind PASSWORD, and listened for."""
+        self.rooms.origins.setdefault(ID, (backend.origin,))
+        await self.secrets.set("WEB", KEPT)
+        await self.secrets.bind("WEB", ID)
+        wanted = {"path": path, "target": "service", "origin": backend.origin, "login": "${secret:WEB}", **params}
+        answer = await self.put(ID, **wanted)
+        assert answer["url"], answer
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time pass, and what is due on the wheel happen."""
+        self.clock.advance(seconds)
+        self.wheel.advance()
+
+    def kept(self) -> list[rows.Row]:
+        return self.ledger.read(rows.load_all)
+
+    # Outside.
+
+    def port(self, table: Routes | None = None) -> int:
+        return int((table or self.services).listener.url.rpartition(":")[2])
+
+    async def send(self, data: bytes, table: Routes | None = None) -> list[raw_http.Answer]:
+        """Everything that is answered to `data` until the other side closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port(table))
+        try:
+            with contextlib.suppress(ConnectionError):
+                writer.write(data)
+                await writer.drain()
+            received = await ingresses.until_closed(reader)
+        finally:
+            await ingresses.gone(writer)
+        return raw_http.parsed(received, first_method=data.partition(b" ")[0].decode("latin-1"))
+
+    async def ask(
+        self, method: str, target: str, *fields: str, body: bytes = b"", table: Routes | None = None
+    ) -> raw_http.Answer:
+        """One request on a connection of its own; `fields` are further header lines."""
+        head = [f"{method} {target} HTTP/1.1", "Connection: close", *fields]
+        if not any(one.lower().startswith("host:") for one in fields):
+            head.append(f"Host: {HOST}:{self.port(table)}")
+        if body or method in {"POST", "PUT", "PATCH"}:
+            head.append(f"Content-Length: {len(body)}")
+        data = "\r\n".join([*head, "", ""]).encode("utf-8", "surrogateescape") + body
+        (answer,) = await self.send(data, table)
+        return answer
+
+    async def get(self, target: str, *fields: str, table: Routes | None = None) -> raw_http.Answer:
+        return await self.ask("GET", target, *fields, table=table)
+
+    @property
+    def here(self) -> str:
+        """The Origin of our own pages."""
+        return f"Origin: http://{HOST}:{self.port()}"
+
+    async def log_in(
+        self, password: str = PASSWORD, *fields: str, to: str = f"/{ID}/", origin: str | None = None
+    ) -> raw_http.Answer:
+        """What the login page's form would send."""
+        from urllib.parse import urlencode
+
+        form = urlencode({"password": password, "to": to}).encode()
+        kind = "Content-Type: application/x-www-form-urlencoded"
+        return await self.ask("POST", "/.latticed/login", kind, origin or self.here, *fields, body=form)
+
+    async def cookie(self, **options: Any) -> str:
+        """The header line of a fresh session."""
+        answer = await self.log_in(**options)
+        assert answer.status == 303, answer
+        return f"Cookie: {answer.headers['set-cookie'].partition(';')[0]}"
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    root: Path, *, rooms: Rooms | None = None, on: bool = True, limits: Limits | None = None, **options: Any
+) -> AsyncIterator[World]:
+    """Everything over the ledger in `root`; time passes only when told."""
+    clock, rooms, events = ManualClock(), rooms or Rooms(), []
+    pages, services, wheel = Routes(), ServiceRoutes(on=on), Wheel(clock)
+    settings = Http(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
+    async with open_ledger(root / "state", clock=clock) as ledger:
+        secrets = Secrets(ledger, Place(path=root / "secrets.key", ours=True), clock=clock)
+        doors = Doors(
+            live=lambda plugin_id: plugin_id in rooms.live,
+            call=rooms.call,
+            invoke=rooms.invoke,
+            prefixes=lambda plugin_id: rooms.prefixes.get(plugin_id, frozenset()),
+            rights=rooms.rights,
+            secret=secrets.value_for,
+        )
+        async with (
+            Ingress(pages, settings, clock=clock),
+            ServiceIngress(
+                services, settings, secret=secrets.value_for, record=events.append, clock=clock, limits=limits
+            ) as ingress,
+            Route(ledger, pages=pages, services=services, doors=doors, clock=clock, wheel=wheel) as route,
+        ):
+            yield World(
+                rooms=rooms,
+                route=route,
+                pages=pages,
+                services=services,
+                ledger=ledger,
+                secrets=secrets,
+                clock=clock,
+                wheel=wheel,
+                ingress=ingress,
+                events=events,
+            )
+
+
+def echoed(answer: raw_http.Answer) -> dict[str, Any]:
+    """What a backend says it was asked."""
+    assert answer.status == 200, answer
+    return dict(json.loads(answer.body))

@@ -1,0 +1,143 @@
+"""Plugins that do the same things in each way of living: call their host, end by themselves, never answer, never start.
+
+A new runner joins WAYS. What a way cannot do has its reason in the place of how it does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from wasmtime import wat2wasm
+
+from tests.house import wasms
+
+PYTHON = b"""#!/usr/bin/env python3
+import os
+from latticed.sdk import Plugin
+
+class Test(Plugin):
+    def do_get(self, payload):
+        return self.call("kv.get", key="a")
+
+    def do_crash(self, payload):
+        os._exit(3)
+
+    def do_spin(self, payload):
+        while True:
+            pass
+
+Test().run()
+"""
+
+_NEVER_ANSWERS = b"#!/bin/sh\nwhile read -r line; do :; done\n"
+_NEVER_ENDS = b"#!/bin/sh\nread -r line <&3\n"
+_CALL, _PREFIX = '{"method":"kv.get","params":{"key":"a"}}', '{"ok":true,"message":"","result":'
+_CALLS = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
+_INVOKE = f"""
+  (local $answer i64) (local $size i32) (local $reply i32) (local $first i32)
+  ;; {{"action": "...: the first letter tells them apart
+  (local.set $first (i32.load8_u offset=12 (local.get $at)))
+  (if (i32.eq (local.get $first) (i32.const {ord("c")})) (then (unreachable)))
+  (if (i32.eq (local.get $first) (i32.const {ord("s")})) (then (loop $for_ever (br $for_ever))))
+  (local.set $answer (call $call (i32.const 16) (i32.const {len(_CALL)})))
+  (local.set $size (i32.wrap_i64 (local.get $answer)))
+  (local.set $reply (call $alloc (i32.add (local.get $size) (i32.const {len(_PREFIX) + 1}))))
+  (memory.copy (local.get $reply) (i32.const 256) (i32.const {len(_PREFIX)}))
+  (memory.copy (i32.add (local.get $reply) (i32.const {len(_PREFIX)}))
+    (i32.wrap_i64 (i64.shr_u (local.get $answer) (i64.const 32))) (local.get $size))
+  (i32.store8 (i32.add (local.get $reply) (i32.add (local.get $size) (i32.const {len(_PREFIX)}))) (i32.const 125))
+  (i64.or (i64.shl (i64.extend_i32_u (local.get $reply)) (i64.const 32))
+    (i64.extend_i32_u (i32.add (local.get $size) (i32.const {len(_PREFIX) + 1}))))
+"""
+_MODULE = wasms.module(_INVOKE, imports=_CALLS, more=wasms.says(16, _CALL) + wasms.says(256, _PREFIX))
+_LOOPS = wasms.module(more='(func (export "_initialize") (loop $for_ever (br $for_ever)))')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way of living, as a bundle of it and what comes of what the bundle is asked.
+
+    `calls`: the invocation that makes it ask for kv.get, and whether a denial shows in the reply; `declares` is enough
+    for it, `declares_less` is not. `crash`: the invocation that ends it, and its code; `dies`: it is started again.
+    `never`: an artifact that never gets started, and the code that this has. `limit`: the invocation that goes beyond
+    what it may, and its code. Each of these may be the reason why there is no such thing.
+    """
+
+    runner: str
+    artifact: bytes
+    fields: dict[str, Any] = field(default_factory=dict)
+    declares: tuple[str, ...] = ("kv:read",)
+    declares_less: tuple[str, ...] = ("log:write",)
+    health: str = "healthy"
+    calls: str | tuple[str, bool] = ("get", True)
+    crash: str | tuple[str, str] = ("crash", "exited")
+    dies: bool = True
+    never: str | tuple[bytes, str] = "it is not executed"
+    limit: str | tuple[str, str] = ("spin", "deadline_exceeded")
+    toml: str = ""
+
+
+_SWIFT = "[plugin_limits]\ninvoke_timeout_s = 1\n"
+_NO_TIME = "[supervision]\nstart_deadline_s = 1\n"
+
+WAYS = {
+    "noop": Way(
+        runner="noop",
+        artifact=PYTHON,
+        toml='[runners]\nsystem = "noop"\n',
+        health="unknown",
+        calls="it is not executed",
+        crash="nothing lives",
+        limit="nothing is carried out",
+    ),
+    "process-stdio-json-v1": Way(
+        runner="process",
+        artifact=PYTHON,
+        dies=False,
+        never=(_NEVER_ENDS, "start_timeout"),
+        toml=_SWIFT,
+    ),
+    "process-latticed-stdio-1": Way(
+        runner="process",
+        artifact=PYTHON,
+        fields={"v2": True, "runtime": {"protocol": "latticed-stdio-1"}},
+        never=(_NEVER_ANSWERS, "start_timeout"),
+        toml=_SWIFT,
+    ),
+    "wasm": Way(
+        runner="wasm",
+        artifact=bytes(wat2wasm(_MODULE)),
+        fields={"type": "wasm"},
+        crash=("crash", "wasm_trap"),
+        never=(bytes(wat2wasm(_LOOPS)), "deadline_exceeded"),
+        toml=_SWIFT,
+    ),
+    "worker": Way(
+        runner="worker",
+        artifact=b"{{kv:default/a}}" * 64,
+        fields={"type": "worker"},
+        declares=("worker:route", "kv:read"),
+        declares_less=("worker:route",),
+        calls=("render", False),
+        crash="a template is data",
+        never="a template is data",
+        limit=("render", "output_too_large"),
+        toml='[http]\nlisten = "127.0.0.1:0"\n',
+    ),
+}
+"""`noop` and templates have nothing that could end, hang or compute without end."""
+
+
+ABLE = ("calls", "crash", "never", "limit")
+
+
+def reason(way: Way, what: str) -> str:
+    """Why there is no such thing in this way; empty when there is."""
+    found = getattr(way, what)
+    return found if isinstance(found, str) else ""
+
+
+def start_toml(way: Way) -> str:
+    """Settings under which `never` is noticed soon: by the supervisor, or by what bounds a module's own start."""
+    return way.toml if way.never[1] == "deadline_exceeded" else way.toml + _NO_TIME

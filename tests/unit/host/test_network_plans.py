@@ -1,0 +1,381 @@
+"""network.*: plans are kept, named and shown; nothing is applied, nothing is approved, no secret is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.host import intents, network_reading
+from latticed.host.network import Network
+from latticed.host.secret_key import Place
+from latticed.host.secrets import Secrets
+from latticed.host.service import Caller, HostError
+from latticed.ledger import audit, open_ledger
+from latticed.ledger import plans as rows
+from latticed.model import plan
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from tests.house.clocks import ManualClock
+
+A, B = Caller(plugin_id="acme.guard"), Caller(plugin_id="acme.other")
+INTENT = {"zones": [{"name": "lan", "interfaces": ["eth0"]}], "drop": True, "ports": [22, 80]}
+
+
+class Desk:
+    """The service over a real ledger and secret store."""
+
+    def __init__(self, ledger, clock, home, **options):
+        self.ledger, self.clock = ledger, clock
+        self.secrets = Secrets(ledger, Place(path=home / "secrets.key", ours=True), clock=clock)
+        self.service = Network(ledger, clock=clock, lend=self.secrets.loan, **options)
+
+    async def call(self, method, caller=A, **params):
+        served = next(one for one in self.service.calls() if one.method == f"network.{method}")
+        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+
+    async def refused(self, method, caller=A, **params):
+        with pytest.raises(HostError) as caught:
+            await self.call(method, caller, **params)
+        return caught.value
+
+    async def move(self, sha256, state, caller=A):
+        return await self.ledger.write(
+            lambda tx: rows.move(tx, caller.plugin_id, sha256, state, now_us=self.clock.wall_us())
+        )
+
+    def states(self, caller=A):
+        return [row.state.value for row in self.ledger.read(lambda db: rows.page(db, plugin_id=caller.plugin_id))]
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+async def ledger(tmp_path, clock):
+    async with open_ledger(tmp_path / "state", clock=clock) as found:
+        yield found
+
+
+@pytest.fixture
+def desk(ledger, clock, tmp_path):
+    return Desk(ledger, clock, tmp_path)
+
+
+# Planning.
+
+
+async def test_a_plan_is_named_by_its_canonical_form(desk):
+    """Sorted keys, no white space: what anybody can compute. It is on record who planned it."""
+    answer = await desk.call("plan", kind="nft", intent=INTENT)
+    form = json.dumps({"kind": "nft", "intent": INTENT}, sort_keys=True, separators=(",", ":"))
+    assert answer == {
+        "ok": True,
+        "number": 1,
+        "sha256": hashlib.sha256(form.encode()).hexdigest(),
+        "kind": "nft",
+        "state": "planned",
+        "created_at": "2026-01-02T03:04:05.000000Z",
+        "updated_at": "2026-01-02T03:04:05.000000Z",
+    }
+    (event,) = desk.ledger.read(lambda db: audit.query(db, action="network.plan"))
+    assert (event["actor"], event["target"], event["decision"]) == (f"plugin:{A.plugin_id}", answer["sha256"], "allow")
+    assert event["detail"] == {"kind": "nft", "bytes": len(form)}
+
+
+async def test_the_same_plan_again_is_the_same_plan(desk):
+    """However its keys are ordered; another kind or owner has one of its own."""
+    first = await desk.call("plan", kind="nft", intent=INTENT)
+    desk.clock.advance(5)
+    assert await desk.call("plan", kind="nft", intent=dict(reversed(INTENT.items()))) == first
+    other_kind = await desk.call("plan", kind="proxy", intent=INTENT)
+    other_owner = await desk.call("plan", B, kind="nft", intent=INTENT)
+    assert other_kind["sha256"] != first["sha256"] == other_owner["sha256"]
+    assert len({one["number"] for one in (first, other_kind, other_owner)}) == 3
+    assert len(desk.ledger.read(lambda db: audit.query(db, action="network.plan"))) == 3
+
+
+async def test_a_newer_plan_makes_the_older_one_stale(desk):
+    """Of the same owner and kind, and only what nobody has approved; wanted again, it is planned again."""
+    one = await desk.call("plan", kind="nft", intent={"n": 1})
+    await desk.call("plan", kind="wireguard", intent={"n": 1})
+    await desk.call("plan", B, kind="nft", intent={"n": 1})
+    two = await desk.call("plan", kind="nft", intent={"n": 2})
+    assert (desk.states(), desk.states(B)) == (["stale", "planned", "planned"], ["planned"])
+    await desk.move(two["sha256"], plan.State.APPROVED)
+    again = await desk.call("plan", kind="nft", intent={"n": 1})
+    assert (again["number"], again["state"]) == (one["number"], "planned")
+    assert desk.states() == ["planned", "planned", "approved"]
+    assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "approved"
+
+
+async def test_what_was_refused_stays_refused(desk):
+    """Asking again is no way around the operator; what was applied may be wanted once more."""
+    one = await desk.call("plan", kind="nft", intent={"n": 1})
+    await desk.move(one["sha256"], plan.State.REFUSED)
+    assert (await desk.call("plan", kind="nft", intent={"n": 1}))["state"] == "refused"
+    two = await desk.call("plan", kind="nft", intent={"n": 2})
+    for state in (plan.State.APPROVED, plan.State.APPLIED):
+        await desk.move(two["sha256"], state)
+    assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "planned"
+
+
+@pytest.mark.parametrize(
+    ("kind", "intent", "word"),
+    [
+        ("iptables", {}, "kind: expected one of nft, wireguard, nginx, proxy, found 'iptables'"),
+        ("", {}, "kind: expected one of"),
+        ("NFT", {}, "kind: expected one of"),
+        ("listeners", {}, "kind: expected one of"),
+        ("nft", {"a": 1.5}, "intent.a: expected no fractions"),
+        ("nft", {"a": [{"b": 2**53}]}, r"intent.a\[0\].b: expected an integer"),
+        ("nft", {"a": -(2**53)}, "expected an integer"),
+        ("nft", {"a": "\ud800"}, "expected text without lone surrogates"),
+        ("nft", {"\ud800": 1}, "expected text without lone surrogates"),
+        ("nft", {"a": "x" * (64 << 10)}, "at most 65536 bytes"),
+        ("nft", {"a": "\u00fc" * (32 << 10)}, "at most 65536 bytes"),
+    ],
+)
+async def test_plans_that_cannot_be(desk, kind, intent, word):
+
+    error = await desk.refused("plan", kind=kind, intent=intent)
+    assert error.code is Denial.BAD_PARAMS
+    assert re.search(word, error.message), error.message
+    assert desk.states() == []
+
+
+async def test_depth_is_bounded(desk):
+    """32 levels and no more, in objects and lists."""
+    deep: object = 1
+    for level in range(32):
+        deep = {"a": deep} if level % 2 else [deep]
+    assert (await desk.call("plan", kind="nft", intent={"a": deep["a"]}))["ok"]
+    error = await desk.refused("plan", kind="nft", intent={"a": {"a": deep}})
+    assert "levels of nesting" in error.message
+
+
+async def test_quotas_hold(desk, ledger, clock, tmp_path):
+    """What is closed makes way, the oldest first; what is open does not."""
+    desk = Desk(ledger, clock, tmp_path, quota=rows.Quota(plans=2, all_plans=3))
+    made = {n: await desk.call("plan", kind="nft", intent={"n": n}) for n in range(4)}
+    assert desk.states() == ["stale", "planned"]
+    await desk.move(made[3]["sha256"], plan.State.APPROVED)
+    four = await desk.call("plan", kind="nft", intent={"n": 4})
+    assert desk.states() == ["approved", "planned"]
+    await desk.move(four["sha256"], plan.State.APPROVED)
+    error = await desk.refused("plan", kind="nft", intent={"n": 5})
+    assert (error.code, "at most 2 plans of acme.guard" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+    await desk.call("plan", B, kind="nft", intent={})
+    error = await desk.refused("plan", Caller(plugin_id="acme.third"), kind="nft", intent={})
+    assert (error.code, "at most 3 plans that" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+    assert desk.states() == ["approved", "approved"]
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    ("intent", "where"),
+    [
+        ({"private_key": "x"}, "intent.private_key"),
+        ({"PrivateKey": "x"}, "intent.PrivateKey"),
+        ({"wg": {"private-key": "x"}}, "intent.wg.private-key"),
+        ({"peers": [{"preshared_key": "x"}]}, "intent.peers[0].preshared_key"),
+        ({"users": [{"name": "u"}, {"password": "x"}]}, "intent.users[1].password"),
+        ({"db_password": "x"}, "intent.db_password"),
+        ({"password": 12345678}, "intent.password"),
+        ({"passwords": ["${secret:A}", "x"]}, "intent.passwords[1]"),
+        ({"token": {"value": "x"}}, "intent.token.value"),
+        ({"apiKey": "x"}, "intent.apiKey"),
+        ({"API_TOKEN": "x"}, "intent.API_TOKEN"),
+        ({"password": "pre${secret:A}"}, "intent.password"),
+        ({"note": "-----BEGIN OPENSSH PRIVATE KEY-----\nx"}, "intent.note"),
+    ],
+)
+async def test_a_secret_in_clear_is_refused(desk, intent, where):
+    """Its place is named, never its value."""
+    await desk.secrets.set("A", "value of it")
+    await desk.secrets.bind("A", A.plugin_id)
+    error = await desk.refused("plan", kind="wireguard", intent=intent)
+    assert error.code is Denial.BAD_PARAMS
+    assert error.message.startswith(f"{where}: expected a secret as a reference such as ${{secret:NAME}}")
+    assert "12345678" not in error.message
+    assert desk.states() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["public_key", "token_file", "password_path", "keys", "key", "secretary", "tokens_per_s", "max_tokens_x"]
+)
+def test_names_that_only_sound_like_secrets(name):
+    assert not intents.is_secret(name)
+
+
+async def test_references_are_kept_as_references(desk, tmp_path):
+    """Bound ones only; the value is in no row and no answer."""
+    await desk.secrets.set("WG_KEY", "the value itself")
+    intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
+    error = await desk.refused("plan", kind="wireguard", intent=intent)
+    assert (error.code, "no secret 'WG_KEY'" in error.message) == (Denial.BAD_PARAMS, True)
+    await desk.secrets.bind("WG_KEY", A.plugin_id)
+    made = await desk.call("plan", kind="wireguard", intent=intent)
+    shown = await desk.call("plans", sha256=made["sha256"])
+    assert shown["plans"][0]["intent"] == intent
+    kept = desk.ledger.read(lambda db: rows.get(db, A.plugin_id, made["sha256"]))
+    assert "the value itself" not in str((made, shown, kept))
+
+
+# Looking.
+
+
+async def test_plans_are_listed_page_by_page(desk):
+    """Oldest first, one's own only, without their intents."""
+    for n in range(5):
+        await desk.call("plan", kind=plan.KINDS[n % 4], intent={"n": n})
+        await desk.call("plan", B, kind="nft", intent={"n": n})
+    first = await desk.call("plans", limit=3)
+    rest = await desk.call("plans", after=first["next"], limit=3)
+    assert [len(first["plans"]), len(rest["plans"]), rest["next"]] == [3, 2, None]
+    assert [one["state"] for one in first["plans"] + rest["plans"]] == ["stale", *["planned"] * 4]
+    assert "intent" not in first["plans"][0]
+    theirs = (await desk.call("plans", B))["plans"][0]["sha256"]
+    mine = {one["sha256"] for one in first["plans"] + rest["plans"]}
+    other = await desk.call("plan", B, kind="nginx", intent={"only": "theirs"})
+    assert theirs in mine  # the same content
+    assert (await desk.refused("plans", sha256=other["sha256"])).code is Denial.NOT_FOUND
+    for odd in ("", "x", other["sha256"].upper(), "../" + other["sha256"][3:]):
+        if odd:
+            assert (await desk.refused("plans", sha256=odd)).code is Denial.BAD_PARAMS
+
+
+async def test_nothing_is_applied(desk):
+    """Neither what is planned nor what is approved; it says so, and the plan stays what it is."""
+    made = await desk.call("plan", kind="nft", intent=INTENT)
+    for state in (None, plan.State.APPROVED):
+        if state:
+            await desk.move(made["sha256"], state)
+        error = await desk.refused("apply", sha256=made["sha256"])
+        assert error.code is Denial.SERVICE_UNAVAILABLE
+        assert error.message.startswith("nothing was applied: this version has no applier for nft")
+    assert desk.states() == ["approved"]
+    assert (await desk.refused("apply", B, sha256=made["sha256"])).code is Denial.NOT_FOUND
+    assert (await desk.refused("apply", sha256="0" * 64)).code is Denial.NOT_FOUND
+
+
+def test_no_call_approves():
+    """Of all that a Gate answers for networks, none moves a plan but to planned."""
+    names = {one.method for one in Network(None, clock=ManualClock()).calls()}
+    assert names == {"network.state", "network.plan", "network.plans", "network.apply"}
+
+
+# The live state.
+
+
+async def test_listeners_of_this_host(desk):
+    """TCP and UDP, v4 and v6; who only talks does not listen."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.create_connection(tcp.getsockname()) as talks,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        found = await desk.call("state", kind="listeners")
+        seen = {(one["protocol"], one["address"], one["port"]) for one in found["listeners"]}
+        assert {("tcp", *tcp.getsockname()), ("udp", *udp.getsockname())} <= seen
+        assert ("tcp", *talks.getsockname()) not in seen
+    assert found["kind"] == "listeners"
+    assert found["complete"]
+    names = {one["name"] for one in (await desk.call("state", kind="interfaces"))["interfaces"]}
+    assert names == {name for _, name in socket.if_nameindex()}
+    for kind in ("nginx", "proxy"):
+        assert (await desk.call("state", kind=kind)).keys() == {"kind", "listeners", "complete", "interfaces"}
+
+
+@pytest.mark.parametrize(("kind", "word"), [("nft", "the ruleset"), ("wireguard", "wg show")])
+async def test_what_only_root_can_see_is_not_made_up(desk, kind, word):
+    """It says what is missing, and what can be asked for."""
+    error = await desk.refused("state", kind=kind)
+    assert error.code is Denial.SERVICE_UNAVAILABLE
+    assert word in error.message
+    assert "listeners and interfaces can be asked for" in error.message
+
+
+@pytest.mark.parametrize("kind", ["", "tcp", "../etc", "x" * 500])
+async def test_states_that_nobody_knows(desk, kind):
+    error = await desk.refused("state", kind=kind)
+    assert error.code is Denial.BAD_PARAMS
+    assert len(error.message) < 200
+
+
+async def test_a_host_without_proc_says_so(ledger, clock, tmp_path):
+    desk = Desk(ledger, clock, tmp_path, root=tmp_path / "nowhere")
+    error = await desk.refused("state", kind="listeners")
+    assert (error.code, "the listeners cannot be read" in error.message) == (Denial.SERVICE_UNAVAILABLE, True)
+
+
+def test_the_tables_of_the_kernel(tmp_path):
+    """Its byte order, mapped addresses as IPv4, broken lines left out, tables that are missing too."""
+    tables = tmp_path / "proc/net"
+    tables.mkdir(parents=True)
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    rest = "00000000:00000000 00:00000000 00000000"
+    (tables / "tcp").write_text(
+        f"{head}   0: 0100007F:1F90 00000000:0000 0A {rest}   997        0 1 1 0\n"
+        f"   1: 0100007F:1F91 0100007F:0001 01 {rest}     0        0 1 1 0\n"
+        "   2: nonsense\n   3: ZZ:1 x 0A a b c d\n"
+    )
+    (tables / "tcp6").write_text(
+        f"{head}   0: 00000000000000000000000001000000:0016 0:0 0A {rest}     0        0 1\n"
+        f"   1: 0000000000000000FFFF00000100000A:0050 0:0 0A {rest}     0        0 1\n"
+    )
+    found = network_reading.listeners(tmp_path)
+    assert [tuple(one.values()) for one in found["listeners"]] == [
+        ("tcp", "10.0.0.1", 80, 0),
+        ("tcp", "127.0.0.1", 8080, 997),
+        ("tcp", "::1", 22, 0),
+    ]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_any_intent_has_one_form_or_is_refused(intent):
+    """What has a form reads back as it was, and has the same form again."""
+    try:
+        form = plan.canonical("nft", intent)
+    except plan.BadIntent:
+        return
+    read = json.loads(form)
+    assert read == {"kind": "nft", "intent": intent}
+    assert plan.canonical("nft", read["intent"]) == form
+    intents.references(intent)
+
+
+async def test_plans_move_only_as_the_table_says(desk):
+    """Every pair of states, against the table."""
+    made = await desk.call("plan", kind="nft", intent={})
+    for before in plan.State:
+        for after in plan.State:
+            await desk.ledger.write(lambda tx, state=before: tx.execute("UPDATE plans SET state = ?", (state.value,)))
+            if after in plan.TRANSITIONS[before]:
+                assert (await desk.move(made["sha256"], after)).state is after
+            else:
+                with pytest.raises(Problem) as caught:
+                    await desk.move(made["sha256"], after)
+                assert caught.value.code == "invalid_transition"
+    with pytest.raises(Problem) as caught:
+        await desk.move("0" * 64, plan.State.APPROVED)
+    assert caught.value.code == "not_found"
+    assert await desk.ledger.write(lambda tx: rows.clear(tx, A.plugin_id)) == 1

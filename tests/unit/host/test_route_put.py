@@ -1,0 +1,499 @@
+"""route.put and route.delete: what may be put, what answers, and what is left after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+
+import pytest
+
+from latticed.host import route_targets
+from latticed.host.route_targets import MAX_ANSWER_BYTES, MAX_AT_ONCE
+from latticed.host.routes import Request
+from latticed.ledger import routes as rows
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from tests.house import backends, ingresses, routed
+from tests.house.routed import ID
+
+OTHER = "acme.other"
+HERE = f"/{ID}/"
+TEMPLATE = {"target": "template", "template": "hello {{path}}"}
+INVOKE = {"target": "invoke", "action": "web"}
+
+
+@pytest.fixture
+async def world(tmp_path):
+    async with routed.opened(tmp_path) as found:
+        yield found
+
+
+async def page(world, path, *fields, **options):
+    return await world.ask(options.pop("method", "GET"), path, *fields, table=world.pages, **options)
+
+
+# Templates.
+
+
+async def test_a_template_answers_where_it_was_put(world):
+    """With what every page carries; the call says where."""
+    answer = await world.put(path=HERE, **TEMPLATE)
+    assert answer == {"ok": True, "path": HERE, "url": f"{world.pages.listener.url}{HERE}", "message": ""}
+    found = await page(world, f"{HERE}a%20b?x=1")
+    assert (found.status, found.body) == (200, f"hello {HERE}a b".encode())
+    assert found.headers["content-type"] == "text/plain; charset=utf-8"
+    assert found.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert (await page(world, HERE, method="POST")).status == 405
+
+
+async def test_values_are_read_through_the_plugins_gate(world):
+    """One pass, escaped in markup; a denial is empty, a service that is down is an error."""
+    world.rooms.values = {f"plugin:{ID}/who": "<b>{{path}}</b>"}
+    template = f"<p>{{{{kv:plugin:{ID}/who}}}} {{{{query:q}}}} {{{{kv:default/x}}}}</p>"
+    await world.put(path=HERE, target="template", template=template, content_type="text/html")
+    answer = await page(world, f"{HERE}?q=%26")
+    assert answer.body == b"<p>&lt;b&gt;{{path}}&lt;/b&gt; &amp; </p>"
+    assert {(one, method) for one, method, _ in world.rooms.called} == {(ID, "kv.get")}
+    world.rooms.denial = Denial.CAPABILITY_NOT_GRANTED
+    assert (await page(world, HERE)).body == b"<p>  </p>"
+    world.rooms.denial = Denial.AUDIT_UNAVAILABLE
+    assert (await page(world, HERE)).status == 503
+
+
+@pytest.mark.parametrize(
+    ("params", "word"),
+    [
+        ({"template": "x fetch('/')"}, "source_blocked: expected a template, which is data, found .*fetch"),
+        ({"template": "{{path"}, "not closed in line 1"),
+        ({"template": ""}, "template: expected some text"),
+        ({"template": "x" * 300_000}, "at most 262144 bytes"),
+        ({"template": "\ud800"}, "without lone surrogates"),
+        ({"content_type": "text/javascript"}, "source_blocked: expected content_type"),
+        ({"content_type": "image/svg+xml"}, "source_blocked"),
+        ({"action": "x"}, "action: goes with the target invoke, found template"),
+        ({"login": "${secret:X}"}, "login: goes with the target service"),
+        ({"public": ["/x"]}, "public: goes with the target service"),
+    ],
+)
+async def test_templates_that_cannot_be(world, params, word):
+    error = await world.refused(path=HERE, **{**TEMPLATE, **params})
+    assert error.code is Denial.BAD_PARAMS
+    assert re.search(word, error.message), error.message
+    assert world.kept() == []
+    assert not world.pages.in_use
+
+
+# Actions.
+
+
+async def test_an_action_is_told_of_the_request(world):
+    """All of it but credentials and what proxies say; what it results in is the answer."""
+    await world.put(path=f"{HERE}hook", **INVOKE, methods=["POST"])
+    world.rooms.reply = {
+        "ok": True,
+        "message": "",
+        "result": {"status": 202, "content_type": "application/json", "body": '{"a":1}'},
+        "error": None,
+    }
+    fields = ["Content-Type: text/x", "X-Hub-Signature: abc", "Cookie: a=b", "Authorization: x", "X-Forwarded-For: 1"]
+    answer = await page(world, f"{HERE}hook/x?a=1&a=2&b", *fields, method="POST", body="h\u00e9".encode())
+    assert (answer.status, answer.body) == (202, b'{"a":1}')
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+    ((plugin_id, action, payload),) = world.rooms.asked
+    assert (plugin_id, action) == (ID, "web")
+    assert payload == {
+        "method": "POST",
+        "path": f"{HERE}hook/x",
+        "query": [["a", "1"], ["a", "2"], ["b", ""]],
+        "headers": {"content-type": "text/x", "x-hub-signature": "abc"},
+        "body": "h\u00e9",
+        "body_base64": None,
+    }
+    assert (await page(world, f"{HERE}hook")).status == 405
+
+
+async def test_bytes_go_both_ways(world):
+    """In base64, where they are no text."""
+    await world.put(path=HERE, **INVOKE, methods=["PUT"])
+    coded = base64.b64encode(b"\xff\x00").decode()
+    world.rooms.reply = {"ok": True, "result": {"body_base64": coded, "content_type": "image/png"}}
+    answer = await page(world, HERE, method="PUT", body=b"\x00\xff")
+    assert (answer.status, answer.body) == (200, b"\xff\x00")
+    payload = world.rooms.asked[0][2]
+    assert (payload["body"], payload["body_base64"]) == (None, base64.b64encode(b"\x00\xff").decode())
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "code"),
+    [
+        ({"ok": False, "message": "secret words", "error": "more of them"}, 502, "plugin_error"),
+        ({"ok": True, "result": None}, 502, "plugin_error"),
+        ({"ok": True, "result": "text"}, 502, "plugin_error"),
+        ({"ok": True, "result": {"headers": {}}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"status": 101}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"status": 302}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"status": True}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"status": 200.0}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"status": 204}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"content_type": "text/html\r\nX: y"}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"content_type": 1}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"body": "a", "body_base64": "YQ=="}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"body": 1}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"body": "\ud800"}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"body_base64": "?"}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"body": "x" * (MAX_ANSWER_BYTES + 1)}}, 502, "output_too_large"),
+        (Problem("not_armed", "it is stopped"), 503, "not_armed"),
+        (Problem("deadline_exceeded", "late"), 504, "deadline_exceeded"),
+        (Problem("protocol_error", "garbage"), 502, "protocol_error"),
+    ],
+)
+async def test_an_action_that_does_not_answer_well(world, reply, status, code):
+    """A code, and nothing of the inside."""
+    await world.put(path=HERE, **INVOKE)
+    world.rooms.reply = reply
+    answer = await page(world, HERE)
+    assert (answer.status, answer.code) == (status, code)
+    assert b"words" not in answer.body
+    assert b"them" not in answer.body
+
+
+async def test_only_so_many_are_answered_at_once(world):
+    """Each may be a process; the next ones are told to come back."""
+    await world.put(path=HERE, **INVOKE)
+    world.rooms.hold = asyncio.Event()
+    waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_AT_ONCE)]
+    await ingresses.until(lambda: len(world.rooms.asked) == MAX_AT_ONCE, "all are there")
+    answer = await page(world, HERE)
+    assert (answer.status, answer.code) == (503, "busy")
+    world.rooms.hold.set()
+    assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
+    assert (await page(world, HERE)).status == 200
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"action": ""},
+        {"action": "a b"},
+        {"action": "x" * 129},
+        {"methods": ["get"]},
+        {"methods": ["CONNECT"]},
+        {"template": "x"},
+        {"origin": "http://127.0.0.1:1"},
+    ],
+)
+async def test_actions_that_cannot_be(world, params):
+    assert (await world.refused(path=HERE, **{**INVOKE, **params})).code is Denial.BAD_PARAMS
+
+
+# Paths.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/other/",
+        f"/{OTHER}/",
+        f"/{ID}x/",
+        "/.well-known/",
+        "/.well-known/acme-challenge/",
+        f"/{ID}/../{OTHER}/",
+        f"/{ID}/./x/",
+        f"/{ID}//x/",
+        f"/{ID}/%2e%2e/",
+        f"/{ID}/a b/",
+        f"/{ID}/a?b/",
+        f"/{ID}/\n/",
+        f"/{ID}/" + "x" * 255,
+        f"/{ID}" + "/x" * 9,
+        "",
+        ID,
+    ],
+)
+async def test_paths_that_no_plugin_gets(world, path):
+    """Its own only; how it is written does not help."""
+    error = await world.refused(path=path, **TEMPLATE)
+    assert error.code is Denial.BAD_PARAMS
+    assert world.kept() == []
+
+
+async def test_a_granted_prefix_and_what_lies_below_it(world):
+    """Until the operator takes it back; never what is reserved."""
+    world.rooms.prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
+    await world.put(path="/shop/", **TEMPLATE)
+    await world.put(path="/shop/cart/", target="template", template="cart")
+    assert (await world.refused(path="/.well-known/x/", **TEMPLATE)).code is Denial.BAD_PARAMS
+    assert (await world.refused(path="/shopping/", **TEMPLATE)).code is Denial.BAD_PARAMS
+    assert (await page(world, "/shop/cart/x")).body == b"cart"
+    world.rooms.prefixes[ID] = frozenset()
+    world.pass_s(1.0)
+    await ingresses.until(lambda: not world.pages.in_use, "given back")
+    world.rooms.prefixes[ID] = frozenset({"/shop/"})
+    world.pass_s(1.0)
+    assert world.pages.find("/shop/cart/x").plugin_id == ID
+
+
+async def test_the_top_is_a_place_of_its_own(world):
+    """Granted, it answers what nobody else does; it opens nobody else's place."""
+    world.rooms.prefixes[ID] = frozenset({"/"})
+    await world.put(path="/", **TEMPLATE)
+    for path in (f"/{OTHER}/", "/x/", "/.well-known/"):
+        assert (await world.refused(path=path, **TEMPLATE)).code is Denial.BAD_PARAMS
+    await world.put(OTHER, path=f"/{OTHER}/", target="template", template="other")
+    assert (await page(world, "/x/y")).body == b"hello /x/y"
+    assert (await page(world, f"/{OTHER}/x")).body == b"other"
+    assert (await page(world, "/.well-known/x")).status == 404
+
+
+async def test_a_path_that_another_plugin_has_is_taken(world):
+    """Named, and free again as soon as that one is gone."""
+    world.rooms.prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
+    await world.put(ID, path="/app/", **TEMPLATE)
+    error = await world.refused(OTHER, path="/app/", **TEMPLATE)
+    assert (error.code, f"route_taken: cannot serve this route: /app/ belongs to {ID}") == (
+        Denial.BAD_PARAMS,
+        error.message,
+    )
+    assert await world.call(ID, "route.delete", path="/app") == {"ok": True}
+    assert await world.call(ID, "route.delete", path="/app/") == {"ok": False}
+    assert (await world.put(OTHER, path="/app/", **TEMPLATE))["ok"]
+    assert [row.plugin_id for row in world.kept()] == [OTHER]
+
+
+async def test_a_route_put_again_is_replaced(world):
+    """At once, also by one of another kind; one that is refused leaves the old one as it was."""
+    await world.put(path=HERE, target="template", template="one")
+    await world.put(path=HERE, target="template", template="two")
+    assert (await page(world, HERE)).body == b"two"
+    assert (await world.refused(path=HERE, target="template", template="{{")).code is Denial.BAD_PARAMS
+    assert (await page(world, HERE)).body == b"two"
+    await world.put(path=HERE, **INVOKE)
+    assert (await page(world, HERE)).body == b"hi"
+    assert len(world.kept()) == 1
+
+
+async def test_quotas_hold_and_change_nothing(tmp_path):
+    """On how many, and on how much; the route that was there goes on."""
+    async with routed.opened(tmp_path) as world:
+        world.route._quota = rows.Quota(routes=2, total_bytes=700, all_routes=3)
+        for name in ("a", "b"):
+            await world.put(path=f"{HERE}{name}/", target="template", template=name)
+        error = await world.refused(path=f"{HERE}c/", target="template", template="c")
+        assert (error.code, "at most 2 routes" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+        assert (await page(world, f"{HERE}c/")).status == 404
+        error = await world.refused(path=f"{HERE}b/", target="template", template="b" * 700)
+        assert error.code is Denial.QUOTA_EXCEEDED
+        assert (await page(world, f"{HERE}b/")).body == b"b"
+        await world.put(OTHER, path=f"/{OTHER}/", **TEMPLATE)
+        assert (await world.refused(OTHER, path=f"/{OTHER}/x/", **TEMPLATE)).code is Denial.QUOTA_EXCEEDED
+
+
+# Life and death.
+
+
+async def test_routes_come_back_after_a_restart(tmp_path):
+    """Of every kind, when their owner does."""
+    rooms = routed.Rooms()
+    async with backends.running() as backend:
+        async with routed.opened(tmp_path, rooms=rooms) as world:
+            await world.serve(backend, path=f"{HERE}app/", public=["/feed"])
+            await world.put(path=f"{HERE}page/", target="template", template="page")
+            await world.put(path=f"{HERE}hook/", **INVOKE)
+        rooms.live.discard(ID)
+        async with routed.opened(tmp_path, rooms=rooms) as world:
+            assert not world.pages.in_use
+            assert not world.services.in_use
+            rooms.live.add(ID)
+            world.pass_s(1.0)
+            assert (await world.pages.listened(10)).url
+            assert (await world.services.listened(10)).url
+            assert (await page(world, f"{HERE}page/")).body == b"page"
+            assert (await page(world, f"{HERE}hook/")).body == b"hi"
+            assert (await world.get(f"{HERE}app/feed")).status == 200
+            assert (await world.get(f"{HERE}app/x")).status == 401
+    assert backend.paths == ["/feed"]
+
+
+async def test_a_plugin_that_stops_answers_no_more(world):
+    """At once, before anybody has looked; then its prefix is free and nobody listens. Back, it answers again."""
+    await world.put(path=HERE, **TEMPLATE)
+    await world.put(path=f"{HERE}hook/", **INVOKE)
+    world.rooms.live.discard(ID)
+    assert (await page(world, HERE)).status == 404
+    assert (await page(world, f"{HERE}hook/")).status == 404
+    assert world.rooms.asked == []
+    world.pass_s(1.0)
+    await ingresses.until(lambda: not world.pages.listener.url, "no listener")
+    world.rooms.live.add(ID)
+    world.pass_s(1.0)
+    assert (await world.pages.listened(10)).url
+    assert (await page(world, HERE)).status == 200
+
+
+async def test_a_forgotten_plugin_leaves_nothing(world):
+    """Neither rows nor claims; those of others stay."""
+    await world.put(path=HERE, **TEMPLATE)
+    await world.put(OTHER, path=f"/{OTHER}/", **TEMPLATE)
+    await world.route.forget(ID)
+    world.pass_s(1.0)
+    assert (await page(world, HERE)).status == 404
+    assert (await page(world, f"/{OTHER}/")).status == 200
+    assert [row.plugin_id for row in world.kept()] == [OTHER]
+
+
+async def test_a_damaged_row_is_told_and_left_out(tmp_path):
+    """The others are served."""
+    async with routed.opened(tmp_path) as world:
+        await world.put(path=HERE, **TEMPLATE)
+        await world.put(path=f"{HERE}x/", **TEMPLATE)
+        for path, spec in ((HERE, "{"), (f"{HERE}y/", '{"path":"/y/","target":"service","origin":"gopher://x"}')):
+            await world.ledger.write(
+                lambda tx, path=path, spec=spec: rows.put(tx, ID, path, spec, rows.Quota(), now_us=1)
+            )
+    async with routed.opened(tmp_path) as world:
+        assert [kept.spec.path for kept in world.route._kept.values()] == [f"{HERE}x/"]
+        assert (await world.pages.listened(10)).url
+        assert (await page(world, f"{HERE}x/")).status == 200
+
+
+async def test_what_cannot_be_kept_is_not_served(world, monkeypatch):
+    """The disk takes no more: the call says so, and the old route is what answers."""
+    await world.put(path=HERE, target="template", template="old")
+
+    async def full(*_, **__):
+        raise Problem("ledger_unavailable", "the disk is full")
+
+    monkeypatch.setattr(world.ledger, "write", full)
+    for path in (HERE, f"{HERE}new/"):
+        error = await world.refused(path=path, target="template", template="new")
+        assert error.code is Denial.SERVICE_UNAVAILABLE
+    assert (await page(world, HERE)).body == b"old"
+    assert (await page(world, f"{HERE}new/")).body == b"old"  # it lies below the old one
+
+
+# Services.
+
+
+@pytest.fixture
+async def backend():
+    async with backends.running() as found:
+        yield found
+
+
+SERVICE = {"path": HERE, "target": "service", "login": "${secret:WEB}", "origin": "http://127.0.0.1:3000"}
+
+
+async def test_without_a_listener_there_are_no_services(tmp_path):
+    """The hint names the setting; pages are served all the same."""
+    async with routed.opened(tmp_path, on=False) as world:
+        error = await world.refused(**SERVICE)
+        assert (error.code, "http.service_listen is not set" in error.message) == (Denial.SERVICE_UNAVAILABLE, True)
+        assert world.services.listener.fault == "http.service_listen is not set"
+        assert (await world.put(path=HERE, **TEMPLATE))["url"]
+
+
+async def test_a_listener_that_was_taken_away_leaves_services_waiting(tmp_path, backend):
+    """Their rows stay, nothing is claimed; with the listener they come back."""
+    rooms = routed.Rooms()
+    async with routed.opened(tmp_path, rooms=rooms) as world:
+        await world.serve(backend, public=["/feed"])
+    async with routed.opened(tmp_path, rooms=rooms, on=False) as world:
+        assert not world.services.in_use
+        assert len(world.kept()) == 1
+    async with routed.opened(tmp_path, rooms=rooms) as world:
+        assert (await world.services.listened(10)).url
+        assert (await world.get(f"{HERE}feed")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("params", "word"),
+    [
+        ({"origin": ""}, "origin: expected scheme"),
+        ({"origin": "https://127.0.0.1:3000"}, "found the scheme https"),
+        ({"origin": "http://backend:3000"}, "the address that the name is pinned to"),
+        ({"origin": "http://127.0.0.1:3000/path"}, "origin: expected"),
+        ({"origin": "http://0.0.0.0:3000"}, "unspecified|this network"),
+        ({"login": "hunter2hunter2"}, "expected a reference such as"),
+        ({"login": "x${secret:WEB}"}, "expected a reference such as"),
+        ({"login": "${secret:web}"}, "expected a reference such as"),
+        ({"login": "${secret:NONE}"}, "the operator has bound no secret 'NONE'"),
+        ({"login": "${secret:SHORT}"}, "expected a password of 8 characters"),
+        ({"login": ""}, "login: expected a password"),
+        ({"public": ["feed"]}, "public: expected a path"),
+        ({"public": ["/a/../b"]}, "public: expected segments"),
+        ({"public": ["/**/a"]}, "public: expected segments"),
+        ({"public": ["/a*"]}, "public: expected segments"),
+        ({"public": ["/%2e"]}, "public: expected segments"),
+        ({"public": ["/x"] * 33}, "at most 32 patterns"),
+        ({"path": "/acme.demo/\u00fc/"}, "path: expected segments"),
+        ({"path": "/acme.demo/a+b/"}, "path: expected segments"),
+    ],
+)
+async def test_services_that_cannot_be(world, params, word):
+    world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
+    for name, value in (("WEB", routed.KEPT), ("SHORT", "hunter2")):
+        await world.secrets.set(name, value)
+        await world.secrets.bind(name, ID)
+    error = await world.refused(**{**SERVICE, **params})
+    assert error.code is Denial.BAD_PARAMS
+    assert re.search(word, error.message), error.message
+    assert "hunter2" not in error.message
+    assert world.kept() == []
+
+
+async def test_only_what_the_operator_bound_is_proxied(world):
+    """The origin to this plugin, with this address; the secret to this plugin."""
+    await world.secrets.set("WEB", routed.KEPT)
+    await world.secrets.bind("WEB", OTHER)
+    for origins in ((), ("http://127.0.0.1:3001",), ("http://127.0.0.2:3000",), ("tcp://127.0.0.1:3000",)):
+        world.rooms.origins[ID] = origins
+        error = await world.refused(**SERVICE)
+        assert (error.code, "has not bound" in error.message) == (Denial.EGRESS_BLOCKED, True)
+    world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
+    assert "no secret" in (await world.refused(**SERVICE)).message
+    await world.secrets.bind("WEB", ID)
+    assert (await world.put(**SERVICE))["ok"]
+    world.rooms.origins[ID] = ("http://app.lan:3000=10.0.0.1",)
+    error = await world.refused(**{**SERVICE, "origin": "http://app.lan:3000=10.0.0.2"})
+    assert error.code is Denial.EGRESS_BLOCKED
+
+
+async def test_the_service_listener_is_one_plugins(world, backend):
+    """It is one origin to a browser: a second plugin's pages could act for the first one's users."""
+    await world.serve(backend)
+    await world.serve(backend, path=f"{HERE}more/")
+    await world.secrets.bind("WEB", OTHER)
+    world.rooms.origins[OTHER] = (backend.origin,)
+    wanted = {**SERVICE, "path": f"/{OTHER}/", "origin": backend.origin}
+    error = await world.refused(OTHER, **wanted)
+    assert (error.code, f"{ID} has services there" in error.message) == (Denial.BAD_PARAMS, True)
+    world.rooms.live.discard(ID)
+    world.pass_s(1.0)
+    assert (await world.put(OTHER, **wanted))["ok"]
+    world.rooms.live.add(ID)
+    world.pass_s(1.0)
+    assert (await world.get(f"/{ID}/")).status == 404
+    assert (await world.get(f"/{OTHER}/")).status == 401
+
+
+async def test_a_route_moves_between_listeners(world, backend):
+    """From a page to a service and back: never both."""
+    await world.put(path=HERE, **TEMPLATE)
+    await world.serve(backend)
+    assert (world.pages.in_use, world.services.in_use) == (False, True)
+    await world.put(path=HERE, **TEMPLATE)
+    assert (world.pages.in_use, world.services.in_use) == (True, False)
+
+
+def test_what_an_action_is_told_is_bounded():
+    """So many headers, none of them long, each name once."""
+    headers = {f"X-{n}": "v" for n in range(100)} | {"X-Long": "v" * 5_000, "Accept": "a\udcff"}
+    told = route_targets.asked(Request(method="GET", path="/", headers=headers))
+    assert len(told["headers"]) == route_targets.MAX_HEADERS
+    assert "x-long" not in told["headers"]
+    told = route_targets.asked(Request(method="GET", path="/", headers={"Accept": "a\udcff"}))
+    assert told["headers"] == {"accept": "a\ufffd"}

@@ -1,0 +1,59 @@
+"""What follows from the end of a long-lived program: tried in every order, without anything running."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.host.programs.decide import Again, Ended, Over, Rules, after
+from latticed.model.restart import Failures, Policy
+
+POLICY = Policy(base_s=1.0, ceiling_s=8.0, jitter=0.2, healthy_s=60.0, breaker_failures=4)
+ENDS = st.builds(Ended, code=st.just("exited"), message=st.just("m"), status=st.sampled_from([None, 0, 1, 255]))
+
+
+def rules(restart="always", hopeless=frozenset()):
+    return Rules(restart=restart, policy=POLICY, hopeless=hopeless)
+
+
+@given(
+    st.sampled_from(["always", "on-failure", "never"]),
+    st.booleans(),
+    st.lists(st.tuples(ENDS, st.sampled_from([0.0, 59.0, 60.0]), st.floats(0, 0.999)), max_size=40),
+)
+def test_no_loop_is_endless_and_no_pause_out_of_bounds(restart, has_hopeless, ends):
+    """Quick failures end at the breaker; pauses grow no further than the ceiling and its jitter."""
+    wanted, failures, quick = rules(restart, frozenset({255}) if has_hopeless else frozenset()), Failures(), 0
+    for ended, uptime_s, roll in ends:
+        next_ = after(failures, ended, wanted, uptime_s=uptime_s, roll=roll)
+        quick = 1 if uptime_s >= 60 else quick + 1
+        if isinstance(next_, Over):
+            assert next_.state == "failed" or ended.status == 0
+            assert (next_.state == "failed") == bool(next_.code)
+            return
+        assert restart != "never"
+        assert not (has_hopeless and ended.status == 255)
+        assert quick < 4
+        assert 0.8 <= next_.delay_s <= 8.0 * 1.2
+        failures = next_.failures
+
+
+def test_what_is_hopeless_is_never_tried_again():
+    over = after(
+        Failures(),
+        Ended(code="exited", message="m", status=255),
+        rules(hopeless=frozenset({255})),
+        uptime_s=999,
+        roll=0,
+    )
+    assert over == Over(state="failed", code="exited", message="m")
+
+
+def test_pauses_double():
+    failures, pauses = Failures(), []
+    for _ in range(3):
+        next_ = after(failures, Ended(code="exited", message="m", status=1), rules(), uptime_s=0, roll=0.5)
+        assert isinstance(next_, Again)
+        pauses.append(next_.delay_s)
+        failures = next_.failures
+    assert pauses == [1.0, 2.0, 4.0]

@@ -1,0 +1,77 @@
+"""kill -9 at any moment around a run: every approved task is begun once at most, and no script outlives the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from latticed.host.tasks.queue import Tasks
+from latticed.kit.clock import SystemClock
+from latticed.ledger import open_ledger
+from latticed.settings.programs import Task as Settings
+from tests.house import children, confinements, processes
+
+LIFE = Path(__file__).resolve().parents[2] / "house/task_life.py"
+
+
+@pytest.mark.parametrize("lives", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.timeout(300)
+async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
+    """Several lives of one queue, each killed at a random line of what it says; the last one is left to finish."""
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}")
+    chance = random.Random(seed)
+    state, begun, finished = tmp_path / "state", tmp_path / "begun", set()
+    for _ in range(lives):
+        for line in _live(state, begun, lines=chance.randrange(1, 24)):
+            if line.startswith("ended "):
+                finished.add(line.split()[1])
+    clock = SystemClock()
+    async with open_ledger(state, clock=clock) as ledger:
+        settings = Settings(at_once=8, plugin_at_once=8)
+        async with Tasks(
+            ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, may=lambda _: True
+        ) as tasks:
+            deadline = time.monotonic() + 60
+            while open_ := await tasks.page(states=("approved", "running"), limit=10_000):
+                assert time.monotonic() < deadline, open_
+                await asyncio.sleep(0.01)
+            found = {task.id: tasks.get(task.id) for task in await tasks.page(limit=10_000)}
+    runs = Counter(line.split()[1] for line in begun.read_text().splitlines())
+    assert set(runs.values()) <= {1}, "a task is begun once at most"
+    assert {found[one].state for one in finished} <= {"done"}
+    assert {task.state for task in found.values()} <= {"done", "interrupted", "submitted"}
+    done = [task for task in found.values() if task.state == "done"]
+    assert all(task.outcome.stdout == "begun\nover\n" and task.run_id for task in done)
+    cut = [task for task in found.values() if task.state == "interrupted"]
+    assert all(task.run_id for task in cut), "what was cut off had been on record before it began"
+    assert set(runs) <= {task.id for task in (*done, *cut)}
+    assert len(done) > 0
+
+
+def _live(state, begun, *, lines):
+    """What one life said until it was killed, after so many lines; nothing it started is left."""
+    said = []
+    command = [sys.executable, "-P", LIFE, state, begun]
+    life = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert life.stdout.readline() == "ready\n"
+        said.extend(life.stdout.readline() for _ in range(lines))
+    finally:
+        scripts = children.descendants(life.pid)
+        life.kill()
+        rest = life.stdout.read()
+        life.stdout.close()
+        life.wait()
+    processes.until(lambda: not any(map(children.alive, scripts)), what="its scripts to be gone")
+    whole = [*said, *rest.splitlines(keepends=True)]
+    return [line for line in whole if line.endswith("\n")]

@@ -1,0 +1,402 @@
+"""task.* from the call to the end of the run: approval, confinement, bounds, the kill switch; with real children."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from dataclasses import dataclass, replace
+
+import msgspec
+import pytest
+
+from latticed.host.service import Caller, HostError
+from latticed.host.task import Task
+from latticed.host.tasks.queue import Tasks
+from latticed.kit.clock import SystemClock
+from latticed.ledger import audit, open_ledger
+from latticed.model.errors import Problem
+from latticed.settings.programs import Task as Settings
+from tests.house import children, confinements, processes
+from tests.house.clocks import ManualClock
+
+A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
+OPERATOR = "uid:0 user:root pid:1"
+DEADLINE_S = 30.0
+ENDED = {"done", "failed", "interrupted", "cancelled", "expired"}
+
+
+async def until(condition, what=""):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        await asyncio.sleep(0.005)
+
+
+@dataclass
+class World:
+    """The service over a real ledger and real children."""
+
+    ledger: object
+    tasks: Tasks
+    service: dict
+    allowed: set
+    settings: Settings
+    spawner: confinements.Spawner
+    clock: object
+
+    async def call(self, method, caller=A, **params):
+        served = self.service[method]
+        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+
+    async def submit(self, script, caller=A, *, interpreter="sh", **more):
+        made = await self.call("task.submit", caller, script=script, interpreter=interpreter, **more)
+        assert made["sha256"] == hashlib.sha256(script.encode()).hexdigest()
+        return made["id"]
+
+    async def approve(self, task_id):
+        return await self.tasks.approve(task_id, sha256=self.tasks.get(task_id).sha256, by=OPERATOR)
+
+    async def ended(self, task_id):
+        await until(lambda: self.tasks.get(task_id).state in ENDED, "the task to end")
+        return self.tasks.get(task_id)
+
+    async def run(self, script, caller=A, **more):
+        task_id = await self.submit(script, caller, **more)
+        await self.approve(task_id)
+        return await self.ended(task_id)
+
+    def actions(self, task_id):
+        events = self.ledger.read(lambda db: audit.query(db, limit=1_000))
+        return [(event["action"], event["code"]) for event in events if event["target"] == task_id]
+
+
+@contextlib.asynccontextmanager
+async def world(directory, *, clock=None, spawner=None, **settings):
+    clock, spawner = clock or SystemClock(), spawner or confinements.Spawner()
+    allowed = {A.plugin_id, B.plugin_id}
+    async with open_ledger(directory / "state", clock=clock) as ledger:
+        made = World(ledger, None, {}, allowed, Settings(**settings), spawner, clock)
+        tasks = Tasks(
+            ledger, clock=clock, spawner=spawner, settings=lambda: made.settings, may=lambda one: one in allowed
+        )
+        async with tasks:
+            made.tasks = tasks
+            made.service = {call.method: call for call in Task(tasks).calls()}
+            yield made
+
+
+@pytest.fixture
+async def here(tmp_path):
+    async with world(tmp_path) as opened:
+        yield opened
+
+
+async def test_nothing_runs_before_it_is_approved(here):
+    """Submitted, it waits; approved by its digest, it runs once; what it said and how it ended is kept."""
+    task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
+    for _ in range(3):
+        here.tasks.look()
+        await asyncio.sleep(0.02)
+    assert here.spawner.spawned == 0
+    assert (await here.call("task.get", id=task_id))["state"] == "submitted"
+    await here.approve(task_id)
+    await here.ended(task_id)
+    told = await here.call("task.get", id=task_id)
+    assert (told["state"], told["exit_code"], told["signal"], told["code"]) == ("failed", 3, None, "exited")
+    assert (told["stdout"], told["stderr"], told["truncated"]) == ("out web-db\n", "err\n", False)
+    assert told["approved_by"] == OPERATOR
+    assert here.spawner.spawned == 1
+    assert here.actions(task_id) == [("task.approve", ""), ("task.begin", ""), ("task.end", "exited")]
+
+
+async def test_an_approval_is_for_one_script(here):
+    """Another digest is refused and on record; a second approval, and one of what ended, too."""
+    task_id = await here.submit("echo ok")
+    for wrong in ("", "0" * 64, hashlib.sha256(b"echo ok\n").hexdigest()):
+        with pytest.raises(Problem) as caught:
+            await here.tasks.approve(task_id, sha256=wrong, by=OPERATOR)
+        assert caught.value.code == "digest_mismatch"
+    await here.tasks.approve(task_id, sha256=here.tasks.get(task_id).sha256.upper(), by=OPERATOR)
+    assert (await here.ended(task_id)).state == "done"
+    with pytest.raises(Problem) as caught:
+        await here.approve(task_id)
+    assert caught.value.code == "invalid_transition"
+    with pytest.raises(Problem, match="no task"):
+        await here.tasks.approve("nope", sha256="0" * 64, by=OPERATOR)
+    assert here.spawner.spawned == 1
+    codes = [code for action, code in here.actions(task_id) if action == "task.approve"]
+    assert codes == ["digest_mismatch"] * 3 + ["", "invalid_transition"]
+
+
+@pytest.mark.parametrize("column", ["script", "sha256", "approved_sha256"])
+async def test_what_was_edited_after_approval_is_refused(here, column):
+    """The bytes that run are those that were approved, whatever has become of the row."""
+    here.settings = replace(here.settings, enabled=True, at_once=1)
+    blocker = await here.submit("sleep 1000", B)
+    await here.approve(blocker)
+    await until(lambda: here.tasks.get(blocker).state == "running", "the blocker to run")
+    task_id = await here.submit("echo approved")
+    await here.approve(task_id)
+    value = "echo edited" if column == "script" else hashlib.sha256(b"echo edited").hexdigest()
+    change = f"UPDATE tasks SET {column} = ? WHERE id = ?"  # noqa: S608 - constants
+    await here.ledger.write(lambda tx: tx.execute(change, (value, task_id)))
+    await here.tasks.cancel(blocker, by=OPERATOR)
+    ended = await here.ended(task_id)
+    assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "digest_mismatch", "")
+    assert (here.spawner.spawned, ended.run_id) == (1, ""), "it had not even begun"
+
+
+async def test_a_script_edited_with_its_approval_is_refused_by_its_bytes(here, monkeypatch):
+    """Even when row and digests agree again: what is sealed for running is compared once more."""
+    from latticed.host.tasks import run
+
+    sealed = run._sealed
+    monkeypatch.setattr(run, "_sealed", lambda task: sealed(replace(task, script="echo other")))
+    ended = await here.run("echo approved")
+    assert (ended.state, ended.outcome.code, here.spawner.spawned) == ("failed", "digest_mismatch", 0)
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "script"),
+    [
+        ("sh", 'printf \'%s\\n\' "$1" "$2"'),
+        ("bash", 'a=("$@"); printf \'%s\\n\' "${a[@]}"'),
+        ("python3", "import sys\nprint(*sys.argv[1:], sep='\\n')"),
+        ("node", "console.log(process.argv.slice(2).join('\\n'))"),
+    ],
+)
+async def test_every_interpreter(here, interpreter, script):
+    """Its targets are its arguments, in order and unharmed; whatever the script's own first line says."""
+    if interpreter == "node" and not os.path.exists("/usr/bin/node"):
+        pytest.skip("node is not installed here")
+    ended = await here.run(script, interpreter=interpreter, targets=("a b;c", "-x"))
+    assert (ended.outcome.stdout, ended.outcome.stderr, ended.state) == ("a b;c\n-x\n", "", "done")
+
+
+async def test_a_clean_place(here, tmp_path, monkeypatch):
+    """No environment of ours, no input, no network, no files of ours; a scratch directory of its own."""
+    monkeypatch.setenv("LEAKED", "yes")
+    (tmp_path / "mine").write_text("secret")
+    script = f"""
+        env | sort; pwd; cat; [ -e {tmp_path} ] || echo unseen; echo x >here && cat here
+        (echo x >/etc/x) || echo readonly
+        python3 -c 'import socket; socket.create_connection(("127.0.0.1", 1), 1)' 2>/dev/null || echo no network
+    """
+    ended = await here.run(script)
+    lines = ended.outcome.stdout.splitlines()
+    names = {line.split("=")[0] for line in lines if "=" in line}
+    assert names == {"PATH", "LANG", "HOME", "TMPDIR", "LATTICED_TASK", "LATTICED_RUN", "PWD"}
+    assert lines[-5:] == ["/scratch", "unseen", "x", "readonly", "no network"]
+
+
+async def test_too_long_is_killed(here):
+    """With all that it started."""
+    ended = await here.run("setsid sleep 1000 & echo begun; sleep 1000", timeout_s=1)
+    assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "timeout", "begun\n")
+    assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 9)
+
+
+async def test_fork_bombs_and_double_forks_are_reaped(here):
+    """Nothing of them is left; the daemon never waits for them."""
+    bomb = await here.run(":(){ :|:& };:; sleep 1000", interpreter="bash", timeout_s=1)
+    assert (bomb.state, bomb.outcome.code) == ("failed", "timeout")
+    away = await here.run("(setsid sh -c 'sleep 1000 & sleep 1000' &) ; exit 0")
+    assert away.state == "done"
+    left = children.descendants(os.getpid())
+    processes.until(lambda: not any(map(children.alive, left)), what="all that was forked to be gone")
+
+
+async def test_the_last_of_the_output_is_kept(tmp_path):
+    """The tail of each stream, and that there was more; control characters are shown, not sent."""
+    async with world(tmp_path, output_kib=1) as here:
+        ended = await here.run("seq 1 2000; printf '\\033[31mred\\ttab\\n' >&2")
+    told = ended.outcome
+    assert told.stdout.endswith("1999\n2000\n")
+    assert len(told.stdout) == 1024
+    assert told.stdout_bytes == sum(len(f"{n}\n") for n in range(1, 2001))
+    assert told.truncated
+    assert told.stderr == "\\x1b[31mred\ttab\n"
+
+
+async def test_a_signal_and_memory(here):
+    """How it ended is told apart."""
+    shot = await here.run("kill -SEGV $$; sh -c 'kill -SEGV $PPID'; exit 139")
+    assert (shot.state, shot.outcome.exit_code) == ("failed", 139)
+    hungry = await here.run("b = bytearray(1 << 30)", interpreter="python3")
+    assert hungry.state == "failed"
+    assert "MemoryError" in hungry.outcome.stderr
+
+
+async def test_cancelling(here):
+    """What waits never runs; what runs is ended with its tree; what ended stays; only one's own."""
+    waits = await here.submit("echo never")
+    with pytest.raises(HostError, match="not_found"):
+        await here.call("task.cancel", B, id=waits)
+    assert await here.call("task.cancel", id=waits) == {"ok": True, "state": "cancelled"}
+    with pytest.raises(Problem, match="cancelled"):
+        await here.approve(waits)
+    runs = await here.submit("setsid sleep 1000 & sleep 1000")
+    await here.approve(runs)
+    await until(lambda: here.spawner.spawned, "it to run")
+    assert await here.call("task.cancel", id=runs) == {"ok": True, "state": "cancelled"}
+    assert await here.call("task.cancel", id=runs) == {"ok": False, "state": "cancelled"}
+    assert here.tasks.get(runs).outcome.reason == "cancelled by plugin:acme.a"
+    assert here.spawner.spawned == 1
+
+
+async def test_the_kill_switch(here):
+    """Switched off, what runs ends, nothing begins, nothing is taken; on again, what was approved has its turn."""
+    runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
+    await here.approve(runs)
+    await until(lambda: here.tasks.get(runs).state == "running", "it to run")
+    await here.approve(waits)  # behind the other: one at once for each plugin
+    here.settings = replace(here.settings, enabled=False)
+    here.tasks.look()
+    ended = await here.ended(runs)
+    assert (ended.state, ended.outcome.reason) == ("cancelled", "the operator switched tasks off")
+    with pytest.raises(HostError, match="service_unavailable: the operator has switched tasks off"):
+        await here.submit("echo more")
+    assert here.tasks.get(waits).state == "approved"
+    here.settings = replace(here.settings, enabled=True)
+    assert (await here.ended(waits)).outcome.stdout == "ran\n"
+
+
+async def test_cancelling_all(here):
+    """Whatever has not ended, of everybody."""
+    ids = [await here.submit("sleep 1000", caller) for caller in (A, A, B)]
+    await here.approve(ids[0])
+    await until(lambda: here.tasks.get(ids[0]).state == "running", "one to run")
+    assert await here.tasks.cancel_all(by=OPERATOR) == 3
+    assert {here.tasks.get(one).state for one in ids} == {"cancelled"}
+    assert ("task.cancel", "") in here.actions("all")
+
+
+async def test_a_plugin_that_may_no_longer(here):
+    """What it has running ends, what was approved waits until it may again."""
+    runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
+    await here.approve(runs)
+    await until(lambda: here.tasks.get(runs).state == "running", "it to run")
+    here.allowed.remove(A.plugin_id)
+    here.tasks.look()
+    assert (await here.ended(runs)).state == "cancelled"
+    await here.approve(waits)
+    assert (await here.run("echo other", B)).state == "done"
+    assert here.tasks.get(waits).state == "approved"
+    here.allowed.add(A.plugin_id)
+    assert (await here.ended(waits)).state == "done"
+
+
+async def test_places_and_shares(tmp_path):
+    """So many at once, so many of one plugin; another plugin is not kept waiting."""
+    async with world(tmp_path, at_once=2, plugin_at_once=1) as here:
+        mine = [await here.submit("sleep 1000") for _ in range(2)]
+        other = await here.submit("sleep 1000", B)
+        for one in (*mine, other):
+            await here.approve(one)
+        await until(lambda: here.tasks.get(other).state == "running", "the other's turn")
+        assert [here.tasks.get(one).state for one in mine] == ["running", "approved"]
+        await here.tasks.cancel(mine[0], by=OPERATOR)
+        await until(lambda: here.tasks.get(mine[1]).state == "running", "the next one's turn")
+        await here.tasks.cancel_all(by=OPERATOR)
+
+
+async def test_quotas_and_lists(tmp_path):
+    """What has not ended counts; lists are one's own, newest first, in pages."""
+    async with world(tmp_path, plugin_waiting=3, waiting=4) as here:
+        mine = [await here.submit(f"echo {n}", name=f"n{n}") for n in range(3)]
+        with pytest.raises(HostError, match=r"quota_exceeded: expected at most 3 tasks of acme\.a"):
+            await here.submit("echo")
+        theirs = await here.submit("echo", B)
+        with pytest.raises(HostError, match="quota_exceeded: expected at most 4 tasks that"):
+            await here.submit("echo", B)
+        first = await here.call("task.list", limit=2)
+        assert [one["id"] for one in first["tasks"]] == mine[:0:-1]
+        rest = await here.call("task.list", limit=2, before=first["next"])
+        assert ([one["id"] for one in rest["tasks"]], rest["next"]) == ([mine[0]], None)
+        assert "script" not in rest["tasks"][0]
+        with pytest.raises(HostError, match="not_found"):
+            await here.call("task.get", id=theirs)
+        await here.tasks.cancel(mine[0], by=OPERATOR)
+        assert [one["id"] for one in (await here.call("task.list", state="cancelled"))["tasks"]] == [mine[0]]
+        await here.submit("echo again")
+        assert await here.tasks.forget(A.plugin_id) == 4
+        assert (await here.call("task.list"))["tasks"] == []
+
+
+async def test_what_nobody_approves_expires(tmp_path):
+    """After its hours; and what ended is kept for its days, the newest so many of it."""
+    clock = ManualClock()
+    async with world(tmp_path, clock=clock, expire_h=2, keep_days=1, keep_items=2) as here:
+        late = await here.submit("echo")
+        clock.advance(7_100)
+        await here.tasks.sweep()
+        assert here.tasks.get(late).state == "submitted"
+        clock.advance(200)
+        await here.tasks.sweep()
+        assert (here.tasks.get(late).state, here.tasks.get(late).outcome.code) == ("expired", "expired")
+        with pytest.raises(Problem, match="expired"):
+            await here.approve(late)
+        ended = [late]
+        for _ in range(2):
+            clock.advance(1)
+            ended.append(await here.submit("echo"))
+            await here.tasks.cancel(ended[-1], by=OPERATOR)
+        await here.tasks.sweep()
+        assert [one.id for one in await here.tasks.page()] == ended[:0:-1]
+        clock.advance(86_500)
+        await here.tasks.sweep()
+        assert await here.tasks.page() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"script": "x" * 65_537}, "too_large: script: expected at most 65536"),
+        ({"script": "ü" * 32_769}, "too_large"),
+        ({"script": " \n"}, "bad_params: script"),
+        ({"script": "echo\0"}, "bad_params: script"),
+        ({"script": "echo ${secret:TOKEN}"}, "bad_params: script: expected no"),
+        ({"targets": ("${secret:TOKEN}",)}, "bad_params: script: expected no"),
+        ({"targets": ("a\nb",)}, "bad_params: targets"),
+        ({"targets": ("",)}, "bad_params: targets"),
+        ({"targets": ("a",) * 33}, "bad_params: targets"),
+        ({"timeout_s": 0}, "bad_params: timeout_s"),
+        ({"timeout_s": 601}, "bad_params: timeout_s"),
+        ({"name": "a b"}, "bad_params: name"),
+    ],
+)
+async def test_what_cannot_be_meant(here, wrong, expected):
+    with pytest.raises(HostError, match=expected):
+        await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **wrong})
+    for more in ({"interpreter": "perl"}, {"user": "root"}):
+        with pytest.raises(msgspec.ValidationError):
+            await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **more})
+
+
+async def test_a_host_that_cannot_confine(tmp_path):
+    """The run fails with the reason, and nothing is run."""
+    spawner = confinements.Spawner(floor="dedicated")
+    provided = replace(spawner.probed.provided, level=type(spawner.probed.provided.level).FILTERED)
+    spawner.probed = replace(spawner.probed, provided=provided)
+    async with world(tmp_path, spawner=spawner) as here:
+        ended = await here.run("echo")
+    assert (ended.state, ended.outcome.code, spawner.spawned) == ("failed", "sandbox_unavailable", 0)
+
+
+async def test_the_end_of_the_daemon(tmp_path):
+    """What runs ends with it, is interrupted in the next life, and never runs again; what was approved runs then."""
+    spawner = confinements.Spawner()
+    async with world(tmp_path, spawner=spawner) as here:
+        runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
+        await here.approve(runs)
+        await until(lambda: here.tasks.get(runs).state == "running" and spawner.spawned, "it to run")
+        await here.approve(waits)
+    async with world(tmp_path, spawner=spawner) as here:
+        assert here.tasks.get(runs).state == "interrupted"
+        assert (await here.ended(waits)).outcome.stdout == "ran\n"
+        with pytest.raises(Problem, match="interrupted"):
+            await here.approve(runs)
+        assert spawner.spawned == 2

@@ -1,0 +1,167 @@
+"""Templates: what they may contain, and what becomes of them in one pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.host import template
+from latticed.host.template import METHOD, PATH, Reference
+from latticed.model.errors import Problem
+
+
+def rendered(source, values=None, **options):
+    return template.render(template.parse(source.encode()).parts, values or {}, **options).decode()
+
+
+def refused(source):
+    with pytest.raises(Problem) as caught:
+        template.parse(source if isinstance(source, bytes) else source.encode())
+    assert caught.value.code == "source_blocked"
+    return caught.value.detail
+
+
+def test_every_placeholder_is_replaced_where_it_stands():
+    """Path, method, query field, stored value; spaces beside the braces do not matter."""
+    source = "a {{path}} b {{ method }}{{query:who}} {{kv:default/message}}!"
+    values = {PATH: "/x", METHOD: "GET", Reference("query", "who"): "me", Reference("kv", "default", "message"): "hi"}
+    assert rendered(source, values) == "a /x b GETme hi!"
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        "{{}}",
+        "{{PATH}}",
+        "{{paths}}",
+        "{{query:}}",
+        "{{query}}",
+        "{{kv:}}",
+        "{{kv:a}}",
+        "{{kv:/a}}",
+        "{{kv:a/}}",
+        "{{a:b/c}}",
+    ],
+)
+def test_what_is_no_reference_renders_empty(unknown):
+    """And is no reason to refuse a template."""
+    assert rendered(f"<{unknown}>", {PATH: "/x"}) == "<>"
+
+
+def test_a_brace_may_stand_beside_a_placeholder():
+    """Of three the last two open it, the first two close it."""
+    assert rendered("{{{path}}}", {PATH: "/x"}) == "{/x}"
+    assert "line 1" in refused("{{{{path}}}}")
+
+
+def test_a_reference_without_a_value_renders_empty():
+    assert rendered("<{{path}}{{kv:a/b}}>") == "<>"
+
+
+@pytest.mark.parametrize("value", ["{{path}}", "{{kv:default/secret}}", "{{", "}}", "{{query:a}}{{path}}"])
+def test_what_is_put_in_is_never_looked_at_again(value):
+    """A path or a stored value that contains a reference is text."""
+    stored = Reference("kv", "default", "secret")
+    assert rendered("{{path}}|{{kv:default/secret}}", {PATH: value, stored: value}) == f"{value}|{value}"
+
+
+def test_values_that_meet_form_no_placeholder():
+    """Not with each other, and not with the text around them."""
+    source = "{ {{query:a}}{{query:b}}}}"
+    values = {Reference("query", "a"): "{{pa", Reference("query", "b"): "th", PATH: "/x"}
+    assert rendered(source, values) == "{ {{path}}"
+
+
+def test_the_key_may_contain_what_the_bucket_may_not():
+    """The first slash divides them."""
+    (reference,) = template.parse(b"{{kv:plugin:acme.demo/a/b}}").stored
+    assert reference == Reference("kv", "plugin:acme.demo", "a/b")
+
+
+def test_html_values_are_escaped_and_the_template_is_not():
+    assert rendered("<b>{{path}}</b>", {PATH: "<i a='\"'>&"}, escape=template.escape_html) == (
+        "<b>&lt;i a=&#x27;&quot;&#x27;&gt;&amp;</b>"
+    )
+
+
+def test_references_are_listed_once():
+    """However often they occur: each stored value is asked for once."""
+    found = template.parse(b"{{kv:a/b}}{{query:c}}{{kv:a/b}}{{ kv:a/b }}{{query:c}}")
+    assert (found.stored, found.queries) == ((Reference("kv", "a", "b"),), (Reference("query", "c"),))
+    assert len(found.parts) == 5
+
+
+@pytest.mark.parametrize("source", ["a {{path", "{{", "{{path}", "a\n{{path {{method}}", "{{ {{path}} }}"])
+def test_unclosed_braces_are_refused_with_their_line(source):
+    assert f"not closed in line {source.count(chr(10)) + 1}" in refused(source)
+
+
+@pytest.mark.parametrize("source", ["}}", "a}}{", '{"a": {"b": 1}}', "{ {path} }", "{path}"])
+def test_other_braces_are_text(source):
+    assert rendered(source) == source
+
+
+@pytest.mark.parametrize("primitive", ["fetch(", "require(", "process.env", "exec(", "os."])
+@pytest.mark.parametrize("around", ["{}", "x = {} 1)", "a.{}", "({}", "-{}", "{{{{path}}}}{}", "ä {}"])
+def test_source_primitives_are_refused_by_name_and_line(primitive, around):
+    """Wherever an identifier could begin."""
+    detail = refused(f"one\ntwo\n{around.format(primitive)}\n")
+    assert f"`{primitive}`" in detail
+    assert "line 3" in detail
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "photos. of",
+        "prefetch(1)",
+        "myexec(",
+        "$fetch(",
+        "äos.",
+        "_require(",
+        "process.environment",
+        "macOS.",
+        "fetch (",
+    ],
+)
+def test_what_only_looks_like_a_primitive_passes(source):
+    assert rendered(source) == source
+
+
+def test_the_first_primitive_is_named():
+    assert "`exec(` in line 2" in refused("a\nexec(\nfetch(\n")
+
+
+def test_a_primitive_inside_a_placeholder_is_refused():
+    """The whole source is looked at."""
+    assert "`os.`" in refused("{{kv:default/os.x}}")
+
+
+def test_only_utf8_and_only_so_much():
+    """One byte more than the limit is too many."""
+    assert "UTF-8" in refused(b"a\nb\xff")
+    assert "line 2" in refused(b"a\nb\xff")
+    template.parse(b"x" * template.MAX_BYTES)
+    assert "at most 262144 bytes" in refused(b"x" * (template.MAX_BYTES + 1))
+
+
+def test_placeholders_are_bounded():
+    """So is the number of different stored values; one value may be named often."""
+    template.parse(b"{{path}}" * template.MAX_PLACEHOLDERS)
+    assert "at most 1024 placeholders" in refused("{{path}}\n" * 20_000)
+    template.parse(b"{{kv:a/b}}" * template.MAX_PLACEHOLDERS)
+    many = "".join(f"{{{{kv:a/{number}}}}}" for number in range(template.MAX_VALUES + 1))
+    assert "at most 64 different" in refused(many)
+
+
+def test_an_answer_is_bounded_before_it_is_made():
+    """A small template times a large value is refused; what just fits is not."""
+    parts = template.parse(b"{{path}}" * 1_000).parts
+    with pytest.raises(Problem) as caught:
+        template.render(parts, {PATH: "x" * 4_000})
+    assert caught.value.code == "output_too_large"
+    assert len(template.render(parts, {PATH: "x" * 1_000}, max_bytes=1_000_000)) == 1_000_000
+
+
+def test_text_that_utf8_cannot_carry_is_marked():
+    """A lone surrogate, from an operator's JSON, does not break the answer."""
+    assert rendered("{{path}}", {PATH: "a\ud800b"}) == "a?b"

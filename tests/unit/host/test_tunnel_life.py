@@ -1,0 +1,336 @@
+"""tunnel.* from the call to the connected process: files, exit codes, failed changes; a fake cloudflared, confined."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from latticed.host.programs.life import Tools
+from latticed.host.service import Caller, HostError
+from latticed.host.tunnel import Tunnel
+from latticed.host.tunnels.keeper import Tunnels
+from latticed.host.tunnels.one import House
+from latticed.kit.clock import SystemClock
+from latticed.ledger import open_ledger
+from latticed.ledger import programs as rows
+from latticed.model import egress
+from latticed.model.restart import Policy
+from latticed.settings.programs import Tunnel as Settings
+from tests.house import children, confinements
+
+A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
+FAKE = Path(__file__).resolve().parents[2] / "house/cloudflared.py"
+ID = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
+SECRET = base64.b64encode(b"thirty-two bytes of very secret!").decode()
+DEADLINE_S = 30.0
+QUICK = Policy(base_s=0.05, ceiling_s=0.1, jitter=0.0)
+REST = {"service": "http_status:404"}
+
+
+async def until(condition, what=""):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        await asyncio.sleep(0.005)
+
+
+def rule(hostname="app.example.com", service="http://backend.lan:8080", **more):
+    return {"hostname": hostname, "service": service, **more}
+
+
+@dataclass
+class World:
+    """The service over a real ledger, with its directories."""
+
+    tunnels: Tunnels
+    service: dict
+    allowed: set
+    bound: list
+    spawner: confinements.Spawner
+    home: Path
+    ledger: object
+
+    async def call(self, method, caller=A, **params):
+        served = self.service[method]
+        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+
+    async def put(self, *rules, caller=A, **more):
+        wanted = {"name": "main", "tunnel": ID, "credentials": "main.json", "ingress": [*rules, REST], **more}
+        return await self.call("tunnel.put", caller, **wanted)
+
+    async def status(self):
+        (found,) = (await self.call("tunnel.status", name="main"))["tunnels"]
+        return found
+
+    @property
+    def one(self):
+        (found,) = self.tunnels.of(A.plugin_id)
+        return found
+
+    async def until_state(self, state):
+        await until(lambda: self.one.view()["state"] == state, f"{state}, found {self.one.view()}")
+        return await self.status()
+
+    async def until_error(self, code):
+        await until(lambda: self.one.life.error is not None and self.one.life.error[0] == code, f"{code}")
+        return await self.status()
+
+    def file(self, name):
+        return next(iter((self.home / "state/tunnels").glob(f"*/{name}")), None)
+
+    def credentials(self):
+        return list((self.home / "run/tunnels").glob("*/*"))
+
+    def row(self):
+        return self.ledger.read(lambda db: rows.get(db, A.plugin_id, "tunnel", "main"))
+
+
+@contextlib.asynccontextmanager
+async def world(home, **settings):
+    keys = home / "keys"
+    if not keys.exists():
+        keys.mkdir(mode=0o700)
+        write_credentials(keys / "main.json")
+        token = {"a": "a" * 32, "t": ID, "s": SECRET}
+        write(keys / "main.token", base64.b64encode(json.dumps(token).encode()) + b"\n")
+        shutil.copy(FAKE, home / "cloudflared")
+        (home / "cloudflared").chmod(0o755)
+    wanted = Settings(
+        **{
+            "program": str(home / "cloudflared"),
+            "credentials_dir": str(keys),
+            "check_s": 0.1,
+            "ready_s": 2.0,
+            **settings,
+        }
+    )
+    clock, spawner, allowed = SystemClock(), confinements.Spawner(), {A.plugin_id, B.plugin_id}
+    bound = ["http://backend.lan:8080=127.0.0.1", "https://secure.lan=10.0.0.5", "http://10.0.0.6:81"]
+
+    def origins(plugin_id):
+        return tuple(egress.origin(one) for one in bound) if plugin_id == A.plugin_id else ()
+
+    async with open_ledger(home / "state", clock=clock) as ledger:
+        tools = Tools(spawner=spawner, clock=clock, roll=lambda: 0.5)
+        house = House(tools=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
+        tunnels = Tunnels(
+            ledger, house, may=lambda one: one in allowed, state_dir=home / "state", runtime_dir=home / "run"
+        )
+        async with tunnels:
+            service = {one.method: one for one in Tunnel(tunnels, origins=origins).calls()}
+            yield World(tunnels, service, allowed, bound, spawner, home, ledger)
+
+
+def write(path, data):
+    path.write_bytes(data)
+    path.chmod(0o600)
+
+
+def write_credentials(path, *, secret=SECRET, tunnel=ID):
+    write(
+        path, json.dumps({"AccountTag": "a" * 32, "TunnelSecret": secret, "TunnelID": tunnel, "Endpoint": ""}).encode()
+    )
+
+
+@pytest.fixture
+async def here(tmp_path):
+    async with world(tmp_path) as opened:
+        yield opened
+
+
+def tree():
+    return {pid for pid in children.descendants(os.getpid()) if children.alive(pid)}
+
+
+@pytest.mark.parametrize("kind", ["credentials", "token"])
+async def test_it_connects_and_ends(here, kind):
+    """Rendered, validated, connected by /ready; its files are its own, its secret in no answer, nothing left after."""
+    given = {"credentials": ""} | {kind: f"main.{'json' if kind == 'credentials' else 'token'}"}
+    made = await here.put(
+        rule(), rule("*.example.org", "https://secure.lan", path="/api/v1.2"), rule("ip.example.org", "http://10.0.0.6:81"),
+        **given,
+    )  # fmt: skip
+    assert made["ok"]
+    found = await here.until_state("connected")
+    assert found["last_error"] is None
+    config = json.loads(here.file("config.yml").read_text())
+    assert config["ingress"] == [
+        {
+            "hostname": "app.example.com",
+            "service": "http://127.0.0.1:8080",
+            "originRequest": {"httpHostHeader": "backend.lan:8080"},
+        },
+        {
+            "hostname": "*.example.org",
+            "path": "^/api/v1\\.2",
+            "service": "https://10.0.0.5:443",
+            "originRequest": {"httpHostHeader": "secure.lan", "originServerName": "secure.lan"},
+        },
+        {"hostname": "ip.example.org", "service": "http://10.0.0.6:81"},
+        {"service": "http_status:404"},
+    ]
+    assert stat.S_IMODE(here.file("config.yml").stat().st_mode) == 0o600
+    assert here.file("candidate.yml") is None
+    (secret,) = here.credentials()
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert SECRET not in json.dumps(found) + here.file("config.yml").read_text()
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in tree()]
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in tree()]
+    assert any(b"--no-autoupdate" in one and b"--metrics\x00127.0.0.1:" in one for one in commands)
+    assert not any(SECRET.encode() in one for one in commands + environments)
+    assert (await here.call("tunnel.delete", name="main"))["ok"]
+    assert (tree(), here.credentials(), here.file("config.yml")) == (set(), [], None)
+    assert not (await here.call("tunnel.delete", name="main"))["ok"]
+
+
+async def test_no_name_service_backs_off(here):
+    """Exit 1: again, after a pause, however often."""
+    await here.put(rule("offline.example.com"))
+    await until(lambda: here.one.life.restarts > 7, "several tries")
+    found = await here.status()
+    assert found["last_error"]["code"] == "exited"
+    assert found["last_error"]["message"].endswith("no such host")
+    assert found["state"] != "failed"
+
+
+async def test_a_refused_secret_is_no_loop(here):
+    """Exit 255: failed, at the first try; another one is for who puts it again."""
+    write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
+    await here.put(rule())
+    found = await here.until_state("failed")
+    assert "exited 255" in found["last_error"]["message"]
+    spawned = here.spawner.spawned
+    here.tunnels.look()
+    await asyncio.sleep(0.3)
+    assert (here.spawner.spawned, tree()) == (spawned, set())
+    write_credentials(here.home / "keys/main.json")
+    await here.put(rule())
+    await here.until_state("connected")
+
+
+async def test_only_ready_counts(here):
+    """A page that says OK all the time makes nothing connected."""
+    await here.put(rule("unready.example.com"))
+    await here.until_state("connecting")
+    await asyncio.sleep(0.5)
+    assert (await here.status())["state"] == "connecting"
+
+
+async def test_one_that_dies_is_not_connected(here):
+    """And is started again."""
+    await here.put(rule("dies.example.com"))
+    await until(lambda: here.one.life.restarts > 1, "another start")
+    assert (await here.status())["last_error"]["code"] == "exited"
+
+
+async def test_rules_from_elsewhere_end_it(here):
+    """Whoever holds the provider's account does not decide where the tunnel leads."""
+    await here.put(rule("managed.example.com"))
+    found = await here.until_state("failed")
+    assert found["last_error"]["code"] == "remotely_managed"
+    assert tree() == set()
+
+
+async def test_a_change_that_connects_is_kept(here):
+    """One process at a time; the row says what is in force."""
+    await here.put(rule())
+    await here.until_state("connected")
+    made = await here.put(rule("other.example.com"))
+    assert made["trying"]
+    assert json.loads(here.row().candidate)["ingress"][0]["hostname"] == "other.example.com"
+    await until(lambda: not here.one.trying, "the change to be kept")
+    assert (await here.status())["ingress"][0]["hostname"] == "other.example.com"
+    assert (json.loads(here.row().spec)["ingress"][0]["hostname"], here.row().candidate) == ("other.example.com", "")
+    assert len(tree()) == 1
+
+
+@pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
+async def test_a_change_that_does_not_connect_is_undone(here, bad):
+    """The one before is back, connected, with what went wrong to be read."""
+    await here.put(rule())
+    await here.until_state("connected")
+    before = here.file("config.yml").read_bytes()
+    await here.put(rule(bad))
+    found = await here.until_error("change_undone")
+    assert "the one before is back" in found["last_error"]["message"]
+    found = await here.until_state("connected")
+    assert (found["ingress"][0]["hostname"], found["trying"]) == ("app.example.com", False)
+    assert here.file("config.yml").read_bytes() == before
+    assert (here.row().candidate, len(tree())) == ("", 1)
+
+
+async def test_what_the_tool_refuses_touches_nothing(here):
+    """Validated before anything is swapped; bad credentials too."""
+    await here.put(rule())
+    pid = (await here.until_state("connected"))["pid"]
+    with pytest.raises(HostError, match=r"bad_params: ingress: .*rule 1 is invalid"):
+        await here.put(rule("refused.example.com"))
+    with pytest.raises(HostError, match=r"service_unavailable: .* cannot be read"):
+        await here.put(rule("new.example.com"), credentials="none.json")
+    found = await here.status()
+    assert (found["pid"], found["state"]) == (pid, "connected")
+    assert here.file("candidate.yml") is None
+    assert (await here.put(rule()))["state"] == "connected"
+    assert (await here.status())["pid"] == pid
+
+
+async def test_rights_that_are_taken_away_end_it(here):
+    """The capability, or one of the origins that it leads to; given back, it is there again."""
+    await here.put(rule())
+    await here.until_state("connected")
+    for take, give in (
+        (lambda: here.allowed.discard(A.plugin_id), lambda: here.allowed.add(A.plugin_id)),
+        (lambda: here.bound.pop(0), lambda: here.bound.insert(0, "http://backend.lan:8080=127.0.0.2")),
+    ):
+        take()
+        here.tunnels.look()
+        await here.until_state("stopped")
+        await until(lambda: not tree() and not here.credentials(), "nothing to be left")
+        give()
+        await here.until_state("connected")
+    assert "http://127.0.0.2:8080" in here.file("config.yml").read_text(), "bound to another address meanwhile"
+
+
+async def test_the_next_life(tmp_path):
+    """It ends with the daemon, and is back in the next life; a change that was cut off is not."""
+    async with world(tmp_path) as here:
+        await here.put(rule())
+        await here.until_state("connected")
+        await here.put(rule("unready.example.com"))
+    assert tree() == set()
+    left = tmp_path / "run/tunnels" / "acme.a+main"
+    left.mkdir(parents=True, exist_ok=True)
+    (left / "credentials.json").write_text("of a life that was killed")
+    async with world(tmp_path) as here:
+        found = await here.until_state("connected")
+        assert found["ingress"][0]["hostname"] == "app.example.com"
+        assert found["last_error"]["code"] == "change_interrupted"
+        assert here.row().candidate == ""
+        assert await here.tunnels.forget(A.plugin_id) == 1
+        assert here.credentials() == []
+
+
+async def test_quotas_and_strangers(tmp_path):
+    async with world(tmp_path, plugin_tunnels=1) as here:
+        await here.put(rule())
+        with pytest.raises(HostError, match="quota_exceeded"):
+            await here.put(rule(), name="second")
+        assert (await here.call("tunnel.status", B))["tunnels"] == []
+        with pytest.raises(HostError, match="not_found"):
+            await here.call("tunnel.status", B, name="main")
+        with pytest.raises(HostError, match="egress_blocked: service: the operator has not bound"):
+            await here.put(rule(), caller=B)
+    async with world(tmp_path, program="") as here:
+        with pytest.raises(HostError, match="service_unavailable: the operator has named no cloudflared"):
+            await here.put(rule("new.example.com"), name="main")

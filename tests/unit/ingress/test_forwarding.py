@@ -1,0 +1,159 @@
+"""What is passed on between clients and services, header by header; and whose page a request comes from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from latticed.ingress import forwarding, same_origin
+from latticed.model.errors import Problem
+
+ORIGIN, PREFIX = "http://127.0.0.1:3000", "/acme.demo/"
+
+
+def asked(*fields, **options):
+    return forwarding.asked(CIMultiDict(fields), origin=ORIGIN, host="127.0.0.1:3000", **options)
+
+
+def answered(*fields, private=False):
+    found = forwarding.answered(CIMultiDict(fields), origin=ORIGIN, prefix=PREFIX, private=private)
+    found.pop("Server")
+    return list(found.items())
+
+
+def test_what_this_hop_declares_its_own_is_not_passed_on():
+    """However many Connection fields there are, however they are written."""
+    fields = [
+        ("Connection", "close, X-One"),
+        ("connection", "x-TWO ,"),
+        ("X-One", "1"),
+        ("x-two", "2"),
+        ("X-Three", "3"),
+    ]
+    assert list(asked(*fields).items()) == [("Host", "127.0.0.1:3000"), ("X-Three", "3")]
+    assert answered(*fields) == [("X-Three", "3")]
+
+
+def test_the_name_under_which_it_was_asked_is_not_passed_on():
+    """Host is the service's own; a page's Origin becomes its Origin, and none stays none."""
+    assert list(asked(("Host", "sub.example.org"), ("Origin", "https://sub.example.org")).items()) == [
+        ("Host", "127.0.0.1:3000"),
+        ("Origin", ORIGIN),
+    ]
+
+
+def test_a_websockets_handshake_is_made_anew():
+    fields = [("Sec-WebSocket-Key", "k"), ("Sec-WebSocket-Extensions", "x"), ("Upgrade", "websocket"), ("A", "b")]
+    assert list(asked(*fields, websocket=True).items()) == [("Host", "127.0.0.1:3000"), ("A", "b")]
+
+
+@pytest.mark.parametrize(
+    ("cookie", "passed"),
+    [
+        ("a=1; latticed-session=x; b=2", "a=1; b=2"),
+        ("LATTICED-SESSION=x", ""),
+        ("__Host-latticed-session=x;a", "a"),
+        (" latticed-session =x; ;; a=latticed-session=x", "a=latticed-session=x"),
+    ],
+)
+def test_our_session_is_not_passed_on(cookie, passed):
+    assert asked(("Cookie", cookie)).get("Cookie", "") == passed
+    assert forwarding.others_cookies(["x=0", cookie]) == "; ".join(filter(None, ["x=0", passed]))
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\nb", "a\0b", "\x7f", "\udcff"])
+def test_what_cannot_be_sent_as_it_is_is_not_sent(value):
+    for name in ("X-Custom", "Cookie", "Location", "Set-Cookie"):
+        assert value not in str(asked((name, value)))
+        assert answered((name, value)) == []
+    assert asked(("X", "tab\tstays")).get("X") == "tab\tstays"
+
+
+@pytest.mark.parametrize(
+    ("cookie", "passed"),
+    [
+        ("a=1", "a=1"),
+        ("a=1; path=/x; Domain=example.org; Secure", "a=1; Path=/acme.demo/x; Secure"),
+        ("a=1; PATH = /", "a=1; Path=/acme.demo/"),
+        ("a=1; Path=x; domain", "a=1; Path=x"),
+        ("__Host-a=1; Path=/; Secure", "__Host-a=1; Path=/; Secure"),
+        ("latticed-session=1", None),
+        (" __HOST-latticed-session =1; Path=/; Secure", None),
+        ("=latticed-session=1", None),
+        ("; Path=/", None),
+    ],
+)
+def test_cookies_of_a_service(cookie, passed):
+    assert answered(("Set-Cookie", cookie)) == ([] if passed is None else [("Set-Cookie", passed)])
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [(None, "private"), ("public", "private"), ("max-age=1, S-MAXAGE=2", "private"), ("no-store", "no-store")],
+)
+def test_what_is_for_one_person_is_not_kept_for_all(said, kept):
+    """An answer to somebody who has logged in, in a cache before us."""
+    fields = [("Cache-Control", said)] if said else []
+    assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": kept}
+    assert answered(*fields) == fields
+
+
+NAMES = st.sampled_from("Connection Cookie Authorization X-Forwarded-For Host Upgrade X-A TE Set-Cookie X_B".split())
+VALUES = st.sampled_from(["a", "X-A", "latticed-session=s3cret", "a=b; latticed-session=s3cret", "close, te", "\u00fc"])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
+def test_whatever_is_said_our_session_and_credentials_stay_here(fields):
+    found = asked(*fields)
+    assert found.getall("Host") == ["127.0.0.1:3000"]
+    assert not {"Authorization", "Upgrade", "TE", "Connection", "X-Forwarded-For", "X_B"} & set(found.keys())
+    assert "s3cret" not in found.get("Cookie", "")
+    cookies = [value for name, value in answered(*fields) if name == "Set-Cookie"]
+    assert not [value for value in cookies if value.startswith("latticed-session")]
+
+
+# Whose page.
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("http://127.0.0.1:8788", "127.0.0.1:8788", True),
+        ("http://LOCALHOST:8788", "localhost:8788", True),
+        ("http://localhost", "localhost", True),
+        ("http://localhost:80", "localhost", True),
+        ("https://a.example", "a.example", True),
+        ("https://a.example", "a.example:443", True),
+        ("https://a.example", "a.example:80", False),
+        ("http://[::1]:8788", "[::1]:8788", True),
+        ("http://a.example", "a.example:8788", False),
+        ("http://a.example:8788", "a.example", False),
+        ("http://b.example", "a.example", False),
+        ("http://a.example.", "a.example", False),
+        ("null", "a.example", False),
+        ("", "a.example", False),
+        ("http://", "a.example", False),
+        ("//a.example", "a.example", False),
+        ("javascript://a.example", "a.example", False),
+        ("http://a.example/", "a.example", False),
+        ("http://u@a.example", "a.example", False),
+        ("HTTP://a.example", "a.example", False),
+    ],
+)
+def test_whether_an_origin_is_ours(origin, host, own):
+    assert same_origin.is_own(origin, host) is own
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_origin_is_judged(origin, host):
+    same_origin.is_own(origin, host)
+
+
+def test_methods_that_read_need_no_origin():
+    for method in ("GET", "HEAD", "OPTIONS"):
+        same_origin.check(method, "a.example", {})
+    for method in ("POST", "get", "WHATEVER"):
+        with pytest.raises(Problem):
+            same_origin.check(method, "a.example", {})

@@ -1,0 +1,323 @@
+"""Logging in to a proxied service: who may, how often, with what cookie, and from where."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+
+import aiohttp
+import pytest
+
+from latticed.host import passwords
+from latticed.ingress import sessions
+from latticed.model.audit import Event
+from tests.house import backends, ingresses, routed
+from tests.house.routed import ID, PASSWORD
+
+PREFIX = f"/{ID}"
+HTTPS = "Origin: https://sub.example.org"
+NAMED = "Host: sub.example.org"
+
+
+@pytest.fixture
+async def backend():
+    async with backends.running() as found:
+        yield found
+
+
+@pytest.fixture
+async def world(tmp_path, backend):
+    async with routed.opened(tmp_path, hosts=("127.0.0.1", "localhost", "sub.example.org")) as found:
+        await found.serve(backend)
+        yield found
+
+
+# The cookie.
+
+
+async def test_the_cookie_over_http(world):
+    """No prefix and no Secure, which browsers take over https only; otherwise as tight as it gets."""
+    answer = await world.log_in(to=f"{PREFIX}/x?y=1")
+    assert (answer.status, answer.headers["location"]) == (303, f"{PREFIX}/x?y=1")
+    cookie, *attributes = answer.headers["set-cookie"].split("; ")
+    assert re.fullmatch(r"latticed-session=[A-Za-z0-9_-]{43}", cookie)
+    assert attributes == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
+
+
+async def test_the_cookie_over_https(world, backend):
+    """Behind a proxy with TLS: `__Host-` and Secure; it does not count under the other name."""
+    answer = await world.log_in(PASSWORD, NAMED, origin=HTTPS)
+    cookie, *attributes = answer.headers["set-cookie"].split("; ")
+    assert re.fullmatch(r"__Host-latticed-session=[A-Za-z0-9_-]{43}", cookie)
+    assert attributes == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict", "Secure"]
+    assert (await world.get(f"{PREFIX}/x", NAMED, f"Cookie: {cookie}")).status == 200
+    plain = cookie.removeprefix("__Host-")
+    assert (await world.get(f"{PREFIX}/x", NAMED, f"Cookie: {plain}")).status == 401
+    assert len(backend.seen) == 1
+
+
+async def test_every_login_has_an_id_of_its_own(world):
+    """One that was planted, or is known from before, never becomes a session."""
+    planted = "Cookie: latticed-session=" + "A" * 43
+    first = (await world.log_in(PASSWORD, planted)).headers["set-cookie"].partition(";")[0]
+    second = (await world.log_in(PASSWORD, f"Cookie: {first}")).headers["set-cookie"].partition(";")[0]
+    assert len({planted.removeprefix("Cookie: "), first, second}) == 3
+    statuses = [(await world.get(f"{PREFIX}/x", f"Cookie: {one}")).status for one in (first, second)]
+    assert (await world.get(f"{PREFIX}/x", planted)).status == 401
+    assert statuses == [401, 200]
+
+
+@pytest.mark.parametrize("cookie", ["", "latticed-session=", "latticed-session", "latticed-session=\u00fc", "; ;=;"])
+async def test_what_is_no_session_is_none(world, backend, cookie):
+    assert (await world.get(f"{PREFIX}/x", f"Cookie: {cookie}")).status == 401
+    assert backend.seen == []
+
+
+# The password.
+
+
+async def test_a_wrong_password_says_so_on_the_page(world, backend):
+    """403 with the form again; nothing of what was tried is shown or recorded."""
+    to = f"{PREFIX}/\"><script>?b=%22%3E&'c"
+    answer = await world.log_in("not this one", to=to)
+    page = answer.body.decode()
+    assert answer.status == 403
+    assert "this is not the password" in page
+    assert "not this one" not in page
+    assert "<script>" not in page
+    assert f'value="{html.escape(to, quote=True)}"' in page
+    assert "set-cookie" not in answer.headers
+    (event,) = world.events
+    assert (event.action, event.target, event.decision, event.code) == ("route.login", ID, "deny", "login_failed")
+    assert "not this one" not in str(event)
+    await world.log_in()
+    assert world.events[-1] == Event(
+        actor="latticed", action="route.login", target=ID, decision="allow", detail={"path": f"{PREFIX}/"}
+    )
+    assert backend.seen == []
+
+
+async def test_guessing_is_limited(world):
+    """Ten in a row, then one in ten seconds, whoever asks; the right one has to wait as well."""
+    for _ in range(sessions.ATTEMPTS):
+        assert (await world.log_in("guess")).status == 403
+    for password in ("guess", PASSWORD):
+        answer = await world.log_in(password)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "11")
+        assert "set-cookie" not in answer.headers
+    assert len(world.events) == sessions.ATTEMPTS
+    world.clock.advance(sessions.REFILL_S)
+    assert (await world.log_in()).status == 303
+    assert (await world.log_in()).status == 429
+
+
+async def test_guessing_at_once_is_limited_too(world):
+    """Many connections at the same time get no more tries than one."""
+    answers = await asyncio.gather(*(world.log_in("guess") for _ in range(25)))
+    assert sorted(answer.status for answer in answers) == [403] * 10 + [429] * 15
+
+
+async def test_a_login_does_not_wait_for_the_others_to_be_served(world):
+    """Checking a password is slow on purpose, and done beside the loop."""
+    await world.secrets.set("WEB", PASSWORD)  # as it is: checked at full cost
+    trying = asyncio.gather(*(world.log_in("guess") for _ in range(3)))
+    while not trying.done():
+        assert (await world.get("/.latticed/login?to=/acme.demo/")).status == 200
+    assert {answer.status for answer in await trying} == {403}
+    assert (await world.log_in()).status == 303
+
+
+async def test_a_changed_password_ends_every_session(world):
+    """So does taking the secret back; nobody gets in while there is none."""
+    session = await world.cookie()
+    assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    await world.secrets.set("WEB", passwords.hashed("another horse", ln=10))
+    assert (await world.get(f"{PREFIX}/x", session)).status == 401
+    assert (await world.log_in()).status == 403
+    session = await world.cookie(password="another horse")
+    assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    await world.secrets.unbind("WEB", ID)
+    assert (await world.get(f"{PREFIX}/x", session)).status == 401
+    answer = await world.log_in("another horse")
+    assert (answer.status, answer.code) == (503, "service_unavailable")
+    assert "WEB" not in answer.body.decode()
+
+
+async def test_sessions_end_by_time(world):
+    """After two hours without use, and after twelve in any case."""
+    session = await world.cookie()
+    for _ in range(7):
+        world.clock.advance(1.7 * 3_600)
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    world.clock.advance(0.2 * 3_600)
+    assert (await world.get(f"{PREFIX}/x", session)).status == 401
+    world.clock.advance(60)
+    session = await world.cookie()
+    world.clock.advance(2.1 * 3_600)
+    assert (await world.get(f"{PREFIX}/x", session)).status == 401
+
+
+async def test_logging_out(world, backend):
+    """The session is over at once, for what still streams as well; the cookie is taken back."""
+    session = await world.cookie()
+    page = await world.get(f"/.latticed/logout?to={PREFIX}/", session)
+    assert (page.status, b"Log out" in page.body) == (200, True)
+    headers = {"Cookie": session.removeprefix("Cookie: ")}
+    address = f"http://127.0.0.1:{world.port()}"
+    async with aiohttp.ClientSession(address, headers=headers) as client, client.get(f"{PREFIX}/sse") as stream:
+        assert await stream.content.readuntil(b"\n\n")
+        kind = "Content-Type: application/x-www-form-urlencoded"
+        form = f"to={PREFIX}/".encode()
+        assert (await world.ask("POST", "/.latticed/logout", kind, session, body=form)).status == 403
+        out = await world.ask("POST", "/.latticed/logout", kind, session, world.here, body=form)
+        assert (out.status, out.headers["location"]) == (303, f"/.latticed/login?to={PREFIX}/")
+        assert out.headers["set-cookie"].startswith("latticed-session=; Path=/; Max-Age=0; HttpOnly")
+        assert (await world.get(f"{PREFIX}/x", session)).status == 401
+        with pytest.raises(aiohttp.ClientError):
+            await stream.content.read()
+    await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def test_one_plugins_two_logins(world, backend):
+    """Each opens its own; who logs in to the second stays logged in to the first."""
+    await world.secrets.set("ADMIN", passwords.hashed("another horse", ln=10))
+    await world.secrets.bind("ADMIN", ID)
+    await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
+    session = await world.cookie()
+    assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    assert (await world.get(f"{PREFIX}/admin/x", session)).status == 401
+    assert (await world.log_in(PASSWORD, session, to=f"{PREFIX}/admin/")).status == 403
+    answer = await world.log_in("another horse", session, to=f"{PREFIX}/admin/")
+    both = f"Cookie: {answer.headers['set-cookie'].partition(';')[0]}"
+    assert [(await world.get(f"{PREFIX}{path}", both)).status for path in ("/x", "/admin/x")] == [200, 200]
+
+
+# Pages elsewhere.
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ("Origin: null",),
+        ("Origin: http://evil.example",),
+        ("Origin: http://127.0.0.1:1",),
+        ("Origin: http://127.0.0.1.evil.example",),
+        ("Origin: ftp://127.0.0.1:{port}",),
+        ("Origin: http://127.0.0.1:{port}@evil.example",),
+        ("Origin: http://localhost:{port}",),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_what_changes_state_must_come_from_our_pages(world, backend, method, fields):
+    session = await world.cookie()
+    said = [field.format(port=world.port()) for field in fields]
+    answer = await world.ask(method, f"{PREFIX}/x", session, *said)
+    assert (answer.status, answer.code) == (403, "origin_not_allowed")
+    assert backend.seen == []
+
+
+async def test_reading_must_not_be_for_another_page(world, backend):
+    """A script of another port of this host is same-site, so SameSite lets its cookies through."""
+    session = await world.cookie()
+    for fields in (
+        ("Origin: http://127.0.0.1:1",),
+        ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"),
+        ("Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: cors"),
+    ):
+        assert (await world.get(f"{PREFIX}/x", session, *fields)).status == 403
+    assert backend.seen == []
+    for fields in (
+        (world.here,),
+        ("Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"),
+        ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"),
+        ("Sec-Fetch-Site: none",),
+    ):
+        assert (await world.get(f"{PREFIX}/x", session, *fields)).status == 200
+
+
+@pytest.mark.parametrize("origin", [None, "http://evil.example", "null"])
+async def test_a_websocket_must_come_from_our_pages(world, backend, origin):
+    """Browsers send cookies along with those of any page, and SOP does not apply."""
+    session = (await world.cookie()).removeprefix("Cookie: ")
+    headers = {"Cookie": session} | ({"Origin": origin} if origin else {})
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{world.port()}", headers=headers) as client:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await client.ws_connect(f"{PREFIX}/ws")
+    assert caught.value.status == 403
+    assert backend.seen == []
+
+
+@pytest.mark.parametrize("origin", ["Origin: http://evil.example", "X-Origin: none"])
+async def test_logging_in_must_come_from_our_page(world, origin):
+    """Else a page elsewhere could log its victim in as somebody else."""
+    answer = await world.log_in(origin=origin)
+    assert (answer.status, answer.code) == (403, "origin_not_allowed")
+    assert world.events == []
+
+
+# The page itself.
+
+
+async def test_the_login_page_gives_nothing_away(world):
+    """No scripts, no frames, its own style by hash; the form goes to this origin only."""
+    answer = await world.get(f"/.latticed/login?to={PREFIX}/")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert policy.endswith("; form-action 'self'; frame-ancestors 'none'")
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "same-origin"  # with none, the form would say `Origin: null`
+    assert answer.headers["cache-control"] == "no-store"
+    assert b"<script" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "",
+        "https://evil.example/",
+        "//evil.example/",
+        "/\\evil.example/",
+        "/other.plugin/",
+        "/acme.demo/../x",
+        "/acme.demo/\r\nSet-Cookie: a=b",
+        "/acme.demo/\u00fc",
+        "acme.demo/",
+    ],
+)
+async def test_after_a_login_nobody_is_sent_elsewhere(world, to):
+    answer = await world.log_in(to=to)
+    assert answer.status in {400, 404}
+    assert "location" not in answer.headers
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "status"),
+    [
+        ("application/json", b"{}", 400),
+        ("text/plain", b"password=x&to=/acme.demo/", 400),
+        ("application/x-www-form-urlencoded", b"password=%ff&to=/acme.demo/", 400),
+        ("application/x-www-form-urlencoded", b"\xff", 400),
+        ("application/x-www-form-urlencoded", b"a=b&" * 20, 400),
+        ("application/x-www-form-urlencoded", b"password=" + b"x" * 20_000, 413),
+        ("application/x-www-form-urlencoded", b"to=/acme.demo/", 403),
+        ("application/x-www-form-urlencoded", b"to=/acme.demo/&password=" + b"x" * 2_000, 403),
+    ],
+)
+async def test_what_is_no_login_form(world, kind, form, status):
+    answer = await world.ask("POST", "/.latticed/login", f"Content-Type: {kind}", world.here, body=form)
+    assert answer.status == status
+
+
+async def test_a_form_that_does_not_come_is_not_waited_for(world):
+    """The connection owes a request: cut like any other that stalls."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
+    head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"
+    kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n"
+    writer.write((head + kind).encode())
+    await ingresses.until(lambda: any(one.wants_body for one in world.ingress._crowd._all), "its head is read")
+    world.clock.advance(6)
+    await ingresses.until_closed(reader)
+    await ingresses.gone(writer)

@@ -1,0 +1,556 @@
+"""Proxied services as outsiders meet them: what reaches the backend, what comes back, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+
+import aiohttp
+import pytest
+
+from latticed.ingress.proxy import Limits
+from latticed.ingress.services import PUBLIC_S
+from tests.house import backends, ingresses, raw_http, routed
+from tests.house.routed import ID, echoed
+
+PREFIX = f"/{ID}"
+
+
+@pytest.fixture
+async def backend():
+    async with backends.running() as found:
+        yield found
+
+
+@pytest.fixture
+async def world(tmp_path, backend):
+    async with routed.opened(tmp_path, limits=Limits(body_bytes=1 << 20, message_bytes=1 << 16)) as found:
+        await found.serve(backend, public=["/download/*/*", "/feed", "/assets/**"])
+        yield found
+
+
+@pytest.fixture
+async def session(world):
+    return await world.cookie()
+
+
+@contextlib.asynccontextmanager
+async def browsing(world, session):
+    """An HTTP client that has logged in."""
+    name, _, value = session.removeprefix("Cookie: ").partition("=")
+    headers = {"Origin": f"http://{routed.HOST}:{world.port()}", "Cookie": f"{name}={value}"}
+    async with aiohttp.ClientSession(f"http://{routed.HOST}:{world.port()}", headers=headers) as client:
+        yield client
+
+
+# Who gets in.
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_without_a_login_nothing_reaches_the_backend(world, backend, method):
+    """401 for programs, the login page for people; not a byte is dialled."""
+    for path in ("/", "/api/utils/env", "/download/x", "/feed/more", "/assets"):
+        answer = await world.ask(method, PREFIX + path)
+        assert answer.status == 401
+    if method == "GET":
+        answer = await world.get(f"{PREFIX}/a%20b?c=d&e", "Accept: text/html,*/*")
+        where = f"/.latticed/login?to={PREFIX}/a%2520b%3Fc%3Dd%26e"
+        assert (answer.status, answer.headers["location"]) == (303, where)
+    assert backend.seen == []
+
+
+@pytest.mark.parametrize("path", ["/download/name/target", "/feed", "/assets/js/app.js", "/assets/", "/feed?token=1"])
+async def test_public_paths_need_no_login(world, backend, path):
+    assert echoed(await world.get(PREFIX + path))["path"] == path
+    assert (await world.ask("HEAD", PREFIX + path)).status == 200
+    assert backend.paths == [path, path]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/download/a%2fb/c",
+        "/download/a%5cb/c",
+        "/download/a%252fb/c",
+        "/download/a;b/c",
+        "/download//c",
+        "/download/a/b/c",
+        "/Feed",
+        "/feed/",
+        "/feed;x",
+        "/feed%00",
+        "/feed%3fx",
+        "//feed",
+        "/%2ffeed",
+        "/x%2f..%2ffeed",
+        "/assets/..;/api",
+        "/assets/%2e%2e/api",
+        "/assets/%252e%252e/api",
+        "/assets/%25252e%25252e/api",
+        "/assets/..%5capi",
+        "/assets/%c0%ae%c0%ae/api",
+        "/assets/a%2f..%2f..%2fapi",
+    ],
+)
+async def test_what_only_looks_public_is_not(world, backend, path):
+    """However it is written: 401, or 400 for what nobody means."""
+    answer = await world.get(PREFIX + path)
+    assert answer.status in {400, 401}
+    assert backend.seen == []
+
+
+async def test_public_is_for_reading(world, backend):
+    """Not for posting, bodies or websockets."""
+    handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+    for answer in (
+        await world.ask("POST", f"{PREFIX}/feed", world.here),
+        await world.ask("GET", f"{PREFIX}/feed", body=b"x"),
+        await world.get(f"{PREFIX}/feed", *handshake, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+    ):
+        assert answer.status == 401
+    assert backend.seen == []
+
+
+async def test_a_service_without_a_password_has_its_public_paths_only(tmp_path, backend):
+    """There is nothing else, and no login page either."""
+    async with routed.opened(tmp_path) as world:
+        await world.serve(backend, login="", public=["/feed"])
+        assert (await world.get(f"{PREFIX}/feed")).status == 200
+        assert (await world.get(f"{PREFIX}/api", "Accept: text/html")).status == 404
+        assert (await world.get(f"/.latticed/login?to={PREFIX}/")).status == 404
+    assert backend.paths == ["/feed"]
+
+
+async def test_dot_segments_are_refused_with_a_session_too(world, backend, session):
+    for path in ("/../x", "/a/%2e%2e/b", "/a/..%2fb", "/a/%252e%252e/b", "/a/..;x/b", "/%2e", "/a\\..\\b"):
+        assert (await world.get(PREFIX + path, session)).status == 400
+    assert backend.seen == []
+
+
+async def test_the_listener_is_not_the_one_of_pages(world, backend):
+    """A service is not served at http.listen, nor a page here."""
+    answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
+    assert answer["url"].startswith(world.pages.listener.url)
+    assert (await world.get(f"{PREFIX}/feed", table=world.pages)).status == 404
+    assert (await world.get(f"{PREFIX}/page/", table=world.pages)).body == b"hi"
+    assert (await world.get(f"{PREFIX}/page/")).status == 401
+    assert backend.seen == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/other.one/", "/acme.demos/", "/.well-known/acme", "/.latticed/", "/.latticed/x"]
+)
+async def test_elsewhere_there_is_nothing(world, session, path):
+    assert (await world.get(path, session)).status == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.2", "127.0.0.1.evil.example", "", "a b"])
+async def test_other_names_are_not_answered(world, backend, session, host):
+    """A page elsewhere whose name was pointed at us."""
+    assert (await world.get(f"{PREFIX}/feed", f"Host: {host}", session)).status in {400, 421}
+    assert backend.seen == []
+
+
+# What is passed on.
+
+
+async def test_the_path_is_passed_on_as_it_was_written(world, session):
+    """Below the route, escapes and query untouched."""
+    for path in ("/", "/a%20b/%C3%BC", "/a%2Fb?x=%2B+1&x=2&&=", "/a?b?c", "/'(*)!~,=:@$&+"):
+        assert echoed(await world.get(PREFIX + path, session))["path"] == path
+    assert echoed(await world.get(f"http://127.0.0.1{PREFIX}/a%20b?c", session))["path"] == "/a%20b?c"
+    answer = await world.get(f"{PREFIX}?x=1", session)
+    assert (answer.status, answer.headers["location"]) == (308, f"{PREFIX}/?x=1")
+    assert (await world.get("/acme%2Edemo/x", session)).status == 404
+
+
+async def test_a_service_at_the_top(tmp_path, backend):
+    """Paths as they are, redirects as they are; our own pages and what is reserved stay ours."""
+    async with routed.opened(tmp_path) as world:
+        world.rooms.prefixes[ID] = frozenset({"/"})
+        await world.serve(backend, path="/", public=["/feed"])
+        session = await world.cookie(to="/")
+        assert echoed(await world.get("/a%20b?c", session))["path"] == "/a%20b?c"
+        assert (await world.get("/redirect?to=/x", session)).headers["location"] == "/x"
+        assert (await world.get("/feed")).status == 200
+        assert (await world.get("/")).status == 401
+        assert (await world.get("/.latticed/x", session)).status == 404
+        assert (await world.get("/.well-known/x", session)).status == 404
+    assert backend.paths == ["/a%20b?c", "/redirect?to=/x", "/feed"]
+
+
+async def test_what_a_backend_is_told_of_a_request(world, backend, session):
+    """Not our session, credentials, hop-by-hop headers, or what proxies say of clients; its own Host and Origin."""
+    fields = [
+        "Cookie: app=1; LATTICED-session=x; other=2",
+        "Authorization: Basic abc",
+        "Proxy-Authorization: Basic abc",
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Forwarded-Host: evil",
+        "Forwarded: for=1.2.3.4",
+        "X-Real-IP: 1.2.3.4",
+        "X-Original-URL: /admin",
+        "X-Rewrite-URL: /admin",
+        "X-HTTP-Method-Override: DELETE",
+        "Content_Length: 5",
+        "TE: trailers",
+        "Keep-Alive: 5",
+        "X-Custom: kept",
+        "Accept-Encoding: gzip, br",
+        "User-Agent: test",
+        "Range: bytes=0-1",
+        "X-Hop: 1",
+        "Connection: X-Hop",
+        f"Referer: http://{routed.HOST}/secret",
+        world.here,
+    ]
+    told = echoed(await world.ask("POST", f"{PREFIX}/x", session, *fields, body=b"abc"))["headers"]
+    assert told.pop("connection", "close") == "close"
+    assert told == {
+        "host": f"127.0.0.1:{backend.port}",
+        "origin": backend.origin,
+        "cookie": "app=1; other=2",
+        "x-custom": "kept",
+        "accept-encoding": "gzip, br",
+        "user-agent": "test",
+        "range": "bytes=0-1",
+        "content-length": "3",
+    }
+
+
+async def test_what_a_client_is_told_of_an_answer(world, session):
+    """No hop-by-hop headers, no prompt for credentials, no orders to proxies before us; not for shared caches."""
+    headers = (await world.get(f"{PREFIX}/x", session)).headers
+    assert headers["x-service"] == "yes"
+    assert headers["cache-control"] == "private"
+    assert "Cookie" in headers["vary"]
+    forbidden = {"x-hop", "keep-alive", "www-authenticate", "strict-transport-security", "x-accel-redirect"}
+    assert not forbidden & headers.keys()
+
+
+async def test_a_backend_sets_its_own_cookies_only(world, session):
+    """Below its route, without a domain; never one of our names, however it is spelled."""
+    answer = await world.send(
+        f"GET {PREFIX}/cookies HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert "forged" not in str(answer)
+    assert "nameless" not in str(answer)
+    async with browsing(world, session) as client, client.get(f"{PREFIX}/cookies") as found:
+        assert found.headers.getall("Set-Cookie") == [f"app=1; Path={PREFIX}/; HttpOnly", f"deep=2; Path={PREFIX}/api"]
+        assert found.headers["Cache-Control"] == "private"
+
+
+@pytest.mark.parametrize(
+    ("to", "seen"),
+    [
+        ("/x?y", f"{PREFIX}/x?y"),
+        ("{origin}/x", f"{PREFIX}/x"),
+        ("{origin}", f"{PREFIX}/"),
+        ("x/y", "x/y"),
+        ("https://example.org/", "https://example.org/"),
+        ("//example.org/", "//example.org/"),
+        ("{origin}.example.org/", "{origin}.example.org/"),
+    ],
+)
+async def test_redirects_are_passed_on_and_not_followed(world, backend, session, to, seen):
+    to, seen = to.format(origin=backend.origin), seen.format(origin=backend.origin)
+    answer = await world.get(f"{PREFIX}/redirect?to={to}", session)
+    assert (answer.status, answer.headers["location"]) == (302, seen)
+    assert len(backend.seen) == 1
+
+
+async def test_what_is_compressed_stays_so(world, session):
+    answer = await world.get(f"{PREFIX}/packed", session)
+    assert answer.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(answer.body) == b"squeezed"
+
+
+async def test_events_arrive_while_they_are_sent(world, backend, session):
+    """Server-sent events: the first piece before there is a second."""
+    async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
+        assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
+        assert backend.held == 1
+        backend.hold.set()
+        assert await stream.content.read() == b"data: second\n\n"
+
+
+async def test_who_leaves_takes_the_request_along(world, backend, session):
+    """The backend's side ends when the client goes."""
+    async with browsing(world, session) as client:
+        stream = await client.get(f"{PREFIX}/sse")
+        assert await stream.content.readuntil(b"\n\n")
+        stream.close()
+        await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+# Bodies.
+
+
+async def test_bodies_of_both_framings_arrive_whole(world, backend, session):
+    async with browsing(world, session) as client:
+        big = bytes(range(256)) * 2_000
+
+        async def pieces():
+            for place in range(0, len(big), 50_000):
+                yield big[place : place + 50_000]
+
+        for data in (big, pieces()):
+            async with client.post(f"{PREFIX}/x", data=data) as answer:
+                assert answer.status == 200
+    assert [one.body for one in backend.seen] == [big, big]
+    assert backend.seen[0].headers["content-length"] == str(len(big))
+    assert backend.seen[1].headers["transfer-encoding"] == "chunked"
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_even_begun(world, backend, session):
+    head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
+    (answer,) = await world.send(f"{head}Content-Length: 1048577\r\n\r\n".encode())
+    assert (answer.status, answer.code) == (413, "request_too_large")
+    assert backend.seen == []
+
+
+async def test_a_body_that_turns_out_too_large_never_looks_whole(world, backend, session):
+    """413, and what the backend got of it ends in the middle."""
+    head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
+    chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+    (answer,) = await world.send(
+        f"{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode() + chunk * 17 + b"0\r\n\r\n"
+    )
+    assert (answer.status, answer.code) == (413, "request_too_large")
+    await ingresses.until(lambda: [one.body for one in backend.seen] in ([b"<broken>"], []), "a broken body")
+
+
+async def test_who_waits_to_be_asked_is_asked(world, backend, session):
+    """Expect: 100-continue, once; another expectation is refused before anything is dialled."""
+    head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
+    head += "Content-Length: 3\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
+    writer.write(f"{head}Expect: 100-continue\r\nConnection: close\r\n\r\n".encode())
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"abc")
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    await ingresses.gone(writer)
+    assert echoed(answer)["body"] == "abc"
+    (answer,) = await world.send(f"{head}Expect: miracles\r\n\r\nabc".encode())
+    assert answer.status == 417
+    assert len([one for one in backend.seen if one.body != b"<broken>"]) == 1
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding : chunked",
+        "Content-Length: +3",
+        "Content-Length: 3\r\n X: folded",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "X: a\nTransfer-Encoding: chunked",
+        "X: a\rX: b",
+    ],
+)
+async def test_ambiguous_framing_smuggles_nothing(world, backend, session, framing):
+    """At most the one request that was meant arrives, with a body of ours; the one hidden in it never does."""
+    hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = (
+        f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n{framing}\r\n\r\n"
+    )
+    answers = await world.send(f"{head}0\r\n\r\n{hidden}".encode())
+    assert [answer.status for answer in answers] == [400]
+    assert backend.seen == []
+
+
+async def test_other_upgrades_are_not_passed_on(world, backend, session):
+    """h2c and its like: answered as if it had not been asked for, and what follows is nobody's request."""
+    hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n\r\n"
+    fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"
+    head = f"GET {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n{fields}\r\n\r\n"
+    answers = await world.send(f"{head}{hidden}".encode())
+    assert echoed(answers[0])["path"] == "/x"
+    assert backend.paths == ["/x"]
+    assert not {"upgrade", "http2-settings"} & backend.seen[0].headers.keys()
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PURGE"])
+async def test_other_methods_are_not_passed_on(world, backend, session, method):
+    target = "127.0.0.1:1" if method == "CONNECT" else f"{PREFIX}/x"
+    assert (await world.ask(method, target, session)).status in {400, 405}
+    assert backend.seen == []
+
+
+# When the backend is not well.
+
+
+async def test_a_backend_that_is_down_is_502_and_back_as_soon_as_it_is(world, backend, session, tmp_path):
+    """Nothing hangs, nothing has to be told."""
+    port = backend.port
+    again = backends.Backend()
+    async with backends.running() as other:
+        world.rooms.origins[ID] = (other.origin,)
+        await world.serve(other)
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    answer = await world.get(f"{PREFIX}/x", session)
+    assert (answer.status, answer.code) == (502, "service_failed")
+    assert str(other.port) not in answer.body.decode()
+    async with backends.running(again, port=other.port):
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    assert port != other.port
+
+
+async def test_half_an_answer_never_looks_whole(world, backend, session):
+    """The backend dies before its answer: 502. In the middle: the connection is cut, in either framing."""
+    answer = await world.get(f"{PREFIX}/die?early", session)
+    assert (answer.status, answer.code) == (502, "service_failed")
+    async with browsing(world, session) as client:
+        for how in ("", "?length"):
+            with pytest.raises(aiohttp.ClientError):
+                async with client.get(f"{PREFIX}/die{how}") as found:
+                    await found.read()
+
+
+async def test_a_backend_that_says_nothing_is_504(tmp_path, backend):
+    """And it is let go of."""
+    async with routed.opened(tmp_path, limits=Limits(head_s=0.2)) as world:
+        await world.serve(backend)
+        answer = await world.get(f"{PREFIX}/slow", await world.cookie())
+        assert (answer.status, answer.code) == (504, "deadline_exceeded")
+        await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
+    async with routed.opened(tmp_path, limits=Limits(idle_s=0.2)) as world:
+        await world.serve(backend)
+        async with browsing(world, await world.cookie()) as client:
+            with pytest.raises(aiohttp.ClientError):
+                async with client.get(f"{PREFIX}/stall") as found:
+                    await found.read()
+        await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def test_more_requests_than_it_may_have_at_once_are_503(tmp_path, backend):
+    async with routed.opened(tmp_path, limits=Limits(at_once=1)) as world:
+        await world.serve(backend)
+        session = await world.cookie()
+        first = asyncio.ensure_future(world.get(f"{PREFIX}/slow", session))
+        await ingresses.until(lambda: backend.held == 1, "the first is there")
+        answer = await world.get(f"{PREFIX}/x", session)
+        assert (answer.status, answer.code) == (503, "busy")
+        backend.hold.set()
+        assert (await first).body == b"at last"
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+
+
+async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
+    """A name is never looked up; without the operator's binding nothing is dialled, from the next request on."""
+    async with routed.opened(tmp_path) as world:
+        pinned = f"http://backend.invalid:{backend.port}=127.0.0.1"
+        world.rooms.origins[ID] = (pinned,)
+        await world.serve(backend, origin=pinned)
+        session = await world.cookie()
+        assert echoed(await world.get(f"{PREFIX}/x", session))["headers"]["host"] == f"backend.invalid:{backend.port}"
+        world.rooms.origins[ID] = ()
+        answer = await world.get(f"{PREFIX}/x", session)
+        assert (answer.status, answer.code) == (503, "service_unavailable")
+        assert len(backend.seen) == 1
+
+
+async def test_a_stopped_plugin_is_gone_at_once(world, backend, session):
+    """Also what still streams for it."""
+    async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
+        assert await stream.content.readuntil(b"\n\n")
+        world.rooms.live.discard(ID)
+        assert (await world.get(f"{PREFIX}/feed")).status == 404
+        with pytest.raises(aiohttp.ClientError):
+            await stream.content.read()
+    await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def test_strangers_do_not_stay_for_ever(tmp_path, backend):
+    """A public stream ends after its time; one of a session goes on."""
+    async with routed.opened(tmp_path) as world:
+        await world.serve(backend, public=["/sse"])
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
+        writer.write(f"GET {PREFIX}/sse HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert await reader.readuntil(b"first\n\n")
+        world.clock.advance(PUBLIC_S + 1)
+        await ingresses.until_closed(reader)
+        await ingresses.gone(writer)
+        await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+# Websockets.
+
+
+async def test_websockets_both_ways(world, backend, session):
+    """Text and binary, the subprotocol, the close code of either side."""
+    async with browsing(world, session) as client:
+        async with client.ws_connect(f"{PREFIX}/ws", protocols=["other", "chat"]) as talk:
+            assert talk.protocol == "chat"
+            await talk.send_str("h\u00e9llo")
+            assert await talk.receive_str() == "you said h\u00e9llo"
+            await talk.send_bytes(b"abc")
+            assert await talk.receive_bytes() == b"cba"
+            await talk.send_str("bye")
+            assert (await talk.receive()).data == 4001
+        async with client.ws_connect(f"{PREFIX}/ws") as talk:
+            assert talk.protocol is None
+            await talk.close(code=4002)
+        await ingresses.until(lambda: backend.ended == [1000, 4002], "both ended")
+    told = backend.seen[0].headers
+    assert told["origin"] == backend.origin
+    assert "cookie" not in told
+    assert backend.sockets == 0
+
+
+async def test_a_websocket_whose_backend_dies_is_closed(world, backend, session):
+    async with browsing(world, session) as client, client.ws_connect(f"{PREFIX}/ws") as talk:
+        await talk.send_str("die")
+        message = await talk.receive()
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1011)
+
+
+async def test_a_message_that_is_too_large_ends_a_websocket(world, backend, session):
+    async with browsing(world, session) as client, client.ws_connect(f"{PREFIX}/ws") as talk:
+        await talk.send_bytes(b"x" * 70_000)
+        assert (await talk.receive()).type is not aiohttp.WSMsgType.BINARY
+    await ingresses.until(lambda: backend.sockets == 0, "the backend's side ended")
+
+
+async def test_a_websocket_is_not_redirected(world, backend, session):
+    """Elsewhere is nowhere: 502, one request."""
+    async with browsing(world, session) as client:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await client.ws_connect(f"{PREFIX}/ws?go=elsewhere")
+        assert caught.value.status == 502
+    assert backend.paths == ["/ws?go=elsewhere"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Sec-WebSocket-Version": "8"},
+        {"Sec-WebSocket-Key": "short"},
+        {"Sec-WebSocket-Key": "\u00fc" * 24},
+        {"Connection": "keep-alive"},
+        {"Sec-WebSocket-Protocol": "a b"},
+    ],
+)
+async def test_what_is_no_handshake_is_refused(world, backend, session, fields):
+    sound = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    lines = {**sound, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", **fields}
+    head = [f"GET {PREFIX}/ws HTTP/1.1", "Host: 127.0.0.1", session, "Origin: http://127.0.0.1"]
+    data = "\r\n".join([*head, *(f"{name}: {value}" for name, value in lines.items()), "", ""]).encode()
+    answers = await world.send(data)
+    assert answers[0].status == 400
+    assert backend.seen == []
+
+
+async def test_what_a_service_says_is_never_ours(world, session):
+    """A service's answer may hold anything; only our pages have our policy."""
+    answer = await world.get(f"{PREFIX}/x", session)
+    assert "content-security-policy" not in answer.headers
+    assert json.loads(answer.body)["method"] == "GET"

@@ -1,0 +1,62 @@
+"""Rows of routes: replaced in place, bounded, gone with their plugin."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.ledger import open_ledger
+from latticed.ledger import routes as rows
+from latticed.ledger.routes import Quota, Row
+from latticed.model.errors import Problem
+
+A, B = "acme.a", "acme.b"
+
+
+@pytest.fixture
+async def house(state_dir, clock):
+    async with open_ledger(state_dir, clock=clock) as ledger:
+        yield ledger
+
+
+async def put(house, plugin_id=A, path="/acme.a/", spec="{}", *, now=5, **quota):
+    return await house.write(lambda tx: rows.put(tx, plugin_id, path, spec, Quota(**quota), now_us=now))
+
+
+async def test_a_route_is_kept_and_replaced(house):
+    """The same row, as old as it was; two plugins may have the same path."""
+    first = await put(house)
+    assert first == Row(plugin_id=A, path="/acme.a/", spec="{}", created_at=5, updated_at=5)
+    again = await put(house, spec='{"a":1}', now=9)
+    assert (again.created_at, again.updated_at, again.spec) == (5, 9, '{"a":1}')
+    await put(house, B, now=3)
+    assert [(row.plugin_id, row.created_at) for row in house.read(rows.load_all)] == [(B, 3), (A, 5)]
+
+
+@pytest.mark.parametrize(
+    ("quota", "word"),
+    [
+        ({"routes": 2}, r"at most 2 routes of acme\.a, found 3"),
+        ({"total_bytes": 6}, r"at most 6 characters in the routes of acme\.a, found 10"),
+        ({"all_routes": 2}, "at most 2 routes, found 3"),
+    ],
+)
+async def test_quotas_hold_and_replacing_counts_once(house, quota, word):
+    """A refused one changes nothing."""
+    for path in ("/1/", "/2/"):
+        await put(house, path=path, spec="{}", **quota)
+    with pytest.raises(Problem, match=word) as caught:
+        await put(house, path="/3/", spec="{12345", **quota)
+    assert caught.value.code == "quota_exceeded"
+    await put(house, path="/2/", spec="{12}", **quota)
+    assert [row.spec for row in house.read(rows.load_all)] == ["{}", "{12}"]
+
+
+async def test_what_goes(house):
+    """One by one, or all of a plugin; those of others stay."""
+    for plugin_id, path in ((A, "/1/"), (A, "/2/"), (A, "/3/"), (B, "/1/")):
+        await put(house, plugin_id, path)
+    assert await house.write(lambda tx: rows.delete(tx, A, "/1/"))
+    assert not await house.write(lambda tx: rows.delete(tx, A, "/1/"))
+    assert await house.write(lambda tx: rows.clear(tx, A)) == 2
+    assert [(row.plugin_id, row.path) for row in house.read(rows.load_all)] == [(B, "/1/")]
+    assert house.read(rows.count) == 1

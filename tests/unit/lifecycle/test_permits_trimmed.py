@@ -1,0 +1,112 @@
+"""What an operator takes away is gone when the answer comes, also what a life was started with. In a real house."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from latticed.model import permits
+from tests.house import houses
+
+ID = "acme.demo"
+GRANTS = f"/api/plugins/by-id/{ID}/grants"
+ANY_PORT = '[http]\nlisten = "127.0.0.1:0"\n'
+READER = b"""#!/usr/bin/env python3
+from latticed.sdk import Plugin
+
+class Reader(Plugin):
+    def do_read(self, payload):
+        with open(payload) as file:
+            return file.read()
+
+Reader().run()
+"""
+SPEAKING = {"protocol": "latticed-stdio-1"}
+
+
+async def permit(home, *names):
+    answer = await home.ask("PUT", GRANTS, {"permits": list(names)})
+    assert (answer.status, answer.get("permits")) == (200, list(names)), answer
+
+
+async def up(home, *names, **fields):
+    """acme.demo, armed with these permits."""
+    home.drop(id=ID, v2=True, **fields)
+    await home.seen(ID)
+    assert (await home.decide(ID, "installed")).status == 200
+    await permit(home, *names)
+    assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "lives"),
+    [
+        ((), "feature=threads", 2),
+        ((), "sandbox=open", 2),
+        (("bucket=shared",), "prefix=/shop/", 2),
+        ((), "bucket=shared", 1),
+        ((), "origin=http://backend.lan:8080=10.0.0.5", 1),
+    ],
+)
+async def test_a_life_ends_with_what_it_was_started_with(kept, lost, lives):
+    """There is another one when the answer comes; what is looked up at each use needs none."""
+    async with houses.opened() as home:
+        await up(home, *kept, lost)
+        await permit(home, *kept)
+        assert len(home.driven.of(ID)) == lives
+        assert home.driven.only(ID) is home.driven.of(ID)[-1]
+        await permit(home, *kept, lost)
+        assert len(home.driven.of(ID)) == lives, "what is granted counts from the next start on"
+
+
+async def test_what_is_not_alive_is_not_started_by_a_trim():
+    """Disabled, it stays so."""
+    async with houses.opened() as home:
+        await up(home, "sandbox=open")
+        assert (await home.decide(ID, "disabled")).status == 200
+        await permit(home)
+        assert (len(home.driven.of(ID)), home.driven.living[ID]) == (1, 0)
+
+
+async def test_a_trimmed_prefix_is_served_no_more():
+    """404 where it was; its own prefix answers."""
+    async with houses.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as visitor:
+        routes = {"prefixes": ["/shop/"], "content_type": "text/plain"}
+        await up(
+            home,
+            "prefix=/shop/",
+            type="worker",
+            capabilities=["worker:route"],
+            artifact=b"hello {{path}}",
+            routes=routes,
+        )
+
+        async def status(path):
+            listener = home.house.api.runners["worker"]._routes.listener
+            async with visitor.get(listener.url + path) as answer:
+                return answer.status
+
+        assert (await status("/shop/x"), await status(f"/{ID}/x")) == (200, 200)
+        await permit(home)
+        assert (await status("/shop/x"), await status(f"/{ID}/x")) == (404, 200)
+
+
+async def test_a_trimmed_open_sandbox_is_closed():
+    """The next word finds a confined process."""
+    async with houses.opened(real=True) as home:
+        await up(home, "sandbox=open", capabilities=["kv:read"], artifact=READER, runtime=SPEAKING)
+        secret = home.root / "secret"
+        secret.write_text("for nobody")
+        home.root.chmod(0o755)
+        wanted = {"action": "read", "payload": str(secret)}
+        assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/invoke", wanted))["result"] == "for nobody"
+        await permit(home)
+        assert (await home.plugin(ID))["runtime"]["sandbox"].partition("+")[0] in {"filtered", "isolated", "dedicated"}
+        refused = await home.ask("POST", f"/api/plugins/by-id/{ID}/invoke", wanted)
+        assert (refused.status, refused["ok"], refused["result"]) == (200, False, None)
+
+
+def test_each_kind_is_either_looked_up_or_bound_to_a_life():
+    """A new kind has to be thought about."""
+    assert {kind for kind in permits.EXPECTED if permits.bound_to_a_life([f"{kind}=x"])} == permits.AT_START
+    assert permits.EXPECTED.keys() - permits.AT_START == {permits.ORIGIN, permits.BUCKET}

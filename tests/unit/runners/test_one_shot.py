@@ -1,0 +1,100 @@
+"""One invocation, one process: what holds it back, and what ends with it. The real runner in the real sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from dataclasses import replace
+
+import pytest
+
+from latticed.bundle import decode, read
+from latticed.model.errors import Problem
+from latticed.runners import one_shot
+from latticed.runners.contract import Plugin
+from latticed.runners.cpu import CpuWatch
+from latticed.runners.ground import Ground
+from latticed.runners.process import Process
+from latticed.settings import PluginLimits, Sandbox
+from tests.house import bundles, children, grounds, houses
+
+STAYS = b"""#!/usr/bin/env python3
+import json, signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: print("told to end", file=sys.stderr, flush=True))
+action = json.loads(sys.stdin.readline())["action"]
+while action == "spin":
+    pass
+if action == "ask":
+    print(json.dumps({"host_call": {"id": 1, "method": "kv.get", "params": {"key": "a"}}}))
+print(json.dumps({"ok": True}), flush=True)
+while action == "ask":
+    time.sleep(1)
+"""
+
+
+class SlowGate:
+    """Has no answer; knows how many calls of it go on."""
+
+    def __init__(self) -> None:
+        self.going_on = 0
+
+    async def call(self, method, params):
+        assert (method, params) == ("kv.get", {"key": "a"})
+        self.going_on += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.going_on -= 1
+
+
+@contextlib.asynccontextmanager
+async def living(root, gate, said=None, **limits):
+    """A plugin under stdio-json-v1, where no cgroup holds it; `said` takes its lines on stderr."""
+    runtime = {"protocol": one_shot.PROTOCOL, "limits": limits}
+    bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=STAYS, runtime=runtime)
+    _, manifest = decode.decode(bundle.manifest_path.read_bytes())
+    base = Ground(replace(children.probed(), delegation=None), Sandbox(floor="filtered"), PluginLimits())
+    plugin = Plugin(id=manifest.id, identity="1" * 64, manifest=manifest)
+    with read.open_bundle(bundle.path, limits=read.Limits(), owners=frozenset({os.getuid()})) as pair:
+        found = await Process(base, grounds.outputs(said)).start(plugin, pair, gate, lambda *_: None)
+    try:
+        yield found
+    finally:
+        await found.stop(0)
+
+
+async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, monkeypatch):
+    """`cpu_exceeded`, long before its time is over."""
+    monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.5))
+    async with living(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
+        with pytest.raises(Problem) as refused:
+            await plugin.invoke("spin", None)
+        assert refused.value.code == "cpu_exceeded"
+        assert (await plugin.invoke("greet", None))["ok"], "the next one is not held to account for it"
+
+
+async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
+    """And the end of that has a name of its own."""
+    monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.1))
+    async with living(tmp_path, SlowGate(), invoke_timeout_s=1) as plugin:
+        with pytest.raises(Problem) as refused:
+            await plugin.invoke("spin", None)
+        assert refused.value.code == "deadline_exceeded"
+
+
+async def test_nothing_of_its_calls_goes_on_when_it_is_stopped_after_its_reply(tmp_path, monkeypatch):
+    """It has replied, does not end, and is being asked to: then the plugin is disabled."""
+    monkeypatch.setattr(one_shot, "LINGER_S", 0.0)
+    gate, said = SlowGate(), []
+    async with living(tmp_path, gate, said) as plugin:
+        asking = asyncio.ensure_future(plugin.invoke("ask", None))
+        await houses.until(lambda: said, "told to end")
+        assert (asking.done(), gate.going_on) == (False, 1)
+        await plugin.stop(1)
+        assert gate.going_on == 0
+        with pytest.raises(Problem) as refused:
+            await asking
+        assert refused.value.code == "plugin_gone"
