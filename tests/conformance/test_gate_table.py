@@ -190,7 +190,7 @@ async def test_what_cannot_be_recorded_does_not_happen(stage, monkeypatch):
 
 
 async def test_calls_without_a_service_say_so(stage):
-    """A call of the table that a version does not serve: service_unavailable, though declared and granted, on record."""
+    """A call of the table that a version does not serve: service_unavailable, whatever was granted; on record."""
     served = [(method, row, caller) for method, row, caller in stage.each()]
     stage.broker.services = {}
     found, recorded = {}, {}
