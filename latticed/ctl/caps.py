@@ -6,7 +6,7 @@ import shlex
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, replies
+from latticed.ctl import ask, limits, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
@@ -32,6 +32,7 @@ _TABLE: Final = (
     Column(title="RISK"),
     Column(title="TYPES"),
     Column(title="HOST CALLS", shrinks=True),
+    Column(title="LIMITS"),
 )
 _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(title="GRANTED"))
 
@@ -80,8 +81,15 @@ def run(session: Session) -> int:
 
 
 def _all(session: Session) -> int:
+    bounds = limits.of(session.settings())
     rows: list[dict[str, Any]] = [
-        {"name": name, "risk": risk.word, "types": capability.holders(name), "host_calls": hostcall.calls_of(name)}
+        {
+            "name": name,
+            "risk": risk.word,
+            "types": capability.holders(name),
+            "host_calls": hostcall.calls_of(name),
+            "limits": bounds[name],
+        }
         for name, risk in sorted(capability.RISKS.items(), key=lambda item: (item[1], item[0]))
     ]
     if session.screen.json_wanted:
@@ -89,7 +97,16 @@ def _all(session: Session) -> int:
         return Exit.OK
     session.screen.rows(
         _TABLE,
-        ((row["name"], _risk(row["risk"]), ", ".join(row["types"]), ", ".join(row["host_calls"])) for row in rows),
+        (
+            (
+                row["name"],
+                _risk(row["risk"]),
+                ", ".join(row["types"]),
+                ", ".join(row["host_calls"]),
+                row["limits"],
+            )
+            for row in rows
+        ),
     )
     return Exit.OK
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from latticed.model.errors import Problem
 from latticed.rpc.doorman import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from latticed.catalog.catalog import Catalog
     from latticed.host.notify_queue import NotifyQueue
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.revocations import Revocations
     from latticed.lifecycle.sight import Sight
-    from latticed.model.audit import Actor
+    from latticed.model.audit import Actor, Event
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
@@ -153,6 +154,16 @@ class Ask:
         if not isinstance(self._asked, kind):
             raise TypeError(f"expected a route that declares {kind.__name__}, found {type(self._asked).__name__}")
         return self._asked
+
+    @contextlib.asynccontextmanager
+    async def recorded(self, told: Event) -> AsyncIterator[None]:
+        """Around what is done: `told` is on record before it; what then is not done is on record as refused."""
+        await self.api.ledger.record(told)
+        try:
+            yield
+        except Problem as problem:
+            await self.api.ledger.record(replace(told, decision="deny", code=problem.code, reason=problem.detail))
+            raise
 
     async def raw(self) -> bytes:
         """The body; a peer that stalls is not waited for, nor one that announces too much."""

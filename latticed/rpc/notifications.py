@@ -52,9 +52,10 @@ async def reopen(ask: Ask) -> NotificationReopened:
     """Have a failed one tried afresh."""
     await ask.body(Nothing)
     item_id = ask.part("item")
-    await ask.api.ledger.record(Event(actor=str(ask.actor), action="notify.retry", target=item_id, decision="allow"))
-    if not await ask.api.notifications.reopen(item_id):
-        raise Problem("not_found", f"there is no failed notification {item_id[:80]!r}", "latticectl notify list")
+    told = Event(actor=str(ask.actor), action="notify.retry", target=item_id, decision="allow")
+    async with ask.recorded(told):
+        if not await ask.api.notifications.reopen(item_id):
+            raise Problem("not_found", f"there is no failed notification {item_id[:80]!r}", "latticectl notify list")
     return {"id": item_id, "queued": True}
 
 
@@ -63,8 +64,8 @@ async def prune(ask: Ask) -> NotificationsPruned:
     body = await ask.body(Prune)
     detail: dict[str, str | int | bool] = {"statuses": ",".join(body.statuses), "plugin": body.plugin or ""}
     told = Event(actor=str(ask.actor), action="notify.prune", target="notifications", decision="allow", detail=detail)
-    await ask.api.ledger.record(told)
-    return {"removed": await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)}
+    async with ask.recorded(told):
+        return {"removed": await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)}
 
 
 def _row(item: Item) -> Notification:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from latticed.kit.clock import rfc3339
@@ -11,7 +9,7 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from latticed.rpc.api import Ask
     from latticed.rpc.service_answers import SecretBound, SecretDeleted, SecretList, SecretSet
@@ -66,15 +64,8 @@ async def unbind(ask: Ask) -> SecretBound:
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": False}
 
 
-@contextlib.asynccontextmanager
-async def _recorded(ask: Ask, action: str) -> AsyncIterator[None]:
-    """On record before it is done; what then is not done is on record as refused."""
+def _recorded(ask: Ask, action: str) -> AbstractAsyncContextManager[None]:
     plugin = ask.request.match_info.get("id")
     detail: dict[str, str | int | bool] = {"plugin": plugin} if plugin else {}
     told = Event(actor=str(ask.actor), action=action, target=ask.part("name"), decision="allow", detail=detail)
-    await ask.api.ledger.record(told)
-    try:
-        yield
-    except Problem as problem:
-        await ask.api.ledger.record(replace(told, decision="deny", code=problem.code, reason=problem.detail))
-        raise
+    return ask.recorded(told)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 
@@ -134,3 +135,17 @@ def test_a_payload_that_is_no_text_is_never_sent_as_something_else(ctl, api, mon
     assert (ran.code, ran.data) == (2, b"")
     assert "expected UTF-8 on stdin" in ran.err
     assert api.asked == []
+
+
+def test_every_capability_shows_its_limits(tmp_path):
+    """From the settings that the daemon would use here; none is left out."""
+    from latticed import settings
+    from latticed.ctl import limits
+    from latticed.model import capability
+
+    file = tmp_path / "latticed.toml"
+    file.write_text("[host_calls]\nkv_value_bytes = 1234\n[task]\nplugin_waiting = 7\n")
+    found = limits.of(settings.load(file, {"HOME": "/"}, os.geteuid()))
+    assert set(found) == set(capability.RISKS)
+    assert "1234 bytes a value" in found["kv:write"]
+    assert "7 tasks waiting" in found["task:run"]

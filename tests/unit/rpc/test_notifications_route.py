@@ -1,0 +1,63 @@
+"""Notifications over the control API: seen, tried again, cleared away; each on record as what it came to."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.ledger.notifications import Message
+from tests.house import houses
+
+ID = "acme.demo"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        queue = found.house.api.notifications
+        for number in range(3):
+            await queue.accept(ID, Message(title=f"t{number}", body="b", severity="info", event="", dedupe=""))
+        item = await queue.take()
+        await queue.fail(item, code="refused", reason="nobody there")
+        yield found
+
+
+@pytest.fixture
+async def failed(home):
+    """The id of the one that failed."""
+    (row,) = (await home.ask("GET", "/api/notifications?status=failed"))["notifications"]
+    return row["id"]
+
+
+async def recorded(home, action):
+    answer = await home.ask("GET", f"/api/audit?action={action}")
+    return [(event["decision"], event["code"]) for event in answer["events"]]
+
+
+async def test_they_are_listed_newest_first(home, failed):
+    """With counts of all, by status and by plugin; never with the body."""
+    answer = await home.ask("GET", "/api/notifications")
+    assert [row["title"] for row in answer["notifications"]] == ["t2", "t1", "t0"]
+    assert answer["counts"] == {"failed": 1, "queued": 2}
+    (row,) = (await home.ask("GET", "/api/notifications?status=failed&plugin=acme.demo"))["notifications"]
+    assert (row["id"], row["code"], row["reason"], "body" in row) == (failed, "refused", "nobody there", False)
+    assert (await home.ask("GET", "/api/notifications?plugin=acme.other"))["notifications"] == []
+    assert (await home.ask("GET", "/api/notifications?status=lost")).status == 400
+
+
+async def test_a_failed_one_is_tried_again(home, failed):
+    """Once; what is not failed, or not there, is refused, and that is on record too."""
+    answer = await home.ask("POST", f"/api/notifications/{failed}/retry", {})
+    assert dict(answer) == {"id": failed, "queued": True}
+    for item in (failed, "0" * 32):
+        again = await home.ask("POST", f"/api/notifications/{item}/retry", {})
+        assert (again.status, again.code) == (404, "not_found")
+    decisions = await recorded(home, "notify.retry")
+    assert sorted(decisions) == sorted([("allow", "")] * 3 + [("deny", "not_found")] * 2)
+
+
+async def test_only_what_is_named_is_cleared_away(home):
+    """Done and failed ones unless queued ones are named."""
+    assert dict(await home.ask("POST", "/api/notifications/prune", {})) == {"removed": 1}
+    assert dict(await home.ask("POST", "/api/notifications/prune", {"statuses": ["queued"]})) == {"removed": 2}
+    assert (await home.ask("POST", "/api/notifications/prune", {"statuses": ["delivering"]})).status == 400
+    assert await recorded(home, "notify.prune") == [("allow", "")] * 2
