@@ -60,8 +60,12 @@ class NotifyQueue:
         self._upkeep: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        if recovered := await self._ledger.write(rows.recover):
-            log.info("notifications_requeued", count=recovered)
+        counts = await self._ledger.read_slow(upkeep.counts)
+        if counts["delivering"]:
+            try:
+                log.info("notifications_requeued", count=await self._ledger.write(rows.recover))
+            except Problem as problem:  # the disk is full or ill: the next start does it
+                log.error("notifications_not_requeued", code=problem.code, reason=problem.detail)
         self._upkeep = asyncio.create_task(self._keep_up(), name="notification upkeep")
         return self
 

@@ -101,7 +101,7 @@ class Decisions:
             }
             event = _event(actor, "plugin.grants", after, detail)
             renews = permits.bound_to_a_life(set(record.permits) - set(after.permits))
-            widens = advance.widens(record, after)
+            widens = bool(wanted.grant) or advance.widens(record, after)  # what was asked for is on record first
             if widens:
                 await self._write(after, event, None)
             if renews:

@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.timeout(300)]
 BUNDLES = 10_000
 ACTIVE = 2_000
 MEMORY_MB = 150
+SETTINGS = """
+[watch]
+rescan_s = 3600  # no timer helps
+[runners]
+system = "noop"  # two thousand processes are the machine's business
+"""
 PATIENCE_S = 120.0
 PEAKS: dict[str, float] = {}
 
@@ -27,7 +33,7 @@ PEAKS: dict[str, float] = {}
 def herd():
     """The place with its bundles, made once."""
     author = bundles.author("acme")
-    with daemons.placed(settings="[watch]\nrescan_s = 3600") as place:  # no timer helps
+    with daemons.placed(settings=SETTINGS) as place:
         place.trust_us(author)
         flocks.put(place.plugins, author, range(BUNDLES))
         yield place, author

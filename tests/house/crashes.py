@@ -156,7 +156,7 @@ class Load:
 
 
 def artifact(plugin_id: str) -> bytes:
-    return b"#!/bin/sh\n# " + plugin_id.encode() + b"\n" + b"#" * 50_000
+    return bundles.ARTIFACT + b"# " + plugin_id.encode() + b"\n" + b"#" * 50_000
 
 
 def load(place: daemons.Place, author: bundles.Author, *, plugins: int = 6, keys: int = 8) -> Load:

@@ -63,12 +63,14 @@ class Tasks:
         self._runs: dict[str, tuple[str, Run]] = {}  # task: whose it is, and its run
         self._going: set[asyncio.Task[None]] = set()
         self._server: asyncio.Task[None] | None = None
+        self._cut_off = False
         self._swept_s = float("-inf")
 
     async def __aenter__(self) -> Self:
-        now_us = self._clock.wall_us()
-        if cut := await self._ledger.write(lambda tx: taken.recover(tx, now_us=now_us), durable=True):
-            log.warning("tasks_interrupted", count=cut)
+        self._cut_off = bool(self._ledger.read(lambda db: rows.of_state(db, "running")))
+        if self._cut_off:
+            with contextlib.suppress(Problem):  # the disk is full or ill: it is tried again before anything begins
+                await self._recover()
         self._server = asyncio.create_task(self._serve(), name="tasks")
         return self
 
@@ -178,8 +180,17 @@ class Tasks:
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
+    async def _recover(self) -> None:
+        """What ran when the last life ended is on record as cut off, before anything else begins."""
+        now_us = self._clock.wall_us()
+        cut = await self._ledger.write(lambda tx: taken.recover(tx, now_us=now_us), durable=True)
+        log.warning("tasks_interrupted", count=cut)
+        self._cut_off = False
+
     async def _round(self) -> None:
         settings = self._settings()
+        if self._cut_off:
+            await self._recover()
         for plugin_id, run in self._runs.values():
             if not settings.enabled:
                 run.stop("the operator switched tasks off")

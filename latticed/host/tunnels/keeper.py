@@ -68,7 +68,8 @@ class Tunnels:
             made = self._make(row.plugin_id, row.name, spec)
             if row.candidate:
                 key = (row.plugin_id, row.name)
-                await self._ledger.write(lambda tx, key=key: rows.consider(tx, key[0], "tunnel", key[1], ""))  # type: ignore[misc]
+                with contextlib.suppress(Problem):  # the disk is full or ill: the next start does it
+                    await self._ledger.write(lambda tx, key=key: rows.consider(tx, key[0], "tunnel", key[1], ""))  # type: ignore[misc]
                 made.life.fault("change_interrupted", "latticed ended while a change was tried: the one before is back")
         self._server = asyncio.create_task(self._serve(), name="tunnels")
         return self

@@ -37,7 +37,7 @@ async def test_they_are_listed_newest_first(home, failed):
     """With counts of all, by status and by plugin; never with the body."""
     answer = await home.ask("GET", "/api/notifications")
     assert [row["title"] for row in answer["notifications"]] == ["t2", "t1", "t0"]
-    assert answer["counts"] == {"failed": 1, "queued": 2}
+    assert answer["counts"] == {"queued": 2, "delivering": 0, "done": 0, "failed": 1}
     (row,) = (await home.ask("GET", "/api/notifications?status=failed&plugin=acme.demo"))["notifications"]
     assert (row["id"], row["code"], row["reason"], "body" in row) == (failed, "refused", "nobody there", False)
     assert (await home.ask("GET", "/api/notifications?plugin=acme.other"))["notifications"] == []
