@@ -67,9 +67,12 @@ def _v6(text: str) -> str:
     if not text.endswith("]") or "%" in text:
         raise NotAHost("expected an IPv6 address in brackets, without a zone")
     try:
-        return IPv6Address(text[1:-1]).compressed
+        address = IPv6Address(text[1:-1])
     except AddressValueError as error:
         raise NotAHost("expected an IPv6 address in brackets") from error
+    if (mapped := address.ipv4_mapped) is not None:  # from Python 3.13 written in another way
+        return f"::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}"
+    return address.compressed
 
 
 def _v4(text: str) -> str:

@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 class Route(Calls):
     """HTTP paths of this plugin, below /<plugin id>/ unless the operator granted another prefix."""
 
-    def put(
-        self, path: str, target: str | dict[str, Any], *, login: bool | None = None, public: bool | None = None
-    ) -> Any:
-        """Answer `path` by a template, an invocation or a service (worker:route)."""
-        return self._ask("route.put", given(path=path, target=target, login=login, public=public))
+    def put(self, path: str, target: str, **more: Any) -> Any:
+        """Answer `path` by `target` (template, invoke or service); `more` as docs/services.md has it (worker:route)."""
+        return self._ask("route.put", {"path": path, "target": target, **more})
 
     def delete(self, path: str) -> Any:
         """Answer it no more (worker:route)."""

@@ -26,6 +26,8 @@ def loopback(value: str) -> tuple[str, int] | None:
         address = ipaddress.ip_address(found["six"] or found["four"])
     except ValueError:
         return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return None
     if not address.is_loopback or (address.version == 6) != bool(found["six"]):
         return None
     return str(address), int(found["port"])

@@ -185,7 +185,7 @@ async def test_it_ends_with_its_owners_rights_and_comes_back_with_them(here):
 
 async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
     """Its grace is its own."""
-    monkeypatch.setattr(life, "GRACE_S", 1.0)
+    monkeypatch.setattr(life, "GRACE_S", 8.0)
     await here.put("slow", "trap 'echo asked' TERM; echo up; while :; do read x || sleep 0.02; done")
     await here.put("quick", "echo up; sleep 1000", B)
     await here.until_said("up", "slow")

@@ -18,7 +18,7 @@ from latticed.model.runtime import Health
 from latticed.runners import wasm_children
 from latticed.runners.wasm import Caps
 from latticed.runners.wasm_compiler import Bounds
-from tests.house import children, houses, leftovers, pages, wasms
+from tests.house import children, houses, leftovers, pages, processes, wasms
 
 SAMPLES = pages.CHECKOUT / "plugins-sample"
 HOST = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
@@ -135,6 +135,7 @@ async def test_it_is_told_its_arguments_and_logs_on_stderr(tmp_path):
 
 async def test_at_filtered(tmp_path):
     """Where user namespaces are refused there is wasm all the same."""
+    processes.reachable_python()
     async with wasms.bench(tmp_path, level="filtered") as bench:
         living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
         assert (await living.invoke("greet", {}))["ok"]

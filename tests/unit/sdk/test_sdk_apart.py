@@ -22,7 +22,7 @@ MAY_LOAD = {
     *("re", "re._casefix", "re._compiler", "re._constants", "re._parser", "sre_compile", "sre_constants", "sre_parse"),
     *("_sre", "_locale", "copyreg", "enum", "types", "operator", "_operator", "functools", "_functools"),
     *("collections", "_collections", "reprlib", "keyword", "itertools", "binascii", "threading", "_weakrefset"),
-    *("contextlib", "__future__", "_weakref", "_thread", "time", "_types"),
+    *("warnings", "_warnings", "contextlib", "__future__", "_weakref", "_thread", "time", "_types"),
 }
 """What importing the SDK and starting to speak may cost: neither typing nor dataclasses, inspect, base64, logging."""
 

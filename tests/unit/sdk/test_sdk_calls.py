@@ -17,6 +17,11 @@ from tests.house import houses
 JOURNAL = {"entries": [1], "cursor": "c"}
 PAGE = {"keys": ["a"], "next": None}
 HTTP = {"status_code": 200, "header": {"Content-Type": ["text/plain"], "x": "y"}, "body_base64": "aMOkLA=="}
+MORE = {
+    "service": {"program": "web", "args": ["-v"]},
+    "tunnel": {"tunnel": "t", "ingress": [{"service": "http_status:404"}]},
+    "ddns": {"type": "A", "provider": "cloudflare", "secret": "TOKEN"},
+}
 ROWS = [
     # group, method, arguments, host call, parameters, the host's answer, what the method returns
     ("kv", "get", ("a",), {}, "kv.get", {"key": "a"}, {"ok": True, "value_base64": "w6Q="}, "ä"),
@@ -112,7 +117,7 @@ ROWS = [
         row
         for group in ("service", "tunnel", "ddns")
         for row in (
-            (group, "put", ("n",), {"x": [1]}, f"{group}.put", {"name": "n", "x": [1]}, 1, 1),
+            (group, "put", ("n",), MORE[group], f"{group}.put", {"name": "n", **MORE[group]}, 1, 1),
             (group, "delete", ("n",), {}, f"{group}.delete", {"name": "n"}, 1, 1),
             (group, "status", (), {}, f"{group}.status", {}, 1, 1),
             (group, "status", ("n",), {}, f"{group}.status", {"name": "n"}, 1, 1),
@@ -120,8 +125,8 @@ ROWS = [
     ),
     ("route", "put", ("/p", "template"), {}, "route.put", {"path": "/p", "target": "template"}, 1, 1),
     (
-        *("route", "put", ("/p", "invoke"), {"login": True, "public": False}, "route.put"),
-        *({"path": "/p", "target": "invoke", "login": True, "public": False}, 1, 1),
+        *("route", "put", ("/p", "invoke"), {"action": "page", "methods": ["GET"]}, "route.put"),
+        *({"path": "/p", "target": "invoke", "action": "page", "methods": ["GET"]}, 1, 1),
     ),
     ("route", "delete", ("/p",), {}, "route.delete", {"path": "/p"}, 1, 1),
     ("network", "state", ("nft",), {}, "network.state", {"kind": "nft"}, 1, 1),
