@@ -192,7 +192,7 @@ def test_a_bundle_that_cannot_be_read_makes_the_daemon_no_sicker():
         with place.running() as daemon:
             _closed_directory(place.plugins / "closed")
             daemon.until_rejected("closed", "unreadable")
-            assert daemon.get("/api/health").json() == {"status": "ok", "problems": []}
+            assert daemon.get("/api/health").json()["problems"] == []
             (place.plugins / "closed").chmod(0o755)
             daemon.until(lambda: daemon.rejected() == {}, "it to be readable")
 
@@ -293,6 +293,7 @@ def test_with_few_descriptors_no_bundle_is_lost():
         place.trust_us(ACME)
         place.drop("first", author=ACME, id="acme.first")
         place.descriptors = 128
+        place.set('[runners]\nsystem = "noop"')  # a child alone takes hundreds of numbers
         with place.running() as daemon:
             daemon.activate("acme.first")
             clients = [daemons.raw_http.connected(place.socket) for _ in range(200)]

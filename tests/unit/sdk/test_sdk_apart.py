@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import latticed
 import latticed.sdk
 from tests.house import plugins
 
@@ -57,11 +58,16 @@ def alone(tmp_path_factory):
     return place
 
 
+def _own() -> list[str]:
+    """This Python, unless latticed itself is installed in it."""
+    return [] if "site-packages" in latticed.__file__ else [sys.executable]
+
+
 def _pythons():
     """This Python, and all others here that the SDK is for."""
     names = [f"python3.{minor}" for minor in range(OLDEST[1], 20)]
     found = dict.fromkeys(
-        [sys.executable, *filter(None, (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names))]
+        [*_own(), *filter(None, (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names))]
     )
     return list(found)
 
