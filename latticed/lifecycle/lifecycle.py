@@ -16,11 +16,13 @@ from latticed.ledger import records as rows
 from latticed.lifecycle import advance, sight
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.pairs import Pairs
+from latticed.lifecycle.refusals import Refusals
 from latticed.lifecycle.saver import Saver
 from latticed.lifecycle.sight import Sight
 from latticed.model.lifecycle import Record, Status
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import claims
+from latticed.trust.claims import Claimants
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -65,7 +67,6 @@ class Lifecycle:
         self.rooms = rooms
         self.records: dict[str, Record] = {}
         self.plugins: dict[str, Plugin] = {}
-        self.refused: dict[str, Refused] = {}
         self.decide = Decisions(self)
         self.busy: set[str] = set()
         self.saver = Saver(
@@ -78,7 +79,9 @@ class Lifecycle:
             keeping=self.decide.keeping,
         )
         self._found: dict[str, Verdict] = {}
-        self._names: dict[str, tuple[str, ...]] = {}  # of bundles that verify, by the id they claim
+        self._claimants: dict[str, Claimants] = {}  # bundles that verify, by the id they claim
+        self._contested: set[str] = set()  # ids of which some claimant is refused
+        self._refusals = Refusals(log)
         self._sources: dict[str, str] = {}
         self._critical: set[str] = set()
         self._sights: dict[str, Sight] = {}
@@ -136,14 +139,17 @@ class Lifecycle:
 
     def rejected(self) -> dict[str, Refused]:
         """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
-        alone = {name: verdict for name, verdict in self._found.items() if isinstance(verdict, Refused)}
-        return {**alone, **self.refused}
+        found = {name: verdict for name, verdict in self._found.items() if isinstance(verdict, Refused)}
+        for plugin_id in self._contested:
+            for claim in self._claimants[plugin_id]:
+                if (refused := self._refusal(plugin_id, claim.name)) is not None:
+                    found[claim.name] = refused
+        return found
 
     def claimant(self, plugin_id: str, publisher: str) -> claims.Claim | None:
         """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
-        names = [n for n in self._names.get(plugin_id, ()) if n in self.refused]
-        found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
-        fitting = [claim for claim in found if claim.verdict.manifest.publisher == publisher]
+        found = [c for c in self._claimants.get(plugin_id, ()) if c.verdict.manifest.publisher == publisher]
+        fitting = [claim for claim in found if self._refusal(plugin_id, claim.name) is not None]
         return fitting[0] if len(fitting) == 1 else None
 
     # What the catalog says.
@@ -159,10 +165,11 @@ class Lifecycle:
                 self._told.set()
 
     def _take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
-        for seen in batch:
-            touched |= self._enter(seen)
-        for plugin_id in touched:
-            self.follow(plugin_id)
+        with self._refusals.bounded():
+            for seen in batch:
+                touched |= self._enter(seen)
+            for plugin_id in touched:
+                self.follow(plugin_id)
         return touched
 
     def _enter(self, seen: Sighting) -> set[str]:
@@ -172,25 +179,25 @@ class Lifecycle:
         if isinstance(before, Verified):
             self._disclaim(before.manifest.id, seen.name)
             touched.add(before.manifest.id)
-        self.refused.pop(seen.name, None)
         match seen.verdict:
             case Verified() as verdict:
                 self._found[seen.name] = verdict
-                self._names[verdict.manifest.id] = (*self._names.get(verdict.manifest.id, ()), seen.name)
+                claimants = self._claimants.setdefault(verdict.manifest.id, Claimants())
+                claimants.put(claims.Claim(name=seen.name, verdict=verdict))
+                self._refusals.newcomer(verdict.manifest.id, seen.name)
                 touched.add(verdict.manifest.id)
             case Refused() as verdict:
                 self._found[seen.name] = verdict
-                log.warning("verdict_refused", bundle=seen.name, code=verdict.code, reason=verdict.reason)
+                self._refusals.tell(bundle=seen.name, code=verdict.code, reason=verdict.reason)
             case None:
                 pass
         return touched
 
     def _disclaim(self, plugin_id: str, name: str) -> None:
-        left = tuple(other for other in self._names[plugin_id] if other != name)
-        if left:
-            self._names[plugin_id] = left
-        else:
-            del self._names[plugin_id]
+        claimants = self._claimants[plugin_id]
+        claimants.drop(name)
+        if not claimants:
+            del self._claimants[plugin_id]
 
     def follow(self, plugin_id: str) -> None:
         """Look at one id again: who may claim it, what may run, what is to be put on record."""
@@ -201,7 +208,7 @@ class Lifecycle:
         winner = self._resolve(plugin_id, record)
         fault = None
         if winner is None and record is not None:
-            fault = sight.fault_at(record.source, self._found, self.refused)
+            fault = sight.fault_at(self._found.get(record.source), self._refusal(plugin_id, record.source))
         stored = self.pairs.fault(record) if record is not None else None
         self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=stored)
         if plugin_id not in self.busy:
@@ -212,15 +219,20 @@ class Lifecycle:
         self._run(plugin_id)
 
     def _resolve(self, plugin_id: str, record: Record | None) -> claims.Claim | None:
-        names = sorted(self._names.get(plugin_id, ()))
-        found = [claims.Claim(name=n, verdict=v) for n in names if isinstance(v := self._found[n], Verified)]
-        resolved = claims.resolve(found, sight.pin_of(record) if record else None)
-        for name in names:
-            self.refused.pop(name, None)
-        for name, verdict in resolved.refused.items():
-            log.warning("verdict_refused", bundle=name, code=verdict.code, plugin_id=plugin_id)
-            self.refused[name] = verdict
-        return resolved.winner
+        """Who is the plugin. Only newcomers and whoever was it before are told of: never all copies again."""
+        claimants = self._claimants.get(plugin_id, Claimants())
+        winner = claimants.winner(sight.pin_of(record) if record else None)
+        (self._contested.add if len(claimants) > (winner is not None) else self._contested.discard)(plugin_id)
+        former = self.sight(plugin_id).winner
+        former_name = former.name if former is not None and former != winner else None
+        self._refusals.settle(plugin_id, former_name, lambda name: self._refusal(plugin_id, name))
+        return winner
+
+    def _refusal(self, plugin_id: str, name: str) -> Refused | None:
+        """Why the bundle of this name, which verifies, is not the plugin; None when it is, or claims another id."""
+        record = self.records.get(plugin_id)
+        claimants = self._claimants.get(plugin_id)
+        return claimants.refusal(name, sight.pin_of(record) if record else None) if claimants else None
 
     def _run(self, plugin_id: str) -> None:
         """Have alive what is active and available, and nothing else."""

@@ -15,8 +15,6 @@ from latticed.runners.contract import Plugin
 from latticed.trust.claims import Claim, Pin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from latticed.model.verdict import Verdict
 
 
@@ -53,9 +51,12 @@ def pin_of(record: Record) -> Pin:
     return Pin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
 
 
-def fault_at(source: str, found: Mapping[str, Verdict], refused: Mapping[str, Refused]) -> LastError:
-    """Why the bundle that a record came from does not verify any more."""
-    verdict = refused.get(source) or found.get(source)
+def fault_at(found: Verdict | None, refused: Refused | None) -> LastError:
+    """Why the bundle that a record came from does not verify any more.
+
+    `found` is the verdict on what lies there, `refused` why it may not claim the id though it verifies.
+    """
+    verdict = refused or found
     match verdict:
         case Refused(code=code, reason=reason, hint=hint):
             return LastError(code=code.value, message=reason, hint=hint)

@@ -5,16 +5,19 @@ So that dropping a bundle can never stop or replace a plugin: whoever matches th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
     from latticed.model.verdict import Verified
+
+    _Hand = tuple[str, bool]
+    """Publisher, and whether it signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,42 +38,78 @@ class Pin:
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
-    """Who is the plugin (nobody, when it cannot be told), and why the others are not."""
-
-    winner: Claim | None
-    refused: Mapping[str, Refused]
-
-
-def resolve(claims: Sequence[Claim], pin: Pin | None) -> Claims:
-    """Settle the claims to one id, all of the same id and with different names.
+class Claimants:
+    """The claims to one id, indexed: a change, a winner or one refusal costs the same however many copies there are.
 
     Another publisher or signedness than the pin's is `publisher_changed`. Of the rest, the first of these wins alone:
     the pinned identity at the pinned source; the only one of the pinned identity; the one at the pinned source; the
     only one there is. If none of these is a single claim, all are `duplicate_id`.
     """
-    refused = {claim.name: _publisher_changed(claim, pin) for claim in claims if pin and not _same_hand(claim, pin)}
-    rest = [claim for claim in claims if claim.name not in refused]
-    winner = _choose(rest, pin)
-    refused |= {claim.name: _duplicate(claim, winner, rest) for claim in rest if claim is not winner}
-    return Claims(winner=winner, refused=MappingProxyType(refused))
+
+    def __init__(self, claims: Iterable[Claim] = ()) -> None:
+        self._claims: dict[str, Claim] = {}
+        self._hands: dict[_Hand, dict[str, dict[str, None]]] = {}  # by hand, then identity: names
+        self._sizes: Counter[_Hand] = Counter()
+        for claim in claims:
+            self.put(claim)
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(self._claims.values())
+
+    def put(self, claim: Claim) -> None:
+        """Add a claim, in place of the one of the same name."""
+        self.drop(claim.name)
+        self._claims[claim.name] = claim
+        hand = _hand_of(claim)
+        self._hands.setdefault(hand, {}).setdefault(claim.verdict.identity, {})[claim.name] = None
+        self._sizes[hand] += 1
+
+    def drop(self, name: str) -> None:
+        """Take out the claim of this name, if there is one."""
+        claim = self._claims.pop(name, None)
+        if claim is None:
+            return
+        hand, identity = _hand_of(claim), claim.verdict.identity
+        self._sizes[hand] -= 1
+        del self._hands[hand][identity][name]
+        if not self._hands[hand][identity]:
+            del self._hands[hand][identity]
+        if not self._hands[hand]:
+            del self._hands[hand], self._sizes[hand]
+
+    def winner(self, pin: Pin | None) -> Claim | None:
+        """Who is the plugin; nobody, when it cannot be told."""
+        if pin is None:
+            return next(iter(self)) if len(self) == 1 else None
+        hand = (pin.publisher, pin.signed)
+        identities = self._hands.get(hand, {})
+        if self._sizes[hand] == 1:
+            return self._claims[next(iter(next(iter(identities.values()))))]
+        there = self._claims.get(pin.source)
+        if there is not None and _hand_of(there) != hand:
+            there = None
+        same = identities.get(pin.identity, {})
+        if there is not None and (there.name in same or len(same) != 1):
+            return there
+        return self._claims[next(iter(same))] if len(same) == 1 else None
+
+    def refusal(self, name: str, pin: Pin | None) -> Refused | None:
+        """Why the claim of this name is not the plugin; None for the winner, and for a name that claims nothing."""
+        claim, winner = self._claims.get(name), self.winner(pin)
+        if claim is None or claim is winner:
+            return None
+        if pin is not None and _hand_of(claim) != (pin.publisher, pin.signed):
+            return _publisher_changed(claim, pin)
+        rivals = len(self) if pin is None else self._sizes[pin.publisher, pin.signed]
+        return _duplicate(claim, winner, rivals)
 
 
-def _choose(claims: Sequence[Claim], pin: Pin | None) -> Claim | None:
-    if len(claims) == 1:
-        return claims[0]
-    if pin is None:
-        return None
-    same = [claim for claim in claims if claim.verdict.identity == pin.identity]
-    there = [claim for claim in claims if claim.name == pin.source]
-    both = [claim for claim in same if claim in there]
-    return next((found[0] for found in (both, same, there) if len(found) == 1), None)
-
-
-def _same_hand(claim: Claim, pin: Pin) -> bool:
+def _hand_of(claim: Claim) -> _Hand:
     manifest = claim.verdict.manifest
-    return (manifest.publisher, manifest.signed) == (pin.publisher, pin.signed)
+    return manifest.publisher, manifest.signed
 
 
 def _publisher_changed(claim: Claim, pin: Pin) -> Refused:
@@ -84,12 +123,11 @@ def _publisher_changed(claim: Claim, pin: Pin) -> Refused:
     )
 
 
-def _duplicate(claim: Claim, winner: Claim | None, rivals: Sequence[Claim]) -> Refused:
+def _duplicate(claim: Claim, winner: Claim | None, rivals: int) -> Refused:
     manifest = claim.verdict.manifest
-    found = f"found {len(rivals)}"
     return Refused(
         code=Code.DUPLICATE_ID,
-        reason=f"expected one bundle with the id {manifest.id}, {found}"
+        reason=f"expected one bundle with the id {manifest.id}, found {rivals}"
         + (", of which another matches the record" if winner else " and no record that tells which one is meant"),
         hint=f"keep one bundle of {manifest.id} and remove the others",
         manifest=manifest,

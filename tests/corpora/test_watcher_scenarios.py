@@ -21,7 +21,7 @@ from latticed.bundle.refusal import ReadRefused
 from latticed.catalog import Store
 from latticed.model.verdict import Verified
 from latticed.trust import claims
-from tests.house import bundles, catalogs
+from tests.house import bundles, catalogs, claimants
 from tests.house.catalogs import until
 
 SUITE = Path(__file__).resolve().parents[2].parent / "shared" / "corpora" / "watcher_scenarios.json"
@@ -522,13 +522,13 @@ async def _(stage: Stage) -> None:
 
 @scenario("dup-id-two-dirs")
 async def _(stage: Stage) -> None:
-    def resolved() -> claims.Claims:
+    def resolved() -> claimants.Settled:
         rivals = [
             claims.Claim(name=name, verdict=verdict)
             for name, verdict in stage.seen.now.items()
             if isinstance(verdict, Verified) and verdict.manifest.id == "acme.p"
         ]
-        return claims.resolve(rivals, None)
+        return claimants.resolve(rivals, None)
 
     stage.sh("cp -r p twin")
     await stage.becomes("twin", "verified")

@@ -17,7 +17,7 @@ from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.runtime import LastError
 from latticed.trust import claims
-from tests.house import records
+from tests.house import claimants, records
 
 NAMES = ("plugins/one", "plugins/two", "market/one")
 CAPABILITIES = ("kv:read", "kv:write", "task:run", "node:admin")
@@ -61,7 +61,7 @@ class Lifecycle(RuleBasedStateMachine):
     @property
     def sight(self) -> Sight:
         pin = sight.pin_of(self.record) if self.record else None
-        found = claims.resolve(list(self.disk.values()), pin)
+        found = claimants.resolve(list(self.disk.values()), pin)
         fault = LastError(code="manifest_missing", message="gone") if found.winner is None else None
         return Sight(winner=found.winner, fault=fault, stored=self.stored)
 
@@ -154,7 +154,7 @@ class Lifecycle(RuleBasedStateMachine):
         before = self.record
         if before is None or publisher == before.facts.publisher:
             return
-        refused = claims.resolve(list(self.disk.values()), sight.pin_of(before)).refused
+        refused = claimants.resolve(list(self.disk.values()), sight.pin_of(before)).refused
         theirs = [c for n, c in self.disk.items() if n in refused and c.verdict.manifest.publisher == publisher]
         found = theirs[0] if len(theirs) == 1 else None
         if self.settle(advance.upgrade(before, found, consent, self.now), before=before):

@@ -53,12 +53,12 @@ def test_the_fault_says_what_happened_to_the_bundle():
     alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
     rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")
     moved = verified(id="acme.other")
-    assert sight.fault_at("plugins/demo", {"plugins/demo": alone}, {}) == FAULT
-    assert sight.fault_at("plugins/demo", {"plugins/demo": moved}, {"plugins/demo": rival}).code == "duplicate_id"
-    found = sight.fault_at("plugins/demo", {"plugins/demo": moved}, {})
+    assert sight.fault_at(alone, None) == FAULT
+    assert sight.fault_at(moved, rival).code == "duplicate_id"
+    found = sight.fault_at(moved, None)
     assert found.code == "manifest_missing"
     assert "acme.other" in found.message
-    assert sight.fault_at("plugins/demo", {}, {}).code == "manifest_missing"
+    assert sight.fault_at(None, None).code == "manifest_missing"
 
 
 @pytest.mark.parametrize("v2", [False, True])

@@ -14,8 +14,8 @@ from latticed.lifecycle import advance, stricter
 from latticed.lifecycle.revocations import floors_of
 from latticed.lifecycle.sight import facts_of, pin_of
 from latticed.model.lifecycle import Status
-from latticed.trust import claims
 from latticed.trust.policy import Revoked
+from tests.house import claimants
 from tests.house.records import at, claim, decided, record, verified
 
 NOW = 9_000
@@ -73,7 +73,7 @@ def test_a_pair_of_another_hand_does_not_stand_for_the_id(pin):
     kept = Floors(versions={ID: "1.0.0"}, pins={ID: pin})
     found = stricter.rebuilt(ID, [verified()], kept, None, now_us=NOW)
     assert (found.forgotten, found.floor) == (True, "1.0.0")
-    resolved = claims.resolve([claim()], pin_of(found))
+    resolved = claimants.resolve([claim()], pin_of(found))
     assert resolved.winner is None
     assert [one.code for one in resolved.refused.values()] == ["publisher_changed"]
 

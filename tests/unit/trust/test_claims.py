@@ -9,6 +9,7 @@ import pytest
 from latticed.model.manifest import Manifest
 from latticed.model.verdict import Verified
 from latticed.trust import claims
+from tests.house import claimants
 
 
 def _claim(name, *, identity="one", publisher="acme", signed=True):
@@ -31,7 +32,7 @@ def _resolve(found, pin=PIN):
     """The winner's name and the refusals' codes, which must not depend on the order of the claims."""
     outcomes = []
     for order in itertools.permutations(found):
-        settled = claims.resolve(order, pin)
+        settled = claimants.resolve(order, pin)
         winner = settled.winner.name if settled.winner else None
         codes = {name: refused.code.value for name, refused in settled.refused.items()}
         assert set(codes) | ({winner} - {None}) == {claim.name for claim in found}
@@ -44,7 +45,7 @@ def test_a_lone_claim_wins():
     """With or without a record, from wherever; another identity is the lifecycle's candidate."""
     assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
     assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})
-    assert claims.resolve([], PIN) == claims.Claims(winner=None, refused={})
+    assert claimants.resolve([], PIN) == (None, {})
 
 
 def test_without_a_record_all_claimants_are_refused():

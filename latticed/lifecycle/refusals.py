@@ -1,0 +1,62 @@
+"""What the log says of bundles that are refused: each once, a bounded number of lines for each batch of news."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from latticed.model.verdict import Code, Refused
+
+MOST_LINES: Final = 100
+"""So many lines tell of one batch; what is beyond is a number (`latticectl rejected` shows them all)."""
+
+
+class Logger(Protocol):
+    def warning(self, event: str, **fields: Any) -> None: ...
+
+
+class Refusals:
+    """Collects the bundles that newly claim an id, and tells of those that are refused."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._newcomers: dict[str, list[str]] = {}
+        self._left: int | None = None
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """One batch: at most MOST_LINES lines, and one that counts the rest."""
+        self._left = MOST_LINES
+        try:
+            yield
+        finally:
+            left, self._left = self._left, None
+            if left < 0:
+                self._log.warning("verdicts_refused", more=-left)
+
+    def newcomer(self, plugin_id: str, name: str) -> None:
+        """The bundle `name` verifies and claims this id."""
+        self._newcomers.setdefault(plugin_id, []).append(name)
+
+    def settle(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
+        """Tell of newcomers that `refusal` refuses, and of the `former` winner: copies of a bundle in one line."""
+        names = self._newcomers.pop(plugin_id, [])
+        if former is not None and former not in names:
+            names.append(former)
+        found: dict[Code, list[str]] = {}
+        for name in names:
+            if (refused := refusal(name)) is not None:
+                found.setdefault(refused.code, []).append(name)
+        for code, same in found.items():
+            self.tell(bundle=same[0], bundles=len(same), code=code, plugin_id=plugin_id)
+
+    def tell(self, **fields: Any) -> None:
+        """One line, unless the batch has had its share."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                return
+        self._log.warning("verdict_refused", **fields)

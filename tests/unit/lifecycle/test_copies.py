@@ -1,0 +1,78 @@
+"""Many copies of one bundle: work and log lines follow what changed, not how many copies there are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from latticed.lifecycle.refusals import MOST_LINES, Refusals
+from latticed.model.verdict import Code, Refused
+from latticed.trust.claims import Claimants
+from tests.house import bundles, houses
+
+ID = "acme.demo"
+ACME = bundles.author("acme")
+COPIES, RENAMES = 250, 20
+
+
+class Lines:
+    """A log that counts."""
+
+    def __init__(self):
+        self.said = []
+
+    def warning(self, event, **fields):
+        self.said.append((event, fields))
+
+
+async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
+    """The first copies are one line; each rename looks at one copy and says at most one line; the plugin runs on."""
+    async with houses.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
+        home.drop("demo", id=ID)
+        await home.seen(ID)
+        await home.decide(ID, "installed")
+        await home.decide(ID, "active")
+        lifecycle, lines, asked = home.house.api.lifecycle, Lines(), []
+        lifecycle._refusals = Refusals(lines)
+        refusal = Claimants.refusal
+        monkeypatch.setattr(Claimants, "refusal", lambda self, *given: asked.append(given) or refusal(self, *given))
+        for number in range(COPIES):
+            shutil.copytree(home.plugin_dir / "demo", home.plugin_dir / f".{number}", copy_function=os.link)
+            os.rename(home.plugin_dir / f".{number}", home.plugin_dir / f"copy-{number}")
+        await houses.until(lambda: len(lifecycle._found) == COPIES + 1, "all copies seen")
+        assert sum(fields["bundles"] for _, fields in lines.said) == COPIES
+        assert len(asked) <= COPIES
+        lines.said.clear()
+        asked.clear()
+        for number in range(RENAMES):
+            os.rename(home.plugin_dir / f"copy-{number}", home.plugin_dir / f"moved-{number}")
+        moved = {f"plugins/moved-{number}" for number in range(RENAMES)}
+        await houses.until(lambda: moved <= set(lifecycle._found), "the renames seen")
+        assert len(lines.said) <= RENAMES
+        assert len(asked) <= 2 * RENAMES
+        assert len(lifecycle.rejected()) == COPIES
+        assert (await home.plugin(ID))["runtime"]["state"] == "armed"
+
+
+def test_one_batch_says_a_bounded_number_of_lines():
+    """Twenty thousand broken bundles at a start are a hundred lines, and one that counts the rest."""
+    lines = Lines()
+    refusals = Refusals(lines)
+    with refusals.bounded():
+        for number in range(20_000):
+            refusals.tell(bundle=f"plugins/{number}", code=Code.MANIFEST_MISSING)
+    assert len(lines.said) == MOST_LINES + 1
+    assert lines.said[-1] == ("verdicts_refused", {"more": 20_000 - MOST_LINES})
+    refusals.tell(bundle="plugins/later", code=Code.MANIFEST_MISSING)
+    assert lines.said[-1][1]["bundle"] == "plugins/later"
+
+
+def test_a_winner_that_loses_its_place_is_told_of():
+    """Not only newcomers are news."""
+    lines = Lines()
+    refusals = Refusals(lines)
+    refusals.newcomer(ID, "plugins/new")
+    refusals.settle(ID, "plugins/old", lambda _: Refused(code=Code.DUPLICATE_ID, reason="two"))
+    assert lines.said == [
+        ("verdict_refused", {"bundle": "plugins/new", "bundles": 2, "code": Code.DUPLICATE_ID, "plugin_id": ID})
+    ]
