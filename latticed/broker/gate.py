@@ -14,6 +14,7 @@ from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
 from latticed.broker.limits import Bucket, Rate
 from latticed.host.service import Caller, HostError
 from latticed.kit import logs
+from latticed.kit.sparing import Sparing
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
@@ -62,10 +63,18 @@ class Broker:
         self.clock = clock
         self.limits = gate_limits
         self.counts: dict[str, Count] = {}
+        self._failures = Sparing()
 
     def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
         """A Gate for one life of a plugin; `calls_per_s` is the plugin's own lower limit."""
         return Gate(self, caller, rights, calls_per_s)
+
+    def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:
+        """What a plugin hears when a service failed; logged, but not once for every call of a flood."""
+        count = self._failures.take((plugin_id, method, type(error).__name__), self.clock.monotonic_s())
+        if count is not None:
+            log.error("host_call_failed", call=method, plugin_id=plugin_id, count=count, exc_info=error)
+        return HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
 
 
 class Gate:
@@ -155,8 +164,7 @@ class Gate:
             if deadline.expired():
                 late = HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
                 raise await self._denied(method, payload, late) from error
-            log.error("host_call_failed", call=method, plugin_id=self.caller.plugin_id, exc_info=True)
-            fault = HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
+            fault = self._broker.failed(method, self.caller.plugin_id, error)
             raise await self._denied(method, payload, fault) from error
 
     async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:

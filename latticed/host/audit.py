@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from latticed.host.service import Caller, HostError, Params, Served
+from latticed.host.service import Caller, HostError, Params, Served, Whole
 from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Query(Params, frozen=True):
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Whole = 0
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
     action: str | None = None
     decision: str | None = None

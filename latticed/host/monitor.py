@@ -12,7 +12,7 @@ from msgspec import Meta
 from latticed.host import faults
 from latticed.host.monitors import spec as specs
 from latticed.host.monitors import watched
-from latticed.host.service import Caller, HostError, Params, Served
+from latticed.host.service import Caller, HostError, Params, Served, Whole
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -37,7 +37,7 @@ class Results(Params, frozen=True):
 
     name: str
     owner: str = ""
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Whole = 0
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
 

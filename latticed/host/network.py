@@ -14,7 +14,7 @@ from msgspec import Meta
 from latticed.host import faults, intents, network_reading
 from latticed.host.http import NoSecrets
 from latticed.host.node import Fresh
-from latticed.host.service import Caller, HostError, Params, Served
+from latticed.host.service import Caller, HostError, Params, Served, Whole
 from latticed.kit import clock as clocks
 from latticed.kit import text
 from latticed.ledger import plans as rows
@@ -56,7 +56,7 @@ class Plans(Params, frozen=True):
     """`sha256`: that plan alone, with its intent; `after`: the `number` of the last one of the page before."""
 
     sha256: str = ""
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Whole = 0
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from latticed.model import hostcall
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+
+Whole = Annotated[int, Meta(ge=0, le=2**53)]
+"""A whole number that every layer can carry: exact in JSON, within SQLite's 64 bits."""
 
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

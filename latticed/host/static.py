@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import content_types
-from latticed.host.service import Caller, HostError, Params, Served
+from latticed.host.service import Caller, HostError, Params, Served, Whole
 from latticed.host.static_tree import Quota, Tree
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
@@ -50,8 +50,8 @@ class Put(Params, frozen=True):
 
 class Get(Params, frozen=True):
     path: str
-    offset: int = 0
-    length: int = MAX_ANSWER_BYTES
+    offset: Whole = 0
+    length: Whole = MAX_ANSWER_BYTES
     plugin: str = ""
 
 
@@ -116,8 +116,6 @@ class Static:
 
     async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
-        if asked.offset < 0 or asked.length < 0:
-            raise HostError(Denial.BAD_PARAMS, "expected offset and length of 0 or more")
         found = await self._beside(lambda: self._tree.read(owner, path))
         if found is None:
             return {"ok": False}

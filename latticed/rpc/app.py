@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
 from latticed import wire
 from latticed.kit import logs
+from latticed.kit.sparing import Sparing
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc import problems
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from latticed.rpc.doorman import Connection
 
 log = logs.get_logger()
+_failures: Final = Sparing()
 
 
 def application(api: Api) -> web.Application:
@@ -74,14 +77,21 @@ async def _outermost(
         answer = problems.response(problem)
     except web.HTTPException as error:
         answer = problems.of_http_error(error)
-    except Exception:
-        log.error("request_failed", method=request.method, path=request.path, exc_info=True)
+    except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
+        _tell_failure(request, error)
         answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
     finally:
         connection.answered()
     if connection.last or answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _out_of_step(request):
         answer.force_close()
     return answer
+
+
+def _tell_failure(request: web.Request, error: Exception) -> None:
+    """A fault of ours, in the log; one that anybody can repeat must not fill the disk."""
+    count = _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
+    if count is not None:
+        log.error("request_failed", method=request.method, path=request.path, count=count, exc_info=error)
 
 
 def _out_of_step(request: web.Request) -> bool:

@@ -34,7 +34,7 @@ class Invoke(Body, frozen=True):
 class Lines(Query, frozen=True):
     """Lines after the number `after`, the newest `limit` of them; with none there yet, wait up to `wait_s` seconds."""
 
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
     wait_s: Annotated[int, Meta(ge=0, le=30)] = 0
 

@@ -35,7 +35,8 @@ class Publisher:
 class Revoked:
     """What is trusted no more.
 
-    `keys` are public keys (canonical base64), `digests` of artifacts (lowercase hex), `plugins` `id@version` or `id@*`.
+    `keys` are public keys (canonical base64), `digests` of artifacts (lowercase hex), `plugins` `id@version` (its
+    builds too) or `id@*`.
     """
 
     keys: frozenset[str] = frozenset()
@@ -43,8 +44,13 @@ class Revoked:
     plugins: frozenset[str] = frozenset()
 
     def plugin(self, plugin_id: str, version: str) -> str | None:
-        """The entry that revokes this version of the plugin, or None."""
-        entries = (f"{plugin_id}@{version}", f"{plugin_id}@*")
+        """The entry that revokes this version of the plugin, or None.
+
+        A version covers its builds (SemVer 2.0.0, section 10: what follows `+` has no part in precedence); a build
+        covers itself alone.
+        """
+        release = version.partition("+")[0] or version
+        entries = (f"{plugin_id}@{version}", f"{plugin_id}@{release}", f"{plugin_id}@*")
         return next((entry for entry in entries if entry in self.plugins), None)
 
     def __or__(self, other: Revoked) -> Revoked:

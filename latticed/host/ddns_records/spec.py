@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from latticed.host.redaction import REFERENCE
-from latticed.host.service import HostError, Params
+from latticed.host.service import HostError, Params, Whole
 from latticed.model import addresses, hosts
 from latticed.model.hostcall import Denial
 
@@ -37,7 +37,7 @@ class Put(Params, frozen=True):
     type: Type
     provider: Provider
     secret: str
-    ttl: int = AUTOMATIC
+    ttl: Whole = AUTOMATIC
     zone: str = ""
     address: str = ""
     interface: str = ""

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from latticed.host.egress import url
-from latticed.host.service import HostError, Params
+from latticed.host.service import HostError, Params, Whole
 from latticed.kit import text
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
@@ -37,10 +37,10 @@ class Put(Params, frozen=True):
     target: str
     interval_s: float = 30.0
     timeout_s: float = 5.0
-    failures: int = 2
-    statuses: tuple[int, ...] = ()
+    failures: Whole = 2
+    statuses: tuple[Whole, ...] = ()
     body: str = ""
-    certificate_days: int = 0
+    certificate_days: Whole = 0
     shared: bool = False
 
 

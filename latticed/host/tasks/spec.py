@@ -7,7 +7,7 @@ import re
 from typing import Final, Literal
 
 from latticed.host.redaction import REFERENCE
-from latticed.host.service import HostError, Params
+from latticed.host.service import HostError, Params, Whole
 from latticed.kit import text
 from latticed.model.hostcall import Denial
 
@@ -26,7 +26,7 @@ class Submit(Params, frozen=True):
     interpreter: Interpreter
     script: str
     targets: tuple[str, ...] = ()
-    timeout_s: int = 30
+    timeout_s: Whole = 30
     name: str = ""
 
 

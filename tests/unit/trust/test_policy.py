@@ -65,6 +65,25 @@ def test_plugins_are_revoked_by_version_without_version_or_altogether():
     assert revoked.plugin("acme.three", "9.9.9") == "acme.three@*"
 
 
+@pytest.mark.parametrize(
+    ("entry", "version", "covered"),
+    [
+        ("1.0.0", "1.0.0+x", True),
+        ("1.0.0", "1.0.0+x.7", True),
+        ("1.0.0-rc.1", "1.0.0-rc.1+x", True),
+        ("1.0.0", "1.0.0-rc.1+x", False),
+        ("1.0.0+x", "1.0.0+x", True),
+        ("1.0.0+x", "1.0.0", False),
+        ("1.0.0+x", "1.0.0+y", False),
+        ("", "+x", False),
+    ],
+)
+def test_a_revoked_version_covers_its_builds(entry, version, covered):
+    """What follows `+` makes no other version (SemVer 2.0.0, section 10); a build that is named is revoked alone."""
+    revoked = policy.Revoked(plugins=frozenset({f"acme.one@{entry}"}))
+    assert (revoked.plugin("acme.one", version) is not None) == covered
+
+
 def test_id_patterns_are_exact_or_prefixes():
     """`acme.*` covers what begins so; without ids a publisher may sign any."""
     bound = policy.Publisher(keys=(ACME.public,), ids=("acme.*", "solo"))
