@@ -40,8 +40,8 @@ class Loan(Protocol):
         """`text` with each `${secret:NAME}` replaced by its value; HostError when a name is not bound."""
         ...
 
-    def redact(self, text: str) -> str:
-        """`text` without the values that were handed out."""
+    def redact(self, text: str, *, any_case: bool = False) -> str:
+        """`text` without the values that were handed out; in upper and lower case alike if so said."""
         ...
 
 
@@ -57,7 +57,7 @@ class NoSecrets:
             raise HostError(Denial.BAD_PARAMS, "the operator has bound no secret to this plugin")
         return text
 
-    def redact(self, text: str) -> str:
+    def redact(self, text: str, *, any_case: bool = False) -> str:  # noqa: ARG002 - a Loan's
         """`text`."""
         return text
 
@@ -165,6 +165,7 @@ def _result(answer: Answer, loan: Loan | None) -> dict[str, Any]:
     """What a plugin gets; a server that repeats a secret does not hand it to the plugin."""
     header, body = answer.header, answer.body
     if loan is not None:
-        header = {loan.redact(name): loan.redact(value) for name, value in header.items()}
+        # The case of names is ours (`headers.received`), so a value in one is looked for in any.
+        header = {loan.redact(name, any_case=True): loan.redact(value) for name, value in header.items()}
         body = loan.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}

@@ -14,7 +14,7 @@ from latticed.host.http import NoSecrets
 from latticed.host.redaction import REFERENCE
 from latticed.host.service import Caller, HostError, Params, Served
 from latticed.host.smtp import Envelope, Relay
-from latticed.kit import logs
+from latticed.kit import logs, text
 from latticed.model import egress, hosts
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial
@@ -32,6 +32,7 @@ OWNER: Final = "latticed.mail"
 """Whom the relay's password is bound to; no plugin can have this id."""
 MAX_AT_ONCE: Final = 8
 MAX_AT_ONCE_OF_ONE: Final = 2
+_REASON_CHARACTERS: Final = 240
 SEND_S: Final = 9.0
 """Below the deadline of a host call, so that the answer says what took so long."""
 
@@ -80,9 +81,10 @@ class Mail:
                 envelope = Envelope(sender=sender, to=to, message=message)
                 await self._smtp.send(relay, envelope, _password(settings, ours), within_s=self._send_s)
         except HostError as error:
+            reason = text.sanitise(ours.redact(mine.redact(error.message)), _REASON_CHARACTERS)
             if error.code is Denial.SERVICE_UNAVAILABLE:
-                log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=ours.redact(mine.redact(error.message)))
-            raise HostError(error.code, ours.redact(mine.redact(error.message))) from None
+                log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=reason)
+            raise HostError(error.code, reason) from None
         return {"ok": True, "message_id": message_id, "recipients": len(to)}
 
     def _composed(

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MIN_REDACTED: Final = 6
-"""Characters of a value below which it is not looked for in other texts: it would be everywhere."""
+"""Characters of a value below which it is not looked for in other texts: it would be everywhere. None is taken that is
+shorter (`Secrets.set`)."""
 REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}")
 
 
@@ -21,16 +22,20 @@ def names_in(text: str) -> frozenset[str]:
     return frozenset(REFERENCE.findall(text))
 
 
-def redacted(text: str, values: Iterable[tuple[str, str]]) -> str:
-    """`text` with every one of `values` (name, value) replaced by its reference.
+def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = False) -> str:
+    """`text` with every one of `values` (name, value) replaced by its reference; upper and lower case alike if so said.
 
-    One pass, longest first, so that a value within another one does not leave the rest of that standing.
+    One pass, longest first, so that a value within another one does not leave the rest of that standing. Redact before
+    the text is cut or escaped: half a value, or one with an escape in it, is not found any more.
     """
     shown = {form: f"${{secret:{name}}}" for name, value in values for form in _forms(value)}
     if not shown:
         return text
-    pattern = "|".join(re.escape(form) for form in sorted(shown, key=len, reverse=True))
-    return re.sub(pattern, lambda found: shown[found[0]], text)
+    forms = sorted(shown, key=len, reverse=True)
+    pattern = "|".join(f"({re.escape(form)})" for form in forms)
+    references = [shown[form] for form in forms]
+    flags = re.IGNORECASE if any_case else 0
+    return re.sub(pattern, lambda found: references[(found.lastindex or 1) - 1], text, flags=flags)
 
 
 def _forms(value: str) -> Iterator[str]:

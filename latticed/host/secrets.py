@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host import secret_key
-from latticed.host.redaction import REFERENCE, redacted
+from latticed.host.redaction import MIN_REDACTED, REFERENCE, redacted
 from latticed.host.service import HostError
 from latticed.kit import logs
 from latticed.kit import text as texts
@@ -243,9 +243,9 @@ class Loan:
             end = found.end()
         return "".join([*parts, text[end:]])
 
-    def redact(self, text: str) -> str:
-        """`text` without the values this loan has handed out."""
-        return redacted(text, self._values.items())
+    def redact(self, text: str, *, any_case: bool = False) -> str:
+        """`text` without the values this loan has handed out; in upper and lower case alike if so said."""
+        return redacted(text, self._values.items(), any_case=any_case)
 
     def _value(self, name: str) -> str:
         if name not in self._values:
@@ -290,6 +290,9 @@ def _encoded(value: str) -> bytes:
         raise Problem("bad_request", "expected a value that is text, found a lone surrogate") from error
     if not data:
         raise Problem("bad_request", "expected a value, found none", "delete the secret instead")
+    if len(value.strip()) < MIN_REDACTED:  # it could not be told from other text in an answer or an error
+        found = f"expected a value of at least {MIN_REDACTED} characters, found {len(value.strip())}"
+        raise Problem("bad_request", found, "a secret that short is guessed in no time: use a longer one")
     if len(data) > MAX_VALUE_BYTES:
         raise Problem("too_large", f"expected a value of at most {MAX_VALUE_BYTES} bytes, found {len(data)}")
     return data

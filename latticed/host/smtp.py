@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from latticed.host.service import HostError
-from latticed.kit import text
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
@@ -31,7 +30,6 @@ Security = Literal["tls", "starttls", "none"]
 
 _TRIED: Final = 4
 _GOODBYE_S: Final = 0.5
-_REPLY_CHARACTERS: Final = 160
 _TOO_LARGE: Final = frozenset({523, 552})
 _NO_SUCH: Final = frozenset({550, 551, 553})
 
@@ -186,7 +184,7 @@ def _of_reply(error: aiosmtplib.SMTPResponseException) -> HostError:
     """What a reply means to who wanted to send (RFC 5321 section 4.2)."""
     import aiosmtplib
 
-    said = text.sanitise(f"{error.code} {error.message}", _REPLY_CHARACTERS)
+    said = f"{error.code} {error.message}"  # whole: it may repeat a secret, which whoever asked redacts before cutting
     if error.code in _TOO_LARGE:
         return HostError(Denial.TOO_LARGE, f"the relay does not take a message of this size ({said})")
     if 400 <= error.code < 500:

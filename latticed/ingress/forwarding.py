@@ -1,7 +1,10 @@
 """What is passed on between a client and a service, and what is not (RFC 9110 section 7.6; pure).
 
-The service belongs to a plugin: it learns neither our session nor the client's credentials, and cannot set ours. What
-proxies use to tell of the client, or of another request than this one, is dropped: we take nobody's word for it.
+The service belongs to a plugin: it learns neither our session nor the client's credentials, and cannot set ours.
+
+Towards the service only headers pass that are listed here. Programs behind a proxy take many others at their word
+(`Remote-User: admin`, `X-Auth-Request-Email`, `X-Real-IP`, `X-Original-URL`), and which ones differs from program to
+program: no list of what to drop is ever complete. Back from it, what would reach beyond its own prefix is dropped.
 """
 
 from __future__ import annotations
@@ -20,30 +23,44 @@ _HOP_BY_HOP: Final = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
     " http2-settings".split()
 )
-_NOT_ASKED: Final = _HOP_BY_HOP | frozenset(
-    "host authorization content-length expect cookie origin referer proxy forwarded via true-client-ip cf-connecting-ip"
-    " x-real-ip x-client-ip x-cluster-client-ip x-original-url x-rewrite-url x-original-host x-host x-method-override"
-    " x-http-method x-http-method-override x-accel-internal".split()
+_ASKED: Final = frozenset(
+    # RFC 9110, 9111, 9218, 9651: what a request may say of itself
+    "accept accept-charset accept-encoding accept-language cache-control content-disposition content-encoding"
+    " content-language content-range content-type date if-match if-modified-since if-none-match if-range"
+    " if-unmodified-since max-forwards pragma prefer priority range user-agent want-content-digest content-digest"
+    # what browsers add
+    " access-control-request-headers access-control-request-method dnt last-event-id save-data sec-gpc"
+    " upgrade-insecure-requests"
+    # what pages send to their own server: tokens against forged requests, and of common libraries
+    " idempotency-key x-requested-with x-csrf-token x-csrftoken x-xsrf-token csrf-token turbo-frame"
+    " traceparent tracestate x-request-id".split()
 )
+_ASKED_FAMILIES: Final = ("sec-fetch-", "sec-ch-", "hx-", "x-inertia")
 _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
     "content-length set-cookie location content-location www-authenticate strict-transport-security alt-svc"
-    " public-key-pins clear-site-data x-sendfile x-lighttpd-send-file x-reproxy-url date".split()
+    " public-key-pins public-key-pins-report-only expect-ct clear-site-data x-sendfile x-lighttpd-send-file"
+    " x-reproxy-url date"
+    # what would hold for the whole origin, and so for other plugins' services
+    " service-worker-allowed accept-ch critical-ch nel report-to reporting-endpoints origin-agent-cluster"
+    " origin-trial speculation-rules set-login activate-storage-access sec-session-registration"
+    " no-vary-search use-as-dictionary".split()
 )
-_WEBSOCKET: Final = "sec-websocket-"
 _SHARED: Final = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
 _COOKIE_PATH: Final = re.compile(r"path\s*=\s*(?P<path>/.*)", re.IGNORECASE)
 _COOKIE_DOMAIN: Final = re.compile(r"domain\s*(?:=.*)?", re.IGNORECASE)
 
 
-def asked(fields: Mapping[str, str], *, origin: str, host: str, websocket: bool = False) -> CIMultiDict[str]:
-    """The headers of a request to a service at `origin` (`http://host:port`), which is addressed as `host`."""
+def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[str]:
+    """The headers of a request to a service at `origin` (`http://host:port`), which is addressed as `host`.
+
+    A websocket's own (`Sec-WebSocket-*`) are not among them: that handshake is made anew.
+    """
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict({"Host": host})
     for name, value in fields.items():
         lower = name.lower()
-        if lower in _NOT_ASKED or lower in listed or lower.startswith(("x-forwarded", "proxy-")) or "_" in lower:
-            continue
-        if not (websocket and lower.startswith(_WEBSOCKET)) and _is_sound(value):
+        known = lower in _ASKED or lower.startswith(_ASKED_FAMILIES)
+        if known and lower not in listed and _is_sound(value):
             out.add(name, value)
     if "Origin" in fields:  # ours, by now; the service knows itself by another name
         out["Origin"] = origin

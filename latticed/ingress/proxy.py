@@ -71,9 +71,9 @@ class Passed:
         name = hosts.bracketed(origin.host)
         return name if origin.port == 80 else f"{name}:{origin.port}"
 
-    def headers(self, *, websocket: bool = False) -> CIMultiDict[str]:
+    def headers(self) -> CIMultiDict[str]:
         """What the service is told."""
-        return forwarding.asked(self.request.headers, origin=self.origin, host=self.host, websocket=websocket)
+        return forwarding.asked(self.request.headers, origin=self.origin, host=self.host)
 
 
 class Proxy:

@@ -71,7 +71,7 @@ async def _connected(passed: Passed, through: Proxy, protocols: tuple[str, ...])
         async with asyncio.timeout(through.limits.head_s):
             back = await through.session().ws_connect(
                 through.url(passed),
-                headers=passed.headers(websocket=True),
+                headers=passed.headers(),
                 protocols=protocols,
                 max_msg_size=through.limits.message_bytes,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),

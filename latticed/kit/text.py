@@ -35,5 +35,8 @@ def clip(text: str, limit: int) -> str:
 
 
 def sanitise(text: str, limit: int) -> str:
-    """Escaped, then cut: what goes into audit events and log lines."""
-    return clip(escape(text), limit)
+    """`text` escaped and cut to `limit` characters: what goes into audit events and log lines.
+
+    Cut before it is escaped, too: escaping 512 KiB that nobody will see takes a tenth of a second.
+    """
+    return clip(escape(text[: limit + 1]), limit)

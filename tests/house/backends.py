@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
 
+CLAIM = """<!doctype html><link rel="icon" href="data:,"><script>
+navigator.serviceWorker.register("worker.js", {scope: "/"}).then(
+  () => fetch("told?registered"), error => fetch("told?" + error.name))
+</script>"""
+"""A page that wants a service worker for the whole origin, and asks for `told?` with what became of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -63,6 +69,8 @@ class Backend:
             "/redirect": self._redirect,
             "/cookies": self._cookies,
             "/packed": self._packed,
+            "/assets/claim.html": self._claim,
+            "/assets/worker.js": self._worker,
         }.get(request.path, self._echo)
         return await act(request)
 
@@ -72,6 +80,13 @@ class Backend:
         headers = {"X-Service": "yes", "Keep-Alive": "timeout=5", "Connection": "X-Hop", "X-Hop": "1"}
         headers |= {"WWW-Authenticate": "Basic", "Strict-Transport-Security": "max-age=1", "X-Accel-Redirect": "/etc"}
         return web.Response(body=json.dumps(plain).encode(), content_type="application/json", headers=headers)
+
+    async def _claim(self, request: web.BaseRequest) -> web.Response:
+        return web.Response(text=CLAIM, content_type="text/html")
+
+    async def _worker(self, request: web.BaseRequest) -> web.Response:
+        headers = {"Service-Worker-Allowed": "/"}
+        return web.Response(text="self.onfetch = () => {}", content_type="text/javascript", headers=headers)
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -364,7 +364,7 @@ async def a_body_with_a_secret_stays():
         def expand(self, value):
             return value.replace("${secret:TOKEN}", "hunter2hunter2")
 
-        def redact(self, value):
+        def redact(self, value, *, any_case=False):
             return value.replace("hunter2hunter2", "${secret:TOKEN}")
 
     routes = {

@@ -17,8 +17,8 @@ class Loan:
     def expand(self, text: str) -> str:
         return REFERENCE.sub(lambda found: self._value(found[1]), text)
 
-    def redact(self, text: str) -> str:
-        return redacted(text, self._lent.items())
+    def redact(self, text: str, *, any_case: bool = False) -> str:
+        return redacted(text, self._lent.items(), any_case=any_case)
 
     def _value(self, name: str) -> str:
         if name not in self._values:

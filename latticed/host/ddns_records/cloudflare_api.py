@@ -15,7 +15,6 @@ from latticed.host.egress import headers, url
 from latticed.host.egress.client import Limits
 from latticed.host.egress.redirects import Request
 from latticed.host.service import HostError
-from latticed.kit import text
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ LONGEST_PAUSE_S: Final = 86_400.0
 _TOO_MANY: Final = 429
 _AGAIN: Final = frozenset({81057, 81058})
 """The record is there already: somebody was quicker, and the next look will see it."""
-_REASON_CHARACTERS: Final = 200
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -144,7 +142,7 @@ def _fault(answer: Answer, found: _Envelope | None) -> Refused:
     """What an answer that is no success means."""
     errors = (found.errors or ()) if found is not None else ()
     said = "; ".join(f"{one.code} {one.message}".strip() for one in errors) or "nothing more"
-    reason = text.sanitise(f"HTTP {answer.status}: {said}", _REASON_CHARACTERS)
+    reason = f"HTTP {answer.status}: {said}"
     if answer.status == _TOO_MANY:
         pause_s = retry_after_s(answer.header.get("Retry-After", ""), now_s=time.time())
         return outcome.transient("provider_rate_limited", reason, retry_after_s=pause_s or DEFAULT_PAUSE_S)

@@ -16,7 +16,7 @@ from latticed.host.http import MAX_AT_ONCE_OF_ONE, Http, NoSecrets
 from latticed.host.service import Caller, HostError
 from latticed.model import egress
 from latticed.model.egress import EgressRights
-from tests.house import dials, origins
+from tests.house import dials, lending, origins
 from tests.house.origins import answer, serving
 from tests.house.outside import CALLER, call
 
@@ -272,7 +272,7 @@ class Lend:
             raise HostError("bad_params", "the operator has bound no secret 'OTHER' to this plugin")
         return text.replace("${secret:TOKEN}", SECRET).replace("${secret:LINES}", "a\r\nb")
 
-    def redact(self, text):
+    def redact(self, text, *, any_case=False):
         return text.replace(SECRET, "${secret:TOKEN}")
 
 
@@ -290,6 +290,18 @@ async def test_secrets_go_out_and_never_come_back():
         assert (seen.header["x-key"], seen.body) == (f"Bearer {SECRET}", f"t={SECRET}".encode())
         assert body_of(result) == b"you sent Bearer ${secret:TOKEN}"
         assert result["header"]["X-Echo"] == "Bearer ${secret:TOKEN}"
+
+
+async def test_a_secret_in_a_headers_name_does_not_come_back_in_another_case():
+    """`x-tok3n-abc` is shown as `X-Tok3n-Abc`: that form holds the value as well."""
+
+    async def echo(request, writer):
+        writer.write(answer(b"", f"X-{request.header['x-key']}: 1", f"{request.header['x-key'].upper()}: 2"))
+
+    async with bench(echo, lend=lending.lender({CALLER.plugin_id: {"TOKEN": "tok3n-abc"}})) as it:
+        found = (await it.do("/", header={"X-Key": "${secret:TOKEN}"}))["header"]
+        assert "tok3n" not in str(found).lower()
+        assert "X-${secret:TOKEN}" in found
 
 
 async def test_a_secret_never_decides_where_a_request_goes():

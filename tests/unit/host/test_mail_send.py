@@ -209,11 +209,14 @@ async def test_what_a_refusal_means(it, at, said, code, words):
 
 
 async def test_words_of_a_relay_are_made_safe(it):
-    """Control characters are escaped, long ones cut, a secret that comes back is its reference again."""
+    """Control characters are escaped, long ones cut, a secret that comes back is a reference, also at the cut."""
     it.relay.replies["DATA"] = "554 \x1b[2J c0de-of-the-plugin " + "x" * 300
     words = await it.refused("service_unavailable", body="code: ${secret:CODE}")
     assert "\\x1b[2J ${secret:CODE}" in words
     assert len(words) < 250
+    for before in range(172, 192, 3):  # around the cut
+        it.relay.replies["DATA"] = "554 " + "x" * before + "c0de-of-the-plugin"
+        assert "c0de" not in await it.refused("service_unavailable", body="code: ${secret:CODE}")
 
 
 async def test_a_message_that_the_relay_says_is_too_large_is_not_sent():

@@ -195,7 +195,7 @@ async def test_a_row_that_was_changed_is_found(store: Secrets, ledger: Ledger, c
     value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
     if column == "owner":
         store._owner = "somebody"
-        await store.set("TOKEN", "theirs")
+        await store.set("TOKEN", "their value")
         await store.bind("TOKEN", PLUGIN)
         await ledger.write(lambda tx: tx.execute("DELETE FROM secrets WHERE owner = 'operator'"))
         await ledger.write(lambda tx: tx.execute("UPDATE secrets SET owner = 'operator'"))
@@ -248,7 +248,7 @@ async def test_the_key_is_made_private_on_first_use_and_kept(store: Secrets, led
     before = place.path.read_bytes()
     again = Secrets(ledger, place, clock=ManualClock())
     assert again.expand(PLUGIN, "${secret:TOKEN}") == VALUE
-    await again.set("TOKEN", "new")
+    await again.set("TOKEN", "a new one")
     assert place.path.read_bytes() == before
 
 
@@ -259,7 +259,7 @@ async def test_a_lost_key_is_never_replaced_silently(store: Secrets, place: Plac
     place.path.unlink()
     store.forget_key()
     with pytest.raises(Problem) as caught:
-        await store.set("NEW", "value")
+        await store.set("NEW", "some value")
     assert caught.value.code == "secret_unavailable"
     assert str(place.path) in caught.value.detail
     error = refused(store, "${secret:TOKEN}")
@@ -282,9 +282,9 @@ async def test_another_key_is_told_from_damage(store: Secrets, place: Place) -> 
     ):
         store._open(store._stored()[0])
     assert refused(store, "${secret:TOKEN}").code is Denial.SERVICE_UNAVAILABLE
-    await store.set("NEW", "value")
+    await store.set("NEW", "some value")
     assert {known.name: known.usable for known in store.known()} == {"NEW": True, "TOKEN": False}
-    assert store.redact("a value here: value") == "a value here: value"
+    assert store.redact("value here: some value") == "value here: ${secret:NEW}"
     place.path.write_bytes(key)
     assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
 
@@ -396,16 +396,24 @@ def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -
 
 
 async def test_values_are_put_back_to_references(store: Secrets) -> None:
-    """As they are, and as URLs, JSON and Basic credentials write them; short ones are left alone."""
+    """As they are, and as URLs, JSON and Basic credentials write them; in another case where that is asked for."""
     await lent(store)
-    await lent(store, "SHORT", "abc")
-    message = " | ".join(
-        [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode(), "abc"]
-    )
-    shown = store.redact(message)
+    forms = [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode()]
+    shown = store.redact(" | ".join(forms))
     assert "s3cr3t" not in shown
     assert shown.count("${secret:TOKEN}") == 5
-    assert shown.endswith("| abc")
+    loan = store.loan(PLUGIN)
+    loan.expand("${secret:TOKEN}")
+    assert loan.redact(f"X-{VALUE.title()}", any_case=True) == "X-${secret:TOKEN}"
+
+
+@pytest.mark.parametrize("value", ["a", "12345", "  pin  ", "     \n"])
+async def test_values_too_short_to_be_redacted_are_refused(store: Secrets, value: str) -> None:
+    """Below six characters a value could not be told from other text in an answer or an error."""
+    with pytest.raises(Problem, match="at least 6 characters") as refused:
+        await store.set("PIN", value)
+    assert refused.value.code == "bad_request"
+    assert store.known() == ()
 
 
 async def test_a_loan_remembers_what_it_handed_out(store: Secrets) -> None:

@@ -181,9 +181,22 @@ async def test_a_service_at_the_top(tmp_path, backend):
     assert backend.paths == ["/a%20b?c", "/redirect?to=/x", "/feed"]
 
 
+TAKEN_AT_THEIR_WORD = """
+    Remote-User Remote-Groups Remote-Name Remote-Email X-Remote-User X-WEBAUTH-USER X-Auth-Request-User
+    X-Auth-Request-Email X-Auth-Request-Access-Token X-Authenticated-User X-Forwarded-User
+    X-Forwarded-Preferred-Username X-SSL-Client-Verify X-SSL-Client-DN SSL-Client-Cert X-Client-Cert
+    X-Original-Forwarded-For X-Original-Remote-Addr X-Original-URI Client-IP X-Client-IP X-Cluster-Client-IP
+    Fastly-Client-IP Fly-Client-IP CF-Access-Authenticated-User-Email X-Goog-Iap-Jwt-Assertion
+    X-Amzn-Oidc-Identity Tailscale-User-Login X-authentik-username X-Vouch-User X-MS-Client-Principal
+    X-Token-Subject X-Method-Override X-Envoy-External-Address X-Azure-ClientIP
+""".split()
+"""Headers by which some program or other lets a proxy say who the user is, where he is, or what he asked for."""
+
+
 async def test_what_a_backend_is_told_of_a_request(world, backend, session):
-    """Not our session, credentials, hop-by-hop headers, or what proxies say of clients; its own Host and Origin."""
+    """What is on the list, with its own Host and Origin: no session, no credentials, no word of the client."""
     fields = [
+        *(f"{name}: admin" for name in TAKEN_AT_THEIR_WORD),
         "Cookie: app=1; LATTICED-session=x; other=2",
         "Authorization: Basic abc",
         "Proxy-Authorization: Basic abc",
@@ -197,7 +210,8 @@ async def test_what_a_backend_is_told_of_a_request(world, backend, session):
         "Content_Length: 5",
         "TE: trailers",
         "Keep-Alive: 5",
-        "X-Custom: kept",
+        "X-Custom: dropped",
+        "X-CSRF-Token: kept",
         "Accept-Encoding: gzip, br",
         "User-Agent: test",
         "Range: bytes=0-1",
@@ -212,7 +226,7 @@ async def test_what_a_backend_is_told_of_a_request(world, backend, session):
         "host": f"127.0.0.1:{backend.port}",
         "origin": backend.origin,
         "cookie": "app=1; other=2",
-        "x-custom": "kept",
+        "x-csrf-token": "kept",
         "accept-encoding": "gzip, br",
         "user-agent": "test",
         "range": "bytes=0-1",

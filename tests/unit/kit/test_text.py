@@ -1,0 +1,32 @@
+"""Text from strangers, made safe to show and to store."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.kit import text
+
+
+@given(st.text(max_size=60), st.integers(min_value=1, max_value=70))
+def test_cutting_first_shows_the_same(found: str, limit: int) -> None:
+    """As if all of it had been escaped."""
+    assert text.sanitise(found, limit) == text.clip(text.escape(found), limit)
+
+
+def test_what_nobody_will_see_is_not_escaped() -> None:
+    """Half a megabyte of control characters costs no more than what is shown of them."""
+
+    class Counted(str):
+        """A text that tells how many characters were asked of it."""
+
+        __slots__ = ()
+        taken: list[int] = []  # noqa: RUF012 - one test's
+
+        def __getitem__(self, key: object) -> str:
+            found = str(self)[key]  # type: ignore[index]
+            self.taken.append(len(found))
+            return found
+
+    assert text.sanitise(Counted("\x7f" * (1 << 19)), 40) == "\\x7f" * 9 + "\\x7…"
+    assert Counted.taken == [41]
