@@ -35,8 +35,8 @@ async def chromium(url: str, home: Path):
 async def told(backend: backends.Backend) -> str:
     """What the page said, once it says it."""
     async with asyncio.timeout(40):
-        while not (said := [path for path in backend.paths if "told?" in path]):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - the backend counts, it does not tell
+        while not (said := [path for path in backend.paths if "told?" in path]):  # noqa: ASYNC110 - it counts, it does not tell
+            await asyncio.sleep(0.05)
     return said[0].partition("?")[2]
 
 
