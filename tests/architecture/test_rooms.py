@@ -12,8 +12,6 @@ import latticed
 HOUSE = Path(latticed.__file__).parent
 ROOMS = sorted(path.parent for path in HOUSE.glob("*/__init__.py"))
 MODULES = sorted(HOUSE.rglob("*.py"))
-MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 50
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
@@ -30,25 +28,9 @@ def test_every_folder_is_a_room():
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
-def test_files_and_functions_are_small(module):
-    """No file past 300 lines, no function past 50: that is usually two things."""
-    source = module.read_text()
-    assert source.count("\n") <= MAX_FILE_LINES
-    functions = (
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    long = [f"{node.name}: {_length(node)} lines" for node in functions if _length(node) > MAX_FUNCTION_LINES]
-    assert long == []
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
 def test_no_room_is_a_drawer(module):
     """`utils` and its kin are nouns that nobody looked for."""
     assert module.stem not in {"utils", "helpers", "misc", "common", "util", "helper"}
-
-
-def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(HOUSE)))
