@@ -169,7 +169,7 @@ class Catalog:
         places = [self._directories[label]] if slash and label in self._directories else []
         if not slash:
             places, bundle = list(self._directories.values()), name
-        if not bundle or "/" in bundle or "\0" in bundle or bundle.startswith(".") or not places:
+        if not bundle or "/" in bundle or "\0" in bundle or not roots.may_be_bundle(bundle) or not places:
             detail = f"expected a name within the plugin directory, found {name[:80]!a}"
             raise Problem("bad_request", detail, "give the bundle's directory name, as `latticectl rejected` shows it")
         return [(directory, bundle) for directory in places]

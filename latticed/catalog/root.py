@@ -17,6 +17,14 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 RootId = tuple[int, int]
 """(dev, inode) of a plugin directory."""
 
+_LEFTOVERS: Final = frozenset({"lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"})
+"""Directories that file systems, storage servers and archivers leave behind (contracts §1)."""
+
+
+def may_be_bundle(name: str) -> bool:
+    """Whether a directory of this name in a plugin directory is looked at: hidden ones and leftovers are not."""
+    return name not in _LEFTOVERS and not name.startswith(".")
+
 
 class Root:
     """An open plugin directory: `fd`, `id`, and the `owners` whose files may lie in its bundles (contracts §1).

@@ -176,12 +176,12 @@ def _same(entry: Entry, now: Fingerprint) -> bool:
 
 
 def _directories(root: Root, path: Path) -> dict[str, RootId]:
-    """Every name that may be a bundle, with (dev, inode); links, files and names starting with a dot are none."""
+    """Every name that may be a bundle, with (dev, inode); links, files, hidden names and leftovers are none."""
     found: dict[str, RootId] = {}
     try:
         with os.scandir(root.fd) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+                if not roots.may_be_bundle(entry.name) or not entry.is_dir(follow_symlinks=False):
                     continue
                 inode = _directory(entry.name, root)
                 if inode is not None:

@@ -209,9 +209,9 @@ class Watcher:
         if not event.name:  # the directory itself: its permissions, its name, its end, its file system's end
             self._inbox.note(scan=True)
             return
-        if event.name.startswith(b"."):
-            return
         name = os.fsdecode(event.name)
+        if not roots.may_be_bundle(name):
+            return
         if event.is_moved_from:
             with self._lock:
                 self._disarm(name)

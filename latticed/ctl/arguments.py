@@ -34,21 +34,38 @@ def _columns() -> int:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that knows the common options and raises Problem("usage") instead of exiting.
 
-    Sub-parsers are of the same class, so the common options may stand before or after any verb.
+    Sub-parsers are of the same class, so the common options may stand before or after any verb. An argument is text in
+    UTF-8; one that may be any bytes, a path, says `type=str`.
     """
 
     def __init__(self, **how: Any) -> None:
         how.setdefault("formatter_class", _Help)
         how.setdefault("allow_abbrev", False)
         super().__init__(**how)
+        self.register("type", None, _text)
         common = self.add_argument_group("common options")
         common.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS, help="LATTICECTL_FORMAT")
         common.add_argument("--abs-time", action="store_true", default=argparse.SUPPRESS, help="print times as dates")
-        common.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="LATTICED_SOCKET")
-        common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="settings file of the daemon")
+        common.add_argument("--socket", metavar="PATH", type=str, default=argparse.SUPPRESS, help="LATTICED_SOCKET")
+        common.add_argument(
+            "--config", metavar="FILE", type=str, default=argparse.SUPPRESS, help="settings file of the daemon"
+        )
+
+    def add_subparsers(self, **how: Any) -> Any:
+        actions = super().add_subparsers(**how)
+        actions.type = str  # the parser of each looks at what follows by itself
+        return actions
 
     def error(self, message: str) -> NoReturn:
         raise Problem("usage", message, f"{self.prog} --help shows how")
+
+
+def _text(given: str) -> str:
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:  # bytes of argv that are no UTF-8 arrive as lone surrogates (PEP 383)
+        raise argparse.ArgumentTypeError(f"expected UTF-8, found {os.fsencode(given)[:80]!r}") from error
+    return given
 
 
 def examples(*lines: str) -> str:

@@ -42,10 +42,12 @@ def arguments(parser: Parser) -> None:
         query.add_argument(f"--{name}", metavar=name.upper(), help=f"only events of this {name}")
     query.add_argument("--since", metavar="WHEN", help="10m, 2h, 3d, or a time: only later events")
     verify = actions.add_parser("verify", help="recompute the chain: the daemon's, or that of an exported file")
-    verify.add_argument("file", metavar="FILE", nargs="?", help="an export; nothing is asked of the daemon then")
+    verify.add_argument(
+        "file", metavar="FILE", type=str, nargs="?", help="an export; nothing is asked of the daemon then"
+    )
     verify.add_argument("--public-key", metavar="KEY", help="the host's public key, to check signed heads of FILE")
     verify.add_argument(
-        "--heads", metavar="LOG", help="signed heads that latticed logged: shows a tail cut with its heads"
+        "--heads", metavar="LOG", type=str, help="signed heads that latticed logged: shows a tail cut with its heads"
     )
 
 

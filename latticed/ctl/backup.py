@@ -27,7 +27,7 @@ STDOUT: Final = "-"
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="where to write it (must not exist), or - for stdout")
+    parser.add_argument("file", metavar="FILE", type=str, help="where to write it (must not exist), or - for stdout")
     parser.description = (
         "Write ledger, floors, host key and the plugins in use to FILE, mode 0600. It holds the host's private key: "
         "keep it as you would keep that. It takes every scope."

@@ -11,6 +11,7 @@ from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.client import LONG_S
 from latticed.ctl.exits import Exit
+from latticed.kit import strict_json
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -67,14 +68,11 @@ def _payload(text: str | None) -> Any:
         data = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
         if len(data) > wire.MAX_BODY_BYTES:
             raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Problem(
-                "usage", f"the payload: expected UTF-8 on stdin, found other bytes ({error.reason})"
-            ) from error
+    else:
+        data = text.encode()
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return strict_json.loads(data)
+    except strict_json.InvalidJson as error:
+        found = data[:40].decode(errors="replace")
         hint = """put text in quotes of its own: '"text"'"""
-        raise Problem("usage", f"the payload: expected JSON, found {text[:40]!r} ({error})", hint) from error
+        raise Problem("usage", f"the payload: expected JSON, found {found!r} ({error})", hint) from error

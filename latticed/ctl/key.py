@@ -23,7 +23,7 @@ def arguments(parser: Parser) -> None:
         ("generate", "make a private key in a new file (mode 0600) and print its public half"),
         ("show", "print the public half of a private key, as trust.json wants it"),
     ):
-        actions.add_parser(name, help=summary, description=summary).add_argument("file", metavar="FILE")
+        actions.add_parser(name, help=summary, description=summary).add_argument("file", metavar="FILE", type=str)
 
 
 def run(session: Session) -> int:

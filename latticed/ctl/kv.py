@@ -36,7 +36,7 @@ def arguments(parser: Parser) -> None:
         action.add_argument("bucket", metavar="BUCKET", help="an operator's bucket, or plugin:<id>")
         action.add_argument("key", metavar="KEY")
         if name == "set":
-            action.add_argument("value", metavar="VALUE", help="the value, or - to read it from stdin")
+            action.add_argument("value", metavar="VALUE", type=str, help="the value, or - to read it from stdin")
     listing = actions.add_parser("list", help="print the keys of a bucket", description="print the keys of a bucket")
     listing.add_argument("bucket", metavar="BUCKET")
     listing.add_argument("--prefix", default="", help="only keys that start with this")

@@ -146,8 +146,8 @@ def top_parser() -> Parser:
     parser = Parser(prog=PROG, add_help=False, usage=f"{PROG} [options] VERB …")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
-    parser.add_argument("verb", nargs="?")
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    parser.add_argument("verb", nargs="?", type=str)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, type=str)
     return parser
 
 

@@ -24,7 +24,7 @@ EXAMPLES: Final = examples(
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("type", choices=scaffold.TYPES, help="system: a process; wasm: a module; worker: a template")
-    parser.add_argument("directory", metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("directory", metavar="DIR", type=str, help="a directory that does not exist yet")
     parser.add_argument("--id", metavar="ID", help="the plugin's id (default: the directory's name)")
     parser.add_argument("--name", metavar="NAME", help="its name for people (default: the id)")
     parser.add_argument("--publisher", metavar="NAME", help="its publisher; latticectl sign can set it too")

@@ -22,8 +22,10 @@ EXAMPLES: Final = examples(
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("bundles", metavar="DIR", nargs="+", help="a bundle: manifest.json and artifact")
-    parser.add_argument("--key", metavar="FILE", required=True, help="private key, as latticectl key generate makes it")
+    parser.add_argument("bundles", metavar="DIR", type=str, nargs="+", help="a bundle: manifest.json and artifact")
+    parser.add_argument(
+        "--key", metavar="FILE", type=str, required=True, help="private key, as latticectl key generate makes it"
+    )
     parser.add_argument("--publisher", metavar="NAME", help="write this publisher into the manifest")
 
 

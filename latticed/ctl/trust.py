@@ -56,7 +56,7 @@ def arguments(parser: Parser) -> None:
     one.add_argument("--digest", metavar="SHA256")
     one.add_argument("--plugin", metavar="ID@VERSION", help="ID@* as it was revoked")
     for action in (show, add, remove, revoke):
-        action.add_argument("--trust", metavar="FILE", help="this trust.json instead of the settings'")
+        action.add_argument("--trust", metavar="FILE", type=str, help="this trust.json instead of the settings'")
 
 
 def run(session: Session) -> int:

@@ -22,8 +22,8 @@ EXAMPLES: Final = examples(
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("bundles", metavar="DIR", nargs="+", help="a bundle: manifest.json and artifact")
-    parser.add_argument("--trust", metavar="FILE", help="this trust.json instead of the settings'")
+    parser.add_argument("bundles", metavar="DIR", type=str, nargs="+", help="a bundle: manifest.json and artifact")
+    parser.add_argument("--trust", metavar="FILE", type=str, help="this trust.json instead of the settings'")
 
 
 def run(session: Session) -> int:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MAX_KEY_CHARACTERS: Final = 256
 PAGE: Final = 1_000
+MAX_TEXT_BYTES: Final = 64 << 10
+"""Of a longer value only the base64 is answered: the same bytes twice would not fit many a plugin's line."""
 FOR_WORKERS: Final = frozenset({"default"})
 """The buckets of operators that workers' templates may name."""
 
@@ -84,7 +86,10 @@ class Kv:
         value = self._read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
-        return {"ok": True, "value": _as_text(value), "value_base64": base64.b64encode(value).decode("ascii")}
+        coded = base64.b64encode(value).decode("ascii")
+        if len(value) > MAX_TEXT_BYTES:
+            return {"ok": True, "value_base64": coded}
+        return {"ok": True, "value": _as_text(value), "value_base64": coded}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
         keys = self._read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))

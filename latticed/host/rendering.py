@@ -86,6 +86,6 @@ async def _value(reference: Reference, call: Call) -> str | Problem:
         return "" if error.code in _EMPTY else Problem(error.code.value, error.message)
     if not found["ok"]:
         return ""
-    if found["value"] is not None:
+    if found.get("value") is not None:
         return str(found["value"])
     return base64.b64decode(found["value_base64"]).decode("utf-8", "replace")

@@ -1,12 +1,14 @@
 """JSON as RFC 8259 means it, without the liberties that parsers take (contracts §2).
 
 Refused besides what `json` refuses: a byte order mark, bytes that are not UTF-8, duplicate keys, lone surrogates,
-NaN and infinities, more nesting than asked for, and numbers outside what the caller allows.
+NaN and infinities (1e400 too, which no double can carry), more nesting than asked for, and numbers outside what the
+caller allows.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -73,6 +75,13 @@ def _refuse_float(digits: str) -> NoReturn:
     raise InvalidJson(f"expected an integer, found {digits[:40]}")
 
 
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise InvalidJson(f"expected a number within the range of a double, found {digits[:40]}")
+    return value
+
+
 def _small_integer(digits: str) -> int:
     value = _integer(digits)
     if abs(value) > MAX_INTEGER:
@@ -101,4 +110,4 @@ def _decoder(*, of_floats: Callable[[str], Any], of_integers: Callable[[str], in
 
 # Made once: json.loads would make one for each text.
 _OF_INTEGERS: Final = _decoder(of_floats=_refuse_float, of_integers=_small_integer)
-_OF_NUMBERS: Final = _decoder(of_floats=float, of_integers=_integer)
+_OF_NUMBERS: Final = _decoder(of_floats=_float, of_integers=_integer)

@@ -103,15 +103,24 @@ class _Restore:
         self._now_us = clock.wall_us()
 
     def perform(self, sha256: str, consent: Consent) -> Report:
-        if state.public_half(state.load_key(self._staging)) != self._manifest.public_key:
-            raise archive.invalid("its host key is not the one that signed it")
-        if found := rebuild.diagnosis(self._staging):
-            raise archive.invalid(f"its ledger: {found}")
-        present = self._present(consent)
-        theirs = floors.read(self._staging, state.load_key(self._staging).public_key())
-        report = self._amend(stricter.union(present, theirs), sha256)
+        theirs = self._theirs()
+        report = self._amend(stricter.union(self._present(consent), theirs), sha256)
         self._swap(report.set_aside)
         return report
+
+    def _theirs(self) -> floors.Floors:
+        """The floors of the backup, whose parts fit together; Problem backup_invalid, or ledger_newer."""
+        try:
+            key = state.load_key(self._staging)
+            if state.public_half(key) != self._manifest.public_key:
+                raise archive.invalid("its host key is not the one that signed it")
+            if found := rebuild.diagnosis(self._staging):
+                raise archive.invalid(f"its ledger: {found}")
+            return floors.read(self._staging, key.public_key())
+        except Problem as problem:
+            if problem.code not in {"ledger_damaged", "floors_invalid"}:
+                raise
+            raise archive.invalid(f"in it, {problem.detail}") from problem  # its hint is for a state that is damaged
 
     def _present(self, consent: Consent) -> floors.Floors:
         """The floors of the state that is replaced; none when there is no state."""

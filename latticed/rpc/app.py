@@ -32,8 +32,13 @@ def application(api: Api) -> web.Application:
     """The control API over `api`."""
     app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[_outermost])
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _handler(api, route))
+        app.router.add_route(route.method, _pattern(route.path), _handler(api, route))
     return app
+
+
+def _pattern(path: str) -> str:
+    """`path` for aiohttp, where `{name}` alone stands for no text with a brace in it: here for all but a slash."""
+    return path.replace("}", ":[^/]+}")
 
 
 def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

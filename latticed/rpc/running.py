@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
@@ -14,6 +13,7 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import State
 from latticed.rpc.api import Body, Query
+from latticed.runners import lines
 from latticed.runners.output import as_row
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def invoke(ask: Ask) -> Reply:
     runtime = ask.api.supervisor.runtime(plugin_id)
     if runtime.state is not State.ARMED:
         raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
-    payload = json.dumps(body.payload).encode("ascii")
+    payload = lines.encode(body.payload)
     detail: dict[str, str | int | bool] = {
         "call": body.action,
         "bytes": len(payload),

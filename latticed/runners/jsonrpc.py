@@ -47,7 +47,6 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 _decode: Final = msgspec.json.Decoder(Message).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 async def _at_once() -> None:
@@ -247,7 +246,7 @@ def _checked(line: bytes) -> Message:
 
 
 def _line(message: dict[str, Any]) -> bytes:
-    return _encode({"jsonrpc": "2.0", **message}) + b"\n"
+    return lines.encode({"jsonrpc": "2.0", **message}) + b"\n"
 
 
 def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_DEPTH: Final = 100
 """How deeply a message may be nested: what we decode we can also encode again, wherever we are."""
+
+
+encode: Final = msgspec.json.Encoder().encode
+"""A value as every plugin gets it: compact JSON."""
 
 
 class LineTooLong(ValueError):

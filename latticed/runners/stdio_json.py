@@ -41,12 +41,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 def request(action: str, payload: Any) -> bytes:
     """What the plugin gets on stdin, before its end: one line, the action first."""
-    return _encode({"action": action, "payload": payload}) + b"\n"
+    return lines.encode({"action": action, "payload": payload}) + b"\n"
 
 
 async def _at_once() -> None:
@@ -157,7 +156,10 @@ class Invocation:
             except HostError as error:
                 line = _refusal(call, error)
             else:
-                line = _encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
+                line = (
+                    lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}})
+                    + b"\n"
+                )
             with contextlib.suppress(OSError):  # it no longer reads, and may reply all the same
                 self._answer(line)
                 await self._drain()
@@ -176,4 +178,4 @@ class Invocation:
 
 def _refusal(call: HostCall, error: HostError) -> bytes:
     words = f"{error.code.value}: {error.message}"
-    return _encode({"host_response": {"id": call.id, "ok": False, "result": None, "error": words}}) + b"\n"
+    return lines.encode({"host_response": {"id": call.id, "ok": False, "result": None, "error": words}}) + b"\n"

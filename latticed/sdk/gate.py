@@ -41,6 +41,7 @@ CAPABILITY_OF = {call: capability for capability, calls in _OPENS.items() for ca
 REQUEST_BYTES = 512 << 10
 MAX_KEY_CHARACTERS = 256
 PAGE = 1_000
+MAX_TEXT_BYTES = 64 << 10
 EVENTS_PAGE = 100
 MAX_EVENTS_PAGE = 500
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
@@ -147,6 +148,8 @@ class Gate:
             raise HostError("bad_params", "expected a bucket that this plugin may read")
         if value is None:
             return {"ok": False}
+        if len(value) > MAX_TEXT_BYTES:
+            return {"ok": True, "value_base64": to_base64(value)}
         return {"ok": True, "value": _as_text(value), "value_base64": to_base64(value)}
 
     def _kv_list(self, asked: dict[str, Any]) -> dict[str, Any]:

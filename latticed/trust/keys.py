@@ -14,6 +14,7 @@ KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 
 _PRIME: Final = 2**255 - 19
+_D: Final = -121665 * pow(121666, -1, _PRIME) % _PRIME
 _SMALL_ORDER_8: Final = (
     # y of the four points of order 8 (two values, each with either sign of x); the tests derive them again
     0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
@@ -69,7 +70,7 @@ def decode_public(text: str) -> bytes:
 
 
 def check_public(key: bytes) -> None:
-    """Raise BadText for keys under which a signature proves nothing (small order) or that have a second spelling."""
+    """Raise BadText for keys under which a signature proves nothing, that have a second spelling or are no point."""
     y = int.from_bytes(key, "little") & ((1 << 255) - 1)
     if not any(key):
         raise BadText("expected a public key, found 32 zero bytes")
@@ -77,6 +78,14 @@ def check_public(key: bytes) -> None:
         raise BadText("expected a canonical public key, found one whose y is not below 2^255-19")
     if y in _SMALL_ORDER_Y:
         raise BadText("expected a public key of large order, found a small-order point that anybody can sign under")
+    if not _on_curve(y):
+        raise BadText("expected a public key, found 32 bytes that are no point of the curve: no signature can hold")
+
+
+def _on_curve(y: int) -> bool:
+    """Whether there is an x with -x² + y² = 1 + d·x²·y² (RFC 8032 §5.1.3): OpenSSL takes any 32 bytes."""
+    x_squared_times_square = (y * y - 1) * (_D * y * y + 1)
+    return pow(x_squared_times_square, (_PRIME - 1) // 2, _PRIME) != _PRIME - 1
 
 
 def verify_signature(key: bytes, message: bytes, signature: bytes) -> bool:

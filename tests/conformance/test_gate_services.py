@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from latticed.sdk import gate
 from tests.house import hostcalls, houses
 from tests.house.hostcalls import caller
 
@@ -43,6 +44,21 @@ async def test_kv_keeps_text_and_bytes(plugin):
         "value_base64": base64.b64encode(raw).decode(),
     }
     assert plugin.recorded() == [(method, "allow", "") for method in ("kv.get", "kv.put", "kv.put", "kv.get", "kv.get")]
+
+
+async def test_a_long_value_is_answered_once():
+    """Up to 64 KiB also as text; beyond that only as base64, whatever the protocol; by the SDK's Gate too."""
+    in_memory = gate.Gate(capabilities=("kv:read", "kv:write"))
+    in_memory.kv_value_bytes = 1 << 20
+    async with houses.opened(toml="[host_calls]\nkv_value_bytes = 1048576") as home:
+        plugin = await caller(home, "kv:read", "kv:write")
+        for size, as_text in ((65_536, True), (65_537, False)):
+            put = {"key": "long", "value": "x" * size}
+            assert in_memory.call("kv.put", put) == await plugin.call("kv.put", **put) == {"ok": True}
+            found = await plugin.call("kv.get", key="long")
+            assert (found["ok"], "value" in found) == (True, as_text)
+            assert base64.b64decode(found["value_base64"]) == b"x" * size
+            assert in_memory.call("kv.get", {"key": "long"}) == found
 
 
 async def test_kv_lists_and_deletes(plugin):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -295,6 +296,26 @@ def test_values_are_raw_bytes(daemon):
     assert daemon.ask("PUT", "/api/kv/default/big", b"x" * (65536 + 1)).code == "quota_exceeded"
     assert daemon.ask("DELETE", "/api/kv/default/some.key").status == 200
     assert daemon.get("/api/kv/default/some.key").status == 404
+
+
+ODD_KEYS = (
+    *"{} {x} {key} a{1} } { % %2F %7B %25 a+b a&b=c ;, ? # @ : [0] ~ ' \" ... .a ä 𝄞 \u00a0".split(" "),
+    "a b",
+    "{" * 256,
+    "𝄞" * 256,
+)
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_every_key_that_is_allowed_can_be_reached(daemon, key):
+    """Written, read, listed and deleted by its percent-encoded name, and by latticectl; so is such a bucket."""
+    path = f"/api/kv/{quote(key, safe='')}/{quote(key, safe='')}"
+    assert daemon.ask("PUT", path, b"here").json() == {"bucket": key, "key": key, "bytes": 4}
+    assert daemon.get(path).body == b"here"
+    assert daemon.get(f"/api/kv/{quote(key, safe='')}").json()["keys"] == [key]
+    if key in {"{x}", "%2F", "a b"}:
+        assert daemon.ctl("kv", "get", key, key).stdout == "here"
+    assert daemon.ask("DELETE", path).json() == {"bucket": key, "key": key, "deleted": True}
 
 
 def test_decisions_and_host_facts_are_on_record(daemon):

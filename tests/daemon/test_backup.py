@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,7 +14,9 @@ import sys
 import tarfile
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from latticed.lifecycle import archive
 from tests.house import bundles, daemons, damage, lives, processes
 
 pytestmark = pytest.mark.daemon
@@ -66,12 +69,12 @@ def test_a_backup_is_a_plain_tar_for_its_owner_alone(past):
     """Mode 0600, regular files, hashed in a manifest; nothing half made is left beside it or in the state."""
     path = past.home / "backup.tar"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with tarfile.open(path) as archive:
-        names = archive.getnames()
-        assert all(member.isreg() and member.mode == 0o600 for member in archive.getmembers())
-        manifest = json.load(archive.extractfile("manifest.json"))
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+        assert all(member.isreg() and member.mode == 0o600 for member in tar.getmembers())
+        manifest = json.load(tar.extractfile("manifest.json"))
         for name, size, sha256 in manifest["files"]:
-            data = archive.extractfile(name).read()
+            data = tar.extractfile(name).read()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
     assert names[:4] == ["manifest.json", "ledger.sqlite3", "floors.json", "host.key"]
     assert len(names) == 6  # the pair in use; the forgotten plugin's is not
@@ -144,8 +147,8 @@ def test_another_hosts_backup_takes_its_key_by_word(place, backup):
     with place.running() as daemon:
         daemon.stop()
     assert refused(place, backup) == "backup_foreign"
-    with tarfile.open(backup) as archive:
-        key = json.load(archive.extractfile("manifest.json"))["public_key"]
+    with tarfile.open(backup) as tar:
+        key = json.load(tar.extractfile("manifest.json"))["public_key"]
     assert refused(place, backup, "--public-key", key[::-1]) == "backup_foreign"
     assert place.once("--restore", str(backup), "--public-key", key).returncode == 0
     with place.running() as daemon:
@@ -200,6 +203,44 @@ def test_whatever_is_not_as_it_was_signed_is_refused(place, backup, forgery):
     """`backup_invalid`, and the state stays as it is."""
     rewritten(backup, FORGERIES[forgery])
     assert refused(place, backup) == "backup_invalid"
+
+
+FAULTS_THAT_WERE_SIGNED = {
+    "a key that is too short": ("host.key", lambda data: data[:31]),
+    "a key that is too long": ("host.key", lambda data: data + b"!"),
+    "an empty key": ("host.key", lambda data: b""),
+    "another key": ("host.key", lambda data: bytes(32)),
+    "floors that nobody signed": ("floors.json", lambda data: data.replace(b'"signature":"', b'"signature":"A')),
+    "edited floors": ("floors.json", lambda data: data.replace(b"1.2.0", b"0.2.0")),
+    "floors that are no JSON": ("floors.json", lambda data: b"{"),
+    "empty floors": ("floors.json", lambda data: b""),
+    "a ledger that is none": ("ledger.sqlite3", lambda data: b"SQLite format 3\0" + bytes(4080)),
+    "an empty ledger": ("ledger.sqlite3", lambda data: b""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
+def test_a_fault_in_what_was_signed_is_the_backups(lived, backup, fault):
+    """`backup_invalid`, exit 1: the state that is there is well, and nothing says that it should be recovered."""
+    name, change = FAULTS_THAT_WERE_SIGNED[fault]
+    with tarfile.open(backup) as old:
+        parts = {member.name: old.extractfile(member).read() for member in old.getmembers()}
+    manifest = archive.decode_manifest(parts.pop("manifest.json"))
+    key = Ed25519PrivateKey.from_private_bytes(parts["host.key"])
+    parts[name] = change(parts[name])
+    entries = [
+        archive.Entry(name=one, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for one, data in parts.items()
+    ]
+    signed = archive.encode_manifest(dataclasses.replace(manifest, entries=tuple(entries)), key)
+    with tarfile.open(backup, mode="w", format=tarfile.USTAR_FORMAT) as new:
+        for one, data in {"manifest.json": signed, **parts}.items():
+            new.addfile(named(one, data)[0], io.BytesIO(data))
+    before = {one.name for one in lived.state.iterdir()}
+    ran = lived.once("--restore", str(backup))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("latticed: backup_invalid: this is not a backup that can be restored: "), ran.stderr
+    assert "recover" not in ran.stderr
+    assert {one.name for one in lived.state.iterdir()} == before
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 3000, -1024, -512, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -171,6 +172,20 @@ def test_an_invocation_is_on_record_before_it_is_done(host, plugin_id):
     assert invoked["detail"]["bytes"] == len('"a secret"')
     assert "uid" in invoked["actor"]
     assert "secret" not in json.dumps(invoked)
+
+
+def test_what_is_on_record_is_what_was_sent(host):
+    """The hash of the payload's bytes as the plugin gets them; a number that they cannot carry is 400, not null."""
+    host.result("acme.sh", "anything", {"ä": [1.5, 10**30]})
+    said = '"payload":{"ä":[1.5,1' + "0" * 30 + "]}"
+    host.daemon.until(lambda: any(said in line for line in host.lines("acme.sh")), "what it was sent")
+    detail = host.daemon.events(action="plugin.invoke", target="acme.sh")[-1]["detail"]
+    sent = said.partition(":")[2].encode()
+    assert (detail["bytes"], detail["sha256"]) == (len(sent), hashlib.sha256(sent).hexdigest())
+    body = b'{"action": "anything", "payload": [1e400]}'
+    refused = host.daemon.post("/api/plugins/by-id/acme.sh/invoke", body)
+    assert (refused.status, refused.json()["code"]) == (400, "bad_request")
+    assert "expected a number within the range of a double, found 1e400" in refused.json()["detail"]
 
 
 def test_a_shell_speaks_latticed_stdio_1(host):

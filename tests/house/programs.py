@@ -120,6 +120,7 @@ while read -r line; do
         echo '{"jsonrpc": "2.0", "id": "mine", "method": "kv.put", "params": {"key": "a", "value": "b"}}'
         read -r answer
         echo "the host said $answer" >&2
+        echo "it was sent $line" >&2
         result='{"ok": true, "message": "", "result": {"shell": "spoke"}}'
         ;;
     *'"method":"shutdown"'*)

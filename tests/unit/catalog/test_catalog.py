@@ -35,13 +35,28 @@ async def test_first_batch_is_all_there_is(plugins: Path) -> None:
     """The first item of the stream is the whole first scan, refused bundles included."""
     bundles.drop(plugins, "one", author=ACME, id="acme.one")
     bundles.drop(plugins, "two", author=bundles.author("evil"), id="acme.two")
-    (plugins / ".hidden").mkdir()
+    for leftover in (".hidden", "lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"):
+        (plugins / leftover).mkdir()
     (plugins / "README").write_text("not a bundle")
     async with catalogs.watching(plugins, ACME) as seen:
         assert len(seen.batches) == 1
         assert set(seen.now) == {"plugins/one", "plugins/two"}
         assert seen.code("plugins/one") == "verified"
         assert seen.code("plugins/two") == "publisher_untrusted"
+
+
+@pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
+async def test_what_file_systems_and_archivers_leave_is_ignored(plugins: Path, name: str) -> None:
+    """When it arrives while we watch, whatever it holds, and when a timer scans."""
+    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+        bundles.drop(plugins, name, author=ACME, id="acme.left")
+        bundles.drop(plugins, "demo", author=ACME)
+        await until(lambda: seen.code("plugins/demo") == "verified")
+        scans = seen.catalog.counters["scans"]
+        await until(lambda: seen.catalog.counters["scans"] > scans)
+        assert seen.code(f"plugins/{name}") is None
+        with pytest.raises(Problem, match="a name within the plugin directory"):
+            await seen.catalog.judge(name)
 
 
 async def test_first_batch_of_nothing_is_empty(plugins: Path) -> None:

@@ -133,7 +133,28 @@ def test_a_payload_that_is_no_text_is_never_sent_as_something_else(ctl, api, mon
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"caf\xe9"')))
     ran = ctl("invoke", "acme.demo", "greet", "-")
     assert (ran.code, ran.data) == (2, b"")
-    assert "expected UTF-8 on stdin" in ran.err
+    assert "expected UTF-8, found byte 0xe9 at offset 4" in ran.err
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ('{"a": 1, "a": 2}', "expected each key once, found 'a' twice"),
+        ('{"a": [{"b": 1, "b": 1}]}', "expected each key once, found 'b' twice"),
+        ("[1e400]", "expected a number within the range of a double, found 1e400"),
+        ("[-1e400]", "found -1e400"),
+        ("NaN", "expected a JSON value, found NaN"),
+        ('"\\ud800"', "found a lone surrogate"),
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_payload_is_as_strict_as_the_api(ctl, api, payload, said):
+    """What the API refuses is refused here, and never changed into something that it takes."""
+    ran = ctl("invoke", "acme.demo", "greet", payload)
+    assert (ran.code, ran.data) == (2, b"")
+    assert said in ran.err
     assert api.asked == []
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import signal
 import subprocess
@@ -8,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from latticed.ctl import main
+from latticed.ctl import completion, main
 from tests.house import api_server
 
+NO_TEXT = "acme.\udcff"
 COMMAND = (sys.executable, "-m", "latticed.ctl.main")
 
 
@@ -37,6 +40,44 @@ def test_every_verb_explains_itself_with_examples(ctl, verb):
     assert f"usage: latticectl {verb}" in ran.out
     assert f"examples:\n  latticectl {verb}" in ran.out or f"latticectl {verb}" in ran.out.split("examples:")[1]
     assert "--format {text,json}" in ran.out
+
+
+def _places(parser, words):
+    """For every verb and action, its words with bytes that are no UTF-8 in one place after the other."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from _places(inner, (*words, name))
+            return
+    positional = [action for action in parser._actions if not action.option_strings]
+    plain = [next(iter(action.choices)) if action.choices else "acme.demo" for action in positional]
+    for place in range(len(plain)):
+        yield (*words, *plain[:place], NO_TEXT, *plain[place + 1 :])
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0 and action.dest not in {"socket", "config", "format"}:
+            yield (*words, *plain, action.option_strings[-1], NO_TEXT)
+
+
+def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch):
+    """Anywhere on the command line; a path may be any bytes. Nothing else ever reaches the daemon changed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    tried = 0
+    for words in _places(completion.whole_parser(), ()):
+        api.asked.clear()
+        ran = ctl(*words, LATTICED_TRUST=str(tmp_path / "trust.json"))
+        tried += 1
+        assert ran.code in (0, 1, 2, 4, 7), words
+        if ran.code == 2:
+            assert ran.err.startswith("error: "), words
+            assert api.asked == [], words
+    assert tried > 80
+    assert (ctl(NO_TEXT).code, ctl("list", "--socket", NO_TEXT).code, ctl("list", "--format", NO_TEXT).code) == (
+        2,
+        7,
+        2,
+    )
+    assert "expected UTF-8, found b'acme.\\xff'" in ctl("info", NO_TEXT).err
 
 
 @pytest.mark.parametrize(

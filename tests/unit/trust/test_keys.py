@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 
 import pytest
 
@@ -74,6 +75,22 @@ def test_keys_with_a_second_spelling_are_refused(y):
     """A y that is not reduced would let a revoked key come back under another name."""
     with pytest.raises(keys.BadText, match="canonical"):
         keys.check_public(y.to_bytes(32, "little"))
+
+
+def test_only_points_of_the_curve_are_keys():
+    """Half of all 32 bytes are none; told apart here by solving for x (RFC 8032 section 5.1.3)."""
+    told = [_is_taken(y) for y in range(3, 200)]
+    assert told == [_x_of(y) is not None for y in range(3, 200)]
+    assert 60 < sum(told) < 140
+    for number in range(20):
+        keys.check_public(base64.b64decode(bundles.author(f"author-{number}").public))
+
+
+def _is_taken(y):
+    with contextlib.suppress(keys.BadText):
+        keys.check_public(y.to_bytes(32, "little"))
+        return True
+    return False
 
 
 def test_the_zero_key_is_refused():

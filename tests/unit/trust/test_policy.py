@@ -8,7 +8,7 @@ import pytest
 
 from latticed.model.capability import Risk
 from latticed.model.errors import Problem
-from latticed.trust import policy
+from latticed.trust import keys, policy
 from tests.house import bundles
 
 ACME, OTHER = bundles.author(), bundles.author("other.org")
@@ -144,6 +144,17 @@ def test_a_bad_policy_is_invalid_and_the_error_names_the_key(plain, where):
     assert where in caught.value.detail
     assert "expected" in caught.value.detail
     assert caught.value.hint
+
+
+def test_a_key_that_is_no_point_of_the_curve_makes_the_policy_invalid():
+    """No signature can hold under it, and whoever pasted it believes that somebody is trusted: it says which key."""
+    wrong = keys.encode_base64((2).to_bytes(32, "little"))
+    with pytest.raises(Problem) as caught:
+        _decode({"trusted_publishers": {"acme": [ACME.public, wrong]}})
+    assert caught.value.code == "policy_invalid"
+    assert caught.value.detail.startswith("trusted_publishers.acme[1]: expected a public key, found 32 bytes that are")
+    assert wrong in caught.value.detail
+    assert _decode({"revoked": {"keys": [wrong]}}).revoked.keys == {wrong}
 
 
 @pytest.mark.parametrize(
