@@ -48,6 +48,7 @@ class RuntimeView:
     runner: str
     health: str
     message: str
+    plugin_id: str = ""
     pid: int | None = None
     restart_count: int | None = None
     next_retry_at: str | None = None
@@ -78,6 +79,7 @@ class PluginView:
     name: str
     type: str
     version: str | None = None
+    entrypoint: str | None = None
     publisher: str | None = None
     capabilities: list[str]
     artifact_sha256: str

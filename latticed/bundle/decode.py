@@ -15,7 +15,7 @@ from latticed.bundle import rules
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import strict_json, text
 from latticed.model import capability, manifest
-from latticed.model.verdict import Code
+from latticed.model.verdict import OTHER_SCHEMA, Code
 
 _REASON_CHARS = 300
 _FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(manifest.Manifest))
@@ -67,7 +67,12 @@ def _check_version_of_format(raw: dict[str, Any]) -> None:
         _check_present(raw, _ALWAYS_REQUIRED)
         return
     if raw["schema"] != manifest.SCHEMA_V2:
-        raise rules.Broken(f"expected `schema` to be {manifest.SCHEMA_V2!r} or absent, found {raw['schema']!r}")
+        found = raw["schema"] if isinstance(raw["schema"], str) and raw["schema"] else f"{raw['schema']!r}"
+        raise ReadRefused(
+            Code.MANIFEST_INVALID,
+            _shown(f"expected the schema {manifest.SCHEMA_V2}, or none (version 1), found {found}"),
+            OTHER_SCHEMA,
+        )
     _check_known(raw, _V2_FIELDS, f"of schema {manifest.SCHEMA_V2}")
     _check_present(raw, (*_ALWAYS_REQUIRED, *manifest.V2_REQUIRED))
 

@@ -6,6 +6,8 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from latticed.model.runtime import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -59,7 +61,7 @@ def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float
     return Row(
         id=view.id,
         status=view.status,
-        runtime=runtime.state,
+        runtime=shown(runtime.state, runtime.message),
         health=runtime.health,
         restarts=runtime.restart_count or 0,
         uptime_s=_uptime(runtime.started_at, now_s) if runtime.state == "armed" else None,

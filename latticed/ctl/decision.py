@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, consent, views
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from latticed import wire
     from latticed.ctl.session import Session
 
+WAIT_S: Final = 60.0
+"""How long to wait for a start beyond the daemon's answer, which comes within 10 s."""
+_PAUSE_S: Final = 0.2
 _CONFLICT: Final = 409
 
 
@@ -46,21 +50,42 @@ def dry_run(args: Namespace) -> dict[str, Any]:
 
 def report(session: Session, plain: Any, done: str) -> int:
     """Show the record after a change; 1 when an active plugin could not be armed."""
-    view = views.plugin(plain)
     screen = session.screen
     if dry_run(session.args) and not done.startswith("already"):
         return _foretell(session, plain, done)
+    starts = session.args.verb != "install" and not dry_run(session.args)
+    plain, view = _started(session, plain) if starts else (plain, views.plugin(plain))
     if screen.json_wanted:
         screen.json(plain)
     else:
         screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
     if view.status == "active" and view.runtime.state == "failed":
         screen.note(f"error: {view.id} could not be armed: {_failure(view)}")
-        screen.hint(f"latticectl info {view.id} says more; latticectl restart {view.id} tries again")
+        again = "it is tried" if view.runtime.next_retry_at else f"latticectl restart {view.id} tries"
+        screen.hint(f"latticectl explain {view.id} says what to do; {again} again")
+        return Exit.FAILED
+    if starts and _starts(view):
+        screen.note(f"error: {view.id} is still being started")
+        screen.hint(shlex.join(["latticectl", "wait", view.id]))
         return Exit.FAILED
     if view.status in {"installed", "active"}:
         consent.remind(screen, view)
     return Exit.OK
+
+
+def _starts(view: wire.PluginView) -> bool:
+    return view.status == "active" and view.runtime.state == "stopped"
+
+
+def _started(session: Session, plain: Any) -> tuple[Any, wire.PluginView]:
+    """The record once it is armed or failed: a start may outlast the daemon's answer. WAIT_S at most."""
+    view, deadline_s = views.plugin(plain), time.monotonic() + WAIT_S
+    if _starts(view):
+        session.screen.note(f"{view.id} is being started")
+    while _starts(view) and time.monotonic() < deadline_s:
+        time.sleep(_PAUSE_S)
+        plain, view = ask.plugin(session.client(), view.id)
+    return plain, view
 
 
 def _foretell(session: Session, plain: Any, done: str) -> int:

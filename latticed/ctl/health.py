@@ -32,7 +32,8 @@ def run(session: Session) -> int:
         sandbox = plain.get("sandbox")
         given = sandbox if isinstance(sandbox, dict) else {}
         level = ", ".join([str(given.get("level") or ""), *replies.texts(given.get("features") or [])])
-        screen.fields([("status", render.word(status)), *([("sandbox", level)] if given else [])])
+        fields = [("status", render.word(status)), *replies.not_running(plain)]
+        screen.fields([*fields, *([("sandbox", level)] if given else [])])
         if missing := replies.rows(given.get("missing") or [], "list of steps"):
             screen.rows(
                 _MISSING, (tuple(str(row.get(key) or "") for key in ("token", "step", "fix")) for row in missing)

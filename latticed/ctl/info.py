@@ -8,6 +8,7 @@ from latticed.ctl import ask, event_table, render, replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell
+from latticed.model.runtime import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def _judged(verdict: dict[str, Any]) -> Iterator[_Field]:
 
 
 def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]:
-    yield "runtime", render.word(runtime.state)
+    yield "runtime", render.word(shown(runtime.state, runtime.message))
     yield "  runner", runtime.runner
     yield "  health", render.word(runtime.health)
     yield "  message", runtime.message

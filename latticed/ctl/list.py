@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies, views
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
 from latticed.model.lifecycle import Status
+from latticed.model.runtime import shown, why_not_running
 
 if TYPE_CHECKING:
     from latticed import wire
@@ -34,7 +36,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: Session) -> int:
-    found = replies.rows(session.client().get("plugins"), "list of plugins")
+    found = known = replies.rows(session.client().get("plugins"), "list of plugins")
     if session.args.status:
         found = [row for row in found if row.get("status") == session.args.status]
     screen = session.screen
@@ -44,7 +46,19 @@ def run(session: Session) -> int:
         screen.rows(_COLUMNS, (_row(view, screen) for view in views.plugins(found)))
     else:
         screen.note("no plugins")
+    if not screen.json_wanted:
+        _count(known, screen)
     return Exit.OK
+
+
+def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:
+    """Say how many active plugins do not run, and why."""
+    active = [view.runtime for view in views.plugins(known) if view.status == Status.ACTIVE]
+    why = Counter(why_not_running(one.state, one.last_error.code if one.last_error else "") for one in active)
+    del why[""]
+    if why:
+        screen.note(f"not running, of {len(active)} active: {replies.counts(dict(sorted(why.items())))}")
+        screen.hint("latticectl explain ID says why, and what to do")
 
 
 def _row(view: wire.PluginView, screen: render.Screen) -> tuple[str | Cell | None, ...]:
@@ -54,7 +68,7 @@ def _row(view: wire.PluginView, screen: render.Screen) -> tuple[str | Cell | Non
         view.type,
         render.word(view.status),
         render.yes_no(view.available),
-        render.word(view.runtime.state),
+        render.word(shown(view.runtime.state, view.runtime.message)),
         render.word(view.runtime.health),
         view.candidate.version or "(no version)" if view.candidate else None,
         screen.when(view.updated_at),

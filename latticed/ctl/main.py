@@ -80,7 +80,41 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback config plan market pack index".split())
+_LATER: Final = frozenset("rollback config plan market pack index apply ui fleet doctor dev run".split())
+
+_MEANT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        said: verb
+        for verb, words in {
+            "activate": "enable start resume up load",
+            "disable": "stop deactivate kill pause down unload",
+            "forget": "rm remove uninstall delete del purge unregister",
+            "top": "ps stats",
+            "list": "ls plugins",
+            "info": "show inspect describe get",
+            "install": "add accept register",
+            "upgrade": "update",
+            "invoke": "call exec",
+            "explain": "why",
+            "logs": "log journal tail",
+            "events": "watch",
+            "verify": "check validate",
+            "audit": "history",
+            "caps grant": "grant allow permit",
+            "caps trim": "trim ungrant",
+            "caps list": "capabilities permissions grants",
+            "trust revoke": "revoke",
+            "trust show": "publishers policy",
+            "task approve": "approve",
+            "key generate": "keygen genkey",
+            "new": "init create scaffold",
+            "notify list": "notifications",
+            "--help": "help",
+        }.items()
+        for said in words.split()
+    }
+)
+"""What people type who come from other tools, and the verb that does it here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,6 +191,8 @@ def load(verb: str) -> VerbModule:
         return cast("VerbModule", importlib.import_module(f"latticed.ctl.{verb}"))
     if verb in _LATER:
         raise Problem("usage", f"unknown verb {verb!r}", f"{verb} is not in this version; see {PROG} --help")
+    if verb in _MEANT:
+        raise Problem("usage", f"unknown verb {verb!r}", f"did you mean {PROG} {_MEANT[verb]}?")
     from difflib import get_close_matches
 
     near = get_close_matches(verb, VERBS, n=1)

@@ -20,7 +20,7 @@ _SGR: Final = MappingProxyType({"good": "32", "warn": "33", "bad": "31", "dim": 
 _TONES: Final = MappingProxyType(
     {
         **dict.fromkeys(("active", "allow", "armed", "healthy", "ok", "yes", "verified ok"), "good"),
-        **dict.fromkeys(("degraded", "disabled", "stopped"), "warn"),
+        **dict.fromkeys(("degraded", "disabled", "starting", "stopped"), "warn"),
         **dict.fromkeys(("deny", "failed", "no", "refused", "unhealthy"), "bad"),
     }
 )

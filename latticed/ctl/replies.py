@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from latticed.ctl.table import Cell
 from latticed.model.errors import Problem
 
 
@@ -29,3 +30,16 @@ def rows(plain: Any, what: str) -> list[dict[str, Any]]:
 def texts(plain: Any) -> list[str]:
     """A list of strings; anything else in it is shown by its name, nothing at all is an empty list."""
     return [str(item) for item in plain] if isinstance(plain, list) else []
+
+
+def counts(plain: Any) -> str:
+    """`{"active": 2, "verified": 1}` as `2 active, 1 verified`."""
+    if not isinstance(plain, dict):
+        return ""
+    return ", ".join(f"{count} {name}" for name, count in plain.items() if count)
+
+
+def not_running(plain: dict[str, Any]) -> list[tuple[str, Cell]]:
+    """The line that counts active plugins that do not run, by reason; none when all do."""
+    said = counts(plain.get("not_running"))
+    return [("not running", Cell(said, "warn"))] if said else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import render, replies, when
 from latticed.ctl.arguments import Parser, examples
@@ -34,17 +34,11 @@ def run(session: Session) -> int:
             ("state", render.word(str(plain.get("state") or ""))),
             ("uptime", when.duration(uptime) if isinstance(uptime, int | float) else ""),
             ("started", started),
-            ("plugins", _counts(plain.get("plugins"))),
-            ("runtime", _counts(plain.get("runtime"))),
+            ("plugins", replies.counts(plain.get("plugins"))),
+            ("runtime", replies.counts(plain.get("runtime"))),
+            *replies.not_running(plain),
             ("rejected", str(plain.get("rejected", ""))),
             ("audit", f"event {audit['seq']}, head {head[:16]}" if audit.get("seq") else ""),
         ]
     )
     return Exit.OK
-
-
-def _counts(plain: Any) -> str:
-    """`{"active": 2, "verified": 1}` as `2 active, 1 verified`."""
-    if not isinstance(plain, dict):
-        return ""
-    return ", ".join(f"{count} {name}" for name, count in plain.items() if count)

@@ -81,7 +81,9 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
             return view.runtime.state == "armed" and view.runtime.health == "healthy"
         case _:  # not alive, and nothing but an operator or the disk will start it: refused on disk counts, backoff not
             runtime = view.runtime
-            return runtime.state == "stopped" or (runtime.state == "failed" and runtime.next_retry_at is None)
+            if runtime.state == "stopped":
+                return view.status != "active"  # else it is being started
+            return runtime.state == "failed" and runtime.next_retry_at is None
 
 
 def _done(session: Session, plain: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.service import Caller, Params, Served
@@ -14,6 +15,8 @@ MAX_MESSAGE_CHARACTERS: Final = 8_192
 MAX_FIELDS: Final = 32
 MAX_FIELD_CHARACTERS: Final = 512
 LEVELS: Final = frozenset({"debug", "info", "warning", "error"})
+ALIASES: Final = MappingProxyType({"warn": "warning"})
+"""What other lattice hosts call a level. Case does not matter; a level that nobody knows is info."""
 
 
 class Write(Params, frozen=True):
@@ -32,7 +35,8 @@ class Log:
         return (Served(method="log.write", params=Write, serve=self._write),)
 
     async def _write(self, caller: Caller, asked: Write) -> dict[str, Any]:
-        level = asked.level if asked.level in LEVELS else "info"
+        said = asked.level.lower()
+        level = ALIASES.get(said, said if said in LEVELS else "info")
         fields = {
             text.sanitise(name, 64): text.sanitise(str(value), MAX_FIELD_CHARACTERS)
             for name, value in list(asked.fields.items())[:MAX_FIELDS]

@@ -141,12 +141,15 @@ class Ingress:
         claim = self._routes.find(asked.path)
         if claim is None:
             raise Problem("not_found", "there is no such route")
-        if request.method not in claim.target.methods:
+        method = request.method
+        if method == "HEAD" and method not in claim.target.methods:  # its answer is that to GET, without the body
+            method = "GET"
+        if method not in claim.target.methods:
             return _not_allowed(claim)
         connection.wants_body = request.body_exists
         body = await _body(request) if request.body_exists else b""
         connection.complete()
-        wanted = Request(method=request.method, path=asked.path, query=asked.query, headers=request.headers, body=body)
+        wanted = Request(method=method, path=asked.path, query=asked.query, headers=request.headers, body=body)
         try:
             return answers.of_response(await claim.target.serve(wanted))
         except asyncio.CancelledError:
@@ -183,7 +186,8 @@ async def _body(request: web.BaseRequest) -> bytes:
 
 
 def _not_allowed(claim: Claim) -> Answer:
-    allowed = ", ".join(sorted(claim.target.methods))
+    methods = claim.target.methods
+    allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     problem = Problem("method_not_allowed", f"expected one of {allowed}")
     return answers.of_problem(problem, ("Allow", allowed))
 

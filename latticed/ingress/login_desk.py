@@ -58,7 +58,7 @@ class LoginDesk:
 
     def sent_to(self, request: web.BaseRequest, raw: str) -> Answer:
         """What who has not logged in gets at `raw`: people the login page, programs 401."""
-        is_page = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
+        is_page = request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("Accept", "")
         if not is_page:
             return answers.of_problem(Problem("login_required", f"expected somebody who has logged in at {LOGIN}"))
         return _redirect(f"{LOGIN}?to={urllib.parse.quote(raw, safe='/')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class State(StrEnum):
@@ -17,6 +18,22 @@ class Health(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"
+
+
+STARTING: Final = "starting"
+"""The message of a stopped plugin that is being started, or waits for its turn."""
+
+
+def shown(state: str, message: str) -> str:
+    """The state in one word for people, who want to tell what is being started from what is stopped."""
+    return STARTING if state == State.STOPPED and message == STARTING else state
+
+
+def why_not_running(state: str, code: str) -> str:
+    """Why an active plugin in this state, with this code of its last error, is not running; empty when it is."""
+    if state == State.ARMED:
+        return ""
+    return code or State.FAILED.value if state == State.FAILED else STARTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

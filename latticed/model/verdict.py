@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
@@ -40,6 +40,10 @@ class Code(StrEnum):
     HOST_INCOMPATIBLE = "host_incompatible"
     PUBLISHER_CHANGED = "publisher_changed"
     DUPLICATE_ID = "duplicate_id"
+
+
+OTHER_SCHEMA: Final = "this version of latticed does not read manifests of that schema: get a bundle made for it"
+"""The hint of a `manifest_invalid` that signing anew cannot mend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,10 +35,11 @@ class SandboxReport(TypedDict):
 
 
 class HealthReport(TypedDict):
-    """`problems` and `sandbox` only for those who may read."""
+    """Only `status` for those who may not read. `not_running` counts active plugins by why they do not run."""
 
     status: Literal["ok", "degraded"]
     problems: NotRequired[list[Trouble]]
+    not_running: NotRequired[dict[str, int]]
     sandbox: NotRequired[SandboxReport]
 
 
@@ -75,7 +76,7 @@ class AuditHead(TypedDict):
 
 
 class Glance(TypedDict):
-    """The daemon at a glance; `plugins` counts by status, `runtime` by state."""
+    """The daemon at a glance; `plugins` counts by status, `runtime` by state, `not_running` as in `HealthReport`."""
 
     version: str
     state: Literal["ok", "degraded"]
@@ -85,6 +86,7 @@ class Glance(TypedDict):
     plugins: dict[str, int]
     rejected: int
     runtime: dict[str, int]
+    not_running: dict[str, int]
     audit: AuditHead
     public_key: str
 

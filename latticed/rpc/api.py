@@ -124,6 +124,11 @@ class Ask:
     def scopes(self) -> Scope:
         return self.api.access.scopes(self.peer)
 
+    @property
+    def headers_only(self) -> bool:
+        """Whether the body is not wanted (HEAD): what would be streamed is not made then."""
+        return self.request.method == "HEAD"
+
     def need(self, scope: Scope) -> None:
         """Go on only when the peer has `scope`; Problem("access_denied") names what is missing."""
         missing = scope & ~self.scopes

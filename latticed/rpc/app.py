@@ -32,7 +32,10 @@ def application(api: Api) -> web.Application:
     """The control API over `api`."""
     app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[_outermost])
     for route in ROUTES:
-        app.router.add_route(route.method, _pattern(route.path), _handler(api, route))
+        handle = _handler(api, route)
+        app.router.add_route(route.method, _pattern(route.path), handle)
+        if route.method == "GET":  # RFC 9110, section 9.3.2: the same answer without its body
+            app.router.add_route("HEAD", _pattern(route.path), handle)
     return app
 
 

@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from latticed.rpc.doorman import Connection
 
 WRITE_S: Final = 30.0
-CONTENT_TYPE: Final = "application/x-tar"
+HEADERS: Final = {"Content-Type": "application/x-tar", "Cache-Control": "no-store"}
 
 log = logs.get_logger()
 
 
 async def download(ask: Ask) -> web.StreamResponse:
     """A backup of this moment. Its length is announced: what is shorter is not a backup."""
+    if ask.headers_only:
+        return web.Response(headers=HEADERS)  # how long it would be is known once it is made
     connection = cast("Connection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
     await ask.api.ledger.record(Event(actor=str(ask.actor), action="ledger.backup", target="ledger", decision="allow"))
     async with ask.api.backups.made() as backup:
-        answer = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
+        answer = web.StreamResponse(headers=HEADERS)
         answer.content_length = backup.size
         await answer.prepare(ask.request)
         try:

@@ -30,6 +30,7 @@ WRITE_S: Final = 10.0
 SCOPE_OF: Final = {"plugin": Scope.READ, "host": Scope.READ, "trust": Scope.READ, "ledger": Scope.READ}
 """The scope that each kind of event takes, by the first word of its action; any other kind takes `operate`."""
 
+HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 HOST_CALL: Final = "host.call"
 
 
@@ -44,10 +45,12 @@ async def stream(ask: Ask) -> web.StreamResponse:
     """Events after a seq (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
     asked = ask.query(Wanted)
     seq = _start(ask, asked)
+    if ask.headers_only:
+        return web.Response(headers=HEADERS)
     connection = cast("Connection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer event streams of one user at once", "close some of them")
-    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    answer = web.StreamResponse(headers=HEADERS)
     await answer.prepare(ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone or does not read
         await _follow(ask, answer, seq, host_calls=asked.host_calls == "1")

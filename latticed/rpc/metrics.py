@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from latticed.ledger import audit as rows
-from latticed.rpc.status import troubles
+from latticed.rpc.status import not_running, troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +34,8 @@ def _lines(api: Api) -> Iterator[str]:
     yield from _family("latticed_plugins", "gauge", "plugins on record by status", _labelled("status", statuses))
     yield from _family("latticed_plugins_available", "gauge", "plugins whose bundle verifies", {"": available})
     yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", api.supervisor.counts()))
+    idle = _labelled("reason", not_running(api))
+    yield from _family("latticed_active_not_running", "gauge", "active plugins that do not run, by reason", idle)
     yield from _family("latticed_restarts", "gauge", "restarts since a plugin was armed", _restarts(api))
     yield from _family("latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", refused))
     counts = api.supervisor.calls()

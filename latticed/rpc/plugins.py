@@ -82,6 +82,8 @@ async def listing(ask: Ask) -> web.StreamResponse:
 
 async def _long_listing(ask: Ask, known: list[Record]) -> web.StreamResponse:
     """The list in pieces: one of ten thousand keeps nobody else waiting, and is in memory nowhere as a whole."""
+    if ask.headers_only:
+        return web.Response(content_type="application/json")
     answer = web.StreamResponse()
     answer.content_type = "application/json"
     await answer.prepare(ask.request)

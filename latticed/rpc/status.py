@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as rows
-from latticed.model.runtime import Health, State
+from latticed.model.lifecycle import Status
+from latticed.model.runtime import Health, State, why_not_running
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 
@@ -30,6 +32,7 @@ async def health(ask: Ask) -> web.Response:
     answer: HealthReport = {"status": "degraded" if found else "ok"}
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
+        answer["not_running"] = not_running(ask.api)
         answer["sandbox"] = _sandbox(ask.api)
     return web.Response(
         status=503 if found else 200, body=json.dumps(answer).encode("ascii"), content_type="application/json"
@@ -64,6 +67,17 @@ def troubles(api: Api) -> list[tuple[str, str]]:
     return found
 
 
+def not_running(api: Api) -> dict[str, int]:
+    """How many active plugins are not running, by reason: `starting`, or the code of what keeps them."""
+    found: Counter[str] = Counter()
+    for record in api.lifecycle.records.values():
+        if record.status is Status.ACTIVE:
+            runtime = api.supervisor.runtime(record.id)
+            found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
+    del found[""]
+    return dict(sorted(found.items()))
+
+
 def _well(api: Api, record: Record) -> bool:
     runtime = api.supervisor.runtime(record.id)
     return runtime.state is State.ARMED and runtime.health is Health.HEALTHY
@@ -86,6 +100,7 @@ async def status(ask: Ask) -> Glance:
         "plugins": plugins,
         "rejected": len(api.lifecycle.rejected()),
         "runtime": api.supervisor.counts(),
+        "not_running": not_running(api),
         "audit": {"seq": last[0]["seq"] if last else 0, "head": last[0]["hash"] if last else None},
         "public_key": api.ledger.public_key,
     }

@@ -33,12 +33,13 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         name=facts.name,
         type=facts.type,
         version=facts.version or None,
+        entrypoint=_entrypoint(api, record, seen),
         publisher=facts.publisher or None,
         capabilities=list(facts.capabilities),
         artifact_sha256=facts.artifact_sha256,
         available=seen.available,
         status=record.status.value,
-        runtime=_runtime(api.supervisor.runtime(record.id), api.runner_of(facts.type)),
+        runtime=_runtime(record.id, api.supervisor.runtime(record.id), api.runner_of(facts.type)),
         candidate=_candidate(record, seen),
         granted=list(record.granted),
         builtin=False,
@@ -110,9 +111,17 @@ def grants(record: Record) -> dict[str, Any]:
     }
 
 
-def _runtime(runtime: Runtime, runner: str) -> wire.RuntimeView:
+def _entrypoint(api: Api, record: Record, seen: Sight) -> str | None:
+    """What the manifest of the record says; not known of one that nobody accepted and whose bundle is gone."""
+    if plugin := api.lifecycle.plugins.get(record.id):
+        return plugin.manifest.entrypoint or None
+    return seen.winner.verdict.manifest.entrypoint or None if seen.winner is not None else None
+
+
+def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
     error = runtime.last_error
     return wire.RuntimeView(
+        plugin_id=plugin_id,
         state=runtime.state.value,
         runner=runtime.runner or runner,
         health=runtime.health.value,

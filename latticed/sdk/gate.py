@@ -174,8 +174,9 @@ class Gate:
         return {"ok": self.kv.pop(_key(asked), None) is not None}
 
     def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
-        level = asked.get("level", "info")
-        self.lines.append((level if level in _LEVELS else "info", asked["message"]))
+        said = asked.get("level", "info").lower()
+        level = "warning" if said == "warn" else said if said in _LEVELS else "info"
+        self.lines.append((level, asked["message"]))
         return {"ok": True}
 
     def _audit_query(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from latticed.kit import logs
 from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
 from latticed.model.errors import Problem
-from latticed.model.runtime import Health, LastError, Runtime, State
+from latticed.model.runtime import STARTING, Health, LastError, Runtime, State
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import Do, Phase
 
@@ -290,7 +290,7 @@ class Handle:
             state=_STATE_OF[self.state.phase],
             runner=self._tools.runner_name(self.plugin),
             health=self.state.health,
-            message=self.state.message,
+            message=STARTING if self.state.phase is Phase.STARTING else self.state.message,
             pid=living.pid if living else 0,
             sandbox=living.sandbox if living else "",
             restart_count=self.state.restarts,

@@ -37,6 +37,7 @@ ASKED = [
     ("kv.put", {"key": "b1", "value": "x" * 60}),
     ("log.write", {"message": "hello"}),
     ("log.write", {"message": "hello", "level": "odd", "fields": {"a": 1}}),
+    ("log.write", {"message": "hello", "level": "WARN"}),
     # Wrong.
     ("kv.get", {}),
     ("kv.get", {"key": 1}),

@@ -141,6 +141,19 @@ async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
     assert len(fields["fields"]) <= 32
 
 
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [("warn", "warning"), ("WARN", "warning"), ("Warning", "warning"), ("ERROR", "error"), ("Debug", "debug")],
+)
+async def test_levels_are_taken_as_other_hosts_take_them(home, monkeypatch, said, level):
+    lines = []
+    levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
+    monkeypatch.setattr("latticed.engine.log", SimpleNamespace(**levels))
+    plugin = await caller(home, "log:write")
+    await plugin.call("log.write", level=said, message="hello")
+    assert [found for found, event, _ in lines if event == "plugin_said"] == [level]
+
+
 def _taker(lines, level):
     def take(event, **fields):
         lines.append((level, event, fields))

@@ -235,3 +235,14 @@ def test_digests_are_taken_in_either_case():
     """And kept as written: the payload covers them so."""
     _, found = decode.decode(json.dumps(bundles.manifest_v1(digest_sha256="AbCd" * 16)).encode())
     assert found.digest_sha256 == "AbCd" * 16
+
+
+def test_a_manifest_of_another_schema_is_named_as_such():
+    """Whatever else it holds; and nobody is told to sign it."""
+    found = _refused({"schema": "lattice.plugin.manifest.v2", "id": "acme.demo", "unknown": {"x": 1}})
+    assert found.code == "manifest_invalid"
+    assert found.reason.startswith("expected the schema latticed.manifest.v2")
+    assert found.reason.endswith("found lattice.plugin.manifest.v2")
+    assert "sign" not in found.hint
+    assert "found 2" in _refused({"schema": 2}).reason
+    assert "found ''" in _refused({"schema": ""}).reason

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 
+from latticed.ctl import decision
 from tests.house import api_server
 
 
@@ -29,7 +31,7 @@ def test_the_whole_way_from_install_to_forget(ctl, api):
     ],
 )
 def test_already_so_succeeds_and_says_so(ctl, api, verb, status, told):
-    api.add(status=status)
+    api._arm(api.add(status=status))
     ran = ctl(verb, "acme.demo")
     assert ran.code == 0
     assert ran.out.startswith(told)
@@ -122,3 +124,30 @@ def test_denied_is_5_and_names_the_scope(ctl, api):
     ran = ctl("install", "acme.demo")
     assert ran.code == 5
     assert "scope operate" in ran.err
+
+
+@pytest.mark.parametrize("verb", ["activate", "restart"])
+def test_a_start_that_outlasts_the_answer_is_waited_for(ctl, api, verb):
+    """Never 0 with "stopped": the record is the one once it is armed or failed."""
+    shown = api.add(status="active")
+    slow = copy.deepcopy(shown)
+    slow["runtime"]["message"] = "starting"
+    api.override["POST plugins/lifecycle"] = api.override["POST plugins/by-id/acme.demo/restart"] = (200, slow)
+    shown["runtime"] |= {"state": "armed"}
+    ran = ctl(verb, "acme.demo")
+    assert ran.code == 0
+    assert ran.err == "acme.demo is being started\n"
+    assert "(armed, noop, health unknown)" in ran.out
+    shown["runtime"] |= {"state": "failed", "last_error": {"code": "start_timeout", "message": "no answer"}}
+    ran = ctl(verb, "acme.demo")
+    assert (ran.code, "could not be armed: start_timeout" in ran.err) == (1, True)
+
+
+def test_a_start_without_an_end_is_told_as_such(ctl, api, monkeypatch):
+    monkeypatch.setattr(decision, "WAIT_S", 0.05)
+    slow = api.add(status="active")
+    slow["runtime"]["message"] = "starting"
+    api.override["POST plugins/by-id/acme.demo/restart"] = (200, slow)
+    ran = ctl("restart", "acme.demo")
+    assert ran.code == 1
+    assert "error: acme.demo is still being started\nhint: latticectl wait acme.demo" in ran.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -178,6 +179,12 @@ def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime
     assert ctl("wait", "acme.demo", "--for", condition).out == f"acme.demo is {condition}\n"
 
 
+def test_what_is_being_started_is_not_stopped(ctl, api):
+    api.add(status="active")["runtime"] |= {"message": "starting"}
+    assert "runtime stopped" in ctl("wait", "acme.demo", "--for", "stopped", "--timeout", "0").err
+    assert "starting" in ctl("info", "acme.demo").out
+
+
 def test_wait_sees_a_change_and_a_plugin_that_was_not_there_yet(ctl, api):
     """An id nobody knows may still come; if it does not, exit 4."""
     assert ctl("wait", "acme.demo", "--for", "available", "--timeout", "0").code == 4
@@ -206,3 +213,25 @@ def test_wait_bears_a_daemon_that_restarts_but_not_one_that_never_was(ctl, api):
     thread.start()
     assert ctl("wait", "acme.demo", "--for", "available").code == 0
     thread.join()
+
+
+def test_the_active_that_do_not_run_are_counted_by_reason(ctl, api):
+    """In list by what it lists, in status and health by what the daemon says; nothing is said when all run."""
+    armed = {"state": "armed", "runner": "noop", "health": "unknown", "message": ""}
+    api.add("acme.well", status="active", runtime=armed)
+    assert ctl("list").err == ""
+    failed = {**armed, "state": "failed", "last_error": {"code": "digest_mismatch", "message": "expected 7f"}}
+    api.add("acme.bad", status="active", runtime=failed)
+    api.add("acme.worse", status="active", runtime=failed)
+    api.add("acme.soon", status="active", runtime={**armed, "state": "stopped", "message": "starting"})
+    api.add("acme.off", status="disabled", runtime=failed)
+    ran = ctl("list")
+    assert "not running, of 4 active: 2 digest_mismatch, 1 starting" in ran.err
+    assert [line.split()[5] for line in ran.out.splitlines() if line.startswith("acme.soon")] == ["starting"]
+    why = {"digest_mismatch": 2, "starting": 1}
+    api.health = (200, {"status": "ok", "problems": [], "not_running": why})
+    for verb, plain in (("health", api.health[1]), ("status", {**api._status(), "not_running": why})):
+        api.override[f"GET {verb}"] = (200, plain)
+        assert re.search(r"^not running +2 digest_mismatch, 1 starting$", ctl(verb).out, re.MULTILINE)
+        assert ctl(verb, "--format", "json").json["not_running"] == why
+    assert ctl("health", "--check").code == 0

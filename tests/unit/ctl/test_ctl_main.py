@@ -84,6 +84,19 @@ def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch
     ("words", "detail", "hint"),
     [
         (("lst",), "unknown verb 'lst'", "did you mean list?"),
+        (("enable", "acme.demo"), "unknown verb 'enable'", "did you mean latticectl activate?"),
+        (("start", "acme.demo"), "unknown verb 'start'", "did you mean latticectl activate?"),
+        (("stop", "acme.demo"), "unknown verb 'stop'", "did you mean latticectl disable?"),
+        (("rm", "acme.demo"), "unknown verb 'rm'", "did you mean latticectl forget?"),
+        (("uninstall", "acme.demo"), "unknown verb 'uninstall'", "did you mean latticectl forget?"),
+        (("remove", "acme.demo"), "unknown verb 'remove'", "did you mean latticectl forget?"),
+        (("delete", "acme.demo"), "unknown verb 'delete'", "did you mean latticectl forget?"),
+        (("ps",), "unknown verb 'ps'", "did you mean latticectl top?"),
+        (("ls",), "unknown verb 'ls'", "did you mean latticectl list?"),
+        (("show", "acme.demo"), "unknown verb 'show'", "did you mean latticectl info?"),
+        (("grant", "acme.demo"), "unknown verb 'grant'", "did you mean latticectl caps grant?"),
+        (("help",), "unknown verb 'help'", "did you mean latticectl --help?"),
+        (("doctor",), "unknown verb 'doctor'", "not in this version"),
         (("frobnicate",), "unknown verb 'frobnicate'", "latticectl --help"),
         (("rollback", "x"), "unknown verb 'rollback'", "not in this version"),
         (("list", "--bogus"), "unrecognized arguments: --bogus", "latticectl list --help shows how"),
@@ -232,3 +245,10 @@ def _on_terminal(api: api_server.Api, **more: str) -> bytes:
     finally:
         os.close(master)
         os.close(slave)
+
+
+def test_every_hint_names_a_verb_that_there_is():
+    """What is meant is a verb (of which the first word counts); no word that is a verb itself is taken for another."""
+    for said, verb in main._MEANT.items():
+        assert said not in main.VERBS
+        assert verb == "--help" or verb.split()[0] in main.VERBS

@@ -257,6 +257,18 @@ async def test_head_is_get_without_its_body(outside):
     assert got.headers["content-length"] == head.headers["content-length"] == "10"
 
 
+async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
+    """The plugin is asked GET; who posts is told of both."""
+    echo.methods = frozenset({"GET"})
+    await claimed(outside, echo)
+    got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert [one.method for one in echo.asked] == ["GET", "GET"]
+    echo.methods = frozenset({"POST"})
+    assert (await outside.ask("HEAD", "/acme.demo/")).headers["allow"] == "POST"
+
+
 async def test_nothing_of_the_control_api_is_here(outside, echo):
     """Not even with a plugin beside it."""
     await claimed(outside, echo)

@@ -368,3 +368,31 @@ async def streamed(home, query, *, until):
                 if seen[-1]["seq"] >= until:
                     break
     return seen
+
+
+async def test_head_is_answered_wherever_get_is(home):
+    """The same status and type without a body; what would be streamed is not made."""
+    mark = home.mark()
+    for route in ROUTES:
+        if route.method != "GET":
+            continue
+        async with asyncio.timeout(10), home.session.head(f"http://latticed{url(route)}") as head:
+            assert await head.read() == b""
+        if isinstance(route.form.answer, str) and "Content-Length" not in head.headers:
+            assert head.content_type == route.form.answer
+            continue
+        async with asyncio.timeout(10), home.session.get(f"http://latticed{url(route)}") as got:
+            assert (head.status, head.content_type) == (got.status, got.content_type), route
+    assert [event["action"] for event in home.events(after=mark)] == []
+
+
+async def test_head_of_a_long_list_ends(home, monkeypatch):
+    monkeypatch.setattr(views, "ROWS_KEPT", 0)
+    async with asyncio.timeout(10), home.session.head("http://latticed/api/plugins") as head:
+        assert (head.status, head.content_type) == (200, "application/json")
+
+
+async def test_head_takes_the_scope_of_get(home, be):
+    be(uid=4_711)
+    async with home.session.head("http://latticed/api/plugins") as head:
+        assert head.status == 403

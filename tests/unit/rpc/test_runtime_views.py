@@ -1,0 +1,97 @@
+"""What the API says of a plugin's life: what is being started, what does not run and why, what a manifest names."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from latticed.lifecycle import decisions
+from latticed.model.errors import Problem
+from tests.house import bundles, houses
+
+ID = "acme.demo"
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        yield found
+
+
+async def installed(home, plugin_id=ID, **fields):
+    home.drop(plugin_id, id=plugin_id, **fields)
+    await home.seen(plugin_id)
+    assert (await home.decide(plugin_id, "installed")).status == 200
+
+
+async def idle(home):
+    """What health, status and /metrics count; they agree."""
+    health, status = await home.ask("GET", "/api/health"), await home.ask("GET", "/api/status")
+    assert health["not_running"] == status["not_running"]
+    lines = (await home.ask("GET", "/metrics"))["raw"].decode().splitlines()
+    counted = [f'latticed_active_not_running{{reason="{why}"}} {n}' for why, n in health["not_running"].items()]
+    assert [line for line in lines if line.startswith("latticed_active_not_running{")] == counted
+    return health.status, health["not_running"]
+
+
+async def test_a_start_that_outlasts_the_answer_is_told_as_one(home, monkeypatch):
+    """Stopped, and "starting", in the answer and in every view until it is armed."""
+    monkeypatch.setattr(decisions, "SETTLE_S", 0.01)
+    go = asyncio.Event()
+    home.driven.starting = lambda _: go.wait()
+    await installed(home)
+    answer = await home.decide(ID, "active")
+    listed = (await home.ask("GET", "/api/plugins"))["rows"][0]
+    for view in (answer, await home.plugin(ID), listed):
+        assert (view["status"], view["runtime"]["state"], view["runtime"]["message"]) == (
+            "active",
+            "stopped",
+            "starting",
+        )
+    assert await idle(home) == (200, {"starting": 1})
+    go.set()
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+    assert view["runtime"]["message"] == "driven by a test"
+    assert await idle(home) == (200, {})
+
+
+async def test_what_failed_and_is_tried_again_is_failed(home):
+    """With the time of the next try; counted under its code."""
+
+    async def fails(_):
+        raise Problem("exited", "exited 3")
+
+    home.driven.starting = fails
+    await installed(home)
+    runtime = (await home.decide(ID, "active"))["runtime"]
+    assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "exited")
+    assert runtime["next_retry_at"]
+    assert await idle(home) == (200, {"exited": 1})
+
+
+async def test_a_tampered_bundle_is_counted_and_only_a_critical_one_makes_503(home):
+    """By the code of its verdict; what an operator disabled is not counted."""
+    await installed(home)
+    await home.decide(ID, "active")
+    await installed(home, "acme.off")
+    await home.decide("acme.off", "active")
+    await home.decide("acme.off", "disabled")
+    assert await idle(home) == (200, {})
+    bundles.tamper(home.dropped[ID].artifact_path)
+    await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert await idle(home) == (200, {"digest_mismatch": 1})
+
+
+async def test_the_entrypoint_is_the_manifests_and_the_runtime_names_its_plugin(home):
+    """Before and after somebody accepts it; absent where the manifest names none."""
+    home.drop("one", id="acme.one", entrypoint="plugin.wasm")
+    home.drop("two", id="acme.two", entrypoint=None)
+    for plugin_id in ("acme.one", "acme.two"):
+        await home.seen(plugin_id)
+    for status in ("verified", "installed", "active"):
+        if status != "verified":
+            assert (await home.decide("acme.one", status)).status == 200
+        one, two = (await home.ask("GET", "/api/plugins/lifecycle"))["rows"]
+        assert (one["status"], one["entrypoint"], one["runtime"]["plugin_id"]) == (status, "plugin.wasm", "acme.one")
+        assert ("entrypoint" in two, two["runtime"]["plugin_id"]) == (False, "acme.two")
