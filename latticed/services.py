@@ -221,6 +221,7 @@ class Services:
             hosts=record.hosts,
             declared=plugin.manifest.egress.hosts if plugin.manifest.is_v2 else None,
             origins=tuple(egress.origin(one) for one in origins),
+            owner=plugin_id,
         )
 
     def _may(self, caller: Caller, capability: str) -> bool:

@@ -61,7 +61,7 @@ class AskingResolver(asyncio.DatagramProtocol):
         self._server = server
         self._waiting: dict[int, asyncio.Future] = {}
 
-    async def lookup(self, host: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    async def lookup(self, host: str, owner: str = "") -> tuple[IPv4Address | IPv6Address, ...]:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
         try:

@@ -7,7 +7,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.egress.interfaces import own_addresses as addresses_of_this_host
-from latticed.host.egress.resolver import SystemResolver
+from latticed.host.egress.resolver import Busy, SystemResolver
 from latticed.host.service import HostError
 from latticed.model import addresses, egress, hosts
 from latticed.model.hostcall import Denial
@@ -49,7 +49,8 @@ class Guard:
         """The addresses to dial for this target, all of them allowed; the first is the one to try first.
 
         `host` as in a URL (IPv6 in brackets) or in normal form, `port` 0 for ping. HostError: `egress_blocked` says
-        which rule, `service_unavailable` that the name has no address, `deadline_exceeded`.
+        which rule, `service_unavailable` that the name has no address, `rate_limited` that too many look-ups of this
+        owner are unanswered; `deadline_exceeded`.
         """
         name = _normal(host)
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
@@ -57,7 +58,7 @@ class Guard:
         if reason := egress.refusal(rights, scheme=scheme, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason)
         literal = hosts.address_of(name)
-        found = await self._looked_up(name) if literal is None else (literal,)
+        found = await self._looked_up(name, rights.owner) if literal is None else (literal,)
         own = self._own_addresses()
         for address in found:  # one bad address condemns all: which one is dialled is chance, or an attacker's choice
             if reason := self._why_not(address, own):
@@ -101,12 +102,14 @@ class Guard:
         """Whether this target is reached as an operator-bound origin."""
         return bool(egress.pinned(rights, scheme=scheme, host=_normal(host), port=port))
 
-    async def _looked_up(self, name: str) -> tuple[Address, ...]:
+    async def _looked_up(self, name: str, owner: str) -> tuple[Address, ...]:
         try:
             async with asyncio.timeout(self._lookup_s):
-                found = await self._resolver.lookup(name)
+                found = await self._resolver.lookup(name, owner)
         except TimeoutError as error:
             raise HostError(Denial.DEADLINE_EXCEEDED, f"no address of {name} within {self._lookup_s:g} s") from error
+        except Busy as error:
+            raise HostError(Denial.RATE_LIMITED, f"no address of {name} is asked for now: {error}") from error
         except OSError as error:
             raise HostError(Denial.SERVICE_UNAVAILABLE, f"the address of {name} cannot be found") from error
         if not found:

@@ -136,5 +136,7 @@ def _refused(error: HostError) -> Result:
             return down("timeout", error.message)
         case Denial.SERVICE_UNAVAILABLE:
             return down("unresolved", error.message)
+        case Denial.RATE_LIMITED:
+            return Result(outcome="error", code="no_resources", reason=text.sanitise(error.message, REASON_CHARACTERS))
         case _:
             return Result(outcome="blocked", code=error.code, reason=text.sanitise(error.message, REASON_CHARACTERS))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -189,26 +190,48 @@ async def test_the_system_is_asked_in_a_thread():
     assert all(address.is_loopback for address in found)
 
 
-async def test_lookups_that_hang_keep_their_place_and_no_more(monkeypatch):
-    """A caller that gave up leaves its thread behind; further ones wait, for threads cannot be cancelled."""
-    release, running = threading.Event(), []
+async def test_name_servers_that_never_answer_hold_up_only_whoever_asked(monkeypatch):
+    """A caller that gave up leaves its thread behind, but not its place; when too many hang, that owner is refused."""
+    release, asked = threading.Event(), []
 
     def hang(host, *_args, **_named):
-        running.append(host)
-        release.wait(30)
+        asked.append(host)
+        if host != b"fast.example":
+            release.wait(30)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    asked = resolver.SystemResolver(lookups=2)
-    guard = Guard(resolver=asked, lookup_s=0.05, own_addresses=frozenset)
-    codes = [
-        error.code
-        for error in await asyncio.gather(
-            *(guard.resolve(f"{one}.example", 443, ANYWHERE) for one in "abc"), return_exceptions=True
-        )
-    ]
-    assert codes == [Denial.DEADLINE_EXCEEDED] * 3
-    assert len(running) == 2
+    names = resolver.SystemResolver(at_once=2, unanswered=3)
+    guard = Guard(resolver=names, lookup_s=0.05, own_addresses=frozenset)
+
+    async def codes(owner, *wanted):
+        rights = replace(ANYWHERE, owner=owner)
+        waiting = (guard.resolve(f"{one}.example", 443, rights) for one in wanted)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        return [one.code if isinstance(one, HostError) else "found" for one in found]
+
+    assert await codes("acme.bad", "a", "b") == [Denial.DEADLINE_EXCEEDED] * 2
+    assert await codes("acme.bad", "fast") == ["found"], "its own places are free again"
+    assert await codes("acme.bad", "c") == [Denial.DEADLINE_EXCEEDED]
+    assert await codes("acme.bad", "fast") == [Denial.RATE_LIMITED], "three of its threads hang"
+    assert await codes("acme.good", "fast") == ["found"]
+    assert len(asked) == 5
     release.set()
     async with asyncio.timeout(10):
-        assert await asked.lookup("d.example") == (ip_address(PUBLIC),)
+        while (await codes("acme.bad", "fast")) != ["found"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_without_a_thread_there_is_no_lookup(monkeypatch):
+    """Neither beyond the limit, nor when the system gives none."""
+    with pytest.raises(resolver.Busy):
+        await resolver.SystemResolver(threads=0).lookup("localhost")
+
+    def refused(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    names = resolver.SystemResolver(threads=1)
+    for _ in range(2):
+        with pytest.raises(resolver.Busy, match="new thread"):
+            await names.lookup("localhost")

@@ -342,7 +342,7 @@ async def test_a_name_that_nobody_knows_is_down():
         def __init__(self, *found):
             self.found = found
 
-        async def lookup(self, _):
+        async def lookup(self, *_):
             if not self.found:
                 raise OSError("no such name")
             return self.found
@@ -361,7 +361,7 @@ async def test_a_slow_name_server_times_out():
     """Within the monitor's own time, whatever the guard would wait."""
 
     class Silent:
-        async def lookup(self, _):
+        async def lookup(self, *_):
             await asyncio.Event().wait()
 
     spec = wanted("tcp", "slow.example:1", timeout_s=0.1)
@@ -387,7 +387,7 @@ async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
     """Logged, and a result all the same."""
 
     class Broken:
-        async def lookup(self, _):
+        async def lookup(self, *_):
             raise ZeroDivisionError
 
     spec = wanted("tcp", "a.example:1")
