@@ -55,8 +55,8 @@ class EgressRights:
     """Where one caller may connect to.
 
     `hosts` are the patterns an operator accepted (`*`: any public host), `declared` those of the manifest; None means
-    that the caller has no manifest which could declare any (v1, and latticed's own services). `owner` is the plugin whose
-    share of name look-ups is used; empty for latticed's own.
+    that the caller has no manifest which could declare any (v1, and latticed's own services). `owner` is the plugin
+    whose share of name look-ups is used; empty for latticed's own.
     """
 
     hosts: tuple[str, ...] = ()

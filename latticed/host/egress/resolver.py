@@ -49,7 +49,7 @@ class SystemResolver:
     """getaddrinfo, a thread for each look-up.
 
     Threads cannot be cancelled: one whose caller has gone hangs until the system gives up (resolv.conf(5): 5 s, twice,
-    for each name server). So every owner has a share of its own: names whose servers never answer hold up nobody else's.
+    per name server). So every owner has a share of its own: names whose servers never answer hold up no one else's.
     The caller's place is free again when it leaves. Threads are daemonic: the end of the process waits for none.
     """
 
