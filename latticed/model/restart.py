@@ -23,16 +23,18 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
-    """How often a handle has failed in a row."""
+    """How often a handle has failed in a row; `excused` of these count for the pause alone, not for the breaker."""
 
     in_a_row: int = 0
+    excused: int = 0
 
-    def after(self, uptime_s: float, policy: Policy) -> Failures:
+    def after(self, uptime_s: float, policy: Policy, *, excused: bool = False) -> Failures:
         """The count after one more failure of a handle that had been up for `uptime_s`."""
-        return Failures(in_a_row=1 if uptime_s >= policy.healthy_s else self.in_a_row + 1)
+        before = Failures() if uptime_s >= policy.healthy_s else self
+        return Failures(in_a_row=before.in_a_row + 1, excused=before.excused + excused)
 
     def breaker_open(self, policy: Policy) -> bool:
-        return self.in_a_row >= policy.breaker_failures
+        return self.in_a_row - self.excused >= policy.breaker_failures
 
     def delay_s(self, policy: Policy, roll: float) -> float:
         """Seconds to wait before the next attempt; `roll` in [0, 1) is the dice, spread over ± `jitter`."""

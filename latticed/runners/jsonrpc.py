@@ -1,6 +1,7 @@
 """latticed-stdio-1: JSON-RPC 2.0, one message a line, in both directions (contracts §10). No transport, no process.
 
-The plugin is a stranger: whatever it sends that is not a message breaks the session with a reason, and nothing else.
+The plugin is a stranger: whatever it sends that is not a message breaks the session with a reason, and nothing else. A
+message whose value cannot be carried on is a fault of that one answer or call.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from latticed.kit import logs, text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import lines
+from latticed.runners import lines, uncarried
 from latticed.runners.lines import Lines, LineTooLong
+from latticed.runners.uncarried import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+
+    from latticed.runners.uncarried import Odd
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
@@ -88,7 +92,8 @@ class Session:
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         """The plugin's answer; Problem("plugin_error") when it answers with an error, ("plugin_gone") when it ends.
 
-        Problem with the code of the breakage when it broke the session instead. Cancelled, a late answer is ignored.
+        Uncarried when the answer's value cannot be carried on. Problem with the code of the breakage when it broke the
+        session instead. Cancelled, a late answer is ignored.
         """
         self._check_open()
         try:
@@ -131,17 +136,14 @@ class Session:
         """Take lines until there are none, or enough calls are under way."""
         try:
             for line in found:
-                self._take(_checked(line))
+                self._take_line(line)
                 if not self._open:
                     return
                 if len(self._serving) >= MAX_IN_FLIGHT:
                     self._pause(True)
                     return
         except LineTooLong as error:
-            self._break("message_too_large", str(error))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            found_text = text.sanitise(str(error), 200)
-            self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found: {found_text}")
+            self._break("message_too_large", f"{error}, which begins {uncarried.noise(self._lines.rest)}")
         else:
             self._pause(False)
 
@@ -149,6 +151,40 @@ class Session:
         if wanted != self._paused:
             self._paused = wanted
             self._flow(not wanted)
+
+    def _take_line(self, line: bytes) -> None:
+        try:
+            message = _decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            odd, why = uncarried.read(line), text.sanitise(str(error), 100)
+        else:
+            if not lines.too_deep(line, [message.params, message.result, message.error]):
+                self._take(message)
+                return
+            odd, why = uncarried.read(line), "nesting"
+        if odd is None or not self._take_odd(odd):
+            found = uncarried.noise(line)
+            self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
+
+    def _take_odd(self, odd: Odd) -> bool:
+        """Refuse the one call, or fail the one answer, whose value cannot be carried on; False when it is neither."""
+        number, method = odd.members.get("id"), odd.members.get("method")
+        if odd.members.get("jsonrpc") != "2.0":
+            return False
+        if method is not None:
+            if not isinstance(method, str) or not _is_id(number):
+                return False
+            refused = HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {odd.found}")
+            self._begin(number, method, _refuse(refused))
+            return True
+        if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
+            return False
+        self._given_up.pop(number, None)
+        answer = self._waiting.get(number)
+        if answer is None or answer.done():
+            return answer is None or answer.cancelled()
+        answer.set_exception(Uncarried(odd.found))
+        return True
 
     def _take(self, message: Message) -> None:
         if message.method is not None:
@@ -181,8 +217,10 @@ class Session:
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")
             return
-        number = message.id
-        work = self._answer_call(number, method, message.params or {})
+        self._begin(message.id, method, self._serve(method, message.params or {}))
+
+    def _begin(self, number: int | str | None, method: str, served: Awaitable[Any]) -> None:
+        work = self._answer_call(number, served)
         task = fenced(work, lambda error: self._failed(number, method, error), name="host call")
         self._serving.add(task)
         task.add_done_callback(self._served)
@@ -192,9 +230,9 @@ class Session:
         if self._paused and self._open:
             self._take_all(self._lines.ready())
 
-    async def _answer_call(self, number: int | str | None, method: str, params: dict[str, Any]) -> None:
+    async def _answer_call(self, number: int | str | None, served: Awaitable[Any]) -> None:
         try:
-            answer = {"id": number, "result": await self._serve(method, params)}
+            answer = {"id": number, "result": await served}
         except HostError as error:
             answer = _refusal(number, error)
         await self._reply(answer)
@@ -238,11 +276,12 @@ class Session:
             self._broken(code, reason)
 
 
-def _checked(line: bytes) -> Message:
-    message = _decode(line)
-    if lines.too_deep(line, [message.params, message.result, message.error]):
-        raise msgspec.DecodeError(f"more than {lines.MAX_DEPTH} levels of nesting")
-    return message
+async def _refuse(error: HostError) -> Any:
+    raise error
+
+
+def _is_id(number: Any) -> bool:
+    return type(number) in {int, str} and len(str(number)) <= ID_CHARACTERS and str(number).isprintable()
 
 
 def _line(message: dict[str, Any]) -> bytes:

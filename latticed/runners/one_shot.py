@@ -12,6 +12,7 @@ from latticed.model.runtime import Health
 from latticed.runners import replies, stdio_json
 from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
+from latticed.runners.uncarried import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -67,12 +68,16 @@ class OneShot:
 
     async def describe(self) -> None:
         """Prove that it can be started and speaks the protocol; Problem when not. What it answers does not matter."""
-        await self._in_time("describe", None)
+        with contextlib.suppress(Uncarried):
+            await self._in_time("describe", None)
 
     async def check(self) -> Checkup:
         if self._running:
             return Checkup(health=Health.HEALTHY, message="at work")
-        answer = await self._in_time("health", None)
+        try:
+            answer = await self._in_time("health", None)
+        except Uncarried as odd:
+            return replies.unreadable_checkup(odd)
         result = answer["result"]
         if answer["ok"] and isinstance(result, dict) and "status" in result:
             return replies.checkup({"message": answer["message"], **result})

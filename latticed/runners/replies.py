@@ -24,6 +24,11 @@ def checkup(answer: Any) -> Checkup:
     return Checkup(health=Health(status), message=said_text(said))
 
 
+def unreadable_checkup(problem: Problem) -> Checkup:
+    """It answered a health check with what cannot be carried on: it is alive, and does not count as unhealthy."""
+    return Checkup(health=Health.DEGRADED, message=problem.detail)
+
+
 def reply(answer: Any) -> dict[str, Any]:
     """The answer `{ok, message, result, error}` to an invocation; Problem("protocol_error") when it is none."""
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):

@@ -16,6 +16,7 @@ from latticed.runners import replies
 from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
 from latticed.runners.jsonrpc import Session
+from latticed.runners.uncarried import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -115,6 +116,8 @@ class Speaking:
         answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
         try:
             await self.session.ask("initialize", answer)
+        except Uncarried:
+            pass  # it answered, and what does not matter
         except Problem as problem:
             if problem.code != "plugin_gone":
                 raise
@@ -127,7 +130,10 @@ class Speaking:
     async def check(self) -> Checkup:
         if self._invocations:  # many plugins do one thing at a time; what hangs has a deadline of its own
             return self._last
-        self._last = replies.checkup(await self.session.ask("health", {}))
+        try:
+            self._last = replies.checkup(await self.session.ask("health", {}))
+        except Uncarried as odd:
+            self._last = replies.unreadable_checkup(odd)
         return self._last
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:

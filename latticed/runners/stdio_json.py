@@ -16,8 +16,9 @@ from latticed.kit import logs, text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import lines, replies
+from latticed.runners import lines, replies, uncarried
 from latticed.runners.lines import Lines, LineTooLong
+from latticed.runners.uncarried import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +57,8 @@ class Invocation:
     """One conversation. `answer` takes lines for the descriptor of answers, `serve` carries out host calls.
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
-    `output_too_large`, `too_many_host_calls`, `protocol_error`, or how it ended. `drain` waits until the plugin has
+    `output_too_large`, `too_many_host_calls`, `protocol_error`, how it ended, or `plugin_error` for a reply whose value
+    cannot be carried on (Uncarried). `drain` waits until the plugin has
     read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
     """
 
@@ -116,28 +118,44 @@ class Invocation:
             return
         try:
             message = _decode(line)
-            if lines.too_deep(line, message):
-                raise msgspec.DecodeError(f"more than {lines.MAX_DEPTH} levels of nesting")
-            call = msgspec.convert(message, Line).host_call if "host_call" in message else None
+            deep = lines.too_deep(line, message)
+            call = msgspec.convert(message, Line).host_call if "host_call" in message and not deep else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            found = text.sanitise(str(error), 200)
-            self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found: {found}")
+            self._take_odd(line, text.sanitise(str(error), 100))
         else:
-            if call is None:
-                self._reply(message)
+            if deep:
+                self._take_odd(line, "nesting")
+            elif call is None:
+                self._reply(message, line)
             else:
                 self._call(call)
 
-    def _reply(self, message: dict[str, Any]) -> None:
+    def _take_odd(self, line: bytes, why: str) -> None:
+        """Refuse the call whose parameters cannot be carried on, or end with the reply that cannot."""
+        odd = uncarried.read(line)
+        if odd is None:
+            found = uncarried.noise(line)
+            self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found {found} ({why})")
+        elif "host_call" not in odd.members:
+            self._fail(Uncarried(odd.found))
+        else:
+            try:
+                call = msgspec.convert({**odd.members["host_call"], "params": {}}, HostCall)
+            except (msgspec.DecodeError, TypeError):
+                self._fail(Uncarried(odd.found))
+            else:
+                self._call(call, HostError(Denial.BAD_PARAMS, f"params: expected values, found {odd.found}"))
+
+    def _reply(self, message: dict[str, Any], line: bytes) -> None:
         result = message.get("result")
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
         except Problem as problem:
-            self.fail(problem.code, problem.detail)
+            self.fail(problem.code, f"{problem.detail}: {uncarried.noise(line)}")
         else:
             self.outcome.set_result(reply)
 
-    def _call(self, call: HostCall) -> None:
+    def _call(self, call: HostCall, refused: HostError | None = None) -> None:
         self._left_calls -= 1
         if self._left_calls < 0:
             self.fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
@@ -145,13 +163,15 @@ class Invocation:
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
             self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
-        task = fenced(self._answer_call(call), lambda error: self._failed(call, error), name="host call")
+        task = fenced(self._answer_call(call, refused), lambda error: self._failed(call, error), name="host call")
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
-    async def _answer_call(self, call: HostCall) -> None:
+    async def _answer_call(self, call: HostCall, refused: HostError | None) -> None:
         async with self._room:
             try:
+                if refused is not None:
+                    raise refused
                 result = await self._serve(call.method, call.params or {})
             except HostError as error:
                 line = _refusal(call, error)
@@ -172,8 +192,11 @@ class Invocation:
 
     def fail(self, code: str, detail: str) -> None:
         """It is over, for this reason; after the reply nothing matters any more."""
+        self._fail(Problem(code, detail))
+
+    def _fail(self, problem: Problem) -> None:
         if not self.outcome.done():
-            self.outcome.set_exception(Problem(code, detail))
+            self.outcome.set_exception(problem)
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:

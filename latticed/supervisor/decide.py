@@ -21,6 +21,9 @@ class Phase(StrEnum):
     HELD = "held"  # failed for a reason that trying again cannot mend: its bundle no longer verifies
 
 
+EXCUSED = frozenset({"message_too_large"})
+"""What a visitor can cause in a plugin that echoes: it is started again after growing pauses; no breaker opens."""
+
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
 
 
@@ -192,7 +195,8 @@ def _failed(state: State, failed: Failed, rules: Rules) -> Next:
     down = replace(state, fault=fault, message=failed.message, health=Health.UNKNOWN, bad_checks=0, pending=None)
     if failed.final:
         return replace(down, phase=Phase.HELD, wanted=False), ()
-    failures = state.failures.after(failed.uptime_s, rules.restart)
+    excused = state.phase is Phase.ARMED and failed.code in EXCUSED
+    failures = state.failures.after(failed.uptime_s, rules.restart, excused=excused)
     if failures.breaker_open(rules.restart):
         return replace(down, phase=Phase.BROKEN, failures=failures), ()
     return replace(down, phase=Phase.WAITING, failures=failures), (Do.RETRY,)

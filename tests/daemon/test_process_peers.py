@@ -20,7 +20,7 @@ burst = 1000000
 """
 OFTEN = {"health": {"interval_s": 1, "timeout_s": 1, "failures": 1}}
 GARBAGE = {
-    "no json": (rb"hello\n", "malformed"),
+    "no json": (rb"hello\n", '"hello"'),
     "no object": (rb"[1]\n", "object"),
     "no utf-8": (rb"{\"jsonrpc\":\"2.0\",\"id\":\"\xff\"}\n", ""),
     "another version": (rb"{\"jsonrpc\":\"1.0\",\"id\":1,\"result\":1}\n", "2.0"),
@@ -199,6 +199,33 @@ def test_replies_that_are_none(host, name, result, words):
     else:
         assert answer.json()["message"] == "5"
     assert host.invoke(name, "again").status == 200
+
+
+ECHO = """
+while True:
+    message = hear()
+    if message["method"] == "health" and unwell:
+        os.write(1, b'{"jsonrpc":"2.0","id":%d,"result":{"status":"healthy","message":"\\\\ud800"}}\\n' % message["id"])
+    elif message["method"] == "invoke":
+        unwell = True
+        odd = message["params"]["payload"].encode()
+        os.write(1, b'{"jsonrpc":"2.0","id":%d,"result":{"ok":true,"result":%b}}\\n' % (message["id"], odd))
+    else:
+        answer(message)
+"""
+
+
+def test_what_a_visitor_has_a_plugin_echo_takes_it_down_never(host, name):
+    """Odd values in replies and in health answers: each is that answer's plugin_error; one life, no failure."""
+    host.up(name, peers.peer("unwell = False" + ECHO), runtime=OFTEN)
+    pid = host.runtime(name)["pid"]
+    for odd in (r'"\ud800"', "1e400", "NaN", "[" * 5_000 + "]" * 5_000) * 3:
+        answer = host.invoke(name, "echo", odd)
+        assert (answer.status, answer.code) == (502, "plugin_error"), answer
+    host.daemon.until(lambda: host.runtime(name)["health"] == "degraded", "the odd health answer")
+    assert "a lone surrogate" in host.runtime(name)["message"]
+    assert host.invoke(name, "echo", "7").json()["result"] == 7
+    assert (host.runtime(name)["pid"], host.story(name)) == (pid, ["armed"])
 
 
 def test_a_health_that_is_none(host, name):

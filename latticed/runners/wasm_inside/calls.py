@@ -71,7 +71,7 @@ class Calls:
                 raise status.of_trap(trap) from None
             except Fault as fault:
                 raise Failed("wasm_trap", str(fault)) from None
-        found = json.loads(data)
+        found = read_json(data)
         if not isinstance(found, dict):
             raise ValueError("it is no object")  # noqa: TRY004 - like JSON that is none
         return found
@@ -128,7 +128,7 @@ class Calls:
         if size & WORD > MOST_BYTES:
             return _refusal(f"expected at most {MOST_BYTES} bytes")
         try:
-            request = json.loads(self._guest.read(caller, at, size))
+            request = read_json(self._guest.read(caller, at, size))
         except Fault as fault:
             raise Failed("wasm_trap", str(fault)) from None
         except (ValueError, RecursionError):
@@ -137,6 +137,16 @@ class Calls:
             return _refusal("expected a request with a method")
         params = request.get("params", {})
         return self._ask(request["method"], params) if isinstance(params, dict) else _refusal("expected params {}")
+
+
+def read_json(data: bytes) -> Any:
+    """What these bytes say in JSON and UTF-8; ValueError for anything that cannot be carried on to the host.
+
+    `json.loads` takes UTF-16 and UTF-32, NaN, infinite numbers and lone surrogates too.
+    """
+    value = json.loads(data.decode("utf-8"))
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return value
 
 
 def _refusal(message: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from latticed.runners.wasm_inside.calls import Calls
 
 _CHUNK_BYTES: Final = 1 << 16
+_LINE_BYTES: Final = 1 << 20
+"""The longest line that the host takes; a longer one would end the session."""
 _UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603
 
 
@@ -49,8 +51,11 @@ class Talk:
         """One host call of the module; what else arrives meanwhile is answered if it is simple, or waits."""
         self._asked += 1
         number = f"call-{self._asked}"
+        line = _line({"id": number, "method": method, "params": params})
+        if len(line) > _LINE_BYTES:
+            return {"error": {"code": "too_large", "message": f"expected at most {_LINE_BYTES} bytes as JSON"}}
         with self._budget:
-            self._send({"id": number, "method": method, "params": params})
+            _write(line)
             while (message := self._next()).get("id") != number or "method" in message:
                 if message.get("method") in {"invoke", "initialize"}:
                     self._later.append(message)
@@ -66,7 +71,10 @@ class Talk:
         if self._config:
             request["config"] = self._config
         try:
-            self._send({"id": number, "result": calls.invoke(request)})
+            line = _line({"id": number, "result": calls.invoke(request)})
+            if len(line) > _LINE_BYTES:
+                raise ValueError(f"expected at most {_LINE_BYTES} bytes as JSON, found {len(line)}")
+            _write(line)
         except (ValueError, RecursionError) as error:
             words = f"expected the module to answer with a JSON object, found something else: {error}"
             self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
@@ -96,6 +104,14 @@ class Talk:
         return message
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = memoryview(json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")).encode() + b"\n")
-        while data:
-            data = data[os.write(1, data) :]
+        _write(_line(message))
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def _write(line: bytes) -> None:
+    data = memoryview(line)
+    while data:
+        data = data[os.write(1, data) :]

@@ -12,6 +12,7 @@ from latticed.host.service import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import jsonrpc
+from latticed.runners.uncarried import Uncarried
 from tests.house import conversations
 
 LIMIT = jsonrpc.MAX_LINE_BYTES
@@ -365,15 +366,10 @@ BROKEN = {
     "bad utf-8 in a name": CALL + b',"params":{"\xff":1}}',
     "bad utf-8 in a field": CALL + b',"\xff":1}',
     "overlong utf-8": CALL + b',"params":{"a":"\xc0\x80"}}',
-    "surrogate": CALL + b',"params":{"a":"\\ud800"}}',
     "surrogate as utf-8": CALL + b',"params":{"a":"\xed\xa0\x80"}}',
     "byte order mark": b"\xef\xbb\xbf" + CALL + b"}",
     "control character": CALL + b',"params":{"a":"\x01"}}',
     "NUL": CALL + b"}\0",
-    "NaN": CALL + b',"params":{"a":NaN}}',
-    "infinite": CALL + b',"params":{"a":1e999}}',
-    "deep": CALL + b',"params":{"a":' + b"[" * 99 + b"]" * 99 + b"}}",
-    "bottomless": CALL + b',"params":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     "bottomless error": b'{"jsonrpc":"2.0","id":1,"error":{"a":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}}",
 }
 
@@ -390,6 +386,83 @@ async def test_what_is_no_message_breaks_the_session(talk, line):
     assert len(reason) < 400
     await asyncio.sleep(0)
     assert (talk.calls, talk.said) == ([], [])
+
+
+ODD = {
+    "surrogate": rb'"\ud800"',
+    "surrogate in a name": rb'{"\udfff":1}',
+    "infinite": b"1e400",
+    "NaN": b"NaN",
+    "minus infinity": b"[-Infinity]",
+    "too many digits": b"7" * 5_000,
+    "deep": b"[" * 101 + b"]" * 101,
+    "bottomless": b"[" * 100_000 + b"]" * 100_000,
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    "line", [b'{"jsonrpc":"2.0","id":%d,"result":%b}', b'{"result":%b , "id": %d, "jsonrpc": "2.0"}']
+)
+async def test_an_answer_that_cannot_be_carried_on_fails_alone(talk, line, value):
+    """plugin_error for whoever asked, wherever the id stands in the line; the session lives on."""
+    task, number = await _asked(talk)
+    parts = (value, number) if line.startswith(b'{"result"') else (number, value)
+    talk.session.feed(line % parts + b"\n")
+    with pytest.raises(Uncarried, match="expected an answer whose value can be carried on, found ") as caught:
+        await task
+    assert caught.value.code == "plugin_error"
+    again, number = await _asked(talk)
+    talk.hear({"id": number, "result": 1})
+    assert (await again, talk.broken) == (1, [])
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+async def test_a_call_that_cannot_be_carried_on_is_refused_alone(talk, value):
+    """bad_params for that call; nothing is carried out."""
+    talk.session.feed(CALL + b',"params":{"a":' + value + b"}}\n")
+    await talk.until_said(1)
+    assert talk.said[0]["error"]["data"] == {"code": "bad_params"}
+    assert (talk.said[0]["id"], talk.calls, talk.broken) == (1, [], [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":99,"result":1e400}',
+        b'{"jsonrpc":"1.0","id":1,"result":1e400}',
+        b'{"jsonrpc":"2.0","id":true,"result":1e400}',
+        b'{"jsonrpc":"2.0","method":"a","params":{"a":1e400}}',
+        rb'{"jsonrpc":"2.0","id":"\ud800","method":"a"}',
+        rb'{"jsonrpc":"2.0","id":1,"method":["\ud800"]}',
+        b'{"jsonrpc":"2.0","result":{"id":1,"a":' + b"[" * 5_000 + b"]" * 5_000 + b',"id":1}}',
+    ],
+)
+async def test_what_is_odd_and_answers_nothing_breaks_the_session(talk, line):
+    """Without an id that was asked, or one to answer to, there is nobody whose fault it could be."""
+    task, number = await _asked(talk)
+    assert number == 1
+    talk.session.feed(line + b"\n")
+    assert talk.broken_code() == "protocol_error"
+    with pytest.raises(Problem):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"debug: loaded 3 rows", '"debug: loaded 3 rows"'),
+        (b"\x1b[31mred\x00", r'"\x1b[31mred\x00"'),
+        (b"x" * 81, f'"{"x" * 80}…"'),
+        (b"\xff\xfe", r'"\xff\xfe"'),
+    ],
+)
+async def test_noise_on_stdout_is_shown(talk, line, shown):
+    """The first 80 characters, escaped: what a forgotten print looks like from here."""
+    talk.session.feed(line + b"\n")
+    ((_, reason),) = talk.broken
+    assert shown in reason
+    assert reason.isprintable()
 
 
 async def test_an_answer_without_an_outcome_breaks_the_session(talk):

@@ -11,6 +11,7 @@ from latticed.host.service import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import stdio_json
+from latticed.runners.uncarried import Uncarried
 from tests.house import conversations
 
 REPLY = {"ok": True, "message": "done", "result": {"a": 1}, "error": None}
@@ -244,13 +245,8 @@ BROKEN = {
     "call long id": b'{"host_call":{"id":"' + b"x" * 129 + b'","method":"a"}}',
     "bad utf-8": b'{"ok":true,"message":"\xff"}',
     "bad utf-8 in a name": b'{"ok":true,"\xff":1}',
-    "surrogate": b'{"ok":true,"message":"\\ud800"}',
-    "NaN": b'{"ok":true,"result":NaN}',
     "NUL": b'{"ok":true}\0',
     "byte order mark": b'\xef\xbb\xbf{"ok":true}',
-    "deep": b'{"ok":true,"result":' + b"[" * 100 + b"]" * 100 + b"}",
-    "bottomless": b'{"ok":true,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "bottomless call": b'{"host_call":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
 }
 
 
@@ -265,6 +261,43 @@ async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
     assert caught.value.detail.isprintable()
     assert len(caught.value.detail) < 400
     assert call.calls == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        rb'{"ok":true,"message":"\ud800"}',
+        b'{"ok":true,"result":NaN}',
+        b'{"ok":true,"result":[1e400]}',
+        b'{"ok":true,"result":' + b"[" * 101 + b"]" * 101 + b"}",
+        b'{"ok":true,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"host_call":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+    ],
+)
+async def test_a_reply_that_cannot_be_carried_on(call, line):
+    """plugin_error: it spoke the protocol, and what it said has no form here."""
+    call.invocation.feed(line + b"\n")
+    with pytest.raises(Uncarried) as caught:
+        await call.invocation.outcome
+    assert caught.value.code == "plugin_error"
+    assert caught.value.detail.isprintable()
+
+
+async def test_a_call_that_cannot_be_carried_on_is_refused_alone(call):
+    """bad_params for that call, and the invocation goes on; it counts for the limit of calls."""
+    call.invocation.feed(rb'{"host_call":{"id":7,"method":"kv.put","params":{"key":"\ud800"}}}' + b"\n")
+    await call.until_said(1)
+    assert call.said[0]["host_response"]["error"].startswith("bad_params: ")
+    assert (call.said[0]["host_response"]["id"], call.calls) == (7, [])
+    call.hear(REPLY)
+    assert await call.invocation.outcome == REPLY
+
+
+async def test_noise_on_stdout_is_shown(call):
+    """Also when it happens to be JSON."""
+    call.invocation.feed(b'{"level":"debug"}\n')
+    with pytest.raises(Problem, match=r'found something else: "\{"level":"debug"\}"'):
+        await call.invocation.outcome
 
 
 async def test_what_is_nested_as_deep_as_allowed_is_a_reply(call):

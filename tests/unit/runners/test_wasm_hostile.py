@@ -132,6 +132,21 @@ BAD_ANSWERS = {  # lives on: text at 16
 }
 
 
+UNCARRIED = {  # lives on: the bytes of an answer that some readers of JSON would take
+    "NaN": b'{"ok":true,"result":NaN}',
+    "Infinity": b'{"ok":true,"result":[-Infinity]}',
+    "a number too large": b'{"ok":true,"result":1e400}',
+    "a lone surrogate": rb'{"ok":true,"message":"\ud800"}',
+    "a lone surrogate in a name": rb'{"ok":true,"result":{"\udfff":1}}',
+    "UTF-16": '{"ok":true}'.encode("utf-16"),
+    "UTF-32": '{"ok":true}'.encode("utf-32"),
+    "bytes that are no text": b'{"ok":true,"message":"\xff"}',
+    "a byte order mark": b'\xef\xbb\xbf{"ok":true}',
+    "deeper than we take": b'{"ok":true,"result":' + b"[" * 150 + b"]" * 150 + b"}",
+    "longer than a line once it is written again": b'{"ok":true,"result":[1' + b",1e15" * 60_000 + b"]}",
+}
+
+
 @pytest.mark.parametrize("name", NO_PLUGIN)
 async def test_what_is_no_plugin(tmp_path, name):
     """Refused by the compiler, which never runs it; nothing of it is kept."""
@@ -184,6 +199,23 @@ async def test_answers_that_are_none(tmp_path, name):
         for _ in range(2):
             with pytest.raises(Problem, match=words):
                 await living.invoke("go", {})
+        assert (await living.check()).health == "healthy"
+        assert bench.exits == []
+
+
+@pytest.mark.parametrize("name", UNCARRIED)
+async def test_answers_that_cannot_be_carried_on(tmp_path, name):
+    """plugin_error for whoever asked, as docs/wasm.md says; any visitor may have caused it, so the plugin lives."""
+    answer = UNCARRIED[name]
+    vector = "".join(f"\\{byte:02x}" for byte in answer)
+    more = f'(data (i32.const 16) "{vector}")'
+    source = wasms.module(wasms.packed(16, len(answer)), more=more).replace('"memory") 2)', '"memory") 24)')
+    async with wasms.bench(tmp_path) as bench:
+        living = await bench.start(source)
+        for _ in range(2):
+            with pytest.raises(Problem) as failed:
+                await living.invoke("go", {})
+            assert failed.value.code == "plugin_error"
         assert (await living.check()).health == "healthy"
         assert bench.exits == []
 

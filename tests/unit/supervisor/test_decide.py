@@ -105,6 +105,19 @@ def test_a_failed_start_counts_like_a_crash():
     assert after(RetryDue(), Arm(), RetryDue(), state=state) == (state, [])
 
 
+def test_what_a_visitor_can_cause_opens_no_breaker():
+    """An answer that is too long, however often: growing pauses, but no breaker. At a start nobody has asked it yet."""
+    long = replace(CRASH, code="message_too_large")
+    state, done = ARMED, []
+    for _ in range(10):
+        state, more = after(long, RetryDue(), Started(), state=state)
+        done += more
+    assert (state.phase, state.failures.in_a_row, done.count(Do.RETRY)) == (Phase.ARMED, 10, 10)
+    state, _ = after(CRASH, RetryDue(), CRASH, RetryDue(), state=state)
+    assert state.phase is Phase.STARTING
+    assert after(long, state=state)[0].phase is Phase.BROKEN
+
+
 def test_only_failures_in_a_row_open_the_breaker():
     """A life of a minute starts the count over."""
     state, _ = after(CRASH, RetryDue(), Started(), CRASH, RetryDue(), Started(), state=ARMED)

@@ -1,0 +1,100 @@
+"""Lines that are whole JSON, but hold a value that cannot be carried on (contracts §10).
+
+A lone surrogate has no UTF-8, 1e400 no number in most readers, NaN no JSON; nesting without an end has no reader. Any
+visitor can put such a value into what a plugin echoes, so it is a fault of that one answer, never of the plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from latticed.kit import text
+from latticed.model.errors import Problem
+from latticed.runners import lines
+
+NOISE_CHARACTERS: Final = 80
+_SCALAR: Final = rb'("(?:[^"\\]|\\.)*"|-?\d{1,19}|true|false|null)'
+_MEMBER: Final = rb'"([a-z]{1,16})"\s*:\s*' + _SCALAR
+_FIRST: Final = re.compile(rb"\s*\{\s*" + _MEMBER + rb"\s*,")
+_NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
+_LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
+_TAIL_BYTES: Final = 512
+
+
+class Uncarried(Problem):
+    """One answer arrived whole and cannot be carried on; `found` says why."""
+
+    def __init__(self, found: str) -> None:
+        hint = "the plugin is well: it answered with a value that JSON's readers do not take"
+        super().__init__("plugin_error", f"expected an answer whose value can be carried on, found {found}", hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Odd:
+    """Such a line: its `members` as far as they can be read, odd values included, and what was `found` odd."""
+
+    members: dict[str, Any]
+    found: str
+
+
+def read(line: bytes) -> Odd | None:
+    """What is odd about `line`; None when it is no JSON object in UTF-8, or nothing about it is odd."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    except RecursionError:
+        return Odd(members=_edges(line), found=_too_deep())
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return Odd(members=_edges(line), found="an integer of too many digits")
+    if not isinstance(value, dict):
+        return None
+    if lines.too_deep(line, value):
+        return Odd(members=value, found=_too_deep())
+    found = _unfit(value)
+    return Odd(members=value, found=found) if found else None
+
+
+def noise(line: bytes) -> str:
+    """The beginning of a line that is no message, quoted, for a message to people."""
+    start = line[: 4 * NOISE_CHARACTERS].decode("utf-8", "backslashreplace")
+    shown = text.sanitise(start[:NOISE_CHARACTERS], 3 * NOISE_CHARACTERS)
+    return f'"{shown}{"…" if len(start) > NOISE_CHARACTERS else ""}"'
+
+
+def _unfit(value: Any) -> str:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    except ValueError:
+        return "a number that is infinite, or none"
+    return ""
+
+
+def _too_deep() -> str:
+    return f"more than {lines.MAX_DEPTH} levels of nesting"
+
+
+def _edges(line: bytes) -> dict[str, Any]:
+    """The members of text, number or truth before and after a value that cannot be read itself."""
+    found: dict[str, Any] = {}
+    place = _FIRST.match(line)
+    while place is not None:
+        _keep(found, place)
+        place = _NEXT.match(line, place.end())
+    rest = line[-_TAIL_BYTES:]
+    while (place := _LAST.search(rest)) is not None:
+        _keep(found, place)
+        rest = rest[: place.start()]
+    return found
+
+
+def _keep(found: dict[str, Any], place: re.Match[bytes]) -> None:
+    try:
+        found[place[1].decode()] = json.loads(place[2])
+    except ValueError:
+        return
