@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart() -> None:
     import latticed
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: every program would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("LATTICED_TEST_INSTALLED") == "1":
         place = Path(latticed.__file__).resolve()
         assert "site-packages" in place.parts, f"expected the installed wheel, found {place}"

@@ -24,9 +24,11 @@ SLICE = f"latticed_tests{os.getpid()}.slice"  # of this run: others may be under
 SETUP = r"""
 set -eu
 mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/log # or a journal that the host keeps would be read, and written
 mount -t tmpfs tmpfs /usr/local/sbin
 cp "$(readlink -f "$(command -v logger)")" /usr/local/sbin/sshd
-mkdir -p /run/systemd/journal /run/log/journal
+mkdir -p /run/systemd/journal /run/log/journal /run/systemd/journald.conf.d
+printf '[Journal]\nReadKMsg=no\n' >/run/systemd/journald.conf.d/here.conf # the kernel log is the host's
 "$1" >/dev/null 2>&1 &
 for _ in $(seq 500); do
   [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/dev-log ] && break

@@ -19,7 +19,9 @@ JOURNALD = Path("/lib/systemd/systemd-journald")
 SETUP = r"""
 set -eu
 mount -t tmpfs tmpfs /run
-mkdir -p /run/systemd/journal /run/log/journal
+mount -t tmpfs tmpfs /var/log # or a journal that the host keeps would be read, and written
+mkdir -p /run/systemd/journal /run/log/journal /run/systemd/journald.conf.d
+printf '[Journal]\nReadKMsg=no\n' >/run/systemd/journald.conf.d/here.conf # the kernel log is the host's
 "$1" >/dev/null 2>&1 &
 for _ in $(seq 500); do
   [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/stdout ] && break

@@ -87,9 +87,9 @@ async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
 
 async def test_nothing_of_its_calls_goes_on_when_it_is_stopped_after_its_reply(tmp_path, monkeypatch):
     """It has replied, does not end, and is being asked to: then the plugin is disabled."""
-    monkeypatch.setattr(one_shot, "LINGER_S", 0.0)
     gate, said = SlowGate(), []
     async with living(tmp_path, gate, said) as plugin:
+        monkeypatch.setattr(one_shot, "LINGER_S", 0.0)  # not before: the process that proves it can start is told too
         asking = asyncio.ensure_future(plugin.invoke("ask", None))
         await houses.until(lambda: said, "told to end")
         assert (asking.done(), gate.going_on) == (False, 1)
