@@ -165,7 +165,7 @@ def test_the_limits_are_the_hosts():
     text = " ".join(pages.prose(PAGE).split())
     assert jsonrpc.MAX_LINE_BYTES == 1 << 20
     assert "a line of more than 1 MiB (`message_too_large`)" in text
-    assert f"nested deeper than {lines.MAX_DEPTH} levels" in text
+    assert f"more than {lines.MAX_DEPTH} levels of nesting" in text
     assert f"beyond {jsonrpc.MAX_IN_FLIGHT} the host reads no further" in text
     assert f"at most {jsonrpc.METHOD_CHARACTERS} characters" in text
     assert (

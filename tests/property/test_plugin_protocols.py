@@ -14,7 +14,7 @@ from latticed.runners import jsonrpc
 from latticed.runners.lines import Lines, LineTooLong
 from tests.house import conversations
 
-CODES = {"protocol_error", "message_too_large", "output_too_large", "too_many_host_calls", "ended"}
+CODES = {"protocol_error", "plugin_error", "message_too_large", "output_too_large", "too_many_host_calls", "ended"}
 CAP = 6
 SMALL = 400
 
