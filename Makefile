@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test lint check bench clean
+.PHONY: venv run demo test lint check fuzz bench clean
 
 venv: $(READY)
 
@@ -32,6 +32,10 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 check: lint test
+
+# What reads strangers' bytes; for an hour: make fuzz FUZZ_ARGS="--seconds 3600"
+fuzz: $(READY)
+	$(BIN)/python -P tests/fuzz/run.py $(FUZZ_ARGS)
 
 # Some of it: make bench BENCH_ARGS="--only P1,P3 --quick"
 bench: $(READY)
