@@ -139,6 +139,7 @@ class House:
             judge=judge,
             store=store,
             revocations=kept,
+            static=engine.services.static,
             tell_gone=engine.services.forgotten,
             tell_handed_over=engine.services.handed_over,
         )

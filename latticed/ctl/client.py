@@ -94,8 +94,8 @@ class Client:
     def put_bytes(self, *parts: str, body: bytes) -> None:
         self._checked("PUT", parts, body=body, kind="application/octet-stream")
 
-    def delete(self, *parts: str) -> None:
-        self._checked("DELETE", parts)
+    def delete(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
+        return _json(self._checked("DELETE", parts, query=query))
 
     def health(self) -> Any:
         """`GET /api/health`; 503 is an answer here, not a failure."""

@@ -1,27 +1,54 @@
-"""latticectl forget: drop the record of a plugin that is not active; its pin and version floor stay."""
+"""latticectl forget: drop the record of a plugin that is not active; its pin, version floor and data stay."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask
+from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 
 if TYPE_CHECKING:
     from latticed.ctl.session import Session
 
-EXAMPLES: Final = examples("latticectl disable acme.demo && latticectl forget acme.demo")
+EXAMPLES: Final = examples(
+    "latticectl disable acme.demo && latticectl forget acme.demo",
+    "latticectl forget --purge acme.demo    # its values, files and notifications too, also after a forget",
+)
+_KINDS: Final = (("values", "value"), ("files", "file"), ("notifications", "notification"))
 
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
+    parser.add_argument("--purge", action="store_true", help="remove the data that it left, too")
+    parser.description = (
+        "Drop the record of a plugin that is not active, with its grants, bindings, monitors, tasks and plans. What it "
+        "stored stays unless --purge says otherwise. Its publisher and highest version stay known, and what it did "
+        "stays in the audit record."
+    )
 
 
 def run(session: Session) -> int:
-    plain = session.client().post("plugins", "by-id", ask.known_id(session.args.id), "forget", body={})
+    plugin_id, purge = ask.known_id(session.args.id), session.args.purge
+    plain = session.client().post("plugins", "by-id", plugin_id, "forget", body={"purge": True} if purge else {})
+    found = replies.mapping(plain, "reply")
     if session.screen.json_wanted:
-        session.screen.json(plain)
+        session.screen.json(found)
+        return Exit.OK
+    data = _data(replies.mapping(found.get("data"), "reply"))
+    if not purge:
+        session.screen.line(plugin_id, "forgotten")
+        if data:
+            session.screen.note(f"kept: {data}; latticectl forget --purge {plugin_id} removes them")
+    elif found.get("forgotten"):
+        session.screen.line(plugin_id, f"forgotten, removed with it: {data or 'nothing'}")
     else:
-        session.screen.line(session.args.id, "forgotten")
+        session.screen.line(plugin_id, f"removed: {data or 'nothing'}")
+        session.screen.note("its bundle is still in the plugin directory")
     return Exit.OK
+
+
+def _data(left: dict[str, Any]) -> str:
+    """`2 values, 1 file`, or nothing."""
+    counts = [(int(left.get(name) or 0), word) for name, word in _KINDS]
+    return ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts if count)

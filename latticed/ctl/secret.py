@@ -21,7 +21,7 @@ EXAMPLES: Final = examples(
     "latticectl secret bind API_TOKEN acme.fetch         # now ${secret:API_TOKEN} works in its requests",
     "latticectl secret list",
     "latticectl secret unbind API_TOKEN acme.fetch",
-    "latticectl secret delete API_TOKEN",
+    "latticectl secret delete API_TOKEN                  # --unbind: also while plugins have it bound",
 )
 
 _TABLE: Final = (
@@ -39,6 +39,8 @@ def arguments(parser: Parser) -> None:
     for name, summary in (("set", "keep a value, read from stdin or asked for"), ("delete", "forget a secret")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("name", metavar="NAME", help="upper case letters, digits and _")
+        if name == "delete":
+            action.add_argument("--unbind", action="store_true", help="also when plugins have it bound, which lose it")
     for name, summary in (("bind", "let a plugin have it used"), ("unbind", "take that back")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("name", metavar="NAME")
@@ -52,8 +54,7 @@ def run(session: Session) -> int:
         case "set":
             return _set(session)
         case "delete":
-            session.client().delete("secrets", session.args.name)
-            return _told(session, "deleted", {"deleted": True})
+            return _delete(session)
         case action:
             return _bind(session, bound=action == "bind")
 
@@ -90,6 +91,16 @@ def _set(session: Session) -> int:
         )
     session.client().put_bytes("secrets", session.args.name, body=value)
     return _told(session, "set", {"set": True})
+
+
+def _delete(session: Session) -> int:
+    query = {"unbind": "true"} if session.args.unbind else None
+    plain = replies.mapping(session.client().delete("secrets", session.args.name, query=query), "secret")
+    plugins = replies.texts(plain.get("plugins") or [])
+    _told(session, "deleted", {"deleted": True, "plugins": plugins})
+    if plugins:
+        session.screen.note("it is gone from", ", ".join(plugins))
+    return Exit.OK
 
 
 def _bind(session: Session, *, bound: bool) -> int:

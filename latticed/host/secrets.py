@@ -88,11 +88,20 @@ class Secrets:
 
         return await self._ledger.write(change, durable=True)
 
-    async def delete(self, name: str) -> None:
-        """Forget a secret and its bindings; Problem not_found."""
+    async def delete(self, name: str, *, unbind: bool = False) -> tuple[str, ...]:
+        """Forget a secret; the plugins that it was bound to. Problems not_found, secret_bound unless `unbind`."""
         _check_name(name)
-        if not await self._ledger.write(lambda tx: rows.delete(tx, self._owner, name), durable=True):
-            raise Problem("not_found", f"there is no secret {name}")
+
+        def change(tx: Transaction) -> tuple[str, ...]:
+            bound = tuple(rows.bound_to(tx, self._owner, name))
+            if bound and not unbind:
+                hint = f"it would fail there: latticectl secret delete --unbind {name} takes it from them too"
+                raise Problem("secret_bound", f"{name} is bound to {', '.join(bound)}", hint)
+            if not rows.delete(tx, self._owner, name):
+                raise Problem("not_found", f"there is no secret {name}")
+            return bound
+
+        return await self._ledger.write(change, durable=True)
 
     async def bind(self, name: str, plugin_id: str) -> None:
         """Let `plugin_id` have the secret used; already so is fine.

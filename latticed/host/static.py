@@ -114,6 +114,14 @@ class Static:
         """Set a plugin's files aside for another publisher, or bring them back; False when there was nothing."""
         return await self._beside(lambda: self._tree.rename(old, new))
 
+    async def left(self, plugin_id: str) -> int:
+        """How many files there are of an id, those that were set aside too; HostError service_unavailable."""
+        return await self._beside(lambda: sum(len(self._tree.entries(owner)) for owner in self._tree.owners(plugin_id)))
+
+    async def purge(self, plugin_id: str) -> int:
+        """Remove all of those; how many directories there were. HostError service_unavailable."""
+        return await self._beside(lambda: sum(self._tree.remove(owner) for owner in self._tree.owners(plugin_id)))
+
     async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
         found = await self._beside(lambda: self._tree.read(owner, path))

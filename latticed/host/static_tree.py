@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import threading
 from dataclasses import dataclass
@@ -127,6 +128,26 @@ class Tree:
             self._used.clear()
             try:
                 os.rename(self._directory / old, self._directory / new)
+            except FileNotFoundError:
+                return False
+            files.sync_directory(self._directory)
+            return True
+
+    def owners(self, plugin_id: str) -> list[str]:
+        """The directories of an id: the plugin's own, and those that were set aside as `id@publisher`."""
+        with _disk_faults():
+            try:
+                found = os.listdir(self._directory)
+            except FileNotFoundError:
+                return []
+            return sorted(name for name in found if name == plugin_id or name.startswith(f"{plugin_id}@"))
+
+    def remove(self, owner: str) -> bool:
+        """Remove a plugin's whole directory; False when there was none."""
+        with self._held(owner), _disk_faults():
+            self._used.pop(owner, None)
+            try:
+                shutil.rmtree(self._directory / owner)  # follows no link on any level
             except FileNotFoundError:
                 return False
             files.sync_directory(self._directory)

@@ -90,6 +90,13 @@ def rename(tx: Transaction, old: str, new: str) -> int:
     return used_keys
 
 
+def of_plugin(conn: Reader, plugin_id: str) -> list[str]:
+    """The buckets of an id: the plugin's own, and those set aside under the names of earlier publishers."""
+    own = f"plugin:{plugin_id}"
+    found = conn.execute("SELECT bucket FROM kv_usage WHERE bucket = ? OR bucket >= ? AND bucket < ?", _of(own))
+    return [bucket for (bucket,) in found]
+
+
 def usage(conn: Reader, bucket: str) -> tuple[int, int]:
     """How many keys `bucket` has, and the bytes of its keys and values together."""
     row = conn.execute("SELECT keys, bytes FROM kv_usage WHERE bucket = ?", (bucket,)).fetchone()
@@ -101,6 +108,11 @@ def _size(conn: Reader, bucket: str, key: str) -> int | None:
     statement = "SELECT length(CAST(key AS BLOB)) + length(value) FROM kv WHERE bucket = ? AND key = ?"
     row = conn.execute(statement, (bucket, key)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _of(own: str) -> tuple[str, str, str]:
+    """`own`, and the bounds of all that is `own@…`; an id has no "@" in it."""
+    return own, f"{own}@", f"{own}A"
 
 
 def _past(prefix: str) -> str | None:

@@ -80,6 +80,17 @@ def page(
     return [notifications.of_row(row) for row in conn.execute(statement, (*values, limit))]
 
 
+def clear(tx: Transaction, plugin_id: str) -> None:
+    """Remove all that one plugin has sent, also what waits, and that it ever did."""
+    tx.execute("DELETE FROM notifications WHERE plugin_id = ?", (plugin_id,))
+    tx.execute("DELETE FROM notification_usage WHERE plugin_id = ?", (plugin_id,))
+
+
+def count_of(conn: Reader, plugin_id: str) -> int:
+    """How many one plugin has sent that are still kept, of any status."""
+    return int(conn.execute("SELECT count(*) FROM notifications WHERE plugin_id = ?", (plugin_id,)).get)
+
+
 def counts(conn: Reader) -> dict[Status, int]:
     """How many there are of each status."""
     found: dict[Status, int] = {"queued": 0, "delivering": 0, "done": 0, "failed": 0}

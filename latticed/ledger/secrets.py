@@ -74,6 +74,11 @@ def put(tx: Transaction, row: Row) -> None:
     )
 
 
+def bound_to(conn: Reader, owner: str, name: str) -> list[str]:
+    """The ids of the plugins that may have one secret used, in order."""
+    return [plugin_id for one, plugin_id in bindings(conn, owner) if one == name]
+
+
 def delete(tx: Transaction, owner: str, name: str) -> bool:
     """Remove a secret and its bindings; False when there was none."""
     tx.execute("DELETE FROM secret_bindings WHERE owner = ? AND name = ?", (owner, name))
@@ -85,7 +90,7 @@ def bind(tx: Transaction, binding: Binding) -> None:
     """Keep a binding; Problems not_found (no such secret), quota_exceeded."""
     if get(tx, binding.owner, binding.name) is None:
         raise Problem("not_found", f"there is no secret {binding.name}")
-    bound = {plugin_id for name, plugin_id in bindings(tx, binding.owner) if name == binding.name}
+    bound = set(bound_to(tx, binding.owner, binding.name))
     if len(bound - {binding.plugin_id}) >= MAX_BINDINGS:
         raise Problem("quota_exceeded", f"expected at most {MAX_BINDINGS} plugins bound to {binding.name}")
     tx.execute(
@@ -105,6 +110,11 @@ def unbind_all(tx: Transaction, plugin_id: str) -> int:
     """Take back every secret that was bound to a plugin; how many there were."""
     tx.execute("DELETE FROM secret_bindings WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
+
+
+def unbind_set_aside(tx: Transaction, plugin_id: str) -> None:
+    """Take back what was bound under this id for publishers that held it before (`rename_plugin`)."""
+    tx.execute("DELETE FROM secret_bindings WHERE plugin_id >= ? AND plugin_id < ?", (f"{plugin_id}@", f"{plugin_id}A"))
 
 
 def rename_plugin(tx: Transaction, old: str, new: str) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.ledger import records as rows
-from latticed.lifecycle import advance, handover, sight
+from latticed.lifecycle import advance, handover, leavings, sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
 from latticed.model import permits
 from latticed.model.audit import Event
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
 
     from latticed.ledger import Transaction
+    from latticed.lifecycle.leavings import Left
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.audit import Actor
     from latticed.trust.claims import Claim
@@ -111,15 +113,26 @@ class Decisions:
             supervisor.regrant(plugin_id, frozenset(after.granted))
         return await self._settled(after) if renews else after
 
-    async def forget(self, actor: Actor, plugin_id: str) -> None:
-        """Leave only a tombstone of what is not active."""
-        async with self._one(actor, plugin_id) as record:
-            seen = self._life.sight(plugin_id)
-            outcome = advance.forget(record, seen, self._life.rooms.clock.wall_us())
+    async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, Left]:
+        """Leave only a tombstone of what is not active, and its data; with `purge` also what was left before.
+
+        The record as it is then, and the data that there is or, with `purge`, was.
+        """
+        rooms = self._life.rooms
+        async with self._one(actor, plugin_id, forgotten=purge) as record:
+            outcome = advance.forget(record, self._life.sight(plugin_id), rooms.clock.wall_us())
+            if isinstance(outcome, Problem) and purge and not record.accepted:
+                outcome = record  # its bundle lies there; what an earlier life left can go all the same
             after = await self._accepted(actor, record, outcome, "forget")
-            await self._write(after, _event(actor, "plugin.forget", after, {}), handover.strip(plugin_id))
-            await self._life.rooms.tell_gone(plugin_id)
-            self._life.rooms.supervisor.drop(plugin_id)
+            files = await leavings.files_of(rooms.static, plugin_id)
+            left = rooms.ledger.read(lambda db: leavings.count(db, plugin_id, files))
+            event = _event(actor, "plugin.forget", after, {"purged": purge, **dataclasses.asdict(left)})
+            await self._write(after, event, handover.strip(plugin_id, purge=purge))
+            await rooms.tell_gone(plugin_id)
+            rooms.supervisor.drop(plugin_id)
+            if purge:
+                await leavings.remove_files(rooms.static, plugin_id)
+        return after, left
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:
         """Stop and start an active plugin, and close its breaker."""

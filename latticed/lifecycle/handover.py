@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from latticed.ledger import contacts, ddns, kv, monitors, plans, programs, routes, secrets, tasks
+from latticed.lifecycle import leavings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +18,14 @@ _AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, tasks)
 """Rows of what goes on for a plugin: nobody inherits them."""
 
 
-def strip(plugin_id: str) -> Callable[[Transaction], None]:
-    """What is forgotten has no secrets and watches nothing; what it kept in its bucket stays."""
+def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], None]:
+    """What is forgotten has no secrets and watches nothing; what it kept stays unless `purge` says otherwise."""
 
     def strip(tx: Transaction) -> None:
         secrets.unbind_all(tx, plugin_id)
         _clear(tx, plugin_id)
+        if purge:
+            leavings.clear(tx, plugin_id)
 
     return strip
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from latticed.catalog.catalog import Catalog, Sighting
     from latticed.catalog.store import Store
+    from latticed.host.static import Static
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
     from latticed.lifecycle.revocations import Revocations
@@ -54,6 +55,7 @@ class Rooms:
     judge: Callable[[str], Awaitable[Verdict]]
     store: Store
     revocations: Revocations
+    static: Static | None = None
     tell_gone: Callable[[str], Awaitable[None]] = _nobody
     """Called with the id of a plugin that was forgotten."""
     tell_handed_over: Callable[[str, str, str], Awaitable[None]] = _nobody

@@ -157,9 +157,21 @@ class PluginReport(TypedDict):
     denials: list[wire.AuditRow]
 
 
+class DataLeft(TypedDict):
+    """How much there is under an id, or was before it was purged."""
+
+    values: int
+    files: int
+    notifications: int
+
+
 class Forgotten(TypedDict):
+    """`forgotten` is false when only old data was purged, and the bundle is still in the plugin directory."""
+
     id: str
-    forgotten: Literal[True]
+    forgotten: bool
+    purged: bool
+    data: DataLeft
 
 
 class SignedHead(TypedDict):

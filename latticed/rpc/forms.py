@@ -16,6 +16,7 @@ from latticed.rpc import (
     plugins,
     problems,
     running,
+    secrets,
     service_answers,
     status,
     tasks,
@@ -58,7 +59,7 @@ VERIFY: Final = Form(wire.VerdictView, body=plugins.Name, codes=_UNKNOWN)
 DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
 UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
-FORGET: Final = Form(answers.Forgotten, body=plugins.Nothing, codes=_DECIDING)
+FORGET: Final = Form(answers.Forgotten, body=plugins.Forget, codes=_DECIDING)
 INVOKE: Final = Form(
     answers.Reply,
     body=running.Invoke,
@@ -81,7 +82,7 @@ DELETE_VALUE: Final = Form(answers.ValueDeleted, codes=_UNKNOWN)
 _SECRET: Final = ("secret_unavailable", "quota_exceeded", *_UNKNOWN)
 SECRETS: Final = Form(service_answers.SecretList, codes=_SECRET)
 SET_SECRET: Final = Form(service_answers.SecretSet, body=bytes, codes=_SECRET)
-DELETE_SECRET: Final = Form(service_answers.SecretDeleted, codes=_SECRET)
+DELETE_SECRET: Final = Form(service_answers.SecretDeleted, query=secrets.Deletion, codes=("secret_bound", *_SECRET))
 BIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 

@@ -23,6 +23,7 @@ from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
+    from latticed.rpc.answers import DataLeft, Forgotten
     from latticed.rpc.api import Ask
     from latticed.rpc.doorman import Connection
 
@@ -56,6 +57,12 @@ class Upgrade(Body, frozen=True):
 
 class Nothing(Body, frozen=True):
     pass
+
+
+class Forget(Body, frozen=True):
+    """With `purge` its values, files and notifications are removed too."""
+
+    purge: bool = False
 
 
 class Name(Body, frozen=True):
@@ -140,12 +147,13 @@ async def restart(ask: Ask) -> dict[str, Any]:
     return views.plugin(ask.api, record)
 
 
-async def forget(ask: Ask) -> dict[str, Any]:
-    """Leave a tombstone."""
-    await ask.body(Nothing)
-    await ask.api.lifecycle.decide.forget(ask.actor, ask.part("id"))
-    ask.api.outputs.forget(ask.part("id"))
-    return {"id": ask.part("id"), "forgotten": True}
+async def forget(ask: Ask) -> Forgotten:
+    """Leave a tombstone, and the plugin's data unless it is to go too."""
+    purge = (await ask.body(Forget)).purge
+    record, left = await ask.api.lifecycle.decide.forget(ask.actor, ask.part("id"), purge=purge)
+    ask.api.outputs.forget(record.id)
+    data: DataLeft = {"values": left.values, "files": left.files, "notifications": left.notifications}
+    return {"id": record.id, "forgotten": record.forgotten, "purged": purge, "data": data}
 
 
 async def show(ask: Ask) -> dict[str, Any]:

@@ -54,6 +54,7 @@ STATUS_OF: Final = {
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.CONFLICT,
+    "secret_bound": HTTPStatus.CONFLICT,
     "sandbox_unavailable": HTTPStatus.CONFLICT,
     "source_blocked": HTTPStatus.CONFLICT,
     "route_taken": HTTPStatus.CONFLICT,

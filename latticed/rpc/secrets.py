@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from latticed.kit.clock import rfc3339
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
+from latticed.rpc.api import Query
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -43,11 +44,17 @@ async def put(ask: Ask) -> SecretSet:
         return {"name": ask.part("name"), "version": await ask.api.secrets.set(ask.part("name"), value)}
 
 
+class Deletion(Query, frozen=True):
+    """A secret that is bound to plugins is deleted only with `unbind`."""
+
+    unbind: bool = False
+
+
 async def delete(ask: Ask) -> SecretDeleted:
-    """Forget one and its bindings."""
+    """Forget one, and its bindings if so said."""
     async with _recorded(ask, "secret.delete"):
-        await ask.api.secrets.delete(ask.part("name"))
-    return {"name": ask.part("name"), "deleted": True}
+        plugins = await ask.api.secrets.delete(ask.part("name"), unbind=ask.query(Deletion).unbind)
+    return {"name": ask.part("name"), "plugins": list(plugins), "deleted": True}
 
 
 async def bind(ask: Ask) -> SecretBound:

@@ -26,7 +26,10 @@ class SecretSet(TypedDict):
 
 
 class SecretDeleted(TypedDict):
+    """`plugins`: those that had it bound."""
+
     name: str
+    plugins: list[str]
     deleted: Literal[True]
 
 

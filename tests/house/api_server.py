@@ -116,6 +116,7 @@ class Api:
     metrics: str = ""
     drop: int = 0
     page: int = 2
+    left: dict[str, int] = field(default_factory=dict)
 
     def add(self, plugin_id: str = "acme.demo", **fields: Any) -> dict[str, Any]:
         self.plugins[plugin_id] = plugin(plugin_id, **fields)
@@ -222,7 +223,8 @@ class Api:
                 return self._upgrade(found, json.loads(body))
             case "POST", ["forget"]:
                 del self.plugins[plugin_id]
-                return 200, {"id": plugin_id, "forgotten": True}
+                purge = json.loads(body).get("purge", False)
+                return 200, {"id": plugin_id, "forgotten": True, "purged": purge, "data": self.left}
         return problem(404, "not_found", "no such route")
 
     def _grants(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +261,10 @@ class Api:
             return 204, b""
         if (bucket, key) not in self.values:
             return problem(404, "not_found", f"no key {key}")
-        return (204, self.values.pop((bucket, key))[:0]) if method == "DELETE" else (200, self.values[bucket, key])
+        if method == "DELETE":
+            del self.values[bucket, key]
+            return 200, {"bucket": bucket, "key": key, "deleted": True}
+        return 200, self.values[bucket, key]
 
     def _stream(self, query: dict[str, str]) -> bytes:
         last = self.events[-1]["seq"] if self.events else 0

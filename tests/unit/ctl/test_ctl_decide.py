@@ -20,6 +20,25 @@ def test_the_whole_way_from_install_to_forget(ctl, api):
     assert ctl("forget", "acme.demo").code == 4
 
 
+def test_forget_says_what_stays_and_purge_what_went(ctl, api):
+    """Counts on stderr with the command that removes it; on stdout what was removed."""
+    api.left = {"values": 3, "files": 1, "notifications": 0}
+    api.add()
+    ran = ctl("forget", "acme.demo")
+    assert (ran.code, ran.out) == (0, "acme.demo forgotten\n")
+    assert ran.err == "kept: 3 values, 1 file; latticectl forget --purge acme.demo removes them\n"
+    api.add()
+    assert ctl("forget", "--purge", "acme.demo").out == "acme.demo forgotten, removed with it: 3 values, 1 file\n"
+    assert json.loads(api.bodies[-1]) == {"purge": True}
+    old = {"id": "acme.demo", "forgotten": False, "purged": True, "data": {}}
+    api.override["POST plugins/by-id/acme.demo/forget"] = (200, old)
+    ran = ctl("forget", "--purge", "acme.demo")
+    assert (ran.out, ran.err) == (
+        "acme.demo removed: nothing\n",
+        "its bundle is still in the plugin directory\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("verb", "status", "told"),
     [

@@ -114,7 +114,7 @@ async def test_a_list_tells_everything_but_values(store: Secrets, clock: ManualC
     assert (known.created_at, known.updated_at) == (began, clock.now_us)
     assert "another value" not in repr(known)
     assert store.expand(PLUGIN, "${secret:TOKEN}") == "another value"
-    await store.delete("TOKEN")
+    await store.delete("TOKEN", unbind=True)
     assert store.known() == ()
     with pytest.raises(Problem, match="no secret TOKEN"):
         await store.delete("TOKEN")

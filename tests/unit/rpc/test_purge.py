@@ -1,0 +1,115 @@
+"""What a plugin leaves: kept and counted when it is forgotten, gone without a trace when it is purged."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.ledger import contacts, kv
+from latticed.ledger.kv import Quota
+from tests.house import hostcalls, houses
+from tests.house.hostcalls import caller
+
+ID = "acme.demo"
+URL = f"/api/plugins/by-id/{ID}"
+LEFT = {"values": 2, "files": 2, "notifications": 1}
+NOTHING = {"values": 0, "files": 0, "notifications": 0}
+SECRET = b"correct horse battery staple"
+OF_ITS_RECORD = {"records"}
+"""Tables that still name it then: the tombstone, with pin and floor."""
+
+
+@pytest.fixture
+async def home():
+    """One plugin that left something everywhere, disabled; another one whose data is nobody else's business."""
+    async with houses.opened() as found:
+        for plugin_id, name in ((ID, "demo"), ("acme.demo-2", "other")):
+            plugin = await caller(
+                found, *hostcalls.EVERYTHING, accept=hostcalls.HOST_RISK, plugin_id=plugin_id, name=name
+            )
+            await plugin.call("kv.put", key="a", value="1")
+            await plugin.call("static.put", path="a/b.txt", content="file")
+            await plugin.call("notify.send", title="hello", body="there")
+            await plugin.call("monitor.put", name="site", kind="tcp", target="192.0.2.1:9")
+            await plugin.call("task.submit", interpreter="sh", script="true")
+        await found.ask("PUT", "/api/secrets/TOKEN", SECRET)
+        await found.ask("PUT", f"/api/secrets/TOKEN/plugins/{ID}", {})
+        static = found.root / "state" / "static"
+        (static / f"{ID}@old").mkdir()
+        (static / f"{ID}@old" / "theirs.txt").write_text("of the publisher before")
+
+        def more(tx):
+            contacts.note(tx, ID, "example.org:443", now_us=1)
+            kv.put(tx, f"plugin:{ID}@old", "b", b"2", Quota(value_bytes=9, keys=9, total_bytes=99))
+            row = tx.execute("SELECT owner, name, mac FROM secret_bindings").fetchone()
+            tx.execute("INSERT INTO secret_bindings VALUES (?, ?, ?, ?)", (*row[:2], f"{ID}@old", row[2]))
+
+        await found.house.api.ledger.write(more)
+        yield found
+
+
+def traces(home):
+    """(table, rows) that name the plugin, by id or bucket; and its files."""
+
+    def look(db):
+        found = []
+        for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
+            columns = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+            for column, prefix in (("plugin_id", ""), ("bucket", "plugin:"), ("id", "")):
+                if column in columns:
+                    query = f"SELECT {column} FROM {table}"  # noqa: S608 - names of our own schema
+                    rows = [str(value) for (value,) in db.execute(query)]
+                    own = [one for one in rows if one.partition("@")[0] == prefix + ID]
+                    found += [(table, len(own))] if own else []
+        return found
+
+    files = [path.name for path in (home.root / "state").rglob("*") if path.name.partition("@")[0] == ID]
+    return home.house.api.ledger.read(look), files
+
+
+async def test_forgetting_says_what_stays_and_purging_removes_it(home):
+    """Also what was set aside for an earlier publisher, and also when it was forgotten before."""
+    assert (await home.ask("POST", f"{URL}/forget", {"purge": True})).code == "invalid_transition"  # it is active
+    home_traces = dict(traces(home)[0])
+    assert {"kv", "notifications", "monitors", "tasks", "contacts", "secret_bindings"} <= set(home_traces)
+    await home.decide(ID, "disabled")
+    (home.plugin_dir / "demo").rename(home.root / "away")
+    await home.until_plugin(ID, lambda view: not view["available"])
+    said = await home.ask("POST", f"{URL}/forget", {})
+    assert dict(said) == {"id": ID, "forgotten": True, "purged": False, "data": LEFT}
+    assert (home.root / "state" / "static" / ID / "a" / "b.txt").read_text() == "file"
+    said = await home.ask("POST", f"{URL}/forget", {"purge": True})
+    assert dict(said) == {"id": ID, "forgotten": True, "purged": True, "data": LEFT}
+    rows, files = traces(home)
+    assert ({table for table, _ in rows}, files) == (OF_ITS_RECORD, [])
+    again = await home.ask("POST", f"{URL}/forget", {"purge": True})
+    assert (again.status, again["data"]) == (200, NOTHING)
+    detail = [event["detail"] for event in home.events(action="plugin.forget")]
+    assert [one["purged"] for one in detail] == [False, True, True]
+    assert {name: detail[1][name] for name in LEFT} == LEFT
+    other = home.house.api.ledger.read(lambda db: kv.get(db, "plugin:acme.demo-2", "a"))
+    assert other == b"1"
+    assert (home.root / "state" / "static" / "acme.demo-2" / "a" / "b.txt").exists()
+
+
+async def test_old_data_goes_although_the_bundle_lies_there(home):
+    """Forgotten, the bundle is seen again; nothing was decided about it, so there is nothing to forget but the data."""
+    await home.decide(ID, "disabled")
+    await home.ask("POST", f"{URL}/forget", {})
+    await home.until_plugin(ID, lambda view: view["status"] == "verified")
+    assert (await home.ask("POST", f"{URL}/forget", {})).code == "invalid_transition"
+    said = await home.ask("POST", f"{URL}/forget", {"purge": True})
+    assert dict(said) == {"id": ID, "forgotten": False, "purged": True, "data": LEFT}
+    assert (await home.plugin(ID))["status"] == "verified"
+
+
+async def test_a_secret_that_is_bound_is_deleted_on_purpose_only(home):
+    """The refusal says to whom; with the flag they lose it, and the answer says who."""
+    refused = await home.ask("DELETE", "/api/secrets/TOKEN")
+    assert (refused.status, refused.code) == (409, "secret_bound")
+    assert refused["detail"] == f"TOKEN is bound to {ID}, {ID}@old"
+    assert "latticectl secret delete --unbind TOKEN" in refused["hint"]
+    assert [row["name"] for row in (await home.ask("GET", "/api/secrets"))["secrets"]] == ["TOKEN"]
+    assert (await home.ask("DELETE", "/api/secrets/TOKEN?unbind=perhaps")).code == "bad_request"
+    done = await home.ask("DELETE", "/api/secrets/TOKEN?unbind=true")
+    assert dict(done) == {"name": "TOKEN", "plugins": [ID, f"{ID}@old"], "deleted": True}
+    assert (await home.ask("DELETE", "/api/secrets/TOKEN?unbind=true")).code == "not_found"
