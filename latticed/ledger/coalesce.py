@@ -24,7 +24,7 @@ EVERY_S: Final = 1.0
 MAX_WINDOWS: Final = 1_024
 COUNT: Final = "count"
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 
 
 @dataclass(slots=True)
@@ -48,9 +48,12 @@ class Denials:
         self._windows: OrderedDict[_Key, _Window] = OrderedDict()
         self._owed: list[Event] = []
 
-    def take(self, event: Event, now_s: float) -> Event | None:
-        """The event to write in place of this denial, or None when it was only counted."""
-        window = self._window(event, now_s)
+    def take(self, event: Event, now_s: float, *, apart: str = "") -> Event | None:
+        """The event to write in place of this denial, or None when it was only counted.
+
+        What differs in `apart` is not counted together.
+        """
+        window = self._window(event, now_s, apart)
         window.latest = event
         if window.written < self._quota:
             window.written += 1
@@ -78,8 +81,8 @@ class Denials:
         if len(self._owed) < MAX_WINDOWS:
             self._owed.append(event)
 
-    def _window(self, event: Event, now_s: float) -> _Window:
-        key = _key(event)
+    def _window(self, event: Event, now_s: float, apart: str) -> _Window:
+        key = (*_key(event), apart)
         window = self._windows.get(key)
         if window is None or self._over(window, now_s):
             if window is not None:
@@ -103,7 +106,7 @@ class Denials:
             self.put_back(_summary(window, now_s))
 
 
-def _key(event: Event) -> _Key:
+def _key(event: Event) -> tuple[str, str, str]:
     actor = event.actor.partition(" pid:")[0]  # a peer that forks for every request is still one actor
     return actor, event.action, event.code
 

@@ -99,6 +99,15 @@ class Ledger:
         """Have `event`, which has already happened, recorded as soon as that can be; nothing waits for it."""
         self._later.put(event)
 
+    def record_news(self, event: audit.Event, *, apart: str = "") -> None:
+        """As `record_later`, for what strangers can make happen without end: beyond a quota it is only counted.
+
+        What differs in `apart` has a quota of its own.
+        """
+        kept = self._denials.take(event, self._clock.monotonic_s(), apart=apart)
+        if kept is not None:
+            self._later.put(kept)
+
     async def grown(self, seq: int) -> None:
         """Return once an event after `seq` is committed."""
         while self._writer.tip <= seq:

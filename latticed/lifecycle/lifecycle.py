@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
-from latticed.lifecycle import advance, sight
+from latticed.lifecycle import advance, sight, verdicts
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.pairs import Pairs
 from latticed.lifecycle.refusals import Refusals
@@ -83,7 +83,7 @@ class Lifecycle:
         self._found: dict[str, Verdict] = {}
         self._claimants: dict[str, Claimants] = {}  # bundles that verify, by the id they claim
         self._contested: set[str] = set()  # ids of which some claimant is refused
-        self._refusals = Refusals(log)
+        self._refusals = Refusals(log, rooms.ledger.record_news)
         self._sources: dict[str, str] = {}
         self._critical: set[str] = set()
         self._sights: dict[str, Sight] = {}
@@ -181,6 +181,8 @@ class Lifecycle:
         if isinstance(before, Verified):
             self._disclaim(before.manifest.id, seen.name)
             touched.add(before.manifest.id)
+        if seen.name not in self._sources:  # else its record's id tells of it
+            self._tell_of_stranger(seen, before if isinstance(before, Refused) else None)
         match seen.verdict:
             case Verified() as verdict:
                 self._found[seen.name] = verdict
@@ -194,6 +196,12 @@ class Lifecycle:
             case None:
                 pass
         return touched
+
+    def _tell_of_stranger(self, seen: Sighting, before: Refused | None) -> None:
+        """Put on record what is new about a bundle that is no plugin's; that it is gone is nothing to anybody."""
+        refused = seen.verdict if isinstance(seen.verdict, Refused) else None
+        if seen.verdict is not None and (event := verdicts.of_bundle(seen.name, before, refused)) is not None:
+            self.rooms.ledger.record_news(event)
 
     def _disclaim(self, plugin_id: str, name: str) -> None:
         claimants = self._claimants[plugin_id]
@@ -212,7 +220,10 @@ class Lifecycle:
         if winner is None and record is not None:
             fault = sight.fault_at(self._found.get(record.source), self._refusal(plugin_id, record.source))
         stored = self.pairs.fault(record) if record is not None else None
-        self._sights[plugin_id] = Sight(winner=winner, fault=fault, stored=stored)
+        before, seen = self._sights.get(plugin_id), Sight(winner=winner, fault=fault, stored=stored)
+        self._sights[plugin_id] = seen
+        if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
+            self.rooms.ledger.record_news(event, apart=plugin_id if record.accepted else "")
         if plugin_id not in self.busy:
             if winner is not None and (record is None or record.forgotten):
                 self._remember(advance.first_seen(winner, now_us, record))

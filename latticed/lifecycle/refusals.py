@@ -1,13 +1,16 @@
-"""What the log says of bundles that are refused: each once, a bounded number of lines for each batch of news."""
+"""What log and audit say of bundles that are refused: each once, a bounded number of lines for each batch of news."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from latticed.lifecycle import verdicts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from latticed.model.audit import Event
     from latticed.model.verdict import Code, Refused
 
 MOST_LINES: Final = 100
@@ -21,8 +24,9 @@ class Logger(Protocol):
 class Refusals:
     """Collects the bundles that newly claim an id, and tells of those that are refused."""
 
-    def __init__(self, log: Logger) -> None:
+    def __init__(self, log: Logger, record: Callable[[Event], None] = lambda _: None) -> None:
         self._log = log
+        self._record = record
         self._newcomers: dict[str, list[str]] = {}
         self._left: int | None = None
 
@@ -46,12 +50,15 @@ class Refusals:
         names = self._newcomers.pop(plugin_id, [])
         if former is not None and former not in names:
             names.append(former)
-        found: dict[Code, list[str]] = {}
+        found: dict[Code, list[tuple[str, Refused]]] = {}
         for name in names:
             if (refused := refusal(name)) is not None:
-                found.setdefault(refused.code, []).append(name)
+                found.setdefault(refused.code, []).append((name, refused))
         for code, same in found.items():
-            self.tell(bundle=same[0], bundles=len(same), code=code, plugin_id=plugin_id)
+            name, refused = same[0]
+            self.tell(bundle=name, bundles=len(same), code=code, plugin_id=plugin_id)
+            if (event := verdicts.of_bundle(name, None, refused, copies=len(same))) is not None:
+                self._record(event)
 
     def tell(self, **fields: Any) -> None:
         """One line, unless the batch has had its share."""

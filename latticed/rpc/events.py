@@ -27,7 +27,7 @@ PAGE: Final = 200
 HEARTBEAT_S: Final = 15.0
 WRITE_S: Final = 10.0
 
-SCOPE_OF: Final = {"plugin": Scope.READ, "host": Scope.READ, "trust": Scope.READ, "ledger": Scope.READ}
+SCOPE_OF: Final = dict.fromkeys(("plugin", "bundle", "host", "trust", "ledger"), Scope.READ)
 """The scope that each kind of event takes, by the first word of its action; any other kind takes `operate`."""
 
 HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}

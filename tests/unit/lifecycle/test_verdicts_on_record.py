@@ -1,0 +1,147 @@
+"""What the disk says of plugins and of strangers' bundles is on record, and in the event stream, when it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from latticed.ledger.coalesce import QUOTA, Denials
+from latticed.model.audit import Event
+from tests.house import bundles, houses
+
+ID = "acme.demo"
+ACME = bundles.author("acme")
+
+
+def told(home, action="plugin.verdict", **wanted):
+    rows = home.events(action=action)
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+async def until_told(home, code, *, target=ID, action="plugin.verdict"):
+    """The newest verdict of `target`, once it has this code."""
+
+    def newest():
+        rows = told(home, action, target=target)
+        return rows and rows[-1]["code"] == code
+
+    await houses.until(newest, f"{code or 'verified'} on record, found {told(home, action)}")
+    return told(home, action, target=target)[-1]
+
+
+async def test_what_happens_to_a_disabled_plugins_bundle_is_on_record():
+    """Tampered, restored, gone, back: each once, with the code and what was before."""
+    async with houses.opened(author=ACME) as home:
+        bundle = home.drop("demo", id=ID)
+        await home.armed(ID)
+        await home.decide(ID, "disabled")
+        assert told(home) == []
+        kept = bundle.artifact_path.read_bytes()
+        bundles.tamper(bundle.artifact_path)
+        row = await until_told(home, "digest_mismatch")
+        assert (row["actor"], row["decision"], row["detail"]) == (
+            "latticed",
+            "deny",
+            {"before": "", "status": "disabled"},
+        )
+        assert "expected the artifact's SHA-256" in row["reason"]
+        bundle.artifact_path.write_bytes(kept)
+        row = await until_told(home, "")
+        assert (row["decision"], row["detail"]["before"]) == ("allow", "digest_mismatch")
+        os.rename(bundle.path, home.root / "elsewhere")
+        assert "gone" in (await until_told(home, "manifest_missing"))["reason"]
+        os.rename(home.root / "elsewhere", bundle.path)
+        assert (await until_told(home, ""))["detail"]["before"] == "manifest_missing"
+        assert len(told(home)) == 4
+
+
+async def test_who_reads_the_stream_sees_verdicts():
+    async with houses.opened(author=ACME) as home:
+        home.drop("demo", id=ID)
+        await home.seen(ID)
+        bundles.tamper(home.dropped["demo"].artifact_path)
+        row = await until_told(home, "digest_mismatch")
+        async with home.session.get(f"http://latticed/api/events?since={row['seq'] - 1}") as answer:
+            async for line in answer.content:
+                if line.startswith(b"data: "):
+                    assert json.loads(line[6:])["action"] == "plugin.verdict"
+                    break
+
+
+async def test_a_policy_that_changes_is_a_verdict_too(tmp_path):
+    """A revoked publisher's plugin, disabled: refused on record, and verified again when that is over."""
+    async with houses.opened(author=ACME) as home:
+        home.drop("demo", id=ID)
+        await home.armed(ID)
+        await home.decide(ID, "disabled")
+        home.trust.write_bytes(bundles.policy_bytes())
+        await home.house.reload()
+        await until_told(home, "publisher_untrusted")
+        home.trust.write_bytes(bundles.policy_bytes(ACME))
+        await home.house.reload()
+        await until_told(home, "")
+
+
+async def test_what_is_refused_at_a_start_is_on_record(tmp_path):
+    """Of plugins and of others' bundles; what verifies as it did before is no news."""
+    async with houses.opened(tmp_path, author=ACME) as home:
+        for plugin_id in (ID, "acme.well"):
+            home.drop(plugin_id, id=plugin_id)
+            await home.armed(plugin_id)
+        mark = home.mark()
+        bundle = home.dropped[ID]
+    bundles.tamper(bundle.artifact_path)
+    bundles.drop(tmp_path / "plugins", "stranger", author=bundles.author("stranger"), id="stranger.demo")
+    async with houses.opened(tmp_path, author=ACME) as home:
+        await until_told(home, "digest_mismatch")
+        row = await until_told(home, "publisher_untrusted", target="stranger", action="bundle.verdict")
+        assert row["detail"] == {"before": "", "copies": 1}
+        since = [row for row in home.events(after=mark) if row["action"].endswith(".verdict")]
+        assert sorted(row["target"] for row in since) == [ID, "stranger"]
+
+
+async def test_a_strangers_bundle_that_verifies_in_the_end_is_told_of():
+    """Refused, then trusted: the bundle's own event says that it is over."""
+    async with houses.opened(author=ACME) as home:
+        other = bundles.author("other")
+        home.drop("theirs", author=other, id="other.demo")
+        await until_told(home, "publisher_untrusted", target="theirs", action="bundle.verdict")
+        home.trust.write_bytes(bundles.policy_bytes(ACME, other))
+        await home.house.reload()
+        await until_told(home, "", target="theirs", action="bundle.verdict")
+
+
+async def test_a_stranger_who_renames_thousands_floods_nobody():
+    """The quota of events, then counts; and what befalls a plugin meanwhile is still told by itself."""
+    async with houses.opened(author=ACME) as home:
+        home.drop("demo", id=ID)
+        await home.armed(ID)
+        stranger, lifecycle = bundles.author("stranger"), home.house.api.lifecycle
+        home.drop("theirs", author=stranger, id="stranger.demo")
+        await houses.until(lifecycle.rejected, "the stranger's bundle")
+        seen = 0
+        for number in range(8):  # each round all are news under other names
+            for copy in range(40):
+                path = home.plugin_dir / f"theirs-{number}-{copy}"
+                if number:
+                    os.rename(home.plugin_dir / f"theirs-{number - 1}-{copy}", path)
+                else:
+                    bundles.write(path, home.dropped["theirs"].raw)
+            seen += 40
+            prefix = f"plugins/theirs-{number}-"
+            await houses.until(lambda p=prefix: sum(n.startswith(p) for n in lifecycle.rejected()) == 40, prefix)
+        bundles.tamper(home.dropped["demo"].artifact_path)
+        await until_told(home, "digest_mismatch")
+        strangers = told(home, "bundle.verdict")
+        assert QUOTA <= len(strangers) <= QUOTA + 20  # and one a second that counts the rest
+        await home.house.api.ledger._record_owed(home.house.api.ledger._denials.rest(1e9))
+        counted = sum(row["detail"].get("count", 1) for row in told(home, "bundle.verdict"))
+        assert counted == seen + 1
+
+
+def test_what_is_apart_is_not_counted_together():
+    denials = Denials(quota=1)
+    event = Event(actor="latticed", action="plugin.verdict", target="a", decision="deny", code="x")
+    assert denials.take(event, 0.0, apart="a") is event
+    assert denials.take(event, 0.0, apart="b") is event
+    assert denials.take(event, 0.0, apart="a") is None
