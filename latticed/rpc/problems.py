@@ -19,6 +19,7 @@ OF_PLUGINS: Final = (
     "plugin_error",
     "protocol_error",
     "message_too_large",
+    "answers_unread",
     "output_too_large",
     "too_many_host_calls",
     "cpu_exceeded",

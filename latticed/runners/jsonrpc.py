@@ -17,7 +17,7 @@ from latticed.kit import logs, text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import lines, uncarried
+from latticed.runners import held, lines, uncarried
 from latticed.runners.lines import Lines, LineTooLong
 from latticed.runners.uncarried import Uncarried
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
 """Calls of the plugin under way at once; what it sends beyond that stays where it is until one is answered."""
+UNREAD_S: Final = 60.0
+"""How long a plugin may leave answers unread with its pipe full, before it is ended."""
 MAX_GIVEN_UP: Final = 1_024
 """Answers that nobody waits for any more but that may still come."""
 METHOD_CHARACTERS: Final = 128
@@ -62,9 +64,9 @@ class Session:
 
     `flow(False)` asks whoever reads for us to stop for a while, `flow(True)` to go on; what arrives nevertheless is
     kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that
-    one who asks and never reads cannot fill our memory. Both may raise OSError once nobody reads. `broken(code,
-    reason)` is called at most once, when the plugin has sent what is no message (`message_too_large`,
-    `protocol_error`); the session is over then.
+    one who asks and never reads cannot fill our memory (`runners.held`). Both may raise OSError once nobody reads.
+    `broken(code, reason)` is called at most once, when the plugin has sent what is no message (`message_too_large`,
+    `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Session:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._given_up: dict[int, None] = {}
         self._serving: set[asyncio.Task[None]] = set()
+        self._share = held.ALL.share(self._go_on)
         self._paused = False
         self._open = True
 
@@ -127,6 +130,7 @@ class Session:
     async def close(self) -> None:
         """End it: nothing more is answered, whoever waits is told."""
         self._open = False
+        self._share.close()
         self._tell_waiting("plugin_gone", _GONE)
         for task in self._serving:
             task.cancel()
@@ -139,7 +143,7 @@ class Session:
                 self._take_line(line)
                 if not self._open:
                     return
-                if len(self._serving) >= MAX_IN_FLIGHT:
+                if len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait():
                     self._pause(True)
                     return
         except LineTooLong as error:
@@ -153,15 +157,22 @@ class Session:
             self._flow(not wanted)
 
     def _take_line(self, line: bytes) -> None:
+        if lines.too_many(line):
+            self._take_what_is_not(uncarried.unread(line, lines.TOO_MANY), line, "too many values")
+            return
         try:
             message = _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             odd, why = uncarried.read(line), text.sanitise(str(error), 100)
         else:
             if not lines.too_deep(line, [message.params, message.result, message.error]):
-                self._take(message)
+                self._take(message, lines.weight(line))
                 return
             odd, why = uncarried.read(line), "nesting"
+        self._take_what_is_not(odd, line, why)
+
+    def _take_what_is_not(self, odd: Odd | None, line: bytes, why: str) -> None:
+        """A line that is no message: `odd` if it would be one but for a value."""
         if odd is None or not self._take_odd(odd):
             found = uncarried.noise(line)
             self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
@@ -175,7 +186,7 @@ class Session:
             if not isinstance(method, str) or not _is_id(number):
                 return False
             refused = HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {odd.found}")
-            self._begin(number, method, _refuse(refused))
+            self._begin(number, method, lambda: _refuse(refused), 0)
             return True
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
             return False
@@ -186,9 +197,9 @@ class Session:
         answer.set_exception(Uncarried(odd.found))
         return True
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, size: int) -> None:
         if message.method is not None:
-            self._call(message, message.method)
+            self._call(message, message.method, size)
         elif isinstance(message.id, int) and message.id in self._waiting:
             self._answer(self._waiting[message.id], message)
         elif isinstance(message.id, int) and message.id in self._given_up:
@@ -212,37 +223,51 @@ class Session:
         else:
             answer.set_result(message.result)
 
-    def _call(self, message: Message, method: str) -> None:
+    def _call(self, message: Message, method: str, size: int) -> None:
         is_request = message.id is not None and message.error is None and message.result is msgspec.UNSET
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")
             return
-        self._begin(message.id, method, self._serve(method, message.params or {}))
+        params = message.params or {}
+        self._begin(message.id, method, lambda: self._serve(method, params), size)
 
-    def _begin(self, number: int | str | None, method: str, served: Awaitable[Any]) -> None:
-        work = self._answer_call(number, served)
+    def _begin(self, number: int | str | None, method: str, serve: Callable[[], Awaitable[Any]], size: int) -> None:
+        work = self._answer_call(number, serve)
         task = fenced(work, lambda error: self._failed(number, method, error), name="host call")
         self._serving.add(task)
-        task.add_done_callback(self._served)
+        self._share.add(size)
+        task.add_done_callback(lambda task: self._served(task, size))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
+    def _served(self, task: asyncio.Task[None], size: int) -> None:
         self._serving.discard(task)
-        if self._paused and self._open:
+        self._share.remove(size)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Read on, if that was stopped and there is room again."""
+        if self._paused and self._open and len(self._serving) < MAX_IN_FLIGHT and not self._share.must_wait():
             self._take_all(self._lines.ready())
 
-    async def _answer_call(self, number: int | str | None, served: Awaitable[Any]) -> None:
+    async def _answer_call(self, number: int | str | None, serve: Callable[[], Awaitable[Any]]) -> None:
         try:
-            answer = {"id": number, "result": await served}
+            answer = {"id": number, "result": await serve()}
         except HostError as error:
             answer = _refusal(number, error)
         await self._reply(answer)
 
     async def _reply(self, answer: dict[str, Any]) -> None:
         line = _line(answer)
-        with contextlib.suppress(OSError):  # it no longer reads: its end is on the way
+        try:
             if self._open:
                 self._write(line)
-                await self._drain()
+                async with asyncio.timeout(UNREAD_S):
+                    await self._drain()
+        except TimeoutError:
+            self._break(
+                "answers_unread", f"expected the plugin to read its answers, found none read for {UNREAD_S:g} s"
+            )
+        except OSError:
+            pass  # nobody reads any more: the plugin's end is on the way
 
     def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
         """A fault of ours: the plugin is told as much, and lives on."""

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 MAX_DEPTH: Final = 100
 """How deeply a message may be nested: what we decode we can also encode again, wherever we are."""
 
+MAX_VALUES: Final = 50_000
+"""Values in one message: 1 MiB of `[],[],…` would be 350,000 lists, which take 25 MB and tens of milliseconds."""
+TOO_MANY: Final = f"more than {MAX_VALUES} values"
+VALUE_BYTES: Final = 64
+"""What a small value takes in memory, with its place in a list (an empty dict is 64 bytes)."""
 
 encode: Final = msgspec.json.Encoder().encode
 """A value as every plugin gets it: compact JSON."""
@@ -57,6 +62,26 @@ class Lines:
     def _check(self, length: int) -> None:
         if length > self._max_bytes:
             raise LineTooLong(f"expected lines of at most {self._max_bytes} bytes, found a longer one")
+
+
+def weight(line: bytes) -> int:
+    """About the bytes that `line` and what it decodes to take in memory, or more."""
+    return 2 * len(line) + VALUE_BYTES * _values(line)
+
+
+def too_many(line: bytes) -> bool:
+    """Whether `line` holds more than MAX_VALUES values; judged before anything is decoded, in a few milliseconds."""
+    if len(line) <= MAX_VALUES or _values(line) <= MAX_VALUES:  # nearly all there is
+        return False
+    plain = line.replace(rb"\\", b"").replace(rb"\"", b"")  # what is left of quotes begins and ends strings
+    if plain.count(b'"') > 2 * MAX_VALUES:
+        return True
+    return _values(b"".join(plain.split(b'"')[::2])) > MAX_VALUES
+
+
+def _values(text: bytes) -> int:
+    """How many values there are in compact JSON, or more: a comma in a text counts, and a space between brackets."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{") - text.count(b"[]") - text.count(b"{}")
 
 
 def too_deep(line: bytes, value: Any) -> bool:

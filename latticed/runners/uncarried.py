@@ -58,6 +58,11 @@ def read(line: bytes) -> Odd | None:
     return Odd(members=value, found=found) if found else None
 
 
+def unread(line: bytes, found: str) -> Odd | None:
+    """A line that is not to be decoded, because of what was `found`; None when it does not even begin as an object."""
+    return Odd(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
+
+
 def noise(line: bytes) -> str:
     """The beginning of a line that is no message, quoted, for a message to people."""
     start = line[: 4 * NOISE_CHARACTERS].decode("utf-8", "backslashreplace")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.house import hosting, peers, programs
@@ -142,6 +144,29 @@ while True:
     assert "no answer within 1 s" in failed(host, name, "unhealthy")
     assert host.daemon.memory_kib(peak=True) - before < 64 << 10
     assert host.daemon.events(action="host.call", target=call)
+
+
+@pytest.mark.parametrize("value", ["'[],' * 349_000 + '[]'", "'[],' * 49_000 + '[]'", "'\"' + 'x' * 1_040_000 + '\"'"])
+def test_large_calls_of_one_that_never_reads(host, name, value):
+    """Whatever the megabyte consists of: lists without end, as many as are allowed, or one text."""
+    body = """
+message = hear()
+say(id=0, method="kv.put", params={"key": "key", "value": "x" * 60000})
+hear()
+answer(message)
+params = b'{"a":[' + (VALUE).encode() + b"]}"
+for number in range(1, 1000):
+    say(id=number, method="kv.get", params={"key": "key"}) if number < 40 else None
+    os.write(1, b'{"jsonrpc":"2.0","id":"%d","method":"kv.get","params":%b}\\n' % (number, params))
+"""
+    before = host.daemon.memory_kib()
+    body = body.replace("VALUE", value).replace("os.write(1, ", "sys.stdout.buffer.write(")
+    host.up(name, peers.peer(body))
+    host.result(name, "make room")
+    until_s = time.monotonic() + 2
+    while time.monotonic() < until_s:  # it would have sent hundreds by then
+        assert host.daemon.memory_kib(peak=True) - before < 96 << 10
+        time.sleep(0.05)
 
 
 def test_a_flood_of_calls(host, name):

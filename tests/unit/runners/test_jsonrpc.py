@@ -11,7 +11,7 @@ import pytest
 from latticed.host.service import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import jsonrpc
+from latticed.runners import held, jsonrpc
 from latticed.runners.uncarried import Uncarried
 from tests.house import conversations
 
@@ -313,6 +313,72 @@ async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
     await talk.until_said(CAP * 2 + 1)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
+
+
+async def test_large_calls_wait_where_they_are_long_before_the_cap(talk):
+    """What waits is bounded in bytes as decoded, of one plugin; the same lines are all answered in the end."""
+    talk.room.clear()
+    params = {"a": [[]] * 40_000}  # 120 KB on the wire, about 2.5 MB of objects
+    talk.hear(*({"id": n, "method": "kv.get", "params": params} for n in range(12)))
+    await conversations.until(lambda: talk.flows == [False])
+    assert len(talk.session._serving) < 6
+    talk.room.set()
+    await talk.until_said(12)
+    await conversations.until(lambda: talk.flows[-1])
+    assert len({one["id"] for one in talk.said}) == 12
+
+
+async def test_when_all_plugins_together_hold_too_much_one_call_of_each_may_wait(monkeypatch):
+    """Whoever is stopped for the others' sake goes on when there is room again."""
+    monkeypatch.setattr(held, "ALL", held.Held(of_all=1_000))
+    async with conversations.session() as greedy, conversations.session() as modest:
+        greedy.room.clear()
+        modest.room.clear()
+        greedy.hear({"id": 1, "method": "kv.get", "params": {"a": "x" * 2_000}})
+        modest.hear(*({"id": n, "method": "kv.get"} for n in range(3)))
+        await conversations.until(lambda: len(modest.said) == 1)
+        assert modest.flows == [False]
+        greedy.room.set()
+        await conversations.until(lambda: modest.flows == [False, True])
+        modest.room.set()
+        await modest.until_said(3)
+
+
+async def test_a_plugin_that_never_reads_its_answers_is_ended(talk, monkeypatch):
+    monkeypatch.setattr(jsonrpc, "UNREAD_S", 0.01)
+    talk.room.clear()
+    talk.hear({"id": 1, "method": "kv.get"})
+    await conversations.until(lambda: talk.broken)
+    assert talk.broken_code() == "answers_unread"
+    talk.room.set()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[[]] * 50_001, [{}] * 50_001, list(range(60_000)), {str(n): 0 for n in range(60_000)}, ["a,b"] * 50_001],
+    ids=["lists", "dicts", "numbers", "keys", "texts"],
+)
+async def test_a_message_of_too_many_values_is_not_even_decoded(talk, value, monkeypatch):
+    """The call is refused, or the answer fails alone; its objects are never made."""
+    task, number = await _asked(talk)
+    odd = json.dumps({"jsonrpc": "2.0", "id": "c", "method": "kv.get", "params": {"a": value}}, separators=(",", ":"))
+    answer = json.dumps({"jsonrpc": "2.0", "id": number, "result": value}, separators=(",", ":"))
+    monkeypatch.setattr(jsonrpc, "_decode", lambda line: pytest.fail("it was decoded"))
+    talk.session.feed(f"{odd}\n{answer}\n".encode())
+    with pytest.raises(Problem, match="more than 50000 values") as failed:
+        await task
+    assert failed.value.code == "plugin_error"
+    await talk.until_said(2)
+    assert talk.said[-1]["error"]["data"]["code"] == "bad_params"
+    assert talk.broken == []
+
+
+async def test_commas_and_brackets_in_texts_are_no_values(talk):
+    """A large table as text, or JSON within JSON, is one value."""
+    for value in ("a,b[{" * 40_000, json.dumps([[], "\\"] * 8_000), '\\"' * 30_000):
+        task, number = await _asked(talk)
+        talk.hear({"id": number, "result": [value]})
+        assert await task == [value]
 
 
 async def test_a_breakage_behind_the_cap_is_found_when_its_turn_comes(talk):
