@@ -12,7 +12,7 @@ import apsw
 from benchmarks import rows
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.ledger.audit import last_seq
+from latticed.ledger.audit import position
 from latticed.model.audit import Event
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def measure(bench: Bench) -> list[rows.Row]:
 async def _record(state: Path, callers: int, count: int) -> float:
     """Events per second; every caller waits for one answer before it asks again."""
     async with open_ledger(state, clock=SystemClock()) as ledger:
-        before = ledger.read(last_seq)
+        before = ledger.read(position).calls
 
         async def call() -> None:
             for _ in range(count // callers):
@@ -70,7 +70,7 @@ async def _record(state: Path, callers: int, count: int) -> float:
         began_s = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(callers)))
         took_s = time.perf_counter() - began_s
-        if ledger.read(last_seq) - before != count // callers * callers:
+        if ledger.read(position).calls - before != count // callers * callers:
             raise RuntimeError("events are missing")
     return count // callers * callers / took_s
 

@@ -24,6 +24,7 @@ from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle, Rooms
 from latticed.lifecycle.policy import PolicyKeeper
+from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.rpc import access
 from latticed.rpc.api import Api
@@ -87,7 +88,7 @@ class House:
         settings, clock, version = self._settings, self._clock, metadata.version("latticed")
         allowed = access.resolve(settings.access, own_uid=os.geteuid())
         ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
-        ledger.retention = _retention(settings)
+        _keep(ledger, settings)
         policy, kept = await self._open_policy(ledger)
         engine = self._engine = await stack.enter_async_context(Engine(settings, ledger, clock, self._runners))
         rooms = await self._rooms(stack, engine, policy, kept)
@@ -243,7 +244,7 @@ class House:
         self._settings = self.api.settings = applied
         self.api.access, self.api.trouble = allowed, []
         self._engine.apply(applied)
-        self.api.ledger.retention = _retention(applied)
+        _keep(self.api.ledger, applied)
         self.api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)
         log.info("settings_loaded")
@@ -257,8 +258,11 @@ class House:
         return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
-def _retention(settings: Settings) -> Retention:
-    return Retention(keep_days=settings.audit.keep_days, max_bytes=settings.audit.max_bytes)
+def _keep(ledger: Ledger, settings: Settings) -> None:
+    """How much of the audit chains is kept from now on."""
+    wanted = settings.audit
+    ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
+    ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
 
 
 def _differences(applied: Settings, fresh: Settings) -> list[str]:
@@ -268,4 +272,5 @@ def _differences(applied: Settings, fresh: Settings) -> list[str]:
 
 def _tell_head(head: Head) -> None:
     """Repeat a signed head where cutting the ledger's tail does not reach."""
-    log.info("audit_head_signed", seq=head.seq, hash=head.hash, signed_at=head.ts, signature=head.signature)
+    named = {} if head.chain == DECISIONS else {"chain": head.chain}
+    log.info("audit_head_signed", seq=head.seq, hash=head.hash, signed_at=head.ts, signature=head.signature, **named)

@@ -130,7 +130,7 @@ class VerdictView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
-    """One event of the audit chain; see contracts §11."""
+    """One event of an audit chain; see contracts §11. `chain` is not hashed, and absent for decisions."""
 
     seq: int
     ts: str
@@ -143,6 +143,7 @@ class AuditRow:
     detail: dict[str, Any]
     prev: str
     hash: str
+    chain: str = "decisions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

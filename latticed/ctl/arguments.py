@@ -68,6 +68,15 @@ def _text(given: str) -> str:
     return given
 
 
+def cursor(text: str) -> str:
+    """A place in the audit record: a seq of the decisions, or `<decisions>.<calls>`."""
+    from latticed.model import chain
+
+    if chain.cursor(text) is None:
+        raise argparse.ArgumentTypeError(f"expected a number, or two with a dot between, found {text[:40]!r}")
+    return text
+
+
 def examples(*lines: str) -> str:
     """An epilog that shows how a verb is used."""
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)

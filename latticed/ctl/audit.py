@@ -1,26 +1,29 @@
-"""latticectl audit: the hash-chained record of every decision: query it, verify it, export it."""
+"""latticectl audit: the hash-chained record of every decision and every host call: query it, verify it, export it."""
 
 from __future__ import annotations
 
 import json
 from argparse import ArgumentTypeError
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import event_table, replies, views, when
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, cursor, examples
 from latticed.ctl.exits import Exit
+from latticed.model import chain
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed.ctl.session import Session
-    from latticed.model.chain import Head
+    from latticed.trust.audit_chain import ChainReport
 
 EXAMPLES: Final = examples(
     "latticectl audit query --target acme.demo --since 1h",
     "latticectl audit query --last 20 --decision deny",
+    "latticectl audit query --calls --actor plugin:acme.demo",
     "latticectl audit verify",
     "latticectl audit export > audit.ndjson",
     'latticectl audit verify audit.ndjson --public-key "$KEY"   # KEY: latticectl version --verbose',
@@ -33,15 +36,19 @@ _FILTERS: Final = ("actor", "action", "target", "decision")
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action_of_audit", metavar="ACTION", required=True)
     query = actions.add_parser("query", help="show events, oldest first")
-    query.add_argument("--after", metavar="SEQ", type=_count, default=0, help="only events after this one")
+    query.add_argument(
+        "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
+    )
     query.add_argument("--limit", metavar="N", type=_count, default=100, help="at most so many (default 100)")
     query.add_argument("--last", metavar="N", type=_count, help="the newest so many")
     export = actions.add_parser("export", help="all events and signed heads as NDJSON, for keeping elsewhere")
-    export.add_argument("--after", metavar="SEQ", type=_count, default=0, help="only events after this one")
+    export.add_argument(
+        "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
+    )
     for name in _FILTERS:
         query.add_argument(f"--{name}", metavar=name.upper(), help=f"only events of this {name}")
     query.add_argument("--since", metavar="WHEN", help="10m, 2h, 3d, or a time: only later events")
-    verify = actions.add_parser("verify", help="recompute the chain: the daemon's, or that of an exported file")
+    verify = actions.add_parser("verify", help="recompute the chains: the daemon's, or those of an exported file")
     verify.add_argument(
         "file", metavar="FILE", type=str, nargs="?", help="an export; nothing is asked of the daemon then"
     )
@@ -49,6 +56,9 @@ def arguments(parser: Parser) -> None:
     verify.add_argument(
         "--heads", metavar="LOG", type=str, help="signed heads that latticed logged: shows a tail cut with its heads"
     )
+    verify.add_argument("--whole", action="store_true", help="also what the daemon found whole before")
+    for one in (query, export, verify):
+        one.add_argument("--calls", action="store_true", help="the host calls alone")
 
 
 def run(session: Session) -> int:
@@ -60,7 +70,7 @@ def run(session: Session) -> int:
         case _ if session.args.file is not None:
             return _verify_lines(session, _read(Path(session.args.file)), session.args.public_key)
         case _ if session.args.heads is not None:
-            session.args.after = 0
+            session.args.after = None
             status = replies.mapping(session.client().get("status"), "status")
             return _verify_lines(session, _lines(session), str(status.get("public_key")))
         case _:
@@ -79,11 +89,11 @@ def _query(session: Session) -> int:
     query["since"] = when.since(args.since, session.screen.now_s) if args.since else None
     newest = args.last is not None
     query |= {"limit": min(args.last, _PAGE), "newest": "1"} if newest else {"limit": min(args.limit, _PAGE)}
-    query["after"] = args.after or None
+    query |= {"after": args.after or None, "calls": "1" if args.calls else None}
     page = replies.mapping(session.client().get("audit", query=query), "page of events")
     rows = replies.rows(page.get("events"), "list of events")
     if newest:
-        rows.sort(key=lambda row: int(row.get("seq") or 0))
+        rows.reverse()
     if session.screen.json_wanted:
         session.screen.json({**page, "events": rows})
         return Exit.OK
@@ -105,64 +115,123 @@ def _export(session: Session) -> int:
 
 
 def _lines(session: Session) -> Iterator[dict[str, Any]]:
+    """First the decisions, then the calls; `--after` a bare number: the decisions alone."""
+    start = chain.cursor(session.args.after) if session.args.after else chain.BEGINNING
+    if session.args.calls:
+        yield from _of_chain(session, chain.CALLS, start.calls if isinstance(start, chain.Position) else start or 0)
+    elif isinstance(start, chain.Position):
+        yield from _of_chain(session, chain.DECISIONS, start.decisions)
+        yield from _of_chain(session, chain.CALLS, start.calls)
+    else:
+        yield from _of_chain(session, chain.DECISIONS, start or 0)
+
+
+def _of_chain(session: Session, name: chain.Name, after: int) -> Iterator[dict[str, Any]]:
     """What retention left begins with its checkpoint; each signed head comes after its event (trust.audit_chain)."""
-    client = session.client()
-    first = after = session.args.after
+    client, first = session.client(), after
+    of_calls = name == chain.CALLS
+    named: dict[str, Any] = {"chain": name} if of_calls else {}
+    query: dict[str, str | int | None] = {"limit": _PAGE, "heads": "1", "calls": "1" if of_calls else None}
     while True:
-        page = replies.mapping(
-            client.get("audit", query={"after": after or None, "limit": _PAGE, "heads": "1"}), "page"
-        )
+        page = replies.mapping(client.get("audit", query={**query, "after": after}), "page")
         heads = replies.rows(page.get("heads") or [], "list of heads")
         events = replies.rows(page.get("events"), "list of events")
-        if after == first and page.get("checkpoint"):
-            yield {"checkpoint": page["checkpoint"]}
+        begins = page.get("calls_checkpoint" if of_calls else "checkpoint")
+        if after == first and begins:
+            yield {"checkpoint": begins, **named}
         elif after != first and events and events[0].get("seq") != after + 1:
             raise Problem("audit_removed", "retention removed events while they were exported", "export again")
         for event in events:
             yield event
-            yield from ({"head": head} for head in heads if head.get("seq") == event.get("seq"))
-        following = page.get("next")
-        if not isinstance(following, int) or following <= after:
+            for head in heads:
+                if head.get("seq") == event.get("seq"):
+                    yield {"head": {key: value for key, value in head.items() if key != "chain"}, **named}
+        following = chain.cursor(str(page.get("next")))
+        following = following.of(name) if isinstance(following, chain.Position) else following
+        if following is None or following <= after:
             return
         after = following
 
 
 def _verify(session: Session) -> int:
-    if session.args.public_key is not None:
+    args = session.args
+    if args.public_key is not None:
         raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
-    return _report(session, replies.mapping(session.client().get("audit", "verify"), "report"))
+    query = {"progress": "1", "calls": "1" if args.calls else None, "whole": "1" if args.whole else None}
+    plain: dict[str, Any] = {}
+    with closing(session.client().lines("audit", "verify", query=query)) as lines:
+        for line in lines:
+            plain = _decoded(line)
+            if "verifying" in plain:
+                _tell(session, replies.mapping(plain["verifying"], "progress"))
+    if "ok" not in plain:
+        raise Problem(
+            "unreachable", "the daemon closed the connection before it answered", "see journalctl -t latticed"
+        )
+    if code := plain.get("code"):
+        raise Problem(str(code), str(plain.get("reason")), str(plain.get("hint") or ""))
+    return _report(session, plain)
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        return replies.mapping(json.loads(line), "report")
+    except (ValueError, RecursionError) as error:
+        raise replies.bad("report") from error
+
+
+def _tell(session: Session, found: dict[str, Any]) -> None:
+    """How far it is, on one line of a terminal."""
+    if session.screen.err.isatty():
+        session.screen.err.write(f"\r{found.get('chain')}: event {found.get('seq')} of {found.get('of')}\x1b[K\r")
+        session.screen.err.flush()
 
 
 def _verify_lines(session: Session, lines: Iterator[Any], given: str | None) -> int:
     from latticed.trust import audit_chain
 
     key = audit_chain.public_key(given) if given is not None else None
-    heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else ()
+    heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else []
+    if session.args.calls:
+        lines = (line for line in lines if not isinstance(line, dict) or line.get("chain") == chain.CALLS)
+        heads = [head for head in heads if head.chain == chain.CALLS]
     found = audit_chain.verify(lines, heads=heads, key=key)
+    if key is None:
+        session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
+    if session.args.calls:
+        return _report(session, _plain(session, found.calls or found, key, name="host calls"))
+    plain = _plain(session, found, key)
+    if found.calls is not None:
+        plain["calls"] = calls = _plain(session, found.calls, key, name="host calls")
+        if plain["ok"] and not calls["ok"]:
+            plain |= {"ok": False, "chain": chain.CALLS}
+            plain |= {"first_bad_seq": calls["first_bad_seq"], "reason": calls["reason"]}
+    return _report(session, plain)
+
+
+def _plain(session: Session, found: ChainReport, key: object, *, name: str = "events") -> dict[str, Any]:
+    """What the daemon would say of one chain."""
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
         # Anybody can compute a chain of hashes; without one signed head, nothing ties it to the host.
         reason, bad = "no event is under a head signed by this key: the whole chain could be made up", 1
-    if key is None:
-        session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
-    elif not reason and found.signed_seq < found.last_seq:
-        session.screen.note(f"events after {found.signed_seq} are not under a signed head yet")
+    if key is not None and not reason and found.signed_seq < found.last_seq:
+        session.screen.note(f"{name} after {found.signed_seq} are not under a signed head yet")
     plain: dict[str, Any] = {"ok": not reason, "events": found.events, "heads": found.heads}
     if reason:
         plain |= {"first_bad_seq": bad, "reason": reason}
     plain["head"] = {"seq": found.last_seq, "hash": found.last_hash}
-    return _report(session, {**plain, "signed_seq": found.signed_seq, "removed_seq": found.removed_seq})
+    return {**plain, "signed_seq": found.signed_seq, "removed_seq": found.removed_seq}
 
 
-def _logged_heads(path: Path) -> list[Head]:
+def _logged_heads(path: Path) -> list[chain.Head]:
     """The heads in a log of latticed: its JSON lines, its text, or what journalctl prints of them."""
     import re
-
-    from latticed.model.chain import Head
 
     field = r"""{}"?\s*[=:]\s*"?([^\s",]+)"""
     names = ("seq", "hash", "signed_at", "signature")
     patterns = {name: re.compile(field.format(name)) for name in names}
+    of_calls = re.compile(field.format("chain"))
     heads = []
     try:
         text = path.read_text("utf-8", "replace")
@@ -172,7 +241,8 @@ def _logged_heads(path: Path) -> list[Head]:
         found = {name: match[1] for name, pattern in patterns.items() if (match := pattern.search(line))}
         if "audit_head_signed" in line and len(found) == len(names) and found["seq"].isdecimal():
             seq, ts = int(found["seq"]), found["signed_at"]
-            heads.append(Head(seq=seq, hash=found["hash"], ts=ts, signature=found["signature"]))
+            name: chain.Name = chain.CALLS if of_calls.search(line) else chain.DECISIONS
+            heads.append(chain.Head(seq=seq, hash=found["hash"], ts=ts, signature=found["signature"], chain=name))
     if not heads:
         raise Problem("no_heads", f"expected lines with audit_head_signed in {path}, found none")
     return heads
@@ -199,12 +269,21 @@ def _report(session: Session, plain: dict[str, Any]) -> int:
     ok = bool(plain.get("ok"))
     if session.screen.json_wanted:
         session.screen.json(plain)
-    elif ok:
-        head = replies.mapping(plain.get("head") or {}, "head")
-        last = f"last event {head.get('seq')}, {str(head.get('hash') or '')[:16]}"
-        session.screen.line(f"the chain holds: {plain.get('events')} events, {plain.get('heads')} signed heads, {last}")
-        if removed := plain.get("removed_seq"):
-            session.screen.line(f"it begins after event {removed}: retention removed what came before")
-    else:
-        session.screen.line(f"the chain is broken at event {plain.get('first_bad_seq')}: {plain.get('reason')}")
+        return Exit.OK if ok else Exit.REFUSED
+    calls = plain.get("calls")
+    for name, report in (("chain", plain), ("chain of host calls", calls)):
+        if not isinstance(report, dict) or (report is plain and plain.get("chain") and isinstance(calls, dict)):
+            continue
+        _tell_report(session, "chain of host calls" if report.get("chain") == chain.CALLS else name, report)
     return Exit.OK if ok else Exit.REFUSED
+
+
+def _tell_report(session: Session, name: str, report: dict[str, Any]) -> None:
+    if "reason" in report:
+        session.screen.line(f"the {name} is broken at event {report.get('first_bad_seq')}: {report.get('reason')}")
+        return
+    head = replies.mapping(report.get("head") or {}, "head")
+    last = f"last event {head.get('seq')}, {str(head.get('hash') or '')[:16]}"
+    session.screen.line(f"the {name} holds: {report.get('events')} events, {report.get('heads')} signed heads, {last}")
+    if removed := report.get("removed_seq"):
+        session.screen.line(f"it begins after event {removed}: retention removed what came before")

@@ -1,4 +1,4 @@
-"""latticectl events: what happens, as it happens: the audit chain without an end."""
+"""latticectl events: what happens, as it happens: the audit chains without an end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, stream, views, when
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, cursor, examples
 from latticed.ctl.exits import Exit
 from latticed.model.errors import Problem
 
@@ -33,7 +33,9 @@ _WIDTHS: Final = (8, 20, 15, 8, 24, 26)
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
-    parser.add_argument("--since", metavar="SEQ", type=_count, help="only events after this one")
+    parser.add_argument(
+        "--since", metavar="SEQ", type=cursor, help="only events after this one (with host calls: SEQ.CALL)"
+    )
     parser.add_argument("--last", metavar="N", type=_count, help=f"the newest so many (default {_LAST}; with -f: 0)")
     parser.add_argument("--host-calls", action="store_true", help="also the calls that plugins make")
     parser.add_argument("--plugin", metavar="ID", help="only events about or by this plugin")
@@ -47,7 +49,7 @@ def run(session: Session) -> int:
         ask.known_id(args.plugin)
     client = session.client()
     query = {"host_calls": "1"} if args.host_calls else {}
-    since: int | None = args.since
+    since: str | None = args.since
     last = args.last if args.last is not None else 0 if args.follow else _LAST
     if since is None and last:
         found, since = _newest(client, last, query, args.plugin)
@@ -65,28 +67,29 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _newest(client: Client, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], int]:
-    """The `last` newest events that are to be shown, and the seq up to which that was looked at."""
-    head = replies.mapping(replies.mapping(client.get("status"), "status").get("audit"), "audit head")
-    end = int(head.get("seq") or 0)
+def _newest(client: Client, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:
+    """The `last` newest events that are to be shown, and the id up to which that was looked at."""
+    status = replies.mapping(client.get("status"), "status")
+    ends = [int(replies.mapping(status.get(name) or {}, "audit head").get("seq") or 0) for name in ("audit", "calls")]
+    ends = ends if query else ends[:1]
     found: list[Any] = []
-    upto = end
+    upto = ".".join(map(str, ends))
     for times in _WINDOWS:
-        since = max(0, end - last * times)
+        since = [max(0, end - last * times) for end in ends]
         found = []
-        for sent in stream.backlog(client, since, query):
+        for sent in stream.backlog(client, ".".join(map(str, since)), query):
             found += _wanted(sent, plugin)
-            upto = sent.seq
-        if len(found) >= last or not since:
+            upto = sent.at
+        if len(found) >= last or not any(since):
             break
     return found[-last:], upto
 
 
-def _show_all(session: Session, sents: Iterable[stream.Sent]) -> int | None:
+def _show_all(session: Session, sents: Iterable[stream.Sent]) -> str | None:
     upto = None
     for sent in sents:
         _show(session, _wanted(sent, session.args.plugin))
-        upto = sent.seq
+        upto = sent.at
     return upto
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples("latticectl health", "latticectl health --check || echo 'not well'")
 
 _MISSING: Final = (Column(title="NOT GIVEN"), Column(title="WHY"), Column(title="WHAT HELPS", shrinks=True))
+_NOTES: Final = (Column(title="NOTE"), Column(title="DETAIL", shrinks=True))
 _COLUMNS: Final = (Column(title="PROBLEM"), Column(title="DETAIL", shrinks=True))
 
 
@@ -38,6 +39,8 @@ def run(session: Session) -> int:
             screen.rows(
                 _MISSING, (tuple(str(row.get(key) or "") for key in ("token", "step", "fix")) for row in missing)
             )
+        if notes := replies.rows(plain.get("notes") or [], "list of notes"):
+            screen.rows(_NOTES, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in notes))
         if problems := replies.rows(plain.get("problems") or [], "list of problems"):
             screen.rows(_COLUMNS, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in problems))
     return Exit.UNHEALTHY if session.args.check and status != "ok" else Exit.OK

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from latticed.ctl import replies
 from latticed.ctl.exits import Exit, of
+from latticed.model import chain
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -21,15 +22,18 @@ _BUSY: Final = frozenset({429, 503})  # a daemon that is just starting, or full:
 
 
 class Sent(NamedTuple):
-    """One event. Without `data` it only tells how far the stream has come: there is nothing older to wait for."""
+    """One event. Without `data` it only tells how far the stream has come: there is nothing older to wait for.
 
-    seq: int
+    `at` is the stream's own id: a seq, or `<decisions>.<calls>` where host calls were asked for.
+    """
+
+    at: str
     data: str
 
 
 def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
     """The events in the lines of a stream; one that is cut off at the end is dropped, as the standard says."""
-    seq: int | None = None
+    at: str | None = None
     data: list[str] = []
     for raw in lines:
         line = raw.decode("utf-8", "replace").rstrip("\r\n")
@@ -37,21 +41,21 @@ def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if name == "id":
-                seq = _seq(value)
+                at = _id(value)
             elif name == "data":
                 data.append(value)
-        elif seq is not None:
-            yield Sent(seq, "\n".join(data))
-            seq, data = None, []
+        elif at is not None:
+            yield Sent(at, "\n".join(data))
+            at, data = None, []
 
 
-def _seq(value: str) -> int:
-    if not value.isascii() or not value.isdigit():
+def _id(value: str) -> str:
+    if chain.cursor(value) is None:
         raise replies.bad("event id")
-    return int(value)
+    return value
 
 
-def backlog(client: Client, since: int, query: Mapping[str, str]) -> Iterator[Sent]:
+def backlog(client: Client, since: str, query: Mapping[str, str]) -> Iterator[Sent]:
     """What there is after `since`; the last one tells how far that goes and has no data."""
     with closing(client.lines("events", query={**query, "since": since})) as lines:
         for sent in decode(lines):
@@ -62,7 +66,7 @@ def backlog(client: Client, since: int, query: Mapping[str, str]) -> Iterator[Se
 
 
 def follow(
-    client: Client, since: int | None, query: Mapping[str, str], *, note: Callable[[str], None]
+    client: Client, since: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
 ) -> Iterator[Sent]:
     """Events after `since` (None: from now on), without an end.
 
@@ -75,7 +79,7 @@ def follow(
             for sent in _once(client, since, query):
                 if lost:
                     note("the daemon is back")
-                pause_s, lost, since = FIRST_PAUSE_S, False, sent.seq
+                pause_s, lost, since = FIRST_PAUSE_S, False, sent.at
                 yield sent
         except Problem as problem:
             if since is None or not passing(problem):
@@ -87,8 +91,8 @@ def follow(
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
-def _once(client: Client, since: int | None, query: Mapping[str, str]) -> Iterator[Sent]:
-    headers = {} if since is None else {"Last-Event-ID": str(since)}
+def _once(client: Client, since: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
+    headers = {} if since is None else {"Last-Event-ID": since}
     with closing(client.lines("events", query=query, headers=headers)) as lines:
         yield from decode(lines)
 

@@ -1,4 +1,4 @@
-"""audit.query: a plugin reads its own audit events, never another's."""
+"""audit.query: a plugin reads its own audit events, never another's, nor those of its id under another publisher."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from msgspec import Meta
 
 from latticed.host.service import Caller, HostError, Params, Served, Whole
 from latticed.ledger import audit as rows
+from latticed.ledger import horizons
+from latticed.model import chain
 from latticed.model.audit import Actor
+from latticed.model.chain import DECISIONS, Position
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from latticed.ledger import Ledger
 
+Both = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
+
 
 class Query(Params, frozen=True):
-    after: Whole = 0
+    """`after`: a cursor in both chains, or a seq of the decisions, which are then all that is told."""
+
+    after: Whole | Both | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
     action: str | None = None
     decision: str | None = None
@@ -33,13 +40,22 @@ class Audit:
         return (Served(method="audit.query", params=Query, serve=self._query),)
 
     async def _query(self, caller: Caller, asked: Query) -> dict[str, Any]:
-        actor = str(Actor(kind="plugin", name=caller.plugin_id))
+        after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
+        alone = not isinstance(after, Position)
+        start = Position(after or 0, 0) if not isinstance(after, Position) else after
         try:
-            events = await self._ledger.read_for_plugin(
-                lambda db: rows.query(
-                    db, after=asked.after, limit=asked.limit, actor=actor, action=asked.action, decision=asked.decision
-                )
+            horizon = self._ledger.read(lambda db: horizons.of(db, caller.plugin_id))
+            events = await rows.walked(
+                self._ledger.read_for_plugin,
+                chains=(DECISIONS,) if alone else chain.NAMES,
+                after=Position(*map(max, start, horizon)),
+                limit=asked.limit,
+                actor=str(Actor(kind="plugin", name=caller.plugin_id)),
+                action=asked.action,
+                decision=asked.decision,
             )
         except Problem as problem:
             raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
-        return {"events": events, "next": events[-1]["seq"] if len(events) == asked.limit else None}
+        end = start.past(events)
+        more = (end.decisions if alone else str(end)) if len(events) == asked.limit else None
+        return {"events": events, "next": more}

@@ -30,7 +30,7 @@ PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "c
 
 FIELDS: Final = frozenset(
     "event plugin_id publisher version code reason runner state status action actor target decision capability call"
-    " method seq hash uid pid error logger task".split()
+    " method seq hash uid pid error logger task chain".split()
 )
 """What becomes a `LATTICED_*` field of its own; the rest is in MESSAGE. A closed list: journald indexes each name."""
 

@@ -1,19 +1,21 @@
-"""Reading the audit chain: filtered pages, and everything for export.
+"""Reading the audit chains: filtered pages, and everything for export.
 
 Checking a chain is pure and belongs to trust, which may import this room and not the other way round:
-`await ledger.read_slow(lambda db: audit_chain.verify(audit.export(db), public_key=ledger.public_key))`.
+`await ledger.read_slow(lambda db: audit_chain.verify(audit.export(db), key=...))`.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed.kit.clock import rfc3339
 from latticed.model import chain
+from latticed.model.chain import BEGINNING, CALLS, DECISIONS, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from latticed.ledger.connection import Reader
 
@@ -21,92 +23,234 @@ FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
 """Of heads and of checkpoints."""
 MAX_PAGE: Final = 1_000
+SPAN: Final = 50_000
+"""Rows that one question may walk over, some 50 ms: a longer walk is many questions, and others come in between."""
 
-_SELECT: Final = f"SELECT {', '.join(FIELDS)} FROM audit"  # noqa: S608 - constants
+
+class Tables(NamedTuple):
+    """Where a chain is kept."""
+
+    events: str
+    heads: str
+    checkpoints: str
+
+
+TABLES: Final[Mapping[chain.Name, Tables]] = {
+    DECISIONS: Tables("audit", "heads", "checkpoints"),
+    CALLS: Tables("calls", "call_heads", "call_checkpoints"),
+}
 
 
 def query(  # noqa: PLR0913 - one keyword per filter of the API
     conn: Reader,
     *,
+    chain: chain.Name = DECISIONS,
     after: int = 0,
     limit: int = 100,
+    within: tuple[int, int] | None = None,
     actor: str | None = None,
     action: str | None = None,
+    other_than: str | None = None,
     target: str | None = None,
     decision: str | None = None,
     since_us: int | None = None,
     newest_first: bool = False,
 ) -> list[dict[str, Any]]:
-    """At most `limit` (1,000 at most) events as contracts §11 shows them; filters match whole fields.
+    """At most `limit` (1,000 at most) events of one chain as contracts §11 shows them; filters match whole fields.
 
     `after` is a cursor: seqs greater than it, or with `newest_first` lesser than it (0: from the newest). `since_us`
-    is microseconds since the epoch. Without an index on the filters this may read the whole table: use `read_slow`.
+    is microseconds since the epoch; `other_than` an action that is left out. Without `within` (first and last seq)
+    this may read the whole table: `walked` does that in parts.
     """
     conditions: list[str] = []
     values: list[str | int] = []
     if after:
         conditions.append("seq < ?" if newest_first else "seq > ?")
         values.append(after)
+    if within is not None:
+        conditions.append("seq BETWEEN ? AND ?")
+        values += within
     if since_us is not None:
         conditions.append("ts >= ?")  # RFC 3339 UTC of one width sorts as time does
         values.append(rfc3339(since_us))
+    if other_than is not None:
+        conditions.append("action <> ?")
+        values.append(other_than)
+    if decision == "deny":
+        conditions.append("decision = 'deny'")  # in words: only so does SQLite see that the index of denials will do
     for column, wanted in (("actor", actor), ("action", action), ("target", target), ("decision", decision)):
-        if wanted is not None:
+        if wanted is not None and (column, wanted) != ("decision", "deny"):
             conditions.append(f"{column} = ?")
             values.append(wanted)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = " ORDER BY seq DESC LIMIT ?" if newest_first else " ORDER BY seq LIMIT ?"
-    rows = conn.execute(_SELECT + where + order, (*values, max(0, min(limit, MAX_PAGE))))
-    return [_event(row) for row in rows]
+    rows = conn.execute(_select(chain) + where + order, (*values, max(0, min(limit, MAX_PAGE))))
+    return [_event(row, chain) for row in rows]
+
+
+async def walked(
+    read: Callable[[Callable[[Reader], Any]], Awaitable[Any]],
+    *,
+    chains: Sequence[chain.Name],
+    after: Position = BEGINNING,
+    limit: int = 100,
+    newest_first: bool = False,
+    **filters: Any,
+) -> list[dict[str, Any]]:
+    """At most `limit` events of `chains`, merged by time, asked for by `read` in spans of `SPAN` rows.
+
+    Within a chain the order is that of seqs, whatever the clock did: so `after.past(events)` goes on where this ends.
+    """
+    found = [
+        await _walked(read, name, after.of(name), limit=limit, newest_first=newest_first, **filters) for name in chains
+    ]
+    return merged(found, newest_first=newest_first)[:limit]
+
+
+def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False) -> list[dict[str, Any]]:
+    """Events of several chains in one order, by time; each chain's own order is kept."""
+    return list(heapq.merge(*parts, key=lambda event: str(event["ts"]), reverse=newest_first))
+
+
+async def _walked(
+    read: Callable[[Callable[[Reader], Any]], Awaitable[Any]],
+    name: chain.Name,
+    after: int,
+    *,
+    limit: int,
+    newest_first: bool,
+    **filters: Any,
+) -> list[dict[str, Any]]:
+    first, last = await read(lambda db: ends(db, name))
+    if newest_first:
+        last = min(last, after - 1) if after else last
+    else:
+        first = max(first, after + 1)
+    found: list[dict[str, Any]] = []
+    while first <= last and len(found) < limit:
+        span = (max(first, last - SPAN + 1), last) if newest_first else (first, min(last, first + SPAN - 1))
+        rest = limit - len(found)
+        found += await read(
+            lambda db, span=span, rest=rest: query(  # type: ignore[misc]
+                db, chain=name, within=span, limit=rest, newest_first=newest_first, **filters
+            )
+        )
+        first, last = (first, span[0] - 1) if newest_first else (span[1] + 1, last)
+    return found
 
 
 def export(conn: Reader) -> Iterator[dict[str, Any]]:
-    """All events in order, and after the event it signs each head as `{"head": {...}}`: the lines of an export.
+    """The lines of an export: all decisions in order, then all calls, and after the event it signs each head.
 
-    What retention left begins with `{"checkpoint": {...}}`. Heads of events that are gone come first or last.
+    A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides. What retention left of a chain begins
+    with `{"checkpoint": {...}}`. Heads of events that are gone come first or last.
     """
-    if (begins := checkpoint(conn)) is not None:
-        yield {"checkpoint": begins}
-    heads = conn.execute(f"SELECT {', '.join(HEAD_FIELDS)} FROM heads ORDER BY seq, id")  # noqa: S608 - constants
-    head = next(heads, None)
-    for row in conn.execute(_SELECT + " ORDER BY seq"):
-        while head is not None and head[0] < row[0]:
-            yield _head(head)
-            head = next(heads, None)
-        yield _event(row)
-    while head is not None:
-        yield _head(head)
-        head = next(heads, None)
+    for name in chain.NAMES:
+        if (begins := checkpoint(conn, chain=name)) is not None:
+            yield {"checkpoint": begins, **_named(name)}
+        rows = conn.execute(_select(name) + " ORDER BY seq")
+        signed = conn.execute(f"SELECT {_HEAD} FROM {TABLES[name].heads} ORDER BY seq, id")
+        yield from _interleaved(rows, signed, name)
 
 
-def heads(conn: Reader, first: int, last: int) -> list[dict[str, Any]]:
-    """The signed heads of events `first` to `last`, in order."""
-    statement = f"SELECT {', '.join(HEAD_FIELDS)} FROM heads WHERE seq BETWEEN ? AND ? ORDER BY seq, id"  # noqa: S608
-    return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
+def stretch(conn: Reader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
+    """As of an export: the next `most` events after one seq, up to another, with the heads of those."""
+    rows = conn.execute(_select(chain) + " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, upto, most))
+    found = rows.fetchall()
+    last = found[-1][0] if found else after
+    statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} WHERE seq > ? AND seq <= ? ORDER BY seq, id"
+    return list(_interleaved(iter(found), conn.execute(statement, (after, last)), chain))
 
 
-def checkpoint(conn: Reader) -> dict[str, Any] | None:
-    """The signed statement of what retention removed; None while the chain is whole."""
-    statement = f"SELECT {', '.join(HEAD_FIELDS)} FROM checkpoints ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
+def newest_head(conn: Reader, chain: chain.Name) -> dict[str, Any] | None:
+    """The signed head that reaches furthest."""
+    statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} ORDER BY seq DESC, id DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
 
 
-def size_after(conn: Reader, seq: int) -> int:
+def heads(conn: Reader, first: int, last: int, *, chain: chain.Name = DECISIONS) -> list[dict[str, Any]]:
+    """The signed heads of events `first` to `last`, in order."""
+    statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} WHERE seq BETWEEN ? AND ? ORDER BY seq, id"
+    return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
+
+
+def checkpoint(conn: Reader, *, chain: chain.Name = DECISIONS) -> dict[str, Any] | None:
+    """The signed statement of what retention removed; None while the chain is whole."""
+    statement = f"SELECT {_HEAD} FROM {TABLES[chain].checkpoints} ORDER BY seq DESC LIMIT 1"
+    row = conn.execute(statement).fetchone()
+    return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
+
+
+def size_after(conn: Reader, seq: int, *, chain: chain.Name = DECISIONS) -> int:
     """Bytes of the canonical form of the events after `seq`; reads them all."""
-    found = conn.execute(_SELECT + " WHERE seq > ? ORDER BY seq", (seq,))
-    return sum(len(chain.canonical(_event(row))) for row in found)
+    found = conn.execute(_select(chain) + " WHERE seq > ? ORDER BY seq", (seq,))
+    return sum(len(_canonical(_event(row, chain))) for row in found)
 
 
-def last_seq(conn: Reader) -> int:
+def last_seq(conn: Reader, chain: chain.Name = DECISIONS) -> int:
     """The seq of the newest event (retention never removes it), 0 before the first."""
-    return int(conn.execute("SELECT coalesce(max(seq), 0) FROM audit").get)
+    return int(conn.execute(f"SELECT coalesce(max(seq), 0) FROM {TABLES[chain].events}").get)
 
 
-def _event(row: tuple[Any, ...]) -> dict[str, Any]:
+def first_seq(conn: Reader, chain: chain.Name = DECISIONS) -> int:
+    """The seq of the oldest event that is left, 1 before the first."""
+    return int(conn.execute(f"SELECT coalesce(min(seq), 1) FROM {TABLES[chain].events}").get)
+
+
+def ends(conn: Reader, name: chain.Name) -> tuple[int, int]:
+    """The first and the last seq of what is left of a chain; (1, 0) before the first."""
+    return first_seq(conn, name), last_seq(conn, name)
+
+
+def position(conn: Reader) -> Position:
+    """The newest events of both chains."""
+    return Position(*(last_seq(conn, name) for name in chain.NAMES))
+
+
+def before(conn: Reader, ts: str, chain: chain.Name) -> int:
+    """The seq of the last event of a chain that was recorded before `ts`, as far as the clock did not jump."""
+    low, high = first_seq(conn, chain), last_seq(conn, chain) + 1
+    statement = f"SELECT ts >= ? FROM {TABLES[chain].events} WHERE seq = ?"
+    while low < high:
+        middle = (low + high) // 2
+        if conn.execute(statement, (ts, middle)).get:
+            high = middle
+        else:
+            low = middle + 1
+    return low - 1
+
+
+_HEAD: Final = ", ".join(HEAD_FIELDS)
+_canonical: Final = chain.canonical
+
+
+def _select(name: chain.Name) -> str:
+    return f"SELECT {', '.join(FIELDS)} FROM {TABLES[name].events}"
+
+
+def _interleaved(
+    rows: Iterator[tuple[Any, ...]], signed: Iterator[tuple[Any, ...]], name: chain.Name
+) -> Iterator[dict[str, Any]]:
+    head = next(signed, None)
+    for row in rows:
+        while head is not None and head[0] < row[0]:
+            yield _head(head, name)
+            head = next(signed, None)
+        yield _event(row, name)
+    while head is not None:
+        yield _head(head, name)
+        head = next(signed, None)
+
+
+def _named(name: chain.Name) -> dict[str, Any]:
+    return {} if name == DECISIONS else {"chain": name}
+
+
+def _event(row: tuple[Any, ...], name: chain.Name) -> dict[str, Any]:
     event = dict(zip(FIELDS, row, strict=True))
     event["detail"] = _detail(event["detail"])
-    return event
+    return event if name == DECISIONS else {**event, "chain": name}
 
 
 def _detail(stored: str) -> Any:
@@ -117,5 +261,5 @@ def _detail(stored: str) -> Any:
         return stored
 
 
-def _head(row: tuple[Any, ...]) -> dict[str, Any]:
-    return {"head": dict(zip(HEAD_FIELDS, row, strict=True))}
+def _head(row: tuple[Any, ...], name: chain.Name) -> dict[str, Any]:
+    return {"head": dict(zip(HEAD_FIELDS, row, strict=True)), **_named(name)}

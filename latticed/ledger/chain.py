@@ -1,4 +1,4 @@
-"""The growing end of the audit chain; belongs to the writer's thread."""
+"""The growing ends of the audit chains; they belong to the writer's thread."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from latticed.ledger import audit as rows
 from latticed.ledger import sanitise
 from latticed.ledger.sanitise import printable
 from latticed.model import chain
+from latticed.model.audit import HOST_CALL
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from latticed.ledger.connection import Connection
     from latticed.model import audit
 
-_INSERT: Final = "INSERT INTO audit VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _REMEMBERED: Final = 80
 """Characters up to which a text's JSON form is remembered: bounds the memory that strangers' texts can take."""
 
@@ -44,15 +44,20 @@ class Chain:
     `flush`, because inserting many at once takes half the time.
     """
 
-    def __init__(self, connection: Connection, *, key: Ed25519PrivateKey, now: clock.Clock) -> None:
+    def __init__(
+        self, connection: Connection, *, key: Ed25519PrivateKey, now: clock.Clock, name: chain.Name = chain.DECISIONS
+    ) -> None:
+        self.name = name
+        self.tables = rows.TABLES[name]
+        self._insert = f"INSERT INTO {self.tables.events} VALUES (?,?,?,?,?,?,?,?,?,?,?)"
         self._connection = connection
         self._key = key
         self._now = now
         self._ts = ""
         self._waiting: list[tuple[int | str, ...]] = []
         self.head: chain.Head | None = None
-        self.tip = _last(connection)
-        signed = int(connection.execute("SELECT coalesce(max(seq), 0) FROM heads").get)
+        self.tip = _last(connection, name)
+        signed = int(connection.execute(f"SELECT coalesce(max(seq), 0) FROM {self.tables.heads}").get)
         self.signed_seq = signed if signed <= self.tip.seq else 0  # beyond: the tail was cut, so sign what is there
 
     def begin(self) -> None:
@@ -85,7 +90,7 @@ class Chain:
         """Insert what was appended."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._connection.executemany(_INSERT, waiting)
+            self._connection.executemany(self._insert, waiting)
 
     def restore(self, tip: Tip, signed_seq: int) -> None:
         """The transaction, or the savepoint, that began with these was rolled back."""
@@ -98,11 +103,11 @@ class Chain:
         if self.tip.seq == self.signed_seq:
             return None
         ts = self._ts
-        payload = chain.head_payload(seq=self.tip.seq, ts=ts, event_hash=self.tip.hash)
+        payload = chain.head_payload(seq=self.tip.seq, ts=ts, event_hash=self.tip.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
-        head = chain.Head(seq=self.tip.seq, hash=self.tip.hash, ts=ts, signature=signature)
+        head = chain.Head(seq=self.tip.seq, hash=self.tip.hash, ts=ts, signature=signature, chain=self.name)
         self._connection.execute(
-            "INSERT INTO heads (seq, hash, ts, signature, size) VALUES (?,?,?,?,?)",
+            f"INSERT INTO {self.tables.heads} (seq, hash, ts, signature, size) VALUES (?,?,?,?,?)",
             (head.seq, head.hash, ts, signature, self.tip.size),
         )
         self.signed_seq = head.seq
@@ -111,7 +116,7 @@ class Chain:
 
     def genuine(self, head: chain.Head) -> bool:
         """Whether this host signed `head`."""
-        payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash)
+        payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=self.name)
         try:
             self._key.public_key().verify(base64.b64decode(head.signature, validate=True), payload)
         except (InvalidSignature, ValueError):
@@ -120,13 +125,59 @@ class Chain:
 
     def attest(self, head: chain.Head, *, size: int) -> chain.Checkpoint:
         """Insert a signed checkpoint: what comes before and at `head` is being removed. It replaces earlier ones."""
-        payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash)
+        payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
-        self._connection.execute("DELETE FROM checkpoints")
+        self._connection.execute(f"DELETE FROM {self.tables.checkpoints}")
         self._connection.execute(
-            "INSERT INTO checkpoints VALUES (?,?,?,?,?)", (head.seq, head.hash, self._ts, signature, size)
+            f"INSERT INTO {self.tables.checkpoints} VALUES (?,?,?,?,?)",
+            (head.seq, head.hash, self._ts, signature, size),
         )
-        return chain.Checkpoint(seq=head.seq, hash=head.hash, ts=self._ts, signature=signature)
+        return chain.Checkpoint(seq=head.seq, hash=head.hash, ts=self._ts, signature=signature, chain=self.name)
+
+
+class State(NamedTuple):
+    """What memory holds of both chains at one moment: tips, and up to where they are signed."""
+
+    decisions: tuple[Tip, int]
+    calls: tuple[Tip, int]
+
+
+class Chains:
+    """Both chains: host calls go into one, everything else into the other."""
+
+    def __init__(self, connection: Connection, *, key: Ed25519PrivateKey, now: clock.Clock) -> None:
+        self.decisions = Chain(connection, key=key, now=now)
+        self.calls = Chain(connection, key=key, now=now, name=chain.CALLS)
+        self.all = (self.decisions, self.calls)
+
+    def begin(self) -> None:
+        for one in self.all:
+            one.begin()
+
+    def append(self, event: audit.Event) -> int:
+        """Put `event` after the tip of its chain and return its seq there."""
+        return (self.calls if event.action == HOST_CALL else self.decisions).append(event)
+
+    def flush(self) -> None:
+        self.decisions.flush()
+        self.calls.flush()
+
+    def sign(self) -> list[chain.Head]:
+        """Sign both tips; the heads of those that were not signed yet."""
+        return [head for one in self.all if (head := one.sign()) is not None]
+
+    @property
+    def position(self) -> chain.Position:
+        return chain.Position(self.decisions.tip.seq, self.calls.tip.seq)
+
+    @property
+    def state(self) -> State:
+        """For `restore`, when what begins now may be rolled back."""
+        return State((self.decisions.tip, self.decisions.signed_seq), (self.calls.tip, self.calls.signed_seq))
+
+    def restore(self, before: State) -> None:
+        self.decisions.restore(*before.decisions)
+        self.calls.restore(*before.calls)
 
 
 def _text(text: str, limit: int) -> tuple[str, str]:
@@ -155,12 +206,14 @@ def _remembered(text: str, limit: int) -> tuple[str, str]:
     return kept, quoted(kept)
 
 
-def _last(connection: Connection) -> Tip:
-    row = connection.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").get
+def _last(connection: Connection, name: chain.Name) -> Tip:
+    events, heads, checkpoints = rows.TABLES[name]
+    row = connection.execute(f"SELECT seq, hash FROM {events} ORDER BY seq DESC LIMIT 1").get
     if row is None:
-        removed = connection.execute("SELECT seq, hash, size FROM checkpoints ORDER BY seq DESC LIMIT 1").get
+        last = f"SELECT seq, hash, size FROM {checkpoints} ORDER BY seq DESC LIMIT 1"
+        removed = connection.execute(last).get
         return Tip(*removed) if removed else Tip(0, chain.GENESIS, 0)
     seq, found = row
-    known = "SELECT seq, size FROM heads WHERE seq <= ? UNION ALL SELECT seq, size FROM checkpoints"
+    known = f"SELECT seq, size FROM {heads} WHERE seq <= ? UNION ALL SELECT seq, size FROM {checkpoints}"
     after, size = connection.execute(known + " ORDER BY 1 DESC, 2 DESC LIMIT 1", (seq,)).get or (0, 0)
-    return Tip(seq, found, size + rows.size_after(connection, after))
+    return Tip(seq, found, size + rows.size_after(connection, after, chain=name))

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from latticed.ledger.connection import STORAGE_ERRORS, unavailable
-from latticed.model.audit import Event
+from latticed.model.audit import HOST_CALL, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.ledger.chain import Chain
+    from latticed.ledger.chain import Chain, Chains
     from latticed.ledger.connection import Connection
     from latticed.ledger.reserve import Reserve
     from latticed.ledger.writer import Job, Transaction
@@ -38,70 +38,71 @@ class Committer:
         self._synchronous = "normal"
         reserve.held()  # from the start on, not from the first write
 
-    def perform(self, batch: list[Job]) -> Head | None:
-        """Perform `batch`; the head that was signed with it, if one was. Never raises."""
+    def perform(self, batch: list[Job]) -> list[Head]:
+        """Perform `batch`; the heads that were signed with it. Never raises."""
         scarce = not self._reserve.held()
         if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
             batch = [job for job in batch if job.essential]
         try:
-            head = self._commit(batch) if batch else None
+            heads = self._commit(batch) if batch else []
             if scarce:
                 self._fold()
-            return head
+            return heads
         except STORAGE_ERRORS as error:
             return self._again(batch, error)
         except BaseException as error:  # noqa: BLE001 - a waiter must hear of it, and the thread must go on
             _fail(batch, error)
-            return None
+            return []
 
-    def _again(self, batch: list[Job], error: BaseException) -> Head | None:
+    def _again(self, batch: list[Job], error: BaseException) -> list[Head]:
         """The disk would not take it: what is essential once more, with the reserve given up for it."""
         _fail([job for job in batch if not job.essential], error)
         essential = [job for job in batch if job.essential]
         if not essential:
-            return None
+            return []
         self._reserve.give_up()
         self._fold()
         try:
-            head = self._commit(essential)
+            heads = self._commit(essential)
             self._fold()
-            return head
+            return heads
         except BaseException as still:  # noqa: BLE001 - as above
             _fail(essential, still)
-            return None
+            return []
 
     def _fold(self) -> None:
         """Put the WAL into the database, so that it is used again from its start: a commit costs ten times its size."""
         with contextlib.suppress(apsw.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _commit(self, batch: list[Job]) -> Head | None:
+    def _commit(self, batch: list[Job]) -> list[Head]:
         """`batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""
-        connection, chain = self._connection, self._transaction.chain
-        before, signed_before = chain.tip, chain.signed_seq
-        head_due = chain.tip.seq + len(batch) - chain.signed_seq >= HEAD_EVERY
+        connection, chains = self._connection, self._transaction.chains
+        before = chains.state
+        due = _due(batch, chains)
         try:
             # A head goes into the journal, which may outlive a power cut: what it speaks of must be on disk first.
-            self._synchronise(fully=head_due or any(job.durable for job in batch))
+            self._synchronise(fully=bool(due) or any(job.durable for job in batch))
             connection.execute("BEGIN IMMEDIATE")
-            chain.begin()
+            chains.begin()
             for job in batch:
                 if isinstance(job.change, Event):
-                    _append(job, job.change, chain)
+                    _append(job, job.change, chains)
                 else:
                     self._change(job, job.change)
-            chain.flush()
-            if head_due:
+            chains.flush()
+            for chain in due:
                 chain.sign()
             connection.execute("COMMIT")
         except BaseException:
-            chain.restore(before, signed_before)
+            chains.restore(before)
             if connection.in_transaction:
                 with contextlib.suppress(apsw.Error):
                     connection.execute("ROLLBACK")
             raise
-        return chain.head if chain.signed_seq != signed_before else None
+        signed = zip(chains.all, before, strict=True)
+        return [one.head for one, (_, seq) in signed if one.signed_seq != seq and one.head is not None]
 
     def _synchronise(self, *, fully: bool) -> None:
         wanted = "full" if fully else "normal"
@@ -111,25 +112,32 @@ class Committer:
 
     def _change(self, job: Job, change: Callable[[Transaction], Any]) -> None:
         """Run one change; its own exception stays with it, the disk's fails the batch."""
-        connection, chain = self._connection, self._transaction.chain
-        chain.flush()
-        before, signed_before = chain.tip, chain.signed_seq
+        connection, chains = self._connection, self._transaction.chains
+        chains.flush()
+        before = chains.state
         connection.execute("SAVEPOINT change")
         try:
             job.result = change(self._transaction)
-            chain.flush()
+            chains.flush()
         except STORAGE_ERRORS:
             raise
         except BaseException as error:  # noqa: BLE001 - handed to the one who asked for the change
             job.error = error
             connection.execute("ROLLBACK TO change")
-            chain.restore(before, signed_before)
+            chains.restore(before)
         connection.execute("RELEASE change")
 
 
-def _append(job: Job, event: Event, chain: Chain) -> None:
+def _due(batch: list[Job], chains: Chains) -> list[Chain]:
+    """The chains that get a head with this batch, supposing that each of its jobs appends one event."""
+    calls = sum(isinstance(job.change, Event) and job.change.action == HOST_CALL for job in batch)
+    more = ((chains.decisions, len(batch) - calls), (chains.calls, calls))
+    return [chain for chain, count in more if count and chain.tip.seq + count - chain.signed_seq >= HEAD_EVERY]
+
+
+def _append(job: Job, event: Event, chains: Chains) -> None:
     try:
-        job.result = chain.append(event)
+        job.result = chains.append(event)
     except Exception as error:  # noqa: BLE001 - a caller's wrong type is his alone
         job.error = error
 

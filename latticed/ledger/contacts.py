@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
+from latticed.ledger import audit
+from latticed.model import chain
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from latticed.ledger.connection import Reader
     from latticed.ledger.writer import Transaction
 
@@ -50,14 +55,37 @@ def since(conn: Reader, plugin_id: str, since_us: int) -> list[tuple[str, int]]:
     return [(str(host), int(at)) for host, at in conn.execute(statement, (plugin_id, since_us))]
 
 
-def used(conn: Reader, actor: str, since_us: int) -> list[Used]:
-    """The host calls of an actor since then by name, from the audit record; reads much of it: use `read_slow`.
+async def used(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], actor: str, since_us: int) -> list[Used]:
+    """The host calls of an actor since then by name, from the audit record, which `read` is asked for in spans.
 
-    Denials that were coalesced count once.
+    Denials that were coalesced count once. Calls of before host calls had a chain of their own count too.
     """
+    found: dict[str, Used] = {}
+    for name in chain.NAMES:
+        first, last = await read(functools.partial(audit.ends, name=name))
+        for start in range(first, last + 1, audit.SPAN):
+            span = (start, start + audit.SPAN - 1)
+            asked = functools.partial(_used, name=name, actor=actor, since_us=since_us, span=span)
+            for one in await read(asked):
+                found[one.call] = _both(found.get(one.call), one)
+    return [found[call] for call in sorted(found)]
+
+
+def _used(conn: Reader, *, name: chain.Name, actor: str, since_us: int, span: tuple[int, int]) -> list[Used]:
     statement = (
-        "SELECT target, sum(decision = 'allow'), sum(decision = 'deny'), max(ts) FROM audit"
-        " WHERE actor = ? AND action = 'host.call' AND ts >= ? GROUP BY target ORDER BY target"
+        f"SELECT target, sum(decision = 'allow'), sum(decision = 'deny'), max(ts) FROM {audit.TABLES[name].events}"  # noqa: S608 - constants
+        " WHERE seq BETWEEN ? AND ? AND actor = ? AND action = 'host.call' AND ts >= ? GROUP BY target"
     )
-    rows = conn.execute(statement, (actor, rfc3339(since_us)))
+    rows = conn.execute(statement, (*span, actor, rfc3339(since_us)))
     return [Used(call=str(call), allowed=int(yes), denied=int(no), last_at=str(last)) for call, yes, no, last in rows]
+
+
+def _both(one: Used | None, other: Used) -> Used:
+    if one is None:
+        return other
+    return Used(
+        call=one.call,
+        allowed=one.allowed + other.allowed,
+        denied=one.denied + other.denied,
+        last_at=max(one.last_at, other.last_at),
+    )

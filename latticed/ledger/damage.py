@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WHOLE_BYTES: Final = 256 << 20
 NOTE: Final = "ledger.damaged"
 
-_DECISIVE: Final = ("records", "revocations", "heads", "checkpoints", "kv_usage")
+_DECISIVE: Final = ("records", "revocations", "heads", "checkpoints", "call_heads", "call_checkpoints", "kv_usage")
 _WAL_HEADER: Final = 32
 _WAL_MAGIC: Final = {0x377F0682: "little", 0x377F0683: "big"}
 

@@ -12,6 +12,7 @@ from latticed.ledger.later import Later
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
 from latticed.ledger.writer import Transaction, Writer
+from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger.connection import Connection
+    from latticed.ledger.retention import Retention
     from latticed.model import audit
-    from latticed.model.chain import Head
+    from latticed.model.chain import Head, Name, Position
 
 T = TypeVar("T")
 
@@ -47,7 +49,9 @@ class Ledger:
         self.public_key = state.public_half(entered.key)
         """The host key's public half, base64 of 32 raw bytes."""
         self.retention = KEEP_ALL
-        """How much of the audit chain is kept; may be changed at any time."""
+        """How much of the decisions is kept; may be changed at any time."""
+        self.calls_retention = KEEP_ALL
+        """As much of the host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
 
@@ -108,15 +112,14 @@ class Ledger:
         if kept is not None:
             self._later.put(kept)
 
-    async def grown(self, seq: int) -> None:
-        """Return once an event after `seq` is committed."""
-        while self._writer.tip <= seq:
-            await self._writer.committed()
+    async def grown(self, seen: Position, *, calls: bool = False) -> None:
+        """Return once a decision after `seen` is committed or, with `calls`, an event of either chain."""
+        await self._writer.grown(seen, calls=calls)
 
-    async def sign_head(self) -> Head | None:
-        """Sign the newest event, on disk when this returns; None when it is signed already or there is none."""
+    async def sign_head(self) -> list[Head]:
+        """Sign the newest event of each chain, on disk when this returns; none of one that is signed already."""
         self._signed_s = self._clock.monotonic_s()
-        return await self._writer.submit(lambda tx: tx.chain.sign(), durable=True)
+        return await self._writer.submit(lambda tx: tx.chains.sign(), durable=True)
 
     def read_floors(self) -> floors.Floors:
         """What the signed file outside SQLite holds; Problem floors_invalid when it is not ours."""
@@ -128,7 +131,8 @@ class Ledger:
 
     async def remove_old(self, *, by_age: bool) -> int:
         """Have retention look, by size and, when `by_age`, by age too; how many events it removed."""
-        return await upkeep.remove_old(self._writer, self.retention, self._clock, by_age=by_age)
+        kept: dict[Name, Retention] = {DECISIONS: self.retention, CALLS: self.calls_retention}
+        return await upkeep.remove_old(self._writer, kept, self._clock, by_age=by_age)
 
     async def write_floors(self, kept: floors.Floors) -> None:
         """Replace the signed file, fsynced, off the loop; in order with the writes around it."""

@@ -154,6 +154,36 @@ CREATE TABLE contacts (
 ) STRICT, WITHOUT ROWID;
 """
 
+_CALLS: Final = """
+CREATE TABLE calls (
+    seq INTEGER PRIMARY KEY, ts TEXT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, target TEXT NOT NULL,
+    decision TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+    prev TEXT NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE TABLE call_heads (
+    id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, hash TEXT NOT NULL, ts TEXT NOT NULL, signature TEXT NOT NULL,
+    size INTEGER NOT NULL
+) STRICT;
+CREATE TABLE call_checkpoints (
+    seq INTEGER PRIMARY KEY, hash TEXT NOT NULL, ts TEXT NOT NULL, signature TEXT NOT NULL, size INTEGER NOT NULL
+) STRICT;
+CREATE INDEX heads_seq ON heads (seq);
+CREATE INDEX call_heads_seq ON call_heads (seq);
+CREATE INDEX audit_denied ON audit (actor, seq) WHERE decision = 'deny';
+CREATE INDEX calls_denied ON calls (actor, seq) WHERE decision = 'deny';
+CREATE TABLE audit_horizons (
+    plugin_id TEXT PRIMARY KEY, decisions INTEGER NOT NULL, calls INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT OR IGNORE INTO audit_horizons
+    SELECT substr(bucket, 8, instr(bucket, '@') - 8), (SELECT coalesce(max(seq), 0) FROM audit), 0
+    FROM kv_usage WHERE bucket LIKE 'plugin:%@%';
+"""
+"""Host calls in a chain of their own (contracts §11); those of before stay where they are, so no hash changes.
+
+`audit_horizons`: how far both chains were when a plugin came into another publisher's hands. Of hand-overs before this
+step only those are known by which a bucket was set aside.
+"""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -167,6 +197,7 @@ MIGRATIONS: Final = (
     _PLANS,
     _TASKS_PROGRAMS,
     _CONTACTS,
+    _CALLS,
 )
 
 

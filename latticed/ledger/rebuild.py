@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from latticed.kit import files
-from latticed.ledger import connection, damage, floors, migrations, records, revocations, state
-from latticed.ledger.chain import Chain
+from latticed.ledger import audit, connection, damage, floors, migrations, records, revocations, state
+from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import Revocations
 from latticed.ledger.writer import Transaction
+from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from latticed.kit.clock import Clock
-    from latticed.model.chain import Head
+    from latticed.model.chain import Head, Name
     from latticed.model.lifecycle import Record
 
 PARTS: Final = ("", "-wal", "-shm")
@@ -41,13 +42,16 @@ _CHUNK: Final = 1 << 20
 class Salvage:
     """What can still be read of a ledger. It is no evidence: use it only to be stricter.
 
-    `last_seq` and `last_hash` are of the last event, 0 and empty when there is none to be read.
+    `last_seq` and `last_hash` are of the last decision, `calls_seq` and `calls_hash` of the last host call; 0 and empty
+    when there is none to be read.
     """
 
     records: tuple[Record, ...] = ()
     revoked: Revocations = field(default_factory=Revocations)
     last_seq: int = 0
     last_hash: str = ""
+    calls_seq: int = 0
+    calls_hash: str = ""
 
 
 def diagnosis(directory: Path) -> str:
@@ -73,17 +77,28 @@ def salvage(database: Path) -> Salvage:
     """Whatever can still be read."""
     try:
         with contextlib.closing(connection.open_witness(database)) as witness:
-            last: Any = None
-            with contextlib.suppress(*connection.DAMAGED):
-                last = witness.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").get
+            last_seq, last_hash = _end(witness, DECISIONS)
+            calls_seq, calls_hash = _end(witness, CALLS)
             return Salvage(
                 records=records.readable(witness),
                 revoked=revocations.readable(witness),
-                last_seq=last[0] if last else 0,
-                last_hash=last[1] if last else "",
+                last_seq=last_seq,
+                last_hash=last_hash,
+                calls_seq=calls_seq,
+                calls_hash=calls_hash,
             )
     except (apsw.Error, OSError):
         return Salvage()
+
+
+def _end(witness: connection.Connection, name: Name) -> tuple[int, str]:
+    """The last event of a chain that can be read: its seq and hash."""
+    last: Any = None
+    with contextlib.suppress(*connection.DAMAGED):
+        last = witness.execute(
+            f"SELECT seq, hash FROM {audit.TABLES[name].events} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
+        ).get
+    return (last[0], last[1]) if last else (0, "")
 
 
 def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable[[Transaction], None]) -> Head | None:
@@ -94,18 +109,18 @@ def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable
     writer = connection.open_writer(database)
     try:
         writer.pragma("synchronous", "full")
-        chain = Chain(writer, key=key, now=clock)
+        chains = Chains(writer, key=key, now=clock)
         with writer:
-            chain.begin()
-            change(Transaction(writer, chain))
-            chain.flush()
-            head = chain.sign()
+            chains.begin()
+            change(Transaction(writer, chains))
+            chains.flush()
+            chains.sign()
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except connection.STORAGE_ERRORS as error:
         raise Problem("state_unusable", f"{database.name} cannot be written: {error}", "free some space") from error
     finally:
         writer.close()
-    return head
+    return chains.decisions.head
 
 
 def set_aside(directory: Path, label: str) -> tuple[str, ...]:

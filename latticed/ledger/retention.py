@@ -1,4 +1,4 @@
-"""How much of the audit chain is kept, and removing the rest: only up to a signed head, leaving a signed checkpoint.
+"""How much of an audit chain is kept, and removing the rest: only up to a signed head, leaving a signed checkpoint.
 
 Events go from the beginning, a slice at a time, so that nobody who records waits long for it. The newest event is
 never removed. Space in the file is used again by what comes later; the file itself does not shrink.
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
+from latticed.model import chain
 from latticed.model.audit import DAEMON, Event
 from latticed.model.chain import Head
 
@@ -42,66 +43,76 @@ class Retention:
 KEEP_ALL: Final = Retention()
 
 
-def by_size(tx: Transaction, wanted: Retention) -> int:
-    """Up to which seq to remove so that the rest fits; 0 for nothing."""
-    gone = int(tx.execute("SELECT coalesce(max(size), 0) FROM checkpoints").get)
-    tip = tx.chain.tip
-    if not wanted.max_bytes or tip.size - gone <= wanted.max_bytes:
-        return 0
-    keep = wanted.max_bytes - wanted.max_bytes // 10
-    found = tx.execute("SELECT min(seq) FROM heads WHERE size >= ? AND seq < ?", (tip.size - keep, tip.seq)).get
-    if found is None:  # the newest events alone are too many: what is signed before them can go
-        found = tx.execute("SELECT max(seq) FROM heads WHERE seq < ?", (tip.seq,)).get
-    return found or 0
+class Old:
+    """What may go of one chain, within a transaction."""
 
+    def __init__(self, tx: Transaction, name: chain.Name) -> None:
+        self._tx = tx
+        self._chain = tx.chains.calls if name == chain.CALLS else tx.chains.decisions
+        self._events, self._heads, self._checkpoints = self._chain.tables
 
-def by_age(tx: Transaction, wanted: Retention, *, now_us: int) -> int:
-    """Up to which seq to remove so that nothing is older than wanted, the oldest day at most; 0 for nothing."""
-    if not wanted.keep_days:
-        return 0
-    oldest = tx.execute("SELECT ts FROM audit ORDER BY seq LIMIT 1").get
-    if oldest is None:
-        return 0
-    cutoff = min(rfc3339(max(0, now_us - wanted.keep_days * _DAY_US)), _next_day(oldest))
-    young = tx.execute("SELECT min(seq) FROM heads WHERE ts >= ?", (cutoff,)).get
-    before = min(young or tx.chain.tip.seq, tx.chain.tip.seq)
-    return int(tx.execute("SELECT coalesce(max(seq), 0) FROM heads WHERE seq < ?", (before,)).get)
+    def by_size(self, wanted: Retention) -> int:
+        """Up to which seq to remove so that the rest fits; 0 for nothing."""
+        gone = int(self._ask(f"SELECT coalesce(max(size), 0) FROM {self._checkpoints}"))
+        tip = self._chain.tip
+        if not wanted.max_bytes or tip.size - gone <= wanted.max_bytes:
+            return 0
+        keep = wanted.max_bytes - wanted.max_bytes // 10
+        young = f"SELECT min(seq) FROM {self._heads} WHERE size >= ? AND seq < ?"
+        found = self._ask(young, tip.size - keep, tip.seq)
+        if found is None:  # the newest events alone are too many: what is signed before them can go
+            found = self._ask(f"SELECT max(seq) FROM {self._heads} WHERE seq < ?", tip.seq)
+        return found or 0
 
+    def by_age(self, wanted: Retention, *, now_us: int) -> int:
+        """Up to which seq to remove so that nothing is older than wanted, the oldest day at most; 0 for nothing."""
+        if not wanted.keep_days:
+            return 0
+        oldest = self._ask(f"SELECT ts FROM {self._events} ORDER BY seq LIMIT 1")
+        if oldest is None:
+            return 0
+        cutoff = min(rfc3339(max(0, now_us - wanted.keep_days * _DAY_US)), _next_day(oldest))
+        young = self._ask(f"SELECT min(seq) FROM {self._heads} WHERE ts >= ?", cutoff)
+        before = min(young or self._chain.tip.seq, self._chain.tip.seq)
+        return int(self._ask(f"SELECT coalesce(max(seq), 0) FROM {self._heads} WHERE seq < ?", before))
 
-def remove(tx: Transaction, upto: int) -> int:
-    """Remove one slice of the events up to `upto`; how many went.
+    def remove(self, upto: int) -> int:
+        """Remove one slice of the events up to `upto`; how many went.
 
-    None go when the head they would be removed under is not ours or does not fit its event: then somebody has changed
-    the chain, and what is left of it is evidence.
-    """
-    first = tx.execute("SELECT min(seq) FROM audit").get
-    if first is None or first > upto:
-        return 0
-    head, size = _head(tx, first, upto)
-    if head is None:
-        return 0
-    found = tx.execute("SELECT hash FROM audit WHERE seq = ?", (head.seq,)).get
-    if found != head.hash or not tx.chain.genuine(head):
-        return 0
-    tx.chain.attest(head, size=size)
-    tx.execute("DELETE FROM audit WHERE seq <= ?", (head.seq,))
-    removed = tx.changes()
-    tx.execute("DELETE FROM heads WHERE seq <= ?", (head.seq,))
-    detail: dict[str, str | int | bool] = {"first": first, "last": head.seq, "removed": removed, "hash": head.hash}
-    tx.append_audit(Event(actor=str(DAEMON), action="audit.removed", target="audit", detail=detail))
-    return removed
+        None go when the head they would be removed under is not ours or does not fit its event: then somebody has
+        changed the chain, and what is left of it is evidence. The removal is an event of the chain it concerns: calls
+        that go must not make decisions grow.
+        """
+        first = self._ask(f"SELECT min(seq) FROM {self._events}")
+        if first is None or first > upto:
+            return 0
+        head, size = self._head(first, upto)
+        if head is None:
+            return 0
+        found = self._ask(f"SELECT hash FROM {self._events} WHERE seq = ?", head.seq)
+        if found != head.hash or not self._chain.genuine(head):
+            return 0
+        self._chain.attest(head, size=size)
+        self._tx.execute(f"DELETE FROM {self._events} WHERE seq <= ?", (head.seq,))
+        removed = self._tx.changes()
+        self._tx.execute(f"DELETE FROM {self._heads} WHERE seq <= ?", (head.seq,))
+        detail: dict[str, str | int | bool] = {"first": first, "last": head.seq, "removed": removed, "hash": head.hash}
+        self._chain.append(Event(actor=str(DAEMON), action="audit.removed", target="audit", detail=detail))
+        return removed
 
+    def _head(self, first: int, upto: int) -> tuple[Head | None, int]:
+        """The last head of a slice that begins with `first`; when the slice has none, the next one."""
+        latest = f"SELECT {_FIELDS} FROM {self._heads} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC, id LIMIT 1"
+        row = self._ask(latest, first, min(upto, first + SLICE - 1))
+        if row is None:
+            row = self._ask(latest.replace("DESC", "ASC"), first, upto)
+        if row is None:
+            return None, 0
+        seq, found, ts, signature, size = row
+        return Head(seq=seq, hash=found, ts=ts, signature=signature, chain=self._chain.name), size
 
-def _head(tx: Transaction, first: int, upto: int) -> tuple[Head | None, int]:
-    """The last head of a slice that begins with `first`; when the slice has none, the next one."""
-    latest = f"SELECT {_FIELDS} FROM heads WHERE seq BETWEEN ? AND ? ORDER BY seq DESC, id LIMIT 1"  # noqa: S608
-    row = tx.execute(latest, (first, min(upto, first + SLICE - 1))).get
-    if row is None:
-        row = tx.execute(latest.replace("DESC", "ASC"), (first, upto)).get
-    if row is None:
-        return None, 0
-    seq, found, ts, signature, size = row
-    return Head(seq=seq, hash=found, ts=ts, signature=signature), size
+    def _ask(self, question: str, *bindings: Any) -> Any:
+        return self._tx.execute(question, bindings).get
 
 
 def _next_day(ts: str) -> str:

@@ -15,11 +15,13 @@ from latticed.ledger import connection, damage, retention
 from latticed.ledger.reader import Readers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
     from latticed.ledger.retention import Retention
     from latticed.ledger.writer import Transaction, Writer
+    from latticed.model import chain
     from latticed.model.errors import Problem
 
 LOOK_S: Final = 60.0
@@ -34,25 +36,30 @@ PAGES: Final = 1_000
 log = logs.get_logger()
 
 
-async def remove_old(writer: Writer, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
+async def remove_old(writer: Writer, wanted: Mapping[chain.Name, Retention], clock: Clock, *, by_age: bool) -> int:
     """Remove what `wanted` does not keep, slice by slice; how many events went. Problem ledger_unavailable."""
+    return sum([await _remove_old(writer, name, kept, clock, by_age=by_age) for name, kept in wanted.items()])
+
+
+async def _remove_old(writer: Writer, name: chain.Name, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
     now_us = clock.wall_us()
 
     def due(tx: Transaction) -> int:
-        aged = retention.by_age(tx, wanted, now_us=now_us) if by_age else 0
-        return max(aged, retention.by_size(tx, wanted))
+        old = retention.Old(tx, name)
+        aged = old.by_age(wanted, now_us=now_us) if by_age else 0
+        return max(aged, old.by_size(wanted))
 
     if not wanted.keep_days and not wanted.max_bytes:
         return 0
     upto = await writer.submit(due)
     total = 0
     while upto:
-        removed = await writer.submit(lambda tx: retention.remove(tx, upto), durable=True)
+        removed = await writer.submit(lambda tx: retention.Old(tx, name).remove(upto), durable=True)
         if not removed:
             break
         total += removed
     if total:
-        log.info("audit_removed", events=total)
+        log.info("audit_removed", chain=name, events=total)
     return total
 
 

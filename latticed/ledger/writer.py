@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.ledger import state
-from latticed.ledger.chain import Chain
+from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
 from latticed.ledger.reserve import Reserve
 from latticed.ledger.threads import joined
+from latticed.model.chain import Position
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ MAX_BATCH: Final = 4_096
 class Transaction:
     """What a change may do: run statements and append audit events. Not to be kept after the change returns."""
 
-    __slots__ = ("_connection", "chain")
+    __slots__ = ("_connection", "chains")
 
-    def __init__(self, connection: Connection, chain: Chain) -> None:
+    def __init__(self, connection: Connection, chains: Chains) -> None:
         self._connection = connection
-        self.chain = chain
+        self.chains = chains
 
     def execute(self, statements: str, bindings: tuple[Any, ...] = (), /) -> apsw.Cursor:
-        self.chain.flush()  # so that a change can read what it appended
+        self.chains.flush()  # so that a change can read what it appended
         return self._connection.execute(statements, bindings)
 
     def changes(self) -> int:
@@ -55,7 +56,7 @@ class Transaction:
 
     def append_audit(self, event: Event) -> int:
         """Chain `event` within this transaction and return its seq; it is rolled back with the transaction."""
-        return self.chain.append(event)
+        return self.chains.append(event)
 
 
 @dataclass(slots=True)
@@ -83,8 +84,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
         self._waiting: list[asyncio.Future[None]] = []
-        self.tip = 0
-        """The seq of the newest event, as of the last commit of this life."""
+        self._waiting_for_calls: list[asyncio.Future[None]] = []
+        self.tip = Position()
+        """The newest events, as of the last commit of this life."""
 
     async def start(self) -> state.State:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -97,11 +99,15 @@ class Writer:
         self._open = True
         return entered
 
-    async def committed(self) -> None:
-        """Return after the next commit."""
-        waiter = self._loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
+    async def grown(self, seen: Position, *, calls: bool) -> None:
+        """Return once there is an event after `seen` in the decisions or, with `calls`, in either chain.
+
+        Who does not ask for calls is not woken by them: a stream that is idle costs a host call nothing.
+        """
+        while self.tip.decisions <= seen.decisions and not (calls and self.tip.calls > seen.calls):
+            waiter = self._loop.create_future()
+            (self._waiting_for_calls if calls else self._waiting).append(waiter)
+            await waiter
 
     def submit(
         self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False
@@ -136,21 +142,21 @@ class Writer:
     def _run(self) -> None:
         try:
             with state.enter(self._directory) as entered:
-                chain = Chain(entered.writer, key=entered.key, now=self._clock)
-                committer = Committer(entered.writer, Transaction(entered.writer, chain), Reserve(self._directory))
+                chains = Chains(entered.writer, key=entered.key, now=self._clock)
+                committer = Committer(entered.writer, Transaction(entered.writer, chains), Reserve(self._directory))
                 self._tell(_resolve, self._ready, entered, None)
-                self._serve(committer, chain)
+                self._serve(committer, chains)
         except BaseException as error:  # noqa: BLE001 - the waiter gets it; nobody else looks at this thread
             self._tell(_resolve, self._ready, None, error)
 
-    def _serve(self, committer: Committer, chain: Chain) -> None:
+    def _serve(self, committer: Committer, chains: Chains) -> None:
         going = True
         while going:
             batch: list[Job] = []
             going = self._take(batch)
             if batch:
-                head = committer.perform(batch)
-                self._tell(self._deliver, batch, head, chain.tip.seq)
+                heads = committer.perform(batch)
+                self._tell(self._deliver, batch, heads, chains.position)
 
     def _take(self, batch: list[Job]) -> bool:
         """Fill `batch` with what is queued, waiting for the first; False when that was the last."""
@@ -162,14 +168,17 @@ class Writer:
             job = self._queue.get()
         return False
 
-    def _deliver(self, batch: list[Job], head: Head | None, tip: int) -> None:
-        self.tip = tip
-        waiting, self._waiting = self._waiting, []
+    def _deliver(self, batch: list[Job], heads: list[Head], tip: Position) -> None:
+        decided, self.tip = tip.decisions != self.tip.decisions, tip
+        waiting, self._waiting_for_calls = self._waiting_for_calls, []
+        if decided:
+            waiting += self._waiting
+            self._waiting = []
         for waiter in waiting:
             _resolve(waiter, None, None)
         for job in batch:
             _resolve(job.future, job.result, job.error)
-        if head is not None:
+        for head in heads:
             self._on_head(head)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:

@@ -49,7 +49,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What the archive holds, when and by what it was made, and where the audit chain ended then."""
+    """What the archive holds, when and by what it was made, and where the audit chains ended then.
+
+    Backups of versions that had one chain say nothing of calls: 0 and empty.
+    """
 
     created_at: str
     version: str
@@ -57,6 +60,8 @@ class Manifest:
     public_key: str
     last_seq: int
     last_hash: str
+    calls_seq: int = 0
+    calls_hash: str = ""
     entries: tuple[Entry, ...]
 
 
@@ -70,6 +75,8 @@ def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
         "public_key": manifest.public_key,
         "last_seq": manifest.last_seq,
         "last_hash": manifest.last_hash,
+        "calls_seq": manifest.calls_seq,
+        "calls_hash": manifest.calls_hash,
         "files": [[entry.name, entry.size, entry.sha256] for entry in manifest.entries],
     }
     signature = base64.b64encode(key.sign(DOMAIN + encode(plain).encode("ascii"))).decode("ascii")
@@ -153,6 +160,7 @@ def _decode(plain: dict[str, Any]) -> Manifest:
         raise ValueError(f"expected the format {FORMAT}, found {str(plain['format'])[:80]!r}")
     texts = {name: plain[name] for name in ("created_at", "version", "public_key", "last_hash")}
     numbers = {name: plain[name] for name in ("ledger_version", "last_seq")}
+    texts["calls_hash"], numbers["calls_seq"] = plain.get("calls_hash", ""), plain.get("calls_seq", 0)
     rows: list[list[Any]] = plain["files"]
     _expect(all(isinstance(text, str) for text in texts.values()))
     _expect(all(_natural(number) for number in numbers.values()))

@@ -120,6 +120,8 @@ class Backups:
             public_key=state.public_half(key),
             last_seq=found.last_seq,
             last_hash=found.last_hash,
+            calls_seq=found.calls_seq,
+            calls_hash=found.calls_hash,
             entries=entries,
         )
         data = archive.encode_manifest(manifest, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import contacts, ddns, kv, monitors, plans, programs, routes, secrets, tasks
+from latticed.ledger import contacts, ddns, horizons, kv, monitors, plans, programs, routes, secrets, tasks
 from latticed.lifecycle import leavings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         kv.rename(tx, f"{bucket}@{new}", bucket)
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
+        horizons.draw(tx, before.id)
         _clear(tx, before.id)
 
     return swap

@@ -172,6 +172,8 @@ class _Recovery:
                 "sha256": before,
                 "last_seq": salvage.last_seq,
                 "last_hash": salvage.last_hash,
+                "calls_seq": salvage.calls_seq,
+                "calls_hash": salvage.calls_hash,
             },
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
-from latticed.ledger import damage, floors, kv, rebuild, records, revocations, state
+from latticed.ledger import damage, floors, horizons, kv, rebuild, records, revocations, state
 from latticed.lifecycle import archive, stricter
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
@@ -191,6 +191,8 @@ class _Restore:
                 "set_aside": report.set_aside,
                 "replaced_seq": replaced.last_seq,
                 "replaced_hash": replaced.last_hash,
+                "replaced_calls_seq": replaced.calls_seq,
+                "replaced_calls_hash": replaced.calls_hash,
             },
         )
 
@@ -220,9 +222,10 @@ class _Restore:
 
 
 def _set_aside_values(tx: Transaction, before: Record | None, after: Record) -> None:
-    """Another publisher holds the id now: the values of the one before are kept under its name."""
+    """Another publisher holds the id now: the values of the one before are kept under its name, its events too."""
     if before is not None and before.facts.publisher != after.facts.publisher:
         kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
+        horizons.draw(tx, before.id)
 
 
 def _sync_tree(directory: Path) -> None:

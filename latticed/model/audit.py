@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Decision = Literal["allow", "deny", "-"]
+HOST_CALL: Final = "host.call"
+"""The action of a plugin's call, allowed or denied; such events have a chain of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""The bytes of the audit chain: what is hashed and what is signed (contracts §11).
+"""The bytes of the audit chains: what is hashed and what is signed (contracts §11).
 
-Shared by the ledger, which makes the chain, and by trust, which checks it; the ledger may not import trust.
+There are two, `decisions` and `calls`, of one form. Shared by the ledger, which makes them, and by trust, which checks
+them; the ledger may not import trust.
 """
 
 from __future__ import annotations
@@ -8,13 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+Name = Literal["decisions", "calls"]
+DECISIONS: Final = "decisions"
+"""Verdicts, lifecycle, runtime, trust, what operators do; and host calls that older versions recorded."""
+CALLS: Final = "calls"
+"""Each `host.call`, and what retention removed of them."""
+NAMES: Final[tuple[Name, ...]] = (DECISIONS, CALLS)
 
 GENESIS: Final = "0" * 64
-"""The `prev` of the first event."""
+"""The `prev` of the first event of a chain."""
+
+OUTSIDE: Final = frozenset({"hash", "chain"})
+"""Fields of an event that are not hashed: `chain` says where it stands, and is absent for decisions."""
 
 HEAD_DOMAIN: Final = b"LATTICED-AUDIT-HEAD-V1\n"
 CHECKPOINT_DOMAIN: Final = b"LATTICED-AUDIT-CHECKPOINT-V1\n"
@@ -24,12 +35,12 @@ encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_na
 
 
 def canonical(event: Mapping[str, Any]) -> bytes:
-    """The event without its `hash` as canonical JSON.
+    """The event without its `hash` (and `chain`) as canonical JSON.
 
     Equal to RFC 8785 for every event the ledger writes, because those hold printable ASCII, integers and booleans
     only. Raises ValueError, TypeError or RecursionError for what is no JSON.
     """
-    return encode({key: value for key, value in event.items() if key != "hash"}).encode("ascii")
+    return encode({key: value for key, value in event.items() if key not in OUTSIDE}).encode("ascii")
 
 
 def link(prev: str, event: Mapping[str, Any]) -> str:
@@ -53,11 +64,12 @@ class Head:
     hash: str
     ts: str
     signature: str
+    chain: Name = DECISIONS
 
 
-def head_payload(*, seq: int, ts: str, event_hash: str) -> bytes:
+def head_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECISIONS) -> bytes:
     """The bytes that a head's signature is over."""
-    return HEAD_DOMAIN + encode({"seq": seq, "ts": ts, "hash": event_hash}).encode("ascii")
+    return HEAD_DOMAIN + _stated(seq, ts, event_hash, chain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +83,61 @@ class Checkpoint:
     hash: str
     ts: str
     signature: str
+    chain: Name = DECISIONS
 
 
-def checkpoint_payload(*, seq: int, ts: str, event_hash: str) -> bytes:
+def checkpoint_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECISIONS) -> bytes:
     """The bytes that a checkpoint's signature is over."""
-    return CHECKPOINT_DOMAIN + encode({"seq": seq, "ts": ts, "hash": event_hash}).encode("ascii")
+    return CHECKPOINT_DOMAIN + _stated(seq, ts, event_hash, chain)
+
+
+def _stated(seq: int, ts: str, event_hash: str, chain: Name) -> bytes:
+    """Decisions leave `chain` out, as when there was one chain: no head of one can pass for one of the other."""
+    named = {} if chain == DECISIONS else {"chain": chain}
+    return encode({"seq": seq, "ts": ts, "hash": event_hash, **named}).encode("ascii")
+
+
+class Position(NamedTuple):
+    """How far somebody is in both chains: the seq of the last event seen of each, 0 before the first.
+
+    As text, `<decisions>.<calls>`: a cursor, and the id of an event in a stream of both.
+    """
+
+    decisions: int = 0
+    calls: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.decisions}.{self.calls}"
+
+    def of(self, chain: Name) -> int:
+        return self.calls if chain == CALLS else self.decisions
+
+    def at(self, chain: Name, seq: int) -> Position:
+        """The same in the other chain."""
+        return Position(self.decisions, seq) if chain == CALLS else Position(seq, self.calls)
+
+    def past(self, events: Iterable[Mapping[str, Any]]) -> Position:
+        """After `events`, which follow this position."""
+        found = self
+        for event in events:
+            found = found.at(name_of(event), event["seq"])
+        return found
+
+
+BEGINNING: Final = Position()
+MAX_SEQ: Final = 2**53
+CURSOR: Final = r"[0-9]{1,16}(\.[0-9]{1,16})?"
+
+
+def cursor(text: str) -> Position | int | None:
+    """A position from `<decisions>.<calls>`, a seq of the decisions alone from a bare number; None for neither."""
+    first, dot, second = text.partition(".")
+    numbers = [first, second] if dot else [first]
+    if any(not one.isascii() or not one.isdecimal() or len(one) > 16 or int(one) > MAX_SEQ for one in numbers):
+        return None
+    return Position(int(first), int(second)) if dot else int(first)
+
+
+def name_of(event: Mapping[str, Any]) -> Name:
+    """The chain of an event as answers and exports carry it."""
+    return CALLS if event.get("chain") == CALLS else DECISIONS

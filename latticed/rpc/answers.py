@@ -35,11 +35,15 @@ class SandboxReport(TypedDict):
 
 
 class HealthReport(TypedDict):
-    """Only `status` for those who may not read. `not_running` counts active plugins by why they do not run."""
+    """Only `status` for those who may not read. `not_running` counts active plugins by why they do not run.
+
+    `notes`: what is worth knowing though nothing is wrong.
+    """
 
     status: Literal["ok", "degraded"]
     problems: NotRequired[list[Trouble]]
     not_running: NotRequired[dict[str, int]]
+    notes: NotRequired[list[Trouble]]
     sandbox: NotRequired[SandboxReport]
 
 
@@ -88,6 +92,7 @@ class Glance(TypedDict):
     runtime: dict[str, int]
     not_running: dict[str, int]
     audit: AuditHead
+    calls: AuditHead
     public_key: str
 
 
@@ -181,15 +186,17 @@ class SignedHead(TypedDict):
     hash: str
     ts: str
     signature: str
+    chain: NotRequired[Literal["calls"]]
 
 
 class AuditPage(TypedDict):
-    """`next` is the cursor of the following page, null on the last."""
+    """`next` is the cursor of the following page, null on the last; a number where decisions alone were asked for."""
 
     events: list[wire.AuditRow]
-    next: int | None
+    next: int | str | None
     heads: NotRequired[list[SignedHead]]
     checkpoint: NotRequired[SignedHead | None]
+    calls_checkpoint: NotRequired[SignedHead | None]
 
 
 class ChainEnd(TypedDict):
@@ -198,7 +205,10 @@ class ChainEnd(TypedDict):
 
 
 class ChainReport(TypedDict):
-    """What recomputing the chain found; the last two only when it does not hold."""
+    """What recomputing a chain found; `first_bad_seq` and `reason` only when it does not hold.
+
+    `calls` is that of the host calls' chain; `chain` says which one is meant where that is not the decisions'.
+    """
 
     ok: bool
     events: int
@@ -208,6 +218,8 @@ class ChainReport(TypedDict):
     head: ChainEnd
     first_bad_seq: NotRequired[int | None]
     reason: NotRequired[str]
+    chain: NotRequired[Literal["calls"]]
+    calls: NotRequired[ChainReport]
 
 
 class KeyPage(TypedDict):

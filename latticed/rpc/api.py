@@ -16,6 +16,7 @@ from latticed.host.kv import quota_of
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
 from latticed.rpc.doorman import Connection
+from latticed.rpc.verifying import Verifying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -83,6 +84,12 @@ class Api:
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     shown: dict[str, Shown] = field(default_factory=dict)
+    paging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one stream of events that reads a page."""
+    verifying: Verifying = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.verifying = Verifying(self.ledger)
 
     def runner_of(self, plugin_type: str) -> str:
         """The runner that takes plugins of this type."""
@@ -189,13 +196,6 @@ class Ask:
             return msgspec.convert(strict_json.loads(data or b"{}"), kind, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise Problem("bad_request", f"the body: {error}") from error
-
-
-def integer(text: str, name: str, *, low: int, high: int) -> int:
-    """A query parameter that is a whole number."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 18 or not low <= int(text) <= high:
-        raise Problem("bad_request", f"{name}: expected a whole number of {low} to {high}, found {text[:40]!r}")
-    return int(text)
 
 
 Answer = Any

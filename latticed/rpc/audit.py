@@ -1,29 +1,43 @@
-"""Handlers for the audit chain: query by filter and cursor, verify the whole."""
+"""Handlers for the audit chains: query by filter and cursor, verify the whole."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
+from aiohttp import web
 from msgspec import Meta
 
 from latticed.ledger import audit as rows
+from latticed.model import chain
+from latticed.model.chain import CALLS, DECISIONS, Position
 from latticed.model.errors import Problem
 from latticed.rpc.api import Query
-from latticed.trust import audit_chain
+from latticed.rpc.verifying import Wanted, described
 
 if TYPE_CHECKING:
-    from latticed.rpc.answers import ChainReport
     from latticed.rpc.api import Ask
+    from latticed.rpc.doorman import Connection
 
-MAX_PAGE = 1_000
-_EPOCH = datetime.fromtimestamp(0, tz=UTC)
+MAX_PAGE: Final = 1_000
+TELL_S: Final = 1.0
+"""How often a verification says how far it is."""
+WRITE_S: Final = 10.0
+_EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)
+Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
 
 
 class Filter(Query, frozen=True):
-    """Which events: those that match every field given. `after` is a cursor, `since` an RFC 3339 time with its zone."""
+    """Which events: those that match every field given. `since` is an RFC 3339 time with its zone.
 
-    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    `after` is a cursor: `<decisions>.<calls>` for both chains, a bare number for the decisions alone. `calls=1`: the
+    host calls alone.
+    """
+
+    after: Cursor = ""
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
     actor: str = ""
     action: str = ""
@@ -32,46 +46,124 @@ class Filter(Query, frozen=True):
     since: str = ""
     newest: Literal["0", "1"] = "0"
     heads: Literal["0", "1"] = "0"
+    calls: Literal["0", "1"] = "0"
+
+
+class Verify(Query, frozen=True):
+    """`calls=1`: the host calls alone; `whole=1`: also what was verified before; `progress=1`: say how far it is."""
+
+    calls: Literal["0", "1"] = "0"
+    whole: Literal["0", "1"] = "0"
+    progress: Literal["0", "1"] = "0"
 
 
 async def query(ask: Ask) -> dict[str, Any]:
-    """Events after a cursor, oldest first; `newest` counts from the end instead.
+    """Events after a cursor, oldest first; `newest` counts from the end instead. Those of calls say `chain`.
 
-    `heads` adds signed heads, and the checkpoint that the chain begins with once retention has removed something.
+    `heads` adds signed heads, and the checkpoint that a chain begins with once retention has removed something
+    (`calls_checkpoint` for the calls').
     """
     asked = ask.query(Filter)
-    after, limit, newest = asked.after, asked.limit, asked.newest == "1"
+    limit, newest = asked.limit, asked.newest == "1"
+    after, chains = _start(asked)
     filters = {name: getattr(asked, name) or None for name in ("actor", "action", "target", "decision")}
     since_us = _microseconds(asked.since) if asked.since else None
-    events = await ask.api.ledger.read_slow(
-        lambda db: rows.query(db, after=after, limit=limit, since_us=since_us, newest_first=newest, **filters)
+    events = await rows.walked(
+        ask.api.ledger.read_slow,
+        chains=chains,
+        after=after,
+        limit=limit,
+        newest_first=newest,
+        since_us=since_us,
+        **filters,
     )
     more = len(events) == limit and not newest
-    answer = {"events": events, "next": events[-1]["seq"] if more else None}
+    end = after.past(events)
+    answer = {"events": events, "next": (end.decisions if chains == (DECISIONS,) else str(end)) if more else None}
     if asked.heads != "1" or not events:
         return answer
     if not more:  # so that the end of an export is under a signature too
         await ask.api.ledger.sign_head()
-    first, last = events[0]["seq"], events[-1]["seq"]
-    heads = await ask.api.ledger.read_slow(lambda db: rows.heads(db, first, last))
-    begins = ask.api.ledger.read(rows.checkpoint)
-    return {**answer, "heads": heads, "checkpoint": begins if begins and begins["seq"] == first - 1 else None}
+    return {**answer, **await _vouched(ask, events)}
 
 
-async def verify(ask: Ask) -> ChainReport:
-    """Recompute the chain from its beginning."""
-    ledger = ask.api.ledger
-    key = audit_chain.public_key(ledger.public_key)
-    report = await ledger.read_slow(lambda db: audit_chain.verify(rows.export(db), key=key))
-    answer: ChainReport = {
-        "ok": report.ok,
-        "events": report.events,
-        "heads": report.heads,
-        "signed_seq": report.signed_seq,
-        "removed_seq": report.removed_seq,
-        "head": {"seq": report.last_seq, "hash": report.last_hash},
-    }
-    return answer if report.ok else {**answer, "first_bad_seq": report.bad_seq, "reason": report.problem}
+def _start(asked: Filter) -> tuple[Position, tuple[chain.Name, ...]]:
+    """After which events, and of which chains."""
+    found = chain.cursor(asked.after) if asked.after else Position()
+    if found is None:
+        raise Problem("bad_request", f"after: expected a cursor, found {asked.after[:40]!r}")
+    if asked.calls == "1":
+        return (found if isinstance(found, Position) else Position(0, found)), (CALLS,)
+    if isinstance(found, Position):
+        return found, chain.NAMES
+    return Position(found, 0), (DECISIONS,)
+
+
+async def _vouched(ask: Ask, events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The heads of a page of events, and the checkpoints just before it."""
+    heads: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"heads": heads, "checkpoint": None, "calls_checkpoint": None}
+    for name in chain.NAMES:
+        seqs = [event["seq"] for event in events if chain.name_of(event) == name]
+        if not seqs:
+            continue
+        first, last = min(seqs), max(seqs)
+        named = {} if name == DECISIONS else {"chain": name}
+        signed = await ask.api.ledger.read_slow(
+            lambda db, first=first, last=last, name=name: rows.heads(db, first, last, chain=name)  # type: ignore[misc]
+        )
+        heads += [{**head, **named} for head in signed]
+        begins = ask.api.ledger.read(lambda db, name=name: rows.checkpoint(db, chain=name))  # type: ignore[misc]
+        if begins and begins["seq"] == first - 1:
+            found["checkpoint" if name == DECISIONS else "calls_checkpoint"] = begins
+    return found
+
+
+async def verify(ask: Ask) -> web.StreamResponse:
+    """Check both chains, from where they were last found whole in this life of the daemon.
+
+    The report is that of the decisions, `calls` that of the host calls beside it; with `calls=1` theirs alone. With
+    `progress=1` it is the last of some lines of JSON; those before it are `{"verifying": {"chain", "seq", "of"}}`.
+    """
+    asked = ask.query(Verify)
+    chains = (CALLS,) if asked.calls == "1" else chain.NAMES
+    if ask.headers_only:
+        return web.Response(content_type="application/x-ndjson" if asked.progress == "1" else "application/json")
+    connection = cast("Connection", ask.request.protocol)
+    if not connection.stream():  # it may take minutes; nobody cuts it off for that
+        raise Problem("too_many_streams", "expected fewer long answers to one user at once", "wait for one of them")
+    work = asyncio.ensure_future(
+        ask.api.verifying.verify(Wanted(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)
+    )
+    try:
+        if asked.progress == "1":
+            return await _told(ask, work, chains)
+        return web.json_response(described(await work, chains))
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, ...]) -> web.StreamResponse:
+    """One line a second until the report."""
+    answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    await answer.prepare(ask.request)
+    with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone, or does not read
+        while not work.done():
+            await asyncio.wait({work}, timeout=TELL_S)
+            if not work.done():
+                await _line(answer, {"verifying": ask.api.verifying.progress._asdict()})
+        try:
+            await _line(answer, described(work.result(), chains))
+        except Problem as problem:
+            await _line(answer, {"ok": False, "code": problem.code, "reason": problem.detail, "hint": problem.hint})
+    answer.force_close()
+    return answer
+
+
+async def _line(answer: web.StreamResponse, plain: dict[str, Any]) -> None:
+    async with asyncio.timeout(WRITE_S):
+        await answer.write(json.dumps(plain, separators=(",", ":")).encode("ascii") + b"\n")
 
 
 def _microseconds(text: str) -> int:

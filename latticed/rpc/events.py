@@ -1,7 +1,8 @@
-"""`GET /api/events`: the audit chain as it grows, as server-sent events (WHATWG HTML, section 9.2).
+"""`GET /api/events`: the audit chains as they grow, as server-sent events (WHATWG HTML, section 9.2).
 
-The id of each event is its seq in the chain, so a client that was cut off goes on where it was (`Last-Event-ID`).
-What a peer may see is decided event by event, for scopes may change while a stream is open.
+The id of each event is its seq among the decisions, so a client that was cut off goes on where it was
+(`Last-Event-ID`); who asks for host calls too gets `<decisions>.<calls>`. What a peer may see is decided event by
+event, for scopes may change while a stream is open.
 """
 
 from __future__ import annotations
@@ -9,21 +10,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, cast
 
 from aiohttp import web
 from msgspec import Meta
 
 from latticed.ledger import audit as rows
+from latticed.model import chain
+from latticed.model.audit import HOST_CALL
+from latticed.model.chain import Position
 from latticed.model.errors import Problem
 from latticed.rpc.access import Scope
-from latticed.rpc.api import Query, integer
+from latticed.rpc.api import Query
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed import ledger
     from latticed.rpc.api import Ask
     from latticed.rpc.doorman import Connection
 
 PAGE: Final = 200
+"""Events read at a time, some 1 ms of the loop; of all streams together one page in each of its turns."""
+SPAN: Final = 2_000
+"""Rows walked over at a time, for a page that may leave out most of them."""
 HEARTBEAT_S: Final = 15.0
 WRITE_S: Final = 10.0
 
@@ -31,20 +41,23 @@ SCOPE_OF: Final = dict.fromkeys(("plugin", "bundle", "host", "trust", "ledger"),
 """The scope that each kind of event takes, by the first word of its action; any other kind takes `operate`."""
 
 HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
-HOST_CALL: Final = "host.call"
 
 
 class Wanted(Query, frozen=True):
-    """Events after the seq `since`; host calls only on request."""
+    """Events after `since`, a seq of the decisions or `<decisions>.<calls>`; host calls only on request.
 
-    since: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    A bare seq stands, among the host calls, for those made since that decision.
+    """
+
+    since: Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")] | None = None
     host_calls: Literal["0", "1"] = "0"
 
 
 async def stream(ask: Ask) -> web.StreamResponse:
-    """Events after a seq (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
+    """Events after an id (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
     asked = ask.query(Wanted)
-    seq = _start(ask, asked)
+    calls = asked.host_calls == "1"
+    seen = _start(ask, asked, calls=calls)
     if ask.headers_only:
         return web.Response(headers=HEADERS)
     connection = cast("Connection", ask.request.protocol)
@@ -53,40 +66,84 @@ async def stream(ask: Ask) -> web.StreamResponse:
     answer = web.StreamResponse(headers=HEADERS)
     await answer.prepare(ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone or does not read
-        await _follow(ask, answer, seq, host_calls=asked.host_calls == "1")
+        await _follow(ask, answer, seen, calls=calls)
     answer.force_close()
     return answer
 
 
-def _start(ask: Ask, asked: Wanted) -> int:
-    if given := ask.request.headers.get("Last-Event-ID"):  # a browser that comes back repeats its `since`, too
-        return integer(given, "Last-Event-ID", low=0, high=2**53)
-    return ask.api.ledger.read(rows.last_seq) if asked.since is None else asked.since
+def _start(ask: Ask, asked: Wanted, *, calls: bool) -> Position:
+    kept = ask.api.ledger
+    # A browser that comes back repeats its `since`, too.
+    given = ask.request.headers.get("Last-Event-ID") or asked.since
+    if given is None:
+        return kept.read(rows.position)
+    found = chain.cursor(given)
+    if found is None:
+        raise Problem("bad_request", f"Last-Event-ID: expected an event's id, found {given[:40]!r}")
+    if isinstance(found, Position):
+        return found
+    return Position(found, kept.read(lambda db: _calls_since(db, found)) if calls else 0)
 
 
-async def _follow(ask: Ask, answer: web.StreamResponse, seq: int, *, host_calls: bool) -> None:
-    ledger, closing, told = ask.api.ledger, ask.api.closing, -1
+def _calls_since(db: ledger.Connection, seq: int) -> int:
+    """After which call to go on for somebody who has seen the decisions up to `seq`; those of the beginning for 0."""
+    if not seq:
+        return 0
+    last = rows.query(db, after=seq - 1, limit=1)
+    return rows.before(db, last[0]["ts"], chain.CALLS) if last else rows.last_seq(db, chain.CALLS)
+
+
+async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls: bool) -> None:
+    kept, closing, told = ask.api.ledger, ask.api.closing, None
     await _write(answer, b": latticed events\n\n")
     while not closing.is_set():
-        after = seq
-        events = ledger.read(lambda db, after=after: rows.query(db, after=after, limit=PAGE))  # type: ignore[misc]
+        async with ask.api.paging:
+            page = kept.read(lambda db, seen=seen: _page(db, seen, calls=calls))  # type: ignore[misc]
+            if page.more:  # no stream reads on before everybody else had a turn
+                await asyncio.sleep(0)
         scopes = ask.api.access.scopes(ask.peer)  # as settings are now
-        shown = [_shown(event, scopes) for event in events if host_calls or event["action"] != HOST_CALL]
-        if chunk := b"".join(one for one in shown if one):
+        if chunk := b"".join(_shown(page.events, seen, scopes, calls=calls)):
             await _write(answer, chunk)
-        if events:
-            seq = events[-1]["seq"]
+        seen = page.upto
+        if page.more:
             continue
-        if seq != told:  # an id alone is no event; it tells how far this is, past what was not shown
-            await _write(answer, f": up to date\nid: {seq}\n\n".encode("ascii"))
-            told = seq
-        if not await _grown(ask, seq):
+        if seen != told:  # an id alone is no event; it tells how far this is, past what was not shown
+            await _write(answer, f": up to date\nid: {_id(seen, calls=calls)}\n\n".encode("ascii"))
+            told = seen
+        if not await _grown(ask, seen, calls=calls):
             await _write(answer, b": still here\n\n")
 
 
-async def _grown(ask: Ask, seq: int) -> bool:
-    """Wait until the chain is longer than `seq` or the daemon goes down; False after a while of silence."""
-    news = [asyncio.ensure_future(ask.api.ledger.grown(seq)), asyncio.ensure_future(ask.api.closing.wait())]
+class _Page(NamedTuple):
+    """Events, how far that is, and whether there is more at once."""
+
+    events: list[dict[str, Any]]
+    upto: Position
+    more: bool
+
+
+def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _Page:
+    """What comes after `seen`: a bounded number of rows, however few of them are shown."""
+    if calls:
+        parts = [rows.query(db, chain=name, after=seen.of(name), limit=PAGE) for name in chain.NAMES]
+        events = rows.merged(parts)[:PAGE]
+        return _Page(events, seen.past(events), len(events) == PAGE)
+    end = rows.last_seq(db)
+    first = max(seen.decisions + 1, rows.first_seq(db))
+    span = (first, min(end, first + SPAN - 1))
+    events = rows.query(db, within=span, limit=PAGE, other_than=HOST_CALL)
+    upto = events[-1]["seq"] if len(events) == PAGE else max(span[1], seen.decisions)
+    return _Page(events, Position(upto, seen.calls), upto < end)
+
+
+def _id(at: Position, *, calls: bool) -> str:
+    return str(at) if calls else str(at.decisions)
+
+
+async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
+    """Wait until there is an event after `seen` or the daemon goes down; False after a while of silence."""
+    grown = ask.api.ledger.grown(seen, calls=calls)
+    news = [asyncio.ensure_future(grown), asyncio.ensure_future(ask.api.closing.wait())]
     done, waiting = await asyncio.wait(news, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
@@ -99,11 +156,12 @@ async def _write(answer: web.StreamResponse, chunk: bytes) -> None:
         await answer.write(chunk)
 
 
-def _shown(event: dict[str, Any], scopes: Scope) -> bytes:
-    """One event on the wire; nothing when the scopes do not reach, no detail for those who may only read."""
-    needed = SCOPE_OF.get(event["action"].partition(".")[0], Scope.OPERATE)
-    if needed not in scopes:
-        return b""
-    seen = event if Scope.OPERATE in scopes else {key: value for key, value in event.items() if key != "detail"}
-    data = json.dumps(seen, separators=(",", ":"))
-    return f"id: {event['seq']}\nevent: {event['action']}\ndata: {data}\n\n".encode("ascii")
+def _shown(events: list[dict[str, Any]], seen: Position, scopes: Scope, *, calls: bool) -> Iterator[bytes]:
+    """Events on the wire, those that the scopes reach; no detail for those who may only read."""
+    for event in events:
+        seen = seen.past([event])
+        if SCOPE_OF.get(event["action"].partition(".")[0], Scope.OPERATE) not in scopes:
+            continue
+        told = event if Scope.OPERATE in scopes else {key: value for key, value in event.items() if key != "detail"}
+        data = json.dumps(told, separators=(",", ":"))
+        yield f"id: {_id(seen, calls=calls)}\nevent: {event['action']}\ndata: {data}\n\n".encode("ascii")

@@ -29,8 +29,8 @@ from latticed.rpc.api import Query
 class Form:
     """`answer` is the type that 200 carries as JSON, or the media type of anything else.
 
-    `query` and `body` are what is taken (a body of `bytes` as it is), `codes` the problems that may be answered
-    besides those of every such route.
+    `also` is another media type that it may come in, on request. `query` and `body` are what is taken (a body of
+    `bytes` as it is), `codes` the problems that may be answered besides those of every such route.
     """
 
     answer: Any
@@ -38,6 +38,7 @@ class Form:
     query: type[Query] = Query
     body: Any = None
     codes: tuple[str, ...] = ()
+    also: str = ""
 
 
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
@@ -72,7 +73,12 @@ REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=_UNKNOWN)
 USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
 
 AUDIT: Final = Form(answers.AuditPage, query=audit.Filter, codes=_UNRECORDED)
-CHAIN: Final = Form(answers.ChainReport, codes=_UNRECORDED)
+CHAIN: Final = Form(
+    answers.ChainReport,
+    query=audit.Verify,
+    codes=("too_many_streams", "stopping", *_UNRECORDED),
+    also="application/x-ndjson",
+)
 
 KEYS: Final = Form(answers.KeyPage, query=kv.Span)
 VALUE: Final = Form("application/octet-stream", codes=_UNKNOWN)

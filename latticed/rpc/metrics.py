@@ -45,7 +45,9 @@ def _lines(api: Api) -> Iterator[str]:
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
     yield from _family("latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.saver.refused})
-    yield from _family("latticed_audit_events_total", "counter", "audit events", {"": api.ledger.read(rows.last_seq)})
+    seen = api.ledger.read(rows.position)
+    yield from _family("latticed_audit_events_total", "counter", "decisions on record", {"": seen.decisions})
+    yield from _family("latticed_audit_calls_total", "counter", "host calls on record", {"": seen.calls})
     yield from _family("latticed_start_time_seconds", "gauge", "start", {"": api.started_at // 1_000_000})
     yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
     yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})

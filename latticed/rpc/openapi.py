@@ -101,6 +101,8 @@ def _query_parameters(kind: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 def _responses(route: Route, shapes: Mapping[Any, Any]) -> dict[str, Any]:
     raw = isinstance(route.form.answer, str)
     content = {route.form.answer: {}} if raw else {"application/json": {"schema": shapes[route.form.answer]}}
+    if route.form.also:
+        content[route.form.also] = {}
     found: dict[str, Any] = {"200": {"description": "done", "content": content}}
     for status, codes in sorted(_problems(route).items()):
         about = ", ".join(f"`{code}`" for code in codes)

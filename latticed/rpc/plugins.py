@@ -14,6 +14,7 @@ from latticed.kit import logs
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import Consent, Regrant
+from latticed.model import chain
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
@@ -162,8 +163,13 @@ async def show(ask: Ask) -> dict[str, Any]:
     trouble = ask.api.lifecycle.sight(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
     count = ask.api.supervisor.calls().get(record.id) or Count()
-    denials = await ask.api.ledger.read_slow(
-        lambda db: rows.query(db, actor=actor, decision="deny", newest_first=True, limit=SHOWN_DENIALS)
+    denials = await rows.walked(
+        ask.api.ledger.read_slow,
+        chains=chain.NAMES,
+        actor=actor,
+        decision="deny",
+        newest_first=True,
+        limit=SHOWN_DENIALS,
     )
     return {
         "plugin": views.plugin(ask.api, record),

@@ -69,6 +69,7 @@ STATUS_OF: Final = {
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "secret_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
     "ledger_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "deadline_exceeded": HTTPStatus.SERVICE_UNAVAILABLE,

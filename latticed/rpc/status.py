@@ -10,14 +10,17 @@ from aiohttp import web
 
 from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as rows
+from latticed.model import chain
+from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import Health, State, why_not_running
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
+    from latticed.ledger import Connection
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import Glance, HealthReport, Lifted, SandboxReport, Trust
+    from latticed.rpc.answers import AuditHead, Glance, HealthReport, Lifted, SandboxReport, Trouble, Trust
     from latticed.rpc.api import Api, Ask
 
 
@@ -33,6 +36,7 @@ async def health(ask: Ask) -> web.Response:
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
         answer["not_running"] = not_running(ask.api)
+        answer["notes"] = notes(ask.api)
         answer["sandbox"] = _sandbox(ask.api)
     return web.Response(
         status=503 if found else 200, body=json.dumps(answer).encode("ascii"), content_type="application/json"
@@ -67,6 +71,19 @@ def troubles(api: Api) -> list[tuple[str, str]]:
     return found
 
 
+def notes(api: Api) -> list[Trouble]:
+    """What an operator should know of though nothing is wrong with it."""
+    removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
+    if removed is None:
+        return []
+    limits = api.settings.audit.calls
+    detail = (
+        f"host calls up to {removed['seq']} were removed, last at {removed['ts']}: "
+        f"audit.calls.max_bytes is {limits.max_bytes}, audit.calls.keep_days {limits.keep_days}"
+    )
+    return [{"code": "audit_calls_removed", "detail": detail}]
+
+
 def not_running(api: Api) -> dict[str, int]:
     """How many active plugins are not running, by reason: `starting`, or the code of what keeps them."""
     found: Counter[str] = Counter()
@@ -89,7 +106,7 @@ async def status(ask: Ask) -> Glance:
     plugins: dict[str, int] = {}
     for record in api.lifecycle.known():
         plugins[record.status.value] = plugins.get(record.status.value, 0) + 1
-    last = api.ledger.read(lambda db: rows.query(db, newest_first=True, limit=1))
+    ends = {name: api.ledger.read(lambda db, name=name: _end(db, name)) for name in chain.NAMES}  # type: ignore[misc]
     found = troubles(api)
     return {
         "version": api.version,
@@ -101,9 +118,16 @@ async def status(ask: Ask) -> Glance:
         "rejected": len(api.lifecycle.rejected()),
         "runtime": api.supervisor.counts(),
         "not_running": not_running(api),
-        "audit": {"seq": last[0]["seq"] if last else 0, "head": last[0]["hash"] if last else None},
+        "audit": ends[DECISIONS],
+        "calls": ends[CALLS],
         "public_key": api.ledger.public_key,
     }
+
+
+def _end(db: Connection, name: chain.Name) -> AuditHead:
+    """The newest event of a chain."""
+    last = rows.query(db, chain=name, newest_first=True, limit=1)
+    return {"seq": last[0]["seq"] if last else 0, "head": last[0]["hash"] if last else None}
 
 
 async def trust(ask: Ask) -> Trust:

@@ -33,7 +33,7 @@ async def usage(ask: Ask) -> UsageReport:
         raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
     since_us = ask.api.clock.wall_us() - ask.query(Lookback).days * DAY_US
     actor = str(Actor(kind="plugin", name=record.id))
-    made = await ask.api.ledger.read_slow(lambda db: contacts.used(db, actor, since_us))
+    made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)
     reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
     used = {hostcall.CAPABILITY_OF[one.call] for one in made if one.allowed and one.call in hostcall.CAPABILITY_OF}
     hosts = {host for host, _ in reached}

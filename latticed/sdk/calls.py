@@ -114,9 +114,11 @@ class Audit(Calls):
     """What is on record of this plugin; never another's."""
 
     def events(
-        self, after: int = 0, *, action: str | None = None, decision: str | None = None
+        self, after: int | str | None = None, *, action: str | None = None, decision: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Events after the seq `after`, oldest first, asked for page by page (audit:read).
+        """Events after the cursor `after`, oldest first, asked for page by page (audit:read).
+
+        A cursor is what an answer calls `next`; a number is a seq of the decisions, and tells of those alone.
 
         Each page is a host call and with that an event itself: with no `action` this may go on for a while.
         """

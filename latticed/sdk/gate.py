@@ -52,7 +52,7 @@ _PARAMS: dict[str, dict[str, type]] = {
     "kv.put": {"key": str, "value": str, "value_base64": str},
     "kv.delete": {"key": str},
     "log.write": {"message": str, "level": str, "fields": dict},
-    "audit.query": {"after": int, "limit": int, "action": str, "decision": str},
+    "audit.query": {"after": object, "limit": int, "action": str, "decision": str},
 }
 _REQUIRED = {"kv.get": ("key",), "kv.put": ("key",), "kv.delete": ("key",), "log.write": ("message",)}
 
@@ -180,16 +180,17 @@ class Gate:
         return {"ok": True}
 
     def _audit_query(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The calls so far as events of which seq, action, target, decision and code are told."""
-        after, limit = asked.get("after", 0), asked.get("limit", EVENTS_PAGE)
-        if after < 0 or not 1 <= limit <= MAX_EVENTS_PAGE:
-            raise HostError("bad_params", f"expected after from 0 and limit from 1 to {MAX_EVENTS_PAGE}")
-        events = [event for event in map(_event, range(1, len(self.calls) + 1), self.calls) if event["seq"] > after]
+        """The calls so far as events of which seq, action, target, decision, code and chain are told."""
+        after, limit = _calls_after(asked.get("after")), asked.get("limit", EVENTS_PAGE)
+        if not 1 <= limit <= MAX_EVENTS_PAGE:
+            raise HostError("bad_params", f"expected a limit from 1 to {MAX_EVENTS_PAGE}")
+        made = [] if after is None else self.calls
+        events = [event for event in map(_event, range(1, len(made) + 1), made) if event["seq"] > (after or 0)]
         for name in ("action", "decision"):
             if asked.get(name) is not None:
                 events = [event for event in events if event[name] == asked[name]]
         page = events[:limit]
-        return {"events": page, "next": page[-1]["seq"] if len(page) == limit else None}
+        return {"events": page, "next": f"0.{page[-1]['seq']}" if len(page) == limit else None}
 
 
 def _line(params: Mapping[str, Any]) -> bytes:
@@ -250,6 +251,18 @@ def _as_text(value: bytes) -> str | None:
         return None
 
 
+def _calls_after(cursor: int | str | None) -> int | None:
+    """After which call a cursor of both chains is; None for a seq of the decisions, of which there are none here."""
+    if cursor is None:
+        return 0
+    if isinstance(cursor, int) and 0 <= cursor <= 2**53:
+        return None
+    first, _, second = str(cursor).partition(".")
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 15 for part in (first, second)):
+        raise HostError("bad_params", "expected after to be a cursor")
+    return int(second)
+
+
 def _event(seq: int, called: Called) -> dict[str, Any]:
-    decision = "deny" if called.denied else "allow"
-    return {"seq": seq, "action": "host.call", "target": called.method, "decision": decision, "code": called.denied}
+    told = {"action": "host.call", "target": called.method, "decision": "deny" if called.denied else "allow"}
+    return {"seq": seq, **told, "code": called.denied, "chain": "calls"}

@@ -10,7 +10,7 @@ import os
 import tomllib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_type_hints
 
 from latticed.kit import trusted
 from latticed.model.errors import Problem
@@ -55,9 +55,18 @@ def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:
     for section in fields(settings):
         part = getattr(settings, section.name)
         if is_dataclass(part):
-            for key in fields(part):
-                dotted = f"{section.name}.{key.name}"
-                yield dotted, getattr(part, key.name), settings.origins.get(dotted, "default")
+            for dotted, value in _leaves(section.name, part):
+                yield dotted, value, settings.origins.get(dotted, "default")
+
+
+def _leaves(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a section, and in the sections within it."""
+    for key in fields(part):
+        dotted, value = f"{name}.{key.name}", getattr(part, key.name)
+        if is_dataclass(value):
+            yield from _leaves(dotted, value)
+        else:
+            yield dotted, value
 
 
 def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
@@ -138,12 +147,31 @@ def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Sett
             parts.setdefault("", {})[section] = _path(dotted, value, origin)
         elif key and is_dataclass(kind) and key in (known := {f.name: f for f in fields(kind)}):
             wanted = get_type_hints(kind)[key]
+            if is_dataclass(wanted):
+                parts.setdefault(section, {})[key] = _section(dotted, value, origin, wanted, origins)
+                continue
             typed = _value(dotted, value, origin, wanted, known[key].metadata)
             parts.setdefault(section, {})[key] = _sound(dotted, typed, origin, known[key].metadata)
         else:
             raise _unknown(dotted, origin)
     sections = {name: hints[name](**given) for name, given in parts.items() if name}
     return Settings(**parts[""], **sections, config_file=config_file, origins=origins)
+
+
+def _section(name: str, value: Any, origin: str, kind: Any, origins: dict[str, str]) -> Any:
+    """A section within a section; notes where its keys come from."""
+    if not isinstance(value, dict):
+        raise _bad(name, origin, "a table", value)
+    known, hints = {field.name: field for field in fields(kind)}, get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for key, inner in value.items():
+        dotted = f"{name}.{key}"
+        if key not in known:
+            raise _unknown(dotted, origin)
+        origins[dotted] = origin
+        rules = known[key].metadata
+        given[key] = _sound(dotted, _value(dotted, inner, origin, hints[key], rules), origin, rules)
+    return kind(**given)
 
 
 def _path(key: str, value: Any, origin: str) -> Path:
@@ -207,8 +235,8 @@ def _path_table(key: str, value: Any, origin: str) -> dict[str, str]:
 def _known_keys() -> list[str]:
     keys = list(_PATHS)
     for name, kind in get_type_hints(Settings).items():
-        if is_dataclass(kind) and not get_args(kind):
-            keys.extend(f"{name}.{inner.name}" for inner in fields(kind))
+        if is_dataclass(kind):
+            keys.extend(dotted for dotted, _ in _leaves(name, cast("Any", kind)()))
     return keys
 
 

@@ -127,11 +127,20 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditCalls:
+    """How much of the host calls' chain is kept: what plugins cause does not fill a disk by default."""
+
+    keep_days: int = _setting(0, low=0, high=36_500)
+    max_bytes: int = _setting(2 << 30, low=0, high=1 << 50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """How much of the audit chain is kept (contracts §11); 0 keeps all. `max_bytes` counts events as an export does."""
+    """How much of the decisions is kept (contracts §11); 0 keeps all. `max_bytes` counts events as an export does."""
 
     keep_days: int = _setting(0, low=0, high=36_500)
     max_bytes: int = _setting(0, low=0, high=1 << 50)
+    calls: AuditCalls = _setting(AuditCalls())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

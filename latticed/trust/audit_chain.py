@@ -1,29 +1,43 @@
-"""Is this audit chain whole? Pure: lines in, a report out; works on the ledger and on an exported file alike.
+"""Are these audit chains whole? Pure: lines in, a report out; works on the ledger and on an exported file alike.
 
 The rules (contracts §11): `hash = SHA-256(prev ‖ canonical JSON without hash)`, where `prev` enters as its 32 raw
 bytes, 32 zero bytes before the first event, and the canonical JSON holds the field `prev` as hex like every other.
 A head is the host's signature over (seq, hash, ts). A chain begins with event 1, or with a checkpoint: the host's
 signature, in other words, over what its retention removed. What follows a head may be cut off unnoticed by anybody who
 can also cut the heads: so heads are repeated into the journal, and may be given here from there.
+There are two chains of this form. Lines of `calls` say so in `chain`, lines of `decisions` need not; each chain is
+checked by itself, whatever the order in which their lines are mixed.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from latticed.model.chain import GENESIS, Checkpoint, Head, canonical, checkpoint_payload, head_payload, link
+from latticed.model.chain import (
+    CALLS,
+    DECISIONS,
+    GENESIS,
+    NAMES,
+    Checkpoint,
+    Head,
+    Name,
+    canonical,
+    checkpoint_payload,
+    head_payload,
+    link,
+)
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["FIELDS", "GENESIS", "ChainReport", "canonical", "decode_head", "link", "public_key", "verify"]
+__all__ = ["FIELDS", "GENESIS", "ChainReport", "Walk", "canonical", "decode_head", "link", "public_key", "verify"]
 
 FIELDS: Final = frozenset(
     {"seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash"}
@@ -38,7 +52,7 @@ class ChainReport:
 
     `last_seq` is 0 without events, `removed_seq` the last event that retention removed, 0 for none. `signed_seq` is the
     last event under a head whose signature was checked (0: none, or no key given): what follows it could have been
-    rewritten by somebody without the host key.
+    rewritten by somebody without the host key. `calls` is the report of the other chain, when there were lines of it.
     """
 
     events: int
@@ -49,10 +63,12 @@ class ChainReport:
     removed_seq: int = 0
     bad_seq: int | None = None
     problem: str = ""
+    calls: ChainReport | None = None
 
     @property
     def ok(self) -> bool:
-        return not self.problem
+        """Whether this chain, and the other one if it is there, is whole."""
+        return not self.problem and (self.calls is None or self.calls.ok)
 
 
 class _Broken(Exception):
@@ -69,18 +85,26 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
 
     `heads` are further ones from elsewhere, such as the journal. Without `key` no signature is checked. A chain begins
     with event 1, or with `{"checkpoint": {...}}` and the event after it: a head is no licence to leave out what it
-    signs. Never raises for bad lines.
+    signs. The report is that of the decisions, the other one beside it. Never raises for bad lines.
     """
-    walk = _Walk(key)
-    try:
-        for head in heads:
-            walk.expect(head)
-        for line in lines:
-            walk.take(line)
+    walks = {name: Walk(key, name) for name in NAMES}
+    seen: set[Name] = set()
+    for head in heads:
+        seen.add(head.chain)
+        walks[head.chain].expect(head)
+    for line in lines:
+        name = _chain_of(line)
+        seen.add(name)
+        walks[name].take(line)
+    for walk in walks.values():
         walk.finish()
-    except _Broken as broken:
-        return walk.report(broken)
-    return walk.report(None)
+    calls = walks[CALLS].report() if CALLS in seen else None
+    return replace(walks[DECISIONS].report(), calls=calls)
+
+
+def _chain_of(line: Any) -> Name:
+    """Where a line belongs; what names no chain of ours is for the decisions to stumble over."""
+    return CALLS if isinstance(line, dict) and line.get("chain") == CALLS else DECISIONS
 
 
 def public_key(text: str) -> Ed25519PublicKey:
@@ -112,71 +136,122 @@ def _statement(found: Any) -> dict[str, Any] | None:
             return None
 
 
-class _Walk:
-    """Where the check is: the last event seen, and the heads that speak of events still to come."""
+class Walk:
+    """Where the check of one chain is: the last event seen, and the heads that speak of events still to come.
 
-    def __init__(self, key: Ed25519PublicKey | None) -> None:
+    The first thing that is wrong stays: what comes after it is not looked at. `since` goes on where an earlier walk,
+    whose report was whole, has ended.
+    """
+
+    def __init__(
+        self, key: Ed25519PublicKey | None, chain: Name = DECISIONS, *, since: ChainReport | None = None
+    ) -> None:
         self._key = key
+        self._chain = chain
         self._expected: dict[int, str] = {}
-        self._events = 0
-        self._heads = 0
-        self._seq = 0
-        self._hash = GENESIS
-        self._signed = 0
-        self._removed = 0
-        self._begun = False
+        self._events = since.events if since else 0
+        self._heads = since.heads if since else 0
+        self._hash = since.last_hash if since else GENESIS
+        self._signed = since.signed_seq if since else 0
+        self._removed = since.removed_seq if since else 0
+        self._begun = since is not None
+        self._broken: _Broken | None = None
+        self.sealed: ChainReport | None = since
+        """The report at the last head whose signature was checked: where a later walk may go on."""
+        self.seq = since.last_seq if since else 0
+
+    @property
+    def broken(self) -> bool:
+        return self._broken is not None
 
     def take(self, line: Any) -> None:
+        """One line: an event, a head, a checkpoint."""
+        self._guarded(self._take, line)
+
+    def expect(self, head: Head) -> None:
+        """Note what a head says of an event: the last one, or one that is to come."""
+        self._guarded(self._expect, head)
+
+    def removed(self, found: Any) -> None:
+        """Retention has gone on since this walk began: `found` is the checkpoint that there is now."""
+        self._guarded(self._remove, found)
+
+    def finish(self) -> None:
+        """There are no more lines."""
+        self._guarded(self._finish)
+
+    def _guarded(self, step: Callable[..., None], *given: Any) -> None:
+        if self._broken is None:
+            try:
+                step(*given)
+            except _Broken as broken:
+                self._broken = broken
+
+    def _take(self, line: Any) -> None:
         begun, self._begun = self._begun, True
-        if isinstance(line, dict) and line.keys() == {"checkpoint"}:
+        kind = ""
+        if isinstance(line, dict):
+            if line.get("chain", self._chain) != self._chain:
+                raise _Broken(self.seq + 1, f"event {self.seq + 1} is malformed: its chain is none of ours")
+            kind = _kind(line) if len(line) <= 2 else ""
+        if kind == "checkpoint":
             if begun:
-                raise _Broken(self._seq, f"the checkpoint after event {self._seq} is not at the beginning")
+                raise _Broken(self.seq, f"the checkpoint after event {self.seq} is not at the beginning")
             self._begin(line["checkpoint"])
-        elif isinstance(line, dict) and line.keys() == {"head"}:
+        elif kind == "head":
             head = decode_head(line["head"])
             if head is None:
-                raise _Broken(self._seq, f"the head after event {self._seq} is malformed")
-            self.expect(head)
+                raise _Broken(self.seq, f"the head after event {self.seq} is malformed")
+            self._expect(replace(head, chain=self._chain))
         else:
             self._event(line)
 
-    def _begin(self, found: Any) -> None:
-        """Begin after what retention removed. Heads from elsewhere may speak of events that are gone."""
+    def _genuine(self, found: Any) -> Checkpoint:
         checkpoint = decode_checkpoint(found)
         if checkpoint is None:
             raise _Broken(1, "the checkpoint at the beginning is malformed")
-        if self._key is not None and not _attested(checkpoint, self._key):
+        if self._key is not None and not _attested(checkpoint, self._key, self._chain):
             raise _Broken(1, "the checkpoint at the beginning was not signed by this host's key")
-        self._seq = self._removed = checkpoint.seq
+        return checkpoint
+
+    def _remove(self, found: Any) -> None:
+        self._removed = self._genuine(found).seq
+        self._events = self.seq - self._removed
+
+    def _begin(self, found: Any) -> None:
+        """Begin after what retention removed. Heads from elsewhere may speak of events that are gone."""
+        checkpoint = self._genuine(found)
+        self.seq = self._removed = checkpoint.seq
         self._hash = checkpoint.hash
         signed = self._expected.get(checkpoint.seq, checkpoint.hash)
         self._compare(signed)
 
-    def expect(self, head: Head) -> None:
-        """Note what a head says of an event: the last one, or one that is to come."""
+    def _expect(self, head: Head) -> None:
         self._heads += 1
-        if self._key is not None and not _signed(head, self._key):
+        if self._key is not None and not _signed(head, self._key, self._chain):
             raise _Broken(head.seq, f"the head of event {head.seq} was not signed by this host's key")
-        if head.seq < self._seq:
-            raise _Broken(head.seq, f"the head of event {head.seq} is out of order: it stands after event {self._seq}")
-        if head.seq == self._seq:
+        if head.seq < self.seq:
+            raise _Broken(head.seq, f"the head of event {head.seq} is out of order: it stands after event {self.seq}")
+        if head.seq == self.seq:
             self._compare(head.hash)
             self._sealed()
         elif self._expected.setdefault(head.seq, head.hash) != head.hash:
             raise _Broken(head.seq, f"two heads of event {head.seq} disagree")
 
-    def finish(self) -> None:
-        if beyond := [seq for seq in self._expected if seq > self._seq]:
+    def _finish(self) -> None:
+        if beyond := [seq for seq in self._expected if seq > self.seq]:
             raise _Broken(
-                self._seq + 1,
-                f"the tail was cut: event {max(beyond)} was signed, the last one found is {self._seq}",
+                self.seq + 1,
+                f"the tail was cut: event {max(beyond)} was signed, the last one found is {self.seq}",
             )
 
-    def report(self, broken: _Broken | None) -> ChainReport:
+    def report(self) -> ChainReport:
+        """What was found so far."""
+        broken = self._broken
         return ChainReport(
             events=self._events,
             heads=self._heads,
-            last_seq=self._seq,
+            last_seq=self.seq,
             last_hash=self._hash,
             signed_seq=self._signed,
             removed_seq=self._removed,
@@ -185,18 +260,18 @@ class _Walk:
         )
 
     def _event(self, line: Any) -> None:
-        wanted = self._seq + 1
+        wanted = self.seq + 1
         if fault := _fault(line):
             raise _Broken(wanted, f"event {wanted} is malformed: {fault}")
         seq, prev = line["seq"], line["prev"]
         if seq != wanted:
             raise _Broken(wanted, f"expected event {wanted}, found event {seq}: deleted, inserted or reordered")
         if prev != self._hash:
-            before = f"event {seq - 1}" if self._seq else "the beginning of the chain"
+            before = f"event {seq - 1}" if self.seq else "the beginning of the chain"
             raise _Broken(seq, f"event {seq} does not follow {before}: one of the two was replaced")
         self._check_hash(line)
         self._events += 1
-        self._seq, self._hash = seq, line["hash"]
+        self.seq, self._hash = seq, line["hash"]
         if seq in self._expected:
             self._compare(self._expected.pop(seq))
             self._sealed()
@@ -215,21 +290,27 @@ class _Walk:
     def _compare(self, signed: str) -> None:
         if signed != self._hash:
             raise _Broken(
-                self._seq,
-                f"event {self._seq} is not the one that was signed: expected hash {signed[:_SHORT]}…, "
+                self.seq,
+                f"event {self.seq} is not the one that was signed: expected hash {signed[:_SHORT]}…, "
                 f"found {self._hash[:_SHORT]}…",
             )
 
     def _sealed(self) -> None:
         if self._key is not None:
-            self._signed = self._seq
+            self._signed = self.seq
+            self.sealed = self.report()
+
+
+def _kind(line: Mapping[str, Any]) -> str:
+    """What a line that is no event holds; empty for neither of both."""
+    return next((one for one in ("checkpoint", "head") if line.keys() - {"chain"} == {one}), "")
 
 
 def _fault(line: Any) -> str:
     """What keeps `line` from being an event at all, in words; empty when nothing does."""
     if not isinstance(line, dict):
         return f"expected an object, found {type(line).__name__}"
-    if odd := FIELDS.symmetric_difference(line):
+    if odd := FIELDS.symmetric_difference(line).difference({"chain"}):
         return f"expected the fields of an event, missing or unknown: {', '.join(sorted(map(str, odd))[:4])[:80]}"
     if not isinstance(line["seq"], int) or isinstance(line["seq"], bool) or line["seq"] < 1:
         return "seq: expected a positive integer"
@@ -240,12 +321,13 @@ def _is_hash(found: Any) -> bool:
     return isinstance(found, str) and len(found) == len(GENESIS) and _HEX.issuperset(found)
 
 
-def _signed(head: Head, key: Ed25519PublicKey) -> bool:
-    return _holds(head.signature, head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash), key)
+def _signed(head: Head, key: Ed25519PublicKey, chain: Name) -> bool:
+    return _holds(head.signature, head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=chain), key)
 
 
-def _attested(found: Checkpoint, key: Ed25519PublicKey) -> bool:
-    return _holds(found.signature, checkpoint_payload(seq=found.seq, ts=found.ts, event_hash=found.hash), key)
+def _attested(found: Checkpoint, key: Ed25519PublicKey, chain: Name) -> bool:
+    payload = checkpoint_payload(seq=found.seq, ts=found.ts, event_hash=found.hash, chain=chain)
+    return _holds(found.signature, payload, key)
 
 
 def _holds(signature: str, payload: bytes, key: Ed25519PublicKey) -> bool:

@@ -63,6 +63,9 @@ ASKED = [
     ("audit.query", {"limit": True}),
     ("audit.query", {"after": -1}),
     ("audit.query", {"after": "1"}),
+    ("audit.query", {"after": "1.x"}),
+    ("audit.query", {"after": 2**63}),
+    ("audit.query", {"after": [1]}),
     ("audit.query", {"actor": "plugin:other"}),
     *(
         ("kv.get", {"key": key})
@@ -120,7 +123,8 @@ async def test_both_tell_a_plugin_of_its_calls(both):
     for query in ({"action": "host.call", "decision": "deny"}, {"action": "nothing"}, {"decision": "deny", "limit": 1}):
         expected, found = await real("audit.query", query), memory("audit.query", query)
         shown = [
-            {name: event[name] for name in ("action", "target", "decision", "code")} for event in expected["events"]
+            {name: event[name] for name in ("action", "target", "decision", "code", "chain")}
+            for event in expected["events"]
         ]
         assert [{**event, "seq": 0} for event in found["events"]] == [{**event, "seq": 0} for event in shown]
         assert (found["next"] is None) == (expected["next"] is None)

@@ -114,9 +114,11 @@ async def test_audit_query_shows_a_plugin_its_own_events_only(home, plugin):
     assert {event["actor"] for event in answer["events"]} == {f"plugin:{ID}"}
     assert [event["target"] for event in answer["events"]] == ["kv.get", "audit.query"]
     assert answer["next"] is None
-    one = await plugin.call("audit.query", limit=1, after=answer["events"][0]["seq"])
+    assert {event["chain"] for event in answer["events"]} == {"calls"}
+    one = await plugin.call("audit.query", limit=1, after=f"0.{answer['events'][0]['seq']}")
     assert [event["target"] for event in one["events"]] == ["audit.query"]
-    assert one["next"] == one["events"][0]["seq"]
+    assert one["next"] == f"0.{one['events'][0]['seq']}"
+    assert (await plugin.call("audit.query", after=0))["events"] == []  # a bare number: the decisions alone
     assert await plugin.denied("audit.query", actor="plugin:acme.other") == "bad_params"
 
 

@@ -44,9 +44,16 @@ def _settings():
         yield name, "see below", "absolute path"
     for section in fields(shapes.Settings):
         if is_dataclass(section.default):
-            for key in fields(section.default):
-                value = getattr(section.default, key.name)
-                yield f"{section.name}.{key.name}", json.dumps(value), _bounds(key.metadata)
+            yield from _of_section(section.name, section.default)
+
+
+def _of_section(name, part):
+    for key in fields(part):
+        value = getattr(part, key.name)
+        if is_dataclass(value):
+            yield from _of_section(f"{name}.{key.name}", value)
+        else:
+            yield f"{name}.{key.name}", json.dumps(value), _bounds(key.metadata)
 
 
 def test_settings():

@@ -268,13 +268,15 @@ class Api:
 
     def _stream(self, query: dict[str, str]) -> bytes:
         last = self.events[-1]["seq"] if self.events else 0
-        since = int(self.resumed[-1] or query.get("since", last))
+        since = int(str(self.resumed[-1] or query.get("since", last)).partition(".")[0])
         rows = [row for row in self.events if row["seq"] > since]
         return sse(*(row for row in rows if query.get("host_calls") == "1" or row["action"] != "host.call"), upto=last)
 
     def _audit(self, query: dict[str, str]) -> dict[str, Any]:
+        if query.get("calls"):
+            return {"events": [], "next": None}
         names = ("actor", "action", "target", "decision")
-        after, limit = int(query.get("after", 0)), int(query.get("limit", 100))
+        after, limit = int(query.get("after", "0").partition(".")[0]), int(query.get("limit", 100))
         rows = [row for row in self.events if all(row[n] == query[n] for n in names if n in query)]
         if query.get("newest"):
             return {"events": rows[::-1][:limit], "next": None}

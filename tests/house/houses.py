@@ -28,6 +28,7 @@ from latticed.house import House
 from latticed.kit.clock import Clock
 from latticed.kit.peers import Peer
 from latticed.ledger import audit as rows
+from latticed.model.chain import BEGINNING, NAMES, Position
 from latticed.runners.contract import Runner
 from latticed.settings import Settings
 from tests.house import bundles
@@ -121,13 +122,18 @@ class Home:
             assert time.monotonic() < deadline, answer
             await asyncio.sleep(0.01)
 
-    def events(self, *, after: int = 0, **filters: str) -> list[dict[str, Any]]:
-        """What is committed in the audit chain, oldest first."""
-        return self.house.api.ledger.read(lambda db: rows.query(db, after=after, limit=1000, **filters))
+    def events(self, *, after: Position | int = BEGINNING, **filters: str) -> list[dict[str, Any]]:
+        """What is committed in both audit chains, oldest first; `after` a number: a seq of the decisions."""
+        start = Position(after) if isinstance(after, int) else after
+        return self.house.api.ledger.read(
+            lambda db: rows.merged(
+                [rows.query(db, chain=name, after=start.of(name), limit=1000, **filters) for name in NAMES]
+            )
+        )
 
-    def mark(self) -> int:
-        """The seq of the newest event: `events(after=mark)` is what happened since."""
-        return self.house.api.ledger.read(rows.last_seq)
+    def mark(self) -> Position:
+        """Where the newest events are: `events(after=mark)` is what happened since."""
+        return self.house.api.ledger.read(rows.position)
 
 
 async def until(condition: Callable[[], object], what: str = "") -> None:

@@ -84,7 +84,7 @@ class Outside:
 
     def calls(self) -> list[tuple[str, str]]:
         """(decision, code) of each host call on record, oldest first."""
-        found = self.ledger.read(lambda db: events.query(db, limit=1000, action="host.call"))
+        found = self.ledger.read(lambda db: events.query(db, chain="calls", limit=1000, action="host.call"))
         return [(event["decision"], event["code"]) for event in found]
 
     # Outside.

@@ -26,8 +26,16 @@ def _keys():
     for section in fields(Settings):
         kind = hints[section.name]
         if is_dataclass(kind):
-            for key in fields(kind):
-                yield f"{section.name}.{key.name}", get_type_hints(kind)[key.name], key.metadata
+            yield from _of_section(section.name, kind)
+
+
+def _of_section(name, kind):
+    for key in fields(kind):
+        found = get_type_hints(kind)[key.name]
+        if is_dataclass(found):
+            yield from _of_section(f"{name}.{key.name}", found)
+        else:
+            yield f"{name}.{key.name}", found, key.metadata
 
 
 KEYS = list(_keys())
@@ -49,7 +57,7 @@ def refused(tmp_path, toml, **options):
 
 
 def line(key, value):
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     return f"[{section}]\n{name} = {value}\n"
 
 

@@ -69,7 +69,7 @@ def event() -> Callable[..., audit.Event]:
     def make(**changed: object) -> audit.Event:
         fields: dict[str, object] = {
             "actor": "plugin:acme.demo",
-            "action": "host.call",
+            "action": "plugin.invoke",
             "target": "kv.get",
             "decision": "allow",
             "detail": {"key": "a", "bytes": 12, "cached": False},

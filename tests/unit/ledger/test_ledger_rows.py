@@ -165,7 +165,7 @@ async def test_audit_is_filtered_and_paged(house: Ledger, clock: object, event: 
     assert seqs(newest_first=True, after=3) == [2, 1]
     assert seqs(target="t1") == [2, 5]
     assert seqs(decision="deny", newest_first=True) == [6, 4, 2]
-    assert seqs(actor="x", action="host.call") == [6]
+    assert seqs(actor="x", action="plugin.invoke") == [6]
     assert seqs(since_us=clock.wall_us() - 2_000_000) == [5, 6]  # type: ignore[attr-defined]
     assert seqs(action="host") == []
     assert seqs(limit=-1) == []

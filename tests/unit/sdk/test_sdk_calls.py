@@ -50,7 +50,7 @@ ROWS = [
     ("audit", "events", (3,), {}, "audit.query", {"after": 3}, {"events": [{"seq": 4}], "next": None}, [{"seq": 4}]),
     (
         *("audit", "events", (), {"action": "a", "decision": "deny"}, "audit.query"),
-        *({"after": 0, "action": "a", "decision": "deny"}, {"events": [], "next": None}, []),
+        *({"action": "a", "decision": "deny"}, {"events": [], "next": None}, []),
     ),
     ("http", "request", ("PUT", "u"), {}, "http.do", {"method": "PUT", "url": "u"}, HTTP, ...),
     (

@@ -1,0 +1,135 @@
+"""Checking the audit chains while the daemon runs: in batches off the loop, going on from the last verified head.
+
+What was found whole stays so for this life of the daemon, as long as nobody else has written to the database: SQLite
+says that of its other connections (`PRAGMA data_version`). A byte changed beneath SQLite is found by a check of the
+whole, or by the first one after a start. Other questions to the ledger come in between batches, and no snapshot is
+held, so neither retention nor a checkpoint of the WAL waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from latticed.ledger import audit as rows
+from latticed.model import chain
+from latticed.model.chain import CALLS, DECISIONS
+from latticed.model.errors import Problem
+from latticed.trust import audit_chain
+
+if TYPE_CHECKING:
+    from latticed.ledger import Connection, Ledger
+
+BATCH: Final = 5_000
+"""Events checked at a time: some 60 ms of a thread."""
+
+
+class Progress(NamedTuple):
+    """How far the check under way is: event `seq` of `of`."""
+
+    chain: str = DECISIONS
+    seq: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which chains to check, and whether from their beginning whatever was found before."""
+
+    chains: tuple[chain.Name, ...] = chain.NAMES
+    whole: bool = False
+
+
+Reports = dict[chain.Name, audit_chain.ChainReport]
+
+
+class Verifying:
+    """One check at a time; who comes while one is under way waits, and goes on from where it has ended."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._key = audit_chain.public_key(ledger.public_key)
+        self._turn = asyncio.Lock()
+        self._sealed: Reports = {}
+        self._written = -1
+        self.progress = Progress()
+
+    async def verify(self, wanted: Wanted, *, closing: asyncio.Event) -> Reports:
+        """The reports of the chains that are wanted. Problems: ledger_unavailable, stopping."""
+        async with self._turn:
+            written = await self._ledger.write(lambda tx: int(tx.execute("PRAGMA data_version").get))
+            if written != self._written or wanted.whole:
+                self._sealed, self._written = {}, written
+            return {name: await self._verify(name, closing) for name in wanted.chains}
+
+    async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainReport:
+        walk = audit_chain.Walk(self._key, name, since=self._sealed.pop(name, None))
+        end = await self._ledger.read_slow(lambda db: rows.last_seq(db, name))
+        while True:
+            if closing.is_set():
+                raise Problem("stopping", "the daemon is stopping", "ask again once it is back")
+            self.progress = Progress(name, walk.seq, end)
+            match await self._ledger.read_slow(lambda db, walk=walk: _batch(db, name, walk, end)):  # type: ignore[misc]
+                case _Step.OVERTAKEN:
+                    walk = audit_chain.Walk(self._key, name)
+                case _Step.DONE:
+                    break
+        report = walk.report()
+        if report.ok and walk.sealed is not None:
+            self._sealed[name] = walk.sealed
+        return report
+
+
+class _Step(enum.Enum):
+    """What became of a batch; `OVERTAKEN`: retention has removed what comes next, begin with its checkpoint."""
+
+    MORE = enum.auto()
+    DONE = enum.auto()
+    OVERTAKEN = enum.auto()
+
+
+def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -> _Step:
+    """Take the walk some events further, towards event `end`; on a thread of the ledger's."""
+    begins = rows.checkpoint(db, chain=name)
+    if begins is not None and begins["seq"] > walk.seq:
+        if walk.seq:
+            return _Step.OVERTAKEN
+        walk.take({"checkpoint": begins})
+    lines = rows.stretch(db, name, after=walk.seq, upto=end, most=BATCH)
+    for line in lines:
+        walk.take(line)
+    if lines and not walk.broken:
+        return _Step.MORE
+    if begins is not None:
+        walk.removed(begins)
+    head = rows.newest_head(db, name)
+    if head is not None and head["seq"] > rows.last_seq(db, name):
+        walk.take({"head": head})
+    walk.finish()
+    return _Step.DONE
+
+
+def described(reports: Reports, chains: tuple[chain.Name, ...]) -> dict[str, Any]:
+    """The answer: the report of the first of `chains`, that of the other one beside it as `calls`."""
+    first, *others = (_plain(reports[name], name) for name in chains)
+    if not others:
+        return first
+    (calls,) = others
+    worse = {} if calls["ok"] or not first["ok"] else {key: calls[key] for key in ("first_bad_seq", "reason", "chain")}
+    return {**first, **worse, "ok": first["ok"] and calls["ok"], "calls": calls}
+
+
+def _plain(report: audit_chain.ChainReport, name: chain.Name) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "ok": report.ok,
+        "events": report.events,
+        "heads": report.heads,
+        "signed_seq": report.signed_seq,
+        "removed_seq": report.removed_seq,
+        "head": {"seq": report.last_seq, "hash": report.last_hash},
+    }
+    if name == CALLS:
+        plain["chain"] = name
+    return plain if report.ok else {**plain, "first_bad_seq": report.bad_seq, "reason": report.problem}

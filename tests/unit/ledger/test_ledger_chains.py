@@ -1,0 +1,210 @@
+"""Two chains: what operators decided, and what plugins called. Neither can be taken for the other, or push it out."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from latticed.ledger import Ledger, audit, contacts, migrations, rebuild
+from latticed.ledger.retention import Retention
+from latticed.model import chain
+from latticed.model.audit import Event
+from latticed.trust import audit_chain
+
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
+CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow")
+ACT = Event(actor="uid:0", action="plugin.status", target="acme.demo", decision="allow")
+KEY = Ed25519PrivateKey.from_private_bytes(b"\7" * 32)
+BEFORE_CALLS = next(n for n, step in enumerate(migrations.MIGRATIONS) if "CREATE TABLE calls" in step)
+
+
+async def mixed(house: Ledger, decisions: int, calls: int) -> None:
+    """Decisions and calls in turn, both chains signed at the end."""
+    for number in range(max(decisions, calls)):
+        if number < decisions:
+            await house.record(ACT)
+        if number < calls:
+            await house.record(CALL)
+    await house.sign_head()
+
+
+async def exported(house: Ledger) -> list[Any]:
+    found = await house.read_slow(lambda db: list(audit.export(db)))
+    return [json.loads(json.dumps(line)) for line in found]
+
+
+def check(house: Ledger, lines: list[Any]) -> audit_chain.ChainReport:
+    return audit_chain.verify(lines, key=audit_chain.public_key(house.public_key))
+
+
+async def test_host_calls_have_a_chain_of_their_own(house: Ledger) -> None:
+    """Its own seqs and heads; the export says which line is whose, and both verify."""
+    await mixed(house, 3, 5)
+    assert house.read(audit.position) == (3, 5)
+    lines = await exported(house)
+    assert [line.get("chain") for line in lines] == [None] * 4 + ["calls"] * 6
+    report = check(house, lines)
+    assert (report.ok, report.events, report.signed_seq) == (True, 3, 3)
+    assert report.calls is not None
+    assert (report.calls.ok, report.calls.events, report.calls.signed_seq) == (True, 5, 5)
+
+
+async def test_both_chains_go_on_after_a_restart(opened: Open) -> None:
+    async with opened() as house:
+        await mixed(house, 2, 3)
+    async with opened() as house:
+        await mixed(house, 2, 3)
+        assert house.read(audit.position) == (4, 6)
+        assert check(house, await exported(house)).ok
+
+
+@pytest.mark.parametrize("of", ["decisions", "calls"])
+async def test_a_heads_signature_counts_in_its_own_chain_only(house: Ledger, of: str) -> None:
+    """A head, and a checkpoint, that is carried over to the other chain was not signed for that one."""
+    await mixed(house, 3, 3)
+    lines = await exported(house)
+    (head,) = [line["head"] for line in lines if "head" in line and line.get("chain", "decisions") == of]
+    other = [line for line in lines if "seq" in line and line.get("chain", "decisions") != of]
+    named = {"chain": "calls"} if of == "decisions" else {}
+    report = check(house, [*other, {"head": head, **named}])
+    found = report.calls if named else report
+    assert found is not None
+    assert "not signed by this host's key" in found.problem
+
+
+async def test_a_chain_of_another_name_is_none(house: Ledger) -> None:
+    await mixed(house, 1, 1)
+    lines = [{**line, "chain": "other"} if "seq" in line else line for line in await exported(house)]
+    assert "none of ours" in check(house, lines).problem
+
+
+async def test_calls_beyond_their_limit_go_and_decisions_stay(house: Ledger) -> None:
+    """However many calls there are: not one decision is removed, and the removal is an event among the calls."""
+    for _ in range(10):
+        await mixed(house, 2, 50)
+    house.calls_retention = Retention(max_bytes=50_000)
+    removed = await house.remove_old(by_age=False)
+    assert removed > 100
+    assert house.read(lambda db: len(audit.query(db, limit=1000))) == 20
+    assert house.read(audit.checkpoint) is None
+    (event,) = house.read(lambda db: audit.query(db, chain="calls", action="audit.removed"))
+    assert event["detail"]["removed"] == removed
+    report = check(house, await exported(house))
+    assert report.ok
+    assert report.calls is not None
+    assert report.calls.removed_seq == removed
+
+
+async def test_decisions_are_removed_by_their_own_limit(house: Ledger) -> None:
+    for _ in range(10):
+        await mixed(house, 50, 2)
+    house.retention = Retention(max_bytes=50_000)
+    assert await house.remove_old(by_age=False) > 100
+    assert house.read(lambda db: len(audit.query(db, chain="calls"))) == 20
+    assert check(house, await exported(house)).ok
+
+
+async def test_each_chain_is_signed_by_its_own_count(state_dir: Path, clock: Any, opened: Open) -> None:
+    """2,500 calls sign the calls' chain, not that of the one decision among them."""
+    async with opened() as house:
+        await house.record(ACT)
+        for _ in range(5):
+            futures = [house.record(CALL) for _ in range(500)]
+            for one in futures:
+                await one
+        assert house.read(lambda db: len(audit.heads(db, 1, 9_999, chain="calls"))) >= 2
+        assert house.read(lambda db: audit.heads(db, 1, 9_999)) == []
+
+
+async def test_both_are_merged_by_time_and_paged_by_a_cursor(house: Ledger, clock: Any) -> None:
+    """Pages of both chains: nothing twice, nothing left out, also when the clock jumps back in between."""
+    for number in range(10):
+        await house.record(ACT if number % 3 else CALL)
+        clock.advance(1 if number != 5 else -100)
+    everything = await audit.walked(house.read_slow, chains=chain.NAMES, limit=1000)
+    assert len(everything) == 10
+    at, seen = chain.Position(), []
+    while page := await audit.walked(house.read_slow, chains=chain.NAMES, after=at, limit=3):
+        seen += page
+        at = at.past(page)
+    assert seen == everything
+    assert at == (6, 4)
+    newest = await audit.walked(house.read_slow, chains=chain.NAMES, newest_first=True, limit=1000)
+    assert {(event["seq"], event.get("chain")) for event in newest} == {
+        (event["seq"], event.get("chain")) for event in everything
+    }
+
+
+async def test_a_long_walk_is_many_questions(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that matches nothing never holds the reader for all rows at once."""
+    monkeypatch.setattr("latticed.ledger.audit.SPAN", 7)
+    await mixed(house, 30, 0)
+    asked = 0
+
+    async def read(question: Callable[[Any], Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        return await house.read_slow(question)
+
+    for newest_first in (False, True):
+        asked = 0
+        assert await audit.walked(read, chains=("decisions",), target="x", newest_first=newest_first) == []
+        assert asked == 1 + 5
+    found = await audit.walked(read, chains=("decisions",), newest_first=True, limit=9)
+    assert [event["seq"] for event in found] == list(range(30, 21, -1))
+
+
+async def test_usage_counts_the_calls_of_both_chains(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those from before host calls had a chain of their own."""
+    monkeypatch.setattr("latticed.ledger.audit.SPAN", 3)
+    await house.write(lambda tx: [tx.chains.decisions.append(CALL) for _ in range(4)])
+    await mixed(house, 1, 5)
+    (one,) = await contacts.used(house.read_slow, "plugin:acme.demo", 0)
+    assert (one.call, one.allowed, one.denied) == ("kv.get", 9, 0)
+
+
+def older(directory: Path, events: list[Event]) -> str:
+    """A ledger as the version before wrote it, with one chain; the hash of its last event."""
+    directory.mkdir(mode=0o700)
+    connection = apsw.Connection(str(directory / "ledger.sqlite3"))
+    connection.pragma("journal_mode", "wal")
+    migrations.migrate(connection, steps=migrations.MIGRATIONS[:BEFORE_CALLS])
+    prev = chain.GENESIS
+    for seq, event in enumerate(events, 1):
+        row = {"seq": seq, "ts": "2026-01-01T00:00:00.000000Z", "actor": event.actor, "action": event.action}
+        row |= {"target": event.target, "decision": event.decision, "code": "", "reason": "", "detail": {}}
+        prev = (row := {**row, "prev": prev, "hash": chain.link(prev, {**row, "prev": prev})})["hash"]
+        values = [json.dumps(row[name]) if name == "detail" else row[name] for name in audit.FIELDS]
+        connection.execute("INSERT INTO audit VALUES (?,?,?,?,?,?,?,?,?,?,?)", values)
+    payload = chain.HEAD_DOMAIN + chain.encode({"seq": len(events), "ts": "t", "hash": prev}).encode()
+    signature = base64.b64encode(KEY.sign(payload)).decode()
+    connection.execute(
+        "INSERT INTO heads (seq, hash, ts, signature, size) VALUES (?,?,?,?,0)", (len(events), prev, "t", signature)
+    )
+    connection.close()
+    (directory / "host.key").write_bytes(b"\7" * 32)
+    (directory / "host.key").chmod(0o600)
+    return prev
+
+
+async def test_an_older_ledger_keeps_its_chain(state_dir: Path, opened: Open) -> None:
+    """Old host calls stay among the decisions with every hash as it was; new ones go where they belong."""
+    last = older(state_dir, [ACT, CALL, CALL, ACT])
+    async with opened() as house:
+        (event,) = house.read(lambda db: audit.query(db, newest_first=True, limit=1))
+        assert (event["seq"], event["hash"]) == (4, last)
+        await mixed(house, 1, 2)
+        assert house.read(audit.position) == (5, 2)
+        report = check(house, await exported(house))
+        assert (report.ok, report.signed_seq) == (True, 5), report.problem
+    found = rebuild.salvage(state_dir / "ledger.sqlite3")
+    assert (found.last_seq, found.calls_seq) == (5, 2)
+    assert rebuild.diagnosis(state_dir) == ""

@@ -1,0 +1,309 @@
+"""The audit chains over the API: pages and streams of both, verification that goes on; nobody waits for a long walk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+
+import pytest
+
+from latticed.ledger.retention import Retention
+from latticed.model.audit import Event
+from latticed.rpc import events as streams
+from latticed.rpc import verifying
+from tests.house import bundles, hostcalls, houses
+
+CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow")
+ACT = Event(actor="uid:0", action="plugin.status", target="acme.demo", decision="allow")
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        yield found
+
+
+async def fill(home, *, decisions=0, calls=0, older_calls=0):
+    """So many rows at once, `older_calls` as an older version left them: among the decisions."""
+
+    def change(tx):
+        for _ in range(older_calls):
+            tx.chains.decisions.append(CALL)
+        for _ in range(decisions):
+            tx.append_audit(ACT)
+        for _ in range(calls):
+            tx.append_audit(CALL)
+
+    await home.house.api.ledger.write(change)
+    await home.house.api.ledger.sign_head()
+
+
+def ids(events):
+    return [f"{event.get('chain', 'decisions')[0]}{event['seq']}" for event in events]
+
+
+async def test_pages_of_both_of_decisions_and_of_calls(home):
+    """No `after`: both, the cursor says so. A bare number: decisions alone. `calls=1`: the calls alone."""
+    await fill(home, decisions=3, calls=2)
+    both = await home.ask("GET", "/api/audit?limit=4")
+    assert (ids(both["events"]), both["next"]) == (["d1", "d2", "d3", "c1"], "3.1")
+    rest = await home.ask("GET", f"/api/audit?limit=4&after={both['next']}")
+    assert (ids(rest["events"]), rest["next"]) == (["c2"], None)
+    alone = await home.ask("GET", "/api/audit?limit=2&after=0")
+    assert (ids(alone["events"]), alone["next"]) == (["d1", "d2"], 2)
+    for after in ("1", "0.1", "3.1"):
+        assert ids((await home.ask("GET", f"/api/audit?calls=1&after={after}"))["events"]) == ["c2"]
+    newest = await home.ask("GET", "/api/audit?newest=1&limit=2")
+    assert ids(newest["events"]) == ["c2", "c1"]
+    for bad in ("x", "1.", ".1", "1.2.3", "-1", str(2**64), f"1.{2**64}"):
+        assert (await home.ask("GET", f"/api/audit?after={bad}")).status == 400, bad
+
+
+async def test_heads_of_both_chains_come_with_their_events(home):
+    await fill(home, decisions=3, calls=2)
+    page = await home.ask("GET", "/api/audit?heads=1")
+    assert [(head["seq"], head.get("chain")) for head in page["heads"]] == [(3, None), (2, "calls")]
+    assert (page["checkpoint"], page["calls_checkpoint"]) == (None, None)
+
+
+async def streamed(home, query, until, **options):
+    """(id, event) up to the id `until`."""
+    found, at = [], ""
+    address = f"http://latticed/api/events?{query}"
+    async with asyncio.timeout(10), home.session.get(address, **options) as answer:
+        async for line in answer.content:
+            if line.startswith(b"id: "):
+                at = line[4:].decode().strip()
+            if line.startswith(b"data: "):
+                found.append((at, json.loads(line[6:])))
+            if at == until and line == b"\n":
+                return found
+    return found
+
+
+async def test_ids_of_a_stream_name_both_chains_when_both_are_asked_for(home):
+    """Resumable by either form; a bare id stands for the calls made since that decision."""
+    await fill(home, decisions=2, calls=2)
+    assert [at for at, _ in await streamed(home, "since=0", "2")] == ["1", "2"]
+    assert [at for at, _ in await streamed(home, "since=0&host_calls=1", "2.2")] == ["1.0", "2.0", "2.1", "2.2"]
+    again = {"headers": {"Last-Event-ID": "2.1"}}
+    assert [at for at, _ in await streamed(home, "host_calls=1", "2.2", **again)] == ["2.2"]
+    assert [at for at, _ in await streamed(home, "since=1&host_calls=1", "2.2")] == ["2.0", "2.1", "2.2"]
+    assert (await home.ask("GET", "/api/events", headers={"Last-Event-ID": "x"})).status == 400
+
+
+async def test_streams_share_one_page_a_turn(home, monkeypatch):
+    """Eight streams from the beginning, over rows that none of them shows: others have their turn after each page."""
+    await fill(home, older_calls=30_000, decisions=1)
+    real, pages, most = streams._page, 0, 0
+
+    def counted(*args, **options):
+        nonlocal pages
+        pages += 1
+        return real(*args, **options)
+
+    async def turns():
+        nonlocal most
+        while True:
+            before = pages
+            await asyncio.sleep(0)
+            most = max(most, pages - before)
+
+    monkeypatch.setattr(streams, "_page", counted)
+    watch = asyncio.create_task(turns())
+    found = await asyncio.gather(*(streamed(home, "since=0", "30001") for _ in range(8)))
+    watch.cancel()
+    assert [len(one) for one in found] == [1] * 8
+    assert pages >= 8 * 30_000 // streams.SPAN
+    assert most <= 1
+
+
+async def test_a_page_is_bounded_whatever_it_shows(home):
+    """Rows walked over, and rows shown."""
+    await fill(home, older_calls=5_000, decisions=1_000, calls=1_000)
+    ledger = home.house.api.ledger
+    page = ledger.read(lambda db: streams._page(db, streams.Position(), calls=False))
+    assert (page.events, page.upto.decisions, page.more) == ([], streams.SPAN, True)
+    page = ledger.read(lambda db: streams._page(db, streams.Position(5_000, 0), calls=True))
+    assert (len(page.events), page.more) == (streams.PAGE, True)
+
+
+async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
+    real, pages = streams._page, []
+    monkeypatch.setattr(streams, "_page", lambda *args, **options: pages.append(1) or real(*args, **options))
+    await fill(home, decisions=1)
+    reading = asyncio.create_task(streamed(home, "since=0", "2"))
+    await houses.until(lambda: pages)
+    for _ in range(50):
+        await home.house.api.ledger.record(CALL)
+    seen = len(pages)
+    await home.house.api.ledger.record(ACT)
+    assert [at for at, _ in await reading] == ["1", "2"]
+    assert seen <= 2
+    assert len(pages) <= seen + 2
+
+
+async def verified(home, query=""):
+    answer = await home.ask("GET", f"/api/audit/verify{query}")
+    assert answer.status == 200, answer
+    return answer
+
+
+async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatch):
+    """What was whole is not walked again; the report is of the whole chain all the same."""
+    monkeypatch.setattr(verifying, "BATCH", 100)
+    walked = []
+    real = verifying.rows.stretch
+
+    def counted(db, name, **options):
+        walked.append((name, options["after"]))
+        return real(db, name, **options)
+
+    monkeypatch.setattr(verifying.rows, "stretch", counted)
+    await fill(home, decisions=250, calls=350)
+    first = await verified(home)
+    assert (first["ok"], first["events"], first["calls"]["events"]) == (True, 250, 350)
+    assert (first["signed_seq"], first["calls"]["chain"]) == (250, "calls")
+    assert [after for name, after in walked if name == "calls"] == [0, 100, 200, 300, 350]
+    walked.clear()
+    await fill(home, decisions=10, calls=10)
+    second = await verified(home)
+    assert (second["ok"], second["events"], second["calls"]["events"]) == (True, 260, 360)
+    assert [after for name, after in walked if name == "calls"] == [350, 360]
+    walked.clear()
+    assert (await verified(home, "?whole=1&calls=1"))["events"] == 360
+    assert walked[0] == ("calls", 0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "chain"),
+    [
+        ("UPDATE audit SET target = 'x' WHERE seq = 3", None),
+        ("UPDATE calls SET target = 'x' WHERE seq = 3", "calls"),
+    ],
+)
+async def test_what_was_verified_and_then_changed_is_found(home, harm, chain):
+    """Somebody else's write to the database makes the daemon forget what it has found whole."""
+    await fill(home, decisions=20, calls=20)
+    assert (await verified(home))["ok"]
+    with sqlite3.connect(home.root / "state" / "ledger.sqlite3") as other:
+        other.execute(harm)
+    other.close()
+    report = await verified(home)
+    assert (report["ok"], report["first_bad_seq"], report.get("chain")) == (False, 3, chain)
+    assert "event 3 was changed" in report["reason"]
+    assert (await verified(home, "?calls=1"))["ok"] == (chain is None)
+
+
+@pytest.mark.parametrize("harm", ["DELETE FROM calls WHERE seq > 15", "DELETE FROM calls WHERE seq BETWEEN 5 AND 9"])
+async def test_a_cut_or_a_hole_is_found(home, harm, monkeypatch):
+    monkeypatch.setattr(verifying, "BATCH", 4)
+    await fill(home, decisions=1, calls=20)
+    with sqlite3.connect(home.root / "state" / "ledger.sqlite3") as other:
+        other.execute(harm)
+    other.close()
+    assert (await verified(home, "?calls=1"))["first_bad_seq"] in {5, 16}
+
+
+async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
+    """What was removed before the walk came to it is no fault: it goes on with the checkpoint."""
+    monkeypatch.setattr(verifying, "BATCH", 10)
+    ledger = home.house.api.ledger
+    for _ in range(10):
+        await fill(home, calls=30)
+    real, removed = ledger.read_slow, []
+
+    async def read_slow(question):
+        found = await real(question)
+        if not removed and home.house.api.verifying.progress.seq >= 20:
+            ledger.calls_retention = Retention(max_bytes=20_000)
+            removed.append(await ledger.remove_old(by_age=False))
+        return found
+
+    monkeypatch.setattr(ledger, "read_slow", read_slow)
+    report = await verified(home, "?calls=1")
+    assert removed
+    assert removed[0] > 100
+    assert (report["ok"], report["removed_seq"]) == (True, removed[0]), report
+    assert report["events"] == report["head"]["seq"] - removed[0]
+    assert (await verified(home, "?calls=1"))["ok"]
+
+
+async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, monkeypatch):
+    """Lines of JSON until the report; in between the ledger answers other long questions."""
+    monkeypatch.setattr(verifying, "BATCH", 10)
+    monkeypatch.setattr("latticed.rpc.audit.TELL_S", 0.0)
+    await fill(home, calls=200)
+    gate, real = asyncio.Event(), home.house.api.ledger.read_slow
+
+    async def read_slow(question):
+        if home.house.api.verifying.progress.seq == 100:
+            await gate.wait()
+        return await real(question)
+
+    monkeypatch.setattr(home.house.api.ledger, "read_slow", read_slow)
+    lines = []
+    async with asyncio.timeout(10), home.session.get("http://latticed/api/audit/verify?progress=1&calls=1") as answer:
+        assert answer.content_type == "application/x-ndjson"
+        async for line in answer.content:
+            lines.append(json.loads(line))
+            if lines[-1].get("verifying", {}).get("seq") == 100 and not gate.is_set():
+                assert await real(lambda db: 1) == 1
+                gate.set()
+    assert lines[-2]["verifying"]["of"] == 200
+    assert (lines[-1]["ok"], lines[-1]["events"]) == (True, 200)
+
+
+async def test_a_verification_ends_with_the_daemon(home):
+    await fill(home, calls=10)
+    home.house.api.closing.set()
+    answer = await home.ask("GET", "/api/audit/verify")
+    assert (answer.status, answer.code) == (503, "stopping")
+
+
+async def test_metrics_and_status_count_both(home):
+    await fill(home, decisions=3, calls=5)
+    text = (await home.ask("GET", "/metrics"))["raw"].decode()
+    assert "\nlatticed_audit_events_total 3\n" in text
+    assert "\nlatticed_audit_calls_total 5\n" in text
+    status = await home.ask("GET", "/api/status")
+    assert (status["audit"]["seq"], status["calls"]["seq"]) == (3, 5)
+
+
+async def test_health_notes_that_host_calls_were_removed(home):
+    """By default 2 GiB of them are kept; what went is said, and no reason to be unwell."""
+    assert home.house.api.ledger.calls_retention == Retention(max_bytes=2 << 30)
+    assert home.house.api.ledger.retention == Retention()
+    assert (await home.ask("GET", "/api/health"))["notes"] == []
+    for _ in range(3):
+        await fill(home, calls=30)
+    home.house.api.ledger.calls_retention = Retention(max_bytes=10_000)
+    removed = await home.house.api.ledger.remove_old(by_age=False)
+    health = await home.ask("GET", "/api/health")
+    assert health.status == 200
+    (note,) = health["notes"]
+    assert note["code"] == "audit_calls_removed"
+    assert f"host calls up to {removed} were removed" in note["detail"]
+
+
+async def test_a_new_publisher_does_not_read_the_old_ones_events():
+    """The id is the same, the hands are not; coming back does not open the past either."""
+    rival = bundles.author("rival")
+    author = bundles.author()
+    async with houses.opened(author=author, policy=bundles.policy_bytes(author, rival)) as home:
+        plugin = await hostcalls.caller(home, "audit:read", "kv:read")
+        await plugin.call("kv.get", key="of-acme")
+        assert len((await plugin.call("audit.query"))["events"]) == 2
+        home.drop("other", author=rival, id="acme.demo", capabilities=["audit:read", "kv:read"])
+        await houses.until(lambda: "plugins/other" in home.house.api.lifecycle.rejected())
+        url = "/api/plugins/by-id/acme.demo"
+        answer = await home.ask(
+            "POST", f"{url}/upgrade", {"accept_publisher": "rival", "accept": ["audit:read", "kv:read"]}
+        )
+        assert (answer.status, answer["publisher"]) == (200, "rival"), answer
+        await home.ask("PUT", f"{url}/grants", {"grant": ["audit:read", "kv:read"]})
+        heir = home.driven.of("acme.demo")[-1]
+        for after in ({}, {"after": 0}, {"after": "0.0"}):
+            events = (await heir.call("audit.query", **after))["events"]
+            assert {event["target"] for event in events} <= {"audit.query"}, events
