@@ -13,7 +13,7 @@ from typing import Literal, assert_never
 
 State = Literal["unknown", "up", "down"]
 Outcome = Literal["up", "down", "unsupported", "blocked", "error"]
-"""`unsupported`: this host cannot make such a check; `blocked`: the guard forbids it; `error`: a fault of ours."""
+"""`unsupported`: this host cannot make such a check; `blocked`: the guard forbids it; `error`: not to be judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
-from latticed.host.egress import body, headers
+from latticed.host.egress import headers
 from latticed.host.monitors import probes
-from latticed.host.service import HostError
+from latticed.host.monitors.words import Search
 from latticed.ledger.monitors import Result
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from latticed.host.egress.url import Target
     from latticed.host.monitors.spec import Spec
+    from latticed.host.monitors.words import Finding
     from latticed.model.addresses import Address
 
 BODY_BYTES: Final = 256 << 10
@@ -62,6 +64,9 @@ async def check(spec: Spec, target: Target, addresses: Sequence[Address], tls: s
         except aiohttp.ServerDisconnectedError:
             return probes.down("reset", "the connection was closed without an answer")
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+            if _is_our_limit(error):
+                reason = "the answer's header is larger than what is read: 128 lines of at most 8190 bytes"
+                return Result(outcome="error", code="header_too_large", reason=reason)
             return probes.down("protocol_error", getattr(error, "message", "") or "the answer is not whole")
 
 
@@ -79,10 +84,8 @@ async def _judged(spec: Spec, answer: _Response) -> Result:
     if not expected:
         wanted = ", ".join(map(str, spec.statuses)) or "200 to 399"
         return result("down", "status_unexpected", f"expected status {wanted}, found {answer.status}")
-    if spec.body and not await _holds(answer, spec.body.encode("utf-8")):
-        return result(
-            "down", "body_mismatch", f"expected words are not in the first {BODY_BYTES >> 10} KiB of the body"
-        )
+    if spec.body and (found := await _looked_for(answer, spec.body)).outcome != "up":
+        return result(found.outcome, found.code, probes.shown(found.reason))
     if spec.certificate_days and answer.expires_s:
         left_s = answer.expires_s - int(time.time())
         if left_s < spec.certificate_days * _DAY_S:
@@ -91,21 +94,23 @@ async def _judged(spec: Spec, answer: _Response) -> Result:
     return result("up")
 
 
-async def _holds(answer: _Response, wanted: bytes) -> bool:
-    """Whether the beginning of the body has these bytes; reading ends as soon as that is known."""
-    encoding = answer.headers.get("Content-Encoding", "")
-    found = bytearray()
-    async for part in answer.content.iter_any():
-        seen = max(len(found) - len(wanted) + 1, 0)
-        found += part[: BODY_BYTES - len(found)]
-        if not encoding and found.find(wanted, seen) >= 0:
+async def _looked_for(answer: _Response, wanted: str) -> Finding:
+    """Whether the beginning of the body has these words; reading ends as soon as that is known."""
+    coding = answer.headers.get("Content-Encoding", "")  # identity was asked for, and not every server listens
+    search = Search(wanted, coding=coding, charset=answer.charset, limit=BODY_BYTES)
+    while search.finding is None and (part := await answer.content.readany()):
+        search.feed(part)
+    return search.end()
+
+
+def _is_our_limit(error: BaseException) -> bool:
+    """Whether the parser gave up at a bound of ours, on what may be a good answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LineTooLong) or getattr(cause, "message", "") == "Too many headers received":
             return True
-        if len(found) == BODY_BYTES:
-            break
-    try:  # identity was asked for, and not every server listens
-        return wanted in body.decoded(bytes(found), encoding, limit=BODY_BYTES) if encoding else False
-    except HostError:
-        return False
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 class _Response(aiohttp.ClientResponse):

@@ -30,10 +30,14 @@ _CODES: Final = {
     errno.EPIPE: "reset",
     errno.ENETUNREACH: "unreachable",
     errno.EHOSTUNREACH: "unreachable",
-    errno.EADDRNOTAVAIL: "unreachable",
     errno.ETIMEDOUT: "timeout",
 }
-_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_OURS: Final = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM), "no_resources"),
+    errno.EADDRNOTAVAIL: "no_resources",  # no port is free, or no address to come from
+    errno.EACCES: "not_permitted",  # this host's own firewall or security module
+    errno.EPERM: "not_permitted",
+}
 
 log = logs.get_logger()
 
@@ -99,18 +103,24 @@ class Probes:
 
 
 def down(code: str, reason: str = "") -> Result:
-    return Result(outcome="down", code=code, reason=text.sanitise(reason, REASON_CHARACTERS))
+    return Result(outcome="down", code=code, reason=shown(reason))
+
+
+def shown(reason: str) -> str:
+    """A reason as it is kept."""
+    return text.sanitise(reason, REASON_CHARACTERS)
 
 
 def of_os_error(error: OSError) -> Result:
-    """What a connection that failed says of its target; nothing, when it failed for want of descriptors or memory."""
-    if error.errno in _OURS:
-        return Result(outcome="error", code="no_resources", reason=error.strerror or "")
+    """What a connection that failed says of its target; nothing, when this host could or would not make it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         code = "certificate_expired" if error.verify_code == _EXPIRED else "certificate_invalid"
         return down(code, error.verify_message)
     if isinstance(error, ssl.SSLError):
-        return down("tls_failed", error.reason or "the TLS handshake failed")
+        return down("tls_failed", error.reason or "the TLS handshake failed")  # its errno is none of the system's
+    if isinstance(error, PermissionError) or error.errno in _OURS:
+        code = _OURS.get(error.errno or 0, "not_permitted")
+        return Result(outcome="error", code=code, reason=shown(error.strerror or str(error)))
     return down(_CODES.get(error.errno or 0, "failed"), error.strerror or "the connection failed")
 
 
@@ -137,6 +147,6 @@ def _refused(error: HostError) -> Result:
         case Denial.SERVICE_UNAVAILABLE:
             return down("unresolved", error.message)
         case Denial.RATE_LIMITED:
-            return Result(outcome="error", code="no_resources", reason=text.sanitise(error.message, REASON_CHARACTERS))
+            return Result(outcome="error", code="no_resources", reason=shown(error.message))
         case _:
-            return Result(outcome="blocked", code=error.code, reason=text.sanitise(error.message, REASON_CHARACTERS))
+            return Result(outcome="blocked", code=error.code, reason=shown(error.message))

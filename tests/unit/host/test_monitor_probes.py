@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import errno
 import gzip
 import os
 import resource
@@ -12,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import zlib
 
 import msgspec
 import pytest
@@ -19,6 +21,7 @@ import trustme
 
 from latticed.host.egress.guard import Guard
 from latticed.host.monitors import spec as specs
+from latticed.host.monitors.decide import Standing, decide
 from latticed.host.monitors.probes import Probes, of_os_error
 from latticed.model.egress import EgressRights
 from tests.house import netns, targets
@@ -91,27 +94,78 @@ UNTIL_EOF = b"HTTP/1.0 200 OK\r\n\r\nall is well"
 PACKED = gzip.compress(b"all is well")
 
 
-@pytest.mark.parametrize(
-    ("said", "outcome"),
-    [
-        (answer(), "up"),
-        (answer(200, b"nothing is"), "down"),
-        (answer(200, b""), "down"),
-        (CHUNKED, "up"),
-        (UNTIL_EOF, "up"),
-        (answer(200, PACKED, "Content-Encoding: gzip"), "up"),
-        (answer(200, PACKED[:-9], "Content-Encoding: gzip"), "down"),
-        (answer(200, gzip.compress(bytes(64 << 20)), "Content-Encoding: gzip"), "down"),
-        (answer(200, b"x" * (300 << 10) + b"all is well"), "down"),
-        (answer(200, b"x" * (200 << 10) + b"all is well"), "up"),
-    ],
-    ids="plain other empty chunked until-eof gzip cut-gzip bomb beyond-the-cap within-the-cap".split(),
-)
-async def test_a_word_in_the_body_decides(said, outcome):
-    """However the body is framed or packed; only its beginning is looked at, and a bomb is not unpacked."""
+def page(text, charset, *headers):
+    named = f"Content-Type: text/html; charset={charset}"
+    return answer(200, text.encode(charset), named, *headers)
+
+
+DOOR = "Tür zu 关门"
+DEFLATE = zlib.compress(b"x" * 9 + b"all is well")
+GZIP_OF_TWO = gzip.compress(b"all is") + gzip.compress(b" well")
+LONG = b"x" * (256 << 10)
+OUTCOMES = {
+    "plain": (answer(), "up", ""),
+    "other": (answer(200, b"nothing is"), "down", "body_mismatch"),
+    "empty": (answer(200, b""), "down", "body_mismatch"),
+    "chunked": (CHUNKED, "up", ""),
+    "until eof": (UNTIL_EOF, "up", ""),
+    "no UTF-8, words in ASCII": (answer(200, b"\xff\xfe all is well"), "up", ""),
+    "within the cap": (answer(200, b"x" * (200 << 10) + b"all is well"), "up", ""),
+    "other up to the cap": (answer(200, LONG), "down", "body_mismatch"),
+    "beyond the cap": (answer(200, LONG + b"all is well"), "error", "body_too_large"),
+    "cut at the cap": (answer(200, LONG[:-4] + b"all is well"), "error", "body_too_large"),
+    "gzip": (answer(200, PACKED, "Content-Encoding: gzip"), "up", ""),
+    "gzip of two members": (answer(200, GZIP_OF_TWO, "Content-Encoding: x-gzip"), "up", ""),
+    "gzip of other words": (answer(200, gzip.compress(b"not so"), "Content-Encoding: GZIP"), "down", "body_mismatch"),
+    "deflate": (answer(200, DEFLATE, "Content-Encoding: deflate"), "up", ""),
+    "deflate without header": (answer(200, DEFLATE[2:-4], "Content-Encoding: deflate"), "up", ""),
+    "gzip cut before the words": (answer(200, PACKED[:12], "Content-Encoding: gzip"), "down", "protocol_error"),
+    "no gzip at all": (answer(200, b"all is well", "Content-Encoding: gzip"), "down", "protocol_error"),
+    "bomb": (answer(200, gzip.compress(bytes(64 << 20)), "Content-Encoding: gzip"), "error", "body_too_large"),
+    "coding br": (answer(200, b"all is well", "Content-Encoding: br"), "error", "content_coding"),
+    "coding zstd": (answer(200, b"all is well", "Content-Encoding: zstd"), "error", "content_coding"),
+    "two codings": (answer(200, b"all is well", "Content-Encoding: gzip, gzip"), "error", "content_coding"),
+    "no charset of that name": (page("all is well", "utf-8").replace(b"utf-8", b"x-odd"), "error", "charset_unknown"),
+    "a codec that is no charset": (page("all is well", "utf-8").replace(b"utf-8", b"zlib"), "error", "charset_unknown"),
+}
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+async def test_a_word_in_the_body_decides(case):
+    """However the body is framed or packed; what cannot be read from here is an error, never down."""
+    said, outcome, code = OUTCOMES[case]
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="all is well")
-    assert (result.outcome, result.code) == (outcome, "" if outcome == "up" else "body_mismatch")
+    assert (result.outcome, result.code) == (outcome, code), result
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome", "code"),
+    [
+        (page(DOOR, "utf-8"), "up", ""),
+        (answer(200, DOOR.encode()), "up", ""),
+        (page(DOOR, "gb18030"), "up", ""),
+        (page(DOOR, "utf-16"), "up", ""),
+        (page("Tür zu", "iso-8859-1"), "down", "body_mismatch"),
+        (page("anders", "gb18030"), "down", "body_mismatch"),
+        (answer(200, DOOR.encode("gb18030")), "error", "charset_unknown"),
+        (answer(200, b"anders"), "down", "body_mismatch"),
+    ],
+)
+async def test_words_are_read_as_the_answer_writes_them(said, outcome, code):
+    """In its charset; one that names none and is no UTF-8 is not judged."""
+    async with targets.site(said) as site:
+        result = await check("http", site.url(), body=DOOR)
+    assert (result.outcome, result.code) == (outcome, code), result
+
+
+@pytest.mark.parametrize("head", [b"a: " + b"b" * 9_000, b"a" * 9_000 + b": b", b"\r\n".join([b"a: b"] * 400)])
+async def test_a_header_beyond_what_is_read_is_not_judged(head):
+    """It may be a good answer: the bound is ours. Nobody is alarmed."""
+    async with targets.site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 0\r\n\r\n") as site:
+        result = await check("http", site.url())
+    assert (result.outcome, result.code) == ("error", "header_too_large")
+    assert decide(Standing(state="up", against=1), result.outcome, 1) == (Standing(state="up", against=1), None)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +173,10 @@ async def test_a_word_in_the_body_decides(said, outcome):
     [
         (b"", {"reset"}),
         (b"SSH-2.0-OpenSSH_9.2\r\n", {"protocol_error", "reset"}),
-        (b"HTTP/1.1 200 OK\r\n" + b"a" * 100_000 + b": b\r\n\r\n", {"protocol_error"}),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", {"protocol_error"}),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort", {"protocol_error"}),
     ],
-    ids="closed not-http huge-header bad-length cut".split(),
+    ids="closed not-http bad-length cut".split(),
 )
 async def test_what_is_no_answer_is_down(said, codes):
     """Closed without a word, another protocol, broken framing: each is a result."""
@@ -282,6 +335,7 @@ import asyncio, os, sys
 sys.modules["tests"] = type(sys)("tests"); sys.modules["tests"].__path__ = [sys.argv[1]]
 from latticed.host.egress.guard import Guard
 from latticed.host.monitors import spec as specs
+from latticed.host.monitors.decide import Standing, decide
 from latticed.host.monitors.probes import Probes
 from latticed.model import hosts
 from tests.house import targets
@@ -381,6 +435,17 @@ async def test_want_of_descriptors_is_not_the_targets_fault():
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert (result.outcome, result.code) == ("error", "no_resources")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EPERM, "not_permitted"), (errno.EACCES, "not_permitted"), (errno.EADDRNOTAVAIL, "no_resources")],
+)
+def test_what_this_host_refuses_is_not_the_targets_fault(number, code):
+    """Its own firewall, no free port; and an address that the guard has not judged."""
+    result = of_os_error(OSError(number, os.strerror(number)))
+    assert (result.outcome, result.code) == ("error", code)
+    assert of_os_error(PermissionError("an address that the guard has not judged")).outcome == "error"
 
 
 async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
