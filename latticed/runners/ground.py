@@ -48,7 +48,7 @@ class Invoking:
     """Bounds of one invocation; `host_calls` and `stderr_bytes` are those of stdio-json-v1."""
 
     timeout_s: float
-    stdout_bytes: int
+    line_bytes: int
     stderr_bytes: int
     host_calls: int
     at_once: int
@@ -107,7 +107,7 @@ class Ground:
         asked, most = manifest.runtime.limits, self._limits
         return Invoking(
             timeout_s=min(asked.invoke_timeout_s or most.invoke_timeout_s, most.max_invoke_timeout_s),
-            stdout_bytes=min(asked.stdout_kib or most.stdout_kib, most.max_stdout_kib) << 10,
+            line_bytes=min(asked.stdout_kib or most.stdout_kib, most.max_stdout_kib) << 10,
             stderr_bytes=most.stderr_kib << 10,
             host_calls=most.host_calls,
             at_once=most.invocations,

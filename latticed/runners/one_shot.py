@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
@@ -163,13 +163,18 @@ class _Call(asyncio.Protocol):
         self._stderr = stderr
         self._child: Child | None = None
         self._early = bytearray()
+        self._stdout: asyncio.ReadTransport | None = None
         self.conversation = stdio_json.Invocation(
             answer=self._answer,
             serve=wanted.gate.call,
-            max_stdout_bytes=wanted.invoking.stdout_bytes,
+            max_line_bytes=wanted.invoking.line_bytes,
             max_host_calls=wanted.invoking.host_calls,
+            flow=self._flow,
             drain=self._drain,
         )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._stdout = cast("asyncio.ReadTransport", transport)
 
     def begin(self, child: Child, request: bytes) -> None:
         self._child = child
@@ -195,6 +200,10 @@ class _Call(asyncio.Protocol):
 
     def _answer(self, line: bytes) -> None:
         self._answers().write(line)
+
+    def _flow(self, on: bool) -> None:  # noqa: FBT001 - the conversation's contract
+        if self._stdout is not None and not self._stdout.is_closing():
+            self._stdout.resume_reading() if on else self._stdout.pause_reading()
 
     async def _drain(self) -> None:
         await self._answers().drain()

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from latticed.runners import ground, one_shot, speaking
-from latticed.sandbox import artifact, levels
+from latticed.sandbox import artifact, levels, namespaces
 from latticed.sandbox.spec import Request
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Process:
     async def _speaking(
         self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Living:
-        request = self._request(plugin.manifest, program)
+        request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
@@ -102,7 +102,7 @@ class Process:
         return living
 
     async def _one_shot(self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen) -> Living:
-        request = self._request(plugin.manifest, program, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
+        request = self._request(plugin.manifest, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
@@ -125,7 +125,11 @@ class Process:
             raise
         return living
 
-    def _request(self, manifest: Manifest, program: Artifact, *descriptors: int, **environment: str) -> Request:
+    def _request(
+        self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
+    ) -> Request:
+        if levels.WORKDIR in chosen.features:
+            environment["TMPDIR"] = namespaces.SCRATCH
         request = Request(
             program=program,
             args=manifest.runtime.args,

@@ -21,10 +21,12 @@ from latticed.runners.lines import Lines, LineTooLong
 from latticed.runners.uncarried import Uncarried
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 MAX_AT_ONCE: Final = 16
 """Calls carried out at the same time; the others wait, as their number is limited anyway."""
+UNDER_WAY_BYTES: Final = 4 << 20
+"""While calls of so many bytes are under way, what follows them stays in the pipe."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 
@@ -58,8 +60,9 @@ class Invocation:
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
     `output_too_large`, `too_many_host_calls`, `protocol_error`, how it ended, or `plugin_error` for a reply whose value
-    cannot be carried on (Uncarried). `drain` waits until the plugin has
-    read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
+    cannot be carried on (Uncarried). Calls are answered in the order in which they came. `flow(False)` asks whoever
+    reads for us to stop for a while, `flow(True)` to go on; `drain` waits until the plugin has read enough of its
+    answers. `answer` and `drain` may raise OSError once nobody reads.
     """
 
     def __init__(
@@ -67,41 +70,38 @@ class Invocation:
         *,
         answer: Callable[[bytes], None],
         serve: Callable[[str, dict[str, Any]], Awaitable[Any]],
-        max_stdout_bytes: int,
+        max_line_bytes: int,
         max_host_calls: int,
+        flow: Callable[[bool], None] = lambda _: None,
         drain: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
         self.outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._serve = serve
         self._drain = drain
-        self._lines = Lines(max_bytes=max_stdout_bytes)
-        self._left_bytes = max_stdout_bytes
+        self._lines = Lines(max_bytes=max_line_bytes)
         self._left_calls = max_host_calls
-        self._max_stdout_bytes = max_stdout_bytes
         self._max_host_calls = max_host_calls
-        self._serving: set[asyncio.Task[None]] = set()
+        self._flow = flow
+        self._paused = False
+        self._end: tuple[str, str] | None = None
+        self._serving: dict[asyncio.Task[None], int] = {}  # bytes of each, in the order in which they came
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
+        self.outcome.add_done_callback(lambda _: self._pause(False))  # the end of its output is waited for
 
     def feed(self, data: bytes) -> None:
         """Take what the plugin wrote on stdout; after the reply, or a fault, nothing matters any more."""
         if self.outcome.done():
             return
-        within = data[: self._left_bytes]
-        self._left_bytes -= len(data)
-        with contextlib.suppress(LineTooLong):  # no line is longer than all of them may be
-            for line in self._lines.feed(within):
-                self._take(line)
-                if self.outcome.done():
-                    return
-        if self._left_bytes < 0:
-            self.fail("output_too_large", f"expected at most {self._max_stdout_bytes} bytes on stdout, found more")
+        found = self._lines.feed(data)
+        if not self._paused:
+            self._take_all(found)
 
     def ended(self, code: str, message: str) -> None:
         """Its stdout is closed or it has ended; a last line without a newline counts."""
-        if not self.outcome.done():
-            self._take(self._lines.rest)
-        self.fail(code, message)
+        self._end = (code, message)
+        if not self._paused:
+            self._finish(code, message)
 
     async def close(self) -> None:
         """Answer nothing more."""
@@ -112,6 +112,33 @@ class Invocation:
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _take_all(self, found: Iterable[bytes]) -> None:
+        """Take lines until there are none, or enough is under way."""
+        try:
+            for line in found:
+                self._take(line)
+                if self.outcome.done():
+                    return
+                if sum(self._serving.values()) >= UNDER_WAY_BYTES:
+                    self._pause(True)
+                    return
+        except LineTooLong as error:
+            self.fail("output_too_large", f"{error} on stdout")
+            return
+        self._pause(False)
+        if self._end is not None:
+            self._finish(*self._end)
+
+    def _finish(self, code: str, message: str) -> None:
+        if not self.outcome.done():
+            self._take(self._lines.rest)
+        self.fail(code, message)
+
+    def _pause(self, wanted: bool) -> None:  # noqa: FBT001 - a state, set
+        if wanted != self._paused:
+            self._paused = wanted
+            self._flow(not wanted)
 
     def _take(self, line: bytes) -> None:
         if not line.strip():
@@ -128,7 +155,7 @@ class Invocation:
             elif call is None:
                 self._reply(message, line)
             else:
-                self._call(call)
+                self._call(call, len(line))
 
     def _take_odd(self, line: bytes, why: str) -> None:
         """Refuse the call whose parameters cannot be carried on, or end with the reply that cannot."""
@@ -144,7 +171,7 @@ class Invocation:
             except (msgspec.DecodeError, TypeError):
                 self._fail(Uncarried(odd.found))
             else:
-                self._call(call, HostError(Denial.BAD_PARAMS, f"params: expected values, found {odd.found}"))
+                self._call(call, len(line), HostError(Denial.BAD_PARAMS, f"params: expected values, found {odd.found}"))
 
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
         result = message.get("result")
@@ -155,7 +182,7 @@ class Invocation:
         else:
             self.outcome.set_result(reply)
 
-    def _call(self, call: HostCall, refused: HostError | None = None) -> None:
+    def _call(self, call: HostCall, size: int, refused: HostError | None = None) -> None:
         self._left_calls -= 1
         if self._left_calls < 0:
             self.fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
@@ -163,32 +190,40 @@ class Invocation:
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
             self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
-        task = fenced(self._answer_call(call, refused), lambda error: self._failed(call, error), name="host call")
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        before = next(reversed(self._serving), None)
+        work = self._answer_call(call, refused, before)
+        task = fenced(work, lambda error: _tell_failed(call, error), name="host call")
+        self._serving[task] = size
+        task.add_done_callback(self._served)
 
-    async def _answer_call(self, call: HostCall, refused: HostError | None) -> None:
+    def _served(self, task: asyncio.Task[None]) -> None:
+        del self._serving[task]
+        if self._paused and not self.outcome.done():
+            self._take_all(self._lines.ready())
+
+    async def _answer_call(self, call: HostCall, refused: HostError | None, before: asyncio.Task[None] | None) -> None:
         async with self._room:
-            try:
-                if refused is not None:
-                    raise refused
-                result = await self._serve(call.method, call.params or {})
-            except HostError as error:
-                line = _refusal(call, error)
-            else:
-                line = (
-                    lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}})
-                    + b"\n"
-                )
+            line = await self._answered(call, refused)
+            if before is not None:
+                await asyncio.wait({before})
             with contextlib.suppress(OSError):  # it no longer reads, and may reply all the same
                 self._answer(line)
                 await self._drain()
 
-    def _failed(self, call: HostCall, error: BaseException) -> None:
-        """A fault of ours: the plugin is told as much."""
-        log.error("host_call_failed", call=text.sanitise(call.method, 80), error=repr(error), exc_info=error)
-        with contextlib.suppress(OSError):
-            self._answer(_refusal(call, HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")))
+    async def _answered(self, call: HostCall, refused: HostError | None) -> bytes:
+        """The answer to one call; a fault of ours is one too, and the plugin is told as much."""
+        try:
+            if refused is not None:
+                raise refused
+            result = await self._serve(call.method, call.params or {})
+            return lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
+        except HostError as error:
+            return _refusal(call, error)
+        except (Exception, asyncio.CancelledError) as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():  # ours, not the service's
+                raise
+            _tell_failed(call, error)
+            return _refusal(call, HostError(Denial.INTERNAL, "the host service failed, see the daemon's log"))
 
     def fail(self, code: str, detail: str) -> None:
         """It is over, for this reason; after the reply nothing matters any more."""
@@ -197,6 +232,10 @@ class Invocation:
     def _fail(self, problem: Problem) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(problem)
+
+
+def _tell_failed(call: HostCall, error: BaseException) -> None:
+    log.error("host_call_failed", call=text.sanitise(call.method, 80), error=repr(error), exc_info=error)
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:

@@ -26,6 +26,7 @@ OPTIONAL: Final = (0x04000000, 0x02000000)
 _MOUNTPOINTS: Final = ("/tmp", "/run", "/var", "/usr")  # noqa: S108 - any directory will do, in one's own namespace
 _ROOT_BYTES: Final = 1 << 20
 _ROOT_INODES: Final = 1024
+_ZERO_BYTES: Final = 1 << 60
 
 
 def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
@@ -47,6 +48,7 @@ def tree(
         "inodes": _ROOT_INODES,
         "binds": [(path, False) for path in seen.read] + [(path, True) for path in view.DEVICES],
         "needed": seen.needed,
+        "zero": (view.ZERO, _ZERO_BYTES),
         "links": seen.links,
         "scratch": scratch if workdir else "",
         "artifact": ARTIFACT if artifact_bytes else "",

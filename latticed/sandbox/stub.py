@@ -146,6 +146,10 @@ def build_tree(tree: Plan) -> None:
             write_to(top + path, "")
         call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
         os.close(fd)  # low numbers are scarce once the limit of open files is in force
+    begin("zero")
+    zero, size = tree["zero"]
+    write_to(top + zero, "")  # the other devices were bound into the same directory
+    os.truncate(top + zero, size)
     if tree["scratch"]:
         begin("scratch")
         os.mkdir(top + "/scratch")

@@ -28,8 +28,10 @@ DEVICES: Final = (
     "/dev/null",
     "/dev/urandom",
     "/dev/random",
-)  # never /dev/zero: mapped, it is memory that nobody counts
+)  # never /dev/zero: mapped, it is memory that nobody counts (see ZERO)
 NULL: Final = "/dev/null"
+ZERO: Final = "/dev/zero"
+"""In a root of the child's own a file without blocks: it reads as zeros, and mapped it takes from that root alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ def _invocation(data: bytes) -> None:
 
     async def talk() -> None:
         written: list[bytes] = []
-        found = stdio_json.Invocation(answer=written.append, serve=_served, max_stdout_bytes=1 << 20, max_host_calls=64)
+        found = stdio_json.Invocation(answer=written.append, serve=_served, max_line_bytes=1 << 20, max_host_calls=64)
         found.feed(data)
         await asyncio.sleep(0)
         found.ended("ended", "it ended")

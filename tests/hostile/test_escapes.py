@@ -46,7 +46,12 @@ PASSES = {
     ("isolated", ALL_FEATURES): {"fork", "thread", "session", "exec_shell", "exec_setuid", "exec_again"},
 }
 BLOCKED = {"EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH", "EROFS"}
-ALSO_BLOCKED = {"write_own_program": {"ETXTBSY"}, "inherited_descriptors": {"EBADF"}, "raise_limit": {"EINVAL"}}
+ALSO_BLOCKED = {
+    "write_own_program": {"ETXTBSY"},
+    "inherited_descriptors": {"EBADF"},
+    "raise_limit": {"EINVAL"},
+    "zero_memory": {"ENOSPC"},
+}
 
 USERS = {"root": None, "ordinary": processes.STRANGER}
 

@@ -86,13 +86,15 @@ class Talk(_Plugin):
 class Call(_Plugin):
     """An invocation of stdio-json-v1."""
 
-    def __init__(self, *, max_stdout_bytes: int = 1 << 20, max_host_calls: int = 64) -> None:
+    def __init__(self, *, max_line_bytes: int = 1 << 20, max_host_calls: int = 64) -> None:
         super().__init__()
+        self.flows: list[bool] = []
         self.invocation = Invocation(
             answer=self._write,
             serve=self._served,
-            max_stdout_bytes=max_stdout_bytes,
+            max_line_bytes=max_line_bytes,
             max_host_calls=max_host_calls,
+            flow=self.flows.append,
             drain=self._drain,
         )
 

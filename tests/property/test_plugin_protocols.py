@@ -169,7 +169,7 @@ def _invoked(pieces):
     """What an invocation came to: its reply or the code of its problem."""
 
     async def conversation():
-        async with conversations.invocation(max_stdout_bytes=SMALL, max_host_calls=4) as call:
+        async with conversations.invocation(max_line_bytes=SMALL, max_host_calls=4) as call:
             call.serve = _serve
             for piece in pieces:
                 call.invocation.feed(piece)

@@ -51,10 +51,10 @@ class SlowGate:
 
 
 @contextlib.asynccontextmanager
-async def living(root, gate, said=None, **limits):
+async def living(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
     """A plugin under stdio-json-v1, where no cgroup holds it; `said` takes its lines on stderr."""
-    runtime = {"protocol": one_shot.PROTOCOL, "limits": limits}
-    bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=STAYS, runtime=runtime)
+    runtime = {"protocol": one_shot.PROTOCOL, "limits": limits, "sandbox": sandbox or {}}
+    bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=artifact, runtime=runtime)
     _, manifest = decode.decode(bundle.manifest_path.read_bytes())
     base = Ground(replace(children.probed(), delegation=None), Sandbox(floor="filtered"), PluginLimits())
     plugin = Plugin(id=manifest.id, identity="1" * 64, manifest=manifest)
@@ -64,6 +64,63 @@ async def living(root, gate, said=None, **limits):
         yield found
     finally:
         await found.stop(0)
+
+
+TALKS = b"""#!/usr/bin/env python3
+import json, os, sys, tempfile
+
+action = json.loads(sys.stdin.readline())["action"]
+result = None
+if action == "look":
+    with open("/dev/zero", "rb") as zero:
+        zeros = zero.read(100_000)
+    with tempfile.NamedTemporaryFile() as file:
+        result = [os.environ.get("TMPDIR"), zeros == bytes(100_000), os.path.dirname(file.name)]
+if action == "much":  # 6 MB in all, none of it longer than 1 MiB; the answers are read at the end
+    for number in range(6):
+        print(json.dumps({"host_call": {"id": number, "method": "kv.put", "params": {"value": "x" * 1_000_000}}}))
+    sys.stdout.flush()
+    answers = [json.loads(line)["host_response"] for _, line in zip(range(6), os.fdopen(3))]
+    result = [answer["id"] for answer in answers]
+if action == "long":
+    print("x" * (2 << 20))
+print(json.dumps({"ok": True, "result": result}))
+"""
+
+
+class LateGate:
+    """The earlier a call came, the later it is done."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def call(self, method, params):
+        assert (method, len(params["value"])) == ("kv.put", 1_000_000)
+        self.calls += 1
+        for _ in range(100 - 10 * self.calls):
+            await asyncio.sleep(0)
+        return {"ok": True}
+
+
+async def test_only_a_line_of_its_output_has_a_limit(tmp_path):
+    """Not the sum; and calls under way together are answered in the order in which they came."""
+    async with living(tmp_path, LateGate(), artifact=TALKS, invoke_timeout_s=20) as plugin:
+        assert (await plugin.invoke("much", None))["result"] == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(Problem) as refused:
+            await plugin.invoke("long", None)
+        assert refused.value.code == "output_too_large"
+        assert "lines of at most 1048576 bytes" in refused.value.detail
+    async with living(tmp_path / "more", LateGate(), artifact=TALKS, stdout_kib=4096) as plugin:
+        with pytest.raises(Problem) as refused:
+            await plugin.invoke("long", None)
+        assert refused.value.code == "protocol_error", "the line is within what its manifest asks for, and no message"
+
+
+async def test_a_temporary_directory_and_zeros_are_there(tmp_path):
+    """TMPDIR is /scratch where that is; /dev/zero reads as it does everywhere."""
+    sandbox = {"level": "isolated", "features": ["workdir"]}
+    async with living(tmp_path, LateGate(), artifact=TALKS, sandbox=sandbox) as plugin:
+        assert (await plugin.invoke("look", None))["result"] == ["/scratch", True, "/scratch"]
 
 
 async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, monkeypatch):

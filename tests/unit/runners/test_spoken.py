@@ -172,7 +172,7 @@ async def test_an_invocation_of_stdio_json_v1(tmp_path, action, result):
         call = Invocation(
             answer=pipes.answers.write,
             serve=serve,
-            max_stdout_bytes=1 << 20,
+            max_line_bytes=1 << 20,
             max_host_calls=64,
             drain=pipes.answers.drain,
         )

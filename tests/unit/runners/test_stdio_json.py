@@ -156,12 +156,75 @@ async def test_few_calls_are_carried_out_at_once_and_answers_wait_for_room(call)
     call.room.clear()
     for number in range(60):
         call.call(number, "kv.get")
-    await conversations.until(lambda: len(call.said) == stdio_json.MAX_AT_ONCE)
+    await conversations.until(lambda: len(call.calls) == stdio_json.MAX_AT_ONCE)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(call.said) == stdio_json.MAX_AT_ONCE
+    assert (len(call.calls), len(call.said)) == (stdio_json.MAX_AT_ONCE, 1)
     call.room.set()
     await call.until_said(60)
+
+
+async def test_calls_are_carried_out_together_and_answered_in_order(call):
+    """Also those that fail, are refused, or are a fault of ours."""
+    gates = [asyncio.Event() for _ in range(5)]
+
+    async def serve(method, params):
+        number = params["n"]
+        await gates[number].wait()
+        if number == 1:
+            raise HostError(Denial.NOT_FOUND, "no")
+        if number == 3:
+            raise KeyError("ours")
+        return number
+
+    call.serve = serve
+    for number in range(5):
+        call.call(number, "kv.get", n=number)
+    call.invocation.feed(rb'{"host_call":{"id":5,"method":"kv.put","params":{"key":"\ud800"}}}' + b"\n")
+    await conversations.until(lambda: len(call.calls) == 5)
+    for number in (4, 3, 2, 1):
+        gates[number].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert call.said == []
+    gates[0].set()
+    await call.until_said(6)
+    answers = [one["host_response"] for one in call.said]
+    assert [one["id"] for one in answers] == [0, 1, 2, 3, 4, 5]
+    assert [one["ok"] for one in answers] == [True, False, True, False, True, False]
+
+
+async def test_what_is_under_way_is_bounded(call):
+    """The rest stays in the pipe until an answer is read; nothing of it is lost, not even a reply after the end."""
+    gate = asyncio.Event()
+
+    async def serve(method, params):
+        await gate.wait()
+
+    call.serve = serve
+    for number in range(8):
+        call.call(number, "kv.put", key="a", value="x" * 900_000)
+    call.hear(REPLY)
+    call.invocation.ended("exited", "status 0")
+    await conversations.until(lambda: len(call.calls) == 5)
+    assert call.flows == [False]
+    assert not call.invocation.outcome.done()
+    gate.set()
+    assert await call.invocation.outcome == REPLY
+    assert len(call.calls) == 8
+    assert call.flows[-1] is True
+
+
+async def test_reading_goes_on_once_it_is_over(call):
+    """Or the end of its output would never be seen."""
+    gate = asyncio.Event()
+    call.serve = lambda method, params: gate.wait()
+    for number in range(6):
+        call.call(number, "kv.put", key="a", value="x" * 900_000)
+    assert call.flows == [False]
+    call.invocation.fail("deadline_exceeded", "too late")
+    assert await _code(call) == "deadline_exceeded"
+    await conversations.until(lambda: call.flows == [False, True])
 
 
 async def test_closing_cancels_calls_under_way(call):
@@ -191,16 +254,16 @@ async def test_an_outcome_that_nobody_asked_for_is_no_alarm(call):
 # Limits.
 
 
-async def test_stdout_has_a_limit():
-    """Of exactly so many bytes; one more is output_too_large, in whatever pieces."""
+async def test_a_line_on_stdout_has_a_limit():
+    """Of exactly so many bytes; one more is output_too_large, in whatever pieces. All lines together have none."""
     line = json.dumps(REPLY).encode() + b"\n"
-    for pieces in ([line], [line[:10], line[10:]]):
-        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+    for pieces in ([line], [line[:10], line[10:]], [b"\n" * 5_000, line], [b" \n" * 5_000 + line]):
+        async with conversations.invocation(max_line_bytes=len(line) - 1) as call:
             for piece in pieces:
                 call.invocation.feed(piece)
             assert await call.invocation.outcome == REPLY
-    for pieces in ([b" " + line], [b" ", line], [b"x" * 500], [b"\n" * 500]):
-        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+    for pieces in ([b" " + line], [b" ", line], [b"x" * 500], [b"\n", b" " * 500]):
+        async with conversations.invocation(max_line_bytes=len(line) - 1) as call:
             for piece in pieces:
                 call.invocation.feed(piece)
             assert await _code(call) == "output_too_large"
@@ -210,7 +273,7 @@ async def test_a_reply_within_the_limit_counts_whatever_follows_it():
     """Whether it arrives in one piece with the rest or alone."""
     line = json.dumps(REPLY).encode() + b"\n"
     for pieces in ([line + b"x" * 500], [line, b"x" * 500]):
-        async with conversations.invocation(max_stdout_bytes=len(line)) as call:
+        async with conversations.invocation(max_line_bytes=len(line)) as call:
             for piece in pieces:
                 call.invocation.feed(piece)
             assert await call.invocation.outcome == REPLY
