@@ -18,7 +18,7 @@ from latticed.ingress.ingress import Ingress
 from latticed.ingress.services import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
-from latticed.ledger import open_ledger
+from latticed.ledger import open_ledger, records
 from latticed.ledger.retention import Retention
 from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
@@ -131,7 +131,10 @@ class House:
         async def judge(identity: str) -> Verdict:
             return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
 
-        catalog = await stack.enter_async_context(self._catalog(policy, store, version))
+        catalog = self._catalog(policy, store, version)
+        for source in engine.ledger.read(records.accepted_sources):
+            catalog.hold(source)
+        await stack.enter_async_context(catalog)
         return Rooms(
             ledger=engine.ledger,
             catalog=catalog,

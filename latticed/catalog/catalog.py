@@ -60,7 +60,7 @@ class Catalog:
         self._outbox = Outbox()
         self._crew = Crew(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._errand = 0
+        self._held: dict[str, set[str]] = {label: set() for label in self._paths}
         judge = Judge(limits=self._limits, policy=policy, host_version=host_version, clock=clock)
         self._directories = {
             label: Directory(
@@ -68,6 +68,7 @@ class Catalog:
                 judge=judge,
                 watch=watch or Watch(),
                 max_bundles=max_bundles,
+                held=self._held[label],
                 post=self._poster(label),
                 counters=self.counters,
             )
@@ -117,6 +118,17 @@ class Catalog:
             for name, entry in directory.entries.items()
         }
 
+    def hold(self, name: str) -> None:
+        """A record names this bundle: it is looked at first and always, whatever else lies or hangs beside it."""
+        label, _, bundle = name.partition("/")
+        if label in self._held:
+            self._held[label].add(bundle)
+
+    def release(self, name: str) -> None:
+        """No record names this bundle any more."""
+        label, _, bundle = name.partition("/")
+        self._held.get(label, set()).discard(bundle)
+
     def rescan(self, *, rehash: bool = False) -> None:
         """Judge everything again, soon and under the policy of now (SIGHUP, changed policy or settings).
 
@@ -132,7 +144,7 @@ class Catalog:
         Problem("not_found") when there is none, Problem("bad_request") when it cannot be a name.
         """
         for directory, bundle in self._candidates(name):
-            verdict = await self._do(functools.partial(directory.look, bundle))
+            verdict = await self._do(("judge", bundle), functools.partial(directory.look, bundle))
             if verdict is not None:
                 return verdict
         raise Problem(
@@ -158,7 +170,7 @@ class Catalog:
             finally:
                 root.close()
 
-        await self._do(copy)
+        await self._do(("keep", name), copy)
 
     def problems(self) -> tuple[str, ...]:
         """What keeps the catalog from seeing the directories as they are; for health."""
@@ -174,11 +186,9 @@ class Catalog:
             raise Problem("bad_request", detail, "give the bundle's directory name, as `latticectl rejected` shows it")
         return [(directory, bundle) for directory in places]
 
-    async def _do(self, work: Callable[[], T]) -> T:
-        """One piece of blocking work on a thread of its own; a few at once."""
+    async def _do(self, errand: tuple[str, str], work: Callable[[], T]) -> T:
+        """One piece of blocking work on a thread of its own; a few at once. One that hangs is not begun again."""
         async with self._at_once:
-            self._errand += 1
-            errand = self._errand
             outcome = await self._crew.run([errand], lambda _: work())
         if errand in outcome.failed:
             raise outcome.failed[errand]

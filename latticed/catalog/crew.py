@@ -4,7 +4,7 @@ Threads cannot be cancelled, and an executor waits for its threads at exit. So e
 which end with the batch. A worker that is stuck (a dead NFS server, a broken disk) past the deadline is abandoned: its
 job has no result, another worker takes its place, and when the read returns one day the thread ends without a word.
 A job that is still stuck is not begun again, so there are never more such threads than jobs that hang. Beyond
-`abandoned_max` of them no thread is started, and every job counts as stuck at once.
+`abandoned_max` of them no thread is started, and no other job is begun: nobody knows whether it would hang.
 """
 
 from __future__ import annotations
@@ -72,10 +72,23 @@ class Crew:
         """How many threads are stuck right now."""
         return len(self._abandoned)
 
-    async def run(self, jobs: Iterable[J], work: Callable[[J], R], *, slice_s: float = float("inf")) -> Outcome[J, R]:
+    @property
+    def full(self) -> bool:
+        """Whether so many threads are stuck that no other is started."""
+        return self.abandoned >= self._abandoned_max
+
+    async def run(
+        self,
+        jobs: Iterable[J],
+        work: Callable[[J], R],
+        *,
+        slice_s: float = float("inf"),
+        tell: Callable[[Outcome[J, R]], None] | None = None,
+    ) -> Outcome[J, R]:
         """Do `work(job)` for each of `jobs`; none is begun once `slice_s` seconds have passed.
 
-        When cancelled, no further job is begun.
+        `tell` hears of what is done while some job takes long; the outcome then holds the rest. When cancelled, no
+        further job is begun.
         """
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -97,18 +110,22 @@ class Crew:
             while not all(worker.ended or worker.abandoned for worker in batch.workers):
                 await _wait(news, _LOOK_S)
                 self._look_after(batch)
+                if tell is not None:
+                    tell(self._outcome(batch))
         finally:
             left = _drain(batch.todo)
-        if self.abandoned >= self._abandoned_max:
-            batch.stuck.extend(left)
-            left = []
-        # Copies: a worker that was abandoned must find nothing of ours to write into.
+        return self._outcome(batch, left)
+
+    def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> Outcome[J, R]:
+        """What has been found and not been told of. A worker that was abandoned has nothing of it to write into."""
         with self._lock:
-            return Outcome(done=dict(batch.done), failed=dict(batch.failed), stuck=tuple(batch.stuck), left=tuple(left))
+            outcome = Outcome(done=batch.done, failed=batch.failed, stuck=tuple(batch.stuck), left=tuple(left))
+            batch.done, batch.failed, batch.stuck = {}, {}, []
+        return outcome
 
     def _hire(self, batch: _Batch[J, R]) -> None:
         """Start one more worker, if there is room beside those that are stuck."""
-        if len(self._abandoned) >= self._abandoned_max:
+        if self.full:
             return
         worker: _Worker[J] = _Worker()
         batch.workers.append(worker)

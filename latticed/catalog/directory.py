@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -13,12 +12,14 @@ from latticed.catalog import reasons, scanner
 from latticed.catalog import root as roots
 from latticed.catalog.crew import Crew
 from latticed.catalog.hints import Inbox
+from latticed.catalog.lane import Lane, Look
+from latticed.catalog.looking import Looker
 from latticed.catalog.mounts import MountTable
 from latticed.catalog.settle import Settle
 from latticed.catalog.timetable import Timetable
 from latticed.catalog.watcher import Watcher
 from latticed.model.errors import Problem
-from latticed.model.verdict import Code, Refused, Verdict
+from latticed.model.verdict import Code, Refused, Verdict, Verified
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -31,16 +32,18 @@ if TYPE_CHECKING:
 
 THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 """Hashing and Ed25519 release the GIL, the rest does not: more threads than processors only get in each other's way."""
-_SLICE_S: Final = 0.25
-_BACKLOG_SLICE: Final = 4096
+LISTED_PER_BUNDLE: Final = 8
+"""So many names for each bundle that there may be are taken down from a listing; the rest is said in health."""
+PATIENCE_S: Final = 5.0
+"""How long a start waits while nothing is found out about bundles that no record names."""
 _GRACE_S: Final = 1.0
-_SELF: Final = "."
 
 
 class Directory:
     """The bundles of one directory as they are now. Run `start` once, then `run` until cancelled, then `stop`.
 
-    `post` is called with (name, verdict; None for gone) of whatever was judged; it decides what is news.
+    `held` are the names that records name: they are looked at first, whatever else there is or hangs, by threads of
+    their own. `post` is called with (name, verdict; None for gone) of whatever was judged; it decides what is news.
     """
 
     def __init__(
@@ -50,32 +53,41 @@ class Directory:
         judge: Judge,
         watch: Watch,
         max_bundles: int,
+        held: set[str],
         post: Callable[[Iterable[tuple[str, Verdict | None]]], None],
         counters: Counter[str],
     ) -> None:
         self._path = path
         self._judge = judge
-        self._watch = watch
         self._max_bundles = max_bundles
+        self._held = held
         self._post = post
         self._counters = counters
         self._now = judge.clock.monotonic_s
         deadline_s = judge.limits.deadline_s + _GRACE_S
-        self._crew = Crew(threads=THREADS, deadline_s=deadline_s)
         self._errands = Crew(threads=1, deadline_s=deadline_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._inbox = Inbox(self._wake)
         self._watcher = Watcher(path, inbox=self._inbox)
+        self._looker = Looker(path, judge=judge, watcher=self._watcher, held=held, max_bundles=max_bundles)
+        self._first, self._rest = (
+            Lane(
+                Crew(threads=THREADS, deadline_s=deadline_s),
+                prepare=lambda jobs: self._looker.batch(jobs, self._entries),
+                tell=self._tell,
+            )
+            for _ in range(2)
+        )
         self._mounts = MountTable()
         self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.longest_s)
         self._entries: dict[str, Entry] = {}
         self._surplus: set[str] = set()
-        self._backlog: dict[str, bool] = {}  # name -> hash the artifact whatever its fingerprint says
-        self._judging: frozenset[str] = frozenset()
+        self._uncounted: set[str] = set()
+        self._unlisted = 0
         self._problem = ""
-        self._uncounted = 0
         self._times = Timetable(rescan_s=watch.rescan_s, now_s=self._now())
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -85,11 +97,12 @@ class Directory:
     def problems(self) -> tuple[str, ...]:
         """What keeps this directory from being seen as it is, in words for a person."""
         found = [self._problem, self._watcher.failure and f"{self._watcher.failure}; looked at by timed scans instead"]
-        surplus = len(self._surplus) + self._uncounted
+        surplus = len(self._surplus) + len(self._uncounted) + self._unlisted
         if surplus:
             found.append(f"expected at most {self._max_bundles} bundles, found {surplus} more, which are refused")
-        if self._crew.abandoned:
-            found.append(f"{self._crew.abandoned} reads of bundles do not return")
+        abandoned = self._first.crew.abandoned + self._rest.crew.abandoned
+        if abandoned:
+            found.append(f"{abandoned} reads of bundles do not return")
         return tuple(problem for problem in found if problem)
 
     def rescan(self, *, rehash: bool) -> None:
@@ -97,33 +110,41 @@ class Directory:
 
         An artifact whose file has not changed is not hashed again, unless `rehash`.
         """
-        for name in (*self._entries, *self._judging):
-            self._backlog[name] = rehash or self._backlog.get(name, False)
+        names = {*self._entries, *self._first.judging, *self._rest.judging}
+        self._look(names, Look.HASH if rehash else Look.JUDGE)
         self._times.want_scan_now(self._now())
         self._news.set()
 
     async def start(self) -> None:
-        """Begin to watch, and judge all there is."""
+        """Begin to watch, and judge all there is; what hangs and is not held is not waited for."""
         self._loop = asyncio.get_running_loop()
-        await self._errands.run([_SELF], lambda _: self._watcher.start())
+        await self._errands.run(["watcher"], lambda _: self._watcher.start())
         await self._scan()
-        while self._backlog:
-            await self._judge_some(self._from_backlog())
+        self._tasks = [asyncio.create_task(lane.run(), name="catalog lane") for lane in (self._first, self._rest)]
+        for task in self._tasks:
+            task.add_done_callback(lambda _: self._news.set())
+        await self._first.idle()
+        await self._rest.idle(PATIENCE_S)
 
     async def run(self) -> None:
         """Follow what happens, until cancelled."""
         while True:
             await self._pause()
+            for task in self._tasks:
+                if task.done():
+                    task.result()
             self._read_hints()
             if self._times.tick_due_s() <= self._now():
                 await self._check_watch()
-            if self._times.scan_due_s(watched=not self._watcher.failure) <= self._now():
+            if self._times.scan_due_s(watched=self._watched()) <= self._now():
                 await self._scan()
-            await self._judge_some(self._settled())
-            await self._judge_some(self._from_backlog())
+            self._look(self._settle.due(self._now()), Look.HASH, urgent=True)
 
     async def stop(self) -> None:
         """Stop watching; waits for watchdog's thread, off the loop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mounts.close()
         await self._errands.run(["stop"], lambda _: self._watcher.close())
 
@@ -136,27 +157,30 @@ class Directory:
                 return None
             return Refused(code=Code.UNREADABLE, reason=problem.detail, hint=problem.hint)
         try:
-            entry = self._judge.judge(name, root, known=None)
+            return self._judge.judge(name, root).verdict if scanner.look_at(name, root) is not None else None
         except OSError as error:
-            entry = reasons.failed(error)
+            return reasons.failed(error).verdict
         finally:
             root.close()
-        return entry.verdict if entry is not None else None
 
     def _wake(self) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody is interested any more
                 self._loop.call_soon_threadsafe(self._news.set)
 
+    def _watched(self) -> bool:
+        """Whether events tell of every change to what verifies."""
+        mounted = (self._entries.get(name) for name in self._watcher.mounted)
+        return not self._watcher.failure and not any(e is not None and isinstance(e.verdict, Verified) for e in mounted)
+
     async def _pause(self) -> None:
         """Until there is news or something is due."""
-        due_s = [self._times.tick_due_s(), self._times.scan_due_s(watched=not self._watcher.failure)]
+        due_s = [self._times.tick_due_s(), self._times.scan_due_s(watched=self._watched())]
         settles_s = self._settle.next_due_s()
         if settles_s is not None:
             due_s.append(settles_s)
-        wait_s = 0.0 if self._backlog else max(0.0, min(due_s) - self._now())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(max(0.0, min(due_s) - self._now())):
                 await self._news.wait()
         self._news.clear()
 
@@ -175,10 +199,10 @@ class Directory:
         self._times.ticked(self._now())
         if not self._watcher.alive:
             self._counters["watcher_restarts"] += 1
-            await self._errands.run([_SELF], lambda _: self._restart_watcher())
+            await self._errands.run(["watcher"], lambda _: self._restart_watcher())
             self._times.want_scan()
-        outcome = await self._errands.run([_SELF], lambda _: roots.identify(self._path))
-        moved = outcome.done.get(_SELF) != self._watcher.watched_root
+        outcome = await self._errands.run(["root"], lambda _: roots.identify(self._path))
+        moved = outcome.done.get("root") != self._watcher.watched_root
         if self._mounts.changed() or moved:
             self._times.want_scan()
 
@@ -187,98 +211,84 @@ class Directory:
         self._watcher.start()
 
     async def _scan(self) -> None:
-        """List the directory and compare; what changed goes into the backlog, what is gone is posted."""
+        """List the directory; what is gone is posted, everything else is looked at."""
         self._times.scan_began()
         began_s = self._now()
-        known = dict(self._entries)
-        look = functools.partial(
-            scanner.list_bundles, watcher=self._watcher, known=known, max_bundles=self._max_bundles
-        )
-        outcome = await self._errands.run([_SELF], lambda _: look(self._path))
+        work = functools.partial(scanner.list_names, watcher=self._watcher, most=LISTED_PER_BUNDLE * self._max_bundles)
+        outcome = await self._errands.run(["list"], lambda _: work(self._path))
         self._counters["scans"] += 1
         self._times.scan_ended(began_s=began_s, now_s=self._now())
-        listing = outcome.done.get(_SELF)
+        listing = outcome.done.get("list")
         if listing is not None:
             self._accept(listing)
         else:
-            self._cannot_list(outcome.failed.get(_SELF))
+            self._cannot_list(outcome.failed.get("list"))
 
     def _accept(self, listing: Listing) -> None:
         self._problem = ""
-        self._uncounted = listing.uncounted
-        there = listing.names.union(listing.surplus)
-        self._record({name: None for name in self._entries if name not in there})
-        self._backlog = {name: rehash for name, rehash in self._backlog.items() if name in listing.names}
-        for name in listing.changed:
-            self._backlog.setdefault(name, False)
-        self._record(dict.fromkeys(listing.surplus, reasons.surplus(self._max_bundles)))
+        names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._held)
+        self._unlisted = max(0, listing.unlisted - len(names.difference(listing.names)))
+        self._watcher.retain(names)
+        self._first.retain(names)
+        self._rest.retain(names)
+        self._uncounted &= names
+        self._record({name: None for name in self._entries if name not in names})
+        known = [name for name, entry in self._entries.items() if not entry.surplus]
+        self._look(known, Look.COMPARE)
+        self._look(sorted(names.difference(known)), Look.COMPARE)
 
     def _cannot_list(self, error: Exception | None) -> None:
-        """A directory that is missing has no bundles; one that cannot be read has bundles that cannot be read."""
+        """One that is missing has no bundles; in one that cannot be listed, those known by name are looked at."""
         self._problem = reasons.directory(self._path, error)
-        self._backlog.clear()
         if isinstance(error, Problem) and error.code == "directory_missing":
-            self._uncounted = 0
+            self._unlisted = 0
+            self._uncounted.clear()
             self._record(dict.fromkeys(self._entries))
         else:
-            self._record(dict.fromkeys(self._entries, reasons.in_unreadable_directory()))
+            self._look({*self._entries, *self._held}, Look.COMPARE)
 
-    def _settled(self) -> dict[str, bool]:
-        """The names that have been quiet long enough; one that there may be no room for is left to a scan."""
-        due: dict[str, bool] = {}
-        for name in self._settle.due(self._now()):
-            entry = self._entries.get(name)
-            room = entry is not None or len(self._entries) < self._max_bundles
-            if room and not (entry is not None and entry.surplus):
-                due[name] = True
-                self._backlog.pop(name, None)
-            else:
-                self._times.want_scan()
-        return due
+    def _look(self, names: Iterable[str], how: Look, *, urgent: bool = False) -> None:
+        """Have these names looked at; those that records name in a lane of their own."""
+        names = list(names)
+        self._first.put((name for name in names if name in self._held), how, urgent=urgent)
+        self._rest.put((name for name in names if name not in self._held), how, urgent=urgent)
 
-    def _from_backlog(self) -> dict[str, bool]:
-        names = list(itertools.islice(self._backlog, _BACKLOG_SLICE))
-        return {name: self._backlog.pop(name) for name in names}
-
-    async def _judge_some(self, jobs: dict[str, bool]) -> None:
-        """Judge `jobs` (name -> hash again) for a while; what was not begun goes back to the backlog."""
-        if not jobs:
-            return
-        self._judging = frozenset(jobs)
-        known = {name: None if rehash else self._entries.get(name) for name, rehash in jobs.items()}
-        work = functools.partial(self._judge_one, shared=roots.Shared(self._path), known=known)
-        try:
-            outcome = await self._crew.run(jobs, work, slice_s=_SLICE_S)
-        finally:
-            self._judging = frozenset()
-        lost = [name for name, error in outcome.failed.items() if isinstance(error, Problem)]
-        for name in (*outcome.left, *lost):
-            self._backlog.setdefault(name, jobs[name])
-        self._counters["judged"] += len(outcome.done)
-        self._record(self._findings(outcome))
-        if lost:  # the directory itself is the problem: a scan says which, and forgets what is not there
-            await self._scan()
-
-    def _judge_one(self, name: str, *, shared: roots.Shared, known: Mapping[str, Entry | None]) -> Entry | None:
-        with shared as root:
-            return self._judge.judge(name, root, known=known[name], watcher=self._watcher)
-
-    def _findings(self, outcome: Outcome[str, Entry | None]) -> dict[str, Entry | None]:
-        failed = {name: error for name, error in outcome.failed.items() if not isinstance(error, Problem)}
-        found = dict(outcome.done)
-        found.update({name: reasons.failed(error) for name, error in failed.items()})
+    def _tell(self, outcome: Outcome[str, Entry | None]) -> None:
+        """Take down what a lane has found. A problem of the directory itself is one of this bundle too."""
+        found: dict[str, Entry | None] = {}
+        for name, entry in outcome.done.items():
+            if entry is None or entry is not self._entries.get(name):
+                found[name] = entry
+                self._counters["judged"] += entry is not None and not entry.surplus
+        for name, error in outcome.failed.items():
+            if not isinstance(error, Problem):
+                found[name] = reasons.failed(error)
+                continue
+            found[name] = None if error.code == "directory_missing" else reasons.in_unreadable_directory()
+            self._problem = reasons.directory(self._path, error)
+            self._times.want_scan()
         found.update(dict.fromkeys(outcome.stuck, reasons.no_answer(self._judge.limits.deadline_s)))
-        return found
+        found.update(dict.fromkeys(self._looker.evicted(), reasons.surplus(self._max_bundles)))
+        self._record(found)
 
     def _record(self, found: Mapping[str, Entry | None]) -> None:
-        """Make what was found the truth, and post it."""
+        """Make what was found the truth, and post it. Of bundles that are too many, as many as may be are named."""
+        posted: list[tuple[str, Verdict | None]] = []
         made_room = False
         for name, entry in found.items():
+            known = self._entries.get(name)
+            if entry is not None and entry.surplus and known is None and len(self._surplus) >= self._max_bundles:
+                self._uncounted.add(name)
+                continue
+            self._uncounted.discard(name)
             if entry is not None:
                 self._entries[name] = entry
-            elif (old := self._entries.pop(name, None)) is not None and not old.surplus:
-                made_room = True
+            else:
+                made_room |= self._entries.pop(name, None) is not None and not (known and known.surplus)
+                self._looker.give_back(name)
             (self._surplus.add if entry is not None and entry.surplus else self._surplus.discard)(name)
+            posted.append((name, entry.verdict if entry is not None else None))
         if made_room and self._surplus:
             self._times.want_scan()
-        self._post((name, entry.verdict if entry is not None else None) for name, entry in found.items())
+            self._news.set()
+        self._post(posted)

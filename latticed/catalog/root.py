@@ -7,6 +7,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
+from latticed.catalog import mounts
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def may_be_bundle(name: str) -> bool:
 
 
 class Root:
-    """An open plugin directory: `fd`, `id`, and the `owners` whose files may lie in its bundles (contracts §1).
+    """An open plugin directory: `fd`, `id`, the id of its `mount`, and the `owners` whose files may lie in its bundles.
 
     Held only while it is looked at: a descriptor kept would keep a file system from being unmounted.
     """
@@ -36,6 +37,7 @@ class Root:
         found = os.fstat(fd)
         self.fd = fd
         self.id: RootId = (found.st_dev, found.st_ino)
+        self.mount = mounts.mount_of(fd)
         self.owners = frozenset({0, os.geteuid(), found.st_uid})
 
     def close(self) -> None:

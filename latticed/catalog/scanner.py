@@ -19,7 +19,7 @@ from latticed.model.verdict import Code, Refused, Verdict, Verified
 from latticed.trust import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from latticed.catalog.root import Root, RootId
@@ -44,7 +44,7 @@ class Entry:
     """One bundle as it was last judged.
 
     `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed,
-    where the verdict does not say it. `surplus`: one more than the settings allow, not looked at.
+    where the verdict does not say it. `surplus`: there was no place for it, and it was not read.
     """
 
     verdict: Verdict
@@ -61,12 +61,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The bundles of one directory: all `names` that may be judged, those that `changed`, and those too many."""
+    """The names in one directory that may be bundles; `unlisted` more of them were not taken down."""
 
     names: frozenset[str]
-    changed: tuple[str, ...]
-    surplus: tuple[str, ...]
-    uncounted: int
+    unlisted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is known of a bundle directory without reading anything: (dev, inode), the owner's uid, what is in it."""
+
+    inode: RootId
+    owner: int
+    has_manifest: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +85,17 @@ class Judge:
     host_version: str
     clock: Clock
 
-    def judge(self, name: str, root: Root, *, known: Entry | None, watcher: Watcher | None = None) -> Entry | None:
-        """What is to be said of the bundle `name` now; None when there is no directory of that name.
+    def judge(self, name: str, root: Root, *, known: Entry | None = None, compare: bool = False) -> Entry:
+        """What is to be said of the bundle directory `name` now.
 
-        The artifact is hashed, unless `known` was made from the very same files. A watch is armed before looking.
+        The artifact is hashed, unless `known` was made from the very same files; with `compare` the answer is `known`
+        itself then.
         """
-        inode = _directory(name, root)
-        if inode is None:
-            return None
-        if watcher is not None:
-            watcher.arm(name, root, inode)
         stamps = read.fingerprint(name, beneath=root.fd)
         before = _packed(root, stamps)
         same = known is not None and known.fingerprint == before
+        if compare and same and known is not None:
+            return known
         source: _Source | None = None
         try:
             with read.open_bundle(name, beneath=root.fd, limits=self.limits, owners=root.owners) as directory:
@@ -127,10 +132,10 @@ class _Source:
         return self.artifact
 
 
-def list_bundles(path: Path, *, watcher: Watcher, known: Mapping[str, Entry], max_bundles: int) -> Listing:
-    """List the plugin directory, watch what is in it, and compare fingerprints; Problem when it cannot be listed.
+def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
+    """Watch the plugin directory and list it, without looking at what it lists; Problem when it cannot be listed.
 
-    Where there are too many, those already judged keep their places: whoever drops more bundles pushes nobody out.
+    Of more than `most` names those that the file system tells first are taken.
     """
     try:
         root = roots.look_at(path)
@@ -138,30 +143,49 @@ def list_bundles(path: Path, *, watcher: Watcher, known: Mapping[str, Entry], ma
         if problem.code == "directory_missing":
             watcher.disarm_all()
         raise
+    names: set[str] = set()
+    unlisted = 0
     try:
         watcher.arm_root(root)
-        found = _directories(root, path)
-        names = sorted(found, key=lambda name: (name not in known or known[name].surplus, name))
-        admitted = frozenset(names[:max_bundles])
-        watcher.retain(admitted)
-        changed: list[str] = []
-        for name in names[:max_bundles]:
-            watcher.arm(name, root, found[name])
-            entry = known.get(name)
-            if entry is None or entry.surplus or not _same(entry, _fingerprint(name, root)):
-                changed.append(name)
+        os.stat(".", dir_fd=root.fd)  # fails where names can be listed and not looked at
+        with os.scandir(root.fd) as entries:
+            for entry in entries:
+                if not roots.may_be_bundle(entry.name) or not _may_be_directory(entry):
+                    continue
+                if len(names) < most:
+                    names.add(entry.name)
+                else:
+                    unlisted += 1
+    except OSError as error:
+        detail = f"expected to list the directory {path}, found: {error.strerror}"
+        raise Problem("directory_unreadable", detail, "the daemon's user must be able to list and enter it") from error
     finally:
         root.close()
-    return Listing(
-        names=admitted,
-        changed=tuple(changed),
-        surplus=tuple(names[max_bundles : 2 * max_bundles]),
-        uncounted=max(0, len(names) - 2 * max_bundles),
-    )
+    return Listing(names=frozenset(names), unlisted=unlisted)
 
 
-def _fingerprint(name: str, root: Root) -> Fingerprint:
-    return _packed(root, read.fingerprint(name, beneath=root.fd))
+def look_at(name: str, root: Root) -> Candidate | None:
+    """What `name` is; None when there is no directory of that name. OSError when it cannot be looked at."""
+    try:
+        found = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISDIR(found.st_mode):
+        return None
+    try:
+        os.stat(f"{name}/{read.MANIFEST}", dir_fd=root.fd, follow_symlinks=False)
+        has_manifest = True
+    except FileNotFoundError:
+        has_manifest = False
+    return Candidate(inode=(found.st_dev, found.st_ino), owner=found.st_uid, has_manifest=has_manifest)
+
+
+def _may_be_directory(entry: os.DirEntry[str]) -> bool:
+    """By what the listing itself says; where that says nothing and the entry cannot be looked at, it may be one."""
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return True
 
 
 def _packed(root: Root, stamps: tuple[read.Stamp | None, read.Stamp | None]) -> Fingerprint:
@@ -169,33 +193,3 @@ def _packed(root: Root, stamps: tuple[read.Stamp | None, read.Stamp | None]) -> 
     owners = sorted(root.owners)
     parts = [_STAMP.pack(*stamp) if stamp is not None else b"" for stamp in stamps]
     return struct.pack(f"={3 + len(owners)}I", len(owners), *map(len, parts), *owners) + b"".join(parts)
-
-
-def _same(entry: Entry, now: Fingerprint) -> bool:
-    return entry.fingerprint is not None and entry.fingerprint == now
-
-
-def _directories(root: Root, path: Path) -> dict[str, RootId]:
-    """Every name that may be a bundle, with (dev, inode); links, files, hidden names and leftovers are none."""
-    found: dict[str, RootId] = {}
-    try:
-        with os.scandir(root.fd) as entries:
-            for entry in entries:
-                if not roots.may_be_bundle(entry.name) or not entry.is_dir(follow_symlinks=False):
-                    continue
-                inode = _directory(entry.name, root)
-                if inode is not None:
-                    found[entry.name] = inode
-    except OSError as error:
-        detail = f"expected to list the directory {path}, found: {error.strerror}"
-        raise Problem("directory_unreadable", detail, "the daemon's user must be able to list and enter it") from error
-    return found
-
-
-def _directory(name: str, root: Root) -> RootId | None:
-    """(dev, inode) of the directory `name`; None when there is none, or something else has that name."""
-    try:
-        found = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None

@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Final
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask
 
 from latticed.bundle import read
+from latticed.catalog import mounts
 from latticed.catalog import root as roots
+from latticed.catalog.callbacks import BundleEvents, RootEvents
+from latticed.kit import files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ _MASK: Final = Mask(
     | InotifyConstants.IN_DONT_FOLLOW
 )
 _ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
+_PASSING: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # asks nothing of what is mounted there
 _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
 
 
@@ -73,6 +77,7 @@ class Watcher:
         self._root: _Watch | None = None
         self._watches: dict[str, _Watch] = {}
         self._unwatched: set[str] = set()
+        self._mounted: set[str] = set()
         self._reason = ""
         self._failure = ""
         self._closed = False
@@ -104,6 +109,7 @@ class Watcher:
             inotify, self._inotify, self._root = self._inotify, None, None
             self._watches.clear()
             self._unwatched.clear()
+            self._mounted.clear()
         if inotify is None:
             return
         # A thread that died while it waited for events leaves its descriptors to us.
@@ -131,6 +137,11 @@ class Watcher:
         missed = len(self._unwatched)
         return self._failure or (f"{missed} bundles are not watched ({self._reason})" if missed else "")
 
+    @property
+    def mounted(self) -> tuple[str, ...]:
+        """The names on which something is mounted: only scans see what changes there."""
+        return tuple(self._mounted)
+
     def arm_root(self, root: Root) -> None:
         """Watch this directory and no other one."""
         with self._lock:
@@ -138,30 +149,43 @@ class Watcher:
                 return
             self.disarm_all()
             try:
-                self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, _RootEvents(self))
+                self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, RootEvents(self))
                 self._failure = ""
             except OSError as error:
                 self._failure = f"the plugin directory is not watched: {error.strerror}"
 
-    def arm(self, name: str, root: Root, inode: RootId) -> None:
-        """Watch the bundle directory `name`, unless it is watched. Watch first, look then: nothing is missed."""
+    def arm(self, name: str, root: Root, inode: RootId | None = None) -> None:
+        """Watch the bundle directory `name`, unless it is watched. Watch first, look then: nothing is missed.
+
+        `inode` is what the caller found there. What is mounted in the plugin directory is not watched: its file system
+        need not answer, or tell of changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
+        """
         known = self._watches.get(name)
         if known is not None and known.inode == inode:
             return
+        try:
+            with files.closing(os.open(name, _PASSING, dir_fd=root.fd)) as place:
+                if mounts.mount_of(place) != root.mount:
+                    self._mounted.add(name)
+                    return
+                self._mounted.discard(name)
+                found = os.fstat(place)
+                self._arm(name, root, place, (found.st_dev, found.st_ino))
+        except OSError as error:
+            # The first three are no bundles. One that is closed to us is refused as unreadable; when that changes,
+            # the plugin directory's own watch says so.
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}:
+                self._unwatched.add(name)
+                self._reason = error.strerror or str(error)
+
+    def _arm(self, name: str, root: Root, place: int, inode: RootId) -> None:
         with self._lock:
-            if self._root is None or self._root.inode != root.id:
+            known = self._watches.get(name)
+            if self._root is None or self._root.inode != root.id or (known is not None and known.inode == inode):
                 return
             self._disarm(name)
-            try:
-                path = os.path.join(f"/proc/self/fd/{root.fd}", name)
-                self._watches[name] = self._add(path, inode, _BundleEvents(self, name))
-                self._unwatched.discard(name)
-            except OSError as error:
-                # The first three are no bundles. One that is closed to us is refused as unreadable; when that changes,
-                # the plugin directory's own watch says so.
-                if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}:
-                    self._unwatched.add(name)
-                    self._reason = error.strerror or str(error)
+            self._watches[name] = self._add(f"/proc/self/fd/{place}/.", inode, BundleEvents(self, name))
+            self._unwatched.discard(name)
 
     def retain(self, names: Collection[str]) -> None:
         """Forget every bundle that is not among `names`."""
@@ -169,6 +193,7 @@ class Watcher:
             for name in [name for name in self._watches if name not in names]:
                 self._disarm(name)
             self._unwatched.intersection_update(names)
+            self._mounted.intersection_update(names)
 
     def disarm_all(self) -> None:
         """Watch nothing."""
@@ -176,11 +201,12 @@ class Watcher:
             watches = [*self._watches.values(), *([self._root] if self._root is not None else [])]
             self._watches.clear()
             self._unwatched.clear()
+            self._mounted.clear()
             self._root = None
             if self._inotify is not None:
                 self._inotify.remove_callbacks([(watch.wd, watch.id) for watch in watches])
 
-    def _add(self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents) -> _Watch:
+    def _add(self, path: str, inode: RootId, callback: RootEvents | BundleEvents) -> _Watch:
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
@@ -228,10 +254,7 @@ class Watcher:
             return
         try:
             if watched is not None and watched.inode == root.id:
-                found = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
-                self.arm(name, root, (found.st_dev, found.st_ino))
-        except OSError:  # already gone again
-            return
+                self.arm(name, root)
         finally:
             root.close()
 
@@ -261,40 +284,3 @@ class Watcher:
             for name, watch in self._watches.items():
                 self._watches[name] = _Watch(wd=watch.wd, id=watch.id, inode=(0, 0))
         self._inbox.note(scan=True, overflows=1)
-
-
-class _RootEvents:
-    """watchdog's WatchCallback for the plugin directory."""
-
-    __slots__ = ("_watcher",)
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
-    def on_event(self, event: InotifyEvent) -> None:
-        self._watcher.on_root_event(event)
-
-    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        self._watcher.on_root_deleted(wd)
-
-    def on_queue_overflow(self) -> None:
-        self._watcher.on_overflow()
-
-
-class _BundleEvents:
-    """watchdog's WatchCallback for one bundle."""
-
-    __slots__ = ("_name", "_watcher")
-
-    def __init__(self, watcher: Watcher, name: str) -> None:
-        self._watcher = watcher
-        self._name = name
-
-    def on_event(self, event: InotifyEvent) -> None:
-        self._watcher.on_bundle_event(self._name, event)
-
-    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        self._watcher.on_bundle_deleted(self._name, wd)
-
-    def on_queue_overflow(self) -> None:
-        """The plugin directory's own callback has heard of it."""

@@ -83,6 +83,12 @@ def load_all(conn: Reader) -> tuple[lifecycle.Record, ...]:
     return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_ALL))
 
 
+def accepted_sources(conn: Reader) -> tuple[str, ...]:
+    """The bundles of the plugins that an operator has taken in."""
+    rows = conn.execute("SELECT source FROM records WHERE status != ?", (lifecycle.Status.VERIFIED.value,))
+    return tuple(bytes(source).decode("utf-8", "surrogateescape") for (source,) in rows)
+
+
 def readable(conn: Reader) -> tuple[lifecycle.Record, ...]:
     """Those records that can still be read of a damaged table, in no order."""
     found: list[lifecycle.Record] = []

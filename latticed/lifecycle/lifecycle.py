@@ -268,6 +268,7 @@ class Lifecycle:
         before = self.records.get(record.id)
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
+            self.rooms.catalog.release(before.source)
         if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is held
             self.plugins.pop(record.id, None)
             self._critical.discard(record.id)
@@ -276,6 +277,8 @@ class Lifecycle:
             (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         self.records[record.id] = record
         self._sources[record.source] = record.id
+        if record.accepted:
+            self.rooms.catalog.hold(record.source)
 
     def _remember(self, record: Record) -> None:
         if self.records.get(record.id) == record:

@@ -64,6 +64,22 @@ async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
     assert (await crew.run([0], work)).done == {0: 0}
 
 
+async def test_what_is_done_is_told_while_another_job_hangs() -> None:
+    """Each result once, long before the batch ends."""
+    crew = Crew(threads=2, deadline_s=30)
+    release, told = threading.Event(), {}
+    running = asyncio.create_task(
+        crew.run(range(6), lambda number: number or release.wait(), tell=lambda outcome: told.update(outcome.done))
+    )
+    try:
+        await until(lambda: set(told) == {1, 2, 3, 4, 5})
+        assert not running.done()
+    finally:
+        release.set()
+    rest = (await running).done
+    assert {**told, **rest} == {0: True, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
+
+
 async def test_abandoned_threads_are_bounded() -> None:
     """When everything hangs, the batch still ends, with no more threads than allowed."""
     crew = Crew(threads=4, deadline_s=0.05, abandoned_max=3)
@@ -71,10 +87,12 @@ async def test_abandoned_threads_are_bounded() -> None:
     before = threading.active_count()
     try:
         outcome = await crew.run(range(50), lambda _: release.wait())
-        assert sorted(outcome.stuck) == list(range(50))
+        assert sorted((*outcome.stuck, *outcome.left)) == list(range(50))
+        assert 3 <= len(outcome.stuck) <= 3 + 4
         assert threading.active_count() - before <= 3 + 4  # those abandoned, and one batch's
         assert crew.abandoned >= 3
-        assert (await crew.run([99], lambda _: True)).stuck == (99,)
+        assert crew.full
+        assert (await crew.run([99], lambda _: True)).left == (99,), "what would not hang is not condemned"
     finally:
         release.set()
     await until(lambda: crew.abandoned == 0)

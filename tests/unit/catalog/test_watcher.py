@@ -52,7 +52,7 @@ async def test_reading_is_no_event(plugins: Path) -> None:
         events = seen.catalog.counters["events"]
         await seen.catalog.judge("demo")
         seen.catalog.rescan(rehash=True)
-        await until(lambda: seen.catalog.counters["judged"] == 2)
+        await until(lambda: seen.catalog.counters["judged"] >= 2)
         assert seen.catalog.counters["events"] == events
 
 

@@ -1,0 +1,117 @@
+"""A file system of a stranger's in, or as, the plugin directory: it condemns itself, and nothing beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from latticed.bundle.read import Limits
+from latticed.catalog import Catalog
+from latticed.kit.clock import SystemClock
+from latticed.model.verdict import Verified
+from latticed.settings import Watch
+from tests.house import bundles, catalogs, fuse
+from tests.house.catalogs import until
+
+pytestmark = [pytest.mark.root, fuse.needed]
+
+ACME = bundles.author()
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    place = tmp_path / "plugins"
+    place.mkdir()
+    for name in ("a-demo", "z-other"):
+        bundles.drop(place, name, author=ACME, id=f"acme.{name}")
+    (place / "evil").mkdir()
+    return place
+
+
+async def test_one_that_nobody_else_may_look_at(plugins: Path) -> None:
+    """Mounted before the start, and while it runs: unreadable itself; the others verify and are followed."""
+    for early in (True, False):
+        with contextlib.ExitStack() as mounts:
+            if early:
+                mounts.enter_context(fuse.mounted(plugins / "evil", uid=fuse.NOBODY, shared=False))
+            async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+                if not early:
+                    mounts.enter_context(fuse.mounted(plugins / "evil", uid=fuse.NOBODY, shared=False))
+                with pytest.raises(PermissionError):
+                    os.stat(plugins / "evil")
+                await until(lambda: seen.code("plugins/evil") == "unreadable")
+                assert [seen.code(f"plugins/{name}") for name in ("a-demo", "z-other")] == ["verified"] * 2
+                before = bundles.tamper(plugins / "z-other" / "artifact")
+                await until(lambda: seen.code("plugins/z-other") == "digest_mismatch")
+                (plugins / "z-other" / "artifact").write_bytes(before)
+                await until(lambda: seen.code("plugins/z-other") == "verified")
+                assert seen.catalog.problems() == ()
+                assert len(seen.told("plugins/a-demo")) == 1
+                mounts.close()
+                await until(lambda: seen.code("plugins/evil") == "manifest_missing")
+
+
+async def test_ones_that_never_answer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold up neither the start nor a change of what records name, long before their deadline is over."""
+    monkeypatch.setattr("latticed.catalog.directory.PATIENCE_S", 0.3)
+    trusted = catalogs.trusting(ACME)
+    for number in range(4):
+        (plugins / f"b-evil-{number}").mkdir()
+    with contextlib.ExitStack() as mounts:
+        for number in range(4):
+            mounts.enter_context(fuse.mounted(plugins / f"b-evil-{number}", hangs=set(fuse.EVERYTHING)))
+        catalog = Catalog(
+            {"plugins": plugins},
+            policy=lambda: trusted,
+            host_version=catalogs.HOST_VERSION,
+            clock=SystemClock(),
+            watch=catalogs.SWIFT,
+            limits=Limits(deadline_s=600),
+        )
+        catalog.hold("plugins/z-other")
+        async with catalog:
+            held = "plugins/z-other"
+            assert isinstance(catalog.current()[held], Verified)
+            before = bundles.tamper(plugins / "z-other" / "artifact")
+            await until(lambda: not isinstance(catalog.current()[held], Verified), "the tampering")
+            (plugins / "z-other" / "artifact").write_bytes(before)
+            await until(lambda: isinstance(catalog.current()[held], Verified), "the mending")
+            mounts.close()  # what waited for an answer gets its error
+
+
+async def test_one_that_never_answers_is_refused_at_its_deadline(plugins: Path) -> None:
+    """Unreadable; health counts it; once it is gone, what lies beneath is judged."""
+    with contextlib.ExitStack() as mounts:
+        mounts.enter_context(fuse.mounted(plugins / "evil", hangs=set(fuse.EVERYTHING)))
+        options = {"limits": Limits(deadline_s=0.2), "watch": Watch(rescan_s=0.5)}
+        async with catalogs.watching(plugins, ACME, **options) as seen:  # type: ignore[arg-type]
+            await until(lambda: seen.code("plugins/evil") == "unreadable")
+            assert [seen.code(f"plugins/{name}") for name in ("a-demo", "z-other")] == ["verified"] * 2
+            assert seen.catalog.problems() == ("1 reads of bundles do not return",)
+            mounts.close()
+            await until(lambda: seen.code("plugins/evil") == "manifest_missing" and not seen.catalog.problems())
+
+
+async def test_a_directory_whose_listing_never_returns(plugins: Path, tmp_path: Path) -> None:
+    """It is a problem from its deadline on; what was verified there stays, for each bundle is asked for by its name."""
+    place = tmp_path / "mounted"
+    place.mkdir()
+    tree = {
+        f"{name}/{part}": (plugins / name / part).read_bytes()
+        for name in ("a-demo", "z-other")
+        for part in ("manifest.json", "artifact")
+    }
+    with fuse.mounted(place, tree) as server:
+        options = {"limits": Limits(deadline_s=0.2), "watch": Watch(rescan_s=0.5)}
+        async with catalogs.watching(place, ACME, **options) as seen:  # type: ignore[arg-type]
+            assert set(map(seen.code, ("plugins/a-demo", "plugins/z-other"))) == {"verified"}
+            server.hangs.add(fuse.READDIR)
+            await until(lambda: any("no answer in time" in problem for problem in seen.catalog.problems()))
+            judged = seen.catalog.counters["judged"]
+            seen.catalog.rescan()
+            await until(lambda: seen.catalog.counters["judged"] >= judged + 2)
+            assert set(map(seen.code, ("plugins/a-demo", "plugins/z-other"))) == {"verified"}
+            assert all(len(seen.told(name)) == 1 for name in seen.now)
