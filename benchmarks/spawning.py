@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import rows
 from latticed.processes import child
-from latticed.sandbox import artifact, levels, probe, spec
+from latticed.sandbox import artifact, levels, probe, spec, tiny
 from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TOGETHER: Final = 20
 def measure(bench: Bench) -> list[rows.Row]:
     """A level that this host does not give has no row."""
     probed = probe.probe()
-    data = probe.tiny_program(probed.machine)
+    data = tiny.exits_42(probed.machine)
     found = []
     with bench.scratch() as place, asyncio.Runner() as runner, artifact.of_bytes(data) as program:
         bare = _bare(place / "tiny", data)

@@ -37,6 +37,10 @@ class Birth:
         self.pipes: dict[int, Pipe] = {}
         self.pid = 0
         self.pidfd = -1
+        self.init: int | None = None
+        """Process 1 of its namespace, a child of ours too, when that is not the child itself; with `init_pidfd`."""
+        self.init_pidfd = -1
+        self._said = b""
 
     def begin(self) -> None:
         """Start the stub; OSError when not even that is possible."""
@@ -55,21 +59,22 @@ class Birth:
     async def complete(self) -> None:
         """Until the program is executed; StageFailed when a step before it failed."""
         assert self._started is not None  # noqa: S101 - `begin` came first
-        said = b""
         while (more := launch.read_status(self._started.status)) != b"":
             if more is None:
                 await waiting.readable(self._started.status)
             else:
-                said += more
+                self._said += more
                 if not more.endswith(b"\n"):
                     continue
-        report = launch.read_report(said)
+        report = launch.read_report(self._said)
         if report.stage is not None:
             raise launch.failed(report)
-        if self._spec.own_pids and report.pid is None:
+        if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
             raise launch.failed(launch.Report(stage="stub (it ended without a word)"))
         self.pid = report.pid or self._started.pid
         self.pidfd = os.pidfd_open(self.pid)
+        if report.init is not None:
+            self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
         if report.pid is not None:
             await self._reap(only=self._started.pid)
         os.close(self._started.status)
@@ -80,29 +85,53 @@ class Birth:
         if self._started is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._started.pid, signal.SIGKILL)  # its leader, or a member, is our unreaped child
-            await self._reap_group(self._started.pid)
+            await self._reap_all(self._started)
             os.close(self._started.status)
             self._started = None
         elif self.pid:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             await self._reap(only=self.pid)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+            await self.end_init()
+        for fd in (self.pidfd, self.init_pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.init_pidfd = -1
         for pipe in self.pipes.values():
             pipe.close()
-        if self.group is not None:
-            await discard(self.group)
+        await discard(self.group)
+
+    async def end_init(self) -> None:
+        """End process 1 and all that is left in its namespace; the child itself must have been reaped.
+
+        Problem("child_unkillable") when something in there does not die.
+        """
+        if self.init is None:
+            return
+        init, self.init = self.init, None
+        signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(REMOVE_S):
+                await waiting.readable(self.init_pidfd)
+        except TimeoutError as error:
+            raise _unkillable() from error
+        _ended(os.P_PID, init)
+
+    async def _reap_all(self, started: Launched) -> None:
+        """The stub's group, and a child that has left it, as it may when it is executed; all at once: process 1 of a
+        namespace waits in its end for the ends of the others to be noticed.
+        """
+        report = launch.read_report(self._said + (launch.read_status(started.status) or b""))
+        left = [(os.P_PGID, started.pid)]
+        for pid in (report.pid, report.init):
+            if pid is not None and _remains(os.P_PID, pid):
+                os.kill(pid, signal.SIGKILL)  # unreaped: the number is its own
+                left.append((os.P_PID, pid))
+        while left := [one for one in left if _remains(*one)]:  # noqa: ASYNC110 - there is no event for all of them
+            await asyncio.sleep(_PAUSE_S)
 
     async def _reap(self, *, only: int) -> None:
         while _ended(os.P_PID, only) is None:  # noqa: ASYNC110 - there is no event for a stub
             await asyncio.sleep(_PAUSE_S)  # it has closed its descriptors: it is ending right now
-
-    async def _reap_group(self, leader: int) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                if _ended(os.P_PGID, leader) is None:
-                    await asyncio.sleep(_PAUSE_S)
 
 
 def _ended(kind: int, number: int) -> os.waitid_result | None:
@@ -110,8 +139,19 @@ def _ended(kind: int, number: int) -> os.waitid_result | None:
     return os.waitid(kind, number, os.WEXITED | os.WNOHANG)
 
 
-async def discard(group: Group) -> None:
-    """Kill and remove `group`; Problem when something in it does not die."""
+def _remains(kind: int, number: int) -> bool:
+    """Reap what has ended of these children; whether any of them has not."""
+    with contextlib.suppress(ChildProcessError):
+        while _ended(kind, number):
+            pass
+        return True
+    return False
+
+
+async def discard(group: Group | None) -> None:
+    """Kill and remove `group`, if there is one; Problem when something in it does not die."""
+    if group is None:
+        return
     group.close()
     with contextlib.suppress(FileNotFoundError):
         group.kill()
@@ -119,7 +159,9 @@ async def discard(group: Group) -> None:
     deadline = loop.time() + REMOVE_S
     while not group.remove():
         if loop.time() > deadline:
-            raise Problem(
-                "child_unkillable", f"expected the child's group to be empty, found it alive for {REMOVE_S:g} s"
-            )
+            raise _unkillable()
         await asyncio.sleep(_PAUSE_S)
+
+
+def _unkillable() -> Problem:
+    return Problem("child_unkillable", f"expected nothing of the child to be left, found it alive for {REMOVE_S:g} s")

@@ -120,6 +120,11 @@ class Child:
             await waiting.uncancelled(self._until_gone())
         return await self.exited()
 
+    @property
+    def roots(self) -> tuple[int, ...]:
+        """What all processes of its tree come from: itself and, with a process 1 of ours, that."""
+        return (self.pid,) if self._born.init is None else (self.pid, self._born.init)
+
     def kill(self) -> None:
         """SIGKILL to the whole tree, now; `gone` is when it is over."""
         if self.exit is not None:
@@ -131,14 +136,16 @@ class Child:
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            if self._own_pids:  # the kernel ends the whole namespace with its first process
+            if self._born.init is not None and number == signal.SIGKILL:
+                signal.pidfd_send_signal(self._born.init_pidfd, number)  # the kernel ends its whole namespace with it
+            elif self._own_pids:
                 signal.pidfd_send_signal(self._born.pidfd, number)
             else:
                 os.killpg(self.pid, number)  # it leads its group and is unreaped: the number means nobody else
 
     def _listens(self) -> bool:
         """Whether SIGTERM can have an effect: process 1 of a namespace never dies of a signal it does not catch."""
-        if not self._own_pids:
+        if not self._own_pids or self._born.init is not None:
             return True
         try:
             rows = Path(f"/proc/{self.pid}/status").read_text().splitlines()
@@ -170,6 +177,9 @@ class Child:
             out_of_memory=memory or (code != 0 and not self._asked and self._filled(usage.ru_maxrss << 10)),
             asked=self._asked,
         )
+        with contextlib.suppress(ProcessLookupError):
+            if self._born.init is not None:
+                signal.pidfd_send_signal(self._born.init_pidfd, signal.SIGKILL)  # what it started ends with it
         self._exited.set()
         self._end = asyncio.create_task(self._clear_away(), name=f"child {self.pid} ended")
 
@@ -197,11 +207,11 @@ class Child:
 
     async def _read_to_the_end(self) -> None:
         group, self._born.group = self._born.group, None
-        try:
-            if group is not None:
-                await birth.discard(group)
-        except Problem as problem:
-            log.error("child_group_left", error=problem.detail)
+        for outcome in await asyncio.gather(self._born.end_init(), birth.discard(group), return_exceptions=True):
+            if isinstance(outcome, Problem):
+                log.error("child_group_left", error=outcome.detail)
+            elif outcome is not None:
+                raise outcome
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._outputs_closed.wait()
@@ -213,7 +223,9 @@ class Child:
             reader.close()
         for pipe in self._born.pipes.values():
             pipe.close()
-        os.close(self._born.pidfd)
+        for fd in (self._born.pidfd, self._born.init_pidfd):
+            if fd >= 0:
+                os.close(fd)
 
     def _output_closed(self) -> None:
         self._open_outputs -= 1

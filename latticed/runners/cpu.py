@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from latticed.processes.child import Child
+
 WINDOW_S: Final = 10.0
 """Over how long the share of a core is measured: bursts are no offence."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -22,8 +24,10 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 class CpuWatch:
     """Calls `exceeded(reason)` once when the child and all that came from it used more than `percent` of one core."""
 
-    def __init__(self, pid: int, percent: int, exceeded: Callable[[str], None], *, window_s: float = WINDOW_S) -> None:
-        self._pid = pid
+    def __init__(
+        self, child: Child, percent: int, exceeded: Callable[[str], None], *, window_s: float = WINDOW_S
+    ) -> None:
+        self._child = child
         self._percent = percent
         self._exceeded = exceeded
         self._window_s = window_s
@@ -47,9 +51,12 @@ class CpuWatch:
         self._next = self._loop.call_later(self._window_s, self._look)
 
     def _used(self) -> float | None:
-        """Seconds of processor time so far; the number belongs to our unreaped child as long as we are not closed."""
-        own = _ticks(self._pid)
-        return None if own is None else (own + sum(_ticks(pid) or 0 for pid in _descendants(self._pid))) / _TICKS
+        """Seconds of processor time so far; its numbers are our unreaped children's as long as it lives."""
+        if self._child.exit is not None:
+            return None
+        roots = self._child.roots
+        pids = [*roots, *(pid for root in roots for pid in _descendants(root))]
+        return sum(_ticks(pid) or 0 for pid in pids) / _TICKS
 
 
 def _ticks(pid: int) -> int | None:

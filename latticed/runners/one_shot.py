@@ -152,7 +152,7 @@ class OneShot:
         if percent is None:
             yield
             return
-        with contextlib.closing(CpuWatch(child.pid, percent, lambda why: call.conversation.fail("cpu_exceeded", why))):
+        with contextlib.closing(CpuWatch(child, percent, lambda why: call.conversation.fail("cpu_exceeded", why))):
             yield
 
 

@@ -103,7 +103,7 @@ class Speaking:
     def attach(self, child: Child) -> None:
         self._child = child
         if self._wanted.cpu_percent is not None:
-            self._cpu = CpuWatch(child.pid, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
+            self._cpu = CpuWatch(child, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
         child.stdin.on_lost = lambda: self.hung_up("stdin")
         if child.stdin.closed:
             self.hung_up("stdin")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
-from latticed.sandbox import stub
+from latticed.sandbox import stub, stub_root
 from latticed.sandbox.spec import SCRIPT_FD
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.spec import Spec
 
-_LOADER: Final = f"import marshal; c, p = marshal.load(open({stub.PLAN}, 'rb')); exec(c); main(p)"
+_LOADER: Final = f"import marshal; r, s, p = marshal.load(open({stub.PLAN}, 'rb')); exec(r); exec(s); main(p)"
 _ABOVE: Final = 256  # where descriptors wait while the low numbers are dealt out
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -41,9 +41,13 @@ class Launched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the stub said so far: the child's `pid` when it is another process, or the `stage` that failed."""
+    """What the stub said so far: the child's `pid` when it is another process, or the `stage` that failed.
+
+    `init` is process 1 of the child's namespace, when that is not the child itself.
+    """
 
     pid: int | None = None
+    init: int | None = None
     stage: str | None = None
     errno: int = 0
 
@@ -92,14 +96,16 @@ def read_status(fd: int) -> bytes | None:
 
 def read_report(lines: bytes) -> Report:
     """What the messages of a stub come to; `lines` is everything it wrote so far."""
-    pid, stage, error = None, None, 0
+    pid, init, stage, error = None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
         match line.split(" ", 2):
             case ["pid", number]:
                 pid = int(number)
+            case ["init", number]:
+                init = int(number)
             case ["failed", number, step]:
                 stage, error = step, int(number)
-    return Report(pid=pid, stage=stage, errno=error)
+    return Report(pid=pid, init=init, stage=stage, errno=error)
 
 
 def failed(report: Report) -> StageFailed:
@@ -121,15 +127,16 @@ class StageFailed(Problem):
 
 def _plan(spec: Spec, opened: list[int]) -> int:
     fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
-    os.write(fd, marshal.dumps((_compiled_stub(), dict(spec.plan))))
+    os.write(fd, marshal.dumps((*_compiled_stub(), dict(spec.plan))))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
 @functools.cache
-def _compiled_stub() -> CodeType:
+def _compiled_stub() -> list[CodeType]:
     """Compiled once: doing it in each child would be a fifth of its start."""
-    return compile(Path(stub.__file__).read_bytes(), "stub", "exec", dont_inherit=True)
+    files = [Path(module.__file__ or "") for module in (stub_root, stub)]
+    return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 
 def _spawn(wanted: Mapping[int, int], opened: list[int]) -> int:

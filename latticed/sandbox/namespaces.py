@@ -6,12 +6,14 @@ write, its script. There is no /proc, no /sys, no home, nothing of the daemon's.
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.sandbox import view
+from latticed.sandbox import seccomp, stub, view
 
 if TYPE_CHECKING:
     from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.syscalls import Machine
     from latticed.sandbox.view import View
 
 SCRATCH: Final = "/scratch"
@@ -36,9 +38,19 @@ def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
 
 
 def tree(
-    seen: View, *, limits: Limits, workdir: bool, owner: tuple[int, int], artifact_bytes: int, executable: bool
+    seen: View,
+    *,
+    limits: Limits,
+    workdir: bool,
+    owner: tuple[int, int],
+    artifact_bytes: int,
+    executable: bool,
+    init: bytes,
 ) -> dict[str, Any]:
-    """The root to build. `artifact_bytes` is the size of what to copy into it, 0 for none; `owner` is of /scratch."""
+    """The root to build. `artifact_bytes` is the size of what to copy into it, 0 for none; `owner` is of /scratch.
+
+    `init` is the program of process 1, b"" where that is the child itself.
+    """
     scratch = (
         f"mode=0700,uid={owner[0]},gid={owner[1]},size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes + 1}"
     )
@@ -53,4 +65,23 @@ def tree(
         "scratch": scratch if workdir else "",
         "artifact": ARTIFACT if artifact_bytes else "",
         "artifact_mode": 0o555 if executable else 0o444,
+        "init": init,
+    }
+
+
+def first(machine: Machine) -> dict[str, Any]:
+    """What the plan says otherwise for process 1, where that is not the child itself but `tiny.reaps`.
+
+    It has no descriptor, or the child's pipes would never end, and may do nothing but wait.
+    """
+    program = seccomp.init_program(machine)
+    return {
+        "program": stub.INIT,
+        "argv": ["latticed-init"],
+        "env": [],
+        "cwd": "/",
+        "blocked": (int(signal.SIGCHLD),),
+        "keep": [],
+        "landlock": None,  # it can open nothing
+        "seccomp": {"code": program.code, "blanks": program.blanks},
     }

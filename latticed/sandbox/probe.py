@@ -9,13 +9,12 @@ import errno
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, standing, syscalls
+from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, standing, syscalls, tiny
 from latticed.sandbox.cgroup import Delegation
 from latticed.sandbox.levels import Chosen, Failure, Level, Provided
 
@@ -30,11 +29,6 @@ _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL})
 _PAUSE_S: Final = 0.001
 _ANSWER: Final = 42
 _SHELL: Final = "/bin/sh"
-_ENTRY: Final = 0x400000
-_EXIT_42: Final = {
-    "x86_64": bytes.fromhex("bf2a000000 b83c000000 0f05"),  # mov edi, 42; mov eax, 60; syscall
-    "aarch64": bytes.fromhex("400580d2 a80b80d2 010000d4"),  # mov x0, 42; mov x8, 93; svc 0
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +55,7 @@ def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
         fix = levels.fix(step, error, here.host)
         return _nothing(machine, here, Failure(token=Level.FILTERED.token, step=step, errno=error, fix=fix))
     bare = Probed(machine=machine, standing=here, landlock=abi, delegation=None, provided=Provided(level=Level.OPEN))
-    with artifact.of_bytes(tiny_program(machine)) as program:
+    with artifact.of_bytes(tiny.exits_42(machine)) as program:
         reached, failures = _climb(bare, program, ids)
         divided = _divide(bare, program, ids) if reached >= Level.FILTERED else None
     delegation = divided if isinstance(divided, Delegation) else None
@@ -187,16 +181,6 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.Report, int
         answers[ended.si_pid] = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
     report = launch.read_report(said + (launch.read_status(started.status) or b""))
     return report, answers.get(report.pid or started.pid, -signal.SIGKILL)
-
-
-def tiny_program(machine: Machine) -> bytes:
-    """A whole ELF executable that exits with 42: header, one segment, three instructions."""
-    code = _EXIT_42[machine.name]
-    size = 64 + 56 + len(code)
-    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
-    header = struct.pack("<HHIQQQIHHHHHH", 2, machine.elf, 1, _ENTRY + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _ENTRY, _ENTRY, size, size, 0x1000)
-    return identity + header + segment + code
 
 
 def _nothing(machine: Machine, here: Standing, failure: Failure) -> Probed:

@@ -93,6 +93,14 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos=errnos, default=errno.ENOSYS)
 
 
+@functools.cache
+def init_program(machine: Machine) -> bpf.Program:
+    """The program for process 1 (`tiny.reaps`): to be executed, to wait; `write` and the exit tell of what failed."""
+    allowed = ("wait4", "rt_sigtimedwait", "write", "exit_group")
+    rules = {"execveat": _rules(frozenset())["execveat"]}
+    return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos={}, default=errno.EPERM)
+
+
 def _rules(features: frozenset[str]) -> dict[str, Rule]:
     """Calls that depend on their arguments; all refusals are EPERM."""
     oneself = Argument(0, (OWN_PID,))

@@ -7,11 +7,11 @@ nothing that is not in it, and everything in it is either done or the child is n
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from latticed.model.errors import Problem
-from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, view
+from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub, tiny, view
 from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.levels import Level
 
@@ -59,7 +59,8 @@ class Ids:
 class Spec:
     """How to make one child. `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from.
 
-    `own_pids`: the child is process 1 of its pid namespace, and the end of it is the end of its tree.
+    `own_pids`: the child has a pid namespace; the end of process 1 is the end of its tree. `init`: that is not the
+    child itself, which may make processes, but a program of ours that waits for those that nobody waits for.
     """
 
     level: Level
@@ -68,6 +69,7 @@ class Spec:
     plan: Mapping[str, Any] = field(repr=False)
     artifact_fd: int | None = None
     own_pids: bool = False
+    init: bool = False
     descriptors: tuple[int, ...] = ()
     given: Mapping[int, int] = field(default_factory=dict)
     delegation: Delegation | None = None
@@ -105,6 +107,8 @@ def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
     """
     _check(request, chosen, probed)
     shape = _shape(request, chosen, probed)
+    if shape.init:  # it counts as a task
+        request = replace(request, limits=replace(request.limits, tasks=request.limits.tasks + 1))
     plan = {
         "numbers": {name: probed.machine.numbers[name] for name in _STUB_CALLS},
         "cgroup": probed.delegation is not None,
@@ -112,9 +116,11 @@ def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
         "cwd": namespaces.SCRATCH if shape.workdir else "/",
         "argv": shape.argv,
         "env": [f"{name}={value}" for name, value in request.environment.items()],
+        "blocked": (),
         **_identity(request, chosen, shape),
         **_surroundings(request, probed, shape),
         **_walls(request, chosen, probed, shape),
+        "init": namespaces.first(probed.machine) if shape.init else None,
     }
     return Spec(
         level=chosen.level,
@@ -123,6 +129,7 @@ def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
         plan=plan,
         artifact_fd=shape.artifact.fd if shape.artifact else None,
         own_pids=shape.own_root,
+        init=shape.init,
         descriptors=request.descriptors,
         given=request.given,
         delegation=probed.delegation,
@@ -136,6 +143,7 @@ class _Shape:
     features: frozenset[str]
     own_root: bool
     own_user: bool
+    init: bool
     workdir: bool
     artifact: Artifact | None
     script: bool
@@ -155,6 +163,7 @@ def _shape(request: Request, chosen: Chosen, probed: Probed) -> _Shape:
         features=chosen.features | network,
         own_root=own_root,
         own_user=own_root and not probed.standing.admin,
+        init=own_root and levels.PROCESSES in chosen.features,
         workdir=own_root and levels.WORKDIR in chosen.features,
         artifact=artifact,
         script=script,
@@ -194,15 +203,16 @@ def _surroundings(request: Request, probed: Probed, shape: _Shape) -> dict[str, 
         owner=(request.ids.uid, request.ids.gid) if request.ids else (here.uid, here.gid),
         artifact_bytes=shape.artifact.size if shape.artifact is not None and shape.copied else 0,
         executable=not shape.script,
+        init=tiny.reaps(probed.machine) if shape.init else b"",
     )
     unshared = namespaces.unshared(own_user=shape.own_user, own_net=request.network != "host")
     return {
         "unshare": unshared if shape.own_root else [],
         "try_unshare": namespaces.OPTIONAL if shape.own_root else (),
-        "own_pids": shape.own_root,
+        "own_pids": (("init", "pid") if shape.init else ("pid",)) if shape.own_root else (),
         "loopback": request.network == "own",
         "tree": tree if shape.own_root else None,
-        "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path,
+        "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path or stub.ARTIFACT,
     }
 
 

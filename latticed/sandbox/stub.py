@@ -1,9 +1,10 @@
 """The launch stub: carries a plan out on itself, step by step, and becomes the child.
 
 Standalone: standard library only, nothing of latticed; what it does not import is time that every spawn saves (no
-json, no signal, no re). `launch` runs it as `python -ISEB`, compiled, with `main(plan)`. Messages go to STATUS, a line
-each: `pid N` when the child has its own pid namespace, `failed ERRNO STAGE` when a step failed (then nothing was
-executed). End of file without a failure: the child is running. Comments say what another order of steps would lose.
+json, no signal, no re). `launch` runs it as `python -ISEB`, compiled, behind `stub_root`, with `main(plan)`. Messages
+go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1 of it,
+`failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
+running. Comments say what another order of steps would lose.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import struct
 
 TYPE_CHECKING = False  # typing is among what is not imported
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
+
+    from latticed.sandbox.stub_root import build_tree  # noqa: TC004 - executed before this, in the same names
 
     Plan = dict[str, Any]
 
-PLAN, STATUS, DAEMON, ARTIFACT, CGROUP = range(100, 105)
+PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT = range(100, 106)
 CLONE_PARENT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ, POLLIN = 0x8000, 9, 13, 17, 25, 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 22, 2
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 CAPABILITY_VERSION_3, LAST_CAP = 0x20080522, 63
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
-OPEN_TREE_CLONE, AT_RECURSIVE, AT_EMPTY_PATH, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 0x1000, 4, -100
+AT_EMPTY_PATH = 0x1000
 CLOSE_RANGE_CLOEXEC, NO_FD, SIOCSIFFLAGS, IFF_UP_RUNNING = 4, 0xFFFFFFFF, 0x8914, 0x41
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -105,83 +106,24 @@ def enter_namespaces(plan: Plan) -> None:
         check(libc.ioctl(sock, ctypes.c_ulong(SIOCSIFFLAGS), struct.pack("16sh22x", b"lo", IFF_UP_RUNNING)))
 
 
-def become_first() -> None:
-    """Go on as process 1 of the new pid namespace, a child of the daemon; this process ends here."""
+def enter_pid_namespace(names: tuple[str, ...]) -> str:
+    """Go on as a process of the new pid namespace and a child of the daemon; this process ends here.
+
+    There are as many as `names`, the first of them is process 1. Which of them one is.
+    """
     begin("clone")
     wait, go = os.pipe()
-    pid = call("clone", CLONE_PARENT | SIGCHLD)
-    if pid:
-        tell(f"pid {pid}")
-        os.write(go, b"1")
-        os._exit(0)
-    os.close(go)
-    if os.read(wait, 1) != b"1":  # the daemon must know the pid before anything else happens
-        os._exit(127)
-    os.close(wait)
-
-
-def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, data: str) -> None:
-    check(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data.encode()))
-
-
-def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
-    attributes = MS_RDONLY | MS_NOSUID | (MS_NOEXEC if device else MS_NODEV)  # MOUNT_ATTR_* have the same values
-    call("mount_setattr", fd, b"", AT_EMPTY_PATH | recursive * AT_RECURSIVE, struct.pack("4Q", attributes, 0, 0, 0), 32)
-
-
-def build_tree(tree: Plan) -> None:
-    """The child's own root: read-only clones of what it needs, /scratch, its script; everything else is gone."""
-    begin("propagation")
-    mount(None, "/", None, MS_REC | MS_PRIVATE, "")
-    clones = list(cloned(tree))  # before the new root hides some of them
-    begin("root")
-    top = next(place for place in tree["mountpoints"] if os.path.isdir(place))
-    mount(b"tmpfs", top, b"tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={tree['bytes']},nr_inodes={tree['inodes']}")
-    for path, target in tree["links"]:
-        os.symlink(target, top + path)
-    for path, fd, directory in clones:
-        begin(f"bind({path})")
-        os.makedirs(top + (path if directory else os.path.dirname(path)), 0o755, exist_ok=True)
-        if not directory:
-            write_to(top + path, "")
-        call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
-        os.close(fd)  # low numbers are scarce once the limit of open files is in force
-    begin("zero")
-    zero, size = tree["zero"]
-    write_to(top + zero, "")  # the other devices were bound into the same directory
-    os.truncate(top + zero, size)
-    if tree["scratch"]:
-        begin("scratch")
-        os.mkdir(top + "/scratch")
-        mount(b"tmpfs", top + "/scratch", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, tree["scratch"])
-    if tree["artifact"]:
-        begin("artifact")
-        copy_artifact(top + tree["artifact"], tree["artifact_mode"])
-    begin("pivot_root")
-    os.chdir(top)
-    call("pivot_root", b".", b".")
-    check(libc.umount2(b".", MNT_DETACH))
-    os.chdir("/")
-    set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
-
-
-def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
-    """(path, descriptor of its read-only clone, whether it is a directory) of all that is to be seen and exists."""
-    for path, device in tree["binds"]:
-        begin(f"bind({path})")
-        if path in tree["needed"] or os.path.exists(path):
-            directory = stat.S_ISDIR(os.stat(path).st_mode)
-            fd = call("open_tree", AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
-            set_readonly(fd, device=device)
-            yield path, fd, directory
-
-
-def copy_artifact(path: str, mode: int) -> None:
-    with open(path, "xb", buffering=0) as out:
-        offset = 0
-        while count := os.sendfile(out.fileno(), ARTIFACT, offset, 1 << 30):
-            offset += count
-        os.fchmod(out.fileno(), mode)
+    for name in names:
+        pid = call("clone", CLONE_PARENT | SIGCHLD)
+        if not pid:
+            os.close(go)
+            if os.read(wait, 1) != b"1":  # the daemon must know the pids before anything else happens
+                os._exit(127)
+            os.close(wait)
+            return name
+        tell(f"{name} {pid}")
+    os.write(go, b"1" * len(names))
+    os._exit(0)
 
 
 def drop_privileges(plan: Plan) -> None:
@@ -256,6 +198,7 @@ def execute(plan: Plan) -> None:
     path = ctypes.create_string_buffer(b"")
     for number in (SIGPIPE, SIGXFSZ):  # Python ignores these, and ignoring is inherited
         libc.signal(number, None)
+    libc.sigprocmask(0, struct.pack("16Q", sum(1 << number - 1 for number in plan["blocked"]), *[0] * 15), None)
     begin("no_new_privs")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if plan["landlock"]:
@@ -275,13 +218,15 @@ def carry_out(plan: Plan) -> None:
     begin("oom_score_adj")
     write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
     enter_namespaces(plan)
-    if plan["own_pids"]:
-        become_first()
     if plan["tree"]:
         build_tree(plan["tree"])
+    if plan["own_pids"] and enter_pid_namespace(plan["own_pids"]) == "init":
+        plan = {**plan, **plan["init"]}
     begin("exec_fd")
     os.chdir(plan["cwd"])
-    program = os.open(plan["program"], os.O_PATH | os.O_CLOEXEC) if plan["program"] else ARTIFACT
+    program = plan["program"]
+    if isinstance(program, str):
+        program = os.open(program, os.O_PATH | os.O_CLOEXEC)
     os.dup2(program, plan["exec_fd"], inheritable=False)  # above the limit to come: no descriptor of the child's
     os.umask(0o077)
     drop_privileges(plan)

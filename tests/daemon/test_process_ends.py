@@ -50,14 +50,15 @@ def test_kill_9_of_the_daemon_ends_everything(place, acme):
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", programs.MOODY, runtime=RUNTIME)
         host.result("acme.demo", "fork")
-        daemon.until(lambda: len(host.processes()) == 7, "seven processes")
+        daemon.until(lambda: len(host.processes()) == 8, "its processes, and process 1 of their namespace")
         tree = host.processes()
         daemon.kill()
         hosting.until_gone(tree)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         pid = daemon.until_state("armed")["runtime"]["pid"]
-        assert host.processes() == {pid}
+        assert host.processes() == children.family(pid)
+        assert len(host.processes()) == 2
 
 
 def test_kill_9_in_the_middle_of_things(place, acme):

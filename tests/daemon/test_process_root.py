@@ -64,7 +64,7 @@ def test_kill_9_of_the_daemon_ends_children_of_other_uids():
     with hosting.hosting(user=None) as host:
         host.up("acme.demo", programs.MOODY, runtime={"sandbox": {"features": ["processes"]}})
         host.result("acme.demo", "fork")
-        host.daemon.until(lambda: len(host.processes()) == 7, "seven processes")
+        host.daemon.until(lambda: len(host.processes()) == 8, "its processes, and process 1 of their namespace")
         tree = host.processes()
         host.daemon.kill()
         hosting.until_gone(tree)

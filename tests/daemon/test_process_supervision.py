@@ -161,8 +161,10 @@ def test_restart_replaces_the_process(host):
     plugin_id = host.up("acme.restarted", programs.MOODY, runtime=OFTEN)
     pid = host.runtime(plugin_id)["pid"]
     host.result(plugin_id, "fork")
-    host.daemon.until(lambda: len(children.descendants(pid)) == 6, "six processes of its own")
-    tree = children.descendants(pid) | {pid}
+    host.daemon.until(
+        lambda: len(children.family(pid)) == 8, "six processes of its own, and process 1 of their namespace"
+    )
+    tree = children.family(pid)
     assert host.daemon.ctl("restart", plugin_id).returncode == 0
     assert host.runtime(plugin_id)["pid"] != pid
     hosting.until_gone(tree)

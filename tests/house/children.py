@@ -78,6 +78,21 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def family(pid: int) -> set[int]:
+    """`pid`, all that came from it, and whoever else lives in its pid namespace: a process 1 of ours, orphans."""
+    own = _pid_namespace(pid)
+    found = {pid} | descendants(pid)
+    if own != _pid_namespace(os.getpid()):
+        found |= {one for one in map(int, filter(str.isdigit, os.listdir("/proc"))) if _pid_namespace(one) == own}
+    return found
+
+
+def _pid_namespace(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
 def alive(pid: int) -> bool:
     """Whether a process of that number is there and is more than a zombie."""
     try:

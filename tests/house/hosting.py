@@ -78,7 +78,7 @@ class Host:
 
         def only() -> bool:
             pids = {pid for one in plugin_ids if (pid := self.runtime(one).get("pid"))}
-            return not self.processes() - pids.union(*map(children.descendants, pids))
+            return not self.processes() - pids.union(*map(children.family, pids))
 
         self.daemon.until(only, f"nothing but {plugin_ids} to live")
 

@@ -128,7 +128,7 @@ async def test_the_same_again_changes_nothing(here):
     assert (await here.status("web"))["pid"] == pid
     await here.put("web", "echo two; sleep 1000")
     await here.until_said("two", "web")
-    assert tree() == {(await here.status("web"))["pid"]} | children.descendants((await here.status("web"))["pid"])
+    assert tree() == children.family((await here.status("web"))["pid"])
 
 
 async def test_it_is_started_again_until_the_breaker_opens(here):

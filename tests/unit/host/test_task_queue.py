@@ -196,7 +196,7 @@ async def test_too_long_is_killed(here):
     """With all that it started."""
     ended = await here.run("setsid sleep 1000 & echo begun; sleep 1000", timeout_s=1)
     assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "timeout", "begun\n")
-    assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 9)
+    assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 15)
 
 
 async def test_fork_bombs_and_double_forks_are_reaped(here):
@@ -221,10 +221,20 @@ async def test_the_last_of_the_output_is_kept(tmp_path):
     assert told.stderr == "\\x1b[31mred\ttab\n"
 
 
+async def test_one_that_is_killed_is_not_done(here):
+    """By itself or by somebody else in there: what is said is the signal."""
+    for script in ("kill -9 $$; exit 0", "(kill -9 $PPID; kill -9 $$); exit 0"):
+        ended = await here.run(script)
+        assert (ended.state, ended.outcome.code) == ("failed", "killed")
+        assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 9)
+
+
 async def test_a_signal_and_memory(here):
     """How it ended is told apart."""
-    shot = await here.run("kill -SEGV $$; sh -c 'kill -SEGV $PPID'; exit 139")
-    assert (shot.state, shot.outcome.exit_code) == ("failed", 139)
+    shot = await here.run("kill -SEGV $$; exit 139")
+    assert (shot.state, shot.outcome.code, shot.outcome.signal) == ("failed", "crashed", 11)
+    said = await here.run("exit 139")
+    assert (said.outcome.exit_code, said.outcome.signal) == (139, None)
     hungry = await here.run("b = bytearray(1 << 30)", interpreter="python3")
     assert hungry.state == "failed"
     assert "MemoryError" in hungry.outcome.stderr

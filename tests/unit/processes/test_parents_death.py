@@ -46,7 +46,7 @@ def test_no_child_outlives_its_parent(number):
     try:
         assert parent.stdout.readline() == b"ready\n"
         tree = children.descendants(parent.pid)
-        assert len(tree) == 4
+        assert len(tree) == 5
         os.kill(parent.pid, number)
         parent.wait()
         processes.until(lambda: not any(map(children.alive, tree)), what="the children to be gone")

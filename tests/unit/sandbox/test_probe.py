@@ -86,7 +86,7 @@ def test_root_without_powers():
     script = b"#!/bin/sh\nid -u; echo $$\n"
     order = {"level": "isolated", "features": ["processes", "workdir"]}
     found = confined.run(script, [order], without="sys_admin")
-    assert (found["level"], found["results"][0]["stdout"]) == ("dedicated", "65502\n1\n")
+    assert (found["level"], found["results"][0]["stdout"]) == ("dedicated", "65502\n2\n")
     found = confined.run(script, [], without="setuid")
     assert (found["level"], found["failures"]["filtered"][0]) == ("open", "EPERM at setresuid")
     assert "CAP_SETUID" in found["failures"]["filtered"][1]

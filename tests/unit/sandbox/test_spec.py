@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.sandbox import artifact, landlock, levels, probe, rlimits, spec, standing, stub, syscalls, view
+from latticed.sandbox import (
+    artifact,
+    landlock,
+    levels,
+    probe,
+    rlimits,
+    spec,
+    standing,
+    stub,
+    stub_root,
+    syscalls,
+    tiny,
+    view,
+)
 from tests.house import children
 
 HOST = probe.Probed(
@@ -73,7 +86,7 @@ def test_mistakes_are_refused():
 
 def test_programs_in_memory_that_may_not_run():
     """Copied into the root where there is one, refused where there is none."""
-    with artifact.of_bytes(probe.tiny_program(syscalls.X86_64)) as sealed:
+    with artifact.of_bytes(tiny.exits_42(syscalls.X86_64)) as sealed:
         forbidden = dataclasses.replace(sealed, executable=False)
         plan = spec.build(request(forbidden), chosen("isolated"), HOST).plan
         assert (plan["program"], plan["tree"]["artifact"], plan["tree"]["artifact_mode"]) == (
@@ -111,7 +124,7 @@ def test_the_exec_descriptor_is_out_of_reach():
     for files in (16, 100, 128, 4096):
         plan = spec.build(request(limits=rlimits.Limits(open_files=files)), chosen("isolated"), HOST).plan
         assert plan["exec_fd"] >= dict(plan["rlimits"])[resource.RLIMIT_NOFILE]
-        assert plan["exec_fd"] > max(stub.PLAN, stub.STATUS, stub.DAEMON, stub.ARTIFACT, stub.CGROUP)
+        assert plan["exec_fd"] > max(stub.PLAN, stub.STATUS, stub.DAEMON, stub.ARTIFACT, stub.CGROUP, stub.INIT)
 
 
 def test_a_view_has_no_home_and_no_proc(tmp_path):
@@ -145,9 +158,9 @@ def test_landlock_by_version(abi, rights):
 
 def test_the_stub_stands_alone():
     """Standard library only, and little of it: every import is time that each spawn takes."""
-    source = Path(stub.__file__).read_text()
+    sources = [Path(module.__file__).read_text() for module in (stub, stub_root)]
     imported = set()
-    for node in ast.parse(source).body:
+    for node in [node for source in sources for node in ast.parse(source).body]:
         if isinstance(node, ast.Import):
             imported |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):

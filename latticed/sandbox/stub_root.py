@@ -1,0 +1,95 @@
+"""The launch stub's part that builds the child's own root directory; executed in `stub`'s own names."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.sandbox.stub import ARTIFACT, AT_EMPTY_PATH, INIT, Plan, begin, call, check, libc, write_to  # noqa: TC004 - they are there, see above  # noqa: TC004
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
+OPEN_TREE_CLONE, AT_RECURSIVE, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 4, -100
+
+
+def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, data: str) -> None:
+    check(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data.encode()))
+
+
+def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
+    attributes = MS_RDONLY | MS_NOSUID | (MS_NOEXEC if device else MS_NODEV)  # MOUNT_ATTR_* have the same values
+    call("mount_setattr", fd, b"", AT_EMPTY_PATH | recursive * AT_RECURSIVE, struct.pack("4Q", attributes, 0, 0, 0), 32)
+
+
+def build_tree(tree: Plan) -> None:
+    """The child's own root: read-only clones of what it needs, /scratch, its script; everything else is gone."""
+    begin("propagation")
+    mount(None, "/", None, MS_REC | MS_PRIVATE, "")
+    clones = list(cloned(tree))  # before the new root hides some of them
+    begin("root")
+    top = next(place for place in tree["mountpoints"] if os.path.isdir(place))
+    mount(b"tmpfs", top, b"tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={tree['bytes']},nr_inodes={tree['inodes']}")
+    for path, target in tree["links"]:
+        os.symlink(target, top + path)
+    for path, fd, directory in clones:
+        begin(f"bind({path})")
+        os.makedirs(top + (path if directory else os.path.dirname(path)), 0o755, exist_ok=True)
+        if not directory:
+            write_to(top + path, "")
+        call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(fd)  # low numbers are scarce once the limit of open files is in force
+    begin("zero")
+    zero, size = tree["zero"]
+    write_to(top + zero, "")  # the other devices were bound into the same directory
+    os.truncate(top + zero, size)
+    if tree["scratch"]:
+        begin("scratch")
+        os.mkdir(top + "/scratch")
+        mount(b"tmpfs", top + "/scratch", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, tree["scratch"])
+    if tree["artifact"]:
+        begin("artifact")
+        copy_artifact(top + tree["artifact"], tree["artifact_mode"])
+    if tree["init"]:
+        begin("init")
+        hold_init(top + "/init", tree["init"])
+    begin("pivot_root")
+    os.chdir(top)
+    call("pivot_root", b".", b".")
+    check(libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+    set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
+
+
+def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
+    """(path, descriptor of its read-only clone, whether it is a directory) of all that is to be seen and exists."""
+    for path, device in tree["binds"]:
+        begin(f"bind({path})")
+        if path in tree["needed"] or os.path.exists(path):
+            directory = stat.S_ISDIR(os.stat(path).st_mode)
+            fd = call("open_tree", AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
+            set_readonly(fd, device=device)
+            yield path, fd, directory
+
+
+def copy_artifact(path: str, mode: int) -> None:
+    with open(path, "xb", buffering=0) as out:
+        offset = 0
+        while count := os.sendfile(out.fileno(), ARTIFACT, offset, 1 << 30):
+            offset += count
+        os.fchmod(out.fileno(), mode)
+
+
+def hold_init(path: str, program: bytes) -> None:
+    """Only a descriptor stays of it: a file, because programs in memory may be forbidden."""
+    with open(path, "xb", buffering=0) as out:
+        out.write(program)
+        os.fchmod(out.fileno(), 0o555)
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    os.dup2(fd, INIT, inheritable=False)
+    os.close(fd)
+    os.unlink(path)

@@ -1,0 +1,174 @@
+"""Process 1 of a namespace whose child may make processes: it waits for orphans, and the end stays the child's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from latticed.processes import child
+from latticed.runners import cpu
+from latticed.sandbox import rlimits
+from tests.house import children, processes
+
+DEADLINE_S = 20
+MAY_FORK = ("threads", "processes", "workdir")
+FEATURES = {"open": MAY_FORK, "filtered": ("threads",), "isolated": MAY_FORK, "dedicated": MAY_FORK}
+MOST_PRIVATE_BYTES = 2 << 20
+
+ORPHANS = b"""#!/usr/bin/env python3
+import os
+
+for _ in range(40):
+    if (pid := os.fork()) == 0:
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+print("no process too many", flush=True)
+"""
+
+
+class Started:
+    def __init__(self) -> None:
+        self.out, self.err = children.Heard(), children.Heard()
+        self.ended: asyncio.Future[child.Exit] = asyncio.get_running_loop().create_future()
+
+    async def hears(self, data: bytes) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while data not in self.out.data:
+                self.out.any.clear()
+                await self.out.any.wait()
+
+    async def end(self) -> child.Exit:
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.ended
+
+
+async def start(program: bytes | str, *, level: str = "isolated", features=None, **more) -> Started:
+    started = Started()
+    wanted = FEATURES[level] if features is None else features
+    with children.spec_of(program, level=level, features=wanted, **more) as spec:
+        started.child = await child.spawn(
+            spec, on_exit=started.ended.set_result, stdout=started.out, stderr=started.err
+        )
+    return started
+
+
+def status_of(pid: int) -> dict[str, str]:
+    rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
+
+
+@pytest.mark.parametrize("level", FEATURES)
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("exit 0", "exited", "exited 0"),
+        ("exit 7", "exited", "exited 7"),
+        ("kill -9 $$; exit 0", "killed", "killed by SIGKILL (out of memory?)"),
+        ("kill -TERM $$; exit 0", "killed", "killed by SIGTERM"),
+        ("kill -SEGV $$; exit 0", "crashed", "killed by SIGSEGV (a memory access that is not allowed)"),
+    ],
+)
+async def test_the_end_is_what_the_child_made_of_it(script, code, message, level):
+    """Its exit status, or the signal: at no level does one come out as the other."""
+    started = await start(script, level=level)
+    ended = await started.end()
+    assert (ended.code, ended.message) == (code, message)
+
+
+@pytest.mark.parametrize("level", ["isolated", "dedicated"])
+async def test_orphans_do_not_fill_the_limit(level):
+    """What nobody waits for is waited for: forty of them, where eight tasks are allowed."""
+    started = await start(ORPHANS, level=level, limits=rlimits.Limits(tasks=8))
+    assert (await started.end()).message == "exited 0", started.err.data
+    assert started.out.data == b"no process too many\n"
+
+
+async def test_it_takes_hardly_any_memory():
+    """Of its own, by the kernel's count."""
+    started = await start("echo ready; read x")
+    await started.hears(b"ready")
+    _, init = started.child.roots
+    rows = [row.split() for row in Path(f"/proc/{init}/smaps_rollup").read_text().splitlines()]
+    private = sum(int(row[1]) << 10 for row in rows if row[0].startswith("Private_"))
+    await started.child.stop(0)
+    assert 0 < private <= MOST_PRIVATE_BYTES
+
+
+async def test_it_is_confined_as_the_child_is():
+    """Its user, no capability, no way to gain one, a filter of calls; and it holds no descriptor open."""
+    started = await start("echo ready; read x")
+    await started.hears(b"ready")
+    pid, init = started.child.roots
+    found, theirs = status_of(init), status_of(pid)
+    held = os.listdir(f"/proc/{init}/fd")
+    await started.child.stop(0)
+    for name in ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"):
+        assert found[name] == theirs[name], name
+    assert (found["Seccomp"], found["NoNewPrivs"], held) == ("2", "1", [])
+    assert found["NSpid"].split()[-1] == "1"
+
+
+async def test_one_that_cannot_fork_has_none():
+    """It is process 1 itself."""
+    started = await start("echo $$; read x", features=("threads",))
+    await started.hears(b"1\n")
+    assert started.child.roots == (started.child.pid,)
+    await started.child.stop(0)
+
+
+async def test_they_die_together():
+    """The child and all that it started with process 1, and process 1 with the child."""
+    for victim in (0, 1):
+        started = await start("setsid sleep 1000 & echo ready; read x")
+        await started.hears(b"ready")
+        tree = children.descendants(os.getpid())
+        assert len(tree) == 3
+        os.kill(started.child.roots[victim], signal.SIGKILL)
+        assert (await started.end()).killed_by == signal.SIGKILL
+        processes.until(lambda tree=tree: not any(map(children.alive, tree)), what="the tree to be gone")
+
+
+async def test_the_child_cannot_end_it():
+    """Nor stop it."""
+    started = await start("kill -9 1; kill -STOP 1; kill -TERM 1; (sleep 0 &) ; echo ready; read x; exit 3")
+    await started.hears(b"ready")
+    assert status_of(started.child.roots[1])["State"].startswith("S")
+    started.child.stdin.write(b"\n")
+    assert (await started.end()).message == "exited 3"
+
+
+async def test_signals_reach_the_child():
+    """One that does not catch SIGTERM ends of it, long before its grace is over."""
+    started = await start("echo ready; while :; do :; done")
+    await started.hears(b"ready")
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await started.child.stop(1000)).killed_by == signal.SIGTERM
+
+
+async def test_its_end_waits_for_what_left_the_group():
+    """Its output is complete and nothing of it lives when the end is told, whoever else wrote to it."""
+    started = await start("setsid sh -c 'trap \"\" TERM; while :; do echo x; done' & read x; exit 0")
+    await started.hears(b"x\n")
+    tree = children.descendants(os.getpid())
+    started.child.stdin.write(b"\n")
+    await started.end()
+    assert started.out.over.is_set()
+    assert not any(map(children.alive, tree))
+
+
+async def test_the_time_of_orphans_counts():
+    """A limit on processor time is no matter of who is whose parent."""
+    started = await start("(while :; do :; done &); echo ready; read x")
+    await started.hears(b"ready")
+    exceeded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    watch = cpu.CpuWatch(started.child, 5, exceeded.set_result, window_s=0.3)
+    async with asyncio.timeout(DEADLINE_S):
+        assert "of a core" in await exceeded
+    watch.close()
+    await started.child.stop(0)
