@@ -22,8 +22,9 @@ from latticed.ledger import open_ledger, records
 from latticed.ledger.retention import Retention
 from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
-from latticed.lifecycle.lifecycle import Lifecycle, Rooms
+from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
+from latticed.lifecycle.rooms import Rooms
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.rpc import access
@@ -93,7 +94,7 @@ class House:
         engine = self._engine = await stack.enter_async_context(Engine(settings, ledger, clock, self._runners))
         rooms = await self._rooms(stack, engine, policy, kept)
         lifecycle = Lifecycle(rooms)
-        engine.services.follow(lifecycle.records, lifecycle.plugins, rooms.supervisor)
+        engine.services.follow(lifecycle, rooms.supervisor)
         await self._open_ingress(stack, engine)
         await stack.enter_async_context(lifecycle)
         api = Api(
@@ -128,8 +129,8 @@ class House:
         version = metadata.version("latticed")
         store = Store(self._settings.state_dir / "store", limits=self._read_limits())
 
-        async def judge(identity: str) -> Verdict:
-            return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version)
+        async def judge(identity: str, sha256: str | None = None) -> Verdict:
+            return await asyncio.to_thread(store.verify, identity, policy.current, host_version=version, sha256=sha256)
 
         catalog = self._catalog(policy, store, version)
         for source in engine.ledger.read(records.accepted_sources):
@@ -144,8 +145,11 @@ class House:
             store=store,
             revocations=kept,
             static=engine.services.static,
+            glance=judge,
+            policy=lambda: policy.current,
+            tell_changed=engine.services.changed,
+            quiet=engine.services.quiet,
             tell_gone=engine.services.forgotten,
-            tell_handed_over=engine.services.handed_over,
         )
 
     async def _open_ingress(self, stack: contextlib.AsyncExitStack, engine: Engine) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import secret_key, service
 from latticed.host.audit import Audit
@@ -29,6 +30,7 @@ from latticed.host.network import Network
 from latticed.host.node import Node
 from latticed.host.notify import Notify
 from latticed.host.notify_queue import NotifyQueue
+from latticed.host.permissions import Permissions
 from latticed.host.programs.keeper import Programs
 from latticed.host.programs.life import Tools
 from latticed.host.route import Doors, Route
@@ -45,17 +47,18 @@ from latticed.host.tunnels.one import House as TunnelHouse
 from latticed.model import egress, permits, restart
 from latticed.model.egress import EgressRights
 from latticed.model.errors import Problem
-from latticed.model.lifecycle import Status
 from latticed.model.runtime import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from latticed.host.confining import Spawner
+    from latticed.host.permissions import Refusal
     from latticed.host.service import Caller, Served
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
+    from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.lifecycle import Record
     from latticed.runners.contract import Plugin
     from latticed.settings import Settings, Supervision
@@ -64,10 +67,15 @@ if TYPE_CHECKING:
     Say = Callable[[str, str, str, dict[str, str]], None]
 
 
+ROUTE: Final = "worker:route"
+SENDS: Final = ("notify:send", "monitor:admin")
+"""What a waiting notification was sent by: a plugin itself, or one of its monitors."""
+
+
 class Services:
     """An async context manager, open as long as plugins live. `settings` answers with those in force.
 
-    `records` and `plugins` are the lifecycle's, by id, from `follow` on: what a plugin may is looked up there.
+    From `follow` on, what a plugin may is looked up in the lifecycle; `permissions` answers for all of them.
     """
 
     def __init__(
@@ -80,12 +88,23 @@ class Services:
         self._records: Mapping[str, Record] = {}
         self._plugins: Mapping[str, Plugin] = {}
         self._supervisor: Supervisor | None = None
+        self.permissions = Permissions()
         self._contacts = Contacts(ledger, clock)
         self._stack = contextlib.AsyncExitStack()
         self.routes = Routes()
         self.secrets = Secrets(ledger, secret_key.place(here, os.environ), clock=clock)
-        self.notifications = NotifyQueue(ledger, clock=clock, settings=lambda: settings().notify)
-        self.static = Static(here.state_dir / "static", limits=lambda: settings().static)
+        self.notifications = NotifyQueue(
+            ledger,
+            clock=clock,
+            settings=lambda: settings().notify,
+            may=lambda plugin_id: self.permissions.may(plugin_id, *SENDS),
+        )
+        self.static = Static(
+            here.state_dir / "static",
+            limits=lambda: settings().static,
+            publisher=self._publisher,
+            published=lambda plugin_id: self.permissions.may(plugin_id, "static:write"),
+        )
         guard = Guard()
         self._client = Client(guard)
         self.ddns = Records(
@@ -101,6 +120,7 @@ class Services:
         self.service_routes = ServiceRoutes(on=bool(here.http.service_listen))
         self.network = Network(ledger, clock=clock, lend=self.secrets.loan)
         doors = Doors(
+            may=lambda plugin_id: self.permissions.may(plugin_id, ROUTE),
             live=self._serves,
             call=lambda plugin_id, method, params: self._alive().call(plugin_id, method, params),
             invoke=lambda plugin_id, action, payload: self._alive().invoke(plugin_id, action, payload),
@@ -128,12 +148,12 @@ class Services:
         def policy() -> restart.Policy:
             return restart_policy(settings().supervision)
 
-        def may_run(plugin_id: str) -> bool:
-            return self._holds(plugin_id, "task:run")
+        def may_run(plugin_id: str) -> Refusal | None:
+            return self.permissions.refusal(plugin_id, "task:run")
 
-        self.tasks = Tasks(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, may=may_run)
+        self.tasks = Tasks(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, refusal=may_run)
         self.programs = Programs(
-            ledger, clock=clock, spawner=spawner, settings=lambda: settings().service, may=may_run, policy=policy
+            ledger, clock=clock, spawner=spawner, settings=lambda: settings().service, refusal=may_run, policy=policy
         )
         tunnels = TunnelHouse(
             tools=Tools(spawner=spawner, clock=clock, roll=random.random),
@@ -144,7 +164,7 @@ class Services:
         self.tunnels = Tunnels(
             ledger,
             tunnels,
-            may=lambda plugin_id: self._holds(plugin_id, "tunnel:admin"),
+            refusal=lambda plugin_id: self.permissions.refusal(plugin_id, "tunnel:admin"),
             state_dir=here.state_dir,
             runtime_dir=here.runtime_dir,
         )
@@ -164,9 +184,10 @@ class Services:
         watching = (self._client, self.notifications, self.monitors, self.ddns)
         return (*watching, self.tasks, self.programs, self.tunnels, self.route)
 
-    def follow(self, records: Mapping[str, Record], plugins: Mapping[str, Plugin], supervisor: Supervisor) -> None:
+    def follow(self, lifecycle: Lifecycle, supervisor: Supervisor) -> None:
         """Look up here from now on what operators decided, and what is alive."""
-        self._records, self._plugins, self._supervisor = records, plugins, supervisor
+        self._records, self._plugins, self._supervisor = lifecycle.records, lifecycle.plugins, supervisor
+        self.permissions.follow(lifecycle.standing)
 
     def table(self, say: Say) -> Mapping[str, Served]:
         """Every call that is answered; `say` takes the lines of log.write."""
@@ -224,18 +245,17 @@ class Services:
             owner=plugin_id,
         )
 
-    def _may(self, caller: Caller, capability: str) -> bool:
-        return self._holds(caller.plugin_id, capability)
-
-    def _holds(self, plugin_id: str, capability: str) -> bool:
-        """Whether a plugin is active and was granted `capability`."""
+    def _publisher(self, plugin_id: str) -> str:
         record = self._records.get(plugin_id)
-        return record is not None and record.status is Status.ACTIVE and capability in record.granted
+        return record.facts.publisher if record is not None else ""
+
+    def _may(self, caller: Caller, capability: str) -> bool:
+        return self.permissions.may(caller.plugin_id, capability)
 
     def _serves(self, plugin_id: str) -> bool:
-        """Whether routes of a plugin may answer: it is granted them, and alive."""
+        """Whether routes of a plugin may answer, and it is alive to do so."""
         alive = self._supervisor is not None and self._supervisor.runtime(plugin_id).state is State.ARMED
-        return alive and self._holds(plugin_id, "worker:route")
+        return alive and self.permissions.may(plugin_id, ROUTE)
 
     def _alive(self) -> Supervisor:
         if self._supervisor is None:
@@ -243,31 +263,30 @@ class Services:
         return self._supervisor
 
     def _rights_while(self, plugin_id: str, capability: str) -> EgressRights | None:
-        """Where a plugin may connect to while it is active and holds `capability`; None: what it wanted rests."""
-        return self.rights(plugin_id) if self._holds(plugin_id, capability) else None
+        """Where a plugin may connect to while it may do what takes `capability`; None: what it wanted rests."""
+        return self.rights(plugin_id) if self.permissions.may(plugin_id, capability) else None
 
-    # When an id is forgotten, or comes into other hands.
+    # When it may no longer, or its id is forgotten, or comes into other hands.
 
-    def look(self) -> None:
-        """What a plugin may has changed: what it may no longer do is stopped now."""
-        self.tasks.look()
-        self.programs.look()
-        self.tunnels.look()
-        self.route.look()
+    def changed(self, plugin_id: str) -> None:
+        """What a plugin may can have changed: what it may no longer do is being stopped when this returns."""
+        if self.permissions.changed(plugin_id):
+            self.route.look(plugin_id)
+            for room in self._keepers():
+                room.look(plugin_id)
+            self.notifications.wake()
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once nothing goes on for a plugin that it may not have done."""
+        await asyncio.gather(*(room.quiet(plugin_id) for room in self._keepers()))
+
+    def _keepers(self) -> tuple[Monitors, Records, Tasks, Programs, Tunnels]:
+        return self.monitors, self.ddns, self.tasks, self.programs, self.tunnels
 
     async def forgotten(self, plugin_id: str) -> None:
-        """Stop what went on for it."""
-        for room in (self.monitors, self.ddns, self.tasks, self.programs, self.tunnels, self.route):
+        """Stop what went on for it, and keep nothing of that; what is on record goes with the decision itself."""
+        for room in (*self._keepers(), self.route):
             await room.forget(plugin_id)
-
-    async def handed_over(self, plugin_id: str, old: str, new: str) -> None:
-        """The same, and its files are set aside under the old publisher's name; the new one's come back.
-
-        What is in the ledger changes hands in the transaction that decides it (`lifecycle.decisions`).
-        """
-        await self.forgotten(plugin_id)
-        await self.static.rename(plugin_id, f"{plugin_id}@{old}")
-        await self.static.rename(f"{plugin_id}@{new}", plugin_id)
 
 
 def restart_policy(wanted: Supervision) -> restart.Policy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from latticed.host.service import Params, Served
     from latticed.kit.clock import Clock
@@ -88,19 +89,27 @@ class Gate:
         self._calls_per_s = calls_per_s
         self._buckets: dict[str, Bucket] = {}
         self._open = True
+        self._under_way: dict[asyncio.Timeout, str] = {}
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
     def capabilities(self) -> list[str]:
-        """What the plugin may use right now, sorted."""
-        return sorted(self._rights.declared & self._rights.granted)
+        """What the plugin may use right now, sorted: nothing once it is being stopped."""
+        return sorted(self._rights.declared & self._rights.granted) if self._open else []
 
     def regrant(self, granted: frozenset[str]) -> None:
-        """From now on the operator grants exactly these; calls already allowed go on."""
+        """From now on the operator grants exactly these; what is under way without them is given up."""
         self._rights = Rights(declared=self._rights.declared, granted=granted)
+        self._give_up([one for one, capability in self._under_way.items() if capability not in granted])
 
     def close(self) -> None:
-        """Answer nothing more."""
+        """Answer nothing more; what is under way is given up."""
         self._open = False
+        self._give_up(self._under_way)
+
+    def _give_up(self, calls: Iterable[asyncio.Timeout]) -> None:
+        for one in calls:
+            with contextlib.suppress(RuntimeError):  # its time is over anyway
+                one.reschedule(asyncio.get_running_loop().time())
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """The JSON result of one host call; HostError says why it was not carried out.
@@ -127,7 +136,7 @@ class Gate:
             raise await self._denied(
                 method, payload, HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
             )
-        return await self._dispatch(method, payload, served, typed)
+        return await self._dispatch(method, payload, served, typed, decision.capability)
 
     def _within_rate(self, method: str) -> bool:
         """Draw on every bucket that counts for this call, under the limits of now."""
@@ -153,19 +162,28 @@ class Gate:
         except msgspec.ValidationError as error:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
 
-    async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params) -> Any:
+    async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params, capability: str) -> Any:
         deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
             async with deadline:
+                self._under_way[deadline] = capability
                 return await served.serve(self.caller, typed)
         except HostError as error:
             raise await self._denied(method, payload, error) from error
         except Exception as error:
             if deadline.expired():
-                late = HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
-                raise await self._denied(method, payload, late) from error
+                raise await self._denied(method, payload, self._given_up(capability)) from error
             fault = self._broker.failed(method, self.caller.plugin_id, error)
             raise await self._denied(method, payload, fault) from error
+        finally:
+            self._under_way.pop(deadline, None)
+
+    def _given_up(self, capability: str) -> HostError:
+        if not self._open:
+            return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+        if capability not in self._rights.granted:
+            return HostError(Denial.CAPABILITY_NOT_GRANTED, f"the operator has taken back {capability} meanwhile")
+        return HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
 
     async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:
         outcome: dict[str, Any] = {"decision": "allow"}

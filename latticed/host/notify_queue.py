@@ -40,7 +40,10 @@ log = logs.get_logger()
 
 
 class NotifyQueue:
-    """An async context manager; entered, what the last life was delivering is queued again."""
+    """An async context manager; entered, what the last life was delivering is queued again.
+
+    `may(plugin_id)`: whether what a plugin has queued may be delivered now; until it may, that waits.
+    """
 
     def __init__(
         self,
@@ -48,11 +51,13 @@ class NotifyQueue:
         *,
         clock: Clock,
         settings: Callable[[], Notify],
+        may: Callable[[str], bool] = lambda _: True,
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._settings = settings
+        self._may = may
         self._roll = roll
         self._wanted = asyncio.Event()
         self._taken: dict[str, float] = {}  # id: when, monotonic
@@ -109,11 +114,11 @@ class NotifyQueue:
 
     async def take(self) -> Item | None:
         """An item that is due, now `delivering`, its `attempts` counting this one; None when there is none."""
-        now_us = self._clock.wall_us()
-        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us))
+        now_us, resting = self._clock.wall_us(), self._resting()
+        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
         if due is None or due > now_us:
             return None
-        item = await self._ledger.write(lambda tx: rows.take(tx, now_us=now_us))
+        item = await self._ledger.write(lambda tx: rows.take(tx, now_us=now_us, resting=resting))
         if item is not None:
             self._taken[item.id] = self._clock.monotonic_s()
         return item
@@ -242,9 +247,13 @@ class NotifyQueue:
 
     def _pause_s(self) -> float:
         """How long there is nothing to do, as far as is known."""
-        now_us = self._clock.wall_us()
-        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us))
+        now_us, resting = self._clock.wall_us(), self._resting()
+        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
         return LOOK_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), LOOK_S)
+
+    def _resting(self) -> frozenset[str]:
+        """The plugins of which nothing may be delivered now."""
+        return frozenset(one for one in self._ledger.read(rows.senders) if not self._may(one))
 
     def _backoff_s(self, attempts: int) -> float:
         settings = self._settings()

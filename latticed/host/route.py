@@ -21,7 +21,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from latticed.host.route_spec import Spec
     from latticed.host.route_targets import Call, Invoke
@@ -48,11 +48,13 @@ class Delete(Params, frozen=True):
 class Doors:
     """What routes need of the rooms above and beside, by plugin id.
 
-    `live`: is it active, does it verify, does it hold worker:route. `call`: a host call of it through its Gate (Problem
-    or HostError when it has none); `invoke`: one of its actions. `prefixes`: those granted besides its own; `rights`:
-    its bound origins; `secret`: the value of a secret that is bound to it (HostError otherwise).
+    `may`: may anything be served for it right now; `live`: does it besides live, so that it can answer. `call`: a host
+    call of it through its Gate (Problem or HostError when it has none); `invoke`: one of its actions. `prefixes`: those
+    granted besides its own; `rights`: its bound origins; `secret`: the value of a secret that is bound to it (HostError
+    otherwise).
     """
 
+    may: Callable[[str], bool]
     live: Callable[[str], bool]
     call: Call
     invoke: Invoke
@@ -107,8 +109,8 @@ class Route:
                 self._kept[row.plugin_id, row.path] = kept
         with contextlib.ExitStack() as stack:
             stack.callback(self._release_all)
-            stack.callback(self._wheel.every(LOOK_S, self.look).cancel)
-            self.look()
+            stack.callback(self._wheel.every(LOOK_S, self._look_at_all).cancel)
+            self._look_at_all()
             self._stack = stack.pop_all()
         return self
 
@@ -121,10 +123,17 @@ class Route:
             Served(method="route.delete", params=Delete, serve=self._delete),
         )
 
-    def look(self) -> None:
-        """Claim what its owner may have now, release what it may not."""
-        for kept in self._kept.values():
-            wanted = self._doors.live(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
+    def look(self, plugin_id: str) -> None:
+        """Claim what one plugin may have now, release what it may not: nothing of it is answered any more."""
+        self._look([kept for kept in self._kept.values() if kept.plugin_id == plugin_id])
+
+    def _look_at_all(self) -> None:
+        self._look(self._kept.values())
+
+    def _look(self, looked_at: Iterable[_Kept]) -> None:
+        for kept in looked_at:
+            answers = self._doors.may if kept.spec.target == "service" else self._doors.live
+            wanted = answers(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
             if wanted and kept.claim is None:
                 try:
                     self._claim(kept)
@@ -223,7 +232,7 @@ class Route:
                     origin=bound,
                     login=spec.login,
                     public=spec.public,
-                    live=lambda: doors.live(plugin_id),
+                    live=lambda: doors.may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, bound),
                 )
         return _Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))

@@ -59,6 +59,7 @@ class Templated:
             content_type=self._content_type,
             call=self._call,
         )
+        _check_live(self._live, self._plugin_id)
         return Response(body=body, content_type=self._content_type)
 
 
@@ -86,6 +87,7 @@ class Invoked:
             reply = await self._invoke(self._plugin_id, self._action, asked(request))
         finally:
             self._under_way -= 1
+        _check_live(self._live, self._plugin_id)
         if not reply.get("ok"):
             raise Problem("plugin_error", "the plugin says that it failed")
         return answered(reply.get("result"))

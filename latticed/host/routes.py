@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 RESERVED: Final = "/.well-known/"
 """What never belongs to a plugin (RFC 8615)."""
@@ -84,10 +84,14 @@ class Claim:
 
 
 class Routes:
-    """The table. `changed` is set whenever a claim comes or goes; whoever waits for it clears it."""
+    """The table. `changed` is set whenever a claim comes or goes; whoever waits for it clears it.
+
+    `on_release` is called once a claim is gone: what is still being answered under it may have to be cut.
+    """
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
+        self.on_release: Callable[[], None] = lambda: None
         self.listener = NOBODY
         self._claims: dict[str, Claim] = {}
         self._guests: dict[str, Claim] = {}  # those of `_claims` that are no plugin's own: few
@@ -150,6 +154,7 @@ class Routes:
             self._drop(prefix, claim)
         self._deepest = max(self._depths, default=0)
         self.changed.set()
+        self.on_release()
 
     def find(self, path: str) -> Claim | None:
         """Whose the decoded `path` is: that of the longest prefix. `/a` counts as below `/a/`."""

@@ -38,6 +38,9 @@ THREADS: Final = 2
 POLICY: Final = "sandbox; default-src 'none'"
 PAGE_POLICY: Final = f"{POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
 
+UNSIGNED: Final = "-"
+"""In the place of a publisher; no publisher has such a name."""
+
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -75,7 +78,9 @@ class StaticFile:
 
 
 class Static:
-    """The service. `limits()` are the settings of now; `shared(reader, owner)`: may a plugin read another's files."""
+    """The service. `limits()` are the settings of now; `shared(reader, owner)`: may a plugin read another's files;
+    `publisher(owner)`: whose plugin it is; `published(owner)`: may its files be served now.
+    """
 
     def __init__(
         self,
@@ -83,10 +88,14 @@ class Static:
         *,
         limits: Callable[[], Limits],
         shared: Callable[[str, str], bool] = lambda _reader, _owner: False,
+        publisher: Callable[[str], str] = lambda _owner: "",
+        published: Callable[[str], bool] = lambda _owner: True,
     ) -> None:
         self._tree = Tree(directory)
         self._limits = limits
         self._shared = shared
+        self._publisher = publisher
+        self._published = published
         self._slots = asyncio.Semaphore(THREADS)
 
     def calls(self) -> tuple[Served, ...]:
@@ -102,20 +111,17 @@ class Static:
     ) -> StaticFile:
         """A plugin's file as an HTTP answer; the last three are the headers Range, If-None-Match and If-Range.
 
-        HostError not_found when there is none, or when files of its kind are not published (any more).
+        HostError not_found when there is none, or when it, or files of its kind, are not published (any more).
         """
         kind = self._kind(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
-        found = await self._beside(lambda: self._tree.read(plugin_id, path)) if kind else None
-        if found is None or kind is None:
+        place = self._place(plugin_id)
+        found = await self._beside(lambda: self._tree.read(place, path)) if kind else None
+        if found is None or kind is None or not self._published(plugin_id):
             raise HostError(Denial.NOT_FOUND, "there is no such file")
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
 
-    async def rename(self, old: str, new: str) -> bool:
-        """Set a plugin's files aside for another publisher, or bring them back; False when there was nothing."""
-        return await self._beside(lambda: self._tree.rename(old, new))
-
     async def left(self, plugin_id: str) -> int:
-        """How many files there are of an id, those that were set aside too; HostError service_unavailable."""
+        """How many files there are of an id, of publishers that had it before too; HostError service_unavailable."""
         return await self._beside(lambda: sum(len(self._tree.entries(owner)) for owner in self._tree.owners(plugin_id)))
 
     async def purge(self, plugin_id: str) -> int:
@@ -161,22 +167,27 @@ class Static:
         if len(data) > limits.file_bytes:
             found = f"expected a file of at most {limits.file_bytes} bytes, found {len(data)}"
             raise HostError(Denial.TOO_LARGE, found)
+        place = self._place(caller.plugin_id)
         quota = Quota(files=limits.files, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
-        await self._beside(lambda: self._tree.put(caller.plugin_id, path, data, quota))
+        await self._beside(lambda: self._tree.put(place, path, data, quota))
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 
     async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
-        path = _checked(asked.path)
-        return {"ok": await self._beside(lambda: self._tree.delete(caller.plugin_id, path))}
+        path, place = _checked(asked.path), self._place(caller.plugin_id)
+        return {"ok": await self._beside(lambda: self._tree.delete(place, path))}
 
     def _owner(self, caller: Caller, wanted: str) -> str:
         if wanted in {"", caller.plugin_id}:
-            return caller.plugin_id
+            return self._place(caller.plugin_id)
         if ids.is_valid(wanted) and self._shared(caller.plugin_id, wanted):
-            return wanted
+            return self._place(wanted)
         raise HostError(
             Denial.BAD_PARAMS, f"the files of {text.sanitise(wanted, 80)!r} are not shared with this plugin"
         )
+
+    def _place(self, plugin_id: str) -> str:
+        """The directory of a plugin's files: its publisher's, so that nobody inherits them with an id."""
+        return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
 
     def _kind(self, path: str) -> str | None:
         limits = self._limits()

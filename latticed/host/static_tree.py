@@ -48,7 +48,9 @@ class Entry:
 
 
 class Tree:
-    """The directories of all plugins beneath `directory` (made 0700). Paths and owners come checked by the service.
+    """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there.
+
+    Paths and owners come checked by the service.
 
     HostError service_unavailable whenever the disk refuses.
     """
@@ -121,26 +123,15 @@ class Tree:
                 raise
             return sorted(_walk(top, ""), key=lambda entry: entry.path)
 
-    def rename(self, old: str, new: str) -> bool:
-        """Set a plugin's whole directory aside, or bring it back; False when there was none to move."""
-        first, second = sorted((old, new))
-        with self._held(first), self._held(second), _disk_faults():
-            self._used.clear()
-            try:
-                os.rename(self._directory / old, self._directory / new)
-            except FileNotFoundError:
-                return False
-            files.sync_directory(self._directory)
-            return True
-
     def owners(self, plugin_id: str) -> list[str]:
-        """The directories of an id: the plugin's own, and those that were set aside as `id@publisher`."""
+        """The directories of an id: one for each publisher that has, or had, it."""
         with _disk_faults():
             try:
                 found = os.listdir(self._directory)
             except FileNotFoundError:
                 return []
-            return sorted(name for name in found if name == plugin_id or name.startswith(f"{plugin_id}@"))
+            owners = (f"{publisher}/{plugin_id}" for publisher in sorted(found))
+            return [owner for owner in owners if os.path.lexists(self._directory / owner)]
 
     def remove(self, owner: str) -> bool:
         """Remove a plugin's whole directory; False when there was none."""
@@ -150,7 +141,7 @@ class Tree:
                 shutil.rmtree(self._directory / owner)  # follows no link on any level
             except FileNotFoundError:
                 return False
-            files.sync_directory(self._directory)
+            files.sync_directory((self._directory / owner).parent)
             return True
 
     @contextlib.contextmanager
@@ -216,7 +207,7 @@ class Tree:
             self._directory.mkdir(mode=0o700, exist_ok=True)
         fd = files.open_directory(self._directory)
         try:
-            for name in (owner, *(part for part in folder.split("/") if part)):
+            for name in (*owner.split("/"), *(part for part in folder.split("/") if part)):
                 if make:
                     _make(name, fd)
                 below = files.open_directory(name, beneath=fd)

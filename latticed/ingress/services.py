@@ -94,6 +94,7 @@ class ServiceIngress(Ingress):
             await stack.enter_async_context(self._proxy)
             stack.push_async_callback(super().__aexit__, None, None, None)
             await super().__aenter__()
+            self._routes.on_release = self._cut
             watching = fenced(self._watch(), self._failed, name="service streams")
             stack.push_async_callback(ingress.cancelled, watching)
             self._inside = stack.pop_all()
@@ -182,9 +183,12 @@ class ServiceIngress(Ingress):
         """Cut what may go on no longer: logged out, password changed, plugin stopped, or a stranger's for too long."""
         while True:
             await asyncio.sleep(LOOK_S)
-            for stream in list(self._streams):
-                if not self._may_go_on(stream) and stream.connection.wire is not None:
-                    stream.connection.wire.abort()
+            self._cut()
+
+    def _cut(self) -> None:
+        for stream in list(self._streams):
+            if not self._may_go_on(stream) and stream.connection.wire is not None:
+                stream.connection.wire.abort()
 
     def _may_go_on(self, stream: _Stream) -> bool:
         if not stream.target.live() or stream.target.pinned() is None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from latticed.ledger.connection import Reader
     from latticed.ledger.writer import Transaction
 
@@ -123,10 +125,18 @@ def accept(tx: Transaction, plugin_id: str, message: Message, quota: Quota, *, n
     return Accepted(id=made)
 
 
-def take(tx: Transaction, *, now_us: int) -> Item | None:
-    """The next item that is due, as `delivering`: plugins in turn, each one's own in the order they came."""
+def senders(conn: Reader) -> list[str]:
+    """The plugins that have something waiting."""
+    return [row[0] for row in conn.execute("SELECT plugin_id FROM notification_usage WHERE items > 0")]
+
+
+def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item | None:
+    """The next item that is due, as `delivering`: plugins in turn, each one's own in the order they came.
+
+    Nothing of plugins that are `resting` is taken.
+    """
     plugins = tx.execute("SELECT plugin_id FROM notification_usage WHERE items > 0 ORDER BY served, plugin_id")
-    for (plugin_id,) in plugins.fetchall():
+    for plugin_id in [row[0] for row in plugins.fetchall() if row[0] not in resting]:
         found = tx.execute(
             f"SELECT seq FROM notifications WHERE plugin_id = ? AND {_DUE} ORDER BY seq LIMIT 1",  # noqa: S608 - constants
             (plugin_id, now_us, now_us + LONGEST_WAIT_US),
@@ -197,12 +207,17 @@ def get(conn: Reader, item_id: str) -> Item | None:
     return _one(conn, "id = ?", item_id)
 
 
-def next_due(conn: Reader, *, now_us: int) -> int | None:
-    """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued."""
-    soonest = conn.execute("SELECT min(next_at) FROM notifications WHERE status = 'queued'").get
+def next_due(conn: Reader, *, now_us: int, resting: Collection[str] = ()) -> int | None:
+    """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued.
+
+    What belongs to plugins that are `resting` does not count.
+    """
+    others = f" AND plugin_id NOT IN ({', '.join('?' * len(resting))})" if resting else ""
+    queued = f"FROM notifications WHERE status = 'queued'{others}"
+    soonest = conn.execute(f"SELECT min(next_at) {queued}", tuple(resting)).get
     if soonest is None or soonest <= now_us:
         return None if soonest is None else int(soonest)
-    latest = conn.execute("SELECT max(next_at) FROM notifications WHERE status = 'queued'").get
+    latest = conn.execute(f"SELECT max(next_at) {queued}", tuple(resting)).get
     return now_us if latest > now_us + LONGEST_WAIT_US else int(soonest)
 
 

@@ -110,6 +110,14 @@ def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int)
     )
 
 
+def withdraw(tx: Transaction, task_id: str) -> None:
+    """As if nobody had approved it yet."""
+    tx.execute(
+        "UPDATE tasks SET state = 'submitted', approved_sha256 = '', approved_by = '', approved_at = 0 WHERE id = ?",
+        (task_id,),
+    )
+
+
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> None:
     """Its one run is about to begin."""
     tx.execute("UPDATE tasks SET state = 'running', run_id = ?, started_at = ? WHERE id = ?", (run_id, now_us, task_id))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
-from latticed.ledger import records as rows
-from latticed.lifecycle import advance, handover, leavings, sight
+from latticed.lifecycle import advance, deeds, handover, leavings, rest, sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
 from latticed.model import permits
 from latticed.model.audit import Event
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.audit import Actor
     from latticed.trust.claims import Claim
-
-SETTLE_S = 10.0
 
 log = logs.get_logger()
 
@@ -52,7 +49,7 @@ class Decisions:
             await self._keep(actor, after, seen.winner)
             if wanted is Status.ACTIVE:
                 await self._admit(actor, after)
-            await self._write(after, _status_event(actor, record, after), None)
+            await self._write(after, deeds.status_event(actor, record, after), None)
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: Consent = NO_CONSENT) -> Record:
@@ -66,9 +63,9 @@ class Decisions:
                 await self._admit(actor, after)
             if after.facts.publisher != record.facts.publisher:
                 await self._stop(record)  # or its code would reach what is the other's from now on
-            await self._write(after, _status_event(actor, record, after), handover.set_aside(record, after))
+            await self._write(after, deeds.status_event(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
-                await self._life.rooms.tell_handed_over(plugin_id, record.facts.publisher, after.facts.publisher)
+                await self._life.rooms.tell_gone(plugin_id)
         return await self._settled(after)
 
     def foresee(self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: Consent = NO_CONSENT) -> Record:
@@ -101,7 +98,7 @@ class Decisions:
                 "hosts": ",".join(after.hosts),
                 "permits": " ".join(after.permits),
             }
-            event = _event(actor, "plugin.grants", after, detail)
+            event = deeds.event(actor, "plugin.grants", after, detail)
             renews = permits.bound_to_a_life(set(record.permits) - set(after.permits))
             widens = bool(wanted.grant) or advance.widens(record, after)  # what was asked for is on record first
             if widens:
@@ -111,6 +108,7 @@ class Decisions:
             if not widens:
                 await self._tighten(after, event)
             supervisor.regrant(plugin_id, frozenset(after.granted))
+            await rest.quiet(self._life.rooms, plugin_id)
         return await self._settled(after) if renews else after
 
     async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, Left]:
@@ -126,7 +124,7 @@ class Decisions:
             after = await self._accepted(actor, record, outcome, "forget")
             files = await leavings.files_of(rooms.static, plugin_id)
             left = rooms.ledger.read(lambda db: leavings.count(db, plugin_id, files))
-            event = _event(actor, "plugin.forget", after, {"purged": purge, **dataclasses.asdict(left)})
+            event = deeds.event(actor, "plugin.forget", after, {"purged": purge, **dataclasses.asdict(left)})
             await self._write(after, event, handover.strip(plugin_id, purge=purge))
             await rooms.tell_gone(plugin_id)
             rooms.supervisor.drop(plugin_id)
@@ -145,7 +143,7 @@ class Decisions:
                 trouble = f": {seen.trouble.code}" if seen.trouble else ""
                 detail = f"cannot restart {plugin_id}: its bundle does not verify{trouble}"
                 raise await self._refused(actor, plugin_id, Problem("not_available", detail))
-            await self._life.rooms.ledger.record(_event(actor, "plugin.restart", record, {}))
+            await self._life.rooms.ledger.record(deeds.event(actor, "plugin.restart", record, {}))
             self._life.rooms.supervisor.arm(self._life.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
 
@@ -154,17 +152,18 @@ class Decisions:
         return self._keeping.values()
 
     async def _stop(self, record: Record) -> None:
-        """Have nothing of it alive; once this is decided, it is armed again if it still may be."""
+        """Have nothing of it alive, nor done for it; once this is decided, that goes on again if it still may."""
+        self._life.held.add(record.id)
+        self._life.rooms.tell_changed(record.id)
         if record.status is Status.ACTIVE:
             self._life.rooms.supervisor.disarm(self._life.plugins[record.id])
-            await self._life.rooms.supervisor.settled(record.id, within_s=SETTLE_S)
+            await rest.at_rest(self._life.rooms, record.id)
 
     async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
         """Stop first, record when possible: a full disk keeps nothing running."""
-        supervisor = self._life.rooms.supervisor
-        supervisor.disarm(self._life.plugins[after.id])
-        await self._tighten(after, _status_event(actor, before, after))
-        await supervisor.settled(after.id, within_s=SETTLE_S)
+        self._life.rooms.supervisor.disarm(self._life.plugins[after.id])
+        await self._tighten(after, deeds.status_event(actor, before, after))
+        await rest.at_rest(self._life.rooms, after.id)
         return after
 
     async def _tighten(self, after: Record, event: Event) -> None:
@@ -173,7 +172,7 @@ class Decisions:
         life.put(after)
         life.saver.tidy()
         try:
-            await life.rooms.ledger.write(_writing(after, event, None), durable=True, essential=True)
+            await life.rooms.ledger.write(deeds.writing(after, event, None), durable=True, essential=True)
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
             life.saver.save(after.id, event)
@@ -196,6 +195,7 @@ class Decisions:
                 yield record
             finally:
                 self._life.busy.discard(plugin_id)
+                self._life.held.discard(plugin_id)
                 self._keeping.pop(plugin_id, None)
                 self._life.saver.wake()
                 self._life.follow(plugin_id)
@@ -269,40 +269,15 @@ class Decisions:
             raise await self._refused(actor, record.id, problem, record.status.value) from problem
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
-        await self._life.rooms.ledger.write(_writing(record, event, also), durable=True)
+        await self._life.rooms.ledger.write(deeds.writing(record, event, also), durable=True)
         self._life.put(record)
         self._life.saver.tidy()
 
     async def _settled(self, record: Record) -> Record:
-        await self._life.rooms.supervisor.settled(record.id, within_s=SETTLE_S)
+        await rest.at_rest(self._life.rooms, record.id)
         return self._life.records.get(record.id, record)
 
 
 def _unknown(plugin_id: str) -> Problem:
     detail = f"there is no plugin {plugin_id[:130]!r}"
     return Problem("not_found", detail, "latticectl list, or latticectl rejected")
-
-
-def _writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
-    def change(tx: Transaction) -> None:
-        rows.put(tx, record)
-        tx.append_audit(event)
-        if also is not None:
-            also(tx)
-
-    return change
-
-
-def _event(actor: Actor, action: str, record: Record, detail: dict[str, str | int | bool]) -> Event:
-    return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
-
-
-def _status_event(actor: Actor, before: Record, after: Record) -> Event:
-    detail: dict[str, str | int | bool] = {
-        "from": before.status.value,
-        "to": after.status.value,
-        "version": after.facts.version,
-        "identity": after.facts.identity,
-        "granted": ",".join(after.granted),
-    }
-    return _event(actor, "plugin.status", after, detail)

@@ -7,9 +7,9 @@ ledger (`saver`), so that stopping never waits for a disk that is full.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from latticed.host.permissions import UNKNOWN
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
@@ -25,41 +25,15 @@ from latticed.trust import claims
 from latticed.trust.claims import Claimants
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
-    from latticed.catalog.catalog import Catalog, Sighting
-    from latticed.catalog.store import Store
-    from latticed.host.static import Static
-    from latticed.kit.clock import Clock
-    from latticed.ledger import Ledger
-    from latticed.lifecycle.revocations import Revocations
+    from latticed.catalog.catalog import Sighting
+    from latticed.host.permissions import Standing
+    from latticed.lifecycle.rooms import Rooms
     from latticed.model.verdict import Verdict
     from latticed.runners.contract import Plugin
-    from latticed.supervisor.supervisor import Supervisor
 
 log = logs.get_logger()
-
-
-async def _nobody(*_: str) -> None:
-    """For houses without host services."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
-    """The rooms that the lifecycle stands on."""
-
-    ledger: Ledger
-    catalog: Catalog
-    supervisor: Supervisor
-    clock: Clock
-    judge: Callable[[str], Awaitable[Verdict]]
-    store: Store
-    revocations: Revocations
-    static: Static | None = None
-    tell_gone: Callable[[str], Awaitable[None]] = _nobody
-    """Called with the id of a plugin that was forgotten."""
-    tell_handed_over: Callable[[str, str, str], Awaitable[None]] = _nobody
-    """Called with an id, its old and its new publisher, before anything of the new one is started."""
 
 
 class Lifecycle:
@@ -71,6 +45,8 @@ class Lifecycle:
         self.plugins: dict[str, Plugin] = {}
         self.decide = Decisions(self)
         self.busy: set[str] = set()
+        self.held: set[str] = set()
+        """Ids that are coming into other hands right now: nothing is done for them."""
         self.saver = Saver(
             rooms.ledger,
             rooms.store,
@@ -138,6 +114,13 @@ class Lifecycle:
     def sight(self, plugin_id: str) -> Sight:
         """What the disk says of an id right now."""
         return self._sights.get(plugin_id, Sight())
+
+    def standing(self, plugin_id: str) -> Standing:
+        """Whether something may be done for a plugin now, as everything that acts for one asks."""
+        record = self.records.get(plugin_id)
+        if record is None or record.status is not Status.ACTIVE or plugin_id in self.held:
+            return UNKNOWN
+        return sight.standing(record, self._sights.get(plugin_id))
 
     def rejected(self) -> dict[str, Refused]:
         """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
@@ -222,6 +205,7 @@ class Lifecycle:
         stored = self.pairs.fault(record) if record is not None else None
         before, seen = self._sights.get(plugin_id), Sight(winner=winner, fault=fault, stored=stored)
         self._sights[plugin_id] = seen
+        self.rooms.tell_changed(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
             self.rooms.ledger.record_news(event, apart=plugin_id if record.accepted else "")
         if plugin_id not in self.busy:
@@ -279,6 +263,7 @@ class Lifecycle:
         self._sources[record.source] = record.id
         if record.accepted:
             self.rooms.catalog.hold(record.source)
+        self.rooms.tell_changed(record.id)
 
     def _remember(self, record: Record) -> None:
         if self.records.get(record.id) == record:
@@ -290,11 +275,6 @@ class Lifecycle:
     # What the policy says.
 
     async def policy_changed(self) -> None:
-        """Judge every bundle and every stored pair again, and write down what is revoked now.
-
-        The bundles first: without hashing anything again that stops whatever the new policy refuses.
-        """
+        """Judge every bundle and every stored pair again, and write down what is revoked now."""
         self.rooms.catalog.rescan()
-        await self.rooms.revocations.remember()
-        self.saver.tidy()
-        await self.pairs.judge_all()
+        await self.pairs.policy_changed()

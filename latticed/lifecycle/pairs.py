@@ -6,11 +6,13 @@ Nothing here is waited for by what stops a plugin: judging and mending go on bes
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Final
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
+from latticed.lifecycle import rest
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.lifecycle import Record
+    from latticed.model.verdict import Verdict
+
+EFFECT_S: Final = 10.0
+EFFECT_LOOK_S: Final = 0.02
 
 log = logs.get_logger()
 
@@ -32,6 +38,7 @@ class Pairs:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._life = lifecycle
         self._faults: dict[str, LastError] = {}
+        self._in_effect = lifecycle.rooms.policy()
         self._wanted: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -44,15 +51,45 @@ class Pairs:
 
         One that cannot be read just now is no finding: whoever starts it tries again.
         """
-        identity = record.facts.identity
-        verdict = await self._life.rooms.judge(identity)
+        verdict = await self._life.rooms.judge(record.facts.identity)
         if not isinstance(verdict, Refused):
-            self._faults.pop(identity, None)
+            self._faults.pop(record.facts.identity, None)
+        return self._note(record, verdict)
+
+    def _note(self, record: Record, verdict: Verdict) -> LastError | None:
+        if not isinstance(verdict, Refused):
             return None
         fault = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
         if verdict.code is not Code.UNREADABLE:
-            self._faults[identity] = fault
+            self._faults[record.facts.identity] = fault
         return fault
+
+    async def policy_changed(self) -> None:
+        """Judge all again: what the policy refuses is stopped before anything is hashed again, or written."""
+        rooms = self._life.rooms
+        policy = rooms.policy()
+        await asyncio.gather(*[rest.at_rest(rooms, plugin_id) for plugin_id in await self._glance_all()])
+        self._in_effect = policy
+        await asyncio.gather(rooms.revocations.remember(), self.judge_all())
+        self._life.saver.tidy()
+
+    async def in_effect(self) -> None:
+        """Return once what the policy in force refuses is stopped; waits for EFFECT_S at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EFFECT_S):
+                while self._in_effect != self._life.rooms.policy():  # noqa: ASYNC110 - both are replaced from elsewhere
+                    await asyncio.sleep(EFFECT_LOOK_S)
+
+    async def _glance_all(self) -> list[str]:
+        """Find what the policy in force refuses, which takes no hashing; the ids of what is being stopped for it."""
+        stopped = []
+        for plugin_id in [record.id for record in self._life.records.values() if record.accepted]:
+            record = self._life.records[plugin_id]
+            verdict = await self._life.rooms.glance(record.facts.identity, record.facts.artifact_sha256)
+            if self._note(record, verdict) is not None:
+                self._life.follow(plugin_id)
+                stopped.append(plugin_id)
+        return stopped
 
     async def judge_all(self) -> None:
         """Verify every stored pair; each finding has its effect at once."""

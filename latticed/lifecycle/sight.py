@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from latticed.host.permissions import Standing
 from latticed.model.lifecycle import Facts, Record
 from latticed.model.manifest import Manifest
 from latticed.model.runtime import LastError
@@ -43,6 +44,14 @@ class Sight:
         if not record.accepted or self.winner is None or self.winner.verdict.identity == record.facts.identity:
             return None
         return self.winner.verdict
+
+
+def standing(record: Record, seen: Sight | None) -> Standing:
+    """What decides whether something may be done for an active plugin; `seen`: None before the first look at disk."""
+    if seen is None:
+        return Standing(seen=False)
+    fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
+    return Standing(active=True, fault=fault, granted=frozenset(record.granted))
 
 
 def pin_of(record: Record) -> Pin:

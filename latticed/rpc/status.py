@@ -131,7 +131,8 @@ def _end(db: Connection, name: chain.Name) -> AuditHead:
 
 
 async def trust(ask: Ask) -> Trust:
-    """Whom the daemon trusts right now, and what it has seen revoked."""
+    """Whom the daemon trusts right now, and what it has seen revoked: once what that refuses is stopped."""
+    await ask.api.lifecycle.pairs.in_effect()
     policy, problem = ask.api.policy.current, ask.api.policy.problem
     return {
         "ok": problem is None,

@@ -117,10 +117,14 @@ class Serving:
             self._routes.release(self.claim)
 
     async def serve(self, request: Request) -> Response:
+        self._check_route()
+        body = await self._render(request.path, request.method, request.query)
+        self._check_route()  # stopped or trimmed meanwhile
+        return Response(body=body, content_type=self._content_type)
+
+    def _check_route(self) -> None:
         if ROUTE not in self._gate.capabilities():
             raise Problem("not_found", "there is no such route")
-        body = await self._render(request.path, request.method, request.query)
-        return Response(body=body, content_type=self._content_type)
 
     def _checkup(self) -> Checkup:
         if self.claim is None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 FIRST_CHECK_S: Final = 1.0
 """How soon after its start a plugin is first asked how it is; from then on its own interval counts."""
-STOP_MARGIN_S: Final = 5.0
-"""How much longer than its grace a runner may take to end a plugin; the handle goes on without it then."""
 
 log = logs.get_logger()
 
@@ -80,6 +78,11 @@ class Handle:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._living
 
+    @property
+    def distrusted(self) -> bool:
+        """Whether it is to end for a fault of its bundle: then it is not asked to, and nobody hears of it any more."""
+        return not self.state.wanted and self.state.fault is not None
+
     def gate(self) -> Gate:
         """The Gate of the living plugin, or Problem."""
         self.living()
@@ -118,8 +121,10 @@ class Handle:
             case Do.CANCEL_RETRY:
                 self._cancel_retry()
             case Do.START | Do.STOP:
-                if action is Do.STOP and self._starting is not None:
-                    self._starting.cancel()
+                if action is Do.STOP:
+                    self._close_gate()  # nothing of it is answered from here on, whatever it takes to end it
+                    if self._starting is not None:
+                        self._starting.cancel()
                 self._todo.append(action)
                 if self._task is None:
                     self._task = self._tools.spawn(self._work(), f"handle {self.plugin.id}")
@@ -183,11 +188,7 @@ class Handle:
     async def _stop(self) -> None:
         living, self._living = self._living, None
         self._close_gate()
-        if living is not None:
-            try:
-                await asyncio.wait_for(living.stop(self._tools.stop_grace_s), self._tools.stop_grace_s + STOP_MARGIN_S)
-            except Exception:
-                log.error("plugin_stop_failed", plugin_id=self.plugin.id, exc_info=True)
+        await self._tools.end(self.plugin.id, living, at_once=self.distrusted, for_good=not self.state.wanted)
         self.post(rules.Stopped())
 
     def _exited(self, life: int, code: str, message: str) -> None:

@@ -101,7 +101,10 @@ class Supervisor:
         handle = self._handles.get(plugin_id)
         if handle is None:
             raise Problem("not_armed", f"{plugin_id} is not armed")
-        return await handle.living().invoke(action, payload)
+        reply = await handle.living().invoke(action, payload)
+        if handle.distrusted:
+            raise Problem("not_armed", f"{plugin_id} was stopped meanwhile: its bundle does not verify")
+        return reply
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
         """One host call on behalf of an armed plugin, through its Gate like its own; Problem, or HostError."""

@@ -38,6 +38,8 @@ _TOLD: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": 
 STARTS: Final = 8
 """How many plugins are started at a time."""
 TURN_S: Final = 1.0
+STOP_MARGIN_S: Final = 5.0
+"""How much longer than its grace a plugin may take to end; the handle goes on without it then."""
 _PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
 FINAL_CODES: Final = _PAIR_CODES | {
     "sandbox_unavailable",
@@ -47,6 +49,17 @@ FINAL_CODES: Final = _PAIR_CODES | {
 }
 """Failures that trying again cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error
 may pass."""
+
+
+async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
+    try:
+        await asyncio.wait_for(ending, grace_s + STOP_MARGIN_S)
+    except Exception:
+        log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
+
+
+async def _at_rest(_: str) -> None:
+    """For supervisors without host services."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +83,8 @@ class Tools:
     final_codes: frozenset[str] = FINAL_CODES
     refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
+    quiet: Callable[[str], Awaitable[None]] = _at_rest
+    """Returns once host services do nothing for a plugin that it may no longer have done."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -116,6 +131,14 @@ class Tools:
         runner = self.runners[plugin.manifest.type]
         with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
+
+    async def end(self, plugin_id: str, living: Living | None, *, at_once: bool, for_good: bool) -> None:
+        """End what is alive of a plugin and, `for_good`, what host services do for it; never raises."""
+        grace_s = 0.0 if at_once else self.stop_grace_s
+        if living is not None:
+            await _in_time(plugin_id, living.stop(grace_s), grace_s)
+        if for_good:
+            await _in_time(plugin_id, self.quiet(plugin_id), grace_s)
 
     @contextlib.contextmanager
     def _opened(self, plugin: Plugin) -> Iterator[BundleDirectory]:

@@ -188,6 +188,7 @@ async def opened(
     async with open_ledger(root / "state", clock=clock) as ledger:
         secrets = Secrets(ledger, Place(path=root / "secrets.key", ours=True), clock=clock)
         doors = Doors(
+            may=lambda plugin_id: plugin_id in rooms.live,
             live=lambda plugin_id: plugin_id in rooms.live,
             call=rooms.call,
             invoke=rooms.invoke,

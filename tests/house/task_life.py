@@ -55,7 +55,7 @@ async def main(directory: Path, place: Path) -> None:
     settings = Settings(at_once=2, plugin_at_once=2, waiting=10_000, plugin_waiting=10_000)
     async with (
         open_ledger(directory, clock=clock) as ledger,
-        Tasks(ledger, clock=clock, spawner=Spawner(place), settings=lambda: settings, may=lambda _: True) as tasks,
+        Tasks(ledger, clock=clock, spawner=Spawner(place), settings=lambda: settings, refusal=lambda _: None) as tasks,
     ):
         say("ready")
         told: set[str] = set()

@@ -113,9 +113,22 @@ class Records:
         """Delete all of one plugin; how many there were."""
         return await self._whole(self._forget(plugin_id))
 
+    def look(self, plugin_id: str) -> None:
+        """Have no try of one plugin go on that may not, when this returns; the others go on by their looks."""
+        if self._rights(plugin_id) is None:
+            for one in self.every(plugin_id):
+                if one.task is not None:
+                    one.task.cancel()
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once no try of one plugin runs that may not."""
+        if self._rights(plugin_id) is None:
+            running = [one.task for one in self.every(plugin_id) if one.task is not None]
+            await asyncio.gather(*running, return_exceptions=True)
+
     def every(self, plugin_id: str) -> list[Kept]:
         """All of one plugin, by name and type."""
-        return [self._kept[key] for key in sorted(self._kept) if key[0] == plugin_id]
+        return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
 
     # Changes.
 

@@ -22,9 +22,10 @@ from latticed.sandbox import rlimits
 from latticed.sandbox.spec import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from latticed.host.confining import Spawner
+    from latticed.host.permissions import Refusal
     from latticed.host.programs.spec import Spec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
@@ -52,7 +53,7 @@ class Kept:
 class Programs:
     """An async context manager: entered, every service on record runs as soon as its owner may have it.
 
-    `may(plugin_id)`: whether it is active and may have services run, as of now.
+    `refusal(plugin_id)`: why it may not have services run now, or None.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Programs:
         clock: Clock,
         spawner: Spawner,
         settings: Callable[[], Settings],
-        may: Callable[[str], bool],
+        refusal: Callable[[str], Refusal | None],
         policy: Callable[[], Policy],
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
         self._tools = Tools(spawner=spawner, clock=clock, roll=roll)
         self._settings = settings
-        self._may = may
+        self._refusal = refusal
         self._policy = policy
         self._kept: dict[tuple[str, str], Kept] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
@@ -96,9 +97,14 @@ class Programs:
         await asyncio.gather(*(one.life.end() for one in self._kept.values()))
         self._kept.clear()
 
-    def look(self) -> None:
-        """Have what may run run, and what may not end, now."""
-        self._wanted.set()
+    def look(self, plugin_id: str) -> None:
+        """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
+        self._look(self.of(plugin_id))
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once nothing of one plugin runs that may not."""
+        if self._refusal(plugin_id) is not None:
+            await asyncio.gather(*(one.life.end() for one in self.of(plugin_id)))
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
@@ -119,7 +125,7 @@ class Programs:
 
     def of(self, plugin_id: str) -> list[Kept]:
         """Those of one plugin, by name."""
-        return [self._kept[key] for key in sorted(self._kept) if key[0] == plugin_id]
+        return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
 
     async def _put(self, plugin_id: str, name: str, spec: Spec) -> Kept:
         async with self._changing[plugin_id]:
@@ -134,7 +140,7 @@ class Programs:
             if before is not None:
                 await before.life.end()
             made = self._keep(plugin_id, name, spec)
-            if self._may(plugin_id):
+            if self._refusal(plugin_id) is None:
                 made.life.begin()
             return made
 
@@ -164,24 +170,29 @@ class Programs:
         while True:
             self._wanted.clear()
             try:
-                self._look()
+                self._look(self._kept.values())
             except Exception:
                 log.error("services_failed", exc_info=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
-    def _look(self) -> None:
+    def _look(self, kept: Iterable[Kept]) -> None:
         """Begin what may run, end what may not."""
-        for one in self._kept.values():
-            if self._may(one.plugin_id):
+        for one in kept:
+            refusal = self._refusal(one.plugin_id)
+            if refusal is None:
                 one.life.begin()
-            elif one.life.begun and not one.life.ending:
-                log.info("service_stopped", plugin_id=one.plugin_id, name=one.name)
+                continue
+            if refusal.distrusted:
+                one.life.kill()
+            if one.life.begun and not one.life.ending:
+                log.info("service_stopped", plugin_id=one.plugin_id, name=one.name, code=refusal.code)
                 one.life.ending = True
                 ending = asyncio.create_task(one.life.end())  # one that takes its time holds up no other
                 self._changes.add(ending)
                 ending.add_done_callback(self._changes.discard)
+                ending.add_done_callback(lambda _: self._wanted.set())  # it may run again by now
 
     def _keep(self, plugin_id: str, name: str, spec: Spec) -> Kept:
         settings = self._settings()

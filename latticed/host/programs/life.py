@@ -65,6 +65,8 @@ class Life:
         self.started_at = 0
         self.next_at = 0
         self.ending = False
+        self._child: Child | None = None
+        self._grace_s = GRACE_S
         self._tools = tools
         self._prepare = prepare
         self._rules = rules
@@ -80,6 +82,7 @@ class Life:
     def begin(self) -> None:
         """Have it run from now on."""
         if self._task is None:
+            self._grace_s = GRACE_S
             self._set("starting")
             self._task = asyncio.create_task(self._live(), name=f"program {self.name}")
 
@@ -96,6 +99,12 @@ class Life:
             self._set("stopped")
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("program_left", program=self.name, error=str(error))
+
+    def kill(self) -> None:
+        """Kill what runs, at once; call `end` then, and nothing of it is asked to come to an end."""
+        self._grace_s = 0.0
+        if self._child is not None:
+            self._child.kill()
 
     async def give_up(self, code: str, message: str) -> None:
         """Stop it for good: it has failed, until somebody has it begin anew."""
@@ -159,14 +168,15 @@ class Life:
         except Exception as error:
             log.error("program_failed", program=self.name, exc_info=True)
             return Ended(code="internal", message=f"a fault of latticed: {type(error).__name__}")
+        self._child = child
         try:
             child.stdin.close()
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._tools.clock.wall_us()
             self._set("running")
             exit_ = await child.gone()
         finally:
-            await waiting.uncancelled(child.stop(GRACE_S))
-            self.pid = None
+            await waiting.uncancelled(child.stop(self._grace_s))
+            self.pid = self._child = None
         words = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
         return Ended(code=exit_.code, message=exit_.message + words, status=exit_.status)
 

@@ -5,6 +5,7 @@
         └────────────┴──────────┴─────► cancelled
         └────────────┴────────────────► expired
         └────────────┴────────────────► failed        (the script is no longer what was submitted or approved)
+    approved ─► submitted   (its plugin may not act any more: an approval does not outlive that)
 
 There is no way back into `running`, and only `approved` leads there: so a task is run once at most, whatever happens.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, assert_never
 if TYPE_CHECKING:
     from latticed.ledger.tasks import State
 
-Verb = Literal["approve", "begin", "finish", "fail", "cancel", "expire", "recover"]
+Verb = Literal["approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover"]
 
 _NEXT: Final = MappingProxyType(
     {
@@ -26,6 +27,7 @@ _NEXT: Final = MappingProxyType(
         ("submitted", "fail"): "failed",
         ("submitted", "cancel"): "cancelled",
         ("submitted", "expire"): "expired",
+        ("approved", "withdraw"): "submitted",
         ("approved", "begin"): "running",
         ("approved", "fail"): "failed",
         ("approved", "cancel"): "cancelled",
@@ -80,6 +82,8 @@ def decide(before: Standing, step: Step) -> Standing | Refused:
             if step.sha256 != before.sha256:
                 return _mismatch("approval of", before.sha256, step.sha256)
             return _with(before, "approved", approved_sha256=step.sha256)
+        case "withdraw":
+            return _with(before, "submitted", approved_sha256="")
         case "begin":
             for meant in (before.approved_sha256, before.sha256):
                 if step.sha256 != meant:

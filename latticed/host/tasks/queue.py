@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from latticed.host.tasks import spec
 from latticed.host.tasks import steps as taken
+from latticed.host.tasks.approvals import Approvals
 from latticed.host.tasks.decide import ENDS, Step
 from latticed.host.tasks.run import Run
 from latticed.kit import logs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from latticed.host.confining import Spawner
+    from latticed.host.permissions import Refusal
     from latticed.host.tasks.decide import Verb
     from latticed.host.tasks.spec import Submit
     from latticed.kit.clock import Clock
@@ -39,11 +41,12 @@ LOOK_S: Final = 0.5
 SWEEP_S: Final = 60.0
 FAULT_PAUSE_S: Final = 2.0
 HOUR_US: Final = 3_600_000_000
+_MAY_NOT: Final = "{} may not have tasks run any more"
 log = logs.get_logger()
 
 
 class Tasks:
-    """An async context manager. `may(plugin_id)`: whether it is active and may have tasks run, as of now."""
+    """An async context manager. `refusal(plugin_id)`: why it may not have tasks run now, or None."""
 
     def __init__(
         self,
@@ -52,13 +55,14 @@ class Tasks:
         clock: Clock,
         spawner: Spawner,
         settings: Callable[[], Settings],
-        may: Callable[[str], bool],
+        refusal: Callable[[str], Refusal | None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._spawner = spawner
         self._settings = settings
-        self._may = may
+        self._refusal = refusal
+        self._approvals = Approvals(ledger, clock, refusal)
         self._wanted = asyncio.Event()
         self._runs: dict[str, tuple[str, Run]] = {}  # task: whose it is, and its run
         self._going: set[asyncio.Task[None]] = set()
@@ -80,9 +84,22 @@ class Tasks:
             one.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
-    def look(self) -> None:
-        """Have what may begin begin, and what may not go on end, now."""
+    def look(self, plugin_id: str) -> None:
+        """Have what may begin begin; what may not go on of one plugin is being killed when this returns.
+
+        What was approved and has not begun needs approval anew, once the plugin may again.
+        """
+        refusal = self._refusal(plugin_id)
+        if refusal is not None:
+            self._approvals.lapse(plugin_id, refusal)
+            for run in self._of(plugin_id):
+                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
         self._wanted.set()
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once nothing of one plugin runs that may not."""
+        if self._refusal(plugin_id) is not None:
+            await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
 
     # Plugins.
 
@@ -129,20 +146,9 @@ class Tasks:
         )
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> Task:
-        """Let it run once, if its script has that digest; Problems: not_found, digest_mismatch, invalid_transition."""
-        now_us, meant = self._clock.wall_us(), sha256.lower()
-        try:
-            approved = await self._ledger.write(
-                lambda tx: taken.approve(tx, task_id, sha256=meant, by=by, now_us=now_us), durable=True
-            )
-        except Problem as problem:
-            denied = Event(
-                actor=by, action="task.approve", target=task_id[:80], decision="deny", code=problem.code,
-                reason=problem.detail, detail={"sha256": meant[:64]},
-            )  # fmt: skip
-            await self._ledger.record(denied)
-            raise
-        self.look()
+        """See `Approvals.approve`."""
+        approved = await self._approvals.approve(task_id, sha256=sha256, by=by)
+        self._wanted.set()
         return approved
 
     async def cancel_all(self, *, by: str) -> int:
@@ -194,8 +200,9 @@ class Tasks:
         for plugin_id, run in self._runs.values():
             if not settings.enabled:
                 run.stop("the operator switched tasks off")
-            elif not self._may(plugin_id):
-                run.stop(f"{plugin_id} may not have tasks run any more")
+            elif (refusal := self._refusal(plugin_id)) is not None:
+                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
+        await self._approvals.withdraw()
         if self._clock.monotonic_s() - self._swept_s >= SWEEP_S:
             await self.sweep()
         if settings.enabled:
@@ -207,8 +214,11 @@ class Tasks:
             if len(self._runs) >= settings.at_once:
                 return
             share = Counter(plugin_id for plugin_id, _ in self._runs.values())
-            if self._may(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
+            if self._approvals.counts(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
+
+    def _of(self, plugin_id: str) -> list[Run]:
+        return [run for owner, run in self._runs.values() if owner == plugin_id]
 
     async def _begin(self, task: Task, settings: Settings) -> None:
         """Put on record that it is about to run; only then have it run."""
@@ -223,6 +233,7 @@ class Tasks:
         finally:
             if not begun:
                 del self._runs[task.id]
+                run.gone.set()
                 run.over.set()
         if begun:
             going = asyncio.create_task(self._carry_out(task, run), name=f"task {task.id}")
@@ -232,13 +243,16 @@ class Tasks:
     async def _carry_out(self, task: Task, run: Run) -> None:
         """The run, and its end on record; its exceptions go no further."""
         try:
-            outcome = await self._outcome(task, run)
+            try:
+                outcome = await self._outcome(task, run)
+            finally:
+                run.gone.set()
             verb: Verb = "finish" if not outcome.code else "cancel" if outcome.code == "cancelled" else "fail"
             await self._record_end(task, Step(verb=verb, run_id=task.run_id), outcome)
         finally:
             self._runs.pop(task.id, None)
             run.over.set()
-            self.look()
+            self._wanted.set()
 
     async def _outcome(self, task: Task, run: Run) -> Outcome:
         try:

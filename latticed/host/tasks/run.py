@@ -44,6 +44,8 @@ class Run:
         self._settings = settings
         self._stopped = asyncio.Event()
         self._why = ""
+        self.gone = asyncio.Event()
+        """Set by who carries it out, once nothing of it runs."""
         self.over = asyncio.Event()
         """Set by who carries it out, once its end is on record."""
         self._out = Tail(settings.output_kib << 10)

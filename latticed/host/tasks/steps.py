@@ -51,6 +51,17 @@ def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int)
     return _known(tx, task_id)
 
 
+def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
+    """What was approved of a plugin, and has not begun, needs approval anew; how many there were."""
+    waiting = [task for task in rows.of_state(tx, "approved") if task.plugin_id == plugin_id]
+    for task in waiting:
+        _decided(task, Step(verb="withdraw"))
+        rows.withdraw(tx, task.id)
+        detail: dict[str, str | int | bool] = {"plugin": plugin_id, "sha256": task.sha256}
+        tx.append_audit(Event(actor=str(DAEMON), action="task.withdraw", target=task.id, reason=reason, detail=detail))
+    return len(waiting)
+
+
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
     """Whether its one run may begin, which is on record then. A script that is not the approved one fails instead."""
     task = rows.get(tx, task_id)

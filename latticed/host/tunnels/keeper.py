@@ -20,9 +20,10 @@ from latticed.ledger import programs as rows
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
 
+    from latticed.host.permissions import Refusal
     from latticed.host.tunnels.one import House
     from latticed.host.tunnels.spec import Spec
     from latticed.ledger import Ledger
@@ -38,16 +39,22 @@ log = logs.get_logger()
 class Tunnels:
     """An async context manager: entered, every tunnel on record runs as soon as its owner may have it.
 
-    `may(plugin_id)`: whether it is active and may have tunnels, as of now. Configurations lie in `state_dir`,
+    `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations lie in `state_dir`,
     credentials, while they are in use, in `runtime_dir`.
     """
 
     def __init__(
-        self, ledger: Ledger, house: House, *, may: Callable[[str], bool], state_dir: Path, runtime_dir: Path
+        self,
+        ledger: Ledger,
+        house: House,
+        *,
+        refusal: Callable[[str], Refusal | None],
+        state_dir: Path,
+        runtime_dir: Path,
     ) -> None:
         self._ledger = ledger
         self._house = house
-        self._may = may
+        self._refusal = refusal
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
         self._tunnels: dict[tuple[str, str], Tunnel] = {}
         self._trials: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -82,13 +89,18 @@ class Tunnels:
         await asyncio.gather(*(one.end() for one in self._tunnels.values()))
         self._tunnels.clear()
 
-    def look(self) -> None:
-        """Have what may run run, and what may not end, now."""
-        self._wanted.set()
+    def look(self, plugin_id: str) -> None:
+        """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
+        self._look(self.of(plugin_id))
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once nothing of one plugin runs that may not, and no credentials of it are left."""
+        if self._refusal(plugin_id) is not None:
+            await asyncio.gather(*(one.end() for one in self.of(plugin_id)))
 
     def of(self, plugin_id: str) -> list[Tunnel]:
         """Those of one plugin, by name."""
-        return [self._tunnels[key] for key in sorted(self._tunnels) if key[0] == plugin_id]
+        return [self._tunnels[key] for key in sorted(key for key in self._tunnels if key[0] == plugin_id)]
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
@@ -192,27 +204,32 @@ class Tunnels:
         while True:
             self._wanted.clear()
             try:
-                self._look()
+                self._look(self._tunnels.values())
             except Exception:
                 log.error("tunnels_failed", exc_info=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
-    def _look(self) -> None:
+    def _look(self, tunnels: Iterable[Tunnel]) -> None:
         """Begin what may run, end what may not."""
-        for one in self._tunnels.values():
-            if self._allowed(one):
+        for one in tunnels:
+            refusal = self._refusal(one.plugin_id)
+            if refusal is None and one.is_bound:
                 one.begin()
-            elif one.life.begun and not one.life.ending:
+                continue
+            if refusal is not None and refusal.distrusted:
+                one.life.kill()
+            if one.life.begun and not one.life.ending:
                 log.info("tunnel_stopped", plugin_id=one.plugin_id, name=one.name)
                 one.life.ending = True
                 ending = asyncio.create_task(one.end())  # one that takes its time holds up no other
                 self._changes.add(ending)
                 ending.add_done_callback(self._changes.discard)
+                ending.add_done_callback(lambda _: self._wanted.set())  # it may run again by now
 
     def _allowed(self, one: Tunnel) -> bool:
-        return self._may(one.plugin_id) and one.is_bound
+        return self._refusal(one.plugin_id) is None and one.is_bound
 
     def _begin(self, tunnel: Tunnel) -> None:
         if self._allowed(tunnel):

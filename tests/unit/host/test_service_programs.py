@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import pytest
 
+from latticed.host import permissions
 from latticed.host.longlived import LongLived
 from latticed.host.programs import life
 from latticed.host.programs.keeper import Programs
@@ -78,7 +79,7 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             clock=clock,
             spawner=spawner,
             settings=lambda: made.settings,
-            may=lambda one: one in may,
+            refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
             policy=lambda: policy,
             roll=lambda: 0.5,
         )
@@ -167,7 +168,7 @@ async def test_it_ends_with_its_owners_rights_and_comes_back_with_them(here):
     await here.until_said("up", "mine")
     await here.until_said("up", "theirs", B)
     here.allowed.remove(A.plugin_id)
-    here.programs.look()
+    here.programs.look(A.plugin_id)
     assert (await here.until_state("stopped", "mine"))["pid"] is None
     assert (await here.status("theirs", B))["state"] == "running"
     assert (await here.put("more", "sleep 1000"))["state"] == "stopped"
@@ -191,7 +192,7 @@ async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
     await here.until_said("up", "slow")
     await here.until_said("up", "quick", B)
     here.allowed.clear()
-    here.programs.look()
+    here.programs.look(A.plugin_id)
     await here.until_said("asked", "slow")
     await here.until_state("stopped", "quick", B)
     assert here.life("slow").state == "running"
@@ -240,7 +241,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
             await here.put("no", "sleep 1000", network="host")
         here.settings = replace(here.settings, host_network=())
         here.allowed.clear()
-        here.programs.look()
+        here.programs.look(A.plugin_id)
         await here.until_state("stopped", "host")
         here.allowed.add(A.plugin_id)
         found = await here.until_state("failed", "host")

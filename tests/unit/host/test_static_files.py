@@ -37,9 +37,16 @@ class Desk:
     def __init__(self, directory: Path) -> None:
         self.limits = LIMITS
         self.shared: set[tuple[str, str]] = set()
-        self.directory = directory
+        self.root = directory
+        self.directory = directory / static.UNSIGNED
+        self.publisher = ""
+        self.published = True
         self.service = Static(
-            directory, limits=lambda: self.limits, shared=lambda reader, owner: (reader, owner) in self.shared
+            directory,
+            limits=lambda: self.limits,
+            shared=lambda reader, owner: (reader, owner) in self.shared,
+            publisher=lambda _owner: self.publisher,
+            published=lambda _owner: self.published,
         )
         self._serve = {call.method: call.serve for call in self.service.calls()}
 
@@ -221,7 +228,7 @@ async def test_quotas(desk: Desk) -> None:
     await desk.put("e.txt", caller=OTHER)
     await desk.put("e.txt")
     assert len(await desk.paths()) == 4
-    again = Desk(desk.directory)  # what was counted is what is there
+    again = Desk(desk.root)  # what was counted is what is there
     assert (await again.refused(again.put("f.txt"))).code is Denial.QUOTA_EXCEEDED
 
 
@@ -249,7 +256,7 @@ async def test_links_are_never_followed(desk: Desk, tmp_path: Path, link: str) -
     (outside / "a.txt").write_text("outside")
     home = desk.directory / "acme.demo"
     if link == "owner":
-        desk.directory.mkdir(mode=0o700)
+        desk.directory.mkdir(mode=0o700, parents=True)
         home.symlink_to(outside)
         path = "a.txt"
     else:
@@ -271,15 +278,25 @@ async def test_links_are_never_followed(desk: Desk, tmp_path: Path, link: str) -
 
 
 async def test_another_publishers_plugin_finds_no_files(desk: Desk) -> None:
-    """Set aside under a name that no plugin can have, and brought back."""
+    """Files are their publisher's from the moment that the id is: there is no step that a crash could leave out."""
+    desk.publisher = "acme"
     await desk.put("a.txt", "old")
-    assert await desk.service.rename("acme.demo", "acme.demo@acme") is True
-    assert await desk.service.rename("acme.demo", "acme.demo@acme") is False
+    desk.publisher = "a" * 128
     assert await desk.paths() == []
-    await desk.put("b.txt", "new")
-    assert await desk.service.rename("acme.demo", "acme.demo@other") is True
-    assert await desk.service.rename("acme.demo@acme", "acme.demo") is True
+    await desk.put("a.txt", "new")
+    desk.publisher = ""  # nobody's: unsigned
+    assert await desk.paths() == []
+    desk.publisher = "acme"
     assert (await desk.get("a.txt"))["content"] == "old"
+
+
+async def test_files_are_served_while_their_plugin_may_have_them(desk: Desk) -> None:
+    await desk.put("a.txt", "here")
+    assert (await desk.service.read("acme.demo", "a.txt")).body == b"here"
+    desk.published = False
+    with pytest.raises(HostError) as gone:
+        await desk.service.read("acme.demo", "a.txt")
+    assert gone.value.code is Denial.NOT_FOUND
 
 
 # What a disk may do.
@@ -337,18 +354,18 @@ def rename(*_args, **_named):
     os.kill(os.getpid(), signal.SIGKILL)
 static_tree.os.rename = rename
 tree = static_tree.Tree(Path(sys.argv[1]))
-tree.put("acme.demo", "in/a.txt", b"new" * 1000, static_tree.Quota(files=10, file_bytes=10**6, total_bytes=10**6))
+tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, static_tree.Quota(files=10, file_bytes=10**6, total_bytes=10**6))
 """
 
 
 async def test_killed_between_write_and_rename_the_old_file_stays(desk: Desk) -> None:
     """What was half done is no file of the plugin's, and goes with the next put."""
     await desk.put("in/a.txt", "old")
-    ran = subprocess.run([sys.executable, "-c", KILLED, desk.directory], check=False, timeout=30)
+    ran = subprocess.run([sys.executable, "-c", KILLED, desk.root], check=False, timeout=30)
     assert ran.returncode == -signal.SIGKILL
     remains = [name for name in desk.on_disk() if ".put-" in name]
     assert len(remains) == 1
-    again = Desk(desk.directory)
+    again = Desk(desk.root)
     assert (await again.get("in/a.txt"))["content"] == "old"
     assert await again.paths() == ["in/a.txt"]
     await again.put("b.txt", "x")
@@ -361,7 +378,7 @@ from pathlib import Path
 from latticed.host.static_tree import Quota, Tree
 tree, quota = Tree(Path(sys.argv[1])), Quota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
 for number in range(10**9):
-    tree.put("acme.demo", "a.txt", bytes([number % 251]) * 100_000, quota)
+    tree.put("-/acme.demo", "a.txt", bytes([number % 251]) * 100_000, quota)
     if number == 3:
         print("on", flush=True)
 """
@@ -369,18 +386,18 @@ for number in range(10**9):
 
 async def test_a_reader_sees_one_version_whole_whenever_the_writer_dies(desk: Desk) -> None:
     """While another process replaces the file, and after it was killed in the midst of that."""
-    tree = Tree(desk.directory)
+    tree = Tree(desk.root)
     for _ in range(3):
-        with processes.spawned([sys.executable, "-c", REPLACES, desk.directory]) as writer:
+        with processes.spawned([sys.executable, "-c", REPLACES, desk.root]) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"on\n"
             for _ in range(100):
-                found = tree.read("acme.demo", "a.txt")
+                found = tree.read("-/acme.demo", "a.txt")
                 assert found is not None
                 assert len(found[0]) == 100_000
                 assert len(set(found[0])) == 1
             writer.send_signal(signal.SIGKILL)
-        found = tree.read("acme.demo", "a.txt")
+        found = tree.read("-/acme.demo", "a.txt")
         assert found is not None
         assert len(set(found[0])) == 1
 

@@ -39,7 +39,7 @@ async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
     async with open_ledger(state, clock=clock) as ledger:
         settings = Settings(at_once=8, plugin_at_once=8)
         async with Tasks(
-            ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, may=lambda _: True
+            ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
         ) as tasks:
             deadline = time.monotonic() + 60
             while open_ := await tasks.page(states=("approved", "running"), limit=10_000):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import pytest
 
+from latticed.host import permissions
 from latticed.host.service import Caller, HostError
 from latticed.host.task import Task
 from latticed.host.tasks.queue import Tasks
@@ -80,7 +81,11 @@ async def world(directory, *, clock=None, spawner=None, **settings):
     async with open_ledger(directory / "state", clock=clock) as ledger:
         made = World(ledger, None, {}, allowed, Settings(**settings), spawner, clock)
         tasks = Tasks(
-            ledger, clock=clock, spawner=spawner, settings=lambda: made.settings, may=lambda one: one in allowed
+            ledger,
+            clock=clock,
+            spawner=spawner,
+            settings=lambda: made.settings,
+            refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
         )
         async with tasks:
             made.tasks = tasks
@@ -98,7 +103,7 @@ async def test_nothing_runs_before_it_is_approved(here):
     """Submitted, it waits; approved by its digest, it runs once; what it said and how it ended is kept."""
     task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
     for _ in range(3):
-        here.tasks.look()
+        here.tasks.look(A.plugin_id)
         await asyncio.sleep(0.02)
     assert here.spawner.spawned == 0
     assert (await here.call("task.get", id=task_id))["state"] == "submitted"
@@ -264,7 +269,7 @@ async def test_the_kill_switch(here):
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
     await here.approve(waits)  # behind the other: one at once for each plugin
     here.settings = replace(here.settings, enabled=False)
-    here.tasks.look()
+    here.tasks.look(A.plugin_id)
     ended = await here.ended(runs)
     assert (ended.state, ended.outcome.reason) == ("cancelled", "the operator switched tasks off")
     with pytest.raises(HostError, match="service_unavailable: the operator has switched tasks off"):
@@ -285,17 +290,29 @@ async def test_cancelling_all(here):
 
 
 async def test_a_plugin_that_may_no_longer(here):
-    """What it has running ends, what was approved waits until it may again."""
+    """What it has running is gone at once, what was approved needs approval anew, and gets none until it may again."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
+    await here.approve(waits)  # behind the other: one at once for each plugin
     here.allowed.remove(A.plugin_id)
-    here.tasks.look()
+    here.tasks.look(A.plugin_id)
+    here.allowed.add(A.plugin_id)  # before anything else happens: what was lost for a moment is lost
+    here.tasks.look(A.plugin_id)
     assert (await here.ended(runs)).state == "cancelled"
-    await here.approve(waits)
+    await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
+    assert ("task.withdraw", "") in here.actions(waits)
+    here.allowed.remove(A.plugin_id)
+    here.tasks.look(A.plugin_id)
+    await here.tasks.quiet(A.plugin_id)
+    with pytest.raises(Problem, match="it is not active") as refused:
+        await here.approve(waits)
+    assert refused.value.code == "not_available"
+    assert ("task.approve", "not_available") in here.actions(waits)
     assert (await here.run("echo other", B)).state == "done"
-    assert here.tasks.get(waits).state == "approved"
+    assert here.tasks.get(waits).state == "submitted"
     here.allowed.add(A.plugin_id)
+    await here.approve(waits)
     assert (await here.ended(waits)).state == "done"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from latticed.host import permissions
 from latticed.host.programs.life import Tools
 from latticed.host.service import Caller, HostError
 from latticed.host.tunnel import Tunnel
@@ -125,7 +126,11 @@ async def world(home, **settings):
         tools = Tools(spawner=spawner, clock=clock, roll=lambda: 0.5)
         house = House(tools=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
         tunnels = Tunnels(
-            ledger, house, may=lambda one: one in allowed, state_dir=home / "state", runtime_dir=home / "run"
+            ledger,
+            house,
+            refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
+            state_dir=home / "state",
+            runtime_dir=home / "run",
         )
         async with tunnels:
             service = {one.method: one for one in Tunnel(tunnels, origins=origins).calls()}
@@ -211,7 +216,7 @@ async def test_a_refused_secret_is_no_loop(here):
     found = await here.until_state("failed")
     assert "exited 255" in found["last_error"]["message"]
     spawned = here.spawner.spawned
-    here.tunnels.look()
+    here.tunnels.look(A.plugin_id)
     await asyncio.sleep(0.3)
     assert (here.spawner.spawned, tree()) == (spawned, set())
     write_credentials(here.home / "keys/main.json")
@@ -294,7 +299,7 @@ async def test_rights_that_are_taken_away_end_it(here):
         (lambda: here.bound.pop(0), lambda: here.bound.insert(0, "http://backend.lan:8080=127.0.0.2")),
     ):
         take()
-        here.tunnels.look()
+        here.tunnels.look(A.plugin_id)
         await here.until_state("stopped")
         await until(lambda: not tree() and not here.credentials(), "nothing to be left")
         give()

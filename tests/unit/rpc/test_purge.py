@@ -34,8 +34,8 @@ async def home():
         await found.ask("PUT", "/api/secrets/TOKEN", SECRET)
         await found.ask("PUT", f"/api/secrets/TOKEN/plugins/{ID}", {})
         static = found.root / "state" / "static"
-        (static / f"{ID}@old").mkdir()
-        (static / f"{ID}@old" / "theirs.txt").write_text("of the publisher before")
+        (static / "old" / ID).mkdir(parents=True)
+        (static / "old" / ID / "theirs.txt").write_text("of the publisher before")
 
         def more(tx):
             contacts.note(tx, ID, "example.org:443", now_us=1)
@@ -76,7 +76,7 @@ async def test_forgetting_says_what_stays_and_purging_removes_it(home):
     await home.until_plugin(ID, lambda view: not view["available"])
     said = await home.ask("POST", f"{URL}/forget", {})
     assert dict(said) == {"id": ID, "forgotten": True, "purged": False, "data": LEFT}
-    assert (home.root / "state" / "static" / ID / "a" / "b.txt").read_text() == "file"
+    assert (home.root / "state" / "static" / "acme" / ID / "a" / "b.txt").read_text() == "file"
     said = await home.ask("POST", f"{URL}/forget", {"purge": True})
     assert dict(said) == {"id": ID, "forgotten": True, "purged": True, "data": LEFT}
     rows, files = traces(home)
@@ -88,7 +88,7 @@ async def test_forgetting_says_what_stays_and_purging_removes_it(home):
     assert {name: detail[1][name] for name in LEFT} == LEFT
     other = home.house.api.ledger.read(lambda db: kv.get(db, "plugin:acme.demo-2", "a"))
     assert other == b"1"
-    assert (home.root / "state" / "static" / "acme.demo-2" / "a" / "b.txt").exists()
+    assert (home.root / "state" / "static" / "acme" / "acme.demo-2" / "a" / "b.txt").exists()
 
 
 async def test_old_data_goes_although_the_bundle_lies_there(home):

@@ -129,7 +129,7 @@ async def test_what_is_starting_is_stopped_at_once(stand):
     stand.driven.starting = lambda life: asyncio.Event().wait()
     plugin = await asyncio.to_thread(stand.stored)
     stand.supervisor.arm(plugin, supervisors.GRANTED)
-    await until(lambda: stand.driven.attempts[plugin.id])
+    await until(lambda: stand.driven.living[plugin.id])
     stand.supervisor.disarm(plugin)
     await stand.settled(plugin)
     assert (stand.runtime(plugin).state, stand.driven.cancelled[plugin.id]) == ("stopped", 1)

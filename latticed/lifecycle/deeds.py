@@ -1,0 +1,40 @@
+"""How a decision is put on record: the changed record and its event, as one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latticed.ledger import records as rows
+from latticed.model.audit import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.ledger import Transaction
+    from latticed.model.audit import Actor
+    from latticed.model.lifecycle import Record
+
+
+def writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
+    def change(tx: Transaction) -> None:
+        rows.put(tx, record)
+        tx.append_audit(event)
+        if also is not None:
+            also(tx)
+
+    return change
+
+
+def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int | bool]) -> Event:
+    return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
+
+
+def status_event(actor: Actor, before: Record, after: Record) -> Event:
+    detail: dict[str, str | int | bool] = {
+        "from": before.status.value,
+        "to": after.status.value,
+        "version": after.facts.version,
+        "identity": after.facts.identity,
+        "granted": ",".join(after.granted),
+    }
+    return event(actor, "plugin.status", after, detail)
