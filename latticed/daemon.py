@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
 from latticed.kit import descriptors, logs, sdnotify
+from latticed.kit.hands import Hands
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = {
     "settings_invalid": os.EX_CONFIG,
     "state_in_use": os.EX_TEMPFAIL,
+    "runtime_in_use": os.EX_TEMPFAIL,
     "ledger_damaged": os.EX_IOERR,
     "ledger_newer": os.EX_IOERR,
     "floors_invalid": os.EX_IOERR,
@@ -38,8 +40,10 @@ EXIT_CODES: Final = {
 FAILED: Final = 1
 LOOK_S: Final = 1.0
 """How often the trust policy and the settings file are looked at."""
-FINISH_S: Final = 3.0
-"""How long a reload under way may go on once the daemon is to stop."""
+FINISH_S: Final = 1.0
+"""How long a look under way may go on once the daemon is to stop: a revocation just read is to be remembered."""
+STOP_S: Final = 20.0
+"""How long stopping may take besides the grace of plugins, before the process ends without the rest."""
 EXTEND_S: Final = 10.0
 """How often the service manager is asked for patience while the first scan goes on."""
 
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.recover or options.restore:
             return _mend(options, settings)
         logs.configure(settings.log.level, form=settings.log.format)
+        logs.take_unraised()
         descriptors.raise_limit()
         return asyncio.run(_run(options.config, settings))
     except Problem as problem:
@@ -136,7 +141,9 @@ async def _run(config: Path | None, settings: Settings) -> int:
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)
     passed = sdnotify.listen_fds(os.environ)
     inherited = _inherited(passed[0].fd) if passed else None
-    signals = Signals(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(Hands())
+    signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         standing.hide_memory()  # before the first child: those of our own uid must not read it
         house = House(config, settings, inherited=inherited)
@@ -185,34 +192,37 @@ async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signa
 async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
     """Feed the watchdog and take signals; what takes time goes on beside that. The exit code."""
     pause_s = min(LOOK_S, watchdog_s or LOOK_S)
-    errand: asyncio.Task[None] | None = None
+    reload: asyncio.Task[None] | None = None
     while not await signals.stop_within(pause_s):
         notifier.watchdog()
         if not house.api.lifecycle.alive:
             log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
             return FAILED
-        if errand is None or errand.done():
-            work = _reload(house, notifier) if signals.take_reload() else house.look()
-            errand = fenced(work, lambda error: log.error("look_failed", error=repr(error)), name="look")
-    if errand is not None:
-        await asyncio.wait({errand}, timeout=FINISH_S)  # a revocation that was just read is to be remembered
-        errand.cancel()
-        await asyncio.wait({errand})
+        for look in house.watch.looks:
+            look.go()
+        if (reload is None or reload.done()) and signals.take_reload():
+            reload = fenced(_reload(house, notifier), lambda error: log.error("reload_failed", error=repr(error)))
+    await asyncio.gather(*(look.end(FINISH_S) for look in house.watch.looks))
+    if reload is not None:
+        reload.cancel()
+        await asyncio.wait({reload})
     return 0
 
 
 async def _reload(house: House, notifier: Notifier) -> None:
     notifier.reloading()
     try:
-        await house.reload()
+        await house.watch.reload()
     finally:
         notifier.ready("reloaded")
 
 
 class Signals:
-    """SIGTERM and SIGINT end the daemon in good order, a second one at once; SIGHUP reloads."""
+    """SIGTERM and SIGINT end the daemon in good order, within `stop_s`; a second one at once. SIGHUP reloads."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stop_s: float) -> None:
+        self._loop = loop
+        self._stop_s = stop_s
         self.ended = asyncio.Event()
         self._wake = asyncio.Event()
         self._reload = False
@@ -236,10 +246,16 @@ class Signals:
 
     def _end(self) -> None:
         if self.ended.is_set():
-            log.error("daemon_forced", reason="a second signal")
-            os._exit(FAILED)
+            self._force("a second signal")
         self.ended.set()
         self._wake.set()
+        self._loop.call_later(self._stop_s, self._force, f"it did not end within {self._stop_s:g} s")
+
+    def _force(self, reason: str) -> None:
+        """End now; children end with us (prctl(2), PR_SET_PDEATHSIG)."""
+        log.error("daemon_forced", reason=reason)
+        logs.flush()
+        os._exit(FAILED)
 
     def _again(self) -> None:
         self._reload = True

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Self
 
-from latticed import settings as settings_room
 from latticed.bundle import read
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
@@ -19,7 +17,6 @@ from latticed.ingress.services import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger, records
-from latticed.ledger.retention import Retention
 from latticed.lifecycle import revocations
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle
@@ -27,8 +24,9 @@ from latticed.lifecycle.policy import PolicyKeeper
 from latticed.lifecycle.rooms import Rooms
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
-from latticed.rpc import access
+from latticed.reload import Watch, fingerprint, keep, resolved
 from latticed.rpc.api import Api
+from latticed.rpc.control_socket import RuntimeDirectory
 from latticed.rpc.server import Server
 from latticed.supervisor.supervisor import Supervisor
 
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
     from latticed.model.verdict import Verdict
     from latticed.runners.contract import Runner
     from latticed.settings import Settings
-
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit")
-"""Settings that a reload applies; the others wait for a restart."""
 
 log = logs.get_logger()
 
@@ -71,9 +66,10 @@ class House:
         self._runners = runners
         self._clock = clock or SystemClock()
         self._stack = contextlib.AsyncExitStack()
-        self._settings_seen = self._settings_fingerprint()
         self.api: Api
         self._engine: Engine
+        self.watch: Watch
+        """What is looked at while the house is open."""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -87,9 +83,11 @@ class House:
     async def _open(self, stack: contextlib.AsyncExitStack) -> Api:
         """Every room on the one below it; the control socket last."""
         settings, clock, version = self._settings, self._clock, metadata.version("latticed")
-        allowed = access.resolve(settings.access, own_uid=os.geteuid())
+        seen = await asyncio.to_thread(fingerprint, settings.config_file)
+        allowed, gid = await asyncio.to_thread(resolved, settings)
         ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
-        _keep(ledger, settings)
+        keep(ledger, settings)
+        directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
         policy, kept = await self._open_policy(ledger)
         engine = self._engine = await stack.enter_async_context(Engine(settings, ledger, clock, self._runners))
         rooms = await self._rooms(stack, engine, policy, kept)
@@ -118,8 +116,10 @@ class House:
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),
         )
-        gid = access.socket_gid(settings.access.socket_group)
-        await stack.enter_async_context(Server(api, settings.control_socket, gid=gid, inherited=self._inherited))
+        server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
+        await stack.enter_async_context(server)
+        self.watch = Watch(self._config, api, engine, server, settings_seen=seen)
+        api.around = self.watch.troubles
         return api
 
     async def _rooms(
@@ -168,7 +168,7 @@ class House:
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.Revocations]:
         remembered = ledger.read(revocations.remembered)
         policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
-        policy.look(always=True)
+        await asyncio.to_thread(policy.look, always=True)
         kept = revocations.Revocations(ledger, policy, self._clock)
         await kept.remember()
         return policy, kept
@@ -203,78 +203,6 @@ class House:
             artifact_bytes=limits.artifact_bytes,
             deadline_s=limits.read_deadline_s,
         )
-
-    # What changes while it runs.
-
-    async def look(self) -> None:
-        """Take up a changed trust policy or settings file."""
-        if (seen := self._settings_fingerprint()) != self._settings_seen:
-            self._settings_seen = seen
-            await self._reload_settings()
-        if await asyncio.to_thread(self.api.policy.look):
-            await self._policy_changed()
-        elif self.api.policy.remembered != self.api.policy.current.revoked:
-            await self.api.revocations.remember()
-
-    async def reload(self) -> None:
-        """SIGHUP: read settings and policy again, judge every bundle again, whatever seems to have changed."""
-        await self._reload_settings()
-        await asyncio.to_thread(self.api.policy.look, always=True)
-        await self._policy_changed()
-
-    async def _policy_changed(self) -> None:
-        policy = self.api.policy
-        if policy.problem is not None:
-            log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.detail)
-        else:
-            log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
-        await self.api.lifecycle.policy_changed()
-
-    def _read_settings(self) -> tuple[Settings, access.Access]:
-        fresh = settings_room.load(self._config, os.environ, os.geteuid())
-        return fresh, access.resolve(fresh.access, own_uid=os.geteuid())
-
-    async def _reload_settings(self) -> None:
-        """Apply what can be applied; a bad file keeps the old settings and shows in health."""
-        try:
-            fresh, allowed = await asyncio.to_thread(self._read_settings)
-        except Problem as problem:
-            if problem.detail not in [known.detail for known in self.api.trouble]:
-                log.error("settings_refused", reason=problem.detail, hint=problem.hint)
-            self.api.trouble = [problem]
-            self._settings_seen = ()  # the disk may mend without the file looking any different
-            return
-        live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
-        applied = replace(self._settings, **live)
-        if waiting := _differences(applied, fresh):
-            log.warning("settings_need_restart", keys=",".join(waiting))
-        self._settings = self.api.settings = applied
-        self.api.access, self.api.trouble = allowed, []
-        self._engine.apply(applied)
-        _keep(self.api.ledger, applied)
-        self.api.policy.file = applied.trust
-        logs.configure(applied.log.level, form=applied.log.format)
-        log.info("settings_loaded")
-
-    def _settings_fingerprint(self) -> tuple[int, ...] | None:
-        file = self._settings.config_file or self._config
-        try:
-            found = file.stat() if file else None
-        except OSError:
-            return None
-        return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
-
-
-def _keep(ledger: Ledger, settings: Settings) -> None:
-    """How much of the audit chains is kept from now on."""
-    wanted = settings.audit
-    ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
-    ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
-
-
-def _differences(applied: Settings, fresh: Settings) -> list[str]:
-    old = {key: value for key, value, _ in settings_room.describe(applied)}
-    return [key for key, value, _ in settings_room.describe(fresh) if old[key] != value]
 
 
 def _tell_head(head: Head) -> None:

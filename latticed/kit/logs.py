@@ -3,6 +3,7 @@
 Under systemd (stderr is the stream that $JOURNAL_STREAM names): the journal's native protocol. Else JSON lines on
 stdout, or text when stdout is a terminal. What the standard library's loggers say (asyncio, aiohttp, watchdog) goes
 the same way. No entry carries a raw control, format or line-separator character, whatever its values held.
+Logging never waits: what cannot be written at once is dropped and counted (kit.outlet).
 
 Use: `log = logs.get_logger()` at module level, then `log.info("plugin_armed", plugin_id=..., runner="wasm")`.
 Nobody else imports structlog: imported plainly it pulls in rich, 100 ms and 10 MB for tracebacks nobody asked for.
@@ -11,13 +12,15 @@ Nobody else imports structlog: imported plainly it pulls in rich, 100 ms and 10 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from latticed.kit import journal, rendering
+from latticed.kit import journal, outlet, rendering
 
 if "rich" in sys.modules:
     import structlog
@@ -31,7 +34,7 @@ else:
         del sys.modules["rich"]
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
 FORMS: Final = ("auto", "journal", "json", "text")
 _NUMBERS: Final = {name: getattr(logging, name.upper()) for name in rendering.PRIORITIES}
@@ -62,8 +65,8 @@ def configure(
     that does not exist.
     """
     number = _NUMBERS[level]
-    reset()
     sink = _sink(form, stream or sys.stdout, os.environ if environ is None else environ)
+    _detach()
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _stamp, structlog.processors.format_exc_info, _hand_over],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -78,14 +81,50 @@ def configure(
 
 
 def reset() -> None:
-    """Undo `configure`: entries go to structlog's default, libraries' to where they went before."""
+    """Undo `configure`: entries go to structlog's default, libraries' to where they went before.
+
+    What has been said is written first, as far as it can be in outlet.CLOSE_S.
+    """
+    _detach()
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
+    if (outgoing := _Outgoing.current) is not None:
+        _Outgoing.current = None
+        outgoing.close()
+
+
+def flush(patience_s: float = outlet.CLOSE_S) -> bool:
+    """Whether everything that was logged is written within `patience_s` seconds; blocks meanwhile."""
+    outgoing = _Outgoing.current
+    return outgoing is None or outgoing.outlet.flush(patience_s)
+
+
+def dropped() -> int:
+    """How many entries could not be written, since the first `configure`."""
+    outgoing = _Outgoing.current
+    return _Outgoing.dropped_before + (outgoing.outlet.dropped if outgoing is not None else 0)
+
+
+def take_unraised() -> None:
+    """Log what Python would print on stderr, which may be a pipe that nobody empties: failures nobody can catch."""
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        get_logger().error("exception_ignored", error=repr(found.exc_value), where=repr(found.object))
+
+    def of_thread(found: threading.ExceptHookArgs) -> None:
+        get_logger().error("thread_failed", error=repr(found.exc_value), task=found.thread and found.thread.name)
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = of_thread
+    logging.raiseExceptions = False
+
+
+def _detach() -> None:
+    """Take our handlers from the root logger."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Library)]:
         root.removeHandler(handler)
         root.setLevel(logging.WARNING)
-        handler.sink.close()
 
 
 def plugin_line(plugin_id: str, line: str) -> None:
@@ -95,51 +134,97 @@ def plugin_line(plugin_id: str, line: str) -> None:
 
 class _Sink(Protocol):
     def put(self, entry: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
 
 
-class _Lines:
-    """Text or JSON lines on a stream; a stream that is gone takes no daemon with it."""
+class _Outgoing:
+    """The outlet that is open, kept over reconfigurations to the same `target`, so that none has to wait for it."""
 
-    def __init__(self, stream: TextIO, *, form: str, colour: bool) -> None:
-        self._stream, self._json, self._colour = stream, form == "json", colour
+    current: _Outgoing | None = None
+    dropped_before = 0
 
-    def put(self, entry: Mapping[str, Any]) -> None:
-        line = rendering.as_json(entry) if self._json else rendering.as_text(entry, colour=self._colour)
-        with contextlib.suppress(OSError, ValueError):  # reader gone, stream closed
-            data = line.encode(self._stream.encoding or "utf-8", "backslashreplace")
-            self._stream.write(data.decode(self._stream.encoding or "utf-8") + "\n")
-            self._stream.flush()
+    def __init__(self, target: object, write: Callable[[bytes], bool], close: Callable[[], None]) -> None:
+        self.target = target
+        self.encode: Callable[[Mapping[str, Any]], bytes] = lambda _: b""
+        self.outlet = outlet.Outlet(write, lambda count: self.encode(_missing(count)))
+        self._close = close
 
     def close(self) -> None:
-        """The stream is the caller's."""
+        self.outlet.close()
+        _Outgoing.dropped_before += self.outlet.dropped
+        self._close()
 
 
-class _Journal:
-    """Entries for journald; the next one that gets through says how many did not."""
+class _Queued:
+    """Entries as bytes, for the thread that writes them."""
 
-    def __init__(self) -> None:
-        self._sender = journal.Sender()
+    def __init__(self, outgoing: _Outgoing) -> None:
+        self._outgoing = outgoing
 
     def put(self, entry: Mapping[str, Any]) -> None:
-        fields = rendering.as_journal(entry)
-        if self._sender.lost:
-            fields["LATTICED_LOST"] = str(self._sender.lost)
-            fields["MESSAGE"] += f" ({self._sender.lost} entries before this one were lost)"
-        self._sender.send(fields)
+        self._outgoing.outlet.put(self._outgoing.encode(entry))
 
-    def close(self) -> None:
-        self._sender.close()
+
+class _Memory:
+    """Text or JSON lines on a stream without a descriptor: writing to memory waits for nobody."""
+
+    def __init__(self, stream: TextIO, encode: Callable[[Mapping[str, Any]], bytes]) -> None:
+        self._stream, self._encode = stream, encode
+
+    def put(self, entry: Mapping[str, Any]) -> None:
+        with contextlib.suppress(ValueError):  # closed
+            self._stream.write(self._encode(entry).decode(self._stream.encoding or "utf-8"))
+
+
+def _missing(count: int) -> dict[str, Any]:
+    """The entry that says that others could not be written."""
+    return {"event": "log_dropped", "level": "warning", "wall_us": time.time_ns() // 1000, "entries": count}
 
 
 def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
     if form == "journal" or (form == "auto" and journal.is_stream(2, environ)):
-        return _Journal()
+        outgoing = _opened("journal", _to_journald)
+        outgoing.encode = lambda entry: journal.encode(rendering.as_journal(entry))
+        return _Queued(outgoing)
     terminal = stream.isatty()
     if form == "auto":
         form = "text" if terminal else "json"
     colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-    return _Lines(stream, form=form, colour=colour)
+    encode = functools.partial(_line, form=form, colour=colour, encoding=stream.encoding or "utf-8")
+    try:
+        stream.fileno()
+    except (OSError, ValueError):
+        return _Memory(stream, encode)
+    outgoing = _opened(stream, lambda: (lambda data: _to_stream(stream, data), lambda: None))
+    outgoing.encode = encode
+    return _Queued(outgoing)
+
+
+def _line(entry: Mapping[str, Any], *, form: str, colour: bool, encoding: str) -> bytes:
+    line = rendering.as_json(entry) if form == "json" else rendering.as_text(entry, colour=colour)
+    return (line + "\n").encode(encoding, "backslashreplace")
+
+
+def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Callable[[], None]]]) -> _Outgoing:
+    """The outlet to `target`: the one that is open, or a new one in its place, which writes and closes in `ways`."""
+    current = _Outgoing.current
+    if current is not None and current.target == target:
+        return current
+    if current is not None:
+        current.close()
+    _Outgoing.current = fresh = _Outgoing(target, *ways())
+    return fresh
+
+
+def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
+    sender = journal.Sender()
+    return sender.send, sender.close
+
+
+def _to_stream(stream: TextIO, data: bytes) -> bool:
+    try:
+        return outlet.write_fd(stream.fileno(), data)
+    except ValueError:  # closed
+        return False
 
 
 def _stamp(_: Any, level: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

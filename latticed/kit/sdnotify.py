@@ -5,7 +5,6 @@ Source: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -19,13 +18,18 @@ if TYPE_CHECKING:
 
 FIRST_FD: Final = 3
 _STATUS_CHARACTERS: Final = 200
+_MOST_OWED: Final = 8
 
 
 class Notifier:
-    """Sends state to the socket at `address`; without one (not under a service manager) it does nothing."""
+    """Sends state to the socket at `address`; without one (not under a service manager) it does nothing.
+
+    Never waits: where the manager does not keep up, what it must hear is sent again with the next `watchdog`.
+    """
 
     def __init__(self, address: str | None) -> None:
         self._address = address
+        self._owed: list[bytes] = []
 
     @property
     def enabled(self) -> bool:
@@ -53,17 +57,26 @@ class Notifier:
 
     def watchdog(self) -> None:
         """We are alive."""
-        self._send({"WATCHDOG": "1"})
+        self._send({"WATCHDOG": "1"}, again=False)
 
-    def _send(self, state: Mapping[str, str]) -> None:
+    def _send(self, state: Mapping[str, str], *, again: bool = True) -> None:
+        """Send what is owed, then `state`; what finds no room is owed, unless it is worth nothing later."""
         if self._address is None:
             return
-        message = "\n".join(f"{name}={value}" for name, value in state.items()).encode()
-        # A manager that is gone or busy must not stop the daemon; sd_notify(3) says to ignore failures.
+        self._owed.append("\n".join(f"{name}={value}" for name, value in state.items()).encode())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.setblocking(False)
-            with contextlib.suppress(OSError):
-                sender.sendto(message, self._address)
+            while self._owed:
+                try:
+                    sender.sendto(self._owed[0], self._address)
+                except BlockingIOError:
+                    break
+                except OSError:  # gone: sd_notify(3) says to ignore failures
+                    pass
+                del self._owed[0]
+        if self._owed and not again:
+            del self._owed[-1]
+        del self._owed[:-_MOST_OWED]
 
 
 def from_environment(environ: MutableMapping[str, str]) -> Notifier:

@@ -19,7 +19,7 @@ from latticed.rpc.doorman import Connection
 from latticed.rpc.verifying import Verifying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from latticed.catalog.catalog import Catalog
     from latticed.host.notify_queue import NotifyQueue
@@ -60,7 +60,10 @@ class Shown:
 
 @dataclass(slots=True, kw_only=True)
 class Api:
-    """The rooms that handlers call, and the settings in force. `trouble` holds what reloads could not apply."""
+    """The rooms that handlers call, and the settings in force. `trouble` holds what reloads could not apply.
+
+    `around` tells what ails what the daemon stands on: files that do not answer, a state directory that was replaced.
+    """
 
     lifecycle: Lifecycle
     supervisor: Supervisor
@@ -81,6 +84,7 @@ class Api:
     version: str
     started_at: int
     started_s: float
+    around: Callable[[], list[Problem]] = list
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     shown: dict[str, Shown] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from latticed.kit import logs
 from latticed.ledger import audit as rows
 from latticed.rpc.status import not_running, troubles
 
@@ -48,6 +49,7 @@ def _lines(api: Api) -> Iterator[str]:
     seen = api.ledger.read(rows.position)
     yield from _family("latticed_audit_events_total", "counter", "decisions on record", {"": seen.decisions})
     yield from _family("latticed_audit_calls_total", "counter", "host calls on record", {"": seen.calls})
+    yield from _family("latticed_log_dropped_total", "counter", "log entries not written", {"": logs.dropped()})
     yield from _family("latticed_start_time_seconds", "gauge", "start", {"": api.started_at // 1_000_000})
     yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
     yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})

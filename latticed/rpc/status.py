@@ -55,7 +55,11 @@ def _sandbox(api: Api) -> SandboxReport:
 
 def troubles(api: Api) -> list[tuple[str, str]]:
     """What keeps the daemon from being healthy: (code, detail) each."""
-    found = [(problem.code, problem.detail) for problem in (api.policy.problem, *api.trouble) if problem is not None]
+    found = [
+        (problem.code, problem.detail)
+        for problem in (api.policy.problem, *api.trouble, *api.around())
+        if problem is not None
+    ]
     found += [("catalog_degraded", detail) for detail in api.catalog.problems()]
     if not api.lifecycle.alive:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))

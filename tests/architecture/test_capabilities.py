@@ -20,7 +20,13 @@ HOUSE = Path(latticed.__file__).parent
 REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker", "runners")
 """Rooms whose Problems may become an answer of the control API."""
 NEVER_ANSWERED = {
-    *("settings_invalid", "socket_unusable", "state_unusable", "internal"),  # at start, before there is an API
+    *(
+        "settings_invalid",
+        "socket_unusable",
+        "runtime_in_use",
+        "state_unusable",
+        "internal",
+    ),  # at start, before there is an API
     *("ledger_sound", "floors_invalid", "backup_invalid", "backup_foreign"),  # by the offline verbs of latticed
     *("policy_missing", "policy_unreadable", "policy_unsafe"),  # shown by health
     *("directory_missing", "directory_unreadable"),  # likewise

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from latticed import daemon, house, settings, wire
+from latticed import daemon, reload, settings, wire
 from latticed.bundle import decode, write
 from latticed.ctl import exits
 from latticed.kit import rendering
@@ -69,7 +69,7 @@ def test_settings_that_a_reload_applies():
     text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
     sentence = re.search(r"Of the settings,\s(.*?)\stake effect then", text, re.DOTALL)
     assert sentence
-    assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(house.LIVE)
+    assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(reload.LIVE)
 
 
 def test_exit_codes():

@@ -132,8 +132,13 @@ class Place:
         )
 
     @contextlib.contextmanager
-    def running(self, *, listener: socket.socket | None = None, ready: bool = True) -> Iterator[Daemon]:
-        """A daemon that has said READY=1; with `listener`, socket-activated. Ended when the block is."""
+    def running(
+        self, *, listener: socket.socket | None = None, ready: bool = True, output: int | None = None
+    ) -> Iterator[Daemon]:
+        """A daemon that has said READY=1; with `listener`, socket-activated. Ended when the block is.
+
+        It writes into a log file, or on the descriptor `output`, which nobody reads unless the test does.
+        """
         number = next(_numbers)
         name = f"@latticed-test-{os.getpid()}-{number}"
         log = self.home.parent / f"log-{number}.json"
@@ -146,8 +151,11 @@ class Place:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
             notices.bind("\0" + name[1:])
             env = {**self.environment(), "NOTIFY_SOCKET": name}
+            out, err = (log, log.with_suffix(".err")) if output is None else (output, output)
+            for path in (log, log.with_suffix(".err")):
+                path.touch()
             with processes.spawned(
-                command, user=self.user, env=env, pass_fds=passed, stdout=log, stderr=log.with_suffix(".err")
+                command, user=self.user, env=env, pass_fds=passed, stdout=out, stderr=err
             ) as process:
                 daemon = Daemon(place=self, process=process, notices=notices, log_file=log)
                 if ready:

@@ -72,6 +72,10 @@ class Home:
     def trust(self) -> Path:
         return self.root / "trust.json"
 
+    async def look(self) -> None:
+        """What the daemon does every second."""
+        await asyncio.gather(*(look.go() for look in self.house.watch.looks))
+
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request over the control socket; `body` is sent as JSON, bytes as they are."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()

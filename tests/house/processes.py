@@ -80,10 +80,10 @@ def spawned(
     env: Mapping[str, str] | None = None,
     cwd: Path | str = "/",
     pass_fds: Sequence[int] = (),
-    stdout: Path | None = None,
-    stderr: Path | None = None,
+    stdout: Path | int | None = None,
+    stderr: Path | int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` and end it, SIGTERM then SIGKILL, by its pid; output goes to the files given, else to pipes.
+    """Run `command` and end it, SIGTERM then SIGKILL, by its pid; output goes where it is told to, else to pipes.
 
     With `user`: under those ids and groups, nothing else. Needs uid 0 then, or the test skips.
     """
@@ -91,8 +91,10 @@ def spawned(
         pytest.skip("running a process under another uid needs uid 0")
     ids = {"user": user.uid, "group": user.gid, "extra_groups": list(user.groups)} if user else {}
     with contextlib.ExitStack() as files:
-        out = files.enter_context(stdout.open("wb")) if stdout else subprocess.PIPE
-        err = files.enter_context(stderr.open("wb")) if stderr else subprocess.PIPE
+        out, err = (
+            files.enter_context(place.open("wb")) if isinstance(place, Path) else place or subprocess.PIPE
+            for place in (stdout, stderr)
+        )
         process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import pty
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import closing
 
@@ -115,28 +116,64 @@ def test_a_stream_that_is_gone_takes_nobody_with_it():
     logs.get_logger().info("said_into_the_void")
     read, write = os.pipe()
     os.close(read)
-    pipe = open(write, "w", encoding="ascii")  # noqa: SIM115 - closing it raises, as its reader is gone
-    logs.configure(stream=pipe, environ={})
-    logs.get_logger().info("said_into_the_void", name="é")
-    with pytest.raises(BrokenPipeError):
-        pipe.close()
+    with open(write, "w", encoding="ascii") as pipe:
+        logs.configure(stream=pipe, environ={})
+        logs.get_logger().info("said_into_the_void", name="é")
+        assert logs.flush()
+        before = logs.dropped()
+        logs.get_logger().info("said_into_the_void", name="é")
+        assert logs.flush()
+        assert logs.dropped() == before + 1
 
 
 def test_entries_lost_to_the_journal_are_owned_up_to(tmp_path, monkeypatch):
-    """The first entry after a gap says how many are missing."""
+    """Before the first entry after a gap, one says how many are missing."""
     path = str(tmp_path / "journal")
     monkeypatch.setattr(journal.Sender.__init__, "__defaults__", (path,))
     logs.configure(form="journal", environ={})
     logs.get_logger().info("one_lost")
     logs.get_logger().info("two_lost")
+    assert logs.flush()
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as journald:
         journald.bind(path)
         logs.get_logger().info("three_said")
         logs.get_logger().info("four_said")
-        first, second = journald.recv(4096).decode(), journald.recv(4096).decode()
-    assert "MESSAGE=three said (2 entries before this one were lost)\n" in first
-    assert "LATTICED_LOST=2\n" in first
-    assert "LOST" not in second
+        assert logs.flush()
+        told = [journald.recv(4096).decode().splitlines()[0] for _ in range(3)]
+    assert told == ["MESSAGE=log dropped: entries=2", "MESSAGE=three said", "MESSAGE=four said"]
+
+
+def test_a_pipe_that_nobody_reads_costs_entries_and_no_time():
+    """Logging and configuring again return at once; what did not fit is counted, and told when it flows again."""
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "w", encoding="utf-8") as pipe:
+        logs.configure(stream=pipe, environ={})
+        before = logs.dropped()
+        began = time.monotonic()
+        for number in range(1_000):
+            logs.get_logger().info("plugin_wrote", number=number, line="x" * 1_000)
+        logs.configure("debug", stream=pipe, environ={})
+        assert time.monotonic() - began < 2.0
+        lost = logs.dropped() - before
+        assert 0 < lost < 1_000
+        kept = [json.loads(reader.readline()) for _ in range(1_000 - lost + 1)]
+        assert [one.get("number") for one in kept] == [*range(1_000 - lost), None]
+        assert (kept[-1]["event"], kept[-1]["entries"]) == ("log_dropped", lost)
+        logs.get_logger().debug("flows_again")
+        assert json.loads(reader.readline())["event"] == "flows_again"
+
+
+def test_the_end_waits_for_no_reader():
+    """With the pipe still full, `reset` gives up after a moment."""
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "w", encoding="utf-8") as pipe:
+        logs.configure(stream=pipe, environ={})
+        for _ in range(100):
+            logs.get_logger().info("plugin_wrote", line="x" * 8_000)
+        began = time.monotonic()
+        logs.reset()
+        assert time.monotonic() - began < 2.0
+        os.read(read, 1 << 20)  # now there is room: the thread that was left to its wait ends
 
 
 @pytest.mark.parametrize("before", ["", "import rich.console;"])

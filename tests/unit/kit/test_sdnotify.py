@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -135,3 +136,19 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
         command = ["/bin/bash", "-c", shell, sys.executable, program]
         ran = subprocess.run(command, env=env, pass_fds=[one.fileno()], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == ["3 control False", "4 unknown False", "[]"]
+
+
+def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
+    """Nothing waits for it: what found no room comes with a later ping, pings that found none never do."""
+    listening, address = manager
+    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+    for _ in range(2_000):  # more than net.unix.max_dgram_qlen and its buffer take
+        notifier.watchdog()
+    notifier.ready("ready")
+    notifier.watchdog()
+    listening.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            assert listening.recv(4096) == b"WATCHDOG=1"
+    notifier.watchdog()
+    assert [listening.recv(4096) for _ in range(2)] == [b"READY=1\nSTATUS=ready", b"WATCHDOG=1"]

@@ -355,7 +355,7 @@ async def test_a_revoked_key_stops_what_it_signed(home):
     await home.armed(ID)
     revoked = {"keys": [ACME.public]}
     home.trust.write_bytes(bundles.policy_bytes(ACME, revoked=revoked))
-    await home.house.look()
+    await home.look()
     view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
     assert (view["available"], view["runtime"]["last_error"]["code"]) == (False, "key_revoked")
     assert [e["target"] for e in home.events(action="trust.revoked")] == [ACME.public]
@@ -363,7 +363,7 @@ async def test_a_revoked_key_stops_what_it_signed(home):
     answer = await home.ask("POST", "/api/trust/lift", lift)
     assert (answer.status, answer.code) == (409, "still_revoked")
     home.trust.write_bytes(bundles.policy_bytes(ACME))
-    await home.house.look()
+    await home.look()
     assert not (await home.plugin(ID))["available"], "the file forgets, the daemon does not"
     assert (await home.ask("POST", "/api/trust/lift", lift)).status == 200
     await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
@@ -375,12 +375,12 @@ async def test_a_policy_that_breaks_keeps_everything_running(home):
     home.drop()
     life = await home.armed(ID)
     home.trust.write_text("{")
-    await home.house.look()
+    await home.look()
     health = await home.ask("GET", "/api/health")
     assert (health.status, health["problems"][0]["code"]) == (503, "policy_invalid")
     assert life.alive
     home.trust.write_bytes(bundles.policy_bytes(ACME))
-    await home.house.look()
+    await home.look()
     assert (await home.ask("GET", "/api/health")).status == 200
 
 

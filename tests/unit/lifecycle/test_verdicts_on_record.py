@@ -75,10 +75,10 @@ async def test_a_policy_that_changes_is_a_verdict_too(tmp_path):
         await home.armed(ID)
         await home.decide(ID, "disabled")
         home.trust.write_bytes(bundles.policy_bytes())
-        await home.house.reload()
+        await home.house.watch.reload()
         await until_told(home, "publisher_untrusted")
         home.trust.write_bytes(bundles.policy_bytes(ACME))
-        await home.house.reload()
+        await home.house.watch.reload()
         await until_told(home, "")
 
 
@@ -107,7 +107,7 @@ async def test_a_strangers_bundle_that_verifies_in_the_end_is_told_of():
         home.drop("theirs", author=other, id="other.demo")
         await until_told(home, "publisher_untrusted", target="theirs", action="bundle.verdict")
         home.trust.write_bytes(bundles.policy_bytes(ACME, other))
-        await home.house.reload()
+        await home.house.watch.reload()
         await until_told(home, "", target="theirs", action="bundle.verdict")
 
 

@@ -1,0 +1,70 @@
+"""The event loop's own executor: threads that never hold up the end of the process.
+
+The standard one joins its threads when the loop closes and again when Python ends. One of them may be in a system call
+that never returns (a dead network mount, a directory service that does not answer); stopping waits for nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+MOST: Final = 64
+"""Pieces of work at a time: many more than asyncio's, so that a few that stand still hold up nobody else."""
+END_S: Final = 0.5
+"""How long the end waits for work under way, which is nearly always done by then."""
+
+
+class Hands(ThreadPoolExecutor):
+    """A thread for each piece of work, `MOST` at a time; the type is what `loop.set_default_executor` insists on."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)  # never used: its threads are the ones that are waited for
+        self._free = threading.BoundedSemaphore(MOST)
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._ended = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """As the standard executor's."""
+        if self._ended:
+            raise RuntimeError("the executor is shut down")
+        future: Future[T] = Future()
+        with self._lock:
+            self._waiting.append((future, lambda: fn(*args, **kwargs)))
+        if self._free.acquire(blocking=False):
+            threading.Thread(target=self._work, name="latticed-hand", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - inherited
+        """Take no more work; with `wait`, what is under way gets END_S."""
+        del cancel_futures
+        self._ended = True
+        deadline = time.monotonic() + (END_S if wait else 0)
+        for _ in range(MOST):
+            if not self._free.acquire(timeout=max(deadline - time.monotonic(), 0)):
+                return
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            future, call = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # noqa: BLE001 - the waiter's
+                    future.set_exception(error)
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._free.release()  # within the lock: what comes after this look starts a thread of its own
+            return None

@@ -1,0 +1,112 @@
+"""Writing where the reader may stand still: a pipe that nobody empties, a stuck journald, a file on a dead mount.
+
+A thread does the writing, so that whoever has something to say never waits. What it cannot write at once waits for it
+in memory, up to a bound; the rest is dropped and counted, and one line says how much once it flows again.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CAPACITY_BYTES: Final = 256 << 10
+CLOSE_S: Final = 0.5
+"""How long `close` waits for what has been put: stopping waits for nobody."""
+
+
+class Outlet:
+    """`write` takes one entry and may block; False when it was not written. `gap(n)` is the entry that n are missing.
+
+    `dropped` counts what was not written, since the outlet was made.
+    """
+
+    def __init__(
+        self, write: Callable[[bytes], bool], gap: Callable[[int], bytes], *, capacity_bytes: int = CAPACITY_BYTES
+    ) -> None:
+        self.dropped = 0
+        self._write = write
+        self._gap = gap
+        self._capacity_bytes = capacity_bytes
+        self._waiting: collections.deque[bytes] = collections.deque()
+        self._waiting_bytes = 0
+        self._overflowed = 0  # entries that came while the queue was full, since it was last empty
+        self._failed = 0  # entries that `write` refused, since it last took one
+        self._idle = True
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="latticed-log", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: bytes) -> None:
+        """Have `entry` written, or drop it; never waits."""
+        with self._changed:
+            if self._closed or self._overflowed or self._waiting_bytes + len(entry) > self._capacity_bytes:
+                self._overflowed += 1  # all of them until the queue is empty: one gap, not many
+                self.dropped += 1
+            else:
+                self._waiting.append(entry)
+                self._waiting_bytes += len(entry)
+            self._changed.notify_all()
+
+    def flush(self, patience_s: float = CLOSE_S) -> bool:
+        """Whether everything that was put is written, or refused, within `patience_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._idle and not self._waiting, patience_s)
+
+    def close(self, patience_s: float = CLOSE_S) -> None:
+        """Write what was put, as far as that goes within `patience_s`; then the thread ends, or is left to its wait."""
+        ended = self.flush(patience_s)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if ended:
+            self._thread.join()
+
+    # On the thread.
+
+    def _run(self) -> None:
+        while (entry := self._next()) is not None:
+            told = not self._failed or self._write(self._gap(self._failed))
+            if told:
+                self._failed = 0
+            if entry and not (told and self._write(entry)):
+                self._failed += 1
+                with self._changed:
+                    self.dropped += 1
+
+    def _next(self) -> bytes | None:
+        """The next entry, waited for; empty when the queue is and a gap is to be told, None once closed."""
+        with self._changed:
+            self._idle = not self._waiting and not self._overflowed
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._overflowed or self._closed)
+            if self._closed:
+                return None
+            self._idle = False
+            if not self._waiting:
+                self._failed, self._overflowed = self._failed + self._overflowed, 0
+                return b""
+            entry = self._waiting.popleft()
+            self._waiting_bytes -= len(entry)
+            return entry
+
+
+def write_fd(fd: int, data: bytes) -> bool:
+    """All of `data` to a descriptor, waited for even where somebody else made it non-blocking; False when it failed."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+        except OSError:
+            return False
+    return True

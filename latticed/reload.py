@@ -1,0 +1,154 @@
+"""What is looked at while the daemon runs, and what a changed settings file or trust policy changes in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed import settings as settings_room
+from latticed.kit import logs
+from latticed.kit.looking import STALLED_S, Look
+from latticed.ledger.retention import Retention
+from latticed.model.errors import Problem
+from latticed.rpc import access
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.engine import Engine
+    from latticed.ledger import Ledger
+    from latticed.rpc.api import Api
+    from latticed.rpc.server import Server
+    from latticed.settings import Settings
+
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit")
+"""Settings that a reload applies; the others wait for a restart."""
+
+log = logs.get_logger()
+
+
+class Watch:
+    """Looks at the settings file and the trust policy; each on its own, off the loop.
+
+    `config` is the settings file that was named, `settings_seen` its `fingerprint` when those in force were read.
+    """
+
+    def __init__(
+        self,
+        config: Path | None,
+        api: Api,
+        engine: Engine,
+        server: Server,
+        *,
+        settings_seen: tuple[int, ...] | None,
+    ) -> None:
+        self._config = config
+        self._api = api
+        self._engine = engine
+        self._server = server
+        self._settings_seen = settings_seen
+        self._settings = Look("settings", self._look_at_settings)
+        self._policy = Look("policy", self._look_at_policy)
+        self.looks = (self._settings, self._policy, Look("socket", self._look_at_socket))
+        """What is to be looked at every second."""
+
+    async def reload(self) -> None:
+        """SIGHUP: read settings and policy again, judge every bundle again, whatever seems to have changed.
+
+        Settings first, for they say where the policy is; what does not answer is not waited for.
+        """
+        for look in (self._settings, self._policy):
+            looking = look.go(always=True)
+            await asyncio.wait({looking}, timeout=max(STALLED_S - look.under_way_s, 0))
+            if look.under_way_s >= STALLED_S:
+                log.error("reload_stalled", task=look.name)
+
+    def troubles(self) -> list[Problem]:
+        """What around the daemon keeps it from being healthy."""
+        still = [look for look in self.looks if look.under_way_s >= STALLED_S]
+        found = [
+            Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.under_way_s:.0f} s")
+            for one in still
+        ]
+        return [*found, *(trouble for trouble in (self._server.trouble,) if trouble is not None)]
+
+    async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - a Look's
+        """Take up a changed settings file."""
+        seen = await asyncio.to_thread(fingerprint, self._api.settings.config_file or self._config)
+        if always or seen != self._settings_seen:
+            self._settings_seen = seen
+            await self._reload_settings()
+
+    async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - a Look's
+        """Take up a changed trust policy."""
+        if await asyncio.to_thread(self._api.policy.look, always=always) or always:
+            await self._policy_changed()
+        elif self._api.policy.remembered != self._api.policy.current.revoked:
+            await self._api.revocations.remember()
+
+    async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - a Look's
+        await self._server.look()
+
+    async def _policy_changed(self) -> None:
+        policy = self._api.policy
+        if policy.problem is not None:
+            log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.detail)
+        else:
+            log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
+        await self._api.lifecycle.policy_changed()
+
+    def _read_settings(self) -> tuple[Settings, access.Access, int]:
+        fresh = settings_room.load(self._config, os.environ, os.geteuid())
+        return (fresh, *resolved(fresh))
+
+    async def _reload_settings(self) -> None:
+        """Apply what can be applied; a file that no start would take keeps the old settings and shows in health."""
+        try:
+            fresh, allowed, gid = await asyncio.to_thread(self._read_settings)
+            await self._server.set_group(gid)
+        except Problem as problem:
+            if problem.detail not in [known.detail for known in self._api.trouble]:
+                log.error("settings_refused", reason=problem.detail, hint=problem.hint)
+            self._api.trouble = [problem]
+            self._settings_seen = ()  # the disk may mend without the file looking any different
+            return
+        live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
+        applied = replace(self._api.settings, **live)
+        if waiting := _differences(applied, fresh):
+            log.warning("settings_need_restart", keys=",".join(waiting))
+        self._api.settings = applied
+        self._api.access, self._api.trouble = allowed, []
+        self._engine.apply(applied)
+        keep(self._api.ledger, applied)
+        self._api.policy.file = applied.trust
+        logs.configure(applied.log.level, form=applied.log.format)
+        log.info("settings_loaded")
+
+
+def fingerprint(file: Path | None) -> tuple[int, ...] | None:
+    """What tells that the settings file is another than before; None without one. Blocks."""
+    try:
+        found = file.stat() if file else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
+
+
+def resolved(settings: Settings) -> tuple[access.Access, int]:
+    """Who may ask, and the gid of the control socket's group; blocks, for a directory service may be asked."""
+    allowed = access.resolve(settings.access, own_uid=os.geteuid())
+    return allowed, access.socket_gid(settings.access.socket_group)
+
+
+def keep(ledger: Ledger, settings: Settings) -> None:
+    """How much of the audit chains is kept from now on."""
+    wanted = settings.audit
+    ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
+    ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
+
+
+def _differences(applied: Settings, fresh: Settings) -> list[str]:
+    old = {key: value for key, value, _ in settings_room.describe(applied)}
+    return [key for key, value, _ in settings_room.describe(fresh) if old[key] != value]

@@ -1,0 +1,182 @@
+"""Whatever outside stands still, the daemon goes on: it pings and answers, tampering stops a plugin, signals work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.house import bundles, daemons, hosting, programs, standing_still
+
+pytestmark = pytest.mark.daemon
+
+TALKER = (
+    programs.SDK
+    + b"""
+    def do_shout(self, payload):
+        for number in range(payload):
+            print("x" * 1_000, file=sys.stderr)
+
+Test().run()
+"""
+)
+NAMESPACE = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal
+mount --bind "$1/journal" /run/systemd/journal
+mount --bind "$1/mount/passwd" /etc/passwd
+shift
+exec "$@"
+"""
+
+
+def armed(daemon, acme):
+    """A process plugin's id and pid."""
+    host = hosting.Host(daemon=daemon, author=acme)
+    host.up("acme.demo", TALKER)
+    return host, host.runtime("acme.demo")["pid"]
+
+
+def drop_lines(daemon, host):
+    """Have the plugin say more than the log takes."""
+
+    def dropped():
+        assert host.result("acme.demo", "shout", 120) is None
+        return "latticed_log_dropped_total 0\n" not in daemon.get("/metrics").body.decode()
+
+    daemon.until(dropped, "log entries to be dropped")
+
+
+def pings(daemon):
+    """Two pings that were sent from now on."""
+    daemon.notices.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            daemon.notices.recv(4096)
+    for _ in range(2):
+        daemon.expect_notice("WATCHDOG=1", deadline_s=5.0)
+
+
+def goes_on(daemon, pid):
+    """It pings, stops what is tampered with, answers a reload."""
+    pings(daemon)
+    bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
+    daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
+    daemon.until_state("failed", code="digest_mismatch")
+    daemon.signal(signal.SIGHUP)
+    told = daemon.expect_notice("READY=1", deadline_s=20.0)
+    assert "STATUS=reloaded" in told
+
+
+def ends(daemon):
+    """At once, in good order."""
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 8.0
+
+
+def test_a_log_that_nobody_reads(place, acme):
+    """`latticed | sleep 1000` and a plugin that says a lot: what cannot be written is dropped, counted, and told of."""
+    read, write = os.pipe()
+    with contextlib.closing(open(read, "rb")) as reader, place.running(output=write) as daemon:
+        os.close(write)
+        host, pid = armed(daemon, acme)
+        drop_lines(daemon, host)
+        goes_on(daemon, pid)
+        drain(reader, b'"event": "log_dropped"', b'"entries": ')
+        daemon.signal(signal.SIGHUP)
+        drain(reader, b'"event": "settings_loaded"')
+        ends(daemon)
+
+
+def drain(reader, *words):
+    """Read the log up to the line that has these words."""
+    while line := reader.readline():
+        if all(word in line for word in words):
+            return
+    pytest.fail(f"the log ended without {words}")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("which", ["trust.json", "latticed.toml"])
+def test_a_file_of_the_operators_on_a_dead_mount(place, acme, which):
+    """Trust policy and settings file; the one that answers is still followed, health names the other."""
+    file = place.home / which
+    with standing_still.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:
+        file.unlink()
+        file.symlink_to(there.path / which)
+        os.chown(file, place.uid, place.uid, follow_symlinks=False)
+        with place.running() as daemon:
+            _, pid = armed(daemon, acme)
+            there.stall()
+            there.wait_for_somebody()
+            if which == "latticed.toml":
+                place.trust_us(acme, revoked={"keys": [acme.public]})
+                daemon.until_state("failed", code="key_revoked")
+                assert not os.path.exists(f"/proc/{pid}")
+            code = {"trust.json": "policy_stalled", "latticed.toml": "settings_stalled"}[which]
+            daemon.until(
+                lambda: code in [one["code"] for one in daemon.get("/api/health").json()["problems"]],
+                "health to say so",
+            )
+            if which == "trust.json":
+                goes_on(daemon, pid)
+            ends(daemon)
+
+
+@pytest.mark.root
+def test_a_user_database_and_a_journald_that_do_not_answer(acme):
+    """The user database as with a dead directory service, journald's socket full: at the start, and at a reload."""
+    with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
+        place.trust_us(acme)
+        (place.home / "journal").mkdir()
+        users = {"passwd": b"root:x:0:0:root:/root:/bin/sh\nbin:x:2:2:bin:/bin:/bin/sh\n"}
+        place.before = ("unshare", "-m", "/bin/sh", "-c", NAMESPACE, "sh", str(place.home))
+        with (
+            standing_still.mounted(place.home / "mount", users, uid=0) as there,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald,
+        ):
+            journald.bind(str(place.home / "journal" / "socket"))
+            with place.running(ready=False) as early:
+                command = Path(f"/proc/{early.process.pid}/cmdline")
+                started = b"\0".join((os.fsencode(place.python()[0]), b"-P", b"-m", b"latticed.daemon"))
+                early.until(lambda: command.read_bytes().startswith(started), "the namespace to be made")
+                there.stall()
+                there.wait_for_somebody()
+                assert early.stop() == 0
+            there.go_on()
+            with place.running() as daemon:
+                host, pid = armed(daemon, acme)
+                daemon.until(
+                    lambda: (
+                        host.result("acme.demo", "shout", 60) is None
+                        and "latticed_log_dropped_total 0\n" not in daemon.get("/metrics").body.decode()
+                    ),
+                    "log entries to be dropped",
+                )
+                there.stall()
+                daemon.signal(signal.SIGHUP)
+                there.wait_for_somebody()
+                goes_on(daemon, pid)
+                ends(daemon)
+
+
+def test_a_service_manager_that_does_not_read(place, acme):
+    """Its socket is full: nothing waits for it, and pings come again once there is room."""
+    with place.running() as daemon:
+        _, pid = armed(daemon, acme)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    filler.sendto(b"X=1", daemon.notices.getsockname())
+        daemon.signal(signal.SIGHUP)
+        daemon.until(lambda: len(daemon.log("settings_loaded")) == 1, "the reload")
+        goes_on(daemon, pid)
+        ends(daemon)

@@ -1,0 +1,103 @@
+"""What the daemon stands on may be taken away while it runs: its socket, its directories, its groups."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+
+import pytest
+
+from tests.house import daemons, processes, raw_http
+
+pytestmark = pytest.mark.daemon
+
+
+def answers(daemon):
+    def asked():
+        try:
+            return daemon.get("/api/health").status == 200
+        except OSError:
+            return False
+
+    daemon.until(asked, "an answer on the control socket")
+
+
+def test_a_control_socket_that_is_removed_is_bound_again(daemon):
+    """Removed, replaced by a stranger's socket, or its whole directory: connections that were open go on."""
+    place = daemon.place
+    with raw_http.connected(place.socket) as early:
+        place.socket.unlink()
+        answers(daemon)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.bind(str(place.run / "other"))
+            (place.run / "other").rename(place.socket)
+            daemon.until(lambda: len(daemon.log("control_socket_bound_again")) == 2, "the socket to be ours again")
+            answers(daemon)
+        if os.access(place.home, os.W_OK):
+            shutil.rmtree(place.run)
+            answers(daemon)
+        early.sendall(raw_http.GOOD)
+        assert raw_http.receive(early).status == 200
+    assert daemon.stop() == 0
+    assert not place.socket.exists()
+
+
+def test_something_else_in_the_sockets_place_is_left_alone(daemon):
+    """Health says so to those who are connected; once it is gone the socket is there again."""
+    place = daemon.place
+    place.socket.unlink()
+    place.socket.mkdir()
+    daemon.until(lambda: daemon.log("control_socket_lost"), "the log to say so")
+    assert daemon.log("control_socket_lost")[0]["code"] == "socket_unusable"
+    place.socket.rmdir()
+    answers(daemon)
+
+
+def test_a_second_daemon_with_the_same_runtime_directory_ends_with_75(daemon):
+    """Its state is another; nothing of the first one's is removed."""
+    place = daemon.place
+    other = place.home / "other-state"
+    place.env["LATTICED_STATE_DIR"] = str(other)
+    before = {path: path.lstat().st_ino for path in place.run.iterdir()}
+    ran = place.once()
+    assert (ran.returncode, ran.stderr.count("\n")) == (75, 1), ran
+    assert ran.stderr.startswith("latticed: runtime_in_use: ")
+    assert {path: path.lstat().st_ino for path in place.run.iterdir()} == before
+    assert daemon.get("/api/health").status == 200
+
+
+@pytest.mark.root
+def test_a_reload_refuses_the_group_that_a_start_would_refuse_and_applies_another():
+    """An unknown group, or one that we may not give the socket to, keeps the settings; a good one is the socket's."""
+    user = processes.User(uid=processes.STRANGER.uid, gid=processes.STRANGER.gid, groups=(65_499,))
+    with daemons.placed(user) as place, place.running() as daemon:
+
+        def problems():
+            return [(one["code"], one["detail"]) for one in daemon.get("/api/health").json()["problems"]]
+
+        for group, code in (("no-such-group-here", "settings_invalid"), ("65498", "socket_unusable")):
+            place.set(f'[access]\nsocket_group = "{group}"\n[host_calls]\nper_second = 7')
+            daemon.until(lambda code=code: code in dict(problems()), f"{group} to be refused")
+            assert place.once("--check-config").returncode == (78 if code == "settings_invalid" else 0)
+            assert place.socket.stat().st_gid == place.user.gid
+        assert daemon.log("settings_loaded") == []
+        place.set('[access]\nsocket_group = "65499"')
+        daemon.until(lambda: place.socket.stat().st_gid == 65_499, "the socket to have its group")
+        daemon.until(lambda: problems() == [] or problems()[0][0] == "policy_missing", "health to be good again")
+        place.set()
+        daemon.until(lambda: place.socket.stat().st_gid == place.user.gid, "the socket to be our own group's")
+
+
+def test_a_passed_socket_of_another_group_is_said(place):
+    """The service manager's socket keeps its group; the log says that it is not the one of the settings."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place.socket))
+        place.own(place.socket)
+        listener.listen(16)
+        with place.running(listener=listener) as daemon:
+            assert daemon.log("socket_group_differs") == []
+            place.set('[access]\nsocket_group = "65499"')
+            daemon.until(lambda: daemon.log("socket_group_differs"), "the log to say so")
+            told = daemon.log("socket_group_differs")[0]
+            assert (told["expected"], told["found"]) == (65_499, place.socket.stat().st_gid)
