@@ -24,6 +24,7 @@ EXAMPLES: Final = examples(
     "latticed --restore /var/backups/latticed-2026-01-31.tar   # with the daemon stopped",
 )
 STDOUT: Final = "-"
+_NOT_IN_IT: Final = ("trust policy", "key of secrets", "settings")
 
 
 def arguments(parser: Parser) -> None:
@@ -41,10 +42,13 @@ def run(session: Session) -> int:
         return _to_stdout(chunks)
     size, digest = _to_file(os.fspath(name), chunks)
     if session.screen.json_wanted:
-        session.screen.json({"file": name, "bytes": size, "sha256": digest})
+        session.screen.json({"file": name, "bytes": size, "sha256": digest, "not_in_it": list(_NOT_IN_IT)})
     else:
         session.screen.line(f"{name}: {size} bytes, SHA-256 {digest}")
         session.screen.note("it holds the host's private key: keep it where only root reads")
+        session.screen.note(
+            f"not in it, and needed elsewhere: {', '.join(_NOT_IN_IT)}; --restore says which is missing"
+        )
     return Exit.OK
 
 

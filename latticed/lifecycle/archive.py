@@ -63,6 +63,8 @@ class Manifest:
     calls_seq: int = 0
     calls_hash: str = ""
     entries: tuple[Entry, ...]
+    settings: tuple[tuple[str, str], ...] = ()
+    """(key, JSON) of what was set there and is not in it: a restore compares."""
 
 
 def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
@@ -77,6 +79,7 @@ def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
         "last_hash": manifest.last_hash,
         "calls_seq": manifest.calls_seq,
         "calls_hash": manifest.calls_hash,
+        "settings": [list(row) for row in manifest.settings],
         "files": [[entry.name, entry.size, entry.sha256] for entry in manifest.entries],
     }
     signature = base64.b64encode(key.sign(DOMAIN + encode(plain).encode("ascii"))).decode("ascii")
@@ -162,11 +165,13 @@ def _decode(plain: dict[str, Any]) -> Manifest:
     numbers = {name: plain[name] for name in ("ledger_version", "last_seq")}
     texts["calls_hash"], numbers["calls_seq"] = plain.get("calls_hash", ""), plain.get("calls_seq", 0)
     rows: list[list[Any]] = plain["files"]
+    settings: list[list[Any]] = plain.get("settings", [])
+    _expect(all(isinstance(key, str) and isinstance(value, str) for key, value in settings))
     _expect(all(isinstance(text, str) for text in texts.values()))
     _expect(all(_natural(number) for number in numbers.values()))
     _expect(all(isinstance(name, str) and _natural(size) and _HEX.fullmatch(found) for name, size, found in rows))
     entries = tuple(Entry(name=name, size=size, sha256=sha256) for name, size, sha256 in rows)
-    return Manifest(**texts, **numbers, entries=entries)
+    return Manifest(**texts, **numbers, entries=entries, settings=tuple((key, value) for key, value in settings))
 
 
 def _expect(holds: bool) -> None:  # noqa: FBT001 - a finding, not a switch

@@ -20,14 +20,15 @@ from latticed.kit import tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, migrations, rebuild, state
 from latticed.ledger.connection import RECOVER_HINT
-from latticed.lifecycle import archive
+from latticed.lifecycle import archive, around
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
     from pathlib import Path
 
     from latticed.lifecycle.lifecycle import Lifecycle
+    from latticed.settings import Settings
 
 STAGING: Final = ".backup-"
 CHUNK: Final = 1 << 20
@@ -62,10 +63,13 @@ class Backup:
 class Backups:
     """Makes backups of one state directory."""
 
-    def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, state_dir: Path, *, version: str, settings: Callable[[], Settings]
+    ) -> None:
         self._life = lifecycle
         self._directory = state_dir
         self._version = version
+        self._settings = settings
         self._busy = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -123,6 +127,7 @@ class Backups:
             calls_seq=found.calls_seq,
             calls_hash=found.calls_hash,
             entries=entries,
+            settings=around.chosen(self._settings()),
         )
         data = archive.encode_manifest(manifest, key)
         size = _size(data, entries)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from latticed.bundle.read import Limits
 from latticed.kit.clock import SystemClock
-from latticed.lifecycle import recovery
+from latticed.lifecycle import around, recovery
 from latticed.lifecycle import restore as restoring
 from latticed.model.errors import Problem
 
@@ -64,17 +64,24 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
 def restore(settings: Settings, source: Source, *, public_key: str, without_floors: bool) -> Iterator[str]:
     """Restore, then say what was done, line by line."""
     consent = restoring.Consent(public_key=public_key, without_floors=without_floors)
-    done = restoring.restore(_place(settings), source, SystemClock(), consent)
+    place = _place(settings)
+    done = restoring.restore(place, source, SystemClock(), consent)
     yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
     yield f"plugins: {done.records}, of which {done.stricter} came back stricter than the backup has them"
     yield f"stored pairs: {done.pairs}"
     yield f"what was there before: {settings.state_dir / done.set_aside}"
+    if done.placed:
+        yield f"bundles put into {settings.state_dir / around.BUNDLES}: {', '.join(done.placed)}"
+    lacking = around.missing(place, settings, records=done.restored, sealed=done.sealed, were_set=done.settings)
+    for words in lacking:
+        yield f"missing: {words}"
 
 
 def _place(settings: Settings) -> recovery.Place:
     limits = settings.limits
     return recovery.Place(
         state_dir=settings.state_dir,
+        plugin_dir=settings.plugin_dir,
         trust=settings.trust,
         limits=Limits(
             manifest_bytes=limits.manifest_bytes,

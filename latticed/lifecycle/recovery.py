@@ -45,9 +45,10 @@ _NO_FLOORS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where recovery works: the state directory, the trust policy, and how to judge the pairs in the store."""
+    """Where recovery works: state and plugin directory, the trust policy, and how to judge the pairs in the store."""
 
     state_dir: Path
+    plugin_dir: Path
     trust: Path
     limits: Limits
     version: str

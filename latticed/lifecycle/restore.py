@@ -12,19 +12,22 @@ import hashlib
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import damage, floors, horizons, kv, rebuild, records, revocations, state
-from latticed.lifecycle import archive, stricter
+from latticed.ledger import secrets as sealed_values
+from latticed.lifecycle import archive, around, stricter
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust.policy import Revoked
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -50,7 +53,10 @@ class Consent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was restored; `stricter` counts records that came back otherwise than the backup has them."""
+    """What was restored; `stricter` counts records that came back otherwise than the backup has them.
+
+    `placed` are the names of bundles that were put on disk; `restored`, `sealed` and `settings`: see `around.missing`.
+    """
 
     created_at: str
     public_key: str
@@ -58,6 +64,10 @@ class Report:
     stricter: int
     pairs: int
     set_aside: str
+    restored: tuple[Record, ...] = ()
+    sealed: Mapping[str, int] = field(default_factory=dict)
+    settings: tuple[tuple[str, str], ...] = ()
+    placed: tuple[str, ...] = ()
 
 
 class _Hashed:
@@ -96,6 +106,7 @@ def restore(place: Place, backup: tar.Source, clock: Clock, consent: Consent = C
 
 class _Restore:
     def __init__(self, place: Place, staging: Path, manifest: archive.Manifest, clock: Clock) -> None:
+        self._place = place
         self._state_dir = place.state_dir
         self._staging = staging
         self._manifest = manifest
@@ -105,8 +116,13 @@ class _Restore:
     def perform(self, sha256: str, consent: Consent) -> Report:
         theirs = self._theirs()
         report = self._amend(stricter.union(self._present(consent), theirs), sha256)
-        self._swap(report.set_aside)
-        return report
+        made = around.put_bundles(self._place, self._staging / STORE, report.restored)
+        try:
+            self._swap(report.set_aside)
+        except BaseException:
+            around.take_back(made)
+            raise
+        return replace(report, placed=tuple(directory.name for directory in made))
 
     def _theirs(self) -> floors.Floors:
         """The floors of the backup, whose parts fit together; Problem backup_invalid, or ledger_newer."""
@@ -162,6 +178,7 @@ class _Restore:
             set_aside=f"replaced-{rfc3339(self._now_us).replace(':', '').replace('-', '')}",
         )
         revoked: list[revocations.Revocations] = []
+        sealed: Counter[str] = Counter()
 
         def change(tx: Transaction) -> None:
             tx.append_audit(self._event(report, sha256))
@@ -170,12 +187,14 @@ class _Restore:
                 _set_aside_values(tx, before.get(record.id), record)
             revocations.remember(tx, kept.revoked, now_us=self._now_us)
             revoked.append(revocations.load(tx))
+            sealed.update(row.key_id for row in sealed_values.load_all(tx))
 
         rebuild.write(database, key, self._clock, change)
         everything = {**before, **{record.id: record for record in changed}}
         all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
         floors.write(self._staging, floors_of(everything.values(), all_revoked), key)
-        return report
+        restored = tuple(everything[one] for one in sorted(everything))
+        return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
     def _event(self, report: Report, sha256: str) -> Event:
         replaced = rebuild.salvage(self._state_dir / state.DATABASE)

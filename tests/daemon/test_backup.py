@@ -36,6 +36,7 @@ def past(acme, tmp_path_factory):
             ran = daemon.ctl("backup", str(place.home / "backup.tar"), "--format", "json")
             assert (ran.returncode, ran.stderr) == (0, ""), ran
             said = json.loads(ran.stdout)
+            assert said["not_in_it"] == ["trust policy", "key of secrets", "settings"]
             data = (place.home / "backup.tar").read_bytes()
             assert (said["bytes"], said["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
             assert daemon.stop() == 0
@@ -98,6 +99,39 @@ def test_restored_elsewhere_everything_is_as_it_was(place, backup, past, acme):
         assert last["stricter"] == 0
         assert daemon.get("/api/audit/verify").json()["ok"] is True
         assert daemon.stop() == 0
+
+
+def test_a_drill_on_an_empty_machine(place, backup, past):
+    """No state, no bundle, no policy, no key, another path: it says what is missing, and with that the plugin runs."""
+    place.trust.unlink(missing_ok=True)
+    ran = place.once("--restore", str(backup))
+    assert (ran.returncode, ran.stderr) == (0, ""), ran
+    assert f"bundles put into {place.state}/bundles: acme.demo\n" in ran.stdout
+    assert f"missing: the trust policy: expected a trust policy at {place.trust}" in ran.stdout
+    key = place.home / "secrets.key"
+    assert f"missing: the key of 1 secrets: expected it at {key}" in ran.stdout
+    place.write(place.trust, past.trust.read_bytes())
+    place.write(key, (past.home / "secrets.key").read_bytes())
+    key.chmod(0o600)
+    with place.running() as daemon:
+        record = daemon.until_state("armed")
+        assert (record["status"], record["available"], record["version"]) == ("active", True, "1.2.0")
+        assert daemon.get("/api/kv/plugin:acme.demo/own").body == b"mine"
+        (secret,) = daemon.get("/api/secrets").json()["secrets"]
+        assert (secret["plugins"], secret["usable"]) == (["acme.demo"], True)
+        assert daemon.rejected() == {}
+        assert daemon.stop() == 0
+    assert list(place.plugins.iterdir()) == []
+    again = place.once("--restore", str(backup))
+    assert again.returncode == 0, again
+    assert "bundles put" not in again.stdout, "its bundle is there now"
+    assert "missing" not in again.stdout
+    place.write(key, b"x" * 32)
+    key.chmod(0o600)
+    place.trust_us()
+    third = place.once("--restore", str(backup))
+    assert f"missing: the key of 1 secrets: {key} is another one" in third.stdout
+    assert "missing: acme.demo does not verify here: publisher_untrusted" in third.stdout
 
 
 def test_what_was_decided_since_stays_decided(lived, backup, acme):

@@ -17,7 +17,7 @@ def lived(acme: bundles.Author) -> Iterator[daemons.Place]:
     """The place of a daemon that has ended.
 
     acme.demo 1.2.0 is active, host risk granted and kv:write trimmed; acme.old was installed at 3.0.0 and forgotten;
-    acme.bad is revoked; default/motd is hello.
+    acme.bad is revoked; default/motd is hello; acme.demo has kept own=mine and has the secret TOKEN bound.
     """
     with daemons.placed() as place:
         place.trust_us(acme, revoked=REVOKED)
@@ -27,6 +27,9 @@ def lived(acme: bundles.Author) -> Iterator[daemons.Place]:
             daemon.activate("acme.demo", accept=["network:plan"])
             assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["kv:write"]}).status == 200
             assert daemon.ask("PUT", "/api/kv/default/motd", b"hello").status == 200
+            assert daemon.ask("PUT", "/api/kv/plugin:acme.demo/own", b"mine").status == 200
+            assert daemon.ask("PUT", "/api/secrets/TOKEN", b"correct horse battery").status == 200
+            assert daemon.ask("PUT", "/api/secrets/TOKEN/plugins/acme.demo", {}).status == 200
             daemon.until(lambda: daemon.plugin("acme.old"), "acme.old")
             for status in ("installed", "disabled"):
                 assert daemon.set_status(status, "acme.old").status == 200

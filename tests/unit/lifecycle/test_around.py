@@ -1,0 +1,38 @@
+"""What a restored state needs around it, told in words."""
+
+from __future__ import annotations
+
+import os
+
+from latticed import settings
+from latticed.bundle.read import Limits
+from latticed.lifecycle import around
+from latticed.lifecycle.recovery import Place
+from tests.house import bundles
+
+
+def here(tmp_path, toml=""):
+    """Settings and place of a machine that has a policy and nothing else."""
+    tmp_path.mkdir(exist_ok=True)
+    config = tmp_path / "latticed.toml"
+    config.write_text(f'state_dir = "{tmp_path}/state"\nplugin_dir = "{tmp_path}/plugins"\n{toml}')
+    found = settings.load(config, {}, os.geteuid())
+    found.trust.write_bytes(bundles.policy_bytes())
+    place = Place(
+        state_dir=found.state_dir, plugin_dir=found.plugin_dir, trust=found.trust, limits=Limits(), version="1.0.0"
+    )
+    return place, found
+
+
+def test_settings_that_were_set_are_compared(tmp_path):
+    """Those that are the same now are no news; places of the machine are none ever."""
+    _, old = here(tmp_path / "old", '[audit]\nkeep_days = 7\n[http]\nhosts = ["a.example"]\n')
+    were_set = around.chosen(old)
+    assert were_set == (("http.hosts", '["a.example"]'), ("audit.keep_days", "7"))
+    place, new = here(tmp_path / "new", "[audit]\nkeep_days = 7\n")
+    said = list(around.missing(place, new, records=(), sealed={}, were_set=(*were_set, ("old.name", "1"))))
+    assert said == [
+        'the setting http.hosts was ["a.example"], here it is []',
+        "the setting old.name was 1, here it is unknown",
+    ]
+    assert list(around.missing(place, old, records=(), sealed={}, were_set=were_set)) == []
