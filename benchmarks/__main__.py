@@ -31,6 +31,7 @@ BENCHES: Final = {
     "STARTS": "p10_processes",
     "SPAWN": "spawning",
     "STALL": "stalled",
+    "NEIGHBOUR": "neighbour",
     "CALLS": "host_calls",
     "SCALE": "scale",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -150,6 +151,7 @@ async def _run(config: Path | None, settings: Settings) -> int:
         if not await _opened(stack, house, signals, notifier):
             return 0
         stack.callback(notifier.stopping, "stopping")
+        _settle_collector()
         notifier.ready("ready")
         log.info("daemon_ready", version=house.api.version, plugins=len(house.api.lifecycle.known()))
         code = await _serve(house, signals, notifier, watchdog_s)
@@ -207,6 +209,17 @@ async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s:
         reload.cancel()
         await asyncio.wait({reload})
     return 0
+
+
+def _settle_collector() -> None:
+    """Leave what is open for good to itself, and collect seldom.
+
+    With Python's defaults one message of 50,000 values sets off full collections, each of which walks everything that
+    the daemon holds: 160 ms of the loop at 100 plugins, finding nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 50)
 
 
 async def _reload(house: House, notifier: Notifier) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
 """Calls of the plugin under way at once; what it sends beyond that stays where it is until one is answered."""
+LINES_A_TURN: Final = 32
+"""Messages of one plugin that are taken before others have their turn of the loop."""
 UNREAD_S: Final = 60.0
 """How long a plugin may leave answers unread with its pipe full, before it is ended."""
 MAX_GIVEN_UP: Final = 1_024
@@ -41,13 +43,19 @@ _GONE: Final = "the plugin has ended"
 log = logs.get_logger()
 
 
+_NO_PARAMS: Final = msgspec.Raw(b"null")
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request (method), or a response (result or error). Of a name that occurs twice the last one counts."""
+    """A request (method), or a response (result or error). Of a name that occurs twice the last one counts.
+
+    `params` are not decoded here: that is the business of the service that is called.
+    """
 
     jsonrpc: Literal["2.0"]
     id: int | str | None = None
     method: str | None = None
-    params: dict[str, Any] | None = None
+    params: msgspec.Raw = _NO_PARAMS
     result: Any | msgspec.UnsetType = msgspec.UNSET
     error: dict[str, Any] | None = None
 
@@ -73,7 +81,7 @@ class Session:
         self,
         *,
         write: Callable[[bytes], None],
-        serve: Callable[[str, dict[str, Any]], Awaitable[Any]],
+        serve: Callable[[str, bytes], Awaitable[Any]],
         flow: Callable[[bool], None],
         broken: Callable[[str, str], None],
         drain: Callable[[], Awaitable[None]] = _at_once,
@@ -90,6 +98,7 @@ class Session:
         self._serving: set[asyncio.Task[None]] = set()
         self._share = held.ALL.share(self._go_on)
         self._paused = False
+        self._next_turn: asyncio.Handle | None = None
         self._open = True
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
@@ -124,32 +133,53 @@ class Session:
         """Take what the plugin wrote."""
         if self._open:
             found = self._lines.feed(data)
-            if not self._paused:
-                self._take_all(found)
+            if not self._paused and self._next_turn is None:
+                self._take_some(found)
 
     async def close(self) -> None:
         """End it: nothing more is answered, whoever waits is told."""
         self._open = False
         self._share.close()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         self._tell_waiting("plugin_gone", _GONE)
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    def _take_all(self, found: Iterable[bytes]) -> None:
-        """Take lines until there are none, or enough calls are under way."""
+    def _take_some(self, found: Iterable[bytes]) -> None:
+        """Take lines until there are none, enough calls are under way, or it is others' turn."""
         try:
-            for line in found:
+            for taken, line in enumerate(found, 1):
                 self._take_line(line)
                 if not self._open:
                     return
-                if len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait():
+                if self._is_full():
                     self._pause(True)
+                    return
+                if taken == LINES_A_TURN:
+                    self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
                     return
         except LineTooLong as error:
             self._break("message_too_large", f"{error}, which begins {uncarried.noise(self._lines.rest)}")
         else:
             self._pause(False)
+
+    def _turn(self) -> None:
+        self._next_turn = None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take further lines, if there is room for what they ask."""
+        if not self._open or self._next_turn is not None:
+            return
+        if self._is_full():
+            self._pause(True)
+        else:
+            self._take_some(self._lines.ready())
+
+    def _is_full(self) -> bool:
+        return len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait()
 
     def _pause(self, wanted: bool) -> None:  # noqa: FBT001 - a state, set
         if wanted != self._paused:
@@ -161,11 +191,13 @@ class Session:
             self._take_what_is_not(uncarried.unread(line, lines.TOO_MANY), line, "too many values")
             return
         try:
+            if not line.isascii():
+                line.decode("utf-8")  # all of it, the parameters too, which are decoded later
             message = _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             odd, why = uncarried.read(line), text.sanitise(str(error), 100)
         else:
-            if not lines.too_deep(line, [message.params, message.result, message.error]):
+            if message.method is not None or not lines.too_deep(line, [message.result, message.error]):
                 self._take(message, lines.weight(line))
                 return
             odd, why = uncarried.read(line), "nesting"
@@ -213,7 +245,7 @@ class Session:
             return  # whoever asked is just about to leave
         if answer.done():
             self._break("protocol_error", f"expected one answer to the request {message.id}, found two")
-        elif message.params is not None:
+        elif message.params != _NO_PARAMS:
             self._break("protocol_error", "expected no params in an answer, found some")
         elif message.error is not None:
             words = text.sanitise(str(message.error.get("message", "no message")), 500)
@@ -228,7 +260,10 @@ class Session:
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")
             return
-        params = message.params or {}
+        params = b"{}" if message.params == _NO_PARAMS else bytes(message.params)
+        if not params.startswith(b"{"):
+            self._break("protocol_error", "expected params that are an object, found something else")
+            return
         self._begin(message.id, method, lambda: self._serve(method, params), size)
 
     def _begin(self, number: int | str | None, method: str, serve: Callable[[], Awaitable[Any]], size: int) -> None:
@@ -241,12 +276,8 @@ class Session:
     def _served(self, task: asyncio.Task[None], size: int) -> None:
         self._serving.discard(task)
         self._share.remove(size)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Read on, if that was stopped and there is room again."""
-        if self._paused and self._open and len(self._serving) < MAX_IN_FLIGHT and not self._share.must_wait():
-            self._take_all(self._lines.ready())
+        if self._paused:
+            self._go_on()
 
     async def _answer_call(self, number: int | str | None, serve: Callable[[], Awaitable[Any]]) -> None:
         try:

@@ -226,13 +226,13 @@ class Speaking:
 
         self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, lives_on)
 
-    async def _serve(self, method: str, params: dict[str, Any]) -> Any:
+    async def _serve(self, method: str, params: bytes) -> Any:
         async with self._room:
             try:
                 await self._drain()
             except BrokenPipeError as error:
                 raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads") from error
-            return await self._wanted.gate.call(method, params)
+            return await self._wanted.gate.call_raw(method, params)
 
     def _write(self, data: bytes) -> None:
         self._stdin().write(data)

@@ -55,10 +55,10 @@ def _json(data: bytes) -> None:
         json.dumps(strict_json.loads(data), allow_nan=False).encode()
 
 
-async def _served(method: str, params: dict[str, Any]) -> Any:
+async def _served(method: str, params: dict[str, Any] | bytes) -> Any:
     if method == "refused":
         raise HostError("bad_params", "no")
-    return params
+    return len(params)
 
 
 LOOP = asyncio.new_event_loop()

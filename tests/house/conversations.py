@@ -39,9 +39,10 @@ class _Plugin:
     async def _echo(self, method: str, params: dict[str, Any]) -> Any:
         return [method, params]
 
-    async def _served(self, method: str, params: dict[str, Any]) -> Any:
-        self.calls.append((method, params))
-        return await self.serve(method, params)
+    async def _served(self, method: str, params: dict[str, Any] | bytes) -> Any:
+        found = json.loads(params) if isinstance(params, bytes) else params
+        self.calls.append((method, found))
+        return await self.serve(method, found)
 
     def _write(self, data: bytes) -> None:
         self._maybe_fail("write")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def _value(key):
 
 
 async def serve(method, params):
+    params = json.loads(params) if isinstance(params, bytes) else params
     if method == "log.write":
         raise HostError(Denial.CAPABILITY_DENIED, "the manifest does not declare log:write")
     await asyncio.sleep(0)

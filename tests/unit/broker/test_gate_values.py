@@ -1,0 +1,69 @@
+"""Parameters reach a service as the plugin wrote them: what is in them is judged by the service's own struct."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from latticed.broker.decide import Rights
+from latticed.broker.gate import Broker, GateLimits
+from latticed.host.service import Caller, HostError, Params, Served, table
+from latticed.kit.clock import SystemClock
+
+
+class Asked(Params, frozen=True):
+    a: Any = None
+
+
+@pytest.fixture
+def gate():
+    """One of a plugin that may call log.write; `events` is what was recorded, `served` what was carried out."""
+    events, served = [], []
+
+    async def record(event):
+        events.append(event)
+        return len(events)
+
+    async def serve(caller, asked):
+        served.append(asked.a)
+        return "done"
+
+    calls = table([Served(method="log.write", params=Asked, serve=serve)])
+    broker = Broker(calls, record=record, clock=SystemClock(), gate_limits=GateLimits())
+    rights = Rights(declared=frozenset({"log:write"}), granted=frozenset({"log:write"}))
+    found = broker.gate(Caller(plugin_id="acme.demo"), rights)
+    return found, events, served
+
+
+@pytest.mark.parametrize(
+    "value",
+    [rb'"\ud800"', rb'{"\udfff":1}', b"1e400", b"NaN", b"7" * 5_000, b"[" * 50_000 + b"]" * 50_000, b'"\xff"'],
+    ids=["surrogate", "surrogate in a name", "infinite", "NaN", "too many digits", "bottomless", "no UTF-8"],
+)
+async def test_a_value_that_cannot_be_carried_is_refused(gate, value):
+    """bad_params for that call, on record; nothing is carried out."""
+    found, events, served = gate
+    with pytest.raises(HostError) as refused:
+        await found.call_raw("log.write", b'{"a":' + value + b"}")
+    assert refused.value.code == "bad_params"
+    assert [(event.decision, event.code) for event in events] == [("deny", "bad_params")]
+    assert served == []
+
+
+async def test_what_no_field_wants_is_not_decoded(gate):
+    """A flood of objects under an unknown name costs its bytes, nothing more."""
+    found, events, served = gate
+    with pytest.raises(HostError, match="unknown field `b`"):
+        await found.call_raw("log.write", b'{"b":[' + b"[]," * 40_000 + b"[]]}")
+    assert (len(events), served) == (1, [])
+
+
+async def test_size_and_hash_on_record_are_of_the_bytes_that_came(gate):
+    """Not of another way to write the same."""
+    found, events, served = gate
+    said = b'{ "a" : "\\u00e9" }'
+    assert await found.call_raw("log.write", said) == "done"
+    assert events[0].detail == {"bytes": len(said), "sha256": hashlib.sha256(said).hexdigest()}
+    assert served == ["é"]
