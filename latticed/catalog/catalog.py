@@ -85,9 +85,10 @@ class Catalog:
             await self._stop()
             raise
         for label, directory in self._directories.items():
-            task = asyncio.create_task(directory.run(), name=f"catalog {label}")
-            task.add_done_callback(self._ended)
-            self._tasks.append(task)
+            for work, name in ((directory.run(), "catalog"), (directory.patrol.run(), "patrol")):
+                task = asyncio.create_task(work, name=f"{name} {label}")
+                task.add_done_callback(self._ended)
+                self._tasks.append(task)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,6 +129,7 @@ class Catalog:
         """No record names this bundle any more."""
         label, _, bundle = name.partition("/")
         self._held.get(label, set()).discard(bundle)
+        self.attend(name, active=False)
 
     def rescan(self, *, rehash: bool = False) -> None:
         """Judge everything again, soon and under the policy of now (SIGHUP, changed policy or settings).
@@ -136,6 +138,12 @@ class Catalog:
         """
         for directory in self._directories.values():
             directory.rescan(rehash=rehash)
+
+    def attend(self, name: str, *, active: bool) -> None:
+        """Look at the bundle `name` every second from now on, because what is active comes from there, or no more."""
+        label, _, bundle = name.partition("/")
+        if (directory := self._directories.get(label)) is not None:
+            directory.patrol.attend(bundle, active=active)
 
     async def judge(self, name: str) -> Verdict:
         """The verdict on one bundle, read and hashed now; nothing is remembered.

@@ -15,6 +15,7 @@ from latticed.catalog.hints import Inbox
 from latticed.catalog.lane import Lane, Look
 from latticed.catalog.looking import Looker
 from latticed.catalog.mounts import MountTable
+from latticed.catalog.patrol import Patrol
 from latticed.catalog.settle import Settle
 from latticed.catalog.timetable import Timetable
 from latticed.catalog.watcher import Watcher
@@ -36,6 +37,8 @@ LISTED_PER_BUNDLE: Final = 8
 """So many names for each bundle that there may be are taken down from a listing; the rest is said in health."""
 PATIENCE_S: Final = 5.0
 """How long a start waits while nothing is found out about bundles that no record names."""
+ACTIVE_LONGEST_S: Final = 1.0
+"""What is active and written to without end is judged after so long, whatever the settings say."""
 _GRACE_S: Final = 1.0
 
 
@@ -81,7 +84,9 @@ class Directory:
         )
         self._mounts = MountTable()
         self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.longest_s)
+        self._settle_active = Settle(quiet_s=watch.quiet_s, longest_s=min(watch.longest_s, ACTIVE_LONGEST_S))
         self._entries: dict[str, Entry] = {}
+        self.patrol = Patrol(path, watcher=self._watcher, entries=self._entries, note=self._inbox.note)
         self._surplus: set[str] = set()
         self._uncounted: set[str] = set()
         self._unlisted = 0
@@ -138,7 +143,8 @@ class Directory:
                 await self._check_watch()
             if self._times.scan_due_s(watched=self._watched()) <= self._now():
                 await self._scan()
-            self._look(self._settle.due(self._now()), Look.HASH, urgent=True)
+            now_s = self._now()
+            self._look([*self._settle_active.due(now_s), *self._settle.due(now_s)], Look.HASH, urgent=True)
 
     async def stop(self) -> None:
         """Stop watching; waits for watchdog's thread, off the loop."""
@@ -176,9 +182,8 @@ class Directory:
     async def _pause(self) -> None:
         """Until there is news or something is due."""
         due_s = [self._times.tick_due_s(), self._times.scan_due_s(watched=self._watched())]
-        settles_s = self._settle.next_due_s()
-        if settles_s is not None:
-            due_s.append(settles_s)
+        settles_s = (self._settle.next_due_s(), self._settle_active.next_due_s())
+        due_s.extend(moment for moment in settles_s if moment is not None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(due_s) - self._now())):
                 await self._news.wait()
@@ -192,7 +197,7 @@ class Directory:
             self._times.want_scan()
         now_s = self._now()
         for name in hints.names:
-            self._settle.mark(name, now_s)
+            (self._settle_active if name in self._watcher.active else self._settle).mark(name, now_s)
 
     async def _check_watch(self) -> None:
         """Whether the path still means what is watched, the watcher lives, and nothing was mounted."""

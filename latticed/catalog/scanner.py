@@ -132,6 +132,11 @@ class _Source:
         return self.artifact
 
 
+def fingerprint(name: str, root: Root) -> Fingerprint:
+    """What tells whether a bundle is as it was judged."""
+    return _packed(root, read.fingerprint(name, beneath=root.fd))
+
+
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
     """Watch the plugin directory and list it, without looking at what it lists; Problem when it cannot be listed.
 

@@ -3,8 +3,8 @@
 Built on watchdog's `InotifyFD`, the layer beneath its Observer, because the Observer loses what matters here: it holds
 back what follows a move for 500 ms, walks into whatever tree a bundle contains, is silent about watches it could not
 add, and its thread can die of its own bookkeeping. Events are filtered by the kernel: on close, rename, deletion and
-changed permissions, not on each write (decision 5). Callbacks run on watchdog's thread: they note what happened and
-wake the loop once.
+changed permissions, on each write only of what is active (decision 5). Callbacks run on watchdog's thread: they note
+what happened and wake the loop once.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _MASK: Final = Mask(
     | InotifyConstants.IN_ONLYDIR
     | InotifyConstants.IN_DONT_FOLLOW
 )
+_WRITES: Final = Mask(_MASK | InotifyConstants.IN_MODIFY)
 _ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
 _PASSING: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # asks nothing of what is mounted there
 _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
@@ -59,6 +60,7 @@ class _Watch:
     wd: WatchDescriptor
     id: CallbackId
     inode: RootId
+    closely: bool = False
 
 
 class Watcher:
@@ -81,6 +83,8 @@ class Watcher:
         self._reason = ""
         self._failure = ""
         self._closed = False
+        self.active: set[str] = set()
+        """The bundles of active plugins: of those each write is news (from the next `arm` on), not only the last."""
 
     def start(self) -> None:
         """Ask the kernel for an inotify instance; when there is none, `failure` says so and only scans see changes."""
@@ -161,7 +165,7 @@ class Watcher:
         need not answer, or tell of changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
         """
         known = self._watches.get(name)
-        if known is not None and known.inode == inode:
+        if known is not None and (known.inode, known.closely) == (inode, name in self.active):
             return
         try:
             with files.closing(os.open(name, _PASSING, dir_fd=root.fd)) as place:
@@ -179,12 +183,17 @@ class Watcher:
                 self._reason = error.strerror or str(error)
 
     def _arm(self, name: str, root: Root, place: int, inode: RootId) -> None:
+        closely = name in self.active
         with self._lock:
             known = self._watches.get(name)
-            if self._root is None or self._root.inode != root.id or (known is not None and known.inode == inode):
+            is_armed = known is not None and (known.inode, known.closely) == (inode, closely)
+            if self._root is None or self._root.inode != root.id or is_armed:
                 return
-            self._disarm(name)
-            self._watches[name] = self._add(f"/proc/self/fd/{place}/.", inode, BundleEvents(self, name))
+            try:
+                made = self._add(f"/proc/self/fd/{place}/.", inode, BundleEvents(self, name), closely=closely)
+            finally:  # only now: the kernel has one watch for one directory, which is never without it
+                self._disarm(name)
+            self._watches[name] = made
             self._unwatched.discard(name)
 
     def retain(self, names: Collection[str]) -> None:
@@ -206,15 +215,15 @@ class Watcher:
             if self._inotify is not None:
                 self._inotify.remove_callbacks([(watch.wd, watch.id) for watch in watches])
 
-    def _add(self, path: str, inode: RootId, callback: RootEvents | BundleEvents) -> _Watch:
+    def _add(self, path: str, inode: RootId, callback: RootEvents | BundleEvents, *, closely: bool = False) -> _Watch:
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
-        wd = self._inotify.add_callback(os.fsencode(path), _MASK, callback, own_id)
+        wd = self._inotify.add_callback(os.fsencode(path), _WRITES if closely else _MASK, callback, own_id)
         if wd == -1:  # watchdog's way of saying EACCES
             self._inotify.remove_callbacks([(wd, own_id)])
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return _Watch(wd=wd, id=own_id, inode=inode)
+        return _Watch(wd=wd, id=own_id, inode=inode, closely=closely)
 
     def _disarm(self, name: str) -> None:
         watch = self._watches.pop(name, None)

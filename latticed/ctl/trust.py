@@ -80,7 +80,7 @@ def _file(session: Session) -> Path:
 
 def _edit(session: Session, change: Any) -> int:
     """Apply `change(policy, args) -> (policy, words)` to the file."""
-    from latticed.ctl import policy_file
+    from latticed.ctl import policy_file, taken_up
 
     path = _file(session)
     with policy_file.editing(path) as old:
@@ -89,6 +89,8 @@ def _edit(session: Session, change: Any) -> int:
             done = f"already {done}"
         else:
             policy_file.write(path, new)
+    if late := taken_up.wait(session, path, new):
+        session.screen.note(late)
     if session.screen.json_wanted:
         session.screen.json(_plain(new, path))
     else:

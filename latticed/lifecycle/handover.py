@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import contacts, ddns, horizons, kv, monitors, plans, programs, routes, secrets, tasks
+from latticed.ledger import (
+    contacts,
+    ddns,
+    horizons,
+    kv,
+    monitors,
+    notification_upkeep,
+    plans,
+    programs,
+    routes,
+    secrets,
+    tasks,
+)
 from latticed.lifecycle import leavings
 
 if TYPE_CHECKING:
@@ -43,6 +55,7 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
         horizons.draw(tx, before.id)
+        notification_upkeep.prune(tx, statuses=("queued", "delivering"), plugin_id=before.id)
         _clear(tx, before.id)
 
     return swap

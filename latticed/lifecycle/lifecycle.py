@@ -263,6 +263,7 @@ class Lifecycle:
         self._sources[record.source] = record.id
         if record.accepted:
             self.rooms.catalog.hold(record.source)
+        self.rooms.catalog.attend(record.source, active=record.status is Status.ACTIVE)
         self.rooms.tell_changed(record.id)
 
     def _remember(self, record: Record) -> None:

@@ -295,5 +295,5 @@ class Handle:
             pid=living.pid if living else 0,
             sandbox=living.sandbox if living else "",
             restart_count=self.state.restarts,
-            last_error=self.state.fault,
+            last_error=self._seen.last_error if self.state.phase is Phase.STOPPING else self.state.fault,
         )

@@ -97,9 +97,11 @@ class Tasks:
         self._wanted.set()
 
     async def quiet(self, plugin_id: str) -> None:
-        """Return once nothing of one plugin runs that may not."""
+        """Return once nothing of one plugin runs that may not, and its approvals are withdrawn on record."""
         if self._refusal(plugin_id) is not None:
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
+            with contextlib.suppress(Problem):  # the disk is full or ill: that is made good for, they count no more
+                await self._approvals.withdraw()
 
     # Plugins.
 

@@ -1,0 +1,48 @@
+"""Waiting until the daemon has taken up a trust policy that was just written: what it refuses is stopped then."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import replies
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.ctl.session import Session
+    from latticed.trust.policy import TrustPolicy
+
+WITHIN_S: Final = 5.0
+LOOK_S: Final = 0.1
+
+
+def wait(session: Session, path: Path, policy: TrustPolicy) -> str:
+    """Return once `policy`, written to `path`, has had its effect; what an operator is to be told otherwise.
+
+    Nothing is waited for when the settings name another file, or no daemon answers this caller.
+    """
+    until_s = time.monotonic() + WITHIN_S
+    try:
+        if path != session.settings().trust_file:
+            return ""
+        client = session.client()
+        while not _shows(replies.mapping(client.get("trust"), "trust policy"), policy):  # answered when it has effect
+            if time.monotonic() > until_s:
+                return "the daemon has not taken this up yet: `latticectl health` says what is in its way"
+            time.sleep(LOOK_S)
+    except Problem:
+        return ""
+    return ""
+
+
+def _shows(plain: dict[str, Any], policy: TrustPolicy) -> bool:
+    """Whether the daemon trusts whom `policy` does, and knows all that it revokes: it may remember more."""
+    shown = replies.rows(plain.get("publishers") or [], "list of publishers")
+    keys = {str(one.get("publisher")): set(replies.texts(one.get("keys"))) for one in shown}
+    revoked = plain.get("revoked")
+    known = revoked if isinstance(revoked, dict) else {}
+    return keys == {name: set(one.keys) for name, one in policy.publishers.items()} and all(
+        getattr(policy.revoked, kind) <= set(replies.texts(known.get(kind))) for kind in ("keys", "digests", "plugins")
+    )

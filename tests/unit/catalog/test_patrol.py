@@ -1,0 +1,179 @@
+"""What inotify does not tell of active bundles is seen within 1.5 s; a stat that hangs holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from latticed.catalog import patrol, scanner
+from latticed.settings import Watch
+from tests.house import bundles, catalogs
+from tests.house.catalogs import until
+
+ACME = bundles.author()
+AS_SET = Watch()
+"""The settings that an operator has who changed nothing."""
+SEEN_S = 1.5
+SLACK_S = 1.0
+"""What a machine under load may add."""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    place = tmp_path / "plugins"
+    place.mkdir()
+    return place
+
+
+@contextlib.asynccontextmanager
+async def attended(plugins: Path, *names: str, active: bool = True, **options):
+    """Bundles of these names, watched as active ones; the patrol has been round once."""
+    made = {name: bundles.drop(plugins, name, author=ACME, id=f"acme.{name}") for name in names}
+    catalogs.age(plugins)
+    async with catalogs.watching(plugins, ACME, watch=AS_SET, **options) as seen:
+        (directory,) = seen.catalog._directories.values()
+        for name in names if active else ():
+            seen.catalog.attend(f"plugins/{name}", active=True)
+        await until(lambda: len(directory.patrol._close) == (len(names) if active else 0), "a first look")
+        yield seen, made
+
+
+async def seen_within(seen, name: str, code: str, *, since_s: float) -> None:
+    await until(lambda: seen.code(f"plugins/{name}") == code, f"{name} to be {code}")
+    assert time.monotonic() - since_s < SEEN_S + SLACK_S
+
+
+def through_a_hard_link(artifact: Path, beside: Path) -> None:
+    os.link(artifact, beside)
+    bundles.tamper(beside)
+
+
+def truncated(artifact: Path, beside: Path) -> None:
+    os.link(artifact, beside)
+    os.truncate(beside, 3)
+
+
+@pytest.mark.parametrize("how", [through_a_hard_link, truncated])
+async def test_what_is_written_elsewhere_is_seen(plugins: Path, tmp_path: Path, how) -> None:
+    """Also that it is as it was again."""
+    async with attended(plugins, "demo") as (seen, made):
+        began_s = time.monotonic()
+        how(made["demo"].artifact_path, tmp_path / "beside")
+        await seen_within(seen, "demo", "digest_mismatch", since_s=began_s)
+        began_s = time.monotonic()
+        (tmp_path / "beside").write_bytes(bundles.ARTIFACT)
+        await seen_within(seen, "demo", "verified", since_s=began_s)
+
+
+@pytest.mark.parametrize("pause_s", [None, 0.02], ids=["once", "all the time"])
+async def test_a_writer_that_never_closes_is_seen(plugins: Path, pause_s: float | None) -> None:
+    """One that wrote once, and one that never gives it a quiet moment."""
+    async with attended(plugins, "demo") as (seen, made):
+        began_s = time.monotonic()
+        over = asyncio.Event()
+
+        async def write() -> None:
+            with made["demo"].artifact_path.open("r+b", buffering=0) as artifact:
+                while not over.is_set():
+                    artifact.seek(0)
+                    artifact.write(os.urandom(8))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(pause_s):
+                            await over.wait()
+
+        writing = asyncio.ensure_future(write())
+        try:
+            await until(lambda: seen.code("plugins/demo") != "verified", "the writing to be seen")
+            assert time.monotonic() - began_s < SEEN_S + SLACK_S
+        finally:
+            over.set()
+            await writing
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the end of it")
+
+
+async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: Path) -> None:
+    """In progress it is a mismatch; after its last close it is what it is."""
+    async with attended(plugins, "demo") as (seen, made):
+        with made["demo"].artifact_path.open("wb", buffering=0) as artifact:
+            artifact.write(bundles.ARTIFACT[:5])
+            await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the copy in progress")
+            artifact.write(bundles.ARTIFACT[5:])
+        await until(lambda: seen.code("plugins/demo") == "verified", "the whole copy")
+
+
+async def test_of_others_only_the_close_is_news(plugins: Path) -> None:
+    """What is not active is judged as ever: writes to it cost nobody anything."""
+    async with attended(plugins, "demo", active=False) as (seen, made):
+        events = seen.catalog.counters["events"]
+        with made["demo"].artifact_path.open("r+b", buffering=0) as artifact:
+            for _ in range(100):
+                artifact.write(b"x")
+            await seen.catalog.judge("demo")
+            assert seen.catalog.counters["events"] == events
+        await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the close")
+
+
+async def test_a_change_just_before_it_was_judged_is_found(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times may not tell of a change within the same moment: such a bundle is judged once more, and not for ever."""
+    monkeypatch.setattr(scanner, "_RACY_NS", 1 << 62)
+    async with attended(plugins, "demo") as (seen, _):
+        await until(lambda: seen.catalog.counters["judged"] == 2, "a second judgement")
+        (directory,) = seen.catalog._directories.values()
+        await directory.patrol.look()
+        await directory.patrol.look()
+        await seen.catalog.judge("demo")
+        assert seen.catalog.counters["judged"] == 2
+
+
+async def test_a_stat_that_hangs_is_in_nobodys_way(
+    plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are looked at, every second; the loop never waits; it is looked at again once it answers."""
+    hanging, plain = threading.Event(), scanner.fingerprint
+
+    def fingerprint(name: str, root):
+        if name == "b-stuck" and threading.current_thread() is not threading.main_thread() and armed.is_set():
+            hanging.wait()
+        return plain(name, root)
+
+    armed = threading.Event()
+    monkeypatch.setattr(scanner, "fingerprint", fingerprint)
+    async with attended(plugins, "a", "b-stuck", "c") as (seen, made):
+        armed.set()
+        try:
+            (directory,) = seen.catalog._directories.values()
+            await until(lambda: directory.patrol._alone, "the hanging one to be found")
+            for name in ("a", "c"):
+                began_s = time.monotonic()
+                through_a_hard_link(made[name].artifact_path, tmp_path / name)
+                await seen_within(seen, name, "digest_mismatch", since_s=began_s)
+            assert directory.patrol._crew.abandoned <= 2
+        finally:
+            armed.clear()
+            hanging.set()
+        through_a_hard_link(made["b-stuck"].artifact_path, tmp_path / "b")
+        await until(lambda: seen.code("plugins/b-stuck") == "digest_mismatch", "the one that hung")
+
+
+async def test_thousands_cost_little(plugins: Path) -> None:
+    """A look at two thousand takes a small part of a second of processor time, off the loop."""
+    names = [f"b{number}" for number in range(2_000)]
+    async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
+        (directory,) = seen.catalog._directories.values()
+        for name in names:
+            (plugins / name).mkdir()
+            for part in ("manifest.json", "artifact"):
+                (plugins / name / part).touch()
+        round_ = patrol.Patrol(plugins, watcher=directory._watcher, entries={}, note=lambda _: None)
+        for name in names:
+            round_.attend(name, active=True)
+        await round_.look()
+        before_s = time.process_time()
+        await round_.look()
+        assert time.process_time() - before_s < 0.2

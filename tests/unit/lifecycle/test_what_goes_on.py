@@ -1,0 +1,370 @@
+"""What goes on in a plugin's name stops with its right to it, whatever takes that: seen at processes, sockets, servers.
+
+One house, a plugin for each cause, everything begun for each; then the causes, one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from latticed.host.service import HostError
+from latticed.ledger import notifications
+from latticed.model.errors import Problem
+from tests.house import bundles, children, dns_servers, hostcall_rows_out, hostcalls, houses, targets
+
+TOML = """
+[http]
+listen = "127.0.0.1:0"
+service_listen = "127.0.0.1:0"
+[service.programs]
+sh = "/bin/sh"
+[task]
+at_once = 32
+[ddns]
+poll_s = 1
+verify_s = 1
+"""
+PROCESSES = ("service", "task", "tunnel")
+ALL = {*PROCESSES, *"approved monitor ddns template invoke proxied stream notification static call".split()}
+BRIEF = {"proxied", "stream", "call"}
+KEPT = {"ddns"}
+"""What stays as it is where it was put; that it is not put again is looked at in the end."""
+WAITS = "while :; do sleep 0.1; done"
+ADDRESS = "93.184.215.14"
+CAUSES = "tamper key digest plugin remove disable full trim hand".split()
+CONTROL = "control"
+
+
+@dataclass(slots=True, kw_only=True)
+class Going:
+    """What goes on for one plugin; `watched`, `called`, `streamed` answer nothing, `proxied` does."""
+
+    home: houses.Home
+    names: dns_servers.NameServer
+    author: bundles.Author
+    bundle: bundles.Bundle
+    call: Any
+    visitor: aiohttp.ClientSession
+    watched: targets.Site
+    called: targets.Site
+    streamed: targets.Site
+    proxied: targets.Site
+    task_ids: list[str] = field(default_factory=list)
+    calling: asyncio.Task[Any] | None = None
+    stream: asyncio.Task[bytes] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.bundle.id
+
+    @property
+    def record(self) -> str:
+        return f"{self.id.partition('.')[0]}.{dns_servers.ZONE}"
+
+    @property
+    def services(self) -> Any:
+        return self.home.house._engine.services
+
+    @property
+    def state(self) -> str:
+        """Of the task that waits; an id that came into other hands has none."""
+        with contextlib.suppress(Problem):
+            return str(self.services.tasks.get(self.task_ids[-1]).state)
+        return ""
+
+    async def begin(self, *, deaf: bool) -> None:
+        """Everything but what is proxied; a `deaf` service does not listen to SIGTERM."""
+        trap = "''" if deaf else "'exit 0'"
+        await self.call("service.put", name="nap", program="sh", args=["-c", f"trap {trap} TERM; {WAITS}", self.id])
+        for script, target in ((WAITS, [self.id]), ("exit 0", [])):  # one at once: the other waits for its turn
+            wanted = {"interpreter": "sh", "script": script, "targets": target, "timeout_s": 600}
+            self.task_ids.append((await self.call("task.submit", **wanted))["id"])
+            assert (await self.approve(self.task_ids[-1])).status == 200
+            await houses.until(lambda: self.processes("task"), "the first task to run")
+        await self.call("monitor.put", name="web", kind="http", target=self.watched.url(), interval_s=600, timeout_s=60)
+        server = f"127.0.0.1:{self.names.port}"
+        provider = {"provider": "rfc2136", "secret": "${secret:KEY}", "server": server, "key": dns_servers.KEY}
+        await self.call("ddns.put", name=self.record, type="A", address=ADDRESS, ttl=60, **provider)
+        await self.call("tunnel.put", **hostcall_rows_out._TUNNEL)
+        for target, more in (("template", {"template": "hello"}), ("invoke", {"action": "answer"})):
+            await self.route(target, target, **more)
+        await self.call("notify.send", title="hello")
+        await self.call("static.put", path="a.txt", content="hello")
+        await self.call("network.plan", kind="nft", intent={"open": [22]})
+
+    async def proxy(self) -> None:
+        """The services, one plugin at a time has their listener; and a call, which has but ten seconds."""
+        self.calling = asyncio.ensure_future(self._call())
+        for name, site in (("proxied", self.proxied), ("streamed", self.streamed)):
+            await self.route(name, "service", origin=site.url().rstrip("/"), public=["/**"])
+        self.stream = asyncio.ensure_future(self._read(self.url("streamed")))
+
+    async def route(self, name: str, target: str, **more: Any) -> None:
+        await self.call("route.put", path=self.path(name), target=target, **more)
+
+    def path(self, name: str) -> str:
+        return f"/{self.id}/{name}/"
+
+    def url(self, name: str) -> str:
+        """Where a route is served right now: the listener goes with the last route, and comes back at another port."""
+        table = self.services.service_routes if name in {"proxied", "streamed"} else self.services.routes
+        return f"{table.listener.url}{self.path(name)}x"
+
+    async def approve(self, task_id: str) -> houses.Answer:
+        sha256 = self.services.tasks.get(task_id).sha256
+        return await self.home.ask("POST", f"/api/tasks/{task_id}/approve", {"sha256": sha256})
+
+    async def until(self, *kinds: str) -> None:
+        """Wait until all of these are to be seen."""
+        deadline_s = time.monotonic() + houses.DEADLINE_S
+        while missing := set(kinds) - await self.seen():
+            assert time.monotonic() < deadline_s, (self.id, missing)
+            await asyncio.sleep(0.02)
+
+    async def seen(self) -> set[str]:
+        """What of it there is to be seen right now."""
+        found = {kind for kind in PROCESSES if self.processes(kind)}
+        found |= {kind for kind in ("template", "invoke", "proxied") if await self.answers(kind)}
+        queue = self.services.notifications
+        others = {
+            "approved": self.state == "approved",
+            "monitor": self.watched.open_now,
+            "ddns": self.names.addresses(self.record),
+            "stream": self.stream is not None and not self.stream.done(),
+            "call": self.calling is not None and not self.calling.done(),
+            "notification": self.id in set(queue._ledger.read(notifications.senders)) - queue._resting(),
+        }
+        found |= {kind for kind, there in others.items() if there}
+        with contextlib.suppress(HostError):
+            await self.services.static.read(self.id, "a.txt")
+            found.add("static")
+        return found
+
+    def processes(self, kind: str) -> list[int]:
+        mine = {pid: _words(pid) for pid in children.descendants(os.getpid()) if children.alive(pid)}
+        if kind == "tunnel":
+            return [pid for pid, words in mine.items() if words[-1:] == ["run"] and f"/{self.id}+" in " ".join(words)]
+        shell = [pid for pid, words in mine.items() if words[-1:] == [self.id]]
+        return [pid for pid in shell if ("-c" in mine[pid]) is (kind == "service")]
+
+    async def answers(self, name: str) -> bool:
+        try:
+            async with self.visitor.get(self.url(name)) as answer:
+                return answer.status != 404
+        except (aiohttp.ClientConnectionError, aiohttp.InvalidURL):  # nobody has a route any more
+            return False
+
+    async def _call(self) -> None:
+        with contextlib.suppress(HostError):
+            await self.call("http.do", method="GET", url=self.called.url())
+
+    async def _read(self, url: str) -> bytes:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with self.visitor.get(url) as answer:
+                return await answer.read()
+        return b""
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+@contextlib.asynccontextmanager
+async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Going]:
+    """A plugin of its own publisher that may do everything, and the sites that it has to do with."""
+    author = bundles.author(cause)
+    _trust(home, author)
+    await home.look()
+    async with contextlib.AsyncExitStack() as stack:
+        sites = [await stack.enter_async_context(targets.site(answer)) for answer in (None, None, None, targets.OK)]
+        visitor = await stack.enter_async_context(aiohttp.ClientSession())
+        made = home.drop(
+            cause, author=author, id=f"{cause}.demo", capabilities=hostcalls.EVERYTHING, artifact=cause.encode()
+        )
+        life = await home.armed(made.id, accept=hostcalls.HOST_RISK)
+        origins = [f"origin={site.url().rstrip('/')}" for site in sites]
+        permits = [*origins, f"origin=dns://127.0.0.1:{names.port}"]
+        granted = await home.ask("PUT", f"/api/plugins/by-id/{made.id}/grants", {"permits": permits})
+        assert granted.status == 200, granted
+        await home.ask("PUT", f"/api/secrets/KEY/plugins/{made.id}", {})
+        watched, called, streamed, proxied = sites
+        yield Going(
+            home=home, names=names, author=author, bundle=made, call=life.call, visitor=visitor,
+            watched=watched, called=called, streamed=streamed, proxied=proxied,
+        )  # fmt: skip
+
+
+def _trust(home: houses.Home, *more: bundles.Author, **fields: Any) -> None:
+    """Trust these besides whom the house trusts already."""
+    old = home.house.api.policy.own
+    known = {name: list(one.keys) for name, one in old.publishers.items()}
+    kept = {kind: sorted(getattr(old.revoked, kind)) for kind in ("keys", "digests", "plugins")}
+    for kind, values in fields.items():
+        kept[kind] += values
+    policy = bundles.policy(*more, revoked=kept)
+    policy["trusted_publishers"] = known | policy["trusted_publishers"]
+    fresh = home.trust.with_name("fresh")
+    fresh.write_text(json.dumps(policy))
+    fresh.rename(home.trust)
+
+
+# What takes a plugin's rights; each returns once that is reported.
+
+
+async def tamper(it: Going) -> None:
+    bundles.tamper(it.bundle.artifact_path)
+    await _failed(it, "digest_mismatch")
+
+
+async def remove(it: Going) -> None:
+    it.bundle.path.rename(it.home.root / "away")
+    await _failed(it, "manifest_missing")
+
+
+async def key(it: Going) -> None:
+    await _revoked(it, keys=[it.author.public])
+
+
+async def digest(it: Going) -> None:
+    await _revoked(it, digests=[it.bundle.raw["digest_sha256"]])
+
+
+async def plugin(it: Going) -> None:
+    await _revoked(it, plugins=[f"{it.id}@*"])
+
+
+async def disable(it: Going) -> None:
+    assert (await it.home.decide(it.id, "disabled")).status == 200
+
+
+async def full(it: Going) -> None:
+    """Disabled while nothing can be written."""
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise Problem("ledger_unavailable", "the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(it.home.house.api.ledger, "write", refuse)
+        assert (await it.home.decide(it.id, "disabled")).status == 200
+
+
+async def trim(it: Going) -> None:
+    wanted = {"trim": [one for one in hostcalls.EVERYTHING if one != "log:write"]}
+    assert (await it.home.ask("PUT", f"/api/plugins/by-id/{it.id}/grants", wanted)).status == 200
+
+
+async def hand(it: Going) -> None:
+    """Over to another publisher, who may do everything too."""
+    other = bundles.author("stranger")
+    _trust(it.home, other)
+    await it.home.look()
+    it.home.drop("other", author=other, id=it.id, capabilities=hostcalls.EVERYTHING, version="2.0.0")
+    life = it.home.house.api.lifecycle
+    await houses.until(lambda: life.claimant(it.id, "stranger"), "the other's bundle")
+    wanted = {"accept_publisher": "stranger", "accept": list(hostcalls.HOST_RISK)}
+    answer = await it.home.ask("POST", f"/api/plugins/by-id/{it.id}/upgrade", wanted)
+    assert answer.status == 200, answer
+
+
+async def _revoked(it: Going, **what: list[str]) -> None:
+    _trust(it.home, **what)
+    await it.home.look()
+    await _failed(it, f"{next(iter(what)).removesuffix('s')}_revoked")
+
+
+async def _failed(it: Going, code: str) -> None:
+    def told() -> bool:
+        runtime = it.home.house.api.supervisor.runtime(it.id)
+        return runtime.last_error is not None and runtime.last_error.code == code
+
+    await houses.until(told, f"{it.id}: {code}")
+    assert it.home.house.api.supervisor.runtime(it.id).state == "failed", "not told before it is so"
+
+
+@pytest.fixture
+async def home():
+    with hostcalls._tunnels() as tunnels:
+        async with houses.opened(toml=TOML + tunnels.replace("plugin_tunnels = 1", "tunnels = 64")) as found:
+            await found.ask("PUT", "/api/secrets/KEY", dns_servers.VALUES[dns_servers.KEY].encode())
+            yield found
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    kind = next((one for one in ("knot", "bind") if dns_servers.installed(one)), None)
+    if kind is None:
+        pytest.skip("no name server is installed here")
+    with dns_servers.serving(kind, tmp_path_factory.mktemp(kind)) as found:
+        yield found
+
+
+async def test_everything_stops_with_each_cause_and_before_it_is_reported(home, names):
+    """Whatever takes the rights, nothing goes on; of the control everything does. Its DNS record alone comes back."""
+    async with contextlib.AsyncExitStack() as stack:
+        every = {one: await stack.enter_async_context(going(home, names, one)) for one in (*CAUSES, CONTROL)}
+        await asyncio.gather(
+            *(it.begin(deaf=one not in {"disable", "full", "trim", "hand"}) for one, it in every.items())
+        )
+        await asyncio.gather(*(it.until(*(ALL - BRIEF)) for it in every.values()))
+        left = {}
+        for cause in CAUSES:
+            it = every[cause]
+            await it.proxy()
+            await it.until(*BRIEF)
+            await globals()[cause](it)
+            left[cause] = await it.seen() - KEPT
+        assert left.pop("full") == {"approved"}, "what cannot be written down yet"
+        assert left == {cause: set() for cause in CAUSES if cause != "full"}
+        await houses.until(lambda: every["full"].state == "submitted", "the approval to be withdrawn on record")
+        assert await every[CONTROL].seen() == ALL - BRIEF
+        asked = {one: len(it.watched.requests) for one, it in every.items()}
+        for it in every.values():
+            names.remove(it.record)
+        await every[CONTROL].until("ddns")  # it is looked at every second, by the same clock as the others were
+        assert {one for one, it in every.items() if it.names.addresses(it.record)} == {CONTROL}
+        assert {one: len(it.watched.requests) for one, it in every.items()} == asked
+
+
+async def test_what_is_trusted_again_goes_on(home, names):
+    """Services, tunnels, monitors, records, routes; a waiting task needs approval anew, and gets none before."""
+    async with going(home, names, "tamper") as it:
+        await it.begin(deaf=True)
+        await it.proxy()
+        await it.until(*ALL)
+        before = bundles.tamper(it.bundle.artifact_path)
+        await _failed(it, "digest_mismatch")
+        refused = await it.approve(it.task_ids[-1])
+        assert (refused.status, refused.code) == (409, "not_available")
+        assert "digest_mismatch" in refused["detail"]
+        it.bundle.artifact_path.write_bytes(before)
+        it.names.remove(it.record)
+        await it.until("service", "tunnel", "ddns", "template", "invoke", "proxied", "static", "notification")
+        assert it.services.tasks.get(it.task_ids[-1]).state == "submitted"
+        assert (await it.approve(it.task_ids[-1])).status == 200
+        await houses.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")
+
+
+async def test_a_crash_is_no_loss_of_trust(home, names):
+    """What goes on for a plugin goes on while its own process is down."""
+    async with going(home, names, "crash") as it:
+        await it.begin(deaf=False)
+        await it.proxy()
+        await it.until(*ALL)
+        home.driven.only(it.id).crash()
+        await houses.until(lambda: home.house.api.supervisor.runtime(it.id).state != "armed", "it to be down")
+        await home.look()
+        assert await it.seen() >= ALL - {"call", "template", "invoke"}
