@@ -5,7 +5,9 @@ The same list serves both walls: `namespaces` binds it into the child's own root
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,8 +59,9 @@ def view(
     wanted = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
     wanted += _NETWORK if network else ()
     needed = [*binds]
-    if program is not None:
-        needed += [_home(program), _home(os.path.realpath(program))]
+    for path in dict.fromkeys((program, os.path.realpath(program)) if program is not None else ()):
+        needed.append(path)
+        wanted += _library_of(path)
     read = _without_covered([*wanted, *needed])
     execute = [*_LINKERS, *([os.path.realpath(program)] if program is not None else [])]
     if processes:
@@ -72,11 +75,24 @@ def view(
     )
 
 
-def _home(program: str) -> str:
-    """The directory that an interpreter brings its library in: `X` of `X/bin/name`, or the program alone."""
-    directory = os.path.dirname(program)
-    home = os.path.dirname(directory)
-    return program if os.path.basename(directory) != "bin" or home in {"/", "/usr"} else home
+def _library_of(program: str) -> list[str]:
+    """Where an interpreter `X/bin/name` may find its library: shared objects, and what is called after it.
+
+    Both in `X/bin`, `X/lib` and `X/share`: `X/lib/python3.13`, `X/lib/node_modules`. Never `X` itself, which may be
+    somebody's home, and nothing that a link leads out of `X` to.
+    """
+    here, name = os.path.split(program)
+    prefix = os.path.dirname(here)
+    if os.path.basename(here) != "bin" or prefix in {"/", "/usr"}:
+        return []
+    stem = re.escape(name.rstrip("0123456789.-"))
+    ours = re.compile(rf"lib.+\.so[.\d]*|{stem}([\d._-].*)?")
+    found = [f"{prefix}/pyvenv.cfg"]
+    for place in (here, f"{prefix}/lib", f"{prefix}/lib64", f"{prefix}/share"):
+        with contextlib.suppress(OSError):  # not there, or not ours to list: the interpreter may do without
+            found += [f"{place}/{entry}" for entry in sorted(os.listdir(place)) if ours.fullmatch(entry)]
+    within = os.path.realpath(prefix) + "/"
+    return [path for path in found if os.path.realpath(path).startswith(within)]
 
 
 def _without_covered(paths: list[str]) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ def _compile(fuel: int) -> bytes:
     engines.check_bytes(data)
     try:
         module = Module(engines.make(fuel=fuel > 0), data)
+        engines.abi_of(module)
+        return bytes(module.serialize())
     except WasmtimeError as error:
-        raise Failed("wasm_invalid", f"expected a module that can be compiled: {error}") from None
-    engines.abi_of(module)
-    return bytes(module.serialize())
+        code, words = status.of_error(error, "wasm_invalid").args
+        raise Failed(code, f"expected a module that can be compiled, found: {words}") from None

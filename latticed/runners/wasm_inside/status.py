@@ -25,6 +25,15 @@ _WORDS: Final = {
 }
 
 
+_NO_ROOM: Final = (
+    "exceeds memory limits",
+    "exceeds table limits",
+    "limit exceeded",
+    "Cannot allocate memory",  # strerror(ENOMEM), from mmap
+    "is too large",  # one function's code, for the compiler
+)
+
+
 class Failed(Exception):
     """The module cannot go on; args: code, message."""
 
@@ -47,7 +56,7 @@ def of_trap(trap: Trap) -> Failed:
 def of_error(error: WasmtimeError, code: str) -> Failed:
     """The name of what wasmtime refused; `code` where it is no question of memory."""
     words = str(error)
-    if "exceeds memory limits" in words or "exceeds table limits" in words or "limit exceeded" in words:
+    if any(one in words for one in _NO_ROOM):
         return Failed("out_of_memory", f"expected the module to fit its limits, found: {words}")
     return Failed(code, words)
 

@@ -19,7 +19,7 @@ from latticed.settings import shapes
 LIFE = Path(__file__).resolve().parents[2] / "house/notify_life.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives):
     """Several lives of one queue, each killed at a random line of what it says."""

@@ -23,7 +23,7 @@ from tests.house import children, confinements, processes
 LIFE = Path(__file__).resolve().parents[2] / "house/task_life.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives", [4, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
     """Several lives of one queue, each killed at a random line of what it says; the last one is left to finish."""

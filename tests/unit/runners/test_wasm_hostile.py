@@ -11,6 +11,7 @@ import wasmtime
 
 from latticed.model.errors import Problem
 from latticed.runners.wasm import Caps
+from latticed.runners.wasm_compiler import Bounds
 from tests.house import children, houses, wasms
 
 FOREVER = "(loop $again (br $again))"
@@ -158,6 +159,22 @@ async def test_what_is_no_plugin(tmp_path, name):
         assert refused.value.code == code
         assert bench.entries == []
         assert bench.exits == []
+
+
+async def test_what_does_not_fit_into_the_compiler(tmp_path):
+    """Wherever it runs out of memory: the module is too large, not invalid."""
+    data = "x" * (8 << 20)
+    module = bytes(
+        wasmtime.wat2wasm(f'(module (memory (export "memory") 200) (func (export "_start")) (data "{data}"))')
+    )
+    codes = set()
+    for mib in range(28, 64, 5):
+        async with wasms.bench(tmp_path, caps=Caps(compile=Bounds(memory_bytes=mib << 20))) as bench:
+            with pytest.raises(Problem) as failed:
+                await bench.start(module)
+            codes.add(failed.value.code)
+    assert "out_of_memory" in codes
+    assert codes <= {"out_of_memory", "exited"}  # `exited`: it was compiled, and has nothing to say
 
 
 @pytest.mark.parametrize("name", AT_START)

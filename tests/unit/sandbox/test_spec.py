@@ -138,11 +138,29 @@ def test_a_view_has_no_home_and_no_proc(tmp_path):
 
 
 def test_an_interpreter_brings_its_library(tmp_path):
-    """The directory above its bin, as with an interpreter below /opt; /usr is there anyway."""
-    home = tmp_path / "py"
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "python3").write_bytes(b"\x7fELF")
-    assert str(home) in view.view(str(home / "bin" / "python3"), processes=False, network=False).needed
+    """Itself, shared objects, what is called after it; nothing else of the directory above, which may be a home."""
+    inside = [
+        "bin/python3", "bin/libpypy3.10-c.so", "lib/libpython3.so", "lib/libssl.so.3", "lib/python3.13/os.py",
+        "lib64/python3.13/x.so", "share/python3/x", "pyvenv.cfg",
+    ]  # fmt: skip
+    outside = [
+        ".ssh/id_ed25519", ".bashrc", "secret", "bin/other", "lib/pythonic", "lib/other/x", "lib/notes.so.txt",
+        "share/keyrings/x", "share/xpython", "etc/python3/x", "python3/x",
+    ]  # fmt: skip
+    for name in (*inside, *outside):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lib/python4").symlink_to("/etc")
+    (tmp_path / "lib/libleads-out.so").symlink_to("/root/x")
+    seen = view.view(str(tmp_path / "bin/python3"), processes=False, network=False)
+    assert seen.needed == (str(tmp_path / "bin/python3"),)
+    found = [path for path in seen.read if path.startswith(str(tmp_path))]
+
+    def is_seen(name):
+        return any(f"{tmp_path / name}/".startswith(f"{path}/") for path in found)
+
+    assert [name for name in inside if not is_seen(name)] == []
+    assert [name for name in (*outside, "lib/python4", "lib/libleads-out.so") if is_seen(name)] == []
 
 
 @pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
