@@ -17,7 +17,7 @@ from latticed.ingress.services import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger, records
-from latticed.lifecycle import revocations
+from latticed.lifecycle import revocations, usual
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
@@ -149,6 +149,7 @@ class House:
             policy=lambda: policy.current,
             tell_changed=engine.services.changed,
             quiet=engine.services.quiet,
+            usual=usual.of(self._settings),
             tell_gone=engine.services.forgotten,
         )
 

@@ -61,7 +61,10 @@ class RuntimeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateView:
-    """Another identity of an accepted plugin that lies on disk and verifies."""
+    """Another identity of an accepted plugin that lies on disk and verifies.
+
+    `adds` and `drops`: capabilities by name, the rest as `kind=value`; `must_name`: what it cannot start without.
+    """
 
     version: str | None = None
     artifact_sha256: str
@@ -69,11 +72,15 @@ class CandidateView:
     adds: list[str]
     drops: list[str]
     needs_downgrade: bool
+    must_name: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginView:
-    """One row of `GET /api/plugins/lifecycle`."""
+    """One row of `GET /api/plugins/lifecycle`.
+
+    `withheld`: what of the manifest was not accepted, as `kind=value`. `adds` and `drops`: of an upgrade's dry run.
+    """
 
     id: str
     name: str
@@ -88,6 +95,9 @@ class PluginView:
     runtime: RuntimeView
     candidate: CandidateView | None = None
     granted: list[str]
+    withheld: list[str] | None = None
+    adds: list[str] | None = None
+    drops: list[str] | None = None
     builtin: bool
     verified_at: str | None = None
     installed_at: str | None = None

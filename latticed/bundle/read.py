@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from latticed.bundle import refusal
 from latticed.bundle.refusal import ARTIFACT, MANIFEST, ReadRefused
 from latticed.kit import files
+from latticed.model import accepted
 from latticed.model.verdict import Code
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class BundleDirectory:
         self._clock = clock
         self._deadline = clock() + limits.deadline_s
         self._artifact: int | ReadRefused | None = None
+        self.interpreter = ""
+        """What the artifact that was hashed last is run by (`model.accepted.interpreter_of`)."""
 
     def __enter__(self) -> Self:
         return self
@@ -115,14 +119,18 @@ class BundleDirectory:
     def _hash(self, fd: int, before: os.stat_result, buffer: memoryview, copy_to: int | None) -> tuple[str, int]:
         digest = hashlib.sha256()
         size = 0
+        head = b""
         while (size == 0 or size < before.st_size) and (count := self._readv(fd, buffer, ARTIFACT)):
             size += count
+            if len(head) < accepted.HEAD_BYTES:
+                head += bytes(buffer[: min(count, accepted.HEAD_BYTES - len(head))])
             if size > self._limits.artifact_bytes:
                 raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
             digest.update(buffer[:count])
             if copy_to is not None:
                 files.write_all(copy_to, buffer[:count])
         self._check_unchanged(fd, before, size, ARTIFACT)
+        self.interpreter = sys.intern(accepted.interpreter_of(head))  # thousands have a few between them
         return digest.hexdigest(), size
 
     def _read_manifest(self, fd: int, before: os.stat_result) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import read
@@ -44,12 +44,14 @@ class Entry:
     """One bundle as it was last judged.
 
     `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed,
-    where the verdict does not say it. `surplus`: there was no place for it, and it was not read.
+    where the verdict does not say it, `interpreter` what it is run by. `surplus`: there was no place for it, and it was
+    not read.
     """
 
     verdict: Verdict
     fingerprint: Fingerprint | None = None
     artifact: tuple[str, int] | None = None
+    interpreter: str = ""
     surplus: bool = False
 
     @property
@@ -99,7 +101,7 @@ class Judge:
         source: _Source | None = None
         try:
             with read.open_bundle(name, beneath=root.fd, limits=self.limits, owners=root.owners) as directory:
-                source = _Source(directory, known.hashed if known is not None and same else None)
+                source = _Source(directory, known if same else None)
                 verdict = verify.verify(source, self.policy(), host_version=self.host_version)
         except ReadRefused as refused:
             verdict = Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
@@ -108,6 +110,7 @@ class Judge:
             verdict=verdict,
             fingerprint=before if telling else None,
             artifact=source.artifact if source is not None and isinstance(verdict, Refused) else None,
+            interpreter=source.interpreter if source is not None else "",
         )
 
     def _tells_changes(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
@@ -121,7 +124,13 @@ class _Source:
     """What `trust.verify` reads from: the bundle, except for an artifact whose hash is known already."""
 
     _directory: read.BundleDirectory
-    artifact: tuple[str, int] | None = field(default=None)
+    _known: InitVar[Entry | None]
+    artifact: tuple[str, int] | None = field(init=False, default=None)
+    interpreter: str = field(init=False, default="")
+
+    def __post_init__(self, _known: Entry | None) -> None:
+        if _known is not None and _known.hashed is not None:
+            self.artifact, self.interpreter = _known.hashed, _known.interpreter
 
     def manifest(self) -> bytes:
         return self._directory.manifest()
@@ -129,6 +138,7 @@ class _Source:
     def hash_artifact(self) -> tuple[str, int]:
         if self.artifact is None:
             self.artifact = self._directory.hash_artifact()
+            self.interpreter = self._directory.interpreter
         return self.artifact
 
 

@@ -190,6 +190,8 @@ class Store:
 class _Hashed:
     """A pair whose artifact is known already."""
 
+    interpreter = ""
+
     def __init__(self, directory: BundleDirectory, sha256: str) -> None:
         self._directory = directory
         self._sha256 = sha256

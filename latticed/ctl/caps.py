@@ -10,7 +10,7 @@ from latticed.ctl import ask, limits, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import Exit
 from latticed.ctl.table import Cell, Column
-from latticed.model import capability, hostcall, permits
+from latticed.model import capability, consents, hostcall
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES: Final = examples(
     "latticectl caps grant acme.fetch cap=http:egress host=api.example.org:443",
     "latticectl caps grant acme.fetch origin=http://backend.lan:8080=10.0.0.5",
     "latticectl caps suggest acme.fetch --since 30d         # what it used, and what it never did",
+    "latticectl caps grant acme.fetch limit=memory_mib:512  # what an upgrade asks for and did not get",
     "latticectl caps trim acme.fetch host=api.example.org:443",
 )
 
@@ -37,8 +38,11 @@ _TABLE: Final = (
 _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(title="GRANTED"))
 
 
-_KINDS: Final = "cap=CAPABILITY, host=HOST:PORT, " + ", ".join(f"{kind}=…" for kind in permits.EXPECTED)
+_KINDS: Final = ", ".join(f"{kind}=…" for kind in consents.KINDS)
 
+
+_AT_START: Final = frozenset({"feature", "limit", "level", "prefix", "sandbox"})
+"""What counts from a plugin's next start on."""
 
 _USED: Final = (
     Column(title="HOST CALL"),
@@ -66,6 +70,8 @@ def arguments(parser: Parser) -> None:
             nargs="+",
             help=_KINDS,
         )
+        if name == "grant":
+            action.add_argument("--force", action="store_true", help="let an origin be a cloud's metadata address")
 
 
 def run(session: Session) -> int:
@@ -137,6 +143,8 @@ def _show(session: Session, plain: dict[str, Any]) -> None:
         session.screen.line("host", host)
     for permit in replies.texts(plain.get("permits") or []):
         session.screen.line(*permit.partition("=")[::2])
+    for one in replies.texts(plain.get("withheld") or []):
+        session.screen.line("not accepted", one)
 
 
 def _word(name: str) -> str:
@@ -154,20 +162,19 @@ def _change(session: Session) -> int:
     client = session.client()
     before = _grants(client, args.id)
     granting = args.action == "grant"
-    caps = wanted["cap"]
-    body: dict[str, Any] = {"grant": caps if granting else [], "trim": [] if granting else caps}
-    for field, named in (("hosts", wanted["host"]), ("permits", wanted["permit"])):
-        old = replies.texts(before.get(field) or [])
-        if named:
-            body[field] = list(dict.fromkeys([*old, *named])) if granting else [one for one in old if one not in named]
+    body: dict[str, Any] = {"grant": wanted if granting else [], "trim": [] if granting else wanted}
+    if getattr(args, "force", False):
+        body["force"] = True
     plain = replies.mapping(client.put("plugins", "by-id", args.id, "grants", body=body), "grants")
     changed = _kept(before) != _kept(plain)
     if session.screen.json_wanted:
         session.screen.json(plain)
-    else:
-        done = "granted" if granting else "taken away"
-        what = ", ".join([*caps, *wanted["host"], *wanted["permit"]])
-        session.screen.line(args.id, done if changed else f"already {done}", what)
+        return Exit.OK
+    done = "granted" if granting else "taken away"
+    session.screen.line(args.id, done if changed else f"already {done}", ", ".join(wanted))
+    if granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted):
+        session.screen.note("a plugin that is running has it from its next start")
+        session.screen.hint(shlex.join(["latticectl", "restart", args.id]))
     return Exit.OK
 
 
@@ -204,26 +211,19 @@ def _days(text: str) -> int:
     return int(number)
 
 
-def _kept(plain: dict[str, Any]) -> list[set[str]]:
-    return [set(replies.texts(plain.get(field) or [])) for field in ("granted", "hosts", "permits")]
+def _kept(plain: dict[str, Any]) -> list[Any]:
+    found: list[Any] = [set(replies.texts(plain.get(field) or [])) for field in ("granted", "hosts", "permits")]
+    return [*found, plain.get("accepted")]
 
 
-def _parsed(what: list[str]) -> dict[str, list[str]]:
-    """`cap=…`, `host=…` and permits told apart; a bare capability name is meant as cap."""
-    found: dict[str, list[str]] = {"cap": [], "host": [], "permit": []}
-    for item in what:
-        kind, equals, value = item.partition("=")
-        if not equals and item in capability.RISKS:
-            kind, value = "cap", item
-        if kind == "cap" and value not in capability.RISKS:
-            raise Problem("usage", f"unknown capability {value[:80]!r}", "latticectl caps lists them")
-        if kind in {"cap", "host"} and value:
-            found[kind].append(value)
-        elif kind in permits.EXPECTED:
-            if fault := permits.fault(item):
-                raise Problem("usage", fault)
-            found["permit"].append(item)
-        else:
-            expected = ", ".join(f"{name}=…" for name in ("cap", "host", *permits.EXPECTED))
-            raise Problem("usage", f"expected one of {expected}, found {item[:80]!r}")
-    return {kind: list(dict.fromkeys(values)) for kind, values in found.items()}
+def _parsed(what: list[str]) -> list[str]:
+    """The words as they are asked for; a bare capability name is meant as cap."""
+    words = [one.removeprefix("cap=") for one in what]
+    try:
+        named = consents.parse(words, upgrading=False)
+    except consents.BadConsent as bad:
+        raise Problem("usage", str(bad)) from bad
+    for name in named.caps:
+        if name not in capability.RISKS:
+            raise Problem("usage", f"unknown capability {name[:80]!r}", "latticectl caps lists them")
+    return list(dict.fromkeys(words))

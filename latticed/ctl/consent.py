@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from latticed.model import capability
+from latticed.model import capability, consents
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -15,10 +15,17 @@ if TYPE_CHECKING:
     from latticed.ctl.render import Screen
 
 
+_KINDS: Final = tuple(kind for kind in (*consents.KINDS, *consents.AT_UPGRADE) if kind != "cap")
+
+
 def arguments(parser: Parser) -> None:
     """The flags that give consent."""
     parser.add_argument(
-        "--accept", metavar="CAP", action="append", default=[], help="grant this capability (repeatable)"
+        "--accept",
+        metavar="CAP|KIND=VALUE",
+        action="append",
+        default=[],
+        help=f"accept this capability, or one of {', '.join(f'{kind}=…' for kind in _KINDS)} (repeatable)",
     )
     parser.add_argument(
         "--accept-host",
@@ -44,15 +51,19 @@ def given(args: Namespace) -> dict[str, Any]:
 
 
 def remind(screen: Screen, view: wire.PluginView, *, dry_run: bool = False) -> None:
-    """Say on stderr which capabilities stay masked, and the command that grants them (in a dry run: the option)."""
+    """Say on stderr what stays masked, and the command that grants it (in a dry run: the options)."""
     masked = [name for name in view.capabilities if name not in view.granted]
-    if not masked:
+    withheld = view.withheld or []
+    if masked:
+        host_risk = [name for name in masked if capability.RISKS.get(name) is capability.Risk.HOST]
+        why = " (host risk)" if masked == host_risk else ""
+        screen.note(f"not granted{why}: {', '.join(masked)}")
+    if withheld:
+        screen.note(f"not accepted: {', '.join(withheld)}")
+    if dry_run and (masked or withheld):
+        screen.hint(shlex.join(word for name in (*masked, *withheld) for word in ("--accept", name)))
         return
-    host_risk = [name for name in masked if capability.RISKS.get(name) is capability.Risk.HOST]
-    why = " (host risk)" if masked == host_risk else ""
-    screen.note(f"not granted{why}: {', '.join(masked)}")
-    if dry_run:
-        screen.hint(shlex.join(word for name in masked for word in ("--accept", name)))
-        return
-    words = ["latticectl", "caps", "grant", view.id, *(f"cap={name}" for name in masked)]
-    screen.hint(shlex.join(words))
+    later = [one for one in withheld if one.partition("=")[0] not in consents.AT_UPGRADE]
+    if masked or later:
+        words = ["latticectl", "caps", "grant", view.id, *(f"cap={name}" for name in masked), *later]
+        screen.hint(shlex.join(words))

@@ -95,6 +95,9 @@ def _foretell(session: Session, plain: Any, done: str) -> int:
         screen.json(plain)
         return Exit.OK
     screen.line(view.id, f"would be {done}" + (f": version {view.version}" if view.version else ""))
+    for label, words in (("adds:", view.adds), ("drops:", view.drops)):
+        if words is not None:
+            screen.line(label, ", ".join(words) or "nothing")
     screen.line("granted:", ", ".join(view.granted) or "nothing")
     screen.note("nothing was changed: this was a dry run")
     consent.remind(screen, view, dry_run=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, views
@@ -104,6 +105,24 @@ def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
         yield "hosts", ", ".join(hosts)
     if permitted := replies.texts(grants.get("permits") or []):
         yield "permitted", ", ".join(permitted)
+    accepted = grants.get("accepted")
+    if isinstance(accepted, dict):
+        yield "accepted", ", ".join(_terms(accepted))
+    if withheld := replies.texts(grants.get("withheld") or []):
+        yield "not accepted", Cell(", ".join(withheld), "warn")
+
+
+def _terms(accepted: dict[str, Any]) -> Iterator[str]:
+    """What was accepted of a manifest, in the words that accept it; what is empty is left out."""
+    for kind in ("type", "protocol", "interpreter", "level"):
+        if accepted.get(kind):
+            yield f"{kind}={accepted[kind]}"
+    if args := replies.texts(accepted.get("args") or []):
+        yield f"args={shlex.join(args)}"
+    for kind, field in (("feature", "features"), ("prefix", "prefixes"), ("dependency", "dependencies")):
+        yield from (f"{kind}={one}" for one in replies.texts(accepted.get(field) or []))
+    limits = accepted.get("limits")
+    yield from (f"limit={name}:{value}" for name, value in (limits if isinstance(limits, dict) else {}).items())
 
 
 def _done(calls: object) -> Iterator[_Field]:
@@ -119,6 +138,8 @@ def _candidate(view: wire.PluginView) -> Iterator[_Field]:
     yield "  digest", found.artifact_sha256
     yield "  adds", ", ".join(found.adds)
     yield "  drops", ", ".join(found.drops)
+    if found.must_name:
+        yield "  needs", Cell(shlex.join(word for one in found.must_name for word in ("--accept", one)), "warn")
     if found.needs_downgrade:
         yield "  order", "a downgrade: needs --allow-downgrade"
 

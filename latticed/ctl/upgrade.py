@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl info acme.demo              # shows the candidate and what it adds",
     "latticectl upgrade acme.demo",
-    "latticectl upgrade acme.demo --accept kv:write",
+    "latticectl upgrade acme.demo --accept kv:write --accept limit=memory_mib:512",
     "latticectl upgrade acme.demo --allow-downgrade --dry-run",
 )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.exceptions import InvalidSignature
 
 from latticed.kit import files, strict_json
+from latticed.ledger import terms as accepted
 from latticed.ledger.revocations import KINDS, Revocations
 from latticed.model.chain import encode
 from latticed.model.errors import Problem
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from latticed.model.accepted import Accepted
 
 FILE: Final = "floors.json"
 DOMAIN: Final = b"LATTICED-FLOORS-V1\n"
@@ -41,10 +44,11 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """By plugin id: the highest version ever accepted, the capabilities not granted, and whose it is."""
+    """By plugin id: the highest version ever accepted, what is not granted and what is accepted, and whose it is."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     masked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    terms: Mapping[str, Accepted] = field(default_factory=dict)
     pins: Mapping[str, Pin] = field(default_factory=dict)
     revoked: Revocations = field(default_factory=Revocations)
 
@@ -88,6 +92,7 @@ def _encode(floors: Floors) -> dict[str, Any]:
     return {
         "versions": dict(floors.versions),
         "masked": {plugin: sorted(masked) for plugin, masked in floors.masked.items()},
+        "terms": {plugin: accepted.encode(terms) for plugin, terms in floors.terms.items()},
         "pins": {plugin: [pin.publisher, pin.signed, pin.identity] for plugin, pin in floors.pins.items()},
         "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
     }
@@ -98,6 +103,11 @@ def _decode(found: dict[str, Any]) -> Floors:
     return Floors(
         versions=dict(found["versions"]),
         masked={plugin: frozenset(masked) for plugin, masked in found["masked"].items()},
+        terms={
+            plugin: terms
+            for plugin, text in found.get("terms", {}).items()  # not there before there were any
+            if (terms := accepted.decode(text)) is not None
+        },
         pins={
             plugin: Pin(publisher=publisher, signed=signed, identity=identity)
             for plugin, (publisher, signed, identity) in found["pins"].items()

@@ -184,6 +184,12 @@ INSERT OR IGNORE INTO audit_horizons
 step only those are known by which a bucket was set aside.
 """
 
+_TERMS: Final = """
+ALTER TABLE records ADD COLUMN interpreter TEXT NOT NULL DEFAULT '';
+ALTER TABLE records ADD COLUMN terms TEXT NOT NULL DEFAULT '';
+"""
+"""Without terms a record is of before: what its stored manifest has was accepted (`lifecycle.sight.migrated`)."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -198,6 +204,7 @@ MIGRATIONS: Final = (
     _TASKS_PROGRAMS,
     _CONTACTS,
     _CALLS,
+    _TERMS,
 )
 
 

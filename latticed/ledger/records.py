@@ -8,6 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.ledger import terms
 from latticed.ledger.connection import DAMAGED, damaged
 from latticed.model import lifecycle
 from latticed.model.errors import Problem
@@ -40,6 +41,8 @@ _COLUMNS: Final = (
     "created_at",
     "updated_at",
     "permits",
+    "interpreter",
+    "terms",
 )
 _PUT: Final = f"INSERT OR REPLACE INTO records ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
 _ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: S608 - constants
@@ -74,6 +77,8 @@ def put(tx: Transaction, record: lifecycle.Record) -> None:
             record.created_at,
             record.updated_at,
             json.dumps(record.permits),
+            facts.interpreter,
+            terms.encode(record.terms),
         ),
     )
 
@@ -121,12 +126,14 @@ def _record(row: dict[str, Any]) -> lifecycle.Record:
             identity=row.pop("identity"),
             artifact_sha256=row.pop("artifact_sha256"),
             manifest=row.pop("manifest"),
+            interpreter=sys.intern(row.pop("interpreter")),
         )
         row["status"] = lifecycle.Status(row["status"])
         row["source"] = row["source"].decode("utf-8", "surrogateescape")
         row["masked"] = _set(row["masked"])
         row["hosts"] = _names(row["hosts"])
         row["permits"] = _names(row["permits"])
+        row["terms"] = terms.decode(row["terms"])
         row["forgotten"] = bool(row["forgotten"])
         return lifecycle.Record(facts=facts, **row)
     except (ValueError, TypeError) as error:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from latticed.lifecycle import granting, sight
 from latticed.lifecycle.sight import facts_of
-from latticed.model import capability, egress, permits, semver_range
+from latticed.lifecycle.usual import DEFAULTS
+from latticed.model import accepted, capability, semver_range
+from latticed.model.consents import Named
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.lifecycle.sight import Sight
+    from latticed.model.accepted import Accepted, Usual
     from latticed.model.manifest import Dependency
     from latticed.model.verdict import Verified
     from latticed.trust.claims import Claim
@@ -21,10 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
-    """What the operator agreed to by name. `publisher` lets another publisher take over the id."""
+    """What the operator agreed to by name: capabilities, hosts, `kind=value` permits, and terms (`model.consents`).
+
+    `publisher` lets another publisher take over the id.
+    """
 
     accept: frozenset[str] = frozenset()
     hosts: tuple[str, ...] = ()
+    permits: tuple[str, ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()
     allow_downgrade: bool = False
     publisher: str | None = None
 
@@ -32,7 +41,13 @@ class Consent:
     def needs_host_scope(self) -> bool:
         """Whether giving this consent takes the scope `host` (contracts §7)."""
         risky = any(capability.RISKS.get(name) is capability.Risk.HOST for name in self.accept)
-        return bool(risky or self.hosts or self.allow_downgrade or self.publisher is not None)
+        named = self.named.needs_host_scope
+        return bool(risky or named or self.allow_downgrade or self.publisher is not None)
+
+    @property
+    def named(self) -> Named:
+        """All of it that is granted by name."""
+        return Named(caps=tuple(sorted(self.accept)), hosts=self.hosts, permits=self.permits, terms=self.terms)
 
 
 UNVERSIONED: Final = "-"
@@ -51,6 +66,7 @@ def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
         facts=facts,
         source=claim.name,
         masked=at_first | tombstone.masked if tombstone else at_first,
+        terms=tombstone.terms if tombstone else None,
         floor=tombstone.floor if tombstone else "",
         verified_at=now,
         created_at=tombstone.created_at if tombstone else now,
@@ -72,36 +88,37 @@ def follow(record: Record, claim: Claim, now: int) -> Record:
     return replace(record, facts=facts, source=claim.name, masked=masked, verified_at=now, updated_at=now)
 
 
-def transition(record: Record, wanted: Status, sight: Sight, consent: Consent, now: int) -> Record | Problem:
+def transition(
+    record: Record, wanted: Status, seen: Sight, consent: Consent, now: int, usual: Usual = DEFAULTS
+) -> Record | Problem:
     """The record once `wanted` has been decided, or why it cannot be."""
     if wanted not in TRANSITIONS[record.status]:
-        after = ", ".join(sorted(TRANSITIONS[record.status]))
-        detail = f"cannot make {record.id} {wanted}: expected {after} after {record.status}"
+        allowed = ", ".join(sorted(TRANSITIONS[record.status]))
+        detail = f"cannot make {record.id} {wanted}: expected {allowed} after {record.status}"
         return Problem("invalid_transition", detail, _next_step(record))
-    if wanted is not Status.DISABLED and not sight.available:
-        return _not_available(record, wanted, sight)
-    if fault := _undeclared(consent, record.facts):
-        return fault
+    if wanted is not Status.DISABLED and not seen.available:
+        return _not_available(record, wanted, seen)
     if wanted is Status.INSTALLED and (fault := _downgrade(record, record.facts.version, consent)):
         return fault
     facts = record.facts
-    if wanted is Status.INSTALLED and sight.winner is not None:
-        facts = facts_of(sight.winner.verdict, accepted=True)
+    if wanted is Status.INSTALLED and seen.winner is not None:
+        facts = facts_of(seen.winner.verdict, accepted=True)
         if facts.identity != record.facts.identity:  # on disk there is another bundle than the operator was shown
-            return _not_available(record, wanted, sight)
-    stamped = _stamped(record, wanted, now)
-    return replace(
-        stamped,
-        status=wanted,
-        facts=facts,
-        masked=record.masked - consent.accept,
-        hosts=_joined(record.hosts, consent.hosts),
-        floor=higher(record.floor, record.facts.version) if wanted is Status.INSTALLED else record.floor,
-        updated_at=now,
-    )
+            return _not_available(record, wanted, seen)
+    manifest = sight.manifest_of(facts)
+    base = replace(record, facts=facts, terms=record.terms or sight.asked(facts))  # installed first: accepted whole
+    after = granting.widened(base, manifest, consent.named, usual)
+    if isinstance(after, Problem):
+        return after
+    if wanted is Status.ACTIVE and (fault := granting.needs_consent(after, manifest, "activate")):
+        return fault
+    floor = higher(record.floor, record.facts.version) if wanted is Status.INSTALLED else record.floor
+    return replace(_stamped(after, wanted, now), status=wanted, floor=floor, updated_at=now)
 
 
-def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> Record | Problem:
+def upgrade(
+    record: Record, claim: Claim | None, consent: Consent, now: int, usual: Usual = DEFAULTS
+) -> Record | Problem:
     """The record once the candidate has replaced the installed identity; what it widens stays masked."""
     if claim is None or claim.verdict.identity == record.facts.identity:
         return Problem(
@@ -110,68 +127,44 @@ def upgrade(record: Record, claim: Claim | None, consent: Consent, now: int) -> 
             "put the new bundle in place; `latticectl rejected` shows bundles that do not verify",
         )
     facts = facts_of(claim.verdict, accepted=record.accepted)
-    if fault := _undeclared(consent, facts) or _downgrade(record, facts.version, consent):
+    if fault := _downgrade(record, facts.version, consent):
         return fault
     if record.forgotten:
         return first_seen(claim, now, record)
     same_hand = facts.publisher == record.facts.publisher  # another one inherits nothing
     granted = frozenset(record.granted) if same_hand else frozenset[str]()
-    masked = frozenset(facts.capabilities) - granted - consent.accept
+    masked = frozenset(facts.capabilities) - granted
     if not record.accepted:  # nothing had been granted yet: as at first sight
-        masked = _masked_at_first(record, facts) - consent.accept
-    return replace(
+        masked = _masked_at_first(record, facts)
+    manifest = claim.verdict.manifest
+    base = replace(
         record,
         facts=facts,
-        source=claim.name,
         masked=masked,
-        hosts=_joined(record.hosts if same_hand else (), consent.hosts),
+        hosts=granting.hosts_after(record, manifest) if same_hand else (),
         permits=record.permits if same_hand else (),
+        terms=_kept(record, accepted.asked(manifest, facts.interpreter), usual),
+    )
+    after = granting.widened(base, manifest, consent.named, usual)
+    if isinstance(after, Problem):
+        return after
+    if record.status is Status.ACTIVE and (fault := granting.needs_consent(after, manifest, "upgrade")):
+        return fault
+    return replace(
+        after,
+        source=claim.name,
         floor=higher(record.floor, facts.version) if record.accepted else record.floor,
         verified_at=now,
         updated_at=now,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regrant:
-    """A change of what is granted: capabilities to unmask and to mask, accepted hosts and permits when they change."""
-
-    grant: frozenset[str] = frozenset()
-    trim: frozenset[str] = frozenset()
-    hosts: tuple[str, ...] | None = None
-    permits: tuple[str, ...] | None = None
-
-    @property
-    def needs_host_scope(self) -> bool:
-        """Whether this takes the scope `host` (contracts §7)."""
-        return Consent(accept=self.grant, hosts=self.hosts or ()).needs_host_scope or bool(self.permits)
-
-
-def regrant(record: Record, wanted: Regrant, now: int) -> Record | Problem:
-    """The record with other grants."""
-    if fault := _undeclared(Consent(accept=wanted.grant | wanted.trim, hosts=wanted.hosts or ()), record.facts):
-        return fault
-    for permit in wanted.permits or ():
-        if unfit := permits.fault(permit):
-            return Problem("bad_request", unfit)
-    masked = (record.masked - wanted.grant) | wanted.trim
-    hosts = record.hosts if wanted.hosts is None else _joined((), wanted.hosts)
-    allowed = record.permits if wanted.permits is None else _joined((), wanted.permits)
-    return replace(record, masked=masked, hosts=hosts, permits=allowed, updated_at=now)
-
-
-def widens(before: Record, after: Record) -> bool:
-    """Whether `after` grants anything that `before` does not."""
-    fewer = before.masked <= after.masked and set(after.hosts) <= set(before.hosts)
-    return not (fewer and set(after.permits) <= set(before.permits))
-
-
-def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
+def forget(record: Record, seen: Sight, now: int) -> Record | Problem:
     """The tombstone of a record: pin and floor stay."""
     if record.status is Status.ACTIVE:
         hint = f"latticectl disable {record.id}"
         return Problem("invalid_transition", f"cannot forget {record.id}: it is active", hint)
-    if record.status is Status.VERIFIED and sight.available:
+    if record.status is Status.VERIFIED and seen.available:
         detail = f"cannot forget {record.id}: its bundle is in the plugin directory and nothing was decided about it"
         return Problem("invalid_transition", detail, "remove the bundle")
     facts = replace(record.facts, manifest=b"")
@@ -183,6 +176,7 @@ def forget(record: Record, sight: Sight, now: int) -> Record | Problem:
         masked=frozenset(),
         hosts=(),
         permits=(),
+        terms=None,
         updated_at=now,
     )
 
@@ -240,21 +234,9 @@ def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None
     return Problem("version_downgrade", detail, "if that is what you want, add --allow-downgrade")
 
 
-def _undeclared(consent: Consent, facts: Facts) -> Problem | None:
-    for host in consent.hosts:
-        if not egress.is_consent(host):
-            expected = "a host such as api.example.org:443, *.example.org:443 or *"
-            return Problem("bad_request", f"expected {expected}, found {host[:80]!r}")
-    extra = sorted(consent.accept - set(facts.capabilities))
-    if not extra:
-        return None
-    declared = ", ".join(facts.capabilities)
-    return Problem("bad_request", f"expected capabilities that the manifest declares ({declared}), found {extra[0]}")
-
-
-def _not_available(record: Record, wanted: Status, sight: Sight) -> Problem:
-    trouble = sight.trouble
-    other = "another bundle than the record shows" if sight.winner else "nothing"
+def _not_available(record: Record, wanted: Status, seen: Sight) -> Problem:
+    trouble = seen.trouble
+    other = "another bundle than the record shows" if seen.winner else "nothing"
     found = f"{trouble.code}: {trouble.message}" if trouble else other
     detail = f"cannot make {record.id} {wanted}: expected a bundle that verifies, found {found}"
     return Problem("not_available", detail, f"latticectl info {record.id}")
@@ -277,11 +259,36 @@ def _stamped(record: Record, wanted: Status, now: int) -> Record:
             return replace(record, verified_at=now)
 
 
-def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*old, *new)))
+def _kept(record: Record, asked: Accepted, usual: Usual) -> Accepted | None:
+    """Of what was accepted, what another version still asks for: what it drops is not its own any more."""
+    return accepted.meet(record.terms, asked, usual) if record.terms is not None else None
 
 
-def upgrade_changes(record: Record, candidate: Verified) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(capabilities the candidate adds, capabilities it drops)."""
-    old, new = record.facts.capabilities, candidate.manifest.capabilities
-    return tuple(c for c in new if c not in old), tuple(c for c in old if c not in new)
+def upgrade_changes(
+    record: Record, candidate: Verified, usual: Usual = DEFAULTS
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what the candidate adds, what it drops)."""
+    return changes(record.facts, facts_of(candidate, accepted=True), usual)
+
+
+def changes(old: Facts, new: Facts, usual: Usual) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what `new` adds to `old`, what it drops): capabilities by name, the rest in the words that accept it."""
+    return _added(old, new, usual), _added(new, old, usual)
+
+
+def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> tuple[str, ...]:
+    """What has to be named before the candidate could start."""
+    if record.terms is None:
+        return ()
+    new = accepted.asked(candidate.manifest, candidate.interpreter)
+    return accepted.needed(candidate.manifest, candidate.interpreter, accepted.meet(record.terms, new, usual))
+
+
+def _added(old: Facts, new: Facts, usual: Usual) -> tuple[str, ...]:
+    caps = tuple(one for one in new.capabilities if one not in old.capabilities)
+    before, after = sight.manifest_of(old), sight.manifest_of(new)
+    if before is None or after is None:  # a record that was not accepted holds no manifest
+        return caps
+    hosts = tuple(f"host={one}" for one in after.egress.hosts if one not in before.egress.hosts)
+    wants, had = accepted.asked(after, new.interpreter), accepted.asked(before, old.interpreter)
+    return (*caps, *hosts, *accepted.beyond(wants, had, usual))

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
-from latticed.lifecycle import advance, deeds, handover, leavings, rest, sight
-from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
-from latticed.model import permits
+from latticed.lifecycle import advance, deeds, granting, handover, leavings, rest, sight
+from latticed.lifecycle.advance import NO_CONSENT, Consent
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
 
     from latticed.ledger import Transaction
+    from latticed.lifecycle.granting import Regrant
     from latticed.lifecycle.leavings import Left
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.audit import Actor
@@ -49,7 +49,7 @@ class Decisions:
             await self._keep(actor, after, seen.winner)
             if wanted is Status.ACTIVE:
                 await self._admit(actor, after)
-            await self._write(after, deeds.status_event(actor, record, after), None)
+            await self._write(after, self._told(actor, record, after), None)
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: Consent = NO_CONSENT) -> Record:
@@ -63,7 +63,7 @@ class Decisions:
                 await self._admit(actor, after)
             if after.facts.publisher != record.facts.publisher:
                 await self._stop(record)  # or its code would reach what is the other's from now on
-            await self._write(after, deeds.status_event(actor, record, after), handover.set_aside(record, after))
+            await self._write(after, self._told(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
                 await self._life.rooms.tell_gone(plugin_id)
         return await self._settled(after)
@@ -88,23 +88,26 @@ class Decisions:
         One that loses what it was started with is started again without it.
         """
         async with self._one(actor, plugin_id) as record:
-            outcome = advance.regrant(record, wanted, self._life.rooms.clock.wall_us())
+            outcome = self._regranted(record, wanted)
             after = await self._accepted(actor, record, outcome, "grants")
-            supervisor = self._life.rooms.supervisor
+            supervisor, usual = self._life.rooms.supervisor, self._life.rooms.usual
             supervisor.regrant(plugin_id, frozenset(record.granted) - wanted.trim)
             detail: dict[str, str | int | bool] = {
                 "granted": ",".join(sorted(wanted.grant)),
                 "trimmed": ",".join(sorted(wanted.trim)),
                 "hosts": ",".join(after.hosts),
                 "permits": " ".join(after.permits),
+                "withheld": " ".join(granting.withheld(after, usual)),
             }
             event = deeds.event(actor, "plugin.grants", after, detail)
-            renews = permits.bound_to_a_life(set(record.permits) - set(after.permits))
-            widens = bool(wanted.grant) or advance.widens(record, after)  # what was asked for is on record first
+            renews = granting.ends_life(record, after, usual)
+            widens = bool(wanted.grant) or granting.widens(record, after, usual)  # what was asked for is recorded first
             if widens:
                 await self._write(after, event, None)
-            if renews:
-                supervisor.renew(plugin_id)
+            else:
+                self._life.put(after)
+            if renews and after.accepted:
+                supervisor.renew(self._life.plugins[plugin_id])
             if not widens:
                 await self._tighten(after, event)
             supervisor.regrant(plugin_id, frozenset(after.granted))
@@ -208,13 +211,21 @@ class Decisions:
 
     def _changed(self, record: Record, wanted: Status, consent: Consent) -> Record | Problem:
         life = self._life
-        outcome = advance.transition(record, wanted, life.sight(record.id), consent, life.rooms.clock.wall_us())
+        seen, now_us = life.sight(record.id), life.rooms.clock.wall_us()
+        outcome = advance.transition(record, wanted, seen, consent, now_us, life.rooms.usual)
         if isinstance(outcome, Record) and wanted is Status.ACTIVE:
-            return advance.unmet(life.plugins[record.id].manifest.dependencies, life.records) or outcome
+            needed = sight.plugin_of(outcome, life.rooms.usual).manifest.dependencies
+            return advance.unmet(needed, life.records) or outcome
         return outcome
 
     def _upgraded(self, record: Record, claim: Claim | None, consent: Consent) -> Record | Problem:
-        return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us())
+        return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us(), self._life.rooms.usual)
+
+    def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
+        seen, rooms = self._life.sight(record.id), self._life.rooms
+        there = seen.winner.verdict.manifest if seen.winner is not None and not record.accepted else None
+        manifest = sight.manifest_of(record.facts) or there
+        return granting.regrant(record, wanted, manifest, rooms.clock.wall_us(), rooms.usual)
 
     def _candidate(self, record: Record, consent: Consent) -> Claim | None:
         if consent.publisher is not None and consent.publisher != record.facts.publisher:
@@ -261,7 +272,7 @@ class Decisions:
     async def _admit(self, actor: Actor, record: Record) -> None:
         """Ask the runner whether this host can run it, before anything is put on record."""
         try:
-            await self._life.rooms.supervisor.admit(sight.plugin_of(record))
+            await self._life.rooms.supervisor.admit(sight.plugin_of(record, self._life.rooms.usual))
         except ReadRefused as refused:
             problem = Problem(refused.code.value, refused.reason, refused.hint)
             raise await self._refused(actor, record.id, problem, record.status.value) from refused
@@ -272,6 +283,9 @@ class Decisions:
         await self._life.rooms.ledger.write(deeds.writing(record, event, also), durable=True)
         self._life.put(record)
         self._life.saver.tidy()
+
+    def _told(self, actor: Actor, before: Record, after: Record) -> Event:
+        return deeds.status_event(actor, before, after, granting.withheld(after, self._life.rooms.usual))
 
     async def _settled(self, record: Record) -> Record:
         await rest.at_rest(self._life.rooms, record.id)

@@ -29,7 +29,8 @@ def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int
     return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
 
 
-def status_event(actor: Actor, before: Record, after: Record) -> Event:
+def status_event(actor: Actor, before: Record, after: Record, withheld: tuple[str, ...] = ()) -> Event:
+    """A change of status or version; `withheld` is what of the manifest was not accepted."""
     detail: dict[str, str | int | bool] = {
         "from": before.status.value,
         "to": after.status.value,
@@ -37,4 +38,6 @@ def status_event(actor: Actor, before: Record, after: Record) -> Event:
         "identity": after.facts.identity,
         "granted": ",".join(after.granted),
     }
+    if withheld:
+        detail["withheld"] = " ".join(withheld)
     return event(actor, "plugin.status", after, detail)

@@ -70,7 +70,9 @@ class Lifecycle:
 
     async def __aenter__(self) -> Self:
         for record in self.rooms.ledger.read(rows.load_all):
-            self.put(record)
+            self.put(after := sight.migrated(record))
+            if after is not record:
+                self.saver.save(record.id)
         await self.pairs.judge_all()
         self.pairs.open()
         self._task = fenced(
@@ -210,9 +212,9 @@ class Lifecycle:
             self.rooms.ledger.record_news(event, apart=plugin_id if record.accepted else "")
         if plugin_id not in self.busy:
             if winner is not None and (record is None or record.forgotten):
-                self._remember(advance.first_seen(winner, now_us, record))
+                self.remember(advance.first_seen(winner, now_us, record))
             elif winner is not None and record is not None:
-                self._remember(advance.follow(record, winner, now_us))
+                self.remember(advance.follow(record, winner, now_us))
         self._run(plugin_id)
 
     def _resolve(self, plugin_id: str, record: Record | None) -> claims.Claim | None:
@@ -256,8 +258,12 @@ class Lifecycle:
         if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is held
             self.plugins.pop(record.id, None)
             self._critical.discard(record.id)
-        elif record.id not in self.plugins or before is None or before.facts != record.facts:
-            plugin = self.plugins[record.id] = sight.plugin_of(record)
+        elif (
+            record.id not in self.plugins
+            or before is None
+            or (before.facts, before.terms) != (record.facts, record.terms)
+        ):
+            plugin = self.plugins[record.id] = sight.plugin_of(record, self.rooms.usual)
             (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         self.records[record.id] = record
         self._sources[record.source] = record.id
@@ -266,7 +272,8 @@ class Lifecycle:
         self.rooms.catalog.attend(record.source, active=record.status is Status.ACTIVE)
         self.rooms.tell_changed(record.id)
 
-    def _remember(self, record: Record) -> None:
+    def remember(self, record: Record) -> None:
+        """Hold `record`, and have it written soon."""
         if self.records.get(record.id) == record:
             self.records[record.id] = record  # equal, but made of what is held anyway
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
-from latticed.lifecycle import rest
+from latticed.lifecycle import rest, sight
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError
@@ -58,11 +58,18 @@ class Pairs:
 
     def _note(self, record: Record, verdict: Verdict) -> LastError | None:
         if not isinstance(verdict, Refused):
+            self._learn(record, verdict.interpreter)
             return None
         fault = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
         if verdict.code is not Code.UNREADABLE:
             self._faults[record.facts.identity] = fault
         return fault
+
+    def _learn(self, record: Record, interpreter: str) -> None:
+        """What an accepted artifact is run by, where that was not known."""
+        after, life = sight.with_interpreter(record, interpreter), self._life
+        if after is not record and life.records.get(record.id) is record and record.id not in life.busy:
+            life.remember(after)
 
     async def policy_changed(self) -> None:
         """Judge all again: what the policy refuses is stopped before anything is hashed again, or written."""

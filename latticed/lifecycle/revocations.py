@@ -104,6 +104,7 @@ def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
     return Floors(
         versions={record.id: record.floor for record in kept if record.floor},
         masked={record.id: record.masked for record in kept if record.masked},
+        terms={record.id: record.terms for record in kept if record.terms is not None},
         pins={record.id: _pin(record.facts) for record in kept},
         revoked=rows.Revocations(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
     )

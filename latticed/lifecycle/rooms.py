@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latticed.lifecycle import usual
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
     from latticed.lifecycle.revocations import Revocations
+    from latticed.model.accepted import Usual
     from latticed.model.verdict import Verdict
     from latticed.supervisor.supervisor import Supervisor
     from latticed.trust.policy import TrustPolicy
@@ -38,6 +41,8 @@ class Rooms:
     """Judges a stored pair (identity, SHA-256 of its artifact) by manifest, signature and policy alone."""
     policy: Callable[[], TrustPolicy]
     static: Static | None = None
+    usual: Usual = usual.DEFAULTS
+    """What the settings give where a manifest is silent."""
     tell_changed: Callable[[str], None] = lambda _: None
     """Called whenever a plugin may stand otherwise (`Lifecycle.standing`): what it may no longer do ends with that."""
     quiet: Callable[[str], Awaitable[None]] = _nobody

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from latticed.host.permissions import Standing
+from latticed.model import accepted, egress
 from latticed.model.lifecycle import Facts, Record
 from latticed.model.manifest import Manifest
 from latticed.model.runtime import LastError
@@ -16,6 +17,7 @@ from latticed.runners.contract import Plugin
 from latticed.trust.claims import Claim, Pin
 
 if TYPE_CHECKING:
+    from latticed.model.accepted import Accepted, Usual
     from latticed.model.verdict import Verdict
 
 
@@ -89,10 +91,47 @@ def facts_of(verified: Verified, *, accepted: bool) -> Facts:
         identity=verified.identity,
         artifact_sha256=verified.artifact_sha256,
         manifest=msgspec.json.encode(manifest) if accepted else b"",
+        interpreter=verified.interpreter,
     )
 
 
-def plugin_of(record: Record) -> Plugin:
-    """What the supervisor needs to know to arm it."""
+def manifest_of(facts: Facts) -> Manifest | None:
+    """The manifest as it was verified, of a plugin that was accepted."""
+    return msgspec.json.decode(facts.manifest, type=Manifest) if facts.manifest else None
+
+
+def asked(facts: Facts) -> Accepted | None:
+    """What an accepted plugin's manifest asks for."""
+    manifest = manifest_of(facts)
+    return accepted.asked(manifest, facts.interpreter) if manifest is not None else None
+
+
+def plugin_of(record: Record, usual: Usual) -> Plugin:
+    """What the supervisor needs to know to arm it: of its manifest only what was accepted."""
     manifest = msgspec.json.decode(record.facts.manifest, type=Manifest)
-    return Plugin(id=record.id, identity=record.facts.identity, manifest=manifest)
+    terms = record.terms or accepted.asked(manifest, record.facts.interpreter)
+    return Plugin(
+        id=record.id,
+        identity=record.facts.identity,
+        manifest=accepted.effective(manifest, terms, usual),
+        withheld=accepted.withheld(manifest, terms),
+    )
+
+
+def migrated(record: Record) -> Record:
+    """A record from before there were terms: what its manifest asks for was accepted, `*` is what it declares."""
+    manifest = manifest_of(record.facts)
+    if not record.accepted or record.terms is not None or manifest is None:
+        return record
+    hosts = record.hosts
+    if manifest.is_v2 and egress.ANY in hosts:
+        hosts = tuple(dict.fromkeys((*(one for one in hosts if one != egress.ANY), *manifest.egress.hosts)))
+    return replace(record, terms=accepted.asked(manifest, record.facts.interpreter), hosts=hosts)
+
+
+def with_interpreter(record: Record, interpreter: str) -> Record:
+    """`record` once it is known what its artifact is run by; it runs so already, so that is accepted."""
+    if not interpreter or record.facts.interpreter or record.terms is None or record.facts.type != "system":
+        return record
+    terms = record.terms if record.terms.interpreter else replace(record.terms, interpreter=interpreter)
+    return replace(record, facts=replace(record.facts, interpreter=interpreter), terms=terms)

@@ -9,9 +9,10 @@ import msgspec
 
 from latticed.ledger.floors import Floors
 from latticed.ledger.revocations import KINDS, Revocations
-from latticed.lifecycle import advance
-from latticed.lifecycle.sight import facts_of
+from latticed.lifecycle import advance, granting, usual
+from latticed.lifecycle.sight import facts_of, manifest_of, migrated
 from latticed.model import capability, semver_range
+from latticed.model.accepted import meet
 from latticed.model.lifecycle import Facts, Record, Status
 from latticed.model.manifest import Manifest
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from latticed.ledger.floors import Pin
+    from latticed.model.accepted import Accepted
     from latticed.model.verdict import Verified
 
 
@@ -26,6 +28,16 @@ def higher_floor(trusted: str, other: str) -> str:
     """The higher of two versions; without an order the trusted one, unless there is none."""
     order = semver_range.compare(trusted, other)
     return other if not trusted or (order is not None and order < 0) else trusted
+
+
+def both(trusted: Accepted | None, other: Accepted | None) -> Accepted | None:
+    """What both of two memories say was accepted; where one says nothing, what the other says.
+
+    What silence means is taken from the default settings: here it only tells which of two is the stricter.
+    """
+    if trusted is None or other is None:
+        return trusted or other
+    return meet(trusted, other, usual.DEFAULTS)
 
 
 def rebuilt(
@@ -38,15 +50,18 @@ def rebuilt(
     """
     pin = floors.pins.get(plugin_id)
     masked = floors.masked.get(plugin_id, frozenset())
+    terms = floors.terms.get(plugin_id)
     floor = floors.versions.get(plugin_id, "")
     if remembered is not None:
         masked |= remembered.masked
+        terms = both(terms, remembered.terms)
         floor = higher_floor(floor, remembered.floor)
     hand = _hand(pin, remembered)
     pair = _choose(pairs, hand, pin.identity if pin else "")
     if pair is None:
         publisher, signed = hand or ("", False)
-        return tombstone(plugin_id, publisher, signed=signed, masked=masked, floor=floor, now_us=now_us)
+        gone = tombstone(plugin_id, publisher, signed=signed, masked=masked, floor=floor, now_us=now_us)
+        return replace(gone, terms=terms)
     facts = facts_of(pair, accepted=False)
     return Record(
         id=plugin_id,
@@ -54,6 +69,7 @@ def rebuilt(
         facts=facts,
         source="",  # the catalog knows better in a moment
         masked=capability.host_risk(facts.capabilities) | masked,
+        terms=terms,
         floor=higher_floor(floor, facts.version),
         verified_at=now_us,
         created_at=now_us,
@@ -65,17 +81,24 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
     """A record out of a backup, set against the floors of the state it replaces.
 
     Another publisher since then: what the backup knows is a tombstone of the present one. A version that is lower than
-    what was accepted since, other than by an explicit downgrade: it has to be installed again, by explicit word.
+    what was accepted since, other than by an explicit downgrade, or one that could not start with what is accepted now:
+    it has to be installed again, by explicit word.
     """
     pin = floors.pins.get(record.id)
     masked = record.masked | floors.masked.get(record.id, frozenset())
     floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
     facts = record.facts
     if pin is not None and (pin.publisher, pin.signed) != (facts.publisher, facts.signed):
-        return tombstone(record.id, pin.publisher, signed=pin.signed, masked=masked, floor=floor, now_us=now_us)
-    after = replace(record, masked=masked, floor=floor, updated_at=now_us)
+        gone = tombstone(record.id, pin.publisher, signed=pin.signed, masked=masked, floor=floor, now_us=now_us)
+        return replace(gone, terms=floors.terms.get(record.id))
+    kept = floors.terms.get(record.id)
+    terms = both(kept, migrated(record).terms) if kept is not None else record.terms
+    after = replace(record, masked=masked, terms=terms, floor=floor, updated_at=now_us)
+    unfit = record.accepted and granting.needs_consent(after, manifest_of(facts), "activate") is not None
     chosen = pin is not None and pin.identity == facts.identity
-    if record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version):
+    if unfit or (
+        record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version)
+    ):
         masked |= capability.host_risk(facts.capabilities)
         return replace(after, status=Status.VERIFIED, facts=replace(facts, manifest=b""), masked=masked)
     return after if after != replace(record, updated_at=now_us) else record
@@ -89,12 +112,16 @@ def union(present: Floors, theirs: Floors) -> Floors:
     masked = dict(theirs.masked)
     for plugin, names in present.masked.items():
         masked[plugin] = masked.get(plugin, frozenset()) | names
-    both = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
+    terms = dict(theirs.terms)
+    for plugin, accepted in present.terms.items():
+        terms[plugin] = both(accepted, terms.get(plugin)) or accepted
+    revoked = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
     return Floors(
         versions=versions,
         masked=masked,
+        terms=terms,
         pins={**theirs.pins, **present.pins},
-        revoked=Revocations(**both),
+        revoked=Revocations(**revoked),
     )
 
 

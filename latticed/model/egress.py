@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Final
 from latticed.model import hosts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from latticed.model.addresses import Address
 
-_LABEL: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _PATTERN: Final = re.compile(
     rf"(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\]):(?P<port>[1-9][0-9]{{0,4}})", re.ASCII
 )
+_CONSENT: Final = re.compile(
+    r"(?:(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://)?(?P<wild>\*\.)?(?P<host>\[[^\[\]]*\]|[^\[\]:/?#@=\s*]+)"
+    r"(?::(?P<port>[1-9][0-9]{0,4}))?/?",
+)
+_HOST_EXPECTED: Final = "expected a host and port such as api.example.org:443, *.example.org:443 or *"
 _HIGHEST_PORT: Final = 65535
 ANY: Final = "*"
 SCHEMES: Final = ("http", "https", "tcp", "smtp", "smtps", "dns", "ping")
@@ -26,13 +33,8 @@ _ORIGIN: Final = re.compile(
 )
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ping": 0}
 _UNBINDABLE: Final = frozenset({"this network", "unspecified", "multicast", "reserved", "IPv4 within IPv6", "discard"})
-_OTHER_PROTOCOLS: Final = frozenset(
-    {1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109}
-    | {110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530}
-    | {531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3306, 3659, 4045}
-    | {4190, 5060, 5061, 5432, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080, 11211, 27017}
-)
-"""Ports of other protocols, which an HTTP request could be made to speak (the Fetch standard's, and databases')."""
+STAR_PORTS: Final = frozenset({80, 443})
+"""The ports of all that `*` stands for; others are accepted by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +56,9 @@ class Origin:
 class EgressRights:
     """Where one caller may connect to.
 
-    `hosts` are the patterns an operator accepted (`*`: any public host), `declared` those of the manifest; None means
-    that the caller has no manifest which could declare any (v1, and latticed's own services). `owner` is the plugin
-    whose share of name look-ups is used; empty for latticed's own.
+    `hosts` are the patterns an operator accepted (`*`: any public host, on STAR_PORTS), `declared` those of the
+    manifest; None means that the caller has no manifest which could declare any (v1, and latticed's own services).
+    `owner` is the plugin whose share of name look-ups is used; empty for latticed's own.
     """
 
     hosts: tuple[str, ...] = ()
@@ -71,9 +73,55 @@ def is_pattern(text: str) -> bool:
     return found is not None and int(found["port"]) <= _HIGHEST_PORT
 
 
-def is_consent(text: str) -> bool:
-    """Whether an operator may accept `text`: a pattern, or `*` for any host the manifest or the plugin names."""
-    return text == ANY or is_pattern(text)
+def consent(text: str) -> str:
+    """The pattern (or `*`) that an operator means by `text`, in normal form; ValueError says what was expected.
+
+    Hosts in every form that http.do takes: any case, a dot at the end, other letters than ASCII, addresses; a URL's
+    origin stands for the port of its scheme.
+    """
+    if text == ANY:
+        return ANY
+    found = _CONSENT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
+    port = int(found["port"]) if found["port"] else _DEFAULT_PORTS.get((found["scheme"] or "").lower(), 0)
+    if not 0 < port <= _HIGHEST_PORT:
+        raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
+    try:
+        host = hosts.bracketed(hosts.normal(found["host"]))
+    except hosts.NotAHost as error:
+        raise ValueError(f"{error}, found {text[:80]!r}") from error
+    pattern = f"{found['wild'] or ''}{host}:{port}"
+    if not is_pattern(pattern):
+        raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
+    return pattern
+
+
+def within(pattern: str, others: Iterable[str]) -> bool:
+    """Whether everything that `pattern` means is meant by one of `others`."""
+    host, port = _parts(pattern)
+    return port > 0 and any(_means(_parts(other), host, port) for other in others)
+
+
+def meet(granted: Iterable[str], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns for what both mean; `*` in `granted` stands for all that is declared on STAR_PORTS.
+
+    Two patterns have nothing in common, or one of them is within the other (RFC 1123 names are a tree).
+    """
+    found: list[str] = []
+    for one in granted:
+        if one == ANY:
+            found += on_star_ports(declared)
+        elif within(one, declared):
+            found.append(one)
+        else:
+            found += [other for other in declared if within(other, (one,))]
+    return tuple(dict.fromkeys(found))
+
+
+def on_star_ports(declared: Iterable[str]) -> tuple[str, ...]:
+    """Those of `declared` that `*` stands for."""
+    return tuple(one for one in declared if _parts(one)[1] in STAR_PORTS)
 
 
 def origin(text: str) -> Origin:
@@ -103,7 +151,7 @@ def pinned(rights: EgressRights, *, scheme: str, host: str, port: int) -> tuple[
     return tuple(one.address for one in rights.origins if (one.scheme, one.host, one.port) == wanted)
 
 
-def refusal(rights: EgressRights, *, scheme: str, host: str, port: int) -> str | None:
+def refusal(rights: EgressRights, *, host: str, port: int) -> str | None:
     """Why a caller may not connect to a host (normal form) that is no bound origin; None when it may, if it is public.
 
     `port` 0 means no port at all, as for ping: then any pattern of the host will do.
@@ -114,9 +162,8 @@ def refusal(rights: EgressRights, *, scheme: str, host: str, port: int) -> str |
     named = any(covers(one, host, port) for one in rights.hosts if one != ANY)
     if not named and ANY not in rights.hosts:
         return f"host not granted: the operator has not accepted {shown}"
-    is_named = named or rights.declared is not None
-    if not is_named and scheme in {"http", "https"} and port in _OTHER_PROTOCOLS:
-        return f"port not granted: {port} is another protocol's, so the operator must accept {shown} by name"
+    if not named and port and port not in STAR_PORTS:
+        return f"port not granted: * means ports 80 and 443, so the operator must accept {shown} by name"
     if hosts.address_of(host) is None and (near := hosts.local_name(host)) is not None:
         return f"host not public: {near}"
     return None
@@ -124,7 +171,12 @@ def refusal(rights: EgressRights, *, scheme: str, host: str, port: int) -> str |
 
 def covers(pattern: str, host: str, port: int) -> bool:
     """Whether a pattern means this host (normal form) and port; `*.a.b` means all names below a.b, not a.b itself."""
-    wanted, wanted_port = _parts(pattern)
+    return _means(_parts(pattern), host, port)
+
+
+def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
+    """`host` may begin with `*.`, for all names below."""
+    wanted, wanted_port = pattern
     if port not in (0, wanted_port):
         return False
     if wanted.startswith("*."):
@@ -143,6 +195,13 @@ def _parts(pattern: str) -> tuple[str, int]:
         return wild + hosts.normal(host), int(port)
     except hosts.NotAHost:
         return "", -1
+
+
+def is_metadata(bound: Origin) -> bool:
+    """Whether an origin is where a cloud hands out this machine's credentials."""
+    from latticed.model import addresses
+
+    return addresses.blocked_class(bound.address) == addresses.METADATA
 
 
 def _unbindable(address: Address) -> str | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from latticed.model.accepted import Accepted
 
 
 class Status(StrEnum):
@@ -33,7 +36,8 @@ class Facts:
     """What a verified bundle says of itself, kept in a record after the bundle is gone.
 
     `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest
-    as JSON once the plugin is accepted: until then the record follows the disk, and it is empty.
+    as JSON once the plugin is accepted: until then the record follows the disk, and it is empty. `interpreter` is what
+    a system plugin's artifact is run by (`model.accepted.interpreter_of`), empty while that is not known.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Facts:
     identity: str
     artifact_sha256: str
     manifest: bytes
+    interpreter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,9 @@ class Record:
     """What is known and decided of one plugin id. Times are whole microseconds since the epoch, 0 for never.
 
     `source` is the bundle's name within its directory, `masked` the declared capabilities that the operator has not
-    granted, `permits` what else it may (`model.permits`), `floor` the highest version ever accepted, `forgotten` a
-    tombstone: only the pin and the floor count.
+    granted, `permits` what else it may (`model.permits`), `terms` what else was accepted of its manifest (None: nothing
+    yet, so an install accepts it whole), `floor` the highest version ever accepted, `forgotten` a tombstone: only the
+    pin and the floor count.
     """
 
     id: str
@@ -63,6 +69,7 @@ class Record:
     masked: frozenset[str] = frozenset()
     hosts: tuple[str, ...] = ()
     permits: tuple[str, ...] = ()
+    terms: Accepted | None = None
     floor: str = ""
     forgotten: bool = False
     verified_at: int = 0

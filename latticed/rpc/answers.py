@@ -134,8 +134,22 @@ class Judged(TypedDict):
     reason: str | None
 
 
+class AcceptedView(TypedDict):
+    """What was accepted of a plugin's manifest; limits and level that are left to the settings are absent or empty."""
+
+    type: str
+    protocol: str
+    interpreter: str
+    args: list[str]
+    features: list[str]
+    level: str
+    limits: dict[str, int]
+    prefixes: list[str]
+    dependencies: list[str]
+
+
 class GrantsView(TypedDict):
-    """What a plugin declares, and what of it the operator granted."""
+    """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named."""
 
     id: str
     declared: list[str]
@@ -143,6 +157,8 @@ class GrantsView(TypedDict):
     masked: list[str]
     hosts: list[str]
     permits: list[str]
+    accepted: AcceptedView | None
+    withheld: list[str]
 
 
 class CallCount(TypedDict):

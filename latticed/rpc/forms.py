@@ -44,7 +44,15 @@ class Form:
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
 _UNKNOWN: Final = ("not_found", *_UNRECORDED)
 _REFUSED_HERE: Final = ("sandbox_unavailable", "source_blocked", "route_taken", "protocol_unsupported")
-_DECIDED: Final = ("invalid_transition", "not_available", "dependency_unmet", "version_downgrade", "no_candidate")
+_CONSENT: Final = ("needs_consent", "metadata_origin")
+_DECIDED: Final = (
+    "invalid_transition",
+    "not_available",
+    "dependency_unmet",
+    "version_downgrade",
+    "no_candidate",
+    *_CONSENT,
+)
 _DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
 
 HEALTH: Final = Form(answers.HealthReport)
@@ -68,7 +76,7 @@ INVOKE: Final = Form(
 )
 LOGS: Final = Form(answers.LogPage, query=running.Lines, codes=_UNKNOWN)
 GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
-REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=_UNKNOWN)
+REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=(*_UNKNOWN, *_CONSENT))
 
 USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiohttp import web
@@ -13,8 +14,9 @@ from latticed.catalog.root import may_be_bundle
 from latticed.kit import logs
 from latticed.kit.text import escape
 from latticed.ledger import audit as rows
-from latticed.lifecycle.advance import Consent, Regrant
-from latticed.model import chain
+from latticed.lifecycle.advance import Consent
+from latticed.lifecycle.granting import Regrant
+from latticed.model import chain, consents
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
@@ -36,7 +38,10 @@ log = logs.get_logger()
 
 
 class Decision(Body, frozen=True):
-    """With `dry_run`, the answer is the plugin as it would become, and nothing changes or is audited."""
+    """`accept` has capabilities and `kind=value` (contracts §8).
+
+    With `dry_run`, the answer is the plugin as it would become, and nothing changes or is audited.
+    """
 
     id: str
     status: Literal["installed", "active", "disabled"]
@@ -47,7 +52,7 @@ class Decision(Body, frozen=True):
 
 
 class Upgrade(Body, frozen=True):
-    """`dry_run` as in `Decision`."""
+    """`accept` and `dry_run` as in `Decision`."""
 
     accept: tuple[str, ...] = ()
     accept_hosts: tuple[str, ...] = ()
@@ -71,12 +76,17 @@ class Name(Body, frozen=True):
 
 
 class Grants(Body, frozen=True):
-    """`hosts` replaces the accepted hosts, `permits` what else is permitted (`kind=value`); absent leaves them."""
+    """`grant` and `trim` have capabilities and `kind=value` (contracts §8), each by itself.
+
+    `hosts` replaces the accepted hosts, `permits` what else is permitted (`kind=value`); absent leaves them. `force`
+    lets an origin be a cloud's metadata address.
+    """
 
     grant: tuple[str, ...] = ()
     trim: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
     permits: tuple[str, ...] | None = None
+    force: bool = False
 
 
 async def listing(ask: Ask) -> web.StreamResponse:
@@ -113,7 +123,7 @@ async def _long_listing(ask: Ask, known: list[Record]) -> web.StreamResponse:
 async def decide(ask: Ask) -> dict[str, Any]:
     """Install, activate or disable."""
     body = await ask.body(Decision)
-    consent = Consent(accept=frozenset(body.accept), hosts=body.accept_hosts, allow_downgrade=body.allow_downgrade)
+    consent = _consent(body)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
     decide, wanted = ask.api.lifecycle.decide, Status(body.status)
@@ -126,17 +136,12 @@ async def decide(ask: Ask) -> dict[str, Any]:
 async def upgrade(ask: Ask) -> dict[str, Any]:
     """Swap to the candidate."""
     body = await ask.body(Upgrade)
-    consent = Consent(
-        accept=frozenset(body.accept),
-        hosts=body.accept_hosts,
-        allow_downgrade=body.allow_downgrade,
-        publisher=body.accept_publisher,
-    )
+    consent = replace(_consent(body), publisher=body.accept_publisher)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
     decide = ask.api.lifecycle.decide
     if body.dry_run:
-        return views.plugin(ask.api, decide.foresee(ask.part("id"), "upgrade", consent))
+        return views.foreseen(ask.api, _record(ask), decide.foresee(ask.part("id"), "upgrade", consent))
     record = await decide.upgrade(ask.actor, ask.part("id"), consent)
     return views.plugin(ask.api, record)
 
@@ -179,7 +184,7 @@ async def show(ask: Ask) -> dict[str, Any]:
             "reason": trouble.message if trouble else None,
             "hint": (trouble.hint or None) if trouble else None,
         },
-        "grants": views.grants(record),
+        "grants": views.grants(ask.api, record),
         "calls": {"made": count.calls, "denied": count.denied},
         "denials": denials,
     }
@@ -201,18 +206,45 @@ async def verify(ask: Ask) -> dict[str, Any]:
 
 async def grants(ask: Ask) -> dict[str, Any]:
     """What a plugin declares and may use."""
-    return views.grants(_record(ask))
+    return views.grants(ask.api, _record(ask))
 
 
 async def regrant(ask: Ask) -> dict[str, Any]:
     """Grant and trim capabilities by name, set the accepted hosts."""
     body = await ask.body(Grants)
-    wanted = Regrant(grant=frozenset(body.grant), trim=frozenset(body.trim), hosts=body.hosts, permits=body.permits)
+    add, remove = _named(body.grant, upgrading=False), _named(body.trim, upgrading=False)
+    wanted = Regrant(
+        grant=frozenset(add.caps),
+        trim=frozenset(remove.caps),
+        hosts=body.hosts,
+        permits=body.permits,
+        add=add,
+        remove=remove,
+        force=body.force,
+    )
     if both := sorted(wanted.grant & wanted.trim):
         raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
     if wanted.needs_host_scope:
         ask.need(Scope.HOST)
-    return views.grants(await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
+    return views.grants(ask.api, await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
+
+
+def _consent(body: Decision | Upgrade) -> Consent:
+    named = _named((*body.accept, *(f"host={host}" for host in body.accept_hosts)))
+    return Consent(
+        accept=frozenset(named.caps),
+        hosts=named.hosts,
+        permits=named.permits,
+        terms=named.terms,
+        allow_downgrade=body.allow_downgrade,
+    )
+
+
+def _named(texts: tuple[str, ...], *, upgrading: bool = True) -> consents.Named:
+    try:
+        return consents.parse(texts, upgrading=upgrading)
+    except consents.BadConsent as bad:
+        raise Problem("bad_request", str(bad)) from bad
 
 
 def _record(ask: Ask) -> Record:

@@ -52,6 +52,8 @@ STATUS_OF: Final = {
     "dependency_unmet": HTTPStatus.CONFLICT,
     "version_downgrade": HTTPStatus.CONFLICT,
     "no_candidate": HTTPStatus.CONFLICT,
+    "needs_consent": HTTPStatus.CONFLICT,
+    "metadata_origin": HTTPStatus.CONFLICT,
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
     "quota_exceeded": HTTPStatus.CONFLICT,

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.kit.clock import rfc3339
 from latticed.kit.text import escape
-from latticed.lifecycle import advance
+from latticed.lifecycle import advance, granting
+from latticed.model.accepted import LIMITS
 from latticed.model.capability import RISKS
 from latticed.model.verdict import Refused, Verified
 from latticed.rpc.api import Shown
 
 if TYPE_CHECKING:
     from latticed.lifecycle.sight import Sight
+    from latticed.model.accepted import Accepted, Usual
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.model.verdict import Verdict
@@ -40,8 +42,9 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         available=seen.available,
         status=record.status.value,
         runtime=_runtime(record.id, api.supervisor.runtime(record.id), api.runner_of(facts.type)),
-        candidate=_candidate(record, seen),
+        candidate=_candidate(record, seen, api.lifecycle.rooms.usual),
         granted=list(record.granted),
+        withheld=list(granting.withheld(record, api.lifecycle.rooms.usual)) or None,
         builtin=False,
         verified_at=_time(record.verified_at),
         installed_at=_time(record.installed_at),
@@ -99,8 +102,14 @@ def rejected(name: str, found: Refused) -> dict[str, Any]:
     return wire.encode(view)
 
 
-def grants(record: Record) -> dict[str, Any]:
-    """What a plugin declares and what of it the operator granted."""
+def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
+    """`plugin` as an upgrade would leave it, and what the other version adds and drops."""
+    adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.rooms.usual)
+    return {**plugin(api, after), "adds": list(adds), "drops": list(drops)}
+
+
+def grants(api: Api, record: Record) -> dict[str, Any]:
+    """What a plugin declares and what of it the operator granted and accepted."""
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -108,6 +117,26 @@ def grants(record: Record) -> dict[str, Any]:
         "masked": [c for c in record.facts.capabilities if c in record.masked],
         "hosts": list(record.hosts),
         "permits": list(record.permits),
+        "accepted": _accepted(record.terms),
+        "withheld": list(granting.withheld(record, api.lifecycle.rooms.usual)),
+    }
+
+
+def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
+    """Null before an install: nothing was accepted yet. A limit or level that is not there is the settings' own."""
+    if terms is None:
+        return None
+    limits = {name: value for name in LIMITS if (value := getattr(terms.limits, name)) is not None}
+    return {
+        "type": terms.type,
+        "protocol": terms.protocol,
+        "interpreter": terms.interpreter,
+        "args": list(terms.args),
+        "features": sorted(terms.features),
+        "level": terms.level,
+        "limits": limits,
+        "prefixes": sorted(terms.prefixes),
+        "dependencies": sorted(terms.dependencies),
     }
 
 
@@ -137,17 +166,18 @@ def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
     )
 
 
-def _candidate(record: Record, seen: Sight) -> wire.CandidateView | None:
+def _candidate(record: Record, seen: Sight, usual: Usual) -> wire.CandidateView | None:
     found = seen.candidate(record)
     if found is None:
         return None
-    adds, drops = advance.upgrade_changes(record, found)
+    adds, drops = advance.upgrade_changes(record, found, usual)
     return wire.CandidateView(
         version=found.manifest.version or None,
         artifact_sha256=found.artifact_sha256,
         identity=found.identity,
         adds=list(adds),
         drops=list(drops),
+        must_name=list(advance.must_name(record, found, usual)) or None,
         needs_downgrade=advance.needs_downgrade(record, found.manifest.version),
     )
 

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """A verified plugin, ready to start; `identity` names its pair in the store."""
+    """A verified plugin, ready to start; `identity` names its pair in the store.
+
+    `manifest` says what it may have, which is less than its bundle's where the operator accepted less; `withheld` are
+    sandbox features that were not accepted.
+    """
 
     id: str
     identity: str
     manifest: Manifest
+    withheld: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from latticed.model import accepted
 from latticed.runners import ground, one_shot, speaking
 from latticed.sandbox import artifact, levels, namespaces
 from latticed.sandbox.spec import Request
@@ -52,7 +53,7 @@ class Process:
         chosen = self._choose(plugin)
         program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
         try:
-            if protocol(plugin.manifest) == speaking.PROTOCOL:
+            if accepted.protocol_of(plugin.manifest) == speaking.PROTOCOL:
                 return await self._speaking(plugin, gate, program, chosen, on_exit)
             living = await self._one_shot(plugin, gate, program, chosen)
         except BaseException:
@@ -64,7 +65,8 @@ class Process:
         permits = self._permits(plugin.id)
         if plugin.manifest.is_v2:
             return self._ground.choose(plugin.manifest, permits=permits)
-        return self._ground.choose(plugin.manifest, needs=_V1_NEEDS, likes=_V1_LIKES, permits=permits)
+        likes = _V1_LIKES - plugin.withheld
+        return self._ground.choose(plugin.manifest, needs=_V1_NEEDS, likes=likes, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
         """The artifact in memory; being cancelled waits for the thread, which reads from `pair`."""
@@ -138,10 +140,3 @@ class Process:
             descriptors=descriptors,
         )
         return ground.for_python(request) if program.interpreter == PYTHON else request
-
-
-def protocol(manifest: Manifest) -> str:
-    """What it speaks: v2's default is latticed-stdio-1, a v1 manifest means stdio-json-v1."""
-    if not manifest.is_v2:
-        return one_shot.PROTOCOL
-    return manifest.runtime.protocol or speaking.PROTOCOL

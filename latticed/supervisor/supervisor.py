@@ -73,9 +73,11 @@ class Supervisor:
         if handle := self._handles.get(plugin_id):
             handle.regrant(granted)
 
-    def renew(self, plugin_id: str) -> None:
+    def renew(self, plugin: Plugin) -> None:
         """Have what is alive of a plugin ended and started again: it may no longer what it was started with."""
-        handle = self._handles.get(plugin_id)
+        handle = self._handles.get(plugin.id)
+        if handle is not None:
+            handle.plugin = plugin
         if handle is not None and handle.state.phase in {rules.Phase.STARTING, rules.Phase.ARMED}:
             handle.post(rules.Arm(afresh=True))
 

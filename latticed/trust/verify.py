@@ -33,6 +33,11 @@ class Source(Protocol):
         """SHA-256 (lowercase hex) and size in bytes."""
         ...
 
+    @property
+    def interpreter(self) -> str:
+        """What the artifact is run by (`model.accepted.interpreter_of`), once it was hashed."""
+        ...
+
 
 class _Broken(Exception):  # a rung that gave way
     def __init__(self, code: Code, reason: str, hint: str = "") -> None:
@@ -74,6 +79,7 @@ def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: Trus
         artifact_sha256=artifact_sha256 if manifest.digest_sha256 != artifact_sha256 else manifest.digest_sha256,
         artifact_bytes=artifact_bytes,
         key=holding,
+        interpreter=source.interpreter if manifest.type == "system" else "",
     )
 
 

@@ -233,7 +233,11 @@ class Api:
         return copy.deepcopy({"id": found["id"], **grants, "hosts": self.hosts.get(found["id"], [])})
 
     def _regrant(self, found: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-        found["granted"] = sorted({*found["granted"], *change["grant"]} - set(change["trim"]))
+        caps = {field: {one for one in change[field] if "=" not in one} for field in ("grant", "trim")}
+        found["granted"] = sorted({*found["granted"], *caps["grant"]} - caps["trim"])
+        named = {f: [one[5:] for one in change[f] if one.startswith("host=")] for f in ("grant", "trim")}
+        known = [*self.hosts.get(found["id"], []), *named["grant"]]
+        self.hosts[found["id"]] = [one for one in dict.fromkeys(known) if one not in named["trim"]]
         if "hosts" in change:
             self.hosts[found["id"]] = change["hosts"]
         return self._grants(found)

@@ -9,6 +9,7 @@ from typing import Any
 from latticed.bundle import decode
 from latticed.lifecycle import advance
 from latticed.lifecycle.sight import Sight
+from latticed.model import accepted
 from latticed.model.lifecycle import Record, Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Verified
@@ -31,6 +32,7 @@ def verified(*, by: str | None = "acme", artifact: bytes = b"one", v2: bool = Fa
         artifact_sha256=hashlib.sha256(artifact).hexdigest(),
         artifact_bytes=len(artifact),
         key=AUTHORS[by].public if by else "",
+        interpreter=accepted.interpreter_of(artifact) if manifest.type == "system" else "",
     )
 
 

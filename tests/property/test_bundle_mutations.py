@@ -38,6 +38,8 @@ versions = pytest.mark.parametrize("version", MANIFESTS)
 
 
 class _Pair:
+    interpreter = ""
+
     def __init__(self, manifest: bytes, artifact: bytes) -> None:
         self._manifest, self._artifact = manifest, artifact
 

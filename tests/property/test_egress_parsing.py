@@ -85,7 +85,7 @@ def test_a_host_has_one_form_and_no_second_reading(text):
 def test_patterns_and_origins_from_strangers_never_crash(pattern, host, port):
     """They match, they do not, or they are refused in words."""
     rights = EgressRights(hosts=(pattern,), declared=(pattern,))
-    egress.refusal(rights, scheme="http", host=host, port=port)
+    egress.refusal(rights, host=host, port=port)
     try:
         found = egress.origin(pattern)
     except ValueError:

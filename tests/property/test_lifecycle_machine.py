@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from latticed.lifecycle import advance, sight
-from latticed.lifecycle.advance import Consent, Regrant
+from latticed.lifecycle import advance, granting, sight
+from latticed.lifecycle.advance import Consent
+from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.sight import Sight
 from latticed.model import capability, semver_range
 from latticed.model.errors import Problem
@@ -175,7 +176,7 @@ class Lifecycle(RuleBasedStateMachine):
         before = self.record
         if before is None or before.forgotten or grant & trim:
             return
-        if self.settle(advance.regrant(before, Regrant(grant=grant, trim=trim), self.now), before=before):
+        if self.settle(granting.regrant(before, Regrant(grant=grant, trim=trim), None, self.now), before=before):
             self.named = (self.named | grant) - trim
             self.trimmed = (self.trimmed | trim) - grant
             assert self.record is not None

@@ -33,6 +33,8 @@ FIELDS = (
 
 
 class _Pair:
+    interpreter = ""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
 

@@ -55,7 +55,7 @@ class Guard:
         name = _normal(host)
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
-        if reason := egress.refusal(rights, scheme=scheme, host=name, port=port):
+        if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason)
         literal = hosts.address_of(name)
         found = await self._looked_up(name, rights.owner) if literal is None else (literal,)

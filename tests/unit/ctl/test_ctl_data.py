@@ -75,7 +75,7 @@ def test_capabilities_of_one_plugin_are_listed_granted_and_trimmed(ctl, api):
     assert ctl("caps", "grant", "acme.demo", "http:egress").out == "acme.demo already granted http:egress\n"
     assert ctl("caps", "grant", "acme.demo", "host=a:1", "host=b:2").code == 0
     assert ctl("caps", "list", "acme.demo").out.endswith("host a:1\nhost b:2\n")
-    assert ctl("caps", "trim", "acme.demo", "host=a:1", "cap=kv:read").out == "acme.demo taken away kv:read, a:1\n"
+    assert ctl("caps", "trim", "acme.demo", "host=a:1", "cap=kv:read").out == "acme.demo taken away host=a:1, kv:read\n"
     assert ctl("caps", "list", "acme.demo", "--format", "json").json == {
         "id": "acme.demo",
         "declared": ["kv:read", "http:egress"],

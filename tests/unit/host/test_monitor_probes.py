@@ -418,7 +418,7 @@ async def test_a_slow_name_server_times_out():
         async def lookup(self, *_):
             await asyncio.Event().wait()
 
-    spec = wanted("tcp", "slow.example:1", timeout_s=0.1)
+    spec = wanted("tcp", "slow.example:443", timeout_s=0.1)
     result = await Probes(Guard(resolver=Silent())).check(spec, EgressRights(hosts=("*",)))
     assert (result.outcome, result.code) == ("down", "timeout")
 
@@ -455,7 +455,7 @@ async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
         async def lookup(self, *_):
             raise ZeroDivisionError
 
-    spec = wanted("tcp", "a.example:1")
+    spec = wanted("tcp", "a.example:443")
     result = await Probes(Guard(resolver=Broken())).check(spec, EgressRights(hosts=("*",)))
     assert (result.outcome, result.code) == ("error", "internal")
     assert "monitor_check_failed" in capsys.readouterr().out

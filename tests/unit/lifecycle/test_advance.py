@@ -7,9 +7,11 @@ from itertools import product
 
 import pytest
 
-from latticed.lifecycle import advance
-from latticed.lifecycle.advance import NO_CONSENT, Consent, Regrant
+from latticed.lifecycle import advance, granting, sight
+from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.sight import Sight, facts_of
+from latticed.lifecycle.usual import DEFAULTS
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency
@@ -25,6 +27,10 @@ def refused(outcome: Record | Problem, code: str) -> Problem:
     assert isinstance(outcome, Problem), outcome
     assert outcome.code == code
     return outcome
+
+
+def _regranted(before: Record, wanted: Regrant, now: int) -> Record | Problem:
+    return granting.regrant(before, wanted, sight.manifest_of(before.facts), now)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))
@@ -198,7 +204,7 @@ def test_what_an_upgrade_widens_is_masked_whatever_its_risk():
 
 def test_what_was_trimmed_stays_trimmed_across_an_upgrade():
     """An upgrade grants nothing by itself."""
-    trimmed = advance.regrant(record(Status.ACTIVE), Regrant(trim=frozenset({"log:write"})), NOW)
+    trimmed = _regranted(record(Status.ACTIVE), Regrant(trim=frozenset({"log:write"})), NOW)
     assert isinstance(trimmed, Record)
     after = upgraded(trimmed, claim(version="1.1.0"))
     assert isinstance(after, Record)
@@ -337,7 +343,7 @@ def test_only_installing_asks_about_versions():
 def test_regrant_masks_and_unmasks():
     """Trim hides, grant shows; the rest is as it was."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "kv:write", "task:run"]))
-    after = advance.regrant(before, Regrant(grant=frozenset({"task:run"}), trim=frozenset({"kv:read"})), NOW)
+    after = _regranted(before, Regrant(grant=frozenset({"task:run"}), trim=frozenset({"kv:read"})), NOW)
     assert isinstance(after, Record)
     assert after.granted == ("kv:write", "task:run")
     assert after.updated_at == NOW
@@ -348,7 +354,7 @@ def test_regrant_masks_and_unmasks():
 def test_regrant_of_what_is_not_declared_is_refused(grant, trim):
     """Both ways: a trim of something that is not there would be remembered for an upgrade that brings it."""
     wanted = Regrant(grant=frozenset(grant), trim=frozenset(trim))
-    refused(advance.regrant(record(Status.ACTIVE), wanted, NOW), "bad_request")
+    refused(_regranted(record(Status.ACTIVE), wanted, NOW), "bad_request")
 
 
 @pytest.mark.parametrize(
@@ -374,9 +380,9 @@ def test_a_change_of_grants_widens_or_only_takes_away(wanted, widens):
         hosts=("a.example:443", "b.example:443"),
         permits=("bucket=one", "bucket=two"),
     )
-    after = advance.regrant(before, wanted, NOW)
+    after = _regranted(before, wanted, NOW)
     assert isinstance(after, Record)
-    assert advance.widens(before, after) is widens
+    assert granting.widens(before, after, DEFAULTS) is widens
 
 
 def test_regrant_replaces_hosts_when_it_names_them():
@@ -384,16 +390,16 @@ def test_regrant_replaces_hosts_when_it_names_them():
     found = claim()
     before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("a.example:443",))
     for hosts, expected in ((None, ("a.example:443",)), ((), ()), (("b.example:1", "*", "*"), ("b.example:1", "*"))):
-        after = advance.regrant(before, Regrant(hosts=hosts), NOW)
+        after = _regranted(before, Regrant(hosts=hosts), NOW)
         assert isinstance(after, Record)
         assert after.hosts == expected
-    refused(advance.regrant(before, Regrant(hosts=("not a host",)), NOW), "bad_request")
+    refused(_regranted(before, Regrant(hosts=("not a host",)), NOW), "bad_request")
 
 
 def test_consent_to_what_is_no_host_is_refused():
     """A typing error is not kept as a grant."""
     found = claim()
-    for host in ("a.example", "a.example:0", "a.example:99999", "http://a.example:443", ""):
+    for host in ("a.example", "a.example:0", "a.example:99999", "http://a.example:443/x", ""):
         refused(
             advance.transition(record(found=found), Status.INSTALLED, at(found), Consent(hosts=(host,)), NOW),
             "bad_request",

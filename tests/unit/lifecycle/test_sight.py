@@ -6,6 +6,7 @@ import pytest
 
 from latticed.lifecycle import sight
 from latticed.lifecycle.sight import Sight
+from latticed.lifecycle.usual import DEFAULTS
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused
@@ -66,7 +67,7 @@ def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
     """What is armed after a restart is what was verified, to the last field."""
     extra = {"runtime": {"health": {"interval_s": 7}}, "critical": True} if v2 else {}
     found = claim(v2=v2, **extra)
-    plugin = sight.plugin_of(record(Status.INSTALLED, found=found))
+    plugin = sight.plugin_of(record(Status.INSTALLED, found=found), DEFAULTS)
     assert plugin.manifest == found.verdict.manifest
     assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
 

@@ -85,9 +85,9 @@ def test_patterns_mean_what_they_say(pattern, host, port, covered):
             "host not granted",
         ),
         (EgressRights(hosts=("*",)), ("http", "a.example.org", 25), "port not granted"),
-        (EgressRights(hosts=("*",)), ("tcp", "a.example.org", 25), None),
+        (EgressRights(hosts=("*",)), ("tcp", "a.example.org", 8443), "port not granted"),
         (EgressRights(hosts=("a.example.org:25",)), ("http", "a.example.org", 25), None),
-        (EgressRights(hosts=("*",), declared=("a.example.org:25",)), ("http", "a.example.org", 25), None),
+        (EgressRights(hosts=("*",), declared=("a.example.org:25",)), ("http", "a.example.org", 25), "port not granted"),
         (EgressRights(hosts=("*",)), ("http", "printer", 80), "host not public"),
         (EgressRights(hosts=("printer:80",)), ("http", "printer", 80), "host not public"),
         (EgressRights(hosts=("*",)), ("http", "x.localhost", 80), "host not public"),
@@ -98,8 +98,8 @@ def test_patterns_mean_what_they_say(pattern, host, port, covered):
 )
 def test_rights_are_what_is_declared_and_granted(rights, target, reason):
     """Each refusal names the rule: the manifest, the operator, or the name itself."""
-    scheme, host, port = target
-    found = egress.refusal(rights, scheme=scheme, host=host, port=port)
+    _, host, port = target
+    found = egress.refusal(rights, host=host, port=port)
     assert (found is None) if reason is None else str(found).startswith(reason)
 
 

@@ -28,6 +28,8 @@ class Held:
     def manifest(self):
         return self.data
 
+    interpreter = ""
+
     def hash_artifact(self):
         self.hashed += 1
         if isinstance(self.artifact, ReadRefused):

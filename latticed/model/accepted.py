@@ -1,0 +1,194 @@
+"""What an operator accepted of a plugin, and what of a manifest may run: never more than that (contracts §13). Pure.
+
+Capabilities and hosts have their own fields in a record (masked, hosts); everything else that an upgrade could widen
+is here. Words such as `limit=memory_mib:512` are what an operator names to accept it (`model.consents`).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
+
+from latticed.model.manifest import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.model.manifest import Manifest
+
+ELF: Final = "ELF"
+LEVELS: Final = ("open", "filtered", "isolated", "dedicated")
+LIMITS: Final = Limits.__struct_fields__
+DEFAULT: Final = "default"
+"""What stands for a limit or level that is left to the settings."""
+V1_FEATURES: Final = frozenset({"threads", "processes"})
+"""What a v1 system plugin is given, for its manifest cannot ask: threads always, processes where the host has them."""
+HEAD_BYTES: Final = 258
+"""How much of an artifact tells what it is run by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What was accepted; also what a manifest asks for, which is accepted whole when a plugin is first installed.
+
+    `interpreter` is ELF, or the words of the script's first line; empty where nothing of it is executed, or unknown.
+    `level` empty and a limit of None leave it to the settings. `dependencies` are ids.
+    """
+
+    type: str
+    protocol: str = ""
+    interpreter: str = ""
+    args: tuple[str, ...] = ()
+    features: frozenset[str] = frozenset()
+    level: str = ""
+    limits: Limits = Limits()
+    prefixes: frozenset[str] = frozenset()
+    dependencies: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usual:
+    """What the settings make of a manifest's silence; a limit of None is no limit."""
+
+    level: str = "isolated"
+    limits: Limits = Limits()
+
+
+def interpreter_of(head: bytes) -> str:
+    """What an artifact that begins with `head` is run by: ELF, the words of its `#!` line, or nothing."""
+    if head.startswith(b"\x7fELF"):
+        return ELF
+    if not head.startswith(b"#!"):
+        return ""
+    words = head[2:].partition(b"\n")[0].replace(b"\t", b" ").split(b" ")
+    line = b" ".join(word for word in words if word).decode("latin-1")
+    return "".join(char if " " <= char <= "~" else f"\\x{ord(char):02x}" for char in line)
+
+
+def protocol_of(manifest: Manifest) -> str:
+    """What a plugin speaks; nothing for a worker, which is a template."""
+    if manifest.type == "worker":
+        return ""
+    if manifest.type == "system" and not manifest.is_v2:
+        return "stdio-json-v1"
+    return manifest.runtime.protocol or "latticed-stdio-1"
+
+
+def asked(manifest: Manifest, interpreter: str) -> Accepted:
+    """Everything that a manifest, with an artifact run by `interpreter`, asks for."""
+    sandbox, is_program = manifest.runtime.sandbox, manifest.type == "system"
+    return Accepted(
+        type=manifest.type,
+        protocol=protocol_of(manifest),
+        interpreter=interpreter if is_program else "",
+        args=manifest.runtime.args,
+        features=V1_FEATURES if is_program and not manifest.is_v2 else frozenset(sandbox.features),
+        level=sandbox.level or "",
+        limits=manifest.runtime.limits,
+        prefixes=frozenset(manifest.routes.prefixes),
+        dependencies=frozenset(one.id for one in manifest.dependencies),
+    )
+
+
+def effective(manifest: Manifest, accepted: Accepted, usual: Usual) -> Manifest:
+    """`manifest` without what was not accepted and can be left out; the rest is `needed`."""
+    runtime, wants = manifest.runtime, asked(manifest, "")
+    sandbox = structs.replace(
+        runtime.sandbox,
+        level=_stricter(wants.level, accepted.level, usual.level) or None,
+        features=tuple(one for one in runtime.sandbox.features if one in accepted.features),
+    )
+    limits = _lower(wants.limits, accepted.limits, usual.limits)
+    return structs.replace(
+        manifest,
+        runtime=structs.replace(runtime, sandbox=sandbox, limits=limits),
+        routes=structs.replace(
+            manifest.routes, prefixes=tuple(one for one in manifest.routes.prefixes if one in accepted.prefixes)
+        ),
+        dependencies=tuple(one for one in manifest.dependencies if not one.optional or one.id in accepted.dependencies),
+    )
+
+
+def withheld(manifest: Manifest, accepted: Accepted) -> frozenset[str]:
+    """The sandbox features that the plugin would have, had they been accepted."""
+    return asked(manifest, "").features - accepted.features
+
+
+def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[str, ...]:
+    """What must be named before the plugin can start: it cannot run with less."""
+    required = {one.id for one in manifest.dependencies if not one.optional}
+    wants = asked(manifest, interpreter)
+    less = replace(wants, dependencies=wants.dependencies & required, level="", limits=Limits(), prefixes=frozenset())
+    threads = wants.features & {"threads"} if wants.type == "system" and not manifest.is_v2 else frozenset[str]()
+    return beyond(replace(less, features=threads), accepted, Usual(level=accepted.level or "open"), limits=False)
+
+
+def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = True) -> tuple[str, ...]:
+    """What `wants` has and `accepted` has not, in the words that accept it."""
+    return (
+        *_identity(wants, accepted),
+        *(f"dependency={one}" for one in sorted(wants.dependencies - accepted.dependencies)),
+        *_level(wants.level, accepted.level, usual.level),
+        *(f"feature={one}" for one in sorted(wants.features - accepted.features)),
+        *(_limits(wants.limits, accepted.limits, usual.limits) if limits else ()),
+        *(f"prefix={one}" for one in sorted(wants.prefixes - accepted.prefixes)),
+    )
+
+
+def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
+    """What both have; of what is one thing or another (type, protocol, …) that of `accepted`."""
+    return replace(
+        accepted,
+        features=accepted.features & other.features,
+        level=_stricter(accepted.level, other.level, usual.level),
+        limits=_lower(accepted.limits, other.limits, usual.limits),
+        prefixes=accepted.prefixes & other.prefixes,
+        dependencies=accepted.dependencies & other.dependencies,
+    )
+
+
+def rank(level: str, usual: str) -> int:
+    """How strict a level is; an empty one is the settings'."""
+    return LEVELS.index(level or usual)
+
+
+def bound(limits: Limits, name: str, usual: Limits) -> float:
+    """What a limit comes to; infinity without one."""
+    value = getattr(limits, name)
+    found = value if value is not None else getattr(usual, name)
+    return math.inf if found is None else float(found)
+
+
+def _identity(wants: Accepted, accepted: Accepted) -> Iterable[str]:
+    """What it is, rather than what it has: another one replaces, and nothing replaces nothing."""
+    for name in ("type", "protocol", "interpreter"):
+        value = getattr(wants, name)
+        if value and value != getattr(accepted, name):
+            yield f"{name}={value}"
+    if wants.args and wants.args != accepted.args:
+        yield f"args={shlex.join(wants.args)}"
+
+
+def _level(wants: str, accepted: str, usual: str) -> Iterable[str]:
+    if rank(wants, usual) < rank(accepted, usual):
+        yield f"level={wants or DEFAULT}"
+
+
+def _limits(wants: Limits, accepted: Limits, usual: Limits) -> Iterable[str]:
+    for name in LIMITS:
+        if bound(wants, name, usual) > bound(accepted, name, usual):
+            value = getattr(wants, name)
+            yield f"limit={name}:{DEFAULT if value is None else value}"
+
+
+def _stricter(one: str, other: str, usual: str) -> str:
+    return one if rank(one, usual) >= rank(other, usual) else other
+
+
+def _lower(one: Limits, other: Limits, usual: Limits) -> Limits:
+    lower = {name: getattr(other, name) for name in LIMITS if bound(other, name, usual) < bound(one, name, usual)}
+    return structs.replace(one, **lower)

@@ -1,0 +1,77 @@
+"""What an upgrade widens, seen at the child: its real limits, and what latticectl says of what was not accepted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import bombs, hosting
+
+pytestmark = pytest.mark.daemon
+
+ID = "acme.wide"
+NARROW = {"memory_mib": 64, "open_files": 32}
+WIDE = {"memory_mib": 96, "open_files": 128}
+
+
+@pytest.fixture(scope="module")
+def host():
+    with hosting.hosting() as host:
+        yield host
+
+
+def limits_of(host) -> tuple[int, int]:
+    """(MiB of data, open files) that the child itself sees."""
+    found = host.result(ID, "limits")
+    return found["RLIMIT_DATA"][0] >> 20, found["RLIMIT_NOFILE"][0]
+
+
+def candidate(host, version: str, artifact: bytes = bombs.BOMBS, **runtime) -> dict:
+    """The plugin once another version of it lies there."""
+    host.drop(ID, artifact, version=version, capabilities=["kv:read"], runtime=runtime)
+    return host.daemon.until(
+        lambda: (one := host.daemon.plugin(ID)).get("candidate", {}).get("version") == version and one, version
+    )
+
+
+def test_an_upgrade_runs_with_what_was_accepted_until_more_is_named(host):
+    """The child keeps the old limits over a restart of the daemon; granted, it has more; trimmed, less at once."""
+    daemon = host.daemon
+    host.up(ID, bombs.BOMBS, version="1.0.0", capabilities=["kv:read"], runtime={"limits": NARROW})
+    assert limits_of(host) == (64, 32)
+    seen = candidate(host, "1.1.0", limits=WIDE)["candidate"]
+    assert seen["adds"] == ["limit=memory_mib:96", "limit=open_files:128"]
+    told = daemon.ctl("upgrade", ID, "--dry-run")
+    assert "adds: limit=memory_mib:96, limit=open_files:128" in told.stdout
+    assert "--accept limit=memory_mib:96" in told.stderr
+    done = daemon.ctl("upgrade", ID, "--accept", "limit=open_files:128")
+    assert (done.returncode, "not accepted: limit=memory_mib:96" in done.stderr) == (0, True)
+    assert limits_of(host) == (64, 128)
+    assert daemon.plugin(ID)["withheld"] == ["limit=memory_mib:96"]
+    assert daemon.ctl("caps", "grant", ID, "limit=memory_mib:96").returncode == 0
+    assert daemon.ctl("restart", ID).returncode == 0
+    assert limits_of(host) == (96, 128)
+    assert "accepted" in daemon.ctl("info", ID).stdout
+    assert daemon.ctl("caps", "trim", ID, "limit=memory_mib:64").returncode == 0
+    assert limits_of(host) == (64, 128)
+    assert "expected at most limit=memory_mib:96" in daemon.ctl("caps", "grant", ID, "limit=memory_mib:97").stderr
+
+
+def test_what_it_cannot_run_without_is_asked_for(host):
+    """409 needs_consent, nothing changed, with the command that takes it; the command takes it."""
+    daemon = host.daemon
+    before = daemon.plugin(ID) or host.up(ID, bombs.BOMBS, version="1.0.0", runtime={"limits": NARROW})
+    other = bombs.BOMBS.replace(b"#!/usr/bin/env python3", b"#!/usr/bin/env python3 -B", 1)
+    seen = candidate(host, "2.0.0", artifact=other, args=["--fast"], limits=NARROW)["candidate"]
+    assert seen["must_name"] == ["interpreter=/usr/bin/env python3 -B", "args=--fast"]
+    answer = daemon.post(f"/api/plugins/by-id/{ID}/upgrade", {})
+    assert (answer.status, answer.code) == (409, "needs_consent")
+    assert daemon.plugin(ID)["version"] != "2.0.0"
+    refused = daemon.ctl("upgrade", ID)
+    hint = refused.stderr.partition("hint: ")[2].strip()
+    assert hint == f"latticectl upgrade {ID} --accept 'interpreter=/usr/bin/env python3 -B' --accept args=--fast"
+    words = ["--accept", "interpreter=#!/usr/bin/env python3 -B", "--accept", "args=--fast"]
+    assert daemon.ctl("upgrade", ID, *words).returncode == 0
+    found = daemon.until_state("armed", ID)
+    assert (found["version"], found["status"], before["id"]) == ("2.0.0", "active", ID)
+    events = daemon.events(action="plugin.status", target=ID)
+    assert [row["code"] for row in events if row["decision"] == "deny"].count("needs_consent") == 2

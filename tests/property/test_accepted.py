@@ -1,0 +1,103 @@
+"""Of any two manifests: what runs after an upgrade is never more than what was accepted or what is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from latticed.lifecycle.usual import DEFAULTS
+from latticed.model import accepted, egress
+from latticed.model.manifest import Dependency, Egress, Limits, Manifest, Routes, Runtime, Sandbox
+
+_FEATURES = st.lists(st.sampled_from(["processes", "threads", "workdir"]), unique=True).map(tuple)
+_LIMITS = st.builds(Limits, **{name: st.none() | st.integers(1, 2_000) for name in accepted.LIMITS})
+_SANDBOX = st.builds(Sandbox, level=st.sampled_from([None, "filtered", "isolated", "dedicated"]), features=_FEATURES)
+_ARGS = st.lists(st.sampled_from(["-a", "b c", ""]), max_size=2).map(tuple)
+_HOSTS = st.sampled_from(
+    ["a.example.org:443", "b.example.org:80", "*.example.org:443", "*.b.example.org:443", "a.example.org:25"]
+)
+_MANIFESTS = st.builds(
+    Manifest,
+    schema=st.sampled_from(["latticed.manifest.v2", None]),
+    id=st.just("acme.demo"),
+    name=st.just("Demo"),
+    type=st.sampled_from(["system", "wasm", "worker"]),
+    capabilities=st.just(("kv:read",)),
+    runtime=st.builds(
+        Runtime,
+        protocol=st.sampled_from([None, "latticed-stdio-1", "stdio-json-v1"]),
+        args=_ARGS,
+        limits=_LIMITS,
+        sandbox=_SANDBOX,
+    ),
+    egress=st.builds(Egress, hosts=st.lists(_HOSTS, unique=True).map(tuple)),
+    routes=st.builds(Routes, prefixes=st.lists(st.sampled_from(["/a/", "/b/"]), unique=True).map(tuple)),
+    dependencies=st.lists(
+        st.builds(Dependency, id=st.sampled_from(["acme.a", "acme.b"]), optional=st.booleans()),
+        unique_by=lambda one: one.id,
+        max_size=2,
+    ).map(tuple),
+).map(lambda one: one if one.is_v2 else structs.replace(one, runtime=Runtime(), egress=Egress()))
+_INTERPRETERS = st.sampled_from(["", accepted.ELF, "/bin/sh", "/usr/bin/env python3"])
+_USUAL = st.sampled_from([DEFAULTS, accepted.Usual(level="filtered"), accepted.Usual(level="dedicated")])
+
+
+@given(_MANIFESTS, _INTERPRETERS, _MANIFESTS, _INTERPRETERS, _USUAL)
+def test_what_runs_is_what_was_accepted_and_asked_for(old, by, new, by_now, usual):
+    """All that is beyond it has to be named before it starts."""
+    terms = accepted.meet(accepted.asked(old, by), accepted.asked(new, by_now), usual)
+    found = accepted.effective(new, terms, usual)
+    needed = set(accepted.needed(new, by_now, terms))
+    more = set(accepted.beyond(_running(found, by_now, new, terms), terms, usual))
+    assert more <= needed
+    assert accepted.beyond(accepted.asked(found, by_now), accepted.asked(new, by_now), usual) == ()
+    assert needed <= set(accepted.beyond(accepted.asked(new, by_now), terms, usual))
+
+
+@given(_MANIFESTS, _INTERPRETERS, _USUAL)
+def test_what_was_accepted_whole_runs_whole(manifest, by, usual):
+    """A first install takes nothing away."""
+    terms = accepted.asked(manifest, by)
+    assert accepted.effective(manifest, terms, usual) == manifest
+    assert accepted.needed(manifest, by, terms) == ()
+    assert accepted.withheld(manifest, terms) == frozenset()
+
+
+@given(_MANIFESTS, _MANIFESTS, _INTERPRETERS, _USUAL)
+def test_the_meet_is_in_both(one, other, by, usual):
+    """For all that has an order."""
+    first, second = accepted.asked(one, by), accepted.asked(other, by)
+    both = accepted.meet(first, second, usual)
+    assert accepted.beyond(both, first, usual) == ()
+    ordered = [word for word in accepted.beyond(both, second, usual) if word.partition("=")[0] not in _KINDS]
+    assert ordered == []
+
+
+_KINDS = {"type", "protocol", "interpreter", "args"}
+
+
+@given(st.lists(_HOSTS | st.just("*")).map(tuple), st.lists(_HOSTS).map(tuple), _HOSTS)
+def test_hosts_meet_as_patterns_do(granted, declared, one):
+    """A host is meant by the meet exactly when both mean it; `*` means ports 80 and 443."""
+    host, _, number = one.removeprefix("*.").rpartition(":")
+    for name in (host, f"x.{host}"):
+        port = int(number)
+        starred = "*" in granted and port in egress.STAR_PORTS
+        meant = starred or any(egress.covers(pattern, name, port) for pattern in granted)
+        expected = meant and any(egress.covers(pattern, name, port) for pattern in declared)
+        assert any(egress.covers(p, name, port) for p in egress.meet(granted, declared)) is expected
+
+
+def _running(found: Manifest, by: str, new: Manifest, terms: accepted.Accepted) -> Any:
+    """What a plugin has that runs as `found`: a v1 one is given features without asking."""
+    from dataclasses import replace
+
+    wants = accepted.asked(found, by)
+    return replace(wants, features=wants.features - accepted.withheld(new, terms) | _threads(new))
+
+
+def _threads(manifest: Manifest) -> frozenset[str]:
+    return frozenset({"threads"}) if manifest.type == "system" and not manifest.is_v2 else frozenset()

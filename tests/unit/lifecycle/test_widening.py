@@ -1,0 +1,418 @@
+"""What another version widens is masked until it is named, field by field (contracts §13)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from latticed.ledger import floors as kept
+from latticed.ledger import terms as texts
+from latticed.ledger.floors import Floors
+from latticed.lifecycle import advance, granting, sight, stricter
+from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.granting import Regrant
+from latticed.lifecycle.revocations import floors_of
+from latticed.lifecycle.usual import DEFAULTS
+from latticed.model import accepted, consents
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Record, Status
+from latticed.trust.policy import Revoked
+from tests.house.records import claim, record
+
+NOW = 5_000
+PYTHON, SHELL = b"#!/usr/bin/env python3\n1", b"#!/bin/sh\n:"
+SERVED = ["kv:read", "worker:route"]
+
+
+def runtime(**fields: Any) -> dict[str, Any]:
+    return {"runtime": fields}
+
+
+MASKED = {
+    "feature": (runtime(), runtime(sandbox={"features": ["workdir"]}), "feature=workdir"),
+    "level": (
+        runtime(sandbox={"level": "isolated"}),
+        runtime(sandbox={"level": "filtered"}),
+        "level=filtered",
+    ),
+    "level that was silent": (runtime(), runtime(sandbox={"level": "filtered"}), "level=filtered"),
+    "level that falls silent": (runtime(sandbox={"level": "dedicated"}), runtime(), "level=default"),
+    "prefix": ({}, {"routes": {"prefixes": ["/shop/"]}}, "prefix=/shop/"),
+    "optional dependency": (
+        {},
+        {"dependencies": [{"id": "acme.base", "optional": True}]},
+        "dependency=acme.base",
+    ),
+    **{
+        f"limit {name}": (runtime(limits={name: low}), runtime(limits={name: high}), f"limit={name}:{high}")
+        for name, low, high in [
+            ("memory_mib", 64, 512),
+            ("cpu_percent", 50, 200),
+            ("processes", 2, 64),
+            ("open_files", 32, 256),
+            ("invoke_timeout_s", 5, 20),
+            ("host_calls_per_s", 10, 5_000),
+            ("stdout_kib", 64, 4_096),
+            ("fuel", 1_000, 2_000),
+        ]
+    },
+    "limit that was silent": (runtime(), runtime(limits={"memory_mib": 1_024}), "limit=memory_mib:1024"),
+    "limit that falls silent": (runtime(limits={"cpu_percent": 50}), runtime(), "limit=cpu_percent:default"),
+}
+NEEDED = {
+    "type": ({"type": "wasm"}, {"type": "system", **runtime(protocol="latticed-stdio-1")}, ("type=system",)),
+    "protocol": (
+        runtime(protocol="latticed-stdio-1"),
+        runtime(protocol="stdio-json-v1"),
+        ("protocol=stdio-json-v1",),
+    ),
+    "interpreter": ({"artifact": PYTHON}, {"artifact": SHELL}, ("interpreter=/bin/sh",)),
+    "args": (runtime(args=["--a"]), runtime(args=["--a", "b c"]), ("args=--a 'b c'",)),
+    "dependency": ({}, {"dependencies": [{"id": "acme.base"}]}, ("dependency=acme.base",)),
+}
+
+
+def upgraded(before: Record, consent: Consent = NO_CONSENT, **fields: Any) -> Record | Problem:
+    return advance.upgrade(before, claim(version="2.0.0", v2=True, **fields), consent, NOW)
+
+
+def consenting(*words: str) -> Consent:
+    named = consents.parse(words)
+    return Consent(accept=frozenset(named.caps), hosts=named.hosts, permits=named.permits, terms=named.terms)
+
+
+def runs(found: Record | Problem) -> Any:
+    """What a record has run, in one value."""
+    assert isinstance(found, Record), found
+    return sight.plugin_of(found, DEFAULTS).manifest
+
+
+def whole(found: Record) -> Any:
+    return sight.manifest_of(found.facts)
+
+
+def comparable(manifest: Any) -> Any:
+    return manifest.runtime, manifest.routes, manifest.dependencies
+
+
+@pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
+def test_what_an_upgrade_widens_is_masked_until_it_is_named(old, new, word):
+    """It runs with what was accepted; named at the upgrade or granted later, it runs as its manifest says."""
+    before = record(Status.ACTIVE, claim(v2=True, **old))
+    plain = upgraded(before, **new)
+    assert isinstance(plain, Record)
+    assert comparable(runs(plain)) != comparable(whole(plain))
+    assert granting.withheld(plain, DEFAULTS) == (word,)
+    assert word in advance.changes(before.facts, plain.facts, DEFAULTS)[0]
+    named = upgraded(before, consenting(word), **new)
+    assert isinstance(named, Record)
+    assert granting.withheld(named, DEFAULTS) == ()
+    assert comparable(runs(named)) == comparable(whole(named))
+    if not word.startswith("dependency"):
+        wanted = Regrant(add=consents.parse([word], upgrading=False))
+        granted = granting.regrant(plain, wanted, whole(plain), NOW)
+        assert comparable(runs(granted)) == comparable(whole(plain))
+
+
+@pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
+def test_what_a_version_drops_is_not_its_own_any_more(old, new, word):
+    """Dropped and asked for again is asked for anew."""
+    before = record(Status.ACTIVE, claim(v2=True, **new))
+    between = upgraded(before, **old)
+    assert isinstance(between, Record)
+    assert granting.withheld(between, DEFAULTS) == ()
+    assert word in advance.changes(before.facts, between.facts, DEFAULTS)[1]
+    again = advance.upgrade(between, claim(version="3.0.0", v2=True, **new), Consent(), NOW)
+    assert isinstance(again, Record)
+    assert granting.withheld(again, DEFAULTS) == (word,)
+
+
+@pytest.mark.parametrize(("old", "new", "words"), NEEDED.values(), ids=NEEDED)
+def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words):
+    """needs_consent lists all of it, with the command; what is not active learns it when it is activated."""
+    before = record(Status.ACTIVE, claim(v2=True, **old))
+    refused = upgraded(before, **new)
+    assert isinstance(refused, Problem)
+    assert refused.code == "needs_consent"
+    assert all(word in refused.detail for word in words)
+    assert refused.hint.startswith("latticectl upgrade acme.demo --accept ")
+    other = claim(version="2.0.0", v2=True, **new)
+    assert advance.must_name(before, other.verdict, DEFAULTS) == words
+    named = upgraded(before, consenting(*words), **new)
+    assert isinstance(named, Record)
+    assert (named.status, granting.withheld(named, DEFAULTS)) == (Status.ACTIVE, ())
+    resting = replace(before, status=Status.DISABLED)
+    taken = upgraded(resting, **new)
+    assert isinstance(taken, Record)
+    late = advance.transition(taken, Status.ACTIVE, sight.Sight(winner=other), Consent(), NOW)
+    assert isinstance(late, Problem)
+    assert (late.code, late.hint.split()[:2]) == ("needs_consent", ["latticectl", "activate"])
+    active = advance.transition(taken, Status.ACTIVE, sight.Sight(winner=other), consenting(*words), NOW)
+    assert isinstance(active, Record)
+
+
+def test_a_first_install_accepts_what_the_manifest_asks_for():
+    """Host risk and hosts aside."""
+    wants = {**runtime(limits={"memory_mib": 999}, sandbox={"level": "filtered", "features": ["threads"]}, args=["a"])}
+    found = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **wants))
+    assert runs(found) == whole(found)
+    assert granting.withheld(found, DEFAULTS) == ()
+    assert found.terms is not None
+    assert (found.terms.interpreter, found.terms.level) == ("/usr/bin/env python3", "filtered")
+
+
+def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
+    """A v1 manifest cannot ask, so it is given threads and processes: that is widening too."""
+    before = record(Status.ACTIVE, claim(v2=True, **runtime(protocol="stdio-json-v1")))
+    new = claim(version="2.0.0")
+    refused = advance.upgrade(before, new, Consent(), NOW)
+    assert isinstance(refused, Problem)
+    assert "feature=threads" in refused.detail
+    after = advance.upgrade(before, new, consenting("feature=threads"), NOW)
+    assert isinstance(after, Record)
+    assert sight.plugin_of(after, DEFAULTS).withheld == {"processes"}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("limit=memory_mib:513", "at most limit=memory_mib:512"),
+        ("level=filtered", "at least level=isolated"),
+        ("type=worker", "expected type=system"),
+        ("interpreter=/bin/bash", "expected interpreter="),
+        ("args=--x", "expected args="),
+        ("args='", "as in a shell"),
+        ("dependency=acme.none", "that it depends on"),
+        ("host=b.example.org:443", "that the manifest declares"),
+        ("task:run", "that the manifest declares"),
+        ("origin=http://169.254.169.254", "credentials"),
+    ],
+)
+def test_what_its_manifest_does_not_ask_for_cannot_be_accepted(word, says):
+    """It is a misunderstanding, or a typing error."""
+    before = record(Status.ACTIVE, claim(v2=True, egress={"hosts": ["a.example.org:443"]}))
+    new = {"egress": {"hosts": ["a.example.org:443"]}, **runtime(limits={"memory_mib": 512})}
+    refused = upgraded(before, consenting(word), **new)
+    assert isinstance(refused, Problem)
+    assert says in refused.detail
+
+
+def test_a_limit_is_lowered_and_a_feature_is_taken_away():
+    """By the same words; what is alive begins anew without them."""
+    found = record(
+        Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 512}, sandbox={"features": ["threads"]}))
+    )
+    removed = consents.parse(["limit=memory_mib:64", "feature=threads", "level=dedicated"], upgrading=False)
+    after = granting.regrant(found, Regrant(remove=removed), whole(found), NOW)
+    assert isinstance(after, Record)
+    assert granting.ends_life(found, after, DEFAULTS)
+    assert not granting.widens(found, after, DEFAULTS)
+    assert runs(after).runtime.limits.memory_mib == 64
+    assert (runs(after).runtime.sandbox.features, runs(after).runtime.sandbox.level) == ((), "dedicated")
+    assert not Regrant(remove=removed).needs_host_scope
+
+
+def test_a_feature_that_no_manifest_asks_for_is_a_permit():
+    """As for v1 manifests, which cannot ask."""
+    found = record(Status.ACTIVE, claim(v2=True))
+    after = granting.regrant(found, Regrant(add=consents.parse(["feature=workdir"])), whole(found), NOW)
+    assert isinstance(after, Record)
+    assert after.permits == ("feature=workdir",)
+    gone = granting.regrant(after, Regrant(remove=consents.parse(["feature=workdir"])), whole(found), NOW)
+    assert isinstance(gone, Record)
+    assert gone.permits == ()
+
+
+# Hosts.
+
+
+def hosted(*declared: str) -> dict[str, Any]:
+    return {"egress": {"hosts": list(declared)}, "capabilities": ["http:egress"]}
+
+
+def test_a_granted_star_means_the_hosts_declared_when_it_was_granted():
+    """On ports 80 and 443; a host that an upgrade adds is named."""
+    before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443", "a.example.org:8443")))
+    given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
+    assert isinstance(given, Record)
+    assert given.hosts == ("a.example.org:443",)
+    wider = upgraded(given, **hosted("a.example.org:443", "evil.example.net:443"))
+    assert isinstance(wider, Record)
+    assert wider.hosts == ("a.example.org:443",)
+    assert "host=evil.example.net:443" in advance.changes(given.facts, wider.facts, DEFAULTS)[0]
+    named = upgraded(given, consenting("host=EVIL.example.net.:443"), **hosted("*.example.net:443"))
+    assert isinstance(named, Record)
+    assert named.hosts == ("evil.example.net:443",)
+
+
+def test_a_star_of_a_v1_plugin_ends_with_its_manifest():
+    """It stood for any host; the first manifest that declares some narrows it to those, for good."""
+    before = record(Status.ACTIVE, claim(capabilities=["http:egress"]))
+    given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
+    assert isinstance(given, Record)
+    assert given.hosts == ("*",)
+    words = ("protocol=latticed-stdio-1",)
+    after = upgraded(given, consenting(*words), **hosted("a.example.org:443", "b.example.org:25"))
+    assert isinstance(after, Record)
+    assert after.hosts == ("a.example.org:443",)
+
+
+def test_a_trimmed_star_takes_away_what_it_stood_for():
+    """Named ports stay."""
+    before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443", "a.example.org:8443")))
+    given = granting.regrant(before, Regrant(hosts=("*", "a.example.org:8443")), whole(before), NOW)
+    assert isinstance(given, Record)
+    after = granting.regrant(given, Regrant(remove=consents.parse(["host=*"])), whole(before), NOW)
+    assert isinstance(after, Record)
+    assert after.hosts == ("a.example.org:8443",)
+
+
+@pytest.mark.parametrize(
+    ("word", "normal"),
+    [
+        ("host=API.Example.ORG.:443", "api.example.org:443"),
+        ("host=https://api.example.org", "api.example.org:443"),
+        ("host=http://api.example.org/", "api.example.org:80"),
+        ("host=https://api.example.org:8443", "api.example.org:8443"),
+        ("host=bücher.example:443", "xn--bcher-kva.example:443"),
+        ("host=*.bücher.example:443", "*.xn--bcher-kva.example:443"),
+        ("host=[2606:4700:0:0::1111]:443", "[2606:4700::1111]:443"),
+        ("host=_srv.example.org:443", "_srv.example.org:443"),
+    ],
+)
+def test_hosts_are_taken_in_every_form_that_http_do_takes(word, normal):
+    """And kept in one."""
+    assert consents.parse([word]).hosts == (normal,)
+    found = record(Status.ACTIVE)
+    after = granting.regrant(found, Regrant(hosts=(word.removeprefix("host="),)), whole(found), NOW)
+    assert isinstance(after, Record)
+    assert after.hosts == (normal,)
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://169.254.169.254", "http://[fd00:ec2::254]", "http://m.lan:80=100.100.100.200"]
+)
+def test_an_origin_that_hands_out_credentials_takes_a_word_more(origin):
+    """--force, once; kept origins are not asked for again."""
+    found = record(Status.ACTIVE)
+    word = f"origin={origin}"
+    refused = granting.regrant(found, Regrant(add=consents.parse([word])), whole(found), NOW)
+    assert isinstance(refused, Problem)
+    assert (refused.code, refused.hint.endswith("--force")) == ("metadata_origin", True)
+    after = granting.regrant(found, Regrant(add=consents.parse([word]), force=True), whole(found), NOW)
+    assert isinstance(after, Record)
+    kept_on = granting.regrant(after, Regrant(permits=after.permits), whole(found), NOW)
+    assert isinstance(kept_on, Record)
+    assert kept_on.permits == (word,)
+
+
+# What outlives the ledger.
+
+
+def test_a_record_from_before_has_accepted_what_its_manifest_has():
+    """Its `*` is what that manifest declares; what it is run by is learnt when its pair is judged."""
+    new = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **hosted("a.example.org:443", "a.example.org:25")))
+    old = replace(new, terms=None, hosts=("*",), facts=replace(new.facts, interpreter=""))
+    found = sight.migrated(old)
+    assert found.hosts == ("a.example.org:443", "a.example.org:25")
+    assert found.terms == replace(new.terms, interpreter="")  # type: ignore[type-var]
+    known = sight.with_interpreter(found, new.facts.interpreter)
+    assert (known.terms, known.facts) == (new.terms, new.facts)
+    assert sight.migrated(new) is new
+    assert sight.with_interpreter(new, "/bin/sh") is new
+
+
+def test_the_floors_file_keeps_what_was_accepted(tmp_path):
+    """And one from before there was any is read."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    found = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64}, args=["x"])))
+    written = floors_of([found], Revoked())
+    kept.write(tmp_path, written, key)
+    assert kept.read(tmp_path, key.public_key()).terms == {"acme.demo": found.terms} == written.terms
+    kept.write(tmp_path, Floors(), key)
+    assert kept.read(tmp_path, key.public_key()).terms == {}
+    assert texts.decode(texts.encode(found.terms)) == found.terms
+
+
+@pytest.mark.parametrize("text", ['{"type": 3}', "{", "[]", '{"type": "system", "level": "loose"}'])
+def test_terms_that_latticed_did_not_write_are_no_terms(text):
+    """A damaged row is damage."""
+    with pytest.raises(ValueError, match="terms"):
+        texts.decode(text)
+
+
+def test_masks_outlive_a_lost_ledger():
+    """The plugin comes back as verified; installed again, it has what was accepted, and no more."""
+    before = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64})))
+    new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
+    after = advance.upgrade(before, new, Consent(), NOW)
+    assert isinstance(after, Record)
+    found = stricter.rebuilt(after.id, [new.verdict], floors_of([after], Revoked()), None, now_us=NOW)
+    installed = advance.transition(found, Status.INSTALLED, sight.Sight(winner=new), Consent(), NOW)
+    assert isinstance(installed, Record)
+    assert granting.withheld(installed, DEFAULTS) == ("limit=memory_mib:512",)
+    gone = stricter.rebuilt(after.id, [], floors_of([after], Revoked()), None, now_us=NOW)
+    assert advance.first_seen(new, NOW, gone).terms == after.terms
+
+
+def test_a_backup_brings_nothing_back_that_was_taken_away_since():
+    """Of backup and floors the stricter counts; what could not start then is to be installed anew."""
+    then = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **runtime(limits={"memory_mib": 512})))
+    lowered = Regrant(remove=consents.parse(["limit=memory_mib:64"]))
+    now = granting.regrant(then, lowered, whole(then), NOW)
+    assert isinstance(now, Record)
+    back = stricter.restored(then, floors_of([now], Revoked()), now_us=NOW)
+    assert (back.status, runs(back).runtime.limits.memory_mib) == (Status.ACTIVE, 64)
+    assert stricter.restored(then, floors_of([then], Revoked()), now_us=NOW) is then
+    other = replace(then, terms=replace(then.terms, interpreter="/bin/sh"))  # type: ignore[type-var]
+    assert stricter.restored(then, floors_of([other], Revoked()), now_us=NOW).status is Status.VERIFIED
+
+
+def test_of_two_floors_files_the_stricter_counts():
+    """As for masks."""
+    wide = record(Status.ACTIVE, claim(v2=True, **runtime(sandbox={"features": ["threads", "workdir"]})))
+    narrow = replace(wide, terms=replace(wide.terms, features=frozenset({"workdir"})))  # type: ignore[type-var]
+    union = stricter.union(floors_of([wide], Revoked()), floors_of([narrow], Revoked()))
+    assert union.terms["acme.demo"] == narrow.terms
+
+
+def test_forgetting_forgets_what_was_accepted():
+    """As it forgets grants: the next install is a first one."""
+    found = replace(record(Status.ACTIVE), status=Status.DISABLED)
+    gone = advance.forget(found, sight.Sight(), NOW)
+    assert isinstance(gone, Record)
+    assert gone.terms is None
+
+
+def test_another_publisher_gets_no_more_than_was_accepted_of_the_old_one():
+    """It inherits no grant, and what it widens is masked as in any upgrade."""
+    before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443")))
+    given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
+    assert isinstance(given, Record)
+    wants = {**hosted("a.example.org:443"), **runtime(limits={"memory_mib": 1_024})}
+    other = claim(version="2.0.0", v2=True, by="rival", publisher="rival", **wants)
+    after = advance.upgrade(given, other, Consent(publisher="rival"), NOW)
+    assert isinstance(after, Record)
+    assert (after.granted, after.hosts) == ((), ())
+    assert granting.withheld(after, DEFAULTS) == ("limit=memory_mib:1024",)
+
+
+@pytest.mark.parametrize(
+    ("head", "interpreter"),
+    [
+        (b"\x7fELF\x02", accepted.ELF),
+        (b"#!/usr/bin/env python3\nprint()", "/usr/bin/env python3"),
+        (b"#! /bin/sh\t -e \n", "/bin/sh -e"),
+        (b"#!/bin/sh", "/bin/sh"),
+        (b"#!/bin/\xff\x1b\n", "/bin/\\xff\\x1b"),
+        (b"\0asm", ""),
+        (b"", ""),
+    ],
+)
+def test_what_an_artifact_is_run_by(head, interpreter):
+    """ELF, or the words of its first line."""
+    assert accepted.interpreter_of(head) == interpreter
