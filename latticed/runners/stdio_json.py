@@ -16,7 +16,7 @@ from latticed.kit import logs, text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import lines, replies, uncarried
+from latticed.runners import held, lines, replies, uncarried
 from latticed.runners.lines import Lines, LineTooLong
 from latticed.runners.uncarried import Uncarried
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 MAX_AT_ONCE: Final = 16
 """Calls carried out at the same time; the others wait, as their number is limited anyway."""
-UNDER_WAY_BYTES: Final = 4 << 20
-"""While calls of so many bytes are under way, what follows them stays in the pipe."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 
@@ -120,7 +118,7 @@ class Invocation:
                 self._take(line)
                 if self.outcome.done():
                     return
-                if sum(self._serving.values()) >= UNDER_WAY_BYTES:
+                if sum(self._serving.values()) >= held.OF_ONE_BYTES:  # what follows stays in the pipe
                     self._pause(True)
                     return
         except LineTooLong as error:
@@ -143,6 +141,9 @@ class Invocation:
     def _take(self, line: bytes) -> None:
         if not line.strip():
             return
+        if lines.too_many(line):
+            self._fail(Uncarried(lines.TOO_MANY))
+            return
         try:
             message = _decode(line)
             deep = lines.too_deep(line, message)
@@ -155,7 +156,7 @@ class Invocation:
             elif call is None:
                 self._reply(message, line)
             else:
-                self._call(call, len(line))
+                self._call(call, lines.weight(line))
 
     def _take_odd(self, line: bytes, why: str) -> None:
         """Refuse the call whose parameters cannot be carried on, or end with the reply that cannot."""

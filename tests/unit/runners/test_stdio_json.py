@@ -366,3 +366,12 @@ async def test_noise_on_stdout_is_shown(call):
 async def test_what_is_nested_as_deep_as_allowed_is_a_reply(call):
     call.invocation.feed(b'{"ok":true,"result":' + b"[" * 99 + b"]" * 99 + b"}\n")
     assert (await call.invocation.outcome)["ok"]
+
+
+async def test_a_line_of_too_many_values_is_not_even_decoded(call, monkeypatch):
+    """It costs this invocation, as an answer that cannot be carried on does."""
+    monkeypatch.setattr(stdio_json, "_decode", lambda line: pytest.fail("it was decoded"))
+    call.invocation.feed(b'{"ok":true,"result":[' + b"[]," * 60_000 + b"[]]}\n")
+    with pytest.raises(Problem, match="more than 50000 values") as failed:
+        await call.invocation.outcome
+    assert failed.value.code == "plugin_error"
