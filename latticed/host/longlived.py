@@ -58,14 +58,15 @@ class LongLived:
     async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:
-            return {"services": [_view(one) for one in mine]}
-        found = [{**_view(one), "output": one.life.output()} for one in mine if one.name == asked.name]
+            return {"services": [view(one) for one in mine]}
+        found = [{**view(one), "output": one.life.output()} for one in mine if one.name == asked.name]
         if not found:
             raise HostError(Denial.NOT_FOUND, "there is no such service")
         return {"services": found}
 
 
-def _view(one: Kept) -> dict[str, Any]:
+def view(one: Kept) -> dict[str, Any]:
+    """As `service.status` shows it; never arguments or environment."""
     spec = one.spec
     return {
         "name": one.name,

@@ -64,7 +64,7 @@ class Doors:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Kept:
+class Kept:
     """One route: `claim` while it is served, `fault` why not, as far as that was told."""
 
     plugin_id: str
@@ -72,6 +72,15 @@ class _Kept:
     target: Target
     claim: Claim | None = None
     fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One route for a list; `kept` None: a worker declares it."""
+
+    plugin_id: str
+    path: str
+    kept: Kept | None
 
 
 class Route:
@@ -95,7 +104,7 @@ class Route:
         self._clock = clock
         self._wheel = wheel
         self._quota = quota or rows.Quota()
-        self._kept: dict[tuple[str, str], _Kept] = {}  # by plugin and path, the oldest first
+        self._kept: dict[tuple[str, str], Kept] = {}  # by plugin and path, the oldest first
         self._one_at_a_time = asyncio.Lock()
         self._stack = contextlib.ExitStack()
 
@@ -130,10 +139,9 @@ class Route:
     def _look_at_all(self) -> None:
         self._look(self._kept.values())
 
-    def _look(self, looked_at: Iterable[_Kept]) -> None:
+    def _look(self, looked_at: Iterable[Kept]) -> None:
         for kept in looked_at:
-            answers = self._doors.may if kept.spec.target == "service" else self._doors.live
-            wanted = answers(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
+            wanted = self._wanted(kept)
             if wanted and kept.claim is None:
                 try:
                     self._claim(kept)
@@ -150,6 +158,46 @@ class Route:
             for key in [key for key in self._kept if key[0] == plugin_id]:
                 self._release(self._kept.pop(key))
             await self._ledger.write(lambda tx: rows.clear(tx, plugin_id))
+
+    # What operators see.
+
+    def every(self) -> list[Shown]:
+        """Those that plugins have put, and those that armed workers declare."""
+        put = [Shown(plugin_id=kept.plugin_id, path=kept.spec.path, kept=kept) for kept in self._kept.values()]
+        held = {(kept.spec.path, kept.plugin_id) for kept in self._kept.values()}
+        declared = [one for one in self._pages.claimed() if one not in held]
+        return [*put, *(Shown(plugin_id=plugin_id, path=path, kept=None) for path, plugin_id in declared)]
+
+    def view(self, shown: Shown) -> dict[str, Any]:
+        """One route as it stands; without its template."""
+        if shown.kept is not None:
+            return self._view(shown.kept)
+        return self._described(route_spec.Spec(path=shown.path, target="template"), shown.plugin_id, served=True)
+
+    def _view(self, kept: Kept) -> dict[str, Any]:
+        return self._described(
+            kept.spec,
+            kept.plugin_id,
+            served=kept.claim is not None,
+            fault=kept.fault if self._wanted(kept) else "",
+        )
+
+    def _described(self, spec: Spec, plugin_id: str, *, served: bool, fault: str = "") -> dict[str, Any]:
+        listener = self._table(spec).listener
+        return {
+            "plugin": plugin_id,
+            "path": spec.path,
+            "target": spec.target,
+            "state": "served" if served else "refused" if fault else "resting",
+            "reason": listener.fault if served else fault,
+            "url": f"{listener.url}{spec.path}" if served and listener.url else None,
+            "content_type": spec.content_type or None,
+            "action": spec.action or None,
+            "methods": list(spec.methods),
+            "origin": spec.origin or None,
+            "login": bool(spec.login),
+            "public": list(spec.public),
+        }
 
     # The calls.
 
@@ -190,7 +238,7 @@ class Route:
         if spec.login and (fault := passwords.fault(self._doors.secret(plugin_id, spec.login))):
             raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
 
-    async def _replace(self, kept: _Kept) -> None:
+    async def _replace(self, kept: Kept) -> None:
         """Claim first, then keep: a route that is taken leaves no row, one that cannot be kept leaves no claim."""
         key = (kept.plugin_id, kept.spec.path)
         old = self._kept.get(key)
@@ -215,7 +263,7 @@ class Route:
 
     # What answers, and where.
 
-    def _made(self, plugin_id: str, spec: Spec) -> _Kept:
+    def _made(self, plugin_id: str, spec: Spec) -> Kept:
         doors = self._doors
         target: Target | Proxied
         match spec.target:
@@ -235,7 +283,7 @@ class Route:
                     live=lambda: doors.may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, bound),
                 )
-        return _Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))
+        return Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))
 
     def _pinned(self, plugin_id: str, bound: egress.Origin) -> Address | None:
         rights = self._doors.rights(plugin_id)
@@ -244,6 +292,11 @@ class Route:
 
     def _table(self, spec: Spec) -> Routes:
         return self._services if spec.target == "service" else self._pages
+
+    def _wanted(self, kept: Kept) -> bool:
+        """Whether it is to be served now."""
+        answers = self._doors.may if kept.spec.target == "service" else self._doors.live
+        return answers(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
 
     def _may_have(self, plugin_id: str, path: str) -> bool:
         return path.startswith(routes.own(plugin_id)) or bool(self._free(plugin_id, path))
@@ -254,7 +307,7 @@ class Route:
         below = any(path.startswith(one) for one in granted - {"/"})
         return frozenset({path} if below or path in granted else ())
 
-    def _claim(self, kept: _Kept) -> None:
+    def _claim(self, kept: Kept) -> None:
         path = kept.spec.path
         free = self._free(kept.plugin_id, path)
         table = self._table(kept.spec)
@@ -263,7 +316,7 @@ class Route:
         kept.claim = table.claim(kept.plugin_id, [path], kept.target, granted_prefixes=free)
         kept.fault = ""
 
-    def _release(self, kept: _Kept) -> None:
+    def _release(self, kept: Kept) -> None:
         if kept.claim is not None:
             self._table(kept.spec).release(kept.claim)
         kept.claim = None

@@ -100,6 +100,10 @@ class Routes:
         self._known = asyncio.Event()
         self._known.set()
 
+    def claimed(self) -> list[tuple[str, str]]:
+        """(prefix, plugin id) of all there are."""
+        return [(prefix, claim.plugin_id) for prefix, claim in self._claims.items()]
+
     @property
     def in_use(self) -> bool:
         """Whether there is anything to listen for."""

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from latticed.catalog.catalog import Catalog
+    from latticed.host.ddns_records.schedule import Records
+    from latticed.host.monitors.schedule import Monitors
     from latticed.host.notify_queue import NotifyQueue
+    from latticed.host.programs.keeper import Programs
+    from latticed.host.route import Route
     from latticed.host.secrets import Secrets
     from latticed.host.tasks.queue import Tasks
     from latticed.kit.clock import Clock
@@ -81,6 +85,10 @@ class Api:
     secrets: Secrets
     notifications: NotifyQueue
     tasks: Tasks
+    ddns: Records
+    monitors: Monitors
+    programs: Programs
+    route: Route
     version: str
     started_at: int
     started_s: float

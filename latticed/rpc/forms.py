@@ -10,6 +10,7 @@ from latticed.model.verdict import Code
 from latticed.rpc import (
     answers,
     audit,
+    delegated,
     events,
     kv,
     notifications,
@@ -110,6 +111,12 @@ TASK: Final = Form(tasks.TaskWhole, codes=_UNKNOWN)
 APPROVE_TASK: Final = Form(tasks.TaskRow, body=tasks.Approval, codes=_TASK)
 CANCEL_TASK: Final = Form(tasks.TaskRow, body=plugins.Nothing, codes=_TASK)
 CANCEL_TASKS: Final = Form(tasks.TasksCancelled, body=plugins.Nothing, codes=_UNRECORDED)
+
+DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))
+RETRY_DDNS: Final = Form(delegated.DdnsRetried, body=delegated.Retry, codes=("quota_exceeded", *_UNKNOWN))
+MONITORS: Final = Form(delegated.MonitorPage, query=delegated.Of, codes=("not_found",))
+SERVICES: Final = Form(delegated.ServicePage, query=delegated.Of, codes=("not_found",))
+ROUTES: Final = Form(delegated.RoutePage, query=delegated.Of, codes=("not_found",))
 
 BACKUP: Final = Form(
     "application/x-tar",

@@ -42,7 +42,7 @@ class Lines(Query, frozen=True):
 async def invoke(ask: Ask) -> Reply:
     """Have an armed plugin carry out an action; on record before it is done."""
     body = await ask.body(Invoke)
-    plugin_id = _known(ask)
+    plugin_id = known(ask)
     runtime = ask.api.supervisor.runtime(plugin_id)
     if runtime.state is not State.ARMED:
         raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
@@ -61,7 +61,7 @@ async def invoke(ask: Ask) -> Reply:
 async def logs(ask: Ask) -> LogPage:
     """What a plugin wrote on stderr and through log.write, the oldest first."""
     wanted = ask.query(Lines)
-    ring = ask.api.outputs.ring(_known(ask))
+    ring = ask.api.outputs.ring(known(ask))
     after = wanted.after if wanted.after <= ring.seq else 0  # the clock was put back since
     if wanted.wait_s and not ring.since(after):
         await _more(ask, ring, wanted.wait_s)
@@ -82,9 +82,9 @@ async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def _known(ask: Ask) -> str:
-    """The id in the path, if there is such a plugin."""
-    plugin_id = ask.part("id")
+def known(ask: Ask, plugin_id: str | None = None) -> str:
+    """`plugin_id`, or the id in the path, if there is such a plugin; Problem not_found."""
+    plugin_id = ask.part("id") if plugin_id is None else plugin_id
     record = ask.api.lifecycle.records.get(plugin_id)
     if record is None or record.forgotten:
         raise Problem("not_found", f"there is no plugin {plugin_id[:130]!r}", "latticectl list, or latticectl rejected")

@@ -126,6 +126,23 @@ class Records:
             running = [one.task for one in self.every(plugin_id) if one.task is not None]
             await asyncio.gather(*running, return_exceptions=True)
 
+    async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[Kept]:
+        """Have those of this name (and type) that are not published tried again now; Problem not_found."""
+        found = [one for one in self.every(plugin_id) if one.name == name and kind in (None, one.spec.type)]
+        if not found:
+            hint = f"latticectl ddns list {plugin_id}"
+            raise Problem("not_found", f"{plugin_id} keeps no such record: {name} {kind or ''}".rstrip(), hint)
+        waiting = [one for one in found if one.standing.state != "published"]
+        return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
+
+    def everything(self) -> list[Kept]:
+        """All that are kept, of every plugin."""
+        return list(self._kept.values())
+
+    def rests(self, plugin_id: str) -> bool:
+        """Whether nothing of this plugin's is tried now: it may not act."""
+        return self._rights(plugin_id) is None
+
     def every(self, plugin_id: str) -> list[Kept]:
         """All of one plugin, by name and type."""
         return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]

@@ -130,6 +130,10 @@ class Monitors:
         """All that are watched, by owner and name."""
         return [self._watched[key] for key in sorted(self._watched)]
 
+    def rests(self, plugin_id: str) -> bool:
+        """Whether nothing of this plugin's is checked now: it may not act."""
+        return self._rights(plugin_id) is None
+
     def results(self, key: int, *, after: int, limit: int) -> list[Result]:
         """The newest `limit` results of one, oldest first."""
         return self._ledger.read(lambda db: rows.results(db, key, after=after, limit=limit))

@@ -123,6 +123,10 @@ class Programs:
         """Delete all of one plugin; how many there were."""
         return await self._whole(self._forget(plugin_id))
 
+    def every(self) -> list[Kept]:
+        """All, of every plugin."""
+        return list(self._kept.values())
+
     def of(self, plugin_id: str) -> list[Kept]:
         """Those of one plugin, by name."""
         return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]

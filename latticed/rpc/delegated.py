@@ -1,0 +1,223 @@
+"""Handlers for what the daemon keeps going for plugins: DNS records, monitors, services and routes, as they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+
+from msgspec import Meta
+
+from latticed.host import longlived
+from latticed.host.ddns_records import spec as ddns_specs
+from latticed.host.service import HostError
+from latticed.model.audit import Event
+from latticed.model.errors import Problem
+from latticed.rpc.api import Body, Query
+from latticed.rpc.running import known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from latticed.host.ddns_records.kept import Kept
+    from latticed.rpc.api import Ask
+
+
+class Of(Query, frozen=True):
+    """Those of one `plugin`, or all, by plugin and name; `after` is the `next` of the page before."""
+
+    plugin: str | None = None
+    after: str = ""
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class Retry(Body, frozen=True):
+    """`type` absent: records of both types."""
+
+    type: Literal["A", "AAAA"] | None = None
+
+
+class Fault(TypedDict):
+    code: str
+    message: str
+    at: str
+
+
+class DdnsRow(TypedDict):
+    """`resting`: its plugin may not act now. `address` is what is to be published, `published` what is."""
+
+    plugin: str
+    name: str
+    type: str
+    provider: str
+    zone: str | None
+    server: str | None
+    ttl: int
+    interface: str | None
+    state: str
+    resting: bool
+    address: str | None
+    published: str | None
+    failures: int
+    last_success: str | None
+    last_change: str | None
+    last_error: Fault | None
+    next_try: str | None
+
+
+class DdnsPage(TypedDict):
+    """`next` is what `after` must be for the following page, null on the last; so on all of these pages."""
+
+    records: list[DdnsRow]
+    next: str | None
+
+
+class DdnsRetried(TypedDict):
+    """Those that are tried again: none when all of that name are published."""
+
+    records: list[DdnsRow]
+
+
+class Check(TypedDict):
+    number: int
+    at: str
+    outcome: str
+    code: str
+    reason: str
+    took_ms: int
+    status: int | None
+    certificate_expires_at: str | None
+
+
+class MonitorRow(TypedDict):
+    """`resting`: its plugin may not act now, so nothing is checked and `state` is what it was."""
+
+    plugin: str
+    name: str
+    kind: str
+    target: str
+    interval_s: float
+    timeout_s: float
+    failures: int
+    statuses: list[int]
+    body: str
+    certificate_days: int
+    shared: bool
+    state: str
+    resting: bool
+    since: str
+    skipped: int
+    last: Check | None
+
+
+class MonitorPage(TypedDict):
+    monitors: list[MonitorRow]
+    next: str | None
+
+
+class ServiceRow(TypedDict):
+    plugin: str
+    name: str
+    program: str
+    restart: str
+    network: str
+    state: str
+    pid: int | None
+    sandbox: str | None
+    restarts: int
+    started_at: str | None
+    next_retry_at: str | None
+    last_error: Fault | None
+
+
+class ServicePage(TypedDict):
+    services: list[ServiceRow]
+    next: str | None
+
+
+class RouteRow(TypedDict):
+    """`state`: served, refused (`reason` says why), or resting while its plugin may not have it served."""
+
+    plugin: str
+    path: str
+    target: str
+    state: str
+    reason: str
+    url: str | None
+    content_type: str | None
+    action: str | None
+    methods: list[str]
+    origin: str | None
+    login: bool
+    public: list[str]
+
+
+class RoutePage(TypedDict):
+    routes: list[RouteRow]
+    next: str | None
+
+
+async def ddns(ask: Ask) -> DdnsPage:
+    """DNS records by plugin, name and type."""
+    found = _page(ask, ask.api.ddns.everything(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
+    return {"records": [_ddns(ask, one) for one in found.rows], "next": found.next}
+
+
+async def retry_ddns(ask: Ask) -> DdnsRetried:
+    """Have what is not published tried again now, a denied record too."""
+    kind = (await ask.body(Retry)).type
+    plugin_id = known(ask)
+    try:
+        name = ddns_specs.record_name(ask.part("name"))
+    except HostError as error:
+        raise Problem("bad_request", error.message) from error
+    detail: dict[str, str | int | bool] = {"name": name, "type": kind or "A AAAA"}
+    told = Event(actor=str(ask.actor), action="ddns.retry", target=plugin_id, decision="allow", detail=detail)
+    async with ask.recorded(told):
+        again = await ask.api.ddns.retry(plugin_id, name, kind)
+    return {"records": [_ddns(ask, one) for one in again]}
+
+
+async def monitors(ask: Ask) -> MonitorPage:
+    """Monitors by plugin and name."""
+    watching = ask.api.monitors
+    found = _page(ask, watching.every(), lambda one: f"{one.plugin_id}/{one.name}")
+    rows = []
+    for one in found.rows:
+        view = one.view(whole=True)
+        rows.append(cast("MonitorRow", {"plugin": view.pop("owner"), **view, "resting": watching.rests(one.plugin_id)}))
+    return {"monitors": rows, "next": found.next}
+
+
+async def services(ask: Ask) -> ServicePage:
+    """Long-lived programs by plugin and name."""
+    found = _page(ask, ask.api.programs.every(), lambda one: f"{one.plugin_id}/{one.name}")
+    rows = [cast("ServiceRow", {"plugin": one.plugin_id, **longlived.view(one)}) for one in found.rows]
+    return {"services": rows, "next": found.next}
+
+
+async def routes(ask: Ask) -> RoutePage:
+    """HTTP routes by plugin and path."""
+    found = _page(ask, ask.api.route.every(), lambda one: f"{one.plugin_id}{one.path}")
+    return {"routes": [cast("RouteRow", ask.api.route.view(one)) for one in found.rows], "next": found.next}
+
+
+class _Page:
+    """One page of rows of any kind."""
+
+    def __init__(self, rows: list[Any], following: str | None) -> None:
+        self.rows = rows
+        self.next = following
+
+
+def _page(ask: Ask, everything: Iterable[Any], key: Callable[[Any], str]) -> _Page:
+    """Those that the query asks for, in the order of their keys, which are unique."""
+    wanted = ask.query(Of)
+    if wanted.plugin is not None:
+        known(ask, wanted.plugin)
+    keyed = {key(one): one for one in everything if wanted.plugin in (None, one.plugin_id)}
+    later = sorted(name for name in keyed if name > wanted.after)
+    page = later[: wanted.limit]
+    return _Page([keyed[name] for name in page], page[-1] if len(later) > len(page) else None)
+
+
+def _ddns(ask: Ask, one: Kept) -> DdnsRow:
+    return cast("DdnsRow", {"plugin": one.plugin_id, **one.view(), "resting": ask.api.ddns.rests(one.plugin_id)})
