@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
+from latticed.ctl import bounded
+from latticed.ctl.connection import REALLY, UnixConnection
 from latticed.ctl.plain_http import client as http
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
@@ -26,8 +26,13 @@ LONG_S: Final = 600.0
 MAX_REPLY_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 256 << 10
 _LINE_BYTES: Final = 1 << 20
-_BACKLOG_PAUSE_S: Final = 0.01
+_MOST_A_LINE: Final = 2 * _LINE_BYTES
+_MOST_A_CHUNK: Final = 2 * _CHUNK_BYTES
 _SERVICE_UNAVAILABLE: Final = 503
+
+
+_FAULTS: Final = (http.HTTPException, OSError, ValueError, OverflowError)
+"""What `http.client` raises for an answer that does not come, or is none: the last two for lengths that cannot be."""
 
 
 class Refusal(Problem):
@@ -43,41 +48,26 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class _UnixConnection(http.HTTPConnection):
-    """HTTP over a unix socket. `timeout` bounds the connect, then each wait for bytes."""
-
-    def __init__(self, path: str, *, connect_s: float, read_s: float) -> None:
-        super().__init__("localhost", timeout=connect_s)
-        self._path = path
-        self._read_s = read_s
-
-    def connect(self) -> None:
-        deadline_s = time.monotonic() + (self.timeout or CONNECT_S)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(self.timeout)
-        while True:
-            try:
-                self.sock.connect(self._path)
-                break
-            except BlockingIOError:
-                # unix(7): a full backlog is EAGAIN for a socket with a timeout, not a wait.
-                if time.monotonic() > deadline_s:
-                    raise TimeoutError from None
-                time.sleep(_BACKLOG_PAUSE_S)
-        self.sock.settimeout(self._read_s)
-
-
 class Client:
     """Asks the daemon. Path parts are percent-encoded; answers are decoded JSON unless said otherwise.
 
     Raises Refusal for what the daemon refuses, Problem("unreachable") when there is no daemon or no answer,
-    Problem("socket_denied") when the socket is not for the caller, Problem("bad_reply") for anything else.
+    Problem("socket_denied") when the socket is not for the caller, Problem("socket_foreign") when a stranger serves it
+    (`owner` tells the configured one), Problem("bad_reply") for anything else. `read_s` is for the whole of an answer.
     """
 
-    def __init__(self, path: str, *, connect_s: float = CONNECT_S, read_s: float = READ_S) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        connect_s: float = CONNECT_S,
+        read_s: float = READ_S,
+        owner: Callable[[], str] = lambda: "",
+    ) -> None:
         self.path = path
         self._connect_s = connect_s
         self._read_s = read_s
+        self._owner = owner
 
     def get(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
         return _json(self._checked("GET", parts, query=query))
@@ -120,39 +110,45 @@ class Client:
 
         Nothing at all for QUIET_S, though the daemon says every few seconds that it is there, is "unreachable".
         """
-        connection = _UnixConnection(self.path, connect_s=self._connect_s, read_s=QUIET_S)
+        connection = self._connection()
         try:
-            target = _target(parts, query)
-            connection.request("GET", target, headers={"Accept": "text/event-stream", **(headers or {})})
-            response = connection.getresponse()
+            asked = {"Accept": "text/event-stream", **(headers or {})}
+            response = connection.ask("GET", _target(parts, query), None, asked, self._read_s)
             if response.status >= 400:
-                _accepted(Reply(status=response.status, body=_read(response, time.monotonic() + self._read_s)))
+                _accepted(Reply(status=response.status, body=self._read(connection, response)))
+            connection.wire.within(QUIET_S, _MOST_A_LINE)
             while line := response.readline(_LINE_BYTES):
+                if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
+                    raise bounded.too_long()
                 yield line
-        except (http.HTTPException, OSError) as error:
+                connection.wire.within(QUIET_S, _MOST_A_LINE)
+        except _FAULTS as error:
             raise self._lost(error, "GET") from error
         finally:
-            connection.close()
+            connection.end()
 
     def chunks(self, *parts: str) -> Generator[bytes, None, None]:
         """The bytes of a long answer as they come, the whole of the length it announced or Problem("unreachable").
 
         Making it may take the daemon minutes before the first byte: the wait for each chunk is LONG_S.
         """
-        connection = _UnixConnection(self.path, connect_s=self._connect_s, read_s=LONG_S)
+        connection = self._connection()
         try:
-            connection.request("GET", _target(parts, None), headers={"Connection": "close"})
-            response = connection.getresponse()
+            response = connection.ask("GET", _target(parts, None), None, {"Connection": "close"}, LONG_S)
             if response.status >= 400:
-                _accepted(Reply(status=response.status, body=_read(response, time.monotonic() + self._read_s)))
+                _accepted(Reply(status=response.status, body=self._read(connection, response)))
+            if response.length is None:  # there would be no telling whether it is whole
+                raise http.IncompleteRead(b"")
+            connection.wire.within(LONG_S, _MOST_A_CHUNK)
             while chunk := response.read(_CHUNK_BYTES):
                 yield chunk
-            if response.length != 0:  # cut short, or of no length at all
+                connection.wire.within(LONG_S, _MOST_A_CHUNK)
+            if response.length != 0:  # cut short
                 raise http.IncompleteRead(b"", response.length)
-        except (http.HTTPException, OSError) as error:
+        except _FAULTS as error:
             raise self._lost(error, "GET") from error
         finally:
-            connection.close()
+            connection.end()
 
     def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> Reply:
         return _accepted(self._ask(method, parts, **how))
@@ -174,25 +170,38 @@ class Client:
         except (http.HTTPException, ConnectionError) as error:
             if isinstance(error, ConnectionRefusedError) or method != "GET":
                 raise self._lost(error, method) from error
-        except OSError as error:
+        except _FAULTS as error:
             raise self._lost(error, method) from error
         try:
             return self._once(method, target, body, kind)
-        except (http.HTTPException, OSError) as error:
+        except _FAULTS as error:
             raise self._lost(error, method) from error
 
     def _once(self, method: str, target: str, body: bytes | None, kind: str) -> Reply:
-        connection = _UnixConnection(self.path, connect_s=self._connect_s, read_s=self._read_s)
+        connection = self._connection()
         headers = {"Accept": "application/json", "Connection": "close"}
         if kind:
             headers["Content-Type"] = kind
-        deadline_s = time.monotonic() + self._connect_s + self._read_s
         try:
-            connection.request(method, target, body=body, headers=headers)
-            response = connection.getresponse()
-            return Reply(status=response.status, body=_read(response, deadline_s))
+            response = connection.ask(method, target, body, headers, self._read_s)
+            return Reply(status=response.status, body=self._read(connection, response))
         finally:
-            connection.close()
+            connection.end()
+
+    def _connection(self) -> UnixConnection:
+        return UnixConnection(self.path, connect_s=self._connect_s, owner=self._owner)
+
+    def _read(self, connection: UnixConnection, response: http.HTTPResponse) -> bytes:
+        """The whole body of an answer of a few seconds."""
+        connection.wire.within(self._read_s, MAX_REPLY_BYTES)
+        if (response.length or 0) > MAX_REPLY_BYTES:
+            raise bounded.too_long()
+        body = response.read()
+        if response.length:
+            raise http.IncompleteRead(b"", response.length)
+        if len(body) > MAX_REPLY_BYTES:  # some of it came with the head
+            raise bounded.too_long()
+        return body
 
     def _lost(self, error: Exception, method: str) -> Problem:
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
@@ -206,6 +215,8 @@ class Client:
                 return Problem("unreachable", f"no answer within {self._read_s:g} s", _unsure(method))
             case http.HTTPException() | ConnectionError():
                 return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
+            case ValueError() | OverflowError():
+                return Problem("bad_reply", "the daemon's answer is no HTTP", REALLY)
             case _:
                 return Problem("unreachable", f"cannot talk to the daemon at {self.path}: {error}", where)
 
@@ -225,21 +236,6 @@ def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _read(response: http.HTTPResponse, deadline_s: float) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := response.read(_CHUNK_BYTES):
-        size += len(chunk)
-        if size > MAX_REPLY_BYTES:
-            raise Problem("bad_reply", f"the daemon's answer is longer than {MAX_REPLY_BYTES >> 20} MiB")
-        if time.monotonic() > deadline_s:
-            raise TimeoutError
-        chunks.append(chunk)
-    if response.length:
-        raise http.IncompleteRead(b"", response.length)
-    return b"".join(chunks)
-
-
 def _dumped(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode("ascii")
 
@@ -248,7 +244,7 @@ def _json(reply: Reply) -> Any:
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError) as error:
-        raise Problem("bad_reply", "the daemon's answer is not JSON", "is the socket really latticed's?") from error
+        raise Problem("bad_reply", "the daemon's answer is not JSON", REALLY) from error
 
 
 def _accepted(reply: Reply) -> Reply:

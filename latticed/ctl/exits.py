@@ -32,6 +32,7 @@ _BY_CODE: Final = MappingProxyType(
         "not_found": Exit.NOT_FOUND,
         "forbidden": Exit.DENIED,
         "socket_denied": Exit.DENIED,
+        "socket_foreign": Exit.DENIED,
         "policy_denied": Exit.DENIED,
         "unreachable": Exit.UNREACHABLE,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
+import time
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, trusted
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES: Final = 1 << 20
+LOCK_S: Final = 5.0
+_LOCK_PAUSE_S: Final = 0.02
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MODE: Final = 0o644
 
 
@@ -41,15 +46,65 @@ def read(path: Path) -> policy.TrustPolicy:
 
 @contextlib.contextmanager
 def editing(path: Path) -> Iterator[policy.TrustPolicy]:
-    """The policy in `path` (an empty one when there is no file) while no other latticectl edits it."""
+    """The policy in `path` (an empty one when there is no file) while no other latticectl edits it.
+
+    Problem "policy_busy" when another one does for longer than LOCK_S. The lock is a file that nobody else may open:
+    a lock on the directory, which everybody may open, everybody could hold.
+    """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         directory = files.open_directory(path.parent.resolve())
     except OSError as error:
         raise _denied(path, error) from error
-    with files.closing(directory):
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    with files.closing(directory), _locked(path, directory):
         yield read(path) if path.exists() else policy.NOBODY
+
+
+@contextlib.contextmanager
+def _locked(path: Path, directory: int) -> Iterator[None]:
+    """Hold the lock file beside `path`, which is there only while somebody does."""
+    name, until_s = f".{path.name}.lock", time.monotonic() + LOCK_S
+    while True:
+        lock = _lock_file(path.with_name(name), directory)
+        with files.closing(lock):
+            if _is_held(lock, name, directory):
+                try:
+                    yield
+                finally:
+                    os.unlink(name, dir_fd=directory)
+                return
+        if time.monotonic() > until_s:
+            detail = f"cannot edit {path}: another latticectl has been doing so for more than {LOCK_S:g} s"
+            raise Problem("policy_busy", detail, f"end it: fuser {path.with_name(name)} tells which it is")
+        time.sleep(_LOCK_PAUSE_S)
+
+
+def _is_held(lock: int, name: str, directory: int) -> bool:
+    """Whether we hold it now, and it is still the one that others would open."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(lock).st_ino == os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _lock_file(place: Path, directory: int) -> int:
+    """The lock file, made if need be for the directory's owner; nobody else may open it."""
+    try:
+        lock = os.open(place.name, _LOCK_FLAGS, 0o600, dir_fd=directory)
+    except OSError as error:
+        raise _denied(place, error) from error
+    try:
+        owner, found = os.fstat(directory).st_uid, os.fstat(lock)
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in {0, os.geteuid(), owner}:
+            detail = f"{place}: expected a file of uid {owner} with mode 0600, found uid {found.st_uid} and mode"
+            raise Problem("policy_denied", f"{detail} {stat.S_IMODE(found.st_mode):04o}", f"rm {place}")
+        if os.geteuid() == 0 and found.st_uid != owner:
+            os.fchown(lock, owner, -1)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def write(path: Path, new: policy.TrustPolicy) -> None:

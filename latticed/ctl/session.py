@@ -33,7 +33,17 @@ class Session(NamedTuple):
         from latticed.ctl.client import READ_S, Client
 
         given = getattr(self.args, "socket", None) or self.environ.get("LATTICED_SOCKET")
-        return Client(given or self._settings_socket(), read_s=READ_S if read_s is None else read_s)
+        path = given or self._settings_socket()
+        return Client(path, read_s=READ_S if read_s is None else read_s, owner=self._socket_owner)
+
+    def _socket_owner(self) -> str:
+        """Who may serve the socket besides root and the caller; settings that cannot be read name nobody."""
+        from latticed.model.errors import Problem
+
+        try:
+            return self.settings().access.socket_owner
+        except Problem:
+            return ""
 
     def _settings_socket(self) -> str:
         """Where the settings put the socket; read only when no variable outranks the file (contracts §6)."""

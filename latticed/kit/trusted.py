@@ -36,6 +36,24 @@ def read(path: Path, limit: int, *, owners: frozenset[int]) -> bytes:
         return files.read_open(fd, limit)
 
 
+def check_directory(directory: Path) -> None:
+    """Foreign unless root or this process's user owns `directory` and nobody else may write there; OSError.
+
+    One that is not there is nobody's.
+    """
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return
+    mode, owners = stat.S_IMODE(found.st_mode), sorted({0, os.geteuid()})
+    if found.st_uid not in owners or mode & 0o022:
+        expected = " or ".join(map(str, owners))
+        raise Foreign(
+            f"expected it to belong to uid {expected} and to be writable by nobody else, "
+            f"found uid {found.st_uid} and mode {mode:04o}"
+        )
+
+
 def _open(path: Path, owners: frozenset[int]) -> int:
     rest, links, here = [*path.absolute().parts[1:]], 0, "/"
     current = os.open("/", _DIRECTORY)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.kit import files
+from latticed.kit import files, trusted
 from latticed.ledger import connection, damage, floors
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
@@ -47,11 +47,16 @@ def held(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            trusted.check_directory(directory)
             fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
+            os.fchmod(fd, 0o600)  # who may open it may lock it
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
+        except trusted.Foreign as fault:
+            hint = f"chown and chmod go-w {directory}, once you know that what lies in it is yours"
+            raise Problem("state_unusable", f"the state directory {directory}: {fault}", hint) from fault
         yield
 
 

@@ -14,11 +14,13 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Final, Self
 
+from latticed.kit import trusted
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+LOCK: Final = ".lock"
 BACKLOG: Final = 1024
 MODE: Final = 0o660
 
@@ -26,9 +28,11 @@ Identity = tuple[int, int]
 
 
 class RuntimeDirectory:
-    """Held until it is left: the directory itself is locked (flock(2)), so there is no file to remove.
+    """Held until it is left, by a lock (flock(2)) on a file in it that nobody else may open.
 
-    Entering raises Problem `runtime_in_use` when another daemon holds it, `socket_unusable` when it cannot be made.
+    A lock on the directory itself could be held by whoever may enter it. Entering raises Problem `runtime_unusable`
+    when others own the directory or may write to it, `runtime_in_use` when another daemon holds it, `socket_unusable`
+    when it cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +45,9 @@ class RuntimeDirectory:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._fd), os.lstat(self.path / LOCK)):
+                    os.unlink(self.path / LOCK)
             os.close(self._fd)
             self._fd = -1
 
@@ -48,23 +55,42 @@ class RuntimeDirectory:
         """Hold the directory that has our name now; made when there is none, the same one as before stays held."""
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            trusted.check_directory(self.path)
+            fd = self._locked()
         except OSError as error:
             raise unusable(self.path, error) from error
-        if self._fd >= 0 and os.path.sameopenfile(fd, self._fd):
+        except trusted.Foreign as fault:
+            hint = f"chown and chmod go-w {self.path}, or name another one: runtime_dir in the settings"
+            raise Problem("runtime_unusable", f"the runtime directory {self.path}: {fault}", hint) from fault
+        if fd != self._fd:
+            self.__exit__()
+            self._fd = fd
+
+    def _locked(self) -> int:
+        """The lock file, locked; the one we hold if it is still in its place."""
+        while True:
+            fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                if self._fd >= 0 and os.path.sameopenfile(fd, self._fd):
+                    os.close(fd)
+                    return self._fd
+                os.fchmod(fd, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.lstat(self.path / LOCK)):
+                    return fd
+            except BlockingIOError as error:
+                os.close(fd)
+                raise Problem(
+                    "runtime_in_use",
+                    f"another latticed holds {self.path}",
+                    "stop it first, or give this one a runtime directory of its own",
+                ) from error
+            except FileNotFoundError:  # its holder has just ended
+                pass
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise Problem(
-                "runtime_in_use",
-                f"another latticed holds {self.path}",
-                "stop it first, or give this one a runtime directory of its own",
-            ) from error
-        self.__exit__()
-        self._fd = fd
 
 
 class ControlSocket:

@@ -148,6 +148,7 @@ class Access:
     """Who may use the control socket (contracts §7); names or numeric ids map to scopes, resolved at load."""
 
     socket_group: str = _setting("")
+    socket_owner: str = _setting("latticed")
     own_user: bool = _setting(default=True)
     users: dict[str, tuple[str, ...]] = _setting({}, one_of=SCOPES)
     groups: dict[str, tuple[str, ...]] = _setting({}, one_of=SCOPES)

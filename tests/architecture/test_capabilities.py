@@ -24,6 +24,7 @@ NEVER_ANSWERED = {
         "settings_invalid",
         "socket_unusable",
         "runtime_in_use",
+        "runtime_unusable",
         "state_unusable",
         "internal",
     ),  # at start, before there is an API

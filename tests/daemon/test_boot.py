@@ -99,6 +99,24 @@ def test_settings_that_others_may_write_are_refused(place):
     assert (ran.returncode, "writable by others" in ran.stderr) == (78, True), ran
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
+@pytest.mark.parametrize("what", ["state", "run"])
+def test_a_directory_of_a_strangers_is_refused_with_owner_and_mode(place, what):
+    """Theirs, or one that others may write to: nothing is opened or made there; then it starts once it is ours."""
+    directory = {"state": place.state, "run": place.run}[what]
+    stranger = processes.OTHER_STRANGER.uid
+    for uid, mode in ((stranger, 0o777), (stranger, 0o755), (place.uid, 0o777), (place.uid, 0o775), (0, 0o1777)):
+        os.chown(directory, uid, uid)
+        directory.chmod(mode)
+        ran = place.once()
+        assert ran.returncode == 1, ran
+        assert f"{directory}: expected it to belong to uid 0 or {place.uid}" in ran.stderr
+        assert f"found uid {uid} and mode {mode:04o}" in ran.stderr
+        assert ran.stderr.count("\n") == 1
+        assert list(directory.iterdir()) == []
+
+
 def test_a_settings_file_that_was_named_must_exist(place):
     place.config.unlink()
     ran = place.once()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
+import stat
 
 import pytest
 
@@ -65,6 +67,19 @@ def test_a_second_daemon_with_the_same_runtime_directory_ends_with_75(daemon):
     assert ran.stderr.startswith("latticed: runtime_in_use: ")
     assert {path: path.lstat().st_ino for path in place.run.iterdir()} == before
     assert daemon.get("/api/health").status == 200
+
+
+def test_a_lock_that_anybody_can_hold_keeps_no_daemon_from_starting(place):
+    """Everybody may open the runtime directory, and lock it; what we lock nobody else can open."""
+    fd = os.open(place.run, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with place.running() as daemon:
+            assert stat.S_IMODE((place.run / ".lock").stat().st_mode) == 0o600
+            answers(daemon)
+        assert list(place.run.iterdir()) == []
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.root

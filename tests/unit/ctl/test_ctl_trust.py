@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -104,6 +106,36 @@ def test_editors_at_the_same_time_lose_nothing(tmp_path):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
+def test_a_lock_that_anybody_can_hold_keeps_nobody_from_revoking(trust):
+    """Everybody may open the directory and the file, and lock both: `trust revoke` does not wait for that."""
+    trust("add", "acme", ACME)
+    with contextlib.ExitStack() as stack:
+        for place in (trust.path.parent, trust.path):
+            fd = os.open(place, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        assert trust("revoke", "--plugin", "acme.demo@*")["revoked"]["plugins"] == ["acme.demo@*"]
+    assert os.listdir(trust.path.parent) == ["trust.json"]
+
+
+def test_an_editor_that_does_not_end_is_told_of(trust, ctl, monkeypatch):
+    """After a deadline, with the file; a lock file that others could open, or a link, is not taken."""
+    monkeypatch.setattr("latticed.ctl.policy_file.LOCK_S", 0.1)
+    trust("add", "acme", ACME)
+    lock = trust.path.parent / ".trust.json.lock"
+    with lock.open("wb") as held:
+        lock.chmod(0o600)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ran = ctl("trust", "remove", "acme", "--trust", str(trust.path))
+        assert (ran.code, "another latticectl has been doing so for more than 0.1 s" in ran.err) == (1, True), ran.err
+    lock.chmod(0o666)
+    assert "with mode 0600, found uid" in ctl("trust", "remove", "acme", "--trust", str(trust.path)).err
+    lock.unlink()
+    lock.symlink_to("/dev/null")
+    assert ctl("trust", "remove", "acme", "--trust", str(trust.path)).code == 5
+    assert trust("show")["trusted_publishers"] == {"acme": ACME}
+
+
 def test_who_may_not_write_the_file_is_denied(ctl, tmp_path):
     """Exit 5, and the file as it was."""
     for place in (tmp_path, *tmp_path.parents[:2]):

@@ -1,0 +1,65 @@
+"""One request and its answer over a unix socket, with http.client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import serving
+from latticed.ctl.bounded import Bounded
+from latticed.ctl.plain_http import client as http
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REALLY: Final = "is the socket really latticed's?"
+_HEAD_BYTES: Final = 1 << 20
+_BACKLOG_PAUSE_S: Final = 0.01
+
+
+class UnixConnection(http.HTTPConnection):
+    """HTTP over a unix socket whose server is who it should be; `wire` is bounded in time and bytes (see Bounded)."""
+
+    wire: Bounded
+
+    def __init__(self, path: str, *, connect_s: float, owner: Callable[[], str]) -> None:
+        super().__init__("localhost", timeout=connect_s)
+        self._path = path
+        self._connect_s = connect_s
+        self._owner = owner
+
+    def connect(self) -> None:
+        deadline_s = time.monotonic() + self._connect_s
+        self.sock = self.wire = Bounded(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.wire.settimeout(self._connect_s)
+        while True:
+            try:
+                self.wire.connect(self._path)
+                break
+            except BlockingIOError:
+                # unix(7): a full backlog is EAGAIN for a socket with a timeout, not a wait.
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError from None
+                time.sleep(_BACKLOG_PAUSE_S)
+        serving.check(self.wire, self._path, self._owner)
+
+    def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], within_s: float) -> Any:
+        """The beginning of the answer to one request, which has to be there within so many seconds."""
+        self.connect()
+        self.wire.within(within_s, _HEAD_BYTES)
+        self.request(method, target, body=body, headers=headers)
+        response = self.getresponse()
+        length = response.headers.get_all("Content-Length", [])
+        if len(length) > 1 or not all(one.isascii() and one.isdigit() for one in length):
+            raise Problem("bad_reply", "the daemon's answer has no proper length", REALLY)
+        return response
+
+    def end(self) -> None:
+        """Close it, also beneath an answer that was given up in the middle (`close` leaves the socket to that)."""
+        self.close()
+        wire = getattr(self, "wire", None)
+        if wire is not None and (fd := wire.detach()) >= 0:
+            os.close(fd)
