@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
-from latticed.kit import descriptors, logs, sdnotify
+from latticed.kit import descriptors, inherited, logs, sdnotify
 from latticed.kit.hands import Hands
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -53,6 +53,8 @@ log = logs.get_logger()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; the exit code."""
+    if argv is None:
+        inherited.reset_for_server()
     parser = _parser()
     options = parser.parse_args(argv)
     astray = options.without_floors and not (options.recover or options.restore)
@@ -141,13 +143,13 @@ async def _run(config: Path | None, settings: Settings) -> int:
     notifier = sdnotify.from_environment(os.environ)
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)
     passed = sdnotify.listen_fds(os.environ)
-    inherited = _inherited(passed[0].fd) if passed else None
+    listener = _listener(passed[0].fd) if passed else None
     loop = asyncio.get_running_loop()
     loop.set_default_executor(Hands())
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         standing.hide_memory()  # before the first child: those of our own uid must not read it
-        house = House(config, settings, inherited=inherited)
+        house = House(config, settings, inherited=listener)
         if not await _opened(stack, house, signals, notifier):
             return 0
         stack.callback(notifier.stopping, "stopping")
@@ -160,7 +162,7 @@ async def _run(config: Path | None, settings: Settings) -> int:
     return code
 
 
-def _inherited(fd: int) -> socket.socket:
+def _listener(fd: int) -> socket.socket:
     """The listening socket that the service manager passed."""
     try:
         sock = socket.socket(fileno=fd)
@@ -193,10 +195,13 @@ async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signa
 
 async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
     """Feed the watchdog and take signals; what takes time goes on beside that. The exit code."""
+    from latticed.processes import orphans
+
     pause_s = min(LOOK_S, watchdog_s or LOOK_S)
     reload: asyncio.Task[None] | None = None
     while not await signals.stop_within(pause_s):
         notifier.watchdog()
+        orphans.reap()
         if not house.api.lifecycle.alive:
             log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
             return FAILED

@@ -24,7 +24,7 @@ from latticed import settings as settings_room
 from latticed.host import journal, journal_reading
 from latticed.host.journal_reading import Request, Sources
 from latticed.host.service import HostError
-from latticed.kit import journald, logs, peers, sdnotify, strict_json, unix_listener
+from latticed.kit import hands, inherited, journald, logs, peers, sdnotify, strict_json, unix_listener
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -45,6 +45,8 @@ log = logs.get_logger()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the reader until SIGTERM or SIGINT; the exit code."""
+    if argv is None:
+        inherited.reset_for_server()
     parser = argparse.ArgumentParser(prog="latticed-journal", description="Show latticed what it may of the journal.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML), the daemon's")
     parser.add_argument("--source", choices=("auto", "journald", "auth.log"), default="auto")
@@ -66,6 +68,7 @@ async def _run(settings: Settings, source: str) -> int:
     notifier = sdnotify.from_environment(os.environ)
     passed = sdnotify.listen_fds(os.environ)
     ended = asyncio.Event()
+    asyncio.get_running_loop().set_default_executor(hands.Hands())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     use_journald = journald.available() if source == "auto" else source == "journald"

@@ -51,7 +51,13 @@ class Watch:
         self._settings_seen = settings_seen
         self._settings = Look("settings", self._look_at_settings)
         self._policy = Look("policy", self._look_at_policy)
-        self.looks = (self._settings, self._policy, Look("socket", self._look_at_socket))
+        self._displaced: Problem | None = None
+        self.looks = (
+            self._settings,
+            self._policy,
+            Look("socket", self._look_at_socket),
+            Look("state", self._look_at_state),
+        )
         """What is to be looked at every second."""
 
     async def reload(self) -> None:
@@ -72,7 +78,7 @@ class Watch:
             Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.under_way_s:.0f} s")
             for one in still
         ]
-        return [*found, *(trouble for trouble in (self._server.trouble,) if trouble is not None)]
+        return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
 
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - a Look's
         """Take up a changed settings file."""
@@ -90,6 +96,13 @@ class Watch:
 
     async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - a Look's
         await self._server.look()
+
+    async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - a Look's
+        before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.displaced)
+        if self._displaced is not None and (before is None or before.code != self._displaced.code):
+            log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.detail)
+        elif self._displaced is None and before is not None:
+            log.warning("state_back")
 
     async def _policy_changed(self) -> None:
         policy = self._api.policy

@@ -11,10 +11,13 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit import text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_TEXT: Final = 64
 MOST: Final = 128
 """Interfaces that are told; a host of containers may have thousands."""
 
@@ -31,30 +34,30 @@ def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
     None. Reads /proc and /sys beneath `root`; IPv4 is asked of the kernel.
     """
     places = root / "sys/class/net"
-    names = sorted(os.listdir(places)) if places.is_dir() else []
-    found: dict[str, list[str]] = {}
+    names = sorted(os.listdir(os.fsencode(places))) if places.is_dir() else []
+    found: dict[bytes, list[str]] = {}
     for name, address in (*_ipv4(), *_ipv6(root)):
         found.setdefault(name, []).append(address)
     return [
         {
-            "name": name,
+            "name": text.sanitise(name.decode("utf-8", "backslashreplace"), _TEXT),
             "addresses": sorted(one for one in found.get(name, ()) if hardware or not _tells_mac(one)),
-            "mtu": _number(_line(places / name / "mtu")),
-            "state": _line(places / name / "operstate"),
-            "mac": _line(places / name / "address") if hardware else None,
+            "mtu": _number(_line(places / os.fsdecode(name) / "mtu")),
+            "state": _line(places / os.fsdecode(name) / "operstate"),
+            "mac": _line(places / os.fsdecode(name) / "address") if hardware else None,
         }
         for name in (names or sorted(found))[:MOST]
     ]
 
 
-def _ipv4() -> Iterator[tuple[str, str]]:
+def _ipv4() -> Iterator[tuple[bytes, str]]:
     """(interface, address/prefix) of all IPv4 addresses, aliases under the name of their interface."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         for label, address in _configured(sock):
             prefix = 32
             with contextlib.suppress(OSError):
                 prefix = _prefix(sock, label, address)
-            name = label.split(b"\0")[0].decode("utf-8", "replace").partition(":")[0]
+            name = label.split(b"\0")[0].partition(b":")[0]
             yield name, f"{socket.inet_ntoa(address)}/{prefix}"
 
 
@@ -75,12 +78,12 @@ def _prefix(sock: socket.socket, label: bytes, address: bytes) -> int:
     return int.from_bytes(mask, "big").bit_count()
 
 
-def _ipv6(root: Path) -> Iterator[tuple[str, str]]:
+def _ipv6(root: Path) -> Iterator[tuple[bytes, str]]:
     """The same of IPv6 (proc_net(5), if_inet6)."""
-    with contextlib.suppress(OSError, ValueError), open(root / "proc/net/if_inet6", encoding="ascii") as lines:
+    with contextlib.suppress(OSError, ValueError), open(root / "proc/net/if_inet6", "rb") as lines:
         for line in lines:
-            raw, _, prefix, _, _, name = line.split()
-            yield name, f"{ipaddress.IPv6Address(bytes.fromhex(raw))}/{int(prefix, 16)}"
+            raw, _, prefix, _, _, name = line.rstrip(b"\n").split(maxsplit=5)
+            yield name, f"{ipaddress.IPv6Address(bytes.fromhex(raw.decode('ascii')))}/{int(prefix, 16)}"
 
 
 def _tells_mac(address: str) -> bool:

@@ -24,8 +24,8 @@ _TEXT: Final = 256
 _MAX_BYTES: Final = 1 << 20
 _LOCAL: Final = frozenset("bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split())
 """File systems that answer without asking another machine: one that is gone would hold the thread for ever."""
-_NOT_DISKS: Final = ("/dev/", "/proc/", "/run/", "/sys/")
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+_NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}
 _CPU: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
@@ -75,11 +75,11 @@ def metrics(root: Path = ROOT) -> dict[str, Any]:
 def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
     """The mounted local file systems, each once: where, of what type, and bytes and inodes of them."""
     seen: set[int] = set()
-    for line in _read(root / "proc/self/mounts").splitlines():
-        parts = line.split(" ")
-        if len(parts) < 3 or parts[2] not in _LOCAL or len(seen) >= MOST_DISKS:
+    for line in _bytes(root / "proc/self/mounts").split(b"\n"):
+        parts = line.split(b" ")
+        if len(parts) < 3 or (kind := parts[2].decode("utf-8", "replace")) not in _LOCAL or len(seen) >= MOST_DISKS:
             continue
-        mount = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), parts[1])  # \040 is a space
+        mount = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), parts[1])  # \040 is a space
         if mount.startswith(_NOT_DISKS):
             continue
         try:
@@ -90,8 +90,8 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
             continue
         seen.add(device)
         yield {
-            "mount": text.sanitise(mount, _TEXT),
-            "type": parts[2],
+            "mount": text.sanitise(mount.decode("utf-8", "backslashreplace"), _TEXT),
+            "type": kind,
             "total_bytes": found.f_blocks * found.f_frsize,
             "free_bytes": found.f_bfree * found.f_frsize,
             "available_bytes": found.f_bavail * found.f_frsize,
@@ -153,14 +153,14 @@ def _cpu_s(root: Path) -> dict[str, float] | None:
 
 def _network(root: Path) -> Iterator[dict[str, Any]]:
     """Counters by interface: receive in columns 0 to 3, transmit in 8 to 11."""
-    for line in _read(root / "proc/net/dev").splitlines()[2:]:
-        name, _, rest = line.partition(":")
+    for line in _read(root / "proc/net/dev").split("\n")[2:]:
+        name, _, rest = line.rpartition(":")  # a name may hold anything but white space and a slash
         words = rest.split()
         if len(words) < 16 or not all(word.isdigit() for word in words):
             continue
         received = {f"received_{what}": int(word) for what, word in zip(_TRAFFIC, words, strict=False)}
         yield {
-            "name": name.strip(),
+            "name": text.sanitise(name.strip(" "), _TEXT),
             **received,
             **{f"sent_{what}": int(word) for what, word in zip(_TRAFFIC, words[8:], strict=False)},
         }
@@ -186,9 +186,13 @@ def _float(word: str) -> float | None:
 
 
 def _read(path: Path) -> str:
-    """At most 1 MiB of a file; nothing when it cannot be read."""
+    """At most 1 MiB of a file, as text; nothing when it cannot be read."""
+    return _bytes(path).decode("utf-8", "replace")
+
+
+def _bytes(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(_MAX_BYTES).decode("utf-8", "replace")
+            return file.read(_MAX_BYTES)
     except OSError:
-        return ""
+        return b""

@@ -14,13 +14,14 @@ import apsw
 
 from latticed.ledger.connection import STORAGE_ERRORS, unavailable
 from latticed.model.audit import HOST_CALL, Event
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.ledger.chain import Chain, Chains
-    from latticed.ledger.connection import Connection
     from latticed.ledger.reserve import Reserve
+    from latticed.ledger.state import State
     from latticed.ledger.writer import Job, Transaction
     from latticed.model.chain import Head
 
@@ -29,10 +30,14 @@ HEAD_EVERY: Final = 1_000
 
 
 class Committer:
-    """Commits batches on `connection`; every job gets its result or its error."""
+    """Commits batches into the state that was entered; every job gets its result or its error.
 
-    def __init__(self, connection: Connection, transaction: Transaction, reserve: Reserve) -> None:
-        self._connection = connection
+    None is told that it is done while what it is written into is not what the next start will find.
+    """
+
+    def __init__(self, entered: State, transaction: Transaction, reserve: Reserve) -> None:
+        self._connection = entered.writer
+        self._place = entered.place
         self._transaction = transaction
         self._reserve = reserve
         self._synchronous = "normal"
@@ -40,6 +45,17 @@ class Committer:
 
     def perform(self, batch: list[Job]) -> list[Head]:
         """Perform `batch`; the heads that were signed with it. Never raises."""
+        if (fault := self._place.fault()) is not None:
+            _fail(batch, fault)
+            return []
+        heads = self._perform(batch)
+        self._place.written()
+        if (fault := self._place.fault()) is not None:
+            _fail([job for job in batch if job.error is None], fault)
+            return []
+        return heads
+
+    def _perform(self, batch: list[Job]) -> list[Head]:
         scarce = not self._reserve.held()
         if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
@@ -145,4 +161,6 @@ def _append(job: Job, event: Event, chains: Chains) -> None:
 def _fail(jobs: list[Job], error: BaseException) -> None:
     for job in jobs:
         job.error = unavailable(error)
+        if isinstance(error, Problem):
+            job.error = Problem(job.error.code, f"the ledger cannot be written: {error.detail}", error.hint)
         job.error.__cause__ = error

@@ -121,6 +121,10 @@ class Ledger:
         self._signed_s = self._clock.monotonic_s()
         return await self._writer.submit(lambda tx: tx.chains.sign(), durable=True)
 
+    def displaced(self) -> Problem | None:
+        """What of the state directory is not what was entered; until it is back nothing is written. Blocks."""
+        return self._entered.place.fault()
+
     def read_floors(self) -> floors.Floors:
         """What the signed file outside SQLite holds; Problem floors_invalid when it is not ours."""
         return floors.read(self._entered.directory, self._entered.key.public_key())

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit import files, trusted
 from latticed.ledger import connection, damage, floors
+from latticed.ledger.place import Place
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
 
@@ -34,6 +35,7 @@ class State:
     directory: Path
     writer: connection.Connection
     key: Ed25519PrivateKey
+    place: Place
     partly_checked: bool = False
 
     @property
@@ -79,7 +81,8 @@ def enter(directory: Path) -> Iterator[State]:
         if not had_key:
             _make_key(directory, writer)
         partly = damage.partial(writer)
-        yield State(directory=directory, writer=writer, key=load_key(directory), partly_checked=partly)
+        place = Place(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
+        yield State(directory=directory, writer=writer, key=load_key(directory), place=place, partly_checked=partly)
 
 
 def _open_writer(directory: Path) -> connection.Connection:

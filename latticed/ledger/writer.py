@@ -143,7 +143,7 @@ class Writer:
         try:
             with state.enter(self._directory) as entered:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
-                committer = Committer(entered.writer, Transaction(entered.writer, chains), Reserve(self._directory))
+                committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
                 self._tell(_resolve, self._ready, entered, None)
                 self._serve(committer, chains)
         except BaseException as error:  # noqa: BLE001 - the waiter gets it; nobody else looks at this thread

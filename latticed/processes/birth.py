@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _PAUSE_S: Final = 0.002
 REMOVE_S: Final = 5.0
 """How long the last processes of a killed group may take to be gone."""
+OURS: Final[set[int]] = set()
+"""The ids of children that somebody here waits for: nobody else may reap them."""
+BEGUN: Final[set[int]] = set()
+"""Stubs that have yet to say what their children's ids are."""
 
 
 class Birth:
@@ -53,6 +57,8 @@ class Birth:
         theirs = {number: pipe.write if number in outputs else pipe.read for number, pipe in self.pipes.items()}
         descriptors = {number: fd for number, fd in theirs.items() if fd is not None}
         self._started = launch.launch(spec, descriptors, cgroup=self.group.procs if self.group else None)
+        OURS.add(self._started.pid)
+        BEGUN.add(self._started.pid)
         for number, pipe in self.pipes.items():
             os.close(pipe.give_write() if number in outputs else pipe.give_read())
 
@@ -72,16 +78,20 @@ class Birth:
         if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
             raise launch.failed(launch.Report(stage="stub (it ended without a word)"))
         self.pid = report.pid or self._started.pid
+        OURS.update({self.pid, report.init or self.pid})
+        BEGUN.discard(self._started.pid)
         self.pidfd = os.pidfd_open(self.pid)
         if report.init is not None:
             self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
         if report.pid is not None:
             await self._reap(only=self._started.pid)
+            OURS.discard(self._started.pid)
         os.close(self._started.status)
         self._started = None
 
     async def abandon(self) -> None:
         """Kill what there is, wait until it is gone, close everything."""
+        known = {self.pid, self._started.pid if self._started is not None else 0}
         if self._started is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._started.pid, signal.SIGKILL)  # its leader, or a member, is our unreaped child
@@ -96,6 +106,8 @@ class Birth:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.init_pidfd = -1
+        OURS.difference_update(known)
+        BEGUN.difference_update(known)
         for pipe in self.pipes.values():
             pipe.close()
         await discard(self.group)
@@ -115,6 +127,7 @@ class Birth:
         except TimeoutError as error:
             raise _unkillable() from error
         _ended(os.P_PID, init)
+        OURS.discard(init)
 
     async def _reap_all(self, started: Launched) -> None:
         """The stub's group, and a child that has left it, as it may when it is executed; all at once: process 1 of a

@@ -148,12 +148,12 @@ class Child:
         if not self._own_pids or self._born.init is not None:
             return True
         try:
-            rows = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            rows = Path(f"/proc/{self.pid}/status").read_bytes().split(b"\n")  # the name in it is the child's to choose
         except OSError:
             return True
-        masks = dict(row.split(":\t") for row in rows if row.startswith(("SigCgt:", "SigBlk:")))
+        masks = [row.partition(b":\t")[2] for row in rows if row.startswith((b"SigCgt:", b"SigBlk:"))]
         bit = 1 << (signal.SIGTERM - 1)
-        return any(int(mask, 16) & bit for mask in masks.values())
+        return any(int(mask, 16) & bit for mask in masks)
 
     async def _until_gone(self) -> None:
         try:
@@ -170,6 +170,7 @@ class Child:
         if not self._own_pids:
             self._signal(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)  # unreaped until here: the number is its own
+        birth.OURS.discard(self.pid)
         code = os.waitstatus_to_exitcode(status)
         self.exit = Exit(
             status=code if code >= 0 else None,

@@ -62,7 +62,7 @@ class CpuWatch:
 def _ticks(pid: int) -> int | None:
     """What a process and those it has reaped used; None when it is gone."""
     try:
-        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the name is the child's
     except OSError:
         return None
     return sum(int(number) for number in numbers[11:15])
@@ -72,6 +72,6 @@ def _descendants(pid: int) -> Iterator[int]:
     """What came from `pid` and lives: as many as its limit of processes allows."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
-            for child in (task / "children").read_text().split():
+            for child in (task / "children").read_bytes().split():
                 yield int(child)
                 yield from _descendants(int(child))

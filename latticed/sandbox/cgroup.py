@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit import text
 from latticed.sandbox.levels import CGROUP, Failure
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ SUPERVISOR: Final = "supervisor"
 _CHILD: Final = "child-"
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 FIX: Final = "set Delegate=cpu memory pids in the unit"
 
 
@@ -77,15 +80,19 @@ class Group:
 
 
 def own_group(proc: Path = Path("/proc/self")) -> Path | None:
-    """The directory of the version 2 group that this process is in, None without such a hierarchy."""
-    mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
-    place = next(((row[3], row[4]) for row in mounts if row[row.index("-") + 1] == "cgroup2"), None)
-    lines = (proc / "cgroup").read_text().splitlines()
-    name = next((line[3:] for line in lines if line.startswith("0::")), None)
+    """The directory of the version 2 group that this process is in, None without such a hierarchy.
+
+    Names in /proc are bytes of anybody's choice; the kernel escapes white space in them (proc_pid_mountinfo(5)).
+    """
+    mounts = [line.split(b" ") for line in (proc / "mountinfo").read_bytes().split(b"\n") if line]
+    place = next(((row[3], row[4]) for row in mounts if row[row.index(b"-") + 1] == b"cgroup2"), None)
+    lines = (proc / "cgroup").read_bytes().split(b"\n")
+    name = next((line[3:] for line in lines if line.startswith(b"0::")), None)
     if place is None or name is None:
         return None
-    relative = os.path.relpath(name, place[0])
-    return None if relative.startswith("..") else Path(os.path.normpath(f"{place[1]}/{relative}"))
+    root, mount = (_ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), path) for path in place)
+    relative = os.path.relpath(name, root)
+    return None if relative.startswith(b"..") else Path(os.fsdecode(os.path.normpath(mount + b"/" + relative)))
 
 
 def find() -> Delegation | Failure:
@@ -99,7 +106,7 @@ def find() -> Delegation | Failure:
     if not (base / "cgroup.kill").exists():
         return Failure(token=CGROUP, step="no cgroup.kill", fix="a kernel of 5.14 or newer")
     if not _delegated(base):
-        return Failure(token=CGROUP, step=f"the group {base.name} is not delegated", fix=FIX)
+        return Failure(token=CGROUP, step=f"the group {text.sanitise(base.name, 80)} is not delegated", fix=FIX)
     if not all(os.access(path, os.W_OK) for path in (base, base / "cgroup.procs", base / "cgroup.subtree_control")):
         return Failure(
             token=CGROUP, step="the delegated group cannot be written", fix="ProtectControlGroups=no in the unit"

@@ -43,9 +43,10 @@ def table(limits: Limits, *, counted_alone: bool, file_bytes: int | None) -> lis
     """(resource, value) for the stub; soft and hard are the same, so that nothing can be raised again.
 
     `counted_alone`: this child's tasks are not mixed with those of others (own user namespace, or own uid).
-    `file_bytes`: the largest file it may write, None for no limit.
+    `file_bytes`: the largest file it may write, None for no limit. Where we were started with less ourselves (some
+    hosts allow 3,900 processes), that is what there is: a limit cannot be raised.
     """
-    return [
+    wanted = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_STACK, STACK_BYTES),
@@ -59,3 +60,10 @@ def table(limits: Limits, *, counted_alone: bool, file_bytes: int | None) -> lis
         # Last: descriptors above it that are open stay open, but no new ones come.
         (resource.RLIMIT_NOFILE, limits.open_files),
     ]
+    return [(which, _least(value, resource.getrlimit(which)[1])) for which, value in wanted]
+
+
+def _least(value: int, hard: int) -> int:
+    if resource.RLIM_INFINITY in {value, hard}:  # -1 in Python
+        return max(value, hard)
+    return min(value, hard)

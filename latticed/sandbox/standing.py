@@ -29,7 +29,7 @@ class Standing:
 
 def look() -> Standing:
     """As it is now; reads /proc."""
-    status = dict(line.split(":\t", 1) for line in _text(Path("/proc/self/status")).splitlines() if ":\t" in line)
+    status = dict(line.split(":\t", 1) for line in _text(Path("/proc/self/status")).split("\n") if ":\t" in line)
     effective = int(status.get("CapEff", "0"), 16)
     return Standing(
         uid=os.geteuid(),
@@ -64,6 +64,6 @@ def _number(name: str) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_bytes().decode("utf-8", "replace")  # our own name is in it, and a name is bytes
     except OSError:
         return ""

@@ -5,6 +5,7 @@ Precedence: LATTICE* variables, the settings file, systemd's directories, defaul
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tomllib
@@ -75,12 +76,33 @@ def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
     if euid == 0:
         return Path("/etc/latticed")
     etc = Path("/etc/latticed")
-    return etc if (etc / "latticed.toml").exists() else _xdg(environ, "XDG_CONFIG_HOME", ".config")
+    return etc if (etc / "latticed.toml").exists() else _xdg(environ, euid, "XDG_CONFIG_HOME", ".config")
 
 
-def _xdg(environ: Mapping[str, str], name: str, fallback: str) -> Path:
+def _xdg(environ: Mapping[str, str], euid: int, name: str, fallback: str) -> Path:
     base = environ.get(name, "")
-    return (Path(base) if base.startswith("/") else Path(environ.get("HOME", "/")) / fallback) / "latticed"
+    return (Path(base) if _is_for(base, euid) else _home(environ, euid) / fallback) / "latticed"
+
+
+def _home(environ: Mapping[str, str], euid: int) -> Path:
+    """$HOME, unless it is another user's (as after `setpriv` or `su -m`); then what the user database says."""
+    import pwd
+
+    given = environ.get("HOME", "/")
+    if not _is_for(given, euid):
+        with contextlib.suppress(KeyError):
+            return Path(pwd.getpwuid(euid).pw_dir)
+    return Path(given)
+
+
+def _is_for(path: str, euid: int) -> bool:
+    """Whether a directory named by the environment can be meant for us: it is ours, or not there yet."""
+    try:
+        return path.startswith("/") and os.stat(path).st_uid == euid
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[str, tuple[Any, str]]:
@@ -89,9 +111,9 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
         plain["runtime_dir"] = Path("/run/latticed")
     else:
         plain = {
-            "plugin_dir": _xdg(environ, "XDG_DATA_HOME", ".local/share") / "plugins",
-            "state_dir": _xdg(environ, "XDG_STATE_HOME", ".local/state"),
-            "runtime_dir": _xdg(environ, "XDG_RUNTIME_DIR", ".cache"),
+            "plugin_dir": _xdg(environ, euid, "XDG_DATA_HOME", ".local/share") / "plugins",
+            "state_dir": _xdg(environ, euid, "XDG_STATE_HOME", ".local/state"),
+            "runtime_dir": _xdg(environ, euid, "XDG_RUNTIME_DIR", ".cache"),
         }
     plain["trust"] = config_dir / "trust.json"
     found: dict[str, tuple[Any, str]] = {key: (path, "default") for key, path in plain.items()}

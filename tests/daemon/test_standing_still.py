@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, daemons, hosting, programs, standing_still
+from tests.house import bundles, daemons, hosting, namespaces, programs, standing_still
 
 pytestmark = pytest.mark.daemon
 
@@ -133,6 +133,7 @@ def test_a_file_of_the_operators_on_a_dead_mount(place, acme, which):
 @pytest.mark.root
 def test_a_user_database_and_a_journald_that_do_not_answer(acme):
     """The user database as with a dead directory service, journald's socket full: at the start, and at a reload."""
+    namespaces.needed()
     with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
         place.trust_us(acme)
         (place.home / "journal").mkdir()

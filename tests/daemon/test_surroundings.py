@@ -82,6 +82,93 @@ def test_a_lock_that_anybody_can_hold_keeps_no_daemon_from_starting(place):
         os.close(fd)
 
 
+def health(daemon):
+    """The codes of what ails it."""
+    return [one["code"] for one in daemon.get("/api/health").json()["problems"]]
+
+
+def moved_away(path):
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    return lambda: aside.rename(path)
+
+
+def replaced(path):
+    """By a copy: the same bytes, another file."""
+    back = moved_away(path)
+    aside = path.with_name(f"{path.name}.aside")
+    if aside.is_dir():
+        shutil.copytree(aside, path)
+    else:
+        shutil.copy2(aside, path)
+    os.chown(path, aside.stat().st_uid, aside.stat().st_gid)
+
+    def put_back():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        back()
+
+    return put_back
+
+
+def overwritten(path):
+    """In place: the same file, other bytes."""
+    before, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(before)))
+
+    def put_back():
+        path.write_bytes(before)
+        os.utime(path, ns=(stamp, stamp))
+
+    return put_back
+
+
+STATE = [
+    (moved_away, "", "state_replaced"),
+    (replaced, "", "state_replaced"),
+    (moved_away, "ledger.sqlite3", "ledger_replaced"),
+    (replaced, "ledger.sqlite3", "ledger_replaced"),
+    (moved_away, "ledger.sqlite3-wal", "ledger_replaced"),
+    (moved_away, "host.key", "host_key_replaced"),
+    (replaced, "host.key", "host_key_replaced"),
+    (overwritten, "host.key", "host_key_replaced"),
+    (moved_away, "lock", "state_replaced"),
+]
+
+
+def test_what_is_acknowledged_is_there_at_the_next_start(daemon):
+    """Whatever of the state is taken away or replaced underneath: at once nothing is acknowledged, health has the code.
+
+    Once it is put back, all goes on. What was acknowledged in between, and nothing of the rest, is there after a start.
+    """
+    place, acknowledged = daemon.place, set()
+
+    def write(key):
+        answer = daemon.ask("PUT", f"/api/kv/default/{key}", key.encode())
+        if answer.status < 300:
+            acknowledged.add(key)
+        return answer
+
+    def written(key):
+        return write(key).status < 300
+
+    assert written("first")
+    said = set()
+    for number, (spoil, name, code) in enumerate(STATE):
+        put_back = spoil(place.state / name if name else place.state)
+        answer = write(f"lost-{number}")
+        assert (answer.status, answer.json()["code"]) == (503, "ledger_unavailable"), (spoil, name)
+        if code not in said:
+            daemon.until(lambda code=code: code in health(daemon), f"health to say {code}")
+            said.add(code)
+        put_back()
+        daemon.until(lambda key=f"kept-{number}": written(key), f"writes to go on after {name} is back")
+    daemon.until(lambda: not said & set(health(daemon)), "health to be good again")
+    daemon.kill()
+    with place.running() as again:
+        kept = set(again.get("/api/kv/default").json()["keys"])
+    assert kept == acknowledged
+
+
 @pytest.mark.root
 def test_a_reload_refuses_the_group_that_a_start_would_refuse_and_applies_another():
     """An unknown group, or one that we may not give the socket to, keeps the settings; a good one is the socket's."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -72,7 +74,7 @@ def get(found, dotted):
 
 def test_without_a_file_everything_has_a_default(tmp_path):
     """And each says so."""
-    found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 1000)
+    found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
     assert found.config_file is None
     assert {origin for _, _, origin in room.describe(found)} == {"default"}
     assert found.state_dir == tmp_path / ".local/state/latticed"
@@ -300,6 +302,17 @@ def test_xdg_variables_count_when_absolute(tmp_path):
     found = room.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
     assert str(found.state_dir) == "/home/x/.local/state/latticed"
     assert str(found.runtime_dir) == "/run/user/7/latticed"
+
+
+def test_directories_of_another_user_are_not_ours(tmp_path):
+    """HOME and XDG variables as `setpriv` or `su -m` leave them: the user database knows better."""
+    other = next(one for one in pwd.getpwall() if one.pw_uid not in {0, tmp_path.stat().st_uid})
+    environ = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    found = room.load(None, environ, other.pw_uid)
+    assert found.state_dir == Path(other.pw_dir, ".local/state/latticed")
+    assert found.runtime_dir == Path(other.pw_dir, ".cache/latticed")
+    nobody = max(one.pw_uid for one in pwd.getpwall()) + 1
+    assert room.load(None, {"HOME": str(tmp_path)}, nobody).state_dir == tmp_path / ".local/state/latticed"
 
 
 # Whatever the file says.

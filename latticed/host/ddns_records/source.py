@@ -75,7 +75,7 @@ def _v4() -> list[tuple[str, Address]]:
 
 def _v6() -> list[tuple[str, Address]]:
     try:
-        lines = _IF_INET6.read_text(encoding="ascii").splitlines()
+        lines = _IF_INET6.read_bytes().decode("utf-8", "replace").split("\n")  # a name is bytes
     except OSError:  # a kernel without IPv6
         return []
     return parsed(lines)
@@ -84,8 +84,8 @@ def _v6() -> list[tuple[str, Address]]:
 def parsed(lines: Iterable[str]) -> list[tuple[str, Address]]:
     """(interface, address) of the lines of if_inet6 whose address is there to stay."""
     found: list[tuple[str, Address]] = []
-    for line in lines:
-        raw, _, _, _, flags, name = line.split()
+    for line in filter(None, lines):
+        raw, _, _, _, flags, name = line.split(maxsplit=5)
         if not int(flags, 16) & _UNSUITABLE:
             found.append((name, IPv6Address(bytes.fromhex(raw))))
     return found

@@ -43,7 +43,7 @@ def _v4() -> list[IPv4Address]:
 
 def _v6() -> list[IPv6Address]:
     try:
-        lines = _IF_INET6.read_text(encoding="ascii").splitlines()
+        lines = _IF_INET6.read_bytes().split(b"\n")  # ends with the interface's name, which is bytes
     except OSError:  # a kernel without IPv6
         return []
-    return [IPv6Address(bytes.fromhex(line[:32])) for line in lines]
+    return [IPv6Address(bytes.fromhex(line[:32].decode("ascii"))) for line in lines if line]

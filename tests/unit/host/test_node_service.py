@@ -226,6 +226,25 @@ def test_files_of_the_machine_are_taken_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_names_that_are_no_utf_8_are_told_of_all_the_same(tmp_path: Path) -> None:
+    """A disk's place, an interface: escaped, and nothing after them is lost."""
+    disk = os.fsencode(tmp_path) + b"/\xffa\xe2\x80\xa8b"
+    os.mkdir(disk)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/net").mkdir()
+    (tmp_path / "sys/class/net").mkdir(parents=True)
+    os.mkdir(os.fsencode(tmp_path) + b"/sys/class/net/wl\xff")
+    (tmp_path / "proc/self/mounts").write_bytes(b"x " + disk + b" tmpfs rw 0 0\n")
+    (tmp_path / "proc/net/dev").write_bytes(b"a\nb\n wl\xff: " + b" ".join([b"1"] * 16) + b"\n")
+    address = b"fd000000000000000000000000000001"
+    (tmp_path / "proc/net/if_inet6").write_bytes(address + b" 01 40 00 80    wl\xff\n")
+    facts, metrics = node_reading.facts(tmp_path), node_reading.metrics(tmp_path)
+    assert [one["mount"] for one in facts["disks"]] == [f"{tmp_path}/\\xffa\\u2028b"]
+    assert [(one["name"], one["addresses"]) for one in facts["interfaces"]] == [("wl\\xff", ["fd00::1/64"])]
+    assert [one["received_bytes"] for one in metrics["network"]] == [1]
+    msgspec.json.encode((facts, metrics))
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_in_proc_break_it(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     """Whatever a kernel, or a container's fake of one, puts there."""

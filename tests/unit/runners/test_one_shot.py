@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import functools
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from latticed.bundle import decode, read
 from latticed.model.errors import Problem
-from latticed.runners import one_shot
+from latticed.runners import cpu, one_shot
 from latticed.runners.contract import Plugin
 from latticed.runners.cpu import CpuWatch
 from latticed.runners.ground import Ground
@@ -131,6 +133,18 @@ async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, mo
             await plugin.invoke("spin", None)
         assert refused.value.code == "cpu_exceeded"
         assert (await plugin.invoke("greet", None))["ok"], "the next one is not held to account for it"
+
+
+def test_what_a_process_calls_itself_hides_nothing():
+    """Processor time is read past any name: no UTF-8, or one that looks like the rest of the line."""
+    program = "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0);"
+    program += " print(flush=True); sys.stdin.read()"
+    for name in (b"\xff\xfe", b"a) R 1 (\n"):
+        command = [sys.executable, "-c", program, name.hex()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            assert cpu._ticks(process.pid) is not None
+            process.communicate()
 
 
 async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):

@@ -68,6 +68,16 @@ def test_finding_oneself(tmp_path, mount, own, expected):
     assert found == (Path(expected) if expected else None)
 
 
+def test_names_in_proc_are_bytes(tmp_path):
+    """A mount whose name is no UTF-8, one with a line separator in it, and a hierarchy below a name with a space."""
+    (tmp_path / "mountinfo").write_bytes(
+        b"29 25 0:25 / /mnt/\xff\xfe rw - tmpfs x rw\n28 25 0:24 / /mnt/a\xe2\x80\xa8b\x0bc\x85 rw - tmpfs x rw\n"
+        b"31 25 0:27 / /sys/my\\040fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    )
+    (tmp_path / "cgroup").write_bytes(b"12:cpu:/\xff\n0::/a.slice/\xfe\xe2\x80\xa8b\n")
+    assert cgroup.own_group(tmp_path) == Path(os.fsdecode(b"/sys/my fs/cgroup/a.slice/\xfe\xe2\x80\xa8b"))
+
+
 def test_limits_go_where_there_are_controllers():
     """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
     limits = rlimits.Limits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)

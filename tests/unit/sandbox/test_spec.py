@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,7 +119,28 @@ def test_tasks_are_counted_alone_or_not():
     limits = rlimits.Limits(tasks=5)
     alone = dict(spec.build(request(limits=limits), chosen("isolated"), HOST).plan["rlimits"])
     shared = dict(spec.build(request(limits=limits), chosen("filtered"), HOST).plan["rlimits"])
-    assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, rlimits.SHARED_TASKS)
+    assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, least(rlimits.SHARED_TASKS))
+
+
+def test_no_limit_is_above_what_we_were_started_with():
+    """Some hosts allow 3,900 processes: asking for more would leave no child running."""
+    program = """
+import json, resource
+from latticed.sandbox import rlimits
+resource.setrlimit(resource.RLIMIT_NPROC, (100, 3_900))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 2 << 20))
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+found = dict(rlimits.table(rlimits.Limits(), counted_alone=False, file_bytes=None))
+print(json.dumps([found[one] for one in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)]))
+"""
+    ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == [3_900, 2 << 20, 50]
+
+
+def least(wanted):
+    """What a limit comes to on the machine that runs the tests."""
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def test_the_exec_descriptor_is_out_of_reach():

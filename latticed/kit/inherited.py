@@ -1,0 +1,70 @@
+"""What a program is started into (execve(2): signals, descriptors, limits, umask), made what the program counts on.
+
+First thing at each front door. Whoever starts us may have done so from a cron job with SIGCHLD ignored, a wrapper with
+SIGTERM blocked, a shell with `>&-`, a container with low limits.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from typing import Final
+
+_OF_THE_INTERPRETER: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+"""Python ignores these: writing fails instead."""
+_OF_THE_SHELL: Final = frozenset(
+    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""What nohup and shells ignore on purpose for a command in the background (POSIX, Shell Command Language, 2.11)."""
+_NO_END: Final = frozenset(
+    {
+        *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
+        *(signal.SIGIO, signal.SIGPWR, signal.SIGSTKFLT),
+        *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+    }
+)
+"""What would end a server by default and is no reason to."""
+_UNCATCHABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
+_RAISED: Final = (
+    *(resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_NPROC),
+)
+
+
+def reset_for_server() -> None:
+    """For a program that lives long: nothing of whoever started it matters, as far as that can be."""
+    _open_standard_descriptors()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER:
+        signal.signal(number, signal.SIG_IGN if number in _NO_END else signal.SIG_DFL)
+    os.umask(0o022)  # others must reach the control socket; what is private is made private by its own mode
+    for which in _RAISED:
+        _, hard = resource.getrlimit(which)
+        resource.setrlimit(which, (hard, hard))
+
+
+def reset_for_command() -> None:
+    """For a program that a person or a script runs: what they ignore or mask on purpose stays so."""
+    _open_standard_descriptors()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER - _OF_THE_SHELL:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    inherited = os.umask(0o077)
+    os.umask((inherited | 0o022) & ~0o700)  # we read what we write, and nobody but us writes it
+
+
+def _open_standard_descriptors() -> None:
+    """Descriptors 0 to 2, so that nothing else is ever opened in their place; a closed stdout still fails to write."""
+    for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_RDWR)):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, flags)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))

@@ -1,0 +1,61 @@
+"""Whether the state directory is still the one that was entered: what is written must be there at the next start.
+
+A directory, ledger, write-ahead log or key that is replaced or removed goes on being written to by who has it open.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Identity = tuple[int, ...]
+
+_HINT: Final = "put back what was there; or restart latticed, which then takes what is there now"
+
+
+class Place:
+    """The things in `directory` by (device, inode), as they were when this was made; `key` by its time of change too.
+
+    Everything here blocks as long as the disk does. `written` adds the write-ahead log, once the first write made it.
+    """
+
+    def __init__(self, directory: Path, *, database: str, key: str, lock: str) -> None:
+        self._directory = directory
+        self._wal = directory / f"{database}-wal"
+        self._watched = {
+            directory: "state_replaced",
+            directory / database: "ledger_replaced",
+            directory / key: "host_key_replaced",
+            directory / lock: "state_replaced",
+        }
+        self._key = directory / key
+        self._seen = {path: self._identity(path) for path in self._watched}
+
+    def written(self) -> None:
+        """The ledger has been written to: its write-ahead log is there from now on."""
+        if self._wal not in self._watched and (found := self._identity(self._wal)) is not None:
+            self._seen[self._wal] = found
+            self._watched[self._wal] = "ledger_replaced"
+
+    def fault(self) -> Problem | None:
+        """What is not there any more, or is something else."""
+        for path, code in [*self._watched.items()]:
+            found = self._identity(path)
+            if found != self._seen[path]:
+                name = "the state directory" if path == self._directory else path.name
+                what = "found nothing" if found is None else "found another one"
+                return Problem(code, f"expected {name} to be the one that latticed entered, {what}", _HINT)
+        return None
+
+    def _identity(self, path: Path) -> Identity | None:
+        try:
+            found = os.stat(path, follow_symlinks=path == self._directory)
+        except OSError:
+            return None
+        changed = (found.st_size, found.st_mtime_ns) if path == self._key else ()
+        return (found.st_dev, found.st_ino, *changed)
