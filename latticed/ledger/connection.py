@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Connection = apsw.Connection
 
 BUSY_MS: Final = 2_000
+OWN: Final = "unix-excl"
+"""The VFS of the ledger while it is ours: the index of the WAL is in our memory (sqlite.org/vfs.html), not in a mapped
+file, where a disk that takes no writes holds even a reader, and with it the event loop. Nobody else can open it then.
+"""
 RECOVER_HINT: Final = "keep a copy of the state directory and run: latticed --recover"
 
 STORAGE_ERRORS: Final = (
@@ -69,9 +73,9 @@ def open_writer(path: Path) -> Connection:
     if fault := damage.in_wal(path):
         raise damaged(f"expected a sound database, found: {fault}")
     try:
-        # Made here so that the mode does not depend on the umask; SQLite gives -wal and -shm the same mode.
+        # Made here so that the mode does not depend on the umask; SQLite gives the -wal the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=OWN)
     except (OSError, apsw.Error) as error:
         raise _unusable(path, error) from error
     try:
@@ -99,7 +103,7 @@ def open_witness(path: Path) -> Connection:
 
 def open_reader(path: Path) -> Connection:
     """A read-only connection to a ledger that a writer of this process keeps open."""
-    connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=OWN)
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("trusted_schema", False)
     return connection

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -180,4 +182,51 @@ def test_a_service_manager_that_does_not_read(place, acme):
         daemon.signal(signal.SIGHUP)
         daemon.until(lambda: len(daemon.log("settings_loaded")) == 1, "the reload")
         goes_on(daemon, pid)
+        ends(daemon)
+
+
+@pytest.fixture
+def disk(place):
+    """The state directory on a disk of its own."""
+    if os.getuid() != 0:
+        pytest.skip("no disk of its own can be made here: that needs uid 0")
+    image = place.home.parent / "state.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    for command in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(place.state)]):
+        if not shutil.which(command[0]) or not shutil.which("fsfreeze"):
+            pytest.skip(f"no disk of its own can be made here: {command[0]} or fsfreeze is missing")
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            pytest.skip(f"no disk of its own can be made here: {command[0]}: {ran.stderr.strip()[:200]}")
+    place.own(place.state).chmod(0o700)
+    yield place.state
+    subprocess.run(["umount", str(place.state)], check=True)
+
+
+@contextlib.contextmanager
+def frozen(directory):
+    """No write to the file system comes back; a process in one cannot even be killed, so it always ends here."""
+    subprocess.run(["fsfreeze", "-f", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(directory)], check=True)
+
+
+@pytest.mark.root
+def test_a_disk_under_the_state_that_takes_no_writes(place, acme, disk):
+    """A frozen file system: what is tampered with is stopped, which is on record once the disk goes on."""
+    with place.running() as daemon:
+        _, pid = armed(daemon, acme)
+        with frozen(disk):
+            pings(daemon)
+            bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
+            daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
+            assert daemon.plugin()["runtime"]["last_error"]["code"] == "digest_mismatch"
+            daemon.signal(signal.SIGHUP)
+            assert "STATUS=reloaded" in daemon.expect_notice("READY=1", deadline_s=20.0)
+        daemon.until(
+            lambda: "failed" in [one["detail"].get("state") for one in daemon.events(action="plugin.runtime")], "record"
+        )
         ends(daemon)

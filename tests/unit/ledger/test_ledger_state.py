@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -185,3 +186,17 @@ async def test_a_link_as_lock_is_not_followed(opened: Open, state_dir: Path, tmp
 def test_the_room_exports_its_door() -> None:
     """Others name what they need without apsw."""
     assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger.__all__)
+
+
+async def test_nobody_else_can_open_a_ledger_that_is_open(
+    opened: Open, state_dir: Path, event: Callable[..., Event]
+) -> None:
+    """Not even to read: a lock held by somebody else would hold us up. Nothing of it is mapped from the disk."""
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM audit').fetchall()"
+    command = [sys.executable, "-c", program, str(state_dir / state.DATABASE)]
+    async with opened() as house:
+        await house.record(event())
+        asked = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        assert "database is locked" in asked.stderr
+        assert not (state_dir / f"{state.DATABASE}-shm").exists()
+    assert subprocess.run(command, check=False).returncode == 0
