@@ -12,6 +12,8 @@ import hashlib
 import hmac
 import os
 import stat
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,6 +33,8 @@ CREDENTIAL: Final = "latticed-secrets.key"
 FILE: Final = "secrets.key"
 KEY_BYTES: Final = 32
 _MAX_FILE_BYTES: Final = 1_024
+PATIENCE_S: Final = 0.25
+"""How long the event loop waits for the key, which it does at a start, after a reload, and for a key that changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,36 @@ def read(found: Place) -> Keys | None:
         hint = f"chmod 600 {found.path}, and make a new key if others may have read it"
         raise _unavailable(f"{found.path}: expected mode 0600, found {mode:04o}", hint)
     return derive(_decoded(data, found.path))
+
+
+class Reading:
+    """Reads the key where the caller cannot wait: whoever asks, once, for at most PATIENCE_S; the others not at all."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._going_on: Future[Keys | None] | None = None
+
+    def get(self) -> Keys | None:
+        """As `read`; Problem secret_unavailable too while the disk does not answer."""
+        patience_s = 0.0
+        if self._going_on is None:
+            self._going_on, patience_s = Future(), PATIENCE_S
+            threading.Thread(target=self._read, args=(self._going_on,), name="latticed-key", daemon=True).start()
+        try:
+            found = self._going_on.result(patience_s)
+        except TimeoutError as error:
+            raise _unavailable(f"the key {self._place.path} cannot be read: the disk does not answer") from error
+        except BaseException:
+            self._going_on = None
+            raise
+        self._going_on = None
+        return found
+
+    def _read(self, answer: Future[Keys | None]) -> None:
+        try:
+            answer.set_result(read(self._place))
+        except BaseException as error:  # noqa: BLE001 - it is whoever asks who hears of it
+            answer.set_exception(error)
 
 
 def make(found: Place) -> Keys:

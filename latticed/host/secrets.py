@@ -59,6 +59,7 @@ class Secrets:
     def __init__(self, ledger: Ledger, place: Place, *, clock: Clock, owner: str = OPERATOR) -> None:
         self._ledger = ledger
         self._place = place
+        self._reading = secret_key.Reading(place)
         self._clock = clock
         self._owner = owner
         self._keys: Keys | None = None
@@ -217,7 +218,7 @@ class Secrets:
     def _key(self, *, make: bool = False) -> Keys:
         """The key, read once; with `make`, a new one while nothing was ever sealed."""
         if self._keys is None:
-            self._keys = secret_key.read(self._place)
+            self._keys = self._reading.get()
         if self._keys is None and make and self._place.ours and not self._ledger.read(rows.count):
             self._keys = secret_key.make(self._place)
         if self._keys is None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,9 @@ TALKER = (
         for number in range(payload):
             print("x" * 1_000, file=sys.stderr)
 
+    def do_fetch(self, payload):
+        self.call("http.do", method="GET", url=payload)
+
 Test().run()
 """
 )
@@ -33,15 +37,17 @@ mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/journal
 mount --bind "$1/journal" /run/systemd/journal
 mount --bind "$1/mount/passwd" /etc/passwd
+mount --bind "$1/mount/hosts" /etc/hosts
 shift
 exec "$@"
 """
 
 
 def armed(daemon, acme):
-    """A process plugin's id and pid."""
+    """A daemon with a process plugin, and that one's pid."""
     host = hosting.Host(daemon=daemon, author=acme)
-    host.up("acme.demo", TALKER)
+    host.drop("acme.demo", TALKER, capabilities=["http:egress"], egress={"hosts": ["stalled.example:443"]})
+    daemon.activate(accept=["http:egress"], accept_hosts=["stalled.example:443"])
     return host, host.runtime("acme.demo")["pid"]
 
 
@@ -133,16 +139,17 @@ def test_a_file_of_the_operators_on_a_dead_mount(place, acme, which):
 
 
 @pytest.mark.root
-def test_a_user_database_and_a_journald_that_do_not_answer(acme):
-    """The user database as with a dead directory service, journald's socket full: at the start, and at a reload."""
+def test_names_and_a_journald_that_do_not_answer(acme):
+    """Users and hosts as with a dead directory service, journald's socket full: at a start, a call, a reload."""
     namespaces.needed()
     with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
         place.trust_us(acme)
         (place.home / "journal").mkdir()
-        users = {"passwd": b"root:x:0:0:root:/root:/bin/sh\nbin:x:2:2:bin:/bin:/bin/sh\n"}
+        users = b"root:x:0:0:root:/root:/bin/sh\nbin:x:2:2:bin:/bin:/bin/sh\n"
+        names = {"passwd": users, "hosts": b"127.0.0.1 localhost\n"}
         place.before = ("unshare", "-m", "/bin/sh", "-c", NAMESPACE, "sh", str(place.home))
         with (
-            standing_still.mounted(place.home / "mount", users, uid=0) as there,
+            standing_still.mounted(place.home / "mount", names, uid=0) as there,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald,
         ):
             journald.bind(str(place.home / "journal" / "socket"))
@@ -164,10 +171,27 @@ def test_a_user_database_and_a_journald_that_do_not_answer(acme):
                     "log entries to be dropped",
                 )
                 there.stall()
-                daemon.signal(signal.SIGHUP)
-                there.wait_for_somebody()
-                goes_on(daemon, pid)
-                ends(daemon)
+                with asking(host):
+                    there.wait_for_somebody()
+                    daemon.signal(signal.SIGHUP)
+                    goes_on(daemon, pid)
+                    ends(daemon)
+
+
+@contextlib.contextmanager
+def asking(host):
+    """The plugin looks up a name meanwhile; whatever the answer is."""
+
+    def ask():
+        with contextlib.suppress(OSError):
+            host.invoke("acme.demo", "fetch", "https://stalled.example/")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_a_service_manager_that_does_not_read(place, acme):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +24,7 @@ from latticed.ledger import secrets as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.settings import Settings
+from tests.house import houses, standing_still
 from tests.house.clocks import ManualClock
 
 VALUE = 's3cr3t/vålue+with "quotes"\nand lines'
@@ -269,6 +271,26 @@ async def test_a_lost_key_is_never_replaced_silently(store: Secrets, place: Plac
     place.path.write_bytes(key)
     place.path.chmod(0o600)
     assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a file system that stops answering needs uid 0")
+async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
+    ledger: Ledger, tmp_path: Path, clock: ManualClock
+) -> None:
+    """Once for a moment, then not at all, until the disk answers again."""
+    key = {"secrets.key": base64.b64encode(bytes(32))}
+    with standing_still.mounted(tmp_path / "mount", key, uid=0) as there:
+        store = Secrets(ledger, Place(path=there.path / "secrets.key", ours=False), clock=clock)
+        await lent(store)
+        there.stall()
+        store.forget_key()
+        began = time.monotonic()
+        for _ in range(20):
+            assert refused(store, "${secret:TOKEN}").code is Denial.SERVICE_UNAVAILABLE
+        assert time.monotonic() - began < 1.0
+        there.go_on()
+        await houses.until(lambda: [known.usable for known in store.known()] == [True])
+        assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
 
 
 async def test_another_key_is_told_from_damage(store: Secrets, place: Place) -> None:
