@@ -157,6 +157,25 @@ async def here(tmp_path, provider):
 # From the call to the provider.
 
 
+async def test_a_try_under_way_ends_with_its_plugins_right_to_it(here, provider):
+    """At once, and nothing is tried until it may again; the other plugin's goes on."""
+    provider.hold = asyncio.Event()
+    await here.put()
+    await here.put(B, name="two.example.org", caller=TWO)
+    await here.pass_s(1, settled=False)
+    await until(lambda: provider.running == 2, "both tries")
+    rights = here.rights.pop(ONE.plugin_id)
+    here.records.look(ONE.plugin_id)
+    await here.records.quiet(ONE.plugin_id)
+    assert provider.running == 1
+    provider.hold.set()
+    await here.pass_s(120)
+    assert [name for name, _ in provider.tries].count(NAME) == 1
+    here.rights[ONE.plugin_id] = rights
+    await here.pass_s(120)
+    assert [name for name, _ in provider.tries].count(NAME) == 2
+
+
 async def test_what_is_put_is_published_and_status_says_so(here, provider):
     """Accepted at once, done a moment later; then nobody is asked until it is verified."""
     assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}

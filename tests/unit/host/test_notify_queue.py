@@ -37,8 +37,8 @@ async def queue(ledger, clock):
         yield opened
 
 
-def made(ledger, clock, **settings):
-    return NotifyQueue(ledger, clock=clock, settings=lambda: shapes.Notify(**settings), roll=lambda: 0.5)
+def made(ledger, clock, *, may=lambda _: True, **settings):
+    return NotifyQueue(ledger, clock=clock, settings=lambda: shapes.Notify(**settings), may=may, roll=lambda: 0.5)
 
 
 async def send(queue, title="disk full", **params):
@@ -58,6 +58,20 @@ async def test_a_message_is_queued_and_delivered_once(queue):
     assert not await queue.done(item.id)
     assert await queue.take() is None
     assert await queue.counts() == {"queued": 0, "delivering": 0, "done": 1, "failed": 0}
+
+
+async def test_what_a_plugin_may_not_have_delivered_waits(ledger, clock):
+    """It is neither taken nor due meanwhile, keeps nobody else's waiting, and has its turn once it may again."""
+    may = set()
+    async with made(ledger, clock, may=may.__contains__) as queue:
+        held = await send(queue)
+        assert await queue.take() is None
+        assert queue._pause_s() > 1, "a deliverer does not look for it again and again"
+        other = await queue.accept("acme.other", Message(title="mine"))
+        may.add("acme.other")
+        assert (await queue.next()).id == other.id
+        may.add(ACME.plugin_id)
+        assert (await queue.next()).id == held["id"]
 
 
 async def test_a_dedupe_word_makes_two_sends_one_message(queue):

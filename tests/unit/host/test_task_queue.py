@@ -75,7 +75,7 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(directory, *, clock=None, spawner=None, **settings):
+async def world(directory, *, clock=None, spawner=None, refusal=None, **settings):
     clock, spawner = clock or SystemClock(), spawner or confinements.Spawner()
     allowed = {A.plugin_id, B.plugin_id}
     async with open_ledger(directory / "state", clock=clock) as ledger:
@@ -85,7 +85,7 @@ async def world(directory, *, clock=None, spawner=None, **settings):
             clock=clock,
             spawner=spawner,
             settings=lambda: made.settings,
-            refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
+            refusal=lambda one: refusal or (None if one in allowed else permissions.judge(permissions.UNKNOWN)),
         )
         async with tasks:
             made.tasks = tasks
@@ -314,6 +314,21 @@ async def test_a_plugin_that_may_no_longer(here):
     here.allowed.add(A.plugin_id)
     await here.approve(waits)
     assert (await here.ended(waits)).state == "done"
+
+
+async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_path):
+    """Whether that is so is not known before the disk was looked at; not so, and it needs approval anew."""
+    async with world(tmp_path, plugin_at_once=1) as here:
+        await here.approve(await here.submit("sleep 1000"))
+        waits = await here.submit("echo ran")
+        await here.approve(waits)
+    async with world(tmp_path, refusal=permissions.judge(permissions.Standing(seen=False))) as here:
+        here.tasks.look(A.plugin_id)
+        await here.tasks.quiet(A.plugin_id)
+        assert here.tasks.get(waits).state == "approved"
+    tampered = permissions.Standing(active=True, fault="digest_mismatch")
+    async with world(tmp_path, refusal=permissions.judge(tampered)) as here:
+        await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
 
 
 async def test_places_and_shares(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from latticed.host.tasks.decide import ENDS, Refused, Standing, Step, decide
 
 SHA, OTHER = "a" * 64, "b" * 64
-VERBS = ("approve", "begin", "finish", "fail", "cancel", "expire", "recover")
+VERBS = ("approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover")
 STEPS = st.builds(
     Step,
     verb=st.sampled_from(VERBS),
@@ -40,6 +40,9 @@ def test_it_runs_once_at_most_and_only_what_was_approved(steps):
             assert next_.code in {"invalid_transition", "digest_mismatch"}
             continue
         assert standing.state not in ENDS, "an end is an end"
+        if step.verb == "withdraw":
+            assert (standing.state, next_) == ("approved", FRESH)
+            approved = False
         if next_.state == "approved":
             assert step.sha256 == SHA
             approved = True

@@ -67,6 +67,44 @@ async def test_a_fault_stops_it_and_says_why(stand):
     assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ("armed", None)
 
 
+async def test_who_is_not_trusted_is_not_asked_to_end(stand):
+    """Killed at once; what comes back from it meanwhile is answered to nobody; services are quiet before it is told."""
+    graces, quiet = [], asyncio.Event()
+    replying, hold = asyncio.Event(), asyncio.Event()
+
+    async def stopping(grace_s):
+        graces.append(grace_s)
+
+    async def until_quiet(_):
+        await quiet.wait()
+
+    stand.supervisor._tools.quiet = until_quiet
+    plugin = await stand.armed()
+    life = stand.driven.only(plugin.id)
+    life.stopping = stopping
+
+    async def invoke(*_):
+        replying.set()
+        await hold.wait()
+        return {"ok": True, "message": "", "result": "too late", "error": None}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(life), "invoke", invoke)
+        asked = asyncio.ensure_future(stand.supervisor.invoke(plugin.id, "act", None))
+        await replying.wait()
+        stand.supervisor.disarm(plugin, FAULT)
+        with pytest.raises(HostError, match="being stopped"):
+            await life.call("kv.get", key="a")
+        hold.set()
+        with pytest.raises(Problem, match="does not verify"):
+            await asked
+    await until(lambda: graces)
+    assert (graces, stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ([0], "armed", None)
+    quiet.set()
+    await stand.settled(plugin)
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ("failed", FAULT)
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
