@@ -39,6 +39,7 @@ class Pairs:
         self._life = lifecycle
         self._faults: dict[str, LastError] = {}
         self._in_effect = lifecycle.rooms.policy()
+        self._outdated = False
         self._wanted: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -72,13 +73,29 @@ class Pairs:
             life.remember(after)
 
     async def policy_changed(self) -> None:
-        """Judge all again: what the policy refuses is stopped before anything is hashed again, or written."""
+        """Judge all again: what the policy refuses is stopped before anything is hashed again, or written.
+
+        The hashing goes on beside: `judged` returns when it is done.
+        """
         rooms = self._life.rooms
         policy = rooms.policy()
         await asyncio.gather(*[rest.at_rest(rooms, plugin_id) for plugin_id in await self._glance_all()])
-        self._in_effect = policy
-        await asyncio.gather(rooms.revocations.remember(), self.judge_all())
+        self._in_effect, self._outdated = policy, True
+        if "judging" not in self._tasks:
+            self._beside("judging", self._judge_again())
+        await rooms.revocations.remember()
         self._life.saver.tidy()
+
+    async def judged(self) -> None:
+        """Return once every pair has been judged by the policy of now."""
+        if (judging := self._tasks.get("judging")) is not None:
+            await asyncio.wait({judging})
+
+    async def _judge_again(self) -> None:
+        while self._outdated:
+            self._outdated = False
+            await self.judge_all()
+        del self._tasks["judging"]  # in the step that saw nothing outdated: another change begins anew
 
     async def in_effect(self) -> None:
         """Return once what the policy in force refuses is stopped; waits for EFFECT_S at most."""

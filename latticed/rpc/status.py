@@ -165,4 +165,5 @@ async def lift(ask: Ask) -> Lifted:
     body = await ask.body(Lift)
     await ask.api.revocations.lift(ask.actor, body.kind, body.value)
     await ask.api.lifecycle.policy_changed()
+    await ask.api.lifecycle.pairs.judged()
     return {"kind": body.kind, "value": body.value, "lifted": True}
