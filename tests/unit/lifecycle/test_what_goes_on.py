@@ -193,7 +193,11 @@ async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) ->
         sites = [await stack.enter_async_context(targets.site(answer)) for answer in (None, None, None, targets.OK)]
         visitor = await stack.enter_async_context(aiohttp.ClientSession())
         made = home.drop(
-            cause, author=author, id=f"{cause}.demo", capabilities=hostcalls.EVERYTHING, artifact=cause.encode()
+            cause,
+            author=author,
+            id=f"{cause}.demo",
+            capabilities=hostcalls.EVERYTHING,
+            artifact=bundles.ARTIFACT + cause.encode(),
         )
         life = await home.armed(made.id, accept=hostcalls.HOST_RISK)
         origins = [f"origin={site.url().rstrip('/')}" for site in sites]

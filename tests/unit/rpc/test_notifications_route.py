@@ -13,6 +13,8 @@ ID = "acme.demo"
 @pytest.fixture
 async def home():
     async with houses.opened() as found:
+        found.drop(id=ID, capabilities=["notify:send"])
+        await found.armed(ID)
         queue = found.house.api.notifications
         for number in range(3):
             await queue.accept(ID, Message(title=f"t{number}", body="b", severity="info", event="", dedupe=""))

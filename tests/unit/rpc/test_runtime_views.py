@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from latticed.lifecycle import decisions
+from latticed.lifecycle import rest
 from latticed.model.errors import Problem
 from tests.house import bundles, houses
 
@@ -37,7 +37,7 @@ async def idle(home):
 
 async def test_a_start_that_outlasts_the_answer_is_told_as_one(home, monkeypatch):
     """Stopped, and "starting", in the answer and in every view until it is armed."""
-    monkeypatch.setattr(decisions, "SETTLE_S", 0.01)
+    monkeypatch.setattr(rest, "SETTLE_S", 0.01)
     go = asyncio.Event()
     home.driven.starting = lambda _: go.wait()
     await installed(home)
