@@ -18,7 +18,7 @@ from latticed.kit import logs, text
 from latticed.kit.sparing import Sparing
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
-from latticed.model.hostcall import Denial
+from latticed.model.hostcall import FIX, Denial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -206,6 +206,8 @@ class Gate:
         if isinstance(decision, HostError):
             outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.message}
         detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        if isinstance(decision, HostError) and decision.fix:
+            detail[FIX] = decision.fix
         event = Event(actor=self._actor, action="host.call", target=method, detail=detail, **outcome)
         try:
             await self._broker.record(event)

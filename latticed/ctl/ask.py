@@ -21,9 +21,9 @@ def known_id(plugin_id: str) -> str:
     return plugin_id
 
 
-def about(client: Client, plugin_id: str) -> dict[str, Any]:
+def about(client: Client, plugin_id: str, **query: str) -> dict[str, Any]:
     """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it."""
-    return replies.mapping(client.get("plugins", "by-id", known_id(plugin_id)), "plugin")
+    return replies.mapping(client.get("plugins", "by-id", known_id(plugin_id), query=query or None), "plugin")
 
 
 def plugin(client: Client, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:

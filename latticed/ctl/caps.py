@@ -193,7 +193,10 @@ def _suggest(session: Session) -> int:
         screen.line("reached", str(row.get("host") or ""), screen.when(str(row.get("last_at") or "")))
     unused = [f"cap={name}" for name in replies.texts(plain.get("unused"))]
     unused += [f"host={host}" for host in replies.texts(plain.get("unused_hosts"))]
-    if unused:
+    if plain.get("enough") is False:
+        watched = screen.when(str(plain.get("watched_since") or "")) or "never"
+        screen.note(f"watched since {watched}: too short to tell what it does not need, of {session.args.since} days")
+    elif unused:
         screen.note(f"granted and not used in {session.args.since} days: {', '.join(unused)}")
         screen.hint(shlex.join(["latticectl", "caps", "trim", plugin_id, *unused]))
     return Exit.OK

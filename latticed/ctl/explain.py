@@ -24,7 +24,7 @@ _Field = tuple[str, str | Cell | None]
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="the plugin's id; that of a refused bundle will do")
+    parser.add_argument("id", metavar="ID", help="the plugin's id; of a refused bundle its directory's name, too")
 
 
 def run(session: Session) -> int:
@@ -46,16 +46,16 @@ def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Fac
     missing: Problem | None = None
     plain: dict[str, Any] = {}
     try:
-        plain = ask.about(client, plugin_id)
+        plain = ask.about(client, plugin_id, explain="1")
     except Problem as problem:
         if of(problem) is not Exit.NOT_FOUND:
             raise
         missing = problem
     rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
-    rejected = [row for row in rows if plugin_id == (row.get("id") or row.get("name"))]
+    rejected = [row for row in rows if plugin_id in {row.get("id"), row.get("name")}]
     if missing is not None and not rejected:
         raise missing
-    verdict, grants = plain.get("verdict"), plain.get("grants")
+    verdict, grants, causes = plain.get("verdict"), plain.get("grants"), plain.get("causes")
     facts = remedy.Facts(
         plugin_id=plugin_id,
         view=views.plugin(plain["plugin"]) if plain else None,
@@ -65,6 +65,7 @@ def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Fac
         rejected=list(views.rejected(rejected)),
         policy=_policy(client),
         directory=_directory(session),
+        causes=causes if isinstance(causes, dict) else {},
     )
     return {"id": plugin_id, "plugin": None, **plain, "rejected": rejected}, facts
 

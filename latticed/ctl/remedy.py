@@ -6,9 +6,9 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import replies
-from latticed.model import hostcall
-from latticed.model.verdict import Code
+from latticed.ctl import remedy_causes, remedy_denials, replies
+from latticed.ctl.remedy_causes import Advice
+from latticed.model.verdict import OTHER_SCHEMA, Code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +16,12 @@ if TYPE_CHECKING:
     from latticed import wire
 
 
-class Advice(NamedTuple):
-    """Why, in words, and the command that takes it further; no command when there is nothing to do."""
-
-    why: str
-    command: str = ""
-
-
 class Facts(NamedTuple):
     """What is known of one id.
 
     `view` is None when only refused bundles claim it; `rejected` are those; `verdict` and `grants` as
     `GET /api/plugins/by-id/{id}` has them; `denials` the plugin's last, newest first; `policy` what is wrong with the
-    daemon's trust policy, if anything; `directory` where bundles lie.
+    daemon's trust policy, if anything; `directory` where bundles lie; `causes` as the daemon has them when asked for.
     """
 
     plugin_id: str
@@ -39,10 +32,19 @@ class Facts(NamedTuple):
     rejected: Sequence[wire.RejectedView]
     policy: str
     directory: str
+    causes: Mapping[str, Any] = MappingProxyType({})
 
 
 def advice(facts: Facts) -> Advice:
-    """The one thing to do next."""
+    """The one thing to do next; an upgrade that would be refused comes with what it takes."""
+    found = _advice(facts)
+    refusal = facts.causes.get("upgrade")
+    if isinstance(refusal, dict) and found.command == _verb("upgrade", facts):
+        return remedy_causes.refused(facts.plugin_id, found.why, "upgrade", refusal)
+    return found
+
+
+def _advice(facts: Facts) -> Advice:
     code = _code(facts)
     if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):
         return Advice(f"the daemon's trust policy is not in force: {facts.policy}", "latticectl trust show")
@@ -50,11 +52,11 @@ def advice(facts: Facts) -> Advice:
         return _refused(facts, code)
     match facts.view.status:
         case "verified":
-            return Advice("its bundle verifies, and nothing was decided about it", _verb("install", facts))
+            return _next(facts, "its bundle verifies, and nothing was decided about it", "install")
         case "installed":
-            return Advice("it is installed and was not activated", _verb("activate", facts))
+            return _next(facts, "it is installed and was not activated", "activate")
         case "disabled":
-            return Advice("an operator disabled it", _verb("activate", facts))
+            return _next(facts, "an operator disabled it", "activate")
         case _:
             return _active(facts, facts.view)
 
@@ -136,6 +138,8 @@ _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code
 
 
 def _refused(facts: Facts, code: str) -> Advice:
+    if code == Code.MANIFEST_MISSING.value and facts.view is not None and facts.rejected:
+        code = facts.rejected[0].code  # its own bundle is gone, and another one claims its id
     known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
     if known is None:
         return Advice(f"refused: {code}", "latticectl rejected --hints")
@@ -147,6 +151,8 @@ def _refused(facts: Facts, code: str) -> Advice:
                 "the daemon's own copy of it is damaged: take the plugin in anew",
                 " && ".join(_verb(verb, facts) for verb in _afresh(facts.view)),
             )
+    if code == Code.MANIFEST_INVALID.value and OTHER_SCHEMA in [row.hint for row in facts.rejected]:
+        known = Advice(OTHER_SCHEMA, "latticectl version")
     return Advice(known.why, known.command.format_map(_words(facts, code)))
 
 
@@ -170,7 +176,7 @@ def _words(facts: Facts, code: str) -> dict[str, str]:
     version = row.version if row and row.version else view.version if view else None
     kept = names if view is not None else names[1:]  # with a record, the bundle that matches it is not among them
     return {
-        "id": shlex.quote(facts.plugin_id),
+        "id": shlex.quote(row.id if row and row.id else facts.plugin_id),
         "version": shlex.quote(version) if version else "'*'",
         "publisher": shlex.quote(publisher) if publisher else "PUBLISHER",
         "digest": view.artifact_sha256 if view else "SHA256",
@@ -179,42 +185,45 @@ def _words(facts: Facts, code: str) -> dict[str, str]:
     }
 
 
-# A plugin that an operator activated.
+# A plugin about which an operator decided.
+
+
+def _next(facts: Facts, why: str, verb: str) -> Advice:
+    """The next step; when the daemon says that it would be refused, what that takes first."""
+    refusal = facts.causes.get("refusal")
+    if not isinstance(refusal, dict):
+        return Advice(why, _verb(verb, facts))
+    return remedy_causes.refused(facts.plugin_id, why, verb, refusal)
 
 
 def _active(facts: Facts, view: wire.PluginView) -> Advice:
     runtime = view.runtime
-    error = f" ({runtime.last_error.code})" if runtime.last_error else ""
-    if runtime.state == "failed" and runtime.next_retry_at:
-        return Advice(f"it failed{error} and is started again by itself", _verb("wait", facts, "--for", "active"))
     if runtime.state == "failed":
-        return Advice(f"it failed{error} and is not tried again until an operator says so", _verb("restart", facts))
+        return remedy_causes.failed(facts.plugin_id, runtime, _signs(facts), _permits(facts))
     if runtime.state != "armed":
         return Advice("it is being started", _verb("wait", facts, "--for", "active"))
-    if masked := _masked(facts):
-        return Advice(f"it was denied {masked}, which it declares and nobody granted", _grant(facts, masked))
+    found = remedy_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
+    found = found or remedy_causes.sign(facts.plugin_id, _signs(facts), _permits(facts))
+    if found is not None:
+        return found
     if runtime.health == "unhealthy":
-        return Advice("it runs and says that it is not well", _verb("restart", facts))
+        return Advice(f"it runs and says that it is not well: {runtime.message}".rstrip(": "), _verb("restart", facts))
+    if runtime.health == "degraded":
+        return Advice(f"it runs, but not as it should: {runtime.message}".rstrip(": "), _verb("logs", facts))
     if view.candidate is not None:
         more = ["--allow-downgrade"] if view.candidate.needs_downgrade else []
         adds = f"; it adds {', '.join(view.candidate.adds)}" if view.candidate.adds else ""
         return Advice(f"it runs; another version waits in the plugin directory{adds}", _verb("upgrade", facts, *more))
     if facts.rejected:
-        found = _refused(facts, facts.rejected[0].code)
-        return Advice(f"it runs; beside it, {found.why}", found.command)
+        other = _refused(facts, facts.rejected[0].code)
+        return Advice(f"it runs; beside it, {other.why}", other.command)
     return Advice("it runs as decided")
 
 
-def _masked(facts: Facts) -> str:
-    """The capability that was missing at the newest denial which granting would have prevented."""
-    masked = replies.texts(facts.grants.get("masked"))
-    missing = (
-        hostcall.CAPABILITY_OF.get(row.target, "")
-        for row in facts.denials
-        if row.code == hostcall.Denial.CAPABILITY_NOT_GRANTED.value
-    )
-    return next((capability for capability in missing if capability in masked), "")
+def _signs(facts: Facts) -> Sequence[Mapping[str, Any]]:
+    found = facts.causes.get("signs")
+    return found if isinstance(found, list) else []
 
 
-def _grant(facts: Facts, capability: str) -> str:
-    return shlex.join(["latticectl", "caps", "grant", facts.plugin_id, f"cap={capability}"])
+def _permits(facts: Facts) -> list[str]:
+    return replies.texts(facts.grants.get("permits") or [])

@@ -13,7 +13,7 @@ from latticed.model import chain
 from latticed.model.audit import Actor
 from latticed.model.chain import DECISIONS, Position
 from latticed.model.errors import Problem
-from latticed.model.hostcall import Denial
+from latticed.model.hostcall import FIX, Denial
 
 if TYPE_CHECKING:
     from latticed.ledger import Ledger
@@ -56,6 +56,8 @@ class Audit:
             )
         except Problem as problem:
             raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
+        for event in events:
+            event["detail"].pop(FIX, None)
         end = start.past(events)
         more = (end.decisions if alone else str(end)) if len(events) == asked.limit else None
         return {"events": events, "next": more}

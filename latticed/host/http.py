@@ -102,7 +102,7 @@ class Http:
                     contacted=lambda target: self._contacted(caller, target.shown),
                 )
         except HostError as error:
-            raise HostError(error.code, loan.redact(error.message)) from error
+            raise HostError(error.code, loan.redact(error.message), fix=loan.redact(error.fix)) from error
         return _result(answer, loan if uses_secrets else None)
 
     def _check_channel(self, request: Request, rights: EgressRights) -> None:

@@ -122,9 +122,7 @@ class Routes:
             if not prefix.startswith(own(plugin_id)) and prefix not in free:
                 raise _refused(f"{prefix} is neither below {own(plugin_id)} nor declared and granted")
             if (holder := self._holder(prefix, plugin_id)) is not None:
-                raise _refused(
-                    f"{prefix} belongs to {holder}", f"disable {holder}, or take the prefix from one of them"
-                )
+                raise _refused(f"{prefix} belongs to {holder}", f"latticectl disable {holder}")
 
     def claim(
         self,

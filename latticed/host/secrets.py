@@ -175,7 +175,8 @@ class Secrets:
             raise HostError(Denial.SERVICE_UNAVAILABLE, message) from problem
         # The same words whether there is such a secret or not: a plugin learns nothing of others' names.
         shown = texts.sanitise(name, 64)
-        raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin")
+        fix = f"secret={name}" if _NAME.fullmatch(name) else ""
+        raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
 
     def _stored(self) -> list[rows.Row]:
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]

@@ -35,12 +35,16 @@ class Caller:
 
 
 class HostError(Exception):
-    """A host call that was not carried out; becomes `code: message` at the plugin."""
+    """A host call that was not carried out; becomes `code: message` at the plugin.
 
-    def __init__(self, code: hostcall.Denial, message: str) -> None:
+    `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind it); on record, never told to the plugin.
+    """
+
+    def __init__(self, code: hostcall.Denial, message: str, *, fix: str = "") -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.fix = fix
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -20,6 +20,10 @@ MOST: Final = 1_000
 """Hosts that are remembered of one plugin; the one that was not seen for longest makes room."""
 
 
+_DECISIONS: Final = 200
+"""Of one plugin that are looked through for the last one that gave it something."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
     """How often one host call was made and refused in some time; `last_at` is RFC 3339, or empty."""
@@ -53,6 +57,25 @@ def since(conn: Reader, plugin_id: str, since_us: int) -> list[tuple[str, int]]:
     """(host, last time in microseconds since the epoch) of what was reached since then, the latest first."""
     statement = "SELECT host, last_at FROM contacts WHERE plugin_id = ? AND last_at >= ? ORDER BY last_at DESC"
     return [(str(host), int(at)) for host, at in conn.execute(statement, (plugin_id, since_us))]
+
+
+async def watched_since(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], plugin_id: str) -> str:
+    """Since when the record shows what a plugin does with all that it has (RFC 3339): since it was last given anything,
+    or since when the record of calls goes back; empty when it shows neither.
+    """
+    decided = await audit.walked(
+        read, chains=(chain.DECISIONS,), target=plugin_id, decision="allow", newest_first=True, limit=_DECISIONS
+    )
+    given = next((str(row["ts"]) for row in decided if _gives(row)), "")
+    removed = await read(lambda db: audit.checkpoint(db, chain=chain.CALLS))
+    return max(given, str(removed["ts"])) if removed is not None else given
+
+
+def _gives(row: dict[str, Any]) -> bool:
+    """Whether a decision gave a plugin something: all do but those that only take away."""
+    if row["action"] == "plugin.grants":
+        return bool(row["detail"].get("granted")) or not row["detail"].get("trimmed")
+    return bool(row["action"] == "plugin.status")
 
 
 async def used(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], actor: str, since_us: int) -> list[Used]:

@@ -189,8 +189,15 @@ def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Prob
         fits = other is not None and semver_range.contains(dependency.version, other.facts.version)
         if not dependency.optional and (other is None or other.status is not Status.ACTIVE or not fits):
             detail = f"needs {dependency.id} {dependency.version} active, found {found}"
-            return Problem("dependency_unmet", detail, f"latticectl activate {dependency.id}")
+            return Problem("dependency_unmet", detail, _meeting(dependency, other, fits=fits))
     return None
+
+
+def _meeting(dependency: Dependency, other: Record | None, *, fits: bool) -> str:
+    """The command that meets a dependency, with its bundle in the plugin directory."""
+    if other is None or other.status is Status.VERIFIED:
+        return f"latticectl install {dependency.id} && latticectl activate {dependency.id}"
+    return f"latticectl {'activate' if fits else 'upgrade'} {dependency.id}"
 
 
 def is_downgrade(floor: str, version: str) -> bool:

@@ -169,6 +169,24 @@ def refusal(rights: EgressRights, *, host: str, port: int) -> str | None:
     return None
 
 
+def fix(rights: EgressRights, *, host: str, port: int) -> str:
+    """The permit that would lift a `refusal` (`host=…`); empty when a host is not declared, or never public."""
+    declared = rights.declared is None or any(covers(one, host, port) for one in rights.declared)
+    if not declared or not port or (hosts.address_of(host) is None and hosts.local_name(host) is not None):
+        return ""
+    return f"host={hosts.bracketed(host)}:{port}"
+
+
+def binding(*, scheme: str, host: str, port: int, address: Address) -> str:
+    """The permit that binds this target to `address` (`origin=…`); empty when no origin can be so."""
+    pin = "" if hosts.address_of(host) else f"={address}"
+    where = f":{port}" if port else ""
+    try:
+        return f"origin={origin(f'{scheme}://{hosts.bracketed(host)}{where}{pin}')}"
+    except ValueError:
+        return ""
+
+
 def covers(pattern: str, host: str, port: int) -> bool:
     """Whether a pattern means this host (normal form) and port; `*.a.b` means all names below a.b, not a.b itself."""
     return _means(_parts(pattern), host, port)

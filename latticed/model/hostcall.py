@@ -50,6 +50,10 @@ class Denial(StrEnum):
     INTERNAL = "internal"
 
 
+FIX: Final = "fix"
+"""In the detail of a denial's event: what an operator could grant to mend it. No plugin reads it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One request of a plugin to its Gate; `params` is decoded JSON."""

@@ -168,6 +168,34 @@ class CallCount(TypedDict):
     denied: int
 
 
+class Refusal(TypedDict):
+    """What would refuse a decision now."""
+
+    code: str
+    detail: str
+    hint: str
+
+
+class Sign(TypedDict):
+    """What a plugin's stderr gives away: `missing_module` (the value names it), `cannot_fork`, `cannot_thread`."""
+
+    sign: str
+    value: str
+
+
+class Causes(TypedDict):
+    """What keeps a plugin from its next step, or from what it tries.
+
+    `refusal`: of being installed or activated, `upgrade`: of its candidate; `working`: calls among the last denials
+    that went well since.
+    """
+
+    refusal: Refusal | None
+    upgrade: Refusal | None
+    signs: list[Sign]
+    working: list[str]
+
+
 class PluginReport(TypedDict):
     """One plugin with its verdict, grants and last denials (newest first)."""
 
@@ -176,6 +204,7 @@ class PluginReport(TypedDict):
     grants: GrantsView
     calls: CallCount
     denials: list[wire.AuditRow]
+    causes: NotRequired[Causes]
 
 
 class DataLeft(TypedDict):

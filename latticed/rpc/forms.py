@@ -63,7 +63,7 @@ OPENAPI: Final = Form(dict[str, Any])
 EVENTS: Final = Form("text/event-stream", query=events.Wanted, codes=("too_many_streams",))
 
 PLUGINS: Final = Form(list[wire.PluginView])
-PLUGIN: Final = Form(answers.PluginReport, codes=_UNKNOWN)
+PLUGIN: Final = Form(answers.PluginReport, query=plugins.About, codes=_UNKNOWN)
 REJECTED: Final = Form(list[wire.RejectedView])
 VERIFY: Final = Form(wire.VerdictView, body=plugins.Name, codes=_UNKNOWN)
 DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)

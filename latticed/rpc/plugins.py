@@ -20,9 +20,9 @@ from latticed.model import chain, consents
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
-from latticed.rpc import views
+from latticed.rpc import explaining, views
 from latticed.rpc.access import Scope
-from latticed.rpc.api import Body
+from latticed.rpc.api import Body, Query
 
 if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
@@ -73,6 +73,12 @@ class Forget(Body, frozen=True):
 
 class Name(Body, frozen=True):
     name: str
+
+
+class About(Query, frozen=True):
+    """With `explain=1` the answer says what stands in the way of the plugin's next step, too."""
+
+    explain: Literal["0", "1"] = "0"
 
 
 class Grants(Body, frozen=True):
@@ -163,7 +169,7 @@ async def forget(ask: Ask) -> Forgotten:
 
 
 async def show(ask: Ask) -> dict[str, Any]:
-    """One plugin with its verdict, grants and last denials."""
+    """One plugin with its verdict, grants and last denials; when asked, what it suffers from."""
     record = _record(ask)
     trouble = ask.api.lifecycle.sight(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
@@ -176,7 +182,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         newest_first=True,
         limit=SHOWN_DENIALS,
     )
-    return {
+    report: dict[str, Any] = {
         "plugin": views.plugin(ask.api, record),
         "verdict": {
             "ok": trouble is None,
@@ -188,6 +194,9 @@ async def show(ask: Ask) -> dict[str, Any]:
         "calls": {"made": count.calls, "denied": count.denied},
         "denials": denials,
     }
+    if ask.query(About).explain == "1":
+        report["causes"] = await explaining.causes(ask.api, record, denials)
+    return report
 
 
 async def rejected(ask: Ask) -> list[dict[str, Any]]:

@@ -88,10 +88,15 @@ class ReachedHost(TypedDict):
 
 
 class UsageReport(TypedDict):
-    """What a plugin did since then; `unused` are granted capabilities, `unused_hosts` accepted hosts."""
+    """What a plugin did since then; `unused` are granted capabilities, `unused_hosts` accepted hosts.
+
+    `watched_since`: when it was last given something; nothing is unused until that is long enough ago (`enough`).
+    """
 
     id: str
     since: str
+    watched_since: str | None
+    enough: bool
     calls: list[UsedCall]
     hosts: list[ReachedHost]
     unused: list[str]

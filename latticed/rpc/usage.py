@@ -11,6 +11,7 @@ from latticed.ledger import contacts
 from latticed.model import hostcall
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
+from latticed.model.lifecycle import Status
 from latticed.rpc.api import Query
 
 if TYPE_CHECKING:
@@ -27,23 +28,30 @@ class Lookback(Query, frozen=True):
 
 
 async def usage(ask: Ask) -> UsageReport:
-    """Host calls made and refused, hosts reached, granted capabilities and hosts that were never used."""
+    """Host calls made and refused, hosts reached, granted capabilities and hosts that were never used.
+
+    Nothing counts as never used before the plugin was watched for as long as the query looks back.
+    """
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
         raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
     since_us = ask.api.clock.wall_us() - ask.query(Lookback).days * DAY_US
     actor = str(Actor(kind="plugin", name=record.id))
     made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)
+    watched = await contacts.watched_since(ask.api.ledger.read_slow, record.id)
+    enough = bool(watched) and watched <= rfc3339(since_us) and record.status is Status.ACTIVE
     reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
     used = {hostcall.CAPABILITY_OF[one.call] for one in made if one.allowed and one.call in hostcall.CAPABILITY_OF}
     hosts = {host for host, _ in reached}
     return {
         "id": record.id,
         "since": rfc3339(since_us),
+        "watched_since": watched or None,
+        "enough": enough,
         "calls": [
             {"call": one.call, "allowed": one.allowed, "denied": one.denied, "last_at": one.last_at} for one in made
         ],
         "hosts": [{"host": host, "last_at": rfc3339(at)} for host, at in reached],
-        "unused": [name for name in record.granted if name not in used],
-        "unused_hosts": [one for one in record.hosts if one not in hosts and "*" not in one],
+        "unused": [name for name in record.granted if name not in used and enough],
+        "unused_hosts": [one for one in record.hosts if one not in hosts and "*" not in one and enough],
     }

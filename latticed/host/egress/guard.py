@@ -56,13 +56,15 @@ class Guard:
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
         if reason := egress.refusal(rights, host=name, port=port):
-            raise HostError(Denial.EGRESS_BLOCKED, reason)
+            raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
         literal = hosts.address_of(name)
         found = await self._looked_up(name, rights.owner) if literal is None else (literal,)
         own = self._own_addresses()
         for address in found:  # one bad address condemns all: which one is dialled is chance, or an attacker's choice
             if reason := self._why_not(address, own):
-                raise HostError(Denial.EGRESS_BLOCKED, f"address not public: {name} has one that is {reason}")
+                message = f"address not public: {name} has one that is {reason}"
+                fix = egress.binding(scheme=scheme, host=name, port=port, address=address)
+                raise HostError(Denial.EGRESS_BLOCKED, message, fix=fix)
         return found
 
     async def connect(

@@ -14,7 +14,7 @@ import msgspec
 from latticed.host.egress import url
 from latticed.host.programs.spec import bad, check_name, encode
 from latticed.host.service import HostError, Params
-from latticed.model import hosts
+from latticed.model import egress, hosts
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -87,9 +87,18 @@ def bound(spec: Spec, origins: Iterable[Origin]) -> dict[str, Origin]:
             continue
         target = url.parse(rule.service)
         if (origin := known.get(target.origin)) is None:
-            raise HostError(Denial.EGRESS_BLOCKED, f"service: the operator has not bound {rule.service} to this plugin")
+            message = f"service: the operator has not bound {rule.service} to this plugin"
+            raise HostError(Denial.EGRESS_BLOCKED, message, fix=_fix(rule.service))
         found[rule.service] = origin
     return found
+
+
+def _fix(service: str) -> str:
+    """The permit that would bind a service, where it says itself which address is meant."""
+    try:
+        return f"origin={egress.origin(service)}"
+    except ValueError:
+        return ""
 
 
 def _id(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from latticed.ctl import remedy, views
-from latticed.model.verdict import Code
+from latticed.model.verdict import OTHER_SCHEMA, Code
 from tests.house import api_server
 from tests.house.api_server import event, plugin
 
@@ -22,7 +22,13 @@ def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.Facts:
         plugin_id="acme.demo",
         view=views.plugin(view) if view else None,
         verdict={"ok": code is None, "code": code, "reason": "r"},
-        grants={"masked": known.pop("masked", [])},
+        grants={
+            "masked": known.get("masked", []),
+            "declared": known.pop("masked", []),
+            "hosts": known.pop("hosts", []),
+            "permits": known.pop("permits", []),
+        },
+        causes=known.pop("causes", {}),
         denials=[views.event(event(9 - at, **row)) for at, row in enumerate(known.pop("denials", []))],
         rejected=list(views.rejected(rejected)),
         policy=known.pop("policy", ""),
@@ -37,6 +43,91 @@ def active(state: str = "armed", **more: Any) -> dict[str, Any]:
 
 def denied(code: str = "capability_not_granted", target: str = "http.do") -> dict[str, Any]:
     return {"action": "host.call", "decision": "deny", "code": code, "target": target}
+
+
+def causes(**found: Any) -> dict[str, Any]:
+    return {"refusal": None, "signs": [], "working": [], **found}
+
+
+def refused(code: str, hint: str = "") -> dict[str, Any]:
+    return causes(refusal={"code": code, "detail": "expected a, found b", "hint": hint})
+
+
+def fixed(fix: str, **more: Any) -> dict[str, Any]:
+    return {**denied("egress_blocked"), "detail": {"fix": fix}, "reason": "host not granted: x", **more}
+
+
+UPGRADE = "latticectl upgrade acme.demo"
+GRANT = "latticectl caps grant acme.demo"
+
+
+@pytest.mark.parametrize(
+    ("found", "command"),
+    [
+        # What would refuse the next step: the daemon's command, else what we know of the code.
+        (
+            facts(plugin(status="installed"), causes=refused("needs_consent", f"{UPGRADE} --accept x")),
+            f"{UPGRADE} --accept x",
+        ),
+        (
+            facts(plugin(status="installed"), causes=refused("dependency_unmet", "latticectl activate b")),
+            "latticectl activate b",
+        ),
+        (facts(plugin(), causes=refused("version_downgrade")), "latticectl install acme.demo --allow-downgrade"),
+        (facts(plugin(status="disabled"), causes=refused("sandbox_unavailable", "sysctl x")), "latticectl health"),
+        (facts(plugin(status="disabled"), causes=refused("a_later_code", "do it")), "latticectl info acme.demo"),
+        (
+            facts(
+                active(candidate=api_server.CANDIDATE),
+                causes=causes(upgrade={"code": "needs_consent", "detail": "d", "hint": f"{UPGRADE} --accept level=x"}),
+            ),
+            f"{UPGRADE} --accept level=x",
+        ),
+        # What stderr gives away, dead or alive, until it is granted.
+        (facts(active(), causes=causes(signs=[{"sign": "cannot_fork", "value": ""}])), f"{GRANT} feature=processes"),
+        (facts(active(), causes=causes(signs=[{"sign": "cannot_thread", "value": ""}])), f"{GRANT} feature=threads"),
+        (
+            facts(active(), causes=causes(signs=[{"sign": "cannot_fork", "value": ""}]), permits=["feature=processes"]),
+            "",
+        ),
+        (facts(active("failed"), causes=causes(signs=[{"sign": "missing_module", "value": "x"}])), UPGRADE),
+        (facts(active(runtime={"health": "degraded"})), "latticectl logs acme.demo"),
+        # Denials: what a grant lifts comes first, what is granted or went well since is over.
+        (facts(active(), denials=[fixed("host=a.example:443")]), f"{GRANT} host=a.example:443"),
+        (facts(active(), denials=[fixed("host=a.example:443")], hosts=["a.example:443"]), ""),
+        (facts(active(), denials=[fixed("host=a.example:443")], hosts=["*.example:443"]), ""),
+        (facts(active(), denials=[fixed("host=a.example:443")], hosts=["*"]), ""),
+        (
+            facts(active(), denials=[fixed("host=a.example:25", reason="port not granted: 25")], hosts=["*"]),
+            f"{GRANT} host=a.example:25",
+        ),
+        (facts(active(), denials=[fixed("origin=http://b:80=10.0.0.5")]), f"{GRANT} origin=http://b:80=10.0.0.5"),
+        (facts(active(), denials=[fixed("origin=http://b:80=10.0.0.5")], permits=["origin=http://b:80=10.0.0.5"]), ""),
+        (
+            facts(active(), denials=[fixed("secret=TOKEN", code="bad_params")]),
+            "latticectl secret bind TOKEN acme.demo",
+        ),
+        (facts(active(), denials=[denied("rate_limited")]), "latticectl top"),
+        (facts(active(), denials=[denied("rate_limited")], causes=causes(working=["http.do"])), ""),
+        (facts(active(), denials=[denied("not_found", "static.get")]), ""),
+        (facts(active(), denials=[denied("not_found", "kv.steal")]), "latticectl version"),
+        (facts(active(), denials=[denied("bad_params")]), "latticectl logs acme.demo"),
+        (
+            facts(active(runtime={"started_at": "2026-01-01T00:00:00.000000Z"}), denials=[denied("bad_params")]),
+            "",
+        ),
+        (
+            facts(active(), denials=[denied("bad_params", "kv.put"), fixed("host=a.example:443")]),
+            f"{GRANT} host=a.example:443",
+        ),
+        (
+            facts(rejected=[{"code": "manifest_invalid", "hint": OTHER_SCHEMA}]),
+            "latticectl version",
+        ),
+    ],
+)
+def test_each_cause_has_its_command(found, command):
+    assert remedy.advice(found).command == command
 
 
 def test_what_runs_as_decided_needs_nothing():
@@ -75,6 +166,7 @@ def test_what_runs_as_decided_needs_nothing():
         ),
         (facts(active(), denials=[denied()], masked=[]), ""),
         (facts(active(), denials=[denied("capability_denied")], masked=["http:egress"]), ""),
+        (facts(active(), denials=[denied("capability_denied")]), "latticectl upgrade acme.demo --accept http:egress"),
         (
             facts(active(), rejected=[{"code": "publisher_changed", "publisher": "other"}]),
             "latticectl upgrade acme.demo --accept-publisher other",

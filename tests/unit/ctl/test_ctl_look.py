@@ -235,3 +235,21 @@ def test_the_active_that_do_not_run_are_counted_by_reason(ctl, api):
         assert re.search(r"^not running +2 digest_mismatch, 1 starting$", ctl(verb).out, re.MULTILINE)
         assert ctl(verb, "--format", "json").json["not_running"] == why
     assert ctl("health", "--check").code == 0
+
+
+def test_caps_suggest_is_silent_before_it_has_seen_enough(ctl, api):
+    """It says since when it watches; later it names the command that takes away what was never used."""
+    api.add()
+    usage = {"id": "acme.demo", "since": "2025-01-01T00:00:00Z", "calls": [], "hosts": []}
+    early = {**usage, "watched_since": "2025-01-30T00:00:00Z", "enough": False, "unused": [], "unused_hosts": []}
+    api.override["GET plugins/by-id/acme.demo/usage"] = (200, early)
+    ran = ctl("caps", "suggest", "acme.demo", "--abs-time")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err.startswith("watched since 2025-01-30T00:00:00Z: too short")
+    assert "trim" not in ran.err
+    late = {**early, "enough": True, "unused": ["kv:write"], "unused_hosts": ["a.example:443"]}
+    api.override["GET plugins/by-id/acme.demo/usage"] = (200, late)
+    assert (
+        "hint: latticectl caps trim acme.demo cap=kv:write host=a.example:443"
+        in ctl("caps", "suggest", "acme.demo").err
+    )

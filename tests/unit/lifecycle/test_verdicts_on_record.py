@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 
@@ -27,6 +28,13 @@ async def until_told(home, code, *, target=ID, action="plugin.verdict"):
 
     await houses.until(newest, f"{code or 'verified'} on record, found {told(home, action)}")
     return told(home, action, target=target)[-1]
+
+
+async def trusting(home, *authors):
+    """Another policy, in force."""
+    home.trust.write_bytes(bundles.policy_bytes(*authors))
+    await asyncio.to_thread(home.house.api.policy.look, always=True)
+    await home.house.api.lifecycle.policy_changed()
 
 
 async def test_what_happens_to_a_disabled_plugins_bundle_is_on_record():
@@ -74,11 +82,9 @@ async def test_a_policy_that_changes_is_a_verdict_too(tmp_path):
         home.drop("demo", id=ID)
         await home.armed(ID)
         await home.decide(ID, "disabled")
-        home.trust.write_bytes(bundles.policy_bytes())
-        await home.house.watch.reload()
+        await trusting(home)
         await until_told(home, "publisher_untrusted")
-        home.trust.write_bytes(bundles.policy_bytes(ACME))
-        await home.house.watch.reload()
+        await trusting(home, ACME)
         await until_told(home, "")
 
 
@@ -106,8 +112,7 @@ async def test_a_strangers_bundle_that_verifies_in_the_end_is_told_of():
         other = bundles.author("other")
         home.drop("theirs", author=other, id="other.demo")
         await until_told(home, "publisher_untrusted", target="theirs", action="bundle.verdict")
-        home.trust.write_bytes(bundles.policy_bytes(ACME, other))
-        await home.house.watch.reload()
+        await trusting(home, ACME, other)
         await until_told(home, "", target="theirs", action="bundle.verdict")
 
 

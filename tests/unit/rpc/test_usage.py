@@ -5,15 +5,30 @@ from __future__ import annotations
 import pytest
 
 from latticed.host.service import HostError
+from latticed.kit.clock import SystemClock
 from latticed.ledger import contacts
 from tests.house import houses
 
 ID = "acme.demo"
 
 
+class Ahead(SystemClock):
+    """The system's clock, set ahead by so many days."""
+
+    days = 0
+
+    def wall_us(self):
+        return super().wall_us() + self.days * 86_400_000_000
+
+
 @pytest.fixture
-async def home():
-    async with houses.opened() as found:
+def clock():
+    return Ahead()
+
+
+@pytest.fixture
+async def home(clock):
+    async with houses.opened(clock=clock) as found:
         found.drop(capabilities=["kv:read", "kv:write", "log:write", "http:egress"])
         await found.seen(ID)
         await found.decide(ID, "installed", accept=["http:egress"], accept_hosts=["api.example.org:443"])
@@ -21,20 +36,45 @@ async def home():
         yield found
 
 
-async def test_what_was_used_and_what_never_was(home):
+async def test_what_was_used_and_what_never_was(home, clock):
     """Calls that were made and refused, by name; capabilities and hosts that nothing was done with."""
     plugin = home.driven.only(ID)
     for _ in range(3):
         await plugin.call("kv.get", key="a")
     with pytest.raises(HostError):
         await plugin.call("node.facts")
+    clock.days = 13
     found = await home.ask("GET", f"/api/plugins/by-id/{ID}/usage")
     calls = {row["call"]: (row["allowed"], row["denied"]) for row in found["calls"]}
     assert calls == {"kv.get": (3, 0), "node.facts": (0, 1)}
+    assert found["unused"] == []
+    clock.days = 14
+    await plugin.call("kv.get", key="a")
+    found = await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days=14")
     assert set(found["unused"]) == {"kv:write", "log:write", "http:egress"}
     assert found["unused_hosts"] == ["api.example.org:443"]
     report = await home.ask("GET", f"/api/plugins/by-id/{ID}")
-    assert report["calls"] == {"made": 4, "denied": 1}
+    assert report["calls"] == {"made": 5, "denied": 1}
+
+
+async def test_nothing_is_unused_before_it_was_watched_for_so_long(home, clock):
+    """Since what was last given; what is taken away begins nothing anew."""
+
+    async def usage(days=14):
+        return await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days={days}")
+
+    assert ((await usage())["unused"], (await usage())["unused_hosts"], (await usage())["enough"]) == ([], [], False)
+    clock.days = 15
+    found = await usage()
+    assert (found["enough"], len(found["unused"]), found["unused_hosts"]) == (True, 4, ["api.example.org:443"])
+    await home.ask("PUT", f"/api/plugins/by-id/{ID}/grants", {"trim": ["kv:write"]})
+    assert set((await usage())["unused"]) == {"kv:read", "log:write", "http:egress"}
+    await home.ask("PUT", f"/api/plugins/by-id/{ID}/grants", {"grant": ["kv:write"]})
+    found = await usage()
+    assert (found["enough"], found["unused"]) == (False, [])
+    assert found["watched_since"] > found["since"]
+    clock.days = 17
+    assert (await usage(days=1))["enough"]
 
 
 async def test_hosts_that_were_reached_are_remembered(home):

@@ -1,0 +1,100 @@
+"""What to do about a plugin that may not start, or does not stay alive. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from latticed import wire
+
+
+class Advice(NamedTuple):
+    """Why, in words, and the command that takes it further; no command when there is nothing to do."""
+
+    why: str
+    command: str = ""
+
+
+_ANEW: Final = "its publisher must mend it; with that bundle in the plugin directory"
+_UPGRADE: Final = "latticectl upgrade {id}"
+_LOGS: Final = "latticectl logs {id}"
+_OF_ARTIFACT: Final = MappingProxyType(
+    {
+        "artifact_not_executable": Advice(
+            "its artifact is no program: it must be an ELF executable of this machine or begin with #! and an"
+            f" interpreter; {_ANEW}",
+            _UPGRADE,
+        ),
+        "interpreter_not_allowed": Advice(
+            "its first line names an interpreter that is not on this host's list ([sandbox] interpreters in the"
+            f" settings adds one); else {_ANEW}",
+            _UPGRADE,
+        ),
+        "protocol_unsupported": Advice(f"it wants a protocol that its type cannot speak; {_ANEW}", _UPGRADE),
+        "protocol_error": Advice(f"it does not speak the protocol that its manifest says; {_ANEW}", _UPGRADE),
+        "message_too_large": Advice(f"its messages are over the limit; {_ANEW}", _UPGRADE),
+        "output_too_large": Advice(f"it writes more than it may; {_ANEW}", _UPGRADE),
+        "source_blocked": Advice(
+            f"its template, or the content type of its routes, cannot be served; {_ANEW}", _UPGRADE
+        ),
+        "wasm_invalid": Advice(f"its artifact is no WebAssembly module; {_ANEW}", _UPGRADE),
+        "wasm_import": Advice(f"its module wants what no host gives; {_ANEW}", _UPGRADE),
+        "stack_overflow": Advice(f"its code recurses too deeply; {_ANEW}", _UPGRADE),
+        "forbidden_call": Advice(f"it makes system calls that its sandbox forbids; {_ANEW}", _UPGRADE),
+        "start_timeout": Advice("it did not answer in time after its start", _LOGS),
+        "sandbox_unavailable": Advice("this host does not give the confinement that it asks for", "latticectl health"),
+        "route_taken": Advice("another plugin has the path that it wants", "latticectl list"),
+    }
+)
+"""By the code of what refuses or ended it, where trying again alone is no use."""
+
+
+def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> Advice:
+    """What a next step takes that would be refused: the daemon's own hint where that is a command."""
+    code, detail, hint = (str(refusal.get(name) or "") for name in ("code", "detail", "hint"))
+    said = f"{why}; it would be refused: {code}: {detail}"
+    if code == "version_downgrade":
+        return Advice(said, shlex.join(["latticectl", verb, plugin_id, "--allow-downgrade"]))
+    if hint.startswith("latticectl "):
+        return Advice(said, hint)
+    known = _OF_ARTIFACT.get(code, Advice("", "latticectl info {id}"))
+    words = "; ".join(part for part in (said, known.why, hint) if part)
+    return Advice(words, known.command.format(id=plugin_id))
+
+
+def failed(
+    plugin_id: str, runtime: wire.RuntimeView, signs: Sequence[Mapping[str, Any]], permits: Sequence[str]
+) -> Advice:
+    """What to do about an active plugin that is not alive."""
+    error = runtime.last_error
+    if (found := sign(plugin_id, signs, permits)) is not None:
+        return found
+    if error is not None and (known := _OF_ARTIFACT.get(error.code)) is not None:
+        return Advice(f"it failed ({error.code}): {known.why}: {error.message}", known.command.format(id=plugin_id))
+    said = f" ({error.code})" if error is not None else ""
+    if runtime.next_retry_at:
+        wait = shlex.join(["latticectl", "wait", plugin_id, "--for", "active"])
+        return Advice(f"it failed{said} and is started again by itself", wait)
+    restart = shlex.join(["latticectl", "restart", plugin_id])
+    return Advice(f"it failed{said} and is not tried again until an operator says so", restart)
+
+
+def sign(plugin_id: str, signs: Sequence[Mapping[str, Any]], permits: Sequence[str]) -> Advice | None:
+    """What its stderr gives away."""
+    for one in signs:
+        value = str(one.get("value") or "")
+        match one.get("sign"):
+            case "missing_module":
+                why = f"it needs the module {value}, which plugins do not see: its publisher must pack it in"
+                return Advice(f"{why}; with that bundle in the plugin directory", _UPGRADE.format(id=plugin_id))
+            case "cannot_fork" if "feature=processes" not in permits:
+                why = "it wants to start processes, and its sandbox does not let it"
+                return Advice(why, shlex.join(["latticectl", "caps", "grant", plugin_id, "feature=processes"]))
+            case "cannot_thread" if "feature=threads" not in permits:
+                why = "it wants to start threads, and its sandbox does not let it"
+                return Advice(why, shlex.join(["latticectl", "caps", "grant", plugin_id, "feature=threads"]))
+    return None

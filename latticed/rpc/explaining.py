@@ -1,0 +1,109 @@
+"""What `latticectl explain` asks besides: what stands in the way of the next step, and what a plugin suffers from."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.bundle.refusal import ReadRefused
+from latticed.ledger import audit as rows
+from latticed.model.audit import Actor
+from latticed.model.chain import CALLS
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from latticed.model.lifecycle import Record
+    from latticed.rpc.answers import Causes, Refusal, Sign
+    from latticed.rpc.api import Api
+    from latticed.runners.output import Line
+
+LINES: Final = 200
+"""How far back in what a plugin said signs are looked for."""
+_NEXT: Final = {
+    Status.VERIFIED: Status.INSTALLED,
+    Status.INSTALLED: Status.ACTIVE,
+    Status.DISABLED: Status.ACTIVE,
+}
+_SIGNS: Final = (
+    ("missing_module", re.compile(r"ModuleNotFoundError: No module named '(?P<value>[\w.]{1,100})'")),
+    ("missing_module", re.compile(r"Cannot find module '(?P<value>[^'\s]{1,100})'")),
+    (
+        "cannot_fork",
+        re.compile(r"(?i)(?P<value>\b(?:cannot|can't) fork\b|\bfork: |_fork_exec\(|\bos\.fork\(|\bposix_spawn)"),
+    ),
+    ("cannot_fork", re.compile(r"spawn \S+ (?P<value>EPERM|EAGAIN)\b")),
+    ("cannot_thread", re.compile(r"(?P<value>can't start new thread|pthread_create)")),
+)
+
+
+async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) -> Causes:
+    """See `answers.Causes`; `denials` are the plugin's last, as they are on record.
+
+    What it said before it was last changed (another version, other grants) is over.
+    """
+    lines = api.outputs.ring(record.id).since(0)[-LINES:]
+    return {
+        "refusal": await _refusal(api, record),
+        "upgrade": _upgrade(api, record),
+        "signs": signs(line for line in lines if line.at >= record.updated_at),
+        "working": await _working(api, record, {str(row["target"]) for row in denials}),
+    }
+
+
+async def _refusal(api: Api, record: Record) -> Refusal | None:
+    """What would refuse the next step now: nothing is changed or recorded by asking."""
+    wanted = _NEXT.get(record.status)
+    try:
+        if wanted is not None:
+            api.lifecycle.decide.foresee(record.id, wanted)
+        if wanted is Status.ACTIVE:
+            await api.supervisor.admit(api.lifecycle.plugins[record.id])
+    except Problem as problem:
+        return {"code": problem.code, "detail": problem.detail, "hint": problem.hint}
+    except ReadRefused as refused:
+        return {"code": refused.code.value, "detail": refused.reason, "hint": refused.hint}
+    return None
+
+
+def _upgrade(api: Api, record: Record) -> Refusal | None:
+    """What would refuse the candidate now, if there is one."""
+    if api.lifecycle.sight(record.id).candidate(record) is None:
+        return None
+    try:
+        api.lifecycle.decide.foresee(record.id, "upgrade")
+    except Problem as problem:
+        return {"code": problem.code, "detail": problem.detail, "hint": problem.hint}
+    return None
+
+
+def signs(lines: Iterable[Line]) -> list[Sign]:
+    """What lines on stderr give away, each sign once; never a line itself."""
+    found: dict[tuple[str, str], Sign] = {}
+    for line in lines:
+        for sign, pattern in _SIGNS:
+            if line.stream == "stderr" and (match := pattern.search(line.text)):
+                value = match["value"] if sign == "missing_module" else ""
+                found.setdefault((sign, value), {"sign": sign, "value": value})
+    return list(found.values())
+
+
+async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:
+    """Of these host calls those that were not denied when they were last made."""
+    actor = str(Actor(kind="plugin", name=record.id))
+
+    found = []
+    for call in sorted(calls):
+        last = await rows.walked(
+            api.ledger.read_slow,
+            chains=(CALLS,),
+            actor=actor,
+            action="host.call",
+            target=call,
+            newest_first=True,
+            limit=1,
+        )
+        found += [call for row in last if row["decision"] == "allow"]
+    return found

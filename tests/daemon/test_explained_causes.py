@@ -1,0 +1,753 @@
+"""What can be wrong with a plugin, what `latticectl explain` says to do, that done, and the plugin cured.
+
+One daemon for all. Where the cure is a file's or the author's, the act that explain names is done before its command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latticed.ctl import main
+from latticed.trust import key_files
+from tests.house import bundles, daemons, programs
+from tests.house.daemons import Daemon
+
+ACME = bundles.author("acme")
+OTHER = bundles.author("other")
+LAPSED = bundles.author("lapsed")
+STRANGER = bundles.author("stranger")
+KNOWN = (ACME, OTHER, LAPSED)
+SETTINGS = """
+[supervision]
+backoff_base_s = 0.05
+backoff_ceiling_s = 0.1
+breaker_failures = 2
+
+[watch]
+quiet_s = 0.01
+"""
+SPEAKS = bundles.ARTIFACT
+"""A program that lives."""
+REVOKED = bundles.ARTIFACT + b"# revoked\n"
+LACKING = b"#!/usr/bin/env python3\nimport not_packed\n"
+FORKING = rb"""#!/bin/sh
+while read -r line; do
+    id=${line#*'"id":'}
+    case $line in
+    *invoke*) (/bin/true) & wait; ;;
+    esac
+    echo '{"jsonrpc":"2.0","id":'"${id%%,*}"',"result":{"status":"healthy","ok":true}}'
+done
+"""
+
+
+@dataclass
+class World:
+    """The daemon and where it lives; `port` is that of a web server on the loopback address."""
+
+    place: daemons.Place
+    port: int
+    key: Path
+    config: Path
+    daemon: Daemon = field(init=False)
+
+    def drop(self, name: str, *, author: bundles.Author | None = ACME, **fields: Any) -> bundles.Bundle:
+        return self.place.drop(name, author=author, **{"id": f"acme.{name}", "v2": True, **fields})
+
+    def path(self, name: str) -> Path:
+        return self.place.plugins / name
+
+    def seen(self, plugin_id: str) -> None:
+        self.daemon.until(lambda: (self.daemon.plugin(plugin_id) or {}).get("available"), f"{plugin_id} available")
+
+    def decide(self, plugin_id: str, *statuses: str, **more: Any) -> None:
+        for status in statuses:
+            answer = self.daemon.set_status(status, plugin_id, **(more if status == "installed" else {}))
+            assert answer.status == 200, answer
+
+    def up(self, plugin_id: str, **more: Any) -> None:
+        self.seen(plugin_id)
+        self.decide(plugin_id, "installed", "active", **more)
+
+    def invoke(self, plugin_id: str, action: str, payload: Any = None) -> Any:
+        answer = self.daemon.post(f"/api/plugins/by-id/{plugin_id}/invoke", {"action": action, "payload": payload})
+        return answer.json()
+
+    def latticectl(self, *words: str) -> tuple[int, str]:
+        """In this process, for its speed; exit code and what it says on stdout."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = main.main(["--socket", str(self.place.socket), "--config", str(self.config), *words])
+        return code, out.getvalue()
+
+    def explain(self, target: str) -> dict[str, Any]:
+        code, said = self.latticectl("explain", target, "--format", "json")
+        assert code == 0, said
+        return json.loads(said)
+
+    def run(self, command: str) -> None:
+        """What explain printed, as an operator would: `verify` of what is bad says so, everything else succeeds."""
+        if not command.startswith("latticectl "):
+            subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, cwd="/")
+            return
+        for one in command.split(" && "):
+            words = shlex.split(one)[1:]
+            if words[:2] == ["trust", "add"] or words[0] == "verify":  # the policy's owner is the daemon's user
+                ran = self.daemon.ctl(*words, "--trust", str(self.place.trust))
+                code, said = ran.returncode, ran.stdout + ran.stderr
+            else:
+                code, said = self.latticectl(*words)
+            assert code == 0, f"{one}: {said}"
+
+
+def good(world: World, name: str, **fields: Any) -> bundles.Bundle:
+    return world.drop(name, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`before` the daemon starts, `after` it has seen all; `act` is done before the command, which `fill` completes.
+
+    `left` is what explain advises once it is cured: nothing, or the next step; None: the plugin is no more.
+    """
+
+    name: str
+    command: str
+    code: str = ""
+    before: Callable[[World, str], Any] = good
+    after: Callable[[World, str], Any] = lambda world, name: None
+    act: Callable[[World, str], Any] = lambda world, name: None
+    target: str = "acme.{name}"
+    fill: dict[str, str] = field(default_factory=dict)
+    left: str | None = "latticectl install acme.{name}"
+
+
+def again(**fields: Any) -> Callable[[World, str], Any]:
+    """The publisher's mended bundle in place, a version later."""
+
+    def put(world: World, name: str) -> None:
+        world.drop(name, **{"version": "1.1.0", **fields})
+        world.daemon.until(lambda: (world.daemon.plugin(f"acme.{name}") or {}).get("candidate"), "the candidate")
+
+    return put
+
+
+def afresh(world: World, name: str, **fields: Any) -> None:
+    """The publisher's own copy in place of a bundle that is refused."""
+    shutil.rmtree(world.path(name))
+    world.drop(name, **fields)
+    world.seen(f"acme.{name}")
+
+
+def broken(name: str, code: str, command: str, spoil: Callable[[World, str], Any], **more: Any) -> Case:
+    """A bundle that is refused because of its files; its publisher's own copy mends it."""
+
+    def before(world: World, name: str) -> None:
+        good(world, name)
+        spoil(world, name)
+
+    return Case(name=name, command=command, code=code, before=before, **{"act": afresh, "target": "{name}", **more})
+
+
+def manifest(**fields: Any) -> Callable[[World, str], None]:
+    """A manifest that is signed as it is, whatever it says."""
+
+    def spoil(world: World, name: str) -> None:
+        raw = bundles.manifest_v2(id=f"acme.{name}", **fields)
+        bundles.write(world.path(name), bundles.signed(raw, SPEAKS, ACME), SPEAKS)
+
+    return spoil
+
+
+def unsigned(**fields: Any) -> Callable[[World, str], None]:
+    """A v1 manifest without what signing gives it, but for `fields`."""
+
+    def spoil(world: World, name: str) -> None:
+        bundles.write(world.path(name), bundles.manifest_v1(id=f"acme.{name}", **fields), SPEAKS)
+
+    return spoil
+
+
+def link(file: str) -> Callable[[World, str], None]:
+    def spoil(world: World, name: str) -> None:
+        path = world.path(name) / file
+        path.rename(path.with_name("real"))
+        path.symlink_to("real")
+
+    return spoil
+
+
+def edit(file: str, change: Callable[[Path], Any]) -> Callable[[World, str], None]:
+    return lambda world, name: change(world.path(name) / file)
+
+
+def opened(world: World, name: str) -> None:
+    """The daemon's user may read it again."""
+    (world.path(name) / "manifest.json").chmod(0o644)
+
+
+def renamed(path: Path) -> None:
+    """Another name than the one that was signed."""
+    path.write_bytes(path.read_bytes().replace(b'"Demo"', b'"Other"'))
+
+
+VERIFY, LOOK = "latticectl verify {dir}", "ls -la {dir}"
+SIGN = "latticectl sign --key KEYFILE {dir}"
+TAMPERED = b"#!/bin/sh\nexit 1\n"
+
+REFUSED = (
+    broken("unreadable", "unreadable", LOOK, edit("manifest.json", lambda p: p.chmod(0)), act=opened),
+    broken("no-manifest", "manifest_missing", LOOK, edit("manifest.json", Path.unlink)),
+    broken("manifest-link", "manifest_not_regular", LOOK, link("manifest.json")),
+    broken("big-manifest", "manifest_too_large", LOOK, edit("manifest.json", lambda p: p.write_bytes(b" " * 70_000))),
+    broken(
+        "foreign",
+        "foreign_owner",
+        "chown root {dir}/manifest.json {dir}/artifact",
+        edit("manifest.json", lambda p: os.chown(p, 4711, 4711)),
+        act=lambda world, name: None,
+    ),
+    broken("no-json", "manifest_invalid_json", VERIFY, edit("manifest.json", lambda p: p.write_bytes(b"{"))),
+    broken("invalid", "manifest_invalid", VERIFY, manifest(version="one")),
+    broken("schema", "manifest_invalid", "latticectl version", manifest(schema="lattice.plugin.manifest.v2")),
+    broken("unknown", "unknown_capability", "latticectl caps list", manifest(capabilities=["kv:reed"])),
+    broken("twice", "duplicate_capability", VERIFY, manifest(capabilities=["kv:read", "kv:read"])),
+    broken(
+        "risky", "capability_not_allowed", "latticectl trust show", manifest(type="worker", capabilities=["kv:write"])
+    ),
+    broken(
+        "anonymous",
+        "publisher_missing",
+        "latticectl sign --key KEYFILE --publisher NAME {dir}",
+        unsigned(),
+        act=lambda world, name: None,
+    ),
+    broken("unsigned", "signature_missing", SIGN, unsigned(publisher="acme"), act=lambda world, name: None),
+    broken(
+        "ill-signed",
+        "signature_malformed",
+        SIGN,
+        unsigned(publisher="acme", digest_sha256="ab" * 32, signature_ed25519="?"),
+        act=lambda world, name: None,
+    ),
+    broken("forged", "signature_invalid", VERIFY, edit("manifest.json", renamed)),
+    broken("no-artifact", "artifact_missing", LOOK, edit("artifact", Path.unlink)),
+    broken("artifact-link", "artifact_not_regular", LOOK, link("artifact")),
+    broken("big-artifact", "artifact_too_large", LOOK, edit("artifact", lambda p: os.truncate(p, (64 << 20) + 1))),
+    broken("tampered", "digest_mismatch", VERIFY, edit("artifact", lambda p: p.write_bytes(TAMPERED))),
+    broken("newer", "host_incompatible", "latticectl version", manifest(requires_host=">=99.0.0")),
+)
+
+
+# Whom the policy trusts, and who claims an id.
+
+
+def by(author: bundles.Author) -> Callable[[World, str], Any]:
+    return lambda world, name: world.drop(name, author=author)
+
+
+def handed_over(world: World, name: str) -> None:
+    world.up(f"acme.{name}")
+    shutil.rmtree(world.path(name))
+    world.drop(f"{name}-two", author=OTHER, id=f"acme.{name}", version="1.1.0")
+    world.daemon.until_rejected(f"{name}-two", "publisher_changed")
+
+
+def two(world: World, name: str) -> None:
+    world.drop(name)
+    world.drop(f"{name}-two", id=f"acme.{name}", version="1.1.0")
+
+
+def gone(*statuses: str) -> Callable[[World, str], None]:
+    def after(world: World, name: str) -> None:
+        world.seen(f"acme.{name}")
+        world.decide(f"acme.{name}", *statuses)
+        shutil.rmtree(world.path(name))
+        world.daemon.until(lambda: not world.daemon.plugin(f"acme.{name}")["available"], "it to be gone")
+
+    return after
+
+
+TRUST = (
+    Case(
+        name="untrusted",
+        code="publisher_untrusted",
+        command="latticectl trust add stranger KEY",
+        before=by(STRANGER),
+        target="untrusted",
+        fill={"KEY": STRANGER.public},
+    ),
+    Case(
+        name="old-key",
+        code="key_revoked",
+        command="latticectl trust lift --key KEY",
+        before=by(LAPSED),
+        target="old-key",
+        fill={"KEY": LAPSED.public},
+    ),
+    Case(name="old", code="plugin_revoked", command="latticectl trust lift --plugin acme.old@1.0.0", target="old"),
+    Case(
+        name="bad",
+        code="digest_revoked",
+        command="latticectl trust lift --digest SHA256",
+        before=lambda world, name: world.drop(name, artifact=REVOKED),
+        target="bad",
+        fill={"SHA256": hashlib.sha256(REVOKED).hexdigest()},
+    ),
+    Case(
+        name="sold",
+        command="latticectl upgrade acme.sold --accept-publisher other",
+        after=handed_over,
+        left="",
+    ),
+    Case(name="claimed", code="duplicate_id", command="rm -r {dir}-two", before=two),
+    Case(
+        name="gone-active",
+        command="latticectl disable acme.gone-active",
+        after=gone("installed", "active"),
+        left="latticectl forget acme.gone-active",
+    ),
+    Case(name="gone", command="latticectl forget acme.gone", after=gone("installed"), left=None),
+)
+
+# What was decided, and what would refuse the next step.
+
+
+def decided(*statuses: str, **more: Any) -> Callable[[World, str], None]:
+    def after(world: World, name: str) -> None:
+        world.seen(f"acme.{name}")
+        world.decide(f"acme.{name}", *statuses, **more)
+
+    return after
+
+
+def dropped(**fields: Any) -> Callable[[World, str], Any]:
+    return lambda world, name: world.drop(name, **fields)
+
+
+def lower_than_before(world: World, name: str) -> None:
+    world.seen(f"acme.{name}")
+    world.decide(f"acme.{name}", "installed")
+    shutil.rmtree(world.path(name))
+    world.daemon.until(lambda: not world.daemon.plugin(f"acme.{name}")["available"], "it to be gone")
+    assert world.daemon.post(f"/api/plugins/by-id/acme.{name}/forget").status == 200
+    world.drop(name, version="0.9.0")
+    world.seen(f"acme.{name}")
+
+
+def same_route(world: World, name: str) -> None:
+    for one in (name, f"{name}-holder"):
+        world.seen(f"acme.{one}")
+        world.decide(f"acme.{one}", "installed")
+        grants = f"/api/plugins/by-id/acme.{one}/grants"
+        assert world.daemon.ask("PUT", grants, {"permits": ["prefix=/shared/"]}).status == 200
+    world.decide(f"acme.{name}-holder", "active")
+
+
+ROUTED = {
+    "type": "worker",
+    "capabilities": ["worker:route"],
+    "artifact": b"hello",
+    "routes": {"prefixes": ["/shared/"]},
+}
+NEEDS = {"dependencies": [{"id": "acme.needed", "version": "*"}]}
+
+
+def two_workers(world: World, name: str) -> None:
+    for one in (name, f"{name}-holder"):
+        world.drop(one, **ROUTED)
+
+
+def needs(world: World, name: str) -> None:
+    world.drop("needed")
+    world.drop(name, **NEEDS)
+
+
+def upgraded(world: World, name: str) -> None:
+    """Its publisher asks for less, and the operator agrees."""
+    again(runtime={"sandbox": {"level": "isolated"}})(world, name)
+    world.run(f"latticectl upgrade acme.{name} --accept level=isolated")
+
+
+ACTIVATE = "latticectl activate acme.{name}"
+UPGRADE = "latticectl upgrade acme.{name}"
+DECIDED = (
+    Case(name="new", command="latticectl install acme.new", left=ACTIVATE),
+    Case(name="taken-in", command=ACTIVATE, after=decided("installed"), left=""),
+    Case(name="off", command=ACTIVATE, after=decided("installed", "active", "disabled"), left=""),
+    Case(
+        name="dependent",
+        command="latticectl install acme.needed && latticectl activate acme.needed",
+        before=needs,
+        after=decided("installed"),
+        left=ACTIVATE,
+    ),
+    Case(
+        name="lower",
+        command="latticectl install acme.lower --allow-downgrade",
+        after=lower_than_before,
+        left=ACTIVATE,
+    ),
+    Case(
+        name="dedicated",
+        command="latticectl health",
+        before=dropped(runtime={"sandbox": {"level": "dedicated"}}),
+        after=decided("installed"),
+        act=upgraded,
+        left=ACTIVATE,
+    ),
+    Case(
+        name="blocked",
+        command=UPGRADE,
+        before=dropped(**{**ROUTED, "artifact": b"{{ nonsense("}),
+        after=decided("installed"),
+        act=again(**ROUTED),
+        left=ACTIVATE,
+    ),
+    Case(
+        name="routed",
+        command="latticectl disable acme.routed-holder",
+        before=two_workers,
+        after=same_route,
+        left=ACTIVATE,
+    ),
+    Case(
+        name="mute",
+        command=UPGRADE,
+        before=dropped(type="wasm", artifact=b"\0asm", runtime={"protocol": "stdio-json-v1"}),
+        after=decided("installed"),
+        act=again(),
+        left=ACTIVATE,
+    ),
+)
+
+
+# What does not live, or not well.
+
+
+def failing(world: World, name: str) -> None:
+    """Activated, and failed for good or for now."""
+    world.seen(f"acme.{name}")
+    world.decide(f"acme.{name}", "installed", "active")
+    world.daemon.until_state("failed", f"acme.{name}")
+
+
+def broken_down(world: World, name: str) -> None:
+    """It ends each time that it is asked how it is, until its breaker opens; from then on it would live."""
+    world.up(f"acme.{name}")
+    world.daemon.until(lambda: world.daemon.until_state("failed", f"acme.{name}") and broke(world, name), "the breaker")
+    well(world, name)
+
+
+def broke(world: World, name: str) -> bool:
+    runtime = world.daemon.plugin(f"acme.{name}")["runtime"]
+    return runtime["state"] == "failed" and "next_retry_at" not in runtime
+
+
+def unwell(world: World, name: str) -> None:
+    world.up(f"acme.{name}")
+    world.daemon.until(lambda: world.daemon.plugin(f"acme.{name}")["runtime"]["health"] == "unhealthy", "its health")
+
+
+def well(world: World, name: str) -> None:
+    assert world.daemon.ask("PUT", f"/api/kv/plugin:acme.{name}/well", b"yes").status in {200, 204}
+
+
+def when_well(otherwise: bytes) -> bytes:
+    """A plugin that is healthy once `well` is stored."""
+    return (
+        programs.SDK
+        + b"""
+    def health(self):
+        if self.kv.get("well") is None:
+            """
+        + otherwise
+        + b"""
+        return Health()
+
+Test().run()
+"""
+    )
+
+
+ALIVE = (
+    Case(
+        name="no-program",
+        code="artifact_not_executable",
+        command=UPGRADE,
+        before=dropped(artifact=b"print('hello')\n"),
+        after=failing,
+        act=again(),
+        left="",
+    ),
+    Case(
+        name="ruby",
+        code="interpreter_not_allowed",
+        command=UPGRADE,
+        before=dropped(artifact=b"#!/usr/bin/env ruby\n"),
+        after=failing,
+        act=again(),
+        left="",
+    ),
+    Case(
+        name="lacking",
+        code="exited",
+        command=UPGRADE,
+        before=dropped(artifact=LACKING),
+        after=failing,
+        act=again(),
+        left="",
+    ),
+    Case(
+        name="no-module",
+        code="wasm_invalid",
+        command=UPGRADE,
+        before=dropped(type="wasm", artifact=b"no module"),
+        after=failing,
+        act=again(type="system"),
+        left="",
+    ),
+    Case(
+        name="babbling",
+        code="protocol_error",
+        command=UPGRADE,
+        before=dropped(artifact=b"#!/bin/sh\necho hello\nread -r line\n"),
+        after=failing,
+        act=again(),
+        left="",
+    ),
+    Case(
+        name="crashing",
+        code="exited",
+        command="latticectl restart acme.crashing",
+        before=dropped(artifact=when_well(b"os._exit(3)")),
+        after=broken_down,
+        left="",
+    ),
+    Case(
+        name="unwell",
+        command="latticectl restart acme.unwell",
+        before=dropped(artifact=when_well(b'return Health("unhealthy", "not well")')),
+        after=unwell,
+        act=well,
+        left="",
+    ),
+    Case(name="newer-one", command=UPGRADE, after=lambda w, n: (w.up(f"acme.{n}"), again()(w, n)), left=""),
+    Case(
+        name="older-one",
+        command=UPGRADE + " --allow-downgrade",
+        after=lambda w, n: (w.up(f"acme.{n}"), again(version="0.9.0")(w, n)),
+        left="",
+    ),
+    Case(
+        name="forking",
+        command="latticectl caps grant acme.forking feature=processes",
+        before=dropped(artifact=FORKING),
+        after=lambda w, n: (w.up(f"acme.{n}"), w.invoke(f"acme.{n}", "fork")),
+        left="",
+    ),
+)
+
+# What it was denied.
+
+
+def denied(call: str, accept: tuple[str, ...] = (), **params: Any) -> Callable[[World, str], None]:
+    """Alive, and denied this call; `{port}` in its parameters is that of the web server."""
+
+    def after(world: World, name: str) -> None:
+        world.up(f"acme.{name}", accept=list(accept))
+        attempt(world, name, call, params)
+
+    return after
+
+
+def attempt(world: World, name: str, call: str, params: dict[str, Any]) -> Any:
+    filled = json.loads(json.dumps(params).replace("PORT", str(world.port)))
+    return world.invoke(f"acme.{name}", "try", {"call": call, "params": filled})
+
+
+HOME = "http://127.0.0.1:PORT/"
+TRYING = (
+    programs.SDK
+    + b"""
+    def do_try(self, payload):
+        return self.call(payload["call"], **payload["params"])
+
+Test().run()
+"""
+)
+TRIES = {"artifact": TRYING, "capabilities": ["http:egress", "kv:read", "kv:write", "log:write"]}
+WEB = ("http.do", ("http:egress",))
+DENIED = (
+    Case(
+        name="masked",
+        command="latticectl caps grant acme.masked cap=http:egress",
+        before=dropped(**TRIES),
+        after=denied("http.do", url=HOME),
+        left="",
+    ),
+    Case(
+        name="undeclared",
+        command=UPGRADE + " --accept node:read",
+        before=dropped(**TRIES),
+        after=denied("node.facts"),
+        act=again(artifact=TRYING, capabilities=["node:read"]),
+        left="",
+    ),
+    Case(
+        name="far",
+        command="latticectl caps grant acme.far host=8.8.8.8:443",
+        before=dropped(**TRIES, v2=False),
+        after=denied(*WEB, url="https://8.8.8.8/"),
+        left="",
+    ),
+    Case(
+        name="unnamed",
+        command=UPGRADE,
+        before=dropped(**TRIES, egress={"hosts": ["api.example.org:443"]}),
+        after=denied(*WEB, url="https://8.8.8.8/"),
+        act=again(**TRIES, egress={"hosts": ["8.8.8.8:443"]}),
+        left="",
+    ),
+    Case(
+        name="private",
+        command="latticectl caps grant acme.private origin=http://127.0.0.1:PORT",
+        before=dropped(**TRIES, v2=False),
+        after=lambda w, n: (
+            w.up(f"acme.{n}", accept=["http:egress"], accept_hosts=[f"127.0.0.1:{w.port}"]),
+            attempt(w, n, "http.do", {"url": HOME}),
+        ),
+        left="",
+    ),
+    Case(
+        name="secretless",
+        command="latticectl secret bind TOKEN acme.secretless",
+        before=dropped(**TRIES, v2=False),
+        after=lambda w, n: (
+            w.up(f"acme.{n}", accept=["http:egress"], accept_hosts=["8.8.8.8:443"]),
+            w.daemon.ask("PUT", "/api/secrets/TOKEN", b"a long secret value"),
+            attempt(w, n, "http.do", {"url": "https://8.8.8.8/", "header": {"Authorization": "${secret:TOKEN}"}}),
+        ),
+        left=None,
+    ),
+    Case(
+        name="ahead",
+        command="latticectl version",
+        before=dropped(**TRIES),
+        after=denied("kv.steal"),
+        act=lambda w, n: (again(**TRIES)(w, n), w.run(UPGRADE.format(name=n))),
+        left="",
+    ),
+    Case(
+        name="clumsy",
+        command="latticectl logs acme.clumsy",
+        before=dropped(**TRIES),
+        after=denied("kv.put", key="a/b", value="x"),
+        act=lambda w, n: attempt(w, n, "kv.put", {"key": "ab", "value": "x"}),
+        left="",
+    ),
+)
+
+CASES = (*REFUSED, *TRUST, *DECIDED, *ALIVE, *DENIED)
+
+
+class _Web(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+@contextlib.contextmanager
+def web() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Web) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Every case prepared, the policy's revocations taken out of the file again: the daemon remembers them."""
+    with daemons.placed(settings=SETTINGS) as place, web() as port:
+        key = tmp_path_factory.mktemp("keys") / "acme.key"
+        key_files.create(key, ACME.key)
+        config = key.with_name("latticectl.toml")  # ours: latticectl reads no settings of other users
+        config.write_text(f'plugin_dir = "{place.plugins}"\n[access]\nsocket_owner = "{place.uid}"\n')
+        found = World(place=place, port=port, key=key, config=config)
+        for case in CASES:
+            case.before(found, case.name)
+        revoked = {
+            "keys": [LAPSED.public],
+            "plugins": ["acme.old@1.0.0"],
+            "digests": [hashlib.sha256(REVOKED).hexdigest()],
+        }
+        place.trust_us(*KNOWN, revoked=revoked)
+        with place.running() as daemon:
+            found.daemon = daemon
+            place.trust_us(*KNOWN)
+            for case in CASES:
+                case.after(found, case.name)
+            yield found
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_cause_has_its_cure(world, case):
+    target, plugin_id = case.target.format(name=case.name), f"acme.{case.name}"
+    words = {"name": case.name, "dir": str(world.path(case.name))}
+    found = world.explain(target)
+    command = case.command.format(**words).replace("PORT", str(world.port))
+    assert found["what_to_do"] == command, found["why"]
+    codes = {row["code"] for row in found["rejected"]}
+    codes |= {found["plugin"]["runtime"].get("last_error", {}).get("code")} if found["plugin"] else set()
+    assert not case.code or case.code in codes
+    case.act(world, case.name)
+    if (
+        command.startswith(UPGRADE.format(**words)) and "publisher" not in command
+    ):  # with the bundle there, what it takes
+        asked = world.explain(target)["what_to_do"] or command
+        assert asked.startswith(command)
+        command = asked
+    for word, value in {"KEYFILE": str(world.key), "NAME": "acme", **case.fill}.items():
+        command = command.replace(word, value)
+    world.run(command)
+    if case.left is None:
+        return
+    left = case.left.format(**words)
+    world.daemon.until(lambda: is_left(advised(world, plugin_id), left), f"{case.name} cured, {left or 'nothing'} left")
+
+
+def is_left(found: Any, left: str) -> bool:
+    """Nothing, or the next step, with whatever consent that takes."""
+    return str(found).startswith(left) if left else found is None
+
+
+def advised(world: World, plugin_id: str) -> Any:
+    code, said = world.latticectl("explain", plugin_id, "--format", "json")
+    return json.loads(said)["what_to_do"] if code == 0 else code
+
+
+def test_there_are_forty_causes_at_least():
+    assert len({case.name for case in CASES}) == len(CASES) >= 40
