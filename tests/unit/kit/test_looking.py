@@ -1,0 +1,62 @@
+"""kit.looking: each thing outside is looked at on its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from latticed.kit.looking import Look
+
+
+async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept():
+    """Two more are asked for while one goes on: one follows, and takes nothing for unchanged."""
+    seen, go_on = [], asyncio.Event()
+
+    async def look(always):
+        seen.append(always)
+        await go_on.wait()
+
+    one = Look("one", look)
+    task = one.go()
+    await asyncio.sleep(0)
+    assert one.go() is task
+    assert one.go(always=True) is task
+    assert one.under_way_s > 0
+    go_on.set()
+    await task
+    assert (seen, one.under_way_s) == ([False, True], 0.0)
+
+
+async def test_the_end_waits_for_a_look_that_began_just_now_alone():
+    """It is finished; one that stands still for longer is left alone."""
+    done = []
+
+    async def short(_):
+        await asyncio.sleep(0.01)
+        done.append("short")
+
+    async def for_ever(_):
+        await asyncio.Event().wait()
+
+    young, old = Look("young", short), Look("old", for_ever)
+    old.go()
+    await asyncio.sleep(0.02)
+    young.go()
+    await young.end(5.0)
+    began = asyncio.get_running_loop().time()
+    await old.end(0.01)
+    assert asyncio.get_running_loop().time() - began < 1.0
+    assert done == ["short"]
+
+
+async def test_a_look_that_fails_is_followed_by_the_next():
+    """And is logged."""
+    seen = []
+
+    async def look(_):
+        seen.append(1)
+        raise OSError("gone")
+
+    one = Look("one", look)
+    await one.go()
+    await one.go()
+    assert seen == [1, 1]
