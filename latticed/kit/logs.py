@@ -11,6 +11,7 @@ Nobody else imports structlog: imported plainly it pulls in rich, 100 ms and 10 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -97,6 +98,9 @@ def flush(patience_s: float = outlet.CLOSE_S) -> bool:
     """Whether everything that was logged is written within `patience_s` seconds; blocks meanwhile."""
     outgoing = _Outgoing.current
     return outgoing is None or outgoing.outlet.flush(patience_s)
+
+
+atexit.register(flush)  # the thread that writes does not hold up the end of the process
 
 
 def dropped() -> int:

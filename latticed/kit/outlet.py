@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CAPACITY_BYTES: Final = 256 << 10
+CAPACITY_BYTES: Final = 512 << 10
 CLOSE_S: Final = 0.5
 """How long `close` waits for what has been put: stopping waits for nobody."""
 
@@ -46,7 +46,8 @@ class Outlet:
     def put(self, entry: bytes) -> None:
         """Have `entry` written, or drop it; never waits."""
         with self._changed:
-            if self._closed or self._overflowed or self._waiting_bytes + len(entry) > self._capacity_bytes:
+            full = self._waiting and self._waiting_bytes + len(entry) > self._capacity_bytes
+            if self._closed or self._overflowed or full:
                 self._overflowed += 1  # all of them until the queue is empty: one gap, not many
                 self.dropped += 1
             else:

@@ -16,7 +16,7 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import journal, logs
+from latticed.kit import journal, logs, outlet
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +161,25 @@ def test_a_pipe_that_nobody_reads_costs_entries_and_no_time():
         assert (kept[-1]["event"], kept[-1]["entries"]) == ("log_dropped", lost)
         logs.get_logger().debug("flows_again")
         assert json.loads(reader.readline())["event"] == "flows_again"
+
+
+def test_an_entry_that_is_larger_than_the_queue_is_written_too(tmp_path):
+    """Whatever its size, while nothing else waits."""
+    before = logs.dropped()
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        logs.configure(stream=file, environ={})
+        logs.get_logger().info("payload_seen", blob=[["y" * 8_000] * 60] * 3)
+        assert logs.flush()
+    assert len((tmp_path / "log").read_bytes()) > outlet.CAPACITY_BYTES
+    assert logs.dropped() == before
+
+
+def test_a_program_that_just_ends_has_said_everything():
+    """Without `reset`."""
+    program = "from latticed.kit import logs; logs.configure()\n"
+    program += "for number in range(500): logs.get_logger().info('said', number=number)"
+    ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["number"] for line in ran.stdout.splitlines()] == [*range(500)]
 
 
 def test_the_end_waits_for_no_reader():
