@@ -25,7 +25,7 @@ PATH_HIGH: Final = "path_high"
 _BASE: Final = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek open openat stat fstat
 lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir getdents getdents64 dup dup2
-dup3 pipe pipe2 fadvise64 statfs fstatfs flock fsync fdatasync ftruncate fallocate umask
+dup3 pipe pipe2 fadvise64 statfs fstatfs fsync fdatasync ftruncate fallocate umask
 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
 timerfd_create timerfd_settime timerfd_gettime signalfd signalfd4
 munmap mprotect mremap madvise brk msync mincore membarrier futex set_robust_list rseq set_tid_address sched_yield
@@ -51,13 +51,21 @@ setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr mknod mknodat
 rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat
 execve fork vfork setsid setpgid setpriority ioprio_set sched_setparam sched_setscheduler sched_setattr
 rt_sigqueueinfo rt_tgsigqueueinfo vmsplice splice tee name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
-migrate_pages move_pages mbind set_mempolicy remap_file_pages
+migrate_pages move_pages mbind set_mempolicy remap_file_pages flock
 """
 _WORKDIR: Final = """
+flock
 chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat truncate creat rename renameat renameat2 unlink
 unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat copy_file_range sendfile sync_file_range
 """
 _PROCESSES: Final = "execve execveat fork vfork setsid setpgid"
+_OUTSIDE: Final = {
+    "readlink": errno.EINVAL,  # "that is no link": programs go on with the path that they have
+    "readlinkat": errno.EINVAL,
+    "statfs": errno.ENOSYS,
+    "capget": errno.EPERM,
+}
+"""What is refused where the host's paths and processes can be named."""
 _OWN_NAMESPACE: Final = "kill tgkill tkill pidfd_open pidfd_send_signal"  # nobody else has a pid in there
 _NETWORK: Final = "bind connect listen accept accept4 setsockopt sendto sendmsg recvmsg sendmmsg recvmmsg"
 
@@ -67,9 +75,12 @@ _CLONE_FOREIGN: Final = _CLONE_NAMESPACES | 0x00808000 | 0x2000  # and UNTRACED,
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 _AT_EMPTY_PATH: Final = 0x1000
 _SOCK_FLAGS: Final = 0x80800  # SOCK_CLOEXEC, SOCK_NONBLOCK
-# F_DUPFD to F_SETLKW, F_OFD_*, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS. Never F_SETOWN, F_SETSIG and their kind:
-# they send signals to anyone; nor F_SETPIPE_SZ, which takes kernel memory.
-_FCNTL: Final = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)
+# F_DUPFD to F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS. Never F_SETOWN, F_SETSIG and their kind: they send
+# signals to anyone; nor F_SETPIPE_SZ, which takes kernel memory.
+_FCNTL: Final = (0, 1, 2, 3, 4, 1030, 1032, 1034)
+_FCNTL_LOCKS: Final = (5, 6, 7, 36, 37, 38)  # F_GETLK to F_SETLKW, F_OFD_*: all who can read a file share its locks
+_O_PATH: Final = 0x200000
+_NEGATIVE: Final = 0x80000000
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Never TIOCSTI, FIOSETOWN, …
 _IOCTL: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_TIMERSLACK,
@@ -85,12 +96,37 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
     for feature, names in (("workdir", _WORKDIR), ("processes", _PROCESSES), ("network", _NETWORK)):
         if feature in features:
             allowed |= set(names.split())
+    errnos = dict.fromkeys(_DANGEROUS.split(), errno.EPERM)
     if own_pids and "processes" in features:
         allowed |= set(_OWN_NAMESPACE.split())
+    if not own_pids:
+        rules |= _among_others()
+        allowed -= {*rules, *_OUTSIDE}
+        errnos |= _OUTSIDE
     for name in allowed & rules.keys():  # allowed outright: by a feature
         del rules[name]
-    errnos = dict.fromkeys(set(_DANGEROUS.split()) - allowed, errno.EPERM)
+    errnos = {name: error for name, error in errnos.items() if name not in allowed}
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos=errnos, default=errno.ENOSYS)
+
+
+def _among_others() -> dict[str, Rule]:
+    """What tells of the host's files and processes where those are in the same namespaces.
+
+    sched_getaffinity of one's own threads is missed: C libraries live with ENOSYS. A negative clock is the time that
+    another process has used; O_PATH opens what may not be read.
+    """
+    oneself = Argument(0, (0, OWN_PID))
+    own_clock = Rule(((Argument(0, (0,), mask=_NEGATIVE),),), errno.EINVAL)
+    rules = dict.fromkeys(
+        ("getpgid", "getsid", "sched_getparam", "sched_getscheduler"), Rule(((oneself,),), errno.EPERM)
+    )
+    rules |= dict.fromkeys(("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"), own_clock)
+    return rules | {
+        "sched_getaffinity": Rule(((oneself,),), errno.ENOSYS),
+        "getpriority": Rule(((Argument(0, (0,)), Argument(1, (0, OWN_PID))),), errno.EPERM),
+        "open": Rule(((Argument(1, (0,), mask=_O_PATH),),), errno.EPERM),
+        "openat": Rule(((Argument(2, (0,), mask=_O_PATH),),), errno.EPERM),
+    }
 
 
 @functools.cache
@@ -111,7 +147,7 @@ def _rules(features: frozenset[str]) -> dict[str, Rule]:
         "tkill": ((oneself,),),
         "prlimit64": ((Argument(0, (0, OWN_PID)),),),
         "sched_setaffinity": ((Argument(0, (0, OWN_PID)),),),
-        "fcntl": ((Argument(1, _FCNTL),),),
+        "fcntl": ((Argument(1, _FCNTL + (_FCNTL_LOCKS if "workdir" in features else ())),),),
         "ioctl": ((Argument(1, _IOCTL),),),
         "prctl": ((Argument(0, _PRCTL),),),
         "socketpair": ((Argument(0, (1,)), stream, Argument(2, (0,))),),

@@ -49,6 +49,7 @@ def victim() -> Iterator[dict[str, str]]:
         os.chmod(home, 0o755)  # noqa: S103 - a child of another uid is to find it
         with open(f"{home}/ledger", "w") as ledger:
             ledger.write("secret")
+        os.symlink("nowhere", f"{home}/ledger.link")
 
         def listening(family: int, kind: int, address: Any) -> Any:
             sock = stack.enter_context(socket.socket(family, kind))

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
@@ -30,6 +31,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/statfs.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -42,7 +44,7 @@
 extern char **environ;
 static int parent, tcp, udp;
 static const char *ledger, *abstract, *sock_path;
-static char beside[4096], via[64];
+static char beside[4096], linked[4096], via[64];
 
 /* 0: it worked, -1: errno says why not. */
 static int opened(const char *path, int flags) { return open(path, flags | O_CLOEXEC, 0600) < 0 ? -1 : 0; }
@@ -228,6 +230,17 @@ static int killed_foreign(int kind) { /* ends the process where it is forbidden 
 #define PIPE_OWNER (&(struct f_owner_ex){F_OWNER_PID, parent})
 #define ATTEMPTS(X) \
     X(inherited_descriptors, foreign_descriptors()) \
+    X(read_link, (int)readlink(linked, via, sizeof via)) X(open_path, opened(ledger, O_PATH | O_NOFOLLOW)) \
+    X(exists, access(ledger, F_OK)) X(enter_directory, chdir("/proc")) X(stat_fs, statfs(ledger, &(struct statfs){0})) \
+    X(group_of_parent, getpgid(parent)) X(session_of_parent, getsid(parent)) \
+    X(affinity_of_parent, ({ cpu_set_t set; sched_getaffinity(parent, sizeof set, &set); })) \
+    X(scheduler_of_parent, sched_getscheduler(parent)) X(scheduling_of_parent, sched_getparam(parent, &(struct sched_param){0})) \
+    X(priority_of_parent, (int)syscall(SYS_getpriority, PRIO_PROCESS, parent)) \
+    X(capabilities_of_parent, (int)syscall(SYS_capget, &(struct __user_cap_header_struct){_LINUX_CAPABILITY_VERSION_3, parent}, \
+        (struct __user_cap_data_struct[2]){{0}})) \
+    X(time_of_parent, (int)syscall(SYS_clock_gettime, ~parent << 3 | 2, &(struct timespec){0})) \
+    X(lock_shared, flock(open("/usr/bin/env", O_RDONLY), LOCK_SH | LOCK_NB)) \
+    X(see_locks, fcntl(open("/usr/bin/env", O_RDONLY), F_GETLK, &(struct flock){.l_type = F_WRLCK})) \
     X(read_passwd, opened("/etc/passwd", O_RDONLY)) X(read_shadow, opened("/etc/shadow", O_RDONLY)) \
     X(read_ledger, opened(ledger, O_RDONLY)) X(write_ledger, opened(ledger, O_WRONLY)) \
     X(create_beside_ledger, opened(beside, O_WRONLY | O_CREAT)) X(read_sys, opened("/sys/kernel", O_RDONLY)) \
@@ -295,6 +308,7 @@ int main(int argc, char **argv) {
     if (argc < 7) return 2;
     parent = atoi(argv[1]), ledger = argv[2], tcp = atoi(argv[3]), udp = atoi(argv[4]), abstract = argv[5], sock_path = argv[6];
     snprintf(beside, sizeof beside, "%s.beside", ledger);
+    snprintf(linked, sizeof linked, "%s.link", ledger);
     for (int index = 0; argc == 7 && index < COUNT - LETHAL; index++) report(index);
     for (int wanted = 7; wanted < argc; wanted++)
         for (int index = 0; index < COUNT; index++)

@@ -122,6 +122,40 @@ def test_sockets(machine):
 
 
 @MACHINES
+def test_what_others_are_doing(machine):
+    """Where their processes and paths can be named: only of oneself, and no path that may not be read."""
+    refused = bpf.ERRNO | errno.EPERM
+
+    def outside(name, *arguments):
+        return ask(machine, name, arguments, {"threads"}, own_pids=False)
+
+    for name in ("getpgid", "getsid", "sched_getparam", "sched_getscheduler"):
+        assert [outside(name, pid) for pid in (0, 4242, 1)] == [bpf.ALLOW, bpf.ALLOW, refused]
+        assert ask(machine, name, [1]) == bpf.ALLOW
+    assert [outside("sched_getaffinity", pid) for pid in (0, 1)] == [bpf.ALLOW, bpf.ERRNO | errno.ENOSYS]
+    assert [outside("getpriority", *who) for who in ((0, 0), (0, 4242), (0, 1), (1, 0))] == [bpf.ALLOW] * 2 + [
+        refused
+    ] * 2
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
+        assert [outside(name, clock & 2**64 - 1) for clock in (0, 11, ~1 << 3 | 2)] == [
+            bpf.ALLOW,
+            bpf.ALLOW,
+            bpf.ERRNO | errno.EINVAL,
+        ]
+    assert [outside("openat", 0, 0, flags) for flags in (0x80000, 0x280000)] == [bpf.ALLOW, refused]
+    assert outside("readlinkat") == bpf.ERRNO | errno.EINVAL
+    assert outside("capget") == refused
+
+
+@MACHINES
+def test_locks_need_a_workdir(machine):
+    """Files of the system are shared with other plugins, and so are their locks."""
+    for name, arguments in (("flock", [3, 2]), *(("fcntl", [3, command]) for command in (5, 6, 7, 36, 37, 38))):
+        assert ask(machine, name, arguments) == bpf.ERRNO | errno.EPERM
+        assert ask(machine, name, arguments, {"workdir"}) == bpf.ALLOW
+
+
+@MACHINES
 def test_one_execution(machine):
     """Only by the stub's descriptor and address; with processes, as Landlock allows."""
     right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
