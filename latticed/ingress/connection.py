@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from latticed.ingress import answers, request_target
+from latticed.kit.http_bodies import Bodies
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Connection(RequestHandler):
         self.begun = False
         self.answering = False
         self.leaving = False
+        self._bodies = Bodies()
         self.wants_body = False
         self.late = False
         self._working: asyncio.Task[Any] | None = None
@@ -72,6 +74,7 @@ class Connection(RequestHandler):
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self._crowd.now()
         super().data_received(data)
+        self.leaving |= self._bodies.look(self._messages)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
         """It will ask no more: what it has asked in full is still answered."""

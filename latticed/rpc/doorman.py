@@ -17,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from latticed import wire
 from latticed.kit import logs, peers
+from latticed.kit.http_bodies import Bodies
 from latticed.rpc import problems
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Connection(RequestHandler):
         self.streaming = False
         self.begun = False
         self.leaving = False
+        self._bodies = Bodies()
         self._ended = False
         self.since_s = 0.0
 
@@ -74,6 +76,7 @@ class Connection(RequestHandler):
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self._doorman.now()
         super().data_received(data)
+        self.leaving |= self._bodies.look(self._messages)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
         """It will ask no more: what it asked is still answered, unless it is gone altogether."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from latticed.rpc.doorman import REQUEST_S
 from tests.house import bundles, daemons, raw_http
 
 pytestmark = pytest.mark.daemon
@@ -112,6 +113,28 @@ def test_who_stalls_is_cut(daemon):
             expected = statuses[1:] if name == "behind an answer" else statuses
             assert [status // 100 for status in expected] in ([], [4]), (name, statuses)
     _goes_on(daemon)
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nhelloXX\r\n", b"-1\r\n"])
+def test_a_chunk_that_breaks_is_answered_at_once(daemon, broken):
+    """400 long before the deadline of a request, then closed: nothing behind it is taken for a request."""
+    with raw_http.connected(daemon.place.socket) as sock:
+        sock.sendall(CHUNKED)
+        _goes_on(daemon)
+        began_s = time.monotonic()
+        raw_http.send_anyway(sock, broken + raw_http.GOOD)
+        assert [answer.status for answer in raw_http.parsed(raw_http.until_closed(sock))] == [400]
+        assert time.monotonic() - began_s < REQUEST_S / 2
+
+
+def test_two_framings_of_one_body_are_refused(daemon):
+    """Also when one of them is empty."""
+    for fields in ({"Transfer_Encoding": ""}, {"Transfer_Encoding": "identity"}):
+        with raw_http.connected(daemon.place.socket) as sock:
+            body = b'{"name":"x"}'
+            both = {"Content_Length": str(len(body)), **fields}
+            sock.sendall(raw_http.request("POST", "/api/plugins/verify", body, **both) + raw_http.GOOD)
+            assert [answer.status for answer in raw_http.parsed(raw_http.until_closed(sock))] == [400]
 
 
 @pytest.mark.slow

@@ -203,6 +203,9 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked(outside):
         b"Content-Length : 3",
         b"Transfer-Encoding: chunked, identity",
         b"Transfer-Encoding: xchunked",
+        b"Content-Length: 3\r\nTransfer-Encoding:",
+        b"Transfer-Encoding: \r\nContent-Length: 3",
+        b"Content-Length: 3\r\nTransfer-Encoding: identity",
         b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         b" Content-Length: 3",
         b"X: a\r\n folded",
@@ -229,6 +232,20 @@ async def test_broken_chunks_are_refused(outside, echo, chunks):
     found = await outside.send(request + chunks + GOOD)
     assert [answer.status for answer in found] == [400]
     assert echo.asked == []
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"3\r\nabcd\r\n", b"-3\r\nabc\r\n", b"fffffffffffffffff\r\na"])
+@pytest.mark.parametrize("first", [b"", b"2\r\nab\r\n"])
+async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, echo, first, chunks):
+    """No clock is turned: noticed when it arrives, not at the deadline; one answer, and the connection is over."""
+    reader, writer = await outside.connect()
+    writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + first)
+    await ingresses.until(lambda: any(one.wants_body for one in outside.ingress._crowd._all), "the body to be read")
+    writer.write(chunks + GOOD)
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    assert (answer.status, answer.code) == (400, "bad_request")
+    assert echo.asked == []
+    await ingresses.gone(writer)
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,19 @@ async def test_a_body_that_turns_out_too_large_never_looks_whole(world, backend,
     await ingresses.until(lambda: [one.body for one in backend.seen] in ([b"<broken>"], []), "a broken body")
 
 
+async def test_a_chunk_that_breaks_on_its_way_ends_both_connections_at_once(world, backend, session):
+    """400 without waiting for any deadline; the backend's request ends in the middle, and its place is free."""
+    head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
+    writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".encode())
+    await asyncio.sleep(0.05)  # some of it may have reached the backend, or none: either way it ends
+    writer.write(b"zz\r\n")
+    (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
+    assert (answer.status, answer.code) == (400, "bad_request")
+    await ingresses.gone(writer)
+    await ingresses.until(lambda: [one.body for one in backend.seen] in ([b"<broken>"], []), "a broken body")
+
+
 async def test_who_waits_to_be_asked_is_asked(world, backend, session):
     """Expect: 100-continue, once; another expectation is refused before anything is dialled."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
@@ -360,6 +373,7 @@ async def test_who_waits_to_be_asked_is_asked(world, backend, session):
         "Transfer-Encoding: chunked, identity",
         "Transfer-Encoding: xchunked",
         "Transfer-Encoding : chunked",
+        "Content-Length: 3\r\nTransfer-Encoding:",
         "Content-Length: +3",
         "Content-Length: 3\r\n X: folded",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",

@@ -1,0 +1,54 @@
+"""What aiohttp's parser leaves unsaid about request bodies, for the connections of our listeners.
+
+Once it fails behind a head, it says so behind that request: whoever reads the body waits for it until a deadline. It
+also takes an empty Transfer-Encoding for none (RFC 9112, section 6.1: a message with both framings is to be refused).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import _ErrInfo  # how a connection is told of what does not parse; there is no public name
+
+if TYPE_CHECKING:
+    from collections import deque
+
+_MESSAGE = "expected one framing of the body: Content-Length or Transfer-Encoding: chunked"
+
+
+class Bodies:
+    """The body that one connection's parser is reading."""
+
+    def __init__(self) -> None:
+        self._open: StreamReader | None = None
+
+    def look(self, messages: deque[Any]) -> bool:
+        """After the parser was fed: judge what it appended to `messages`. True when the body under way is broken.
+
+        Whoever reads that body gets web.RequestPayloadError at once, and the connection is to be closed after the
+        answer: nobody knows where another request would begin.
+        """
+        for place, (message, body) in enumerate(messages):
+            if isinstance(message, _ErrInfo):
+                if self._open is None or self._open.is_eof():
+                    return False
+                _cut(messages, place)
+                self._open.set_exception(web.RequestPayloadError("the body does not parse"))
+                self._open.feed_eof()
+                return True
+            codings = message.headers.getall(hdrs.TRANSFER_ENCODING, [])
+            if codings and [one.strip().lower() for one in codings] != ["chunked"]:
+                _cut(messages, place)
+                error = BadHttpMessage(_MESSAGE)
+                messages.append((_ErrInfo(status=400, exc=error, message=_MESSAGE), EMPTY_PAYLOAD))
+                return False
+            self._open = body
+        return False
+
+
+def _cut(messages: deque[Any], place: int) -> None:
+    while len(messages) > place:
+        messages.pop()
