@@ -216,7 +216,9 @@ def test_installing_what_is_gone_is_not_available(daemon):
     answer = daemon.set_status("installed", "acme.gone")
     assert (answer.status, answer.code) == (409, "not_available")
     answer = daemon.post("/api/plugins/by-id/acme.gone/forget")
-    assert (answer.status, answer.json()) == (200, {"id": "acme.gone", "forgotten": True})
+    left = {"values": 0, "files": 0, "notifications": 0}
+    told = {"id": "acme.gone", "forgotten": True, "purged": False, "data": left}
+    assert (answer.status, answer.json()) == (200, told)
     assert daemon.plugin("acme.gone") is None
     assert daemon.post("/api/plugins/by-id/acme.gone/forget").status == 404
     (place.home / "aside").rename(place.plugins / "acme.gone")

@@ -16,7 +16,7 @@ import pytest
 import latticed
 from latticed.host.service import HostError
 from latticed.model.hostcall import Denial
-from latticed.runners import jsonrpc, lines, stdio_json
+from latticed.runners import held, jsonrpc, lines, stdio_json
 from latticed.sdk import Plugin
 from tests.house import conversations, pages
 
@@ -166,7 +166,8 @@ def test_the_limits_are_the_hosts():
     assert jsonrpc.MAX_LINE_BYTES == 1 << 20
     assert "a line of more than 1 MiB (`message_too_large`)" in text
     assert f"more than {lines.MAX_DEPTH} levels of nesting" in text
-    assert f"beyond {jsonrpc.MAX_IN_FLIGHT} the host reads no further" in text
+    at_once = f"beyond {jsonrpc.MAX_IN_FLIGHT}, or {held.OF_ONE_BYTES >> 20} MiB of them as decoded"
+    assert f"{at_once}, the host reads no further" in text
     assert f"at most {jsonrpc.METHOD_CHARACTERS} characters" in text
     assert (
         jsonrpc.METHOD_CHARACTERS == jsonrpc.ID_CHARACTERS == stdio_json.METHOD_CHARACTERS == stdio_json.ID_CHARACTERS
