@@ -2,8 +2,9 @@
 """A cloudflared that connects to nothing: its command line, its `/ready`, its exit codes, and what its check lets pass.
 
 How the edge treats it stands in the names it is to serve: `offline` in one, and there is no name service (exit 1);
-`unready`: it never connects; `managed`: its rules come from elsewhere; `dies`: it ends a moment after it connected. A
-secret of zeros is one that the edge refuses (exit 255). It runs confined, with the standard library only.
+`unready`: it never connects; `managed`: its rules come from elsewhere; `dies`: it ends a moment after it connected;
+`ponders`: its check never ends. A secret of zeros is one that the edge refuses (exit 255). It runs confined, with the
+standard library only.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def main() -> int:
 def validate(config) -> int:
     """As the real one: duplicates, odd schemes, ids that are none and keys that it does not know all pass."""
     rules = config.get("ingress") or []
+    if any("ponders" in rule.get("hostname", "") for rule in rules):
+        threading.Event().wait()
     for number, rule in enumerate(rules, start=1):
         last = number == len(rules)
         is_open = rule.get("hostname", "") in ("", "*") and not rule.get("path")

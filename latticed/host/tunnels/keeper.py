@@ -61,6 +61,7 @@ class Tunnels:
         self._in_force: dict[tuple[str, str], Spec] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
         self._changes: set[asyncio.Task[Any]] = set()
+        self._judging: dict[asyncio.Task[None], str] = {}  # and whose it is
         self._wanted = asyncio.Event()
         self._server: asyncio.Task[None] | None = None
 
@@ -92,11 +93,19 @@ class Tunnels:
     def look(self, plugin_id: str) -> None:
         """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
         self._look(self.of(plugin_id))
+        for judging in self._judged_for(plugin_id):
+            judging.cancel()
 
     async def quiet(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not, and no credentials of it are left."""
         if self._refusal(plugin_id) is not None:
-            await asyncio.gather(*(one.end() for one in self.of(plugin_id)))
+            judged = self._judged_for(plugin_id)
+            await asyncio.gather(*(one.end() for one in self.of(plugin_id)), *judged, return_exceptions=True)
+
+    def _judged_for(self, plugin_id: str) -> list[asyncio.Task[None]]:
+        """What is being validated and may not run."""
+        refused = self._refusal(plugin_id) is not None
+        return [one for one, owner in self._judging.items() if owner == plugin_id and refused]
 
     def of(self, plugin_id: str) -> list[Tunnel]:
         """Those of one plugin, by name."""
@@ -117,7 +126,8 @@ class Tunnels:
 
     async def forget(self, plugin_id: str) -> int:
         """Delete all of one plugin; how many there were."""
-        names = [one.name for one in self.of(plugin_id)]
+        async with self._changing[plugin_id]:  # after a change that is under way
+            names = [one.name for one in self.of(plugin_id)]
         return sum([await self.delete(plugin_id, name) for name in names])
 
     async def _put(self, plugin_id: str, name: str, spec: Spec) -> Tunnel:
@@ -127,7 +137,7 @@ class Tunnels:
             if before is not None and before.spec == spec and before.life.state not in {"ended", "failed"}:
                 return before
             tunnel = before or Tunnel(plugin_id, name, spec, self._place(plugin_id, name), self._house)
-            await tunnel.validate(spec)
+            await self._validated(tunnel, spec)
             if before is None or key not in self._in_force:
                 await self._record(plugin_id, name, spec)
                 await self._stop_trial(key)
@@ -144,6 +154,19 @@ class Tunnels:
             self._begin(tunnel)
             self._trials[key] = asyncio.create_task(self._try(tunnel, spec), name=f"trial {plugin_id}/{name}")
             return tunnel
+
+    async def _validated(self, tunnel: Tunnel, spec: Spec) -> None:
+        """Have it validated, unless its owner may not have tunnels by then: the next one of the id gets none of it."""
+        judging = asyncio.ensure_future(tunnel.validate(spec))
+        self._judging[judging] = tunnel.plugin_id
+        try:
+            await asyncio.wait({judging})
+        finally:
+            judging.cancel()
+            del self._judging[judging]
+        if (refusal := self._refusal(tunnel.plugin_id)) is not None:
+            raise Problem("not_armed", f"{tunnel.plugin_id} may not have tunnels any more: {refusal.reason}")
+        judging.result()
 
     async def _record(self, plugin_id: str, name: str, spec: Spec) -> None:
         settings, now_us, text = self._house.settings(), self._house.tools.clock.wall_us(), specs.encode(spec)

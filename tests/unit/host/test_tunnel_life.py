@@ -257,7 +257,7 @@ async def test_a_change_that_connects_is_kept(here):
     await until(lambda: not here.one.trying, "the change to be kept")
     assert (await here.status())["ingress"][0]["hostname"] == "other.example.com"
     assert (json.loads(here.row().spec)["ingress"][0]["hostname"], here.row().candidate) == ("other.example.com", "")
-    assert len(tree()) == 1
+    assert tree() == children.family(here.one.life.pid)
 
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
@@ -272,7 +272,7 @@ async def test_a_change_that_does_not_connect_is_undone(here, bad):
     found = await here.until_state("connected")
     assert (found["ingress"][0]["hostname"], found["trying"]) == ("app.example.com", False)
     assert here.file("config.yml").read_bytes() == before
-    assert (here.row().candidate, len(tree())) == ("", 1)
+    assert (here.row().candidate, tree()) == ("", children.family(here.one.life.pid))
 
 
 async def test_what_the_tool_refuses_touches_nothing(here):
@@ -339,3 +339,17 @@ async def test_quotas_and_strangers(tmp_path):
     async with world(tmp_path, program="") as here:
         with pytest.raises(HostError, match="service_unavailable: the operator has named no cloudflared"):
             await here.put(rule("new.example.com"), name="main")
+
+
+async def test_what_is_just_being_judged_ends_with_its_owners_rights(here):
+    """Nothing of it is left, on record neither: whoever has the id next does not get it."""
+    asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
+    await until(tree, "the check to run")
+    here.allowed.remove(A.plugin_id)
+    here.tunnels.look(A.plugin_id)
+    await here.tunnels.quiet(A.plugin_id)
+    assert tree() == set()
+    await here.tunnels.forget(A.plugin_id)
+    with pytest.raises(HostError, match="may not have tunnels any more"):
+        await asked
+    assert (here.row(), here.tunnels.of(A.plugin_id)) == (None, [])
