@@ -35,6 +35,7 @@ EXIT_CODES: Final = {
     "ledger_damaged": os.EX_IOERR,
     "ledger_newer": os.EX_IOERR,
     "floors_invalid": os.EX_IOERR,
+    "ledger_rolled_back": os.EX_IOERR,
 }
 """Exit codes of latticed by problem (contracts §6); any other problem at start is 1, wrong usage is 2."""
 
@@ -69,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(settings.log.level, form=settings.log.format)
         logs.take_unraised()
         descriptors.raise_limit()
-        return asyncio.run(_run(options.config, settings))
+        if options.accept_rollback:
+            from latticed.lifecycle import mending
+
+            mending.become_owner(settings.state_dir)
+        return asyncio.run(_run(options.config, settings, accept_rollback=options.accept_rollback))
     except Problem as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
         sys.stderr.write(f"latticed: {problem.code}: {problem.detail}{hint}\n")
@@ -94,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     mending.add_argument(
         "--public-key", metavar="KEY", default="", help="the key of the other host that a backup may come from"
+    )
+    which.add_argument(
+        "--accept-rollback",
+        action="store_true",
+        help="start although the ledger is older than what was decided, held to the signed floors; on record",
     )
     parser.add_argument("--version", action="version", version=f"latticed {metadata.version('latticed')}")
     return parser
@@ -135,7 +145,7 @@ def _show(settings: Settings) -> int:
     return 0
 
 
-async def _run(config: Path | None, settings: Settings) -> int:
+async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
     """Open the house, say so, wait for the end."""
     from latticed.house import House  # only now: --check-config and --version need none of the rooms
     from latticed.sandbox import standing
@@ -149,7 +159,7 @@ async def _run(config: Path | None, settings: Settings) -> int:
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         standing.hide_memory()  # before the first child: those of our own uid must not read it
-        house = House(config, settings, inherited=listener)
+        house = House(config, settings, inherited=listener, accept_rollback=accept_rollback)
         if not await _opened(stack, house, signals, notifier):
             return 0
         stack.callback(notifier.stopping, "stopping")

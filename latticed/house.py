@@ -17,7 +17,7 @@ from latticed.ingress.services import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger, records
-from latticed.lifecycle import revocations, usual
+from latticed.lifecycle import holding, revocations, usual
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
@@ -32,7 +32,7 @@ from latticed.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -57,12 +57,14 @@ class House:
         settings: Settings,
         *,
         inherited: socket.socket | None = None,
+        accept_rollback: bool = False,
         runners: Mapping[str, Runner] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._config = config
         self._settings = settings
         self._inherited = inherited
+        self._accept_rollback = accept_rollback
         self._runners = runners
         self._clock = clock or SystemClock()
         self._stack = contextlib.AsyncExitStack()
@@ -85,7 +87,7 @@ class House:
         settings, clock, version = self._settings, self._clock, metadata.version("latticed")
         seen = await asyncio.to_thread(fingerprint, settings.config_file)
         allowed, gid = await asyncio.to_thread(resolved, settings)
-        ledger = await stack.enter_async_context(open_ledger(settings.state_dir, clock=clock, on_head=_tell_head))
+        ledger = await stack.enter_async_context(self._open_ledger())
         keep(ledger, settings)
         directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
         policy, kept = await self._open_policy(ledger)
@@ -125,6 +127,15 @@ class House:
         self.watch = Watch(self._config, api, engine, server, settings_seen=seen)
         api.around = self.watch.troubles
         return api
+
+    @contextlib.asynccontextmanager
+    async def _open_ledger(self) -> AsyncIterator[Ledger]:
+        """The ledger, at least as strict as what is known from outside it."""
+        accept = self._accept_rollback
+        opening = open_ledger(self._settings.state_dir, clock=self._clock, on_head=_tell_head, accept_rollback=accept)
+        async with opening as ledger:
+            await holding.hold(ledger, self._clock, accept=accept)
+            yield ledger
 
     async def _rooms(
         self, stack: contextlib.AsyncExitStack, engine: Engine, policy: PolicyKeeper, kept: revocations.Revocations

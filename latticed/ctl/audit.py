@@ -226,25 +226,13 @@ def _plain(session: Session, found: ChainReport, key: object, *, name: str = "ev
 
 def _logged_heads(path: Path) -> list[chain.Head]:
     """The heads in a log of latticed: its JSON lines, its text, or what journalctl prints of them."""
-    import re
-
-    field = r"""{}"?\s*[=:]\s*"?([^\s",]+)"""
-    names = ("seq", "hash", "signed_at", "signature")
-    patterns = {name: re.compile(field.format(name)) for name in names}
-    of_calls = re.compile(field.format("chain"))
-    heads = []
     try:
         text = path.read_text("utf-8", "replace")
     except OSError as error:
         raise Problem("io_error", f"cannot read {path}: {error.strerror}") from error
-    for line in text.splitlines():
-        found = {name: match[1] for name, pattern in patterns.items() if (match := pattern.search(line))}
-        if "audit_head_signed" in line and len(found) == len(names) and found["seq"].isdecimal():
-            seq, ts = int(found["seq"]), found["signed_at"]
-            name: chain.Name = chain.CALLS if of_calls.search(line) else chain.DECISIONS
-            heads.append(chain.Head(seq=seq, hash=found["hash"], ts=ts, signature=found["signature"], chain=name))
+    heads = [head for head in map(chain.logged_head, text.splitlines()) if head is not None]
     if not heads:
-        raise Problem("no_heads", f"expected lines with audit_head_signed in {path}, found none")
+        raise Problem("no_heads", f"expected lines with {chain.HEAD_EVENT} in {path}, found none")
     return heads
 
 

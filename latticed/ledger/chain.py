@@ -17,7 +17,7 @@ from latticed.model import chain
 from latticed.model.audit import HOST_CALL
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from latticed.ledger.connection import Connection
     from latticed.model import audit
@@ -116,12 +116,7 @@ class Chain:
 
     def genuine(self, head: chain.Head) -> bool:
         """Whether this host signed `head`."""
-        payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=self.name)
-        try:
-            self._key.public_key().verify(base64.b64decode(head.signature, validate=True), payload)
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        return head.chain == self.name and signed_by(self._key.public_key(), head)
 
     def attest(self, head: chain.Head, *, size: int) -> chain.Checkpoint:
         """Insert a signed checkpoint: what comes before and at `head` is being removed. It replaces earlier ones."""
@@ -133,6 +128,16 @@ class Chain:
             (head.seq, head.hash, self._ts, signature, size),
         )
         return chain.Checkpoint(seq=head.seq, hash=head.hash, ts=self._ts, signature=signature, chain=self.name)
+
+
+def signed_by(key: Ed25519PublicKey, head: chain.Head) -> bool:
+    """Whether `key` has signed `head`, for the chain that it names."""
+    payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=head.chain)
+    try:
+        key.verify(base64.b64decode(head.signature, validate=True), payload)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 class State(NamedTuple):

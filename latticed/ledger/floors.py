@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from latticed.model.accepted import Accepted
+    from latticed.model.chain import Head, Name
 
 FILE: Final = "floors.json"
 DOMAIN: Final = b"LATTICED-FLOORS-V1\n"
@@ -44,13 +45,26 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """By plugin id: the highest version ever accepted, what is not granted and what is accepted, and whose it is."""
+    """By plugin id: the highest version ever accepted, what is not granted and what is accepted, and whose it is.
+
+    `heads`: seq and hash of an event of each chain that was on disk before this was written: a ledger without it is
+    older. `accepted_at` (RFC 3339): when a ledger was last replaced or taken back by word; heads signed before that
+    say nothing.
+    """
 
     versions: Mapping[str, str] = field(default_factory=dict)
     masked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     terms: Mapping[str, Accepted] = field(default_factory=dict)
     pins: Mapping[str, Pin] = field(default_factory=dict)
     revoked: Revocations = field(default_factory=Revocations)
+    heads: Mapping[Name, tuple[int, str]] = field(default_factory=dict)
+    accepted_at: str = ""
+
+
+def of_replaced(kept: Floors, head: Head | None, now: str) -> Floors:
+    """`kept` for a ledger that has taken another's place at `now`, with `head` as the newest of its decisions."""
+    heads = {head.chain: (head.seq, head.hash)} if head is not None else {}
+    return replace(kept, heads=heads, accepted_at=now)
 
 
 def present(directory: Path) -> bool:
@@ -95,6 +109,8 @@ def _encode(floors: Floors) -> dict[str, Any]:
         "terms": {plugin: accepted.encode(terms) for plugin, terms in floors.terms.items()},
         "pins": {plugin: [pin.publisher, pin.signed, pin.identity] for plugin, pin in floors.pins.items()},
         "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
+        "heads": {chain: list(head) for chain, head in floors.heads.items()},
+        "accepted_at": floors.accepted_at,
     }
 
 
@@ -113,6 +129,8 @@ def _decode(found: dict[str, Any]) -> Floors:
             for plugin, (publisher, signed, identity) in found["pins"].items()
         },
         revoked=Revocations(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
+        heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # older ones have none
+        accepted_at=found.get("accepted_at", ""),
     )
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from latticed.kit.clock import rfc3339
+from latticed.ledger import audit as audit_rows
 from latticed.ledger import floors, state, upkeep
+from latticed.ledger.chain import signed_by
 from latticed.ledger.coalesce import EVERY_S, Denials
 from latticed.ledger.later import Later
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
 from latticed.ledger.writer import Transaction, Writer
-from latticed.model.chain import CALLS, DECISIONS
+from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -54,6 +58,10 @@ class Ledger:
         """As much of the host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
+        self.floors = entered.floors
+        """What the signed file outside SQLite holds, as it was last read or written."""
+        self.behind = entered.behind
+        """Why this ledger is older than what was decided, when an operator accepted that; empty otherwise."""
 
     @property
     def waiting(self) -> int:
@@ -125,10 +133,6 @@ class Ledger:
         """What of the state directory is not what was entered; until it is back nothing is written. Blocks."""
         return self._entered.place.fault()
 
-    def read_floors(self) -> floors.Floors:
-        """What the signed file outside SQLite holds; Problem floors_invalid when it is not ours."""
-        return floors.read(self._entered.directory, self._entered.key.public_key())
-
     async def snapshot(self, target: Path) -> None:
         """Write a consistent copy of the database to `target`, which must not exist; nobody waits meanwhile."""
         await upkeep.snapshot(self._entered.database, target)
@@ -138,9 +142,28 @@ class Ledger:
         kept: dict[Name, Retention] = {DECISIONS: self.retention, CALLS: self.calls_retention}
         return await upkeep.remove_old(self._writer, kept, self._clock, by_age=by_age)
 
+    def genuine(self, heads: Iterable[Head]) -> list[Head]:
+        """Those of `heads` that this host has signed."""
+        key = self._entered.key.public_key()
+        return [head for head in heads if signed_by(key, head)]
+
     async def write_floors(self, kept: floors.Floors) -> None:
-        """Replace the signed file, fsynced, off the loop; in order with the writes around it."""
-        await self._writer.submit(lambda _: floors.write(self._entered.directory, kept, self._entered.key))
+        """Replace the signed file, fsynced, off the loop; in order with the writes around it.
+
+        It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
+        """
+        await self.sign_head()
+        heads: dict[Name, tuple[int, str]] = {}
+        for name in NAMES:
+            if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
+                heads[name] = (head["seq"], head["hash"])
+        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at)
+        await self._writer.submit(lambda _: floors.write(self._entered.directory, marked, self._entered.key))
+        self.floors = marked
+
+    def accept(self) -> None:
+        """From now on heads that were signed before this moment say nothing of how far this ledger has to be."""
+        self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
     async def _append(self, event: audit.Event) -> int:
         try:
@@ -202,14 +225,19 @@ def _ignore(_: Head) -> None:
 
 @contextlib.asynccontextmanager
 async def open_ledger(
-    state_dir: Path, *, clock: Clock, on_head: Callable[[Head], None] = _ignore
+    state_dir: Path,
+    *,
+    clock: Clock,
+    on_head: Callable[[Head], None] = _ignore,
+    accept_rollback: bool = False,
 ) -> AsyncIterator[Ledger]:
     """Hold `state_dir` and its ledger; `on_head` gets every signed head, on the loop, for the journal.
 
-    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
+    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
+    `accept_rollback`.
     """
     async with contextlib.AsyncExitStack() as stack:
-        writer = Writer(state_dir, clock=clock, on_head=on_head)
+        writer = Writer(state_dir, clock=clock, on_head=on_head, accept_rollback=accept_rollback)
         entered = await writer.start()
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)

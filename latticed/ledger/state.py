@@ -7,13 +7,13 @@ import contextlib
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit import files, trusted
-from latticed.ledger import connection, damage, floors
+from latticed.ledger import audit, connection, damage, floors, rollback
 from latticed.ledger.place import Place
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
@@ -26,17 +26,26 @@ LOCK: Final = "lock"
 DATABASE: Final = "ledger.sqlite3"
 HOST_KEY: Final = "host.key"
 _SEED_BYTES: Final = 32
+_NO_FLOORS: Final = (
+    "put floors.json back from a backup, or restore the backup; or, forgetting version floors, masks and revocations "
+    "that the ledger does not have: latticed --accept-rollback"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """A state directory that is ours until it is left."""
+    """A state directory that is ours until it is left.
+
+    `behind` says why the ledger counts as older than `floors`, when that was accepted.
+    """
 
     directory: Path
     writer: connection.Connection
     key: Ed25519PrivateKey
     place: Place
     partly_checked: bool = False
+    floors: floors.Floors = field(default_factory=floors.Floors)
+    behind: str = ""
 
     @property
     def database(self) -> Path:
@@ -63,10 +72,11 @@ def held(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def enter(directory: Path) -> Iterator[State]:
+def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[State]:
     """Hold `directory` with its database open; blocking, so not for the event loop.
 
-    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer.
+    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
+    `accept_rollback`.
     """
     with held(directory), contextlib.ExitStack() as stack:
         _clear_remains(directory)
@@ -80,9 +90,41 @@ def enter(directory: Path) -> Iterator[State]:
         stack.callback(writer.close)
         if not had_key:
             _make_key(directory, writer)
-        partly = damage.partial(writer)
+        partly, key = damage.partial(writer), load_key(directory)
+        kept, behind = _held_against(directory, writer, key, accept=accept_rollback)
         place = Place(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
-        yield State(directory=directory, writer=writer, key=load_key(directory), place=place, partly_checked=partly)
+        yield State(
+            directory=directory,
+            writer=writer,
+            key=key,
+            place=place,
+            partly_checked=partly,
+            floors=kept,
+            behind=behind,
+        )
+
+
+def _held_against(
+    directory: Path, writer: connection.Connection, key: Ed25519PrivateKey, *, accept: bool
+) -> tuple[floors.Floors, str]:
+    """The floors of `directory`, and why the ledger is older than they are; empty when it is not."""
+    try:
+        kept = floors.read(directory, key.public_key())
+        if not floors.present(directory):
+            if audit.last_seq(writer) == 0:  # killed between the key and them
+                floors.write(directory, kept, key)
+                return kept, ""
+            raise Problem("floors_invalid", f"expected {floors.FILE} beside {HOST_KEY}, found none")
+    except Problem as problem:
+        if problem.code != "floors_invalid":
+            raise
+        if not accept:
+            raise Problem(problem.code, problem.detail, _NO_FLOORS) from problem
+        return floors.Floors(), problem.detail
+    behind = rollback.behind(writer, [(chain, seq, found) for chain, (seq, found) in kept.heads.items()])
+    if behind and not accept:
+        raise rollback.problem(behind)
+    return kept, behind
 
 
 def _open_writer(directory: Path) -> connection.Connection:

@@ -74,8 +74,11 @@ class Job:
 class Writer:
     """The thread and its queue; every public method belongs to the event loop it was made in."""
 
-    def __init__(self, directory: Path, *, clock: Clock, on_head: Callable[[Head], None]) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Clock, on_head: Callable[[Head], None], accept_rollback: bool = False
+    ) -> None:
         self._directory = directory
+        self._accept_rollback = accept_rollback
         self._clock = clock
         self._on_head = on_head
         self._loop = asyncio.get_running_loop()
@@ -141,7 +144,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            with state.enter(self._directory) as entered:
+            with state.enter(self._directory, accept_rollback=self._accept_rollback) as entered:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
                 committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
                 self._tell(_resolve, self._ready, entered, None)

@@ -280,9 +280,14 @@ class Decisions:
             raise await self._refused(actor, record.id, problem, record.status.value) from problem
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
-        await self._life.rooms.ledger.write(deeds.writing(record, event, also), durable=True)
-        self._life.put(record)
-        self._life.saver.tidy()
+        await self._life.rooms.revocations.before(record, self._life.records)
+        try:
+            await self._life.rooms.ledger.write(deeds.writing(record, event, also), durable=True)
+            self._life.put(record)
+        finally:
+            self._life.saver.tidy()
+        with contextlib.suppress(Problem):  # written meanwhile from the record before; tidying tries again
+            await self._life.rooms.revocations.before(record, self._life.records)
 
     def _told(self, actor: Actor, before: Record, after: Record) -> Event:
         return deeds.status_event(actor, before, after, granting.withheld(after, self._life.rooms.usual))

@@ -61,6 +61,13 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
     return swap
 
 
+def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> None:
+    """As after a loss, when another publisher holds the id now: values and events of the one before are its own."""
+    if before is not None and before.facts.publisher != after.facts.publisher:
+        kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
+        horizons.draw(tx, before.id)
+
+
 def _clear(tx: Transaction, plugin_id: str) -> None:
     for rows in _AT_WORK:
         rows.clear(tx, plugin_id)

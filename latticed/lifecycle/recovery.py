@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.ledger.rebuild import Salvage
     from latticed.ledger.writer import Transaction
+    from latticed.model.chain import Head
     from latticed.model.lifecycle import Record
 
 FRESH: Final = f"{state.DATABASE}.fresh"
@@ -112,8 +113,9 @@ class _Recovery:
             revocations=sum(len(getattr(policy.current.revoked, kind)) for kind in revocations.KINDS),
             policy=str(policy.problem.detail) if policy.problem else "",
         )
-        self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
-        floors.write(directory, floors_of(rebuilt, policy.current.revoked), key)
+        head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
+        wanted = floors_of(rebuilt, policy.current.revoked)
+        floors.write(directory, floors.of_replaced(wanted, head, rfc3339(self._clock.wall_us())), key)
         moved = rebuild.set_aside(directory, self._label)
         rebuild.put_in_place(directory, directory / FRESH)
         return _with(report, moved)
@@ -178,7 +180,7 @@ class _Recovery:
             },
         )
 
-    def _write(self, key: Ed25519PrivateKey, rebuilt: list[Record], revoked: Revoked, event: Event) -> None:
+    def _write(self, key: Ed25519PrivateKey, rebuilt: list[Record], revoked: Revoked, event: Event) -> Head | None:
         seen = revocations.Revocations(**{kind: getattr(revoked, kind) for kind in revocations.KINDS})
 
         def change(tx: Transaction) -> None:
@@ -189,7 +191,7 @@ class _Recovery:
 
         fresh = self._place.state_dir / FRESH
         rebuild.discard(fresh)  # of a recovery that was interrupted
-        rebuild.write(fresh, key, self._clock, change)
+        return rebuild.write(fresh, key, self._clock, change)
 
 
 def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
-from latticed.ledger import damage, floors, horizons, kv, rebuild, records, revocations, state
+from latticed.ledger import damage, floors, rebuild, records, revocations, state
 from latticed.ledger import secrets as sealed_values
-from latticed.lifecycle import archive, around, stricter
+from latticed.lifecycle import archive, around, handover, stricter
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
@@ -162,13 +162,7 @@ class _Restore:
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
         before = {record.id: record for record in rebuild.salvage(database).records}
-        known = {*kept.pins, *kept.versions, *kept.masked}.difference(before)
-        changed = [
-            after
-            for record in before.values()
-            if (after := stricter.restored(record, kept, now_us=self._now_us)) is not record
-        ]
-        changed += [stricter.rebuilt(one, (), kept, None, now_us=self._now_us) for one in sorted(known)]
+        changed = stricter.held_to(before, kept, now_us=self._now_us, replaced=True)
         report = Report(
             created_at=self._manifest.created_at,
             public_key=self._manifest.public_key,
@@ -184,15 +178,16 @@ class _Restore:
             tx.append_audit(self._event(report, sha256))
             for record in changed:
                 records.put(tx, record)
-                _set_aside_values(tx, before.get(record.id), record)
+                handover.set_aside_lost(tx, before.get(record.id), record)
             revocations.remember(tx, kept.revoked, now_us=self._now_us)
             revoked.append(revocations.load(tx))
             sealed.update(row.key_id for row in sealed_values.load_all(tx))
 
-        rebuild.write(database, key, self._clock, change)
+        head = rebuild.write(database, key, self._clock, change)
         everything = {**before, **{record.id: record for record in changed}}
         all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
-        floors.write(self._staging, floors_of(everything.values(), all_revoked), key)
+        wanted = floors_of(everything.values(), all_revoked)
+        floors.write(self._staging, floors.of_replaced(wanted, head, rfc3339(self._now_us)), key)
         restored = tuple(everything[one] for one in sorted(everything))
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
@@ -238,13 +233,6 @@ class _Restore:
             os.rename(staging / name, directory / name)
         files.sync_directory(directory)
         rebuild.put_in_place(directory, staging / state.DATABASE)
-
-
-def _set_aside_values(tx: Transaction, before: Record | None, after: Record) -> None:
-    """Another publisher holds the id now: the values of the one before are kept under its name, its events too."""
-    if before is not None and before.facts.publisher != after.facts.publisher:
-        kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
-        horizons.draw(tx, before.id)
 
 
 def _sync_tree(directory: Path) -> None:

@@ -6,17 +6,21 @@ loosen (architecture decision 3).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import logs
 from latticed.ledger import revocations as rows
 from latticed.ledger.floors import Floors, Pin
+from latticed.lifecycle import stricter
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust.policy import Revoked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Connection, Ledger, Transaction
@@ -42,6 +46,8 @@ class Revocations:
         self._ledger = ledger
         self._policy = policy
         self._clock = clock
+        self._turn = asyncio.Lock()
+        """Held while floors are made and written: whoever asks what they say is told of the newest."""
 
     async def remember(self) -> bool:
         """Keep what the policy in force revokes; True when all of it is on record. It holds either way."""
@@ -83,15 +89,37 @@ class Revocations:
                 tx.append_audit(event)
             return known
 
+        if value in getattr(self._ledger.read(rows.load), column):
+            await self._loosen_floors(column, value)
         if not await self._ledger.write(change, durable=True):
             raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")
         self._policy.remember(self._ledger.read(remembered))
+        with contextlib.suppress(Problem):  # in case they were written meanwhile from what was known before
+            await self._loosen_floors(column, value)
+
+    async def before(self, record: Record, records: Mapping[str, Record]) -> None:
+        """Have the floors allow what `record` is about to allow; Problem ledger_unavailable when they cannot.
+
+        Floors that are stricter than the ledger undo it at the next start. So what loosens is in them first, and what
+        tightens in the ledger first: whenever a kill comes, what was answered holds.
+        """
+        async with self._turn:
+            if stricter.looser(self._ledger.floors, record):
+                wanted = {**records, record.id: record}
+                await self._ledger.write_floors(floors_of(wanted.values(), self._policy.current.revoked))
+
+    async def _loosen_floors(self, column: rows.Kind, value: str) -> None:
+        async with self._turn:
+            kept = self._ledger.floors
+            left = replace(kept.revoked, **{column: getattr(kept.revoked, column) - {value}})
+            if left != kept.revoked:
+                await self._ledger.write_floors(replace(kept, revoked=left))
 
     async def write_floors(self, records: Iterable[Record]) -> bool:
         """Mirror floors, masks, pins and revocations outside the ledger; False, and logged, when it cannot be."""
-        revoked = self._policy.current.revoked
         try:
-            await self._ledger.write_floors(floors_of(records, revoked))
+            async with self._turn:
+                await self._ledger.write_floors(floors_of(records, self._policy.current.revoked))
         except Problem as problem:
             log.error("floors_not_written", code=problem.code)
             return False

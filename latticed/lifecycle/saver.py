@@ -115,6 +115,8 @@ class Saver:
         await self.flush()
         if self._untidy:
             await self._put_in_order()
+        else:  # they name the newest head, by which an older ledger is known at the next start
+            await self._revocations.write_floors(self._records())
 
     async def _save(self) -> None:
         while self._unsaved.difference(self._busy):

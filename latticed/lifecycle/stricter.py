@@ -17,7 +17,7 @@ from latticed.model.lifecycle import Facts, Record, Status
 from latticed.model.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from latticed.ledger.floors import Pin
     from latticed.model.accepted import Accepted
@@ -102,6 +102,39 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
         masked |= capability.host_risk(facts.capabilities)
         return replace(after, status=Status.VERIFIED, facts=replace(facts, manifest=b""), masked=masked)
     return after if after != replace(record, updated_at=now_us) else record
+
+
+def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replaced: bool) -> list[Record]:
+    """The records of a ledger that change when it is held to `floors`.
+
+    `replaced`: it is not the one that the floors were written for last, so `restored` has the rules. Otherwise it may
+    be newer than they are by a moment: then only masks and version floors count, for whose an id is was decided since.
+    """
+    known = {*floors.pins, *floors.versions, *floors.masked}.difference(before)
+    changed = []
+    for record in before.values():
+        after = restored(record, floors, now_us=now_us) if replaced else _tightened(record, floors, now_us=now_us)
+        if after is not record:
+            changed.append(after)
+    return changed + [rebuilt(one, (), floors, None, now_us=now_us) for one in sorted(known)]
+
+
+def looser(written: Floors, record: Record) -> bool:
+    """Whether `record` takes back what `written` says of it, so that a start would undo it."""
+    floor = written.versions.get(record.id, "")
+    return bool(_missing(written, record)) or higher_floor(floor, record.floor) != record.floor
+
+
+def _tightened(record: Record, floors: Floors, *, now_us: int) -> Record:
+    if not looser(floors, record):
+        return record
+    floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
+    return replace(record, masked=record.masked | _missing(floors, record), floor=floor, updated_at=now_us)
+
+
+def _missing(floors: Floors, record: Record) -> frozenset[str]:
+    """What is masked by the floors and granted by the record, of what it declares."""
+    return (floors.masked.get(record.id, frozenset()) - record.masked).intersection(record.facts.capabilities)
 
 
 def union(present: Floors, theirs: Floors) -> Floors:

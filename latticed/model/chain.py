@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -95,6 +96,26 @@ def _stated(seq: int, ts: str, event_hash: str, chain: Name) -> bytes:
     """Decisions leave `chain` out, as when there was one chain: no head of one can pass for one of the other."""
     named = {} if chain == DECISIONS else {"chain": chain}
     return encode({"seq": seq, "ts": ts, "hash": event_hash, **named}).encode("ascii")
+
+
+_LOGGED: Final = {
+    name: re.compile(rf"""{name}"?\s*[=:]\s*"?'?([^\s",']+)""") for name in ("seq", "hash", "signed_at", "signature")
+}
+_LOGGED_CALLS: Final = re.compile(r"""chain"?\s*[=:]\s*"?calls\b""")
+HEAD_EVENT: Final = "audit_head_signed"
+
+
+def logged_head(line: str) -> Head | None:
+    """The head in a line of latticed's log, in any of its forms; None for any other line."""
+    if HEAD_EVENT not in line:
+        return None
+    found = {name: match[1] for name, pattern in _LOGGED.items() if (match := pattern.search(line))}
+    if len(found) < len(_LOGGED) or not found["seq"].isdecimal() or len(found["seq"]) > 16:
+        return None
+    name: Name = CALLS if _LOGGED_CALLS.search(line) else DECISIONS
+    return Head(
+        seq=int(found["seq"]), hash=found["hash"], ts=found["signed_at"], signature=found["signature"], chain=name
+    )
 
 
 class Position(NamedTuple):

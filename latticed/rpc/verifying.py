@@ -59,7 +59,8 @@ class Verifying:
     async def verify(self, wanted: Wanted, *, closing: asyncio.Event) -> Reports:
         """The reports of the chains that are wanted. Problems: ledger_unavailable, stopping."""
         async with self._turn:
-            written = await self._ledger.write(lambda tx: int(tx.execute("PRAGMA data_version").get))
+            # Essential: a full disk takes this too, for it writes nothing.
+            written = await self._ledger.write(lambda tx: int(tx.execute("PRAGMA data_version").get), essential=True)
             if written != self._written or wanted.whole:
                 self._sealed, self._written = {}, written
             return {name: await self._verify(name, closing) for name in wanted.chains}

@@ -133,7 +133,12 @@ class Place:
 
     @contextlib.contextmanager
     def running(
-        self, *, listener: socket.socket | None = None, ready: bool = True, output: int | None = None
+        self,
+        *,
+        listener: socket.socket | None = None,
+        ready: bool = True,
+        output: int | None = None,
+        options: tuple[str, ...] = (),
     ) -> Iterator[Daemon]:
         """A daemon that has said READY=1; with `listener`, socket-activated. Ended when the block is.
 
@@ -142,7 +147,7 @@ class Place:
         number = next(_numbers)
         name = f"@latticed-test-{os.getpid()}-{number}"
         log = self.home.parent / f"log-{number}.json"
-        command, passed = [*self.before, *self.command()], ()
+        command, passed = [*self.before, *self.command(*options)], ()
         if self.descriptors is not None:
             command = ["/bin/sh", "-c", f'ulimit -n {self.descriptors}; exec "$@"', "sh", *command]
         if listener is not None:

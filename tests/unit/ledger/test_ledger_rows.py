@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from latticed.model.errors import Problem
 from latticed.model.lifecycle import Facts, Record, Status
 
 Make = Callable[..., Event]
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
 QUOTA = kv.Quota(value_bytes=8, keys=3, total_bytes=20)
 
@@ -120,12 +122,19 @@ FLOORS = floors.Floors(
 )
 
 
-async def test_floors_come_back_as_they_went_in(house: Ledger, state_dir: Path) -> None:
-    """No file is empty floors; what was written is read, from a file for its owner only."""
-    assert house.read_floors() == floors.Floors()
-    await house.write_floors(FLOORS)
-    assert house.read_floors() == FLOORS
+async def test_floors_come_back_as_they_went_in(opened: Open, state_dir: Path, event: Make) -> None:
+    """Empty at first; what was written is read, from a file for its owner only, with heads that are on disk."""
+    async with opened() as house:
+        assert house.floors == floors.Floors()
+        await house.record(event())
+        await house.record(event(action="host.call"))
+        await house.write_floors(FLOORS)
+        heads = {name: house.read(lambda db, name=name: audit.newest_head(db, name)) for name in ("decisions", "calls")}
     assert (state_dir / floors.FILE).stat().st_mode & 0o777 == 0o600
+    async with opened() as house:
+        expected = {name: (head["seq"], head["hash"]) for name, head in heads.items()}
+        assert house.floors == replace(FLOORS, heads=expected)
+        assert expected["decisions"][0] == expected["calls"][0] == 1
 
 
 @pytest.mark.parametrize(
@@ -139,14 +148,17 @@ async def test_floors_come_back_as_they_went_in(house: Ledger, state_dir: Path) 
         (b'"signature"', b'"signatur"'),
     ],
 )
-async def test_floors_that_were_changed_are_refused(house: Ledger, state_dir: Path, old: bytes, new: bytes) -> None:
-    """A file that this host did not sign is a Problem, not empty floors."""
-    await house.write_floors(FLOORS)
+async def test_floors_that_were_changed_are_refused(opened: Open, state_dir: Path, old: bytes, new: bytes) -> None:
+    """A file that this host did not sign is a Problem at the next start, not empty floors."""
+    async with opened() as house:
+        await house.write_floors(FLOORS)
     path = state_dir / floors.FILE
     path.write_bytes(path.read_bytes().replace(old, new, 1))
     with pytest.raises(Problem) as caught:
-        house.read_floors()
+        async with opened():
+            pass
     assert caught.value.code == "floors_invalid"
+    assert "--accept-rollback" in caught.value.hint
 
 
 async def test_audit_is_filtered_and_paged(house: Ledger, clock: object, event: Make) -> None:

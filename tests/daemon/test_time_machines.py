@@ -1,0 +1,211 @@
+"""An old ledger in place of the newest: refused, or by word held to what was decided since.
+
+What a power cut leaves is no such thing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.house import bundles, daemons, faults, lives
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture(scope="module")
+def acme():
+    return bundles.author("acme")
+
+
+@pytest.fixture(scope="module")
+def past(acme):
+    with lives.lived(acme) as place:
+        yield place
+
+
+@pytest.fixture
+def lived(place, past):
+    """A place of its own with a past: acme.demo active, network:plan granted, kv:write trimmed, acme.bad revoked."""
+    return lives.copy(past, place)
+
+
+GRANTS = "/api/plugins/by-id/acme.demo/grants"
+
+
+def kept(place: daemons.Place) -> dict[str, bytes]:
+    """The files of the ledger as they are."""
+    return {path.name: path.read_bytes() for path in place.state.glob("ledger.sqlite3*")}
+
+
+def put_back(place: daemons.Place, files: dict[str, bytes]) -> None:
+    for path in place.state.glob("ledger.sqlite3*"):
+        path.unlink()
+    for name, data in files.items():
+        place.write(place.state / name, data)
+
+
+def floors(place: daemons.Place) -> dict:
+    return json.loads((place.state / "floors.json").read_bytes())
+
+
+@pytest.fixture
+def rolled_back(lived, acme):
+    """After `kept` was copied: network:plan trimmed, acme.worse revoked, version 1.3.0 accepted."""
+    old = kept(lived)
+    lived.trust_us(acme, revoked={**lives.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
+    with lived.running() as daemon:
+        daemon.until_state("armed")
+        assert daemon.ask("PUT", GRANTS, {"trim": ["network:plan"]}).status == 200
+        lived.drop("demo", author=acme, version="1.3.0", capabilities=lives.CAPABILITIES)
+        daemon.until(lambda: daemon.plugin().get("candidate"), "candidate")
+        assert daemon.post("/api/plugins/by-id/acme.demo/upgrade", {}).status == 200
+        assert daemon.stop() == 0
+    put_back(lived, old)
+    lived.trust_us(acme)  # the file forgets the revocation, the daemon must not
+    return lived
+
+
+def test_an_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
+    """Exit 74 with what to do; ledger and floors are as they were found."""
+    before = (kept(rolled_back), floors(rolled_back))
+    ran = rolled_back.once()
+    assert ran.returncode == 74, ran.stderr
+    assert ran.stderr.startswith("latticed: ledger_rolled_back: ")
+    assert "expected event" in ran.stderr
+    assert "--accept-rollback" in ran.stderr
+    assert floors(rolled_back) == before[1]
+    assert {"ledger.sqlite3"} <= set(before[0])
+
+
+def test_an_old_ledger_that_is_accepted_is_held_to_the_floors(rolled_back):
+    """Trimmed stays trimmed, revoked stays revoked, the version floor stays; it is on record, and the next start is one
+    like any other."""
+    strict = floors(rolled_back)
+    with rolled_back.running(options=("--accept-rollback",)) as daemon:
+        (event,) = daemon.events(action="ledger.rollback_accepted")
+        assert (event["decision"], event["detail"]["revocations"]) == ("allow", 1)
+        assert event["reason"].startswith("expected event")
+        revoked = daemon.get("/api/trust").json()["revoked"]["plugins"]
+        assert {"acme.bad@*", "acme.worse@*"} <= set(revoked)
+        assert "network:plan" not in daemon.get(GRANTS).json()["granted"]
+        assert daemon.get("/api/audit/verify").json()["ok"]
+        assert daemon.stop() == 0
+    now = floors(rolled_back)
+    assert now["versions"]["acme.demo"] == strict["versions"]["acme.demo"] == "1.3.0"
+    assert set(strict["masked"]["acme.demo"]) <= set(now["masked"]["acme.demo"])
+    assert set(strict["revoked"]["plugins"]) <= set(now["revoked"]["plugins"])
+    with rolled_back.running() as daemon:
+        assert len(daemon.events(action="ledger.rollback_accepted")) == 1
+        assert daemon.stop() == 0
+
+
+def test_another_ledger_of_the_same_length_is_no_continuation(lived):
+    """Also where the old ledger has grown since it was put back: the hash says that it went another way."""
+    old = kept(lived)
+    with lived.running() as daemon:
+        assert daemon.ask("PUT", "/api/kv/default/a", b"1").status == 200
+        assert daemon.stop() == 0
+    signed = (lived.state / "floors.json").read_bytes()
+    put_back(lived, old)
+    (lived.state / "floors.json").unlink()
+    with lived.running(options=("--accept-rollback",)) as daemon:
+        (event,) = daemon.events(action="ledger.rollback_accepted")
+        assert "found none" in event["reason"]
+        for value in (b"2", b"3", b"4"):
+            assert daemon.ask("PUT", "/api/kv/default/a", value).status == 200
+        assert daemon.stop() == 0
+    lived.write(lived.state / "floors.json", signed)
+    ran = lived.once()
+    assert (ran.returncode, "found another" in ran.stderr) == (74, True), ran.stderr
+
+
+@pytest.mark.parametrize("harm", ["missing", "edited"])
+def test_without_genuine_floors_a_start_takes_a_word(lived, harm):
+    """Whoever takes them away gains nothing: 74 until an operator says otherwise."""
+    path = lived.state / "floors.json"
+    if harm == "missing":
+        path.unlink()
+    else:
+        lived.write(path, path.read_bytes().replace(b'"masked"', b'"masker"'))
+    ran = lived.once()
+    assert ran.returncode == 74
+    assert ran.stderr.startswith("latticed: floors_invalid: ")
+    assert "--accept-rollback" in ran.stderr
+
+
+def test_rows_changed_by_hand_gain_nothing(lived):
+    """The floors are stricter than the ledger: they count, on record, without anybody's word."""
+    import sqlite3
+
+    database = sqlite3.connect(lived.state / "ledger.sqlite3")
+    with database:
+        database.execute("UPDATE records SET masked = '[]', floor = '0.0.1' WHERE id = 'acme.demo'")
+        database.execute("DELETE FROM revocations")
+    database.close()
+    for path in lived.state.glob("ledger.sqlite3*"):
+        lived.own(path)
+    with lived.running() as daemon:
+        (event,) = daemon.events(action="ledger.held_to_floors")
+        assert (event["detail"]["ids"], event["detail"]["revocations"]) == ("acme.demo", 1)
+        assert "kv:write" not in daemon.get(GRANTS).json()["granted"]
+        assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
+        assert daemon.stop() == 0
+    assert floors(lived)["versions"]["acme.demo"] == "1.2.0"
+
+
+def test_what_was_granted_and_lifted_holds_after_a_kill(lived, acme):
+    """Floors that lag behind would take back what was answered: what loosens is in them first."""
+    lived.trust_us(acme)
+    with lived.running() as daemon:
+        daemon.until_state("armed")
+        assert daemon.ask("PUT", GRANTS, {"grant": ["kv:write"]}).status == 200
+        lifted = daemon.post("/api/trust/lift", {"kind": "plugin", "value": "acme.bad@*"})
+        assert lifted.status == 200, lifted
+        daemon.kill()
+    with lived.running() as daemon:
+        assert daemon.events(action="ledger.held_to_floors") == []
+        assert "kv:write" in daemon.get(GRANTS).json()["granted"]
+        assert "acme.bad@*" not in daemon.get("/api/trust").json()["revoked"]["plugins"]
+
+
+def test_a_power_cut_is_no_roll_back(lived, sick):
+    """What the disk had not taken is gone, floors included: they never name an event that is not on disk.
+
+    The ledger cannot be synced while decisions are made; then everything that was not synced is lost.
+    """
+    with lived.running() as daemon:
+        daemon.until_state("armed")
+        daemon.until(lambda: floors(lived)["heads"], "floors with heads")
+        before = kept(lived)  # all of this is on disk: the head that the floors name was synced
+        named = floors(lived)["heads"]["decisions"]
+        with sick.failing(errno.EIO, faults.SYNC, below=lived.state / "ledger.sqlite3"):
+            assert daemon.ask("PUT", GRANTS, {"trim": ["log:write"]}).status == 200
+            daemon.until(lambda: daemon.log("floors_not_written"), "floors that wait for the ledger")
+            assert floors(lived)["heads"]["decisions"] == named
+        daemon.kill()
+    put_back(lived, before)
+    with lived.running() as again:
+        assert again.events(action="ledger.rollback_accepted") == []
+        assert again.stop() == 0
+
+
+def test_a_restored_backup_is_accepted_by_itself(lived, tmp_path: Path):
+    """--restore is the word: the older state starts, and starts again."""
+    archive = lived.home / "backup.tar"
+    with lived.running() as daemon:
+        lived.write(archive, daemon.get("/api/backup").body)
+        for number in range(5):
+            assert daemon.ask("PUT", "/api/kv/default/a", str(number).encode()).status == 200
+        assert daemon.stop() == 0
+    ran = lived.once("--restore", str(archive))
+    assert ran.returncode == 0, ran.stderr
+    shutil.copy(lived.state / "floors.json", tmp_path / "floors.json")
+    for _ in range(2):
+        with lived.running() as daemon:
+            assert daemon.events(action="ledger.rollback_accepted") == []
+            assert daemon.stop() == 0
