@@ -119,7 +119,8 @@ class Revocations:
         """Mirror floors, masks, pins and revocations outside the ledger; False, and logged, when it cannot be."""
         try:
             async with self._turn:
-                await self._ledger.write_floors(floors_of(records, self._policy.current.revoked))
+                made = asyncio.to_thread(floors_of, list(records), self._policy.current.revoked)
+                await self._ledger.write_floors(await made)
         except Problem as problem:
             log.error("floors_not_written", code=problem.code)
             return False

@@ -108,7 +108,7 @@ def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replac
     """The records of a ledger that change when it is held to `floors`.
 
     `replaced`: it is not the one that the floors were written for last, so `restored` has the rules. Otherwise it may
-    be newer than they are by a moment: then only masks and version floors count, for whose an id is was decided since.
+    be newer than they are by a moment: then masks, terms and version floors count, not whose an id is: decided since.
     """
     known = {*floors.pins, *floors.versions, *floors.masked}.difference(before)
     changed = []
@@ -121,15 +121,22 @@ def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replac
 
 def looser(written: Floors, record: Record) -> bool:
     """Whether `record` takes back what `written` says of it, so that a start would undo it."""
-    floor = written.versions.get(record.id, "")
-    return bool(_missing(written, record)) or higher_floor(floor, record.floor) != record.floor
+    floor = higher_floor(written.versions.get(record.id, ""), record.floor)
+    return bool(_missing(written, record)) or floor != record.floor or _terms(written, record) != record.terms
 
 
 def _tightened(record: Record, floors: Floors, *, now_us: int) -> Record:
     if not looser(floors, record):
         return record
     floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
-    return replace(record, masked=record.masked | _missing(floors, record), floor=floor, updated_at=now_us)
+    masked = record.masked | _missing(floors, record)
+    return replace(record, masked=masked, terms=_terms(floors, record), floor=floor, updated_at=now_us)
+
+
+def _terms(floors: Floors, record: Record) -> Accepted | None:
+    """What both say was accepted; a record of before there were terms has none to compare."""
+    kept = floors.terms.get(record.id)
+    return record.terms if record.terms is None or kept in {None, record.terms} else both(kept, record.terms)
 
 
 def _missing(floors: Floors, record: Record) -> frozenset[str]:

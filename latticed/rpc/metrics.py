@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from latticed.kit import logs
 from latticed.ledger import audit as rows
-from latticed.rpc.status import not_running, troubles
+from latticed.rpc import tally
+from latticed.rpc.status import troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,23 +22,26 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 async def metrics(ask: Ask) -> web.Response:
     """Everything that is counted, at once."""
-    body = "".join(_lines(ask.api)).encode("ascii")
+    counted = await tally.taken(ask.api)
+    body = "".join([line async for line in tally.paced(_lines(ask.api, counted))]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-def _lines(api: Api) -> Iterator[str]:
-    known = api.lifecycle.known()
-    statuses = Counter(record.status.value for record in known)
-    available = sum(api.lifecycle.sight(record.id).available for record in known)
-    refused = Counter(verdict.code.value for verdict in api.lifecycle.rejected().values())
+def _lines(api: Api, counted: tally.Tally) -> Iterator[str]:
     yield from _family("latticed_healthy", "gauge", "1 when health is ok", {"": int(not troubles(api))})
-    yield from _family("latticed_plugins", "gauge", "plugins on record by status", _labelled("status", statuses))
-    yield from _family("latticed_plugins_available", "gauge", "plugins whose bundle verifies", {"": available})
-    yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", api.supervisor.counts()))
-    idle = _labelled("reason", not_running(api))
+    yield from _family(
+        "latticed_plugins", "gauge", "plugins on record by status", _labelled("status", counted.statuses)
+    )
+    yield from _family("latticed_plugins_available", "gauge", "plugins whose bundle verifies", {"": counted.available})
+    yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", counted.states))
+    idle = _labelled("reason", counted.not_running)
     yield from _family("latticed_active_not_running", "gauge", "active plugins that do not run, by reason", idle)
-    yield from _family("latticed_restarts", "gauge", "restarts since a plugin was armed", _restarts(api))
-    yield from _family("latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", refused))
+    yield from _family(
+        "latticed_restarts", "gauge", "restarts since a plugin was armed", _labelled("plugin", counted.restarts)
+    )
+    yield from _family(
+        "latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", counted.refused)
+    )
     counts = api.supervisor.calls()
     made, denied = {i: one.calls for i, one in counts.items()}, {i: one.denied for i, one in counts.items()}
     yield from _family("latticed_host_calls_total", "counter", "host calls", _labelled("plugin", made))
@@ -64,11 +67,6 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Itera
 def _labelled(label: str, counts: Mapping[str, int]) -> dict[str, int]:
     """Values by one label; ids, codes and states need no escaping."""
     return {f'{{{label}="{value}"}}': count for value, count in sorted(counts.items())}
-
-
-def _restarts(api: Api) -> dict[str, int]:
-    runtimes = ((record.id, api.supervisor.runtime(record.id)) for record in api.lifecycle.known())
-    return _labelled("plugin", {plugin_id: one.restart_count for plugin_id, one in runtimes if one.restart_count})
 
 
 def _resident_bytes() -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from aiohttp import web
 
@@ -25,10 +26,14 @@ from latticed.rpc.access import Scope
 from latticed.rpc.api import Body, Query
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from latticed.model.lifecycle import Record
     from latticed.rpc.answers import DataLeft, Forgotten
     from latticed.rpc.api import Ask
     from latticed.rpc.doorman import Connection
+
+T = TypeVar("T")
 
 SHOWN_DENIALS = 10
 NAME_BYTES = 255  # NAME_MAX of Linux file systems
@@ -101,10 +106,10 @@ async def listing(ask: Ask) -> web.StreamResponse:
     if len(known) <= views.ROWS_KEPT:
         body = b",".join([views.plugin_row(ask.api, record) for record in known])
         return web.Response(body=b"[" + body + b"]", content_type="application/json")
-    return await _long_listing(ask, known)
+    return await _long_listing(ask, known, lambda record: views.plugin_row(ask.api, record))
 
 
-async def _long_listing(ask: Ask, known: list[Record]) -> web.StreamResponse:
+async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes]) -> web.StreamResponse:
     """The list in pieces: one of ten thousand keeps nobody else waiting, and is in memory nowhere as a whole."""
     if ask.headers_only:
         return web.Response(content_type="application/json")
@@ -113,7 +118,7 @@ async def _long_listing(ask: Ask, known: list[Record]) -> web.StreamResponse:
     await answer.prepare(ask.request)
     try:
         for start in range(0, len(known), ROWS_AT_ONCE):
-            made = [views.plugin_row(ask.api, record) for record in known[start : start + ROWS_AT_ONCE]]
+            made = [row(one) for one in known[start : start + ROWS_AT_ONCE]]
             await answer.write((b"," if start else b"[") + b",".join(made))
             await asyncio.sleep(0)
         await answer.write_eof(b"]")
@@ -199,10 +204,17 @@ async def show(ask: Ask) -> dict[str, Any]:
     return report
 
 
-async def rejected(ask: Ask) -> list[dict[str, Any]]:
+async def rejected(ask: Ask) -> web.StreamResponse:
     """Every bundle on disk that may not run."""
     found = ask.api.lifecycle.rejected()
-    return [views.rejected(name.partition("/")[2], found[name]) for name in sorted(found)]
+
+    def row(name: str) -> bytes:
+        return json.dumps(views.rejected(name.partition("/")[2], found[name]), separators=(",", ":")).encode("ascii")
+
+    names = sorted(found)
+    if len(names) > ROWS_AT_ONCE:
+        return await _long_listing(ask, names, row)
+    return web.Response(body=b"[" + b",".join(map(row, names)) + b"]", content_type="application/json")
 
 
 async def verify(ask: Ask) -> dict[str, Any]:

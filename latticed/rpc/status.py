@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -12,8 +11,8 @@ from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
-from latticed.model.lifecycle import Status
-from latticed.model.runtime import Health, State, why_not_running
+from latticed.model.runtime import Health, State
+from latticed.rpc import tally
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 
@@ -35,7 +34,7 @@ async def health(ask: Ask) -> web.Response:
     answer: HealthReport = {"status": "degraded" if found else "ok"}
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
-        answer["not_running"] = not_running(ask.api)
+        answer["not_running"] = await tally.not_running(ask.api)
         answer["notes"] = notes(ask.api)
         answer["sandbox"] = _sandbox(ask.api)
     return web.Response(
@@ -88,17 +87,6 @@ def notes(api: Api) -> list[Trouble]:
     return [{"code": "audit_calls_removed", "detail": detail}]
 
 
-def not_running(api: Api) -> dict[str, int]:
-    """How many active plugins are not running, by reason: `starting`, or the code of what keeps them."""
-    found: Counter[str] = Counter()
-    for record in api.lifecycle.records.values():
-        if record.status is Status.ACTIVE:
-            runtime = api.supervisor.runtime(record.id)
-            found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
-    del found[""]
-    return dict(sorted(found.items()))
-
-
 def _well(api: Api, record: Record) -> bool:
     runtime = api.supervisor.runtime(record.id)
     return runtime.state is State.ARMED and runtime.health is Health.HEALTHY
@@ -107,9 +95,7 @@ def _well(api: Api, record: Record) -> bool:
 async def status(ask: Ask) -> Glance:
     """The daemon at a glance."""
     api = ask.api
-    plugins: dict[str, int] = {}
-    for record in api.lifecycle.known():
-        plugins[record.status.value] = plugins.get(record.status.value, 0) + 1
+    counted = await tally.taken(api)
     ends = {name: api.ledger.read(lambda db, name=name: _end(db, name)) for name in chain.NAMES}  # type: ignore[misc]
     found = troubles(api)
     return {
@@ -118,10 +104,10 @@ async def status(ask: Ask) -> Glance:
         "problems": [{"code": code, "detail": detail} for code, detail in found],
         "started_at": rfc3339(api.started_at),
         "uptime_s": int(api.clock.monotonic_s() - api.started_s),  # the wall clock may have jumped since
-        "plugins": plugins,
-        "rejected": len(api.lifecycle.rejected()),
-        "runtime": api.supervisor.counts(),
-        "not_running": not_running(api),
+        "plugins": dict(counted.statuses),
+        "rejected": counted.refused.total(),
+        "runtime": dict(counted.states),
+        "not_running": counted.not_running,
         "audit": ends[DECISIONS],
         "calls": ends[CALLS],
         "public_key": api.ledger.public_key,

@@ -115,13 +115,9 @@ class Supervisor:
             raise Problem("not_armed", f"{plugin_id} is not armed")
         return await handle.gate().call(method, params)
 
-    def counts(self) -> dict[str, int]:
-        """How many handles are in each runtime state."""
-        states: dict[str, int] = {}
-        for handle in self._handles.values():
-            state = handle.runtime().state.value
-            states[state] = states.get(state, 0) + 1
-        return states
+    def ids(self) -> list[str]:
+        """Of all plugins that have a handle."""
+        return list(self._handles)
 
     def calls(self) -> Mapping[str, Count]:
         """Host calls by plugin, since the daemon started."""

@@ -1,0 +1,71 @@
+"""Counts over all plugins, taken in parts: ten thousand of them keep no other request waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from latticed.model.lifecycle import Status
+from latticed.model.runtime import why_not_running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from latticed.rpc.api import Api
+
+T = TypeVar("T")
+
+PART: Final = 256
+"""How many of anything between two turns of the loop: under a millisecond."""
+
+
+async def paced(items: Iterable[T]) -> AsyncIterator[T]:
+    """`items`, with a turn for everybody else after each `PART` of them."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % PART == 0:
+            await asyncio.sleep(0)
+
+
+@dataclass(slots=True)
+class Tally:
+    """`statuses` of records, `states` of handles, `refused` bundles by code, `not_running`: active ones by reason."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    available: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    not_running: dict[str, int] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+async def taken(api: Api) -> Tally:
+    """Everything that is counted by going over all plugins and bundles."""
+    found = Tally()
+    async for record in paced(list(api.lifecycle.records.values())):
+        if record.forgotten:
+            continue
+        found.statuses[record.status.value] += 1
+        found.available += api.lifecycle.sight(record.id).available
+        runtime = api.supervisor.runtime(record.id)
+        if runtime.restart_count:
+            found.restarts[record.id] = runtime.restart_count
+    found.not_running = await not_running(api)
+    async for plugin_id in paced(api.supervisor.ids()):
+        found.states[api.supervisor.runtime(plugin_id).state.value] += 1
+    async for verdict in paced(api.lifecycle.rejected().values()):
+        found.refused[verdict.code.value] += 1
+    return found
+
+
+async def not_running(api: Api) -> dict[str, int]:
+    """How many active plugins are not running, by reason: `starting`, or the code of what keeps them."""
+    found: Counter[str] = Counter()
+    async for record in paced(list(api.lifecycle.records.values())):
+        if record.status is Status.ACTIVE:
+            runtime = api.supervisor.runtime(record.id)
+            found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
+    del found[""]
+    return dict(sorted(found.items()))

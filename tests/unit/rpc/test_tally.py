@@ -1,0 +1,66 @@
+"""Counting over many plugins and bundles keeps nobody else waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from latticed.model.verdict import Code, Refused
+from latticed.rpc import tally
+from tests.house import bundles, houses
+
+MANY = 3_000
+
+
+@pytest.fixture
+async def home():
+    async with houses.opened() as found:
+        found.drop("demo", id="acme.demo")
+        await found.armed("acme.demo")
+        life = found.house.api.lifecycle
+        record = life.records["acme.demo"]
+        life.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
+        refused = Refused(code=Code.DIGEST_MISMATCH, reason="x", hint="y")
+        life._found |= {f"plugins/r{n}": refused for n in range(MANY)}
+        yield found
+        life.records = {"acme.demo": record}
+
+
+async def turns_of_others(work):
+    """How often somebody else had a turn while `work` was done, and what it came to."""
+    turns, done = 0, asyncio.ensure_future(work)
+    while not done.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns, await done
+
+
+async def test_counts_are_taken_in_parts(home):
+    turns, counted = await turns_of_others(tally.taken(home.house.api))
+    assert turns >= 3 * (MANY // tally.PART)
+    assert counted.statuses == {"active": MANY + 1}
+    assert counted.refused == {"digest_mismatch": MANY}
+    assert sum(counted.states.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"), [("/metrics", 3), ("/api/status", 3), ("/api/health", 1), ("/api/plugins/rejected", 1)]
+)
+async def test_answers_over_all_plugins_leave_turns_to_others(home, path, parts):
+    """At the least one turn after each part of what is walked over."""
+    turns, answer = await turns_of_others(home.ask("GET", path))
+    assert answer.status == 200
+    assert turns >= parts * (MANY // tally.PART)
+    if path.endswith("rejected"):
+        assert len(answer["rows"]) == MANY
+
+
+async def test_bundles_that_are_refused_are_listed_as_ever(tmp_path: Path):
+    async with houses.opened() as home:
+        home.drop("demo", author=bundles.author("stranger"))
+        await houses.until(home.house.api.lifecycle.rejected)
+        (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
+        assert (row["name"], row["code"]) == ("demo", "publisher_untrusted")
