@@ -125,7 +125,7 @@ class Services:
             call=lambda plugin_id, method, params: self._alive().call(plugin_id, method, params),
             invoke=lambda plugin_id, action, payload: self._alive().invoke(plugin_id, action, payload),
             prefixes=self.prefixes,
-            rights=self.rights,
+            published=self.published,
             secret=self.secrets.value_for,
         )
         self.route = Route(
@@ -153,7 +153,13 @@ class Services:
 
         self.tasks = Tasks(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, refusal=may_run)
         self.programs = Programs(
-            ledger, clock=clock, spawner=spawner, settings=lambda: settings().service, refusal=may_run, policy=policy
+            ledger,
+            clock=clock,
+            spawner=spawner,
+            settings=lambda: settings().service,
+            refusal=may_run,
+            policy=policy,
+            variables=self.variables,
         )
         tunnels = TunnelHouse(
             tools=Tools(spawner=spawner, clock=clock, roll=random.random),
@@ -208,7 +214,7 @@ class Services:
             Ddns(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
             Mail(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
             Task(self.tasks),
-            LongLived(self.programs, settings=lambda: self._settings().service),
+            LongLived(self.programs, settings=lambda: self._settings().service, variables=self.variables),
             TunnelCalls(self.tunnels, origins=lambda plugin_id: self.rights(plugin_id).origins),
             self.route,
             self.network,
@@ -231,6 +237,15 @@ class Services:
     def buckets(self, plugin_id: str) -> frozenset[str]:
         """The buckets of operators that a worker's template may name besides `default`."""
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.BUCKET))
+
+    def variables(self, plugin_id: str) -> frozenset[str]:
+        """The names of environment variables that its services may set."""
+        return frozenset(permits.of_kind(self.permits(plugin_id), permits.ENV))
+
+    def published(self, plugin_id: str) -> EgressRights:
+        """Where its routes may lead to; an origin that is bound for its own requests is not thereby published."""
+        found = permits.of_kind(self.permits(plugin_id), permits.PUBLISH)
+        return EgressRights(origins=tuple(egress.origin(one) for one in found))
 
     def rights(self, plugin_id: str) -> EgressRights:
         """Where it may connect to."""

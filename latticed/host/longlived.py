@@ -30,9 +30,12 @@ class Status(Params, frozen=True):
 class LongLived:
     """The service."""
 
-    def __init__(self, programs: Programs, *, settings: Callable[[], Settings]) -> None:
+    def __init__(
+        self, programs: Programs, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
+    ) -> None:
         self._programs = programs
         self._settings = settings
+        self._variables = variables
 
     def calls(self) -> tuple[Served, ...]:
         return (
@@ -42,7 +45,7 @@ class LongLived:
         )
 
     async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
-        spec = specs.checked(asked, self._settings())
+        spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
         try:
             made = await self._programs.put(caller.plugin_id, asked.name, spec)
         except Problem as problem:

@@ -18,7 +18,8 @@ class Standing:
     """What of a plugin decides.
 
     `active`: an operator has it active, and it is not being handed over. `fault`: the code for which its bundle or its
-    stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds. `seen`:
+    stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds, `permits`: what else
+    it may (`model.permits`). `seen`:
     whether the disk has been looked at since the daemon started; until then nobody may do anything, and nobody has lost
     anything either.
     """
@@ -26,12 +27,15 @@ class Standing:
     active: bool = False
     fault: str = ""
     granted: frozenset[str] = frozenset()
+    permits: frozenset[str] = frozenset()
     seen: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`, or `not_seen`."""
+    """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`,
+    `env_not_granted`, or `not_seen`.
+    """
 
     code: str
     reason: str

@@ -50,7 +50,8 @@ class Doors:
 
     `may`: may anything be served for it right now; `live`: does it besides live, so that it can answer. `call`: a host
     call of it through its Gate (Problem or HostError when it has none); `invoke`: one of its actions. `prefixes`: those
-    granted besides its own; `rights`: its bound origins; `secret`: the value of a secret that is bound to it (HostError
+    granted besides its own; `published`: the origins that its routes may lead to;
+    `secret`: the value of a secret that is bound to it (HostError
     otherwise).
     """
 
@@ -59,7 +60,7 @@ class Doors:
     call: Call
     invoke: Invoke
     prefixes: Callable[[str], frozenset[str]]
-    rights: Callable[[str], EgressRights]
+    published: Callable[[str], EgressRights]
     secret: Callable[[str, str], str]
 
 
@@ -233,7 +234,8 @@ class Route:
             )
         if self._pinned(plugin_id, spec.bound) is None:
             raise HostError(
-                Denial.EGRESS_BLOCKED, f"origin: the operator has not bound {spec.origin} (caps grant ID origin=...)"
+                Denial.EGRESS_BLOCKED,
+                f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
             )
         if spec.login and (fault := passwords.fault(self._doors.secret(plugin_id, spec.login))):
             raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
@@ -286,7 +288,7 @@ class Route:
         return Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))
 
     def _pinned(self, plugin_id: str, bound: egress.Origin) -> Address | None:
-        rights = self._doors.rights(plugin_id)
+        rights = self._doors.published(plugin_id)
         found = egress.pinned(rights, scheme=bound.scheme, host=bound.host, port=bound.port)
         return bound.address if bound.address in found else None
 

@@ -53,7 +53,7 @@ def standing(record: Record, seen: Sight | None) -> Standing:
     if seen is None:
         return Standing(seen=False)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
-    return Standing(active=True, fault=fault, granted=frozenset(record.granted))
+    return Standing(active=True, fault=fault, granted=frozenset(record.granted), permits=frozenset(record.permits))
 
 
 def pin_of(record: Record) -> Pin:

@@ -15,6 +15,8 @@ PREFIX: Final = "prefix"
 BUCKET: Final = "bucket"
 FEATURE: Final = "feature"
 SANDBOX: Final = "sandbox"
+PUBLISH: Final = "publish"
+ENV: Final = "env"
 
 EXPECTED: Final = {
     ORIGIN: "origin=http://backend.lan:8080=10.0.0.5: a private target, pinned",
@@ -22,6 +24,8 @@ EXPECTED: Final = {
     BUCKET: "bucket=shared: an operator's bucket that a worker may read",
     FEATURE: "feature=processes (or threads, workdir)",
     SANDBOX: "sandbox=open: no confinement at all",
+    PUBLISH: "publish=http://127.0.0.1:3000: a service that its routes may put on the web",
+    ENV: "env=NODE_ENV: a variable that its services may set (none of the linker's, LD_…)",
 }
 """The kinds there are, each with an example for people."""
 AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
@@ -29,6 +33,8 @@ AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
 
 _PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", re.ASCII)
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
+_OF_THE_LINKER: Final = ("LD_", "GLIBC_")
 _FEATURES: Final = frozenset({"threads", "processes", "workdir"})
 
 
@@ -57,6 +63,10 @@ def _fits(kind: str, value: str) -> bool:
     match kind:
         case "origin":
             return _is_origin(value)
+        case "publish":
+            return _is_origin(value) and egress.origin(value).scheme == "http"
+        case "env":
+            return bool(VARIABLE.fullmatch(value)) and not value.startswith(_OF_THE_LINKER)
         case "prefix":
             return bool(_PREFIX.fullmatch(value)) and not _is_reserved(value)
         case "bucket":

@@ -205,7 +205,9 @@ async def standing(*, declares: Mapping[str, list[str]] | None = None) -> AsyncI
         target = await stack.enter_async_context(origins.serving(origins.answer(b"hello")))
         await stack.enter_async_context(_journal_reader(home))
         stage = Stage(home=home, port=target.port, refusing=stack.enter_context(_refusing()))
-        permits = [f"origin=http://127.0.0.1:{port}" for port in (stage.port, stage.refusing)]
+        permits = [
+            f"{kind}=http://127.0.0.1:{port}" for kind in ("origin", "publish") for port in (stage.port, stage.refusing)
+        ]
         await home.ask("PUT", "/api/secrets/BOUND", b"value of a secret")
         services = sorted({service_of(method) for method in stage.broker.services})
         for service in services:

@@ -193,7 +193,7 @@ async def opened(
             call=rooms.call,
             invoke=rooms.invoke,
             prefixes=lambda plugin_id: rooms.prefixes.get(plugin_id, frozenset()),
-            rights=rooms.rights,
+            published=rooms.rights,
             secret=secrets.value_for,
         )
         async with (

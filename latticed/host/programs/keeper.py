@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import msgspec
 
 from latticed.host import confining
+from latticed.host.permissions import Refusal
 from latticed.host.programs import spec as specs
 from latticed.host.programs.decide import Rules
 from latticed.host.programs.life import Life, Ready, Tools
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from latticed.host.confining import Spawner
-    from latticed.host.permissions import Refusal
     from latticed.host.programs.spec import Spec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
@@ -53,7 +53,8 @@ class Kept:
 class Programs:
     """An async context manager: entered, every service on record runs as soon as its owner may have it.
 
-    `refusal(plugin_id)`: why it may not have services run now, or None.
+    `refusal(plugin_id)`: why it may not have services run now, or None. `variables(plugin_id)`: the names that their
+    environment may have.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Programs:
         settings: Callable[[], Settings],
         refusal: Callable[[str], Refusal | None],
         policy: Callable[[], Policy],
+        variables: Callable[[str], frozenset[str]] = lambda _: frozenset(),
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
@@ -72,6 +74,7 @@ class Programs:
         self._settings = settings
         self._refusal = refusal
         self._policy = policy
+        self._variables = variables
         self._kept: dict[tuple[str, str], Kept] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
         self._changes: set[asyncio.Task[Any]] = set()
@@ -103,8 +106,7 @@ class Programs:
 
     async def quiet(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not."""
-        if self._refusal(plugin_id) is not None:
-            await asyncio.gather(*(one.life.end() for one in self.of(plugin_id)))
+        await asyncio.gather(*(one.life.end() for one in self.of(plugin_id) if self._why_not(one) is not None))
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
@@ -144,7 +146,7 @@ class Programs:
             if before is not None:
                 await before.life.end()
             made = self._keep(plugin_id, name, spec)
-            if self._refusal(plugin_id) is None:
+            if self._why_not(made) is None:
                 made.life.begin()
             return made
 
@@ -181,10 +183,17 @@ class Programs:
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
+    def _why_not(self, one: Kept) -> Refusal | None:
+        """Why it may not run now, or None."""
+        if (refusal := self._refusal(one.plugin_id)) is not None:
+            return refusal
+        taken = one.spec.environment.keys() - self._variables(one.plugin_id)
+        return Refusal(code="env_not_granted", reason=f"{min(taken)} is not granted") if taken else None
+
     def _look(self, kept: Iterable[Kept]) -> None:
         """Begin what may run, end what may not."""
         for one in kept:
-            refusal = self._refusal(one.plugin_id)
+            refusal = self._why_not(one)
             if refusal is None:
                 one.life.begin()
                 continue

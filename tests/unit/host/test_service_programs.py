@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import pytest
@@ -44,6 +44,7 @@ class World:
     allowed: set
     settings: Settings
     spawner: confinements.Spawner
+    variables: set = field(default_factory=lambda: {"COLOUR"})
 
     async def call(self, method, caller=A, **params):
         served = self.service[method]
@@ -81,10 +82,14 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             settings=lambda: made.settings,
             refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
             policy=lambda: policy,
+            variables=lambda _: frozenset(made.variables),
             roll=lambda: 0.5,
         )
         async with made.programs:
-            made.service = {one.method: one for one in LongLived(made.programs, settings=lambda: made.settings).calls()}
+            calls = LongLived(
+                made.programs, settings=lambda: made.settings, variables=lambda _: frozenset(made.variables)
+            )
+            made.service = {one.method: one for one in calls.calls()}
             yield made
 
 
@@ -96,6 +101,29 @@ async def here(tmp_path):
 
 def tree():
     return {pid for pid in children.descendants(os.getpid()) if children.alive(pid)}
+
+
+async def test_a_variable_is_set_only_while_the_operator_grants_its_name(here):
+    """Taken back, what runs with it ends; granted again, it runs again."""
+    here.variables.discard("COLOUR")
+    asked = {
+        "name": "web",
+        "program": "shell",
+        "args": ("-c", "echo $COLOUR; sleep 1000"),
+        "environment": {"COLOUR": "red"},
+    }
+    with pytest.raises(HostError, match=r"environment: expected variables that the operator granted, found COLOUR"):
+        await here.call("service.put", **asked)
+    here.variables.add("COLOUR")
+    await here.call("service.put", **asked)
+    await here.until_said("red", "web")
+    here.variables.discard("COLOUR")
+    here.programs.look(A.plugin_id)
+    await here.programs.quiet(A.plugin_id)
+    assert tree() == set()
+    here.variables.add("COLOUR")
+    here.programs.look(A.plugin_id)
+    await here.until_state("running", "web")
 
 
 async def test_it_runs_until_it_is_deleted(here):
@@ -300,9 +328,20 @@ async def test_quotas(tmp_path):
         ({"args": ("x" * 4097,)}, "bad_params: args"),
         ({"args": ("a\0b",)}, "bad_params: args"),
         ({"args": ("--token=${secret:TOKEN}",)}, "bad_params: args: expected no"),
-        ({"environment": {"TOKEN": "${secret:TOKEN}"}}, "bad_params: environment: expected no"),
-        ({"environment": {"LD_PRELOAD": "/x"}}, "bad_params: environment"),
-        ({"environment": {"A=B": "x"}}, "bad_params: environment"),
+        ({"environment": {"COLOUR": "${secret:TOKEN}"}}, "bad_params: environment: expected no"),
+        *(
+            ({"environment": {name: "/x"}}, rf"found {name} \(caps grant ID env={name}\)")
+            for name in (
+                "LD_PRELOAD",
+                "BASH_ENV",
+                "ENV",
+                "NODE_OPTIONS",
+                "PYTHONWARNINGS",
+                "BROWSER",
+                "PERL5OPT",
+                "A=B",
+            )
+        ),
         ({"environment": {f"V{n}": "" for n in range(33)}}, "bad_params: args"),
     ],
 )

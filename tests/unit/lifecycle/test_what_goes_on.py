@@ -201,7 +201,11 @@ async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) ->
         )
         life = await home.armed(made.id, accept=hostcalls.HOST_RISK)
         origins = [f"origin={site.url().rstrip('/')}" for site in sites]
-        permits = [*origins, f"origin=dns://127.0.0.1:{names.port}"]
+        permits = [
+            *origins,
+            *(f"publish={site.url().rstrip('/')}" for site in sites),
+            f"origin=dns://127.0.0.1:{names.port}",
+        ]
         granted = await home.ask("PUT", f"/api/plugins/by-id/{made.id}/grants", {"permits": permits})
         assert granted.status == 200, granted
         await home.ask("PUT", f"/api/secrets/KEY/plugins/{made.id}", {})
