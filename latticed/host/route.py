@@ -50,9 +50,8 @@ class Doors:
 
     `may`: may anything be served for it right now; `live`: does it besides live, so that it can answer. `call`: a host
     call of it through its Gate (Problem or HostError when it has none); `invoke`: one of its actions. `prefixes`: those
-    granted besides its own; `published`: the origins that its routes may lead to;
-    `secret`: the value of a secret that is bound to it (HostError
-    otherwise).
+    granted besides its own; `published`: the origins that its routes may lead to; `secret`: the value of a
+    secret that is bound to it (HostError otherwise).
     """
 
     may: Callable[[str], bool]
