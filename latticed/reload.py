@@ -91,7 +91,7 @@ class Watch:
         """Take up a changed trust policy."""
         if await asyncio.to_thread(self._api.policy.look, always=always) or always:
             await self._policy_changed()
-        elif self._api.policy.remembered != self._api.policy.current.revoked:
+        elif not self._api.policy.recorded:
             await self._api.revocations.remember()
 
     async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - a Look's

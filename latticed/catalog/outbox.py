@@ -24,10 +24,10 @@ class Sighting:
 
 
 def same(one: Verdict | None, other: Verdict | None) -> bool:
-    """Whether `other` after `one` is no news: the same identity and artifact, the same code, or still gone."""
+    """Whether `other` after `one` is no news: the same identity, artifact and key, the same code, or gone."""
     match one, other:
         case Verified(), Verified():
-            return (one.identity, one.artifact_sha256) == (other.identity, other.artifact_sha256)
+            return (one.identity, one.artifact_sha256, one.key) == (other.identity, other.artifact_sha256, other.key)
         case Refused(), Refused():
             return one.code == other.code
         case _:

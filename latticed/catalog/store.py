@@ -48,19 +48,26 @@ class Store:
     def keep(self, source: BundleDirectory, verified: Verified) -> None:
         """Copy the pair that `verified` speaks of; one that is stored already, and intact, is left alone.
 
+        Where only its signature is another one, the manifest alone is replaced, in one step: whoever starts something
+        from the pair meanwhile finds the one or the other.
+
         ReadRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
         Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
         """
         with self._lock:
             self._kept.add(verified.identity)
-        if self._holds(verified):
+        held = self._held(verified)
+        if held == verified.manifest.signature_ed25519:
             return
         temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
         self._busy.add(temporary)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._write(self._directory / temporary, source, verified)
-            self._put_in_place(temporary, verified.identity)
+            if held is not None:
+                self._replace_manifest(self._directory / temporary, source, verified)
+            else:
+                self._write(self._directory / temporary, source, verified)
+                self._put_in_place(temporary, verified.identity)
         except OSError as error:
             detail = f"expected to store a verified pair, found: {error.strerror or error}"
             hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check the state directory"
@@ -137,30 +144,41 @@ class Store:
         shutil.rmtree(aside, ignore_errors=True)
         return True
 
-    def _holds(self, verified: Verified) -> bool:
-        """Whether the pair is there, byte for byte."""
+    def _held(self, verified: Verified) -> str | None:
+        """The signature of the stored pair, when that is there, byte for byte but for it."""
         try:
             with self.open(verified.identity) as directory:
-                return _identity(directory.manifest()) == verified.identity and directory.hash_artifact() == (
-                    verified.artifact_sha256,
-                    verified.artifact_bytes,
-                )
+                manifest = directory.manifest()
+                artifact = directory.hash_artifact()
+                if _identity(manifest) != verified.identity:
+                    return None
         except ReadRefused:
-            return False
+            return None
+        intact = artifact == (verified.artifact_sha256, verified.artifact_bytes)
+        return decode.decode(manifest)[1].signature_ed25519 if intact else None
 
-    def _write(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
+    def _replace_manifest(self, aside: Path, source: BundleDirectory, verified: Verified) -> None:
+        target = self.path(verified.identity)
+        self._write_manifest(aside, source, verified)
+        os.rename(aside / read.MANIFEST, target / read.MANIFEST)
+        files.sync_directory(target)
+
+    def _write_manifest(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
         target.mkdir(mode=0o700)
         manifest = source.manifest()
         found = _identity(manifest)
-        if found != verified.identity:
+        if found != verified.identity or decode.decode(manifest)[1] != verified.manifest:
             raise ReadRefused(
                 Code.CHANGED_WHILE_READING,
-                f"expected the manifest of the identity {verified.identity}, found {found}",
+                f"expected the manifest of the identity {verified.identity} as it was verified, found {found}",
                 _HINT_AGAIN,
             )
         with files.closing(_create(target / read.MANIFEST)) as fd:
             files.write_all(fd, manifest)
             os.fsync(fd)
+
+    def _write(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
+        self._write_manifest(target, source, verified)
         with files.closing(_create(target / read.ARTIFACT)) as fd:
             sha256, _ = source.hash_artifact(copy_to=fd)
             if sha256 != verified.artifact_sha256:

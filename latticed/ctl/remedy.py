@@ -106,7 +106,7 @@ _BY_CODE: Final = MappingProxyType(
         Code.SIGNATURE_MALFORMED: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
         Code.DIGEST_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
         Code.KEY_REVOKED: Advice(
-            "its key was revoked; if that is over, take it out of the policy file and lift it",
+            "its key was revoked; put it back signed with a key that is trusted, or, if that is over, lift it",
             "latticectl trust lift --key KEY",
         ),
         Code.PLUGIN_REVOKED: Advice(

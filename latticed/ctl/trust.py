@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl trust                                  # whom the daemon trusts now",
     "latticectl trust add acme KEY --ids 'acme.*' --max-risk write",
+    "latticectl trust remove acme --dry-run            # which plugins would stop",
     "latticectl trust remove acme",
     "latticectl trust revoke --plugin acme.demo@1.2.0 --key KEY",
     "latticectl trust lift --plugin acme.demo@1.2.0    # once it is out of the file",
@@ -48,6 +49,8 @@ def arguments(parser: Parser) -> None:
     remove.add_argument("--key", metavar="KEY", help="only this key")
     revoke = actions.add_parser("revoke", help="refuse keys, artifacts or versions for good")
     revoke.add_argument("--key", metavar="KEY", action="append", default=[])
+    for action in (remove, revoke):
+        action.add_argument("--dry-run", action="store_true", help="say which plugins would stop; change nothing")
     revoke.add_argument("--digest", metavar="SHA256", action="append", default=[])
     revoke.add_argument("--plugin", metavar="ID@VERSION", action="append", default=[], help="ID@* for all versions")
     lift = actions.add_parser("lift", help="have the daemon forget a revocation that is no longer in the file")
@@ -79,10 +82,14 @@ def _file(session: Session) -> Path:
 
 
 def _edit(session: Session, change: Any) -> int:
-    """Apply `change(policy, args) -> (policy, words)` to the file."""
+    """Apply `change(policy, args) -> (policy, words)` to the file; what takes trust away says first what stops."""
     from latticed.ctl import policy_file, taken_up
 
     path = _file(session)
+    if session.args.action != "add":  # before the file is held: a daemon may take its time to answer
+        foreseen = _foreseen(session, change, path)
+        if session.args.dry_run:
+            return foreseen
     with policy_file.editing(path) as old:
         new, done = change(old, session.args)
         if new == old and path.exists():
@@ -95,6 +102,29 @@ def _edit(session: Session, change: Any) -> int:
         session.screen.json(_plain(new, path))
     else:
         session.screen.line(done)
+    return Exit.OK
+
+
+def _foreseen(session: Session, change: Any, path: Path) -> int:
+    """Say which plugins stop by the change, and in a dry run what it would come to."""
+    from latticed.ctl import policy_file, stops
+    from latticed.trust.policy import NOBODY
+
+    screen, dry_run = session.screen, session.args.dry_run
+    old = policy_file.read(path) if path.exists() else NOBODY
+    new, done = change(old, session.args)
+    if new == old and path.exists():
+        found: list[dict[str, Any]] | None = []
+        done = f"already {done}"
+    else:
+        found = stops.told(session, new, path)
+        done = f"would be {done}"
+    if dry_run and screen.json_wanted:
+        screen.json({**_plain(new, path), "stops": found})
+    elif dry_run:
+        screen.line(done)
+    if dry_run:
+        screen.note("nothing was changed: this was a dry run")
     return Exit.OK
 
 

@@ -145,7 +145,7 @@ class Lifecycle:
         async for batch in self.rooms.catalog.changes():
             gone = set() if self.told else set(self.records)  # what vanished while nobody looked is no news
             for plugin_id in self._take(batch, gone):
-                if self.sight(plugin_id).stored is not None:
+                if self.sight(plugin_id).stored is not None or self.pairs.resigned(plugin_id):
                     self.pairs.mend_soon(plugin_id)
             if not self.told:
                 await self.saver.flush()

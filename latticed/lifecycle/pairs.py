@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle.refusal import ReadRefused
@@ -17,6 +18,7 @@ from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused
+from latticed.trust import keys
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.lifecycle import Record
-    from latticed.model.verdict import Verdict
+    from latticed.model.verdict import Verdict, Verified
 
 EFFECT_S: Final = 10.0
 EFFECT_LOOK_S: Final = 0.02
+BUSY_LOOK_S: Final = 0.05
+"""How soon a pair is looked at again whose plugin is being decided about."""
 
 log = logs.get_logger()
 
@@ -166,11 +170,26 @@ class Pairs:
             await self._mend(plugin_id)
         del self._tasks["mending"]  # in the step that saw nothing wanted: who wants something next begins anew
 
-    async def _mend(self, plugin_id: str) -> None:
-        """Replace a damaged stored pair when its very bundle lies on disk and verifies."""
+    def resigned(self, plugin_id: str) -> bool:
+        """Whether the accepted identity lies on disk with another signature, which verifies under a trusted key."""
         record, winner = self._life.records.get(plugin_id), self._life.sight(plugin_id).winner
-        fault = self.fault(record) if record is not None else None
-        if record is None or winner is None or fault is None or winner.verdict.identity != record.facts.identity:
+        if record is None or not record.accepted or winner is None:
+            return False
+        plugin = self._life.plugins[plugin_id]
+        is_same = winner.verdict.identity == record.facts.identity
+        return is_same and winner.verdict.manifest.signature_ed25519 != plugin.manifest.signature_ed25519
+
+    async def _mend(self, plugin_id: str) -> None:
+        """Replace a stored pair that is damaged, or signed by another key, with the same one that verifies on disk."""
+        record, winner = self._life.records.get(plugin_id), self._life.sight(plugin_id).winner
+        if record is None or winner is None or winner.verdict.identity != record.facts.identity:
+            return
+        fault, resigned = self.fault(record), self.resigned(plugin_id)
+        if fault is None and not resigned:
+            return
+        if plugin_id in self._life.busy:  # that decision writes the record; its end is awaited beside everything else
+            self._wanted[plugin_id] = None
+            await asyncio.sleep(BUSY_LOOK_S)
             return
         try:
             await self._life.rooms.catalog.keep(winner.name, winner.verdict)
@@ -178,8 +197,24 @@ class Pairs:
             log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
             return
         if await self.judge(record) is None:
-            told = Event(
-                actor=str(DAEMON), action="plugin.mended", target=plugin_id, code=fault.code, reason=fault.message
-            )
-            self._life.rooms.ledger.record_later(told)
+            self._tell_mended(plugin_id, winner.verdict, fault, resigned=resigned)
         self._life.follow(plugin_id)
+
+    def _tell_mended(self, plugin_id: str, found: Verified, fault: LastError | None, *, resigned: bool) -> None:
+        """Put on record what replaced the stored pair, and keep with the record the signature that it has now."""
+        life = self._life
+        detail: dict[str, str | int | bool] = {"identity": found.identity}
+        record = life.records[plugin_id]
+        if resigned and record.facts.identity == found.identity and plugin_id not in life.busy:
+            signed = sight.facts_of(found, accepted=True)
+            life.remember(replace(record, facts=replace(record.facts, manifest=signed.manifest)))
+            detail |= {"publisher": found.manifest.publisher, "key": keys.fingerprint(found.key) if found.key else ""}
+        told = Event(
+            actor=str(DAEMON),
+            action="plugin.resigned" if resigned else "plugin.mended",
+            target=plugin_id,
+            code=fault.code if fault is not None else "",
+            reason=fault.message if fault is not None else "",
+            detail=detail if resigned else {},
+        )
+        life.rooms.ledger.record_later(told)

@@ -33,6 +33,10 @@ class PolicyKeeper:
         self.file = file
         self.problem: Problem | None = None
         self.own: TrustPolicy = trust.NOBODY
+        self.owner = -1
+        """The uid that the file belongs to: who changed it, as far as that is known."""
+        self.told: TrustPolicy | None = None
+        """What the record says of the file; None before anything was read."""
         self._owners = owners
         self._remembered = remembered
         self._seen: Any = None
@@ -46,6 +50,11 @@ class PolicyKeeper:
     def remembered(self) -> Revoked:
         """Every revocation seen and not lifted."""
         return self._remembered
+
+    @property
+    def recorded(self) -> bool:
+        """Whether all that the file says is on record."""
+        return self.told == self.own and self.remembered == self.current.revoked
 
     def remember(self, revoked: Revoked) -> None:
         """Replace what is remembered, after it has been written down."""
@@ -74,6 +83,7 @@ class PolicyKeeper:
             above = [(place.st_ino, place.st_mode, place.st_uid) for place in map(os.stat, self.file.parents)]
         except OSError:
             return None
+        self.owner = found.st_uid
         own = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         return (*own, *itertools.chain.from_iterable(above))
 

@@ -17,6 +17,7 @@ from latticed.ledger.floors import Floors, Pin
 from latticed.lifecycle import stricter
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
+from latticed.trust import changes
 from latticed.trust.policy import Revoked
 
 if TYPE_CHECKING:
@@ -50,27 +51,35 @@ class Revocations:
         """Held while floors are made and written: whoever asks what they say is told of the newest."""
 
     async def remember(self) -> bool:
-        """Keep what the policy in force revokes; True when all of it is on record. It holds either way."""
-        wanted = self._policy.current.revoked
-        if wanted == self._policy.remembered:
+        """Keep what the policy in force revokes, and tell what else its file says now; True when all is on record.
+
+        It holds either way.
+        """
+        policy = self._policy
+        wanted, told, own = policy.current.revoked, policy.told, policy.own
+        changed = changes.differences(told, own) if told is not None else ()
+        policy.told = own
+        if wanted == policy.remembered and not changed:
             return True
         seen = rows.Revocations(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
-        now_us = self._clock.wall_us()
+        now_us, owner = self._clock.wall_us(), f"uid:{policy.owner}"
 
         def change(tx: Transaction) -> None:
             fresh = rows.remember(tx, seen, now_us=now_us)
             for kind in rows.KINDS:
                 for value in sorted(getattr(fresh, kind)):
-                    tx.append_audit(
-                        Event(actor=str(DAEMON), action="trust.revoked", target=value, detail={"kind": kind})
-                    )
+                    detail: dict[str, str | int | bool] = {"kind": kind, "file_owner": owner}
+                    tx.append_audit(Event(actor=str(DAEMON), action="trust.revoked", target=value, detail=detail))
+            for one in changed:
+                tx.append_audit(_told(one, owner))
 
         try:
             await self._ledger.write(change, durable=True, essential=True)
         except Problem as problem:
             log.error("revocations_not_recorded", code=problem.code)
+            policy.told = told
             return False
-        self._policy.remember(wanted)
+        policy.remember(wanted)
         return True
 
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
@@ -125,6 +134,11 @@ class Revocations:
             log.error("floors_not_written", code=problem.code)
             return False
         return True
+
+
+def _told(change: changes.Change, owner: str) -> Event:
+    detail: dict[str, str | int | bool] = {change.what: change.value, "file_owner": owner}
+    return Event(actor=str(DAEMON), action=f"trust.{change.kind}", target=change.target, detail=detail)
 
 
 def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:

@@ -120,6 +120,19 @@ class Trust(TypedDict):
     revoked: RevokedThings
 
 
+class Stop(TypedDict):
+    """An active plugin that would stop, and why."""
+
+    id: str
+    version: str
+    code: str
+    reason: str
+
+
+class Foreseen(TypedDict):
+    stops: list[Stop]
+
+
 class Lifted(TypedDict):
     kind: str
     value: str

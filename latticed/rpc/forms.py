@@ -12,6 +12,7 @@ from latticed.rpc import (
     audit,
     delegated,
     events,
+    foresight,
     kv,
     notifications,
     plugins,
@@ -131,4 +132,5 @@ BACKUP: Final = Form(
 )
 
 TRUST: Final = Form(answers.Trust)
+FORESEE: Final = Form(answers.Foreseen, body=foresight.Foresee)
 LIFT: Final = Form(answers.Lifted, body=status.Lift, codes=("still_revoked", *_UNKNOWN))

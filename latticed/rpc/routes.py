@@ -10,6 +10,7 @@ from latticed.rpc import (
     backup,
     delegated,
     events,
+    foresight,
     forms,
     kv,
     metrics,
@@ -94,5 +95,6 @@ ROUTES: Final = (
     Route("GET", "/openapi.json", Scope.READ, describe, forms.OPENAPI),
     Route("GET", "/api/backup", Scope.ALL, backup.download, forms.BACKUP),
     Route("GET", "/api/trust", Scope.READ, status.trust, forms.TRUST),
+    Route("POST", "/api/trust/foresee", Scope.OPERATE, foresight.foresee, forms.FORESEE),
     Route("POST", "/api/trust/lift", Scope.TRUST, status.lift, forms.LIFT),
 )

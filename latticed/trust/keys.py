@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from typing import Final
 
@@ -60,6 +61,11 @@ def encode_base64(value: bytes) -> str:
 def raw(canonical: str) -> bytes:
     """The bytes of what `encode_base64` wrote: for values that were checked when they came in."""
     return base64.b64decode(canonical)
+
+
+def fingerprint(canonical: str) -> str:
+    """A key in short, to be compared by eye: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(raw(canonical)).hexdigest()[:16]
 
 
 def decode_public(text: str) -> bytes:

@@ -269,7 +269,7 @@ def test_a_bundle_of_a_foreign_owner_is_refused(active, place, bundle):
 def test_trust_edited_by_latticectl_takes_effect(active, place, acme):
     """`latticectl trust revoke` with the caller's rights; when it returns, nothing of the plugin is alive."""
     done = active.ctl("--config", str(place.config), "trust", "revoke", "--plugin", "acme.demo@1.0.0")
-    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (done.returncode, done.stderr) == (0, "stops: acme.demo 1.0.0 (plugin_revoked)\n"), done
     runtime = active.plugin()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "plugin_revoked")
     _stopped(active, "plugin_revoked")

@@ -1,0 +1,35 @@
+"""Which plugins stop once less is trusted: the daemon is asked before the trust policy is changed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from latticed.ctl import replies
+from latticed.model.errors import Problem
+from latticed.trust import policy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latticed.ctl.session import Session
+    from latticed.trust.policy import TrustPolicy
+
+
+def told(session: Session, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
+    """The active plugins that stop under `new`, said on stderr; None, and said so, when that cannot be known."""
+    screen = session.screen
+    try:
+        if path.resolve() != session.settings().trust_file.resolve():
+            raise Problem("usage", f"the daemon of these settings does not read {path}")
+        body = {"policy": json.loads(policy.encode(new))}
+        found = replies.mapping(session.client().post("trust", "foresee", body=body), "answer")
+        stops = replies.rows(found.get("stops"), "list of plugins")
+    except Problem as problem:
+        screen.note(f"which plugins stop by this cannot be known: {problem.detail}")
+        return None
+    for one in stops:
+        screen.note(f"stops: {one.get('id')} {one.get('version') or ''} ({one.get('code')})")
+    if not stops:
+        screen.note("stops: no active plugin")
+    return stops

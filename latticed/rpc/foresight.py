@@ -1,0 +1,45 @@
+"""What another trust policy would stop: asked before it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Status
+from latticed.model.verdict import Refused
+from latticed.rpc.api import Body
+from latticed.trust import policy as policies
+
+if TYPE_CHECKING:
+    from latticed.rpc.answers import Foreseen, Stop
+    from latticed.rpc.api import Ask
+
+
+class Foresee(Body, frozen=True):
+    """`policy` is what a trust.json would say."""
+
+    policy: dict[str, Any]
+
+
+async def foresee(ask: Ask) -> Foreseen:
+    """Which active plugins would stop if the trust policy were this one; nothing is changed, no artifact is hashed."""
+    body, api = await ask.body(Foresee), ask.api
+    try:
+        wanted = policies.decode(json.dumps(body.policy).encode("ascii"))
+    except Problem as problem:
+        raise Problem("bad_request", f"policy: {problem.detail}", problem.hint) from problem
+    policy = policies.with_revocations(wanted, api.policy.remembered)
+    verify = api.lifecycle.rooms.store.verify
+    stops: list[Stop] = []
+    for record in [one for one in api.lifecycle.known() if one.status is Status.ACTIVE]:
+        facts = record.facts
+        if not api.lifecycle.sight(record.id).available:  # stopped already
+            continue
+        verdict = await asyncio.to_thread(
+            verify, facts.identity, policy, host_version=api.version, sha256=facts.artifact_sha256
+        )
+        if isinstance(verdict, Refused):
+            stops.append({"id": record.id, "version": facts.version, "code": verdict.code, "reason": verdict.reason})
+    return {"stops": stops}
