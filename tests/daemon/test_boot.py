@@ -25,7 +25,7 @@ def test_ready_means_recovered_and_bound(place, acme):
         assert [one["id"] for one in daemon.get("/api/plugins").json()] == ["acme.demo"]
         told = daemon.get("/api/health").json()
         assert (told["status"], told["problems"]) == ("ok", [])
-        assert len(daemon.log("daemon_ready")) == 1
+        assert len(daemon.logged("daemon_ready")) == 1
 
 
 def test_the_socket_is_for_owner_and_group_alone(daemon):

@@ -39,7 +39,7 @@ def test_settings_that_cannot_be_read_for_a_while_are_read_later(place, sick):
             place.set('[log]\nlevel = "debug"')
             daemon.until(lambda: daemon.get("/api/health").status == 503, "health to say so")
         daemon.until(lambda: daemon.get("/api/health").status == 200, "the settings to be read")
-        assert len(daemon.log("settings_refused")) == 1
+        assert len(daemon.logged("settings_refused")) == 1
 
 
 # Bundles.

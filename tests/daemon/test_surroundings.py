@@ -51,7 +51,7 @@ def test_something_else_in_the_sockets_place_is_left_alone(daemon):
     place.socket.unlink()
     place.socket.mkdir()
     daemon.until(lambda: daemon.log("control_socket_lost"), "the log to say so")
-    assert daemon.log("control_socket_lost")[0]["code"] == "socket_unusable"
+    assert daemon.logged("control_socket_lost")[0]["code"] == "socket_unusable"
     place.socket.rmdir()
     answers(daemon)
 

@@ -210,7 +210,7 @@ def test_a_bad_reload_keeps_the_old_policy(active, place, how):
     active.until(lambda: active.get("/api/health").status == 503, "health to say so")
     assert active.get("/api/trust").json()["publishers"][0]["publisher"] == "acme"
     assert active.plugin()["runtime"]["state"] == "armed"
-    assert active.log("trust_policy_refused")
+    assert active.logged("trust_policy_refused")
     place.write(place.trust, good)
     active.until(lambda: active.get("/api/health").status == 200, "health to be good again")
     assert active.plugin()["runtime"]["state"] == "armed"

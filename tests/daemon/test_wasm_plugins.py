@@ -167,7 +167,7 @@ def test_compiled_code_is_kept_and_judged():
         with place.running() as daemon:
             host = hosting.Host(daemon=daemon, author=acme)
             daemon.until_state("armed", plugin_id)
-            assert [one["entry"] for one in daemon.log("wasm_cache_entry_refused")] == [entry.name[:16]]
+            assert [one["entry"] for one in daemon.logged("wasm_cache_entry_refused")] == [entry.name[:16]]
             assert entry.read_bytes() != tampered
             assert invoke(host, plugin_id, "greet") == {"action": "greet", "payload": None}
             bundles.tamper(place.plugins / plugin_id / "artifact", offset=20)

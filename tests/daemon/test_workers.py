@@ -69,7 +69,7 @@ def test_from_the_bundle_to_the_page(host, url):
     calls = host.daemon.events(action="host.call", actor=f"plugin:{ID}")
     assert {(one["target"], one["decision"]) for one in calls} == {("kv.get", "allow")}
     assert len(calls) == 4
-    assert host.daemon.log("ingress_listening")[-1]["address"] == url
+    assert host.daemon.logged("ingress_listening")[-1]["address"] == url
 
 
 def test_what_a_visitor_writes_is_text(host, url):

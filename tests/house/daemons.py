@@ -200,6 +200,10 @@ class Daemon:
         whole = [json.loads(line) for line in lines if line]
         return [entry for entry in whole if event is None or entry["event"] == event]
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Entries of `event`, once there are any: a log line may come a little after what it tells of."""
+        return processes.until(lambda: self.log(event), what=f"{event} in the log")
+
     def complaints(self) -> str:
         return self.log_file.read_text()[-4000:] + self.log_file.with_suffix(".err").read_text()[-4000:]
 
