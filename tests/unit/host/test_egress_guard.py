@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 
-from latticed.host.egress import resolver
+from latticed.host.ddns_records import source
+from latticed.host.egress import interfaces, resolver
 from latticed.host.egress.guard import Guard
 from latticed.host.egress.interfaces import own_addresses
 from latticed.host.service import HostError
@@ -181,6 +182,17 @@ def test_the_addresses_of_this_host_are_known():
         if isinstance(one, IPv4Address):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.bind((str(one), 0))  # only an address of this host can be bound
+
+
+def test_an_interface_may_be_called_anything(tmp_path, monkeypatch):
+    """Its name is bytes; no address is lost for it, neither to the guard nor to DNS records."""
+    listed = tmp_path / "if_inet6"
+    address = b"fd000000000000000000000000000001 01 40 00 80    "
+    listed.write_bytes(address + b"wl\xff\xe2\x80\xa8\n" + address.replace(b"1 01", b"2 02") + b"eth0\n")
+    for module in (interfaces, source):
+        monkeypatch.setattr(module, "_IF_INET6", listed)
+    assert {ip_address("fd00::1"), ip_address("fd00::2")} <= own_addresses()
+    assert source.addresses_of("eth0")[-1] == ip_address("fd00::2")
 
 
 async def test_the_system_is_asked_in_a_thread():
