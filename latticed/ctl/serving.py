@@ -1,7 +1,8 @@
 """Who serves the control socket, by the kernel's word (unix(7), SO_PEERCRED): latticectl talks to nobody else.
 
 Trusted are root, the caller itself, the user that `access.socket_owner` names, and whoever root (or the caller) gave
-the socket's directory to. A directory that anybody could have made, as in /tmp, says nothing about its owner.
+the socket's directory, or one above it, to: /run/latticed, a home. One that anybody could have made, as in /tmp, says
+nothing about its owner.
 """
 
 from __future__ import annotations
@@ -43,25 +44,31 @@ def check(sock: socket.socket, path: str, owner: Callable[[], str]) -> None:
 
 
 def given_to(path: str) -> int | None:
-    """The owner of the directory of `path`, if only root or the caller can have given it to them; else None."""
+    """The one user besides root and the caller to whom the directories that lead to `path` belong; else None.
+
+    The uppermost of theirs must lie where only root or the caller can have put it, and none may be writable by others.
+    """
     mine = {0, os.geteuid()}
-    directory = os.path.dirname(os.path.realpath(path))
+    owner: int | None = None
+    anybody_makes = False  # directories in the one above, as in /tmp
+    here = "/"
     try:
-        found = os.stat(directory)
-        if found.st_mode & 0o022:
-            return None
-        above, below_uid = os.path.dirname(directory), found.st_uid
-        while True:
-            here = os.stat(above)
-            open_to_all = here.st_mode & 0o022
-            sticky = here.st_uid == 0 and here.st_mode & stat.S_ISVTX
-            if here.st_uid not in mine or (open_to_all and not (sticky and below_uid in mine)):
+        for part in ["", *os.path.dirname(os.path.realpath(path)).split("/")[1:]]:
+            here = os.path.join(here, part)
+            found = os.stat(here)
+            is_open = bool(found.st_mode & 0o022)
+            if found.st_uid in mine:
+                sticky = found.st_uid == 0 and found.st_mode & stat.S_ISVTX
+                if is_open and (owner is not None or not sticky):
+                    return None
+            elif is_open or anybody_makes or owner not in {None, found.st_uid}:
                 return None
-            if above == "/":
-                return found.st_uid
-            above, below_uid = os.path.dirname(above), here.st_uid
+            else:
+                owner = found.st_uid
+            anybody_makes = is_open
     except OSError:
         return None
+    return owner
 
 
 def _uid(name: str) -> int | None:
