@@ -203,6 +203,7 @@ def _active(facts: Facts, view: wire.PluginView) -> Advice:
     if runtime.state != "armed":
         return Advice("it is being started", _verb("wait", facts, "--for", "active"))
     found = remedy_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
+    found = found or remedy_denials.of_dns(facts.plugin_id, facts.causes)
     found = found or remedy_causes.sign(facts.plugin_id, _signs(facts), _permits(facts))
     if found is not None:
         return found

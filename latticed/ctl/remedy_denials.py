@@ -50,6 +50,16 @@ def suffered(
     return None
 
 
+def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
+    """A DNS record that its provider said no to: nobody tries it again until somebody says so."""
+    records = causes.get("denied_records")
+    for one in records if isinstance(records, list) else []:
+        name = str(one.get("name") or "")
+        why = f"its DNS record {name} was denied: {one.get('code')}: {one.get('reason')}; once that is mended"
+        return Advice(why, shlex.join(["latticectl", "ddns", "retry", plugin_id, name]))
+    return None
+
+
 def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Advice | None:
     """A capability that is missing still."""
     needed = hostcall.CAPABILITY_OF.get(row.target, "")

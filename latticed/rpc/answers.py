@@ -196,6 +196,14 @@ class Sign(TypedDict):
     value: str
 
 
+class DeniedRecord(TypedDict):
+    """A DNS record that its provider does not take, and is not tried again."""
+
+    name: str
+    code: str
+    reason: str
+
+
 class Causes(TypedDict):
     """What keeps a plugin from its next step, or from what it tries.
 
@@ -205,6 +213,7 @@ class Causes(TypedDict):
 
     refusal: Refusal | None
     upgrade: Refusal | None
+    denied_records: list[DeniedRecord]
     signs: list[Sign]
     working: list[str]
 

@@ -48,6 +48,11 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
     return {
         "refusal": await _refusal(api, record),
         "upgrade": _upgrade(api, record),
+        "denied_records": [
+            {"name": one.name, "code": one.standing.code, "reason": one.standing.reason}
+            for one in api.ddns.every(record.id)
+            if one.standing.state == "denied"
+        ],
         "signs": signs(line for line in lines if line.at >= record.updated_at),
         "working": await _working(api, record, {str(row["target"]) for row in denials}),
     }

@@ -92,6 +92,12 @@ GRANT = "latticectl caps grant acme.demo"
         ),
         (facts(active("failed"), causes=causes(signs=[{"sign": "missing_module", "value": "x"}])), UPGRADE),
         (facts(active(runtime={"health": "degraded"})), "latticectl logs acme.demo"),
+        (
+            facts(
+                active(), causes=causes(denied_records=[{"name": "home.example.org", "code": "denied", "reason": "r"}])
+            ),
+            "latticectl ddns retry acme.demo home.example.org",
+        ),
         # Denials: what a grant lifts comes first, what is granted or went well since is over.
         (facts(active(), denials=[fixed("host=a.example:443")]), f"{GRANT} host=a.example:443"),
         (facts(active(), denials=[fixed("host=a.example:443")], hosts=["a.example:443"]), ""),

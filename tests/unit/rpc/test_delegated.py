@@ -42,6 +42,9 @@ async def test_all_of_it_is_listed_and_a_denied_record_is_tried_again_on_an_oper
         await _until(tried)
         record = await tried()
         assert record["state"] == "denied", record
+        report = await stage.home.ask("GET", "/api/plugins/by-id/acme.ddns?explain=1")
+        (named,) = report["causes"]["denied_records"]
+        assert (named["name"], named["code"]) == ("home.example.org", record["last_error"]["code"])
         before = record["last_error"]["at"]
         url = "/api/ddns/acme.ddns/home.example.org/retry"
         again = await stage.home.ask("POST", url, {"type": "A"})

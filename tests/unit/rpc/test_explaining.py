@@ -29,7 +29,13 @@ async def test_only_who_asks_is_told(home):
     home.drop("demo", id=ID)
     await home.seen(ID)
     assert "causes" not in await home.ask("GET", f"/api/plugins/by-id/{ID}")
-    assert await causes(home) == {"refusal": None, "upgrade": None, "signs": [], "working": []}
+    assert await causes(home) == {
+        "refusal": None,
+        "upgrade": None,
+        "denied_records": [],
+        "signs": [],
+        "working": [],
+    }
 
 
 async def test_what_would_refuse_the_next_step_is_told_as_it_is_now(home):
