@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
-from latticed.ledger import migrations
+from latticed.ledger import migrations, records
 from latticed.model.errors import Problem
 
 
@@ -49,3 +49,19 @@ def test_a_newer_ledger_is_refused(empty: apsw.Connection) -> None:
     with pytest.raises(Problem, match=r"or lower, found 99") as caught:
         migrations.migrate(empty)
     assert caught.value.code == "ledger_newer"
+
+
+def test_a_record_from_before_there_were_terms_is_read_without_any(empty: apsw.Connection) -> None:
+    """The lifecycle then takes what its stored manifest has for accepted."""
+    before = migrations.MIGRATIONS.index(migrations._TERMS)
+    migrations.migrate(empty, steps=migrations.MIGRATIONS[:before])
+    columns = [name for name in records._COLUMNS if name not in {"interpreter", "terms"}]
+    texts = {"capabilities": '["kv:read"]', "masked": "[]", "hosts": "[]", "permits": "[]", "status": "active"}
+    blobs = {"manifest": b"{}", "source": b"plugins/demo"}
+    numbers = {"signed", "forgotten", *(name for name in columns if name.endswith("_at"))}
+    row = [0 if name in numbers else blobs.get(name, texts.get(name, name)) for name in columns]
+    marks = ", ".join("?" * len(columns))
+    empty.execute(f"INSERT INTO records ({', '.join(columns)}) VALUES ({marks})", row)  # noqa: S608 - constants
+    migrations.migrate(empty)
+    (found,) = records.load_all(empty)
+    assert (found.terms, found.facts.interpreter, found.facts.capabilities) == (None, "", ("kv:read",))
