@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,13 @@ def standing(record: Record, seen: Sight | None) -> Standing:
     if seen is None:
         return Standing(seen=False)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
-    return Standing(active=True, fault=fault, granted=frozenset(record.granted), permits=frozenset(record.permits))
+    return _active(fault, record.granted, record.permits)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _active(fault: str, granted: tuple[str, ...], permits: tuple[str, ...]) -> Standing:
+    """One for all that stand alike: there may be thousands."""
+    return Standing(active=True, fault=fault, granted=frozenset(granted), permits=frozenset(permits))
 
 
 def pin_of(record: Record) -> Pin:
