@@ -19,6 +19,7 @@ NOT_RUN = {
     "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
+    "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
 """How a block that is not run begins, and why it is not."""
 
