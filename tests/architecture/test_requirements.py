@@ -1,0 +1,43 @@
+"""What setup.cfg requires is what the house imports, from a version on that the checks install (.ci/run)."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {"dnspython": "dns"}
+READ_PRIVATELY = {"aiohttp", "watchdog"}
+"""Whose attributes that are not public are read: a later version may do without them."""
+
+
+def required() -> dict[str, str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [line.strip() for line in setup["options"]["install_requires"].split("\n")]
+    found = [re.match(r"([a-z0-9-]+)(.*)", line) for line in lines if line and not line.startswith("#")]
+    return {one[1]: one[2] for one in found if one}
+
+
+def imported() -> set[str]:
+    names = set()
+    for path in (ROOT / "latticed").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"latticed"}
+
+
+def test_what_is_required_is_imported_and_the_other_way_round():
+    assert {MODULES.get(name, name) for name in required()} == imported()
+
+
+def test_each_has_a_lowest_version_and_some_an_upper_one():
+    bounds = required()
+    assert [name for name, bound in bounds.items() if not bound.startswith(">=")] == []
+    assert {name for name, bound in bounds.items() if ",<" in bound} == READ_PRIVATELY
