@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass, field, replace
 
@@ -224,6 +225,7 @@ async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
     await here.until_said("asked", "slow")
     await here.until_state("stopped", "quick", B)
     assert here.life("slow").state == "running"
+    os.kill(here.life("slow").pid, signal.SIGKILL)  # its grace is long, and nobody here waits for it
 
 
 async def test_it_ends_with_the_daemon_and_is_there_in_the_next_life(tmp_path):
