@@ -172,7 +172,8 @@ def _change(session: Session) -> int:
         return Exit.OK
     done = "granted" if granting else "taken away"
     session.screen.line(args.id, done if changed else f"already {done}", ", ".join(wanted))
-    if granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted):
+    at_start = granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted)
+    if at_start and replies.mapping(client.get("plugins", "by-id", args.id), "plugin").get("status") == "active":
         session.screen.note("a plugin that is running has it from its next start")
         session.screen.hint(shlex.join(["latticectl", "restart", args.id]))
     return Exit.OK

@@ -89,7 +89,11 @@ def test_health_asks_for_nothing_and_tells_nothing(daemon):
     answer = daemon.get("/api/health", user=NAMELESS)
     assert (answer.status, answer.json()) == (200, {"status": "ok"})
     told = daemon.get("/api/health", user=READER).json()
-    assert (told["status"], told["problems"], set(told)) == ("ok", [], {"status", "problems", "sandbox"})
+    assert (told["status"], told["problems"], set(told)) == (
+        "ok",
+        [],
+        {"status", "problems", "sandbox", "notes", "not_running"},
+    )
 
 
 def test_the_wrong_route_tells_nothing_more_to_strangers(daemon):

@@ -17,6 +17,7 @@ NOT_RUN = {
     "apt-get install": "installs on this machine, as root, for systemd",
     "systemctl stop": "recovery and restore want the daemon stopped: tests/daemon does both",
     "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
+    "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
