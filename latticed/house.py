@@ -99,7 +99,7 @@ class House:
         await stack.enter_async_context(lifecycle)
         api = Api(
             lifecycle=lifecycle,
-            backups=Backups(lifecycle, settings.state_dir, version=version, settings=lambda: self._settings),
+            backups=Backups(lifecycle, settings.state_dir, version=version, settings=lambda: self.api.settings),
             supervisor=rooms.supervisor,
             catalog=rooms.catalog,
             ledger=ledger,

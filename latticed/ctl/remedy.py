@@ -199,12 +199,12 @@ def _next(facts: Facts, why: str, verb: str) -> Advice:
 def _active(facts: Facts, view: wire.PluginView) -> Advice:
     runtime = view.runtime
     if runtime.state == "failed":
-        return remedy_causes.failed(facts.plugin_id, runtime, _signs(facts), _permits(facts))
+        return remedy_causes.failed(facts.plugin_id, runtime, facts.grants, _sign(facts))
     if runtime.state != "armed":
         return Advice("it is being started", _verb("wait", facts, "--for", "active"))
     found = remedy_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
     found = found or remedy_denials.of_dns(facts.plugin_id, facts.causes)
-    found = found or remedy_causes.sign(facts.plugin_id, _signs(facts), _permits(facts))
+    found = found or _sign(facts)
     if found is not None:
         return found
     if runtime.health == "unhealthy":
@@ -221,10 +221,8 @@ def _active(facts: Facts, view: wire.PluginView) -> Advice:
     return Advice("it runs as decided")
 
 
-def _signs(facts: Facts) -> Sequence[Mapping[str, Any]]:
+def _sign(facts: Facts) -> Advice | None:
+    """What its stderr gives away."""
     found = facts.causes.get("signs")
-    return found if isinstance(found, list) else []
-
-
-def _permits(facts: Facts) -> list[str]:
-    return replies.texts(facts.grants.get("permits") or [])
+    signs = found if isinstance(found, list) else []
+    return remedy_causes.sign(facts.plugin_id, signs, replies.texts(facts.grants.get("permits") or []))

@@ -6,6 +6,8 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from latticed.ctl import replies
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -51,6 +53,17 @@ _OF_ARTIFACT: Final = MappingProxyType(
     }
 )
 """By the code of what refuses or ended it, where trying again alone is no use."""
+_LIFTED_BY: Final = MappingProxyType(
+    {
+        "out_of_memory": "limit=memory_mib:",
+        "cpu_exceeded": "limit=cpu_percent:",
+        "output_too_large": "limit=stdout_kib:",
+        "fuel_exhausted": "limit=fuel:",
+        "deadline_exceeded": "limit=invoke_timeout_s:",
+        "file_too_large": "feature=workdir",
+    }
+)
+"""What lifts a failure of this code, where the manifest asks for more than was accepted (its `withheld`)."""
 
 
 def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> Advice:
@@ -66,13 +79,13 @@ def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> 
     return Advice(words, known.command.format(id=plugin_id))
 
 
-def failed(
-    plugin_id: str, runtime: wire.RuntimeView, signs: Sequence[Mapping[str, Any]], permits: Sequence[str]
-) -> Advice:
-    """What to do about an active plugin that is not alive."""
+def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any], found: Advice | None) -> Advice:
+    """What to do about an active plugin that is not alive; `found` is what its stderr gives away (`sign`)."""
     error = runtime.last_error
-    if (found := sign(plugin_id, signs, permits)) is not None:
+    if found is not None:
         return found
+    if error is not None and (lifted := _lifted(plugin_id, error, grants)) is not None:
+        return lifted
     if error is not None and (known := _OF_ARTIFACT.get(error.code)) is not None:
         return Advice(f"it failed ({error.code}): {known.why}: {error.message}", known.command.format(id=plugin_id))
     said = f" ({error.code})" if error is not None else ""
@@ -81,6 +94,16 @@ def failed(
         return Advice(f"it failed{said} and is started again by itself", wait)
     restart = shlex.join(["latticectl", "restart", plugin_id])
     return Advice(f"it failed{said} and is not tried again until an operator says so", restart)
+
+
+def _lifted(plugin_id: str, error: wire.ErrorInfo, grants: Mapping[str, Any]) -> Advice | None:
+    """The grant that lifts the limit at which it failed, where the manifest asks for more than was accepted."""
+    wanted = _LIFTED_BY.get(error.code)
+    for one in replies.texts(grants.get("withheld") or []) if wanted else ():
+        if one.startswith(str(wanted)):
+            why = f"it failed ({error.code}), and asks for more than was accepted: {error.message}"
+            return Advice(why, shlex.join(["latticectl", "caps", "grant", plugin_id, one]))
+    return None
 
 
 def sign(plugin_id: str, signs: Sequence[Mapping[str, Any]], permits: Sequence[str]) -> Advice | None:

@@ -38,10 +38,18 @@ class Hands(ThreadPoolExecutor):
         if self._ended:
             raise RuntimeError("the executor is shut down")
         future: Future[T] = Future()
+        job = (future, lambda: fn(*args, **kwargs))
         with self._lock:
-            self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            self._waiting.append(job)
         if self._free.acquire(blocking=False):
-            threading.Thread(target=self._work, name="latticed-hand", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="latticed-hand", daemon=True).start()
+            except RuntimeError:  # no further thread may be started here
+                self._free.release()
+                with self._lock:
+                    if job in self._waiting:  # else a thread that works already has it
+                        self._waiting.remove(job)
+                        raise
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - inherited

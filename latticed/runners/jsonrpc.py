@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from latticed.host.service import HostError
-from latticed.kit import logs, text
+from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import held, lines, uncarried
+from latticed.runners import faults, held, lines, uncarried
 from latticed.runners.lines import Lines, LineTooLong
 from latticed.runners.uncarried import Uncarried
 
@@ -39,9 +39,6 @@ METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 HOST_REFUSED: Final = -32000
 _GONE: Final = "the plugin has ended"
-
-log = logs.get_logger()
-
 
 _NO_PARAMS: Final = msgspec.Raw(b"null")
 
@@ -302,8 +299,7 @@ class Session:
 
     def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
         """A fault of ours: the plugin is told as much, and lives on."""
-        log.error("host_call_failed", call=text.sanitise(method, 80), error=repr(error), exc_info=error)
-        fault = HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
+        fault = faults.tell(method, error)
         with contextlib.suppress(OSError):
             self._send(_refusal(number, fault))
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from latticed.host.service import HostError
-from latticed.kit import logs, text
+from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import held, lines, replies, uncarried
+from latticed.runners import faults, held, lines, replies, uncarried
 from latticed.runners.lines import Lines, LineTooLong
 from latticed.runners.uncarried import Uncarried
 
@@ -27,8 +27,6 @@ MAX_AT_ONCE: Final = 16
 """Calls carried out at the same time; the others wait, as their number is limited anyway."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
-
-log = logs.get_logger()
 
 
 class HostCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,7 +191,7 @@ class Invocation:
             return
         before = next(reversed(self._serving), None)
         work = self._answer_call(call, refused, before)
-        task = fenced(work, lambda error: _tell_failed(call, error), name="host call")
+        task = fenced(work, lambda error: _tell(call, error), name="host call")
         self._serving[task] = size
         task.add_done_callback(self._served)
 
@@ -223,8 +221,7 @@ class Invocation:
         except (Exception, asyncio.CancelledError) as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():  # ours, not the service's
                 raise
-            _tell_failed(call, error)
-            return _refusal(call, HostError(Denial.INTERNAL, "the host service failed, see the daemon's log"))
+            return _refusal(call, faults.tell(call.method, error))
 
     def fail(self, code: str, detail: str) -> None:
         """It is over, for this reason; after the reply nothing matters any more."""
@@ -235,8 +232,8 @@ class Invocation:
             self.outcome.set_exception(problem)
 
 
-def _tell_failed(call: HostCall, error: BaseException) -> None:
-    log.error("host_call_failed", call=text.sanitise(call.method, 80), error=repr(error), exc_info=error)
+def _tell(call: HostCall, error: BaseException) -> None:
+    faults.tell(call.method, error)
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:

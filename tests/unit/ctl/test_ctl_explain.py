@@ -27,6 +27,7 @@ def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.Facts:
             "declared": known.pop("masked", []),
             "hosts": known.pop("hosts", []),
             "permits": known.pop("permits", []),
+            "withheld": known.pop("withheld", []),
         },
         causes=known.pop("causes", {}),
         denials=[views.event(event(9 - at, **row)) for at, row in enumerate(known.pop("denials", []))],
@@ -134,6 +135,28 @@ GRANT = "latticectl caps grant acme.demo"
 )
 def test_each_cause_has_its_command(found, command):
     assert remedy.advice(found).command == command
+
+
+@pytest.mark.parametrize(
+    ("error", "withheld", "command"),
+    [
+        (("out_of_memory", "m"), ["limit=memory_mib:512"], f"{GRANT} limit=memory_mib:512"),
+        (("cpu_exceeded", "m"), ["limit=cpu_percent:default"], f"{GRANT} limit=cpu_percent:default"),
+        (("output_too_large", "m"), ["limit=stdout_kib:4096"], f"{GRANT} limit=stdout_kib:4096"),
+        (("fuel_exhausted", "m"), ["limit=memory_mib:9", "limit=fuel:1000"], f"{GRANT} limit=fuel:1000"),
+        (("deadline_exceeded", "m"), ["limit=invoke_timeout_s:20"], f"{GRANT} limit=invoke_timeout_s:20"),
+        (("file_too_large", "m"), ["feature=workdir"], f"{GRANT} feature=workdir"),
+        # Nothing that a grant would lift was withheld: the limit is the manifest's own, or that of the settings.
+        (("out_of_memory", "m"), ["limit=open_files:512"], "latticectl restart acme.demo"),
+        (("out_of_memory", "m"), [], "latticectl restart acme.demo"),
+        (("output_too_large", "m"), [], UPGRADE),
+        (("too_many_host_calls", "m"), ["limit=memory_mib:512"], "latticectl restart acme.demo"),
+    ],
+)
+def test_a_limit_that_a_grant_lifts_is_named(error, withheld, command):
+    code, message = error
+    view = active("failed", runtime={"last_error": {"code": code, "message": message}})
+    assert remedy.advice(facts(view, withheld=withheld)).command == command
 
 
 def test_what_runs_as_decided_needs_nothing():

@@ -42,3 +42,20 @@ def test_what_is_cancelled_before_its_turn_is_not_done():
     assert done == []
     with pytest.raises(RuntimeError):
         pool.submit(int)
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(monkeypatch):
+    """Where the number of threads is limited: whoever asked hears of it, and later work is done."""
+    pool, done = hands.Hands(), []
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refused)
+        for _ in range(hands.MOST + 1):
+            with pytest.raises(RuntimeError, match="can't start"):
+                pool.submit(done.append, "never")
+    assert pool.submit(int, "7").result(5) == 7
+    pool.shutdown()
+    assert done == []
