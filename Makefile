@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test lint check fuzz bench clean
+.PHONY: venv run demo test test-long lint check fuzz bench clean
 
 venv: $(READY)
 
@@ -24,6 +24,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -P -m pytest $(TESTS) $(PYTEST_ARGS)
+
+# Whole loops of which `make test` runs a sample: kill -9 at many points
+test-long: $(READY)
+	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 tests/daemon/test_crash.py \
+	  tests/unit/host/test_notify_crash.py tests/unit/host/test_task_crash.py $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

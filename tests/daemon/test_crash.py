@@ -15,12 +15,12 @@ import time
 
 import pytest
 
-from tests.house import crashes
+from tests.house import crashes, long
 
 pytestmark = pytest.mark.daemon
 
 QUICK = 10
-SLOW = 60  # LATTICED_CRASH_POINTS=2000 for an evening
+SLOW = long.times(60, 200)  # LATTICED_CRASH_POINTS=2000 for an evening
 _LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
 
 
@@ -45,7 +45,7 @@ def test_remains_of_interrupted_writes_are_cleared_at_the_start(place):
         assert [path for path in kept if not path.exists()] == []
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
 def test_kill_9_during_the_first_start(place, acme, points):
     """Before READY=1, anywhere: the next start succeeds, with one host key and a chain that holds."""

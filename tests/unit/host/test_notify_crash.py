@@ -15,11 +15,12 @@ from latticed.host.notify_queue import NotifyQueue
 from latticed.kit.clock import SystemClock
 from latticed.ledger import notification_upkeep, open_ledger
 from latticed.settings import shapes
+from tests.house import long
 
 LIFE = Path(__file__).resolve().parents[2] / "house/notify_life.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives):
     """Several lives of one queue, each killed at a random line of what it says."""

@@ -18,12 +18,12 @@ from latticed.host.tasks.queue import Tasks
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.settings.programs import Task as Settings
-from tests.house import children, confinements, processes
+from tests.house import children, confinements, long, processes
 
 LIFE = Path(__file__).resolve().parents[2] / "house/task_life.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
     """Several lives of one queue, each killed at a random line of what it says; the last one is left to finish."""

@@ -1,0 +1,10 @@
+"""Loops that CI runs a sample of, and `make test-long` whole (LATTICED_LONG=1)."""
+
+from __future__ import annotations
+
+import os
+
+
+def times(sample: int, whole: int) -> int:
+    """How often this run goes round."""
+    return whole if os.environ.get("LATTICED_LONG") else sample
