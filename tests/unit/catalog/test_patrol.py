@@ -20,8 +20,8 @@ ACME = bundles.author()
 AS_SET = Watch()
 """The settings that an operator has who changed nothing."""
 SEEN_S = 1.5
-SLACK_S = 1.0
-"""What a machine under load may add."""
+SLACK_S = 8.0
+"""What a machine under load may add; without the look it takes 40 s or more."""
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ async def test_a_stat_that_hangs_is_in_nobodys_way(
         await until(lambda: seen.code("plugins/b-stuck") == "digest_mismatch", "the one that hung")
 
 
-async def test_thousands_cost_little(plugins: Path) -> None:
-    """A look at two thousand takes a small part of a second of processor time, off the loop."""
+async def test_thousands_cost_little(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at two thousand is one fingerprint of each, on few threads; its watches are made once."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
         (directory,) = seen.catalog._directories.values()
@@ -174,6 +174,11 @@ async def test_thousands_cost_little(plugins: Path) -> None:
         for name in names:
             round_.attend(name, active=True)
         await round_.look()
-        before_s = time.process_time()
+        looked: list[str] = []
+        fingerprint = scanner.fingerprint
+        monkeypatch.setattr(scanner, "fingerprint", lambda name, root: looked.append(name) or fingerprint(name, root))
+        monkeypatch.setattr(directory._watcher, "arm", lambda *_: pytest.fail("a watch was made twice"))
+        before = threading.active_count()
         await round_.look()
-        assert time.process_time() - before_s < 0.2
+        assert sorted(looked) == sorted(names)
+        assert threading.active_count() <= before + 1

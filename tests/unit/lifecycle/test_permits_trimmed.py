@@ -109,4 +109,9 @@ async def test_a_trimmed_open_sandbox_is_closed():
 def test_each_kind_is_either_looked_up_or_bound_to_a_life():
     """A new kind has to be thought about."""
     assert {kind for kind in permits.EXPECTED if permits.bound_to_a_life([f"{kind}=x"])} == permits.AT_START
-    assert permits.EXPECTED.keys() - permits.AT_START == {permits.ORIGIN, permits.BUCKET}
+    assert permits.EXPECTED.keys() - permits.AT_START == {
+        permits.ORIGIN,
+        permits.BUCKET,
+        permits.PUBLISH,
+        permits.ENV,
+    }
