@@ -17,11 +17,6 @@ shorter (`Secrets.set`)."""
 REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}")
 
 
-def names_in(text: str) -> frozenset[str]:
-    """The names that a text refers to, whether there are such secrets or not."""
-    return frozenset(REFERENCE.findall(text))
-
-
 def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = False) -> str:
     """`text` with every one of `values` (name, value) replaced by its reference; upper and lower case alike if so said.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def listen(path: Path, *, mode: int = 0o660, gid: int = -1, backlog: int = 64) -> socket.socket:
+def listen(
+    path: Path, *, mode: int = 0o660, gid: int = -1, backlog: int = 64, fresh: Path | None = None
+) -> socket.socket:
     """A non-blocking stream socket at `path`; a left-over socket there is replaced. Raises OSError.
 
-    Made under another name, given its mode and group, and renamed. That nobody else listens there is the caller's word.
+    Made under another name (`fresh`, in the same directory), given its mode and group, and renamed. That nobody else
+    listens there is the caller's word.
     """
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = fresh or path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -31,6 +35,7 @@ def listen(path: Path, *, mode: int = 0o660, gid: int = -1, backlog: int = 64) -
         fresh.rename(path)
     except BaseException:
         sock.close()
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
         raise
     return sock

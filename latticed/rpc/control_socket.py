@@ -7,17 +7,15 @@ here blocks, briefly.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import socket
-import stat
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.kit import trusted
+from latticed.kit import trusted, unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
 LOCK: Final = ".lock"
@@ -156,29 +154,13 @@ def identity(path: Path) -> Identity | None:
 def bind(path: Path, *, gid: int = -1) -> socket.socket:
     """A listening socket at `path`, mode 0660 before anybody can connect; a left-over socket there is replaced.
 
-    The caller holds the runtime directory, so nobody else can be listening. Made under another name and renamed: the
-    umask is left alone, for it is the whole process's, and other threads make files meanwhile.
+    The caller holds the runtime directory, so nobody else can be listening. The short name that it is made under leaves
+    the directory's path as many bytes as the socket's own does (unix(7): 107 in all).
     """
-    fresh = path.with_name(".new")
     try:
-        fresh.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.bind(str(fresh))
-            fresh.chmod(MODE)
-            os.chown(fresh, -1, gid)
-            sock.listen(BACKLOG)
-            if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
-                raise FileExistsError(errno.EEXIST, "something that is no socket is in its place")
-            fresh.rename(path)
-        except BaseException:
-            sock.close()
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
-            raise
+        return unix_listener.listen(path, mode=MODE, gid=gid, backlog=BACKLOG, fresh=path.with_name(".new"))
     except OSError as error:
         raise unusable(path, error) from error
-    return sock
 
 
 def unusable(path: Path, error: OSError) -> Problem:

@@ -66,7 +66,8 @@ class Verifying:
             return {name: await self._verify(name, closing) for name in wanted.chains}
 
     async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainReport:
-        walk = audit_chain.Walk(self._key, name, since=self._sealed.pop(name, None))
+        """The report of one chain; who gives up meanwhile leaves what was found whole to the next check."""
+        walk = audit_chain.Walk(self._key, name, since=self._sealed.get(name))
         end = await self._ledger.read_slow(lambda db: rows.last_seq(db, name))
         while True:
             if closing.is_set():
@@ -77,10 +78,15 @@ class Verifying:
                     walk = audit_chain.Walk(self._key, name)
                 case _Step.DONE:
                     break
-        report = walk.report()
-        if report.ok and walk.sealed is not None:
+            self._keep(name, walk)
+        self._keep(name, walk)
+        return walk.report()
+
+    def _keep(self, name: chain.Name, walk: audit_chain.Walk) -> None:
+        """Where the next check goes on: at the last verified head, or at the beginning where something is wrong."""
+        self._sealed.pop(name, None)
+        if walk.sealed is not None and not walk.broken:
             self._sealed[name] = walk.sealed
-        return report
 
 
 class _Step(enum.Enum):

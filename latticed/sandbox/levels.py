@@ -45,8 +45,7 @@ WORKDIR: Final = "workdir"
 CGROUP: Final = "cgroup"
 NETWORK: Final = "network"
 FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR, CGROUP, NETWORK})
-PLUGIN_FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR})
-"""What a manifest may ask for; `network` is for our own helper processes, `cgroup` for whoever needs hard limits."""
+"""A manifest may ask for the first three; `network` is for our own helpers, `cgroup` for whoever needs hard limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

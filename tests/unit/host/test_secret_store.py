@@ -457,8 +457,3 @@ def test_no_value_survives_redaction(values: dict[str, str], around: str) -> Non
     for name in values:
         left = left.replace(f"${{secret:{name}}}", "\0")
     assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
-
-
-def test_references_of_a_text_are_found() -> None:
-    """For those who must know before they expand."""
-    assert redaction.names_in("${secret:A} ${secret:B}${secret:A} ${secret:} $secret:C}") == {"A", "B", ""}

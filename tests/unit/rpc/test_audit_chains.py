@@ -178,6 +178,28 @@ async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatc
     assert walked[0] == ("calls", 0)
 
 
+async def test_a_verification_that_was_given_up_is_gone_on_with(home, monkeypatch):
+    """What was found whole before its reader left is not walked again."""
+    monkeypatch.setattr(verifying, "BATCH", 10)
+    for _ in range(5):
+        await fill(home, calls=30)
+    ledger, kept = home.house.api.ledger, home.house.api.verifying
+    real, walked, wanted = ledger.read_slow, [], verifying.Wanted(chains=("calls",))
+
+    async def read_slow(question):
+        walked.append(kept.progress.seq)
+        if len(walked) == 10:
+            raise asyncio.CancelledError
+        return await real(question)
+
+    monkeypatch.setattr(ledger, "read_slow", read_slow)
+    with pytest.raises(asyncio.CancelledError):
+        await kept.verify(wanted, closing=asyncio.Event())
+    assert walked[-1] == 80
+    report = (await kept.verify(wanted, closing=asyncio.Event()))["calls"]
+    assert (report.ok, report.events, walked[11]) == (True, 150, 60)
+
+
 def harm_it(home, statement):
     """Behind the ledger's back, though within its process: to others the database is locked."""
     with contextlib.closing(apsw.Connection(str(home.root / "state" / "ledger.sqlite3"), vfs=OWN)) as other:
