@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import re
 import signal
 import subprocess
 
 import pytest
 
+from latticed.rpc import routes
 from tests.house import bundles, daemons, processes
 
 pytestmark = [pytest.mark.daemon, pytest.mark.root]
@@ -35,30 +39,95 @@ own_user = false
 {OPERATOR.uid} = ["operate"]
 {NOBODY.uid} = ["operate", "host", "trust"]
 {HOST_BY_GROUP.uid} = ["operate"]
+65526 = ["host"]
+65527 = ["trust"]
+65529 = ["operate", "host", "trust"]
 [access.groups]
 {READ_GID} = ["read"]
 {HOST_GID} = ["host"]
 """
 
 ROUTES = [
-    ("GET", "/api/status", "read"),
-    ("GET", "/api/plugins", "read"),
-    ("GET", "/api/plugins/lifecycle", "operate"),
-    ("POST", "/api/plugins/lifecycle", "operate"),
-    ("GET", "/api/plugins/rejected", "read"),
-    ("POST", "/api/plugins/verify", "operate"),
-    ("GET", "/api/plugins/by-id/acme.demo", "read"),
-    ("POST", "/api/plugins/by-id/acme.demo/upgrade", "operate"),
-    ("POST", "/api/plugins/by-id/acme.demo/restart", "operate"),
-    ("POST", "/api/plugins/by-id/acme.demo/forget", "operate"),
-    ("GET", "/api/audit", "operate"),
-    ("GET", "/api/audit/verify", "operate"),
-    ("GET", "/api/kv/default", "operate"),
-    ("GET", "/api/kv/default/key", "operate"),
-    ("PUT", "/api/kv/default/key", "operate"),
-    ("DELETE", "/api/kv/default/key", "operate"),
-    ("POST", "/api/trust/lift", "trust"),
+    tuple(line.split())
+    for line in """
+    GET /api/health -
+    GET /api/status read
+    GET /api/plugins read
+    GET /api/plugins/lifecycle operate
+    POST /api/plugins/lifecycle operate
+    GET /api/plugins/rejected read
+    POST /api/plugins/verify operate
+    GET /api/plugins/by-id/{id} read
+    POST /api/plugins/by-id/{id}/upgrade operate
+    POST /api/plugins/by-id/{id}/restart operate
+    POST /api/plugins/by-id/{id}/invoke operate
+    GET /api/plugins/by-id/{id}/logs operate
+    POST /api/plugins/by-id/{id}/forget operate
+    GET /api/plugins/by-id/{id}/grants read
+    PUT /api/plugins/by-id/{id}/grants operate
+    GET /api/plugins/by-id/{id}/usage operate
+    GET /api/audit operate
+    GET /api/audit/verify operate
+    GET /api/kv/{bucket} operate
+    GET /api/kv/{bucket}/{key} operate
+    PUT /api/kv/{bucket}/{key} operate
+    DELETE /api/kv/{bucket}/{key} operate
+    GET /api/secrets host
+    PUT /api/secrets/{name} host
+    DELETE /api/secrets/{name} host
+    PUT /api/secrets/{name}/plugins/{id} host
+    DELETE /api/secrets/{name}/plugins/{id} host
+    GET /api/notifications operate
+    POST /api/notifications/prune operate
+    POST /api/notifications/{item}/retry operate
+    GET /api/tasks operate
+    POST /api/tasks/cancel operate
+    GET /api/tasks/{task} operate
+    POST /api/tasks/{task}/approve host
+    POST /api/tasks/{task}/cancel operate
+    GET /api/ddns operate
+    POST /api/ddns/{id}/{name}/retry operate
+    GET /api/monitors operate
+    GET /api/services operate
+    GET /api/routes operate
+    GET /api/events read
+    GET /metrics read
+    GET /openapi.json read
+    GET /api/backup all
+    GET /api/trust read
+    POST /api/trust/foresee operate
+    POST /api/trust/lift trust
+    """.strip().splitlines()
 ]
+"""Every route and the one scope that it takes, written down again; `-`: none, `all`: all four."""
+
+ALL = {"read", "operate", "host", "trust"}
+CALLERS = {
+    "none": (NAMELESS, set()),
+    "read": (READER, {"read"}),
+    "operate": (OPERATOR, {"read", "operate"}),
+    "host": (_user(65526), {"host"}),
+    "trust": (_user(65527), {"trust"}),
+    "read+host by group": (_user(65528, READ_GID, HOST_GID), {"read", "host"}),
+    "all": (_user(65529), ALL),
+    "nobody": (NOBODY, set()),
+}
+"""Who asks, and the scopes that they hold."""
+
+_MATRIX = """
+import http.client, json, socket, sys
+class Connection(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(sys.argv[1])
+for method, path in json.loads(sys.argv[2]):
+    connection = Connection("latticed")
+    connection.request(method, path, b"" if method in ("GET", "DELETE") else b"{}")
+    answer = connection.getresponse()
+    print(json.dumps([answer.status, json.loads(answer.read())["detail"] if answer.status == 403 else ""]))
+    connection.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +143,54 @@ def daemon():
             yield daemon
 
 
-@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_without_its_scope_every_route_is_403(daemon, method, path, scope):
-    """The answer names the scope; nothing is done, and the refusal is on record."""
-    body = {} if method in {"POST", "PUT"} else None
-    answer = daemon.ask(method, path, body, user=NAMELESS)
-    assert (answer.status, answer.code) == (403, "access_denied")
-    assert scope in answer.json()["detail"]
+@pytest.fixture(scope="module")
+def answered(daemon):
+    """A function: what one of `CALLERS` is answered on each of `ROUTES`, as (status, words of the refusal)."""
+
+    @functools.cache
+    def ask(caller):
+        user, _ = CALLERS[caller]
+        paths = [(method, re.sub(r"{\w+}", "no-such", path)) for method, path, _ in ROUTES]
+        ran = subprocess.run(
+            [processes.reachable_python(), "-I", "-c", _MATRIX, str(daemon.place.socket), json.dumps(paths)],
+            capture_output=True,
+            check=True,
+            timeout=60,
+            user=user.uid,
+            group=user.gid,
+            extra_groups=list(user.groups),
+            cwd="/",
+        )
+        return [tuple(json.loads(line)) for line in ran.stdout.splitlines()]
+
+    return ask
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_every_route_takes_its_scope(daemon, answered, route, caller):
+    """403 without it, naming the scope; with it anything else, as nothing of what they ask for is there."""
+    _, held = CALLERS[caller]
+    needed = {"-": set(), "all": ALL}.get(route[2], {route[2]})
+    status, words = answered(caller)[ROUTES.index(route)]
+    assert (status == 403) == bool(needed - held), (status, words)
+    if status == 403:
+        assert any(scope in words for scope in needed), words
     assert daemon.plugin()["status"] == "verified"
+
+
+def test_the_table_of_scopes_has_every_route():
+    """A new one is added above, by hand."""
+    assert [(method, path) for method, path, _ in ROUTES] == [(one.method, one.path) for one in routes.ROUTES]
+
+
+def test_a_refused_request_is_on_record(daemon):
+    """With who asked and the code."""
+    before = daemon.get("/api/status").json()["audit"]["seq"]
+    assert daemon.post("/api/trust/lift", {}, user=BY_GROUP).status == 403
+    (event,) = daemon.events(after=str(before), action="api.refused")
+    assert (event["decision"], event["code"]) == ("deny", "access_denied")
+    assert event["actor"].startswith(f"uid:{BY_GROUP.uid} ")
 
 
 def test_health_asks_for_nothing_and_tells_nothing(daemon):

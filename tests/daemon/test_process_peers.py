@@ -169,14 +169,28 @@ for number in range(1, 1000):
         time.sleep(0.05)
 
 
-def test_a_flood_of_calls(host, name):
-    """As many as are answered are carried out, no faster; the plugin stays armed, and others are served meanwhile."""
+FLOODS = {
+    "calls": 'say(id=number, method="kv.get", params={"key": "key"})',
+    "writes": 'say(id=number, method="kv.put", params={"key": "key", "value": "x" * 1000})',
+    "log lines by call": 'say(id=number, method="log.write", params={"level": "info", "message": "x" * 900})',
+    "denied calls": 'say(id=number, method="http.do", params={"method": "GET", "url": "http://127.0.0.1/"})',
+    "calls that there are not": 'say(id=number, method="no.such", params={})',
+    "bad parameters": 'say(id=number, method="kv.get", params={"k": [[]] * 1000})',
+    "stderr": 'os.write(2, b"noise\\n" * 500)',
+    "stderr without lines": 'os.write(2, b"\\x7f" * 60000)',
+}
+"""What a plugin may do without end, in a thread, while it answers as it should."""
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_while_another_is_served(host, name, flood):
+    """As much as is answered is carried out, no faster; the plugin stays armed, and others are served meanwhile."""
     body = """
 def flood():
     number = 0
     while True:
         number += 1
-        say(id=number, method="kv.get", params={"key": "key"})
+        FLOOD
 threading.Thread(target=flood, daemon=True).start()
 while True:
     message = hear()
@@ -185,6 +199,7 @@ while True:
 """
     before = host.daemon.memory_kib()
     other = host.up(f"{name}-other", programs.GREETER)
+    body = body.replace("FLOOD", FLOODS[flood])
     host.up(name, peers.peer(body), runtime={"sandbox": {"features": ["threads"]}})
     for number in range(5):
         assert host.result(other, "keep", str(number)) == str(number)

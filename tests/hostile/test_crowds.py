@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,11 +13,14 @@ import pytest
 
 from latticed.host.service import HostError
 from latticed.model.hostcall import Denial
+from latticed.rpc import doorman
 from tests.house import bundles, daemons, houses, processes, raw_http
 
 ACME = bundles.author("acme")
 OPEN_GID = 65510
 CROWD = processes.User(uid=65530, gid=OPEN_GID)
+USERS, HALVES = 12, 200
+"""So many users at once, each with so many requests that never become whole."""
 FEW = 60
 """What a flood may add to the chain: the quota of its window, and a count a second while it lasts."""
 
@@ -68,12 +72,12 @@ def daemon():
             assert daemon.plugin()["runtime"]["state"] == "armed"
 
 
-def _as_crowd(script, daemon, number, **options):
+def _as_crowd(script, daemon, number, user=CROWD, **options):
     if os.getuid() != 0:
         pytest.skip("asking under another uid needs uid 0")
     command = [processes.reachable_python(), "-I", "-c", script, str(daemon.place.socket), str(number)]
     return subprocess.Popen(
-        command, user=CROWD.uid, group=CROWD.gid, extra_groups=[], cwd="/", stdout=subprocess.PIPE, **options
+        command, user=user.uid, group=user.gid, extra_groups=[], cwd="/", stdout=subprocess.PIPE, **options
     )
 
 
@@ -125,6 +129,33 @@ def test_one_users_crowd_costs_nobody_else_a_connection(daemon):
             assert _descriptors(daemon) < 200
             crowd.stdin.close()
         assert crowd.returncode == 0
+
+
+@pytest.mark.daemon
+@pytest.mark.root
+def test_crowds_of_twelve_users_cost_a_thirteenth_nothing(daemon):
+    """Two hundred half requests of each of them: every whole request of others is answered, of their own too."""
+    with contextlib.ExitStack() as stack:
+        idle = stack.enter_context(raw_http.connected(daemon.place.socket))
+        idle.sendall(raw_http.GOOD)
+        assert raw_http.receive(idle).status == 200
+        users = [processes.User(uid=CROWD.uid + 1 + number, gid=OPEN_GID) for number in range(USERS)]
+        crowds = [_as_crowd(_CROWD, daemon, HALVES, user, stdin=subprocess.PIPE) for user in users]
+        for crowd in crowds:
+            stack.enter_context(crowd)
+            assert daemon.get("/api/plugins").status == 200
+        for crowd in crowds:
+            assert crowd.stdout.readline() == b"there\n"
+            assert daemon.get("/api/plugins").status == 200
+        assert daemon.post("/api/plugins/by-id/acme.demo/invoke", {"action": "x"}).status == 200
+        assert daemon.get("/api/health", user=users[0]).status == 200
+        idle.sendall(raw_http.GOOD)
+        assert raw_http.receive(idle).status == 200
+        assert _descriptors(daemon) < USERS * doorman.PER_UID + FEW
+        for crowd in crowds:
+            crowd.stdin.close()
+    assert [crowd.returncode for crowd in crowds] == [0] * USERS
+    daemon.until(lambda: _descriptors(daemon) < FEW, "the daemon to let go of them")
 
 
 @pytest.mark.daemon

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -42,9 +43,11 @@ class Answer:
 def connected(path: Path | str) -> socket.socket:
     """A connection with a deadline on every call."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_S)
+    # The kernel's own deadline: with Python's, a queue that is full is EAGAIN, not a wait (unix(7)).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
     try:
         sock.connect(str(path))
+        sock.settimeout(PATIENCE_S)
     except BaseException:
         sock.close()
         raise
