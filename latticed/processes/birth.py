@@ -124,10 +124,11 @@ class Birth:
         try:
             async with asyncio.timeout(REMOVE_S):
                 await waiting.readable(self.init_pidfd)
+            _ended(os.P_PID, init)
         except TimeoutError as error:
             raise _unkillable() from error
-        _ended(os.P_PID, init)
-        OURS.discard(init)
+        finally:
+            OURS.discard(init)  # what does not die now is reaped as an orphan once it does
 
     async def _reap_all(self, started: Launched) -> None:
         """The stub's group, and a child that has left it, as it may when it is executed; all at once: process 1 of a
@@ -141,6 +142,7 @@ class Birth:
                 left.append((os.P_PID, pid))
         while left := [one for one in left if _remains(*one)]:  # noqa: ASYNC110 - there is no event for all of them
             await asyncio.sleep(_PAUSE_S)
+        OURS.difference_update({report.pid, report.init})
 
     async def _reap(self, *, only: int) -> None:
         while _ended(os.P_PID, only) is None:  # noqa: ASYNC110 - there is no event for a stub

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from latticed.processes import child
+from latticed.model.errors import Problem
+from latticed.processes import birth, child
 from latticed.runners import cpu
 from latticed.sandbox import rlimits
 from tests.house import children, processes
@@ -172,3 +173,18 @@ async def test_the_time_of_orphans_counts():
         assert "of a core" in await exceeded
     watch.close()
     await started.child.stop(0)
+
+
+async def test_of_a_start_that_fails_late_no_process_is_still_ours(monkeypatch):
+    """Else an orphan that gets the same number later would never be reaped."""
+    real, before = os.pidfd_open, set(birth.OURS)
+
+    def refused(pid: int) -> int:
+        if pid == os.getpid():
+            return real(pid)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(birth.os, "pidfd_open", refused)
+    with pytest.raises(Problem, match="Too many open files"):
+        await start("exit 0")
+    assert before == birth.OURS
