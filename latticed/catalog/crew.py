@@ -107,6 +107,8 @@ class Crew:
         try:
             for _ in range(min(self._threads, (len(batch.todo) + 3) // 4)):
                 self._hire(batch)
+            if batch.todo and not batch.workers:
+                await asyncio.sleep(_LOOK_S)  # whoever asks again at once leaves a turn to others
             while not all(worker.ended or worker.abandoned for worker in batch.workers):
                 await _wait(news, _LOOK_S)
                 self._look_after(batch)
@@ -128,8 +130,9 @@ class Crew:
         if self.full:
             return
         worker: _Worker[J] = _Worker()
-        batch.workers.append(worker)
-        threading.Thread(target=self._labour, args=(batch, worker), name="latticed-scan", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system has no thread to give: what is left is asked for again
+            threading.Thread(target=self._labour, args=(batch, worker), name="latticed-scan", daemon=True).start()
+            batch.workers.append(worker)
 
     def _labour(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:
         while time.monotonic() < batch.until_s and not worker.abandoned:

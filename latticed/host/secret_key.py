@@ -112,8 +112,12 @@ class Reading:
         """As `read`; Problem secret_unavailable too while the disk does not answer."""
         patience_s = 0.0
         if self._going_on is None:
-            self._going_on, patience_s = Future(), PATIENCE_S
-            threading.Thread(target=self._read, args=(self._going_on,), name="latticed-key", daemon=True).start()
+            begun: Future[Keys | None] = Future()
+            try:
+                threading.Thread(target=self._read, args=(begun,), name="latticed-key", daemon=True).start()
+            except RuntimeError as error:  # the system has no thread to give
+                raise _unavailable(f"the key {self._place.path} cannot be read: {error}") from error
+            self._going_on, patience_s = begun, PATIENCE_S
         try:
             found = self._going_on.result(patience_s)
         except TimeoutError as error:

@@ -5,6 +5,7 @@ Source: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -64,19 +65,23 @@ class Notifier:
         if self._address is None:
             return
         self._owed.append("\n".join(f"{name}={value}" for name, value in state.items()).encode())
+        with contextlib.suppress(OSError):  # no descriptor is free: as if there were no room
+            self._send_owed(self._address)
+        if self._owed and not again:
+            del self._owed[-1]
+        del self._owed[:-_MOST_OWED]
+
+    def _send_owed(self, address: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.setblocking(False)
             while self._owed:
                 try:
-                    sender.sendto(self._owed[0], self._address)
+                    sender.sendto(self._owed[0], address)
                 except BlockingIOError:
                     break
                 except OSError:  # gone: sd_notify(3) says to ignore failures
                     pass
                 del self._owed[0]
-        if self._owed and not again:
-            del self._owed[-1]
-        del self._owed[:-_MOST_OWED]
 
 
 def from_environment(environ: MutableMapping[str, str]) -> Notifier:

@@ -40,6 +40,7 @@ def _any_ended() -> bool:
 
 
 def _children(proc: Path) -> Iterator[int]:
-    for task in (proc / "task").iterdir():
-        with contextlib.suppress(OSError):
-            yield from map(int, (task / "children").read_bytes().split())
+    with contextlib.suppress(OSError):  # no descriptor is free: the next look reaps them
+        for task in (proc / "task").iterdir():
+            with contextlib.suppress(OSError):
+                yield from map(int, (task / "children").read_bytes().split())

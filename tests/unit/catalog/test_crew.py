@@ -117,3 +117,17 @@ async def test_cancelled_while_working() -> None:
     release.set()
     await until(lambda: not any(thread.name == "latticed-scan" for thread in threading.enumerate()))
     assert begun == [0]
+
+
+async def test_where_no_thread_can_be_started_the_rest_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an error, which would end whoever asked; later it goes on."""
+    crew = Crew(threads=2, deadline_s=30)
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refused)
+        outcome = await crew.run(range(3), str)
+    assert (outcome.done, outcome.left) == ({}, (0, 1, 2))
+    assert (await crew.run(range(3), str)).done == {0: "0", 1: "1", 2: "2"}

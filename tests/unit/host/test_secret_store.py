@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -457,3 +458,23 @@ def test_no_value_survives_redaction(values: dict[str, str], around: str) -> Non
     for name in values:
         left = left.replace(f"${{secret:{name}}}", "\0")
     assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
+
+
+def test_a_key_that_no_thread_could_be_started_for_is_read_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all secrets would be out of reach until a restart."""
+    place = Place(path=tmp_path / "secrets.key", ours=True)
+    made, reading = secret_key.make(place), secret_key.Reading(place)
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refused)
+        with pytest.raises(Problem, match="can't start new thread") as caught:
+            reading.get()
+    assert caught.value.code == "secret_unavailable"
+    found = reading.get()
+    assert found is not None
+    assert found.id == made.id

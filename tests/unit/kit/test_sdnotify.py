@@ -152,3 +152,19 @@ def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
             assert listening.recv(4096) == b"WATCHDOG=1"
     notifier.watchdog()
     assert [listening.recv(4096) for _ in range(2)] == [b"READY=1\nSTATUS=ready", b"WATCHDOG=1"]
+
+
+def test_where_no_descriptor_is_free_states_are_owed(manager, monkeypatch):
+    """Whoever has something to say goes on; it arrives once there is a descriptor again."""
+    listening, address = manager
+    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+
+    def refused(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(sdnotify.socket, "socket", refused)
+        notifier.ready("ready")
+        notifier.watchdog()
+    notifier.status("well")
+    assert [listening.recv(100) for _ in range(2)] == [b"READY=1\nSTATUS=ready", b"STATUS=well"]
