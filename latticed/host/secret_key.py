@@ -131,7 +131,7 @@ class Reading:
     def _read(self, answer: Future[Keys | None]) -> None:
         try:
             answer.set_result(read(self._place))
-        except BaseException as error:  # noqa: BLE001 - it is whoever asks who hears of it
+        except BaseException as error:  # noqa: BLE001 - raised by `get`
             answer.set_exception(error)
 
 

@@ -1,4 +1,4 @@
-"""The event loop's own executor: threads that never hold up the end of the process.
+"""The event loop's own executor: threads that the end of the process does not wait for.
 
 The standard one joins its threads when the loop closes and again when Python ends. One of them may be in a system call
 that never returns (a dead network mount, a directory service that does not answer); stopping waits for nobody.

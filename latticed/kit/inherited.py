@@ -25,7 +25,7 @@ _NO_END: Final = frozenset(
         *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
     }
 )
-"""What would end a server by default and is no reason to."""
+"""Signals whose default is to end the process; a server ignores them."""
 _UNCATCHABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 _RAISED: Final = (
     *(resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_NPROC),
@@ -33,7 +33,7 @@ _RAISED: Final = (
 
 
 def reset_for_server() -> None:
-    """For a program that lives long: nothing of whoever started it matters, as far as that can be."""
+    """For a program that lives long: set anew all that it inherited, as far as that can be."""
     _open_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER:

@@ -1,7 +1,8 @@
 """Lines that are whole JSON, but hold a value that cannot be carried on (contracts §10).
 
-A lone surrogate has no UTF-8, 1e400 no number in most readers, NaN no JSON; nesting without an end has no reader. Any
-visitor can put such a value into what a plugin echoes, so it is a fault of that one answer, never of the plugin.
+A lone surrogate has no UTF-8, most readers have no number for 1e400, NaN is no JSON, and no reader takes endless
+nesting. Any visitor can put such a value into what a plugin echoes, so it is a fault of that one answer, never of the
+plugin.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Handle:
 
     @property
     def distrusted(self) -> bool:
-        """Whether it is to end for a fault of its bundle: then it is not asked to, and nobody hears of it any more."""
+        """Whether it is to end for a fault of its bundle: then it is killed at once, and its answers are dropped."""
         return not self.state.wanted and self.state.fault is not None
 
     def gate(self) -> Gate:

@@ -103,7 +103,7 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
 
 
 def _chain_of(line: Any) -> Name:
-    """Where a line belongs; what names no chain of ours is for the decisions to stumble over."""
+    """The chain of a line; one that names an unknown chain is checked as a decision, and fails there."""
     return CALLS if isinstance(line, dict) and line.get("chain") == CALLS else DECISIONS
 
 

@@ -1,4 +1,4 @@
-"""An operator's word for a task, and when it counts no more: once its plugin may not have tasks run."""
+"""Approvals of tasks: given by operators, withdrawn once the plugin may not have tasks run."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Tasks:
         """Return once nothing of one plugin runs that may not, and its approvals are withdrawn on record."""
         if self._refusal(plugin_id) is not None:
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
-            with contextlib.suppress(Problem):  # the disk is full or ill: that is made good for, they count no more
+            with contextlib.suppress(Problem):  # the disk is full or ill: they lapsed all the same
                 await self._approvals.withdraw()
 
     # Plugins.
