@@ -89,7 +89,7 @@ def ends(daemon):
     assert time.monotonic() - began < 8.0
 
 
-def test_a_log_that_nobody_reads(place, acme):
+def test_log_lines_that_nobody_reads_are_dropped_and_counted(place, acme):
     """`latticed | sleep 1000` and a plugin that says a lot: what cannot be written is dropped, counted, and told of."""
     read, write = os.pipe()
     with contextlib.closing(open(read, "rb")) as reader, place.running(output=write) as daemon:

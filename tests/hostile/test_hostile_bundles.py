@@ -424,7 +424,7 @@ def test_what_is_revoked_is_refused(tmp_path, version, what):
 
 
 @pytest.mark.parametrize("version", MAKES)
-def test_what_they_are_made_of_verifies(tmp_path, version):
+def test_the_bundle_that_hostile_ones_are_made_from_verifies(tmp_path, version):
     """Or the refusals above would show nothing."""
     bundles.write(tmp_path / "bundle", _honest(version))
     assert not isinstance(judge(tmp_path / "bundle"), Refused)

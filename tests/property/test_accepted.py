@@ -67,7 +67,7 @@ def test_what_was_accepted_whole_runs_whole(manifest, by, usual):
 
 
 @given(_MANIFESTS, _MANIFESTS, _INTERPRETERS, _USUAL)
-def test_the_meet_is_in_both(one, other, by, usual):
+def test_meet_is_within_both_terms(one, other, by, usual):
     """For all that has an order."""
     first, second = accepted.asked(one, by), accepted.asked(other, by)
     both = accepted.meet(first, second, usual)
@@ -80,7 +80,7 @@ _KINDS = {"type", "protocol", "interpreter", "args"}
 
 
 @given(st.lists(_HOSTS | st.just("*")).map(tuple), st.lists(_HOSTS).map(tuple), _HOSTS)
-def test_hosts_meet_as_patterns_do(granted, declared, one):
+def test_meet_means_the_hosts_that_both_mean(granted, declared, one):
     """A host is meant by the meet exactly when both mean it; `*` means ports 80 and 443."""
     host, _, number = one.removeprefix("*.").rpartition(":")
     for name in (host, f"x.{host}"):

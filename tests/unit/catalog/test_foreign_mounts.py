@@ -31,7 +31,7 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_one_that_nobody_else_may_look_at(plugins: Path) -> None:
+async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
     """Mounted before the start, and while it runs: unreadable itself; the others verify and are followed."""
     for early in (True, False):
         with contextlib.ExitStack() as mounts:
@@ -54,7 +54,7 @@ async def test_one_that_nobody_else_may_look_at(plugins: Path) -> None:
                 await until(lambda: seen.code("plugins/evil") == "manifest_missing")
 
 
-async def test_ones_that_never_answer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold up neither the start nor a change of what records name, long before their deadline is over."""
     monkeypatch.setattr("latticed.catalog.directory.PATIENCE_S", 0.3)
     trusted = catalogs.trusting(ACME)

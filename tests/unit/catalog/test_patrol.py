@@ -107,7 +107,7 @@ async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: P
         await until(lambda: seen.code("plugins/demo") == "verified", "the whole copy")
 
 
-async def test_of_others_only_the_close_is_news(plugins: Path) -> None:
+async def test_writes_to_an_inactive_bundle_are_noticed_when_it_is_closed(plugins: Path) -> None:
     """What is not active is judged as ever: writes to it cost nobody anything."""
     async with attended(plugins, "demo", active=False) as (seen, made):
         events = seen.catalog.counters["events"]
@@ -161,7 +161,7 @@ async def test_a_stat_that_hangs_is_in_nobodys_way(
         await until(lambda: seen.code("plugins/b-stuck") == "digest_mismatch", "the one that hung")
 
 
-async def test_thousands_cost_little(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_at_thousands_takes_one_fingerprint_each(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at two thousand is one fingerprint of each, on few threads; its watches are made once."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:

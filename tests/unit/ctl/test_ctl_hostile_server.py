@@ -86,7 +86,7 @@ def test_nothing_is_sent_to_a_stranger(ctl, place, monkeypatch):
 
 @pytest.mark.root
 @AS_ROOT
-def test_who_may_serve_it(place):
+def test_only_trusted_users_may_serve_the_socket(place):
     """Whoever the directory was given to by root, and whoever the settings name; in /tmp anybody makes directories."""
     stranger = processes.STRANGER.uid
     with served(place, stranger) as (path, heard):

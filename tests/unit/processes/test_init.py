@@ -123,7 +123,7 @@ async def test_one_that_cannot_fork_has_none():
     await started.child.stop(0)
 
 
-async def test_they_die_together():
+async def test_the_child_and_process_one_end_together():
     """The child and all that it started with process 1, and process 1 with the child."""
     for victim in (0, 1):
         started = await start("setsid sleep 1000 & echo ready; read x")

@@ -25,7 +25,7 @@ async def causes(home, plugin_id=ID):
     return report["causes"]
 
 
-async def test_only_who_asks_is_told(home):
+async def test_causes_are_told_only_when_asked_for(home):
     home.drop("demo", id=ID)
     await home.seen(ID)
     assert "causes" not in await home.ask("GET", f"/api/plugins/by-id/{ID}")

@@ -122,7 +122,7 @@ def test_sockets(machine):
 
 
 @MACHINES
-def test_what_others_are_doing(machine):
+def test_calls_about_other_processes_and_outside_paths_are_refused(machine):
     """Where their processes and paths can be named: only of oneself, and no path that may not be read."""
     refused = bpf.ERRNO | errno.EPERM
 

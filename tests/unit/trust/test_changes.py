@@ -29,7 +29,7 @@ def test_keys_come_and_go_by_fingerprint():
     assert len(keys.fingerprint(ONE)) == 16
 
 
-def test_other_changes_are_named():
+def test_changes_of_ids_risk_and_switches_are_named():
     """What a publisher may sign, and the two switches; revocations are told of where they are remembered."""
     old = trusting(acme=Publisher(keys=(ONE,)))
     new = dataclasses.replace(
