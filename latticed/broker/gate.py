@@ -137,7 +137,7 @@ class Gate:
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Deny):
             denied = await self._denied(method, payload, HostError(decision.code, decision.reason))
-            if decision.code is Denial.RATE_LIMITED:
+            if not asked.within_rate:  # whatever it is denied for
                 await asyncio.sleep(PAUSE_S)
             raise denied
         try:

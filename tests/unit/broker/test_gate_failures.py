@@ -7,6 +7,7 @@ import pytest
 from latticed.broker import gate as room
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
+from latticed.broker.limits import Rate
 from latticed.host.service import Caller, HostError, Params, Served, table
 from tests.house.clocks import ManualClock
 
@@ -42,3 +43,28 @@ async def test_a_flood_of_failing_calls_is_a_line_and_a_count(monkeypatch):
     with pytest.raises(HostError):
         await gate.call("log.write", {})
     assert logged[1:] == [("host_call_failed", 100)]
+
+
+@pytest.mark.parametrize("method", ["log.write", "kv.put", "no.such"])
+async def test_a_refusal_of_what_came_too_soon_waits(monkeypatch, method):
+    """Granted or not, known or not: a flood of refused calls fills the loop no more than one of granted ones."""
+    waited = []
+
+    async def pause(seconds):
+        waited.append(seconds)
+
+    async def serve(caller, asked):
+        return {}
+
+    async def record(event):
+        return 1
+
+    monkeypatch.setattr(room.asyncio, "sleep", pause)
+    calls = table([Served(method="log.write", params=Nothing, serve=serve)])
+    limits = GateLimits(rate=Rate(per_second=1, burst=3))
+    broker = Broker(calls, record=record, clock=ManualClock(), gate_limits=limits)
+    gate = broker.gate(Caller(plugin_id="acme.demo"), Rights(declared=frozenset({"log:write"}), granted=frozenset()))
+    for _ in range(5):
+        with pytest.raises(HostError):
+            await gate.call(method, {})
+    assert waited == [room.PAUSE_S] * 2
