@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ class Ground:
         self.interpreters = interpreters(settings.interpreters)
         self._limits = limits
         self._uids = deque(range(settings.uid_first, settings.uid_first + settings.uids))
+        # Limits on processes count per uid: two daemons on a host are hardly ever to meet on one.
+        self._uids.rotate(secrets.randbelow(settings.uids))
 
     def choose(
         self,
