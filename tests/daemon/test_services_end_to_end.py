@@ -205,7 +205,7 @@ def test_a_secret_goes_over_no_open_wire(host, server):
     assert SECRET not in json.dumps(found)
     assert server.connections == 0
     ctl(host, "caps", "trim", ID, "host=*")
-    ctl(host, "secret", "delete", "OPEN_WIRE")
+    ctl(host, "secret", "delete", "--unbind", "OPEN_WIRE")
 
 
 def test_a_notification_waits_for_the_operator(host):
