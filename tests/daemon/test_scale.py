@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.timeout(300)]
 
 BUNDLES = 10_000
 ACTIVE = 2_000
-MEMORY_MB = 150
+MEMORY_MB = 185
 SETTINGS = """
 [watch]
 rescan_s = 3600  # no timer helps
