@@ -103,11 +103,13 @@ _LOGGED: Final = {
 }
 _LOGGED_CALLS: Final = re.compile(r"""chain"?\s*[=:]\s*"?calls\b""")
 HEAD_EVENT: Final = "audit_head_signed"
+_HEAD_WORDS: Final = HEAD_EVENT.replace("_", " ")
+"""What the journal shows of it: there the message is for people (`kit.journal`)."""
 
 
 def logged_head(line: str) -> Head | None:
     """The head in a line of latticed's log, in any of its forms; None for any other line."""
-    if HEAD_EVENT not in line:
+    if HEAD_EVENT not in line and _HEAD_WORDS not in line:
         return None
     found = {name: match[1] for name, pattern in _LOGGED.items() if (match := pattern.search(line))}
     if len(found) < len(_LOGGED) or not found["seq"].isdecimal() or len(found["seq"]) > 16:
