@@ -6,6 +6,7 @@ One for the whole daemon. It says whether a plugin can be confined as it must be
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 from collections import deque
@@ -63,9 +64,7 @@ class Ground:
         self.floor = Level.of(settings.floor)
         self.interpreters = interpreters(settings.interpreters)
         self._limits = limits
-        self._uids = deque(range(settings.uid_first, settings.uid_first + settings.uids))
-        # Limits on processes count per uid: two daemons on a host are hardly ever to meet on one.
-        self._uids.rotate(secrets.randbelow(settings.uids))
+        self._uids = _Uids(settings.uid_first, settings.uids)
 
     def choose(
         self,
@@ -151,17 +150,39 @@ class Ground:
                 lent.give_back()
 
 
+class _Uids:
+    """Uids for children, each for one at a time; one that comes back is lent again last.
+
+    They begin anywhere in their range: limits on processes count per uid, and two daemons on a host are hardly ever to
+    meet on one.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        start = first + secrets.randbelow(count)
+        self._fresh = itertools.chain(range(start, first + count), range(first, start))
+        self._back: deque[int] = deque()
+
+    def take(self) -> int:
+        """Problem("too_many_children") when all are in use."""
+        for uid in self._fresh:
+            return uid
+        if not self._back:
+            raise Problem("too_many_children", "expected a uid for another child, found all in use")
+        return self._back.popleft()
+
+    def give_back(self, uid: int) -> None:
+        self._back.append(uid)
+
+
 class _Lent:
     """A uid for one child, until it is gone; None where children run as the daemon's own user."""
 
-    def __init__(self, uids: deque[int] | None) -> None:
+    def __init__(self, uids: _Uids | None) -> None:
         self._uids = uids
         self.ids: spec.Ids | None = None
         self.kept = False
         if uids is not None:
-            if not uids:
-                raise Problem("too_many_children", "expected a uid for another child, found all in use")
-            uid = uids.popleft()
+            uid = uids.take()
             self.ids = spec.Ids(uid=uid, gid=uid)
 
     def keep(self) -> None:
@@ -169,7 +190,7 @@ class _Lent:
 
     def give_back(self) -> None:
         if self._uids is not None and self.ids is not None:
-            self._uids.append(self.ids.uid)
+            self._uids.give_back(self.ids.uid)
         self._uids = None
 
 
