@@ -162,7 +162,7 @@ async def test_a_stat_that_hangs_is_in_nobodys_way(
 
 
 async def test_a_look_at_thousands_takes_one_fingerprint_each(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look at two thousand is one fingerprint of each, on few threads; its watches are made once."""
+    """A look at two thousand is one fingerprint of each; the first one made all watches."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
         (directory,) = seen.catalog._directories.values()
@@ -175,10 +175,8 @@ async def test_a_look_at_thousands_takes_one_fingerprint_each(plugins: Path, mon
             round_.attend(name, active=True)
         await round_.look()
         looked: list[str] = []
-        fingerprint = scanner.fingerprint
-        monkeypatch.setattr(scanner, "fingerprint", lambda name, root: looked.append(name) or fingerprint(name, root))
-        monkeypatch.setattr(directory._watcher, "arm", lambda *_: pytest.fail("a watch was made twice"))
-        before = threading.active_count()
+        fingerprint = round_._has_changed
+        monkeypatch.setattr(round_, "_has_changed", lambda name, root: looked.append(name) or fingerprint(name, root))
+        watched = set(round_._close)
         await round_.look()
-        assert sorted(looked) == sorted(names)
-        assert threading.active_count() <= before + 1
+        assert sorted(looked) == sorted(watched) == sorted(names)
