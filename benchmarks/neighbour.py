@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import living, rows
+from benchmarks import daemon, many, rows
+from tests.house import bundles
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -64,25 +64,32 @@ for line in sys.stdin.buffer:
 
 
 def measure(bench: Bench) -> list[rows.Row]:
-    """One house for each flood; the same plugin is timed before the flood and during it."""
+    """One daemon for each flood; the same plugin is timed before the flood and during it."""
     return [_beside(bench, what, params) for what, params in FLOODS.items()]
 
 
 def _beside(bench: Bench, what: str, params: str) -> rows.Row:
-    count = bench.some(3_000, 300)
+    count = bench.some(1_000, 200)
     method = "log.write" if "message" in params else "kv.get"
     loud = _LOUD.replace(b"METHOD", repr(method).encode()).replace(b"PARAMS", params.encode())
     rights = {"capabilities": ["kv:read", "kv:write", "log:write"]}
-    with bench.scratch() as place, asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-        opened = living.opened(place / "h")
-        home = runner.run(opened.__aenter__())
-        stack.callback(lambda: runner.run(opened.__aexit__(None, None, None)))
-        runner.run(home.activate("acme.quiet", _QUIET, runtime={"limits": {"invoke_timeout_s": 30}}, **rights))
-        runner.run(home.activate("acme.loud", loud, runtime={"sandbox": {"features": ["threads"]}}, **rights))
-        runner.run(home.invoke("acme.quiet", "time", 50))
-        alone = runner.run(home.invoke("acme.quiet", "time", count))
-        runner.run(home.invoke("acme.loud", "begin", None))
-        beside = runner.run(home.invoke("acme.quiet", "time", count))
+    threads = {"sandbox": {"features": ["threads"]}, "limits": {"invoke_timeout_s": 30}}
+    with bench.scratch() as place:
+        home = place / "d"
+        home.mkdir()
+        ours = daemon.Place(home=home, programs=bench.ours())
+        ours.prepare()
+        for plugin_id, artifact in (("acme.quiet", _QUIET), ("acme.loud", loud)):
+            raw = bundles.signed(bundles.manifest_v2(id=plugin_id, runtime=threads, **rights), artifact, many.AUTHOR)
+            bundles.write(ours.plugins / plugin_id, raw, artifact)
+        with daemon.running(ours) as running:
+            for plugin_id in ("acme.quiet", "acme.loud"):
+                for status in ("installed", "active"):
+                    running.decide(plugin_id, status)
+            _invoked(running, "acme.quiet", "time", 50)
+            alone = _invoked(running, "acme.quiet", "time", count)
+            _invoked(running, "acme.loud", "begin", None)
+            beside = _invoked(running, "acme.quiet", "time", count)
     more_s = rows.percentile(beside, 0.99) - rows.percentile(alone, 0.99)
     return rows.Row(
         target="NEIGHBOUR",
@@ -94,3 +101,11 @@ def _beside(bench: Bench, what: str, params: str) -> rows.Row:
         met=more_s <= MAX_MORE_S,
         samples={"beside": beside, "alone": alone},
     )
+
+
+def _invoked(running: daemon.Daemon, plugin_id: str, action: str, payload: Any) -> list[float]:
+    body = json.dumps({"action": action, "payload": payload}).encode()
+    answer = json.loads(running.client.ask("POST", f"/api/plugins/by-id/{plugin_id}/invoke", body))
+    if not answer["ok"]:
+        raise RuntimeError(f"{action} failed: {answer['error']}")
+    return answer["result"] or []

@@ -30,3 +30,13 @@ def test_what_nobody_will_see_is_not_escaped() -> None:
 
     assert text.sanitise(Counted("\x7f" * (1 << 19)), 40) == "\\x7f" * 9 + "\\x7…"
     assert Counted.taken == [41]
+
+
+def test_what_is_known_of_characters_is_bounded() -> None:
+    """However many different ones come by; each is written as it always was."""
+    everything = "".join(map(chr, range(0x250, 0x3000)))
+    shown = text.escape(everything)
+    assert text.escape(everything[::-1]) != shown
+    assert text.escape(everything) == shown
+    assert len(text._ESCAPES) <= text._ESCAPES.MOST
+    assert text.escape("a\u00ad\u3164é\ud800\U000e0001") == "a\\xad\\u3164é\\ud800\\U000e0001"
