@@ -66,22 +66,23 @@ class Lines:
 
 def weight(line: bytes) -> int:
     """About the bytes that `line` and what it decodes to take in memory, or more."""
-    return 2 * len(line) + VALUE_BYTES * _values(line)
+    return 2 * len(line) + VALUE_BYTES * _marks(line)
 
 
 def too_many(line: bytes) -> bool:
     """Whether `line` holds more than MAX_VALUES values; judged before anything is decoded, in a few milliseconds."""
-    if len(line) <= MAX_VALUES or _values(line) <= MAX_VALUES:  # nearly all there is
+    if len(line) <= MAX_VALUES or _marks(line) <= MAX_VALUES:  # nearly all there is
         return False
     plain = line.replace(rb"\\", b"").replace(rb"\"", b"")  # what is left of quotes begins and ends strings
     if plain.count(b'"') > 2 * MAX_VALUES:
         return True
-    return _values(b"".join(plain.split(b'"')[::2])) > MAX_VALUES
+    bare = b"".join(plain.split(b'"')[::2])
+    return _marks(bare) - bare.count(b"[]") - bare.count(b"{}") > MAX_VALUES
 
 
-def _values(text: bytes) -> int:
-    """How many values there are in compact JSON, or more: a comma in a text counts, and a space between brackets."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{") - text.count(b"[]") - text.count(b"{}")
+def _marks(text: bytes) -> int:
+    """What separates and opens values, in texts too: never fewer than there are values. Counted in one pass."""
+    return len(text) - len(text.translate(None, b",[{"))
 
 
 def too_deep(line: bytes, value: Any) -> bool:
