@@ -16,7 +16,7 @@ MAX_MORE_S: Final = 0.010
 FLOODS: Final = {
     "calls as fast as it can": '{"key": "a"}',
     "messages of 50,000 values": '{"a": [[]] * 49_000}',
-    "512 KiB of control characters": '{"level": "info", "message": "\\x7f" * 80_000}',
+    "messages of 80,000 control characters": '{"level": "info", "message": "\\x7f" * 80_000}',
 }
 _QUIET: Final = b"""#!/usr/bin/env python3
 import time
