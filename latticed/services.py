@@ -123,7 +123,7 @@ class Services:
             may=lambda plugin_id: self.permissions.may(plugin_id, ROUTE),
             live=self._serves,
             call=lambda plugin_id, method, params: self._alive().call(plugin_id, method, params),
-            invoke=lambda plugin_id, action, payload: self._alive().invoke(plugin_id, action, payload),
+            invoke=self._invoked,
             prefixes=self.prefixes,
             published=self.published,
             secret=self.secrets.value_for,
@@ -271,6 +271,10 @@ class Services:
         """Whether routes of a plugin may answer, and it is alive to do so."""
         alive = self._supervisor is not None and self._supervisor.runtime(plugin_id).state is State.ARMED
         return alive and self.permissions.may(plugin_id, ROUTE)
+
+    async def _invoked(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        """An action that a visitor of a route wants carried out."""
+        return await self._alive().invoke(plugin_id, action, payload, by_outsider=True)
 
     def _alive(self) -> Supervisor:
         if self._supervisor is None:

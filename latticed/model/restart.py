@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Policy:
     """How failures are answered. All times in seconds.
 
-    A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row open the breaker,
-    which only an operator closes.
+    A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row that are not excused open
+    the breaker, which only an operator closes. Excused ones alone never make the pause longer than `excused_share` of
+    `ceiling_s`: each may be one request of somebody who wants it down.
     """
 
     base_s: float = 1.0
     factor: float = 2.0
     ceiling_s: float = 60.0
+    excused_share: float = 0.25
     jitter: float = 0.2
     healthy_s: float = 60.0
     breaker_failures: int = 6
@@ -33,11 +35,20 @@ class Failures:
         before = Failures() if uptime_s >= policy.healthy_s else self
         return Failures(in_a_row=before.in_a_row + 1, excused=before.excused + excused)
 
+    @property
+    def counted(self) -> int:
+        """Those that count for the breaker."""
+        return self.in_a_row - self.excused
+
     def breaker_open(self, policy: Policy) -> bool:
-        return self.in_a_row - self.excused >= policy.breaker_failures
+        return self.counted >= policy.breaker_failures
 
     def delay_s(self, policy: Policy, roll: float) -> float:
         """Seconds to wait before the next attempt; `roll` in [0, 1) is the dice, spread over ± `jitter`."""
-        exponent = min(max(self.in_a_row - 1, 0), 64)
-        plain = min(policy.ceiling_s, policy.base_s * policy.factor**exponent)
+        own = min(policy.ceiling_s, _doubled(policy, self.counted))
+        plain = max(own, min(policy.ceiling_s * policy.excused_share, _doubled(policy, self.in_a_row)))
         return plain * (1 + policy.jitter * (2 * roll - 1))
+
+
+def _doubled(policy: Policy, times: int) -> float:
+    return policy.base_s * policy.factor ** min(times - 1, 64) if times else 0.0

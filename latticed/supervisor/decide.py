@@ -22,7 +22,8 @@ class Phase(StrEnum):
 
 
 EXCUSED = frozenset({"message_too_large"})
-"""What a visitor can cause in a plugin that echoes: it is started again after growing pauses; no breaker opens."""
+"""What anybody can cause whose data a plugin echoes, a server that it asked too: excused, whoever had asked it."""
+VISITED = "(visitors' requests had reached it: this does not count for the breaker)"
 
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
 
@@ -66,19 +67,27 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it."""
+    """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it.
+
+    `visited`: an outsider's request had reached this life of it. Then that may have caused the failure, also when it
+    was answered before: the failure makes the pauses grow, but is excused from the breaker.
+    """
 
     code: str
     message: str
     uptime_s: float = 0.0
     final: bool = False
+    visited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
+    """What a health check found; `visited` as in Failed: outsiders can keep a plugin too busy to answer."""
+
     health: Health
     message: str = ""
     uptime_s: float = 0.0
+    visited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +165,7 @@ def _arm(state: State, rules: Rules, *, afresh: bool) -> Next:
 
 def _still_broken(state: State) -> State:
     """Its bundle went and came back: that is no operator's word, so the breaker stays open."""
-    reason = f"failed {state.failures.in_a_row} times in a row before, and waits for an operator to restart it"
+    reason = f"failed {state.failures.counted} times in a row before, and waits for an operator to restart it"
     return replace(state, phase=Phase.BROKEN, fault=LastError(code="breaker_open", message=reason), message=reason)
 
 
@@ -191,11 +200,13 @@ def _started(state: State, message: str) -> Next:
 def _failed(state: State, failed: Failed, rules: Rules) -> Next:
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
-    fault = LastError(code=failed.code, message=failed.message)
-    down = replace(state, fault=fault, message=failed.message, health=Health.UNKNOWN, bad_checks=0, pending=None)
+    may_be_theirs = state.phase is Phase.ARMED and failed.visited
+    message = f"{failed.message} {VISITED}" if may_be_theirs else failed.message
+    fault = LastError(code=failed.code, message=message)
+    down = replace(state, fault=fault, message=message, health=Health.UNKNOWN, bad_checks=0, pending=None)
     if failed.final:
         return replace(down, phase=Phase.HELD, wanted=False), ()
-    excused = state.phase is Phase.ARMED and failed.code in EXCUSED
+    excused = may_be_theirs or (state.phase is Phase.ARMED and failed.code in EXCUSED)
     failures = state.failures.after(failed.uptime_s, rules.restart, excused=excused)
     if failures.breaker_open(rules.restart):
         return replace(down, phase=Phase.BROKEN, failures=failures), ()
@@ -211,7 +222,7 @@ def _checked(state: State, checked: Checked, rules: Rules) -> Next:
     if state.bad_checks + 1 < rules.bad_checks:
         return replace(seen, bad_checks=state.bad_checks + 1), ()
     reason = f"unhealthy {rules.bad_checks} times in a row: {checked.message}".rstrip(": ")
-    pending = Failed(code="unhealthy", message=reason, uptime_s=checked.uptime_s)
+    pending = Failed(code="unhealthy", message=reason, uptime_s=checked.uptime_s, visited=checked.visited)
     return replace(seen, phase=Phase.STOPPING, pending=pending, bad_checks=0), (Do.STOP,)
 
 

@@ -56,6 +56,7 @@ class Handle:
         self._settled: list[asyncio.Future[None]] = []
         self._early: rules.Failed | None = None
         self._life = 0
+        self._visited = False
         self._since_s = 0.0
         self._seen = Runtime()
 
@@ -77,6 +78,12 @@ class Handle:
         if self._living is None or self.state.phase is not Phase.ARMED:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._living
+
+    def visit(self) -> Living:
+        """The living plugin for an outsider's request, or Problem; how this life ends counts for no breaker then."""
+        living = self.living()
+        self._visited = True
+        return living
 
     @property
     def distrusted(self) -> bool:
@@ -103,7 +110,7 @@ class Handle:
         self.state, actions = rules.decide(before, event, self._rules())
         if self.state.phase is not before.phase:
             if self.state.phase is Phase.STARTING:
-                self._life, self._early = self._life + 1, None
+                self._life, self._early, self._visited = self._life + 1, None, False
             self._changed(before.phase)
         for action in actions:
             self._act(action)
@@ -200,7 +207,7 @@ class Handle:
         elif self.state.phase is Phase.ARMED:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
             self._living = None
-            self._fall(rules.Failed(code=code, message=message, uptime_s=uptime_s))
+            self._fall(rules.Failed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
     def _fall(self, failed: rules.Failed) -> None:
         self._close_gate()
@@ -241,7 +248,8 @@ class Handle:
         if life != self._life or self.state.phase is not Phase.ARMED:
             return
         self._checking = None
-        self.post(rules.Checked(health, message, self._tools.clock.monotonic_s() - self._since_s))
+        uptime_s = self._tools.clock.monotonic_s() - self._since_s
+        self.post(rules.Checked(health, message, uptime_s, visited=self._visited))
         if self.state.phase is Phase.ARMED:
             self._check_later()
 

@@ -98,12 +98,13 @@ class Supervisor:
             except TimeoutError:
                 return
 
-    async def invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
-        """Have an armed plugin carry out `action`."""
+    async def invoke(self, plugin_id: str, action: str, payload: Any, *, by_outsider: bool = False) -> dict[str, Any]:
+        """Have an armed plugin carry out `action`; `by_outsider` when no operator stands behind the payload."""
         handle = self._handles.get(plugin_id)
         if handle is None:
             raise Problem("not_armed", f"{plugin_id} is not armed")
-        reply = await handle.living().invoke(action, payload)
+        living = handle.visit() if by_outsider else handle.living()
+        reply = await living.invoke(action, payload)
         if handle.distrusted:
             raise Problem("not_armed", f"{plugin_id} was stopped meanwhile: its bundle does not verify")
         return reply

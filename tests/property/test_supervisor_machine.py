@@ -26,6 +26,8 @@ class Handle(RuleBasedStateMachine):
         self.stopping = False
         self.timers = 0
         self.crashes = 0  # in a row, as an onlooker counts them
+        self.own = 0  # of these, those of lives that no visitor had reached
+        self.visited = False
 
     def post(self, event: rules.Event) -> None:
         before = self.state
@@ -39,8 +41,8 @@ class Handle(RuleBasedStateMachine):
         match action:
             case Do.START:
                 assert self.lives == 0, "two lives at once"
-                assert self.crashes < RULES.restart.breaker_failures, "started with an open breaker"
-                self.lives, self.starting = 1, True
+                assert self.own < RULES.restart.breaker_failures, "started with an open breaker"
+                self.lives, self.starting, self.visited = 1, True, False
             case Do.STOP:
                 assert self.lives == 1
                 assert not self.stopping, "stopped twice"
@@ -57,13 +59,13 @@ class Handle(RuleBasedStateMachine):
     def want(self, *, afresh: bool) -> None:
         """`afresh` is a restart or another identity; else the disk was looked at."""
         if afresh:
-            self.crashes = 0
+            self.crashes = self.own = 0
         self.post(Arm(afresh=afresh))
 
     @rule()
     def disable(self) -> None:
         self.post(Disarm())
-        self.crashes = 0
+        self.crashes = self.own = 0
 
     @rule()
     def tamper(self) -> None:
@@ -81,23 +83,33 @@ class Handle(RuleBasedStateMachine):
     @rule(uptime_s=st.sampled_from([0.0, 59.9, 60.0]), final=st.booleans())
     def fail(self, *, uptime_s: float, final: bool) -> None:
         self.lives, starting, self.starting = 0, self.starting, False
+        uptime_s, final = 0.0 if starting else uptime_s, final and starting  # only a start can fail for good
         if not final:
-            self.crashes = 1 if uptime_s >= 60 and not starting else self.crashes + 1
-        self.post(Failed("exited", "x", uptime_s=0.0 if starting else uptime_s, final=final and starting))
-        if final and not starting:  # only a start can fail for good
-            self.crashes = self.state.failures.in_a_row
+            self.count(uptime_s)
+        self.post(Failed("exited", "x", uptime_s=uptime_s, final=final, visited=self.visited))
+
+    @precondition(lambda self: self.state.phase is Phase.ARMED)
+    @rule()
+    def visit(self) -> None:
+        """Somebody outside asks it something; how this life ends may be their doing."""
+        self.visited = True
+
+    def count(self, uptime_s: float) -> None:
+        if uptime_s >= RULES.restart.healthy_s:
+            self.crashes = self.own = 0
+        self.crashes, self.own = self.crashes + 1, self.own + (not self.visited)
 
     @precondition(lambda self: self.stopping)
     @rule()
     def stop_ends(self) -> None:
         self.lives, self.stopping, self.starting = 0, False, False
         if self.state.wanted and self.state.pending is not None:
-            self.crashes = self.state.failures.after(self.state.pending.uptime_s, RULES.restart).in_a_row
+            self.count(self.state.pending.uptime_s)
         self.post(Stopped())
 
     @rule(health=st.sampled_from(Health), uptime_s=st.sampled_from([1.0, 100.0]))
     def check(self, health: Health, uptime_s: float) -> None:
-        self.post(Checked(health, "so", uptime_s))
+        self.post(Checked(health, "so", uptime_s, visited=self.visited))
 
     @precondition(lambda self: self.timers)
     @rule()
@@ -146,7 +158,15 @@ class Handle(RuleBasedStateMachine):
     @invariant()
     def failures_are_counted_in_a_row(self) -> None:
         if self.state.phase is not Phase.STOPPING:
-            assert self.state.failures.in_a_row == self.crashes
+            assert (self.state.failures.in_a_row, self.state.failures.counted) == (self.crashes, self.own)
+
+    @invariant()
+    def only_its_own_failures_open_the_breaker(self) -> None:
+        """A row of them does, however many that visitors may have caused lie between; those alone never do."""
+        if self.state.phase is Phase.BROKEN:
+            assert self.own >= RULES.restart.breaker_failures
+        if self.state.phase in {Phase.WAITING, Phase.STARTING}:
+            assert self.own < RULES.restart.breaker_failures
 
     def teardown(self) -> None:
         """Whatever happened: once nobody wants it, it comes to rest without being restarted."""

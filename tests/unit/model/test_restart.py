@@ -31,6 +31,15 @@ def test_only_failures_in_a_row_count():
     assert Failures().after(0, POLICY).in_a_row == 1
 
 
+@pytest.mark.parametrize(
+    ("counted", "excused", "expected_s"), [(0, 1, 1), (0, 3, 4), (0, 99, 15), (1, 2, 4), (6, 9, 32)]
+)
+def test_excused_failures_pause_for_a_quarter_of_the_ceiling_at_most(counted, excused, expected_s):
+    """Who wants it down by one request each minute gets 15 s for it; its own failures are answered as ever."""
+    failures = Failures(in_a_row=counted + excused, excused=excused)
+    assert failures.delay_s(POLICY, 0.5) == pytest.approx(expected_s)
+
+
 def test_the_breaker_opens_with_its_last_failure():
     """Six in a row open it, five do not."""
     assert not Failures(in_a_row=5).breaker_open(POLICY)

@@ -105,7 +105,38 @@ def test_a_failed_start_counts_like_a_crash():
     assert after(RetryDue(), Arm(), RetryDue(), state=state) == (state, [])
 
 
-def test_what_a_visitor_can_cause_opens_no_breaker():
+@pytest.mark.parametrize("code", ["exited", "crashed", "out_of_memory", "wasm_trap", "answers_unread"])
+def test_no_failure_of_a_life_that_visitors_reached_opens_the_breaker(code):
+    """However often, whatever its code: paused, started again, and it says why. Its own three do all the same."""
+    theirs, state = Failed(code, "x", visited=True), ARMED
+    for _ in range(50):
+        state, done = after(theirs, state=state)
+        assert (state.phase, done) == (Phase.WAITING, [Do.RETRY])
+        assert state.fault == LastError(code=code, message=f"x {rules.VISITED}")
+        assert state.failures.delay_s(RULES.restart, 0.5) <= 15
+        state, _ = after(RetryDue(), Started(), state=state)
+    state, _ = after(CRASH, RetryDue(), Started(), theirs, RetryDue(), CRASH, RetryDue(), state=state)
+    assert state.phase is Phase.STARTING
+    assert after(Started(), CRASH, state=state)[0].phase is Phase.BROKEN
+
+
+def test_a_start_is_no_visitor_s_doing():
+    """Nobody reaches what is starting: whatever is said of it, that counts."""
+    state, _ = after(Arm(), *[Failed("exited", "x", visited=True), RetryDue()] * 3)
+    assert (state.phase, state.message) == (Phase.BROKEN, "x")
+
+
+def test_a_plugin_that_visitors_keep_too_busy_for_its_health_is_excused():
+    """Restarted for it, with a pause; never broken by it."""
+    state = ARMED
+    for _ in range(10):
+        state, _ = after(*[replace(SICK, visited=True)] * 3, Stopped(), state=state)
+        assert (state.phase, state.failures.counted) == (Phase.WAITING, 0)
+        assert state.message.endswith(rules.VISITED)
+        state, _ = after(RetryDue(), Started(), state=state)
+
+
+def test_what_anybody_can_have_a_plugin_echo_opens_no_breaker():
     """An answer that is too long, however often: growing pauses, but no breaker. At a start nobody has asked it yet."""
     long = replace(CRASH, code="message_too_large")
     state, done = ARMED, []

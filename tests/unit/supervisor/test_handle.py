@@ -11,6 +11,7 @@ from latticed.host.service import HostError
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health, LastError
 from latticed.runners.contract import Checkup
+from latticed.supervisor.decide import VISITED
 from tests.house import bundles, supervisors
 from tests.house.houses import until
 
@@ -398,6 +399,41 @@ async def test_invoke_reaches_what_is_armed_only(stand):
     for plugin_id in (plugin.id, "acme.unknown"):
         with pytest.raises(Problem, match="not_armed"):
             await stand.supervisor.invoke(plugin_id, "hello", {})
+
+
+async def test_how_a_life_ends_that_a_visitor_reached_is_told_and_opens_no_breaker(stand):
+    """During the request or after its answer, never with an operator's; the next life has to be reached anew."""
+    plugin = await stand.armed()
+    for _ in range(20):
+        await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
+        stand.driven.only(plugin.id).crash("exited", "status 3")
+        assert stand.runtime(plugin).last_error.message == f"status 3 {VISITED}"
+        await stand.pass_time(15.1)
+        await until(lambda: stand.runtime(plugin).state == "armed")
+    assert stand.runtime(plugin).restart_count == 20
+    for times in range(1, 4):
+        await stand.supervisor.invoke(plugin.id, "hello", {})
+        stand.driven.only(plugin.id).crash("exited", "status 3")
+        assert stand.runtime(plugin).last_error.message == "status 3"
+        await stand.pass_time(40)
+        await until(lambda times=times: stand.runtime(plugin).state == ("armed" if times < 3 else "failed"))
+    assert stand.runtime(plugin).next_retry_at == 0
+
+
+async def test_bad_health_under_visitors_opens_no_breaker(stand):
+    """What they keep busy is restarted for its health as often as it takes."""
+    plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1, "failures": 1}})
+    for times in range(1, 8):
+        stand.driven.only(plugin.id).health = SICK
+        await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
+        await stand.pass_time(1.2)
+        await stand.settled(plugin)
+        assert stand.runtime(plugin).last_error == LastError(
+            code="unhealthy", message=f"unhealthy 1 times in a row: no answer {VISITED}"
+        )
+        await stand.pass_time(15.1)
+        await until(lambda times=times: stand.runtime(plugin).restart_count == times)
+        await until(lambda: stand.runtime(plugin).state == "armed")
 
 
 async def test_dropping_forgets_what_is_at_rest_only(stand):
