@@ -127,6 +127,7 @@ class Services:
             prefixes=self.prefixes,
             published=self.published,
             secret=self.secrets.value_for,
+            visited=self.programs.visited,
         )
         self.route = Route(
             ledger, pages=self.routes, services=self.service_routes, doors=doors, clock=clock, wheel=wheel

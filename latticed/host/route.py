@@ -51,7 +51,7 @@ class Doors:
     `may`: may anything be served for it right now; `live`: does it besides live, so that it can answer. `call`: a host
     call of it through its Gate (Problem or HostError when it has none); `invoke`: one of its actions. `prefixes`: those
     granted besides its own; `published`: the origins that its routes may lead to; `secret`: the value of a
-    secret that is bound to it (HostError otherwise).
+    secret that is bound to it (HostError otherwise); `visited` is told of each visitor's connection to an origin.
     """
 
     may: Callable[[str], bool]
@@ -61,6 +61,7 @@ class Doors:
     prefixes: Callable[[str], frozenset[str]]
     published: Callable[[str], EgressRights]
     secret: Callable[[str, str], str]
+    visited: Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -283,6 +284,7 @@ class Route:
                     public=spec.public,
                     live=lambda: doors.may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, bound),
+                    visited=lambda: doors.visited(plugin_id),
                 )
         return Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))
 

@@ -99,6 +99,7 @@ class Proxied:
 
     `login`: the name of the secret that opens it, or none: then only `public` is served. `pinned` is the address to
     dial, None as soon as the operator has not (or no longer) bound the origin; `live`: may anything be served at all.
+    `visited` is called once a visitor is connected to it.
     """
 
     plugin_id: str
@@ -108,6 +109,7 @@ class Proxied:
     public: tuple[str, ...]
     live: Callable[[], bool]
     pinned: Callable[[], Address | None]
+    visited: Callable[[], None]
 
 
 def asked(request: Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 16 << 10
 MAX_HEADERS: Final = 128
+_FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
+"""What the task at work dials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +88,9 @@ class Proxy:
         self._under_way: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
-        never = aiohttp.TraceConfig()
-        never.on_request_redirect.append(_refuse_redirect)  # for websockets, which would follow one
+        watched = aiohttp.TraceConfig()
+        watched.on_request_redirect.append(_refuse_redirect)  # for websockets, which would follow one
+        watched.on_connection_create_end.append(_connected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -96,7 +100,7 @@ class Proxy:
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            trace_configs=[never],
+            trace_configs=[watched],
         )
         return self
 
@@ -124,9 +128,11 @@ class Proxy:
         if self._under_way[target.plugin_id] >= self.limits.at_once:
             raise Problem("busy", "too many requests at once")
         self._under_way[target.plugin_id] += 1
+        dialling = _FOR.set(target)
         try:
             yield
         finally:
+            _FOR.reset(dialling)
             self._under_way[target.plugin_id] -= 1
 
     async def forward(self, passed: Passed) -> web.StreamResponse:
@@ -249,6 +255,11 @@ async def _released(answer: ClientResponse) -> AsyncIterator[None]:
         yield
     finally:
         answer.close()
+
+
+async def _connected(*_: object) -> None:
+    """There is a connection to the service, and nothing has been sent yet."""
+    _FOR.get().visited()
 
 
 async def _refuse_redirect(*_: object) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+VISITED: Final = "(visitors' requests had reached it: this does not count for the breaker)"
+"""What is said besides of a failure that is excused, as outsiders may have caused it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ class Phase(StrEnum):
 
 EXCUSED = frozenset({"message_too_large"})
 """What anybody can cause whose data a plugin echoes, a server that it asked too: excused, whoever had asked it."""
-VISITED = "(visitors' requests had reached it: this does not count for the breaker)"
 
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
 
@@ -201,7 +200,7 @@ def _failed(state: State, failed: Failed, rules: Rules) -> Next:
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
     may_be_theirs = state.phase is Phase.ARMED and failed.visited
-    message = f"{failed.message} {VISITED}" if may_be_theirs else failed.message
+    message = f"{failed.message} {restart.VISITED}" if may_be_theirs else failed.message
     fault = LastError(code=failed.code, message=message)
     down = replace(state, fault=fault, message=message, health=Health.UNKNOWN, bad_checks=0, pending=None)
     if failed.final:

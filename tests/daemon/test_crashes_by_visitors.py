@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import wasmtime
 
-from latticed.supervisor.decide import VISITED
+from latticed.model.restart import VISITED
 from tests.house import hosting, peers, visitors, wasms
 
 pytestmark = pytest.mark.daemon

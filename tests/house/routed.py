@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Rooms:
     hold: asyncio.Event | None = None
     called: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     denial: Denial | None = None
+    reached: Callable[[str], None] = lambda _: None
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
         self.called.append((plugin_id, method, params))
@@ -72,6 +73,9 @@ class Rooms:
         if isinstance(self.reply, Problem):
             raise self.reply
         return self.reply or {"ok": True, "message": "", "result": {"body": "hi"}, "error": None}
+
+    def visited(self, plugin_id: str) -> None:
+        self.reached(plugin_id)
 
     def rights(self, plugin_id: str) -> EgressRights:
         return EgressRights(origins=tuple(origin(one) for one in self.origins.get(plugin_id, ())))
@@ -195,6 +199,7 @@ async def opened(
             prefixes=lambda plugin_id: rooms.prefixes.get(plugin_id, frozenset()),
             published=rooms.rights,
             secret=secrets.value_for,
+            visited=rooms.visited,
         )
         async with (
             Ingress(pages, settings, clock=clock),

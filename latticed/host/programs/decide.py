@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from latticed.model.restart import VISITED
+
 if TYPE_CHECKING:
     from latticed.model.restart import Failures, Policy
 
@@ -17,11 +19,21 @@ put again.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """`status` is the exit code; None when a signal ended it, or when it could not even be started."""
+    """`status` is the exit code; None when a signal ended it, or when it could not even be started.
+
+    `visited`: a visitor's connection had reached this life of it, and may have caused its end: the message says so, and
+    the end counts for the pause alone.
+    """
 
     code: str
     message: str
     status: int | None = None
+    visited: bool = False
+
+    @property
+    def told(self) -> str:
+        """The message for people."""
+        return f"{self.message} {VISITED}" if self.visited else self.message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +70,8 @@ def after(before: Failures, ended: Ended, rules: Rules, *, uptime_s: float, roll
         return Over(state="ended")
     if rules.restart == "never":
         return Over(state="failed", code=ended.code, message=ended.message)
-    failures = before.after(uptime_s, rules.policy)
+    failures = before.after(uptime_s, rules.policy, excused=ended.visited)
     if failures.breaker_open(rules.policy):
-        message = f"it ended {failures.in_a_row} times in a row, last: {ended.message}"
+        message = f"it ended {failures.counted} times in a row, last: {ended.message}"
         return Over(state="failed", code="crash_loop", message=message)
     return Again(failures=failures, delay_s=failures.delay_s(rules.policy, roll))

@@ -104,6 +104,11 @@ class Programs:
         """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
         self._look(self.of(plugin_id))
 
+    def visited(self, plugin_id: str) -> None:
+        """A visitor is connected to a service of this plugin; which of its programs that is, nobody knows."""
+        for one in self.of(plugin_id):
+            one.life.visit()
+
     async def quiet(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not."""
         await asyncio.gather(*(one.life.end() for one in self.of(plugin_id) if self._why_not(one) is not None))

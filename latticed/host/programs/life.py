@@ -66,6 +66,7 @@ class Life:
         self.next_at = 0
         self.ending = False
         self._child: Child | None = None
+        self._visited = False
         self._grace_s = GRACE_S
         self._tools = tools
         self._prepare = prepare
@@ -114,6 +115,11 @@ class Life:
             self.fault(code, message)
             self._set("failed")
 
+    def visit(self) -> None:
+        """A visitor's connection reaches what runs."""
+        if self._child is not None:
+            self._visited = True
+
     def fault(self, code: str, message: str) -> None:
         """Something went wrong with it."""
         self.error = (code, message, self._tools.clock.wall_us())
@@ -142,7 +148,7 @@ class Life:
             begun_s = clock.monotonic_s()
             ended = await self._once()
             if ended.status != 0:
-                self.fault(ended.code, ended.message)
+                self.fault(ended.code, ended.told)
             next_ = after(failures, ended, self._rules, uptime_s=clock.monotonic_s() - begun_s, roll=self._tools.roll())
             if not isinstance(next_, Again):
                 if next_.code:
@@ -168,7 +174,7 @@ class Life:
         except Exception as error:
             log.error("program_failed", program=self.name, exc_info=True)
             return Ended(code="internal", message=f"a fault of latticed: {type(error).__name__}")
-        self._child = child
+        self._child, self._visited = child, False
         try:
             child.stdin.close()
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._tools.clock.wall_us()
@@ -178,7 +184,7 @@ class Life:
             await waiting.uncancelled(child.stop(self._grace_s))
             self.pid = self._child = None
         words = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
-        return Ended(code=exit_.code, message=exit_.message + words, status=exit_.status)
+        return Ended(code=exit_.code, message=exit_.message + words, status=exit_.status, visited=self._visited)
 
     async def _spawn(self, ready: Ready) -> Child:
         self._out, self._err = Tail(self._output_bytes), Tail(self._output_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +37,22 @@ def test_no_loop_is_endless_and_no_pause_out_of_bounds(restart, has_hopeless, en
         assert not (has_hopeless and ended.status == 255)
         assert quick < 4
         assert 0.8 <= next_.delay_s <= 8.0 * 1.2
+        failures = next_.failures
+
+
+@given(st.lists(st.tuples(ENDS, st.booleans()), max_size=40))
+def test_only_ends_that_no_visitor_may_have_caused_open_the_breaker(ends):
+    """Four of these do, whatever lies between; the others make for pauses, and say so."""
+    failures, own = Failures(), 0
+    for ended, visited in ends:
+        next_ = after(failures, replace(ended, visited=visited), rules(), uptime_s=0.0, roll=0.5)
+        own += not visited
+        if own == 4:
+            assert isinstance(next_, Over)
+            assert (next_.code, next_.message[:18]) == ("crash_loop", "it ended 4 times i")
+            return
+        assert isinstance(next_, Again)
+        assert next_.delay_s <= (8.0 if own else 2.0)
         failures = next_.failures
 
 

@@ -112,7 +112,7 @@ def test_no_failure_of_a_life_that_visitors_reached_opens_the_breaker(code):
     for _ in range(50):
         state, done = after(theirs, state=state)
         assert (state.phase, done) == (Phase.WAITING, [Do.RETRY])
-        assert state.fault == LastError(code=code, message=f"x {rules.VISITED}")
+        assert state.fault == LastError(code=code, message=f"x {restart.VISITED}")
         assert state.failures.delay_s(RULES.restart, 0.5) <= 15
         state, _ = after(RetryDue(), Started(), state=state)
     state, _ = after(CRASH, RetryDue(), Started(), theirs, RetryDue(), CRASH, RetryDue(), state=state)
@@ -132,7 +132,7 @@ def test_a_plugin_that_visitors_keep_too_busy_for_its_health_is_excused():
     for _ in range(10):
         state, _ = after(*[replace(SICK, visited=True)] * 3, Stopped(), state=state)
         assert (state.phase, state.failures.counted) == (Phase.WAITING, 0)
-        assert state.message.endswith(rules.VISITED)
+        assert state.message.endswith(restart.VISITED)
         state, _ = after(RetryDue(), Started(), state=state)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from latticed.host.service import HostError
 from latticed.model.errors import Problem
+from latticed.model.restart import VISITED
 from latticed.model.runtime import Health, LastError
 from latticed.runners.contract import Checkup
-from latticed.supervisor.decide import VISITED
 from tests.house import bundles, supervisors
 from tests.house.houses import until
 

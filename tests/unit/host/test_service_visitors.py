@@ -1,0 +1,90 @@
+"""Visitors who crash a service behind the proxy: it runs again, however often; only ends of its own open breakers."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import aiohttp
+
+from latticed.host.programs import spec as specs
+from latticed.host.programs.keeper import Programs
+from latticed.host.tunnels.ready import free_port
+from latticed.kit.clock import SystemClock
+from latticed.model.restart import VISITED, Policy
+from latticed.settings.programs import Service as Settings
+from tests.house import backends, confinements, routed
+from tests.house.houses import until
+from tests.house.routed import ID
+
+SETTINGS = Settings(programs={"python": "/usr/bin/python3"}, host_network=("python",))
+QUICK = Policy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=2)
+WEB = """
+import os, socket
+listener = socket.create_server(('127.0.0.1', PORT))
+while True:
+    one = listener.accept()[0]
+    if b' /die' in one.recv(4096): os._exit(3)
+    one.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello')
+    one.close()
+"""
+
+
+async def test_no_end_that_a_visitor_causes_opens_the_breaker(tmp_path):
+    """Real program, real proxy, five requests that end it, each told; then two ends of its own."""
+    port, rooms = free_port(), routed.Rooms()
+    rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
+    script = WEB.replace("PORT", str(port))
+    spec = specs.Spec(program="python", args=("-c", script), environment={}, restart="always", network="host")
+    async with (
+        routed.opened(tmp_path, rooms=rooms) as world,
+        Programs(
+            world.ledger,
+            clock=SystemClock(),
+            spawner=confinements.Spawner(),
+            settings=lambda: SETTINGS,
+            refusal=lambda _: None,
+            policy=lambda: QUICK,
+        ) as programs,
+    ):
+        rooms.reached = programs.visited
+        await world.put(path=f"/{ID}/", target="service", origin=rooms.origins[ID][0], public=["/*"])
+        life = (await programs.put(ID, "web", spec)).life
+
+        async def answers():
+            """Until it listens: connections that are refused reach nobody."""
+            while (await world.get(f"/{ID}/hello")).status != 200:
+                assert life.state != "failed", life.view()
+
+        for times in range(1, 6):
+            await answers()
+            assert (await world.get(f"/{ID}/die")).status == 502
+            await until(lambda times=times: life.restarts == times)
+            assert life.view()["last_error"]["message"].endswith(VISITED)
+        for _ in range(2):
+            await until(lambda: life.state == "running")
+            pid = life.pid
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: life.pid != pid)
+        await until(lambda: life.state == "failed")
+        assert life.view()["last_error"]["code"] == "crash_loop"
+
+
+async def test_who_is_connected_is_a_visitor_and_who_is_refused_is_none(tmp_path):
+    """Plain requests, those who have logged in, websockets; nobody whom the proxy turns away or the service."""
+    rooms, visits = routed.Rooms(), []
+    rooms.reached = visits.append
+    async with routed.opened(tmp_path, rooms=rooms) as world:
+        async with backends.running() as backend:
+            await world.serve(backend, public=["/feed"])
+            assert (await world.get(f"/{ID}/private")).status == 401
+            assert visits == []
+            assert (await world.get(f"/{ID}/feed")).status == 200
+            cookie = await world.cookie()
+            assert (await world.get(f"/{ID}/private", cookie)).status == 200
+            headers = dict(line.split(": ", 1) for line in (world.here, cookie))
+            async with aiohttp.ClientSession(f"http://{routed.HOST}:{world.port()}", headers=headers) as client:
+                await (await client.ws_connect(f"/{ID}/ws")).close()
+            assert visits == [ID] * 3
+        assert (await world.get(f"/{ID}/feed")).status == 502
+        assert visits == [ID] * 3
