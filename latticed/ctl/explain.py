@@ -102,6 +102,9 @@ def _lines(facts: remedy.Facts, screen: Screen) -> Iterator[_Field]:
     if view is not None and view.candidate is not None:
         yield "candidate", Cell(f"version {view.candidate.version or '-'}", "warn")
     yield "runtime", _runtime(view)
+    if isinstance(ended := facts.causes.get("ended"), dict):
+        moment = screen.when(ended.get("ts"))
+        yield "last end", Cell(f"{moment}: {ended.get('code')}: {ended.get('reason')}", "warn")
     yield "last denial", _denial(facts.denials, screen)
     yield "next retry", screen.when(view.runtime.next_retry_at) if view is not None else None
 

@@ -204,11 +204,19 @@ class DeniedRecord(TypedDict):
     reason: str
 
 
+class LastEnd(TypedDict):
+    """How the life of a plugin ended that came before the one that is."""
+
+    code: str
+    reason: str
+    ts: str
+
+
 class Causes(TypedDict):
     """What keeps a plugin from its next step, or from what it tries.
 
     `refusal`: of being installed or activated, `upgrade`: of its candidate; `working`: calls among the last denials
-    that went well since.
+    that went well since; `ended`: by which failure it came to be started again.
     """
 
     refusal: Refusal | None
@@ -216,6 +224,7 @@ class Causes(TypedDict):
     denied_records: list[DeniedRecord]
     signs: list[Sign]
     working: list[str]
+    ended: LastEnd | None
 
 
 class PluginReport(TypedDict):

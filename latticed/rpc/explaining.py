@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.bundle.refusal import ReadRefused
 from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
-from latticed.model.chain import CALLS
+from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
+from latticed.model.runtime import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import Causes, Refusal, Sign
+    from latticed.rpc.answers import Causes, LastEnd, Refusal, Sign
     from latticed.rpc.api import Api
     from latticed.runners.output import Line
 
@@ -55,6 +56,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
         ],
         "signs": signs(line for line in lines if line.at >= record.updated_at),
         "working": await _working(api, record, {str(row["target"]) for row in denials}),
+        "ended": await _ended(api, record),
     }
 
 
@@ -93,6 +95,23 @@ def signs(lines: Iterable[Line]) -> list[Sign]:
                 value = match["value"] if sign == "missing_module" else ""
                 found.setdefault((sign, value), {"sign": sign, "value": value})
     return list(found.values())
+
+
+async def _ended(api: Api, record: Record) -> LastEnd | None:
+    """The failure on record before the start of what lives now, if there was one."""
+    runtime = api.supervisor.runtime(record.id)
+    if runtime.state is not State.ARMED or not runtime.restart_count:
+        return None
+    last = await rows.walked(
+        api.ledger.read_slow,
+        chains=(DECISIONS,),
+        action="plugin.runtime",
+        target=record.id,
+        newest_first=True,
+        limit=2,
+    )
+    failed = next((row for row in last if row["detail"].get("state") == State.FAILED), None)
+    return {"code": failed["code"], "reason": failed["reason"], "ts": failed["ts"]} if failed else None
 
 
 async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:

@@ -110,7 +110,10 @@ def test_no_crash_that_a_visitor_causes_opens_the_breaker(host):
             assert answer.status == (200 if way == "late" else 502), (way, answer)
         assert fallen(host, plugin_id, times)["reason"].endswith(VISITED), way
     assert visitors.text(place(host, plugin_id), f"/{plugin_id}/hello") == "hello"
+    explained = " ".join(host.daemon.ctl("explain", plugin_id).stdout.split())
+    assert f"exited: exited 3; it said last: at work {VISITED}" in explained
     host.daemon.ctl("restart", plugin_id)  # a life that no visitor has reached
+    host.daemon.until(lambda: "last end" not in host.daemon.ctl("explain", plugin_id).stdout, "the restart on record")
     for _ in range(2):
         host.daemon.until_state("armed", plugin_id)
         assert host.invoke(plugin_id, "exit").status == 502

@@ -35,6 +35,7 @@ async def test_causes_are_told_only_when_asked_for(home):
         "denied_records": [],
         "signs": [],
         "working": [],
+        "ended": None,
     }
 
 
