@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.house import bundles, processes, raw_http
+from tests.house import bundles, processes, raw_http, turns
 
 START_S = 30.0
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,7 +42,8 @@ _ACTIVATED = (
 class Place:
     """Where one daemon lives; the directories belong to `user` (None: whoever runs the tests).
 
-    `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command.
+    `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command;
+    `probed` measures the turns of its loop.
     """
 
     home: Path
@@ -50,6 +51,7 @@ class Place:
     env: dict[str, str] = field(default_factory=dict)
     descriptors: int | None = None
     before: tuple[str, ...] = ()
+    probed: bool = False
 
     @property
     def plugins(self) -> Path:
@@ -106,7 +108,10 @@ class Place:
         return [processes.reachable_python() if self.user else sys.executable, "-P"]
 
     def command(self, *arguments: str) -> list[str]:
-        return [*self.python(), "-m", "latticed.daemon", "--config", str(self.config), *arguments]
+        return [*self.python(), "-m", "latticed.daemon", *self.arguments(*arguments)]
+
+    def arguments(self, *more: str) -> list[str]:
+        return ["--config", str(self.config), *more]
 
     def environment(self) -> dict[str, str]:
         plain = {"PATH": _PATH, "HOME": str(self.home), "LANG": "C.UTF-8"}
@@ -148,6 +153,12 @@ class Place:
         name = f"@latticed-test-{os.getpid()}-{number}"
         log = self.home.parent / f"log-{number}.json"
         command, passed = [*self.before, *self.command(*options)], ()
+        report = turns.Turns(self.home.parent / f"turns-{number}") if self.probed else None
+        if report is not None:
+            for path in turns.prepare(report.path):
+                self.own(path)
+            program = [*self.python(), turns.__file__, str(report.path)]
+            command = [*self.before, *program, *self.arguments(*options)]
         if self.descriptors is not None:
             command = ["/bin/sh", "-c", f'ulimit -n {self.descriptors}; exec "$@"', "sh", *command]
         if listener is not None:
@@ -162,9 +173,11 @@ class Place:
             with processes.spawned(
                 command, user=self.user, env=env, pass_fds=passed, stdout=out, stderr=err
             ) as process:
-                daemon = Daemon(place=self, process=process, notices=notices, log_file=log)
+                daemon = Daemon(place=self, process=process, notices=notices, log_file=log, report=report)
                 if ready:
                     daemon.expect_notice("READY=1")
+                    if report is not None:
+                        daemon.get("/api/health")  # the long turn that said so is over
                 yield daemon
 
 
@@ -177,6 +190,7 @@ class Daemon:
     notices: socket.socket
     log_file: Path
     heard: list[str] = field(default_factory=list)
+    report: turns.Turns | None = None
 
     # What it says.
 
@@ -211,6 +225,12 @@ class Daemon:
         """What it has in memory, or had at most."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0])
+
+    @property
+    def turns(self) -> turns.Turns:
+        """What the turns of its loop cost; it must have been started in a place that is `probed`."""
+        assert self.report is not None, "expected a place with probed=True"
+        return self.report
 
     # What is asked of it.
 
@@ -327,13 +347,15 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def placed(user: processes.User | str | None = "stranger", *, settings: str = "") -> Iterator[Place]:
+def placed(
+    user: processes.User | str | None = "stranger", *, settings: str = "", probed: bool = False
+) -> Iterator[Place]:
     """Fresh directories under a short path; a stranger's when this is root, else whoever's runs the tests."""
     who = (processes.STRANGER if os.getuid() == 0 else None) if isinstance(user, str) else user
     parent = Path(tempfile.mkdtemp(prefix="latticed-", dir="/tmp"))  # socket paths are short
     try:
         with processes.home_of(who, parent) as home:
-            place = Place(home=home, user=who)
+            place = Place(home=home, user=who, probed=probed)
             for path in (place.plugins, place.state, place.run):
                 path.mkdir()
                 place.own(path)

@@ -121,10 +121,12 @@ class _Pulse:
 
 
 @contextlib.contextmanager
-def hosting(settings: str = "", *, user: processes.User | str | None = "stranger") -> Iterator[Host]:
+def hosting(
+    settings: str = "", *, user: processes.User | str | None = "stranger", probed: bool = False
+) -> Iterator[Host]:
     """A fresh place with a running daemon."""
     author = bundles.author("acme")
-    with daemons.placed(user, settings=f"{settings}\n[watch]\nquiet_s = 0.01") as place:
+    with daemons.placed(user, settings=f"{settings}\n[watch]\nquiet_s = 0.01", probed=probed) as place:
         place.trust_us(author)
         with place.running() as daemon:
             yield Host(daemon=daemon, author=author)

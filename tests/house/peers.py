@@ -5,8 +5,12 @@ from __future__ import annotations
 _PEER = b"""#!/usr/bin/env python3
 import json, os, signal, sys, threading, time
 
+speaking = threading.Lock()
+
 def say(**message):
-    os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\\n")
+    line = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\\n"
+    with speaking:  # longer lines than a pipe takes at once would mix
+        os.write(1, line)
 
 def hear():
     line = sys.stdin.readline()

@@ -1,0 +1,86 @@
+"""The probe of turns: it finds what holds the loop up and names it, collections of garbage too; time asleep is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house import turns
+
+ROOT = Path(turns.__file__).parents[2]
+PROGRAM = """
+import asyncio, gc, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from tests.house import turns
+
+def burn(cpu_s):
+    until_s = time.thread_time() + cpu_s
+    while time.thread_time() < until_s:
+        pass
+
+async def holds_up():
+    await asyncio.sleep(0)
+    burn(0.1)
+    await asyncio.sleep(0)
+
+async def in_many():
+    await asyncio.gather(*(asyncio.sleep(0, burn(0)) for _ in range(10)))
+    for _ in range(8):
+        asyncio.get_running_loop().call_soon(burn, 0.01)
+    await asyncio.sleep(0.01)
+
+async def collects():
+    garbage = [[] for _ in range(1_000_000)]
+    await asyncio.sleep(0)
+    gc.collect()
+
+async def waits():
+    for _ in range(200):
+        await asyncio.sleep(0)
+    time.sleep(0.1)
+
+turns.Probe(pathlib.Path(sys.argv[2])).install()
+asyncio.run(globals()[sys.argv[3]]())
+"""
+
+
+def run(tmp_path, name):
+    """What the probe reports of one of the coroutines above, and the check that judges it."""
+    report = turns.Turns(tmp_path / "turns")
+    turns.prepare(report.path)
+    with report.short():
+        subprocess.run([sys.executable, "-P", "-c", PROGRAM, ROOT, report.path, name], check=True)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("holds_up", "'worst': 'holds_up:"), ("in_many", "'worst': 'burn'"), ("collects", "collects")]
+)
+def test_a_turn_that_costs_too_much_fails(tmp_path, name, words):
+    """One callback, or many in a turn."""
+    with pytest.raises(AssertionError, match=words):
+        run(tmp_path, name)
+
+
+def test_collecting_garbage_is_part_of_a_turn(tmp_path):
+    with pytest.raises(AssertionError):
+        run(tmp_path, "collects")
+    (longest,) = sorted(turns.Turns(tmp_path / "turns").long(), key=lambda one: one["cost_s"])[-1:]
+    assert longest["collecting_s"] > 0
+
+
+def test_time_asleep_is_no_turn_of_the_processors(tmp_path):
+    """What a busy machine makes of a turn's time on the clock fails no test."""
+    assert sum(run(tmp_path, "waits").counts()) >= 200
+
+
+def test_one_turn_in_a_hundred_may_be_longer():
+    steps = [0] * 400
+    steps[1], steps[300] = 990, 10
+    assert turns.p99(steps) == pytest.approx(0.0005)
+    steps[300] = 11
+    assert turns.p99(steps) == pytest.approx(0.07525)
+    assert turns.p99([0] * 400) == 0
