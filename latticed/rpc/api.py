@@ -17,6 +17,7 @@ from latticed.kit import strict_json
 from latticed.model.errors import Problem
 from latticed.rpc.doorman import Connection
 from latticed.rpc.verifying import Verifying
+from latticed.runners import lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -204,6 +205,8 @@ class Ask:
     async def body(self, kind: type[T]) -> T:
         """The body as a strict JSON object of `kind`."""
         data = await self.raw()
+        if lines.too_many(data):
+            raise Problem("bad_request", f"the body: expected at most {lines.MAX_VALUES} values, found more")
         try:
             return msgspec.convert(strict_json.loads(data or b"{}"), kind, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:

@@ -13,7 +13,7 @@ from aiohttp import web
 from latticed.broker.gate import Count
 from latticed.catalog.root import may_be_bundle
 from latticed.kit import logs
-from latticed.kit.text import escape
+from latticed.kit.text import sanitise
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import Consent
 from latticed.lifecycle.granting import Regrant
@@ -221,7 +221,7 @@ async def verify(ask: Ask) -> dict[str, Any]:
     """Judge one bundle of the plugin directory now; nothing is stored."""
     name = (await ask.body(Name)).name
     if not name or "/" in name or "\0" in name or not may_be_bundle(name) or len(os.fsencode(name)) > NAME_BYTES:
-        raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {escape(name)[:80]!r}")
+        raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {sanitise(name, 80)!r}")
     return views.verdict(name, await ask.api.catalog.judge(f"plugins/{name}"))
 
 

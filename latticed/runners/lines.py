@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from latticed.kit import strict_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -73,10 +75,10 @@ def too_many(line: bytes) -> bool:
     """Whether `line` holds more than MAX_VALUES values; judged before anything is decoded, in a few milliseconds."""
     if len(line) <= MAX_VALUES or _marks(line) <= MAX_VALUES:  # nearly all there is
         return False
-    plain = line.replace(rb"\\", b"").replace(rb"\"", b"")  # what is left of quotes begins and ends strings
+    plain = strict_json.without_escapes(line)
     if plain.count(b'"') > 2 * MAX_VALUES:
         return True
-    bare = b"".join(plain.split(b'"')[::2])
+    bare = strict_json.bare(plain)
     return _marks(bare) - bare.count(b"[]") - bare.count(b"{}") > MAX_VALUES
 
 

@@ -20,6 +20,8 @@ LINE_CHARACTERS: Final = 8_192
 LAST_WORDS_CHARACTERS: Final = 200
 RATE_BYTES_PER_S: Final = 64 << 10
 BURST_BYTES: Final = 1 << 20
+LINES_A_TURN: Final = 64
+"""Lines of one child that are taken before it is others' turn: a pipe holds tens of thousands of short ones."""
 _ROW_BYTES: Final = 100  # what a line costs besides its text
 
 
@@ -116,12 +118,13 @@ class Stderr(asyncio.Protocol):
         self._plugin_id = plugin_id
         self._whole_bytes = whole_bytes
         self._taken = 0
+        self._held = b""
         self._rest = bytearray()
         self._cut = False
         self._allowance = float(BURST_BYTES)
         self._seen_s = 0.0
         self._transport: asyncio.ReadTransport | None = None
-        self._later: asyncio.TimerHandle | None = None
+        self._later: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
@@ -129,18 +132,17 @@ class Stderr(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._whole_bytes is None:
-            self._slow_down(len(data))
+            self._allow(len(data) + _ROW_BYTES * data.count(b"\n"))
         else:
             data = self._within(data)
-        start = 0
-        while (end := data.find(b"\n", start)) != -1:
-            self._put(data[start:end])
-            self._line()
-            start = end + 1
-        self._put(data[start:])
+        self._held += data
+        self._turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Of what is still held, which nobody waited for, one more turn's lines are kept."""
         del exc
+        self._transport = None
+        self._take_some()
         if self._later is not None:
             self._later.cancel()
         if self._rest:
@@ -151,6 +153,36 @@ class Stderr(asyncio.Protocol):
         rest = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
         last = text.clip(rest or self.last, LAST_WORDS_CHARACTERS)
         return f"; it said last: {last}" if last else ""
+
+    def _turn(self) -> None:
+        """Take some lines; then, or once more is allowed, go on. Until then nothing is read: the plugin waits."""
+        done = self._take_some()
+        if self._transport is None or self._transport.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        if not done:
+            self._transport.pause_reading()
+            self._later = loop.call_soon(self._turn)
+        elif self._allowance < 0:
+            self._transport.pause_reading()
+            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
+        else:
+            self._transport.resume_reading()
+
+    def _take_some(self) -> bool:
+        """Take lines of what is held until there are none, or it is others' turn; whether there are none."""
+        start = 0
+        for _ in range(LINES_A_TURN):
+            end = self._held.find(b"\n", start)
+            if end == -1:
+                self._put(self._held[start:])
+                self._held = b""
+                return True
+            self._put(self._held[start:end])
+            self._line()
+            start = end + 1
+        self._held = self._held[start:]
+        return not self._held
 
     def _put(self, piece: bytes) -> None:
         """Keep a piece of a line, as much of it as may be long."""
@@ -178,15 +210,11 @@ class Stderr(asyncio.Protocol):
             self._outputs.say(self._plugin_id, "daemon", warning)
         return data[: max(room, 0)]
 
-    def _slow_down(self, size: int) -> None:
-        """Stop reading until so much is allowed again: the plugin waits, the daemon does not."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+    def _allow(self, size: int) -> None:
+        """Take `size` from what it may write; below nothing, it is slowed down."""
+        now = asyncio.get_running_loop().time()
         self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
         self._seen_s = now
-        if self._allowance < 0 and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
 
     def _go_on(self) -> None:
         if self._transport is not None and not self._transport.is_closing():

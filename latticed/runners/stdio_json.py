@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_AT_ONCE: Final = 16
 """Calls carried out at the same time; the others wait, as their number is limited anyway."""
+LINES_A_TURN: Final = 32
+"""Lines that are taken before it is others' turn."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 
@@ -110,14 +112,18 @@ class Invocation:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _take_all(self, found: Iterable[bytes]) -> None:
-        """Take lines until there are none, or enough is under way."""
+        """Take lines until there are none, enough is under way, or it is others' turn."""
         try:
-            for line in found:
+            for taken, line in enumerate(found, 1):
                 self._take(line)
                 if self.outcome.done():
                     return
                 if sum(self._serving.values()) >= held.OF_ONE_BYTES:  # what follows stays in the pipe
                     self._pause(True)
+                    return
+                if taken == LINES_A_TURN:
+                    self._pause(True)
+                    asyncio.get_running_loop().call_soon(self._go_on)
                     return
         except LineTooLong as error:
             self.fail("output_too_large", f"{error} on stdout")
@@ -197,6 +203,10 @@ class Invocation:
 
     def _served(self, task: asyncio.Task[None]) -> None:
         del self._serving[task]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take further lines, if it had to wait."""
         if self._paused and not self.outcome.done():
             self._take_all(self._lines.ready())
 

@@ -54,7 +54,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def arena():
-    with hosting.hosting(SETTINGS) as host:
+    with hosting.hosting(SETTINGS, probed=True) as host:
         arena = Arena(daemon=host.daemon, author=host.author)
         for hog in HOGS:  # it takes a while until they are found out
             runtime = {"limits": {"cpu_percent": 1_000}, **FEATURES}
@@ -64,8 +64,8 @@ def arena():
 
 @pytest.fixture
 def host(arena):
-    """The arena, asked for its health all through the test; afterwards everything is stopped, and nothing is left."""
-    with arena.answering():
+    """The arena, asked for its health through the test, its turns short; afterwards all is stopped, nothing is left."""
+    with arena.answering(), arena.daemon.turns.short():
         yield arena
     for one in arena.daemon.get("/api/plugins").json():
         if one["status"] == "active" and one["id"] not in HOGS:

@@ -19,6 +19,7 @@ stop_grace_s = 1.0
 [host_calls]
 per_second = 1000000
 burst = 1000000
+log_per_second = 100000
 """
 OFTEN = {"health": {"interval_s": 1, "timeout_s": 1, "failures": 1}}
 GARBAGE = {
@@ -37,14 +38,14 @@ GARBAGE = {
 
 @pytest.fixture(scope="module")
 def arena():
-    with hosting.hosting(SETTINGS) as host:
+    with hosting.hosting(SETTINGS, probed=True) as host:
         yield host
 
 
 @pytest.fixture
 def host(arena):
-    """Asked for its health all through the test; afterwards everything is stopped, and nothing is left."""
-    with arena.answering():
+    """Asked for its health all through the test, its turns short; afterwards all is stopped, and nothing is left."""
+    with arena.answering(), arena.daemon.turns.short():
         yield arena
     for one in arena.daemon.get("/api/plugins").json():
         if one["status"] == "active":
@@ -177,7 +178,13 @@ FLOODS = {
     "denied calls": 'say(id=number, method="http.do", params={"method": "GET", "url": "http://127.0.0.1/"})',
     "calls that there are not": 'say(id=number, method="no.such", params={})',
     "bad parameters": 'say(id=number, method="kv.get", params={"k": [[]] * 1000})',
+    "many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 49_000}})',
+    "too many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 250_000}})',
+    "control characters": """with speaking:
+            os.write(1, b'{"jsonrpc":"2.0","id":%d,"method":"log.write","params":{"message":"' % number)
+            os.write(1, b"\\x7f" * 240_000 + b'"}}\\n')""",
     "stderr": 'os.write(2, b"noise\\n" * 500)',
+    "stderr of empty lines": 'os.write(2, b"\\n" * 60000)',
     "stderr without lines": 'os.write(2, b"\\x7f" * 60000)',
 }
 """What a plugin may do without end, in a thread, while it answers as it should."""
@@ -261,7 +268,7 @@ def test_what_a_visitor_has_a_plugin_echo_takes_it_down_never(host, name):
     """Odd values in replies and in health answers: each is that answer's plugin_error; one life, no failure."""
     host.up(name, peers.peer("unwell = False" + ECHO), runtime=OFTEN)
     pid = host.runtime(name)["pid"]
-    for odd in (r'"\ud800"', "1e400", "NaN", "[" * 5_000 + "]" * 5_000) * 3:
+    for odd in (r'"\ud800"', "1e400", "NaN", "[" * 5_000 + "]" * 5_000, "[" + "[]," * 300_000 + "0]") * 3:
         answer = host.invoke(name, "echo", odd)
         assert (answer.status, answer.code) == (502, "plugin_error"), answer
     host.daemon.until(lambda: host.runtime(name)["health"] == "degraded", "the odd health answer")

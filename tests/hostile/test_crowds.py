@@ -57,9 +57,9 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="module")
-def daemon():
+def crowded():
     """A daemon whose socket the crowd's user can reach, without any scope."""
-    with daemons.placed() as place:
+    with daemons.placed(probed=True) as place:
         place.trust_us(ACME)
         place.drop(author=ACME)
         for path in (place.home.parent, place.home, place.run):
@@ -70,6 +70,13 @@ def daemon():
             daemon.activate()
             yield daemon
             assert daemon.plugin()["runtime"]["state"] == "armed"
+
+
+@pytest.fixture
+def daemon(crowded):
+    """That daemon, whose turns stay short all through the test."""
+    with crowded.turns.short():
+        yield crowded
 
 
 def _as_crowd(script, daemon, number, user=CROWD, **options):

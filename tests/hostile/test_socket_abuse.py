@@ -30,12 +30,14 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def daemon():
-    with daemons.placed() as place:
+    """Its turns stay short, whatever the tests throw at it."""
+    with daemons.placed(probed=True) as place:
         place.trust_us(ACME)
         place.drop(author=ACME)
         with place.running() as daemon:
             daemon.activate()
-            yield daemon
+            with daemon.turns.short():
+                yield daemon
             assert [one for one in daemon.log() if one["event"] == "request_failed"] == []
             assert daemon.plugin()["runtime"]["state"] == "armed"
 
@@ -320,3 +322,25 @@ def test_pipelined_requests_are_answered_in_order(daemon):
     data = b"".join(raw_http.request("GET", target) for target in targets)
     answers = _answers(daemon, data)
     assert [f"acme.x{number}'" in str(answer.json()["detail"]) for number, answer in enumerate(answers)] == [True] * 50
+
+
+COSTLY = {
+    "empty lists": b'{"name": [' + b"[]," * 340_000 + b"[]]}",
+    "objects": b'{"name": [' + b'{"a":1},' * 125_000 + b"{}]}",
+    "numbers": b'{"name": [' + b"1," * 500_000 + b"1]}",
+    "keys": b"{" + b",".join(b'"%d":0' % number for number in range(90_000)) + b"}",
+    "brackets in a text": b'{"name": "' + b"[]," * 340_000 + b'"}',
+    "brackets that end nothing": b'{"name": ' + b"]" * 1_000_000 + b"}",
+    "brackets without end": b'{"name": ' + b"[" * 1_000_000 + b"}",
+    "escapes in a text": b'{"name": "' + b"\\u0000" * 170_000 + b'"}',
+    "control characters": b'{"name": "' + b"\x7f" * 1_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
+def test_no_body_of_a_mebibyte_costs_a_long_turn(daemon, body):
+    """Whatever the mebibyte consists of, it is 400, and nobody else waits for it."""
+    with daemon.turns.short(worst_s=0.030):
+        for _ in range(3):
+            assert daemon.ask("POST", "/api/plugins/verify", body).status == 400
+            _goes_on(daemon)

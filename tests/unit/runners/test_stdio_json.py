@@ -375,3 +375,16 @@ async def test_a_line_of_too_many_values_is_not_even_decoded(call, monkeypatch):
     with pytest.raises(Problem, match="more than 50000 values") as failed:
         await call.invocation.outcome
     assert failed.value.code == "plugin_error"
+
+
+@pytest.mark.parametrize("line", [b"\n", b" \n"])
+async def test_empty_lines_leave_others_their_turn(call, line):
+    """A pipe full of them is no fault, and no long turn of the loop; meanwhile nothing more is read."""
+    call.invocation.feed(line * 30_000 + json.dumps(REPLY).encode() + b"\n")
+    assert call.flows == [False]
+    turns = 0
+    while not call.invocation.outcome.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 30_000 // stdio_json.LINES_A_TURN
+    assert call.invocation.outcome.result() == REPLY

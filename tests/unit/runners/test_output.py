@@ -1,0 +1,94 @@
+"""Stderr of plugins as it comes through a pipe: lines in order, others' turn between them, no more than is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+import pytest
+
+from latticed.processes.pipes import Reader
+from latticed.runners import output
+from tests.house import conversations, grounds
+
+PIPE_BYTES = 60_000  # a pipe takes it at once
+
+
+@contextlib.asynccontextmanager
+async def hearing(stderr, data):
+    """A pipe with `data` in it, read by `stderr` from now on; its transport, and an event when it is over."""
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as end:
+        assert end.write(data) == len(data)
+    over = asyncio.Event()
+    transport = await Reader.connect(read, stderr, over.set)
+    try:
+        yield transport, over
+    finally:
+        transport.close()
+        await over.wait()
+
+
+async def most_in_a_turn(told, over):
+    """The most lines that were told within one turn of the loop."""
+    most = 0
+    while not over.is_set():
+        before = len(told)
+        await asyncio.sleep(0)
+        most = max(most, len(told) - before)
+    return most
+
+
+@pytest.mark.parametrize("whole_bytes", [None, 1 << 20])
+async def test_short_lines_leave_others_their_turn(monkeypatch, whole_bytes):
+    """Thousands of them in one read: a few a turn, all in order, and the end comes after them."""
+    monkeypatch.setattr(output, "BURST_BYTES", 1 << 30)
+    told = []
+    stderr = output.Stderr(grounds.outputs(told), "acme.demo", whole_bytes=whole_bytes)
+    lines = [str(number) for number in range(10_000)]
+    async with hearing(stderr, "\n".join(lines).encode()) as (_, over):
+        assert await most_in_a_turn(told, over) <= 2 * output.LINES_A_TURN  # at times two callbacks share a turn
+    assert [line for _, line in told] == lines
+    assert stderr.words() == "; it said last: 9999"
+
+
+async def test_empty_lines_leave_others_their_turn():
+    """They are told to nobody, and cost time all the same."""
+    told = []
+    stderr = grounds.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)
+    async with hearing(stderr, b"\n" * PIPE_BYTES + b"end\n") as (_, over):
+        turns = 0
+        while not over.is_set():
+            await asyncio.sleep(0)
+            turns += 1
+    assert turns > PIPE_BYTES / output.LINES_A_TURN
+    assert [line for _, line in told] == ["end"]
+
+
+@pytest.mark.parametrize(("line", "goes_on"), [(b"x" * 999 + b"\n", True), (b"x\n", False)])
+async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
+    """Each is a row in the ring and an entry of the log: many short ones slow a plugin down as few long ones do not."""
+    told, over = [], asyncio.Event()
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as end:
+        end.write(line * (PIPE_BYTES // len(line)))
+        transport = await Reader.connect(read, grounds.outputs(told).stderr("acme.demo"), over.set)
+        await conversations.until(lambda: len(told) == PIPE_BYTES // len(line))
+        end.write(b"more\n")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (told[-1] == ("acme.demo", "more")) is goes_on
+        transport.close()
+        await over.wait()
+
+
+async def test_what_nobody_waited_for_is_cut_short():
+    """Closed in the middle of thousands of lines: one turn's are kept, no turn is long."""
+    told = []
+    stderr = grounds.outputs(told).stderr("acme.demo")
+    async with hearing(stderr, b"x\n" * (PIPE_BYTES // 2)) as (transport, over):
+        await conversations.until(lambda: told)
+        transport.close()
+        assert await most_in_a_turn(told, over) <= 2 * output.LINES_A_TURN
+    assert len(told) < 10 * output.LINES_A_TURN
