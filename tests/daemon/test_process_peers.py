@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
 
-from tests.house import hosting, peers, programs
+from tests.house import hosting, peers, programs, raw_http
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
@@ -215,6 +216,36 @@ while True:
         assert host.result(other, "keep", str(number)) == str(number)
     assert host.runtime(name)["state"] == "armed"
     assert host.daemon.memory_kib(peak=True) - before < 64 << 10
+
+
+CALLS, READERS = 2_000, 16
+
+
+def test_readers_of_the_whole_history_hold_nobody_up(host, name):
+    """All from the beginning at once, while the plugin makes more of it; each gets every event."""
+    body = """
+while True:
+    message = hear()
+    if message.get("method") == "invoke":
+        for number in range(message["params"]["payload"]):
+            say(id=number, method="kv.get", params={"key": "key"})
+            if number >= 100:
+                hear()
+        for _ in range(100):
+            hear()
+    answer(message)
+"""
+    host.up(name, peers.peer(body))
+    host.result(name, "make history", CALLS)
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(raw_http.connected(host.daemon.place.socket)) for _ in range(READERS)]
+        for reader in readers:
+            reader.sendall(raw_http.request("GET", "/api/events?since=0&host_calls=1"))
+        host.result(name, "make history", CALLS // 10)
+        for reader in readers:
+            heard = b""
+            while heard.count(b'"host.call"') < CALLS:
+                heard += reader.recv(1 << 20)
 
 
 def test_calls_that_make_no_sense_are_answered(host, name):

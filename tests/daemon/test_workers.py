@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.house import bundles, daemons, hosting, visitors
+from tests.house import bundles, daemons, hosting, raw_http, visitors
 
 pytestmark = pytest.mark.daemon
 
@@ -41,8 +43,8 @@ def said(done):
 
 @pytest.fixture(scope="module")
 def host():
-    """One daemon for all that leaves nothing behind; each test has plugins of its own."""
-    with hosting.hosting(ANY_PORT) as found:
+    """One daemon for all that leaves nothing behind, its turns short; each test has plugins of its own."""
+    with hosting.hosting(ANY_PORT, probed=True) as found, found.daemon.turns.short():
         yield found
 
 
@@ -79,6 +81,31 @@ def test_what_a_visitor_writes_is_text(host, url):
         visitors.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
         == f"hello /{ID}/{{{{kv:default/secret}}}} {{{{path}}}}"
     )
+
+
+HALVES = [
+    b"",
+    b"GET /",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (1 << 20),
+    b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000,
+    b"POST /acme.hello/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 999_999,
+    b"GET /" + b"%41" * 300_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /acme.hello/ HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000,
+]
+
+
+def test_a_crowd_at_the_port_costs_no_visitor_a_page(host, url):
+    """Silent, half, endless and pipelined requests by the hundred: whoever asks in good order is served, soon."""
+    where = urlsplit(url)
+    with host.daemon.turns.short(), contextlib.ExitStack() as stack:
+        for number in range(210):
+            sock = stack.enter_context(socket.create_connection((where.hostname, where.port)))
+            sock.settimeout(0.0)
+            with contextlib.suppress(BlockingIOError):  # what is not read is not waited for
+                raw_http.send_anyway(sock, HALVES[number % len(HALVES)])
+            if number % 10 == 0:
+                assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
+        assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
 
 
 def test_disabled_nobody_listens(host, url):

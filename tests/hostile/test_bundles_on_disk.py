@@ -150,9 +150,9 @@ NEEDS_ROOT = {"device", "endless-artifact", "closed-file", "closed-directory", "
 
 
 @pytest.fixture(scope="module")
-def daemon():
+def crowded():
     """A daemon with one good bundle, armed; every test leaves it armed."""
-    with daemons.placed() as place:
+    with daemons.placed(probed=True) as place:
         place.trust_us(ACME)
         place.drop("good", author=ACME, id="acme.good")
         with place.running() as daemon:
@@ -160,6 +160,13 @@ def daemon():
             yield daemon
             events = {entry["event"] for entry in daemon.log()}
             assert not events & {"request_failed", "lifecycle_failed", "saver_failed", "library_spoke"}, daemon.log()
+
+
+@pytest.fixture
+def daemon(crowded):
+    """That daemon, whose turns stay short all through the test."""
+    with crowded.turns.short():
+        yield crowded
 
 
 def _unharmed(daemon):
@@ -265,6 +272,21 @@ def test_hundreds_of_broken_bundles_hide_no_good_one(daemon):
     daemon.until(lambda: sum(name.startswith("junk-") for name in daemon.rejected()) == 400, "all the broken ones")
     if os.getuid() == 0:
         assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 20
+    _unharmed(daemon)
+
+
+def test_thousands_of_empty_directories_hold_nobody_up(daemon):
+    """As fast as they can be made, and away again; meanwhile the API answers and another bundle is seen."""
+    crowd = [daemon.place.plugins / f"a-{number:05}" for number in range(4_000)]
+    for number, path in enumerate(crowd):
+        path.mkdir()
+        if number % 1_000 == 0:
+            assert daemon.get("/api/health").status in {200, 503}
+    daemon.place.drop("zz-beside", author=ACME, id="acme.beside")
+    daemon.until(lambda: daemon.plugin("acme.beside"), "the bundle beside them")
+    for path in crowd:
+        path.rmdir()
+    daemon.until(lambda: not any(name.startswith("a-") for name in daemon.rejected()), "them to be gone")
     _unharmed(daemon)
 
 
