@@ -216,3 +216,13 @@ def test_whatever_comes_is_an_error_in_time(tmp_path, monkeypatch, way, what):
             asked[way](Client(str(tmp_path / "s"), read_s=0.3))
         assert caught.value.code in {"unreachable", "bad_reply"}
         assert time.monotonic() - began_s < 5
+
+
+@pytest.mark.parametrize("what", ["interim answers", "trailers"])
+def test_what_has_no_end_is_cut_by_its_size_too(tmp_path, monkeypatch, what):
+    """Where there is much time: `http.client` reads both for ever."""
+    monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 1 << 20)
+    with answering(tmp_path / "s", ENDLESS[what]):
+        with pytest.raises(Problem) as caught:
+            Client(str(tmp_path / "s"), read_s=15).get("status")
+        assert caught.value.code == "bad_reply"

@@ -277,6 +277,7 @@ async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, 
             if lines[-1].get("verifying", {}).get("seq") == 100 and not gate.is_set():
                 assert await real(lambda db: 1) == 1
                 gate.set()
+    assert gate.is_set(), "it was asked in between"
     assert lines[-2]["verifying"]["of"] == 200
     assert (lines[-1]["ok"], lines[-1]["events"]) == (True, 200)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import ClientPayloadError
 from yarl import URL
 
-from latticed.rpc import plugins, views
+from latticed.kit.sparing import EVERY_S, Sparing
+from latticed.rpc import app, plugins, tally, views
 from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.routes import ROUTES
 from tests.house import houses
@@ -276,6 +278,23 @@ async def test_a_long_list_that_breaks_off_is_not_taken_for_a_whole_one(home, mo
         await home.ask("GET", "/api/plugins")
     monkeypatch.setattr(views, "plugin_row", whole)
     assert len((await home.ask("GET", "/api/plugins"))["rows"]) == 2
+
+
+async def test_a_fault_that_anybody_can_repeat_is_one_line_and_a_count(home, monkeypatch):
+    """Of ours, at each request: 500 for who asks, and the disk is not filled."""
+    said, now_s = [], 1_000.0
+
+    def fail(api):
+        raise RuntimeError("found by asking for metrics")
+
+    monkeypatch.setattr(app, "_failures", Sparing())
+    monkeypatch.setattr(app.log, "error", lambda event, **fields: said.append((event, fields["count"])), raising=False)
+    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(tally, "taken", fail)
+    assert {(await home.ask("GET", "/metrics")).status for _ in range(50)} == {500}
+    now_s += EVERY_S
+    assert (await home.ask("GET", "/metrics")).status == 500
+    assert said == [("request_failed", 1), ("request_failed", 50)]
 
 
 async def test_kv_over_the_api(home):

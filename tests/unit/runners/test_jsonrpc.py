@@ -316,6 +316,23 @@ async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
     await asyncio.gather(asked, return_exceptions=True)
 
 
+async def test_many_messages_of_one_plugin_leave_others_their_turn():
+    """However much arrives in one piece, others' calls come in between."""
+    of_greedy = jsonrpc.LINES_A_TURN * 4
+    async with conversations.session() as greedy, conversations.session() as modest:
+        taken = []
+
+        async def serve(method, params):
+            taken.append(len(greedy.calls))
+
+        modest.serve = serve
+        greedy.hear(*({"id": n, "method": "kv.get"} for n in range(of_greedy)))
+        modest.hear({"id": 1, "method": "kv.get"})
+        await modest.until_said(1)
+        await greedy.until_said(of_greedy)
+        assert taken == [jsonrpc.LINES_A_TURN]
+
+
 async def test_large_calls_wait_where_they_are_long_before_the_cap(talk):
     """What waits is bounded in bytes as decoded, of one plugin; the same lines are all answered in the end."""
     talk.room.clear()

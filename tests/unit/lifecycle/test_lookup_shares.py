@@ -1,0 +1,44 @@
+"""Name look-ups of one plugin leave those of others their threads. In a real house."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+from latticed.host.egress import resolver
+from tests.house import hostcalls, houses
+
+HERE = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+
+async def test_names_that_are_never_answered_hold_up_their_plugin_alone(monkeypatch):
+    """More of them than one plugin has places, all waited for; meanwhile another plugin's name is looked up."""
+    asked, release = [], threading.Event()
+
+    def getaddrinfo(host, *_args, **_named):
+        asked.append(host)
+        if host.startswith(b"never"):
+            release.wait(30)
+        return HERE
+
+    async with houses.opened() as home:
+        bad, good = [
+            await hostcalls.caller(home, "http:egress", accept=("http:egress",), plugin_id=f"acme.{name}", name=name)
+            for name in ("bad", "good")
+        ]
+        for one in (bad, good):
+            await home.ask("PUT", f"/api/plugins/by-id/{one.id}/grants", {"hosts": ["*"]})
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        waiting = [
+            asyncio.create_task(bad.outcome("http.do", method="GET", url=f"https://never{number}.example/"))
+            for number in range(resolver.AT_ONCE)
+        ]
+        try:
+            await houses.until(lambda: len(asked) == resolver.AT_ONCE, "all places of one plugin taken")
+            outcome = await good.outcome("http.do", method="GET", url="https://fast.example/")
+            assert outcome == "egress_blocked", "it was looked up, and its address is not public"
+            assert not any(one.done() for one in waiting), "before any of theirs was given up"
+        finally:
+            release.set()
+            await asyncio.gather(*waiting)

@@ -1,0 +1,44 @@
+"""What takes a permit of its own is refused until the operator names it, and once it is trimmed. In a real house."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import hostcalls, houses
+
+TOML = """
+[http]
+listen = "127.0.0.1:0"
+service_listen = "127.0.0.1:0"
+[service.programs]
+sh = "/bin/sh"
+"""
+SITE = "http://127.0.0.1:3000"
+ROUTE = {"path": "/acme.demo/", "target": "service", "origin": SITE, "public": ["/"]}
+PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": "never"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "call", "params", "other", "permit", "refusal"),
+    [
+        ("worker:route", "route.put", ROUTE, f"origin={SITE}", f"publish={SITE}", "egress_blocked"),
+        (
+            "task:run",
+            "service.put",
+            PROGRAM | {"environment": {"BASH_ENV": "/scratch/mine"}},
+            "env=BASH",
+            "env=BASH_ENV",
+            "bad_params",
+        ),
+    ],
+)
+async def test_nothing_stands_for_the_permit_that_names_it(capability, call, params, other, permit, refusal):
+    """A service on the web takes more than an origin for the plugin's own requests; a variable is granted by name."""
+    async with houses.opened(toml=TOML) as home:
+        plugin = await hostcalls.caller(home, capability, accept=(capability,))
+        outcomes = []
+        for permits in ([], [other], [other, permit], [other]):
+            answer = await home.ask("PUT", f"/api/plugins/by-id/{plugin.id}/grants", {"permits": permits})
+            assert answer.status == 200, answer
+            outcomes.append(await plugin.outcome(call, **params))
+        assert outcomes == [refusal, refusal, "ok", refusal]

@@ -1,0 +1,27 @@
+"""At a start what records name is read first, however many bundles lie beside it. In a real house."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tests.house import bundles, houses
+
+MOST = 4
+TOML = f"[limits]\nbundles = {MOST}\n"
+ACME = bundles.author()
+
+
+async def test_an_installed_plugin_starts_beside_more_bundles_than_there_may_be():
+    """All of them verify, and have earlier names."""
+    with tempfile.TemporaryDirectory(prefix="house-") as place:
+        async with houses.opened(Path(place), author=ACME, toml=TOML) as home:
+            home.drop("zz-installed", id="acme.demo")
+            await home.armed("acme.demo")
+            for number in range(3 * MOST):
+                home.drop(f"{number:02}", id=f"acme.stranger-{number:02}")
+            await houses.until(lambda: len(home.house.api.lifecycle.rejected()) >= MOST, "some are too many")
+        async with houses.opened(Path(place), author=ACME, toml=TOML) as home:
+            assert home.driven.living["acme.demo"] == 1
+            assert (await home.plugin("acme.demo"))["available"] is True
+            assert len(home.house.api.lifecycle.rejected()) >= MOST
