@@ -155,6 +155,7 @@ class Session:
                     self._pause(True)
                     return
                 if taken == LINES_A_TURN:
+                    self._pause(True)  # or what is read would outgrow what is taken
                     self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
                     return
         except LineTooLong as error:

@@ -179,6 +179,8 @@ FLOODS = {
     "denied calls": 'say(id=number, method="http.do", params={"method": "GET", "url": "http://127.0.0.1/"})',
     "calls that there are not": 'say(id=number, method="no.such", params={})',
     "bad parameters": 'say(id=number, method="kv.get", params={"k": [[]] * 1000})',
+    "calls whose values cannot be carried": """with speaking:
+            os.write(1, b'{"jsonrpc":"2.0","id":1,"method":"kv.get","params":{"key":1e400}}\\n' * 1_000)""",
     "many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 49_000}})',
     "too many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 250_000}})',
     "control characters": """with speaking:

@@ -292,12 +292,21 @@ async def test_one_below_the_cap_does_not_stop_reading(talk):
     talk.serve = serve
     talk.hear(*({"id": n, "method": "a"} for n in range(CAP - 1)))
     await conversations.until(lambda: len(talk.session._serving) == CAP - 1)
-    assert talk.flows == []
+    assert talk.flows == [False, True]  # while it took turns
     talk.hear({"id": "last", "method": "a"})
-    await conversations.until(lambda: talk.flows == [False])
+    await conversations.until(lambda: talk.flows == [False, True, False])
     gate.set()
     await conversations.until(lambda: not talk.session._serving)
-    assert talk.flows == [False, True]
+    assert talk.flows == [False, True, False, True]
+
+
+async def test_nothing_more_is_read_while_lines_are_left(talk):
+    """Also of lines that are refused at once, which no cap on calls holds up: else they fill the daemon's memory."""
+    lines = b"".join(b'{"jsonrpc":"2.0","id":%d,"method":"a","params":{"a":1e400}}\n' % n for n in range(1_000))
+    talk.session.feed(lines)
+    assert talk.flows == [False]
+    await conversations.until(lambda: talk.flows == [False, True])
+    await talk.until_said(1_000)
 
 
 async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
