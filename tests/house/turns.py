@@ -32,6 +32,8 @@ P99_S = 0.020
 """What one turn in a hundred may cost at most."""
 TOLD_S = 0.008
 """Turns of that cost are named in the report."""
+_FEW = 3
+"""Turns that may be longer in a short test, where one in a hundred would be none: a collection of garbage, say."""
 _STEP_S = 0.000_25
 _STEPS = 400
 _COUNTS = struct.Struct(f"={_STEPS}Q")
@@ -66,8 +68,8 @@ class Turns:
 
 
 def p99(counts: list[int]) -> float:
-    """The cost in seconds that 99 of 100 turns stay within, rounded up to a step."""
-    allowed = sum(counts) // 100
+    """The cost in seconds that 99 of 100 turns stay within, rounded up to a step; of few turns, all but `_FEW`."""
+    allowed = max(sum(counts) // 100, _FEW)
     for step in reversed(range(_STEPS)):
         allowed -= counts[step]
         if allowed < 0:

@@ -84,3 +84,11 @@ def test_one_turn_in_a_hundred_may_be_longer():
     steps[300] = 11
     assert turns.p99(steps) == pytest.approx(0.07525)
     assert turns.p99([0] * 400) == 0
+
+
+def test_of_few_turns_a_few_may_be_longer():
+    steps = [0] * 400
+    steps[1], steps[300] = 50, 3
+    assert turns.p99(steps) == pytest.approx(0.0005)
+    steps[300] = 4
+    assert turns.p99(steps) == pytest.approx(0.07525)
