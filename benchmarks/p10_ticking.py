@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from latticed.model.verdict import Refused
     from latticed.runners.contract import Living, Plugin
-    from latticed.supervisor.tools import Tools
+    from latticed.supervisor.deps import Tools
 
 INTERVAL_S = 30
 MAX_CPU = 0.015
@@ -125,7 +125,7 @@ def _tools() -> Tools:
     from latticed.kit.clock import SystemClock
     from latticed.model import restart
     from latticed.runners.noop import Held, Noop
-    from latticed.supervisor.tools import Tools
+    from latticed.supervisor.deps import Tools
 
     def note(_: object) -> None:
         """Nothing is put on record."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import rows
 from latticed.processes import child
-from latticed.sandbox import artifact, levels, probe, spec, tiny
+from latticed.sandbox import artifact, levels, probe, spec
+from latticed.sandbox import elf_programs as tiny
 from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:

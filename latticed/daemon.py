@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
-from latticed.kit import descriptors, inherited, logs, sdnotify
-from latticed.kit.hands import Hands
+from latticed.kit import descriptors, logs
+from latticed.kit import process_start as inherited
+from latticed.kit import sd_notify as sdnotify
+from latticed.kit.executor import Hands
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from latticed.house import House
-    from latticed.kit.sdnotify import Notifier
+    from latticed.kit.sd_notify import Notifier
     from latticed.settings import Settings
 
 EXIT_CODES: Final = {
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.take_unraised()
         descriptors.raise_limit()
         if options.accept_rollback:
-            from latticed.lifecycle import mending
+            from latticed.lifecycle import offline as mending
 
             mending.become_owner(settings.state_dir)
         return asyncio.run(_run(options.config, settings, accept_rollback=options.accept_rollback))
@@ -121,7 +123,7 @@ def _let_go_of_stdout() -> None:
 
 def _mend(options: argparse.Namespace, settings: Settings) -> int:
     """Recover or restore, as the owner of the state directory, and say what was done."""
-    from latticed.lifecycle import mending
+    from latticed.lifecycle import offline as mending
 
     with contextlib.ExitStack() as stack:
         source = mending.opened(options.restore, stack) if options.restore else None
@@ -148,7 +150,7 @@ def _show(settings: Settings) -> int:
 async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
     """Open the house, say so, wait for the end."""
     from latticed.house import House  # only now: --check-config and --version need none of the rooms
-    from latticed.sandbox import standing
+    from latticed.sandbox import host_facts as standing
 
     notifier = sdnotify.from_environment(os.environ)
     watchdog_s = sdnotify.watchdog_interval_s(os.environ)

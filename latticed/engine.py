@@ -11,12 +11,12 @@ from latticed.broker.limits import Rate
 from latticed.kit import logs
 from latticed.kit.wheel import Wheel
 from latticed.runners import choice
+from latticed.runners.child_spawner import Ground
 from latticed.runners.choice import Footing
-from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.services import Services, restart_policy
-from latticed.supervisor.tools import Tools
+from latticed.supervisor.deps import Tools
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -13,15 +13,17 @@ from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
 from latticed.engine import Engine
 from latticed.ingress.ingress import Ingress
-from latticed.ingress.services import ServiceIngress
+from latticed.ingress.service_listener import ServiceIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger, records
-from latticed.lifecycle import holding, revocations, usual
+from latticed.lifecycle import manifest_defaults as usual
+from latticed.lifecycle import revocations
+from latticed.lifecycle import startup_merge as holding
 from latticed.lifecycle.backup import Backups
+from latticed.lifecycle.deps import Rooms
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
-from latticed.lifecycle.rooms import Rooms
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.reload import Watch, fingerprint, keep, resolved

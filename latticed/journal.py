@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from latticed import settings as settings_room
-from latticed.host import journal, journal_reading
-from latticed.host.journal_reading import Request, Sources
-from latticed.host.service import HostError
-from latticed.kit import hands, inherited, journald, logs, peers, sdnotify, strict_json, unix_listener
+from latticed.host.call import HostError
+from latticed.host.node import journal
+from latticed.host.node import journal_reader as journal_reading
+from latticed.host.node.journal_reader import Request, Sources
+from latticed.kit import executor as hands
+from latticed.kit import journald, logs, peers, strict_json, unix_listener
+from latticed.kit import process_start as inherited
+from latticed.kit import sd_notify as sdnotify
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed import settings as settings_room
 from latticed.kit import logs
-from latticed.kit.looking import STALLED_S, Look
+from latticed.kit.poll import STALLED_S, Look
 from latticed.ledger.retention import Retention
 from latticed.model.errors import Problem
 from latticed.rpc import access

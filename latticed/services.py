@@ -8,42 +8,43 @@ import os
 import random
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from latticed.host import secret_key, service
+from latticed.host import call as service
 from latticed.host.audit import Audit
 from latticed.host.contacts import Contacts
-from latticed.host.ddns import Ddns
-from latticed.host.ddns_records.cloudflare import Cloudflare
-from latticed.host.ddns_records.providers import Providers
-from latticed.host.ddns_records.rfc2136 import Rfc2136
-from latticed.host.ddns_records.schedule import Records
+from latticed.host.ddns.calls import Ddns
+from latticed.host.ddns.cloudflare import Cloudflare
+from latticed.host.ddns.keeper import Records
+from latticed.host.ddns.providers import Providers
+from latticed.host.ddns.rfc2136 import Rfc2136
 from latticed.host.egress.client import Client
 from latticed.host.egress.guard import Guard
-from latticed.host.http import Http
+from latticed.host.http.calls import Http
 from latticed.host.kv import Kv, quota_of
 from latticed.host.log import Log
-from latticed.host.longlived import LongLived
-from latticed.host.mail import Mail
-from latticed.host.monitor import Monitor
-from latticed.host.monitors.probes import Probes
-from latticed.host.monitors.schedule import Monitors
-from latticed.host.network import Network
-from latticed.host.node import Node
-from latticed.host.notify import Notify
-from latticed.host.notify_queue import NotifyQueue
+from latticed.host.mail.calls import Mail
+from latticed.host.mail.smtp import Smtp
+from latticed.host.monitor.calls import Monitor
+from latticed.host.monitor.keeper import Monitors
+from latticed.host.monitor.probes import Probes
+from latticed.host.network.calls import Network
+from latticed.host.node.calls import Node
+from latticed.host.notify.calls import Notify
+from latticed.host.notify.keeper import NotifyQueue
 from latticed.host.permissions import Permissions
-from latticed.host.programs.keeper import Programs
-from latticed.host.programs.life import Tools
-from latticed.host.route import Doors, Route
-from latticed.host.routes import Routes
-from latticed.host.secrets import Secrets
-from latticed.host.service_routes import ServiceRoutes
-from latticed.host.smtp import Smtp
-from latticed.host.static import Static
-from latticed.host.task import Task
-from latticed.host.tasks.queue import Tasks
-from latticed.host.tunnel import Tunnel as TunnelCalls
-from latticed.host.tunnels.keeper import Tunnels
-from latticed.host.tunnels.one import House as TunnelHouse
+from latticed.host.program.calls import LongLived
+from latticed.host.program.keeper import Programs
+from latticed.host.program.supervised import Tools
+from latticed.host.route.calls import Doors, Route
+from latticed.host.route.table import Routes
+from latticed.host.route.upstreams import ServiceRoutes
+from latticed.host.secret import key as secret_key
+from latticed.host.secret.keeper import Secrets
+from latticed.host.static.calls import Static
+from latticed.host.task.calls import Task
+from latticed.host.task.keeper import Tasks
+from latticed.host.tunnel.calls import Tunnel as TunnelCalls
+from latticed.host.tunnel.connector import House as TunnelHouse
+from latticed.host.tunnel.keeper import Tunnels
 from latticed.model import egress, permits, restart
 from latticed.model.egress import EgressRights
 from latticed.model.errors import Problem
@@ -52,9 +53,9 @@ from latticed.model.runtime import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from latticed.host.confining import Spawner
+    from latticed.host.call import Caller, Served
+    from latticed.host.confinement import Spawner
     from latticed.host.permissions import Refusal
-    from latticed.host.service import Caller, Served
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger

@@ -13,9 +13,9 @@ import msgspec
 from latticed.broker import limits
 from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
 from latticed.broker.limits import Bucket, Rate
-from latticed.host.service import Caller, HostError
+from latticed.host.call import Caller, HostError
 from latticed.kit import logs, text
-from latticed.kit.sparing import Sparing
+from latticed.kit.log_limit import Sparing
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
 from latticed.model.hostcall import FIX, Denial
@@ -23,7 +23,7 @@ from latticed.model.hostcall import FIX, Denial
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from latticed.host.service import Params, Served
+    from latticed.host.call import Params, Served
     from latticed.kit.clock import Clock
 
 

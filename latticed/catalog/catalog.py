@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from latticed.bundle import read
 from latticed.catalog import root as roots
-from latticed.catalog.crew import Crew
+from latticed.catalog.abandoning_threads import Crew
+from latticed.catalog.coalescer import Outbox, Sighting
 from latticed.catalog.directory import Directory
-from latticed.catalog.outbox import Outbox, Sighting
 from latticed.catalog.scanner import Judge
 from latticed.model.errors import Problem
 from latticed.settings import Watch

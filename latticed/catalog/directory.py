@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog import reasons, scanner
 from latticed.catalog import root as roots
-from latticed.catalog.crew import Crew
+from latticed.catalog.abandoning_threads import Crew
 from latticed.catalog.hints import Inbox
-from latticed.catalog.lane import Lane, Look
-from latticed.catalog.looking import Looker
+from latticed.catalog.judge_queue import Lane, Look
 from latticed.catalog.mounts import MountTable
 from latticed.catalog.patrol import Patrol
 from latticed.catalog.settle import Settle
+from latticed.catalog.stat_check import Looker
 from latticed.catalog.timetable import Timetable
 from latticed.catalog.watcher import Watcher
 from latticed.model.errors import Problem
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from latticed.catalog.crew import Outcome
+    from latticed.catalog.abandoning_threads import Outcome
     from latticed.catalog.scanner import Entry, Judge, Listing
     from latticed.settings import Watch
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog import root as roots
 from latticed.catalog import scanner
-from latticed.catalog.crew import Crew
+from latticed.catalog.abandoning_threads import Crew
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from latticed.ctl import render
 from latticed.ctl.arguments import FORMATS, Parser
 from latticed.ctl.exits import Exit, of
 from latticed.ctl.session import Session
-from latticed.kit import inherited
+from latticed.kit import process_start as inherited
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit import files, trusted
+from latticed.kit import files
+from latticed.kit import trusted_files as trusted
 from latticed.model.errors import Problem
 from latticed.trust import policy
 

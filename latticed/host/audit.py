@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from latticed.host.service import Caller, HostError, Params, Served, Whole
+from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.ledger import audit as rows
-from latticed.ledger import horizons
+from latticed.ledger import audit_horizon as horizons
 from latticed.model import chain
 from latticed.model.audit import Actor
 from latticed.model.chain import DECISIONS, Position

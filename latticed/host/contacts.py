@@ -11,7 +11,7 @@ from latticed.ledger import contacts as rows
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from latticed.host.service import Caller
+    from latticed.host.call import Caller
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
 

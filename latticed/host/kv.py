@@ -12,7 +12,7 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from latticed.host.service import Caller, HostError, Params, Served
+from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
 from latticed.ledger import kv as rows
 from latticed.model.errors import Problem

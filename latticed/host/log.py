@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host.service import Caller, Params, Served
+from latticed.host.call import Caller, Params, Served
 from latticed.kit import text
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.abc import AbstractStreamWriter
 
-    from latticed.host.routes import Response
+    from latticed.host.route.table import Response
 
 GUARDS: Final = MappingProxyType(
     {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from latticed.host.routes import NOBODY, Listener, Request
+from latticed.host.route.table import NOBODY, Listener, Request
 from latticed.ingress import answers, request_target
 from latticed.ingress.connection import Connection, Crowd
 from latticed.ingress.hosts import Hosts
@@ -19,7 +19,7 @@ from latticed.model.errors import Problem
 from latticed.settings import endpoints
 
 if TYPE_CHECKING:
-    from latticed.host.routes import Claim, Routes
+    from latticed.host.route.table import Claim, Routes
     from latticed.ingress.answers import Answer
     from latticed.kit.clock import Clock
     from latticed.settings import Http

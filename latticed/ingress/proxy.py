@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
     from multidict import CIMultiDict
 
-    from latticed.host.route_targets import Proxied
+    from latticed.host.route.targets import Proxied
     from latticed.ingress.connection import Connection
     from latticed.model.addresses import Address
 

@@ -10,9 +10,9 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.host import passwords
 from latticed.host.allowance import Allowance
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.route import passwords
 from latticed.ingress.streaming import SESSION_COOKIES
 from latticed.kit import logs
 from latticed.model.audit import DAEMON, Event
@@ -21,7 +21,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from latticed.host.route_targets import Proxied
+    from latticed.host.route.targets import Proxied
     from latticed.kit.clock import Clock
     from latticed.model.audit import Decision
 

@@ -21,7 +21,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from latticed.kit import journal, outlet, rendering
+from latticed.kit import journal, rendering
+from latticed.kit import nonblocking_writer as outlet
 
 if "rich" in sys.modules:
     import structlog

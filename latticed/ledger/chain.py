@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature
 
 from latticed.kit import clock
 from latticed.ledger import audit as rows
-from latticed.ledger import sanitise
-from latticed.ledger.sanitise import printable
+from latticed.ledger import audit_text as sanitise
+from latticed.ledger.audit_text import printable
 from latticed.model import chain
 from latticed.model.audit import HOST_CALL
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import apsw
 
-from latticed.ledger import damage, migrations
+from latticed.ledger import integrity as damage
+from latticed.ledger import migrations
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from latticed.ledger import audit as audit_rows
 from latticed.ledger import floors, state, upkeep
 from latticed.ledger.chain import signed_by
 from latticed.ledger.coalesce import EVERY_S, Denials
-from latticed.ledger.later import Later
+from latticed.ledger.deferred_events import Later
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
 from latticed.ledger.writer import Transaction, Writer

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from latticed.kit import files
-from latticed.ledger import audit, connection, damage, floors, migrations, records, revocations, state
+from latticed.ledger import audit, connection, floors, migrations, records, revocations, state
+from latticed.ledger import integrity as damage
 from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import Revocations
 from latticed.ledger.writer import Transaction

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.kit import files, trusted
-from latticed.ledger import audit, connection, damage, floors, rollback
-from latticed.ledger.place import Place
+from latticed.kit import files
+from latticed.kit import trusted_files as trusted
+from latticed.ledger import audit, connection, floors, rollback
+from latticed.ledger import integrity as damage
+from latticed.ledger.directory_identity import Place
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from latticed.kit import files, logs
-from latticed.ledger import connection, damage, retention
+from latticed.ledger import connection, retention
+from latticed.ledger import integrity as damage
 from latticed.ledger.reader import Readers
 
 if TYPE_CHECKING:

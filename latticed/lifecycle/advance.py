@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.lifecycle import granting, sight
-from latticed.lifecycle.sight import facts_of
-from latticed.lifecycle.usual import DEFAULTS
+from latticed.lifecycle import granting
+from latticed.lifecycle import presence as sight
+from latticed.lifecycle.manifest_defaults import DEFAULTS
+from latticed.lifecycle.presence import facts_of
 from latticed.model import accepted, capability, semver_range
 from latticed.model.consents import Named
 from latticed.model.errors import Problem
@@ -16,7 +17,7 @@ from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.lifecycle.sight import Sight
+    from latticed.lifecycle.presence import Sight
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.manifest import Dependency
     from latticed.model.verdict import Verified

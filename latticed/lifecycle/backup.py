@@ -20,7 +20,8 @@ from latticed.kit import tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, migrations, rebuild, state
 from latticed.ledger.connection import RECOVER_HINT
-from latticed.lifecycle import archive, around
+from latticed.lifecycle import archive
+from latticed.lifecycle import restore_needs as around
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

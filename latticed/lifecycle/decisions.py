@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
-from latticed.lifecycle import advance, deeds, granting, handover, leavings, rest, sight
+from latticed.lifecycle import advance, granting, handover
+from latticed.lifecycle import effects as rest
+from latticed.lifecycle import kept_data as leavings
+from latticed.lifecycle import presence as sight
+from latticed.lifecycle import recording as deeds
 from latticed.lifecycle.advance import NO_CONSENT, Consent
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
     from latticed.ledger import Transaction
     from latticed.lifecycle.granting import Regrant
-    from latticed.lifecycle.leavings import Left
+    from latticed.lifecycle.kept_data import Left
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.audit import Actor
     from latticed.trust.claims import Claim

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from latticed.lifecycle import sight
-from latticed.lifecycle.usual import DEFAULTS
+from latticed.lifecycle import presence as sight
+from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.model import accepted, capability, egress, permits
 from latticed.model.consents import Named
 from latticed.model.errors import Problem

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import (
-    contacts,
-    ddns,
-    horizons,
-    kv,
-    monitors,
-    notification_upkeep,
-    plans,
-    programs,
-    routes,
-    secrets,
-    tasks,
-)
-from latticed.lifecycle import leavings
+from latticed.ledger import audit_horizon as horizons
+from latticed.ledger import contacts, ddns, kv, monitors, notification_upkeep, plans, programs, routes, secrets, tasks
+from latticed.lifecycle import kept_data as leavings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,12 +13,13 @@ from latticed.host.permissions import UNKNOWN
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
-from latticed.lifecycle import advance, sight, verdicts
+from latticed.lifecycle import advance, verdicts
+from latticed.lifecycle import presence as sight
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.pairs import Pairs
-from latticed.lifecycle.refusals import Refusals
-from latticed.lifecycle.saver import Saver
-from latticed.lifecycle.sight import Sight
+from latticed.lifecycle.presence import Sight
+from latticed.lifecycle.refused_log import Refusals
+from latticed.lifecycle.write_behind import Saver
 from latticed.model.lifecycle import Record, Status
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import claims
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from latticed.catalog.catalog import Sighting
     from latticed.host.permissions import Standing
-    from latticed.lifecycle.rooms import Rooms
+    from latticed.lifecycle.deps import Rooms
     from latticed.model.verdict import Verdict
     from latticed.runners.contract import Plugin
 

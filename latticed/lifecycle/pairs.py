@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from latticed.bundle.refusal import ReadRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
-from latticed.lifecycle import rest, sight
+from latticed.lifecycle import effects as rest
+from latticed.lifecycle import presence as sight
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import LastError

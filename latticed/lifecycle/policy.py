@@ -11,7 +11,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
-from latticed.kit import trusted
+from latticed.kit import trusted_files as trusted
 from latticed.model.errors import Problem
 from latticed.trust import policy as trust
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog.store import Store
 from latticed.kit.clock import rfc3339
-from latticed.ledger import damage, floors, rebuild, records, revocations, state
-from latticed.lifecycle import stricter
+from latticed.ledger import floors, rebuild, records, revocations, state
+from latticed.ledger import integrity as damage
+from latticed.lifecycle import merge_after_loss as stricter
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.lifecycle.revocations import floors_of
 from latticed.model import ids

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
-from latticed.ledger import damage, floors, rebuild, records, revocations, state
+from latticed.ledger import floors, rebuild, records, revocations, state
+from latticed.ledger import integrity as damage
 from latticed.ledger import secrets as sealed_values
-from latticed.lifecycle import archive, around, handover, stricter
+from latticed.lifecycle import archive, handover
+from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import restore_needs as around
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem

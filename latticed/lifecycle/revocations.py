@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.kit import logs
 from latticed.ledger import revocations as rows
 from latticed.ledger.floors import Floors, Pin
-from latticed.lifecycle import stricter
+from latticed.lifecycle import merge_after_loss as stricter
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust import changes

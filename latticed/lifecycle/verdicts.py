@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from latticed.model.audit import DAEMON, Event
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.sight import Sight
+    from latticed.lifecycle.presence import Sight
     from latticed.model.lifecycle import Record
     from latticed.model.verdict import Refused
 

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import logs
 from latticed.model.errors import Problem
-from latticed.processes import birth, waiting
+from latticed.processes import spawn as birth
+from latticed.processes import waiting
 from latticed.processes.exits import Exit
 from latticed.processes.pipes import Reader, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.processes.birth import Birth
+    from latticed.processes.spawn import Birth
     from latticed.sandbox.spec import Spec
 
 START_S: Final = 10.0

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latticed.processes import birth
+from latticed.processes import spawn as birth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

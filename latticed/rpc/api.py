@@ -15,7 +15,7 @@ from latticed import wire
 from latticed.host.kv import quota_of
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
-from latticed.rpc.doorman import Connection
+from latticed.rpc.connection_limiter import Connection
 from latticed.rpc.verifying import Verifying
 from latticed.runners import lines
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from latticed.catalog.catalog import Catalog
-    from latticed.host.ddns_records.schedule import Records
-    from latticed.host.monitors.schedule import Monitors
-    from latticed.host.notify_queue import NotifyQueue
-    from latticed.host.programs.keeper import Programs
-    from latticed.host.route import Route
-    from latticed.host.secrets import Secrets
-    from latticed.host.tasks.queue import Tasks
+    from latticed.host.ddns.keeper import Records
+    from latticed.host.monitor.keeper import Monitors
+    from latticed.host.notify.keeper import NotifyQueue
+    from latticed.host.program.keeper import Programs
+    from latticed.host.route.calls import Route
+    from latticed.host.secret.keeper import Secrets
+    from latticed.host.task.keeper import Tasks
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from latticed.lifecycle.backup import Backups
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.lifecycle.policy import PolicyKeeper
+    from latticed.lifecycle.presence import Sight
     from latticed.lifecycle.revocations import Revocations
-    from latticed.lifecycle.sight import Sight
     from latticed.model.audit import Actor, Event
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
+    from latticed.runners.child_spawner import Ground
     from latticed.runners.contract import Runner
-    from latticed.runners.ground import Ground
     from latticed.runners.output import Outputs
     from latticed.settings import Settings
     from latticed.supervisor.supervisor import Supervisor

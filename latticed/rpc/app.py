@@ -11,7 +11,7 @@ from aiohttp import web
 
 from latticed import wire
 from latticed.kit import logs
-from latticed.kit.sparing import Sparing
+from latticed.kit.log_limit import Sparing
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc import problems
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.rpc.api import Api
-    from latticed.rpc.doorman import Connection
+    from latticed.rpc.connection_limiter import Connection
 
 log = logs.get_logger()
 _failures: Final = Sparing()

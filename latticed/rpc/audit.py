@@ -20,7 +20,7 @@ from latticed.rpc.verifying import Wanted, described
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
-    from latticed.rpc.doorman import Connection
+    from latticed.rpc.connection_limiter import Connection
 
 MAX_PAGE: Final = 1_000
 TELL_S: Final = 1.0

@@ -11,7 +11,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.kit import trusted, unix_listener
+from latticed.kit import trusted_files as trusted
+from latticed.kit import unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

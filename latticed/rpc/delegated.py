@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from msgspec import Meta
 
-from latticed.host import longlived
-from latticed.host.ddns_records import spec as ddns_specs
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.ddns import spec as ddns_specs
+from latticed.host.program import calls as longlived
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import Body, Query
@@ -17,7 +17,7 @@ from latticed.rpc.running import known
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from latticed.host.ddns_records.kept import Kept
+    from latticed.host.ddns.record import Kept
     from latticed.rpc.api import Ask
 
 

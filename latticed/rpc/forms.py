@@ -12,7 +12,6 @@ from latticed.rpc import (
     audit,
     delegated,
     events,
-    foresight,
     kv,
     notifications,
     plugins,
@@ -24,6 +23,7 @@ from latticed.rpc import (
     tasks,
     usage,
 )
+from latticed.rpc import policy_preview as foresight
 from latticed.rpc.api import Query
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from latticed.kit import logs
 from latticed.ledger import audit as rows
-from latticed.rpc import tally
+from latticed.rpc import counts as tally
 from latticed.rpc.status import troubles
 
 if TYPE_CHECKING:

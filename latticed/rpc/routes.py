@@ -10,7 +10,6 @@ from latticed.rpc import (
     backup,
     delegated,
     events,
-    foresight,
     forms,
     kv,
     metrics,
@@ -22,6 +21,7 @@ from latticed.rpc import (
     tasks,
     usage,
 )
+from latticed.rpc import policy_preview as foresight
 from latticed.rpc.access import Scope
 
 if TYPE_CHECKING:

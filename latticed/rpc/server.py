@@ -12,8 +12,8 @@ from latticed.kit import descriptors, logs
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.rpc.app import application
+from latticed.rpc.connection_limiter import Connection, Doorman
 from latticed.rpc.control_socket import BACKLOG, ControlSocket
-from latticed.rpc.doorman import Connection, Doorman
 
 if TYPE_CHECKING:
     import socket

@@ -12,7 +12,7 @@ from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.runtime import Health, State
-from latticed.rpc import tally
+from latticed.rpc import counts as tally
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 

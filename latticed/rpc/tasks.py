@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 
 from msgspec import Meta
 
-from latticed.host import task as host
+from latticed.host.task import calls as host
 from latticed.rpc.api import Body, Query
 from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
-    from latticed.host.tasks.queue import Tasks
+    from latticed.host.task.keeper import Tasks
     from latticed.rpc.api import Ask
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]

@@ -15,7 +15,7 @@ from latticed.model.verdict import Refused, Verified
 from latticed.rpc.api import Shown
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.sight import Sight
+    from latticed.lifecycle.presence import Sight
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime

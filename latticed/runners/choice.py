@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from latticed.host.routes import Routes
+    from latticed.host.route.table import Routes
+    from latticed.runners.child_spawner import Ground
     from latticed.runners.contract import Runner
-    from latticed.runners.ground import Ground
     from latticed.runners.output import Outputs
 
 BUILT_IN: Final[frozenset[str]] = frozenset({"noop", "process", "wasm", "worker"})

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import faults, held, lines, uncarried
+from latticed.runners import internal_errors as faults
+from latticed.runners import lines
+from latticed.runners import message_memory as held
+from latticed.runners import unrepresentable as uncarried
 from latticed.runners.lines import Lines, LineTooLong
-from latticed.runners.uncarried import Uncarried
+from latticed.runners.unrepresentable import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from latticed.runners.uncarried import Odd
+    from latticed.runners.unrepresentable import Odd
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256

@@ -12,7 +12,7 @@ from latticed.model.runtime import Health
 from latticed.runners import replies, stdio_json
 from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
-from latticed.runners.uncarried import Uncarried
+from latticed.runners.unrepresentable import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.processes.pipes import Writer
-    from latticed.runners.ground import Invoking
+    from latticed.runners.child_spawner import Invoking
     from latticed.runners.output import Outputs, Stderr
     from latticed.sandbox.artifact import Artifact
 

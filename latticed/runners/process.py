@@ -6,7 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from latticed.model import accepted
-from latticed.runners import ground, one_shot, speaking
+from latticed.runners import child_spawner as ground
+from latticed.runners import one_shot
+from latticed.runners import stdio_child as speaking
 from latticed.sandbox import artifact, levels, namespaces
 from latticed.sandbox.spec import Request
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
+    from latticed.runners.child_spawner import Ground
     from latticed.runners.contract import Living, Plugin
-    from latticed.runners.ground import Ground
     from latticed.runners.output import Outputs
     from latticed.sandbox.artifact import Artifact
     from latticed.sandbox.levels import Chosen

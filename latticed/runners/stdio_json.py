@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import faults, held, lines, replies, uncarried
+from latticed.runners import internal_errors as faults
+from latticed.runners import lines, replies
+from latticed.runners import message_memory as held
+from latticed.runners import unrepresentable as uncarried
 from latticed.runners.lines import Lines, LineTooLong
-from latticed.runners.uncarried import Uncarried
+from latticed.runners.unrepresentable import Uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

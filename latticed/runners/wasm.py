@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
-from latticed.runners import ground as grounds
-from latticed.runners import speaking, wasm_children
+from latticed.runners import child_spawner as grounds
+from latticed.runners import stdio_child as speaking
+from latticed.runners import wasm_children
 from latticed.runners.wasm_cache import Cache
 from latticed.runners.wasm_children import INPUT, STATUS, LastWord, Package
 from latticed.runners.wasm_compiler import Bounds, Compiler, Module, in_thread
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
+    from latticed.runners.child_spawner import Ground
     from latticed.runners.contract import Living, Plugin
-    from latticed.runners.ground import Ground
     from latticed.runners.output import Outputs
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.rlimits import Limits

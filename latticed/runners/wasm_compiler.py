@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.runners.ground import Ground
+    from latticed.runners.child_spawner import Ground
     from latticed.runners.output import Stderr
     from latticed.runners.wasm_children import Package
     from latticed.sandbox.levels import Chosen

@@ -12,9 +12,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host import rendering, template
-from latticed.host import routes as table
-from latticed.host.routes import Response
+from latticed.host.route import rendering, table, template
+from latticed.host.route.table import Response
 from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.host.routes import Claim, Request, Routes
-    from latticed.host.template import Template
+    from latticed.host.route.table import Claim, Request, Routes
+    from latticed.host.route.template import Template
     from latticed.model.manifest import Manifest
     from latticed.runners.contract import Plugin
 

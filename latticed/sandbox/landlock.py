@@ -11,11 +11,12 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.sandbox import namespaces, view
+from latticed.sandbox import namespaces
+from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
-    from latticed.sandbox.view import View
+    from latticed.sandbox.visible_paths import View
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8

@@ -9,12 +9,13 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.sandbox import seccomp, stub, view
+from latticed.sandbox import seccomp, stub
+from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
     from latticed.sandbox.rlimits import Limits
     from latticed.sandbox.syscalls import Machine
-    from latticed.sandbox.view import View
+    from latticed.sandbox.visible_paths import View
 
 SCRATCH: Final = "/scratch"
 ARTIFACT: Final = "/artifact"

@@ -14,13 +14,15 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, standing, syscalls, tiny
+from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, syscalls
+from latticed.sandbox import elf_programs as tiny
+from latticed.sandbox import host_facts as standing
 from latticed.sandbox.cgroup import Delegation
 from latticed.sandbox.levels import Chosen, Failure, Level, Provided
 
 if TYPE_CHECKING:
     from latticed.sandbox.artifact import Artifact
-    from latticed.sandbox.standing import Standing
+    from latticed.sandbox.host_facts import Standing
     from latticed.sandbox.syscalls import Machine
 
 DEADLINE_S: Final = 10.0

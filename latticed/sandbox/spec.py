@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from latticed.model.errors import Problem
-from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub, tiny, view
+from latticed.sandbox import elf_programs as tiny
+from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub
+from latticed.sandbox import visible_paths as view
 from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.levels import Level
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.probe import Probed
     from latticed.sandbox.rlimits import Limits
-    from latticed.sandbox.view import View
+    from latticed.sandbox.visible_paths import View
 
 Network = Literal["none", "own", "host"]
 SCRIPT_FD: Final = 10

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_type_hints
 
-from latticed.kit import trusted
+from latticed.kit import trusted_files as trusted
 from latticed.model.errors import Problem
 from latticed.settings.shapes import Settings
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.kit.wheel import Ticket
     from latticed.runners.contract import Living, Plugin
-    from latticed.supervisor.tools import Tools
+    from latticed.supervisor.deps import Tools
 
 FIRST_CHECK_S: Final = 1.0
 """How soon after its start a plugin is first asked how it is; from then on its own interval counts."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Count
     from latticed.runners.contract import Plugin
-    from latticed.supervisor.tools import Tools
+    from latticed.supervisor.deps import Tools
 
 
 _AT_REST: Final = Runtime()

@@ -11,7 +11,7 @@ import json
 import pytest
 
 from latticed.broker.gate import Broker
-from latticed.host.service import HostError, Params, Served
+from latticed.host.call import HostError, Params, Served
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from tests.house import hostcalls, houses

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.sdk import calls as sdk
 from latticed.sdk import gate
 from latticed.sdk.gate import Gate

@@ -11,7 +11,7 @@ from wasmtime import wat2wasm as wasm
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import decode, read
-from latticed.host.service import Caller
+from latticed.host.call import Caller
 from latticed.kit.clock import SystemClock
 from latticed.model import runtime
 from latticed.model.errors import Problem

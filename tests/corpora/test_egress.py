@@ -7,10 +7,10 @@ from ipaddress import IPv6Address, ip_address
 
 import pytest
 
+from latticed.host.call import HostError
 from latticed.host.egress.client import Client
 from latticed.host.egress.guard import Guard
-from latticed.host.http import Http
-from latticed.host.service import HostError
+from latticed.host.http.calls import Http
 from latticed.model import addresses
 from latticed.model.hostcall import Denial
 from tests.house import corpora, dials, flows, nameservers, netns, origins, outside

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import latticed
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
-from latticed.runners import held, jsonrpc, lines, stdio_json
+from latticed.runners import jsonrpc, lines, stdio_json
+from latticed.runners import message_memory as held
 from latticed.sdk import Plugin
 from tests.house import conversations, pages
 

@@ -16,9 +16,9 @@ from multidict import CIMultiDict
 
 from latticed.bundle import decode
 from latticed.bundle.refusal import ReadRefused
-from latticed.host import public_paths, template
+from latticed.host.call import HostError
 from latticed.host.egress import url
-from latticed.host.service import HostError
+from latticed.host.route import public_paths, template
 from latticed.ingress import forwarding, request_target, same_origin
 from latticed.kit import strict_json, text
 from latticed.model import egress

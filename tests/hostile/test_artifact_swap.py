@@ -27,7 +27,7 @@ from latticed.runners.contract import Plugin
 from latticed.runners.noop import Held, Noop
 from latticed.runners.process import Process
 from latticed.sandbox import artifact
-from latticed.supervisor.tools import Tools
+from latticed.supervisor.deps import Tools
 from latticed.trust import verify
 from tests.house import bundles, catalogs, children, confined, grounds, processes, supervisors, swapper
 

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
-from latticed.rpc import doorman
+from latticed.rpc import connection_limiter as doorman
 from tests.house import bundles, daemons, houses, processes, raw_http
 
 ACME = bundles.author("acme")

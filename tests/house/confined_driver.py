@@ -16,7 +16,8 @@ from typing import Any
 
 from latticed.processes import child
 from latticed.processes.exits import Exit
-from latticed.sandbox import artifact, levels, probe, rlimits, spec, standing
+from latticed.sandbox import artifact, levels, probe, rlimits, spec
+from latticed.sandbox import host_facts as standing
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh", "node": "/usr/bin/node"}
 KEPT_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latticed.processes.child import Child
-from latticed.runners.ground import Ground
+from latticed.runners.child_spawner import Ground
 from latticed.settings import PluginLimits, Sandbox
 from tests.house import children
 

@@ -10,9 +10,9 @@ from unittest import mock
 
 import pytest
 
+from latticed.host.call import HostError
 from latticed.host.egress import interfaces
 from latticed.host.egress.client import Limits
-from latticed.host.service import HostError
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import outside

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latticed.host.routes import Routes
+from latticed.host.route.table import Routes
 from latticed.kit.clock import SystemClock
+from latticed.runners.child_spawner import Ground
 from latticed.runners.choice import Footing
-from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
 from latticed.settings import PluginLimits, Sandbox
 from tests.house import children

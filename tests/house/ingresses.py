@@ -19,10 +19,10 @@ from typing import Any
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import decode, read
-from latticed.host import service
+from latticed.host import call as service
+from latticed.host.call import Caller
 from latticed.host.kv import FOR_WORKERS, Kv
-from latticed.host.routes import Request, Response, Routes
-from latticed.host.service import Caller
+from latticed.host.route.table import Request, Response, Routes
 from latticed.ingress.ingress import Ingress
 from latticed.kit.clock import SystemClock
 from latticed.ledger import Ledger, open_ledger

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from latticed.host.redaction import REFERENCE, redacted
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.secret.references import REFERENCE, redacted
 from latticed.model.hostcall import Denial
 
 

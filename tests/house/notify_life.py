@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-from latticed.host.notify_queue import NotifyQueue
+from latticed.host.notify.keeper import NotifyQueue
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import Client, Limits
 from latticed.host.egress.guard import Guard
-from latticed.host.http import Http, NoSecrets
-from latticed.host.service import Caller, HostError
+from latticed.host.http.calls import Http, NoSecrets
 from latticed.model.egress import EgressRights
 from tests.house import dials, nameservers, origins
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from latticed.bundle import decode
 from latticed.lifecycle import advance
-from latticed.lifecycle.sight import Sight
+from latticed.lifecycle.presence import Sight
 from latticed.model import accepted
 from latticed.model.lifecycle import Record, Status
 from latticed.model.runtime import LastError

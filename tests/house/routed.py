@@ -17,16 +17,16 @@ from typing import Any
 
 import msgspec
 
-from latticed.host import passwords
-from latticed.host.route import Doors, Route
-from latticed.host.routes import Routes
-from latticed.host.secret_key import Place
-from latticed.host.secrets import Secrets
-from latticed.host.service import Caller, HostError
-from latticed.host.service_routes import ServiceRoutes
+from latticed.host.call import Caller, HostError
+from latticed.host.route import passwords
+from latticed.host.route.calls import Doors, Route
+from latticed.host.route.table import Routes
+from latticed.host.route.upstreams import ServiceRoutes
+from latticed.host.secret.keeper import Secrets
+from latticed.host.secret.key import Place
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.proxy import Limits
-from latticed.ingress.services import ServiceIngress
+from latticed.ingress.service_listener import ServiceIngress
 from latticed.kit.wheel import Wheel
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import routes as rows

@@ -20,8 +20,8 @@ from latticed.model.errors import Problem
 from latticed.model.runtime import Runtime
 from latticed.model.verdict import Verdict, Verified
 from latticed.runners.contract import Plugin
+from latticed.supervisor.deps import Tools
 from latticed.supervisor.supervisor import Supervisor
-from latticed.supervisor.tools import Tools
 from latticed.trust import verify
 from tests.house import bundles, catalogs
 from tests.house.clocks import ManualClock

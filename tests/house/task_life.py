@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latticed.host.tasks import spec
-from latticed.host.tasks.queue import Tasks
-from latticed.host.tasks.spec import Submit
+from latticed.host.task import spec
+from latticed.host.task.keeper import Tasks
+from latticed.host.task.spec import Submit
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger

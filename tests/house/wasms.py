@@ -20,18 +20,18 @@ import wasmtime
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import read
-from latticed.host import service
+from latticed.host import call as service
+from latticed.host.call import Caller
 from latticed.host.kv import Kv, quota_of
 from latticed.host.log import Log
-from latticed.host.service import Caller
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.model.audit import Event
 from latticed.model.manifest import Manifest
+from latticed.runners.child_spawner import Ground
 from latticed.runners.contract import Plugin
-from latticed.runners.ground import Ground
 from latticed.runners.output import Outputs
-from latticed.runners.speaking import Speaking
+from latticed.runners.stdio_child import Speaking
 from latticed.runners.wasm import Caps, Wasm
 from latticed.sandbox.levels import Level, Provided
 from latticed.settings import HostCalls, PluginLimits, Sandbox

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from latticed.lifecycle.usual import DEFAULTS
+from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.model import accepted, egress
 from latticed.model.manifest import Dependency, Egress, Limits, Manifest, Routes, Runtime, Sandbox
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
 
+from latticed.host.call import HostError
 from latticed.host.egress import body, url
-from latticed.host.service import HostError
 from latticed.model import addresses, egress, hosts
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial

@@ -9,10 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from latticed.lifecycle import advance, granting, sight
+from latticed.lifecycle import advance, granting
+from latticed.lifecycle import presence as sight
 from latticed.lifecycle.advance import Consent
 from latticed.lifecycle.granting import Regrant
-from latticed.lifecycle.sight import Sight
+from latticed.lifecycle.presence import Sight
 from latticed.model import capability, semver_range
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status

@@ -7,8 +7,8 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host import template
-from latticed.host.template import METHOD, PATH, Reference
+from latticed.host.route import template
+from latticed.host.route.template import METHOD, PATH, Reference
 from latticed.model.errors import Problem
 
 PIECES = [

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from latticed.host import journal
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.node import journal
 from latticed.model.hostcall import Denial
 from tests.house import journalds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
 
 _GZIP: Final = zlib.MAX_WBITS | 16

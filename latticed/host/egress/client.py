@@ -21,8 +21,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
+from latticed.host.call import HostError
 from latticed.host.egress import body, headers, redirects
-from latticed.host.service import HostError
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:

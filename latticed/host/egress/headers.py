@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from latticed.host.call import HostError
 from latticed.host.egress import headers, url
-from latticed.host.service import HostError
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:

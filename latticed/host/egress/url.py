@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urljoin
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 

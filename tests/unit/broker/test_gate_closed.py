@@ -8,7 +8,7 @@ import pytest
 
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
-from latticed.host.service import Caller, HostError, Params, Served, table
+from latticed.host.call import Caller, HostError, Params, Served, table
 from latticed.kit.clock import SystemClock
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from latticed.catalog.crew import Crew
+from latticed.catalog.abandoning_threads import Crew
 from tests.house.catalogs import until
 
 

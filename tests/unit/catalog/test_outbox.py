@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from latticed.catalog.coalescer import Outbox, Sighting, same
 from latticed.catalog.hints import MAX_NAMES, Inbox
 from latticed.catalog.mounts import MountTable
-from latticed.catalog.outbox import Outbox, Sighting, same
 from latticed.model.manifest import Manifest
 from latticed.model.verdict import Code, Refused, Verified
 from tests.house import forks

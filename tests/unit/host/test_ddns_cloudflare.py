@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from latticed.host.ddns_records import cloudflare_api
-from latticed.host.ddns_records.cloudflare import Cloudflare
-from latticed.host.ddns_records.outcome import Failed, Job, Published, Refused
+from latticed.host.call import HostError
+from latticed.host.ddns import cloudflare_api
+from latticed.host.ddns.cloudflare import Cloudflare
+from latticed.host.ddns.outcome import Failed, Job, Published, Refused
 from latticed.host.egress.client import Client
 from latticed.host.egress.guard import Guard
-from latticed.host.service import HostError
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import cloudflares, origins

@@ -13,11 +13,11 @@ import dns.rcode
 import dns.tsig
 import pytest
 
-from latticed.host.ddns_records import spec as specs
-from latticed.host.ddns_records.outcome import Failed, Job, Published, Refused
-from latticed.host.ddns_records.rfc2136 import Rfc2136
+from latticed.host.call import HostError
+from latticed.host.ddns import spec as specs
+from latticed.host.ddns.outcome import Failed, Job, Published, Refused
+from latticed.host.ddns.rfc2136 import Rfc2136
 from latticed.host.egress.guard import Guard
-from latticed.host.service import HostError
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import dns_servers
@@ -258,7 +258,7 @@ async def test_what_the_answer_to_an_update_means(rcode, code, lasting):
 
 async def test_a_server_that_says_nothing_is_left(monkeypatch):
     """After its time, with the connection closed."""
-    monkeypatch.setattr("latticed.host.ddns_records.dns_exchange.EXCHANGE_S", 0.05)
+    monkeypatch.setattr("latticed.host.ddns.dns_exchange.EXCHANGE_S", 0.05)
     hung = asyncio.Event()
 
     async def serve(reader, writer):

@@ -12,15 +12,15 @@ from ipaddress import ip_address
 import msgspec
 import pytest
 
-from latticed.host.ddns import Ddns
-from latticed.host.ddns_records.cloudflare import Cloudflare
-from latticed.host.ddns_records.outcome import Failed, Published
-from latticed.host.ddns_records.providers import Providers
-from latticed.host.ddns_records.rfc2136 import Rfc2136
-from latticed.host.ddns_records.schedule import TRIES, Records
+from latticed.host.call import Caller, HostError
+from latticed.host.ddns.calls import Ddns
+from latticed.host.ddns.cloudflare import Cloudflare
+from latticed.host.ddns.keeper import TRIES, Records
+from latticed.host.ddns.outcome import Failed, Published
+from latticed.host.ddns.providers import Providers
+from latticed.host.ddns.rfc2136 import Rfc2136
 from latticed.host.egress.client import Client
 from latticed.host.egress.guard import Guard
-from latticed.host.service import Caller, HostError
 from latticed.kit.wheel import Wheel
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import ddns as rows

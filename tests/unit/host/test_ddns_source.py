@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.ddns_records import source
+from latticed.host.ddns import source
 from latticed.host.egress.interfaces import own_addresses
 from tests.house import netns
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.ddns_records import spec as specs
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.ddns import spec as specs
 
 PUBLIC = "93.184.216.34"
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.ddns_records import standing
-from latticed.host.ddns_records.outcome import Failed, Published
-from latticed.host.ddns_records.spec import Spec
-from latticed.host.ddns_records.standing import LONGEST_US, SECOND_US, Policy, after, next_try, put_again
+from latticed.host.ddns import rules as standing
+from latticed.host.ddns.outcome import Failed, Published
+from latticed.host.ddns.rules import LONGEST_US, SECOND_US, Policy, after, next_try, put_again
+from latticed.host.ddns.spec import Spec
 from latticed.ledger.ddns import Standing
 from latticed.model import restart
 

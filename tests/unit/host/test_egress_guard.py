@@ -11,11 +11,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 
-from latticed.host.ddns_records import source
+from latticed.host.call import HostError
+from latticed.host.ddns import source
 from latticed.host.egress import interfaces, resolver
 from latticed.host.egress.guard import Guard
 from latticed.host.egress.interfaces import own_addresses
-from latticed.host.service import HostError
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial

@@ -10,10 +10,10 @@ import zlib
 import aiohttp
 import pytest
 
+from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import Client, Limits
 from latticed.host.egress.guard import Guard
-from latticed.host.http import MAX_AT_ONCE_OF_ONE, Http, NoSecrets
-from latticed.host.service import Caller, HostError
+from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, Http, NoSecrets
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import dials, lending, origins

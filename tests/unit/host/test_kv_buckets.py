@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from latticed.broker.decide import Rights
+from latticed.host.call import Caller, HostError
 from latticed.host.kv import FOR_WORKERS
-from latticed.host.service import Caller, HostError
 from tests.house import ingresses
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host import mail_message
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.mail import message as mail_message
 
 NOW_US = 1_767_323_045_000_000
 HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Latticed-Plugin", "Content-Type"]

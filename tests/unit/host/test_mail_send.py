@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import msgspec
 import pytest
 
-from latticed.host import smtp
+from latticed.host.call import Caller, HostError
 from latticed.host.egress.guard import Guard
-from latticed.host.mail import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, Mail
-from latticed.host.service import Caller, HostError
-from latticed.host.smtp import Smtp
+from latticed.host.mail import smtp
+from latticed.host.mail.calls import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, Mail
+from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
 from tests.house import lending, relays
 from tests.house.clocks import ManualClock
@@ -373,7 +373,7 @@ async def test_nothing_that_looks_like_a_command_gets_out_of_the_message(it):
 
 async def test_a_relay_that_hangs_after_the_message_has_it_all_the_same(monkeypatch):
     """What was taken is sent, whether or not the relay says good-bye before the time of the call is over."""
-    monkeypatch.setattr("latticed.host.smtp._GOODBYE_S", 2.2)
+    monkeypatch.setattr("latticed.host.mail.smtp._GOODBYE_S", 2.2)
     taken = asyncio.Event()
 
     async def serve(reader, writer):

@@ -20,9 +20,9 @@ import pytest
 import trustme
 
 from latticed.host.egress.guard import Guard
-from latticed.host.monitors import spec as specs
-from latticed.host.monitors.decide import Standing, decide
-from latticed.host.monitors.probes import Probes, of_os_error
+from latticed.host.monitor import spec as specs
+from latticed.host.monitor.probes import Probes, of_os_error
+from latticed.host.monitor.rules import Standing, decide
 from latticed.model.egress import EgressRights
 from tests.house import netns, targets
 
@@ -335,8 +335,8 @@ import asyncio, os, sys
 sys.modules["tests"] = type(sys)("tests"); sys.modules["tests"].__path__ = [sys.argv[1]]
 from latticed.host.egress.guard import Guard
 from latticed.host.monitors import spec as specs
-from latticed.host.monitors.decide import Standing, decide
-from latticed.host.monitors.probes import Probes
+from latticed.host.monitor.rules import Standing, decide
+from latticed.host.monitor.probes import Probes
 from latticed.model import hosts
 from tests.house import targets
 {prepare}

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from latticed.host.monitors import icmp
-from latticed.host.monitors.decide import Standing, decide
-from latticed.host.monitors.turns import Turns
+from latticed.host.fair_queue import Turns
+from latticed.host.monitor import icmp
+from latticed.host.monitor.rules import Standing, decide
 
 OUTCOMES = st.sampled_from(["up", "down", "unsupported", "blocked", "error"])
 NEWS = {"up", "down"}

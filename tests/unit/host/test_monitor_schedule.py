@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from latticed.host.call import Caller, HostError
 from latticed.host.egress.guard import Guard
-from latticed.host.monitor import Monitor
-from latticed.host.monitors.probes import Probes
-from latticed.host.monitors.schedule import Monitors
-from latticed.host.notify_queue import NotifyQueue
-from latticed.host.service import Caller, HostError
+from latticed.host.monitor.calls import Monitor
+from latticed.host.monitor.keeper import Monitors
+from latticed.host.monitor.probes import Probes
+from latticed.host.notify.keeper import NotifyQueue
 from latticed.kit.wheel import Wheel
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import monitors as rows

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.monitors import spec as specs
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.monitor import spec as specs
 
 WEB = {"name": "web", "kind": "http", "target": "https://example.org/"}
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host import intents, network_reading
-from latticed.host.network import Network
-from latticed.host.secret_key import Place
-from latticed.host.secrets import Secrets
-from latticed.host.service import Caller, HostError
+from latticed.host.call import Caller, HostError
+from latticed.host.network import intents
+from latticed.host.network import listeners as network_reading
+from latticed.host.network.calls import Network
+from latticed.host.secret.keeper import Secrets
+from latticed.host.secret.key import Place
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import plans as rows
 from latticed.model import plan

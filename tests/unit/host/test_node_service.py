@@ -20,9 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed import settings as settings_room
-from latticed.host import journal, node, node_network, node_reading
-from latticed.host.node import Fresh, Node, ReadJournal, SetLabels
-from latticed.host.service import Caller, HostError, NoParams
+from latticed.host.call import Caller, HostError, NoParams
+from latticed.host.node import calls as node
+from latticed.host.node import facts as node_reading
+from latticed.host.node import interfaces as node_network
+from latticed.host.node import journal
+from latticed.host.node.calls import Fresh, Node, ReadJournal, SetLabels
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
 from tests.house.clocks import ManualClock
@@ -118,7 +121,7 @@ def test_which_addresses_spell_out_a_mac(address: str, *, tells: bool) -> None:
 SHOW = """
 import json
 from pathlib import Path
-from latticed.host.node_network import interfaces
+from latticed.host.node.interfaces import interfaces
 print(json.dumps(interfaces(Path("/"), hardware=True)))
 """
 LINKS = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.host.notify_queue import NotifyQueue
+from latticed.host.notify.keeper import NotifyQueue
 from latticed.kit.clock import SystemClock
 from latticed.ledger import notification_upkeep, open_ledger
 from latticed.settings import shapes

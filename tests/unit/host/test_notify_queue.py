@@ -8,9 +8,9 @@ import json
 import msgspec
 import pytest
 
-from latticed.host.notify import Notify, Send, body_text, checked
-from latticed.host.notify_queue import DAY_S, LEASE_S, NotifyQueue
-from latticed.host.service import Caller, HostError
+from latticed.host.call import Caller, HostError
+from latticed.host.notify.calls import Notify, Send, body_text, checked
+from latticed.host.notify.keeper import DAY_S, LEASE_S, NotifyQueue
 from latticed.ledger import audit, open_ledger
 from latticed.ledger.notifications import Message
 from latticed.model.errors import Problem

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from latticed.host import passwords
+from latticed.host.route import passwords
 
 CHEAP = passwords.hashed("correct horse", ln=10)
 

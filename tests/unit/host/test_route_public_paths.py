@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host import public_paths
+from latticed.host.route import public_paths
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from latticed.host import route_targets
-from latticed.host.route_targets import MAX_ANSWER_BYTES, MAX_AT_ONCE
-from latticed.host.routes import Request
+from latticed.host.route import targets as route_targets
+from latticed.host.route.table import Request
+from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_AT_ONCE
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from latticed.host import routes as room
-from latticed.host.routes import Listener, Routes
+from latticed.host.route import table as room
+from latticed.host.route.table import Listener, Routes
 from latticed.model.errors import Problem
 from tests.house.ingresses import Echo
 

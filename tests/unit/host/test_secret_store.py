@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed import settings as settings_room
-from latticed.host import redaction, secret_key, secrets
-from latticed.host.secret_key import Place
-from latticed.host.secrets import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, Secrets
-from latticed.host.service import HostError
+from latticed.host.call import HostError
+from latticed.host.secret import keeper as secrets
+from latticed.host.secret import key as secret_key
+from latticed.host.secret import references as redaction
+from latticed.host.secret.keeper import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, Secrets
+from latticed.host.secret.key import Place
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import secrets as rows
 from latticed.model.errors import Problem

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.host import service
+from latticed.host import call as service
+from latticed.host.call import HostError, NoParams, Served
 from latticed.host.kv import key_fault
-from latticed.host.service import HostError, NoParams, Served
 from latticed.model.hostcall import Denial
 
 

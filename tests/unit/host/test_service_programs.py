@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from latticed.host import permissions
-from latticed.host.longlived import LongLived
-from latticed.host.programs import life
-from latticed.host.programs.keeper import Programs
-from latticed.host.service import Caller, HostError
+from latticed.host.call import Caller, HostError
+from latticed.host.program import supervised as life
+from latticed.host.program.calls import LongLived
+from latticed.host.program.keeper import Programs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.model.restart import Policy

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.programs.decide import Again, Ended, Over, Rules, after
+from latticed.host.program.rules import Again, Ended, Over, Rules, after
 from latticed.model.restart import Failures, Policy
 
 POLICY = Policy(base_s=1.0, ceiling_s=8.0, jitter=0.2, healthy_s=60.0, breaker_failures=4)

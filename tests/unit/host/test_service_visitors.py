@@ -7,9 +7,9 @@ import signal
 
 import aiohttp
 
-from latticed.host.programs import spec as specs
-from latticed.host.programs.keeper import Programs
-from latticed.host.tunnels.ready import free_port
+from latticed.host.program import spec as specs
+from latticed.host.program.keeper import Programs
+from latticed.host.tunnel.readiness import free_port
 from latticed.kit.clock import SystemClock
 from latticed.model.restart import VISITED, Policy
 from latticed.settings.programs import Service as Settings

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host import static, static_tree
-from latticed.host.service import Caller, HostError
-from latticed.host.static import Delete, Get, ListFiles, Put, Static
-from latticed.host.static_tree import Quota, Tree
+from latticed.host.call import Caller, HostError
+from latticed.host.static import calls as static
+from latticed.host.static import tree as static_tree
+from latticed.host.static.calls import Delete, Get, ListFiles, Put, Static
+from latticed.host.static.tree import Quota, Tree
 from latticed.model.hostcall import Denial
 from latticed.settings import shapes
 from tests.house import faults, processes
@@ -375,7 +376,7 @@ async def test_killed_between_write_and_rename_the_old_file_stays(desk: Desk) ->
 REPLACES = """
 import sys
 from pathlib import Path
-from latticed.host.static_tree import Quota, Tree
+from latticed.host.static.tree import Quota, Tree
 tree, quota = Tree(Path(sys.argv[1])), Quota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
 for number in range(10**9):
     tree.put("-/acme.demo", "a.txt", bytes([number % 251]) * 100_000, quota)

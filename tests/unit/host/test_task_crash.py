@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.host.tasks.queue import Tasks
+from latticed.host.task.keeper import Tasks
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.settings.programs import Task as Settings

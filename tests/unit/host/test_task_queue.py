@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from latticed.host import permissions
-from latticed.host.service import Caller, HostError
-from latticed.host.task import Task
-from latticed.host.tasks.queue import Tasks
+from latticed.host.call import Caller, HostError
+from latticed.host.task.calls import Task
+from latticed.host.task.keeper import Tasks
 from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 from latticed.model.errors import Problem
@@ -156,7 +156,7 @@ async def test_what_was_edited_after_approval_is_refused(here, column):
 
 async def test_a_script_edited_with_its_approval_is_refused_by_its_bytes(here, monkeypatch):
     """Even when row and digests agree again: what is sealed for running is compared once more."""
-    from latticed.host.tasks import run
+    from latticed.host.task import run
 
     sealed = run._sealed
     monkeypatch.setattr(run, "_sealed", lambda task: sealed(replace(task, script="echo other")))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.tasks.decide import ENDS, Refused, Standing, Step, decide
+from latticed.host.task.rules import ENDS, Refused, Standing, Step, decide
 
 SHA, OTHER = "a" * 64, "b" * 64
 VERBS = ("approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.host import template
-from latticed.host.template import METHOD, PATH, Reference
+from latticed.host.route import template
+from latticed.host.route.template import METHOD, PATH, Reference
 from latticed.model.errors import Problem
 
 

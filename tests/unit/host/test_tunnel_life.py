@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 from latticed.host import permissions
-from latticed.host.programs.life import Tools
-from latticed.host.service import Caller, HostError
-from latticed.host.tunnel import Tunnel
-from latticed.host.tunnels.keeper import Tunnels
-from latticed.host.tunnels.one import House
+from latticed.host.call import Caller, HostError
+from latticed.host.program.supervised import Tools
+from latticed.host.tunnel.calls import Tunnel
+from latticed.host.tunnel.connector import House
+from latticed.host.tunnel.keeper import Tunnels
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.ledger import programs as rows

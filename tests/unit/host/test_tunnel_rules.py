@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.service import HostError
-from latticed.host.tunnels import credentials, place
-from latticed.host.tunnels import spec as specs
+from latticed.host.call import HostError
+from latticed.host.tunnel import credentials
+from latticed.host.tunnel import files as place
+from latticed.host.tunnel import spec as specs
 from latticed.model import egress
 from latticed.model.errors import Problem
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from latticed.host.routes import Response
+from latticed.host.route.table import Response
 from latticed.ingress import connection
 from latticed.ingress import ingress as room
 from latticed.model.errors import Problem

@@ -9,7 +9,7 @@ import re
 import aiohttp
 import pytest
 
-from latticed.host import passwords
+from latticed.host.route import passwords
 from latticed.ingress import sessions
 from latticed.model.audit import Event
 from tests.house import backends, ingresses, routed

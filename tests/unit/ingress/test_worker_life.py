@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from latticed.host.routes import Routes
+from latticed.host.route.table import Routes
 from latticed.ingress.ingress import Ingress
 from latticed.kit.clock import SystemClock
 from latticed.runners.noop import Noop

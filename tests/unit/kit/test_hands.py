@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from latticed.kit import hands
+from latticed.kit import executor as hands
 
 
 def test_work_that_never_ends_does_not_hold_up_the_end():

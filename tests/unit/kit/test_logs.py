@@ -16,7 +16,8 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import journal, logs, outlet
+from latticed.kit import journal, logs
+from latticed.kit import nonblocking_writer as outlet
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from latticed.kit.looking import Look
+from latticed.kit.poll import Look
 
 
 async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept():

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import sdnotify
+from latticed.kit import sd_notify as sdnotify
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from latticed.kit.sparing import MOST_KINDS, Sparing
+from latticed.kit.log_limit import MOST_KINDS, Sparing
 
 
 def test_one_of_a_kind_in_a_while_is_written_and_says_how_many_it_stands_for():

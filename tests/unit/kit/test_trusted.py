@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from latticed.kit import trusted
+from latticed.kit import trusted_files as trusted
 
 OWNERS = frozenset({0, os.geteuid()})
 STRANGER = 65_501

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.ledger import Ledger, audit, kv, open_ledger, rebuild, upkeep
-from latticed.ledger import damage as looking
+from latticed.ledger import integrity as looking
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from latticed.ledger import Ledger, audit, later
+from latticed.ledger import Ledger, audit
+from latticed.ledger import deferred_events as later
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 

@@ -7,7 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit.clock import SystemClock, rfc3339
-from latticed.ledger import audit, sanitise
+from latticed.ledger import audit
+from latticed.ledger import audit_text as sanitise
 from latticed.ledger.chain import Chain
 from latticed.model import audit as events
 from latticed.model import chain as model_chain

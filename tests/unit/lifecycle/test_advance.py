@@ -7,11 +7,12 @@ from itertools import product
 
 import pytest
 
-from latticed.lifecycle import advance, granting, sight
+from latticed.lifecycle import advance, granting
+from latticed.lifecycle import presence as sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent
 from latticed.lifecycle.granting import Regrant
-from latticed.lifecycle.sight import Sight, facts_of
-from latticed.lifecycle.usual import DEFAULTS
+from latticed.lifecycle.manifest_defaults import DEFAULTS
+from latticed.lifecycle.presence import Sight, facts_of
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency

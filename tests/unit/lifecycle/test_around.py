@@ -6,7 +6,7 @@ import os
 
 from latticed import settings
 from latticed.bundle.read import Limits
-from latticed.lifecycle import around
+from latticed.lifecycle import restore_needs as around
 from latticed.lifecycle.recovery import Place
 from tests.house import bundles
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from latticed.lifecycle.refusals import MOST_LINES, Refusals
+from latticed.lifecycle.refused_log import MOST_LINES, Refusals
 from latticed.model.verdict import Code, Refused
 from latticed.trust.claims import Claimants
 from tests.house import bundles, houses

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.ledger import audit as rows
 from latticed.ledger import floors, open_ledger, records
-from latticed.lifecycle import holding, stricter
+from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import startup_merge as holding
 from latticed.model import chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from latticed.ledger import records as rows
-from latticed.lifecycle import saver as saver_room
+from latticed.lifecycle import write_behind as saver_room
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from tests.house import houses

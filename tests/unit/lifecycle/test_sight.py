@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.lifecycle import sight
-from latticed.lifecycle.sight import Sight
-from latticed.lifecycle.usual import DEFAULTS
+from latticed.lifecycle import presence as sight
+from latticed.lifecycle.manifest_defaults import DEFAULTS
+from latticed.lifecycle.presence import Sight
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused

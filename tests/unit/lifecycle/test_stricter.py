@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from latticed.ledger.floors import Floors, Pin
 from latticed.ledger.revocations import Revocations
-from latticed.lifecycle import advance, stricter
+from latticed.lifecycle import advance
+from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle.presence import facts_of, pin_of
 from latticed.lifecycle.revocations import floors_of
-from latticed.lifecycle.sight import facts_of, pin_of
 from latticed.model.lifecycle import Status
 from latticed.trust.policy import Revoked
 from tests.house import claimants

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.ledger import notifications
 from latticed.model.errors import Problem
 from tests.house import bundles, children, dns_servers, hostcall_rows_out, hostcalls, houses, targets

@@ -10,11 +10,13 @@ import pytest
 from latticed.ledger import floors as kept
 from latticed.ledger import terms as texts
 from latticed.ledger.floors import Floors
-from latticed.lifecycle import advance, granting, sight, stricter
+from latticed.lifecycle import advance, granting
+from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import presence as sight
 from latticed.lifecycle.advance import NO_CONSENT, Consent
 from latticed.lifecycle.granting import Regrant
+from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.revocations import floors_of
-from latticed.lifecycle.usual import DEFAULTS
 from latticed.model import accepted, consents
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.processes import birth, child
+from latticed.processes import child
+from latticed.processes import spawn as birth
 from latticed.runners import cpu
 from latticed.sandbox import rlimits
 from tests.house import children, processes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.rpc import explaining
 from latticed.runners.output import Line

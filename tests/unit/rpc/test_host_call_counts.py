@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from latticed.ctl import activity
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from tests.house import houses
 
 

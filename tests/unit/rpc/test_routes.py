@@ -11,8 +11,9 @@ import pytest
 from aiohttp import ClientPayloadError
 from yarl import URL
 
-from latticed.kit.sparing import EVERY_S, Sparing
-from latticed.rpc import app, plugins, tally, views
+from latticed.kit.log_limit import EVERY_S, Sparing
+from latticed.rpc import app, plugins, views
+from latticed.rpc import counts as tally
 from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.routes import ROUTES
 from tests.house import houses

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from latticed.lifecycle import rest
+from latticed.lifecycle import effects as rest
 from latticed.model.errors import Problem
 from tests.house import bundles, houses
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latticed.model.verdict import Code, Refused
-from latticed.rpc import tally
+from latticed.rpc import counts as tally
 from tests.house import bundles, houses
 
 MANY = 3_000

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from latticed.host.tasks import spec
-from latticed.host.tasks.queue import Tasks
-from latticed.host.tasks.spec import Submit
+from latticed.host.task import spec
+from latticed.host.task.keeper import Tasks
+from latticed.host.task.spec import Submit
 from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 from latticed.model.audit import Actor

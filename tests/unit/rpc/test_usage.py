@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.kit.clock import SystemClock
 from latticed.ledger import contacts
 from tests.house import houses

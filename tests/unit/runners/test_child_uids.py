@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.runners.ground import _Uids
+from latticed.runners.child_spawner import _Uids
 
 
 def test_each_is_lent_once_until_it_comes_back():

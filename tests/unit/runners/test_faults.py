@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.kit.sparing import Sparing
+from latticed.kit.log_limit import Sparing
 from latticed.model.hostcall import Denial
-from latticed.runners import faults
+from latticed.runners import internal_errors as faults
 
 
 class Log:

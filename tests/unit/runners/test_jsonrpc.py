@@ -8,11 +8,12 @@ import json
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import held, jsonrpc
-from latticed.runners.uncarried import Uncarried
+from latticed.runners import jsonrpc
+from latticed.runners import message_memory as held
+from latticed.runners.unrepresentable import Uncarried
 from tests.house import conversations
 
 LIMIT = jsonrpc.MAX_LINE_BYTES

@@ -15,9 +15,9 @@ import pytest
 from latticed.bundle import decode, read
 from latticed.model.errors import Problem
 from latticed.runners import cpu, one_shot
+from latticed.runners.child_spawner import Ground
 from latticed.runners.contract import Plugin
 from latticed.runners.cpu import CpuWatch
-from latticed.runners.ground import Ground
 from latticed.runners.process import Process
 from latticed.settings import PluginLimits, Sandbox
 from tests.house import bundles, children, grounds, houses

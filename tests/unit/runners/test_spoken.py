@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.processes.pipes import Reader, Writer

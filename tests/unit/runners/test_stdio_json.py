@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import stdio_json
-from latticed.runners.uncarried import Uncarried
+from latticed.runners.unrepresentable import Uncarried
 from tests.house import conversations
 
 REPLY = {"ok": True, "message": "done", "result": {"a": 1}, "error": None}

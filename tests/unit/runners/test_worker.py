@@ -12,9 +12,9 @@ import pytest
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import read
-from latticed.host import template
-from latticed.host.routes import Listener, Request, Routes
-from latticed.host.service import Caller, HostError
+from latticed.host.call import Caller, HostError
+from latticed.host.route import template
+from latticed.host.route.table import Listener, Request, Routes
 from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial

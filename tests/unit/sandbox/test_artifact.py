@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from latticed.bundle import read
 from latticed.model.errors import Problem
-from latticed.sandbox import artifact, syscalls, tiny
+from latticed.sandbox import artifact, syscalls
+from latticed.sandbox import elf_programs as tiny
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
 

@@ -14,20 +14,10 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.sandbox import (
-    artifact,
-    landlock,
-    levels,
-    probe,
-    rlimits,
-    spec,
-    standing,
-    stub,
-    stub_root,
-    syscalls,
-    tiny,
-    view,
-)
+from latticed.sandbox import artifact, landlock, levels, probe, rlimits, spec, stub, stub_root, syscalls
+from latticed.sandbox import elf_programs as tiny
+from latticed.sandbox import host_facts as standing
+from latticed.sandbox import visible_paths as view
 from tests.house import children
 
 HOST = probe.Probed(

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from latticed.host.service import HostError
+from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.restart import VISITED
 from latticed.model.runtime import Health, LastError

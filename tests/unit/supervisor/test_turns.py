@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from latticed.supervisor import tools
+from latticed.supervisor import deps as tools
 from tests.house import supervisors
 from tests.house.houses import until
 

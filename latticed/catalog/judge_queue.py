@@ -1,0 +1,110 @@
+"""Names that wait to be looked at, and the crew that does it: what hangs in one lane holds up no other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Mapping
+
+    from latticed.catalog.abandoning_threads import Crew, Outcome
+    from latticed.catalog.scanner import Entry
+
+_SLICE_S: Final = 0.25
+_SLICE_NAMES: Final = 4096
+_FULL_PAUSE_S: Final = 1.0
+
+
+class Look(IntEnum):
+    """How closely: judge what has changed; judge again; hash again whatever the fingerprint says."""
+
+    COMPARE = 0
+    JUDGE = 1
+    HASH = 2
+
+
+class Lane:
+    """One task, `run`, looks at what `put` names.
+
+    `prepare(jobs)` gives the work on one name, which is done on the crew's threads. `tell(outcome)` is called on the
+    loop with what has been found so far.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        *,
+        prepare: Callable[[Mapping[str, Look]], Callable[[str], Entry | None]],
+        tell: Callable[[Outcome[str, Entry | None]], None],
+    ) -> None:
+        self.crew = crew
+        self._prepare = prepare
+        self._tell = tell
+        self._urgent: dict[str, Look] = {}
+        self._backlog: dict[str, Look] = {}
+        self._turn_of_urgent = False
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._found = 0
+        self.judging: Mapping[str, Look] = {}
+
+    def put(self, names: Iterable[str], how: Look, *, urgent: bool = False) -> None:
+        """Have these looked at, at least that closely; `urgent` ones do not wait for the backlog."""
+        for name in names:
+            wanted = max(how, self._backlog.pop(name, how), self._urgent.pop(name, how))
+            (self._urgent if urgent else self._backlog)[name] = wanted
+        if self._urgent or self._backlog:
+            self._idle.clear()
+            self._news.set()
+
+    def retain(self, names: Container[str]) -> None:
+        """Forget what waits and is not among `names`."""
+        for waiting in (self._urgent, self._backlog):
+            for name in [name for name in waiting if name not in names]:
+                del waiting[name]
+
+    async def run(self) -> None:
+        """Look at what there is, until cancelled."""
+        while True:
+            jobs = self._take()
+            if not jobs:
+                self._idle.set()
+                self._news.clear()
+                await self._news.wait()
+                continue
+            self.judging = jobs
+            try:
+                outcome = await self.crew.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, tell=self._told)
+            finally:
+                self.judging = {}
+            for name in outcome.left:
+                self._backlog.setdefault(name, jobs[name])
+            self._told(outcome)
+            if self.crew.full:
+                await asyncio.sleep(_FULL_PAUSE_S)
+
+    async def idle(self, patience_s: float | None = None) -> None:
+        """Return when nothing waits, or (with `patience_s`) when nothing was found for so long."""
+        while True:
+            found = self._found
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._idle.wait()
+                    return
+            if found == self._found:
+                return
+
+    def _told(self, outcome: Outcome[str, Entry | None]) -> None:
+        self._found += len(outcome.done) + len(outcome.failed) + len(outcome.stuck)
+        self._tell(outcome)
+
+    def _take(self) -> dict[str, Look]:
+        """The next jobs: urgent ones and the backlog by turns, so that neither waits for ever."""
+        self._turn_of_urgent = not self._turn_of_urgent
+        first, other = (self._urgent, self._backlog) if self._turn_of_urgent else (self._backlog, self._urgent)
+        waiting = first or other
+        return {name: waiting.pop(name) for name in list(itertools.islice(waiting, _SLICE_NAMES))}

@@ -1,0 +1,134 @@
+"""What host services need to run a program confined: somebody who starts children, and the highest level there is.
+
+`runners.ground.Ground` is such a spawner; this room is below it and knows only what it asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from latticed.kit import trusted_files as trusted
+from latticed.model.errors import Problem
+from latticed.sandbox import artifact, levels
+from latticed.sandbox.levels import Chosen
+from latticed.sandbox.spec import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.sandbox.artifact import Artifact
+    from latticed.sandbox.levels import Level
+    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.spec import Ids, Request
+
+PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+CODE: Final = "program_unusable"
+MAX_SCRIPT_BYTES: Final = 4 << 20
+"""A program of the host's that is a script is copied to where it runs; a larger one is none."""
+_LIKES: Final = frozenset({levels.THREADS, levels.PROCESSES, levels.WORKDIR})
+_WITHOUT_SCRATCH: Final = {"PATH": PATH, "LANG": "C.UTF-8"}
+_SCRATCH: Final = {"HOME": "/scratch", "TMPDIR": "/scratch"}
+
+
+class Spawner(Protocol):
+    """Who starts children. `floor` is the least level the operator wants; `interpreters` are names and their paths."""
+
+    probed: Probed
+    floor: Level
+    interpreters: dict[str, str]
+
+    async def spawn(
+        self,
+        request: Request,
+        chosen: Chosen,
+        *,
+        on_exit: Callable[[Exit], None],
+        stdout: asyncio.Protocol,
+        stderr: asyncio.Protocol,
+        lent: Callable[[Ids | None], None] | None = None,
+    ) -> Child:
+        """Start a child as `processes.child.spawn` does, as somebody that no other child is, where it may choose.
+
+        `request.interpreters` count besides its own. `lent` is told whom the child runs as (None: the daemon's own
+        user) before it is made, and may give files to that user; what it raises ends the attempt.
+        """
+        ...
+
+
+def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
+    """The highest level of this host with all that programs like to have; Problem("sandbox_unavailable")."""
+    needs = frozenset({levels.NETWORK}) if network else frozenset()
+    provided = spawner.probed.provided
+    chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
+    if isinstance(chosen, levels.Refused):
+        raise Problem(chosen.code, chosen.reason, chosen.hint)
+    return Chosen(level=chosen.level, features=chosen.features | (_LIKES & provided.features))
+
+
+def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """All that a program finds in its environment."""
+    return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
+
+
+def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
+    """The program of the host's at `path`, which only root and the daemon's user can change; the caller closes an
+    Artifact, which is what a script becomes. Blocks: call it in a thread.
+
+    Problem("program_unusable") says what is wrong with it.
+    """
+    owners = frozenset({0, os.geteuid()})
+    try:
+        with open(path, "rb") as source:
+            head = source.read(4)
+        if head.startswith(b"#!"):
+            script = trusted.read(Path(path), MAX_SCRIPT_BYTES, owners=owners)
+            return artifact.of_bytes(script, interpreters=interpreters)
+    except (OSError, ValueError, trusted.Foreign) as error:
+        raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
+    except Problem as problem:
+        raise _unusable(path, problem.detail) from problem
+    if head != b"\x7fELF" or not os.access(path, os.X_OK):
+        raise _unusable(path, "a file that cannot be executed")
+    if place := _changeable(Path(path), owners):
+        raise _unusable(path, f"{place} can be changed by others")
+    return Program(path=path)
+
+
+def _changeable(path: Path, owners: frozenset[int]) -> str | None:
+    """What of a path, with its links and directories, somebody besides `owners` can change."""
+    real = Path(os.path.realpath(path))
+    for place in (path.parent, real, *real.parents):
+        found = place.stat()
+        is_sticky = found.st_uid == 0 and found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode)
+        if found.st_uid not in owners or (found.st_mode & 0o022 and not is_sticky):
+            return str(place)
+    return None
+
+
+async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
+    """As `program_at`, off the loop; being cancelled leaves nothing open."""
+    looking = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
+    try:
+        return await asyncio.shield(looking)
+    except asyncio.CancelledError:
+        await asyncio.wait({looking})
+        if looking.exception() is None:
+            close(looking.result())
+        raise
+
+
+def close(made: Program | Artifact) -> None:
+    """Give back what `program_at` made; children that run it have their own."""
+    if not isinstance(made, Program):
+        made.close()
+
+
+def _unusable(path: str, found: str) -> Problem:
+    detail = f"expected the program {os.path.basename(path)} to be one that only root can change, found: {found}"
+    return Problem(CODE, detail, "the settings say where it is")

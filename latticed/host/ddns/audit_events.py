@@ -1,0 +1,40 @@
+"""What the audit chain says of tries: every change at a provider, and every denial; not each repetition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latticed.host.ddns.outcome import Failed
+from latticed.model.audit import Actor, Event
+
+if TYPE_CHECKING:
+    from latticed.host.ddns.outcome import Published
+    from latticed.host.ddns.record import Kept
+    from latticed.ledger.ddns import Standing
+
+
+def of(one: Kept, before: Standing, outcome: Published | Failed) -> Event | None:
+    """The event that follows from a try of a record that stood as `before`; None when nothing new happened."""
+    detail: dict[str, str | int | bool] = {
+        "type": one.spec.type,
+        "provider": one.spec.provider,
+        "address": one.wanted,
+        "before": before.published,
+    }
+    actor = str(Actor(kind="plugin", name=one.plugin_id))
+    if isinstance(outcome, Failed):
+        is_news = outcome.lasting or before.state != "retrying" or before.code != outcome.code
+        if not is_news:
+            return None
+        return Event(
+            actor=actor,
+            action="ddns.update",
+            target=one.name,
+            decision="deny" if outcome.lasting else "-",
+            code=outcome.code,
+            reason=outcome.reason,
+            detail=detail,
+        )
+    if not outcome.changed:
+        return None
+    return Event(actor=actor, action="ddns.update", target=one.name, detail=detail)

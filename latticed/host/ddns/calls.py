@@ -1,0 +1,78 @@
+"""ddns.*: a plugin has DNS records follow an address, at Cloudflare or at a server that takes dynamic updates.
+
+The call says what is wanted and returns once that is on disk; the provider is asked afterwards, and `ddns.status` says
+how that went.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, Params, Served
+from latticed.host.ddns import spec as specs
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.ddns.keeper import Records
+    from latticed.host.http.calls import Loan
+    from latticed.settings.shapes import Ddns as Settings
+
+
+class Delete(Params, frozen=True):
+    """`type` absent: both."""
+
+    name: str
+    type: specs.Type | None = None
+
+
+class Status(Params, frozen=True):
+    """`name` and `type` narrow it down; both empty: all of the caller's."""
+
+    name: str = ""
+    type: specs.Type | None = None
+
+
+class Ddns:
+    """The service. `lend` gives a plugin's secrets, to see that the one that is named is bound."""
+
+    def __init__(self, records: Records, *, settings: Callable[[], Settings], lend: Callable[[str], Loan]) -> None:
+        self._records = records
+        self._settings = settings
+        self._lend = lend
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="ddns.put", params=specs.Put, serve=self._put),
+            Served(method="ddns.delete", params=Delete, serve=self._delete),
+            Served(method="ddns.status", params=Status, serve=self._status),
+        )
+
+    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+        spec = specs.checked(asked, private=self._settings().private)
+        self._lend(caller.plugin_id).expand(spec.secret)
+        try:
+            made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "name": made.name, "type": spec.type, "state": made.standing.state}
+
+    async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
+        name = specs.record_name(asked.name)
+        kinds = ("A", "AAAA") if asked.type is None else (asked.type,)
+        try:
+            existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
+            return {"ok": any(existed)}
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+        name = specs.record_name(asked.name) if asked.name else ""
+        found = [
+            one.view()
+            for one in self._records.every(caller.plugin_id)
+            if name in ("", one.name) and asked.type in (None, one.spec.type)
+        ]
+        return {"records": found}

@@ -1,0 +1,132 @@
+"""Cloudflare, API v4: the zone by its longest suffix, the record read, written only when it differs.
+
+Lists come in pages and are read whole. The token goes to the API's own origin, over TLS, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from latticed.host.call import HostError
+from latticed.host.ddns import cloudflare_api as api
+from latticed.host.ddns import outcome
+from latticed.host.ddns import spec as specs
+from latticed.host.ddns.outcome import Published
+from latticed.model import hosts
+from latticed.model.egress import EgressRights
+
+if TYPE_CHECKING:
+    from latticed.host.ddns.outcome import Job
+    from latticed.host.egress.client import Client
+
+BASE: Final = "https://api.cloudflare.com/client/v4"
+RIGHTS: Final = EgressRights(hosts=("api.cloudflare.com:443",))
+"""ddns:admin, which an operator granted by name, opens this one host; the plugin says nothing that goes elsewhere."""
+_ZONES_OF_A_PAGE: Final = 50
+_RECORDS_OF_A_PAGE: Final = 100
+_MAX_PAGES: Final = 200
+
+
+class _Zone(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    status: str = "active"
+
+
+class _Record(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    type: str
+    content: str
+    ttl: int
+    proxied: bool | None = False
+
+
+class Cloudflare:
+    """The provider. `base` and `rights` are the public API's, unless a test has one of its own."""
+
+    def __init__(self, client: Client, *, base: str = BASE, rights: EgressRights = RIGHTS) -> None:
+        self._api = api.Api(client, base=base, rights=rights)
+
+    async def publish(self, job: Job, token: str) -> Published:
+        """Make `job` true and say what was done; Refused, and HostError of the way there."""
+        zone = await self._zone(job, token)
+        path = f"/zones/{zone.id}/dns_records"
+        found = await self._record(path, job, token)
+        if found is not None and _is_equal(found, job):
+            return Published(address=job.address, changed=False)
+        wanted = {"content": job.address, "ttl": job.ttl}
+        if found is None:
+            whole = {"type": job.type, "name": job.name, "proxied": False, **wanted}
+            answer = await self._api.ask("POST", path, token, whole)
+        else:
+            if found.proxied:  # its TTL is Cloudflare's business
+                del wanted["ttl"]
+            answer = await self._api.ask("PATCH", f"{path}/{api.checked_id(found.id)}", token, wanted)
+        written = api.typed(answer.result, _Record)
+        if not _is_equal(written, job):
+            raise outcome.transient("not_written", "the record that was written does not come back as it was sent")
+        return Published(address=job.address, changed=True)
+
+    async def _zone(self, job: Job, token: str) -> _Zone:
+        """The zone with the longest name that is a suffix of the record's."""
+        asked = {"name": job.zone} if job.zone else {}
+        all_zones = await self._all("/zones", asked, token, _Zone, of_a_page=_ZONES_OF_A_PAGE)
+        fit = [zone for zone in all_zones if specs.is_below(_plain(job.name), _normal(zone.name))]
+        if job.zone:
+            fit = [zone for zone in fit if _normal(zone.name) == job.zone]
+        if not fit:
+            raise outcome.denied("no_zone", f"expected a zone of {job.name} that the token may see, found none")
+        longest = max(len(_normal(zone.name)) for zone in fit)
+        fit = [zone for zone in fit if len(_normal(zone.name)) == longest]
+        active = [zone for zone in fit if zone.status == "active"] or fit
+        if len(active) > 1:
+            raise outcome.denied("several_zones", f"expected one zone {_normal(fit[0].name)}, found {len(active)}")
+        api.checked_id(active[0].id)
+        return active[0]
+
+    async def _record(self, path: str, job: Job, token: str) -> _Record | None:
+        """The one record of that name and type; which of several is ours cannot be known."""
+        asked = {"type": job.type, "name": job.name}
+        records = await self._all(path, asked, token, _Record, of_a_page=_RECORDS_OF_A_PAGE)
+        mine = [one for one in records if one.type == job.type and _normal(one.name) == job.name]
+        if len(mine) > 1:
+            raise outcome.denied(
+                "several_records",
+                f"expected at most one {job.type} record of {job.name}, found {len(mine)}: delete what is not wanted",
+            )
+        return mine[0] if mine else None
+
+    async def _all(
+        self, path: str, asked: dict[str, str], token: str, kind: type[api.T], *, of_a_page: int
+    ) -> list[api.T]:
+        """Every item of a list, page after page."""
+        found: list[api.T] = []
+        for page in range(1, _MAX_PAGES + 1):
+            query = urlencode({**asked, "page": page, "per_page": of_a_page})
+            answer = await self._api.ask("GET", f"{path}?{query}", token)
+            items = api.items(answer.result, kind)
+            found += items
+            if page >= answer.pages or not items:
+                return found
+        raise outcome.transient("too_many_pages", f"expected at most {_MAX_PAGES} pages of {path.partition('?')[0]}")
+
+
+def _is_equal(found: _Record, job: Job) -> bool:
+    address, wanted = hosts.address_of(found.content), hosts.address_of(job.address)
+    return address == wanted and (bool(found.proxied) or found.ttl == job.ttl)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("*.")
+
+
+def _normal(name: str) -> str:
+    """A name as Cloudflare writes it (Unicode for international ones) in normal form; nothing when it is none."""
+    try:
+        return specs.record_name(name)
+    except HostError:
+        return ""

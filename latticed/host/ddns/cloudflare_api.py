@@ -1,0 +1,158 @@
+"""One request to Cloudflare's API, and what its answers mean."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from latticed.host.call import HostError
+from latticed.host.ddns import outcome
+from latticed.host.egress import headers, url
+from latticed.host.egress.client import Limits
+from latticed.host.egress.redirects import Request
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.host.ddns.outcome import Refused
+    from latticed.host.egress.client import Answer, Client
+    from latticed.model.egress import EgressRights
+
+T = TypeVar("T")
+
+LIMITS: Final = Limits(body_bytes=1 << 20, total_s=10.0)
+DEFAULT_PAUSE_S: Final = 300.0
+"""After "too many requests" without a time: the API counts over five minutes."""
+LONGEST_PAUSE_S: Final = 86_400.0
+_TOO_MANY: Final = 429
+_AGAIN: Final = frozenset({81057, 81058})
+"""The record is there already: somebody was quicker, and the next look will see it."""
+_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: int = 0
+    message: str = ""
+
+
+class _Info(msgspec.Struct, frozen=True):
+    page: int = 1
+    per_page: int = 0
+    total_count: int | None = None
+    total_pages: int | None = None
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    """What every answer is."""
+
+    success: bool
+    errors: tuple[_Error, ...] | None = None
+    result: Any = None
+    result_info: _Info | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """The result of one request, and how many pages there are in all."""
+
+    result: Any
+    pages: int
+
+
+class Api:
+    """Asks below `base`, whose origin `rights` must allow."""
+
+    def __init__(self, client: Client, *, base: str, rights: EgressRights) -> None:
+        self._client = client
+        self._base = base
+        self._rights = rights
+
+    async def ask(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> Page:
+        """The result; Refused says what the API has against it, HostError what was in the way."""
+        answer = await self._client.send(self._request(method, path, token, body), self._rights, limits=LIMITS)
+        found = _envelope(answer)
+        if found is None or not found.success or not 200 <= answer.status < 300:
+            raise _fault(answer, found)
+        return Page(result=found.result, pages=_pages(found.result_info))
+
+    def _request(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> Request:
+        target = url.parse(self._base + path)
+        if target.scheme != "https":
+            raise HostError(Denial.EGRESS_BLOCKED, "scheme not allowed: the token goes over https only")
+        given = {"Accept": "application/json"}
+        if body is not None:
+            given["Content-Type"] = "application/json"
+        headers.check_value("Authorization", token)
+        header = (*headers.checked(given), ("Authorization", f"Bearer {token}"))
+        payload = b"" if body is None else msgspec.json.encode(body)
+        return Request(method=method, target=target, header=header, body=payload, secret=frozenset({"authorization"}))
+
+
+def typed(found: Any, kind: type[T]) -> T:
+    """A part of an answer in the shape it is documented with; Refused otherwise."""
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise outcome.transient("bad_answer", f"the answer is not as documented: {error}") from error
+
+
+def items(found: Any, kind: type[T]) -> list[T]:
+    """The same of a list."""
+    return [typed(one, kind) for one in typed(found, list)]
+
+
+def checked_id(found: str) -> str:
+    """An identifier that can stand in a path; Refused otherwise."""
+    if not _ID.fullmatch(found):
+        raise outcome.transient("bad_answer", "expected an identifier of letters and digits")
+    return found
+
+
+def retry_after_s(value: str, *, now_s: float) -> float:
+    """Seconds of a Retry-After field (RFC 9110, section 10.2.3), at most a day; 0 when it says nothing."""
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), LONGEST_PAUSE_S)
+    try:
+        at = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return min(max(at.timestamp() - now_s, 0.0), LONGEST_PAUSE_S)
+
+
+def _envelope(answer: Answer) -> _Envelope | None:
+    try:
+        return msgspec.json.decode(answer.body, type=_Envelope)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _pages(info: _Info | None) -> int:
+    if info is None:
+        return 1
+    if info.total_pages is not None:
+        return info.total_pages
+    return -(-(info.total_count or 0) // info.per_page) if info.per_page > 0 else 1
+
+
+def _fault(answer: Answer, found: _Envelope | None) -> Refused:
+    """What an answer that is no success means."""
+    errors = (found.errors or ()) if found is not None else ()
+    said = "; ".join(f"{one.code} {one.message}".strip() for one in errors) or "nothing more"
+    reason = f"HTTP {answer.status}: {said}"
+    if answer.status == _TOO_MANY:
+        pause_s = retry_after_s(answer.header.get("Retry-After", ""), now_s=time.time())
+        return outcome.transient("provider_rate_limited", reason, retry_after_s=pause_s or DEFAULT_PAUSE_S)
+    if answer.status >= 500:
+        pause_s = retry_after_s(answer.header.get("Retry-After", ""), now_s=time.time())
+        return outcome.transient("provider_unavailable", reason, retry_after_s=pause_s)
+    if found is None or 200 <= answer.status < 400:
+        return outcome.transient("bad_answer", reason)
+    if answer.status == 404 or any(one.code in _AGAIN for one in errors):  # it was otherwise a moment ago
+        return outcome.transient("provider_conflict", reason)
+    if answer.status in {401, 403}:
+        return outcome.denied("bad_credentials", reason)
+    return outcome.denied("provider_refused", reason)

@@ -1,0 +1,125 @@
+"""Dynamic updates (RFC 2136) signed with TSIG, over TCP: read, compare, write what differs, read it back."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.ddns import dns_exchange, outcome
+from latticed.host.ddns import spec as specs
+from latticed.host.ddns.outcome import Published
+
+if TYPE_CHECKING:
+    import dns.message
+    import dns.name
+    import dns.rrset
+
+    from latticed.host.ddns.dns_exchange import Exchange
+    from latticed.host.ddns.outcome import Job
+    from latticed.host.ddns.spec import Spec
+    from latticed.host.egress.guard import Guard
+    from latticed.model.egress import EgressRights
+
+_FINE: Final = frozenset({"NOERROR", "NXDOMAIN"})
+
+
+class Rfc2136:
+    """The provider: any server that a plugin may reach (scheme `dns`)."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def publish(self, job: Job, spec: Spec, secret: str, rights: EgressRights) -> Published:
+        """Make `job` true and say what was done; Refused, and HostError of the way there."""
+        signer = dns_exchange.key(spec.key, secret, spec.algorithm)
+        host, port = specs.host_and_port(spec.server)
+        reader, writer = await self._guard.connect(host, port, rights, scheme="dns")
+        try:
+            return await _publish(dns_exchange.Exchange(reader, writer, signer), job)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def _publish(server: Exchange, job: Job) -> Published:
+    import dns.rcode
+
+    found, zone = await _read(server, job)
+    if _is_equal(found, job):
+        return Published(address=job.address, changed=False)
+    if found is not None and len(found) > 1:
+        raise outcome.denied(
+            "several_records",
+            f"expected at most one {job.type} record of {job.name}, found {len(found)}: delete what is not wanted",
+        )
+    answer = await server.ask(_update(job, zone, found))
+    if found is not None and answer.rcode() == dns.rcode.NXRRSET:  # what was read is a wildcard's, or gone by now
+        answer = await server.ask(_update(job, zone, None))
+    dns_exchange.check(answer, fine=frozenset({"NOERROR"}), about=f"the update of {job.name}")
+    written, _ = await _read(server, job)
+    if not _is_equal(written, job):
+        raise outcome.transient("not_written", "the server took the update, and the record is not as it was sent")
+    return Published(address=job.address, changed=True)
+
+
+def _update(job: Job, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
+    """Replace what was found, provided that it is still there: nobody else's change is overwritten unseen."""
+    import dns.name
+    import dns.rdatatype
+    import dns.update
+
+    name, kind = dns.name.from_text(job.name), dns.rdatatype.from_text(job.type)
+    update = dns.update.UpdateMessage(zone)
+    if found is None:
+        update.absent(name, kind)
+    else:
+        update.present(name, *found)
+    update.replace(name, _ttl_s(job), kind, job.address)
+    return update
+
+
+async def _read(server: Exchange, job: Job) -> tuple[dns.rrset.RRset | None, dns.name.Name]:
+    """What the server has under that name and type, and the zone that it lies in."""
+    import dns.flags
+    import dns.message
+    import dns.name
+    import dns.rdataclass
+    import dns.rdatatype
+
+    name, kind = dns.name.from_text(job.name), dns.rdatatype.from_text(job.type)
+    question = dns.message.make_query(name, kind)
+    question.flags &= ~dns.flags.RD
+    answer = await server.ask(question)
+    dns_exchange.check(answer, fine=_FINE, about=f"the question for {job.name}")
+    if not answer.flags & dns.flags.AA:
+        raise outcome.denied("not_authoritative", f"the server has no authority for {job.name}")
+    if any(one.rdtype == dns.rdatatype.CNAME and one.name == name for one in answer.answer):
+        raise outcome.denied("is_alias", f"{job.name} is an alias (CNAME), which has no addresses of its own")
+    found = answer.get_rrset(answer.answer, name, dns.rdataclass.IN, kind)
+    zone = dns.name.from_text(job.zone) if job.zone else await _zone(server, job, name)
+    return found, zone
+
+
+async def _zone(server: Exchange, job: Job, name: dns.name.Name) -> dns.name.Name:
+    """The zone that a name lies in: its SOA comes with the answer, in one section or the other (RFC 2308)."""
+    import dns.flags
+    import dns.message
+    import dns.rdatatype
+
+    question = dns.message.make_query(name, dns.rdatatype.SOA)
+    question.flags &= ~dns.flags.RD
+    answer = await server.ask(question)
+    dns_exchange.check(answer, fine=_FINE, about=f"the question for the zone of {job.name}")
+    for one in (*answer.answer, *answer.authority):
+        if one.rdtype == dns.rdatatype.SOA and name.is_subdomain(one.name) and answer.flags & dns.flags.AA:
+            return one.name
+    raise outcome.denied("no_zone", f"expected the server to know the zone of {job.name}")
+
+
+def _is_equal(found: dns.rrset.RRset | None, job: Job) -> bool:
+    return found is not None and [one.to_text() for one in found] == [job.address] and found.ttl == _ttl_s(job)
+
+
+def _ttl_s(job: Job) -> int:
+    return specs.AUTOMATIC_S if job.ttl == specs.AUTOMATIC else job.ttl

@@ -1,0 +1,116 @@
+"""What follows from a try, and when the next one is due: pure, so that every sequence can be tried.
+
+pending ─► published ◄─► retrying
+└────────►└─► denied ◄──┘       (until it is put with something other than another address)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, assert_never
+
+from latticed.host.ddns.outcome import Failed, Published
+from latticed.ledger.ddns import Standing
+from latticed.model import restart
+
+if TYPE_CHECKING:
+    from latticed.host.ddns.spec import Spec
+
+SECOND_US: Final = 1_000_000
+LONGEST_US: Final = 86_400 * SECOND_US
+"""No wait is longer: what seems to be due later was written before the clock was set back."""
+_MAX_FLAPS: Final = 6
+_CALM: Final = 4
+"""An address that stayed for so many times its hold has calmed down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """All in seconds. `least_change_s`: between two changes of one record, doubled by each that follows in a hurry."""
+
+    least_change_s: float
+    verify_s: float
+    backoff: restart.Policy
+
+
+def after(before: Standing, outcome: Published | Failed, *, now_us: int, policy: Policy, roll: float) -> Standing:
+    """The standing after one try; `roll` in [0, 1) is the dice."""
+    match outcome:
+        case Published():
+            spread = 0.9 + 0.1 * roll
+            flaps, changed_at = before.flaps, before.changed_at
+            if outcome.changed:
+                flaps, changed_at = _flaps(before, now_us, policy), now_us
+            return replace(
+                before,
+                state="published",
+                published=outcome.address,
+                changed_at=changed_at,
+                flaps=flaps,
+                succeeded_at=now_us,
+                failures=0,
+                next_at=now_us + round(policy.verify_s * spread * SECOND_US),
+            )
+        case Failed():
+            failures = before.failures + 1
+            delay_s = max(
+                restart.Failures(in_a_row=failures).delay_s(policy.backoff, roll),
+                outcome.retry_after_s,
+            )
+            return replace(
+                before,
+                state="denied" if outcome.lasting else "retrying",
+                failures=failures,
+                code=outcome.code,
+                reason=outcome.reason,
+                failed_at=now_us,
+                next_at=0 if outcome.lasting else now_us + min(round(delay_s * SECOND_US), LONGEST_US),
+            )
+        case _:
+            assert_never(outcome)
+
+
+def next_try(standing: Standing, wanted: str, *, now_us: int, policy: Policy) -> int | None:
+    """When the provider is to be asked about `wanted`, now at the earliest; None: not as things are."""
+    if standing.state == "denied":
+        return None
+    is_change = wanted != standing.published
+    waits = standing.state == "retrying" or (standing.state == "published" and not is_change)
+    at = standing.next_at if waits else now_us
+    if is_change or standing.state == "pending":  # something may have to be written
+        at = max(at, held_until(standing, policy))
+    return min(max(at, now_us), now_us + LONGEST_US)
+
+
+def held_until(standing: Standing, policy: Policy) -> int:
+    """When the next change may be sent; 0 while there was none."""
+    return standing.changed_at + _hold_us(standing.flaps, policy) if standing.changed_at else 0
+
+
+def put_again(before: Standing, old: Spec, new: Spec, *, retry: bool) -> Standing:
+    """The standing of a record whose spec is changed, or that is to be tried again.
+
+    What is damped stays so. Another address makes no denial a mistake and no pause shorter; but the provider is asked
+    even if the address is the one it had: a try for another one may have been cut short.
+    """
+    if new.asks_elsewhere(old):
+        return Standing(changed_at=before.changed_at, flaps=before.flaps)
+    if new.asks_otherwise(old) or retry:
+        return replace(before, state="pending", failures=0, next_at=0)
+    return begun(before)
+
+
+def begun(before: Standing) -> Standing:
+    """The standing while something is on its way to the provider: what that has is no longer known."""
+    return replace(before, state="pending") if before.state == "published" else before
+
+
+def _flaps(before: Standing, now_us: int, policy: Policy) -> int:
+    if not before.changed_at:
+        return 0
+    is_calm = now_us - before.changed_at >= _CALM * _hold_us(before.flaps, policy)
+    return 0 if is_calm else min(before.flaps + 1, _MAX_FLAPS)
+
+
+def _hold_us(flaps: int, policy: Policy) -> int:
+    return min(round(policy.least_change_s * SECOND_US) << min(max(flaps, 0), _MAX_FLAPS), LONGEST_US)

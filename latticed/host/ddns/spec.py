@@ -1,0 +1,196 @@
+"""What a plugin asks to have published, checked once: names in normal form, numbers within bounds."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import msgspec
+
+from latticed.host.call import HostError, Params, Whole
+from latticed.host.secret.references import REFERENCE
+from latticed.model import addresses, hosts
+from latticed.model.hostcall import Denial
+
+Type = Literal["A", "AAAA"]
+Provider = Literal["cloudflare", "rfc2136"]
+Algorithm = Literal["hmac-sha256", "hmac-sha384", "hmac-sha512"]
+
+AUTOMATIC: Final = 1
+"""The provider's own choice of a TTL; where it has none, AUTOMATIC_S."""
+AUTOMATIC_S: Final = 300
+TTL_S: Final = (60, 86_400)
+DNS_PORT: Final = 53
+_HIGHEST_PORT: Final = 65_535
+_PRIVATE: Final = frozenset({"private", "shared (carrier NAT)"})
+_INTERFACE: Final = re.compile(r"[!-.0-~]{1,15}")  # netdevice(7): 15 bytes, no '/' and no white space
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+
+
+class Put(Params, frozen=True):
+    """ddns.put. One of `address` and `interface`; `server`, `key` and `algorithm` are for rfc2136 alone.
+
+    `retry`: try again what the provider has denied, although nothing else has changed.
+    """
+
+    name: str
+    type: Type
+    provider: Provider
+    secret: str
+    ttl: Whole = AUTOMATIC
+    zone: str = ""
+    address: str = ""
+    interface: str = ""
+    server: str = ""
+    key: str = ""
+    algorithm: Algorithm = "hmac-sha256"
+    retry: bool = False
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `Put`, checked. `secret` is a reference, never a value; `server` is `host:port`."""
+
+    name: str
+    type: Type
+    provider: Provider
+    secret: str
+    ttl: int
+    zone: str
+    address: str
+    interface: str
+    server: str
+    key: str
+    algorithm: Algorithm
+
+    def asks_elsewhere(self, other: Spec) -> bool:
+        """Whether what one provider said says nothing about the other."""
+        return (self.provider, self.zone, self.server) != (other.provider, other.zone, other.server)
+
+    def asks_otherwise(self, other: Spec) -> bool:
+        """Whether they differ in more than the address: then a denial of one may not be one of the other."""
+        return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
+            other, address="", interface=""
+        )
+
+
+def checked(asked: Put, *, private: bool) -> Spec:
+    """The spec; HostError bad_params says what was expected. `private`: addresses of private networks are fine too."""
+    name = record_name(asked.name)
+    zone = _name("zone", asked.zone) if asked.zone else ""
+    if zone and not is_below(name, zone):
+        raise bad("name", f"one within the zone {zone}")
+    if asked.ttl != AUTOMATIC and not TTL_S[0] <= asked.ttl <= TTL_S[1]:
+        raise bad("ttl", f"{AUTOMATIC} (automatic) or {TTL_S[0]} to {TTL_S[1]} seconds")
+    if REFERENCE.fullmatch(asked.secret) is None:
+        raise bad("secret", "a reference, ${secret:NAME}, and nothing else")
+    if bool(asked.address) == bool(asked.interface):
+        raise bad("address", "exactly one of address and interface")
+    if asked.interface and not _INTERFACE.fullmatch(asked.interface):
+        raise bad("interface", "the name of a network interface")
+    server, key = _key_and_server(asked)
+    return Spec(
+        name=name,
+        type=asked.type,
+        provider=asked.provider,
+        secret=asked.secret,
+        ttl=asked.ttl,
+        zone=zone,
+        address=_address(asked, private=private) if asked.address else "",
+        interface=asked.interface,
+        server=server,
+        key=key,
+        algorithm=asked.algorithm,
+    )
+
+
+def record_name(given: str) -> str:
+    """The normal form of a record's name: lower case, ASCII, no trailing dot; a wildcard keeps its `*.`."""
+    star = "*." if given.startswith("*.") else ""
+    return star + _name("name", given[len(star) :])
+
+
+def may_publish(address: addresses.Address, *, private: bool) -> bool:
+    """Whether this address may stand in DNS for all to see; never one that names no machine or the local one."""
+    kind = addresses.blocked_class(address)
+    return kind is None or (private and kind in _PRIVATE)
+
+
+def version(kind: Type) -> int:
+    """The IP version of the addresses of this type."""
+    return 4 if kind == "A" else 6
+
+
+def is_below(name: str, zone: str) -> bool:
+    """Whether a name is a zone's own or below it."""
+    return name == zone or name.endswith(f".{zone}")
+
+
+def host_and_port(server: str) -> tuple[str, int]:
+    """The parts of a checked `server`; the host without brackets."""
+    host, _, port = server.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def addresses_in(spec: Spec) -> tuple[addresses.Address, ...]:
+    """The address that was given, as a list of one."""
+    found = hosts.address_of(spec.address)
+    return () if found is None else (found,)
+
+
+def encode(spec: Spec) -> str:
+    return msgspec.json.encode(spec).decode("utf-8")
+
+
+def decode(stored: str) -> Spec:
+    """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
+    return msgspec.json.decode(stored, type=Spec)
+
+
+def bad(name: str, expected: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
+
+
+def _name(field: str, given: str) -> str:
+    try:
+        name = hosts.normal(given)
+    except hosts.NotAHost as error:
+        raise HostError(Denial.BAD_PARAMS, f"{field}: {error}") from error
+    if hosts.address_of(name) is not None or "." not in name:
+        raise bad(field, "a full domain name")
+    return name
+
+
+def _address(asked: Put, *, private: bool) -> str:
+    address = hosts.address_of(asked.address)
+    if address is None or address.version != version(asked.type):
+        raise bad("address", f"an IPv{version(asked.type)} address, for the type is {asked.type}")
+    if not may_publish(address, private=private):
+        found = addresses.blocked_class(address)
+        raise bad("address", f"a public one (the operator decides, ddns.private), found one that is {found}")
+    return str(address)
+
+
+def _key_and_server(asked: Put) -> tuple[str, str]:
+    """(server, key); both for rfc2136 alone."""
+    if asked.provider == "cloudflare":
+        for field in ("server", "key"):
+            if getattr(asked, field):
+                raise bad(field, "nothing, for it says nothing about cloudflare")
+        return "", ""
+    try:
+        key = hosts.normal(asked.key)
+    except hosts.NotAHost as error:
+        raise HostError(Denial.BAD_PARAMS, f"key: expected the name of a TSIG key ({error})") from error
+    return _server(asked.server), key
+
+
+def _server(given: str) -> str:
+    host, colon, port = given.rpartition(":")
+    if not colon or (given.startswith("[") and given.endswith("]")):
+        host, port = given, str(DNS_PORT)
+    if not _PORT.fullmatch(port) or int(port) > _HIGHEST_PORT:
+        raise bad("server", "host or host:port, an IPv6 address in brackets")
+    try:
+        return f"{hosts.bracketed(hosts.normal(host))}:{port}"
+    except hosts.NotAHost as error:
+        raise HostError(Denial.BAD_PARAMS, f"server: {error}") from error

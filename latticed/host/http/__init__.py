@@ -1,0 +1,1 @@
+"""http.do: HTTP requests of plugins, through `host.egress`."""

@@ -1,0 +1,165 @@
+"""mail.send: a message of a plugin to the operator's relay, and nowhere else (contracts §9).
+
+The relay is the operator's choice, so it may be private: then it is pinned to an address, like any bound origin.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.allowance import Allowance
+from latticed.host.call import Caller, HostError, Params, Served
+from latticed.host.http.calls import NoSecrets
+from latticed.host.mail import message as mail_message
+from latticed.host.mail.smtp import Envelope, Relay
+from latticed.host.secret.references import REFERENCE
+from latticed.kit import logs, text
+from latticed.model import egress, hosts
+from latticed.model.egress import EgressRights
+from latticed.model.hostcall import Denial
+from latticed.settings import relays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from latticed.host.http.calls import Loan
+    from latticed.host.mail.smtp import Smtp
+    from latticed.kit.clock import Clock
+    from latticed.settings.shapes import Mail as Settings
+
+OWNER: Final = "latticed.mail"
+"""Whom the relay's password is bound to; no plugin can have this id."""
+MAX_AT_ONCE: Final = 8
+MAX_AT_ONCE_OF_ONE: Final = 2
+_REASON_CHARACTERS: Final = 240
+SEND_S: Final = 9.0
+"""Below the deadline of a host call, so that the answer says what took so long."""
+
+log = logs.get_logger()
+
+
+class Send(Params, frozen=True):
+    to: str | tuple[str, ...]
+    subject: str
+    body: str
+
+
+class Mail:
+    """The service. `lend` gives secrets by plugin id: the caller's, and those of OWNER."""
+
+    def __init__(
+        self,
+        smtp: Smtp,
+        *,
+        settings: Callable[[], Settings],
+        clock: Clock,
+        lend: Callable[[str], Loan] = NoSecrets,
+        send_s: float = SEND_S,
+    ) -> None:
+        self._smtp = smtp
+        self._settings = settings
+        self._clock = clock
+        self._lend = lend
+        self._send_s = send_s
+        self._allowance = Allowance(clock)
+        self._under_way: list[str] = []
+
+    def calls(self) -> tuple[Served, ...]:
+        return (Served(method="mail.send", params=Send, serve=self._send),)
+
+    async def _send(self, caller: Caller, asked: Send) -> dict[str, Any]:
+        settings = self._settings()
+        relay, sender = relay_of(settings), _sender(settings)
+        to = mail_message.recipients(asked.to, most=settings.recipients)
+        _check_allowed(to, settings.allow)
+        mine, ours = self._lend(caller.plugin_id), self._lend(OWNER)
+        try:
+            message, message_id = self._composed(caller, asked, mine, settings, sender=sender, to=to)
+            with self._place(caller):
+                self._spend(caller, settings)
+                envelope = Envelope(sender=sender, to=to, message=message)
+                await self._smtp.send(relay, envelope, _password(settings, ours), within_s=self._send_s)
+        except HostError as error:
+            reason = text.sanitise(ours.redact(mine.redact(error.message)), _REASON_CHARACTERS)
+            if error.code is Denial.SERVICE_UNAVAILABLE:
+                log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=reason)
+            raise HostError(error.code, reason) from None
+        return {"ok": True, "message_id": message_id, "recipients": len(to)}
+
+    def _composed(
+        self, caller: Caller, asked: Send, loan: Loan, settings: Settings, *, sender: str, to: tuple[str, ...]
+    ) -> tuple[bytes, str]:
+        mail_message.check_subject(asked.subject)
+        mail_message.check_body(asked.body, most_bytes=settings.body_bytes)
+        subject, body = loan.expand(asked.subject), loan.expand(asked.body)
+        mail_message.check_subject(subject)  # a value ends no line of the header either
+        mail_message.check_body(body, most_bytes=settings.body_bytes)
+        return mail_message.composed(
+            sender=sender, to=to, subject=subject, body=body, plugin_id=caller.plugin_id, now_us=self._clock.wall_us()
+        )
+
+    def _spend(self, caller: Caller, settings: Settings) -> None:
+        """One message of what the plugin may send in an hour, or rate_limited."""
+        wait_s = self._allowance.take(caller.plugin_id, burst=settings.per_hour, refill_s=3_600 / settings.per_hour)
+        if wait_s:
+            expected = f"expected at most {settings.per_hour} messages an hour"
+            raise HostError(Denial.RATE_LIMITED, f"{expected}, the next one in {wait_s:.0f} s")
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        if self._under_way.count(caller.plugin_id) >= MAX_AT_ONCE_OF_ONE:
+            raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_AT_ONCE_OF_ONE} messages at once")
+        if len(self._under_way) >= MAX_AT_ONCE:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"all plugins together have {MAX_AT_ONCE} messages under way")
+        self._under_way.append(caller.plugin_id)
+        try:
+            yield
+        finally:
+            self._under_way.remove(caller.plugin_id)
+
+
+def relay_of(settings: Settings) -> Relay:
+    """The relay of the settings, with the rights to reach it and nothing else; HostError when there is none."""
+    parsed = relays.parsed(settings.relay)
+    if parsed is None:
+        raise HostError(
+            Denial.SERVICE_UNAVAILABLE, "no mail relay is configured: the operator sets relay and sender in [mail]"
+        )
+    scheme, host, port, pinned = parsed
+    if pinned or hosts.address_of(host) is not None:
+        rights = EgressRights(origins=(egress.origin(settings.relay),))
+    else:  # a name without an address is looked up, and must be public
+        rights = EgressRights(hosts=(f"{host}:{port}",))
+    security = "tls" if scheme == "smtps" else "starttls" if settings.starttls else "none"
+    return Relay(host=host, port=port, security=security, rights=rights, username=settings.username)  # type: ignore[arg-type]
+
+
+def _sender(settings: Settings) -> str:
+    if not settings.sender:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, "no sender is configured: the operator sets sender in [mail]")
+    try:
+        return mail_message.address(settings.sender, field="sender")
+    except HostError as error:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"the settings, [mail] {error.message}") from error
+
+
+def _password(settings: Settings, loan: Loan) -> str:
+    """The relay's password; HostError tells a plugin no more than that the settings need attention."""
+    if not settings.username:
+        return ""
+    if REFERENCE.fullmatch(settings.password) is None:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, "expected mail.password to be ${secret:NAME} and nothing else")
+    try:
+        return loan.expand(settings.password)
+    except HostError as error:
+        message = f"the relay's password cannot be had: bind its secret to {OWNER}"
+        raise HostError(Denial.SERVICE_UNAVAILABLE, message) from error
+
+
+def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
+    """Whom the operator lets plugins write to: addresses and `@domain`s; none named: anybody."""
+    for one in to:
+        local, _, domain = one.rpartition("@")
+        if allow and one not in allow and f"@{domain}" not in allow and f"{local.lower()}@{domain}" not in allow:
+            raise HostError(Denial.EGRESS_BLOCKED, f"recipient not allowed: {one} is not in mail.allow")

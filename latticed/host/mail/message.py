@@ -1,0 +1,85 @@
+"""A message as it goes out: addresses read in one way only, a header that nobody can add to (RFC 5321, 5322)."""
+
+from __future__ import annotations
+
+import email.message
+import email.policy
+import email.utils
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.call import HostError
+from latticed.kit import text
+from latticed.model import hosts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_SUBJECT_CHARACTERS: Final = 250
+_MAX_LOCAL: Final = 64
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_POLICY: Final = email.policy.SMTP.clone(cte_type="7bit")
+"""CRLF, folded headers, and bodies that no relay needs an extension for."""
+
+
+def address(given: str, *, field: str = "to") -> str:
+    """The one form of a plain address (`local@domain`, no name, no quotes); HostError bad_params."""
+    local, at, domain = given.rpartition("@")
+    if not at or len(local) > _MAX_LOCAL or not _LOCAL.fullmatch(local):
+        raise HostError(Denial.BAD_PARAMS, f"{field}: expected plain addresses such as ops@example.org")
+    try:
+        name = hosts.normal(domain)
+    except hosts.NotAHost as error:
+        raise HostError(Denial.BAD_PARAMS, f"{field}: {error}") from error
+    if hosts.address_of(name) is not None:
+        raise HostError(Denial.BAD_PARAMS, f"{field}: expected a domain after the @, found an address in numbers")
+    return f"{local}@{name}"
+
+
+def recipients(given: str | Iterable[str], *, most: int) -> tuple[str, ...]:
+    """Each once, in their order; HostError bad_params for none or too many."""
+    listed = (given,) if isinstance(given, str) else tuple(given)
+    if not 1 <= len(listed) <= most:
+        raise HostError(Denial.BAD_PARAMS, f"to: expected 1 to {most} addresses, found {len(listed)}")
+    return tuple(dict.fromkeys(address(one) for one in listed))
+
+
+def check_subject(subject: str) -> None:
+    """HostError for what is no single visible line; it is not repeated."""
+    if len(subject) > MAX_SUBJECT_CHARACTERS:
+        raise HostError(Denial.TOO_LARGE, f"subject: expected at most {MAX_SUBJECT_CHARACTERS} characters")
+    if not subject.strip() or any(text.is_control(c) or "\ud800" <= c <= "\udfff" for c in subject):
+        raise HostError(Denial.BAD_PARAMS, "subject: expected one line of text, without control characters")
+
+
+def check_body(body: str, *, most_bytes: int) -> None:
+    """HostError for what is too long, or no text."""
+    try:
+        size = len(body.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise HostError(Denial.BAD_PARAMS, "body: expected text without lone surrogates") from error
+    if size > most_bytes:
+        raise HostError(Denial.TOO_LARGE, f"body: expected at most {most_bytes} bytes, found {size}")
+    if "\0" in body:
+        raise HostError(Denial.BAD_PARAMS, "body: expected text without NUL characters")
+
+
+def composed(
+    *, sender: str, to: Iterable[str], subject: str, body: str, plugin_id: str, now_us: int
+) -> tuple[bytes, str]:
+    """The message as bytes, and its Message-ID. What is given has been checked."""
+    message = email.message.EmailMessage(policy=_POLICY)
+    message_id = f"<{secrets.token_hex(16)}@{sender.rpartition('@')[2]}>"
+    message["From"] = sender
+    message["To"] = ", ".join(to)
+    message["Subject"] = subject
+    message["Date"] = email.utils.format_datetime(datetime.fromtimestamp(now_us // 1_000_000, tz=UTC))
+    message["Message-ID"] = message_id
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answering machine answers it
+    message["X-Latticed-Plugin"] = plugin_id
+    message.set_content(re.sub(r"\r\n?", "\n", body), charset="utf-8")
+    return message.as_bytes(), message_id

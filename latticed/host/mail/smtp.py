@@ -1,0 +1,204 @@
+"""One message to one relay (RFC 5321), over a socket to an address that the guard has judged.
+
+Everything or nothing: when the relay refuses one recipient, nobody gets the message. TLS is verified, and what was to
+be encrypted is never sent in the clear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from latticed.host.call import HostError
+from latticed.model import hosts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import aiosmtplib
+
+    from latticed.host.egress.guard import Guard
+    from latticed.model.addresses import Address
+    from latticed.model.egress import EgressRights
+
+Security = Literal["tls", "starttls", "none"]
+
+_TRIED: Final = 4
+_GOODBYE_S: Final = 0.5
+_TOO_LARGE: Final = frozenset({523, 552})
+_NO_SUCH: Final = frozenset({550, 551, 553})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """Where mail goes, and as whom; `rights` allow this one target and no other."""
+
+    host: str
+    port: int
+    security: Security
+    rights: EgressRights
+    username: str = ""
+
+    @property
+    def scheme(self) -> str:
+        return "smtps" if self.security == "tls" else "smtp"
+
+    @property
+    def shown(self) -> str:
+        return f"{hosts.bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """Who sends what to whom."""
+
+    sender: str
+    to: tuple[str, ...]
+    message: bytes
+
+
+class Smtp:
+    """Sends through `guard`. `tls` says whom it trusts; by default the authorities of this host."""
+
+    def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
+        self._guard = guard
+        self._tls = tls
+
+    async def send(self, relay: Relay, envelope: Envelope, password: str, *, within_s: float) -> None:
+        """Returns once the relay has taken the message for every recipient; HostError says why it has not.
+
+        `deadline_exceeded` after `within_s`: then it is not known whether the relay took it.
+        """
+        import aiosmtplib
+
+        try:
+            async with asyncio.timeout(within_s) as limit:
+                await self._send(relay, envelope, password, limit)
+        except TimeoutError as error:  # aiosmtplib's own included
+            late = f"the relay did not take the message within {within_s:g} s"
+            raise HostError(Denial.DEADLINE_EXCEEDED, late) from error
+        except aiosmtplib.SMTPResponseException as error:
+            raise _of_reply(error) from error
+        except ssl.SSLError as error:
+            raise _unavailable(f"no TLS connection that can be trusted to {relay.shown}") from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                raise _unavailable(f"no TLS connection that can be trusted to {relay.shown}") from error
+            raise _unavailable(f"the relay {relay.shown} broke off") from error
+
+    async def _send(self, relay: Relay, envelope: Envelope, password: str, limit: asyncio.Timeout) -> None:
+        if relay.username and relay.security == "none":
+            raise _unavailable("the relay's user name and password go over TLS only (settings, [mail])")
+        import aiosmtplib
+
+        async with self._connected(relay) as client:
+            if relay.security == "starttls":
+                await client.ehlo()
+                if not client.supports_extension("starttls"):
+                    raise _unavailable(f"the relay {relay.shown} offers no STARTTLS, which mail.starttls demands")
+                await client.starttls()
+            await client.ehlo()
+            if relay.username:
+                await _log_in(client, relay, password)
+            most = client.esmtp_extensions.get("size", "")
+            if most.isascii() and most.isdigit() and 0 < int(most[:12]) < len(envelope.message):
+                raise HostError(Denial.TOO_LARGE, f"the relay takes messages of at most {most[:12]} bytes")
+            await client.mail(envelope.sender)
+            for one in envelope.to:
+                await client.rcpt(one)
+            await client.data(envelope.message)
+            limit.reschedule(None)  # it is sent, whatever becomes of the good-bye
+            with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+                await client.execute_command(b"QUIT", timeout=_GOODBYE_S)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, relay: Relay) -> AsyncIterator[aiosmtplib.SMTP]:
+        """A session whose greeting has been heard, over TLS where that comes first."""
+        import aiosmtplib
+
+        if self._tls is None and relay.security != "none":
+            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
+        sock = await self._dialled(relay)
+        client = aiosmtplib.SMTP(
+            hostname=relay.host,
+            sock=sock,
+            use_tls=relay.security == "tls",
+            start_tls=False,
+            tls_context=self._tls if relay.security != "none" else None,
+            local_hostname=_literal(sock),
+            timeout=None,
+        )
+        try:
+            await client.connect()
+            yield client
+        finally:
+            transport = client.transport
+            client.close()
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()  # no polite end of TLS, which a relay could draw out; the socket goes with it
+
+    async def _dialled(self, relay: Relay) -> socket.socket:
+        """A connection to the first address of the relay that answers; all of them have been judged."""
+        found = (await self._guard.resolve(relay.host, relay.port, relay.rights, scheme=relay.scheme))[:_TRIED]
+        for address in found:
+            try:
+                async with asyncio.timeout(self._guard.connect_s / len(found)):
+                    return await _open(address, relay.port)
+            except (TimeoutError, OSError):  # perhaps another address does better
+                continue
+        raise _unavailable(f"cannot connect to the relay {relay.shown}")
+
+
+async def _open(address: Address, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _log_in(client: aiosmtplib.SMTP, relay: Relay, password: str) -> None:
+    import aiosmtplib
+
+    try:
+        await client.login(relay.username, password)
+    except aiosmtplib.SMTPAuthenticationError as error:
+        raise _unavailable(f"the relay does not accept its user name and password ({error.code})") from error
+    except aiosmtplib.SMTPResponseException:
+        raise
+    except aiosmtplib.SMTPServerDisconnected:
+        raise
+    except aiosmtplib.SMTPException as error:
+        raise _unavailable("the relay offers no way to log in that is known here") from error
+
+
+def _of_reply(error: aiosmtplib.SMTPResponseException) -> HostError:
+    """What a reply means to who wanted to send (RFC 5321 section 4.2)."""
+    import aiosmtplib
+
+    said = f"{error.code} {error.message}"  # whole: it may repeat a secret, which whoever asked redacts before cutting
+    if error.code in _TOO_LARGE:
+        return HostError(Denial.TOO_LARGE, f"the relay does not take a message of this size ({said})")
+    if 400 <= error.code < 500:
+        return _unavailable(f"the relay takes no mail now, try again later ({said})")
+    if isinstance(error, aiosmtplib.SMTPRecipientRefused) and error.code in _NO_SUCH:
+        return HostError(Denial.BAD_PARAMS, f"to: the relay does not deliver to {error.recipient} ({said})")
+    return _unavailable(f"the relay refuses the message ({said})")
+
+
+def _literal(sock: socket.socket) -> str:
+    """Our name in EHLO: the address, which is always right (RFC 5321 section 4.1.4), and asks no resolver."""
+    here = sock.getsockname()[0]
+    return f"[IPv6:{here}]" if sock.family == socket.AF_INET6 else f"[{here}]"
+
+
+def _unavailable(message: str) -> HostError:
+    return HostError(Denial.SERVICE_UNAVAILABLE, message)

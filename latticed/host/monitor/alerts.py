@@ -1,0 +1,53 @@
+"""What people are told of a transition: a notification in the owner's name, and an audit event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from latticed.kit import clock
+from latticed.ledger.notifications import Message
+from latticed.model.audit import Actor, Event
+
+if TYPE_CHECKING:
+    from latticed.host.monitor.spec import Spec
+    from latticed.ledger.monitors import Result
+
+Alert = Literal["up", "down"]
+
+
+def message(alert: Alert, name: str, spec: Spec, result: Result, *, key: int, since_us: int) -> Message:
+    """`since_us`: how long it stood as it did before; 0 when nothing was known of it.
+
+    The word for duplicates is that of this transition and no other.
+    """
+    lines = [f"{spec.kind} {spec.shown}"]
+    if result.code or result.reason:
+        lines.append(": ".join(part for part in (result.code, result.reason) if part))
+    if since_us:
+        lines.append(f"it was {'up' if alert == 'down' else 'down'} since {clock.rfc3339(since_us)}")
+    return Message(
+        title=f"{name} is {alert}",
+        body="\n".join(lines),
+        severity="critical" if alert == "down" else "info",
+        event=f"monitor.{alert}",
+        dedupe=f"monitor:{key}:{result.number}",
+    )
+
+
+def event(alert: Alert, plugin_id: str, name: str, spec: Spec, result: Result, *, notification: str) -> Event:
+    """`notification` is its id, or the code of why there is none."""
+    detail: dict[str, str | int | bool] = {
+        "state": alert,
+        "kind": spec.kind,
+        "target": spec.shown,
+        "check": result.number,
+        "notification": notification,
+    }
+    return Event(
+        actor=str(Actor(kind="plugin", name=plugin_id)),
+        action="monitor.alert",
+        target=name,
+        code=result.code,
+        reason=result.reason,
+        detail=detail,
+    )

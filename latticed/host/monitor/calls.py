@@ -1,0 +1,102 @@
+"""monitor.*: a plugin has targets watched, and reads how they stand.
+
+A monitor belongs to the plugin that put it; others may look at it when its owner shares it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, HostError, Params, Served, Whole
+from latticed.host.monitor import spec as specs
+from latticed.host.monitor import watched
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.monitor.keeper import Monitors
+    from latticed.host.monitor.watched import Watched
+    from latticed.settings import Monitor as Settings
+
+PAGE: Final = 200
+
+
+class List(Params, frozen=True):
+    """`after`: `owner/name` of the last one of the page before."""
+
+    after: str = ""
+
+
+class Results(Params, frozen=True):
+    """`owner`: the caller, when empty; `after`: only results with a greater number."""
+
+    name: str
+    owner: str = ""
+    after: Whole = 0
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class Name(Params, frozen=True):
+    name: str
+
+
+class Monitor:
+    """The service."""
+
+    def __init__(self, monitors: Monitors, *, settings: Callable[[], Settings]) -> None:
+        self._monitors = monitors
+        self._settings = settings
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="monitor.list", params=List, serve=self._list),
+            Served(method="monitor.results", params=Results, serve=self._results),
+            Served(method="monitor.put", params=specs.Put, serve=self._put),
+            Served(method="monitor.delete", params=Name, serve=self._delete),
+        )
+
+    async def _list(self, caller: Caller, asked: List) -> dict[str, Any]:
+        owner, _, name = asked.after.partition("/")
+        visible = [
+            one for one in self._monitors.every() if (one.plugin_id, one.name) > (owner, name) and _may_see(caller, one)
+        ]
+        page = visible[:PAGE]
+        more = f"{page[-1].plugin_id}/{page[-1].name}" if len(visible) > PAGE else None
+        return {"monitors": [one.view(whole=one.plugin_id == caller.plugin_id) for one in page], "next": more}
+
+    async def _results(self, caller: Caller, asked: Results) -> dict[str, Any]:
+        found = self._monitors.get(asked.owner or caller.plugin_id, asked.name)
+        if found is None or not _may_see(caller, found):
+            raise _unknown()
+        try:
+            results = self._monitors.results(found.key, after=asked.after, limit=asked.limit)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"state": found.standing.state, "results": [watched.result_view(one) for one in results]}
+
+    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+        spec = specs.checked(asked, least_interval_s=self._settings().least_interval_s)
+        try:
+            made = await self._monitors.put(caller.plugin_id, asked.name, spec)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "target": made.spec.target}
+
+    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+        try:
+            return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+
+def _may_see(caller: Caller, one: Watched) -> bool:
+    return one.plugin_id == caller.plugin_id or one.spec.shared
+
+
+def _unknown() -> HostError:
+    return HostError(Denial.NOT_FOUND, "there is no such monitor, or its owner does not share it")

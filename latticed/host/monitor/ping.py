@@ -1,0 +1,68 @@
+"""One ICMP echo. Needs CAP_NET_RAW, or a group within net.ipv4.ping_group_range (icmp(7)): else `unsupported`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.monitor import icmp, probes
+from latticed.ledger.monitors import Result
+
+if TYPE_CHECKING:
+    from latticed.model.addresses import Address
+
+_PACKET_BYTES: Final = 1_500
+_SEQUENCE: Final = 1
+_NOT_ALLOWED: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT}
+)
+_FAMILIES: Final = {4: (socket.AF_INET, socket.IPPROTO_ICMP), 6: (socket.AF_INET6, socket.IPPROTO_ICMPV6)}
+
+
+async def check(address: Address, within_s: float) -> Result:
+    """Whether an address that the guard has allowed answers in time."""
+    opened = _open(address.version)
+    if opened is None:
+        reason = "expected CAP_NET_RAW, or a group of the daemon's in net.ipv4.ping_group_range"
+        return Result(outcome="unsupported", code="unsupported", reason=reason)
+    with contextlib.closing(opened):
+        try:
+            async with asyncio.timeout(within_s):
+                await _exchange(opened, address)
+        except TimeoutError:
+            return probes.down("timeout", "no answer in time")
+        except OSError as error:
+            return probes.of_os_error(error)
+    return Result(outcome="up")
+
+
+async def _exchange(opened: socket.socket, address: Address) -> None:
+    """Send one request and return once it is answered."""
+    loop = asyncio.get_running_loop()
+    token = secrets.token_bytes(16)
+    # Immediate, for nothing is sent; asyncio's own way would ask a resolver. From here on only what this address sends
+    # is received.
+    opened.connect((str(address), 0))
+    await loop.sock_sendall(opened, icmp.request(address.version, os.getpid() & 0xFFFF, _SEQUENCE, token))
+    while not icmp.is_reply(address.version, await loop.sock_recv(opened, _PACKET_BYTES), _SEQUENCE, token):
+        pass
+
+
+def _open(version: int) -> socket.socket | None:
+    """A socket for echoes, unprivileged where the kernel allows it; None when it allows neither."""
+    family, protocol = _FAMILIES[version]
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+        try:
+            opened = socket.socket(family, kind, protocol)
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
+        else:
+            opened.setblocking(False)
+            return opened
+    return None

@@ -1,0 +1,142 @@
+"""What a plugin asks to have watched, checked once: targets in normal form, numbers within bounds."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from latticed.host.call import HostError, Params, Whole
+from latticed.host.egress import url
+from latticed.kit import text
+from latticed.model import hosts
+from latticed.model.hostcall import Denial
+
+Kind = Literal["http", "tcp", "ping"]
+Number = TypeVar("Number", int, float)
+
+LONGEST_INTERVAL_S: Final = 86_400.0
+TIMEOUT_S: Final = (0.1, 60.0)
+FAILURES: Final = (1, 10)
+CERTIFICATE_DAYS: Final = (0, 365)
+STATUSES: Final = (100, 599)
+MAX_STATUSES: Final = 16
+MAX_TARGET_CHARACTERS: Final = 2_048
+MAX_BODY_CHARACTERS: Final = 256
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+_HTTP_ONLY: Final = {"statuses": (), "body": "", "certificate_days": 0}
+
+
+class Put(Params, frozen=True):
+    """monitor.put. `statuses` empty: 200 to 399; `failures`: results in a row that change how the monitor stands."""
+
+    name: str
+    kind: Kind
+    target: str
+    interval_s: float = 30.0
+    timeout_s: float = 5.0
+    failures: Whole = 2
+    statuses: tuple[Whole, ...] = ()
+    body: str = ""
+    certificate_days: Whole = 0
+    shared: bool = False
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `Put`, checked; `target` is a URL, `host:port` or a host, in normal form."""
+
+    kind: Kind
+    target: str
+    interval_s: float
+    timeout_s: float
+    failures: int
+    statuses: tuple[int, ...]
+    body: str
+    certificate_days: int
+    shared: bool
+
+    @property
+    def shown(self) -> str:
+        """The target without its query, which may hold what is nobody else's business."""
+        return self.target.partition("?")[0]
+
+    def differs_in_kind(self, other: Spec) -> bool:
+        """Whether what was found for one says nothing about the other."""
+        return (self.kind, self.target) != (other.kind, other.target)
+
+
+def checked(asked: Put, *, least_interval_s: float) -> Spec:
+    """The spec; HostError bad_params says what was expected, egress_blocked that the target cannot be meant."""
+    if not _NAME.fullmatch(asked.name):
+        raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
+    interval_s = _within("interval_s", asked.interval_s, (least_interval_s, LONGEST_INTERVAL_S))
+    timeout_s = _within("timeout_s", asked.timeout_s, TIMEOUT_S)
+    if timeout_s > interval_s:
+        raise bad("timeout_s", "at most interval_s, for checks of one monitor never overlap")
+    if asked.kind != "http" and (odd := [name for name, usual in _HTTP_ONLY.items() if getattr(asked, name) != usual]):
+        raise bad(odd[0], f"nothing, for it says nothing about kind {asked.kind}")
+    if len(asked.statuses) > MAX_STATUSES:
+        raise bad("statuses", f"at most {MAX_STATUSES}")
+    if len(asked.body) > MAX_BODY_CHARACTERS or any(text.is_control(c) for c in asked.body):
+        raise bad("body", f"at most {MAX_BODY_CHARACTERS} characters, none of them a control character")
+    return Spec(
+        kind=asked.kind,
+        target=_target(asked.kind, asked.target),
+        interval_s=interval_s,
+        timeout_s=timeout_s,
+        failures=_within("failures", asked.failures, FAILURES),
+        statuses=tuple(sorted({_within("statuses", one, STATUSES) for one in asked.statuses})),
+        body=asked.body,
+        certificate_days=_within("certificate_days", asked.certificate_days, CERTIFICATE_DAYS),
+        shared=asked.shared,
+    )
+
+
+def encode(spec: Spec) -> str:
+    return msgspec.json.encode(spec).decode("utf-8")
+
+
+def decode(stored: str) -> Spec:
+    """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
+    return msgspec.json.decode(stored, type=Spec)
+
+
+def host_and_port(target: str) -> tuple[str, int]:
+    """The parts of a `host:port` in normal form; the host without brackets."""
+    host, _, port = target.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def bad(name: str, expected: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
+
+
+def _target(kind: Kind, given: str) -> str:
+    if len(given) > MAX_TARGET_CHARACTERS:
+        raise bad("target", f"at most {MAX_TARGET_CHARACTERS} characters")
+    if url.SECRET.search(given):
+        raise bad("target", "no secrets: they are not filled in here")
+    if kind == "http":
+        if len(target := str(url.parse(given))) > MAX_TARGET_CHARACTERS:
+            raise bad("target", f"at most {MAX_TARGET_CHARACTERS} characters once it is encoded")
+        return target
+    host, port = given, ""
+    if kind == "tcp":
+        host, colon, port = given.rpartition(":")
+        if not colon or not _PORT.fullmatch(port) or int(port) > url.HIGHEST_PORT:
+            raise bad("target", "host:port, an IPv6 address in brackets")
+    try:
+        bare = kind == "ping" and hosts.address_of(host) is not None  # without a port, IPv6 needs no brackets
+        plain = hosts.normal(hosts.bracketed(host) if bare else host)
+    except hosts.NotAHost as error:
+        raise HostError(Denial.BAD_PARAMS, f"target: {error}") from error
+    return f"{hosts.bracketed(plain)}:{port}" if port else plain
+
+
+def _within(name: str, value: Number, bounds: tuple[Number, Number]) -> Number:
+    low, high = bounds
+    if not low <= value <= high:  # in this form NaN is refused too
+        raise bad(name, f"{low:g} to {high:g}")
+    return value

@@ -1,0 +1,86 @@
+"""One monitor while it is watched: what is known of it, and what is going on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from latticed.host.monitor.rules import Standing, State
+from latticed.kit import clock
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from latticed.host.monitor.spec import Spec
+    from latticed.kit.wheel import Ticket
+    from latticed.ledger.monitors import Result, Row
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Watched:
+    """`busy` from the moment it is due to the moment its result is kept; `gone` once it is deleted or replaced."""
+
+    key: int
+    plugin_id: str
+    name: str
+    spec: Spec
+    standing: Standing
+    since: int
+    last: Result | None
+    ticket: Ticket | None = None
+    task: asyncio.Task[None] | None = None
+    busy: bool = False
+    gone: bool = False
+    skipped: int = 0
+
+    @property
+    def slow(self) -> bool:
+        """Whether it may hang, as far as is known."""
+        return self.last is None or self.last.code == "timeout"
+
+    def view(self, *, whole: bool) -> dict[str, Any]:
+        """As `monitor.list` shows it; without `whole` as others than the owner see it."""
+        spec = self.spec
+        return {
+            "name": self.name,
+            "owner": self.plugin_id,
+            "kind": spec.kind,
+            "target": spec.target if whole else spec.shown,
+            "interval_s": spec.interval_s,
+            "timeout_s": spec.timeout_s,
+            "failures": spec.failures,
+            "statuses": list(spec.statuses),
+            "body": spec.body if whole else "",
+            "certificate_days": spec.certificate_days,
+            "shared": spec.shared,
+            "state": self.standing.state,
+            "since": clock.rfc3339(self.since),
+            "skipped": self.skipped,
+            "last": None if self.last is None else result_view(self.last),
+        }
+
+
+def of_row(row: Row, spec: Spec, last: Result | None) -> Watched:
+    return Watched(
+        key=row.key,
+        plugin_id=row.plugin_id,
+        name=row.name,
+        spec=spec,
+        standing=Standing(state=cast("State", row.state), against=row.against),
+        since=row.since,
+        last=last,
+    )
+
+
+def result_view(result: Result) -> dict[str, Any]:
+    """As `monitor.results` shows it."""
+    return {
+        "number": result.number,
+        "at": clock.rfc3339(result.at),
+        "outcome": result.outcome,
+        "code": result.code,
+        "reason": result.reason,
+        "took_ms": result.took_us // 1_000,
+        "status": result.http_status or None,
+        "certificate_expires_at": clock.rfc3339(result.expires_at) if result.expires_at else None,
+    }

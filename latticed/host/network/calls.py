@@ -1,0 +1,205 @@
+"""network.*: what plugins would have changed on this host, kept as plans; nothing is changed here.
+
+A plugin plans, an operator approves, an applier applies. No Gate ever approves.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, HostError, Params, Served, Whole
+from latticed.host.http.calls import NoSecrets
+from latticed.host.network import intents
+from latticed.host.network import listeners as network_reading
+from latticed.host.node.calls import Fresh
+from latticed.kit import clock as clocks
+from latticed.kit import text
+from latticed.ledger import plans as rows
+from latticed.model import plan
+from latticed.model.audit import Actor, Event
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.http.calls import Loan
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger, Transaction
+
+PAGE: Final = 100
+FRESH_S: Final = 1.0
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_ONLY_ROOT: Final = {
+    "nft": "the ruleset (nft list ruleset)",
+    "wireguard": "the interfaces' peers (wg show)",
+}
+"""What the live state of a kind is, where only root can see it."""
+_LISTENERS, _INTERFACES = "listeners", "interfaces"
+STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
+"""What network.state knows by name."""
+
+
+class State(Params, frozen=True):
+    kind: str
+
+
+class Plan(Params, frozen=True):
+    kind: str
+    intent: dict[str, Any]
+
+
+class Plans(Params, frozen=True):
+    """`sha256`: that plan alone, with its intent; `after`: the `number` of the last one of the page before."""
+
+    sha256: str = ""
+    after: Whole = 0
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
+
+
+class Apply(Params, frozen=True):
+    sha256: str
+
+
+class Network:
+    """The service. `lend` gives a plugin's secrets by its id: a plan may refer only to those bound to it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        lend: Callable[[str], Loan] = NoSecrets,
+        quota: rows.Quota | None = None,
+        root: Path = Path("/"),
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._lend = lend
+        self._quota = quota or rows.Quota()
+        self._seen = {
+            _LISTENERS: Fresh(lambda: network_reading.listeners(root), FRESH_S, clock),
+            _INTERFACES: Fresh(lambda: network_reading.interfaces(root), FRESH_S, clock),
+        }
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="network.state", params=State, serve=self._state),
+            Served(method="network.plan", params=Plan, serve=self._plan),
+            Served(method="network.plans", params=Plans, serve=self._plans),
+            Served(method="network.apply", params=Apply, serve=self._apply),
+        )
+
+    async def _state(self, _: Caller, asked: State) -> dict[str, Any]:
+        if asked.kind not in STATES:
+            raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
+        if asked.kind in _ONLY_ROOT:
+            raise HostError(
+                Denial.SERVICE_UNAVAILABLE,
+                f"only root can see {_ONLY_ROOT[asked.kind]}, and this version has no root helper;"
+                f" {_LISTENERS} and {_INTERFACES} can be asked for",
+            )
+        wanted = (asked.kind,) if asked.kind in self._seen else (_LISTENERS, _INTERFACES)
+        found: dict[str, Any] = {"kind": asked.kind}
+        for name in wanted:
+            try:
+                found |= await self._seen[name].get()
+            except OSError as error:
+                unseen = f"the {name} cannot be read: {error.strerror or 'an error of input or output'}"
+                raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
+        return found
+
+    async def _plan(self, caller: Caller, asked: Plan) -> dict[str, Any]:
+        if asked.kind not in plan.KINDS:
+            expected = ", ".join(plan.KINDS)
+            raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {expected}, found {_shown(asked.kind)}")
+        try:
+            form = plan.canonical(asked.kind, asked.intent)
+        except plan.BadIntent as error:
+            raise HostError(Denial.BAD_PARAMS, text.sanitise(str(error), 400)) from error
+        intents.check(asked.intent)
+        loan = self._lend(caller.plugin_id)
+        for reference in sorted(intents.references(asked.intent)):
+            loan.expand(reference)  # for its refusal: the value is not kept
+        sha256, now_us = plan.sha256(form), self._clock.wall_us()
+
+        def change(tx: Transaction) -> rows.Row:
+            before = rows.get(tx, caller.plugin_id, sha256)
+            row = rows.put(tx, caller.plugin_id, sha256, asked.kind, form.decode("utf-8"), self._quota, now_us=now_us)
+            if before is None or before.state is not row.state:
+                tx.append_audit(_planned(caller, row))
+            return row
+
+        try:
+            row = await self._ledger.write(change, durable=True)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, **_view(row)}
+
+    async def _plans(self, caller: Caller, asked: Plans) -> dict[str, Any]:
+        try:
+            if asked.sha256:
+                row = self._found(caller, asked.sha256)
+                return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
+            question = asked.limit + 1
+            found = await self._ledger.read_for_plugin(
+                lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=question)
+            )
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        shown = found[: asked.limit]
+        return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}
+
+    async def _apply(self, caller: Caller, asked: Apply) -> dict[str, Any]:
+        try:
+            row = self._found(caller, asked.sha256)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        raise HostError(
+            Denial.SERVICE_UNAVAILABLE,
+            f"nothing was applied: this version has no applier for {row.kind}, the plan stays {row.state}",
+        )
+
+    def _found(self, caller: Caller, sha256: str) -> rows.Row:
+        if not _SHA256.fullmatch(sha256):
+            raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
+        row = self._ledger.read(lambda db: rows.get(db, caller.plugin_id, sha256))
+        if row is None:
+            raise HostError(Denial.NOT_FOUND, "this plugin has no plan of that sha256")
+        return row
+
+
+def _planned(caller: Caller, row: rows.Row) -> Event:
+    return Event(
+        actor=str(Actor(kind="plugin", name=caller.plugin_id)),
+        action="network.plan",
+        target=row.sha256,
+        decision="allow",
+        detail={"kind": row.kind, "bytes": len(row.intent.encode("utf-8"))},
+    )
+
+
+def _view(row: rows.Row) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "sha256": row.sha256,
+        "kind": row.kind,
+        "state": row.state.value,
+        "created_at": clocks.rfc3339(row.created_at),
+        "updated_at": clocks.rfc3339(row.updated_at),
+    }
+
+
+def _intent(row: rows.Row) -> Any:
+    import json
+
+    return json.loads(row.intent)["intent"]
+
+
+def _shown(kind: str) -> str:
+    return repr(text.sanitise(kind, 40))

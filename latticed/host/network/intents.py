@@ -1,0 +1,54 @@
+"""Secrets in the intents of plans: references only, for an intent is stored and shown as it was given."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.call import HostError
+from latticed.host.secret.references import REFERENCE
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECRET: Final = re.compile(
+    r"(?:.*_)?(?:private_?key|pre_?shared_?key|psk|secret|secret_?key|password|passwd|passphrase|token|api_?key"
+    r"|access_?key|auth_?key|client_?secret|credentials?)s?"
+)
+"""Names of fields that hold a secret; `_file`, `_path` and `_name` after one of them make it something else."""
+_WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
+_PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+
+
+def check(intent: dict[str, Any]) -> None:
+    """HostError bad_params naming the first field that holds a secret in clear; never its value."""
+    for where, name, value in _texts(intent, "intent", ""):
+        if _PEM.search(value) or (value and is_secret(name) and not REFERENCE.fullmatch(value)):
+            expected = "expected a secret as a reference such as ${secret:NAME}, found one in clear"
+            raise HostError(Denial.BAD_PARAMS, f"{where}: {expected}")
+
+
+def references(intent: dict[str, Any]) -> frozenset[str]:
+    """The whole texts that refer to secrets."""
+    return frozenset(value for _, _, value in _texts(intent, "intent", "") if REFERENCE.search(value))
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field of this name holds a secret: `privateKey`, `PRIVATE_KEY` and `wg-private-key` are one name."""
+    return _SECRET.fullmatch(_WORDS.sub("_", name).lower()) is not None
+
+
+def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
+    """(place, name of the nearest field, text) of everything that could be a secret: numbers can be, too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            inner_name = name if is_secret(name) else key
+            yield from _texts(inner, f"{where}.{key}"[:200], inner_name)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{where}[{index}]"[:200], name)
+    elif isinstance(value, str):
+        yield where, name, value
+    elif isinstance(value, int) and not isinstance(value, bool) and is_secret(name):
+        yield where, name, str(value)

@@ -1,0 +1,77 @@
+"""What of this host's network can be seen without root: who listens where (proc_net(5)), and the interfaces."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from latticed.host.node import interfaces as node_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MOST: Final = 2_000
+"""Listeners that are told."""
+_LISTEN: Final = "0A"  # TCP_LISTEN of linux/tcp_states.h
+_UNCONNECTED: Final = "07"  # a UDP socket that takes from anybody: TCP_CLOSE
+_TABLES: Final = (
+    ("tcp", "tcp", _LISTEN),
+    ("tcp6", "tcp", _LISTEN),
+    ("udp", "udp", _UNCONNECTED),
+    ("udp6", "udp", _UNCONNECTED),
+)
+
+
+class Listener(NamedTuple):
+    """One socket that takes from others; `uid` is that of its owner. Which program it is only root can see."""
+
+    protocol: str
+    address: str
+    port: int
+    uid: int
+
+
+def listeners(root: Path) -> dict[str, Any]:
+    """`{listeners: [{protocol, address, port, uid}], complete}`, sorted; of this network namespace. OSError without any
+    table. `complete` is False when there are more.
+    """
+    found = sorted(set(_read(root)))
+    return {"listeners": [one._asdict() for one in found[:MOST]], "complete": len(found) <= MOST}
+
+
+def interfaces(root: Path) -> dict[str, Any]:
+    """`{interfaces: [...]}` as node.facts shows them, without MACs."""
+    return {"interfaces": node_network.interfaces(root, hardware=False)}
+
+
+def _read(root: Path) -> Iterator[Listener]:
+    for table, protocol, state in _TABLES:
+        try:
+            lines = (root / "proc/net" / table).read_text(encoding="ascii", errors="replace").splitlines()[1:]
+        except FileNotFoundError:
+            if table == "tcp":
+                raise
+            continue  # a kernel without IPv6, say
+        for line in lines:
+            fields = line.split()
+            if len(fields) > 7 and fields[3] == state and (one := _listener(protocol, fields[1], fields[7])):
+                yield one
+
+
+def _listener(protocol: str, local: str, uid: str) -> Listener | None:
+    raw, _, port = local.partition(":")
+    try:
+        return Listener(protocol, _address(raw), int(port, 16), int(uid))
+    except ValueError:  # a line that no kernel we know writes
+        return None
+
+
+def _address(raw: str) -> str:
+    """The kernel prints 32-bit words in its own byte order."""
+    words = [bytes.fromhex(raw[place : place + 8]) for place in range(0, len(raw), 8)]
+    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+    address = ipaddress.ip_address(packed)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)

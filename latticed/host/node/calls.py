@@ -1,0 +1,159 @@
+"""node.*: this machine's facts, counters, labels and, of what the operator listed, journal (systems.md, Host services).
+
+Facts and counters are read at most so often, by one thread, however many ask: a plugin that hammers costs little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+from msgspec import Meta
+
+from latticed.host.call import Caller, HostError, NoParams, Params, Served
+from latticed.host.node import facts as node_reading
+from latticed.host.node import journal
+from latticed.kit import text
+from latticed.ledger import labels as rows
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.settings import Settings
+
+T = TypeVar("T")
+
+FACTS_FRESH_S: Final = 10.0
+METRICS_FRESH_S: Final = 1.0
+MOST_LABELS: Final = 64
+MAX_LABEL_CHARACTERS: Final = 256
+ADMIN: Final = "node:admin"
+
+_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
+
+
+class SetLabels(Params, frozen=True):
+    labels: dict[str, str | None]
+
+
+class ReadJournal(Params, frozen=True):
+    filter: Annotated[str, Meta(min_length=1, max_length=256)]
+    cursor: Annotated[str, Meta(max_length=1_024)] = ""
+    limit: Annotated[int, Meta(ge=0, le=500)] = 100
+
+
+class Node:
+    """The service. `may(caller, capability)`: does this plugin hold that too; `settings()` are those of now."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        settings: Callable[[], Settings],
+        may: Callable[[Caller, str], bool],
+        clock: Clock,
+        root: Path = node_reading.ROOT,
+    ) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._may = may
+        self._facts = {
+            hardware: Fresh(_facts_of(root, hardware=hardware), FACTS_FRESH_S, clock) for hardware in (False, True)
+        }
+        self._metrics = Fresh(lambda: node_reading.metrics(root), METRICS_FRESH_S, clock)
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="node.facts", params=NoParams, serve=self._tell_facts),
+            Served(method="node.metrics", params=NoParams, serve=self._tell_metrics),
+            Served(method="node.journal", params=ReadJournal, serve=self._tell_journal),
+            Served(method="node.set_labels", params=SetLabels, serve=self._set_labels),
+        )
+
+    async def _tell_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
+        facts = await self._facts[self._may(caller, ADMIN)].get()
+        try:
+            labels = self._ledger.read(rows.load)
+        except Problem as problem:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
+        return {**facts, "labels": labels}
+
+    async def _tell_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
+        return await self._metrics.get()
+
+    async def _set_labels(self, _caller: Caller, asked: SetLabels) -> dict[str, Any]:
+        for name, value in asked.labels.items():
+            if fault := _label_fault(name, value):
+                raise HostError(Denial.BAD_PARAMS, fault)
+        try:
+            labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MOST_LABELS))
+        except Problem as problem:
+            full = problem.code == "quota_exceeded"
+            raise HostError(Denial.QUOTA_EXCEEDED if full else Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
+        return {"ok": True, "labels": labels}
+
+    async def _tell_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
+        settings = self._settings()
+        if not journal.may_read(asked.filter, settings.node.journal_units):
+            shown = text.sanitise(asked.filter, 80)
+            raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")
+        request = {"filter": asked.filter, "cursor": asked.cursor, "limit": asked.limit}
+        return await journal.ask(journal.socket_path(settings), request, readers=lambda: readers(settings))
+
+
+class Fresh:
+    """Something that takes time to read and stays true for `fresh_s` seconds; who comes meanwhile shares it."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]], fresh_s: float, clock: Clock) -> None:
+        self._read = read
+        self._fresh_s = fresh_s
+        self._clock = clock
+        self._reading: asyncio.Future[dict[str, Any]] | None = None
+        self._since_s = 0.0
+
+    async def get(self) -> dict[str, Any]:
+        """What was read, at most `fresh_s` ago; whoever is cancelled leaves the reading to the others."""
+        old = self._reading
+        now_s = self._clock.monotonic_s()
+        if old is None or (old.done() and (now_s - self._since_s >= self._fresh_s or old.exception() is not None)):
+            self._since_s = now_s
+            self._reading = old = asyncio.get_running_loop().run_in_executor(None, self._read)
+        return await asyncio.shield(old)
+
+
+def readers(settings: Settings) -> frozenset[int]:
+    """The uids that the journal reader may have: root's, ours, and that of node.journal_user where it is set."""
+    name = settings.node.journal_user
+    try:
+        return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))
+    except KeyError as error:
+        unknown = "the user of the journal reader (node.journal_user) is unknown"
+        raise HostError(Denial.SERVICE_UNAVAILABLE, unknown) from error
+
+
+@functools.lru_cache(maxsize=4)  # asked once: a directory service must not be waited for at each call
+def _uid(name: str) -> int:
+    import pwd
+
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+
+
+def _facts_of(root: Path, *, hardware: bool) -> Callable[[], dict[str, Any]]:
+    return lambda: node_reading.facts(root, hardware=hardware)
+
+
+def _label_fault(name: str, value: str | None) -> str | None:
+    if not _LABEL.fullmatch(name):
+        shown = text.sanitise(name, 80)
+        return f"expected a label of 1 to 63 of a-z 0-9 . _ / -, alphanumeric at both ends, found {shown!r}"
+    if value is not None and (len(value) > MAX_LABEL_CHARACTERS or text.escape(value) != value):
+        return f"{name}: expected at most {MAX_LABEL_CHARACTERS} visible characters"
+    return None

@@ -1,0 +1,198 @@
+"""What this machine is and how it does, read from /proc, /sys and /etc beneath a root; what cannot be had is None.
+
+All of it blocks (a disk may take its time to say how full it is). Sources: proc(5), os-release(5), statvfs(3).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.node.interfaces import interfaces
+from latticed.kit import text
+from latticed.kit.clock import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path("/")
+MOST_DISKS: Final = 64
+_TEXT: Final = 256
+_MAX_BYTES: Final = 1 << 20
+_LOCAL: Final = frozenset("bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split())
+"""File systems that answer without asking another machine: one that is gone would hold the thread for ever."""
+_NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+_SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}
+_CPU: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
+
+
+def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
+    """What stays as it is: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
+    kernel = os.uname()
+    seconds = _uptime_s(root)
+    boot = _fields(root / "proc/stat").get("btime")
+    memory = _memory(root)
+    return {
+        "hostname": text.sanitise(kernel.nodename, _TEXT) or None,
+        "os": _os_release(root),
+        "kernel": {"name": kernel.sysname, "release": kernel.release, "version": kernel.version},
+        "machine": kernel.machine,
+        "cpus": {"count": os.cpu_count(), "model": _cpu_model(root)},
+        "memory": {"total_bytes": memory.get("MemTotal"), "swap_bytes": memory.get("SwapTotal")},
+        "boot_time": rfc3339(int(boot) * 1_000_000) if boot and boot.isdigit() else None,
+        "uptime_s": seconds,
+        "disks": [{key: disk[key] for key in ("mount", "type", "total_bytes")} for disk in disks(root)],
+        "interfaces": interfaces(root, hardware=hardware),
+        "hardware": _hardware(root) if hardware else None,
+    }
+
+
+def metrics(root: Path = ROOT) -> dict[str, Any]:
+    """What changes: load, memory and disks in bytes, processor time in seconds, counters of the network since boot."""
+    memory = _memory(root)
+    return {
+        "uptime_s": _uptime_s(root),
+        "load": _load(root),
+        "memory": {
+            "total_bytes": memory.get("MemTotal"),
+            "available_bytes": memory.get("MemAvailable"),
+            "free_bytes": memory.get("MemFree"),
+            "cached_bytes": memory.get("Cached"),
+            "swap_total_bytes": memory.get("SwapTotal"),
+            "swap_free_bytes": memory.get("SwapFree"),
+        },
+        "cpu": _cpu_s(root),
+        "disks": list(disks(root)),
+        "network": list(_network(root)),
+    }
+
+
+def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
+    """The mounted local file systems, each once: where, of what type, and bytes and inodes of them."""
+    seen: set[int] = set()
+    for line in _bytes(root / "proc/self/mounts").split(b"\n"):
+        parts = line.split(b" ")
+        if len(parts) < 3 or (kind := parts[2].decode("utf-8", "replace")) not in _LOCAL or len(seen) >= MOST_DISKS:
+            continue
+        mount = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), parts[1])  # \040 is a space
+        if mount.startswith(_NOT_DISKS):
+            continue
+        try:
+            device, found = os.stat(mount).st_dev, os.statvfs(mount)
+        except (OSError, ValueError):
+            continue
+        if device in seen or not found.f_blocks:
+            continue
+        seen.add(device)
+        yield {
+            "mount": text.sanitise(mount.decode("utf-8", "backslashreplace"), _TEXT),
+            "type": kind,
+            "total_bytes": found.f_blocks * found.f_frsize,
+            "free_bytes": found.f_bfree * found.f_frsize,
+            "available_bytes": found.f_bavail * found.f_frsize,
+            "inodes": found.f_files,
+            "inodes_free": found.f_ffree,
+        }
+
+
+def _os_release(root: Path) -> dict[str, str | None]:
+    found = _read(root / "etc/os-release") or _read(root / "usr/lib/os-release")
+    values: dict[str, str] = {}
+    for line in found.splitlines():
+        name, assigned, value = line.partition("=")
+        if assigned and not name.startswith("#"):
+            try:
+                values[name.strip()] = text.sanitise("".join(shlex.split(value)[:1]), _TEXT)
+            except ValueError:  # no closing quotation
+                continue
+    return {key: values.get(key.upper()) for key in ("id", "version_id", "name", "pretty_name")}
+
+
+def _cpu_model(root: Path) -> str | None:
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in {"model name", "Model", "cpu model"}:
+            return text.sanitise(value.strip(), _TEXT)
+    return None
+
+
+def _memory(root: Path) -> dict[str, int]:
+    """Bytes by the names of /proc/meminfo, which counts in KiB."""
+    found: dict[str, int] = {}
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        words = value.split()
+        if words and words[0].isdigit():
+            found[name] = int(words[0]) * 1024
+    return found
+
+
+def _uptime_s(root: Path) -> float | None:
+    words = _read(root / "proc/uptime").split()
+    return _float(words[0]) if words else None
+
+
+def _load(root: Path) -> list[float] | None:
+    found = [_float(word) for word in _read(root / "proc/loadavg").split()[:3]]
+    known = [value for value in found if value is not None]
+    return known if len(known) == 3 else None
+
+
+def _cpu_s(root: Path) -> dict[str, float] | None:
+    words = _fields(root / "proc/stat").get("cpu", "").split()
+    if len(words) < len(_CPU) or not all(word.isdigit() for word in words):
+        return None
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {name: int(word) / ticks for name, word in zip(_CPU, words, strict=False)}
+
+
+def _network(root: Path) -> Iterator[dict[str, Any]]:
+    """Counters by interface: receive in columns 0 to 3, transmit in 8 to 11."""
+    for line in _read(root / "proc/net/dev").split("\n")[2:]:
+        name, _, rest = line.rpartition(":")  # a name may hold anything but white space and a slash
+        words = rest.split()
+        if len(words) < 16 or not all(word.isdigit() for word in words):
+            continue
+        received = {f"received_{what}": int(word) for what, word in zip(_TRAFFIC, words, strict=False)}
+        yield {
+            "name": text.sanitise(name.strip(" "), _TEXT),
+            **received,
+            **{f"sent_{what}": int(word) for what, word in zip(_TRAFFIC, words[8:], strict=False)},
+        }
+
+
+def _hardware(root: Path) -> dict[str, str | None]:
+    places = {name: root / "sys/class/dmi/id" / file for name, file in _SERIALS.items()}
+    places["machine_id"] = root / "etc/machine-id"
+    return {name: text.sanitise(_read(place).strip(), _TEXT) or None for name, place in places.items()}
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """First word to the rest, of each line."""
+    parts = (line.partition(" ") for line in _read(path).splitlines())
+    return {name: value.strip() for name, _, value in parts}
+
+
+def _float(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> str:
+    """At most 1 MiB of a file, as text; nothing when it cannot be read."""
+    return _bytes(path).decode("utf-8", "replace")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,85 @@
+"""Asking the journal reader: a process of its own, with the rights to read that the daemon lacks (latticed/journal.py).
+
+One request per connection, a line of JSON each way: `{"filter", "cursor", "limit"}` is answered by
+`{"entries": [...], "cursor"}` or `{"code", "message"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.call import HostError
+from latticed.kit import peers, strict_json
+from latticed.kit import text as texts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from latticed.settings import Settings
+
+MAX_ANSWER_BYTES: Final = 4 << 20
+DEADLINE_S: Final = 8.0
+_GONE: Final = "the journal reader is not running: the operator starts latticed-journal"
+_GARBLED: Final = "the journal reader gave an answer that cannot be read"
+
+
+def may_read(wanted: str, units: tuple[str, ...]) -> bool:
+    """Whether the journal may be shown by this filter: the built-in one or a listed unit, never one of ours."""
+    return wanted == "sshd" or (wanted in units and not wanted.startswith("latticed"))
+
+
+def socket_path(settings: Settings) -> Path:
+    """Where the journal reader listens."""
+    given = settings.node.journal_socket
+    return settings.runtime_dir / (given or "journal.sock")
+
+
+async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], frozenset[int]]) -> dict[str, Any]:
+    """The reader's answer `{entries, cursor}`; `readers()` are the uids it may run as.
+
+    HostError: what the reader says, else service_unavailable, deadline_exceeded.
+    """
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            line = await _exchange(path, json.dumps(request).encode("ascii") + b"\n", readers)
+    except TimeoutError as error:
+        raise HostError(Denial.DEADLINE_EXCEEDED, "the journal reader did not answer in time") from error
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, _GONE) from error
+    except (asyncio.LimitOverrunError, ValueError) as error:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED) from error
+    return _decoded(line)
+
+
+async def _exchange(path: Path, request: bytes, readers: Callable[[], frozenset[int]]) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=MAX_ANSWER_BYTES)
+    try:
+        uid = peers.of(writer.get_extra_info("socket")).uid
+        if uid == peers.NOBODY or uid not in await asyncio.to_thread(readers):  # may ask a directory service
+            raise HostError(Denial.SERVICE_UNAVAILABLE, "what listens as the journal reader is somebody else")
+        writer.write(request)
+        await writer.drain()
+        return await reader.readuntil(b"\n")
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        found = strict_json.loads(line)
+    except strict_json.InvalidJson as error:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED) from error
+    match found:
+        case {"entries": list(entries), "cursor": str(cursor)}:
+            return {"entries": entries, "cursor": cursor}
+        case {"code": str(code), "message": str(message)} if code in Denial._value2member_map_:
+            raise HostError(Denial(code), texts.sanitise(message, 500))
+    raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED)

@@ -1,0 +1,203 @@
+"""What the journal reader answers: entries of listed units and of sshd, from journald or from auth.log.
+
+It judges by its own settings what may be read: a daemon that was taken over gains nothing by asking for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta
+
+from latticed.host.call import HostError, Params
+from latticed.host.node.journal import may_read
+from latticed.kit import journald, text, text_log
+from latticed.kit.clock import rfc3339
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from latticed.kit.journald import Entry
+
+MAX_MESSAGE: Final = 16 << 10
+SSHD: Final = "sshd"
+
+_SSHD_COMMS: Final = ("sshd", "sshd-session", "sshd-auth")
+_SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS))
+_SSHD_UNIT: Final = re.compile(r"sshd?(?:@[^/]*)?\.service")
+_SSHD_EXE: Final = re.compile(
+    r"/usr/(?:local/)?sbin/sshd|/usr/(?:local/)?(?:lib|libexec)/(?:openssh|ssh)/sshd-(?:session|auth)"
+    r"|/usr/(?:local/)?libexec/sshd-(?:session|auth)"
+)
+_AUTH_LINE: Final = re.compile(
+    r"(?P<at>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT\S{8,25}) \S+ "
+    r"(?P<comm>sshd(?:-session|-auth)?)\[(?P<pid>\d{1,10})\]: (?P<message>.*)",
+    re.DOTALL,
+)
+_DAY_S: Final = 86_400
+_UNIT: Final = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
+
+
+class Request(Params, frozen=True):
+    """One line from the daemon."""
+
+    filter: Annotated[str, Meta(min_length=1, max_length=256)]
+    cursor: Annotated[str, Meta(max_length=1_024)] = ""
+    limit: Annotated[int, Meta(ge=0, le=500)] = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where entries come from: journald, or the log at `auth_log` when `use_journald` says no; `units` may be read."""
+
+    units: tuple[str, ...]
+    auth_log: Path
+    use_journald: bool
+
+
+async def answer(sources: Sources, asked: Request) -> dict[str, Any]:
+    """`{entries, cursor}`; HostError bad_params, service_unavailable.
+
+    Without a cursor: the newest entries. With one: those after it, oldest first. Where there are more than fit, or than
+    were asked for, the cursor lies after the last that is told.
+    """
+    if not may_read(asked.filter, sources.units) or not _UNIT.fullmatch(asked.filter):
+        shown = text.sanitise(asked.filter, 80)
+        raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")
+    if sources.use_journald:
+        return await _from_journald(asked)
+    if asked.filter != SSHD:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, "there is no journald here; without it only sshd can be read")
+    return await asyncio.to_thread(_from_auth_log, sources.auth_log, asked)
+
+
+# journald.
+
+
+async def _from_journald(asked: Request) -> dict[str, Any]:
+    is_sshd = asked.filter == SSHD
+    matches = _SSHD_MATCHES if is_sshd else (f"_SYSTEMD_UNIT={asked.filter}",)
+    try:
+        found, cursor = await _read_journald(asked, matches, _is_sshd if is_sshd else _is_any)
+    except journald.Unreadable as error:
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"the journal cannot be read: {error}") from error
+    return {"entries": [_told(entry) for entry in found], "cursor": cursor}
+
+
+async def _read_journald(
+    asked: Request, matches: tuple[str, ...], wanted: Callable[[Entry], bool]
+) -> tuple[list[Entry], str]:
+    kind, _, place = asked.cursor.partition(":")
+    if not asked.cursor:
+        since_us = time.time_ns() // 1_000
+        found, cursor = await journald.newest(matches, wanted, asked.limit)
+        return found, f"j:{cursor}" if cursor else f"t:{since_us}"
+    since_us = 0
+    if kind == "t" and place.isascii() and place.isdigit() and len(place) < 20:
+        since_us, place = int(place), ""
+    elif kind != "j" or not journald.is_cursor(place):
+        raise _bad_cursor()
+    if not asked.limit:
+        return [], asked.cursor
+    found, cursor = await journald.following(matches, wanted, asked.limit, cursor=place, since_us=since_us)
+    return found, f"j:{cursor}" if cursor else asked.cursor
+
+
+def _is_sshd(entry: Entry) -> bool:
+    """Written by sshd itself, by the kernel's word: SYSLOG_IDENTIFIER is whatever a program says of itself."""
+    known = entry.fields
+    if known["_UID"] != "0" or known["_COMM"] not in _SSHD_COMMS:
+        return False
+    return bool(_SSHD_UNIT.fullmatch(known["_SYSTEMD_UNIT"]) or _SSHD_EXE.fullmatch(known["_EXE"]))
+
+
+def _is_any(_: Entry) -> bool:
+    return True
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    known = entry.fields
+    return {
+        "at": rfc3339(entry.at_us),
+        "unit": text.sanitise(known["_SYSTEMD_UNIT"], 256) or None,
+        "comm": text.sanitise(known["_COMM"], 64) or None,
+        "pid": _number(known["_PID"]),
+        "uid": _number(known["_UID"]),
+        "priority": _number(known["PRIORITY"]),
+        "message": text.sanitise(known["MESSAGE"], MAX_MESSAGE),
+        "trusted": True,
+    }
+
+
+# auth.log: what a program says of itself is all there is, so nothing in it is trusted.
+
+
+def _from_auth_log(path: Path, asked: Request) -> dict[str, Any]:
+    try:
+        lines, mark = _read_auth_log(path, asked)
+    except OSError as error:
+        words = error.strerror or str(error)
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"{path.name} cannot be read: {words}") from error
+    now_s = time.time()
+    entries = [_of_line(found, now_s) for line in lines if (found := _parsed(line))]
+    return {"entries": entries, "cursor": f"f:{mark}"}
+
+
+def _read_auth_log(path: Path, asked: Request) -> tuple[list[bytes], text_log.Mark]:
+    if not asked.cursor:
+        return text_log.newest(path, _is_sshd_line, asked.limit)
+    kind, _, place = asked.cursor.partition(":")
+    mark = text_log.parse_mark(place)
+    if kind != "f" or mark is None:
+        raise _bad_cursor()
+    return text_log.following(path, _is_sshd_line, asked.limit, mark=mark) if asked.limit else ([], mark)
+
+
+def _is_sshd_line(line: bytes) -> bool:
+    return b" sshd" in line and _parsed(line) is not None
+
+
+def _parsed(line: bytes) -> re.Match[str] | None:
+    return _AUTH_LINE.fullmatch(line.decode("utf-8", "replace").rstrip("\r"))
+
+
+def _of_line(found: re.Match[str], now_s: float) -> dict[str, Any]:
+    return {
+        "at": _moment(found["at"], now_s),
+        "unit": None,
+        "comm": found["comm"],
+        "pid": int(found["pid"]),
+        "uid": None,
+        "priority": None,
+        "message": text.sanitise(found["message"], MAX_MESSAGE),
+        "trusted": False,
+    }
+
+
+def _moment(said: str, now_s: float) -> str | None:
+    """RFC 3339 UTC of a line's time. The old form knows no year (the last that fits is meant) and is local time."""
+    try:
+        if said[0].isdigit():
+            return rfc3339(int(datetime.fromisoformat(said).timestamp() * 1_000_000))
+        for year in (time.localtime(now_s).tm_year, time.localtime(now_s).tm_year - 1):
+            seconds = time.mktime(time.strptime(f"{year} {said}", "%Y %b %d %H:%M:%S"))
+            if seconds < now_s + _DAY_S:
+                return rfc3339(int(seconds) * 1_000_000)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
+
+
+def _number(said: str) -> int | None:
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else None
+
+
+def _bad_cursor() -> HostError:
+    return HostError(Denial.BAD_PARAMS, "cursor: expected one that this host gave, found another; begin without one")

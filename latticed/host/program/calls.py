@@ -1,0 +1,80 @@
+"""service.*: a plugin has a program of the operator's list kept running, confined, and sees how it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, HostError, Params, Served
+from latticed.host.program import spec as specs
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.program.keeper import Kept, Programs
+    from latticed.settings.programs import Service as Settings
+
+
+class Name(Params, frozen=True):
+    name: str
+
+
+class Status(Params, frozen=True):
+    """`name` empty: all of the caller's, without what they wrote."""
+
+    name: str = ""
+
+
+class LongLived:
+    """The service."""
+
+    def __init__(
+        self, programs: Programs, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
+    ) -> None:
+        self._programs = programs
+        self._settings = settings
+        self._variables = variables
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="service.put", params=specs.Put, serve=self._put),
+            Served(method="service.delete", params=Name, serve=self._delete),
+            Served(method="service.status", params=Status, serve=self._status),
+        )
+
+    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+        spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
+        try:
+            made = await self._programs.put(caller.plugin_id, asked.name, spec)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "name": made.name, "state": made.life.state}
+
+    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+        try:
+            return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+        mine = self._programs.of(caller.plugin_id)
+        if not asked.name:
+            return {"services": [view(one) for one in mine]}
+        found = [{**view(one), "output": one.life.output()} for one in mine if one.name == asked.name]
+        if not found:
+            raise HostError(Denial.NOT_FOUND, "there is no such service")
+        return {"services": found}
+
+
+def view(one: Kept) -> dict[str, Any]:
+    """As `service.status` shows it; never arguments or environment."""
+    spec = one.spec
+    return {
+        "name": one.name,
+        "program": spec.program,
+        "restart": spec.restart,
+        "network": spec.network,
+        **one.life.view(),
+    }

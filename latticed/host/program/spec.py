@@ -1,0 +1,107 @@
+"""What a plugin asks to have kept running, checked once."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from latticed.host.call import HostError, Params
+from latticed.host.program.rules import Restart
+from latticed.host.secret.references import REFERENCE
+from latticed.kit import text
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.settings.programs import Service as Settings
+
+Network = Literal["none", "own", "host"]
+MAX_ARGS: Final = 64
+MAX_VARIABLES: Final = 32
+MAX_CHARACTERS: Final = 4_096
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Put(Params, frozen=True):
+    """service.put. `program` is a name on the operator's list; `network` none, its own loopback, or the host's."""
+
+    name: str
+    program: str
+    args: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    restart: Restart = "always"
+    network: Network = "none"
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `Put`, checked."""
+
+    program: str
+    args: tuple[str, ...]
+    environment: dict[str, str]
+    restart: Restart
+    network: Network
+
+
+def checked(asked: Put, settings: Settings, variables: frozenset[str]) -> Spec:
+    """The spec; HostError bad_params says what was expected, egress_blocked that it may not have that network.
+
+    `variables` are the names that the operator lets this plugin set. There is no list of harmless ones: `BASH_ENV`,
+    `NODE_OPTIONS`, `PYTHONWARNINGS` and many others make an allowed program run what the plugin says.
+    """
+    check_name(asked.name)
+    if asked.program not in settings.programs:
+        names = ", ".join(sorted(settings.programs)) or "none"
+        raise bad("program", f"one of those that the operator allows ({names})")
+    if len(asked.args) > MAX_ARGS or len(asked.environment) > MAX_VARIABLES:
+        raise bad("args", f"at most {MAX_ARGS}, and at most {MAX_VARIABLES} variables")
+    for name, value in asked.environment.items():
+        if name not in variables:
+            shown = text.sanitise(name, 80)
+            raise bad("environment", f"variables that the operator granted, found {shown} (caps grant ID env={shown})")
+        _check_text("environment", value)
+    for one in asked.args:
+        _check_text("args", one)
+    if asked.network == "host" and asked.program not in settings.host_network:
+        raise HostError(
+            Denial.EGRESS_BLOCKED, f"network: the operator does not let {asked.program} have the host's network"
+        )
+    return Spec(
+        program=asked.program,
+        args=asked.args,
+        environment=asked.environment,
+        restart=asked.restart,
+        network=asked.network,
+    )
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
+
+
+def encode(spec: msgspec.Struct) -> str:
+    return msgspec.json.encode(spec).decode("utf-8")
+
+
+def decode(stored: str) -> Spec:
+    """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
+    return msgspec.json.decode(stored, type=Spec)
+
+
+def bad(name: str, expected: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
+
+
+def _check_text(what: str, value: str) -> None:
+    if len(value) > MAX_CHARACTERS or any(text.is_control(c) and c not in "\n\t" for c in value):
+        raise bad(what, f"texts of at most {MAX_CHARACTERS} characters without control characters")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise bad(what, "text without lone surrogates") from error
+    if REFERENCE.search(value):
+        raise bad(
+            what, "no ${secret:NAME}: arguments and environments of processes can be listed, so none is filled in"
+        )

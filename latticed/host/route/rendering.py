@@ -1,0 +1,91 @@
+"""A template as the answer to one request: what it names is read as host calls of its plugin, then put in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.call import HostError
+from latticed.host.route import template
+from latticed.host.route.template import METHOD, PATH
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from latticed.host.route.template import Reference, Template
+
+    Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+_EMPTY: Final = frozenset(
+    {
+        Denial.CAPABILITY_DENIED,
+        Denial.CAPABILITY_NOT_GRANTED,
+        Denial.BAD_PARAMS,
+        Denial.NOT_FOUND,
+        Denial.TOO_LARGE,
+    }
+)
+"""Denials that make a reference empty; any other means that the request cannot be answered now."""
+_TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
+_SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
+
+
+async def render(
+    compiled: Template, path: str, method: str, query: tuple[tuple[str, str], ...], *, content_type: str, call: Call
+) -> bytes:
+    """The answer; `call(method, params)` is a host call of the plugin. Problem when it cannot be made now."""
+    values: dict[Reference, str] = {PATH: path, METHOD: method}
+    for wanted in compiled.queries:
+        values[wanted] = next((value for name, value in query if name == wanted.name), "")
+    if compiled.stored:
+        for wanted, value in zip(compiled.stored, await _stored(compiled.stored, call), strict=True):
+            if isinstance(value, Problem):
+                raise value
+            values[wanted] = value
+    escape = template.escape_html if _is_markup(content_type) else None
+    return template.render(compiled.parts, values, escape=escape)
+
+
+def content_type(said: str, name: str) -> str:
+    """The Content-Type of a template's answers; Problem("source_blocked") for one that cannot be served safely.
+
+    `name` is that of the field in which it was said.
+    """
+    kind, _, parameter = (part.strip().lower() for part in said.partition(";"))
+    scripted = any(word in kind for word in _SCRIPTS)
+    if _TEXT.fullmatch(kind) is None or scripted or parameter not in {"", "charset=utf-8"}:
+        raise Problem(
+            "source_blocked",
+            f"expected {name} to be text in UTF-8 and no script, found {said[:80]!r}",
+            "such as text/plain or text/html",
+        )
+    return f"{kind}; charset=utf-8"
+
+
+def _is_markup(said: str) -> bool:
+    """Whether a browser finds elements in it, so that values must be escaped."""
+    kind = said.partition(";")[0]
+    return kind in {"text/html", "text/xml"} or kind.endswith("+xml") or "xsl" in kind
+
+
+async def _stored(references: tuple[Reference, ...], call: Call) -> list[str | Problem]:
+    """The values of all, asked for at the same time."""
+    if len(references) <= 1:  # a task would cost more than the question
+        return [await _value(reference, call) for reference in references]
+    return await asyncio.gather(*(_value(reference, call) for reference in references))
+
+
+async def _value(reference: Reference, call: Call) -> str | Problem:
+    try:
+        found = await call("kv.get", {"bucket": reference.name, "key": reference.key})
+    except HostError as error:
+        return "" if error.code in _EMPTY else Problem(error.code.value, error.message)
+    if not found["ok"]:
+        return ""
+    if found.get("value") is not None:
+        return str(found["value"])
+    return base64.b64decode(found["value_base64"]).decode("utf-8", "replace")

@@ -1,0 +1,144 @@
+"""What route.put asks for, judged: parameters in, a frozen spec out; and back from the ledger (pure)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from latticed.host.call import HostError, Params
+from latticed.host.route import public_paths, rendering, template
+from latticed.host.route import table as routes
+from latticed.host.secret.references import REFERENCE
+from latticed.kit import text
+from latticed.model import egress
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.model.egress import Origin
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+"""What an invoke route may take."""
+_ACTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_SERVICE_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
+_SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_OWN: Final = {
+    "template": ("template", "content_type"),
+    "invoke": ("action", "methods"),
+    "service": ("origin", "login", "public"),
+}
+"""Which further parameters go with each target."""
+
+
+class Put(Params, frozen=True):
+    path: str
+    target: Literal["template", "invoke", "service"]
+    template: str = ""
+    content_type: str = ""
+    action: str = ""
+    methods: tuple[str, ...] = ()
+    origin: str = ""
+    login: str = ""
+    public: tuple[str, ...] = ()
+
+
+class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One route as it is kept. `path` ends with a slash; `login` is the name of a secret; `origin` in normal form."""
+
+    path: str
+    target: Literal["template", "invoke", "service"]
+    template: str = ""
+    content_type: str = ""
+    action: str = ""
+    methods: tuple[str, ...] = ()
+    origin: str = ""
+    login: str = ""
+    public: tuple[str, ...] = ()
+
+    @property
+    def bound(self) -> Origin:
+        """The origin of a service."""
+        return egress.origin(self.origin)
+
+
+def checked(asked: Put) -> Spec:
+    """The spec; HostError bad_params says what was expected. Whether the path is free is another question."""
+    for kind, names in _OWN.items():
+        if kind != asked.target and (odd := [name for name in names if getattr(asked, name)]):
+            raise _bad(f"{odd[0]}: goes with the target {kind}, found {asked.target}")
+    path = routes.normal(asked.path)
+    if fault := routes.prefix_fault(path):
+        raise _bad(f"path: {fault}")
+    match asked.target:
+        case "template":
+            return _of_template(asked, path)
+        case "invoke":
+            return _of_invoke(asked, path)
+        case _:
+            return _of_service(asked, path)
+
+
+def encoded(spec: Spec) -> str:
+    """As the ledger keeps it."""
+    return msgspec.json.encode(spec).decode("utf-8")
+
+
+def decoded(kept: str) -> Spec:
+    """As it was kept; ValueError when it is damaged."""
+    return msgspec.json.decode(kept, type=Spec)
+
+
+def _of_template(asked: Put, path: str) -> Spec:
+    try:
+        content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
+        template.parse(asked.template.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise _bad("template: expected text without lone surrogates") from error
+    except Problem as problem:
+        raise _bad(f"{problem.code}: {problem.detail}") from problem
+    if not asked.template:
+        raise _bad("template: expected some text, found none")
+    return Spec(path=path, target="template", template=asked.template, content_type=content_type)
+
+
+def _of_invoke(asked: Put, path: str) -> Spec:
+    if not _ACTION.fullmatch(asked.action):
+        raise _bad("action: expected 1 to 128 of A-Z a-z 0-9 . _ : -, first a letter or digit")
+    methods = tuple(dict.fromkeys(asked.methods)) or ("GET", "HEAD")
+    if unknown := [one for one in methods if one not in METHODS]:
+        raise _bad(f"methods: expected some of {', '.join(METHODS)}, found {_shown(unknown[0])}")
+    return Spec(path=path, target="invoke", action=asked.action, methods=methods)
+
+
+def _of_service(asked: Put, path: str) -> Spec:
+    if not _SERVICE_PATH.fullmatch(path):
+        raise _bad("path: expected segments of A-Z a-z 0-9 . _ ~ - for a service")
+    try:
+        bound = egress.origin(asked.origin)
+    except ValueError as error:
+        raise _bad(f"origin: {error}") from error
+    if bound.scheme != "http":
+        raise _bad(f"origin: expected http://host:port[=address], found the scheme {bound.scheme}")
+    reference = REFERENCE.fullmatch(asked.login)
+    if asked.login and (reference is None or not _SECRET_NAME.fullmatch(reference[1])):
+        raise _bad("login: expected a reference such as ${secret:NAME}, found something else")
+    if not asked.login and not asked.public:
+        raise _bad("login: expected a password as ${secret:NAME}; without one only the paths in `public` are served")
+    if len(asked.public) > public_paths.MAX_PATTERNS:
+        raise _bad(f"public: expected at most {public_paths.MAX_PATTERNS} patterns, found {len(asked.public)}")
+    for pattern in asked.public:
+        if fault := public_paths.fault(pattern):
+            raise _bad(f"public: {fault}")
+    login = reference[1] if reference else ""
+    return Spec(path=path, target="service", origin=str(bound), login=login, public=asked.public)
+
+
+def _bad(message: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, message)
+
+
+def _shown(value: Any) -> str:
+    return repr(text.sanitise(str(value), 40))

@@ -1,0 +1,313 @@
+"""Secrets: values that operators keep here and plugins only ever name, as `${secret:NAME}` (contracts §9).
+
+Sealed with AES-256-GCM under a fresh nonce at each write, bound to owner, name and version. A value is in memory while
+it is used, never in a list, a log, an audit event or an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.call import HostError
+from latticed.host.secret import key as secret_key
+from latticed.host.secret.references import MIN_REDACTED, REFERENCE, redacted
+from latticed.kit import logs
+from latticed.kit import text as texts
+from latticed.ledger import secrets as rows
+from latticed.model import ids
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.host.secret.key import Keys, Place
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger, Transaction
+
+OPERATOR: Final = "operator"
+"""The owner of what an operator sets."""
+MAX_VALUE_BYTES: Final = 64 << 10
+MAX_EXPANDED_BYTES: Final = 1 << 20
+"""Of one text with its references replaced: a short text may name a long value many times."""
+
+_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_NONCE_BYTES: Final = 12  # 96 bits, NIST SP 800-38D section 8.2.2
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is told of a secret; never its value. `usable` is False when it was sealed with a key that is not here."""
+
+    name: str
+    version: int
+    plugins: tuple[str, ...]
+    created_at: int
+    updated_at: int
+    usable: bool
+
+
+class Secrets:
+    """The store. What operators do raises Problem; what is done for a plugin raises HostError."""
+
+    def __init__(self, ledger: Ledger, place: Place, *, clock: Clock, owner: str = OPERATOR) -> None:
+        self._ledger = ledger
+        self._place = place
+        self._reading = secret_key.Reading(place)
+        self._clock = clock
+        self._owner = owner
+        self._keys: Keys | None = None
+        self._told = ""
+
+    def forget_key(self) -> None:
+        """Read the key again when it is next needed: a reload."""
+        self._keys = None
+
+    # What operators do. Who may, and the audit event, are the caller's business.
+
+    async def set(self, name: str, value: str) -> int:
+        """Keep `value` and return its version, 1 for a new name; bindings stay. On disk when it returns.
+
+        Problems: bad_request, too_large, quota_exceeded, secret_unavailable, ledger_unavailable.
+        """
+        _check_name(name)
+        data = _encoded(value)
+        keys = self._key(make=True)
+
+        def change(tx: Transaction) -> int:
+            old = rows.get(tx, self._owner, name)
+            version, now_us = (old.version + 1 if old else 1), self._clock.wall_us()
+            created_at = old.created_at if old else now_us
+            rows.put(tx, _sealed(keys, self._owner, name, version, data, created_at=created_at, updated_at=now_us))
+            return version
+
+        return await self._ledger.write(change, durable=True)
+
+    async def delete(self, name: str, *, unbind: bool = False) -> tuple[str, ...]:
+        """Forget a secret; the plugins that it was bound to. Problems not_found, secret_bound unless `unbind`."""
+        _check_name(name)
+
+        def change(tx: Transaction) -> tuple[str, ...]:
+            bound = tuple(rows.bound_to(tx, self._owner, name))
+            if bound and not unbind:
+                hint = f"it would fail there: latticectl secret delete --unbind {name} takes it from them too"
+                raise Problem("secret_bound", f"{name} is bound to {', '.join(bound)}", hint)
+            if not rows.delete(tx, self._owner, name):
+                raise Problem("not_found", f"there is no secret {name}")
+            return bound
+
+        return await self._ledger.write(change, durable=True)
+
+    async def bind(self, name: str, plugin_id: str) -> None:
+        """Let `plugin_id` have the secret used; already so is fine.
+
+        Problems: bad_request, not_found, quota_exceeded, secret_unavailable.
+        """
+        _check_name(name)
+        if not ids.is_valid(plugin_id):
+            raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
+        if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before anybody misses the key
+            raise Problem("not_found", f"there is no secret {name}")
+        mac = self._key().mac(_bound(self._owner, name, plugin_id))
+        binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
+        await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)
+
+    async def unbind(self, name: str, plugin_id: str) -> None:
+        """Take that back; Problem not_found when it was not so."""
+        _check_name(name)
+        if not await self._ledger.write(lambda tx: rows.unbind(tx, self._owner, name, plugin_id), durable=True):
+            raise Problem("not_found", f"{name} is not bound to {texts.sanitise(plugin_id, 130)}")
+
+    def known(self) -> tuple[Known, ...]:
+        """All secrets by name, without values; works without the key."""
+        try:
+            here = self._key().id
+        except Problem:
+            here = ""
+        plugins: dict[str, list[str]] = {}
+        for name, plugin_id in self._ledger.read(lambda db: rows.bindings(db, self._owner)):
+            plugins.setdefault(name, []).append(plugin_id)
+        return tuple(
+            Known(
+                name=row.name,
+                version=row.version,
+                plugins=tuple(plugins.get(row.name, ())),
+                created_at=row.created_at,
+                updated_at=row.updated_at,
+                usable=row.key_id == here,
+            )
+            for row in self._stored()
+        )
+
+    # What is done for plugins.
+
+    def loan(self, plugin_id: str) -> Loan:
+        """Values for one piece of work on behalf of a plugin; drop it when the work is done."""
+        return Loan(self, plugin_id)
+
+    def expand(self, plugin_id: str, text: str) -> str:
+        """`text` with each `${secret:NAME}` replaced, once; HostError bad_params, too_large, service_unavailable."""
+        return self.loan(plugin_id).expand(text)
+
+    def redact(self, text: str) -> str:
+        """`text` with every value that is stored replaced by its reference; without the key none can be found."""
+        values: list[tuple[str, str]] = []
+        for row in self._stored():
+            with contextlib.suppress(Problem):
+                values.append((row.name, self._open(row)))
+        return redacted(text, values)
+
+    def value_for(self, plugin_id: str, name: str) -> str:
+        """One value, for a plugin that it is bound to; HostError bad_params, service_unavailable."""
+        try:
+            row = self._ledger.read(lambda db: rows.get(db, self._owner, name)) if _NAME.fullmatch(name) else None
+            if row is not None and self._is_bound(row, plugin_id):
+                return self._open(row)
+        except Problem as problem:
+            self._tell(name, problem)
+            message = f"{problem.code}: {name} cannot be opened, the daemon's log says why"
+            raise HostError(Denial.SERVICE_UNAVAILABLE, message) from problem
+        # The same words whether there is such a secret or not: a plugin learns nothing of others' names.
+        shown = texts.sanitise(name, 64)
+        fix = f"secret={name}" if _NAME.fullmatch(name) else ""
+        raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
+
+    def _stored(self) -> list[rows.Row]:
+        return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
+
+    def _tell(self, name: str, problem: Problem) -> None:
+        """Say once, not at every call, what is wrong; a plugin is told neither paths nor keys."""
+        if self._told != problem.detail:
+            self._told = problem.detail
+            log.error("secret_unavailable", secret=name, reason=problem.detail, hint=problem.hint)
+
+    def _is_bound(self, row: rows.Row, plugin_id: str) -> bool:
+        mac = self._ledger.read(lambda db: rows.binding(db, row.owner, row.name, plugin_id))
+        if mac is None:
+            return False
+        if hmac.compare_digest(mac, self._key_of(row).mac(_bound(row.owner, row.name, plugin_id))):
+            return True
+        raise _unavailable(f"the binding of {row.name} was not made with the key that is here", "bind it again")
+
+    def _open(self, row: rows.Row) -> str:
+        """The value; Problem secret_unavailable says whether the key is another one or the row is damaged."""
+        from cryptography.exceptions import InvalidTag
+
+        aad = _associated(row.owner, row.name, row.version)
+        try:
+            return self._key_of(row).cipher.decrypt(row.nonce, row.sealed, aad).decode("utf-8")
+        except (InvalidTag, ValueError) as error:
+            raise _unavailable(f"what is stored of {row.name} is damaged", "set it again") from error
+
+    def _key_of(self, row: rows.Row) -> Keys:
+        """The key, if `row` was sealed with it; the file is looked at again before that is denied."""
+        if self._key().id != row.key_id:
+            self._keys = None
+        if (keys := self._key()).id != row.key_id:
+            raise _unavailable(
+                f"{row.name} was sealed with another key (expected {row.key_id}, found {keys.id})",
+                "put the key back that it was set with, or set it again",
+            )
+        return keys
+
+    def _key(self, *, make: bool = False) -> Keys:
+        """The key, read once; with `make`, a new one while nothing was ever sealed."""
+        if self._keys is None:
+            self._keys = self._reading.get()
+        if self._keys is None and make and self._place.ours and not self._ledger.read(rows.count):
+            self._keys = secret_key.make(self._place)
+        if self._keys is None:
+            raise _unavailable(
+                f"expected the key of secrets at {self._place.path}, found no file",
+                "put the key back; without it what was sealed is lost: delete those secrets, then set them anew",
+            )
+        return self._keys
+
+
+class Loan:
+    """Values that one piece of work uses. It remembers them so that its errors can be redacted."""
+
+    def __init__(self, secrets: Secrets, plugin_id: str) -> None:
+        self._secrets = secrets
+        self._plugin_id = plugin_id
+        self._values: dict[str, str] = {}
+
+    def expand(self, text: str) -> str:
+        """`text` with each `${secret:NAME}` replaced by its value, in one pass: values are never looked into.
+
+        HostError: bad_params naming a NAME that is not bound to the plugin, too_large, service_unavailable.
+        """
+        if "${secret:" not in text:
+            return text
+        parts, size, end = [], 0, 0
+        for found in REFERENCE.finditer(text):
+            parts += [text[end : found.start()], self._value(found[1])]
+            size += len(parts[-1])
+            if size > MAX_EXPANDED_BYTES:
+                raise HostError(Denial.TOO_LARGE, f"expected at most {MAX_EXPANDED_BYTES} bytes with secrets in place")
+            end = found.end()
+        return "".join([*parts, text[end:]])
+
+    def redact(self, text: str, *, any_case: bool = False) -> str:
+        """`text` without the values this loan has handed out; in upper and lower case alike if so said."""
+        return redacted(text, self._values.items(), any_case=any_case)
+
+    def _value(self, name: str) -> str:
+        if name not in self._values:
+            self._values[name] = self._secrets.value_for(self._plugin_id, name)
+        return self._values[name]
+
+
+def _sealed(
+    keys: Keys, owner: str, name: str, version: int, data: bytes, *, created_at: int, updated_at: int
+) -> rows.Row:
+    nonce = os.urandom(_NONCE_BYTES)
+    return rows.Row(
+        owner=owner,
+        name=name,
+        version=version,
+        key_id=keys.id,
+        nonce=nonce,
+        sealed=keys.cipher.encrypt(nonce, data, _associated(owner, name, version)),
+        created_at=created_at,
+        updated_at=updated_at,
+    )
+
+
+def _associated(owner: str, name: str, version: int) -> bytes:
+    return json.dumps(["latticed-secret-v1", owner, name, version]).encode("ascii")
+
+
+def _bound(owner: str, name: str, plugin_id: str) -> bytes:
+    return json.dumps(["latticed-binding-v1", owner, name, plugin_id]).encode("ascii")
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        shown = texts.sanitise(name, 64)
+        raise Problem("bad_request", f"expected a name of A-Z, 0-9 and _ (1 to 64, a letter first), found {shown!r}")
+
+
+def _encoded(value: str) -> bytes:
+    try:
+        data = value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Problem("bad_request", "expected a value that is text, found a lone surrogate") from error
+    if not data:
+        raise Problem("bad_request", "expected a value, found none", "delete the secret instead")
+    if len(value.strip()) < MIN_REDACTED:  # it could not be told from other text in an answer or an error
+        found = f"expected a value of at least {MIN_REDACTED} characters, found {len(value.strip())}"
+        raise Problem("bad_request", found, "a secret that short is guessed in no time: use a longer one")
+    if len(data) > MAX_VALUE_BYTES:
+        raise Problem("too_large", f"expected a value of at most {MAX_VALUE_BYTES} bytes, found {len(data)}")
+    return data
+
+
+def _unavailable(detail: str, hint: str = "") -> Problem:
+    return Problem("secret_unavailable", detail, hint)

@@ -1,0 +1,194 @@
+"""The key that seals secrets: from the service manager's credentials, or a file outside the state directory.
+
+Never within it: a backup, or a copy of the state, must not hold both the sealed values and what opens them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import os
+import stat
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import files
+from latticed.kit import trusted_files as trusted
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    from latticed.settings import Settings
+
+CREDENTIAL: Final = "latticed-secrets.key"
+"""The credential's name (systemd.exec(5), LoadCredential=)."""
+FILE: Final = "secrets.key"
+KEY_BYTES: Final = 32
+_MAX_FILE_BYTES: Final = 1_024
+PATIENCE_S: Final = 0.25
+"""How long the event loop waits for the key, which it does at a start, after a reload, and for a key that changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the key is. One that is `ours` is made when it is missing, and must be readable by nobody else."""
+
+    path: Path
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What is derived from the key: `id` names it and tells nothing of it; `cipher` seals, `binding` makes MACs."""
+
+    id: str
+    cipher: AESGCM
+    binding: bytes
+
+    def mac(self, message: bytes) -> bytes:
+        """HMAC-SHA256 of a binding."""
+        return hmac.digest(self.binding, message, hashlib.sha256)
+
+
+def place(settings: Settings, environ: Mapping[str, str]) -> Place:
+    """Where the key is looked for; Problems settings_invalid, secret_unavailable (it would be in the state directory).
+
+    The credential wins where there is one; then `[secrets] key_file`; else `secrets.key` beside the settings file.
+    """
+    given = environ.get("CREDENTIALS_DIRECTORY", "")
+    if given.startswith("/") and (path := Path(given) / CREDENTIAL).exists():
+        return Place(path=path, ours=False)
+    wanted = settings.secrets.key_file
+    if wanted and (not os.path.isabs(wanted) or "\0" in wanted):
+        raise Problem("settings_invalid", f"secrets.key_file: expected an absolute path, found {wanted[:80]!r}")
+    beside = settings.config_file.parent if settings.config_file else settings.trust.parent
+    path = Path(wanted) if wanted else beside / FILE
+    if path.resolve().is_relative_to(settings.state_dir.resolve()):
+        raise Problem(
+            "secret_unavailable",
+            f"expected the key of secrets outside the state directory, found {path}",
+            "set secrets.key_file to a place that backups of the state do not reach",
+        )
+    return Place(path=path, ours=True)
+
+
+def read(found: Place) -> Keys | None:
+    """The key, or None when there is no file; Problem secret_unavailable for one that is no key or not private."""
+    owners = frozenset({0, os.geteuid()})
+    try:
+        data = trusted.read(found.path, _MAX_FILE_BYTES, owners=owners)
+        mode = stat.S_IMODE(found.path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unavailable(
+            f"the key {found.path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    except trusted.Foreign as fault:
+        hint = "only root or the daemon's user may be able to change it"
+        raise _unavailable(f"the key {found.path} cannot be trusted: {fault}", hint) from fault
+    if found.ours and mode & 0o077:  # a credential's mode is the service manager's business: it may stand for an ACL
+        hint = f"chmod 600 {found.path}, and make a new key if others may have read it"
+        raise _unavailable(f"{found.path}: expected mode 0600, found {mode:04o}", hint)
+    return derive(_decoded(data, found.path))
+
+
+class Reading:
+    """Reads the key where the caller cannot wait: whoever asks, once, for at most PATIENCE_S; the others not at all."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._going_on: Future[Keys | None] | None = None
+
+    def get(self) -> Keys | None:
+        """As `read`; Problem secret_unavailable too while the disk does not answer."""
+        patience_s = 0.0
+        if self._going_on is None:
+            begun: Future[Keys | None] = Future()
+            try:
+                threading.Thread(target=self._read, args=(begun,), name="latticed-key", daemon=True).start()
+            except RuntimeError as error:  # the system has no thread to give
+                raise _unavailable(f"the key {self._place.path} cannot be read: {error}") from error
+            self._going_on, patience_s = begun, PATIENCE_S
+        try:
+            found = self._going_on.result(patience_s)
+        except TimeoutError as error:
+            raise _unavailable(f"the key {self._place.path} cannot be read: the disk does not answer") from error
+        except BaseException:
+            self._going_on = None
+            raise
+        self._going_on = None
+        return found
+
+    def _read(self, answer: Future[Keys | None]) -> None:
+        try:
+            answer.set_result(read(self._place))
+        except BaseException as error:  # noqa: BLE001 - raised by `get`
+            answer.set_exception(error)
+
+
+def make(found: Place) -> Keys:
+    """Make a new key at a place that is ours and has none; never replaces one. Problem secret_unavailable."""
+    temporary = found.path.with_name(f".{found.path.name}.{os.urandom(6).hex()}")
+    try:
+        found.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with files.closing(fd):
+                files.write_all(fd, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+                os.fsync(fd)
+            with contextlib.suppress(FileExistsError):  # somebody was faster: then theirs is the key
+                os.link(temporary, found.path, follow_symlinks=False)
+        finally:
+            os.unlink(temporary)
+        files.sync_directory(found.path.parent)
+    except OSError as error:
+        raise _unavailable(
+            f"there is no key for secrets, and none can be made at {found.path}: {error.strerror or error}",
+            f"as root: head -c 32 /dev/urandom | base64 > {found.path}; chown it to the daemon's user, mode 0600",
+        ) from error
+    if (keys := read(found)) is None:
+        raise _unavailable(f"the key {found.path} is gone again")
+    return keys
+
+
+def derive(key: bytes) -> Keys:
+    """The working keys from the 32 bytes that are kept (RFC 5869, HKDF-SHA256, a label each)."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return Keys(
+        id=_expanded(key, b"id")[:8].hex(), cipher=AESGCM(_expanded(key, b"seal")), binding=_expanded(key, b"bind")
+    )
+
+
+def _expanded(key: bytes, label: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"latticed-secrets-v1 " + label).derive(key)
+
+
+def _decoded(data: bytes, path: Path) -> bytes:
+    """32 bytes, or the base64 of 32 bytes with white space around it."""
+    if len(data) == KEY_BYTES:
+        return data
+    try:
+        key = base64.b64decode(data.strip(), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise _unavailable(f"{path}: expected a key of {KEY_BYTES} bytes, or its base64, found {len(data)} other bytes")
+    return key
+
+
+def _unavailable(detail: str, hint: str = "") -> Problem:
+    return Problem("secret_unavailable", detail, hint)

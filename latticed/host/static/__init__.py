@@ -1,0 +1,1 @@
+"""static.*: files that a plugin publishes, in a directory of its own with a quota."""

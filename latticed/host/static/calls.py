@@ -1,0 +1,290 @@
+"""static.*: files that a plugin publishes, pinned to it (systems.md, Host services).
+
+`read` is for ingress: the same files as an HTTP answer with its headers (RFC 9110 sections 8.8, 13 and 14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from latticed.host.call import Caller, HostError, Params, Served, Whole
+from latticed.host.static import content_types
+from latticed.host.static.tree import Quota, Tree
+from latticed.kit import text
+from latticed.kit.clock import rfc3339
+from latticed.model import ids
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from latticed.settings.shapes import Static as Limits
+
+T = TypeVar("T")
+
+MAX_PATH_CHARACTERS: Final = 512
+MAX_DEPTH: Final = 8
+MAX_ANSWER_BYTES: Final = 192 << 10
+"""Of a file in one answer of static.get; the rest is asked for with `offset`."""
+PAGE: Final = 500
+THREADS: Final = 2
+"""A slow disk must not take all threads from the rest of the daemon."""
+POLICY: Final = "sandbox; default-src 'none'"
+PAGE_POLICY: Final = f"{POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
+
+UNSIGNED: Final = "-"
+"""In the place of a publisher; no publisher has such a name."""
+
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+class Put(Params, frozen=True):
+    path: str
+    content: str | None = None
+    content_base64: str | None = None
+
+
+class Get(Params, frozen=True):
+    path: str
+    offset: Whole = 0
+    length: Whole = MAX_ANSWER_BYTES
+    plugin: str = ""
+
+
+class ListFiles(Params, frozen=True):
+    prefix: str = ""
+    after: str = ""
+    plugin: str = ""
+
+
+class Delete(Params, frozen=True):
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticFile:
+    """An HTTP answer: 200, 206, 304 or 416. Content-Length is left to the server."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Static:
+    """The service. `limits()` are the settings of now; `shared(reader, owner)`: may a plugin read another's files;
+    `publisher(owner)`: whose plugin it is; `published(owner)`: may its files be served now.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limits: Callable[[], Limits],
+        shared: Callable[[str, str], bool] = lambda _reader, _owner: False,
+        publisher: Callable[[str], str] = lambda _owner: "",
+        published: Callable[[str], bool] = lambda _owner: True,
+    ) -> None:
+        self._tree = Tree(directory)
+        self._limits = limits
+        self._shared = shared
+        self._publisher = publisher
+        self._published = published
+        self._slots = asyncio.Semaphore(THREADS)
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="static.get", params=Get, serve=self._get),
+            Served(method="static.list", params=ListFiles, serve=self._list),
+            Served(method="static.put", params=Put, serve=self._put),
+            Served(method="static.delete", params=Delete, serve=self._delete),
+        )
+
+    async def read(
+        self, plugin_id: str, path: str, wanted: str = "", *, if_none_match: str = "", if_range: str = ""
+    ) -> StaticFile:
+        """A plugin's file as an HTTP answer; the last three are the headers Range, If-None-Match and If-Range.
+
+        HostError not_found when there is none, or when it, or files of its kind, are not published (any more).
+        """
+        kind = self._kind(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
+        place = self._place(plugin_id)
+        found = await self._beside(lambda: self._tree.read(place, path)) if kind else None
+        if found is None or kind is None or not self._published(plugin_id):
+            raise HostError(Denial.NOT_FOUND, "there is no such file")
+        return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
+
+    async def left(self, plugin_id: str) -> int:
+        """How many files there are of an id, of publishers that had it before too; HostError service_unavailable."""
+        return await self._beside(lambda: sum(len(self._tree.entries(owner)) for owner in self._tree.owners(plugin_id)))
+
+    async def purge(self, plugin_id: str) -> int:
+        """Remove all of those; how many directories there were. HostError service_unavailable."""
+        return await self._beside(lambda: sum(self._tree.remove(owner) for owner in self._tree.owners(plugin_id)))
+
+    async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
+        owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
+        found = await self._beside(lambda: self._tree.read(owner, path))
+        if found is None:
+            return {"ok": False}
+        data, modified_us = found
+        part = data[asked.offset : asked.offset + min(asked.length, MAX_ANSWER_BYTES)]
+        return {
+            "ok": True,
+            "content": _as_text(part),
+            "content_base64": base64.b64encode(part).decode("ascii"),
+            "bytes": len(data),
+            "content_type": self._kind(path),
+            "etag": etag(data),
+            "modified_at": rfc3339(modified_us),
+        }
+
+    async def _list(self, caller: Caller, asked: ListFiles) -> dict[str, Any]:
+        owner = self._owner(caller, asked.plugin)
+        found = await self._beside(lambda: self._tree.entries(owner))
+        wanted = [entry for entry in found if entry.path.startswith(asked.prefix) and entry.path > asked.after]
+        shown = [
+            {
+                "path": entry.path,
+                "bytes": entry.size,
+                "content_type": self._kind(entry.path),
+                "modified_at": rfc3339(entry.modified_us),
+            }
+            for entry in wanted[:PAGE]
+        ]
+        return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
+
+    async def _put(self, caller: Caller, asked: Put) -> dict[str, Any]:
+        path, data, limits = _checked(asked.path), _content(asked), self._limits()
+        if (kind := self._kind(path)) is None:
+            raise HostError(Denial.BAD_PARAMS, f"files like {path} are not published: {self._kinds()}")
+        if len(data) > limits.file_bytes:
+            found = f"expected a file of at most {limits.file_bytes} bytes, found {len(data)}"
+            raise HostError(Denial.TOO_LARGE, found)
+        place = self._place(caller.plugin_id)
+        quota = Quota(files=limits.files, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
+        await self._beside(lambda: self._tree.put(place, path, data, quota))
+        return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
+
+    async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
+        path, place = _checked(asked.path), self._place(caller.plugin_id)
+        return {"ok": await self._beside(lambda: self._tree.delete(place, path))}
+
+    def _owner(self, caller: Caller, wanted: str) -> str:
+        if wanted in {"", caller.plugin_id}:
+            return self._place(caller.plugin_id)
+        if ids.is_valid(wanted) and self._shared(caller.plugin_id, wanted):
+            return self._place(wanted)
+        raise HostError(
+            Denial.BAD_PARAMS, f"the files of {text.sanitise(wanted, 80)!r} are not shared with this plugin"
+        )
+
+    def _place(self, plugin_id: str) -> str:
+        """The directory of a plugin's files: its publisher's, so that nobody inherits them with an id."""
+        return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
+
+    def _kind(self, path: str) -> str | None:
+        limits = self._limits()
+        return content_types.of(path, html=limits.html, svg=limits.svg)
+
+    def _kinds(self) -> str:
+        limits = self._limits()
+        off = [word for word, on in (("html", limits.html), ("svg", limits.svg)) if not on]
+        known = ", ".join(content_types.OF)
+        return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")
+
+    async def _beside(self, work: Callable[[], T]) -> T:
+        """What `work` returns, from another thread. Whoever is cancelled leaves: the slot is kept until it ends."""
+        await self._slots.acquire()
+        running = asyncio.get_running_loop().run_in_executor(None, work)
+        running.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.shield(running)
+
+
+def path_fault(path: str) -> str | None:
+    """What is wrong with a path, or None. So few characters are allowed that none of them can be an encoding."""
+    parts = path.split("/")
+    if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_DEPTH:
+        return f"expected a path of at most {MAX_PATH_CHARACTERS} characters and {MAX_DEPTH} parts"
+    if ".." in path or not all(_SEGMENT.fullmatch(part) for part in parts):
+        return (
+            "expected parts of A-Z a-z 0-9 _ - . joined by '/', none empty, none that begins with '.' or '-', no '..'"
+        )
+    return None
+
+
+def etag(data: bytes) -> str:
+    """A strong validator: equal for equal bytes, whenever they were put there."""
+    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+
+
+def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "", if_range: str = "") -> StaticFile:
+    """`data` as the answer to a GET with these headers; a range that is not one range of bytes is ignored."""
+    tag = etag(data)
+    active = kind.startswith(("text/html", "image/svg"))
+    headers = {
+        "Content-Type": kind,
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": PAGE_POLICY if active else POLICY,
+    }
+    if if_none_match and _matches(if_none_match, tag):
+        return StaticFile(status=304, headers=headers, body=b"")
+    bounds = _bounds(wanted, len(data)) if wanted and if_range in {"", tag} else None
+    if bounds is None:
+        return StaticFile(status=200, headers=headers, body=data)
+    first, end = bounds
+    if first >= end:
+        return StaticFile(status=416, headers={**headers, "Content-Range": f"bytes */{len(data)}"}, body=b"")
+    shown = {**headers, "Content-Range": f"bytes {first}-{end - 1}/{len(data)}"}
+    return StaticFile(status=206, headers=shown, body=data[first:end])
+
+
+def _bounds(wanted: str, size: int) -> tuple[int, int] | None:
+    """(first, end) of one range, first >= end when there is nothing in it; None for what is to be ignored."""
+    found = _RANGE.fullmatch(wanted.replace(" ", ""))
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    if not first:
+        return (size, size) if int(last) == 0 else (max(0, size - int(last)), size)
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(int(last) + 1, size) if last else size
+
+
+def _matches(header: str, tag: str) -> bool:
+    """If-None-Match compares weakly (RFC 9110 section 13.1.2)."""
+    return header.strip() == "*" or tag in {one.strip().removeprefix("W/") for one in header.split(",")}
+
+
+def _checked(path: str) -> str:
+    if fault := path_fault(path):
+        raise HostError(Denial.BAD_PARAMS, f"path: {fault}")
+    return path
+
+
+def _content(asked: Put) -> bytes:
+    if (asked.content is None) == (asked.content_base64 is None):
+        raise HostError(Denial.BAD_PARAMS, "expected exactly one of content and content_base64")
+    if asked.content is not None:
+        return asked.content.encode("utf-8")
+    try:
+        return base64.b64decode(asked.content_base64 or "", validate=True)
+    except ValueError as error:
+        raise HostError(Denial.BAD_PARAMS, f"content_base64: expected base64, found {error}") from error
+
+
+def _as_text(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,264 @@
+"""Files of plugins on disk: one directory for each, written so that a crash or a full disk leaves the old file.
+
+Every step goes through one component beneath an open directory, and never through a link. All of it blocks: the service
+calls from other threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.host.call import HostError
+from latticed.kit import files
+from latticed.kit.files import closing
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_REMAINS: Final = ".put-"
+_NO_SUCH: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one plugin may publish."""
+
+    files: int
+    file_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One file; `path` is relative to its plugin's directory, the time is microseconds since the epoch."""
+
+    path: str
+    size: int
+    modified_us: int
+
+
+class Tree:
+    """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there.
+
+    Paths and owners come checked by the service.
+
+    HostError service_unavailable whenever the disk refuses.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._locks: dict[str, threading.Lock] = {}
+        self._used: dict[str, tuple[int, int]] = {}
+
+    def put(self, owner: str, path: str, data: bytes, quota: Quota) -> None:
+        """Make `path` hold `data`, on disk when it returns; HostError quota_exceeded, bad_params (a directory)."""
+        with self._held(owner), _disk_faults():
+            files_used, bytes_used = self._usage(owner)
+            old = self._size(owner, path)
+            if old is None and files_used >= quota.files:
+                raise HostError(Denial.QUOTA_EXCEEDED, f"expected at most {quota.files} files, found {files_used}")
+            grown = bytes_used + len(data) - (old or 0)
+            if len(data) > (old or 0) and grown > quota.total_bytes:
+                found = f"expected at most {quota.total_bytes} bytes in all files, found {grown}"
+                raise HostError(Denial.QUOTA_EXCEEDED, found)
+            del self._used[owner]  # counted again, should the disk refuse half-way
+            try:
+                self._replace(owner, path, data)
+            except BaseException:
+                self._prune(owner, path)
+                raise
+            self._used[owner] = (files_used + (old is None), grown)
+
+    def delete(self, owner: str, path: str) -> bool:
+        """Remove a file and the directories that are empty then; False when there was none."""
+        with self._held(owner), _disk_faults():
+            self._used.pop(owner, None)
+            folder, _, name = path.rpartition("/")
+            try:
+                with self._folder(owner, folder) as fd:
+                    os.unlink(name, dir_fd=fd)
+                    os.fsync(fd)
+            except IsADirectoryError:
+                return False
+            except OSError as error:
+                if error.errno in _NO_SUCH:
+                    return False
+                raise
+            self._prune(owner, path)
+            return True
+
+    def read(self, owner: str, path: str) -> tuple[bytes, int] | None:
+        """The bytes of a file and when it was put there, or None. Without a lock: a replaced file is still whole."""
+        folder, _, name = path.rpartition("/")
+        with _disk_faults():
+            try:
+                with self._folder(owner, folder) as above, closing(files.open_file(name, beneath=above)) as fd:
+                    found = os.fstat(fd)
+                    return (files.read_open(fd, found.st_size), found.st_mtime_ns // 1_000) if _is_file(found) else None
+            except ValueError:  # grown since: nobody but us should have touched it
+                raise OSError(errno.EIO, "the file was changed from outside") from None
+            except OSError as error:
+                if error.errno in _NO_SUCH:
+                    return None
+                raise
+
+    def entries(self, owner: str) -> list[Entry]:
+        """All files of a plugin, by path."""
+        with _disk_faults(), contextlib.ExitStack() as stack:
+            try:
+                top = stack.enter_context(self._folder(owner, ""))
+            except OSError as error:
+                if error.errno in _NO_SUCH:
+                    return []
+                raise
+            return sorted(_walk(top, ""), key=lambda entry: entry.path)
+
+    def owners(self, plugin_id: str) -> list[str]:
+        """The directories of an id: one for each publisher that has, or had, it."""
+        with _disk_faults():
+            try:
+                found = os.listdir(self._directory)
+            except FileNotFoundError:
+                return []
+            owners = (f"{publisher}/{plugin_id}" for publisher in sorted(found))
+            return [owner for owner in owners if os.path.lexists(self._directory / owner)]
+
+    def remove(self, owner: str) -> bool:
+        """Remove a plugin's whole directory; False when there was none."""
+        with self._held(owner), _disk_faults():
+            self._used.pop(owner, None)
+            try:
+                shutil.rmtree(self._directory / owner)  # follows no link on any level
+            except FileNotFoundError:
+                return False
+            files.sync_directory((self._directory / owner).parent)
+            return True
+
+    @contextlib.contextmanager
+    def _held(self, owner: str) -> Iterator[None]:
+        with self._locks.setdefault(owner, threading.Lock()):
+            yield
+
+    def _usage(self, owner: str) -> tuple[int, int]:
+        """(files, bytes), counted once; what a killed daemon left half written goes then."""
+        if owner not in self._used:
+            with contextlib.suppress(FileNotFoundError), self._folder(owner, "") as fd:
+                _sweep(fd)
+            found = self.entries(owner)
+            self._used[owner] = (len(found), sum(entry.size for entry in found))
+        return self._used[owner]
+
+    def _size(self, owner: str, path: str) -> int | None:
+        folder, _, name = path.rpartition("/")
+        try:
+            with self._folder(owner, folder) as fd:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError as error:
+            raise HostError(Denial.BAD_PARAMS, f"a part of {path} is a file") from error
+        if stat.S_ISDIR(found.st_mode):
+            raise HostError(Denial.BAD_PARAMS, f"{path} is a directory")
+        return found.st_size
+
+    def _replace(self, owner: str, path: str, data: bytes) -> None:
+        folder, _, name = path.rpartition("/")
+        with self._folder(owner, folder, make=True) as above:
+            temporary = f"{_REMAINS}{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(temporary, flags, 0o600, dir_fd=above)
+            try:
+                with closing(fd):
+                    files.write_all(fd, data)
+                    os.fsync(fd)
+                os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=above)
+                raise
+            os.fsync(above)
+
+    def _prune(self, owner: str, path: str) -> None:
+        """Take away the directories above `path` that hold nothing; what cannot be taken away stays."""
+        folder = path.rpartition("/")[0]
+        while folder:
+            above, _, name = folder.rpartition("/")
+            try:
+                with self._folder(owner, above) as fd:
+                    os.rmdir(name, dir_fd=fd)
+            except OSError:
+                return
+            folder = above
+
+    @contextlib.contextmanager
+    def _folder(self, owner: str, folder: str, *, make: bool = False) -> Iterator[int]:
+        """A descriptor of a directory of `owner`'s."""
+        if make:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+        fd = files.open_directory(self._directory)
+        try:
+            for name in (*owner.split("/"), *(part for part in folder.split("/") if part)):
+                if make:
+                    _make(name, fd)
+                below = files.open_directory(name, beneath=fd)
+                os.close(fd)
+                fd = below
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _make(name: str, above: int) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=above)
+        os.fsync(above)
+
+
+def _walk(fd: int, above: str) -> Iterator[Entry]:
+    """The regular files beneath an open directory; nothing of ours is anything else."""
+    for name in os.listdir(fd):
+        if name.startswith(_REMAINS):
+            continue
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                with closing(files.open_directory(name, beneath=fd)) as below:
+                    yield from _walk(below, f"{above}{name}/")
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        if _is_file(found):
+            yield Entry(path=above + name, size=found.st_size, modified_us=found.st_mtime_ns // 1_000)
+
+
+def _sweep(fd: int) -> None:
+    """Remove what `_replace` left when the daemon was killed in it; the caller holds the lock."""
+    for name in os.listdir(fd):
+        if name.startswith(_REMAINS):
+            os.unlink(name, dir_fd=fd)
+        elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            with closing(files.open_directory(name, beneath=fd)) as below:
+                _sweep(below)
+
+
+def _is_file(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode)
+
+
+@contextlib.contextmanager
+def _disk_faults() -> Iterator[None]:
+    """What the operating system refuses, as the answer of a host call: its words, no paths."""
+    try:
+        yield
+    except OSError as error:
+        words = os.strerror(error.errno) if error.errno else "the disk refused"
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"files cannot be kept right now: {words}") from error

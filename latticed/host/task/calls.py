@@ -1,0 +1,129 @@
+"""task.*: a plugin submits a script; once an operator has approved exactly that one, it is run, once, confined.
+
+Approving is not among the calls: a Gate never approves anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from msgspec import Meta
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, Params, Served
+from latticed.host.task import spec
+from latticed.kit.clock import rfc3339
+from latticed.model.audit import Actor
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.host.task.keeper import Tasks
+    from latticed.ledger.tasks import Task as Row
+
+State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
+MAX_PAGE: Final = 200
+
+
+class List(Params, frozen=True):
+    """The caller's newest tasks, older than the number `before`."""
+
+    state: State | None = None
+    before: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
+
+
+class Id(Params, frozen=True):
+    id: str
+
+
+class Task:
+    """The service."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="task.list", params=List, serve=self._list),
+            Served(method="task.get", params=Id, serve=self._get),
+            Served(method="task.submit", params=spec.Submit, serve=self._submit),
+            Served(method="task.cancel", params=Id, serve=self._cancel),
+        )
+
+    async def _list(self, caller: Caller, asked: List) -> dict[str, Any]:
+        states = (asked.state,) if asked.state else ()
+        try:
+            found = await self._tasks.page(
+                states=states, plugin_id=caller.plugin_id, before_seq=asked.before, limit=asked.limit + 1
+            )
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        page = found[: asked.limit]
+        return {"tasks": [glance(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
+
+    async def _get(self, caller: Caller, asked: Id) -> dict[str, Any]:
+        try:
+            return whole(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+    async def _submit(self, caller: Caller, asked: spec.Submit) -> dict[str, Any]:
+        script = spec.checked(asked)
+        try:
+            made = await self._tasks.submit(caller.plugin_id, asked, script)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "id": made.id, "sha256": made.sha256, "state": made.state}
+
+    async def _cancel(self, caller: Caller, asked: Id) -> dict[str, Any]:
+        by = str(Actor(kind="plugin", name=caller.plugin_id))
+        try:
+            after = await self._tasks.cancel(asked.id, by=by, plugin_id=caller.plugin_id)
+        except Problem as problem:
+            if problem.code == "invalid_transition":  # it has ended, which is what was wanted
+                return {"ok": False, "state": self._tasks.get(asked.id).state}
+            raise faults.of_problem(problem) from problem
+        return {"ok": after.state == "cancelled", "state": after.state}
+
+
+def glance(task: Row) -> dict[str, Any]:
+    """One row of a list."""
+    return {
+        "seq": task.seq,
+        "id": task.id,
+        "plugin": task.plugin_id,
+        "name": task.name,
+        "interpreter": task.interpreter,
+        "sha256": task.sha256,
+        "state": task.state,
+        "code": task.outcome.code,
+        "reason": task.outcome.reason,
+        "exit_code": task.outcome.exit_code,
+        "signal": task.outcome.signal,
+        "created_at": rfc3339(task.created_at),
+        "approved_at": _at(task.approved_at),
+        "started_at": _at(task.started_at),
+        "ended_at": _at(task.ended_at),
+    }
+
+
+def whole(task: Row) -> dict[str, Any]:
+    """All of one: its script, and the last of what it wrote."""
+    told = task.outcome
+    return {
+        **glance(task),
+        "script": task.script,
+        "targets": list(task.targets),
+        "timeout_s": task.timeout_s,
+        "approved_by": task.approved_by,
+        "run": task.run_id,
+        "stdout": told.stdout,
+        "stderr": told.stderr,
+        "stdout_bytes": told.stdout_bytes,
+        "stderr_bytes": told.stderr_bytes,
+        "truncated": told.truncated,
+    }
+
+
+def _at(wall_us: int) -> str | None:
+    return rfc3339(wall_us) if wall_us else None

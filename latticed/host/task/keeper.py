@@ -1,0 +1,300 @@
+"""The queue of tasks: submitted by plugins, approved by operators, run once each, a few at a time.
+
+That a run is about to begin is on disk before anything of it exists. What the ledger calls running when a life of the
+daemon begins was cut off with the last one: the kernel has ended it, and it is never begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
+
+from latticed.host.task import spec
+from latticed.host.task import steps as taken
+from latticed.host.task.approvals import Approvals
+from latticed.host.task.rules import ENDS, Step
+from latticed.host.task.run import Run
+from latticed.kit import logs
+from latticed.ledger import tasks as rows
+from latticed.ledger.tasks import Outcome
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from latticed.host.confinement import Spawner
+    from latticed.host.permissions import Refusal
+    from latticed.host.task.rules import Verb
+    from latticed.host.task.spec import Submit
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger, Transaction
+    from latticed.ledger.tasks import Task
+    from latticed.settings.programs import Task as Settings
+
+LOOK_S: Final = 0.5
+"""At least so often somebody looks whether what runs still may."""
+SWEEP_S: Final = 60.0
+FAULT_PAUSE_S: Final = 2.0
+HOUR_US: Final = 3_600_000_000
+_MAY_NOT: Final = "{} may not have tasks run any more"
+log = logs.get_logger()
+
+
+class Tasks:
+    """An async context manager. `refusal(plugin_id)`: why it may not have tasks run now, or None."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        spawner: Spawner,
+        settings: Callable[[], Settings],
+        refusal: Callable[[str], Refusal | None],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._spawner = spawner
+        self._settings = settings
+        self._refusal = refusal
+        self._approvals = Approvals(ledger, clock, refusal)
+        self._wanted = asyncio.Event()
+        self._runs: dict[str, tuple[str, Run]] = {}  # task: whose it is, and its run
+        self._going: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Task[None] | None = None
+        self._cut_off = False
+        self._swept_s = float("-inf")
+
+    async def __aenter__(self) -> Self:
+        self._cut_off = bool(self._ledger.read(lambda db: rows.of_state(db, "running")))
+        if self._cut_off:
+            with contextlib.suppress(Problem):  # the disk is full or ill: it is tried again before anything begins
+                await self._recover()
+        self._server = asyncio.create_task(self._serve(), name="tasks")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        ending = [*([self._server] if self._server else []), *self._going]
+        for one in ending:
+            one.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    def look(self, plugin_id: str) -> None:
+        """Have what may begin begin; what may not go on of one plugin is being killed when this returns.
+
+        What was approved and has not begun needs approval anew, once the plugin may again.
+        """
+        refusal = self._refusal(plugin_id)
+        if refusal is not None:
+            self._approvals.lapse(plugin_id, refusal)
+            for run in self._of(plugin_id):
+                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
+        self._wanted.set()
+
+    async def quiet(self, plugin_id: str) -> None:
+        """Return once nothing of one plugin runs that may not, and its approvals are withdrawn on record."""
+        if self._refusal(plugin_id) is not None:
+            await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
+            with contextlib.suppress(Problem):  # the disk is full or ill: they lapsed all the same
+                await self._approvals.withdraw()
+
+    # Plugins.
+
+    async def submit(self, plugin_id: str, asked: Submit, script: bytes) -> Task:
+        """Keep it for an operator to judge; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
+        settings = self._settings()
+        if not settings.enabled:
+            raise Problem("service_unavailable", "the operator has switched tasks off")
+        quota = rows.Quota(tasks=settings.plugin_waiting, all_tasks=settings.waiting)
+        task = taken.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
+        return await self._ledger.write(lambda tx: rows.submit(tx, task, quota), durable=True)
+
+    # Operators and plugins.
+
+    def get(self, task_id: str, *, plugin_id: str | None = None) -> Task:
+        """One task, of that plugin if one is named; Problem not_found."""
+        found = self._ledger.read(lambda db: rows.get(db, task_id))
+        if found is None or plugin_id not in (None, found.plugin_id):
+            raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
+        return found
+
+    async def page(
+        self, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
+    ) -> list[Task]:
+        """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
+        return await self._ledger.read_slow(
+            lambda db: rows.page(db, states=states, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
+        )
+
+    async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> Task:
+        """Have it not run, or end, with everything it started; Problems: not_found, invalid_transition."""
+        task = self.get(task_id, plugin_id=plugin_id)
+        if (going := self._runs.get(task_id)) is not None:
+            going[1].stop(f"cancelled by {by}")
+            await going[1].over.wait()
+            task = self.get(task_id)
+            if task.state in ENDS:
+                return task
+        outcome = Outcome(code="cancelled", reason=f"cancelled by {by}")
+        now_us = self._clock.wall_us()
+        step = Step(verb="cancel")
+        return await self._ledger.write(
+            lambda tx: taken.end(tx, task.id, step, outcome, actor=by, now_us=now_us), durable=True
+        )
+
+    async def approve(self, task_id: str, *, sha256: str, by: str) -> Task:
+        """See `Approvals.approve`."""
+        approved = await self._approvals.approve(task_id, sha256=sha256, by=by)
+        self._wanted.set()
+        return approved
+
+    async def cancel_all(self, *, by: str) -> int:
+        """The kill switch: nothing that was submitted is run, and what runs is ended; how many there were."""
+        await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
+        count = 0
+        for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
+            with contextlib.suppress(Problem):  # it ended by itself meanwhile
+                await self.cancel(task.id, by=by)
+                count += 1
+        return count
+
+    async def forget(self, plugin_id: str) -> int:
+        """Cancel and delete all of one plugin; how many there were."""
+        for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
+            if task.plugin_id == plugin_id:
+                with contextlib.suppress(Problem):
+                    await self.cancel(task.id, by=str(DAEMON))
+        return await self._ledger.write(lambda tx: rows.clear(tx, plugin_id), durable=True)
+
+    # Running.
+
+    async def _serve(self) -> None:
+        while True:
+            self._wanted.clear()
+            try:
+                await self._round()
+            except Problem as problem:  # the disk is full or ill: nothing begins that could not be recorded
+                log.error("tasks_stalled", code=problem.code, reason=problem.detail)
+                await asyncio.sleep(FAULT_PAUSE_S)
+            except Exception:
+                log.error("tasks_failed", exc_info=True)
+                await asyncio.sleep(FAULT_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._wanted.wait()
+
+    async def _recover(self) -> None:
+        """What ran when the last life ended is on record as cut off, before anything else begins."""
+        now_us = self._clock.wall_us()
+        cut = await self._ledger.write(lambda tx: taken.recover(tx, now_us=now_us), durable=True)
+        log.warning("tasks_interrupted", count=cut)
+        self._cut_off = False
+
+    async def _round(self) -> None:
+        settings = self._settings()
+        if self._cut_off:
+            await self._recover()
+        for plugin_id, run in self._runs.values():
+            if not settings.enabled:
+                run.stop("the operator switched tasks off")
+            elif (refusal := self._refusal(plugin_id)) is not None:
+                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
+        await self._approvals.withdraw()
+        if self._clock.monotonic_s() - self._swept_s >= SWEEP_S:
+            await self.sweep()
+        if settings.enabled:
+            await self._begin_what_may(settings)
+
+    async def _begin_what_may(self, settings: Settings) -> None:
+        """The longest approved first; a plugin that has its share running waits."""
+        for task in self._ledger.read(lambda db: rows.of_state(db, "approved")):
+            if len(self._runs) >= settings.at_once:
+                return
+            share = Counter(plugin_id for plugin_id, _ in self._runs.values())
+            if self._approvals.counts(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
+                await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
+
+    def _of(self, plugin_id: str) -> list[Run]:
+        return [run for owner, run in self._runs.values() if owner == plugin_id]
+
+    async def _begin(self, task: Task, settings: Settings) -> None:
+        """Put on record that it is about to run; only then have it run."""
+        run = Run(task, self._spawner, settings)
+        self._runs[task.id] = task.plugin_id, run  # before it is on record: whoever cancels it must find it
+        now_us = self._clock.wall_us()
+        begun = False
+        try:
+            begun = await self._ledger.write(
+                lambda tx: taken.begin(tx, task.id, run_id=task.run_id, now_us=now_us), durable=True
+            )
+        finally:
+            if not begun:
+                del self._runs[task.id]
+                run.gone.set()
+                run.over.set()
+        if begun:
+            going = asyncio.create_task(self._carry_out(task, run), name=f"task {task.id}")
+            self._going.add(going)
+            going.add_done_callback(self._going.discard)
+
+    async def _carry_out(self, task: Task, run: Run) -> None:
+        """The run, and its end on record; its exceptions go no further."""
+        try:
+            try:
+                outcome = await self._outcome(task, run)
+            finally:
+                run.gone.set()
+            verb: Verb = "finish" if not outcome.code else "cancel" if outcome.code == "cancelled" else "fail"
+            await self._record_end(task, Step(verb=verb, run_id=task.run_id), outcome)
+        finally:
+            self._runs.pop(task.id, None)
+            run.over.set()
+            self._wanted.set()
+
+    async def _outcome(self, task: Task, run: Run) -> Outcome:
+        try:
+            return await run.outcome()
+        except Problem as problem:
+            return Outcome(code=problem.code, reason=problem.detail)
+        except Exception as error:
+            log.error("task_failed", task=task.id, plugin_id=task.plugin_id, exc_info=True)
+            return Outcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
+
+    async def _record_end(self, task: Task, step: Step, outcome: Outcome) -> None:
+        """It keeps its place until its end is on disk."""
+        while True:
+            now_us = self._clock.wall_us()
+            try:
+                await self._ledger.write(
+                    lambda tx, at=now_us: taken.end(tx, task.id, step, outcome, actor=str(DAEMON), now_us=at),  # type: ignore[misc]
+                    durable=True,
+                )
+            except Problem as problem:
+                if problem.code != "ledger_unavailable":
+                    log.error("task_end_lost", task=task.id, code=problem.code, reason=problem.detail)
+                    return
+                await asyncio.sleep(FAULT_PAUSE_S)
+            else:
+                return
+
+    # Upkeep.
+
+    async def sweep(self) -> None:
+        """Expire what nobody approved, or never had its turn, in time; remove what ended long ago."""
+        settings, now_us = self._settings(), self._clock.wall_us()
+        late_us = now_us - settings.expire_h * HOUR_US
+
+        def change(tx: Transaction) -> None:
+            for task in rows.overdue(tx, before_us=late_us):
+                if task.id not in self._runs:  # it is just about to begin
+                    late = Outcome(code="expired", reason=f"nobody had it run within {settings.expire_h} h")
+                    taken.end(tx, task.id, Step(verb="expire"), late, actor=str(DAEMON), now_us=now_us)
+            rows.retain(tx, before_us=now_us - settings.keep_days * 24 * HOUR_US, most=settings.keep_items)
+
+        await self._ledger.write(change)
+        self._swept_s = self._clock.monotonic_s()

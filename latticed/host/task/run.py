@@ -1,0 +1,148 @@
+"""One run of one approved script: confined, bounded in time and output, and nothing left of it at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from latticed.host import confinement as confining
+from latticed.host.last_output import Tail, last_words
+from latticed.host.task import spec
+from latticed.kit import files
+from latticed.ledger.tasks import Outcome
+from latticed.model.errors import Problem
+from latticed.processes import waiting
+from latticed.sandbox import artifact, rlimits
+from latticed.sandbox.artifact import Artifact
+from latticed.sandbox.spec import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.host.confinement import Spawner
+    from latticed.ledger.tasks import Task
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.settings.programs import Task as Settings
+
+GRACE_S: Final = 2.0
+_MIB: Final = 1 << 20
+_DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
+
+
+class Run:
+    """`outcome` runs the task to its end. `stop` from elsewhere ends it: then that is what the outcome says.
+
+    An outcome without a code is a script that ended by itself with 0.
+    """
+
+    def __init__(self, task: Task, spawner: Spawner, settings: Settings) -> None:
+        self._task = task
+        self._spawner = spawner
+        self._settings = settings
+        self._stopped = asyncio.Event()
+        self._why = ""
+        self.gone = asyncio.Event()
+        """Set by who carries it out, once nothing of it runs."""
+        self.over = asyncio.Event()
+        """Set by who carries it out, once its end is on record."""
+        self._out = Tail(settings.output_kib << 10)
+        self._err = Tail(settings.output_kib << 10)
+
+    def stop(self, why: str) -> None:
+        """Have it end at once, or not begin; `why` is said of its end."""
+        self._why = self._why or why
+        self._stopped.set()
+
+    async def outcome(self) -> Outcome:
+        """How it ended; a Problem when it could not be begun. Being cancelled ends the script too."""
+        if self._stopped.is_set():
+            return Outcome(code="cancelled", reason=f"{self._why} before it began")
+        with _sealed(self._task) as program:
+            if program.sha256 != self._task.approved_sha256:  # what is run is what was approved, by its bytes
+                raise Problem(
+                    "digest_mismatch", f"expected to run {self._task.approved_sha256}, found {program.sha256}"
+                )
+            child = await self._spawn(program)
+        try:
+            child.stdin.close()
+            timed_out = await self._until_over(child)
+        finally:
+            await waiting.uncancelled(child.stop(0 if self._stopped.is_set() else GRACE_S))
+        ended = await child.exited()
+        if timed_out:
+            return self._told("timeout", f"expected an end within {self._task.timeout_s} s", ended)
+        if self._stopped.is_set():
+            return self._told("cancelled", self._why, ended)
+        if ended.status == 0:
+            return self._told("", "", ended)
+        return self._told(ended.code, ended.message + last_words(self._err.data()), ended)
+
+    async def _spawn(self, program: Artifact) -> Child:
+        chosen = confining.choose(self._spawner)
+        names = {"LATTICED_TASK": self._task.id, "LATTICED_RUN": self._task.run_id}
+        request = Request(
+            program=program,
+            args=self._task.targets,
+            environment=confining.environment(chosen, names),
+            interpreters=interpreters(self._spawner.interpreters),
+            limits=rlimits.Limits(
+                memory_bytes=self._settings.memory_mib * _MIB, tasks=self._settings.processes, open_files=256
+            ),
+        )
+        return await self._spawner.spawn(request, chosen, on_exit=lambda _: None, stdout=self._out, stderr=self._err)
+
+    async def _until_over(self, child: Child) -> bool:
+        """Until it ended or is to be stopped; True when its time was over before."""
+        over = [asyncio.ensure_future(child.gone()), asyncio.ensure_future(self._stopped.wait())]
+        try:
+            done, _ = await asyncio.wait(over, timeout=self._task.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return not done
+        finally:
+            for one in over:
+                one.cancel()
+            await asyncio.gather(*over, return_exceptions=True)
+
+    def _told(self, code: str, reason: str, ended: Exit) -> Outcome:
+        return Outcome(
+            code=code,
+            reason=reason,
+            exit_code=ended.status,
+            signal=ended.killed_by,
+            stdout=self._out.shown(),
+            stderr=self._err.shown(),
+            stdout_bytes=self._out.total,
+            stderr_bytes=self._err.total,
+            truncated=self._out.truncated or self._err.truncated,
+        )
+
+
+def interpreters(named: Mapping[str, str]) -> dict[str, str]:
+    """Where the interpreters of tasks are: by the operator's table, else the first program of that name here."""
+    found = {name: path for name in spec.INTERPRETERS if (path := _find(name)) is not None}
+    return {**found, **{name: path for name, path in named.items() if name in spec.INTERPRETERS}}
+
+
+def _find(name: str) -> str | None:
+    for directory in _DIRECTORIES:
+        path = f"{directory}/{name}"
+        with contextlib.suppress(OSError), open(path, "rb") as source:
+            if os.access(path, os.X_OK) and source.read(4) == b"\x7fELF":
+                return path
+    return None
+
+
+def _sealed(task: Task) -> Artifact:
+    """The script in memory that nobody can change, and its digest as it is there."""
+    data = task.script.encode("utf-8")
+    fd = artifact.memory()
+    try:
+        files.write_all(fd, data)
+        artifact.close_for_good(fd)
+        kept = os.pread(fd, len(data) + 1, 0)
+        return Artifact(fd=fd, size=len(kept), sha256=spec.sha256(kept), executable=False, interpreter=task.interpreter)
+    except BaseException:
+        os.close(fd)
+        raise

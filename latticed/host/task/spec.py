@@ -1,0 +1,65 @@
+"""What a plugin asks to have run, checked once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, Literal
+
+from latticed.host.call import HostError, Params, Whole
+from latticed.host.secret.references import REFERENCE
+from latticed.kit import text
+from latticed.model.hostcall import Denial
+
+Interpreter = Literal["sh", "bash", "python3", "node"]
+INTERPRETERS: Final = ("sh", "bash", "python3", "node")
+MAX_SCRIPT_BYTES: Final = 64 << 10
+TIMEOUT_S: Final = (1, 600)
+MAX_TARGETS: Final = 32
+MAX_TARGET_CHARACTERS: Final = 256
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Submit(Params, frozen=True):
+    """task.submit. `targets` are the script's arguments; `name` is for people."""
+
+    interpreter: Interpreter
+    script: str
+    targets: tuple[str, ...] = ()
+    timeout_s: Whole = 30
+    name: str = ""
+
+
+def checked(asked: Submit) -> bytes:
+    """The script's bytes; HostError bad_params or too_large."""
+    try:
+        script = asked.script.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _bad("script", "text without lone surrogates") from error
+    if len(script) > MAX_SCRIPT_BYTES:
+        found = f"found {len(script)}"
+        raise HostError(Denial.TOO_LARGE, f"script: expected at most {MAX_SCRIPT_BYTES} bytes, {found}")
+    if not asked.script.strip() or "\0" in asked.script:
+        raise _bad("script", "some text without NUL")
+    low, high = TIMEOUT_S
+    if not low <= asked.timeout_s <= high:
+        raise _bad("timeout_s", f"{low} to {high}")
+    if asked.name and not _NAME.fullmatch(asked.name):
+        raise _bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
+    if len(asked.targets) > MAX_TARGETS:
+        raise _bad("targets", f"at most {MAX_TARGETS}")
+    for target in asked.targets:
+        if not 1 <= len(target) <= MAX_TARGET_CHARACTERS or text.escape(target) != target:
+            raise _bad("targets", f"texts of 1 to {MAX_TARGET_CHARACTERS} visible characters")
+    if any(REFERENCE.search(one) for one in (asked.script, *asked.targets)):
+        raise _bad("script", "no ${secret:NAME}: a script is shown to people and kept, so none is filled in")
+    return script
+
+
+def sha256(script: bytes) -> str:
+    """What an operator approves: lowercase hex."""
+    return hashlib.sha256(script).hexdigest()
+
+
+def _bad(name: str, expected: str) -> HostError:
+    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")

@@ -1,0 +1,126 @@
+"""Each step of a task as one change of the ledger: judged by `decide`, kept and told to the audit chain, or nothing."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from latticed.host.task import spec
+from latticed.host.task.rules import ENDS, Refused, Standing, Step, decide
+from latticed.ledger import tasks as rows
+from latticed.ledger.tasks import Outcome, Task
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.host.task.spec import Submit
+    from latticed.ledger import Transaction
+
+
+def fresh(plugin_id: str, asked: Submit, sha256: str, *, now_us: int) -> Task:
+    """What is about to be submitted."""
+    return Task(
+        seq=0,
+        id=secrets.token_hex(8),
+        plugin_id=plugin_id,
+        name=asked.name,
+        interpreter=asked.interpreter,
+        script=asked.script,
+        sha256=sha256,
+        targets=asked.targets,
+        timeout_s=asked.timeout_s,
+        state="submitted",
+        approved_sha256="",
+        approved_by="",
+        run_id="",
+        created_at=now_us,
+        approved_at=0,
+        started_at=0,
+        ended_at=0,
+        outcome=Outcome(),
+    )
+
+
+def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> Task:
+    """Problems: not_found, invalid_transition, digest_mismatch."""
+    task = _known(tx, task_id)
+    _decided(task, Step(verb="approve", sha256=sha256))
+    rows.approve(tx, task_id, sha256=sha256, by=by, now_us=now_us)
+    detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": sha256, "interpreter": task.interpreter}
+    tx.append_audit(Event(actor=by, action="task.approve", target=task_id, decision="allow", detail=detail))
+    return _known(tx, task_id)
+
+
+def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
+    """What was approved of a plugin, and has not begun, needs approval anew; how many there were."""
+    waiting = [task for task in rows.of_state(tx, "approved") if task.plugin_id == plugin_id]
+    for task in waiting:
+        _decided(task, Step(verb="withdraw"))
+        rows.withdraw(tx, task.id)
+        detail: dict[str, str | int | bool] = {"plugin": plugin_id, "sha256": task.sha256}
+        tx.append_audit(Event(actor=str(DAEMON), action="task.withdraw", target=task.id, reason=reason, detail=detail))
+    return len(waiting)
+
+
+def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
+    """Whether its one run may begin, which is on record then. A script that is not the approved one fails instead."""
+    task = rows.get(tx, task_id)
+    if task is None:
+        return False
+    step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
+    after = decide(_standing(task), step)
+    if isinstance(after, Refused):
+        if after.code == "digest_mismatch":
+            changed = Outcome(code=after.code, reason=after.reason)
+            end(tx, task_id, Step(verb="fail"), changed, actor=str(DAEMON), now_us=now_us)
+        return False
+    rows.begin(tx, task_id, run_id=run_id, now_us=now_us)
+    detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": task.approved_sha256, "run": run_id}
+    tx.append_audit(Event(actor=str(DAEMON), action="task.begin", target=task_id, detail=detail))
+    return True
+
+
+def end(tx: Transaction, task_id: str, step: Step, outcome: Outcome, *, actor: str, now_us: int) -> Task:
+    """Any step that ends it. Problems: not_found, invalid_transition."""
+    task = _known(tx, task_id)
+    after = _decided(task, step)
+    if after.state not in ENDS:
+        raise ValueError(f"expected a step that ends a task, found {step.verb}")
+    rows.end(tx, task_id, after.state, outcome, now_us=now_us)
+    detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": task.sha256, "state": after.state}
+    if task.run_id:
+        detail["run"] = task.run_id
+    if outcome.exit_code is not None:
+        detail["exit_code"] = outcome.exit_code
+    told = Event(
+        actor=actor, action="task.end", target=task_id, code=outcome.code, reason=outcome.reason, detail=detail
+    )
+    tx.append_audit(told)
+    return _known(tx, task_id)
+
+
+def recover(tx: Transaction, *, now_us: int) -> int:
+    """At the start of a life: what was running was cut off. Returns how many there were."""
+    cut = rows.of_state(tx, "running")
+    for task in cut:
+        outcome = Outcome(code="interrupted", reason="latticed ended while it ran; it is not run again")
+        end(tx, task.id, Step(verb="recover"), outcome, actor=str(DAEMON), now_us=now_us)
+    return len(cut)
+
+
+def _known(tx: Transaction, task_id: str) -> Task:
+    task = rows.get(tx, task_id)
+    if task is None:
+        raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
+    return task
+
+
+def _standing(task: Task) -> Standing:
+    return Standing(state=task.state, sha256=task.sha256, approved_sha256=task.approved_sha256, run_id=task.run_id)
+
+
+def _decided(task: Task, step: Step) -> Standing:
+    after = decide(_standing(task), step)
+    if isinstance(after, Refused):
+        raise Problem(after.code, f"task {task.id}: {after.reason}", "latticectl task show says how it stands")
+    return after

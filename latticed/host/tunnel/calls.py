@@ -1,0 +1,71 @@
+"""tunnel.*: a plugin has cloudflared lead names on the internet to origins that the operator bound to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latticed.host import ledger_errors as faults
+from latticed.host.call import Caller, HostError, Params, Served
+from latticed.host.tunnel import spec as specs
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.tunnel.connector import Tunnel as One
+    from latticed.host.tunnel.keeper import Tunnels
+    from latticed.model.egress import Origin
+
+
+class Name(Params, frozen=True):
+    name: str
+
+
+class Status(Params, frozen=True):
+    """`name` empty: all of the caller's, without their rules and what they wrote."""
+
+    name: str = ""
+
+
+class Tunnel:
+    """The service. `origins` of a plugin are what the operator bound to it, as of now."""
+
+    def __init__(self, tunnels: Tunnels, *, origins: Callable[[str], tuple[Origin, ...]]) -> None:
+        self._tunnels = tunnels
+        self._origins = origins
+
+    def calls(self) -> tuple[Served, ...]:
+        return (
+            Served(method="tunnel.put", params=specs.Put, serve=self._put),
+            Served(method="tunnel.delete", params=Name, serve=self._delete),
+            Served(method="tunnel.status", params=Status, serve=self._status),
+        )
+
+    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+        spec = specs.checked(asked, self._origins(caller.plugin_id))
+        try:
+            made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+        return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
+
+    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+        try:
+            return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
+        except Problem as problem:
+            raise faults.of_problem(problem) from problem
+
+    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+        mine = self._tunnels.of(caller.plugin_id)
+        if not asked.name:
+            return {"tunnels": [one.view() for one in mine]}
+        found = [_whole(one) for one in mine if one.name == asked.name]
+        if not found:
+            raise HostError(Denial.NOT_FOUND, "there is no such tunnel")
+        return {"tunnels": found}
+
+
+def _whole(one: One) -> dict[str, Any]:
+    ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in one.spec.ingress]
+    return {**one.view(), "ingress": ingress, "output": one.life.output()}

@@ -1,0 +1,109 @@
+"""The credentials of a tunnel: a file in the operator's directory that nobody else can read.
+
+A token says the same in other words; it becomes credentials, for with a token on its command line the program would
+take its rules from the provider.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from latticed.kit import files
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.host.tunnel.spec import Spec
+
+MAX_BYTES: Final = 16 << 10
+CODE: Final = "credentials_unusable"
+_ACCOUNT: Final = re.compile(r"[0-9a-fA-F]{32}")
+
+
+class _File(msgspec.Struct, frozen=True):
+    AccountTag: str
+    TunnelSecret: str
+    TunnelID: str
+
+
+class _Token(msgspec.Struct, frozen=True):
+    a: str
+    t: str
+    s: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What proves whose tunnel it is; never shown."""
+
+    account: str
+    secret: str
+    tunnel: str
+
+    def encode(self) -> bytes:
+        """The form that cloudflared reads."""
+        kept = _File(AccountTag=self.account, TunnelSecret=self.secret, TunnelID=self.tunnel)
+        return msgspec.json.encode(kept)
+
+    def __repr__(self) -> str:
+        return f"Credentials(tunnel={self.tunnel!r})"
+
+
+def load(directory: str, spec: Spec) -> Credentials:
+    """Those of a spec; Problem("credentials_unusable") says what is wrong with them. Blocks: call it in a thread."""
+    if not directory:
+        raise _unusable("the operator has named no directory", "set tunnel.credentials_dir")
+    data = _read(directory, spec.file)
+    try:
+        found = _of_token(data) if spec.is_token else _of_file(data)
+    except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
+        kind = "a token" if spec.is_token else "a JSON object with AccountTag, TunnelSecret and TunnelID"
+        raise _unusable(f"{spec.file} is not {kind}") from error
+    if found.tunnel.lower() != spec.tunnel:
+        raise _unusable(f"{spec.file} is that of another tunnel")
+    return found
+
+
+def _read(directory: str, name: str) -> bytes:
+    owners = {0, os.geteuid()}
+    try:
+        with files.closing(files.open_directory(directory)) as place:
+            found = os.fstat(place)
+            if found.st_uid not in owners or found.st_mode & 0o022:
+                raise _unusable("the directory can be changed by others")
+            with files.closing(files.open_file(name, beneath=place)) as fd:
+                found = os.fstat(fd)
+                if found.st_uid not in owners or found.st_mode & 0o077:
+                    mode = stat.S_IMODE(found.st_mode)
+                    raise _unusable(f"{name} has mode {mode:04o} and owner {found.st_uid}", "chmod 600, and its owner")
+                return files.read_open(fd, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise _unusable(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _of_file(data: bytes) -> Credentials:
+    found = msgspec.json.decode(data, type=_File)
+    return _sound(Credentials(account=found.AccountTag, secret=found.TunnelSecret, tunnel=found.TunnelID))
+
+
+def _of_token(data: bytes) -> Credentials:
+    found = msgspec.json.decode(base64.b64decode(data.strip(), validate=True), type=_Token)
+    return _sound(Credentials(account=found.a, secret=found.s, tunnel=found.t))
+
+
+def _sound(found: Credentials) -> Credentials:
+    if not _ACCOUNT.fullmatch(found.account) or len(base64.b64decode(found.secret, validate=True)) < 16:
+        raise ValueError("an account or a secret that is none")
+    return found
+
+
+def _unusable(found: str, hint: str = "") -> Problem:
+    expected = "expected credentials that only root or the daemon's user can read"
+    return Problem(CODE, f"{expected}, found: {found}", hint)

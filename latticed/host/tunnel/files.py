@@ -1,0 +1,95 @@
+"""The files of one tunnel: its configuration in the state directory and, while it runs, credentials in the runtime one.
+
+Both are 0600 and belong to whom the program runs as. The directories are ours alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latticed.host.egress import url
+from latticed.kit import files
+from latticed.model import hosts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from latticed.host.tunnel.spec import Rule, Spec
+    from latticed.model.egress import Origin
+    from latticed.sandbox.spec import Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The two directories of a tunnel."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def config(self) -> Path:
+        return self.state / "config.yml"
+
+    @property
+    def candidate(self) -> Path:
+        return self.state / "candidate.yml"
+
+    @property
+    def credentials(self) -> Path:
+        return self.runtime / "credentials.json"
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Replace one file whole; blocks."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.replace(path, data, mode=0o600)
+
+    def lend(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
+        """Have whom the program runs as read some of them; None: that is us."""
+        if ids is not None:
+            for one in paths:
+                os.chown(one, ids.uid, ids.gid)
+
+    def discard(self, path: Path) -> None:
+        """Remove one file, if there is one; blocks."""
+        path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all of it; blocks."""
+        for directory in (self.state, self.runtime):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def render(spec: Spec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
+    """The configuration: JSON, which is YAML that nothing in it can break out of (YAML 1.2, section 1.3).
+
+    Names are pinned to the addresses that the operator bound them to: the program looks nothing up.
+    """
+    plain = {
+        "tunnel": spec.tunnel,
+        "credentials-file": str(credentials),
+        "ingress": [_entry(rule, origins.get(rule.service)) for rule in spec.ingress],
+    }
+    return json.dumps(plain, indent=1).encode("ascii") + b"\n"
+
+
+def _entry(rule: Rule, origin: Origin | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"service": rule.service}
+    if rule.hostname:
+        entry["hostname"] = rule.hostname
+    if rule.path:
+        entry["path"] = "^" + rule.path.replace(".", "\\.")  # a regular expression there, text here
+    if origin is None:
+        return entry
+    address = str(origin.address)
+    entry["service"] = f"{origin.scheme}://{hosts.bracketed(address)}:{origin.port}"
+    if address != origin.host:
+        port = "" if origin.port == url.DEFAULT_PORTS[origin.scheme] else f":{origin.port}"
+        entry["originRequest"] = {"httpHostHeader": hosts.bracketed(origin.host) + port}
+        if origin.scheme == "https":
+            entry["originRequest"]["originServerName"] = origin.host
+    return entry

@@ -1,0 +1,161 @@
+"""What a plugin asks a tunnel to do, checked once: hosts in normal form, services that the operator bound to it.
+
+cloudflared's own check takes duplicate hosts, other schemes, ids that are none and keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from latticed.host.call import HostError, Params
+from latticed.host.egress import url
+from latticed.host.program.spec import bad, check_name, encode
+from latticed.model import egress, hosts
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.model.egress import Origin
+
+__all__ = ["Put", "Rule", "Spec", "bound", "checked", "decode", "encode"]
+
+MAX_RULES: Final = 64
+_STATUS: Final = re.compile(r"http_status:([2-5][0-9]{2})")
+_PATH: Final = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`hostname` a name or `*.name`, `path` what paths begin with; empty: any. `service`: `http://host:port`,
+    `https://host:port` of an origin that the operator bound, or `http_status:404`.
+    """
+
+    service: str
+    hostname: str = ""
+    path: str = ""
+
+
+class Put(Params, frozen=True):
+    """tunnel.put. `credentials` or `token`: the name of a file in the operator's directory."""
+
+    name: str
+    tunnel: str
+    ingress: tuple[Rule, ...]
+    credentials: str = ""
+    token: str = ""
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `Put`, checked. `file` holds credentials, or (`is_token`) a token."""
+
+    tunnel: str
+    ingress: tuple[Rule, ...]
+    file: str
+    is_token: bool
+
+
+def checked(asked: Put, origins: Iterable[Origin]) -> Spec:
+    """The spec; HostError bad_params says what was expected, egress_blocked that a service is none of `origins`."""
+    check_name(asked.name)
+    if bool(asked.credentials) == bool(asked.token):
+        raise bad("credentials", "exactly one of credentials and token")
+    if not _FILE.fullmatch(file := asked.credentials or asked.token):
+        raise bad("credentials", "the name of a file in the operator's directory")
+    rules = tuple(_rule(one, number) for number, one in enumerate(asked.ingress, start=1))
+    _check_order(rules)
+    spec = Spec(tunnel=_id(asked.tunnel), ingress=rules, file=file, is_token=bool(asked.token))
+    bound(spec, origins)
+    return spec
+
+
+def decode(stored: str) -> Spec:
+    """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
+    return msgspec.json.decode(stored, type=Spec)
+
+
+def bound(spec: Spec, origins: Iterable[Origin]) -> dict[str, Origin]:
+    """The origin of each service of a spec; HostError egress_blocked when one is not bound (any more)."""
+    known = {(one.scheme, one.host, one.port): one for one in origins}
+    found: dict[str, Origin] = {}
+    for rule in spec.ingress:
+        if _STATUS.fullmatch(rule.service):
+            continue
+        target = url.parse(rule.service)
+        if (origin := known.get(target.origin)) is None:
+            message = f"service: the operator has not bound {rule.service} to this plugin"
+            raise HostError(Denial.EGRESS_BLOCKED, message, fix=_fix(rule.service))
+        found[rule.service] = origin
+    return found
+
+
+def _fix(service: str) -> str:
+    """The permit that would bind a service, where it says itself which address is meant."""
+    try:
+        return f"origin={egress.origin(service)}"
+    except ValueError:
+        return ""
+
+
+def _id(text: str) -> str:
+    try:
+        plain = str(uuid.UUID(text))
+    except ValueError:
+        plain = ""
+    if plain != text.lower():
+        raise bad("tunnel", "a tunnel's id, such as 6ff42ae2-765d-4adf-8112-31c55c1551ef")
+    return plain
+
+
+def _rule(rule: Rule, number: int) -> Rule:
+    where = f"ingress rule {number}"
+    if rule.path and not (_PATH.fullmatch(rule.path) and ".." not in rule.path):
+        raise bad(where, "a path of letters, digits and ._~/- that begins with /, and no ..")
+    return Rule(hostname=_hostname(rule.hostname, where), path=rule.path, service=_service(rule.service, where))
+
+
+def _hostname(text: str, where: str) -> str:
+    if not text:
+        return ""
+    wild, name = ("*.", text[2:]) if text.startswith("*.") else ("", text)
+    try:
+        plain = hosts.normal(name)
+    except hosts.NotAHost as error:
+        raise bad(where, f"a hostname: {error}") from error
+    if hosts.address_of(plain) is not None or "." not in plain:
+        raise bad(where, "a public name as hostname, no address and no local name")
+    return wild + plain
+
+
+def _service(text: str, where: str) -> str:
+    if _STATUS.fullmatch(text):
+        return text
+    if not text.lower().startswith(("http://", "https://")):
+        raise bad(where, "a service http://host:port, https://host:port or http_status:404")
+    try:
+        target = url.parse(text)
+    except HostError as error:
+        raise HostError(Denial.BAD_PARAMS, f"{where}: {error.message}") from error
+    if target.path != "/" or text.endswith("/") or "#" in text:
+        raise bad(where, "a service without a path")
+    return f"{target.scheme}://{target.shown}"
+
+
+def _check_order(rules: tuple[Rule, ...]) -> None:
+    """The last one takes everything, and no other one stands in the way of those behind it."""
+    if not 1 <= len(rules) <= MAX_RULES:
+        raise bad("ingress", f"1 to {MAX_RULES} rules")
+    if rules[-1].hostname or rules[-1].path:
+        raise bad("ingress", "a last rule without hostname and path: it takes what is left, as http_status:404 does")
+    for number, rule in enumerate(rules, start=1):
+        for other, before in enumerate(rules[: number - 1], start=1):
+            if _covers(before.hostname, rule.hostname) and rule.path.startswith(before.path):
+                raise bad(f"ingress rule {number}", f"one that rule {other} leaves something to, which takes the same")
+
+
+def _covers(pattern: str, hostname: str) -> bool:
+    return pattern in ("", hostname) or (pattern.startswith("*.") and hostname.endswith(pattern[1:]))

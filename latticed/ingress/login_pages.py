@@ -1,0 +1,148 @@
+"""The pages by which people log in to proxied services, and out again. No scripts, nothing loaded, never framed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import html
+import urllib.parse
+from typing import TYPE_CHECKING, Final
+
+from latticed.ingress import answers, forwarding, request_target, same_origin
+from latticed.ingress.answers import Answer
+from latticed.ingress.sessions import LIFE_S
+from latticed.ingress.streaming import SESSION_COOKIES
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+    from latticed.host.route.targets import Proxied
+    from latticed.ingress.sessions import Sessions
+
+PLACE: Final = "/.latticed/"
+"""What is ours on the service listener; no service ever gets such a request."""
+LOGIN: Final = f"{PLACE}login"
+LOGOUT: Final = f"{PLACE}logout"
+MAX_FORM_BYTES: Final = 16 << 10
+FORM_S: Final = 5.0
+
+_STYLE: Final = (
+    "body{font:1rem/1.5 sans-serif;max-width:22rem;margin:15vh auto;padding:0 1rem}"
+    "input,button{font:inherit;box-sizing:border-box;width:100%;padding:.4rem;margin:.3rem 0}"
+    ".wrong{color:#b00020}"
+)
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY: Final = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'"
+_PAGE: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    "<title>{title}</title><style>" + _STYLE.replace("{", "{{").replace("}", "}}") + "</style>"
+    '<h1>{title}</h1>{said}<form method="post" action="{action}"><input type="hidden" name="to" value="{to}">{fields}'
+    "</form></html>"
+)
+_LOGIN_FIELDS: Final = (
+    '<label>Password<input type="password" name="password" autocomplete="current-password" required autofocus></label>'
+    "<button>Log in</button>"
+)
+
+
+class LoginDesk:
+    """`find` is whose service a decoded path is, if anybody's."""
+
+    def __init__(self, sessions: Sessions, find: Callable[[str], Proxied | None]) -> None:
+        self._sessions = sessions
+        self._find = find
+
+    def sent_to(self, request: web.BaseRequest, raw: str) -> Answer:
+        """What who has not logged in gets at `raw`: people the login page, programs 401."""
+        is_page = request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("Accept", "")
+        if not is_page:
+            return answers.of_problem(Problem("login_required", f"expected somebody who has logged in at {LOGIN}"))
+        return _redirect(f"{LOGIN}?to={urllib.parse.quote(raw, safe='/')}")
+
+    async def answer(self, request: web.BaseRequest, asked: request_target.Asked, host: str) -> Answer:
+        """A request below PLACE."""
+        if asked.path not in {LOGIN, LOGOUT}:
+            raise Problem("not_found", "there is no such page")
+        if request.method not in {"GET", "HEAD", "POST"}:
+            problem = Problem("method_not_allowed", "expected one of GET, HEAD, POST")
+            return answers.of_problem(problem, ("Allow", "GET, HEAD, POST"))
+        if request.method != "POST":
+            return self._page(asked.path, dict(asked.query).get("to", ""))
+        same_origin.check(request.method, host, request.headers)
+        form = await _form(request)
+        cookies = forwarding.session_ids(request.headers.getall("Cookie", []))
+        secure = same_origin.is_secure(request.headers.get("Origin"))
+        target, to = self._target(form.get("to", ""))
+        if asked.path == LOGOUT:
+            self._sessions.leave(cookies)
+            return _redirect(f"{LOGIN}?to={urllib.parse.quote(to, safe='/')}", _gone(secure=secure))
+        try:
+            made = await self._sessions.enter(target, form.get("password", ""), cookies, secure=secure)
+        except Problem as problem:
+            if problem.code not in {"login_failed", "login_throttled"}:
+                raise
+            return _page(LOGIN, "Log in", to, _LOGIN_FIELDS, problem)
+        return _redirect(to, _cookie(made, secure=secure))
+
+    def _page(self, place: str, said: str) -> Answer:
+        _, to = self._target(said)
+        if place == LOGOUT:
+            return _page(LOGOUT, "Log out", to, "<button>Log out</button>")
+        return _page(LOGIN, "Log in", to, _LOGIN_FIELDS)
+
+    def _target(self, to: str) -> tuple[Proxied, str]:
+        """Where somebody wants to, which must be a service that one can log in to; Problem not_found."""
+        if not to.startswith("/") or to.startswith("//") or not to.isascii() or not to.isprintable() or "\\" in to:
+            raise Problem("not_found", "there is no such service")
+        target = self._find(request_target.parse(to).path)
+        if target is None or not target.login or not target.live():
+            raise Problem("not_found", "there is no such service")
+        return target, to
+
+
+async def _form(request: web.BaseRequest) -> dict[str, str]:
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise Problem("bad_request", "expected a form")
+    received = bytearray()
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for chunk in request.content.iter_any():
+                received += chunk
+                if len(received) > MAX_FORM_BYTES:
+                    raise Problem("request_too_large", f"expected a form of at most {MAX_FORM_BYTES} bytes")
+    except TimeoutError as error:
+        raise Problem("bad_request", "expected the whole form in time") from error
+    try:
+        return dict(urllib.parse.parse_qsl(received.decode("ascii"), errors="strict", max_num_fields=8))
+    except ValueError as error:
+        raise Problem("bad_request", "expected a form in UTF-8") from error
+
+
+def _page(action: str, title: str, to: str, fields: str, problem: Problem | None = None) -> Answer:
+    said = f'<p class="wrong">{html.escape(problem.detail)}</p>' if problem else ""
+    page = _PAGE.format(title=title, said=said, action=action, to=html.escape(to, quote=True), fields=fields)
+    status = answers.STATUS_OF[problem.code] if problem else 200
+    more = [("X-Frame-Options", "DENY"), ("Referrer-Policy", "same-origin")]
+    if problem is not None and problem.code == "login_throttled":
+        more.append(("Retry-After", problem.hint))
+    return Answer(page.encode(), "text/html; charset=utf-8", status=int(status), more=tuple(more), policy=_POLICY)
+
+
+def _redirect(to: str, *more: tuple[str, str]) -> Answer:
+    return Answer(b"", "text/plain; charset=utf-8", status=303, more=(("Location", to), *more))
+
+
+def _cookie(made: str, *, secure: bool) -> tuple[str, str]:
+    name = SESSION_COOKIES[0] if secure else SESSION_COOKIES[1]
+    parts = [f"{name}={made}", "Path=/", f"Max-Age={int(LIFE_S)}", "HttpOnly", "SameSite=Strict"]
+    return "Set-Cookie", "; ".join([*parts, "Secure"] if secure else parts)
+
+
+def _gone(*, secure: bool) -> tuple[str, str]:
+    name, value = _cookie("", secure=secure)
+    return name, value.replace(f"Max-Age={int(LIFE_S)}", "Max-Age=0")

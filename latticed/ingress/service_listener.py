@@ -1,0 +1,222 @@
+"""The service listener: proxied services of a plugin, behind a login (systems.md, Sub-Store).
+
+A listener and an origin of its own. What is not declared public reaches the service only with a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import urllib.parse
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+from aiohttp import hdrs, web
+
+from latticed.host.route import public_paths
+from latticed.host.route.table import Listener
+from latticed.ingress import answers, forwarding, ingress, relay, request_target, same_origin
+from latticed.ingress.answers import Answer
+from latticed.ingress.ingress import Ingress
+from latticed.ingress.login_pages import PLACE, LoginDesk
+from latticed.ingress.proxy import Limits, Passed, Proxy
+from latticed.ingress.sessions import Sessions
+from latticed.ingress.streaming import Passing
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.host.route.targets import Proxied
+    from latticed.host.route.upstreams import ServiceRoutes
+    from latticed.ingress.connection import Connection
+    from latticed.ingress.sessions import Session
+    from latticed.kit.clock import Clock
+    from latticed.model.audit import Event
+    from latticed.settings import Http
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+LOOK_S: Final = 1.0
+PUBLIC_S: Final = 120.0
+"""How long an answer to somebody who has not logged in may take as a whole."""
+OFF: Final = "http.service_listen is not set"
+_DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?:[/\\]|$)")
+_DECODINGS: Final = 4
+_NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stream:
+    """One answer under way: for whom, and since when."""
+
+    connection: Connection
+    target: Proxied
+    session: Session | None
+    since_s: float
+
+
+class ServiceIngress(Ingress):
+    """Serves what `routes` has. `secret(plugin_id, name)`: a password as bound now (HostError when it is not);
+    `record` takes events for the audit chain.
+    """
+
+    connection = Passing
+
+    def __init__(
+        self,
+        routes: ServiceRoutes,
+        settings: Http,
+        *,
+        secret: Callable[[str, str], str],
+        record: Callable[[Event], None],
+        clock: Clock,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
+        self._on = routes.on
+        self._clock = clock
+        self._sessions = Sessions(secret=secret, record=record, clock=clock)
+        self._desk = LoginDesk(self._sessions, self._found)
+        self._proxy = Proxy(limits or Limits())
+        self._streams: set[_Stream] = set()
+        self._inside = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        if not self._on:
+            self._routes.tell(Listener(fault=OFF))
+            return self
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._proxy)
+            stack.push_async_callback(super().__aexit__, None, None, None)
+            await super().__aenter__()
+            self._routes.on_release = self._cut
+            watching = fenced(self._watch(), self._failed, name="service streams")
+            stack.push_async_callback(ingress.cancelled, watching)
+            self._inside = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._inside.aclose()
+
+    # One request.
+
+    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer | web.StreamResponse:
+        asked = request_target.parse(request.raw_path)
+        host = self._addressed(request, asked)
+        _check_dots(asked.path)
+        connection.wants_body = request.body_exists
+        if asked.path.startswith(PLACE):
+            return await self._desk.answer(request, asked, host)
+        target = self._found(asked.path)
+        if target is None or not target.live():
+            raise Problem("not_found", "there is no such service")
+        if request.method not in METHODS:
+            allowed = ", ".join(sorted(METHODS))
+            return answers.of_problem(Problem("method_not_allowed", f"expected one of {allowed}"), ("Allow", allowed))
+        path, query = _origin_form(request.raw_path)
+        if path + "/" == target.prefix:
+            return Answer(b"", "text/plain; charset=utf-8", status=308, more=(("Location", target.prefix + query),))
+        if not path.startswith(target.prefix):  # the same path, but not as anybody would write it
+            raise Problem("not_found", "there is no such service")
+        below = "/" + path.removeprefix(target.prefix)
+        session, refusal = self._admitted(request, target, host, below, path + query)
+        if refusal is not None:
+            return refusal
+        passed = Passed(
+            request=request,
+            connection=connection,
+            target=target,
+            path=below + query,
+            private=session is not None,
+        )
+        return await self._passed_on(passed, session)
+
+    def _admitted(
+        self, request: web.BaseRequest, target: Proxied, host: str, below: str, raw: str
+    ) -> tuple[Session | None, Answer | None]:
+        """The session by which a request may pass, none where it is public; or the answer that it gets instead."""
+        websocket = relay.is_wanted(request)
+        readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
+        if readable and public_paths.is_public(target.public, below):
+            return None, None
+        if not target.login:
+            raise Problem("not_found", "there is no such service")
+        session = self._sessions.find(target, forwarding.session_ids(request.headers.getall(hdrs.COOKIE, [])))
+        if session is None:
+            return None, self._desk.sent_to(request, raw)
+        same_origin.check(request.method, host, request.headers, websocket=websocket)
+        return session, None
+
+    async def _passed_on(self, passed: Passed, session: Session | None) -> web.StreamResponse:
+        passed.connection.complete()
+        stream = _Stream(passed.connection, passed.target, session, self._clock.monotonic_s())
+        self._streams.add(stream)
+        try:
+            if relay.is_wanted(passed.request):
+                return await relay.relay(passed, self._proxy)
+            return await self._proxy.forward(passed)
+        finally:
+            self._streams.discard(stream)
+
+    def _addressed(self, request: web.BaseRequest, asked: request_target.Asked) -> str:
+        """The Host, which must be one of ours; Problem."""
+        said = request.headers.getall(hdrs.HOST, [])
+        if len(said) != 1:
+            raise Problem("bad_request", "expected one Host")
+        host = said[0] if asked.authority is None else asked.authority
+        self._hosts.check(host)
+        ingress.check_headers(request.raw_headers)
+        return host
+
+    def _found(self, path: str) -> Proxied | None:
+        claim = self._routes.find(path)
+        return None if claim is None else cast("Proxied", cast("Any", claim.target))
+
+    # What is under way.
+
+    async def _watch(self) -> None:
+        """Cut what may go on no longer: logged out, password changed, plugin stopped, or a stranger's for too long."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._cut()
+
+    def _cut(self) -> None:
+        for stream in list(self._streams):
+            if not self._may_go_on(stream) and stream.connection.wire is not None:
+                stream.connection.wire.abort()
+
+    def _may_go_on(self, stream: _Stream) -> bool:
+        if not stream.target.live() or stream.target.pinned() is None:
+            return False
+        if stream.session is None:
+            return self._clock.monotonic_s() - stream.since_s <= PUBLIC_S
+        return self._sessions.holds(stream.session, stream.target)
+
+
+def _origin_form(raw: str) -> tuple[str, str]:
+    """(path, query with its ?) of a request line that was judged sound, still encoded; what is no ASCII becomes so."""
+    if not raw.startswith("/"):  # with a whole URL
+        rest = raw.partition("://")[2]
+        start = min((place for mark in "/?" if (place := rest.find(mark)) >= 0), default=len(rest))
+        raw = rest[start:]
+        raw = raw if raw.startswith("/") else "/" + raw
+    plain = urllib.parse.quote(raw.encode("utf-8", "surrogateescape"), safe=_NOT_ENCODED)
+    path, mark, query = plain.partition("?")
+    return path, mark + query
+
+
+def _check_dots(path: str) -> None:
+    """Problem for dot segments that only show when a path is decoded again, as some services do."""
+    for _ in range(_DECODINGS):
+        if _DOTS.search(path) or "\0" in path:
+            raise Problem("bad_request", "expected a URL without the segments . and ..")
+        again = urllib.parse.unquote(path)
+        if again == path:
+            return
+        path = again
+    raise Problem("bad_request", "expected a URL that is not encoded over and over")

@@ -1,0 +1,217 @@
+"""Records after a loss, as pure functions: of two memories the stricter one counts (architecture, decision 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from latticed.ledger.floors import Floors
+from latticed.ledger.revocations import KINDS, Revocations
+from latticed.lifecycle import advance, granting
+from latticed.lifecycle import manifest_defaults as usual
+from latticed.lifecycle.presence import facts_of, manifest_of, migrated
+from latticed.model import capability, semver_range
+from latticed.model.accepted import meet
+from latticed.model.lifecycle import Facts, Record, Status
+from latticed.model.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from latticed.ledger.floors import Pin
+    from latticed.model.accepted import Accepted
+    from latticed.model.verdict import Verified
+
+
+def higher_floor(trusted: str, other: str) -> str:
+    """The higher of two versions; without an order the trusted one, unless there is none."""
+    order = semver_range.compare(trusted, other)
+    return other if not trusted or (order is not None and order < 0) else trusted
+
+
+def both(trusted: Accepted | None, other: Accepted | None) -> Accepted | None:
+    """What both of two memories say was accepted; where one says nothing, what the other says.
+
+    What silence means is taken from the default settings: here it only tells which of two is the stricter.
+    """
+    if trusted is None or other is None:
+        return trusted or other
+    return meet(trusted, other, usual.DEFAULTS)
+
+
+def rebuilt(
+    plugin_id: str, pairs: Sequence[Verified], floors: Floors, remembered: Record | None, *, now_us: int
+) -> Record:
+    """The record of an id after its own was lost: `verified` when a stored pair can stand for it, else a tombstone.
+
+    `pairs` are those of this id that verify under the current policy; `remembered` is what could still be read of the
+    damaged ledger: it adds to masks and floor, and pins an id that the floors do not know.
+    """
+    pin = floors.pins.get(plugin_id)
+    masked = floors.masked.get(plugin_id, frozenset())
+    terms = floors.terms.get(plugin_id)
+    floor = floors.versions.get(plugin_id, "")
+    if remembered is not None:
+        masked |= remembered.masked
+        terms = both(terms, remembered.terms)
+        floor = higher_floor(floor, remembered.floor)
+    hand = _hand(pin, remembered)
+    pair = _choose(pairs, hand, pin.identity if pin else "")
+    if pair is None:
+        publisher, signed = hand or ("", False)
+        gone = tombstone(plugin_id, publisher, signed=signed, masked=masked, floor=floor, now_us=now_us)
+        return replace(gone, terms=terms)
+    facts = facts_of(pair, accepted=False)
+    return Record(
+        id=plugin_id,
+        status=Status.VERIFIED,
+        facts=facts,
+        source="",  # the catalog knows better in a moment
+        masked=capability.host_risk(facts.capabilities) | masked,
+        terms=terms,
+        floor=higher_floor(floor, facts.version),
+        verified_at=now_us,
+        created_at=now_us,
+        updated_at=now_us,
+    )
+
+
+def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
+    """A record out of a backup, set against the floors of the state it replaces.
+
+    Another publisher since then: what the backup knows is a tombstone of the present one. A version that is lower than
+    what was accepted since, other than by an explicit downgrade, or one that could not start with what is accepted now:
+    it has to be installed again, by explicit word.
+    """
+    pin = floors.pins.get(record.id)
+    masked = record.masked | floors.masked.get(record.id, frozenset())
+    floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
+    facts = record.facts
+    if pin is not None and (pin.publisher, pin.signed) != (facts.publisher, facts.signed):
+        gone = tombstone(record.id, pin.publisher, signed=pin.signed, masked=masked, floor=floor, now_us=now_us)
+        return replace(gone, terms=floors.terms.get(record.id))
+    kept = floors.terms.get(record.id)
+    terms = both(kept, migrated(record).terms) if kept is not None else record.terms
+    after = replace(record, masked=masked, terms=terms, floor=floor, updated_at=now_us)
+    unfit = record.accepted and granting.needs_consent(after, manifest_of(facts), "activate") is not None
+    chosen = pin is not None and pin.identity == facts.identity
+    if unfit or (
+        record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version)
+    ):
+        masked |= capability.host_risk(facts.capabilities)
+        return replace(after, status=Status.VERIFIED, facts=replace(facts, manifest=b""), masked=masked)
+    return after if after != replace(record, updated_at=now_us) else record
+
+
+def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replaced: bool) -> list[Record]:
+    """The records of a ledger that change when it is held to `floors`.
+
+    `replaced`: it is not the one that the floors were written for last, so `restored` has the rules. Otherwise it may
+    be newer than they are by a moment: then masks, terms and version floors count, not whose an id is: decided since.
+    """
+    known = {*floors.pins, *floors.versions, *floors.masked}.difference(before)
+    changed = []
+    for record in before.values():
+        after = restored(record, floors, now_us=now_us) if replaced else _tightened(record, floors, now_us=now_us)
+        if after is not record:
+            changed.append(after)
+    return changed + [rebuilt(one, (), floors, None, now_us=now_us) for one in sorted(known)]
+
+
+def looser(written: Floors, record: Record) -> bool:
+    """Whether `record` takes back what `written` says of it, so that a start would undo it."""
+    floor = higher_floor(written.versions.get(record.id, ""), record.floor)
+    return bool(_missing(written, record)) or floor != record.floor or _terms(written, record) != record.terms
+
+
+def _tightened(record: Record, floors: Floors, *, now_us: int) -> Record:
+    if not looser(floors, record):
+        return record
+    floor = higher_floor(floors.versions.get(record.id, ""), record.floor)
+    masked = record.masked | _missing(floors, record)
+    return replace(record, masked=masked, terms=_terms(floors, record), floor=floor, updated_at=now_us)
+
+
+def _terms(floors: Floors, record: Record) -> Accepted | None:
+    """What both say was accepted; a record of before there were terms has none to compare."""
+    kept = floors.terms.get(record.id)
+    return record.terms if record.terms is None or kept in {None, record.terms} else both(kept, record.terms)
+
+
+def _missing(floors: Floors, record: Record) -> frozenset[str]:
+    """What is masked by the floors and granted by the record, of what it declares."""
+    return (floors.masked.get(record.id, frozenset()) - record.masked).intersection(record.facts.capabilities)
+
+
+def union(present: Floors, theirs: Floors) -> Floors:
+    """The stricter of both; where they disagree about whose an id is, the present one knows better."""
+    versions = dict(theirs.versions)
+    for plugin, version in present.versions.items():
+        versions[plugin] = higher_floor(version, versions.get(plugin, ""))
+    masked = dict(theirs.masked)
+    for plugin, names in present.masked.items():
+        masked[plugin] = masked.get(plugin, frozenset()) | names
+    terms = dict(theirs.terms)
+    for plugin, accepted in present.terms.items():
+        terms[plugin] = both(accepted, terms.get(plugin)) or accepted
+    revoked = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
+    return Floors(
+        versions=versions,
+        masked=masked,
+        terms=terms,
+        pins={**theirs.pins, **present.pins},
+        revoked=Revocations(**revoked),
+    )
+
+
+def tombstone(
+    plugin_id: str, publisher: str, *, signed: bool, masked: frozenset[str], floor: str, now_us: int
+) -> Record:
+    """What is left of an id of which only its pin, floor and masks are known."""
+    manifest = Manifest(id=plugin_id, name=plugin_id, type="worker", capabilities=(), publisher=publisher)
+    facts = Facts(
+        name=plugin_id,
+        type="worker",
+        version="",
+        publisher=publisher,
+        signed=signed,
+        capabilities=(),
+        identity="",
+        artifact_sha256="",
+        manifest=msgspec.json.encode(manifest),
+    )
+    return Record(
+        id=plugin_id,
+        status=Status.VERIFIED,
+        facts=facts,
+        source="",
+        masked=masked,
+        floor=floor,
+        forgotten=True,
+        created_at=now_us,
+        updated_at=now_us,
+    )
+
+
+def _hand(pin: Pin | None, remembered: Record | None) -> tuple[str, bool] | None:
+    if pin is not None:
+        return pin.publisher, pin.signed
+    return (remembered.facts.publisher, remembered.facts.signed) if remembered is not None else None
+
+
+def _choose(pairs: Sequence[Verified], hand: tuple[str, bool] | None, identity: str) -> Verified | None:
+    """The pinned pair, else the highest version of the pinned publisher; without a pin, only what all agree on."""
+    hands = {(pair.manifest.publisher, pair.manifest.signed) for pair in pairs}
+    if hand is None and len(hands) != 1:
+        return None
+    wanted = hand or hands.pop()
+    fitting = [pair for pair in pairs if (pair.manifest.publisher, pair.manifest.signed) == wanted]
+    best: Verified | None = None
+    for pair in fitting:
+        if pair.identity == identity:
+            return pair
+        if best is None or higher_floor(best.manifest.version, pair.manifest.version) != best.manifest.version:
+            best = pair
+    return best

@@ -1,0 +1,93 @@
+"""What `latticed --recover` and `latticed --restore` share: whose files they write, and how they tell what they did."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from latticed.bundle.read import Limits
+from latticed.kit.clock import SystemClock
+from latticed.lifecycle import recovery
+from latticed.lifecycle import restore as restoring
+from latticed.lifecycle import restore_needs as around
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from latticed.kit.tar import Source
+    from latticed.settings import Settings
+
+
+def opened(name: str, stack: ExitStack) -> Source:
+    """The backup `name`, `-` for stdin; opened before root becomes somebody who may not read it."""
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context(open(name, "rb"))
+    except OSError as error:
+        raise Problem("not_found", f"cannot read the backup {name}: {error.strerror or error}") from error
+
+
+def become_owner(state_dir: Path) -> None:
+    """Root becomes the owner of the state directory: what root wrote there the daemon could not use."""
+    if os.geteuid() != 0 or not state_dir.exists():
+        return
+    owner = state_dir.stat()
+    if owner.st_uid == 0:
+        return
+    try:
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    except KeyError:
+        os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
+    """Recover, then say what was done, line by line."""
+    done = recovery.recover(_place(settings), SystemClock(), without_floors=without_floors)
+    yield f"the ledger was damaged: {done.damage}"
+    yield f"set aside in {settings.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
+    yield f"plugins that came back as verified, to be installed again: {done.verified}"
+    yield f"ids of which only publisher, floor and masks are known: {done.tombstones}"
+    yield f"revocations in force: {done.revocations}"
+    if done.policy:
+        yield f"the trust policy could not be used, so no stored plugin could be verified: {done.policy}"
+    yield "key-value data and the audit chain before this are in what was set aside"
+
+
+def restore(settings: Settings, source: Source, *, public_key: str, without_floors: bool) -> Iterator[str]:
+    """Restore, then say what was done, line by line."""
+    consent = restoring.Consent(public_key=public_key, without_floors=without_floors)
+    place = _place(settings)
+    done = restoring.restore(place, source, SystemClock(), consent)
+    yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
+    yield f"plugins: {done.records}, of which {done.stricter} came back stricter than the backup has them"
+    yield f"stored pairs: {done.pairs}"
+    yield f"what was there before: {settings.state_dir / done.set_aside}"
+    if done.placed:
+        yield f"bundles put into {settings.state_dir / around.BUNDLES}: {', '.join(done.placed)}"
+    lacking = around.missing(place, settings, records=done.restored, sealed=done.sealed, were_set=done.settings)
+    for words in lacking:
+        yield f"missing: {words}"
+
+
+def _place(settings: Settings) -> recovery.Place:
+    limits = settings.limits
+    return recovery.Place(
+        state_dir=settings.state_dir,
+        plugin_dir=settings.plugin_dir,
+        trust=settings.trust,
+        limits=Limits(
+            manifest_bytes=limits.manifest_bytes,
+            artifact_bytes=limits.artifact_bytes,
+            deadline_s=limits.read_deadline_s,
+        ),
+        version=metadata.version("latticed"),
+    )

@@ -1,0 +1,157 @@
+"""What a restored state needs around it: bundles on disk, the trust policy, the key of secrets, settings.
+
+A stored pair runs only while a bundle of its id verifies in a plugin directory. Where a backup comes to a machine that
+has none, the pair is copied into the daemon's own bundle directory, which is always scanned. The rest is the
+operator's: what is missing is told. All of it blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from latticed.bundle import decode, read, write
+from latticed.bundle.refusal import ReadRefused
+from latticed.catalog import root as roots
+from latticed.catalog.store import Store
+from latticed.host.secret import key as secret_key
+from latticed.lifecycle.policy import PolicyKeeper
+from latticed.model.errors import Problem
+from latticed.model.lifecycle import Status
+from latticed.model.verdict import Refused, Verified
+from latticed.settings import describe
+from latticed.trust import payload, verify
+from latticed.trust.policy import Revoked
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from latticed.lifecycle.recovery import Place
+    from latticed.model.lifecycle import Record
+    from latticed.settings import Settings
+    from latticed.trust.policy import TrustPolicy
+
+BUNDLES: Final = "bundles"
+_OF_THE_MACHINE: Final = frozenset({"plugin_dir", "state_dir", "runtime_dir", "trust"})
+
+
+def put_bundles(place: Place, store: Path, records: Collection[Record]) -> tuple[Path, ...]:
+    """Copy from `store` each pair that `records` name and no plugin directory has; the new directories.
+
+    OSError when the disk refuses; then none of them is left.
+    """
+    policy = _policy(place).current
+    kept = [record for record in records if not record.forgotten and (store / record.facts.identity).is_dir()]
+    there = _there(place, policy) if kept else frozenset()
+    wanted = [record for record in kept if not there & {record.id, record.facts.identity}]
+    made: list[Path] = []
+    try:
+        made.extend(_put(place.state_dir / BUNDLES, record, store / record.facts.identity) for record in wanted)
+    except BaseException:
+        take_back(made)
+        raise
+    return tuple(made)
+
+
+def take_back(made: Iterable[Path]) -> None:
+    """Remove what `put_bundles` made."""
+    for directory in made:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def chosen(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """(key, JSON) of the settings that are not defaults and not places of this machine."""
+    return tuple(
+        (key, json.dumps(value))
+        for key, value, origin in describe(settings)
+        if origin != "default" and key not in _OF_THE_MACHINE
+    )
+
+
+def missing(
+    place: Place,
+    settings: Settings,
+    *,
+    records: Iterable[Record],
+    sealed: Mapping[str, int],
+    were_set: Iterable[tuple[str, str]],
+) -> Iterator[str]:
+    """What keeps the restored state from being what it was, in words for a person.
+
+    `sealed` counts secrets by the id of the key that they were sealed with, `were_set` is `chosen` of then.
+    """
+    policy = _policy(place)
+    if policy.problem is not None:
+        yield f"the trust policy: {policy.problem.detail}; until it is there nothing verifies"
+    else:
+        store = Store(place.state_dir / "store", limits=place.limits)
+        for record in records:
+            if record.status is Status.ACTIVE:
+                found = store.verify(record.facts.identity, policy.current, host_version=place.version)
+                if isinstance(found, Refused):
+                    yield f"{record.id} does not verify here: {found.code}: {found.reason}"
+    yield from _missing_key(settings, sealed)
+    here = {key: json.dumps(value) for key, value, _ in describe(settings)}
+    for key, value in were_set:
+        if here.get(key) != value:
+            yield f"the setting {key} was {value}, here it is {here.get(key, 'unknown')}"
+
+
+def _missing_key(settings: Settings, sealed: Mapping[str, int]) -> Iterator[str]:
+    if not sealed:
+        return
+    total = sum(sealed.values())
+    try:
+        where = secret_key.place(settings, os.environ)
+        keys = secret_key.read(where)
+    except Problem as problem:
+        yield f"the key of {total} secrets: {problem.detail}"
+        return
+    if keys is None:
+        otherwise = f"unless the service manager passes it as the credential {secret_key.CREDENTIAL}"
+        yield f"the key of {total} secrets: expected it at {where.path}, found no file ({otherwise})"
+    elif other := total - sealed.get(keys.id, 0):
+        yield f"the key of {other} secrets: {where.path} is another one than they were sealed with"
+
+
+def _policy(place: Place) -> PolicyKeeper:
+    keeper = PolicyKeeper(place.trust, owners=frozenset({0, os.geteuid()}), remembered=Revoked())
+    keeper.look(always=True)
+    return keeper
+
+
+def _there(place: Place, policy: TrustPolicy) -> frozenset[str]:
+    """The ids that some bundle on disk claims and verifies for, and the identities of all bundles."""
+    found: set[str] = set()
+    for directory in (place.plugin_dir, place.state_dir / BUNDLES):
+        with contextlib.suppress(Problem, OSError):  # no directory, no bundles
+            root = roots.look_at(directory)
+            try:
+                for name in filter(roots.may_be_bundle, os.listdir(root.fd)):
+                    with contextlib.suppress(ReadRefused, OSError, ValueError):
+                        found |= _claims(place, policy, root, name)
+            finally:
+                root.close()
+    return frozenset(found)
+
+
+def _claims(place: Place, policy: TrustPolicy, root: roots.Root, name: str) -> set[str]:
+    with read.open_bundle(name, beneath=root.fd, limits=place.limits, owners=root.owners) as source:
+        raw, manifest = decode.decode(source.manifest())
+        verdict = verify.verify(source, policy, host_version=place.version)
+    identity = payload.identity(payload.signing_payload(raw, manifest))
+    return {identity, manifest.id} if isinstance(verdict, Verified) else {identity}
+
+
+def _put(directory: Path, record: Record, pair: Path) -> Path:
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name in (record.id, f"{record.id}-{record.facts.identity[:12]}"):
+        with contextlib.suppress(FileExistsError):
+            manifest, artifact = ((pair / part).read_bytes() for part in (read.MANIFEST, read.ARTIFACT))
+            write.write_bundle(directory / name, manifest, artifact)
+            return directory / name
+    raise FileExistsError(17, os.strerror(17), str(directory / record.id))

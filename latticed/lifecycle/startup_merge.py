@@ -1,0 +1,108 @@
+"""At every start: the stricter of ledger, signed floors and the journal's signed heads (architecture, decision 3).
+
+A ledger that is older than what this host has signed since is refused, unless an operator accepts it; then it is held
+to the floors as a restored one is. Otherwise the floors only take away: who changed rows of the ledger by hand gained
+nothing by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import journald, logs
+from latticed.ledger import records as rows
+from latticed.ledger import revocations, rollback
+from latticed.lifecycle import handover
+from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle.revocations import floors_of
+from latticed.model import chain
+from latticed.model.audit import DAEMON, Event
+from latticed.model.errors import Problem
+from latticed.trust.policy import Revoked
+
+if TYPE_CHECKING:
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger, Transaction
+    from latticed.model.lifecycle import Record
+
+JOURNAL_S: Final = 2.0
+"""How long reading the journal may keep a start waiting."""
+MOST_HEADS: Final = 40
+
+log = logs.get_logger()
+
+
+async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
+    """Refuse a ledger that was rolled back, unless `accept`; make it as strict as the floors, on record.
+
+    Problems: ledger_rolled_back, ledger_unavailable.
+    """
+    behind = ledger.behind or await _behind_journal(ledger)
+    if behind and not accept:
+        raise rollback.problem(behind)
+    now_us, kept = clock.wall_us(), ledger.floors
+    before = {record.id: record for record in ledger.read(rows.load_all)}
+    changed = stricter.held_to(before, kept, now_us=now_us, replaced=bool(behind))
+    known = ledger.read(revocations.load)
+    forgotten = sum(len(getattr(kept.revoked, kind) - getattr(known, kind)) for kind in revocations.KINDS)
+    if not changed and not forgotten and not behind:
+        return
+
+    def change(tx: Transaction) -> None:
+        tx.append_audit(_event(changed, forgotten, behind))
+        for record in changed:
+            rows.put(tx, record)
+            handover.set_aside_lost(tx, before.get(record.id), record)
+        revocations.remember(tx, kept.revoked, now_us=now_us)
+
+    await ledger.write(change, durable=True, essential=True)
+    log.warning("ledger_held_to_floors", records=len(changed), revocations=forgotten, reason=behind)
+    if behind:
+        ledger.accept()
+    everything = {**before, **{record.id: record for record in changed}}
+    known = ledger.read(revocations.load)
+    revoked = Revoked(**{kind: getattr(known, kind) for kind in revocations.KINDS})
+    with contextlib.suppress(Problem):  # the disk is full: what they say is as strict, and they are written again
+        await ledger.write_floors(floors_of(everything.values(), revoked))
+
+
+def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
+    """What was made stricter; the operator's word, when the ledger is an older one."""
+    detail: dict[str, str | int | bool] = {
+        "records": len(changed),
+        "ids": ",".join(record.id for record in changed[:10]),
+        "revocations": forgotten,
+    }
+    action = "ledger.rollback_accepted" if behind else "ledger.held_to_floors"
+    return Event(
+        actor=str(DAEMON),
+        action=action,
+        target="ledger",
+        decision="allow" if behind else "-",
+        reason=behind or "the signed floors were stricter than the ledger",
+        detail=detail,
+    )
+
+
+async def _behind_journal(ledger: Ledger) -> str:
+    """What our newest heads in the journal say that the ledger does not have; empty where nothing can be read."""
+    newest: dict[chain.Name, chain.Head] = {}
+    for head in ledger.genuine(await _journalled()):
+        if head.ts > ledger.floors.accepted_at:
+            newest[head.chain] = head  # in the journal's order: what was written last counts, whatever the clock says
+    return ledger.read(lambda db: rollback.behind_heads(db, newest.values()))
+
+
+async def _journalled() -> list[chain.Head]:
+    if not journald.available():
+        return []
+    matches = ("SYSLOG_IDENTIFIER=latticed", f"LATTICED_EVENT={chain.HEAD_EVENT}")
+    try:
+        async with asyncio.timeout(JOURNAL_S):
+            entries, _ = await journald.newest(matches, lambda _: True, MOST_HEADS)
+    except (journald.Unreadable, TimeoutError) as error:
+        log.info("journal_not_read", error=str(error))
+        return []
+    return [head for entry in entries if (head := chain.logged_head(entry.fields["MESSAGE"])) is not None]

@@ -1,0 +1,27 @@
+"""Failures of ours while a plugin's host call is answered: what the plugin hears, and a bounded number of log lines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from latticed.host.call import HostError
+from latticed.kit import logs, text
+from latticed.kit.log_limit import Sparing
+from latticed.model.hostcall import Denial
+
+_FAILURES: Final = Sparing()
+
+log = logs.get_logger()
+
+
+def tell(method: str, error: BaseException) -> HostError:
+    """Log that answering a call of `method` failed; the error for the plugin.
+
+    Of a kind is what has the same exception class; not the same `method`, which is any text that the plugin likes.
+    """
+    count = _FAILURES.take((type(error).__name__,), asyncio.get_running_loop().time())
+    if count is not None:
+        call = text.sanitise(method, 80)
+        log.error("host_call_failed", call=call, error=repr(error), count=count, exc_info=error)
+    return HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")

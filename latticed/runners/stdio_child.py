@@ -1,0 +1,273 @@
+"""A living child that speaks latticed-stdio-1 on its stdin and stdout (contracts §10): a process plugin, a wasm one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.host.call import HostError
+from latticed.kit.tasks import fenced
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+from latticed.model.runtime import Health
+from latticed.runners import replies
+from latticed.runners.contract import Checkup
+from latticed.runners.cpu import CpuWatch
+from latticed.runners.jsonrpc import Session
+from latticed.runners.unrepresentable import Uncarried
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from latticed.broker.gate import Gate
+    from latticed.processes.child import Child
+    from latticed.processes.exits import Exit
+    from latticed.processes.pipes import Writer
+    from latticed.runners.child_spawner import Invoking
+    from latticed.runners.contract import Plugin
+    from latticed.runners.output import Stderr
+
+    Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
+    """Starts the child with who reads its stdout and stderr, and who is told of its end."""
+
+PROTOCOL: Final = "latticed-stdio-1"
+SERVED_AT_ONCE: Final = 32
+"""Calls of one plugin that are carried out at a time, and only while it reads: so many results at most wait for it."""
+HANGUP_S: Final = 1.0
+"""How long one that closed its end of the conversation may take to end, before that counts as a fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a speaking child is begun with. `explain` turns how it ended into (code, message), if it knows better.
+
+    `cpu_percent` is the share of a core to watch over, if any.
+    """
+
+    plugin: Plugin
+    gate: Gate
+    invoking: Invoking
+    stderr: Stderr
+    sandbox: str
+    cpu_percent: int | None = None
+    explain: Callable[[Exit], tuple[str, str] | None] = lambda _: None
+
+
+async def begin(wanted: Wanted, spawn: Spawn, on_exit: Callable[[str, str], None]) -> Speaking:
+    """Start it and shake hands; Problem when it does not answer as it should. Cancelled, nothing is left behind."""
+    living = Speaking(wanted, on_exit)
+    child = await spawn(living.reader, wanted.stderr, living.ended)
+    try:
+        living.attach(child)
+        await living.shake_hands()
+    except BaseException:
+        await living.abandon()
+        raise
+    return living
+
+
+class Speaking:
+    """See `runners.contract.Living`."""
+
+    message = ""
+
+    def __init__(self, wanted: Wanted, on_exit: Callable[[str, str], None]) -> None:
+        self.sandbox = wanted.sandbox
+        self.reader = _Reader(self)
+        self.session = Session(
+            write=self._write, serve=self._serve, flow=self._flow, broken=self._kill, drain=self._drain
+        )
+        self._room = asyncio.Semaphore(SERVED_AT_ONCE)
+        self._wanted = wanted
+        self._on_exit = on_exit
+        self._child: Child | None = None
+        self._fault: tuple[str, str] | None = None
+        self._ready = False
+        self._stopping = False
+        self._over = False
+        self._early = bytearray()
+        self._hanging_up: asyncio.TimerHandle | None = None
+        self._invocations = 0
+        self._last = Checkup(health=Health.UNKNOWN)
+        self._cpu: CpuWatch | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child is not None else 0
+
+    # Its life.
+
+    def attach(self, child: Child) -> None:
+        self._child = child
+        if self._wanted.cpu_percent is not None:
+            self._cpu = CpuWatch(child, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
+        child.stdin.on_lost = lambda: self.hung_up("stdin")
+        if child.stdin.closed:
+            self.hung_up("stdin")
+        early, self._early = bytes(self._early), bytearray()
+        self.session.feed(early)
+
+    async def shake_hands(self) -> None:
+        """`initialize`: the plugin learns who it is."""
+        plugin, gate = self._wanted.plugin, self._wanted.gate
+        answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
+        try:
+            await self.session.ask("initialize", answer)
+        except Uncarried:
+            pass  # it answered, and what does not matter
+        except Problem as problem:
+            if problem.code != "plugin_gone":
+                raise
+            code, message = await self._why_gone()
+            raise Problem(code, message) from problem
+        if self._over:
+            raise Problem(*await self._why_gone())
+        self._ready = True
+
+    async def check(self) -> Checkup:
+        if self._invocations:  # many plugins do one thing at a time; what hangs has a deadline of its own
+            return self._last
+        try:
+            self._last = replies.checkup(await self.session.ask("health", {}))
+        except Uncarried as odd:
+            self._last = replies.unreadable_checkup(odd)
+        return self._last
+
+    async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        limits = self._wanted.invoking
+        if self._invocations >= limits.at_once:
+            raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
+        self._invocations += 1
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                return replies.reply(await self.session.ask("invoke", {"action": action, "payload": payload}))
+        except TimeoutError as error:
+            raise replies.too_late(limits.timeout_s) from error
+        except Problem as problem:
+            if problem.code != "plugin_gone":
+                raise
+            code, message = await self._why_gone()
+            raise Problem(code, f"the plugin ended: {message}") from problem
+        finally:
+            self._invocations -= 1
+
+    async def stop(self, grace_s: float) -> None:
+        """`shutdown`, then SIGTERM, then SIGKILL: half of the grace for each of the first two."""
+        if self._child is None:
+            return
+        self._stopping = True
+        try:
+            if grace_s > 0 and not self._over and self._fault is None:
+                with contextlib.suppress(TimeoutError, Problem):
+                    async with asyncio.timeout(grace_s / 2):
+                        await self.session.ask("shutdown", {})
+                        self._child.stdin.close()
+                        await self._child.exited()
+        finally:
+            await self._child.stop(grace_s / 2)
+            await self._end()
+
+    async def abandon(self) -> None:
+        """Leave nothing of a start that failed."""
+        if self._child is not None:
+            await self._child.stop(0)
+        await self._end()
+
+    def ended(self, exit_: Exit) -> None:
+        """It ended by itself, or was killed for a fault."""
+        if self._fault is None:
+            code, message = self._wanted.explain(exit_) or (exit_.code, exit_.message)
+            self._fault = (code, message + self._wanted.stderr.words())
+        self._over = True
+        self._closing = fenced(self._end(), lambda _: None, name="session ends")
+        if self._ready:
+            self._on_exit(*self._fault)
+
+    async def _why_gone(self) -> tuple[str, str]:
+        """Wait until what is known of its end is known."""
+        if self._child is not None:
+            await self._child.gone()
+        return self._fault or ("plugin_gone", "it was stopped meanwhile")
+
+    async def _end(self) -> None:
+        self._over = True
+        if self._cpu is not None:
+            self._cpu.close()
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        await self.session.close()
+
+    def _kill(self, code: str, reason: str) -> None:
+        if self._fault is None:
+            self._fault = (code, reason)
+        if self._child is not None:
+            self._child.kill()
+
+    # What passes between us.
+
+    def hear(self, data: bytes) -> None:
+        """It wrote something; before there is anybody to answer, that waits."""
+        if self._child is None:
+            self._early += data
+        else:
+            self.session.feed(data)
+
+    def hung_up(self, what: str) -> None:
+        """It closed `what`: most likely it is ending, and how it ends says more. Else there is no talking to it."""
+        if self._stopping or self._over or self._hanging_up is not None:
+            return
+
+        def lives_on() -> None:
+            if self._child is not None and self._child.exit is None:
+                self._kill("protocol_error", f"expected it to keep its {what} open, found it closed")
+
+        self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, lives_on)
+
+    async def _serve(self, method: str, params: bytes) -> Any:
+        async with self._room:
+            try:
+                await self._drain()
+            except BrokenPipeError as error:
+                raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads") from error
+            return await self._wanted.gate.call_raw(method, params)
+
+    def _write(self, data: bytes) -> None:
+        self._stdin().write(data)
+
+    async def _drain(self) -> None:
+        await self._stdin().drain()
+
+    def _stdin(self) -> Writer:
+        assert self._child is not None  # noqa: S101 - nothing is heard or asked before
+        return self._child.stdin
+
+    def _flow(self, on: bool) -> None:  # noqa: FBT001 - the session's contract
+        transport = self.reader.transport
+        if transport is None or transport.is_closing():
+            return
+        if on:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+
+class _Reader(asyncio.Protocol):
+    """Hands the child's stdout to the session."""
+
+    def __init__(self, living: Speaking) -> None:
+        self.transport: asyncio.ReadTransport | None = None
+        self._living = living
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._living.hear(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._living.hung_up("stdout")

@@ -1,0 +1,177 @@
+"""What every handle works with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.broker.decide import Rights
+from latticed.bundle.refusal import ReadRefused
+from latticed.host.call import Caller
+from latticed.host.kv import FOR_WORKERS
+from latticed.kit import logs
+from latticed.kit.tasks import fenced
+from latticed.kit.wheel import Wheel
+from latticed.model.errors import Problem
+from latticed.model.verdict import Code, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+
+    from latticed.broker.gate import Broker, Gate
+    from latticed.bundle.read import BundleDirectory
+    from latticed.catalog.store import Store
+    from latticed.kit.clock import Clock
+    from latticed.kit.wheel import Ticket
+    from latticed.model import restart
+    from latticed.model.audit import Event as AuditEvent
+    from latticed.model.verdict import Verdict
+    from latticed.runners.contract import Living, Plugin, Runner
+
+log = logs.get_logger()
+
+_TOLD: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": "plugin_failed"}
+
+STARTS: Final = 8
+"""How many plugins are started at a time."""
+TURN_S: Final = 1.0
+STOP_MARGIN_S: Final = 5.0
+"""How much longer than its grace a plugin may take to end; the handle goes on without it then."""
+_PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
+FINAL_CODES: Final = _PAIR_CODES | {
+    "sandbox_unavailable",
+    "source_blocked",
+    "artifact_not_executable",
+    "interpreter_not_allowed",
+}
+"""Failures that trying again cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error
+may pass."""
+
+
+async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
+    try:
+        await asyncio.wait_for(ending, grace_s + STOP_MARGIN_S)
+    except Exception:
+        log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
+
+
+async def _at_rest(_: str) -> None:
+    """For supervisors without host services."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tools:
+    """What a handle works with; one for all handles.
+
+    `judge` verifies a stored pair under the current policy; `record` has an event written as soon as that can be.
+    """
+
+    runners: Mapping[str, Runner]
+    broker: Broker
+    store: Store
+    judge: Callable[[str], Awaitable[Verdict]]
+    record: Callable[[AuditEvent], None]
+    clock: Clock
+    restart: restart.Policy
+    start_deadline_s: float
+    stop_grace_s: float
+    wheel: Wheel = field(default_factory=Wheel)
+    roll: Callable[[], float] = random.random
+    final_codes: frozenset[str] = FINAL_CODES
+    refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    """Ids whose stored pair was refused at a start, for the lifecycle to read."""
+    quiet: Callable[[str], Awaitable[None]] = _at_rest
+    """Returns once host services do nothing for a plugin that it may no longer have done."""
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def runner_name(self, plugin: Plugin) -> str:
+        return self.runners[plugin.manifest.type].name
+
+    def gate(self, plugin: Plugin, granted: frozenset[str]) -> Gate:
+        rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
+        own = plugin.manifest.runtime.limits.host_calls_per_s
+        buckets = FOR_WORKERS if plugin.manifest.type == "worker" else frozenset[str]()
+        return self.broker.gate(Caller(plugin_id=plugin.id, buckets=buckets), rights, calls_per_s=own)
+
+    async def admit(self, plugin: Plugin) -> None:
+        """Problem when `plugin`, whose pair is stored, cannot be activated on this host."""
+        with self._opened(plugin) as pair:
+            await self.runners[plugin.manifest.type].admit(plugin, pair)
+
+    async def start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
+        """Verify the stored pair again, then let its runner start it; TimeoutError after `start_deadline_s`.
+
+        Each in its turn: a thousand at once keep each other from being ready in time, again and again.
+        """
+        async with self._turn():
+            return await asyncio.wait_for(self._start(plugin, gate, on_exit), self.start_deadline_s)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of `starts`, kept for TURN_S at most: a plugin that never answers is in nobody's way."""
+        await self.starts.acquire()
+        held = contextlib.ExitStack()
+        held.callback(self.starts.release)
+        over = asyncio.get_running_loop().call_later(TURN_S, held.close)
+        try:
+            yield
+        finally:
+            over.cancel()
+            held.close()
+
+    async def _start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
+        verdict = await self.judge(plugin.identity)
+        if isinstance(verdict, Refused):
+            self._tell_of(plugin, verdict.code.value)
+            raise Problem(verdict.code.value, verdict.reason, verdict.hint)
+        runner = self.runners[plugin.manifest.type]
+        with self._opened(plugin) as pair:
+            return await runner.start(plugin, pair, gate, on_exit)
+
+    async def end(self, plugin_id: str, living: Living | None, *, at_once: bool, for_good: bool) -> None:
+        """End what is alive of a plugin and, `for_good`, what host services do for it; never raises."""
+        grace_s = 0.0 if at_once else self.stop_grace_s
+        if living is not None:
+            await _in_time(plugin_id, living.stop(grace_s), grace_s)
+        if for_good:
+            await _in_time(plugin_id, self.quiet(plugin_id), grace_s)
+
+    @contextlib.contextmanager
+    def _opened(self, plugin: Plugin) -> Iterator[BundleDirectory]:
+        """The stored pair. It may change after it was judged: that is a Problem with the code of a verdict, too."""
+        try:
+            with self.store.open(plugin.identity) as pair:
+                yield pair
+        except ReadRefused as refused:
+            self._tell_of(plugin, refused.code.value)
+            raise Problem(refused.code.value, refused.reason, refused.hint) from refused
+        except Problem as problem:
+            self._tell_of(plugin, problem.code)
+            raise
+
+    def _tell_of(self, plugin: Plugin, code: str) -> None:
+        """Let the lifecycle know when it is the stored pair that is at fault."""
+        if code in _PAIR_CODES:
+            self.refused.put_nowait(plugin.id)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
+        """By the wheel, which turns every 50 ms; without a delay, as soon as the loop comes to it."""
+        if delay_s <= 0:
+            return asyncio.get_running_loop().call_soon(call)
+        return self.wheel.add(delay_s, call)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task whose failure is logged and goes no further."""
+        task = fenced(work, lambda error: log.error("task_failed", task=name, error=repr(error)), name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def note(self, event: AuditEvent) -> None:
+        """Have what happened to a handle recorded; stopping never waits for that."""
+        log.info(_TOLD[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
+        self.record(event)
