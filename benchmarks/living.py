@@ -14,7 +14,7 @@ from latticed import settings as settings_room
 from latticed.house import House
 from latticed.model.audit import DAEMON
 from latticed.model.lifecycle import Status
-from latticed.model.runtime import Runtime, State
+from latticed.model.runtime import Runtime, RuntimeState
 from latticed.sandbox import probe
 from latticed.sandbox.levels import Level, Provided
 from tests.house import bundles
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.runners.contract import Living, Plugin, Runner
+    from latticed.runners.contract import Instance, PluginToRun, Runner
 
 SWIFT = "[watch]\nquiet_s = 0.02\n"
 ANSWERING = bundles.ARTIFACT
@@ -53,7 +53,7 @@ class Home:
         await _until(lambda: self.house.api.lifecycle.sight(plugin_id).available, f"{plugin_id} to be seen")
         for status in (Status.INSTALLED, Status.ACTIVE):
             await self.house.api.lifecycle.decide.change(DAEMON, plugin_id, status)
-        if self.runtime(plugin_id).state is not State.ARMED:
+        if self.runtime(plugin_id).state is not RuntimeState.ARMED:
             raise RuntimeError(f"expected {plugin_id} to be armed, found {self.runtime(plugin_id)}")
 
     def runtime(self, plugin_id: str) -> Runtime:
@@ -101,12 +101,12 @@ class _Telling:
         self._inner = inner
         self._started = started
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         await self._inner.admit(plugin, pair)
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         living = await self._inner.start(plugin, pair, gate, on_exit)
         self._started.set()
         return living

@@ -13,8 +13,8 @@ from benchmarks import rows
 from benchmarks.references import supervisord
 from latticed.model.audit import DAEMON
 from latticed.model.lifecycle import Status
-from latticed.model.runtime import State
-from latticed.runners.noop import Held, Noop
+from latticed.model.runtime import RuntimeState
+from latticed.runners.noop import NoopInstance, NoopRunner
 from tests.house import bundles, houses
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
     from tests.house.houses import Home
 
 QUIET_S = 0.02
@@ -79,7 +79,7 @@ def _made(path: Path) -> Path:
     return path
 
 
-class Signalling(Noop):
+class Signalling(NoopRunner):
     """The noop runner, telling when it starts something: a waiter that looked again and again would be in the way."""
 
     def __init__(self) -> None:
@@ -87,8 +87,8 @@ class Signalling(Noop):
         self.started = asyncio.Event()
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Held:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> NoopInstance:
         self.started.set()
         return await super().start(plugin, pair, gate, on_exit)
 
@@ -101,7 +101,7 @@ async def _back(home: Home, runner: Signalling, number: int) -> float:
     aside, took_s = home.root / name, []
     for _ in range(DROPS):
         (home.plugin_dir / name).rename(aside)
-        await houses.until(lambda: _state(home, plugin_id) is State.FAILED)
+        await houses.until(lambda: _state(home, plugin_id) is RuntimeState.FAILED)
         await asyncio.sleep(PAUSE_S)
         runner.started.clear()
         began_s = time.perf_counter()
@@ -148,11 +148,11 @@ async def _decide(home: Home, plugin_id: str) -> None:
 
 async def _armed(home: Home, plugin_id: str) -> None:
     await home.house.api.supervisor.settled(plugin_id, within_s=10)
-    if _state(home, plugin_id) is not State.ARMED:
+    if _state(home, plugin_id) is not RuntimeState.ARMED:
         raise RuntimeError(f"expected {plugin_id} to be armed, found {_state(home, plugin_id)}")
 
 
-def _state(home: Home, plugin_id: str) -> State:
+def _state(home: Home, plugin_id: str) -> RuntimeState:
     return home.house.api.supervisor.runtime(plugin_id).state
 
 

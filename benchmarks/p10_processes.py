@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks import daemon, living, many, processes, rows
 from benchmarks.bench import say
 from benchmarks.references import supervisord
-from latticed.model.runtime import State
+from latticed.model.runtime import RuntimeState
 from tests.house import bundles
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ def _fill(ours: daemon.Place, count: int) -> None:
         for number in range(count):
             running.decide(many.plugin_id(number), "installed")
             found = running.decide(many.plugin_id(number), "active")["runtime"]
-            if found["state"] != State.ARMED:
+            if found["state"] != RuntimeState.ARMED:
                 raise RuntimeError(f"expected an armed plugin, found {found}")
 
 
 def _armed(running: daemon.Daemon) -> int:
     states: dict[str, int] = running.get(STATUS)["runtime"]
-    return states.get(State.ARMED, 0)
+    return states.get(RuntimeState.ARMED, 0)
 
 
 def _held(pid: int) -> str:

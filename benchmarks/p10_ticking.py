@@ -17,8 +17,8 @@ from benchmarks.bench import REPOSITORY, say
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from latticed.model.verdict import Refused
-    from latticed.runners.contract import Living, Plugin
-    from latticed.supervisor.deps import Tools
+    from latticed.runners.contract import Instance, PluginToRun
+    from latticed.supervisor.deps import HandleDeps
 
 INTERVAL_S = 30
 MAX_CPU = 0.015
@@ -102,30 +102,30 @@ async def _handles(count: int) -> None:
 
 async def _tasks(count: int) -> None:
     """A task each that sleeps, checks and goes on."""
-    from latticed.runners.noop import Held
+    from latticed.runners.noop import NoopInstance
 
-    async def live(held: Held) -> None:
+    async def live(held: NoopInstance) -> None:
         await asyncio.sleep(INTERVAL_S * random.random())
         while True:
             await asyncio.wait_for(held.check(), 5)
             await asyncio.sleep(INTERVAL_S * (0.9 + 0.2 * random.random()))
 
     before = _used()
-    held = [asyncio.create_task(live(Held(""))) for _ in range(count)]
+    held = [asyncio.create_task(live(NoopInstance(""))) for _ in range(count)]
     await asyncio.sleep(1)
     _report((_used() - before) // count)
     await asyncio.gather(*held)
 
 
-def _tools() -> Tools:
+def _tools() -> HandleDeps:
     from pathlib import Path
 
     from latticed.broker.gate import Broker, Gate, GateLimits
     from latticed.catalog.store import Store
     from latticed.kit.clock import SystemClock
     from latticed.model import restart
-    from latticed.runners.noop import Held, Noop
-    from latticed.supervisor.deps import Tools
+    from latticed.runners.noop import NoopInstance, NoopRunner
+    from latticed.supervisor.deps import HandleDeps
 
     def note(_: object) -> None:
         """Nothing is put on record."""
@@ -136,14 +136,14 @@ def _tools() -> Tools:
     async def judge(_: str) -> Refused:
         raise AssertionError("nothing is judged here")
 
-    class Storeless(Tools):
+    class Storeless(HandleDeps):
         """Starts without a stored pair: nothing but handles is measured."""
 
-        async def start(self, plugin: Plugin, gate: Gate, on_exit: object) -> Living:
+        async def start(self, plugin: PluginToRun, gate: Gate, on_exit: object) -> Instance:
             del plugin, gate, on_exit
-            return Held("")
+            return NoopInstance("")
 
-    runner = Noop("")
+    runner = NoopRunner("")
     clock = SystemClock()
     return Storeless(
         runners={"system": runner, "wasm": runner, "worker": runner},
@@ -152,23 +152,23 @@ def _tools() -> Tools:
         judge=judge,
         record=note,
         clock=clock,
-        restart=restart.Policy(),
+        restart=restart.RestartPolicy(),
         start_deadline_s=10,
         stop_grace_s=5,
     )
 
 
-def _plugins(count: int, *, first: int = 0) -> list[Plugin]:
+def _plugins(count: int, *, first: int = 0) -> list[PluginToRun]:
     import msgspec
 
     from latticed.model.manifest import Manifest
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
 
     found = []
     for number in range(first, first + count):
         plain = {"id": f"acme.p{number:05d}", "name": f"Plugin {number}", "type": "system", "capabilities": ["kv:read"]}
         manifest = msgspec.convert(plain, Manifest)
-        found.append(Plugin(id=manifest.id, identity=f"{number:064x}", manifest=manifest))
+        found.append(PluginToRun(id=manifest.id, identity=f"{number:064x}", manifest=manifest))
     return found
 
 

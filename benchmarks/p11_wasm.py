@@ -18,8 +18,8 @@ from benchmarks.bench import REPOSITORY
 from latticed.runners.wasm_cache import Cache, Subject
 from latticed.runners.wasm_inside import engine as engines
 from latticed.runners.wasm_inside import status, streams
-from latticed.runners.wasm_inside.calls import Calls
-from latticed.runners.wasm_inside.run import Host, Orders
+from latticed.runners.wasm_inside.calls import GuestCalls
+from latticed.runners.wasm_inside.run import GuestHost, Orders
 from latticed.sandbox import artifact
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _calling(bench: Bench) -> rows.Row:
 
 
 def _our_call(binary: bytes) -> Callable[[], Any]:
-    host = Host(_ORDERS, engines.make(fuel=False))
+    host = GuestHost(_ORDERS, engines.make(fuel=False))
 
     def fresh(store: wasmtime.Store) -> None:
         host.limit(store)
@@ -115,7 +115,7 @@ def _our_call(binary: bytes) -> Callable[[], Any]:
 
     log = streams.Streams(host.budget, lambda: None, streams.LOG_ALONE)
     module = wasmtime.Module(host.engine, binary)
-    calls = Calls(module, host.engine, streams=log, fresh=fresh, ask=lambda method, params: {method: params})
+    calls = GuestCalls(module, host.engine, streams=log, fresh=fresh, ask=lambda method, params: {method: params})
 
     def call() -> Any:
         answer = calls.invoke(_REQUEST)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from benchmarks.bench import Bench
     from latticed.sandbox.probe import Probed
-    from latticed.sandbox.spec import Spec
+    from latticed.sandbox.spec import ChildSpec
 
 TIMES: Final = 10
 TOGETHER: Final = 20
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[rows.Row]:
         plans = {level: _plan(program, level, probed) for level in given}
         for level, plan in plans.items():
 
-            def one(plan: Spec = plan) -> float:
+            def one(plan: ChildSpec = plan) -> float:
                 return statistics.median(runner.run(_live(plan)) for _ in range(TIMES))
 
             pairs = rows.interleave(one, bare, count=bench.pairs)
@@ -64,14 +64,14 @@ def _groups(probed: Probed) -> str:
     return "+cgroup" if probed.delegation is not None else ""
 
 
-def _plan(program: artifact.Artifact, level: Level, probed: Probed) -> Spec:
+def _plan(program: artifact.Artifact, level: Level, probed: Probed) -> ChildSpec:
     features = {levels.THREADS} | ({levels.WORKDIR, levels.PROCESSES} if level >= Level.ISOLATED else set())
     ids = probe.PROBE_IDS if probed.standing.uid == 0 else None
     chosen = levels.Chosen(level=level, features=frozenset(features))
-    return spec.build(spec.Request(program=program, ids=ids), chosen, probed)
+    return spec.build(spec.ChildRequest(program=program, ids=ids), chosen, probed)
 
 
-async def _live(plan: Spec) -> float:
+async def _live(plan: ChildSpec) -> float:
     """From nothing to nothing left, in seconds."""
     began_s = time.perf_counter()
     living = await child.spawn(plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol())
@@ -79,7 +79,7 @@ async def _live(plan: Spec) -> float:
     return time.perf_counter() - began_s
 
 
-async def _together(plan: Spec) -> float:
+async def _together(plan: ChildSpec) -> float:
     began_s = time.perf_counter()
     await asyncio.gather(*(_live(plan) for _ in range(TOGETHER)))
     return time.perf_counter() - began_s

@@ -19,7 +19,7 @@ from latticed import settings as settings_room
 from latticed.kit import descriptors, logs
 from latticed.kit import process_start as inherited
 from latticed.kit import sd_notify as sdnotify
-from latticed.kit.executor import Hands
+from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -157,7 +157,7 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     passed = sdnotify.listen_fds(os.environ)
     listener = _listener(passed[0].fd) if passed else None
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(Hands())
+    loop.set_default_executor(DaemonThreadExecutor())
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         standing.hide_memory()  # before the first child: those of our own uid must not read it

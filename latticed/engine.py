@@ -11,12 +11,12 @@ from latticed.broker.limits import Rate
 from latticed.kit import logs
 from latticed.kit.wheel import Wheel
 from latticed.runners import choice
-from latticed.runners.child_spawner import Ground
-from latticed.runners.choice import Footing
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.runners.choice import RunnerDeps
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.services import Services, restart_policy
-from latticed.supervisor.deps import Tools
+from latticed.supervisor.deps import HandleDeps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -63,9 +63,9 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def tools(self, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> Tools:
+    def tools(self, store: Store, judge: Callable[[str], Awaitable[Verdict]]) -> HandleDeps:
         """What the supervisor works with."""
-        return Tools(
+        return HandleDeps(
             runners=self.runners,
             broker=self._broker,
             store=store,
@@ -87,7 +87,7 @@ class Engine:
 
     def _runners(self) -> Mapping[str, Runner]:
         wanted, services = self._settings.runners, self.services
-        footing = Footing(
+        footing = RunnerDeps(
             ground=self.ground,
             outputs=self.outputs,
             routes=services.routes,
@@ -106,12 +106,12 @@ class Engine:
         self.outputs.say(plugin_id, "log", f"{level}: {message}{more}")
 
 
-def _ground(settings: Settings) -> Ground:
+def _ground(settings: Settings) -> ChildSpawner:
     """Look at what this host gives to confine children with, and clear away what an earlier life left."""
     probed = _probed()
     if probed.delegation is not None:
         cgroup.sweep(probed.delegation)
-    return Ground(probed, settings.sandbox, settings.plugin_limits)
+    return ChildSpawner(probed, settings.sandbox, settings.plugin_limits)
 
 
 @functools.cache

@@ -21,12 +21,12 @@ from latticed.lifecycle import manifest_defaults as usual
 from latticed.lifecycle import revocations
 from latticed.lifecycle import startup_merge as holding
 from latticed.lifecycle.backup import Backups
-from latticed.lifecycle.deps import Rooms
+from latticed.lifecycle.deps import LifecycleDeps
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
-from latticed.reload import Watch, fingerprint, keep, resolved
+from latticed.reload import Reloader, fingerprint, keep, resolved
 from latticed.rpc.api import Api
 from latticed.rpc.control_socket import RuntimeDirectory
 from latticed.rpc.server import Server
@@ -72,7 +72,7 @@ class House:
         self._stack = contextlib.AsyncExitStack()
         self.api: Api
         self._engine: Engine
-        self.watch: Watch
+        self.watch: Reloader
         """What is looked at while the house is open."""
 
     async def __aenter__(self) -> Self:
@@ -126,7 +126,7 @@ class House:
         )
         server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
         await stack.enter_async_context(server)
-        self.watch = Watch(self._config, api, engine, server, settings_seen=seen)
+        self.watch = Reloader(self._config, api, engine, server, settings_seen=seen)
         api.around = self.watch.troubles
         return api
 
@@ -140,8 +140,8 @@ class House:
             yield ledger
 
     async def _rooms(
-        self, stack: contextlib.AsyncExitStack, engine: Engine, policy: PolicyKeeper, kept: revocations.Revocations
-    ) -> Rooms:
+        self, stack: contextlib.AsyncExitStack, engine: Engine, policy: PolicyKeeper, kept: revocations.RevocationKeeper
+    ) -> LifecycleDeps:
         """What the lifecycle stands on: the disk below it, and what is alive."""
         version = metadata.version("latticed")
         store = Store(self._settings.state_dir / "store", limits=self._read_limits())
@@ -153,7 +153,7 @@ class House:
         for source in engine.ledger.read(records.accepted_sources):
             catalog.hold(source)
         await stack.enter_async_context(catalog)
-        return Rooms(
+        return LifecycleDeps(
             ledger=engine.ledger,
             catalog=catalog,
             supervisor=await stack.enter_async_context(Supervisor(engine.tools(store, judge))),
@@ -183,11 +183,11 @@ class House:
         )
         await stack.enter_async_context(proxy)
 
-    async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.Revocations]:
+    async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.RevocationKeeper]:
         remembered = ledger.read(revocations.remembered)
         policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
         await asyncio.to_thread(policy.look, always=True)
-        kept = revocations.Revocations(ledger, policy, self._clock)
+        kept = revocations.RevocationKeeper(ledger, policy, self._clock)
         await kept.remember()
         return policy, kept
 
@@ -214,9 +214,9 @@ class House:
             raise Problem("state_unusable", detail, "the state directory must be writable, with free space") from error
         return bundles
 
-    def _read_limits(self) -> read.Limits:
+    def _read_limits(self) -> read.ReadLimits:
         limits = self._settings.limits
-        return read.Limits(
+        return read.ReadLimits(
             manifest_bytes=limits.manifest_bytes,
             artifact_bytes=limits.artifact_bytes,
             deadline_s=limits.read_deadline_s,

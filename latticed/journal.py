@@ -24,7 +24,7 @@ from latticed import settings as settings_room
 from latticed.host.call import HostError
 from latticed.host.node import journal
 from latticed.host.node import journal_reader as journal_reading
-from latticed.host.node.journal_reader import Request, Sources
+from latticed.host.node.journal_reader import JournalQuery, Sources
 from latticed.kit import executor as hands
 from latticed.kit import journald, logs, peers, strict_json, unix_listener
 from latticed.kit import process_start as inherited
@@ -72,7 +72,7 @@ async def _run(settings: Settings, source: str) -> int:
     notifier = sdnotify.from_environment(os.environ)
     passed = sdnotify.listen_fds(os.environ)
     ended = asyncio.Event()
-    asyncio.get_running_loop().set_default_executor(hands.Hands())
+    asyncio.get_running_loop().set_default_executor(hands.DaemonThreadExecutor())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     use_journald = journald.available() if source == "auto" else source == "journald"
@@ -86,7 +86,7 @@ async def _run(settings: Settings, source: str) -> int:
         else:
             sock = _listen(path)
             stack.callback(path.unlink, missing_ok=True)
-        await stack.enter_async_context(Reader(sources, clients=clients(settings)).serving(sock))
+        await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
         named = "journald" if use_journald else "auth.log"
         notifier.ready(f"reading {named}")
         log.info("journal_reader_ready", source=named, units=len(sources.units))
@@ -111,7 +111,7 @@ def clients(settings: Settings) -> frozenset[int]:
     return frozenset(known - {peers.NOBODY})
 
 
-class Reader:
+class JournalServer:
     """Answers one request for each connection."""
 
     def __init__(self, sources: Sources, *, clients: frozenset[int]) -> None:
@@ -167,7 +167,7 @@ class Reader:
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            asked = msgspec.convert(strict_json.loads(line), Request, strict=True)
+            asked = msgspec.convert(strict_json.loads(line), JournalQuery, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed import settings as settings_room
 from latticed.kit import logs
-from latticed.kit.poll import STALLED_S, Look
+from latticed.kit.poll import STALLED_S, Poll
 from latticed.ledger.retention import Retention
 from latticed.model.errors import Problem
 from latticed.rpc import access
@@ -29,7 +29,7 @@ LIVE: Final = ("log", "access", "host_calls", "trust", "audit")
 log = logs.get_logger()
 
 
-class Watch:
+class Reloader:
     """Looks at the settings file and the trust policy; each on its own, off the loop.
 
     `config` is the settings file that was named, `settings_seen` its `fingerprint` when those in force were read.
@@ -49,14 +49,14 @@ class Watch:
         self._engine = engine
         self._server = server
         self._settings_seen = settings_seen
-        self._settings = Look("settings", self._look_at_settings)
-        self._policy = Look("policy", self._look_at_policy)
+        self._settings = Poll("settings", self._look_at_settings)
+        self._policy = Poll("policy", self._look_at_policy)
         self._displaced: Problem | None = None
         self.looks = (
             self._settings,
             self._policy,
-            Look("socket", self._look_at_socket),
-            Look("state", self._look_at_state),
+            Poll("socket", self._look_at_socket),
+            Poll("state", self._look_at_state),
         )
         """What is to be looked at every second."""
 

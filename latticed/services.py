@@ -9,60 +9,60 @@ import random
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import call as service
-from latticed.host.audit import Audit
+from latticed.host.audit import AuditCalls
 from latticed.host.contacts import Contacts
-from latticed.host.ddns.calls import Ddns
-from latticed.host.ddns.cloudflare import Cloudflare
-from latticed.host.ddns.keeper import Records
+from latticed.host.ddns.calls import DdnsCalls
+from latticed.host.ddns.cloudflare import CloudflareProvider
+from latticed.host.ddns.keeper import DdnsKeeper
 from latticed.host.ddns.providers import Providers
-from latticed.host.ddns.rfc2136 import Rfc2136
-from latticed.host.egress.client import Client
+from latticed.host.ddns.rfc2136 import Rfc2136Provider
+from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import Http
-from latticed.host.kv import Kv, quota_of
-from latticed.host.log import Log
-from latticed.host.mail.calls import Mail
+from latticed.host.http.calls import HttpCalls
+from latticed.host.kv import KvCalls, quota_of
+from latticed.host.log import LogCalls
+from latticed.host.mail.calls import MailCalls
 from latticed.host.mail.smtp import Smtp
-from latticed.host.monitor.calls import Monitor
-from latticed.host.monitor.keeper import Monitors
+from latticed.host.monitor.calls import MonitorCalls
+from latticed.host.monitor.keeper import MonitorKeeper
 from latticed.host.monitor.probes import Probes
-from latticed.host.network.calls import Network
-from latticed.host.node.calls import Node
-from latticed.host.notify.calls import Notify
-from latticed.host.notify.keeper import NotifyQueue
+from latticed.host.network.calls import NetworkCalls
+from latticed.host.node.calls import NodeCalls
+from latticed.host.notify.calls import NotifyCalls
+from latticed.host.notify.keeper import NotificationQueue
 from latticed.host.permissions import Permissions
-from latticed.host.program.calls import LongLived
-from latticed.host.program.keeper import Programs
-from latticed.host.program.supervised import Tools
-from latticed.host.route.calls import Doors, Route
-from latticed.host.route.table import Routes
-from latticed.host.route.upstreams import ServiceRoutes
+from latticed.host.program.calls import ProgramCalls
+from latticed.host.program.keeper import ProgramKeeper
+from latticed.host.program.supervised import ProgramDeps
+from latticed.host.route.calls import Doors, RouteCalls
+from latticed.host.route.table import RouteTable
+from latticed.host.route.upstreams import UpstreamTable
 from latticed.host.secret import key as secret_key
-from latticed.host.secret.keeper import Secrets
-from latticed.host.static.calls import Static
-from latticed.host.task.calls import Task
-from latticed.host.task.keeper import Tasks
-from latticed.host.tunnel.calls import Tunnel as TunnelCalls
-from latticed.host.tunnel.connector import House as TunnelHouse
-from latticed.host.tunnel.keeper import Tunnels
+from latticed.host.secret.keeper import SecretKeeper
+from latticed.host.static.calls import StaticCalls
+from latticed.host.task.calls import TaskCalls
+from latticed.host.task.keeper import TaskKeeper
+from latticed.host.tunnel.calls import TunnelCalls
+from latticed.host.tunnel.connector import ConnectorDeps as TunnelHouse
+from latticed.host.tunnel.keeper import TunnelKeeper
 from latticed.model import egress, permits, restart
 from latticed.model.egress import EgressRights
 from latticed.model.errors import Problem
-from latticed.model.runtime import State
+from latticed.model.runtime import RuntimeState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from latticed.host.call import Caller, Served
     from latticed.host.confinement import Spawner
-    from latticed.host.permissions import Refusal
+    from latticed.host.permissions import PermissionRefused
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.lifecycle import Record
-    from latticed.runners.contract import Plugin
-    from latticed.settings import Settings, Supervision
+    from latticed.runners.contract import PluginToRun
+    from latticed.settings import Settings, SupervisionSettings
     from latticed.supervisor.supervisor import Supervisor
 
     Say = Callable[[str, str, str, dict[str, str]], None]
@@ -87,39 +87,41 @@ class Services:
         self._ledger = ledger
         self._clock = clock
         self._records: Mapping[str, Record] = {}
-        self._plugins: Mapping[str, Plugin] = {}
+        self._plugins: Mapping[str, PluginToRun] = {}
         self._supervisor: Supervisor | None = None
         self.permissions = Permissions()
         self._contacts = Contacts(ledger, clock)
         self._stack = contextlib.AsyncExitStack()
-        self.routes = Routes()
-        self.secrets = Secrets(ledger, secret_key.place(here, os.environ), clock=clock)
-        self.notifications = NotifyQueue(
+        self.routes = RouteTable()
+        self.secrets = SecretKeeper(ledger, secret_key.place(here, os.environ), clock=clock)
+        self.notifications = NotificationQueue(
             ledger,
             clock=clock,
             settings=lambda: settings().notify,
             may=lambda plugin_id: self.permissions.may(plugin_id, *SENDS),
         )
-        self.static = Static(
+        self.static = StaticCalls(
             here.state_dir / "static",
             limits=lambda: settings().static,
             publisher=self._publisher,
             published=lambda plugin_id: self.permissions.may(plugin_id, "static:write"),
         )
         guard = Guard()
-        self._client = Client(guard)
-        self.ddns = Records(
+        self._client = EgressClient(guard)
+        self.ddns = DdnsKeeper(
             ledger=ledger,
             wheel=wheel,
             clock=clock,
-            providers=Providers(cloudflare=Cloudflare(self._client), rfc2136=Rfc2136(guard), lend=self.secrets.loan),
+            providers=Providers(
+                cloudflare=CloudflareProvider(self._client), rfc2136=Rfc2136Provider(guard), lend=self.secrets.loan
+            ),
             rights=lambda plugin_id: self._rights_while(plugin_id, "ddns:admin"),
             settings=lambda: settings().ddns,
         )
         self._smtp = Smtp(guard)
         self._make_programs(here, spawner)
-        self.service_routes = ServiceRoutes(on=bool(here.http.service_listen))
-        self.network = Network(ledger, clock=clock, lend=self.secrets.loan)
+        self.service_routes = UpstreamTable(on=bool(here.http.service_listen))
+        self.network = NetworkCalls(ledger, clock=clock, lend=self.secrets.loan)
         doors = Doors(
             may=lambda plugin_id: self.permissions.may(plugin_id, ROUTE),
             live=self._serves,
@@ -130,10 +132,10 @@ class Services:
             secret=self.secrets.value_for,
             visited=self.programs.visited,
         )
-        self.route = Route(
+        self.route = RouteCalls(
             ledger, pages=self.routes, services=self.service_routes, doors=doors, clock=clock, wheel=wheel
         )
-        self.monitors = Monitors(
+        self.monitors = MonitorKeeper(
             ledger=ledger,
             queue=self.notifications,
             wheel=wheel,
@@ -147,14 +149,14 @@ class Services:
         """What runs programs of the host's own for plugins."""
         settings, ledger, clock = self._settings, self._ledger, self._clock
 
-        def policy() -> restart.Policy:
+        def policy() -> restart.RestartPolicy:
             return restart_policy(settings().supervision)
 
-        def may_run(plugin_id: str) -> Refusal | None:
+        def may_run(plugin_id: str) -> PermissionRefused | None:
             return self.permissions.refusal(plugin_id, "task:run")
 
-        self.tasks = Tasks(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, refusal=may_run)
-        self.programs = Programs(
+        self.tasks = TaskKeeper(ledger, clock=clock, spawner=spawner, settings=lambda: settings().task, refusal=may_run)
+        self.programs = ProgramKeeper(
             ledger,
             clock=clock,
             spawner=spawner,
@@ -164,12 +166,12 @@ class Services:
             variables=self.variables,
         )
         tunnels = TunnelHouse(
-            tools=Tools(spawner=spawner, clock=clock, roll=random.random),
+            tools=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
             settings=lambda: settings().tunnel,
             origins=lambda plugin_id: self.rights(plugin_id).origins,
             policy=policy,
         )
-        self.tunnels = Tunnels(
+        self.tunnels = TunnelKeeper(
             ledger,
             tunnels,
             refusal=lambda plugin_id: self.permissions.refusal(plugin_id, "tunnel:admin"),
@@ -199,24 +201,24 @@ class Services:
 
     def table(self, say: Say) -> Mapping[str, Served]:
         """Every call that is answered; `say` takes the lines of log.write."""
-        kv = Kv(self._ledger, quota=lambda: quota_of(self._settings().host_calls), granted=self.buckets)
-        node = Node(self._ledger, settings=self._settings, may=self._may, clock=self._clock)
+        kv = KvCalls(self._ledger, quota=lambda: quota_of(self._settings().host_calls), granted=self.buckets)
+        node = NodeCalls(self._ledger, settings=self._settings, may=self._may, clock=self._clock)
         rooms = (
             kv,
-            Log(say),
-            Audit(self._ledger),
-            Http(
+            LogCalls(say),
+            AuditCalls(self._ledger),
+            HttpCalls(
                 self._client,
                 rights_of=lambda caller: self.rights(caller.plugin_id),
                 lend=self.secrets.loan,
                 contacted=self._contacts.note,
             ),
-            Notify(self.notifications),
-            Monitor(self.monitors, settings=lambda: self._settings().monitor),
-            Ddns(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
-            Mail(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
-            Task(self.tasks),
-            LongLived(self.programs, settings=lambda: self._settings().service, variables=self.variables),
+            NotifyCalls(self.notifications),
+            MonitorCalls(self.monitors, settings=lambda: self._settings().monitor),
+            DdnsCalls(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
+            MailCalls(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
+            TaskCalls(self.tasks),
+            ProgramCalls(self.programs, settings=lambda: self._settings().service, variables=self.variables),
             TunnelCalls(self.tunnels, origins=lambda plugin_id: self.rights(plugin_id).origins),
             self.route,
             self.network,
@@ -271,7 +273,7 @@ class Services:
 
     def _serves(self, plugin_id: str) -> bool:
         """Whether routes of a plugin may answer, and it is alive to do so."""
-        alive = self._supervisor is not None and self._supervisor.runtime(plugin_id).state is State.ARMED
+        alive = self._supervisor is not None and self._supervisor.runtime(plugin_id).state is RuntimeState.ARMED
         return alive and self.permissions.may(plugin_id, ROUTE)
 
     async def _invoked(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
@@ -301,7 +303,7 @@ class Services:
         """Return once nothing goes on for a plugin that it may not have done."""
         await asyncio.gather(*(room.quiet(plugin_id) for room in self._keepers()))
 
-    def _keepers(self) -> tuple[Monitors, Records, Tasks, Programs, Tunnels]:
+    def _keepers(self) -> tuple[MonitorKeeper, DdnsKeeper, TaskKeeper, ProgramKeeper, TunnelKeeper]:
         return self.monitors, self.ddns, self.tasks, self.programs, self.tunnels
 
     async def forgotten(self, plugin_id: str) -> None:
@@ -310,9 +312,9 @@ class Services:
             await room.forget(plugin_id)
 
 
-def restart_policy(wanted: Supervision) -> restart.Policy:
+def restart_policy(wanted: SupervisionSettings) -> restart.RestartPolicy:
     """How failures are answered, from the settings."""
-    return restart.Policy(
+    return restart.RestartPolicy(
         base_s=wanted.backoff_base_s,
         ceiling_s=wanted.backoff_ceiling_s,
         healthy_s=wanted.healthy_after_s,

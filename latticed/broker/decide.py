@@ -17,7 +17,7 @@ class Rights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class CallAttempt:
     """A call as far as access is concerned; `size` is the length in bytes of its encoded parameters."""
 
     method: str
@@ -36,7 +36,7 @@ class Deny:
     reason: str
 
 
-def decide(asked: Asked, rights: Rights, *, max_bytes: int) -> Allow | Deny:
+def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Deny:
     """Whether the call may be carried out; the first rule that fails answers."""
     capability = hostcall.CAPABILITY_OF.get(asked.method)
     if capability is None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from latticed.broker import limits
-from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
+from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
 from latticed.broker.limits import Bucket, Rate
 from latticed.host.call import Caller, HostError
 from latticed.kit import logs, text
-from latticed.kit.log_limit import Sparing
+from latticed.kit.log_limit import LogLimiter
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
 from latticed.model.hostcall import FIX, Denial
@@ -67,7 +67,7 @@ class Broker:
         self.clock = clock
         self.limits = gate_limits
         self.counts: dict[str, Count] = {}
-        self._failures = Sparing()
+        self._failures = LogLimiter()
 
     def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
         """A Gate for one life of a plugin; `calls_per_s` is the plugin's own lower limit."""
@@ -133,7 +133,7 @@ class Gate:
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
         self._count.calls += 1
-        asked = Asked(method=method, size=len(payload), within_rate=self._within_rate(method))
+        asked = CallAttempt(method=method, size=len(payload), within_rate=self._within_rate(method))
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Deny):
             denied = await self._denied(method, payload, HostError(decision.code, decision.reason))

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["ARTIFACT", "MANIFEST", "BundleDirectory", "Limits", "ReadRefused", "Stamp", "fingerprint", "open_bundle"]
+__all__ = [
+    "ARTIFACT",
+    "MANIFEST",
+    "BundleDirectory",
+    "ReadLimits",
+    "ReadRefused",
+    "Stamp",
+    "fingerprint",
+    "open_bundle",
+]
 
 BUFFER_BYTES: Final = 256 * 1024  # measured: 256 KiB with readv beats hashlib.file_digest and larger reads
 
@@ -37,7 +46,7 @@ _buffers = threading.local()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ReadLimits:
     """How much of a bundle is read, and for how long."""
 
     manifest_bytes: int = 64 << 10
@@ -55,7 +64,7 @@ class BundleDirectory:
         self,
         fd: int,
         *,
-        limits: Limits,
+        limits: ReadLimits,
         owners: frozenset[int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -198,7 +207,7 @@ def open_bundle(
     name: str | Path,
     *,
     beneath: int | None = None,
-    limits: Limits,
+    limits: ReadLimits,
     owners: frozenset[int],
     clock: Callable[[], float] = time.monotonic,
 ) -> BundleDirectory:

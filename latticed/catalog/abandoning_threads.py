@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Generic[J, R]):
+class JobOutcome(Generic[J, R]):
     """What became of a batch: results, jobs that raised, jobs that got stuck, jobs nobody began in time."""
 
     done: dict[J, R]
@@ -57,7 +57,7 @@ class _Batch(Generic[J, R]):
     workers: list[_Worker[J]] = field(default_factory=list)
 
 
-class Crew:
+class AbandoningThreads:
     """Runs batches of jobs on up to `threads` threads each; a job has `deadline_s` seconds."""
 
     def __init__(self, *, threads: int, deadline_s: float, abandoned_max: int = 32) -> None:
@@ -83,8 +83,8 @@ class Crew:
         work: Callable[[J], R],
         *,
         slice_s: float = float("inf"),
-        tell: Callable[[Outcome[J, R]], None] | None = None,
-    ) -> Outcome[J, R]:
+        tell: Callable[[JobOutcome[J, R]], None] | None = None,
+    ) -> JobOutcome[J, R]:
         """Do `work(job)` for each of `jobs`; none is begun once `slice_s` seconds have passed.
 
         `tell` hears of what is done while some job takes long; the outcome then holds the rest. When cancelled, no
@@ -118,10 +118,10 @@ class Crew:
             left = _drain(batch.todo)
         return self._outcome(batch, left)
 
-    def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> Outcome[J, R]:
+    def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> JobOutcome[J, R]:
         """What has been found and not been told of. A worker that was abandoned has nothing of it to write into."""
         with self._lock:
-            outcome = Outcome(done=batch.done, failed=batch.failed, stuck=tuple(batch.stuck), left=tuple(left))
+            outcome = JobOutcome(done=batch.done, failed=batch.failed, stuck=tuple(batch.stuck), left=tuple(left))
             batch.done, batch.failed, batch.stuck = {}, {}, []
         return outcome
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from latticed.bundle import read
 from latticed.catalog import root as roots
-from latticed.catalog.abandoning_threads import Crew
-from latticed.catalog.coalescer import Outbox, Sighting
+from latticed.catalog.abandoning_threads import AbandoningThreads
+from latticed.catalog.coalescer import Coalescer, Sighting
 from latticed.catalog.directory import Directory
 from latticed.catalog.scanner import Judge
 from latticed.model.errors import Problem
-from latticed.settings import Watch
+from latticed.settings import WatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -48,17 +48,17 @@ class Catalog:
         policy: Callable[[], TrustPolicy],
         host_version: str,
         clock: Clock,
-        limits: read.Limits | None = None,
-        watch: Watch | None = None,
+        limits: read.ReadLimits | None = None,
+        watch: WatchSettings | None = None,
         max_bundles: int = MAX_BUNDLES,
         store: Store | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter(overflows=0, scans=0, events=0, judged=0, watcher_restarts=0)
         self._paths = dict(directories)
         self._store = store
-        self._limits = limits or read.Limits()
-        self._outbox = Outbox()
-        self._crew = Crew(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
+        self._limits = limits or read.ReadLimits()
+        self._outbox = Coalescer()
+        self._crew = AbandoningThreads(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._held: dict[str, set[str]] = {label: set() for label in self._paths}
         judge = Judge(limits=self._limits, policy=policy, host_version=host_version, clock=clock)
@@ -66,7 +66,7 @@ class Catalog:
             label: Directory(
                 path,
                 judge=judge,
-                watch=watch or Watch(),
+                watch=watch or WatchSettings(),
                 max_bundles=max_bundles,
                 held=self._held[label],
                 post=self._poster(label),

@@ -34,7 +34,7 @@ def same(one: Verdict | None, other: Verdict | None) -> bool:
             return one is None and other is None
 
 
-class Outbox:
+class Coalescer:
     """Coalesces for one reader: however slow it is, no more than one sighting per name waits for it."""
 
     def __init__(self) -> None:

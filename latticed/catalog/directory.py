@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog import reasons, scanner
 from latticed.catalog import root as roots
-from latticed.catalog.abandoning_threads import Crew
+from latticed.catalog.abandoning_threads import AbandoningThreads
 from latticed.catalog.hints import Inbox
-from latticed.catalog.judge_queue import Lane, Look
+from latticed.catalog.judge_queue import JudgeQueue, Look
 from latticed.catalog.mounts import MountTable
 from latticed.catalog.patrol import Patrol
 from latticed.catalog.settle import Settle
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from latticed.catalog.abandoning_threads import Outcome
-    from latticed.catalog.scanner import Entry, Judge, Listing
-    from latticed.settings import Watch
+    from latticed.catalog.abandoning_threads import JobOutcome
+    from latticed.catalog.scanner import DirectoryEntry, Judge, Listing
+    from latticed.settings import WatchSettings
 
 THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 """Hashing and Ed25519 release the GIL, the rest does not: more threads than processors only get in each other's way."""
@@ -54,7 +54,7 @@ class Directory:
         path: Path,
         *,
         judge: Judge,
-        watch: Watch,
+        watch: WatchSettings,
         max_bundles: int,
         held: set[str],
         post: Callable[[Iterable[tuple[str, Verdict | None]]], None],
@@ -68,15 +68,15 @@ class Directory:
         self._counters = counters
         self._now = judge.clock.monotonic_s
         deadline_s = judge.limits.deadline_s + _GRACE_S
-        self._errands = Crew(threads=1, deadline_s=deadline_s)
+        self._errands = AbandoningThreads(threads=1, deadline_s=deadline_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._inbox = Inbox(self._wake)
         self._watcher = Watcher(path, inbox=self._inbox)
         self._looker = Looker(path, judge=judge, watcher=self._watcher, held=held, max_bundles=max_bundles)
         self._first, self._rest = (
-            Lane(
-                Crew(threads=THREADS, deadline_s=deadline_s),
+            JudgeQueue(
+                AbandoningThreads(threads=THREADS, deadline_s=deadline_s),
                 prepare=lambda jobs: self._looker.batch(jobs, self._entries),
                 tell=self._tell,
             )
@@ -85,7 +85,7 @@ class Directory:
         self._mounts = MountTable()
         self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.longest_s)
         self._settle_active = Settle(quiet_s=watch.quiet_s, longest_s=min(watch.longest_s, ACTIVE_LONGEST_S))
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, DirectoryEntry] = {}
         self.patrol = Patrol(path, watcher=self._watcher, entries=self._entries, note=self._inbox.note)
         self._surplus: set[str] = set()
         self._uncounted: set[str] = set()
@@ -95,7 +95,7 @@ class Directory:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, DirectoryEntry]:
         """What was judged last, by name."""
         return self._entries
 
@@ -258,9 +258,9 @@ class Directory:
         self._first.put((name for name in names if name in self._held), how, urgent=urgent)
         self._rest.put((name for name in names if name not in self._held), how, urgent=urgent)
 
-    def _tell(self, outcome: Outcome[str, Entry | None]) -> None:
+    def _tell(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
         """Take down what a lane has found. A problem of the directory itself is one of this bundle too."""
-        found: dict[str, Entry | None] = {}
+        found: dict[str, DirectoryEntry | None] = {}
         for name, entry in outcome.done.items():
             if entry is None or entry is not self._entries.get(name):
                 found[name] = entry
@@ -276,7 +276,7 @@ class Directory:
         found.update(dict.fromkeys(self._looker.evicted(), reasons.surplus(self._max_bundles)))
         self._record(found)
 
-    def _record(self, found: Mapping[str, Entry | None]) -> None:
+    def _record(self, found: Mapping[str, DirectoryEntry | None]) -> None:
         """Make what was found the truth, and post it. Of bundles that are too many, as many as may be are named."""
         posted: list[tuple[str, Verdict | None]] = []
         made_room = False

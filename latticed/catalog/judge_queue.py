@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
-    from latticed.catalog.abandoning_threads import Crew, Outcome
-    from latticed.catalog.scanner import Entry
+    from latticed.catalog.abandoning_threads import AbandoningThreads, JobOutcome
+    from latticed.catalog.scanner import DirectoryEntry
 
 _SLICE_S: Final = 0.25
 _SLICE_NAMES: Final = 4096
@@ -27,7 +27,7 @@ class Look(IntEnum):
     HASH = 2
 
 
-class Lane:
+class JudgeQueue:
     """One task, `run`, looks at what `put` names.
 
     `prepare(jobs)` gives the work on one name, which is done on the crew's threads. `tell(outcome)` is called on the
@@ -36,10 +36,10 @@ class Lane:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: AbandoningThreads,
         *,
-        prepare: Callable[[Mapping[str, Look]], Callable[[str], Entry | None]],
-        tell: Callable[[Outcome[str, Entry | None]], None],
+        prepare: Callable[[Mapping[str, Look]], Callable[[str], DirectoryEntry | None]],
+        tell: Callable[[JobOutcome[str, DirectoryEntry | None]], None],
     ) -> None:
         self.crew = crew
         self._prepare = prepare
@@ -98,7 +98,7 @@ class Lane:
             if found == self._found:
                 return
 
-    def _told(self, outcome: Outcome[str, Entry | None]) -> None:
+    def _told(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
         self._found += len(outcome.done) + len(outcome.failed) + len(outcome.stuck)
         self._tell(outcome)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog import root as roots
 from latticed.catalog import scanner
-from latticed.catalog.abandoning_threads import Crew
+from latticed.catalog.abandoning_threads import AbandoningThreads
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from latticed.catalog.scanner import Entry, Fingerprint
+    from latticed.catalog.scanner import DirectoryEntry, Fingerprint
     from latticed.catalog.watcher import Watcher
 
 LOOK_S: Final = 1.0
@@ -36,13 +36,13 @@ class Patrol:
     """Looks at the names in `watcher.active`; `note(name)` is called for each that is not as it was judged last."""
 
     def __init__(
-        self, path: Path, *, watcher: Watcher, entries: Mapping[str, Entry], note: Callable[[str], None]
+        self, path: Path, *, watcher: Watcher, entries: Mapping[str, DirectoryEntry], note: Callable[[str], None]
     ) -> None:
         self._path = path
         self._watcher = watcher
         self._entries = entries
         self._note = note
-        self._crew = Crew(threads=_THREADS, deadline_s=STUCK_S)
+        self._crew = AbandoningThreads(threads=_THREADS, deadline_s=STUCK_S)
         self._close: set[str] = set()  # watched for every write
         self._alone: set[str] = set()  # a stat of them, or of one beside them, did not return
         self._noted: dict[str, Fingerprint] = {}

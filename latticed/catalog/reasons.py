@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from latticed.catalog.scanner import Entry
+from latticed.catalog.scanner import DirectoryEntry
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
 
@@ -15,29 +15,31 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def surplus(max_bundles: int) -> Entry:
+def surplus(max_bundles: int) -> DirectoryEntry:
     """One bundle more than the settings allow."""
     reason = f"expected at most {max_bundles} bundles in the directory, found more"
     hint = "remove bundles, or raise limits.bundles in the settings"
-    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint), surplus=True)
+    return DirectoryEntry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint), surplus=True)
 
 
-def no_answer(deadline_s: float) -> Entry:
+def no_answer(deadline_s: float) -> DirectoryEntry:
     """A read that does not return."""
     return _unreadable(f"expected an answer of the disk within {deadline_s:g} s, found none")
 
 
-def failed(error: Exception) -> Entry:
+def failed(error: Exception) -> DirectoryEntry:
     """A judgement that ended in an exception: the disk's fault, or ours."""
     if not isinstance(error, OSError):
         _log.error("judgement_failed", exc_info=error)
     return _unreadable(f"expected to judge the bundle, found: {getattr(error, 'strerror', None) or error}")
 
 
-def in_unreadable_directory() -> Entry:
+def in_unreadable_directory() -> DirectoryEntry:
     """A bundle that was there while its directory could still be read."""
     reason = "expected to read the plugin directory, found that it cannot be read"
-    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint="`latticectl health` says what is wrong"))
+    return DirectoryEntry(
+        verdict=Refused(code=Code.UNREADABLE, reason=reason, hint="`latticectl health` says what is wrong")
+    )
 
 
 def directory(path: Path, error: Exception | None) -> str:
@@ -50,6 +52,6 @@ def directory(path: Path, error: Exception | None) -> str:
     return f"expected to scan the directory {path}, found: {error}"
 
 
-def _unreadable(reason: str) -> Entry:
+def _unreadable(reason: str) -> DirectoryEntry:
     hint = "check the disk and the file system it is on; the next scan tries again"
-    return Entry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint))
+    return DirectoryEntry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint))

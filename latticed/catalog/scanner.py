@@ -40,7 +40,7 @@ _RACY_NS: Final = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class DirectoryEntry:
     """One bundle as it was last judged.
 
     `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed,
@@ -82,12 +82,14 @@ class Candidate:
 class Judge:
     """How bundles are judged: limits of reading, the policy of this very moment, our own version."""
 
-    limits: read.Limits
+    limits: read.ReadLimits
     policy: Callable[[], TrustPolicy]
     host_version: str
     clock: Clock
 
-    def judge(self, name: str, root: Root, *, known: Entry | None = None, compare: bool = False) -> Entry:
+    def judge(
+        self, name: str, root: Root, *, known: DirectoryEntry | None = None, compare: bool = False
+    ) -> DirectoryEntry:
         """What is to be said of the bundle directory `name` now.
 
         The artifact is hashed, unless `known` was made from the very same files; with `compare` the answer is `known`
@@ -106,7 +108,7 @@ class Judge:
         except ReadRefused as refused:
             verdict = Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
         telling = self._tells_changes(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
-        return Entry(
+        return DirectoryEntry(
             verdict=verdict,
             fingerprint=before if telling else None,
             artifact=source.artifact if source is not None and isinstance(verdict, Refused) else None,
@@ -124,11 +126,11 @@ class _Source:
     """What `trust.verify` reads from: the bundle, except for an artifact whose hash is known already."""
 
     _directory: read.BundleDirectory
-    _known: InitVar[Entry | None]
+    _known: InitVar[DirectoryEntry | None]
     artifact: tuple[str, int] | None = field(init=False, default=None)
     interpreter: str = field(init=False, default="")
 
-    def __post_init__(self, _known: Entry | None) -> None:
+    def __post_init__(self, _known: DirectoryEntry | None) -> None:
         if _known is not None and _known.hashed is not None:
             self.artifact, self.interpreter = _known.hashed, _known.interpreter
 

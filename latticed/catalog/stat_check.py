@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from latticed.catalog.scanner import Candidate, Entry, Judge
+    from latticed.catalog.scanner import Candidate, DirectoryEntry, Judge
     from latticed.catalog.watcher import Watcher
 
 
@@ -32,14 +32,16 @@ class Looker:
         self._places = Places(max_bundles)
         self._bare_places = Places(max_bundles)
 
-    def batch(self, jobs: Mapping[str, Look], entries: Mapping[str, Entry]) -> Callable[[str], Entry | None]:
+    def batch(
+        self, jobs: Mapping[str, Look], entries: Mapping[str, DirectoryEntry]
+    ) -> Callable[[str], DirectoryEntry | None]:
         """The look at one of `jobs`, whose plugin directory is opened once for all of them."""
         known = {name: entries.get(name) if how < Look.HASH else None for name, how in jobs.items()}
         held = frozenset(name for name in jobs if name in self._held)
         shared = roots.Shared(self._path)
         self._places.most = max(0, self._max_bundles - len(self._held))
 
-        def look(name: str) -> Entry | None:
+        def look(name: str) -> DirectoryEntry | None:
             with shared as root:
                 candidate = scanner.look_at(name, root)
                 if candidate is None:

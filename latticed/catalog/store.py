@@ -37,9 +37,9 @@ _HINT_AGAIN: Final = "the bundle changed meanwhile: look at it again, and instal
 class Store:
     """Verified pairs beneath `directory`. All methods block; `keep` and `collect` may run beside each other."""
 
-    def __init__(self, directory: Path, *, limits: read.Limits | None = None) -> None:
+    def __init__(self, directory: Path, *, limits: read.ReadLimits | None = None) -> None:
         self._directory = directory
-        self._limits = limits or read.Limits()
+        self._limits = limits or read.ReadLimits()
         self._owners = frozenset({os.geteuid()})
         self._busy: set[str] = set()
         self._kept: set[str] = set()
@@ -93,7 +93,7 @@ class Store:
         """
         try:
             with self.open(identity) as directory:
-                source = directory if sha256 is None else _Hashed(directory, sha256)
+                source = directory if sha256 is None else _HashedCopy(directory, sha256)
                 verdict = verify.verify(source, policy, host_version=host_version)
         except ReadRefused as refused:
             return Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
@@ -205,7 +205,7 @@ class Store:
         files.sync_directory(self._directory)
 
 
-class _Hashed:
+class _HashedCopy:
     """A pair whose artifact is known already."""
 
     interpreter = ""

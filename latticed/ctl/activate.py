@@ -8,7 +8,7 @@ from latticed.ctl import consent, decision
 from latticed.ctl.arguments import Parser, examples
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl activate acme.demo",
@@ -21,5 +21,5 @@ def arguments(parser: Parser) -> None:
     consent.arguments(parser)
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     return decision.change(session, "active", "activated", suffices={"active"})

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     at_s: float
 
 
-class Row(NamedTuple):
+class ActivityRow(NamedTuple):
     """One plugin. `uptime_s` and `calls_per_s` are None where they are not known."""
 
     id: str
@@ -50,15 +50,15 @@ def read(metrics: str, at_s: float) -> Sample:
     return Sample(calls=found[CALLS], denied=found[DENIED], at_s=at_s)
 
 
-def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *, now_s: float) -> list[Row]:
+def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *, now_s: float) -> list[ActivityRow]:
     """What is busy first, then what is active, then by id; `now_s` is seconds since the epoch."""
     found = [_row(view, now, before, now_s) for view in views]
     return sorted(found, key=lambda row: (-(row.calls_per_s or 0), row.status != "active", row.id))
 
 
-def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float) -> Row:
+def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float) -> ActivityRow:
     runtime = view.runtime
-    return Row(
+    return ActivityRow(
         id=view.id,
         status=view.status,
         runtime=shown(runtime.state, runtime.message),

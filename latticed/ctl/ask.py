@@ -10,7 +10,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed import wire
-    from latticed.ctl.client import Client
+    from latticed.ctl.client import ControlClient
 
 
 def known_id(plugin_id: str) -> str:
@@ -21,12 +21,12 @@ def known_id(plugin_id: str) -> str:
     return plugin_id
 
 
-def about(client: Client, plugin_id: str, **query: str) -> dict[str, Any]:
+def about(client: ControlClient, plugin_id: str, **query: str) -> dict[str, Any]:
     """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it."""
     return replies.mapping(client.get("plugins", "by-id", known_id(plugin_id), query=query or None), "plugin")
 
 
-def plugin(client: Client, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
+def plugin(client: ControlClient, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
     """One plugin's record, as it was sent and decoded."""
     plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
     return plain, views.plugin(plain)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import event_table, replies, views, when
 from latticed.ctl.arguments import Parser, cursor, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model import chain
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.ctl.session import Session
-    from latticed.trust.audit_chain import ChainReport
+    from latticed.ctl.session import CtlSession
+    from latticed.trust.audit_chain import ChainCheck
 
 EXAMPLES: Final = examples(
     "latticectl audit query --target acme.demo --since 1h",
@@ -61,7 +61,7 @@ def arguments(parser: Parser) -> None:
         one.add_argument("--calls", action="store_true", help="the host calls alone")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     match session.args.action_of_audit:
         case "query":
             return _query(session)
@@ -83,7 +83,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _query(session: Session) -> int:
+def _query(session: CtlSession) -> int:
     args = session.args
     query: dict[str, str | int | None] = {name: getattr(args, name) for name in _FILTERS}
     query["since"] = when.since(args.since, session.screen.now_s) if args.since else None
@@ -96,25 +96,25 @@ def _query(session: Session) -> int:
         rows.reverse()
     if session.screen.json_wanted:
         session.screen.json({**page, "events": rows})
-        return Exit.OK
+        return ExitCode.OK
     if not rows:
         session.screen.note("no such events")
-        return Exit.OK
+        return ExitCode.OK
     event_table.show(session.screen, (views.event(row) for row in rows))
     if page.get("next"):
         session.screen.note(f"there are more: --after {page['next']}")
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _export(session: Session) -> int:
+def _export(session: CtlSession) -> int:
     """One JSON object a line, in the bytes that are hashed (sorted, compact, ASCII) plus `hash`."""
     encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
     for line in _lines(session):
         session.screen.out.write(encode(line) + "\n")
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _lines(session: Session) -> Iterator[dict[str, Any]]:
+def _lines(session: CtlSession) -> Iterator[dict[str, Any]]:
     """First the decisions, then the calls; `--after` a bare number: the decisions alone."""
     start = chain.cursor(session.args.after) if session.args.after else chain.BEGINNING
     if session.args.calls:
@@ -126,7 +126,7 @@ def _lines(session: Session) -> Iterator[dict[str, Any]]:
         yield from _of_chain(session, chain.DECISIONS, start or 0)
 
 
-def _of_chain(session: Session, name: chain.Name, after: int) -> Iterator[dict[str, Any]]:
+def _of_chain(session: CtlSession, name: chain.Name, after: int) -> Iterator[dict[str, Any]]:
     """What retention left begins with its checkpoint; each signed head comes after its event (trust.audit_chain)."""
     client, first = session.client(), after
     of_calls = name == chain.CALLS
@@ -153,7 +153,7 @@ def _of_chain(session: Session, name: chain.Name, after: int) -> Iterator[dict[s
         after = following
 
 
-def _verify(session: Session) -> int:
+def _verify(session: CtlSession) -> int:
     args = session.args
     if args.public_key is not None:
         raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
@@ -180,14 +180,14 @@ def _decoded(line: bytes) -> dict[str, Any]:
         raise replies.bad("report") from error
 
 
-def _tell(session: Session, found: dict[str, Any]) -> None:
+def _tell(session: CtlSession, found: dict[str, Any]) -> None:
     """How far it is, on one line of a terminal."""
     if session.screen.err.isatty():
         session.screen.err.write(f"\r{found.get('chain')}: event {found.get('seq')} of {found.get('of')}\x1b[K\r")
         session.screen.err.flush()
 
 
-def _verify_lines(session: Session, lines: Iterator[Any], given: str | None) -> int:
+def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) -> int:
     from latticed.trust import audit_chain
 
     key = audit_chain.public_key(given) if given is not None else None
@@ -209,7 +209,7 @@ def _verify_lines(session: Session, lines: Iterator[Any], given: str | None) -> 
     return _report(session, plain)
 
 
-def _plain(session: Session, found: ChainReport, key: object, *, name: str = "events") -> dict[str, Any]:
+def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "events") -> dict[str, Any]:
     """What the daemon would say of one chain."""
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
@@ -253,20 +253,20 @@ def _read(path: Path) -> Iterator[Any]:
         raise Problem("io_error", f"cannot read {path}: {error.strerror}") from error
 
 
-def _report(session: Session, plain: dict[str, Any]) -> int:
+def _report(session: CtlSession, plain: dict[str, Any]) -> int:
     ok = bool(plain.get("ok"))
     if session.screen.json_wanted:
         session.screen.json(plain)
-        return Exit.OK if ok else Exit.REFUSED
+        return ExitCode.OK if ok else ExitCode.REFUSED
     calls = plain.get("calls")
     for name, report in (("chain", plain), ("chain of host calls", calls)):
         if not isinstance(report, dict) or (report is plain and plain.get("chain") and isinstance(calls, dict)):
             continue
         _tell_report(session, "chain of host calls" if report.get("chain") == chain.CALLS else name, report)
-    return Exit.OK if ok else Exit.REFUSED
+    return ExitCode.OK if ok else ExitCode.REFUSED
 
 
-def _tell_report(session: Session, name: str, report: dict[str, Any]) -> None:
+def _tell_report(session: CtlSession, name: str, report: dict[str, Any]) -> None:
     if "reason" in report:
         session.screen.line(f"the {name} is broken at event {report.get('first_bad_seq')}: {report.get('reason')}")
         return

@@ -10,13 +10,13 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl backup /var/backups/latticed-$(date +%F).tar",
@@ -35,7 +35,7 @@ def arguments(parser: Parser) -> None:
     )
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     name = session.args.file
     chunks = session.client().chunks("backup")
     if name == STDOUT:
@@ -49,7 +49,7 @@ def run(session: Session) -> int:
         session.screen.note(
             f"not in it, and needed elsewhere: {', '.join(_NOT_IN_IT)}; --restore says which is missing"
         )
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _to_stdout(chunks: Iterator[bytes]) -> int:
@@ -57,7 +57,7 @@ def _to_stdout(chunks: Iterator[bytes]) -> int:
         raise Problem("usage", "a backup is no text for a terminal", "name a file, or redirect stdout")
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:

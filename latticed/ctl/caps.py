@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, limits, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model import capability, consents, hostcall
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl caps                                        # all capabilities and their risk",
@@ -74,7 +74,7 @@ def arguments(parser: Parser) -> None:
             action.add_argument("--force", action="store_true", help="let an origin be a cloud's metadata address")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     match session.args.action:
         case "grant" | "trim":
             return _change(session)
@@ -86,7 +86,7 @@ def run(session: Session) -> int:
             return _all(session)
 
 
-def _all(session: Session) -> int:
+def _all(session: CtlSession) -> int:
     bounds = limits.of(session.settings())
     rows: list[dict[str, Any]] = [
         {
@@ -100,7 +100,7 @@ def _all(session: Session) -> int:
     ]
     if session.screen.json_wanted:
         session.screen.json(rows)
-        return Exit.OK
+        return ExitCode.OK
     session.screen.rows(
         _TABLE,
         (
@@ -114,23 +114,23 @@ def _all(session: Session) -> int:
             for row in rows
         ),
     )
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _risk(risk: str) -> Cell:
     return Cell(risk, _TONES.get(risk, ""))
 
 
-def _of_plugin(session: Session) -> int:
+def _of_plugin(session: CtlSession) -> int:
     plain = _grants(session.client(), session.args.id)
     if session.screen.json_wanted:
         session.screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     _show(session, plain)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _show(session: Session, plain: dict[str, Any]) -> None:
+def _show(session: CtlSession, plain: dict[str, Any]) -> None:
     granted = replies.texts(plain.get("granted"))
     session.screen.rows(
         _OF_PLUGIN,
@@ -152,11 +152,11 @@ def _word(name: str) -> str:
     return risk.word if risk is not None else ""
 
 
-def _grants(client: Client, plugin_id: str) -> dict[str, Any]:
+def _grants(client: ControlClient, plugin_id: str) -> dict[str, Any]:
     return replies.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
 
 
-def _change(session: Session) -> int:
+def _change(session: CtlSession) -> int:
     args = session.args
     wanted = _parsed(args.what)
     client = session.client()
@@ -169,24 +169,24 @@ def _change(session: Session) -> int:
     changed = _kept(before) != _kept(plain)
     if session.screen.json_wanted:
         session.screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     done = "granted" if granting else "taken away"
     session.screen.line(args.id, done if changed else f"already {done}", ", ".join(wanted))
     at_start = granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted)
     if at_start and replies.mapping(client.get("plugins", "by-id", args.id), "plugin").get("status") == "active":
         session.screen.note("a plugin that is running has it from its next start")
         session.screen.hint(shlex.join(["latticectl", "restart", args.id]))
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _suggest(session: Session) -> int:
+def _suggest(session: CtlSession) -> int:
     """What could be trimmed: granted and never used."""
     screen, plugin_id = session.screen, ask.known_id(session.args.id)
     query = {"days": session.args.since}
     plain = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "usage", query=query), "usage")
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     calls = replies.rows(plain.get("calls"), "list of calls")
     if calls:
         screen.rows(_USED, [_used(session, row) for row in calls])
@@ -200,10 +200,10 @@ def _suggest(session: Session) -> int:
     elif unused:
         screen.note(f"granted and not used in {session.args.since} days: {', '.join(unused)}")
         screen.hint(shlex.join(["latticectl", "caps", "trim", plugin_id, *unused]))
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _used(session: Session, row: dict[str, Any]) -> tuple[str, ...]:
+def _used(session: CtlSession, row: dict[str, Any]) -> tuple[str, ...]:
     last = session.screen.when(str(row.get("last_at") or ""))
     return str(row.get("call") or ""), str(row.get("allowed") or 0), str(row.get("denied") or 0), last
 

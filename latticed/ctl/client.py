@@ -35,7 +35,7 @@ _FAULTS: Final = (http.HTTPException, OSError, ValueError, OverflowError)
 """What `http.client` raises for an answer that does not come, or is none: the last two for lengths that cannot be."""
 
 
-class Refusal(Problem):
+class ApiRefusal(Problem):
     """The daemon answered with a problem document; `status` is the HTTP status."""
 
     def __init__(self, status: int, code: str, detail: str, hint: str) -> None:
@@ -43,12 +43,12 @@ class Refusal(Problem):
         self.status = status
 
 
-class Reply(NamedTuple):
+class ApiReply(NamedTuple):
     status: int
     body: bytes
 
 
-class Client:
+class ControlClient:
     """Asks the daemon. Path parts are percent-encoded; answers are decoded JSON unless said otherwise.
 
     Raises Refusal for what the daemon refuses, Problem("unreachable") when there is no daemon or no answer,
@@ -115,7 +115,7 @@ class Client:
             asked = {"Accept": "text/event-stream", **(headers or {})}
             response = connection.ask("GET", _target(parts, query), None, asked, self._read_s)
             if response.status >= 400:
-                _accepted(Reply(status=response.status, body=self._read(connection, response)))
+                _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
             connection.wire.within(QUIET_S, _MOST_A_LINE)
             while line := response.readline(_LINE_BYTES):
                 if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
@@ -136,7 +136,7 @@ class Client:
         try:
             response = connection.ask("GET", _target(parts, None), None, {"Connection": "close"}, LONG_S)
             if response.status >= 400:
-                _accepted(Reply(status=response.status, body=self._read(connection, response)))
+                _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
             if response.length is None:  # there would be no telling whether it is whole
                 raise http.IncompleteRead(b"")
             connection.wire.within(LONG_S, _MOST_A_CHUNK)
@@ -150,7 +150,7 @@ class Client:
         finally:
             connection.end()
 
-    def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> Reply:
+    def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> ApiReply:
         return _accepted(self._ask(method, parts, **how))
 
     def _ask(
@@ -161,10 +161,10 @@ class Client:
         query: Mapping[str, str | int | None] | None = None,
         body: bytes | None = None,
         kind: str = "",
-    ) -> Reply:
+    ) -> ApiReply:
         return self._send(method, _target(parts, query), body, kind)
 
-    def _send(self, method: str, target: str, body: bytes | None, kind: str) -> Reply:
+    def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         try:
             return self._once(method, target, body, kind)
         except (http.HTTPException, ConnectionError) as error:
@@ -177,14 +177,14 @@ class Client:
         except _FAULTS as error:
             raise self._lost(error, method) from error
 
-    def _once(self, method: str, target: str, body: bytes | None, kind: str) -> Reply:
+    def _once(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         connection = self._connection()
         headers = {"Accept": "application/json", "Connection": "close"}
         if kind:
             headers["Content-Type"] = kind
         try:
             response = connection.ask(method, target, body, headers, self._read_s)
-            return Reply(status=response.status, body=self._read(connection, response))
+            return ApiReply(status=response.status, body=self._read(connection, response))
         finally:
             connection.end()
 
@@ -240,14 +240,14 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode("ascii")
 
 
-def _json(reply: Reply) -> Any:
+def _json(reply: ApiReply) -> Any:
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError) as error:
         raise Problem("bad_reply", "the daemon's answer is not JSON", REALLY) from error
 
 
-def _accepted(reply: Reply) -> Reply:
+def _accepted(reply: ApiReply) -> ApiReply:
     if reply.status < 400:
         return reply
     try:
@@ -257,4 +257,4 @@ def _accepted(reply: Reply) -> Reply:
     if not isinstance(plain, dict):
         plain = {}
     detail = plain.get("detail") or plain.get("title") or f"the daemon answered with HTTP status {reply.status}"
-    raise Refusal(reply.status, str(plain.get("code") or "bad_reply"), str(detail), str(plain.get("hint") or ""))
+    raise ApiRefusal(reply.status, str(plain.get("code") or "bad_reply"), str(detail), str(plain.get("hint") or ""))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl completion bash > /etc/bash_completion.d/latticectl",
@@ -21,11 +21,11 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     import shtab
 
     session.screen.out.write(shtab.complete(whole_parser(), shell=session.args.shell) + "\n")
-    return Exit.OK
+    return ExitCode.OK
 
 
 def whole_parser() -> Parser:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, delegated, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl ddns list",
@@ -39,7 +39,7 @@ def arguments(parser: Parser) -> None:
     again.add_argument("--type", choices=("A", "AAAA"), help="only this type")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     if session.args.action == "list":
         return delegated.listed(session, "ddns", "records", _TABLE, _row)
     args, screen = session.args, session.screen
@@ -50,16 +50,16 @@ def run(session: Session) -> int:
     rows = replies.rows(plain.get("records"), "list of records")
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     for row in rows:
         resting = "once its plugin may act" if row.get("resting") else "now"
         screen.line(delegated.text(row, "name"), delegated.text(row, "type"), f"is tried again {resting}")
     if not rows:
         screen.line(args.name, "is published already")
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     return (
         delegated.text(row, "plugin"),
         delegated.text(row, "name"),

@@ -7,15 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, consent, views
-from latticed.ctl.client import Refusal
-from latticed.ctl.exits import Exit
+from latticed.ctl.client import ApiRefusal
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Collection
 
     from latticed import wire
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 WAIT_S: Final = 60.0
 """How long to wait for a start beyond the daemon's answer, which comes within 10 s."""
@@ -23,7 +23,7 @@ _PAUSE_S: Final = 0.2
 _CONFLICT: Final = 409
 
 
-def change(session: Session, wanted: str, done: str, *, suffices: Collection[str]) -> int:
+def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[str]) -> int:
     """Ask for the status `wanted`, in the past tense `done`; a plugin whose status is in `suffices` already is so."""
     args = session.args
     client = session.client()
@@ -31,7 +31,7 @@ def change(session: Session, wanted: str, done: str, *, suffices: Collection[str
     asked = {"id": ask.known_id(args.id), "status": wanted, **agreed, **dry_run(args)}
     try:
         plain = client.post("plugins", "lifecycle", body=asked)
-    except Refusal as refusal:
+    except ApiRefusal as refusal:
         if refusal.status != _CONFLICT or refusal.code != "invalid_transition":
             raise with_command(refusal, session) from refusal
         plain, view = ask.plugin(client, args.id)
@@ -48,7 +48,7 @@ def dry_run(args: Namespace) -> dict[str, Any]:
     return {"dry_run": True} if getattr(args, "dry_run", False) else {}
 
 
-def report(session: Session, plain: Any, done: str) -> int:
+def report(session: CtlSession, plain: Any, done: str) -> int:
     """Show the record after a change; 1 when an active plugin could not be armed."""
     screen = session.screen
     if dry_run(session.args) and not done.startswith("already"):
@@ -63,21 +63,21 @@ def report(session: Session, plain: Any, done: str) -> int:
         screen.note(f"error: {view.id} could not be armed: {_failure(view)}")
         again = "it is tried" if view.runtime.next_retry_at else f"latticectl restart {view.id} tries"
         screen.hint(f"latticectl explain {view.id} says what to do; {again} again")
-        return Exit.FAILED
+        return ExitCode.FAILED
     if starts and _starts(view):
         screen.note(f"error: {view.id} is still being started")
         screen.hint(shlex.join(["latticectl", "wait", view.id]))
-        return Exit.FAILED
+        return ExitCode.FAILED
     if view.status in {"installed", "active"}:
         consent.remind(screen, view)
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _starts(view: wire.PluginView) -> bool:
     return view.status == "active" and view.runtime.state == "stopped"
 
 
-def _started(session: Session, plain: Any) -> tuple[Any, wire.PluginView]:
+def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
     """The record once it is armed or failed: a start may outlast the daemon's answer. WAIT_S at most."""
     view, deadline_s = views.plugin(plain), time.monotonic() + WAIT_S
     if _starts(view):
@@ -88,12 +88,12 @@ def _started(session: Session, plain: Any) -> tuple[Any, wire.PluginView]:
     return plain, view
 
 
-def _foretell(session: Session, plain: Any, done: str) -> int:
+def _foretell(session: CtlSession, plain: Any, done: str) -> int:
     """Show the record as it would be."""
     view, screen = views.plugin(plain), session.screen
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     screen.line(view.id, f"would be {done}" + (f": version {view.version}" if view.version else ""))
     for label, words in (("adds:", view.adds), ("drops:", view.drops)):
         if words is not None:
@@ -101,16 +101,16 @@ def _foretell(session: Session, plain: Any, done: str) -> int:
     screen.line("granted:", ", ".join(view.granted) or "nothing")
     screen.note("nothing was changed: this was a dry run")
     consent.remind(screen, view, dry_run=True)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def with_command(refusal: Refusal, session: Session) -> Refusal:
+def with_command(refusal: ApiRefusal, session: CtlSession) -> ApiRefusal:
     """`refusal` with, where a consent is missing, the exact command that gives it."""
     if refusal.hint or refusal.code not in _CONSENTS:
         return refusal
     flag = _CONSENTS[refusal.code]
     command = shlex.join(["latticectl", session.args.verb, session.args.id, flag])
-    return Refusal(refusal.status, refusal.code, refusal.detail, command)
+    return ApiRefusal(refusal.status, refusal.code, refusal.detail, command)
 
 
 _CONSENTS: Final = {"version_downgrade": "--allow-downgrade"}

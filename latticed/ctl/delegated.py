@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
     from latticed.ctl.table import Column
 
-    Row = Callable[[Session, dict[str, Any]], tuple[str | Cell, ...]]
+    Row = Callable[[CtlSession, dict[str, Any]], tuple[str | Cell, ...]]
 
 _TONES: Final = {
     **dict.fromkeys(("published", "up", "running", "served"), "good"),
@@ -32,7 +32,7 @@ def add_list(actions: Any, what: str) -> None:
     listing.add_argument("id", metavar="ID", nargs="?", help="the plugin's id")
 
 
-def listed(session: Session, kind: str, member: str, columns: Sequence[Column], row: Row) -> int:
+def listed(session: CtlSession, kind: str, member: str, columns: Sequence[Column], row: Row) -> int:
     """Print all rows of `GET /api/<kind>`, which are in `member` of each page."""
     plugin_id = None if session.args.id is None else ask.known_id(session.args.id)
     rows = list(_rows(session.client(), kind, member, plugin_id))
@@ -40,7 +40,7 @@ def listed(session: Session, kind: str, member: str, columns: Sequence[Column], 
         session.screen.json(rows)
     else:
         session.screen.rows(columns, [row(session, one) for one in rows])
-    return Exit.OK
+    return ExitCode.OK
 
 
 def text(row: dict[str, Any], name: str) -> str:
@@ -63,7 +63,7 @@ def fault(row: dict[str, Any], name: str = "last_error") -> str:
     return ": ".join(filter(None, (text(found, "code"), text(found, "message") or text(found, "reason"))))
 
 
-def _rows(client: Client, kind: str, member: str, plugin_id: str | None) -> Iterator[dict[str, Any]]:
+def _rows(client: ControlClient, kind: str, member: str, plugin_id: str | None) -> Iterator[dict[str, Any]]:
     """All rows, page by page."""
     after: str | None = None
     while True:

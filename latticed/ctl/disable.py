@@ -8,7 +8,7 @@ from latticed.ctl import decision
 from latticed.ctl.arguments import Parser, examples
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl disable acme.demo")
 
@@ -17,5 +17,5 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     return decision.change(session, "disabled", "disabled", suffices={"disabled"})

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, stream, views, when
 from latticed.ctl.arguments import Parser, cursor, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
     from latticed.ctl.table import Cell
 
 EXAMPLES: Final = examples(
@@ -41,7 +41,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--plugin", metavar="ID", help="only events about or by this plugin")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args = session.args
     if args.since is not None and args.last is not None:
         raise Problem("usage", "--since and --last exclude each other", "latticectl events --help shows how")
@@ -58,7 +58,7 @@ def run(session: Session) -> int:
         since = _show_all(session, stream.backlog(client, since, query))
     if args.follow:
         _show_all(session, stream.follow(client, since, query, note=session.screen.note))
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _count(text: str) -> int:
@@ -67,7 +67,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _newest(client: Client, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:
+def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:
     """The `last` newest events that are to be shown, and the id up to which that was looked at."""
     status = replies.mapping(client.get("status"), "status")
     ends = [int(replies.mapping(status.get(name) or {}, "audit head").get("seq") or 0) for name in ("audit", "calls")]
@@ -85,7 +85,7 @@ def _newest(client: Client, last: int, query: dict[str, str], plugin: str | None
     return found[-last:], upto
 
 
-def _show_all(session: Session, sents: Iterable[stream.Sent]) -> str | None:
+def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> str | None:
     upto = None
     for sent in sents:
         _show(session, _wanted(sent, session.args.plugin))
@@ -105,7 +105,7 @@ def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _show(session: Session, rows: Iterable[dict[str, Any]]) -> None:
+def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
     """One line an event, written at once: somebody may be waiting for it."""
     screen = session.screen
     for row in rows:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from latticed.model.errors import Problem
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
@@ -25,26 +25,26 @@ class Exit(IntEnum):
 
 _BY_CODE: Final = MappingProxyType(
     {
-        "usage": Exit.USAGE,
-        "settings_invalid": Exit.USAGE,
-        "policy_invalid": Exit.USAGE,
-        "policy_unreadable": Exit.USAGE,
-        "not_found": Exit.NOT_FOUND,
-        "forbidden": Exit.DENIED,
-        "socket_denied": Exit.DENIED,
-        "socket_foreign": Exit.DENIED,
-        "policy_denied": Exit.DENIED,
-        "unreachable": Exit.UNREACHABLE,
+        "usage": ExitCode.USAGE,
+        "settings_invalid": ExitCode.USAGE,
+        "policy_invalid": ExitCode.USAGE,
+        "policy_unreadable": ExitCode.USAGE,
+        "not_found": ExitCode.NOT_FOUND,
+        "forbidden": ExitCode.DENIED,
+        "socket_denied": ExitCode.DENIED,
+        "socket_foreign": ExitCode.DENIED,
+        "policy_denied": ExitCode.DENIED,
+        "unreachable": ExitCode.UNREACHABLE,
     }
 )
 """Problems of latticectl's own; what the daemon refuses is told apart by its HTTP status."""
 
-_BY_STATUS: Final = MappingProxyType({401: Exit.DENIED, 403: Exit.DENIED, 404: Exit.NOT_FOUND})
+_BY_STATUS: Final = MappingProxyType({401: ExitCode.DENIED, 403: ExitCode.DENIED, 404: ExitCode.NOT_FOUND})
 
 
-def of(problem: Problem) -> Exit:
+def of(problem: Problem) -> ExitCode:
     """The exit code of a verb that ended in `problem`."""
     status = getattr(problem, "status", None)
     if status is not None:
-        return _BY_STATUS.get(status, Exit.FAILED)
-    return _BY_CODE.get(problem.code, Exit.FAILED)
+        return _BY_STATUS.get(status, ExitCode.FAILED)
+    return _BY_CODE.get(problem.code, ExitCode.FAILED)

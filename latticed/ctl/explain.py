@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, remedy, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit, of
+from latticed.ctl.exits import ExitCode, of
 from latticed.ctl.table import Cell
 from latticed.model.errors import Problem
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from latticed import wire
-    from latticed.ctl.client import Client
+    from latticed.ctl.client import ControlClient
     from latticed.ctl.render import Screen
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl explain acme.demo", "latticectl explain acme.demo --format json")
 
@@ -27,20 +27,20 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id; of a refused bundle its directory's name, too")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     client = session.client()
     plain, facts = _facts(session, client)
     found = remedy.advice(facts)
     screen = session.screen
     if screen.json_wanted:
         screen.json({**plain, "why": found.why, "what_to_do": found.command or None})
-        return Exit.OK
+        return ExitCode.OK
     screen.fields([*_lines(facts, screen), ("why", found.why)])
     screen.line("what to do:", found.command or "nothing")
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Facts]:
+def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], remedy.RemedyFacts]:
     """What the daemon says of the id; Problem("not_found") when it knows neither a plugin nor a bundle of it."""
     plugin_id = session.args.id
     missing: Problem | None = None
@@ -48,7 +48,7 @@ def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Fac
     try:
         plain = ask.about(client, plugin_id, explain="1")
     except Problem as problem:
-        if of(problem) is not Exit.NOT_FOUND:
+        if of(problem) is not ExitCode.NOT_FOUND:
             raise
         missing = problem
     rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
@@ -56,7 +56,7 @@ def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Fac
     if missing is not None and not rejected:
         raise missing
     verdict, grants, causes = plain.get("verdict"), plain.get("grants"), plain.get("causes")
-    facts = remedy.Facts(
+    facts = remedy.RemedyFacts(
         plugin_id=plugin_id,
         view=views.plugin(plain["plugin"]) if plain else None,
         verdict=verdict if isinstance(verdict, dict) else {},
@@ -70,13 +70,13 @@ def _facts(session: Session, client: Client) -> tuple[dict[str, Any], remedy.Fac
     return {"id": plugin_id, "plugin": None, **plain, "rejected": rejected}, facts
 
 
-def _policy(client: Client) -> str:
+def _policy(client: ControlClient) -> str:
     """What is wrong with the daemon's trust policy, if anything."""
     problems = replies.rows(client.health().get("problems") or [], "list of problems")
     return next((str(row.get("detail")) for row in problems if str(row.get("code")).startswith("policy_")), "")
 
 
-def _directory(session: Session) -> str:
+def _directory(session: CtlSession) -> str:
     """Where bundles lie by the settings here: the daemon never names a path.
 
     A daemon that was named by its socket may have other settings: then there is a word to fill in, never a guess.
@@ -89,7 +89,7 @@ def _directory(session: Session) -> str:
     return "PLUGIN_DIR" if named and settings.origins["plugin_dir"] == "default" else str(settings.plugin_dir)
 
 
-def _lines(facts: remedy.Facts, screen: Screen) -> Iterator[_Field]:
+def _lines(facts: remedy.RemedyFacts, screen: Screen) -> Iterator[_Field]:
     view = facts.view
     yield "artifact", _artifact(view, facts.rejected)
     yield "verdict", _verdict(facts)
@@ -116,7 +116,7 @@ def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView
     return f"version {view.version or '-'}{publisher}, sha256 {view.artifact_sha256}"
 
 
-def _verdict(facts: remedy.Facts) -> Cell:
+def _verdict(facts: remedy.RemedyFacts) -> Cell:
     if facts.view is None:
         return Cell("refused", "bad")
     if facts.verdict.get("ok"):

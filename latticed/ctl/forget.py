@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl disable acme.demo && latticectl forget acme.demo",
@@ -28,13 +28,13 @@ def arguments(parser: Parser) -> None:
     )
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     plugin_id, purge = ask.known_id(session.args.id), session.args.purge
     plain = session.client().post("plugins", "by-id", plugin_id, "forget", body={"purge": True} if purge else {})
     found = replies.mapping(plain, "reply")
     if session.screen.json_wanted:
         session.screen.json(found)
-        return Exit.OK
+        return ExitCode.OK
     data = _data(replies.mapping(found.get("data"), "reply"))
     if not purge:
         session.screen.line(plugin_id, "forgotten")
@@ -45,7 +45,7 @@ def run(session: Session) -> int:
     else:
         session.screen.line(plugin_id, f"removed: {data or 'nothing'}")
         session.screen.note("its bundle is still in the plugin directory")
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _data(left: dict[str, Any]) -> str:

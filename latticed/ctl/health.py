@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl health", "latticectl health --check || echo 'not well'")
 
@@ -23,7 +23,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="exit 3 unless the status is ok")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     plain = replies.mapping(session.client().health(), "health")
     status = str(plain.get("status") or "unknown")
     screen = session.screen
@@ -43,4 +43,4 @@ def run(session: Session) -> int:
             screen.rows(_NOTES, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in notes))
         if problems := replies.rows(plain.get("problems") or [], "list of problems"):
             screen.rows(_COLUMNS, ((str(row.get("code") or ""), str(row.get("detail") or "")) for row in problems))
-    return Exit.UNHEALTHY if session.args.check and status != "ok" else Exit.OK
+    return ExitCode.UNHEALTHY if session.args.check and status != "ok" else ExitCode.OK

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell
 from latticed.model.runtime import shown
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed import wire
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl info acme.demo", "latticectl info acme.demo --format json --abs-time")
 
@@ -26,12 +26,12 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     plain = ask.about(session.client(), session.args.id)
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     view = views.plugin(plain.get("plugin"))
     verdict = plain.get("verdict")
     grants = plain.get("grants")
@@ -51,7 +51,7 @@ def run(session: Session) -> int:
         screen.line("")
         screen.line("last denials:")
         event_table.show(screen, [views.event(row) for row in replies.rows(denials, "denials")])
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _what(view: wire.PluginView) -> Iterator[_Field]:

@@ -8,7 +8,7 @@ from latticed.ctl import consent, decision
 from latticed.ctl.arguments import Parser, examples
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl install acme.demo --dry-run",
@@ -22,6 +22,6 @@ def arguments(parser: Parser) -> None:
     consent.arguments(parser)
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     # An active or disabled plugin was installed before that: asking again changes nothing.
     return decision.change(session, "installed", "installed", suffices={"installed", "active", "disabled"})

@@ -10,12 +10,12 @@ from latticed import wire
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.client import LONG_S
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl invoke acme.demo greet",
@@ -30,7 +30,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("payload", metavar="JSON", nargs="?", help="the payload, or - to read it from stdin")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args = session.args
     body = {"action": args.action, "payload": _payload(args.payload)}
     client = session.client(read_s=LONG_S)  # the plugin's own time limit comes first
@@ -41,10 +41,10 @@ def run(session: Session) -> int:
         screen.json(reply)
     else:
         _tell(session, reply, done=done)
-    return Exit.OK if done else Exit.FAILED
+    return ExitCode.OK if done else ExitCode.FAILED
 
 
-def _tell(session: Session, reply: dict[str, Any], *, done: bool) -> None:
+def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
     """The result on stdout; what the plugin says about it on stderr."""
     screen = session.screen
     result, message = reply.get("result"), str(reply.get("message") or "")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl key generate acme.key",
@@ -26,7 +26,7 @@ def arguments(parser: Parser) -> None:
         actions.add_parser(name, help=summary, description=summary).add_argument("file", metavar="FILE", type=str)
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     from latticed.trust import key_files
 
     path = Path(session.args.file)
@@ -41,4 +41,4 @@ def run(session: Session) -> int:
         session.screen.json({"path": str(path), "public_key": public})
     else:
         session.screen.line(public)
-    return Exit.OK
+    return ExitCode.OK

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl kv set default motd 'hello'",
@@ -42,56 +42,56 @@ def arguments(parser: Parser) -> None:
     listing.add_argument("--prefix", default="", help="only keys that start with this")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     actions = {"get": _get, "set": _set, "list": _list, "delete": _delete}
     return actions[session.args.action](session)
 
 
-def _get(session: Session) -> int:
+def _get(session: CtlSession) -> int:
     args = session.args
     value = session.client().get_bytes("kv", args.bucket, args.key)
     if not session.screen.json_wanted:
         session.screen.raw(value)
-        return Exit.OK
+        return ExitCode.OK
     found: dict[str, Any] = {"bucket": args.bucket, "key": args.key, "value": None}
     with contextlib.suppress(UnicodeDecodeError):  # no text: value_base64 has it
         found["value"] = value.decode("utf-8")
     session.screen.json({**found, "value_base64": base64.b64encode(value).decode("ascii")})
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _set(session: Session) -> int:
+def _set(session: CtlSession) -> int:
     args = session.args
     value = _stdin() if args.value == "-" else os.fsencode(args.value)
     session.client().put_bytes("kv", args.bucket, args.key, body=value)
     return _told(session, "stored", {"bytes": len(value)})
 
 
-def _delete(session: Session) -> int:
+def _delete(session: CtlSession) -> int:
     session.client().delete("kv", session.args.bucket, session.args.key)
     return _told(session, "deleted", {"deleted": True})
 
 
-def _told(session: Session, done: str, record: dict[str, Any]) -> int:
+def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
     args = session.args
     if session.screen.json_wanted:
         session.screen.json({"bucket": args.bucket, "key": args.key, **record})
     else:
         session.screen.line(f"{args.bucket}/{args.key}", done)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _list(session: Session) -> int:
+def _list(session: CtlSession) -> int:
     keys = _keys(session.client(), session.args.bucket, session.args.prefix)
     if session.screen.json_wanted:
         session.screen.json({"bucket": session.args.bucket, "keys": list(keys)})
-        return Exit.OK
+        return ExitCode.OK
     for key in keys:
         session.screen.line(key)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _keys(client: Client, bucket: str, prefix: str) -> Iterator[str]:
+def _keys(client: ControlClient, bucket: str, prefix: str) -> Iterator[str]:
     """All keys, page by page."""
     after: str | None = None
     while True:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import shown, why_not_running
 
 if TYPE_CHECKING:
     from latticed import wire
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl list", "latticectl list --status active --format json")
 
@@ -35,7 +35,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--status", choices=[status.value for status in Status], help="only plugins of this status")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     found = known = replies.rows(session.client().get("plugins"), "list of plugins")
     if session.args.status:
         found = [row for row in found if row.get("status") == session.args.status]
@@ -48,7 +48,7 @@ def run(session: Session) -> int:
         screen.note("no plugins")
     if not screen.json_wanted:
         _count(known, screen)
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies, stream, when
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl logs acme.demo",
@@ -32,20 +32,20 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--last", metavar="N", type=_count, default=_MOST, help="the newest so many")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args, client = session.args, session.client()
     plugin_id = ask.known_id(args.id)
     found, after = _page(client, plugin_id, {"limit": args.last})
     if session.screen.json_wanted and not args.follow:
         session.screen.json(found)
-        return Exit.OK
+        return ExitCode.OK
     _show(session, found)
     if args.follow:
         _follow(session, client, plugin_id, after)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _follow(session: Session, client: Client, plugin_id: str, after: int) -> None:
+def _follow(session: CtlSession, client: ControlClient, plugin_id: str, after: int) -> None:
     """Without an end; a daemon that goes away is waited for."""
     pause_s, lost = stream.FIRST_PAUSE_S, False
     while True:
@@ -66,7 +66,7 @@ def _follow(session: Session, client: Client, plugin_id: str, after: int) -> Non
         _show(session, found)
 
 
-def _page(client: Client, plugin_id: str, query: dict[str, int]) -> tuple[list[dict[str, Any]], int]:
+def _page(client: ControlClient, plugin_id: str, query: dict[str, int]) -> tuple[list[dict[str, Any]], int]:
     plain = replies.mapping(client.get("plugins", "by-id", plugin_id, "logs", query=query), "logs")
     following = plain.get("next")
     if not isinstance(following, int):
@@ -74,7 +74,7 @@ def _page(client: Client, plugin_id: str, query: dict[str, int]) -> tuple[list[d
     return list(replies.rows(plain.get("lines"), "list of lines")), following
 
 
-def _show(session: Session, rows: list[dict[str, Any]]) -> None:
+def _show(session: CtlSession, rows: list[dict[str, Any]]) -> None:
     screen = session.screen
     for row in rows:
         if screen.json_wanted:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from latticed.ctl import render
 from latticed.ctl.arguments import FORMATS, Parser
-from latticed.ctl.exits import Exit, of
-from latticed.ctl.session import Session
+from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.session import CtlSession
 from latticed.kit import process_start as inherited
 from latticed.model.errors import Problem
 
@@ -34,7 +34,7 @@ class VerbModule(Protocol):
 
     def arguments(self, parser: Parser) -> None: ...
 
-    def run(self, session: Session) -> int: ...
+    def run(self, session: CtlSession) -> int: ...
 
 
 _LOOK: Final = "Look"
@@ -135,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.flush()
     except BrokenPipeError:
         _drop_stdout()
-        return Exit.PIPE_CLOSED
+        return ExitCode.PIPE_CLOSED
     except OSError as error:
         _drop_stdout()
         screen.err.write(f"error: cannot write the output: {error.strerror or error}\n")
-        return Exit.FAILED
+        return ExitCode.FAILED
     return code
 
 
@@ -151,9 +151,9 @@ def _guarded(argv: list[str], screen: render.Screen) -> int:
         screen.error(problem)
         return of(problem)
     except KeyboardInterrupt:
-        return Exit.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except SystemExit as done:  # argparse, after printing help or the version
-        return done.code if isinstance(done.code, int) else Exit.OK
+        return done.code if isinstance(done.code, int) else ExitCode.OK
 
 
 def _run(argv: list[str]) -> int:
@@ -163,23 +163,23 @@ def _run(argv: list[str]) -> int:
         from latticed.ctl import version
 
         sys.stdout.write(f"{PROG} {version.own()}\n")
-        return Exit.OK
+        return ExitCode.OK
     if args.help or args.verb is None:
         sys.stdout.write(overview())
-        return Exit.OK
+        return ExitCode.OK
     module = load(args.verb)
     parser = verb_parser(args.verb, module)
     args = parser.parse_args(args.rest, args)
     return module.run(_session(args))
 
 
-def _session(args: argparse.Namespace) -> Session:
+def _session(args: argparse.Namespace) -> CtlSession:
     wanted = getattr(args, "format", None) or os.environ.get("LATTICECTL_FORMAT") or "text"
     if wanted not in FORMATS:
         raise Problem("usage", f"LATTICECTL_FORMAT: expected text or json, found {wanted[:80]!r}")
     absolute = getattr(args, "abs_time", False)
     screen = render.screen(sys.stdout, sys.stderr, os.environ, json_wanted=wanted == "json", absolute_times=absolute)
-    return Session(args=args, screen=screen, environ=os.environ)
+    return CtlSession(args=args, screen=screen, environ=os.environ)
 
 
 def top_parser() -> Parser:

@@ -9,7 +9,7 @@ from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl monitor list", "latticectl monitor list acme.watch --format json")
 _TABLE: Final = (
@@ -30,11 +30,11 @@ def arguments(parser: Parser) -> None:
     delegated.add_list(actions, "monitors and how they stand")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     return delegated.listed(session, "monitors", "monitors", _TABLE, _row)
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     last = row.get("last") if isinstance(row.get("last"), dict) else {}
     return (
         delegated.text(row, "plugin"),

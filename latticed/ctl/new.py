@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import scaffold
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model import ids
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl new system ./acme.demo",
@@ -30,7 +30,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--publisher", metavar="NAME", help="its publisher; latticectl sign can set it too")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     from latticed.bundle import write
 
     args = session.args
@@ -50,7 +50,7 @@ def run(session: Session) -> int:
         session.screen.line(f"{args.directory}: new {args.type} plugin {plugin_id}")
         publisher = "" if args.publisher else "--publisher NAME "
         session.screen.hint(f"edit it, then: latticectl sign --key FILE {publisher}{args.directory}")
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _check(plugin_id: str, publisher: str | None) -> None:

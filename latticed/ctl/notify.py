@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl notify list",
@@ -45,7 +45,7 @@ def arguments(parser: Parser) -> None:
     prune.add_argument("--plugin", metavar="ID")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args, screen, client = session.args, session.screen, session.client()
     if args.action == "list":
         return _list(session)
@@ -60,17 +60,17 @@ def run(session: Session) -> int:
         screen.json(plain)
     else:
         screen.line(*words)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _list(session: Session) -> int:
+def _list(session: CtlSession) -> int:
     args = session.args
     query = {"status": args.status, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("notifications", query=query), "notifications")
     rows = replies.rows(plain.get("notifications"), "list of notifications")
     if session.screen.json_wanted:
         session.screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     session.screen.rows(
         _TABLE,
         [
@@ -87,4 +87,4 @@ def _list(session: Session) -> int:
             for row in rows
         ],
     )
-    return Exit.OK
+    return ExitCode.OK

@@ -26,12 +26,12 @@ def owners(directory: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def opened(directory: str, limits: read.Limits) -> read.BundleDirectory:
+def opened(directory: str, limits: read.ReadLimits) -> read.BundleDirectory:
     """The bundle at `directory`, or ReadRefused. A slash at its end would make the kernel follow a link."""
     return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
 
 
-def judge(directory: str, policy: TrustPolicy, limits: read.Limits) -> wire.VerdictView:
+def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.VerdictView:
     """The verdict on the bundle at `directory`, alone: who else claims its id is not asked."""
     try:
         with opened(directory, limits) as source:

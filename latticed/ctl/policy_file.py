@@ -36,7 +36,7 @@ def read(path: Path) -> policy.TrustPolicy:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise Problem("policy_unreadable", f"cannot read the trust policy {path}: {why}") from error
-    except trusted.Foreign as fault:
+    except trusted.ForeignFile as fault:
         hint = "only root or you may be able to change it"
         raise Problem("policy_invalid", f"cannot trust {path}: {fault}", hint) from fault
     try:

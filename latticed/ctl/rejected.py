@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl rejected", "latticectl rejected --hints")
 
@@ -27,19 +27,19 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--hints", action="store_true", help="also say what to do about each")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     found = replies.rows(session.client().get("plugins", "rejected"), "list of rejected bundles")
     screen = session.screen
     if screen.json_wanted:
         screen.json(found)
-        return Exit.OK
+        return ExitCode.OK
     rows = list(views.rejected(found))
     if not rows:
         screen.note("no bundle is refused")
-        return Exit.OK
+        return ExitCode.OK
     columns = (*_COLUMNS, Column(title="HINT", shrinks=True)) if session.args.hints else _COLUMNS
     screen.rows(
         columns,
         ((row.name, row.id, row.version, Cell(row.code, "bad"), row.reason, row.hint)[: len(columns)] for row in rows),
     )
-    return Exit.OK
+    return ExitCode.OK

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from latticed import wire
 
 
-class Facts(NamedTuple):
+class RemedyFacts(NamedTuple):
     """What is known of one id.
 
     `view` is None when only refused bundles claim it; `rejected` are those; `verdict` and `grants` as
@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     causes: Mapping[str, Any] = MappingProxyType({})
 
 
-def advice(facts: Facts) -> Advice:
+def advice(facts: RemedyFacts) -> Advice:
     """The one thing to do next; an upgrade that would be refused comes with what it takes."""
     found = _advice(facts)
     refusal = facts.causes.get("upgrade")
@@ -44,7 +44,7 @@ def advice(facts: Facts) -> Advice:
     return found
 
 
-def _advice(facts: Facts) -> Advice:
+def _advice(facts: RemedyFacts) -> Advice:
     code = _code(facts)
     if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):
         return Advice(f"the daemon's trust policy is not in force: {facts.policy}", "latticectl trust show")
@@ -61,18 +61,18 @@ def _advice(facts: Facts) -> Advice:
             return _active(facts, facts.view)
 
 
-def _code(facts: Facts) -> str:
+def _code(facts: RemedyFacts) -> str:
     """The verdict that keeps it from running; empty when none does."""
     if facts.view is not None:
         return "" if facts.verdict.get("ok", True) else str(facts.verdict.get("code") or Code.MANIFEST_MISSING)
     return facts.rejected[0].code if facts.rejected else ""
 
 
-def _runs(facts: Facts) -> bool:
+def _runs(facts: RemedyFacts) -> bool:
     return facts.view is not None and facts.view.runtime.state == "armed"
 
 
-def _verb(verb: str, facts: Facts, *more: str) -> str:
+def _verb(verb: str, facts: RemedyFacts, *more: str) -> str:
     return shlex.join(["latticectl", verb, facts.plugin_id, *more])
 
 
@@ -137,7 +137,7 @@ _BY_CODE: Final = MappingProxyType(
 _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
 
 
-def _refused(facts: Facts, code: str) -> Advice:
+def _refused(facts: RemedyFacts, code: str) -> Advice:
     if code == Code.MANIFEST_MISSING.value and facts.view is not None and facts.rejected:
         code = facts.rejected[0].code  # its own bundle is gone, and another one claims its id
     known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
@@ -156,7 +156,7 @@ def _refused(facts: Facts, code: str) -> Advice:
     return Advice(known.why, known.command.format_map(_words(facts, code)))
 
 
-def _gone(facts: Facts, view: wire.PluginView) -> Advice:
+def _gone(facts: RemedyFacts, view: wire.PluginView) -> Advice:
     why = "its bundle is gone from the plugin directory: put it back, or give the plugin up"
     return Advice(why, _verb("disable" if view.status == "active" else "forget", facts))
 
@@ -167,7 +167,7 @@ def _afresh(view: wire.PluginView) -> Iterator[str]:
     yield from ("forget", "install")
 
 
-def _words(facts: Facts, code: str) -> dict[str, str]:
+def _words(facts: RemedyFacts, code: str) -> dict[str, str]:
     """What the commands above name, each quoted for a shell; in capitals what only the operator knows."""
     refused = [row for row in facts.rejected if row.code == code]
     row, view = refused[0] if refused else None, facts.view
@@ -188,7 +188,7 @@ def _words(facts: Facts, code: str) -> dict[str, str]:
 # A plugin about which an operator decided.
 
 
-def _next(facts: Facts, why: str, verb: str) -> Advice:
+def _next(facts: RemedyFacts, why: str, verb: str) -> Advice:
     """The next step; when the daemon says that it would be refused, what that takes first."""
     refusal = facts.causes.get("refusal")
     if not isinstance(refusal, dict):
@@ -196,7 +196,7 @@ def _next(facts: Facts, why: str, verb: str) -> Advice:
     return remedy_causes.refused(facts.plugin_id, why, verb, refusal)
 
 
-def _active(facts: Facts, view: wire.PluginView) -> Advice:
+def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
     runtime = view.runtime
     if runtime.state == "failed":
         return remedy_causes.failed(facts.plugin_id, runtime, facts.grants, _sign(facts))
@@ -221,7 +221,7 @@ def _active(facts: Facts, view: wire.PluginView) -> Advice:
     return Advice("it runs as decided")
 
 
-def _sign(facts: Facts) -> Advice | None:
+def _sign(facts: RemedyFacts) -> Advice | None:
     """What its stderr gives away."""
     found = facts.causes.get("signs")
     signs = found if isinstance(found, list) else []

@@ -8,7 +8,7 @@ from latticed.ctl import ask, decision
 from latticed.ctl.arguments import Parser, examples
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl restart acme.demo")
 
@@ -17,6 +17,6 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     plain = session.client().post("plugins", "by-id", ask.known_id(session.args.id), "restart", body={})
     return decision.report(session, plain, "restarted")

@@ -9,7 +9,7 @@ from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl route list", "latticectl route list acme.page --format json")
 _TABLE: Final = (
@@ -27,11 +27,11 @@ def arguments(parser: Parser) -> None:
     delegated.add_list(actions, "routes and whether they are served")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     return delegated.listed(session, "routes", "routes", _TABLE, _row)
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     del session
     target = next((delegated.text(row, name) for name in ("origin", "action") if row.get(name)), "")
     return (

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl secret set API_TOKEN < token.txt         # without its last line end",
@@ -47,7 +47,7 @@ def arguments(parser: Parser) -> None:
         action.add_argument("id", metavar="ID", help="the plugin's id")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     match session.args.action:
         case "list":
             return _list(session)
@@ -59,25 +59,25 @@ def run(session: Session) -> int:
             return _bind(session, bound=action == "bind")
 
 
-def _list(session: Session) -> int:
+def _list(session: CtlSession) -> int:
     plain = replies.mapping(session.client().get("secrets"), "secrets")
     rows = replies.rows(plain.get("secrets"), "list of secrets")
     screen = session.screen
     if screen.json_wanted:
         screen.json(list(rows))
-        return Exit.OK
+        return ExitCode.OK
     screen.rows(_TABLE, [_row(session, row) for row in rows])
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     usable = Cell("yes", "good") if row.get("usable") else Cell("no: other key", "bad")
     plugins = ", ".join(replies.texts(row.get("plugins") or []))
     updated = session.screen.when(str(row.get("updated_at") or ""))
     return str(row.get("name") or ""), str(row.get("version") or ""), usable, plugins, updated
 
 
-def _set(session: Session) -> int:
+def _set(session: CtlSession) -> int:
     if sys.stdin.isatty():
         value = getpass.getpass(f"{session.args.name}: ").encode()
     else:
@@ -93,17 +93,17 @@ def _set(session: Session) -> int:
     return _told(session, "set", {"set": True})
 
 
-def _delete(session: Session) -> int:
+def _delete(session: CtlSession) -> int:
     query = {"unbind": "true"} if session.args.unbind else None
     plain = replies.mapping(session.client().delete("secrets", session.args.name, query=query), "secret")
     plugins = replies.texts(plain.get("plugins") or [])
     _told(session, "deleted", {"deleted": True, "plugins": plugins})
     if plugins:
         session.screen.note("it is gone from", ", ".join(plugins))
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _bind(session: Session, *, bound: bool) -> int:
+def _bind(session: CtlSession, *, bound: bool) -> int:
     name, plugin_id = session.args.name, ask.known_id(session.args.id)
     client = session.client()
     if bound:
@@ -113,9 +113,9 @@ def _bind(session: Session, *, bound: bool) -> int:
     return _told(session, f"{'bound to' if bound else 'no longer bound to'} {plugin_id}", {"bound": bound})
 
 
-def _told(session: Session, done: str, record: dict[str, Any]) -> int:
+def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
     if session.screen.json_wanted:
         session.screen.json({"name": session.args.name, **record})
     else:
         session.screen.line(session.args.name, done)
-    return Exit.OK
+    return ExitCode.OK

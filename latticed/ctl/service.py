@@ -9,7 +9,7 @@ from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl service list", "latticectl service list acme.store --format json")
 _TABLE: Final = (
@@ -29,11 +29,11 @@ def arguments(parser: Parser) -> None:
     delegated.add_list(actions, "services and how they are")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     return delegated.listed(session, "services", "services", _TABLE, _row)
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     return (
         delegated.text(row, "plugin"),
         delegated.text(row, "name"),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
 
-    from latticed.ctl.client import Client
+    from latticed.ctl.client import ControlClient
     from latticed.ctl.render import Screen
     from latticed.settings import Settings
 
@@ -18,23 +18,23 @@ PACKAGED: Final = "/run/latticed/control.sock"
 """Where the packaged unit listens."""
 
 
-class Session(NamedTuple):
+class CtlSession(NamedTuple):
     """One run. Like all records on the way of every start a NamedTuple: `dataclasses` costs 12 ms to import (P8)."""
 
     args: Namespace
     screen: Screen
     environ: Mapping[str, str]
 
-    def client(self, *, read_s: float | None = None) -> Client:
+    def client(self, *, read_s: float | None = None) -> ControlClient:
         """A client for the socket of --socket, LATTICED_SOCKET, or the settings (contracts §8).
 
         `read_s`: how long it waits for an answer, where that is not as long as usual.
         """
-        from latticed.ctl.client import READ_S, Client
+        from latticed.ctl.client import READ_S, ControlClient
 
         given = getattr(self.args, "socket", None) or self.environ.get("LATTICED_SOCKET")
         path = given or self._settings_socket()
-        return Client(path, read_s=READ_S if read_s is None else read_s, owner=self._socket_owner)
+        return ControlClient(path, read_s=READ_S if read_s is None else read_s, owner=self._socket_owner)
 
     def _socket_owner(self) -> str:
         """Who may serve the socket besides root and the caller; settings that cannot be read name nobody."""

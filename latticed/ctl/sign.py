@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.model import ids
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl key generate acme.key",
@@ -29,7 +29,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--publisher", metavar="NAME", help="write this publisher into the manifest")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     from latticed.trust import key_files
 
     args = session.args
@@ -39,24 +39,24 @@ def run(session: Session) -> int:
     signed = [_sign(directory, key, args.publisher) for directory in args.bundles]
     if session.screen.json_wanted:
         session.screen.json(signed)
-        return Exit.OK
+        return ExitCode.OK
     for record in signed:
         session.screen.line(
             f"{record['path']}: signed {record['id']} as {record['publisher']}, {record['digest_sha256']}"
         )
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict[str, Any]:
     """Sign one bundle in place; the manifest is replaced in one step, after everything about it held."""
     from latticed.bundle import write
-    from latticed.bundle.read import Limits, ReadRefused
+    from latticed.bundle.read import ReadLimits, ReadRefused
     from latticed.ctl import offline
     from latticed.kit import strict_json
     from latticed.trust import key_files, sign
 
     try:
-        with offline.opened(directory, Limits()) as source:
+        with offline.opened(directory, ReadLimits()) as source:
             raw = strict_json.loads(source.manifest(), integers_only=True)
             if not isinstance(raw, dict):
                 raise Problem("manifest_invalid_json", f"{directory}: expected manifest.json to hold one JSON object")

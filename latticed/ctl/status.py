@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import render, replies, when
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl status", "latticectl status --format json")
 
@@ -18,12 +18,12 @@ def arguments(parser: Parser) -> None:
     """No arguments of its own."""
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     plain = replies.mapping(session.client().get("status"), "status")
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     audit = replies.mapping(plain.get("audit") or {}, "audit head")
     head = str(audit.get("head") or "")
     started = screen.when(str(plain.get("started_at") or ""))
@@ -41,4 +41,4 @@ def run(session: Session) -> int:
             ("audit", f"event {audit['seq']}, head {head[:16]}" if audit.get("seq") else ""),
         ]
     )
-    return Exit.OK
+    return ExitCode.OK

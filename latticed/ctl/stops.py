@@ -12,11 +12,11 @@ from latticed.trust import policy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
     from latticed.trust.policy import TrustPolicy
 
 
-def told(session: Session, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
+def told(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
     """The active plugins that stop under `new`, said on stderr; None, and said so, when that cannot be known."""
     screen = session.screen
     try:

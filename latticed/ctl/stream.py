@@ -7,14 +7,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from latticed.ctl import replies
-from latticed.ctl.exits import Exit, of
+from latticed.ctl.exits import ExitCode, of
 from latticed.model import chain
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from latticed.ctl.client import Client
+    from latticed.ctl.client import ControlClient
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -55,7 +55,7 @@ def _id(value: str) -> str:
     return value
 
 
-def backlog(client: Client, since: str, query: Mapping[str, str]) -> Iterator[Sent]:
+def backlog(client: ControlClient, since: str, query: Mapping[str, str]) -> Iterator[Sent]:
     """What there is after `since`; the last one tells how far that goes and has no data."""
     with closing(client.lines("events", query={**query, "since": since})) as lines:
         for sent in decode(lines):
@@ -66,7 +66,7 @@ def backlog(client: Client, since: str, query: Mapping[str, str]) -> Iterator[Se
 
 
 def follow(
-    client: Client, since: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
+    client: ControlClient, since: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
 ) -> Iterator[Sent]:
     """Events after `since` (None: from now on), without an end.
 
@@ -91,7 +91,7 @@ def follow(
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
-def _once(client: Client, since: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
+def _once(client: ControlClient, since: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
     headers = {} if since is None else {"Last-Event-ID": since}
     with closing(client.lines("events", query=query, headers=headers)) as lines:
         yield from decode(lines)
@@ -99,4 +99,4 @@ def _once(client: Client, since: str | None, query: Mapping[str, str]) -> Iterat
 
 def passing(problem: Problem) -> bool:
     """Whether a daemon that is away, just starting, or full may answer later."""
-    return of(problem) is Exit.UNREACHABLE or getattr(problem, "status", 0) in _BUSY
+    return of(problem) is ExitCode.UNREACHABLE or getattr(problem, "status", 0) in _BUSY

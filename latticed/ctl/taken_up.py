@@ -11,14 +11,14 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
     from latticed.trust.policy import TrustPolicy
 
 WITHIN_S: Final = 5.0
 LOOK_S: Final = 0.1
 
 
-def wait(session: Session, path: Path, policy: TrustPolicy) -> str:
+def wait(session: CtlSession, path: Path, policy: TrustPolicy) -> str:
     """Return once `policy`, written to `path`, has had its effect; what an operator is to be told otherwise.
 
     Nothing is waited for when the settings name another file, or no daemon answers this caller.

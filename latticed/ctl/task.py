@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl task list --state submitted",
@@ -54,7 +54,7 @@ def arguments(parser: Parser) -> None:
     cancel.add_argument("--all", action="store_true", help="every task that has not ended")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     match session.args.action:
         case "list":
             return _list(session)
@@ -66,7 +66,7 @@ def run(session: Session) -> int:
             return _cancel(session)
 
 
-def _list(session: Session) -> int:
+def _list(session: CtlSession) -> int:
     args = session.args
     query = {"state": args.state, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("tasks", query=query), "tasks")
@@ -75,10 +75,10 @@ def _list(session: Session) -> int:
         session.screen.json(plain)
     else:
         session.screen.rows(_TABLE, [_row(session, row) for row in rows])
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _row(session: Session, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     state = str(row.get("state") or "")
     return (
         str(row.get("id") or ""),
@@ -98,12 +98,12 @@ def _exit(row: dict[str, Any]) -> str:
     return "" if row.get("exit_code") is None else str(row["exit_code"])
 
 
-def _show(session: Session) -> int:
+def _show(session: CtlSession) -> int:
     plain = replies.mapping(session.client().get("tasks", session.args.task), "task")
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     screen.fields(_fields(plain, screen))
     for name in ("script", "stdout", "stderr"):
         text = str(plain.get(name) or "")
@@ -112,7 +112,7 @@ def _show(session: Session) -> int:
             screen.line(f"{name}{cut}:")
             for line in text.removesuffix("\n").split("\n"):
                 screen.line(_INDENT + line.replace("\t", "    "))
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _is_cut(plain: dict[str, Any], name: str) -> bool:
@@ -142,13 +142,13 @@ def _fields(plain: dict[str, Any], screen: render.Screen) -> Iterator[tuple[str,
         yield label, screen.when(str(plain.get(key) or ""))
 
 
-def _approve(session: Session) -> int:
+def _approve(session: CtlSession) -> int:
     args = session.args
     plain = session.client().post("tasks", args.task, "approve", body={"sha256": args.sha256})
     return _told(session, plain, args.task, "approved")
 
 
-def _cancel(session: Session) -> int:
+def _cancel(session: CtlSession) -> int:
     args = session.args
     if bool(args.task) == bool(args.all):
         raise Problem("usage", "expected a task, or --all", "latticectl task list shows their ids")
@@ -159,9 +159,9 @@ def _cancel(session: Session) -> int:
     return _told(session, plain, args.task, str(plain.get("state") or ""))
 
 
-def _told(session: Session, plain: Any, *words: str) -> int:
+def _told(session: CtlSession, plain: Any, *words: str) -> int:
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:
         session.screen.line(*words)
-    return Exit.OK
+    return ExitCode.OK

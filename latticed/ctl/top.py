@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import activity, render, views, when
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit, of
+from latticed.ctl.exits import ExitCode, of
 from latticed.ctl.table import Column
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import Client
-    from latticed.ctl.session import Session
+    from latticed.ctl.client import ControlClient
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples("latticectl top", "latticectl top --interval 5", "latticectl top --format json")
 
@@ -43,7 +43,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--interval", metavar="S", type=_seconds, default=1.0, help="seconds between two looks")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     client, screen = session.client(), session.screen
     if screen.out.isatty() and sys.stdin.isatty() and not screen.json_wanted:
         return _live(session, client)
@@ -54,7 +54,7 @@ def run(session: Session) -> int:
         screen.rows(_COLUMNS, map(_cells, found))
     else:
         screen.note("no plugins")
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _seconds(text: str) -> float:
@@ -67,13 +67,13 @@ def _seconds(text: str) -> float:
     return wanted
 
 
-def _look(client: Client, before: activity.Sample | None) -> tuple[list[activity.Row], activity.Sample]:
+def _look(client: ControlClient, before: activity.Sample | None) -> tuple[list[activity.ActivityRow], activity.Sample]:
     sample = activity.read(client.metrics(), time.monotonic())
     known = views.plugins(client.get("plugins"))
     return activity.rows(known, sample, before, now_s=time.time()), sample
 
 
-def _cells(row: activity.Row) -> tuple[Any, ...]:
+def _cells(row: activity.ActivityRow) -> tuple[Any, ...]:
     return (
         row.id,
         render.word(row.status),
@@ -90,7 +90,7 @@ def _cells(row: activity.Row) -> tuple[Any, ...]:
 # Live.
 
 
-def _live(session: Session, client: Client) -> int:
+def _live(session: CtlSession, client: ControlClient) -> int:
     """Draw until `q`, Ctrl-C or the end of input; the terminal is left as it was found."""
     import termios
     import tty
@@ -107,10 +107,10 @@ def _live(session: Session, client: Client) -> int:
         out.write(_LEAVE)
         out.flush()
         termios.tcsetattr(keys, termios.TCSADRAIN, kept)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _draw_until_told(session: Session, client: Client, keys: int) -> None:
+def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> None:
     before: activity.Sample | None = None
     shown = ""
     while True:
@@ -118,7 +118,7 @@ def _draw_until_told(session: Session, client: Client, keys: int) -> None:
             found, before = _look(client, before)
             shown = _drawn(session, found)
         except Problem as problem:
-            if of(problem) is not Exit.UNREACHABLE or not shown:
+            if of(problem) is not ExitCode.UNREACHABLE or not shown:
                 raise
             shown = f"the daemon does not answer: {problem.detail}"
             before = None
@@ -135,7 +135,7 @@ def _told(keys: int, within_s: float) -> bool:
     return bool(ready) and os.read(keys, 64) in {b"", b"q", b"Q", b"\x03", b"\x04"}
 
 
-def _drawn(session: Session, found: list[activity.Row]) -> str:
+def _drawn(session: CtlSession, found: list[activity.ActivityRow]) -> str:
     text = io.StringIO()
     width = os.get_terminal_size(session.screen.out.fileno()).columns or None
     screen = session.screen._replace(out=text, width=width)
@@ -146,7 +146,7 @@ def _drawn(session: Session, found: list[activity.Row]) -> str:
     return text.getvalue()
 
 
-def _paint(session: Session, shown: str) -> None:
+def _paint(session: CtlSession, shown: str) -> None:
     """One picture over the last, as far as the terminal is high; no line is ever drawn twice or scrolled."""
     height = os.get_terminal_size(session.screen.out.fileno()).lines or 24
     lines = shown.splitlines()[: max(1, height - 1)]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Column
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
     from latticed.trust.policy import Publisher, TrustPolicy
 
 EXAMPLES: Final = examples(
@@ -62,7 +62,7 @@ def arguments(parser: Parser) -> None:
         action.add_argument("--trust", metavar="FILE", type=str, help="this trust.json instead of the settings'")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     match session.args.action:
         case "add":
             return _edit(session, _added)
@@ -76,12 +76,12 @@ def run(session: Session) -> int:
             return _show(session)
 
 
-def _file(session: Session) -> Path:
+def _file(session: CtlSession) -> Path:
     given = getattr(session.args, "trust", None)
     return Path(given) if given else session.settings().trust_file
 
 
-def _edit(session: Session, change: Any) -> int:
+def _edit(session: CtlSession, change: Any) -> int:
     """Apply `change(policy, args) -> (policy, words)` to the file; what takes trust away says first what stops."""
     from latticed.ctl import policy_file, taken_up
 
@@ -102,10 +102,10 @@ def _edit(session: Session, change: Any) -> int:
         session.screen.json(_plain(new, path))
     else:
         session.screen.line(done)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _foreseen(session: Session, change: Any, path: Path) -> int:
+def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
     """Say which plugins stop by the change, and in a dry run what it would come to."""
     from latticed.ctl import policy_file, stops
     from latticed.trust.policy import NOBODY
@@ -125,7 +125,7 @@ def _foreseen(session: Session, change: Any, path: Path) -> int:
         screen.line(done)
     if dry_run:
         screen.note("nothing was changed: this was a dry run")
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _added(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
@@ -184,7 +184,7 @@ def _revoked(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
     return with_revocations(policy, more), f"revoked: {', '.join(named)}"
 
 
-def _lift(session: Session) -> int:
+def _lift(session: CtlSession) -> int:
     from latticed.trust import policy_fields
 
     args = session.args
@@ -203,7 +203,7 @@ def _lift(session: Session) -> int:
         session.screen.json(plain)
     else:
         session.screen.line(f"lifted: {kind}", value)
-    return Exit.OK
+    return ExitCode.OK
 
 
 def _named(read: Any, given: str, option: str) -> str:
@@ -235,12 +235,12 @@ def _publisher(name: str, one: Publisher) -> dict[str, Any]:
     return {"publisher": name, "keys": list(one.keys), "ids": list(one.ids), "max_risk": risk}
 
 
-def _show(session: Session) -> int:
+def _show(session: CtlSession) -> int:
     plain = _asked(session)
     screen = session.screen
     if screen.json_wanted:
         screen.json(plain)
-        return Exit.OK
+        return ExitCode.OK
     screen.fields(_switches(plain))
     rows = list(_rows(plain))
     if rows:
@@ -249,10 +249,10 @@ def _show(session: Session) -> int:
     for kind, entries in (revoked if isinstance(revoked, dict) else {}).items():
         for entry in replies.texts(entries):
             screen.line("revoked", str(kind), entry)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _asked(session: Session) -> dict[str, Any]:
+def _asked(session: CtlSession) -> dict[str, Any]:
     """What the daemon trusts now; what the file says when it was named or nobody answers."""
     if getattr(session.args, "trust", None) is None:
         try:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import ask, consent, decision
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.client import Refusal
+from latticed.ctl.client import ApiRefusal
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl info acme.demo              # shows the candidate and what it adds",
@@ -25,7 +25,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--accept-publisher", metavar="NAME", help="let this publisher take the plugin over")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args = session.args
     client = session.client()
     body = {**consent.given(args), **decision.dry_run(args)}
@@ -33,7 +33,7 @@ def run(session: Session) -> int:
         body["accept_publisher"] = args.accept_publisher
     try:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
-    except Refusal as refusal:
+    except ApiRefusal as refusal:
         if refusal.code != "no_candidate" or args.accept_publisher is not None:
             raise decision.with_command(refusal, session) from refusal
         plain, view = ask.plugin(client, args.id)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit
+from latticed.ctl.exits import ExitCode
 
 if TYPE_CHECKING:
     from latticed import wire
-    from latticed.bundle.read import Limits
-    from latticed.ctl.session import Session
+    from latticed.bundle.read import ReadLimits
+    from latticed.ctl.session import CtlSession
     from latticed.trust.policy import TrustPolicy
 
 EXAMPLES: Final = examples(
@@ -26,7 +26,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--trust", metavar="FILE", type=str, help="this trust.json instead of the settings'")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     from latticed.ctl import offline
 
     policy, limits = _rules(session)
@@ -36,19 +36,19 @@ def run(session: Session) -> int:
     else:
         for one in found:
             _print(session, one)
-    return Exit.OK if all(one.ok for one in found) else Exit.REFUSED
+    return ExitCode.OK if all(one.ok for one in found) else ExitCode.REFUSED
 
 
-def _rules(session: Session) -> tuple[TrustPolicy, Limits]:
+def _rules(session: CtlSession) -> tuple[TrustPolicy, ReadLimits]:
     """Policy and limits; with --trust alone no settings are looked at, so nothing of this host counts."""
-    from latticed.bundle.read import Limits
+    from latticed.bundle.read import ReadLimits
     from latticed.ctl import policy_file
 
     given = session.args.trust
     if given and not getattr(session.args, "config", None):
-        return policy_file.read(Path(given)), Limits()
+        return policy_file.read(Path(given)), ReadLimits()
     settings = session.settings()
-    limits = Limits(
+    limits = ReadLimits(
         manifest_bytes=settings.limits.manifest_bytes,
         artifact_bytes=settings.limits.artifact_bytes,
         deadline_s=settings.limits.read_deadline_s,
@@ -56,7 +56,7 @@ def _rules(session: Session) -> tuple[TrustPolicy, Limits]:
     return policy_file.read(Path(given) if given else settings.trust_file), limits
 
 
-def _print(session: Session, one: wire.VerdictView) -> None:
+def _print(session: CtlSession, one: wire.VerdictView) -> None:
     named = " ".join(part for part in (one.id, one.version) if part)
     if one.ok:
         session.screen.line(f"{one.path}: verified", named)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit, of
+from latticed.ctl.exits import ExitCode, of
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl version",
@@ -32,7 +32,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--verbose", action="store_true", help="also print the host's public key and the socket")
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     mine = own()
     found: dict[str, Any] = {}
     trouble: Problem | None = None
@@ -54,4 +54,4 @@ def run(session: Session) -> int:
         screen.flush()
         screen.error(trouble)
         return of(trouble)
-    return Exit.OK
+    return ExitCode.OK

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import Exit, of
+from latticed.ctl.exits import ExitCode, of
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed import wire
-    from latticed.ctl.session import Session
+    from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl wait acme.demo --for available --timeout 60",
@@ -43,7 +43,7 @@ def arguments(parser: Parser) -> None:
     )
 
 
-def run(session: Session) -> int:
+def run(session: CtlSession) -> int:
     args = session.args
     client = session.client()
     deadline_s = time.monotonic() + args.timeout
@@ -56,7 +56,7 @@ def run(session: Session) -> int:
         except Problem as problem:
             if not _passing(problem, reached_once=reached_once):
                 raise
-            reached_once = reached_once or of(problem) is Exit.NOT_FOUND
+            reached_once = reached_once or of(problem) is ExitCode.NOT_FOUND
             found = problem
         if isinstance(found, tuple) and _holds(args.condition, found[1]):
             return _done(session, found[0])
@@ -68,7 +68,9 @@ def run(session: Session) -> int:
 def _passing(problem: Problem, *, reached_once: bool) -> bool:
     """Whether time may mend it: a bundle not there yet, a daemon that restarts (one never reached is told at once)."""
     code = of(problem)
-    return (code is Exit.NOT_FOUND and hasattr(problem, "status")) or (code is Exit.UNREACHABLE and reached_once)
+    return (code is ExitCode.NOT_FOUND and hasattr(problem, "status")) or (
+        code is ExitCode.UNREACHABLE and reached_once
+    )
 
 
 def _holds(condition: str, view: wire.PluginView) -> bool:
@@ -86,15 +88,15 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
             return runtime.state == "failed" and runtime.next_retry_at is None
 
 
-def _done(session: Session, plain: dict[str, Any]) -> int:
+def _done(session: CtlSession, plain: dict[str, Any]) -> int:
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:
         session.screen.line(session.args.id, "is", session.args.condition)
-    return Exit.OK
+    return ExitCode.OK
 
 
-def _too_late(session: Session, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
+def _too_late(session: CtlSession, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
     if isinstance(found, Problem):
         return found
     view = found[1]

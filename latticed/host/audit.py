@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Both = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
 
 
-class Query(Params, frozen=True):
+class AuditQuery(Params, frozen=True):
     """`after`: a cursor in both chains, or a seq of the decisions, which are then all that is told."""
 
     after: Whole | Both | None = None
@@ -30,16 +30,16 @@ class Query(Params, frozen=True):
     decision: str | None = None
 
 
-class Audit:
+class AuditCalls:
     """The service."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def calls(self) -> tuple[Served, ...]:
-        return (Served(method="audit.query", params=Query, serve=self._query),)
+        return (Served(method="audit.query", params=AuditQuery, serve=self._query),)
 
-    async def _query(self, caller: Caller, asked: Query) -> dict[str, Any]:
+    async def _query(self, caller: Caller, asked: AuditQuery) -> dict[str, Any]:
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
         alone = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after

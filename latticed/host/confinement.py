@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.artifact import Artifact
     from latticed.sandbox.levels import Level
     from latticed.sandbox.probe import Probed
-    from latticed.sandbox.spec import Ids, Request
+    from latticed.sandbox.spec import ChildRequest, Ids
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 CODE: Final = "program_unusable"
@@ -45,7 +45,7 @@ class Spawner(Protocol):
 
     async def spawn(
         self,
-        request: Request,
+        request: ChildRequest,
         chosen: Chosen,
         *,
         on_exit: Callable[[Exit], None],
@@ -66,7 +66,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
     chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
-    if isinstance(chosen, levels.Refused):
+    if isinstance(chosen, levels.LevelRefused):
         raise Problem(chosen.code, chosen.reason, chosen.hint)
     return Chosen(level=chosen.level, features=chosen.features | (_LIKES & provided.features))
 
@@ -89,7 +89,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
         if head.startswith(b"#!"):
             script = trusted.read(Path(path), MAX_SCRIPT_BYTES, owners=owners)
             return artifact.of_bytes(script, interpreters=interpreters)
-    except (OSError, ValueError, trusted.Foreign) as error:
+    except (OSError, ValueError, trusted.ForeignFile) as error:
         raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
     except Problem as problem:
         raise _unusable(path, problem.detail) from problem

@@ -25,7 +25,7 @@ class _Lanes(Generic[T]):
         return not any(self.waiting.values()) and not any(self.running.values())
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """`total` and `per_owner` places, both at least 2."""
 
     def __init__(self, *, total: int, per_owner: int) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.ledger import Connection, Ledger
-    from latticed.settings import HostCalls
+    from latticed.settings import HostCallSettings
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ FOR_WORKERS: Final = frozenset({"default"})
 """The buckets of operators that workers' templates may name."""
 
 
-class Key(Params, frozen=True):
+class KvKey(Params, frozen=True):
     key: str
 
 
-class Get(Params, frozen=True):
+class KvGet(Params, frozen=True):
     """`bucket` absent: the caller's own."""
 
     key: str
@@ -50,13 +50,13 @@ class ListKeys(Params, frozen=True):
     after: str = ""
 
 
-class Put(Params, frozen=True):
+class KvPut(Params, frozen=True):
     key: str
     value: str | None = None
     value_base64: str | None = None
 
 
-class Kv:
+class KvCalls:
     """The service; `quota()` bounds each plugin's bucket, as the settings are now.
 
     `granted(plugin_id)` are the buckets of operators that a worker of that id may name besides `default`.
@@ -66,7 +66,7 @@ class Kv:
         self,
         ledger: Ledger,
         *,
-        quota: Callable[[], rows.Quota],
+        quota: Callable[[], rows.KvQuota],
         granted: Callable[[str], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         self._ledger = ledger
@@ -75,13 +75,13 @@ class Kv:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="kv.get", params=Get, serve=self._get),
+            Served(method="kv.get", params=KvGet, serve=self._get),
             Served(method="kv.list", params=ListKeys, serve=self._list),
-            Served(method="kv.put", params=Put, serve=self._put),
-            Served(method="kv.delete", params=Key, serve=self._delete),
+            Served(method="kv.put", params=KvPut, serve=self._put),
+            Served(method="kv.delete", params=KvKey, serve=self._delete),
         )
 
-    async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
+    async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
         key, bucket = _checked(asked.key), self._readable(caller, asked.bucket)
         value = self._read(lambda db: rows.get(db, bucket, key))
         if value is None:
@@ -111,7 +111,7 @@ class Kv:
         except Problem as problem:
             raise _host_error(problem) from problem
 
-    async def _put(self, caller: Caller, asked: Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
         key, value = _checked(asked.key), _value(asked)
         try:
             await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota()))
@@ -119,7 +119,7 @@ class Kv:
             raise _host_error(problem) from problem
         return {"ok": True}
 
-    async def _delete(self, caller: Caller, asked: Key) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:
         key = _checked(asked.key)
         try:
             return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
@@ -127,9 +127,9 @@ class Kv:
             raise _host_error(problem) from problem
 
 
-def quota_of(limits: HostCalls) -> rows.Quota:
+def quota_of(limits: HostCallSettings) -> rows.KvQuota:
     """What one bucket may hold."""
-    return rows.Quota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
+    return rows.KvQuota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
 
 
 def bucket_of(caller: Caller) -> str:
@@ -152,7 +152,7 @@ def _checked(key: str) -> str:
     return key
 
 
-def _value(asked: Put) -> bytes:
+def _value(asked: KvPut) -> bytes:
     if (asked.value is None) == (asked.value_base64 is None):
         raise HostError(Denial.BAD_PARAMS, "expected exactly one of value and value_base64")
     if asked.value is not None:

@@ -11,7 +11,7 @@ RATE_BYTES_PER_S: Final = 1 << 20
 BURST_BYTES: Final = 4 << 20
 
 
-class Tail(asyncio.Protocol):
+class LastOutput(asyncio.Protocol):
     """Keeps the newest `most` bytes; `total` counts all. A program that writes too fast is made to wait."""
 
     def __init__(self, most: int) -> None:

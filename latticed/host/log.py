@@ -19,22 +19,22 @@ ALIASES: Final = MappingProxyType({"warn": "warning"})
 """What other lattice hosts call a level. Case does not matter; a level that nobody knows is info."""
 
 
-class Write(Params, frozen=True):
+class LogWrite(Params, frozen=True):
     message: str
     level: str = "info"
     fields: dict[str, Any] = {}
 
 
-class Log:
+class LogCalls:
     """The service; `emit(level, plugin_id, message, fields)` writes one record of escaped, capped text."""
 
     def __init__(self, emit: Callable[[str, str, str, dict[str, str]], None]) -> None:
         self._emit = emit
 
     def calls(self) -> tuple[Served, ...]:
-        return (Served(method="log.write", params=Write, serve=self._write),)
+        return (Served(method="log.write", params=LogWrite, serve=self._write),)
 
-    async def _write(self, caller: Caller, asked: Write) -> dict[str, Any]:
+    async def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
         said = asked.level.lower()
         level = ALIASES.get(said, said if said in LEVELS else "info")
         fields = {

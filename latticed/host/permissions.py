@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class PluginStanding:
     """What of a plugin decides.
 
     `active`: an operator has it active, and it is not being handed over. `fault`: the code for which its bundle or
@@ -31,7 +31,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class PermissionRefused:
     """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`,
     `env_not_granted`, or `not_seen`.
     """
@@ -50,20 +50,20 @@ class Refusal:
         return self.code != "not_seen"
 
 
-UNKNOWN: Final = Standing()
+UNKNOWN: Final = PluginStanding()
 """That of a plugin which there is not."""
 
 
-def judge(standing: Standing, *capabilities: str) -> Refusal | None:
+def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
     """Why nothing may be done for a plugin that stands like this, or None: it holds one of `capabilities`."""
     if not standing.seen:
-        return Refusal(code="not_seen", reason="the plugin directory has not been looked at yet")
+        return PermissionRefused(code="not_seen", reason="the plugin directory has not been looked at yet")
     if standing.fault:
-        return Refusal(code="not_available", reason=f"its bundle does not verify: {standing.fault}")
+        return PermissionRefused(code="not_available", reason=f"its bundle does not verify: {standing.fault}")
     if not standing.active:
-        return Refusal(code="not_active", reason="it is not active")
+        return PermissionRefused(code="not_active", reason="it is not active")
     if standing.granted.isdisjoint(capabilities):
-        return Refusal(code="capability_not_granted", reason=f"{' or '.join(capabilities)} is not granted")
+        return PermissionRefused(code="capability_not_granted", reason=f"{' or '.join(capabilities)} is not granted")
     return None
 
 
@@ -71,14 +71,14 @@ class Permissions:
     """Answers for every plugin, by how it stands at that moment. Until `follow` nothing is known of any."""
 
     def __init__(self) -> None:
-        self._standing: Callable[[str], Standing] = lambda _: Standing(seen=False)
-        self._told: dict[str, Standing] = {}
+        self._standing: Callable[[str], PluginStanding] = lambda _: PluginStanding(seen=False)
+        self._told: dict[str, PluginStanding] = {}
 
-    def follow(self, standing: Callable[[str], Standing]) -> None:
+    def follow(self, standing: Callable[[str], PluginStanding]) -> None:
         """Ask `standing` from now on."""
         self._standing = standing
 
-    def refusal(self, plugin_id: str, *capabilities: str) -> Refusal | None:
+    def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
         """Why nothing may be done for it that takes one of `capabilities`, or None."""
         return judge(self._standing(plugin_id), *capabilities)
 

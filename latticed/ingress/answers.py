@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.abc import AbstractStreamWriter
 
-    from latticed.host.route.table import Response
+    from latticed.host.route.table import RouteResponse
 
 GUARDS: Final = MappingProxyType(
     {
@@ -63,7 +63,7 @@ _WORDS: Final = {
 """What an outsider is told instead of what went wrong inside."""
 
 
-class Answer:
+class IngressAnswer:
     """A whole response, written in one piece; what the connection asks of aiohttp's own responses, and no more.
 
     Those say what software made them, and cost half as much as the whole of a small template.
@@ -117,15 +117,15 @@ class Answer:
         await self._writer.write_eof(self._data)
 
 
-def of_response(response: Response) -> Answer:
+def of_response(response: RouteResponse) -> IngressAnswer:
     """What a target answered; Problem("plugin_error") for a content type that would be more than one header."""
     said = response.content_type
     if not (said.isascii() and said.isprintable()):
         raise Problem("plugin_error", "expected a content type in visible ASCII")
-    return Answer(response.body, said, status=response.status)
+    return IngressAnswer(response.body, said, status=response.status)
 
 
-def of_problem(problem: Problem, *more: tuple[str, str]) -> Answer:
+def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
     """What went wrong, in a form that gives nothing of the inside away; `more` are further headers."""
     status = STATUS_OF.get(problem.code, HTTPStatus.BAD_GATEWAY)
     document = {
@@ -135,7 +135,7 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> Answer:
         "code": problem.code,
         "detail": _WORDS.get(status, problem.detail),
     }
-    return Answer(json.dumps(document).encode("ascii"), wire.PROBLEM_TYPE, status=int(status), more=more)
+    return IngressAnswer(json.dumps(document).encode("ascii"), wire.PROBLEM_TYPE, status=int(status), more=more)
 
 
 @functools.lru_cache(maxsize=256)

@@ -34,7 +34,7 @@ FIELD_BYTES: Final = 8_190
 HEADERS: Final = 64
 
 
-class Connection(RequestHandler):
+class OutsideConnection(RequestHandler):
     """One connection and what it owes."""
 
     def __init__(self, crowd: Crowd, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
@@ -134,7 +134,7 @@ class Crowd:
     def __init__(self, clock: Clock, *, most: int) -> None:
         self._clock = clock
         self._most = most
-        self._all: dict[Connection, None] = {}
+        self._all: dict[OutsideConnection, None] = {}
         self._emptied = asyncio.Event()
         self.cut = 0
 
@@ -144,7 +144,7 @@ class Crowd:
     def now(self) -> float:
         return self._clock.monotonic_s()
 
-    def enter(self, connection: Connection) -> None:
+    def enter(self, connection: OutsideConnection) -> None:
         """Take in a new connection; the oldest that owes us something makes room for it, or it is turned away."""
         connection.since_s = self.now()
         if len(self._all) >= self._most:
@@ -155,7 +155,7 @@ class Crowd:
                 return
         self._all[connection] = None
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: OutsideConnection) -> None:
         self._all.pop(connection, None)
         if not self._all:
             self._emptied.set()
@@ -192,7 +192,7 @@ class Crowd:
         for connection in list(self._all):
             self._cut(connection)
 
-    def _cut(self, connection: Connection) -> None:
+    def _cut(self, connection: OutsideConnection) -> None:
         self.cut += 1
         self.leave(connection)  # now: many may come before the loop tells of its loss, and each must cut another
         if connection.wire is not None:

@@ -9,7 +9,7 @@ from latticed.model.errors import Problem
 from latticed.settings import endpoints
 
 if TYPE_CHECKING:
-    from latticed.settings import Http
+    from latticed.settings import HttpSettings
 
 
 MAX_CHARACTERS: Final = 300
@@ -18,7 +18,7 @@ MAX_CHARACTERS: Final = 300
 class Hosts:
     """The names of the settings; none: the listen address and localhost. A name without a port stands for any port."""
 
-    def __init__(self, settings: Http) -> None:
+    def __init__(self, settings: HttpSettings) -> None:
         address, _, _ = settings.listen.rpartition(":")
         named = settings.hosts or (address, "localhost")
         self._allowed = frozenset(found for one in named if (found := endpoints.host(one)) is not None)

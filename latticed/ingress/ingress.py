@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from latticed.host.route.table import NOBODY, Listener, Request
+from latticed.host.route.table import NOBODY, RouteListener, RouteRequest
 from latticed.ingress import answers, request_target
-from latticed.ingress.connection import Connection, Crowd
+from latticed.ingress.connection import Crowd, OutsideConnection
 from latticed.ingress.hosts import Hosts
 from latticed.kit import descriptors, logs
 from latticed.kit.tasks import fenced
@@ -19,10 +19,10 @@ from latticed.model.errors import Problem
 from latticed.settings import endpoints
 
 if TYPE_CHECKING:
-    from latticed.host.route.table import Claim, Routes
-    from latticed.ingress.answers import Answer
+    from latticed.host.route.table import RouteClaim, RouteTable
+    from latticed.ingress.answers import IngressAnswer
     from latticed.kit.clock import Clock
-    from latticed.settings import Http
+    from latticed.settings import HttpSettings
 
 MAX_BODY_BYTES: Final = 256 << 10
 MAX_HEADER_BYTES: Final = 16 << 10
@@ -37,9 +37,9 @@ log = logs.get_logger()
 class Ingress:
     """Serves what `routes` has. An async context manager: leaving it lets answers under way finish, for a moment."""
 
-    connection: type[Connection] = Connection
+    connection: type[OutsideConnection] = OutsideConnection
 
-    def __init__(self, routes: Routes, settings: Http, *, clock: Clock) -> None:
+    def __init__(self, routes: RouteTable, settings: HttpSettings, *, clock: Clock) -> None:
         self._routes = routes
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
         self._hosts = Hosts(settings)
@@ -56,7 +56,7 @@ class Ingress:
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
             stack.push_async_callback(self._crowd.drain, DRAIN_S)
             stack.callback(self._hush)
-            self._routes.tell(Listener())
+            self._routes.tell(RouteListener())
             stack.callback(self._routes.tell, NOBODY)
             self._stack = stack.pop_all()
         return self
@@ -67,7 +67,7 @@ class Ingress:
     def _failed(self, error: BaseException) -> None:
         """A mistake of ours: what hangs on it must not look well."""
         log.error("ingress_failed", error=repr(error))
-        self._routes.tell(Listener(fault="the listener failed, see the daemon's log"))
+        self._routes.tell(RouteListener(fault="the listener failed, see the daemon's log"))
 
     # Listening while there is something to listen for.
 
@@ -79,7 +79,7 @@ class Ingress:
             elif not self._routes.in_use and self._server is not None:
                 self._hush()
                 self._crowd.dismiss()
-                self._routes.tell(Listener())
+                self._routes.tell(RouteListener())
             again = self._routes.in_use and self._server is None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S if again else None):
@@ -94,14 +94,14 @@ class Ingress:
             fault = f"cannot listen at {where}: {reason}"
             if self._routes.listener.fault != fault:
                 log.error("ingress_unavailable", address=where, reason=reason)
-            self._routes.tell(Listener(fault=fault))
+            self._routes.tell(RouteListener(fault=fault))
             return
         # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
         self._server = await loop.create_server(lambda: self.connection(self._crowd, http, loop), sock=sock, backlog=1)
         sock.listen(BACKLOG)
         url = _url(sock.getsockname()[:2])
         log.info("ingress_listening", address=url)
-        self._routes.tell(Listener(url=url))
+        self._routes.tell(RouteListener(url=url))
 
     def _hush(self) -> None:
         """Listen no more; who is connected is not touched."""
@@ -113,7 +113,7 @@ class Ingress:
     # One request.
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = cast("Connection", request.protocol)  # the server makes no other
+        connection = cast("OutsideConnection", request.protocol)  # the server makes no other
         try:
             answer = await self._answer(request, connection)
         except Problem as problem:
@@ -131,7 +131,9 @@ class Ingress:
             answer.force_close()
         return cast("web.StreamResponse", answer)
 
-    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer | web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, connection: OutsideConnection
+    ) -> IngressAnswer | web.StreamResponse:
         asked = request_target.parse(request.raw_path)
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:
@@ -149,7 +151,7 @@ class Ingress:
         connection.wants_body = request.body_exists
         body = await _body(request) if request.body_exists else b""
         connection.complete()
-        wanted = Request(method=method, path=asked.path, query=asked.query, headers=request.headers, body=body)
+        wanted = RouteRequest(method=method, path=asked.path, query=asked.query, headers=request.headers, body=body)
         try:
             return answers.of_response(await claim.target.serve(wanted))
         except asyncio.CancelledError:
@@ -185,7 +187,7 @@ async def _body(request: web.BaseRequest) -> bytes:
     return bytes(received)
 
 
-def _not_allowed(claim: Claim) -> Answer:
+def _not_allowed(claim: RouteClaim) -> IngressAnswer:
     methods = claim.target.methods
     allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     problem = Problem("method_not_allowed", f"expected one of {allowed}")

@@ -10,7 +10,7 @@ import urllib.parse
 from typing import TYPE_CHECKING, Final
 
 from latticed.ingress import answers, forwarding, request_target, same_origin
-from latticed.ingress.answers import Answer
+from latticed.ingress.answers import IngressAnswer
 from latticed.ingress.sessions import LIFE_S
 from latticed.ingress.streaming import SESSION_COOKIES
 from latticed.model.errors import Problem
@@ -56,14 +56,14 @@ class LoginDesk:
         self._sessions = sessions
         self._find = find
 
-    def sent_to(self, request: web.BaseRequest, raw: str) -> Answer:
+    def sent_to(self, request: web.BaseRequest, raw: str) -> IngressAnswer:
         """What who has not logged in gets at `raw`: people the login page, programs 401."""
         is_page = request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("Accept", "")
         if not is_page:
             return answers.of_problem(Problem("login_required", f"expected somebody who has logged in at {LOGIN}"))
         return _redirect(f"{LOGIN}?to={urllib.parse.quote(raw, safe='/')}")
 
-    async def answer(self, request: web.BaseRequest, asked: request_target.Asked, host: str) -> Answer:
+    async def answer(self, request: web.BaseRequest, asked: request_target.RequestTarget, host: str) -> IngressAnswer:
         """A request below PLACE."""
         if asked.path not in {LOGIN, LOGOUT}:
             raise Problem("not_found", "there is no such page")
@@ -88,7 +88,7 @@ class LoginDesk:
             return _page(LOGIN, "Log in", to, _LOGIN_FIELDS, problem)
         return _redirect(to, _cookie(made, secure=secure))
 
-    def _page(self, place: str, said: str) -> Answer:
+    def _page(self, place: str, said: str) -> IngressAnswer:
         _, to = self._target(said)
         if place == LOGOUT:
             return _page(LOGOUT, "Log out", to, "<button>Log out</button>")
@@ -123,18 +123,20 @@ async def _form(request: web.BaseRequest) -> dict[str, str]:
         raise Problem("bad_request", "expected a form in UTF-8") from error
 
 
-def _page(action: str, title: str, to: str, fields: str, problem: Problem | None = None) -> Answer:
+def _page(action: str, title: str, to: str, fields: str, problem: Problem | None = None) -> IngressAnswer:
     said = f'<p class="wrong">{html.escape(problem.detail)}</p>' if problem else ""
     page = _PAGE.format(title=title, said=said, action=action, to=html.escape(to, quote=True), fields=fields)
     status = answers.STATUS_OF[problem.code] if problem else 200
     more = [("X-Frame-Options", "DENY"), ("Referrer-Policy", "same-origin")]
     if problem is not None and problem.code == "login_throttled":
         more.append(("Retry-After", problem.hint))
-    return Answer(page.encode(), "text/html; charset=utf-8", status=int(status), more=tuple(more), policy=_POLICY)
+    return IngressAnswer(
+        page.encode(), "text/html; charset=utf-8", status=int(status), more=tuple(more), policy=_POLICY
+    )
 
 
-def _redirect(to: str, *more: tuple[str, str]) -> Answer:
-    return Answer(b"", "text/plain; charset=utf-8", status=303, more=(("Location", to), *more))
+def _redirect(to: str, *more: tuple[str, str]) -> IngressAnswer:
+    return IngressAnswer(b"", "text/plain; charset=utf-8", status=303, more=(("Location", to), *more))
 
 
 def _cookie(made: str, *, secure: bool) -> tuple[str, str]:

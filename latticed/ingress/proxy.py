@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from latticed.host.route.targets import Proxied
-    from latticed.ingress.connection import Connection
+    from latticed.ingress.connection import OutsideConnection
     from latticed.model.addresses import Address
 
 MAX_LINE_BYTES: Final = 16 << 10
@@ -38,7 +38,7 @@ _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ProxyLimits:
     """Of one exchange. `head_s` runs anew with each piece of the request; `idle_s` between pieces of the answer."""
 
     connect_s: float = 3.0
@@ -54,11 +54,11 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class ProxiedAnswer:
     """One request to be passed on: `path` and query below the route, still encoded; `private`: by who has logged in."""
 
     request: web.BaseRequest
-    connection: Connection
+    connection: OutsideConnection
     target: Proxied
     path: str
     private: bool
@@ -82,7 +82,7 @@ class Passed:
 class Proxy:
     """An async context manager."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ProxyLimits) -> None:
         self.limits = limits
         self._session: aiohttp.ClientSession | None = None
         self._under_way: Counter[str] = Counter()
@@ -115,7 +115,7 @@ class Proxy:
             raise Problem("service_unavailable", "the daemon is stopping")
         return self._session
 
-    def url(self, passed: Passed) -> URL:
+    def url(self, passed: ProxiedAnswer) -> URL:
         """Where to dial: the pinned address in numbers, so that no name is ever looked up; Problem when unbound."""
         address: Address | None = passed.target.pinned()
         if address is None:
@@ -135,7 +135,7 @@ class Proxy:
             _FOR.reset(dialling)
             self._under_way[target.plugin_id] -= 1
 
-    async def forward(self, passed: Passed) -> web.StreamResponse:
+    async def forward(self, passed: ProxiedAnswer) -> web.StreamResponse:
         """The answer, which has been sent; Problem while nothing has been."""
         limits, request = self.limits, passed.request
         check_size(request, limits.body_bytes)
@@ -152,7 +152,9 @@ class Proxy:
             async with _released(answer):
                 return await _passed_back(passed, answer, limits)
 
-    async def _asked(self, passed: Passed, fields: CIMultiDict[str], data: Any, upload: Upload) -> ClientResponse:
+    async def _asked(
+        self, passed: ProxiedAnswer, fields: CIMultiDict[str], data: Any, upload: Upload
+    ) -> ClientResponse:
         url, method = self.url(passed), passed.request.method
         try:
             async with asyncio.timeout(self.limits.head_s) as upload.deadline:
@@ -176,7 +178,7 @@ class Proxy:
 class Upload:
     """The body of a request on its way; `problem` is what was wrong with it."""
 
-    def __init__(self, request: web.BaseRequest, limits: Limits) -> None:
+    def __init__(self, request: web.BaseRequest, limits: ProxyLimits) -> None:
         self._request = request
         self._limits = limits
         self.problem: Problem | None = None
@@ -208,7 +210,7 @@ class Upload:
         return problem
 
 
-async def _passed_back(passed: Passed, answer: ClientResponse, limits: Limits) -> web.StreamResponse:
+async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: ProxyLimits) -> web.StreamResponse:
     """Send the answer on, piece by piece."""
     request = passed.request
     fields = forwarding.answered(
@@ -235,7 +237,7 @@ async def _passed_back(passed: Passed, answer: ClientResponse, limits: Limits) -
     return out
 
 
-async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: Limits) -> None:
+async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: ProxyLimits) -> None:
     sent = 0
     while True:
         async with asyncio.timeout(limits.idle_s):

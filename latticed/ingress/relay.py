@@ -16,7 +16,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from aiohttp import ClientWebSocketResponse
 
-    from latticed.ingress.proxy import Limits, Passed, Proxy
+    from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
 
 CLOSE_S: Final = 2.0
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
@@ -30,7 +30,7 @@ def is_wanted(request: web.BaseRequest) -> bool:
     return request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket"
 
 
-async def relay(passed: Passed, through: Proxy) -> web.StreamResponse:
+async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
     """Pass messages on until one side ends; Problem before the client was answered."""
     protocols = _asked(passed.request)
     with through.place(passed.target):
@@ -66,7 +66,7 @@ def _asked(request: web.BaseRequest) -> tuple[str, ...]:
     return protocols
 
 
-async def _connected(passed: Passed, through: Proxy, protocols: tuple[str, ...]) -> ClientWebSocketResponse:
+async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str, ...]) -> ClientWebSocketResponse:
     try:
         async with asyncio.timeout(through.limits.head_s):
             back = await through.session().ws_connect(
@@ -85,7 +85,7 @@ async def _connected(passed: Passed, through: Proxy, protocols: tuple[str, ...])
     return back
 
 
-async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse, limits: Limits) -> None:
+async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse, limits: ProxyLimits) -> None:
     pumps = [asyncio.ensure_future(_pump(front, back, limits)), asyncio.ensure_future(_pump(back, front, limits))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +102,7 @@ async def _ended(side: Any, code: int | None) -> None:
         await side.close(code=fit)
 
 
-async def _pump(source: Any, sink: Any, limits: Limits) -> None:
+async def _pump(source: Any, sink: Any, limits: ProxyLimits) -> None:
     """Until `source` ends, or `sink` takes no more."""
     while True:
         message = await source.receive()

@@ -19,7 +19,7 @@ _ABSOLUTE: Final = re.compile(r"http://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)
 _NEVER: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
-class Asked(NamedTuple):
+class RequestTarget(NamedTuple):
     """`path` is decoded, once and whole. `authority` is that of a request line with a whole URL, else None."""
 
     path: str
@@ -27,14 +27,14 @@ class Asked(NamedTuple):
     authority: str | None = None
 
 
-def parse(raw: str) -> Asked:
+def parse(raw: str) -> RequestTarget:
     """The target of a request, as the parser handed it over (bytes that are no UTF-8 as surrogates).
 
     Problem: `uri_too_long`; `bad_request` for broken escapes, bytes that are no UTF-8, NUL, and dot segments, in
     whatever way they were written.
     """
     if _PLAIN.fullmatch(raw) and len(raw) <= MAX_CHARACTERS:
-        return Asked(raw)
+        return RequestTarget(raw)
     if len(raw) > MAX_CHARACTERS:
         raise Problem("uri_too_long", f"expected a URL of at most {MAX_CHARACTERS} characters, found {len(raw)}")
     if _NEVER.search(raw):
@@ -46,7 +46,7 @@ def parse(raw: str) -> Asked:
         authority, raw = absolute[1], absolute[2]
         raw = raw if raw.startswith("/") else "/" + raw
     path, _, query = raw.partition("?")
-    return Asked(path=_path(path), query=_query(query) if query else (), authority=authority)
+    return RequestTarget(path=_path(path), query=_query(query) if query else (), authority=authority)
 
 
 def _path(raw: str) -> str:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from aiohttp import hdrs, web
 
 from latticed.host.route import public_paths
-from latticed.host.route.table import Listener
+from latticed.host.route.table import RouteListener
 from latticed.ingress import answers, forwarding, ingress, relay, request_target, same_origin
-from latticed.ingress.answers import Answer
+from latticed.ingress.answers import IngressAnswer
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.login_pages import PLACE, LoginDesk
-from latticed.ingress.proxy import Limits, Passed, Proxy
+from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
 from latticed.ingress.sessions import Sessions
 from latticed.ingress.streaming import Passing
 from latticed.kit import logs
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.host.route.targets import Proxied
-    from latticed.host.route.upstreams import ServiceRoutes
-    from latticed.ingress.connection import Connection
-    from latticed.ingress.sessions import Session
+    from latticed.host.route.upstreams import UpstreamTable
+    from latticed.ingress.connection import OutsideConnection
+    from latticed.ingress.sessions import LoginSession
     from latticed.kit.clock import Clock
     from latticed.model.audit import Event
-    from latticed.settings import Http
+    from latticed.settings import HttpSettings
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOOK_S: Final = 1.0
@@ -54,9 +54,9 @@ log = logs.get_logger()
 class _Stream:
     """One answer under way: for whom, and since when."""
 
-    connection: Connection
+    connection: OutsideConnection
     target: Proxied
-    session: Session | None
+    session: LoginSession | None
     since_s: float
 
 
@@ -69,26 +69,26 @@ class ServiceIngress(Ingress):
 
     def __init__(
         self,
-        routes: ServiceRoutes,
-        settings: Http,
+        routes: UpstreamTable,
+        settings: HttpSettings,
         *,
         secret: Callable[[str, str], str],
         record: Callable[[Event], None],
         clock: Clock,
-        limits: Limits | None = None,
+        limits: ProxyLimits | None = None,
     ) -> None:
         super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
         self._on = routes.on
         self._clock = clock
         self._sessions = Sessions(secret=secret, record=record, clock=clock)
         self._desk = LoginDesk(self._sessions, self._found)
-        self._proxy = Proxy(limits or Limits())
+        self._proxy = Proxy(limits or ProxyLimits())
         self._streams: set[_Stream] = set()
         self._inside = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         if not self._on:
-            self._routes.tell(Listener(fault=OFF))
+            self._routes.tell(RouteListener(fault=OFF))
             return self
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._proxy)
@@ -105,7 +105,9 @@ class ServiceIngress(Ingress):
 
     # One request.
 
-    async def _answer(self, request: web.BaseRequest, connection: Connection) -> Answer | web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, connection: OutsideConnection
+    ) -> IngressAnswer | web.StreamResponse:
         asked = request_target.parse(request.raw_path)
         host = self._addressed(request, asked)
         _check_dots(asked.path)
@@ -120,14 +122,16 @@ class ServiceIngress(Ingress):
             return answers.of_problem(Problem("method_not_allowed", f"expected one of {allowed}"), ("Allow", allowed))
         path, query = _origin_form(request.raw_path)
         if path + "/" == target.prefix:
-            return Answer(b"", "text/plain; charset=utf-8", status=308, more=(("Location", target.prefix + query),))
+            return IngressAnswer(
+                b"", "text/plain; charset=utf-8", status=308, more=(("Location", target.prefix + query),)
+            )
         if not path.startswith(target.prefix):  # the same path, but not as anybody would write it
             raise Problem("not_found", "there is no such service")
         below = "/" + path.removeprefix(target.prefix)
         session, refusal = self._admitted(request, target, host, below, path + query)
         if refusal is not None:
             return refusal
-        passed = Passed(
+        passed = ProxiedAnswer(
             request=request,
             connection=connection,
             target=target,
@@ -138,7 +142,7 @@ class ServiceIngress(Ingress):
 
     def _admitted(
         self, request: web.BaseRequest, target: Proxied, host: str, below: str, raw: str
-    ) -> tuple[Session | None, Answer | None]:
+    ) -> tuple[LoginSession | None, IngressAnswer | None]:
         """The session by which a request may pass, none where it is public; or the answer that it gets instead."""
         websocket = relay.is_wanted(request)
         readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
@@ -152,7 +156,7 @@ class ServiceIngress(Ingress):
         same_origin.check(request.method, host, request.headers, websocket=websocket)
         return session, None
 
-    async def _passed_on(self, passed: Passed, session: Session | None) -> web.StreamResponse:
+    async def _passed_on(self, passed: ProxiedAnswer, session: LoginSession | None) -> web.StreamResponse:
         passed.connection.complete()
         stream = _Stream(passed.connection, passed.target, session, self._clock.monotonic_s())
         self._streams.add(stream)
@@ -163,7 +167,7 @@ class ServiceIngress(Ingress):
         finally:
             self._streams.discard(stream)
 
-    def _addressed(self, request: web.BaseRequest, asked: request_target.Asked) -> str:
+    def _addressed(self, request: web.BaseRequest, asked: request_target.RequestTarget) -> str:
         """The Host, which must be one of ours; Problem."""
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:

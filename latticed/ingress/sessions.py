@@ -37,7 +37,7 @@ log = logs.get_logger()
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class LoginSession:
     """`opened`: what it has logged in to, (plugin, secret), each with a fingerprint of the password it was."""
 
     secure: bool
@@ -56,9 +56,9 @@ class Sessions:
         self._allowance = Allowance(clock)
         self._checking = asyncio.Semaphore(1)  # each check takes memory and a core
         self._key = os.urandom(32)
-        self._all: dict[bytes, Session] = {}  # by the hash of its id
+        self._all: dict[bytes, LoginSession] = {}  # by the hash of its id
 
-    def find(self, target: Proxied, cookies: Iterable[tuple[str, str]]) -> Session | None:
+    def find(self, target: Proxied, cookies: Iterable[tuple[str, str]]) -> LoginSession | None:
         """The session that has logged in to `target`, if one of these cookies is it."""
         now_s = self._clock.monotonic_s()
         for name, value in cookies:
@@ -68,7 +68,7 @@ class Sessions:
                 return session
         return None
 
-    def holds(self, session: Session, target: Proxied) -> bool:
+    def holds(self, session: LoginSession, target: Proxied) -> bool:
         """Whether it is still good for `target`: not ended, not too old, and the password is still the same."""
         known = session.opened.get((target.plugin_id, target.login))
         now_s = self._clock.monotonic_s()
@@ -100,7 +100,7 @@ class Sessions:
         """End the sessions of these cookies, for all that they opened."""
         self._ended(cookies)
 
-    def _made(self, target: Proxied, value: str, before: list[Session], *, secure: bool) -> str:
+    def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
         """A new id for every login: one that was known before never becomes a session."""
         now_s = self._clock.monotonic_s()
         opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
@@ -108,12 +108,12 @@ class Sessions:
         while len(self._all) >= MOST:
             del self._all[min(self._all, key=lambda one: self._all[one].used_s)]
         made = secrets.token_urlsafe(32)
-        self._all[_hash(made)] = Session(secure, now_s, now_s, opened)
+        self._all[_hash(made)] = LoginSession(secure, now_s, now_s, opened)
         return made
 
-    def _ended(self, cookies: Iterable[tuple[str, str]]) -> list[Session]:
+    def _ended(self, cookies: Iterable[tuple[str, str]]) -> list[LoginSession]:
         ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
-        alive = [Session(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
+        alive = [LoginSession(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
         for one in ended:
             one.opened.clear()  # what still streams for it looks here
         return alive

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from latticed.ingress.connection import Connection
+from latticed.ingress.connection import OutsideConnection
 
 SESSION_COOKIES: Final = ("__Host-latticed-session", "latticed-session")
 """Over https, and over http. A browser takes the prefix only with `Secure`, and `Secure` only over https; over http on
 loopback there is neither."""
 
 
-class Passing(Connection):
+class Passing(OutsideConnection):
     """Owes a complete request like any other. While it is answered, whoever passes the answer on minds the time."""
 
     def overdue(self, now_s: float) -> bool:

@@ -23,7 +23,7 @@ END_S: Final = 0.5
 """How long the end waits for work under way, which is nearly always done by then."""
 
 
-class Hands(ThreadPoolExecutor):
+class DaemonThreadExecutor(ThreadPoolExecutor):
     """A thread for each piece of work, `MOST` at a time; the type is what `loop.set_default_executor` insists on."""
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ def encode(fields: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-class Sender:
+class JournalSender:
     """Sends encoded entries to journald; each may take a second."""
 
     def __init__(self, path: str = SOCKET) -> None:

@@ -39,7 +39,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class JournalEntry:
     """One entry: its fields as text, where it lies, and when it was taken in (microseconds since the epoch)."""
 
     fields: Mapping[str, str]
@@ -57,7 +57,9 @@ def is_cursor(text: str) -> bool:
     return _CURSOR.fullmatch(text) is not None
 
 
-async def newest(matches: tuple[str, ...], wanted: Callable[[Entry], bool], most: int) -> tuple[list[Entry], str]:
+async def newest(
+    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], most: int
+) -> tuple[list[JournalEntry], str]:
     """The last `most` wanted entries, in order, and the cursor to go on from (empty: the journal is)."""
     last = ""
     async for entry in _entries((), ("--lines=1", "--output-fields=_PID")):
@@ -71,12 +73,12 @@ async def newest(matches: tuple[str, ...], wanted: Callable[[Entry], bool], most
 
 
 async def following(
-    matches: tuple[str, ...], wanted: Callable[[Entry], bool], most: int, *, cursor: str, since_us: int = 0
-) -> tuple[list[Entry], str]:
+    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], most: int, *, cursor: str, since_us: int = 0
+) -> tuple[list[JournalEntry], str]:
     """At most `most` wanted entries after `cursor` (empty: from `since_us` on), and the cursor to go on from."""
     # Not --after-cursor: where the cursor's own entry does not match, 252 gives an earlier one, or passes one over.
     start = (f"--cursor={cursor}",) if cursor else (f"--since=@{since_us // 1_000_000}",)
-    found: list[Entry] = []
+    found: list[JournalEntry] = []
     looked_at, size, last = 0, 0, cursor
     async with contextlib.aclosing(_entries(matches, start)) as entries:
         async for entry in entries:
@@ -91,7 +93,7 @@ async def following(
     return found, last
 
 
-def _fitting(entries: list[Entry]) -> list[Entry]:
+def _fitting(entries: list[JournalEntry]) -> list[JournalEntry]:
     """The last of them that fit."""
     size, kept = 0, len(entries)
     while kept and size < MOST_CHARACTERS:
@@ -100,7 +102,7 @@ def _fitting(entries: list[Entry]) -> list[Entry]:
     return entries[kept:]
 
 
-async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGenerator[Entry, None]:
+async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGenerator[JournalEntry, None]:
     fields = () if any(one.startswith("--output-fields") for one in start) else (f"--output-fields={','.join(FIELDS)}",)
     options = ("--quiet", "--no-pager", "--all", "--output=json", *fields, *start)
     try:
@@ -157,7 +159,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
             skipping = True
 
 
-def _decoded(line: bytes) -> Entry | None:
+def _decoded(line: bytes) -> JournalEntry | None:
     """One entry, or None for what is none (journalctl writes JSON; what it quotes is anybody's)."""
     try:
         found = json.loads(line)
@@ -167,7 +169,7 @@ def _decoded(line: bytes) -> Entry | None:
     if not isinstance(cursor, str) or not is_cursor(cursor):
         return None
     fields = {name: _text(found.get(name))[:MAX_MESSAGE] for name in FIELDS}
-    return Entry(fields=fields, cursor=cursor, at_us=at_us)
+    return JournalEntry(fields=fields, cursor=cursor, at_us=at_us)
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ EVERY_S: Final = 10.0
 MOST_KINDS: Final = 1_024
 
 
-class Sparing:
+class LogLimiter:
     """Which of many entries of the same kind to write. The caller passes the monotonic time.
 
     Past `MOST_KINDS` kinds the one written longest ago is forgotten, so memory is bounded; its count is lost.

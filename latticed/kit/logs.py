@@ -150,7 +150,7 @@ class _Outgoing:
     def __init__(self, target: object, write: Callable[[bytes], bool], close: Callable[[], None]) -> None:
         self.target = target
         self.encode: Callable[[Mapping[str, Any]], bytes] = lambda _: b""
-        self.outlet = outlet.Outlet(write, lambda count: self.encode(_missing(count)))
+        self.outlet = outlet.NonBlockingWriter(write, lambda count: self.encode(_missing(count)))
         self._close = close
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Ca
 
 
 def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
-    sender = journal.Sender()
+    sender = journal.JournalSender()
     return sender.send, sender.close
 
 

@@ -20,7 +20,7 @@ CLOSE_S: Final = 0.5
 """How long `close` waits for what has been put: stopping waits for nobody."""
 
 
-class Outlet:
+class NonBlockingWriter:
     """`write` takes one entry and may block; False when it was not written. `gap(n)` is the entry that n are missing.
 
     `dropped` counts what was not written, since the outlet was made.

@@ -17,7 +17,7 @@ STALLED_S: Final = 3.0
 log = logs.get_logger()
 
 
-class Look:
+class Poll:
     """`look(always)` is one look, never two at a time; with `always` nothing counts as unchanged."""
 
     def __init__(self, name: str, look: Callable[[bool], Awaitable[None]]) -> None:

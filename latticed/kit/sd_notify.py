@@ -102,14 +102,14 @@ def watchdog_interval_s(environ: MutableMapping[str, str], *, pid: int | None = 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class PassedSockets:
     """A descriptor from the service manager and the name its unit gave it (FileDescriptorName=)."""
 
     fd: int
     name: str
 
 
-def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> tuple[Passed, ...]:
+def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> tuple[PassedSockets, ...]:
     """The descriptors passed to this process, close-on-exec from now on; () when they are meant for another.
 
     The variables are taken out either way.
@@ -122,7 +122,7 @@ def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> 
     for position in range(int(count)):
         fd = FIRST_FD + position
         os.set_inheritable(fd, False)
-        found.append(Passed(fd=fd, name=names[position] if position < len(names) else "unknown"))
+        found.append(PassedSockets(fd=fd, name=names[position] if position < len(names) else "unknown"))
     return tuple(found)
 
 

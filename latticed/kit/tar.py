@@ -26,7 +26,7 @@ class BadTar(ValueError):
     """Not an archive of regular files, in words."""
 
 
-class Source(Protocol):
+class TarSource(Protocol):
     """A file open for reading bytes; short reads mean its end."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -55,10 +55,10 @@ def padding(size: int) -> int:
     return -size % BLOCK
 
 
-class Reader:
+class TarReader:
     """Reads an archive from its beginning to its end; raises BadTar."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TarSource) -> None:
         self._source = source
         self._left = 0
 

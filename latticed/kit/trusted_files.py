@@ -21,7 +21,7 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  #
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
-class Foreign(Exception):
+class ForeignFile(Exception):
     """Somebody else can change what is at this path; the message says who and where."""
 
 
@@ -48,7 +48,7 @@ def check_directory(directory: Path) -> None:
     mode, owners = stat.S_IMODE(found.st_mode), sorted({0, os.geteuid()})
     if found.st_uid not in owners or mode & 0o022:
         expected = " or ".join(map(str, owners))
-        raise Foreign(
+        raise ForeignFile(
             f"expected it to belong to uid {expected} and to be writable by nobody else, "
             f"found uid {found.st_uid} and mode {mode:04o}"
         )
@@ -102,7 +102,7 @@ def _judged(fd: int, place: str, owners: frozenset[int]) -> int:
 def _judge(found: os.stat_result, place: str, owners: frozenset[int]) -> None:
     if found.st_uid not in owners:
         expected = " or ".join(map(str, sorted(owners)))
-        raise Foreign(f"{place} belongs to uid {found.st_uid}, expected {expected}")
+        raise ForeignFile(f"{place} belongs to uid {found.st_uid}, expected {expected}")
     sticky = stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and found.st_mode & stat.S_ISVTX
     if found.st_mode & 0o022 and not sticky and not stat.S_ISLNK(found.st_mode):
-        raise Foreign(f"{place} is writable by others (mode {stat.S_IMODE(found.st_mode):04o})")
+        raise ForeignFile(f"{place} is writable by others (mode {stat.S_IMODE(found.st_mode):04o})")

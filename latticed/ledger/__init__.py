@@ -5,8 +5,8 @@ plugins, never act as a trust anchor (what it holds is verified again by those w
 see apsw: others name `ledger.Connection` and `ledger.Transaction`.
 """
 
-from latticed.ledger.connection import Connection, Reader
+from latticed.ledger.connection import Connection, RowReader
 from latticed.ledger.ledger import Ledger, open_ledger
 from latticed.ledger.writer import Transaction
 
-__all__ = ["Connection", "Ledger", "Reader", "Transaction", "open_ledger"]
+__all__ = ["Connection", "Ledger", "RowReader", "Transaction", "open_ledger"]

@@ -17,7 +17,7 @@ from latticed.model.chain import BEGINNING, CALLS, DECISIONS, Position
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
 
 FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash")
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
@@ -42,7 +42,7 @@ TABLES: Final[Mapping[chain.Name, Tables]] = {
 
 
 def query(  # noqa: PLR0913 - one keyword per filter of the API
-    conn: Reader,
+    conn: RowReader,
     *,
     chain: chain.Name = DECISIONS,
     after: int = 0,
@@ -89,7 +89,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
 
 
 async def walked(
-    read: Callable[[Callable[[Reader], Any]], Awaitable[Any]],
+    read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]],
     *,
     chains: Sequence[chain.Name],
     after: Position = BEGINNING,
@@ -113,7 +113,7 @@ def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False)
 
 
 async def _walked(
-    read: Callable[[Callable[[Reader], Any]], Awaitable[Any]],
+    read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]],
     name: chain.Name,
     after: int,
     *,
@@ -139,7 +139,7 @@ async def _walked(
     return found
 
 
-def export(conn: Reader) -> Iterator[dict[str, Any]]:
+def export(conn: RowReader) -> Iterator[dict[str, Any]]:
     """The lines of an export: all decisions in order, then all calls, and after the event it signs each head.
 
     A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides. What retention left of a chain begins
@@ -153,7 +153,7 @@ def export(conn: Reader) -> Iterator[dict[str, Any]]:
         yield from _interleaved(rows, signed, name)
 
 
-def stretch(conn: Reader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
+def stretch(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
     """As of an export: the next `most` events after one seq, up to another, with the heads of those."""
     rows = conn.execute(_select(chain) + " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, upto, most))
     found = rows.fetchall()
@@ -162,53 +162,53 @@ def stretch(conn: Reader, chain: chain.Name, *, after: int, upto: int, most: int
     return list(_interleaved(iter(found), conn.execute(statement, (after, last)), chain))
 
 
-def newest_head(conn: Reader, chain: chain.Name) -> dict[str, Any] | None:
+def newest_head(conn: RowReader, chain: chain.Name) -> dict[str, Any] | None:
     """The signed head that reaches furthest."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} ORDER BY seq DESC, id DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
 
 
-def heads(conn: Reader, first: int, last: int, *, chain: chain.Name = DECISIONS) -> list[dict[str, Any]]:
+def heads(conn: RowReader, first: int, last: int, *, chain: chain.Name = DECISIONS) -> list[dict[str, Any]]:
     """The signed heads of events `first` to `last`, in order."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} WHERE seq BETWEEN ? AND ? ORDER BY seq, id"
     return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
 
 
-def checkpoint(conn: Reader, *, chain: chain.Name = DECISIONS) -> dict[str, Any] | None:
+def checkpoint(conn: RowReader, *, chain: chain.Name = DECISIONS) -> dict[str, Any] | None:
     """The signed statement of what retention removed; None while the chain is whole."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].checkpoints} ORDER BY seq DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
 
 
-def size_after(conn: Reader, seq: int, *, chain: chain.Name = DECISIONS) -> int:
+def size_after(conn: RowReader, seq: int, *, chain: chain.Name = DECISIONS) -> int:
     """Bytes of the canonical form of the events after `seq`; reads them all."""
     found = conn.execute(_select(chain) + " WHERE seq > ? ORDER BY seq", (seq,))
     return sum(len(_canonical(_event(row, chain))) for row in found)
 
 
-def last_seq(conn: Reader, chain: chain.Name = DECISIONS) -> int:
+def last_seq(conn: RowReader, chain: chain.Name = DECISIONS) -> int:
     """The seq of the newest event (retention never removes it), 0 before the first."""
     return int(conn.execute(f"SELECT coalesce(max(seq), 0) FROM {TABLES[chain].events}").get)
 
 
-def first_seq(conn: Reader, chain: chain.Name = DECISIONS) -> int:
+def first_seq(conn: RowReader, chain: chain.Name = DECISIONS) -> int:
     """The seq of the oldest event that is left, 1 before the first."""
     return int(conn.execute(f"SELECT coalesce(min(seq), 1) FROM {TABLES[chain].events}").get)
 
 
-def ends(conn: Reader, name: chain.Name) -> tuple[int, int]:
+def ends(conn: RowReader, name: chain.Name) -> tuple[int, int]:
     """The first and the last seq of what is left of a chain; (1, 0) before the first."""
     return first_seq(conn, name), last_seq(conn, name)
 
 
-def position(conn: Reader) -> Position:
+def position(conn: RowReader) -> Position:
     """The newest events of both chains."""
     return Position(*(last_seq(conn, name) for name in chain.NAMES))
 
 
-def before(conn: Reader, ts: str, chain: chain.Name) -> int:
+def before(conn: RowReader, ts: str, chain: chain.Name) -> int:
     """The seq of the last event of a chain that was recorded before `ts`, as far as the clock did not jump."""
     low, high = first_seq(conn, chain), last_seq(conn, chain) + 1
     statement = f"SELECT ts >= ? FROM {TABLES[chain].events} WHERE seq = ?"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from latticed.model.chain import Position
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 
@@ -16,7 +16,7 @@ def draw(tx: Transaction, plugin_id: str) -> None:
     tx.execute("REPLACE INTO audit_horizons VALUES (?,?,?)", (plugin_id, *tx.chains.position))
 
 
-def of(conn: Reader, plugin_id: str) -> Position:
+def of(conn: RowReader, plugin_id: str) -> Position:
     """The last events of both chains that are not this plugin's to read."""
     row = conn.execute("SELECT decisions, calls FROM audit_horizons WHERE plugin_id = ?", (plugin_id,)).fetchone()
     return Position(*row) if row else Position()

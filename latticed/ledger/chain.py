@@ -140,7 +140,7 @@ def signed_by(key: Ed25519PublicKey, head: chain.Head) -> bool:
     return True
 
 
-class State(NamedTuple):
+class ChainState(NamedTuple):
     """What memory holds of both chains at one moment: tips, and up to where they are signed."""
 
     decisions: tuple[Tip, int]
@@ -176,11 +176,11 @@ class Chains:
         return chain.Position(self.decisions.tip.seq, self.calls.tip.seq)
 
     @property
-    def state(self) -> State:
+    def state(self) -> ChainState:
         """For `restore`, when what begins now may be rolled back."""
-        return State((self.decisions.tip, self.decisions.signed_seq), (self.calls.tip, self.calls.signed_seq))
+        return ChainState((self.decisions.tip, self.decisions.signed_seq), (self.calls.tip, self.calls.signed_seq))
 
-    def restore(self, before: State) -> None:
+    def restore(self, before: ChainState) -> None:
         self.decisions.restore(*before.decisions)
         self.calls.restore(*before.calls)
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from latticed.ledger.chain import Chain, Chains
     from latticed.ledger.reserve import Reserve
-    from latticed.ledger.state import State
-    from latticed.ledger.writer import Job, Transaction
+    from latticed.ledger.state import StateDir
+    from latticed.ledger.writer import Transaction, WriteJob
     from latticed.model.chain import Head
 
 HEAD_EVERY: Final = 1_000
@@ -35,7 +35,7 @@ class Committer:
     None is told that it is done while what it is written into is not what the next start will find.
     """
 
-    def __init__(self, entered: State, transaction: Transaction, reserve: Reserve) -> None:
+    def __init__(self, entered: StateDir, transaction: Transaction, reserve: Reserve) -> None:
         self._connection = entered.writer
         self._place = entered.place
         self._transaction = transaction
@@ -43,7 +43,7 @@ class Committer:
         self._synchronous = "normal"
         reserve.held()  # from the start on, not from the first write
 
-    def perform(self, batch: list[Job]) -> list[Head]:
+    def perform(self, batch: list[WriteJob]) -> list[Head]:
         """Perform `batch`; the heads that were signed with it. Never raises."""
         if (fault := self._place.fault()) is not None:
             _fail(batch, fault)
@@ -55,7 +55,7 @@ class Committer:
             return []
         return heads
 
-    def _perform(self, batch: list[Job]) -> list[Head]:
+    def _perform(self, batch: list[WriteJob]) -> list[Head]:
         scarce = not self._reserve.held()
         if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
@@ -71,7 +71,7 @@ class Committer:
             _fail(batch, error)
             return []
 
-    def _again(self, batch: list[Job], error: BaseException) -> list[Head]:
+    def _again(self, batch: list[WriteJob], error: BaseException) -> list[Head]:
         """The disk would not take it: what is essential once more, with the reserve given up for it."""
         _fail([job for job in batch if not job.essential], error)
         essential = [job for job in batch if job.essential]
@@ -92,7 +92,7 @@ class Committer:
         with contextlib.suppress(apsw.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _commit(self, batch: list[Job]) -> list[Head]:
+    def _commit(self, batch: list[WriteJob]) -> list[Head]:
         """`batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""
         connection, chains = self._connection, self._transaction.chains
         before = chains.state
@@ -126,7 +126,7 @@ class Committer:
             self._connection.execute(f"PRAGMA synchronous={wanted}")
             self._synchronous = wanted
 
-    def _change(self, job: Job, change: Callable[[Transaction], Any]) -> None:
+    def _change(self, job: WriteJob, change: Callable[[Transaction], Any]) -> None:
         """Run one change; its own exception stays with it, the disk's fails the batch."""
         connection, chains = self._connection, self._transaction.chains
         chains.flush()
@@ -144,21 +144,21 @@ class Committer:
         connection.execute("RELEASE change")
 
 
-def _due(batch: list[Job], chains: Chains) -> list[Chain]:
+def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
     """The chains that get a head with this batch, supposing that each of its jobs appends one event."""
     calls = sum(isinstance(job.change, Event) and job.change.action == HOST_CALL for job in batch)
     more = ((chains.decisions, len(batch) - calls), (chains.calls, calls))
     return [chain for chain, count in more if count and chain.tip.seq + count - chain.signed_seq >= HEAD_EVERY]
 
 
-def _append(job: Job, event: Event, chains: Chains) -> None:
+def _append(job: WriteJob, event: Event, chains: Chains) -> None:
     try:
         job.result = chains.append(event)
     except Exception as error:  # noqa: BLE001 - a caller's wrong type is his alone
         job.error = error
 
 
-def _fail(jobs: list[Job], error: BaseException) -> None:
+def _fail(jobs: list[WriteJob], error: BaseException) -> None:
     for job in jobs:
         job.error = unavailable(error)
         if isinstance(error, Problem):

@@ -45,7 +45,7 @@ DAMAGED: Final = (*DAMAGE, apsw.SQLError, apsw.IOError, apsw.MismatchError, Unic
 """What reading a damaged database may meet: a table may be missing, a page unreadable."""
 
 
-class Reader(Protocol):
+class RowReader(Protocol):
     """What the row functions need to ask a question: a Connection or a Transaction."""
 
     def execute(self, statements: str, bindings: tuple[Any, ...] = ..., /) -> apsw.Cursor: ...

@@ -13,7 +13,7 @@ from latticed.model import chain
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 MOST: Final = 1_000
@@ -53,13 +53,13 @@ def clear(tx: Transaction, plugin_id: str) -> None:
     tx.execute("DELETE FROM contacts WHERE plugin_id = ?", (plugin_id,))
 
 
-def since(conn: Reader, plugin_id: str, since_us: int) -> list[tuple[str, int]]:
+def since(conn: RowReader, plugin_id: str, since_us: int) -> list[tuple[str, int]]:
     """(host, last time in microseconds since the epoch) of what was reached since then, the latest first."""
     statement = "SELECT host, last_at FROM contacts WHERE plugin_id = ? AND last_at >= ? ORDER BY last_at DESC"
     return [(str(host), int(at)) for host, at in conn.execute(statement, (plugin_id, since_us))]
 
 
-async def watched_since(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], plugin_id: str) -> str:
+async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], plugin_id: str) -> str:
     """Since when the record shows what a plugin does with all that it has (RFC 3339): since it was last given anything,
     or since when the record of calls goes back; empty when it shows neither.
     """
@@ -78,7 +78,7 @@ def _gives(row: dict[str, Any]) -> bool:
     return bool(row["action"] == "plugin.status")
 
 
-async def used(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], actor: str, since_us: int) -> list[Used]:
+async def used(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], actor: str, since_us: int) -> list[Used]:
     """The host calls of an actor since then by name, from the audit record, which `read` is asked for in spans.
 
     Denials that were coalesced count once. Calls of before host calls had a chain of their own count too.
@@ -94,7 +94,7 @@ async def used(read: Callable[[Callable[[Reader], Any]], Awaitable[Any]], actor:
     return [found[call] for call in sorted(found)]
 
 
-def _used(conn: Reader, *, name: chain.Name, actor: str, since_us: int, span: tuple[int, int]) -> list[Used]:
+def _used(conn: RowReader, *, name: chain.Name, actor: str, since_us: int, span: tuple[int, int]) -> list[Used]:
     statement = (
         f"SELECT target, sum(decision = 'allow'), sum(decision = 'deny'), max(ts) FROM {audit.TABLES[name].events}"  # noqa: S608 - constants
         " WHERE seq BETWEEN ? AND ? AND actor = ? AND action = 'host.call' AND ts >= ? GROUP BY target"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 State = Literal["pending", "published", "retrying", "denied"]
@@ -19,7 +19,7 @@ _KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class DdnsStatus:
     """How one record stands.
 
     `published`: the address that the provider had when it was last asked. `changed_at`: when that was last changed, and
@@ -40,7 +40,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class DdnsQuota:
     """How many records one plugin may have, and all together."""
 
     records: int
@@ -48,7 +48,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class DdnsRow:
     """One record of one plugin; `key` is never used again."""
 
     key: int
@@ -58,17 +58,25 @@ class Row:
     spec: str
     created_at: int
     updated_at: int
-    standing: Standing
+    standing: DdnsStatus
 
 
-_STANDING: Final = tuple(field.name for field in fields(Standing))
+_STANDING: Final = tuple(field.name for field in fields(DdnsStatus))
 _COLUMNS: Final = f"{_KEYS}, {', '.join(_STANDING)}"
 _SET: Final = ", ".join(f"{name} = ?" for name in _STANDING)
 
 
 def put(
-    tx: Transaction, plugin_id: str, name: str, kind: str, spec: str, standing: Standing, quota: Quota, *, now_us: int
-) -> Row:
+    tx: Transaction,
+    plugin_id: str,
+    name: str,
+    kind: str,
+    spec: str,
+    standing: DdnsStatus,
+    quota: DdnsQuota,
+    *,
+    now_us: int,
+) -> DdnsRow:
     """Keep a record from now on, or change it; Problems quota_exceeded, bad_params when another plugin has it."""
     owner = tx.execute("SELECT plugin_id FROM ddns_records WHERE name = ? AND type = ?", (name, kind)).get
     if owner not in (None, plugin_id):
@@ -86,7 +94,7 @@ def put(
     return row
 
 
-def keep(tx: Transaction, key: int, standing: Standing) -> bool:
+def keep(tx: Transaction, key: int, standing: DdnsStatus) -> bool:
     """Set how a record stands; False when it is gone."""
     tx.execute(f"UPDATE ddns_records SET {_SET} WHERE key = ?", (*_values(standing), key))  # noqa: S608 - constants
     return tx.changes() > 0
@@ -104,25 +112,25 @@ def clear(tx: Transaction, plugin_id: str) -> int:
     return tx.changes()
 
 
-def get(conn: Reader, plugin_id: str, name: str, kind: str) -> Row | None:
+def get(conn: RowReader, plugin_id: str, name: str, kind: str) -> DdnsRow | None:
     statement = f"SELECT {_COLUMNS} FROM ddns_records WHERE plugin_id = ? AND name = ? AND type = ?"  # noqa: S608
     row = conn.execute(statement, (plugin_id, name, kind)).fetchone()
     return None if row is None else _row(row)
 
 
-def load_all(conn: Reader) -> list[Row]:
+def load_all(conn: RowReader) -> list[DdnsRow]:
     """Every record, by plugin, name and type."""
     statement = f"SELECT {_COLUMNS} FROM ddns_records ORDER BY plugin_id, name, type"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement)]
 
 
-def count(conn: Reader, plugin_id: str | None = None) -> int:
+def count(conn: RowReader, plugin_id: str | None = None) -> int:
     """How many records one plugin has, or all."""
     chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     return int(conn.execute(f"SELECT count(*) FROM ddns_records {chosen}", values).get)  # noqa: S608 - constants
 
 
-def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: DdnsQuota) -> None:
     for found, most, what in (
         (count(tx, plugin_id), quota.records, f"records of {plugin_id}"),
         (count(tx), quota.all_records, "records"),
@@ -133,11 +141,11 @@ def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
             )
 
 
-def _values(standing: Standing) -> tuple[Any, ...]:
+def _values(standing: DdnsStatus) -> tuple[Any, ...]:
     return tuple(getattr(standing, name) for name in _STANDING)
 
 
-def _row(row: tuple[Any, ...]) -> Row:
+def _row(row: tuple[Any, ...]) -> DdnsRow:
     width = len(_KEYS.split(", "))
-    standing = Standing(**dict(zip(_STANDING, row[width:], strict=True)))
-    return Row(**dict(zip(_KEYS.split(", "), row[:width], strict=True)), standing=standing)
+    standing = DdnsStatus(**dict(zip(_STANDING, row[width:], strict=True)))
+    return DdnsRow(**dict(zip(_KEYS.split(", "), row[:width], strict=True)), standing=standing)

@@ -17,7 +17,7 @@ from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.writer import Transaction, Writer
+    from latticed.ledger.writer import LedgerWriter, Transaction
 
 MAX: Final = 10_000
 BATCH: Final = 500
@@ -27,10 +27,10 @@ _LATE_US: Final = 1_000_000
 log = logs.get_logger()
 
 
-class Later:
+class DeferredEvents:
     """A queue in front of the writer; belongs to the event loop."""
 
-    def __init__(self, writer: Writer, now: clock.Clock) -> None:
+    def __init__(self, writer: LedgerWriter, now: clock.Clock) -> None:
         self._writer = writer
         self._now = now
         self._events: deque[tuple[int, Event]] = deque()

@@ -18,7 +18,7 @@ Identity = tuple[int, ...]
 _HINT: Final = "put back what was there; or restart latticed, which then takes what is there now"
 
 
-class Place:
+class DirectoryIdentity:
     """The things in `directory` by (device, inode), as they were when this was made; `key` by its time of change too.
 
     Everything here blocks as long as the disk does. `written` adds the write-ahead log, once the first write made it.

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 
 from latticed.kit import files, strict_json
 from latticed.ledger import terms as accepted
-from latticed.ledger.revocations import KINDS, Revocations
+from latticed.ledger.revocations import KINDS, RevocationRows
 from latticed.model.chain import encode
 from latticed.model.errors import Problem
 
@@ -56,7 +56,7 @@ class Floors:
     masked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     terms: Mapping[str, Accepted] = field(default_factory=dict)
     pins: Mapping[str, Pin] = field(default_factory=dict)
-    revoked: Revocations = field(default_factory=Revocations)
+    revoked: RevocationRows = field(default_factory=RevocationRows)
     heads: Mapping[Name, tuple[int, str]] = field(default_factory=dict)
     accepted_at: str = ""
 
@@ -128,7 +128,7 @@ def _decode(found: dict[str, Any]) -> Floors:
             plugin: Pin(publisher=publisher, signed=signed, identity=identity)
             for plugin, (publisher, signed, identity) in found["pins"].items()
         },
-        revoked=Revocations(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
+        revoked=RevocationRows(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
         heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # older ones have none
         accepted_at=found.get("accepted_at", ""),
     )

@@ -1,4 +1,4 @@
-"""Small values by bucket and key. Whether a name is allowed is the caller's business; how much fits is a `Quota`.
+"""Small values by bucket and key. Whether a name is allowed is the caller's business; how much fits is a `KvQuota`.
 
 `kv_usage` is kept in the same transaction as the rows, so that a quota costs one point look-up.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 _USE: Final = """
@@ -21,7 +21,7 @@ ON CONFLICT (bucket) DO UPDATE SET keys = keys + excluded.keys, bytes = bytes + 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class KvQuota:
     """What one bucket may hold: bytes of a value, number of keys, bytes of all keys (UTF-8) and values together."""
 
     value_bytes: int
@@ -29,13 +29,13 @@ class Quota:
     total_bytes: int
 
 
-def get(conn: Reader, bucket: str, key: str) -> bytes | None:
+def get(conn: RowReader, bucket: str, key: str) -> bytes | None:
     """The value, or None."""
     row = conn.execute("SELECT value FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def keys(conn: Reader, bucket: str, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
+def keys(conn: RowReader, bucket: str, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
     """At most `limit` keys that begin with `prefix` and sort after `after`, in code point order."""
     bounds, values = "key > ? AND key >= ?", [after, prefix]
     if (end := _past(prefix)) is not None:
@@ -45,7 +45,7 @@ def keys(conn: Reader, bucket: str, prefix: str = "", after: str = "", limit: in
     return [key for (key,) in conn.execute(statement, (bucket, *values, limit))]
 
 
-def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: Quota) -> None:
+def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) -> None:
     """Store `value`, replacing what was there; Problem quota_exceeded when it does not fit.
 
     A replacement that does not make the bucket larger always fits, so that a lowered quota locks nobody out.
@@ -90,20 +90,20 @@ def rename(tx: Transaction, old: str, new: str) -> int:
     return used_keys
 
 
-def of_plugin(conn: Reader, plugin_id: str) -> list[str]:
+def of_plugin(conn: RowReader, plugin_id: str) -> list[str]:
     """The buckets of an id: the plugin's own, and those set aside under the names of earlier publishers."""
     own = f"plugin:{plugin_id}"
     found = conn.execute("SELECT bucket FROM kv_usage WHERE bucket = ? OR bucket >= ? AND bucket < ?", _of(own))
     return [bucket for (bucket,) in found]
 
 
-def usage(conn: Reader, bucket: str) -> tuple[int, int]:
+def usage(conn: RowReader, bucket: str) -> tuple[int, int]:
     """How many keys `bucket` has, and the bytes of its keys and values together."""
     row = conn.execute("SELECT keys, bytes FROM kv_usage WHERE bucket = ?", (bucket,)).fetchone()
     return (0, 0) if row is None else (row[0], row[1])
 
 
-def _size(conn: Reader, bucket: str, key: str) -> int | None:
+def _size(conn: RowReader, bucket: str, key: str) -> int | None:
     """What one row counts for: the bytes of its key and value."""
     statement = "SELECT length(CAST(key AS BLOB)) + length(value) FROM kv WHERE bucket = ? AND key = ?"
     row = conn.execute(statement, (bucket, key)).fetchone()

@@ -9,11 +9,11 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 
-def load(conn: Reader) -> dict[str, str]:
+def load(conn: RowReader) -> dict[str, str]:
     """All labels, by name."""
     return dict(conn.execute("SELECT name, value FROM node_labels ORDER BY name"))
 

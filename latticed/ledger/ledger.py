@@ -12,10 +12,10 @@ from latticed.ledger import audit as audit_rows
 from latticed.ledger import floors, state, upkeep
 from latticed.ledger.chain import signed_by
 from latticed.ledger.coalesce import EVERY_S, Denials
-from latticed.ledger.deferred_events import Later
+from latticed.ledger.deferred_events import DeferredEvents
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
-from latticed.ledger.writer import Transaction, Writer
+from latticed.ledger.writer import LedgerWriter, Transaction
 from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
@@ -39,7 +39,7 @@ class Ledger:
     """Reads and writes of one held state directory. Made by `open_ledger`; belongs to one event loop."""
 
     def __init__(
-        self, *, writer: Writer, readers: Readers, strangers: Readers, entered: state.State, clock: Clock
+        self, *, writer: LedgerWriter, readers: Readers, strangers: Readers, entered: state.StateDir, clock: Clock
     ) -> None:
         self._writer = writer
         self._readers = readers
@@ -47,7 +47,7 @@ class Ledger:
         self._entered = entered
         self._clock = clock
         self._denials = Denials()
-        self._later = Later(writer, clock)
+        self._later = DeferredEvents(writer, clock)
         self._last_seq = 0
         self._signed_s = clock.monotonic_s()
         self.public_key = state.public_half(entered.key)
@@ -237,7 +237,7 @@ async def open_ledger(
     `accept_rollback`.
     """
     async with contextlib.AsyncExitStack() as stack:
-        writer = Writer(state_dir, clock=clock, on_head=on_head, accept_rollback=accept_rollback)
+        writer = LedgerWriter(state_dir, clock=clock, on_head=on_head, accept_rollback=accept_rollback)
         entered = await writer.start()
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 _COLUMNS: Final = "key, plugin_id, name, spec, state, against, since, checks, created_at, updated_at"
@@ -19,7 +19,7 @@ _RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class MonitorQuota:
     """How many monitors one plugin may have, and all together."""
 
     monitors: int
@@ -27,7 +27,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class MonitorRow:
     """One monitor. `state` since `since`, with `against` results in a row that spoke against it; `checks` made so far.
 
     `key` is never used again: a monitor that is made anew, or turned to another target, has another one.
@@ -59,7 +59,9 @@ class Result:
     expires_at: int = 0
 
 
-def put(tx: Transaction, plugin_id: str, name: str, spec: str, quota: Quota, *, now_us: int, anew: bool) -> Row:
+def put(
+    tx: Transaction, plugin_id: str, name: str, spec: str, quota: MonitorQuota, *, now_us: int, anew: bool
+) -> MonitorRow:
     """Make a monitor or change its spec; with `anew` what was known of it is forgotten. Problem quota_exceeded."""
     found = get(tx, plugin_id, name)
     if found is not None and anew:
@@ -116,13 +118,13 @@ def clear(tx: Transaction, plugin_id: str) -> int:
     return tx.changes()
 
 
-def get(conn: Reader, plugin_id: str, name: str) -> Row | None:
+def get(conn: RowReader, plugin_id: str, name: str) -> MonitorRow | None:
     statement = f"SELECT {_COLUMNS} FROM monitors WHERE plugin_id = ? AND name = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, name)).fetchone()
     return None if row is None else _row(row)
 
 
-def load_all(conn: Reader) -> list[tuple[Row, Result | None]]:
+def load_all(conn: RowReader) -> list[tuple[MonitorRow, Result | None]]:
     """Every monitor with its latest result, by plugin and name."""
     columns = ", ".join(f"monitors.{name}" for name in _COLUMNS.split(", "))
     statement = (
@@ -133,20 +135,20 @@ def load_all(conn: Reader) -> list[tuple[Row, Result | None]]:
     return [(_row(row[:width]), _result(row[width:])) for row in conn.execute(statement)]
 
 
-def results(conn: Reader, key: int, *, after: int = 0, limit: int = 500) -> list[Result]:
+def results(conn: RowReader, key: int, *, after: int = 0, limit: int = 500) -> list[Result]:
     """The newest `limit` results with a number beyond `after`, oldest first."""
     statement = f"SELECT {_RESULT} FROM monitor_results WHERE monitor = ? AND number > ? ORDER BY number DESC LIMIT ?"  # noqa: S608
     newest_first = [_result(row) for row in conn.execute(statement, (key, after, limit))]
     return [one for one in reversed(newest_first) if one is not None]
 
 
-def count(conn: Reader, plugin_id: str | None = None) -> int:
+def count(conn: RowReader, plugin_id: str | None = None) -> int:
     """How many monitors one plugin has, or all."""
     chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     return int(conn.execute(f"SELECT count(*) FROM monitors {chosen}", values).get)  # noqa: S608 - constants
 
 
-def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: MonitorQuota) -> None:
     for found, most, what in (
         (count(tx, plugin_id), quota.monitors, f"monitors of {plugin_id}"),
         (count(tx), quota.all_monitors, "monitors"),
@@ -157,8 +159,8 @@ def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
             )
 
 
-def _row(row: tuple[Any, ...]) -> Row:
-    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
+def _row(row: tuple[Any, ...]) -> MonitorRow:
+    return MonitorRow(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
 
 
 def _result(row: tuple[Any, ...]) -> Result | None:

@@ -10,7 +10,7 @@ from latticed.ledger.notifications import COLUMNS, Item, Status
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 FINISHED: Final[tuple[Status, ...]] = ("done", "failed")
@@ -65,7 +65,7 @@ def prune(
 
 
 def page(
-    conn: Reader,
+    conn: RowReader,
     *,
     statuses: Collection[Status] = (),
     plugin_id: str | None = None,
@@ -86,12 +86,12 @@ def clear(tx: Transaction, plugin_id: str) -> None:
     tx.execute("DELETE FROM notification_usage WHERE plugin_id = ?", (plugin_id,))
 
 
-def count_of(conn: Reader, plugin_id: str) -> int:
+def count_of(conn: RowReader, plugin_id: str) -> int:
     """How many one plugin has sent that are still kept, of any status."""
     return int(conn.execute("SELECT count(*) FROM notifications WHERE plugin_id = ?", (plugin_id,)).get)
 
 
-def counts(conn: Reader) -> dict[Status, int]:
+def counts(conn: RowReader) -> dict[Status, int]:
     """How many there are of each status."""
     found: dict[Status, int] = {"queued": 0, "delivering": 0, "done": 0, "failed": 0}
     found.update(dict(conn.execute("SELECT status, count(*) FROM notifications GROUP BY status")))

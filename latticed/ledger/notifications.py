@@ -19,7 +19,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 Severity = Literal["info", "warning", "error", "critical"]
@@ -41,7 +41,7 @@ ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class NotificationRow:
     """What a sender says. `dedupe`: empty, or a word that makes a second message with it the same one."""
 
     title: str
@@ -57,7 +57,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class NotificationQuota:
     """What may wait: items and bytes of one plugin, and of all."""
 
     items: int
@@ -67,7 +67,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class QueuedNotification:
     """The id a message has for good; `duplicate` when it was here already."""
 
     id: str
@@ -94,14 +94,16 @@ class Item:
     updated_at: int
 
 
-def accept(tx: Transaction, plugin_id: str, message: Message, quota: Quota, *, now_us: int) -> Accepted:
+def accept(
+    tx: Transaction, plugin_id: str, message: NotificationRow, quota: NotificationQuota, *, now_us: int
+) -> QueuedNotification:
     """Queue `message`, unless one with its dedupe word is still kept; Problem quota_exceeded changes nothing."""
     if message.dedupe:
         found = tx.execute(
             "SELECT id FROM notifications WHERE plugin_id = ? AND dedupe = ?", (plugin_id, message.dedupe)
         )
         if (row := found.fetchone()) is not None:
-            return Accepted(id=row[0], duplicate=True)
+            return QueuedNotification(id=row[0], duplicate=True)
     _make_sure_of_room(tx, plugin_id, message.size, quota)
     made = secrets.token_hex(16)
     tx.execute(
@@ -122,10 +124,10 @@ def accept(tx: Transaction, plugin_id: str, message: Message, quota: Quota, *, n
         ),
     )
     tx.execute(_USE, (plugin_id, 1, message.size))
-    return Accepted(id=made)
+    return QueuedNotification(id=made)
 
 
-def senders(conn: Reader) -> list[str]:
+def senders(conn: RowReader) -> list[str]:
     """The plugins that have something waiting."""
     return [row[0] for row in conn.execute("SELECT plugin_id FROM notification_usage WHERE items > 0")]
 
@@ -182,7 +184,7 @@ def recover(tx: Transaction) -> int:
     return tx.changes()
 
 
-def reopen(tx: Transaction, item_id: str, quota: Quota, *, now_us: int) -> bool:
+def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: int) -> bool:
     """Queue a failed one afresh; False when there is no failed one of that id. Problem quota_exceeded."""
     found = tx.execute("SELECT plugin_id, size FROM notifications WHERE id = ? AND status = 'failed'", (item_id,))
     if (row := found.fetchone()) is None:
@@ -197,17 +199,17 @@ def reopen(tx: Transaction, item_id: str, quota: Quota, *, now_us: int) -> bool:
     return True
 
 
-def waited_s(conn: Reader, item_id: str) -> int:
+def waited_s(conn: RowReader, item_id: str) -> int:
     """Seconds that it has waited while somebody could have delivered it; 0 for an unknown one."""
     row = conn.execute("SELECT waited_s FROM notifications WHERE id = ?", (item_id,)).fetchone()
     return 0 if row is None else int(row[0])
 
 
-def get(conn: Reader, item_id: str) -> Item | None:
+def get(conn: RowReader, item_id: str) -> Item | None:
     return _one(conn, "id = ?", item_id)
 
 
-def next_due(conn: Reader, *, now_us: int, resting: Collection[str] = ()) -> int | None:
+def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> int | None:
     """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued.
 
     What belongs to plugins that are `resting` does not count.
@@ -221,12 +223,12 @@ def next_due(conn: Reader, *, now_us: int, resting: Collection[str] = ()) -> int
     return now_us if latest > now_us + LONGEST_WAIT_US else int(soonest)
 
 
-def delivering(conn: Reader) -> list[str]:
+def delivering(conn: RowReader) -> list[str]:
     """The ids of what is being delivered."""
     return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering'")]
 
 
-def usage(conn: Reader, plugin_id: str | None = None) -> tuple[int, int]:
+def usage(conn: RowReader, plugin_id: str | None = None) -> tuple[int, int]:
     """Items and bytes that wait, of one plugin or of all."""
     chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     totals = f"SELECT coalesce(sum(items), 0), coalesce(sum(bytes), 0) FROM notification_usage {chosen}"  # noqa: S608
@@ -234,7 +236,7 @@ def usage(conn: Reader, plugin_id: str | None = None) -> tuple[int, int]:
     return int(items), int(size)
 
 
-def _make_sure_of_room(tx: Transaction, plugin_id: str, size: int, quota: Quota) -> None:
+def _make_sure_of_room(tx: Transaction, plugin_id: str, size: int, quota: NotificationQuota) -> None:
     items, used = usage(tx, plugin_id)
     all_items, all_used = usage(tx)
     for found, most, what in (
@@ -253,7 +255,7 @@ def _open_one(tx: Transaction, item_id: str) -> Item | None:
     return _one(tx, f"{_OPEN} AND id = ?", item_id)
 
 
-def _one(conn: Reader, condition: str, value: Any) -> Item | None:
+def _one(conn: RowReader, condition: str, value: Any) -> Item | None:
     row = conn.execute(f"SELECT {COLUMNS} FROM notifications WHERE {condition}", (value,)).fetchone()  # noqa: S608
     return None if row is None else of_row(row)
 

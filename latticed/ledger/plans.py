@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.model.errors import Problem
-from latticed.model.plan import TRANSITIONS, State
+from latticed.model.plan import TRANSITIONS, PlanState
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, created_at, updated_at"
@@ -20,7 +20,7 @@ _OPEN: Final = "('planned', 'approved')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class PlanQuota:
     """How many plans of one plugin are kept, and how many of all; closed ones make way for new ones."""
 
     plans: int = 100
@@ -28,7 +28,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PlanRow:
     """One plan. `number` grows and is never used again; `intent` is its canonical form, kind and all."""
 
     number: int
@@ -36,38 +36,40 @@ class Row:
     sha256: str
     kind: str
     intent: str
-    state: State
+    state: PlanState
     created_at: int
     updated_at: int
 
 
-def put(tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: Quota, *, now_us: int) -> Row:
+def put(
+    tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: PlanQuota, *, now_us: int
+) -> PlanRow:
     """Keep a plan. The same one again is the one that there is; planned anew when it was applied or has gone stale.
 
     Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted.
     Problem quota_exceeded when nothing that is closed can make way.
     """
     found = get(tx, plugin_id, sha256)
-    if found is not None and found.state in {State.PLANNED, State.APPROVED, State.REFUSED}:
+    if found is not None and found.state in {PlanState.PLANNED, PlanState.APPROVED, PlanState.REFUSED}:
         return found
     tx.execute(
         "UPDATE plans SET state = 'stale', updated_at = ? WHERE plugin_id = ? AND kind = ? AND state = 'planned'",
         (now_us, plugin_id, kind),
     )
     if found is not None:
-        move(tx, plugin_id, sha256, State.PLANNED, now_us=now_us)
+        move(tx, plugin_id, sha256, PlanState.PLANNED, now_us=now_us)
     else:
         _make_room(tx, plugin_id, quota)
         tx.execute(
             "INSERT INTO plans (plugin_id, sha256, kind, intent, state, created_at, updated_at) VALUES (?,?,?,?,?,?,?)",
-            (plugin_id, sha256, kind, intent, State.PLANNED.value, now_us, now_us),
+            (plugin_id, sha256, kind, intent, PlanState.PLANNED.value, now_us, now_us),
         )
     row = get(tx, plugin_id, sha256)
     assert row is not None  # noqa: S101 - put in just now
     return row
 
 
-def move(tx: Transaction, plugin_id: str, sha256: str, wanted: State, *, now_us: int) -> Row:
+def move(tx: Transaction, plugin_id: str, sha256: str, wanted: PlanState, *, now_us: int) -> PlanRow:
     """Set where a plan stands; Problems not_found, invalid_transition."""
     found = get(tx, plugin_id, sha256)
     if found is None:
@@ -87,20 +89,20 @@ def clear(tx: Transaction, plugin_id: str) -> int:
     return tx.changes()
 
 
-def get(conn: Reader, plugin_id: str, sha256: str) -> Row | None:
+def get(conn: RowReader, plugin_id: str, sha256: str) -> PlanRow | None:
     statement = f"SELECT {_COLUMNS} FROM plans WHERE plugin_id = ? AND sha256 = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, sha256)).fetchone()
     return None if row is None else _row(row)
 
 
-def page(conn: Reader, *, plugin_id: str | None = None, after: int = 0, limit: int = 100) -> list[Row]:
+def page(conn: RowReader, *, plugin_id: str | None = None, after: int = 0, limit: int = 100) -> list[PlanRow]:
     """Plans with a greater number, oldest first: of one plugin, or of all."""
     chosen, values = ("plugin_id = ? AND ", (plugin_id,)) if plugin_id is not None else ("", ())
     statement = f"SELECT {_COLUMNS} FROM plans WHERE {chosen}number > ? ORDER BY number LIMIT ?"  # noqa: S608
     return [_row(row) for row in conn.execute(statement, (*values, after, limit))]
 
 
-def _make_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
+def _make_room(tx: Transaction, plugin_id: str, quota: PlanQuota) -> None:
     """Drop the oldest closed plan of the plugin where it has as many as it may; what is open stays."""
     mine = int(tx.execute("SELECT count(*) FROM plans WHERE plugin_id = ?", (plugin_id,)).get)
     everybodys = int(tx.execute("SELECT count(*) FROM plans").get)
@@ -114,15 +116,15 @@ def _make_room(tx: Transaction, plugin_id: str, quota: Quota) -> None:
     raise Problem("quota_exceeded", f"expected at most {most} {whose} that are open", "have some approved or refused")
 
 
-def _row(row: tuple[Any, ...]) -> Row:
+def _row(row: tuple[Any, ...]) -> PlanRow:
     number, plugin_id, sha256, kind, intent, state, created_at, updated_at = row
-    return Row(
+    return PlanRow(
         number=number,
         plugin_id=plugin_id,
         sha256=sha256,
         kind=kind,
         intent=intent,
-        state=State(state),
+        state=PlanState(state),
         created_at=created_at,
         updated_at=updated_at,
     )

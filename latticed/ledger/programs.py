@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 Kind = Literal["service", "tunnel"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class ProgramQuota:
     """How many of one kind one plugin may have, and all together."""
 
     programs: int
@@ -26,7 +26,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ProgramRow:
     """One program; `candidate` is a spec that is being tried in place of `spec`, or empty."""
 
     plugin_id: str
@@ -38,10 +38,12 @@ class Row:
     updated_at: int
 
 
-_COLUMNS: Final = ", ".join(field.name for field in fields(Row))
+_COLUMNS: Final = ", ".join(field.name for field in fields(ProgramRow))
 
 
-def put(tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: Quota, *, now_us: int) -> Row:
+def put(
+    tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: ProgramQuota, *, now_us: int
+) -> ProgramRow:
     """Keep a program from now on, or change it, without any candidate; Problem quota_exceeded."""
     if get(tx, plugin_id, kind, name) is None:
         _make_sure_of_room(tx, plugin_id, kind, quota)
@@ -82,25 +84,25 @@ def clear(tx: Transaction, plugin_id: str, kind: Kind | None = None) -> int:
     return tx.changes()
 
 
-def get(conn: Reader, plugin_id: str, kind: Kind, name: str) -> Row | None:
+def get(conn: RowReader, plugin_id: str, kind: Kind, name: str) -> ProgramRow | None:
     statement = f"SELECT {_COLUMNS} FROM programs WHERE plugin_id = ? AND kind = ? AND name = ?"  # noqa: S608
     row = conn.execute(statement, (plugin_id, kind, name)).fetchone()
     return None if row is None else _row(row)
 
 
-def load_all(conn: Reader, kind: Kind) -> list[Row]:
+def load_all(conn: RowReader, kind: Kind) -> list[ProgramRow]:
     """Every program of one kind, by plugin and name."""
     statement = f"SELECT {_COLUMNS} FROM programs WHERE kind = ? ORDER BY plugin_id, name"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement, (kind,))]
 
 
-def count(conn: Reader, kind: Kind, plugin_id: str | None = None) -> int:
+def count(conn: RowReader, kind: Kind, plugin_id: str | None = None) -> int:
     """How many of one kind one plugin has, or all."""
     chosen, values = (" AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     return int(conn.execute(f"SELECT count(*) FROM programs WHERE kind = ?{chosen}", (kind, *values)).get)  # noqa: S608
 
 
-def _make_sure_of_room(tx: Transaction, plugin_id: str, kind: Kind, quota: Quota) -> None:
+def _make_sure_of_room(tx: Transaction, plugin_id: str, kind: Kind, quota: ProgramQuota) -> None:
     for found, most, what in (
         (count(tx, kind, plugin_id), quota.programs, f"{kind}s of {plugin_id}"),
         (count(tx, kind), quota.all_programs, f"{kind}s"),
@@ -111,5 +113,5 @@ def _make_sure_of_room(tx: Transaction, plugin_id: str, kind: Kind, quota: Quota
             )
 
 
-def _row(row: tuple[Any, ...]) -> Row:
-    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
+def _row(row: tuple[Any, ...]) -> ProgramRow:
+    return ProgramRow(**dict(zip(_COLUMNS.split(", "), row, strict=True)))

@@ -18,7 +18,7 @@ from latticed.kit import files
 from latticed.ledger import audit, connection, floors, migrations, records, revocations, state
 from latticed.ledger import integrity as damage
 from latticed.ledger.chain import Chains
-from latticed.ledger.revocations import Revocations
+from latticed.ledger.revocations import RevocationRows
 from latticed.ledger.writer import Transaction
 from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
@@ -48,7 +48,7 @@ class Salvage:
     """
 
     records: tuple[Record, ...] = ()
-    revoked: Revocations = field(default_factory=Revocations)
+    revoked: RevocationRows = field(default_factory=RevocationRows)
     last_seq: int = 0
     last_hash: str = ""
     calls_seq: int = 0
@@ -197,7 +197,7 @@ def _wrong_with(witness: connection.Connection) -> str:
     return ""
 
 
-def _schema(conn: connection.Reader) -> set[tuple[Any, ...]]:
+def _schema(conn: connection.RowReader) -> set[tuple[Any, ...]]:
     """Tables, indices, and triggers and views if there are any: those would act within our own statements."""
     return set(conn.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
 

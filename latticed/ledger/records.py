@@ -14,7 +14,7 @@ from latticed.model import lifecycle
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 _COLUMNS: Final = (
@@ -83,18 +83,18 @@ def put(tx: Transaction, record: lifecycle.Record) -> None:
     )
 
 
-def load_all(conn: Reader) -> tuple[lifecycle.Record, ...]:
+def load_all(conn: RowReader) -> tuple[lifecycle.Record, ...]:
     """All records by id, tombstones included; Problem ledger_damaged for a row that latticed did not write."""
     return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_ALL))
 
 
-def accepted_sources(conn: Reader) -> tuple[str, ...]:
+def accepted_sources(conn: RowReader) -> tuple[str, ...]:
     """The bundles of the plugins that an operator has taken in."""
     rows = conn.execute("SELECT source FROM records WHERE status != ?", (lifecycle.Status.VERIFIED.value,))
     return tuple(bytes(source).decode("utf-8", "surrogateescape") for (source,) in rows)
 
 
-def readable(conn: Reader) -> tuple[lifecycle.Record, ...]:
+def readable(conn: RowReader) -> tuple[lifecycle.Record, ...]:
     """Those records that can still be read of a damaged table, in no order."""
     found: list[lifecycle.Record] = []
     with contextlib.suppress(*DAMAGED):
@@ -116,7 +116,7 @@ def _set(text: str) -> frozenset[str]:
 
 def _record(row: dict[str, Any]) -> lifecycle.Record:
     try:
-        facts = lifecycle.Facts(
+        facts = lifecycle.RecordFacts(
             name=row.pop("name"),
             type=sys.intern(row.pop("type")),
             version=sys.intern(row.pop("version")),

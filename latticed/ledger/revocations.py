@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from latticed.ledger.connection import DAMAGED
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 Kind = Literal["keys", "digests", "plugins"]
@@ -17,7 +17,7 @@ KINDS: Final[tuple[Kind, ...]] = ("keys", "digests", "plugins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Revocations:
+class RevocationRows:
     """Public keys (base64), artifact digests (hex) and plugins (`id@version`, `id@*`), as the trust policy has them."""
 
     keys: frozenset[str] = frozenset()
@@ -25,14 +25,14 @@ class Revocations:
     plugins: frozenset[str] = frozenset()
 
 
-def remember(tx: Transaction, seen: Revocations, *, now_us: int) -> Revocations:
+def remember(tx: Transaction, seen: RevocationRows, *, now_us: int) -> RevocationRows:
     """Keep all of `seen` and return those that were not known before."""
     known = load(tx)
     fresh = {kind: getattr(seen, kind) - getattr(known, kind) for kind in KINDS}
     for kind, values in fresh.items():
         for value in sorted(values):
             tx.execute("INSERT INTO revocations VALUES (?,?,?)", (kind, value, now_us))
-    return Revocations(**fresh)
+    return RevocationRows(**fresh)
 
 
 def lift(tx: Transaction, kind: Kind, value: str) -> bool:
@@ -41,19 +41,19 @@ def lift(tx: Transaction, kind: Kind, value: str) -> bool:
     return tx.changes() > 0
 
 
-def readable(conn: Reader) -> Revocations:
+def readable(conn: RowReader) -> RevocationRows:
     """Those that can still be read of a damaged table."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     with contextlib.suppress(*DAMAGED):
         for kind, value in conn.execute("SELECT kind, value FROM revocations"):
             if kind in found and isinstance(value, str):
                 found[kind].add(value)
-    return Revocations(**{kind: frozenset(values) for kind, values in found.items()})
+    return RevocationRows(**{kind: frozenset(values) for kind, values in found.items()})
 
 
-def load(conn: Reader) -> Revocations:
+def load(conn: RowReader) -> RevocationRows:
     """All that are remembered."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, value in conn.execute("SELECT kind, value FROM revocations"):
         found[kind].add(value)
-    return Revocations(**{kind: frozenset(values) for kind, values in found.items()})
+    return RevocationRows(**{kind: frozenset(values) for kind, values in found.items()})

@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.model.chain import Head, Name
 
 HINT = (
@@ -22,7 +22,7 @@ HINT = (
 )
 
 
-def behind(conn: Reader, known: Iterable[tuple[Name, int, str]]) -> str:
+def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
     """What of `known` (chain, seq, hash: signed by this host) the ledger does not have, in words; empty for nothing.
 
     What its retention has removed it once had.
@@ -38,7 +38,7 @@ def behind(conn: Reader, known: Iterable[tuple[Name, int, str]]) -> str:
     return ""
 
 
-def behind_heads(conn: Reader, heads: Iterable[Head]) -> str:
+def behind_heads(conn: RowReader, heads: Iterable[Head]) -> str:
     """As `behind`."""
     return behind(conn, [(head.chain, head.seq, head.hash) for head in heads])
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class RouteQuota:
     """How many routes one plugin may have, how many bytes their specs, and how many routes there may be in all."""
 
     routes: int = 32
@@ -28,7 +28,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class RouteRow:
     """One route. Times are microseconds since the epoch."""
 
     plugin_id: str
@@ -38,7 +38,7 @@ class Row:
     updated_at: int
 
 
-def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: Quota, *, now_us: int) -> Row:
+def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: RouteQuota, *, now_us: int) -> RouteRow:
     """Keep a route, in place of the one that the plugin has at this path; Problem quota_exceeded."""
     found = get(tx, plugin_id, path)
     statement = "SELECT count(*), coalesce(sum(length(spec)), 0) FROM routes WHERE plugin_id = ? AND path <> ?"
@@ -50,7 +50,7 @@ def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: Quota, *, 
     ):
         if would_be > most:
             raise Problem("quota_exceeded", f"expected at most {most} {what}, found {would_be}", "delete some of them")
-    row = Row(
+    row = RouteRow(
         plugin_id=plugin_id,
         path=path,
         spec=spec,
@@ -74,22 +74,22 @@ def clear(tx: Transaction, plugin_id: str) -> int:
     return tx.changes()
 
 
-def get(conn: Reader, plugin_id: str, path: str) -> Row | None:
+def get(conn: RowReader, plugin_id: str, path: str) -> RouteRow | None:
     statement = f"SELECT {_COLUMNS} FROM routes WHERE plugin_id = ? AND path = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, path)).fetchone()
     return None if row is None else _row(row)
 
 
-def load_all(conn: Reader) -> list[Row]:
+def load_all(conn: RowReader) -> list[RouteRow]:
     """Every route, those that have been there longest first: they have the better claim."""
     statement = f"SELECT {_COLUMNS} FROM routes ORDER BY created_at, plugin_id, path"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement)]
 
 
-def count(conn: Reader) -> int:
+def count(conn: RowReader) -> int:
     """How many there are."""
     return int(conn.execute("SELECT count(*) FROM routes").get)
 
 
-def _row(row: tuple[Any, ...]) -> Row:
-    return Row(**dict(zip(_COLUMNS.split(", "), row, strict=True)))
+def _row(row: tuple[Any, ...]) -> RouteRow:
+    return RouteRow(**dict(zip(_COLUMNS.split(", "), row, strict=True)))

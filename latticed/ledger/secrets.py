@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 MAX_SECRETS: Final = 1_000
@@ -23,7 +23,7 @@ _COLUMNS: Final = "owner, name, version, key_id, nonce, sealed, created_at, upda
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class SecretRow:
     """One secret as it is stored. Times are microseconds since the epoch; `key_id` names the key, it tells nothing."""
 
     owner: str
@@ -46,25 +46,25 @@ class Binding:
     mac: bytes
 
 
-def get(conn: Reader, owner: str, name: str) -> Row | None:
+def get(conn: RowReader, owner: str, name: str) -> SecretRow | None:
     """One secret, or None."""
     statement = f"SELECT {_COLUMNS} FROM secrets WHERE owner = ? AND name = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (owner, name)).fetchone()
     return None if row is None else _row(row)
 
 
-def load_all(conn: Reader) -> tuple[Row, ...]:
+def load_all(conn: RowReader) -> tuple[SecretRow, ...]:
     """All secrets by owner and name."""
     statement = f"SELECT {_COLUMNS} FROM secrets ORDER BY owner, name"  # noqa: S608 - constants
     return tuple(_row(row) for row in conn.execute(statement))
 
 
-def count(conn: Reader) -> int:
+def count(conn: RowReader) -> int:
     """How many there are."""
     return int(conn.execute("SELECT count(*) FROM secrets").get)
 
 
-def put(tx: Transaction, row: Row) -> None:
+def put(tx: Transaction, row: SecretRow) -> None:
     """Store a secret, in place of the one of that owner and name; Problem quota_exceeded."""
     if get(tx, row.owner, row.name) is None and count(tx) >= MAX_SECRETS:
         raise Problem("quota_exceeded", f"expected at most {MAX_SECRETS} secrets, found {MAX_SECRETS}")
@@ -74,7 +74,7 @@ def put(tx: Transaction, row: Row) -> None:
     )
 
 
-def bound_to(conn: Reader, owner: str, name: str) -> list[str]:
+def bound_to(conn: RowReader, owner: str, name: str) -> list[str]:
     """The ids of the plugins that may have one secret used, in order."""
     return [plugin_id for one, plugin_id in bindings(conn, owner) if one == name]
 
@@ -126,22 +126,22 @@ def rename_plugin(tx: Transaction, old: str, new: str) -> int:
     return tx.changes()
 
 
-def binding(conn: Reader, owner: str, name: str, plugin_id: str) -> bytes | None:
+def binding(conn: RowReader, owner: str, name: str, plugin_id: str) -> bytes | None:
     """The MAC of one binding, or None."""
     statement = "SELECT mac FROM secret_bindings WHERE owner = ? AND name = ? AND plugin_id = ?"
     row = conn.execute(statement, (owner, name, plugin_id)).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def bindings(conn: Reader, owner: str) -> list[tuple[str, str]]:
+def bindings(conn: RowReader, owner: str) -> list[tuple[str, str]]:
     """(name, plugin id) of all bindings, in that order."""
     statement = "SELECT name, plugin_id FROM secret_bindings WHERE owner = ? ORDER BY name, plugin_id"
     return list(conn.execute(statement, (owner,)))
 
 
-def _row(row: tuple[Any, ...]) -> Row:
+def _row(row: tuple[Any, ...]) -> SecretRow:
     owner, name, version, key_id, nonce, sealed, created_at, updated_at = row
-    return Row(
+    return SecretRow(
         owner=owner,
         name=name,
         version=version,

@@ -16,7 +16,7 @@ from latticed.kit import files
 from latticed.kit import trusted_files as trusted
 from latticed.ledger import audit, connection, floors, rollback
 from latticed.ledger import integrity as damage
-from latticed.ledger.directory_identity import Place
+from latticed.ledger.directory_identity import DirectoryIdentity
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
 
@@ -35,7 +35,7 @@ _NO_FLOORS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class StateDir:
     """A state directory that is ours until it is left.
 
     `behind` says why the ledger counts as older than `floors`, when that was accepted.
@@ -44,7 +44,7 @@ class State:
     directory: Path
     writer: connection.Connection
     key: Ed25519PrivateKey
-    place: Place
+    place: DirectoryIdentity
     partly_checked: bool = False
     floors: floors.Floors = field(default_factory=floors.Floors)
     behind: str = ""
@@ -67,14 +67,14 @@ def held(directory: Path) -> Iterator[None]:
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
-        except trusted.Foreign as fault:
+        except trusted.ForeignFile as fault:
             hint = f"chown and chmod go-w {directory}, once you know that what lies in it is yours"
             raise Problem("state_unusable", f"the state directory {directory}: {fault}", hint) from fault
         yield
 
 
 @contextlib.contextmanager
-def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[State]:
+def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDir]:
     """Hold `directory` with its database open; blocking, so not for the event loop.
 
     Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
@@ -94,8 +94,8 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[State]:
             _make_key(directory, writer)
         partly, key = damage.partial(writer), load_key(directory)
         kept, behind = _held_against(directory, writer, key, accept=accept_rollback)
-        place = Place(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
-        yield State(
+        place = DirectoryIdentity(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
+        yield StateDir(
             directory=directory,
             writer=writer,
             key=key,

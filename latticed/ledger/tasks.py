@@ -14,7 +14,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
     from latticed.ledger.writer import Transaction
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
@@ -23,7 +23,7 @@ _IS_OPEN: Final = "state IN ('submitted', 'approved', 'running')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class TaskQuota:
     """How many tasks that have not ended one plugin may have, and all together."""
 
     tasks: int
@@ -31,7 +31,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TaskOutcome:
     """How a task ended. `exit_code` or `signal`, when it ran to an end; `*_bytes`: all that it wrote.
 
     `stdout` and `stderr` are the last of it, ready to be shown; `truncated`: there was more.
@@ -49,10 +49,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class TaskRow:
     """One task. `sha256` is that of the script as submitted, `approved_sha256` that of what an operator approved.
 
-    `run_id` names its one run, and is set before that begins. Other fields: as in `Outcome`.
+    `run_id` names its one run, and is set before that begins. Other fields: as in `TaskOutcome`.
     """
 
     seq: int
@@ -72,18 +72,18 @@ class Task:
     approved_at: int
     started_at: int
     ended_at: int
-    outcome: Outcome
+    outcome: TaskOutcome
 
 
-_OUTCOME: Final = tuple(field.name for field in fields(Outcome))
-_OWN: Final = tuple(field.name for field in fields(Task) if field.name != "outcome")
+_OUTCOME: Final = tuple(field.name for field in fields(TaskOutcome))
+_OWN: Final = tuple(field.name for field in fields(TaskRow) if field.name != "outcome")
 _COLUMNS: Final = ", ".join((*_OWN, *_OUTCOME))
 _HEAVY: Final = ("script", "stdout", "stderr")
 _GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name in (*_OWN, *_OUTCOME))
 """Without what can be long."""
 
 
-def submit(tx: Transaction, task: Task, quota: Quota) -> Task:
+def submit(tx: Transaction, task: TaskRow, quota: TaskQuota) -> TaskRow:
     """Keep a new one (its `seq` is given here); Problem quota_exceeded changes nothing."""
     for found, most, what in (
         (count_open(tx, task.plugin_id), quota.tasks, f"tasks of {task.plugin_id} that have not ended"),
@@ -123,7 +123,7 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> None:
     tx.execute("UPDATE tasks SET state = 'running', run_id = ?, started_at = ? WHERE id = ?", (run_id, now_us, task_id))
 
 
-def end(tx: Transaction, task_id: str, state: State, outcome: Outcome, *, now_us: int) -> None:
+def end(tx: Transaction, task_id: str, state: State, outcome: TaskOutcome, *, now_us: int) -> None:
     sets = ", ".join(f"{name} = ?" for name in _OUTCOME)
     values = tuple(int(value) if isinstance(value, bool) else value for value in _values(outcome))
     tx.execute(
@@ -132,12 +132,12 @@ def end(tx: Transaction, task_id: str, state: State, outcome: Outcome, *, now_us
     )
 
 
-def get(conn: Reader, task_id: str) -> Task | None:
+def get(conn: RowReader, task_id: str) -> TaskRow | None:
     row = conn.execute(f"SELECT {_COLUMNS} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608
     return None if row is None else _task(row)
 
 
-def of_state(conn: Reader, *states: State) -> list[Task]:
+def of_state(conn: RowReader, *states: State) -> list[TaskRow]:
     """All in one of these (open) states, without their scripts: the longest approved first, then as they came."""
     marks = ", ".join("?" * len(states))
     statement = f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND state IN ({marks}) ORDER BY approved_at, seq"  # noqa: S608
@@ -145,8 +145,13 @@ def of_state(conn: Reader, *states: State) -> list[Task]:
 
 
 def page(
-    conn: Reader, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
-) -> list[Task]:
+    conn: RowReader,
+    *,
+    states: Collection[str] = (),
+    plugin_id: str | None = None,
+    before_seq: int = 0,
+    limit: int = 100,
+) -> list[TaskRow]:
     """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
     wheres: list[str] = ["1"]
     values: list[Any] = []
@@ -163,13 +168,13 @@ def page(
     return [_task(row) for row in conn.execute(statement, (*values, limit))]
 
 
-def count_open(conn: Reader, plugin_id: str | None = None) -> int:
+def count_open(conn: RowReader, plugin_id: str | None = None) -> int:
     """How many have not ended, of one plugin or of all."""
     chosen, values = ("AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     return int(conn.execute(f"SELECT count(*) FROM tasks WHERE {_IS_OPEN} {chosen}", values).get)  # noqa: S608
 
 
-def overdue(conn: Reader, *, before_us: int) -> list[Task]:
+def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
     """Those that wait for approval, or for their turn, since before `before_us`; without their scripts."""
     statement = (
         f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND "  # noqa: S608 - constants
@@ -196,12 +201,12 @@ def clear(tx: Transaction, plugin_id: str) -> int:
     return tx.changes()
 
 
-def _values(outcome: Outcome) -> tuple[Any, ...]:
+def _values(outcome: TaskOutcome) -> tuple[Any, ...]:
     return tuple(getattr(outcome, name) for name in _OUTCOME)
 
 
-def _task(row: tuple[Any, ...]) -> Task:
+def _task(row: tuple[Any, ...]) -> TaskRow:
     own = dict(zip(_OWN, row, strict=False))
     own["targets"] = tuple(json.loads(own["targets"]))
     told = dict(zip(_OUTCOME, row[len(_OWN) :], strict=True))
-    return Task(**own, outcome=Outcome(**{**told, "truncated": bool(told["truncated"])}))
+    return TaskRow(**own, outcome=TaskOutcome(**{**told, "truncated": bool(told["truncated"])}))

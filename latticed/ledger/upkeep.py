@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger.retention import Retention
-    from latticed.ledger.writer import Transaction, Writer
+    from latticed.ledger.writer import LedgerWriter, Transaction
     from latticed.model import chain
     from latticed.model.errors import Problem
 
@@ -37,12 +37,14 @@ PAGES: Final = 1_000
 log = logs.get_logger()
 
 
-async def remove_old(writer: Writer, wanted: Mapping[chain.Name, Retention], clock: Clock, *, by_age: bool) -> int:
+async def remove_old(
+    writer: LedgerWriter, wanted: Mapping[chain.Name, Retention], clock: Clock, *, by_age: bool
+) -> int:
     """Remove what `wanted` does not keep, slice by slice; how many events went. Problem ledger_unavailable."""
     return sum([await _remove_old(writer, name, kept, clock, by_age=by_age) for name, kept in wanted.items()])
 
 
-async def _remove_old(writer: Writer, name: chain.Name, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
+async def _remove_old(writer: LedgerWriter, name: chain.Name, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
     now_us = clock.wall_us()
 
     def due(tx: Transaction) -> int:

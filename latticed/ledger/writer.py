@@ -60,7 +60,7 @@ class Transaction:
 
 
 @dataclass(slots=True)
-class Job:
+class WriteJob:
     """One change, or one event to append (which needs no savepoint: it fails before it changes anything)."""
 
     change: Callable[[Transaction], Any] | Event
@@ -71,7 +71,7 @@ class Job:
     error: BaseException | None = None
 
 
-class Writer:
+class LedgerWriter:
     """The thread and its queue; every public method belongs to the event loop it was made in."""
 
     def __init__(
@@ -82,8 +82,8 @@ class Writer:
         self._clock = clock
         self._on_head = on_head
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._ready: asyncio.Future[state.State] = self._loop.create_future()
+        self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
+        self._ready: asyncio.Future[state.StateDir] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
         self._waiting: list[asyncio.Future[None]] = []
@@ -91,7 +91,7 @@ class Writer:
         self.tip = Position()
         """The newest events, as of the last commit of this life."""
 
-    async def start(self) -> state.State:
+    async def start(self) -> state.StateDir:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
         self._thread.start()
         try:
@@ -131,7 +131,7 @@ class Writer:
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(Job(change, future, durable, essential))
+        self._queue.put(WriteJob(change, future, durable, essential))
         return future
 
     async def stop(self) -> None:
@@ -155,13 +155,13 @@ class Writer:
     def _serve(self, committer: Committer, chains: Chains) -> None:
         going = True
         while going:
-            batch: list[Job] = []
+            batch: list[WriteJob] = []
             going = self._take(batch)
             if batch:
                 heads = committer.perform(batch)
                 self._tell(self._deliver, batch, heads, chains.position)
 
-    def _take(self, batch: list[Job]) -> bool:
+    def _take(self, batch: list[WriteJob]) -> bool:
         """Fill `batch` with what is queued, waiting for the first; False when that was the last."""
         job = self._queue.get()
         while job is not None:
@@ -171,7 +171,7 @@ class Writer:
             job = self._queue.get()
         return False
 
-    def _deliver(self, batch: list[Job], heads: list[Head], tip: Position) -> None:
+    def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
         if decided:

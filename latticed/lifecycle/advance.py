@@ -12,20 +12,20 @@ from latticed.lifecycle.presence import facts_of
 from latticed.model import accepted, capability, semver_range
 from latticed.model.consents import Named
 from latticed.model.errors import Problem
-from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
+from latticed.model.lifecycle import TRANSITIONS, Record, RecordFacts, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.lifecycle.presence import Sight
+    from latticed.lifecycle.presence import Presence
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.manifest import Dependency
     from latticed.model.verdict import Verified
-    from latticed.trust.claims import Claim
+    from latticed.trust.claims import IdClaim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consent:
+class UpgradeConsent:
     """What the operator agreed to by name: capabilities, hosts, `kind=value` permits, and terms (`model.consents`).
 
     `publisher` lets another publisher take over the id.
@@ -54,10 +54,10 @@ class Consent:
 UNVERSIONED: Final = "-"
 """The floor of what was accepted without a version."""
 
-NO_CONSENT = Consent()
+NO_CONSENT = UpgradeConsent()
 
 
-def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
+def first_seen(claim: IdClaim, now: int, tombstone: Record | None) -> Record:
     """The record of a bundle that verified: nothing decided yet; a tombstone's floor and masks live on."""
     facts = facts_of(claim.verdict, accepted=False)
     at_first = capability.host_risk(facts.capabilities)
@@ -75,7 +75,7 @@ def first_seen(claim: Claim, now: int, tombstone: Record | None) -> Record:
     )
 
 
-def follow(record: Record, claim: Claim, now: int) -> Record:
+def follow(record: Record, claim: IdClaim, now: int) -> Record:
     """The record after the disk changed: a `verified` one follows it, any other only learns where its bundle lies."""
     if record.accepted:
         if claim.verdict.identity != record.facts.identity or claim.name == record.source:
@@ -90,7 +90,7 @@ def follow(record: Record, claim: Claim, now: int) -> Record:
 
 
 def transition(
-    record: Record, wanted: Status, seen: Sight, consent: Consent, now: int, usual: Usual = DEFAULTS
+    record: Record, wanted: Status, seen: Presence, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
     """The record once `wanted` has been decided, or why it cannot be."""
     if wanted not in TRANSITIONS[record.status]:
@@ -118,7 +118,7 @@ def transition(
 
 
 def upgrade(
-    record: Record, claim: Claim | None, consent: Consent, now: int, usual: Usual = DEFAULTS
+    record: Record, claim: IdClaim | None, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
     """The record once the candidate has replaced the installed identity; what it widens stays masked."""
     if claim is None or claim.verdict.identity == record.facts.identity:
@@ -160,7 +160,7 @@ def upgrade(
     )
 
 
-def forget(record: Record, seen: Sight, now: int) -> Record | Problem:
+def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
     """The tombstone of a record: pin and floor stay."""
     if record.status is Status.ACTIVE:
         hint = f"latticectl disable {record.id}"
@@ -226,7 +226,7 @@ def higher(floor: str, version: str) -> str:
     return label if order is not None and order < 0 else floor
 
 
-def _masked_at_first(record: Record, facts: Facts) -> frozenset[str]:
+def _masked_at_first(record: Record, facts: RecordFacts) -> frozenset[str]:
     """What stays masked of a record that is not accepted: host risk, and what was masked beyond that before.
 
     The latter is what an operator trimmed, or what recovery brought back.
@@ -235,14 +235,14 @@ def _masked_at_first(record: Record, facts: Facts) -> frozenset[str]:
     return capability.host_risk(facts.capabilities) | beyond
 
 
-def _downgrade(record: Record, version: str, consent: Consent) -> Problem | None:
+def _downgrade(record: Record, version: str, consent: UpgradeConsent) -> Problem | None:
     if consent.allow_downgrade or not needs_downgrade(record, version):
         return None
     detail = f"version {version or '(none)'} is not known to be newer than {record.floor}, which was accepted before"
     return Problem("version_downgrade", detail, "if that is what you want, add --allow-downgrade")
 
 
-def _not_available(record: Record, wanted: Status, seen: Sight) -> Problem:
+def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:
     trouble = seen.trouble
     other = "another bundle than the record shows" if seen.winner else "nothing"
     found = f"{trouble.code}: {trouble.message}" if trouble else other
@@ -279,7 +279,7 @@ def upgrade_changes(
     return changes(record.facts, facts_of(candidate, accepted=True), usual)
 
 
-def changes(old: Facts, new: Facts, usual: Usual) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def changes(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(what `new` adds to `old`, what it drops): capabilities by name, the rest in the words that accept it."""
     return _added(old, new, usual), _added(new, old, usual)
 
@@ -292,7 +292,7 @@ def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> t
     return accepted.needed(candidate.manifest, candidate.interpreter, accepted.meet(record.terms, new, usual))
 
 
-def _added(old: Facts, new: Facts, usual: Usual) -> tuple[str, ...]:
+def _added(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[str, ...]:
     caps = tuple(one for one in new.capabilities if one not in old.capabilities)
     before, after = sight.manifest_of(old), sight.manifest_of(new)
     if before is None or after is None:  # a record that was not accepted holds no manifest

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from latticed.bundle.read import Limits
+    from latticed.bundle.read import ReadLimits
 
 FORMAT: Final = "latticed.backup.v1"
 DOMAIN: Final = b"LATTICED-BACKUP-V1\n"
@@ -39,7 +39,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ArchiveEntry:
     """One file of the archive."""
 
     name: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class ArchiveManifest:
     """What the archive holds, when and by what it was made, and where the audit chains ended then.
 
     Backups of versions that had one chain say nothing of calls: 0 and empty.
@@ -62,12 +62,12 @@ class Manifest:
     last_hash: str
     calls_seq: int = 0
     calls_hash: str = ""
-    entries: tuple[Entry, ...]
+    entries: tuple[ArchiveEntry, ...]
     settings: tuple[tuple[str, str], ...] = ()
     """(key, JSON) of what was set there and is not in it: a restore compares."""
 
 
-def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
+def encode_manifest(manifest: ArchiveManifest, key: Ed25519PrivateKey) -> bytes:
     """The bytes of `manifest.json`, signed."""
     plain = {
         "format": FORMAT,
@@ -86,7 +86,7 @@ def encode_manifest(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
     return encode({**plain, "signature": signature}).encode("ascii") + b"\n"
 
 
-def decode_manifest(data: bytes) -> Manifest:
+def decode_manifest(data: bytes) -> ArchiveManifest:
     """The manifest, signed by the key it names and naming only what a backup may hold; Problem backup_invalid."""
     try:
         plain = strict_json.loads(data)
@@ -104,12 +104,12 @@ def decode_manifest(data: bytes) -> Manifest:
     return found
 
 
-def unpack(source: tar.Source, target: Path, limits: Limits) -> Manifest:
+def unpack(source: tar.TarSource, target: Path, limits: ReadLimits) -> ArchiveManifest:
     """Write the files of an archive beneath the empty directory `target`, each exactly as the manifest says.
 
     Problem backup_invalid; what was written by then is the caller's to remove. OSError when the disk refuses.
     """
-    reader = tar.Reader(source)
+    reader = tar.TarReader(source)
     try:
         first = reader.next()
         if first is None or first.name != MANIFEST or first.size > MAX_MANIFEST_BYTES:
@@ -135,7 +135,7 @@ def invalid(detail: str) -> Problem:
     return Problem("backup_invalid", f"this is not a backup that can be restored: {detail}")
 
 
-def _write(reader: tar.Reader, path: Path, entry: Entry) -> None:
+def _write(reader: tar.TarReader, path: Path, entry: ArchiveEntry) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mode = 0o400 if _PAIR.fullmatch(entry.name) else 0o600
     digest = hashlib.sha256()
@@ -148,7 +148,7 @@ def _write(reader: tar.Reader, path: Path, entry: Entry) -> None:
         raise invalid(f"{entry.name}: expected SHA-256 {entry.sha256}, found {digest.hexdigest()}")
 
 
-def _limit(name: str, limits: Limits) -> int:
+def _limit(name: str, limits: ReadLimits) -> int:
     if name == state.HOST_KEY:
         return 64
     if name == floors.FILE:
@@ -158,7 +158,7 @@ def _limit(name: str, limits: Limits) -> int:
     return limits.artifact_bytes if name.endswith("/artifact") else limits.manifest_bytes
 
 
-def _decode(plain: dict[str, Any]) -> Manifest:
+def _decode(plain: dict[str, Any]) -> ArchiveManifest:
     if plain["format"] != FORMAT:
         raise ValueError(f"expected the format {FORMAT}, found {str(plain['format'])[:80]!r}")
     texts = {name: plain[name] for name in ("created_at", "version", "public_key", "last_hash")}
@@ -170,8 +170,8 @@ def _decode(plain: dict[str, Any]) -> Manifest:
     _expect(all(isinstance(text, str) for text in texts.values()))
     _expect(all(_natural(number) for number in numbers.values()))
     _expect(all(isinstance(name, str) and _natural(size) and _HEX.fullmatch(found) for name, size, found in rows))
-    entries = tuple(Entry(name=name, size=size, sha256=sha256) for name, size, sha256 in rows)
-    return Manifest(**texts, **numbers, entries=entries, settings=tuple((key, value) for key, value in settings))
+    entries = tuple(ArchiveEntry(name=name, size=size, sha256=sha256) for name, size, sha256 in rows)
+    return ArchiveManifest(**texts, **numbers, entries=entries, settings=tuple((key, value) for key, value in settings))
 
 
 def _expect(holds: bool) -> None:  # noqa: FBT001 - a finding, not a switch

@@ -41,7 +41,7 @@ class Backup:
 
     directory: Path
     manifest: bytes
-    entries: tuple[archive.Entry, ...]
+    entries: tuple[archive.ArchiveEntry, ...]
     size: int
     made_s: int
 
@@ -118,7 +118,7 @@ class Backups:
         entries = tuple(_entry(staging, name) for name in names)
         key = state.load_key(staging)
         now_us = self._life.rooms.clock.wall_us()
-        manifest = archive.Manifest(
+        manifest = archive.ArchiveManifest(
             created_at=rfc3339(now_us),
             version=self._version,
             ledger_version=len(migrations.MIGRATIONS),
@@ -152,11 +152,11 @@ def _pairs(staging: Path, in_use: Collection[str]) -> Iterator[str]:
             yield from names
 
 
-def _entry(staging: Path, name: str) -> archive.Entry:
+def _entry(staging: Path, name: str) -> archive.ArchiveEntry:
     path = staging / name
-    return archive.Entry(name=name, size=path.stat().st_size, sha256=rebuild.fingerprint(path))
+    return archive.ArchiveEntry(name=name, size=path.stat().st_size, sha256=rebuild.fingerprint(path))
 
 
-def _size(manifest: bytes, entries: Collection[archive.Entry]) -> int:
+def _size(manifest: bytes, entries: Collection[archive.ArchiveEntry]) -> int:
     sizes = [len(manifest), *(entry.size for entry in entries)]
     return sum(tar.BLOCK + size + tar.padding(size) for size in sizes) + len(tar.END)

@@ -17,7 +17,7 @@ from latticed.lifecycle import effects as rest
 from latticed.lifecycle import kept_data as leavings
 from latticed.lifecycle import presence as sight
 from latticed.lifecycle import recording as deeds
-from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from latticed.ledger import Transaction
     from latticed.lifecycle.granting import Regrant
-    from latticed.lifecycle.kept_data import Left
+    from latticed.lifecycle.kept_data import KeptData
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.model.audit import Actor
-    from latticed.trust.claims import Claim
+    from latticed.trust.claims import IdClaim
 
 log = logs.get_logger()
 
@@ -43,7 +43,9 @@ class Decisions:
         self._locks: dict[str, asyncio.Lock] = {}
         self._keeping: dict[str, str] = {}
 
-    async def change(self, actor: Actor, plugin_id: str, wanted: Status, consent: Consent = NO_CONSENT) -> Record:
+    async def change(
+        self, actor: Actor, plugin_id: str, wanted: Status, consent: UpgradeConsent = NO_CONSENT
+    ) -> Record:
         """Install, activate or disable; returns once it is armed, stopped or failed (10 s at most)."""
         async with self._one(actor, plugin_id) as record:
             seen = self._life.sight(plugin_id)
@@ -56,7 +58,7 @@ class Decisions:
             await self._write(after, self._told(actor, record, after), None)
         return await self._settled(after)
 
-    async def upgrade(self, actor: Actor, plugin_id: str, consent: Consent = NO_CONSENT) -> Record:
+    async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
         """Swap to the candidate, or to the bundle of another publisher accepted by name."""
         async with self._one(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             claim = self._candidate(record, consent)
@@ -72,7 +74,9 @@ class Decisions:
                 await self._life.rooms.tell_gone(plugin_id)
         return await self._settled(after)
 
-    def foresee(self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: Consent = NO_CONSENT) -> Record:
+    def foresee(
+        self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: UpgradeConsent = NO_CONSENT
+    ) -> Record:
         """The record as `change` or `upgrade` would leave it, by the rules alone: nothing is stored or recorded.
 
         Problem with what would refuse it. The bundle is not read again, so what the disk does next is not foreseen.
@@ -118,7 +122,7 @@ class Decisions:
             await rest.quiet(self._life.rooms, plugin_id)
         return await self._settled(after) if renews else after
 
-    async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, Left]:
+    async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, KeptData]:
         """Leave only a tombstone of what is not active, and its data; with `purge` also what was left before.
 
         The record as it is then, and the data that there is or, with `purge`, was.
@@ -213,7 +217,7 @@ class Decisions:
             raise _unknown(plugin_id)
         return record
 
-    def _changed(self, record: Record, wanted: Status, consent: Consent) -> Record | Problem:
+    def _changed(self, record: Record, wanted: Status, consent: UpgradeConsent) -> Record | Problem:
         life = self._life
         seen, now_us = life.sight(record.id), life.rooms.clock.wall_us()
         outcome = advance.transition(record, wanted, seen, consent, now_us, life.rooms.usual)
@@ -222,7 +226,7 @@ class Decisions:
             return advance.unmet(needed, life.records) or outcome
         return outcome
 
-    def _upgraded(self, record: Record, claim: Claim | None, consent: Consent) -> Record | Problem:
+    def _upgraded(self, record: Record, claim: IdClaim | None, consent: UpgradeConsent) -> Record | Problem:
         return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us(), self._life.rooms.usual)
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
@@ -231,7 +235,7 @@ class Decisions:
         manifest = sight.manifest_of(record.facts) or there
         return granting.regrant(record, wanted, manifest, rooms.clock.wall_us(), rooms.usual)
 
-    def _candidate(self, record: Record, consent: Consent) -> Claim | None:
+    def _candidate(self, record: Record, consent: UpgradeConsent) -> IdClaim | None:
         if consent.publisher is not None and consent.publisher != record.facts.publisher:
             return self._life.claimant(record.id, consent.publisher)
         return self._life.sight(record.id).winner
@@ -258,7 +262,7 @@ class Decisions:
             log.error("refusal_not_recorded", plugin_id=plugin_id, code=unrecorded.code)
         return problem
 
-    async def _keep(self, actor: Actor, record: Record, claim: Claim | None) -> None:
+    async def _keep(self, actor: Actor, record: Record, claim: IdClaim | None) -> None:
         """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
         self._keeping[record.id] = record.facts.identity
         if claim is not None and claim.verdict.identity == record.facts.identity:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from latticed.catalog.catalog import Catalog
     from latticed.catalog.store import Store
-    from latticed.host.static.calls import Static
+    from latticed.host.static.calls import StaticCalls
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
-    from latticed.lifecycle.revocations import Revocations
+    from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.model.accepted import Usual
     from latticed.model.verdict import Verdict
     from latticed.supervisor.supervisor import Supervisor
@@ -27,7 +27,7 @@ async def _nobody(*_: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
+class LifecycleDeps:
     """The rooms that the lifecycle stands on."""
 
     ledger: Ledger
@@ -36,11 +36,11 @@ class Rooms:
     clock: Clock
     judge: Callable[[str], Awaitable[Verdict]]
     store: Store
-    revocations: Revocations
+    revocations: RevocationKeeper
     glance: Callable[[str, str], Awaitable[Verdict]]
     """Judges a stored pair (identity, SHA-256 of its artifact) by manifest, signature and policy alone."""
     policy: Callable[[], TrustPolicy]
-    static: Static | None = None
+    static: StaticCalls | None = None
     usual: Usual = usual.DEFAULTS
     """What the settings give where a manifest is silent."""
     tell_changed: Callable[[str], None] = lambda _: None

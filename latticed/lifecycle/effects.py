@@ -7,18 +7,18 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.deps import Rooms
+    from latticed.lifecycle.deps import LifecycleDeps
 
 SETTLE_S: Final = 10.0
 """Whoever decides is answered after that long, whatever has not ended yet."""
 
 
-async def at_rest(rooms: Rooms, plugin_id: str) -> None:
+async def at_rest(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until a plugin is armed, stopped or failed, and nothing goes on for it that it may not have done."""
     await asyncio.gather(rooms.supervisor.settled(plugin_id, within_s=SETTLE_S), quiet(rooms, plugin_id))
 
 
-async def quiet(rooms: Rooms, plugin_id: str) -> None:
+async def quiet(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until nothing goes on for a plugin that it may not have done."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(rooms.quiet(plugin_id), SETTLE_S)

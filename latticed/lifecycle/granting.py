@@ -14,13 +14,13 @@ from latticed.model import accepted, capability, egress, permits
 from latticed.model.consents import Named
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
-from latticed.model.manifest import Limits
+from latticed.model.manifest import ManifestLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from latticed.model.accepted import Accepted, Usual
-    from latticed.model.lifecycle import Facts, Record
+    from latticed.model.lifecycle import Record, RecordFacts
     from latticed.model.manifest import Manifest
 
 NOTHING: Final = Named()
@@ -151,7 +151,7 @@ def _more(wants: Accepted | None, terms: Accepted | None, usual: Usual) -> tuple
     return accepted.beyond(wants, terms, usual) if wants is not None and terms is not None else ()
 
 
-def _declared(caps: Iterable[str], facts: Facts) -> None:
+def _declared(caps: Iterable[str], facts: RecordFacts) -> None:
     extra = sorted(set(caps) - set(facts.capabilities))
     if extra:
         declared = ", ".join(facts.capabilities)
@@ -277,10 +277,10 @@ def _startable(record: Record, manifest: Manifest | None) -> Problem | None:
     return needs_consent(record, manifest, "activate") if record.status is Status.ACTIVE else None
 
 
-def _limit(value: str) -> tuple[str, Limits]:
+def _limit(value: str) -> tuple[str, ManifestLimits]:
     """One limit alone; the others are left to the settings."""
     name, _, number = value.partition(":")
-    return name, Limits(**{name: None if number == accepted.DEFAULT else int(number)})
+    return name, ManifestLimits(**{name: None if number == accepted.DEFAULT else int(number)})
 
 
 def _words(value: str) -> tuple[str, ...]:

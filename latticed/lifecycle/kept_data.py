@@ -15,13 +15,13 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from latticed.host.static.calls import Static
+    from latticed.host.static.calls import StaticCalls
     from latticed.ledger import Transaction
-    from latticed.ledger.connection import Reader
+    from latticed.ledger.connection import RowReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class KeptData:
     """How much there is under an id, also of publishers that held it before: kv values, static files, notifications."""
 
     values: int = 0
@@ -29,21 +29,21 @@ class Left:
     notifications: int = 0
 
 
-async def files_of(static: Static | None, plugin_id: str) -> int:
+async def files_of(static: StaticCalls | None, plugin_id: str) -> int:
     """How many static files there are; Problem store_unavailable."""
     return await _said(static.left(plugin_id)) if static is not None else 0
 
 
-async def remove_files(static: Static | None, plugin_id: str) -> None:
+async def remove_files(static: StaticCalls | None, plugin_id: str) -> None:
     """Remove them all; done again after a crash it removes the rest. Problem store_unavailable."""
     if static is not None:
         await _said(static.purge(plugin_id))
 
 
-def count(conn: Reader, plugin_id: str, files: int) -> Left:
+def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:
     """What is left besides `files`."""
     values = sum(kv.usage(conn, bucket)[0] for bucket in kv.of_plugin(conn, plugin_id))
-    return Left(values=values, files=files, notifications=notification_upkeep.count_of(conn, plugin_id))
+    return KeptData(values=values, files=files, notifications=notification_upkeep.count_of(conn, plugin_id))
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:

@@ -17,9 +17,9 @@ from latticed.lifecycle import advance, verdicts
 from latticed.lifecycle import presence as sight
 from latticed.lifecycle.decisions import Decisions
 from latticed.lifecycle.pairs import Pairs
-from latticed.lifecycle.presence import Sight
-from latticed.lifecycle.refused_log import Refusals
-from latticed.lifecycle.write_behind import Saver
+from latticed.lifecycle.presence import Presence
+from latticed.lifecycle.refused_log import RefusedLog
+from latticed.lifecycle.write_behind import WriteBehind
 from latticed.model.lifecycle import Record, Status
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import claims
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from latticed.catalog.catalog import Sighting
-    from latticed.host.permissions import Standing
-    from latticed.lifecycle.deps import Rooms
+    from latticed.host.permissions import PluginStanding
+    from latticed.lifecycle.deps import LifecycleDeps
     from latticed.model.verdict import Verdict
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
 
 log = logs.get_logger()
 
@@ -40,15 +40,15 @@ log = logs.get_logger()
 class Lifecycle:
     """All records, and what the disk says of each. An async context manager; entered once the first scan is told."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: LifecycleDeps) -> None:
         self.rooms = rooms
         self.records: dict[str, Record] = {}
-        self.plugins: dict[str, Plugin] = {}
+        self.plugins: dict[str, PluginToRun] = {}
         self.decide = Decisions(self)
         self.busy: set[str] = set()
         self.held: set[str] = set()
         """Ids that are coming into other hands right now: nothing is done for them."""
-        self.saver = Saver(
+        self.saver = WriteBehind(
             rooms.ledger,
             rooms.store,
             rooms.revocations,
@@ -60,10 +60,10 @@ class Lifecycle:
         self._found: dict[str, Verdict] = {}
         self._claimants: dict[str, Claimants] = {}  # bundles that verify, by the id they claim
         self._contested: set[str] = set()  # ids of which some claimant is refused
-        self._refusals = Refusals(log, rooms.ledger.record_news)
+        self._refusals = RefusedLog(log, rooms.ledger.record_news)
         self._sources: dict[str, str] = {}
         self._critical: set[str] = set()
-        self._sights: dict[str, Sight] = {}
+        self._sights: dict[str, Presence] = {}
         self.pairs = Pairs(self)
         self.closed = False
         self._told = asyncio.Event()
@@ -114,11 +114,11 @@ class Lifecycle:
         """Every record that is not a tombstone, sorted by id."""
         return sorted((r for r in self.records.values() if not r.forgotten), key=lambda record: record.id)
 
-    def sight(self, plugin_id: str) -> Sight:
+    def sight(self, plugin_id: str) -> Presence:
         """What the disk says of an id right now."""
-        return self._sights.get(plugin_id, Sight())
+        return self._sights.get(plugin_id, Presence())
 
-    def standing(self, plugin_id: str) -> Standing:
+    def standing(self, plugin_id: str) -> PluginStanding:
         """Whether something may be done for a plugin now, as everything that acts for one asks."""
         record = self.records.get(plugin_id)
         if record is None or record.status is not Status.ACTIVE or plugin_id in self.held:
@@ -134,7 +134,7 @@ class Lifecycle:
                     found[claim.name] = refused
         return found
 
-    def claimant(self, plugin_id: str, publisher: str) -> claims.Claim | None:
+    def claimant(self, plugin_id: str, publisher: str) -> claims.IdClaim | None:
         """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
         found = [c for c in self._claimants.get(plugin_id, ()) if c.verdict.manifest.publisher == publisher]
         fitting = [claim for claim in found if self._refusal(plugin_id, claim.name) is not None]
@@ -173,7 +173,7 @@ class Lifecycle:
             case Verified() as verdict:
                 self._found[seen.name] = verdict
                 claimants = self._claimants.setdefault(verdict.manifest.id, Claimants())
-                claimants.put(claims.Claim(name=seen.name, verdict=verdict))
+                claimants.put(claims.IdClaim(name=seen.name, verdict=verdict))
                 self._refusals.newcomer(verdict.manifest.id, seen.name)
                 touched.add(verdict.manifest.id)
             case Refused() as verdict:
@@ -206,7 +206,7 @@ class Lifecycle:
         if winner is None and record is not None:
             fault = sight.fault_at(self._found.get(record.source), self._refusal(plugin_id, record.source))
         stored = self.pairs.fault(record) if record is not None else None
-        before, seen = self._sights.get(plugin_id), Sight(winner=winner, fault=fault, stored=stored)
+        before, seen = self._sights.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
         self._sights[plugin_id] = seen
         self.rooms.tell_changed(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
@@ -218,7 +218,7 @@ class Lifecycle:
                 self.remember(advance.follow(record, winner, now_us))
         self._run(plugin_id)
 
-    def _resolve(self, plugin_id: str, record: Record | None) -> claims.Claim | None:
+    def _resolve(self, plugin_id: str, record: Record | None) -> claims.IdClaim | None:
         """Who is the plugin. Only newcomers and whoever was it before are told of: never all copies again."""
         claimants = self._claimants.get(plugin_id, Claimants())
         winner = claimants.winner(sight.pin_of(record) if record else None)

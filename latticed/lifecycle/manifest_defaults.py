@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.accepted import Usual
-from latticed.model.manifest import Limits
-from latticed.settings import HostCalls, PluginLimits, Sandbox
+from latticed.model.manifest import ManifestLimits
+from latticed.settings import HostCallSettings, PluginLimitSettings, SandboxSettings
 
 if TYPE_CHECKING:
     from latticed.settings import Settings
@@ -17,10 +17,10 @@ def of(settings: Settings) -> Usual:
     return _of(settings.sandbox, settings.plugin_limits, settings.host_calls)
 
 
-def _of(sandbox: Sandbox, limits: PluginLimits, calls: HostCalls) -> Usual:
+def _of(sandbox: SandboxSettings, limits: PluginLimitSettings, calls: HostCallSettings) -> Usual:
     return Usual(
         level=sandbox.floor,
-        limits=Limits(
+        limits=ManifestLimits(
             memory_mib=limits.memory_mib,
             cpu_percent=limits.cpu_percent or None,
             processes=limits.processes,
@@ -32,5 +32,5 @@ def _of(sandbox: Sandbox, limits: PluginLimits, calls: HostCalls) -> Usual:
     )
 
 
-DEFAULTS: Final = _of(Sandbox(), PluginLimits(), HostCalls())
+DEFAULTS: Final = _of(SandboxSettings(), PluginLimitSettings(), HostCallSettings())
 """Where no settings are at hand."""

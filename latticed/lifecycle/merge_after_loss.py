@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from latticed.ledger.floors import Floors
-from latticed.ledger.revocations import KINDS, Revocations
+from latticed.ledger.revocations import KINDS, RevocationRows
 from latticed.lifecycle import advance, granting
 from latticed.lifecycle import manifest_defaults as usual
 from latticed.lifecycle.presence import facts_of, manifest_of, migrated
 from latticed.model import capability, semver_range
 from latticed.model.accepted import meet
-from latticed.model.lifecycle import Facts, Record, Status
+from latticed.model.lifecycle import Record, RecordFacts, Status
 from latticed.model.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def union(present: Floors, theirs: Floors) -> Floors:
         masked=masked,
         terms=terms,
         pins={**theirs.pins, **present.pins},
-        revoked=Revocations(**revoked),
+        revoked=RevocationRows(**revoked),
     )
 
 
@@ -171,7 +171,7 @@ def tombstone(
 ) -> Record:
     """What is left of an id of which only its pin, floor and masks are known."""
     manifest = Manifest(id=plugin_id, name=plugin_id, type="worker", capabilities=(), publisher=publisher)
-    facts = Facts(
+    facts = RecordFacts(
         name=plugin_id,
         type="worker",
         version="",

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from latticed.bundle.read import Limits
+from latticed.bundle.read import ReadLimits
 from latticed.kit.clock import SystemClock
 from latticed.lifecycle import recovery
 from latticed.lifecycle import restore as restoring
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from latticed.kit.tar import Source
+    from latticed.kit.tar import TarSource
     from latticed.settings import Settings
 
 
-def opened(name: str, stack: ExitStack) -> Source:
+def opened(name: str, stack: ExitStack) -> TarSource:
     """The backup `name`, `-` for stdin; opened before root becomes somebody who may not read it."""
     if name == "-":
         return sys.stdin.buffer
@@ -62,9 +62,9 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
     yield "key-value data and the audit chain before this are in what was set aside"
 
 
-def restore(settings: Settings, source: Source, *, public_key: str, without_floors: bool) -> Iterator[str]:
+def restore(settings: Settings, source: TarSource, *, public_key: str, without_floors: bool) -> Iterator[str]:
     """Restore, then say what was done, line by line."""
-    consent = restoring.Consent(public_key=public_key, without_floors=without_floors)
+    consent = restoring.RestoreConsent(public_key=public_key, without_floors=without_floors)
     place = _place(settings)
     done = restoring.restore(place, source, SystemClock(), consent)
     yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
@@ -78,13 +78,13 @@ def restore(settings: Settings, source: Source, *, public_key: str, without_floo
         yield f"missing: {words}"
 
 
-def _place(settings: Settings) -> recovery.Place:
+def _place(settings: Settings) -> recovery.RecoveryPlace:
     limits = settings.limits
-    return recovery.Place(
+    return recovery.RecoveryPlace(
         state_dir=settings.state_dir,
         plugin_dir=settings.plugin_dir,
         trust=settings.trust,
-        limits=Limits(
+        limits=ReadLimits(
             manifest_bytes=limits.manifest_bytes,
             artifact_bytes=limits.artifact_bytes,
             deadline_s=limits.read_deadline_s,

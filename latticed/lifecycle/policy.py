@@ -94,7 +94,7 @@ class PolicyKeeper:
             raise Problem(MISSING, f"expected a trust policy at {self.file}, found no such file", HINT) from error
         except (OSError, ValueError) as error:
             raise Problem(UNREADABLE, f"cannot read {self.file}: {error}", HINT) from error
-        except trusted.Foreign as fault:
+        except trusted.ForeignFile as fault:
             raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT) from fault
         try:
             return trust.decode(data)

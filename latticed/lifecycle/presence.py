@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from latticed.host.permissions import Standing
+from latticed.host.permissions import PluginStanding
 from latticed.model import accepted, egress
-from latticed.model.lifecycle import Facts, Record
+from latticed.model.lifecycle import Record, RecordFacts
 from latticed.model.manifest import Manifest
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused, Verified
-from latticed.runners.contract import Plugin
-from latticed.trust.claims import Claim, Pin
+from latticed.runners.contract import PluginToRun
+from latticed.trust.claims import ClaimPin, IdClaim
 
 if TYPE_CHECKING:
     from latticed.model.accepted import Accepted, Usual
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class Presence:
     """The bundle that may claim the id now, if any, and what is wrong when there is none.
 
     `stored` is what is wrong with the pair in the store, when the current policy no longer lets it run.
     """
 
-    winner: Claim | None = None
+    winner: IdClaim | None = None
     fault: LastError | None = None
     stored: LastError | None = None
 
@@ -49,24 +49,24 @@ class Sight:
         return self.winner.verdict
 
 
-def standing(record: Record, seen: Sight | None) -> Standing:
+def standing(record: Record, seen: Presence | None) -> PluginStanding:
     """What decides whether something may be done for an active plugin; `seen`: None before the first look at disk."""
     if seen is None:
-        return Standing(seen=False)
+        return PluginStanding(seen=False)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
     return _active(fault, record.granted, record.permits)
 
 
 @functools.lru_cache(maxsize=1_024)
-def _active(fault: str, granted: tuple[str, ...], permits: tuple[str, ...]) -> Standing:
+def _active(fault: str, granted: tuple[str, ...], permits: tuple[str, ...]) -> PluginStanding:
     """One for all that stand alike: there may be thousands."""
-    return Standing(active=True, fault=fault, granted=frozenset(granted), permits=frozenset(permits))
+    return PluginStanding(active=True, fault=fault, granted=frozenset(granted), permits=frozenset(permits))
 
 
-def pin_of(record: Record) -> Pin:
+def pin_of(record: Record) -> ClaimPin:
     """What a record demands of whoever claims its id."""
     facts = record.facts
-    return Pin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
+    return ClaimPin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
 
 
 def fault_at(found: Verdict | None, refused: Refused | None) -> LastError:
@@ -85,10 +85,10 @@ def fault_at(found: Verdict | None, refused: Refused | None) -> LastError:
             return LastError(code=Code.MANIFEST_MISSING.value, message="its bundle is gone from the plugin directory")
 
 
-def facts_of(verified: Verified, *, accepted: bool) -> Facts:
+def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:
     """What a record keeps of a verified bundle; its manifest only once it is accepted (P8: there may be thousands)."""
     manifest = verified.manifest
-    return Facts(
+    return RecordFacts(
         name=manifest.name,
         type=manifest.type,
         version=manifest.version,
@@ -102,22 +102,22 @@ def facts_of(verified: Verified, *, accepted: bool) -> Facts:
     )
 
 
-def manifest_of(facts: Facts) -> Manifest | None:
+def manifest_of(facts: RecordFacts) -> Manifest | None:
     """The manifest as it was verified, of a plugin that was accepted."""
     return msgspec.json.decode(facts.manifest, type=Manifest) if facts.manifest else None
 
 
-def asked(facts: Facts) -> Accepted | None:
+def asked(facts: RecordFacts) -> Accepted | None:
     """What an accepted plugin's manifest asks for."""
     manifest = manifest_of(facts)
     return accepted.asked(manifest, facts.interpreter) if manifest is not None else None
 
 
-def plugin_of(record: Record, usual: Usual) -> Plugin:
+def plugin_of(record: Record, usual: Usual) -> PluginToRun:
     """What the supervisor needs to know to arm it: of its manifest only what was accepted."""
     manifest = msgspec.json.decode(record.facts.manifest, type=Manifest)
     terms = record.terms or accepted.asked(manifest, record.facts.interpreter)
-    return Plugin(
+    return PluginToRun(
         id=record.id,
         identity=record.facts.identity,
         manifest=accepted.effective(manifest, terms, usual),

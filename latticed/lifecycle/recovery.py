@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from latticed.bundle.read import Limits
+    from latticed.bundle.read import ReadLimits
     from latticed.kit.clock import Clock
     from latticed.ledger.rebuild import Salvage
     from latticed.ledger.writer import Transaction
@@ -46,18 +46,18 @@ _NO_FLOORS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class RecoveryPlace:
     """Where recovery works: state and plugin directory, the trust policy, and how to judge the pairs in the store."""
 
     state_dir: Path
     plugin_dir: Path
     trust: Path
-    limits: Limits
+    limits: ReadLimits
     version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class RecoveryReport:
     """What recovery did. `policy` says what is wrong with the trust policy, if anything."""
 
     damage: str
@@ -68,7 +68,7 @@ class Report:
     policy: str = ""
 
 
-def recover(place: Place, clock: Clock, *, without_floors: bool = False) -> Report:
+def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False) -> RecoveryReport:
     """Replace the damaged ledger. Problems: ledger_sound, floors_invalid, and those of holding and opening.
 
     `without_floors` goes on when there are none that can be believed; those that can are never passed over.
@@ -88,7 +88,7 @@ def recover(place: Place, clock: Clock, *, without_floors: bool = False) -> Repo
 
 
 class _Recovery:
-    def __init__(self, place: Place, clock: Clock, found: str, *, without_floors: bool) -> None:
+    def __init__(self, place: RecoveryPlace, clock: Clock, found: str, *, without_floors: bool) -> None:
         self._place = place
         self._clock = clock
         self._damage = found
@@ -96,7 +96,7 @@ class _Recovery:
         self._database = place.state_dir / state.DATABASE
         self._label = f"damaged-{_stamp(clock)}"
 
-    def perform(self, kept: floors.Floors) -> Report:
+    def perform(self, kept: floors.Floors) -> RecoveryReport:
         directory = self._place.state_dir
         salvage = rebuild.salvage(self._database)
         before = rebuild.fingerprint(self._database)
@@ -106,7 +106,7 @@ class _Recovery:
         rebuilt = self._records(policy, kept, salvage)
         set_aside = self._set_aside_key()
         key = state.load_key(directory)
-        report = Report(
+        report = RecoveryReport(
             damage=self._damage,
             set_aside=set_aside,
             verified=sum(not record.forgotten for record in rebuilt),
@@ -161,7 +161,7 @@ class _Recovery:
             state.make_key(directory)
         return tuple(moved)
 
-    def _event(self, report: Report, salvage: Salvage, before: str) -> Event:
+    def _event(self, report: RecoveryReport, salvage: Salvage, before: str) -> Event:
         return Event(
             actor=str(DAEMON),
             action="ledger.recovered",
@@ -182,7 +182,7 @@ class _Recovery:
         )
 
     def _write(self, key: Ed25519PrivateKey, rebuilt: list[Record], revoked: Revoked, event: Event) -> Head | None:
-        seen = revocations.Revocations(**{kind: getattr(revoked, kind) for kind in revocations.KINDS})
+        seen = revocations.RevocationRows(**{kind: getattr(revoked, kind) for kind in revocations.KINDS})
 
         def change(tx: Transaction) -> None:
             tx.append_audit(event)
@@ -213,8 +213,8 @@ def _stamp(clock: Clock) -> str:
     return rfc3339(clock.wall_us()).replace(":", "").replace("-", "")
 
 
-def _with(report: Report, moved: tuple[str, ...]) -> Report:
-    return Report(
+def _with(report: RecoveryReport, moved: tuple[str, ...]) -> RecoveryReport:
+    return RecoveryReport(
         damage=report.damage,
         set_aside=(*moved, *report.set_aside),
         verified=report.verified,

@@ -17,14 +17,14 @@ MOST_LINES: Final = 100
 """So many lines tell of one batch; what is beyond is a number (`latticectl rejected` shows them all)."""
 
 
-class Logger(Protocol):
+class WarningLogger(Protocol):
     def warning(self, event: str, **fields: Any) -> None: ...
 
 
-class Refusals:
+class RefusedLog:
     """Collects the bundles that newly claim an id, and tells of those that are refused."""
 
-    def __init__(self, log: Logger, record: Callable[[Event], None] = lambda _: None) -> None:
+    def __init__(self, log: WarningLogger, record: Callable[[Event], None] = lambda _: None) -> None:
         self._log = log
         self._record = record
         self._newcomers: dict[str, list[str]] = {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Transaction
-    from latticed.lifecycle.recovery import Place
+    from latticed.lifecycle.recovery import RecoveryPlace
     from latticed.model.lifecycle import Record
 
 STAGING: Final = ".restoring-"
@@ -47,7 +47,7 @@ _NO_FLOORS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consent:
+class RestoreConsent:
     """What the operator says besides the file: a host key it may bring, going on without the present floors."""
 
     public_key: str = ""
@@ -55,7 +55,7 @@ class Consent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class RestoreReport:
     """What was restored; `stricter` counts records that came back otherwise than the backup has them.
 
     `placed` are the names of bundles that were put on disk; `restored`, `sealed` and `settings`: see `around.missing`.
@@ -73,10 +73,10 @@ class Report:
     placed: tuple[str, ...] = ()
 
 
-class _Hashed:
+class _HashedFile:
     """A source, and the SHA-256 of what was read of it: of all, once the archive has been read to its end."""
 
-    def __init__(self, source: tar.Source) -> None:
+    def __init__(self, source: tar.TarSource) -> None:
         self._source = source
         self._digest = hashlib.sha256()
 
@@ -89,7 +89,9 @@ class _Hashed:
         return self._digest.hexdigest()
 
 
-def restore(place: Place, backup: tar.Source, clock: Clock, consent: Consent = Consent()) -> Report:
+def restore(
+    place: RecoveryPlace, backup: tar.TarSource, clock: Clock, consent: RestoreConsent = RestoreConsent()
+) -> RestoreReport:
     """Replace the state by that of `backup`. Problems: backup_invalid, backup_foreign, floors_invalid, state_…."""
     with state.held(place.state_dir):
         staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
@@ -97,7 +99,7 @@ def restore(place: Place, backup: tar.Source, clock: Clock, consent: Consent = C
             for left in place.state_dir.glob(f"{STAGING}*"):  # of a restore that was interrupted
                 shutil.rmtree(left, ignore_errors=True)
             staging.mkdir(mode=0o700)
-            source = _Hashed(backup)
+            source = _HashedFile(backup)
             manifest = archive.unpack(source, staging, place.limits)
             return _Restore(place, staging, manifest, clock).perform(source.hexdigest(), consent)
         except OSError as error:
@@ -108,7 +110,7 @@ def restore(place: Place, backup: tar.Source, clock: Clock, consent: Consent = C
 
 
 class _Restore:
-    def __init__(self, place: Place, staging: Path, manifest: archive.Manifest, clock: Clock) -> None:
+    def __init__(self, place: RecoveryPlace, staging: Path, manifest: archive.ArchiveManifest, clock: Clock) -> None:
         self._place = place
         self._state_dir = place.state_dir
         self._staging = staging
@@ -116,7 +118,7 @@ class _Restore:
         self._clock = clock
         self._now_us = clock.wall_us()
 
-    def perform(self, sha256: str, consent: Consent) -> Report:
+    def perform(self, sha256: str, consent: RestoreConsent) -> RestoreReport:
         theirs = self._theirs()
         report = self._amend(stricter.union(self._present(consent), theirs), sha256)
         made = around.put_bundles(self._place, self._staging / STORE, report.restored)
@@ -141,7 +143,7 @@ class _Restore:
                 raise
             raise archive.invalid(f"in it, {problem.detail}") from problem  # its hint is for a state that is damaged
 
-    def _present(self, consent: Consent) -> floors.Floors:
+    def _present(self, consent: RestoreConsent) -> floors.Floors:
         """The floors of the state that is replaced; none when there is no state."""
         if not (self._state_dir / state.HOST_KEY).exists() and not floors.present(self._state_dir):
             if (self._state_dir / state.DATABASE).exists() and not consent.without_floors:
@@ -160,13 +162,13 @@ class _Restore:
             raise Problem("backup_foreign", detail, hint)
         return found
 
-    def _amend(self, kept: floors.Floors, sha256: str) -> Report:
+    def _amend(self, kept: floors.Floors, sha256: str) -> RestoreReport:
         """Make the unpacked ledger as strict as `kept`, and write the floors that go with it."""
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
         before = {record.id: record for record in rebuild.salvage(database).records}
         changed = stricter.held_to(before, kept, now_us=self._now_us, replaced=True)
-        report = Report(
+        report = RestoreReport(
             created_at=self._manifest.created_at,
             public_key=self._manifest.public_key,
             records=len(before),
@@ -174,7 +176,7 @@ class _Restore:
             pairs=sum(entry.name.endswith("/artifact") for entry in self._manifest.entries),
             set_aside=f"replaced-{rfc3339(self._now_us).replace(':', '').replace('-', '')}",
         )
-        revoked: list[revocations.Revocations] = []
+        revoked: list[revocations.RevocationRows] = []
         sealed: Counter[str] = Counter()
 
         def change(tx: Transaction) -> None:
@@ -194,7 +196,7 @@ class _Restore:
         restored = tuple(everything[one] for one in sorted(everything))
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
-    def _event(self, report: Report, sha256: str) -> Event:
+    def _event(self, report: RestoreReport, sha256: str) -> Event:
         replaced = rebuild.salvage(self._state_dir / state.DATABASE)
         return Event(
             actor=str(DAEMON),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from latticed.lifecycle.recovery import Place
+    from latticed.lifecycle.recovery import RecoveryPlace
     from latticed.model.lifecycle import Record
     from latticed.settings import Settings
     from latticed.trust.policy import TrustPolicy
@@ -39,7 +39,7 @@ BUNDLES: Final = "bundles"
 _OF_THE_MACHINE: Final = frozenset({"plugin_dir", "state_dir", "runtime_dir", "trust"})
 
 
-def put_bundles(place: Place, store: Path, records: Collection[Record]) -> tuple[Path, ...]:
+def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) -> tuple[Path, ...]:
     """Copy from `store` each pair that `records` name and no plugin directory has; the new directories.
 
     OSError when the disk refuses; then none of them is left.
@@ -73,7 +73,7 @@ def chosen(settings: Settings) -> tuple[tuple[str, str], ...]:
 
 
 def missing(
-    place: Place,
+    place: RecoveryPlace,
     settings: Settings,
     *,
     records: Iterable[Record],
@@ -118,13 +118,13 @@ def _missing_key(settings: Settings, sealed: Mapping[str, int]) -> Iterator[str]
         yield f"the key of {other} secrets: {where.path} is another one than they were sealed with"
 
 
-def _policy(place: Place) -> PolicyKeeper:
+def _policy(place: RecoveryPlace) -> PolicyKeeper:
     keeper = PolicyKeeper(place.trust, owners=frozenset({0, os.geteuid()}), remembered=Revoked())
     keeper.look(always=True)
     return keeper
 
 
-def _there(place: Place, policy: TrustPolicy) -> frozenset[str]:
+def _there(place: RecoveryPlace, policy: TrustPolicy) -> frozenset[str]:
     """The ids that some bundle on disk claims and verifies for, and the identities of all bundles."""
     found: set[str] = set()
     for directory in (place.plugin_dir, place.state_dir / BUNDLES):
@@ -139,7 +139,7 @@ def _there(place: Place, policy: TrustPolicy) -> frozenset[str]:
     return frozenset(found)
 
 
-def _claims(place: Place, policy: TrustPolicy, root: roots.Root, name: str) -> set[str]:
+def _claims(place: RecoveryPlace, policy: TrustPolicy, root: roots.Root, name: str) -> set[str]:
     with read.open_bundle(name, beneath=root.fd, limits=place.limits, owners=root.owners) as source:
         raw, manifest = decode.decode(source.manifest())
         verdict = verify.verify(source, policy, host_version=place.version)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Connection, Ledger, Transaction
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.model.audit import Actor
-    from latticed.model.lifecycle import Facts, Record
+    from latticed.model.lifecycle import Record, RecordFacts
 
 log = logs.get_logger()
 
@@ -40,7 +40,7 @@ def remembered(db: Connection) -> Revoked:
     return Revoked(keys=kept.keys, digests=kept.digests, plugins=kept.plugins)
 
 
-class Revocations:
+class RevocationKeeper:
     """Writes down what the policy revokes, and lifts what an operator says is to be lifted."""
 
     def __init__(self, ledger: Ledger, policy: PolicyKeeper, clock: Clock) -> None:
@@ -61,7 +61,7 @@ class Revocations:
         policy.told = own
         if wanted == policy.remembered and not changed:
             return True
-        seen = rows.Revocations(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
+        seen = rows.RevocationRows(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
         now_us, owner = self._clock.wall_us(), f"uid:{policy.owner}"
 
         def change(tx: Transaction) -> None:
@@ -149,9 +149,9 @@ def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
         masked={record.id: record.masked for record in kept if record.masked},
         terms={record.id: record.terms for record in kept if record.terms is not None},
         pins={record.id: _pin(record.facts) for record in kept},
-        revoked=rows.Revocations(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
+        revoked=rows.RevocationRows(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
     )
 
 
-def _pin(facts: Facts) -> Pin:
+def _pin(facts: RecordFacts) -> Pin:
     return Pin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from latticed.model.audit import DAEMON, Event
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.presence import Sight
+    from latticed.lifecycle.presence import Presence
     from latticed.model.lifecycle import Record
     from latticed.model.verdict import Refused
 
 
-def of_plugin(record: Record, before: Sight | None, after: Sight) -> Event | None:
+def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event | None:
     """What is new about a plugin on record; None when nothing is. Without `before`, it is looked at for the first time.
 
     `reason` says why it is not available; `detail.before` the code until now, empty when it was available.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from latticed.catalog.store import Store
     from latticed.ledger import Ledger, Transaction
-    from latticed.lifecycle.revocations import Revocations
+    from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.model.audit import Event
     from latticed.model.lifecycle import Record
 
@@ -27,14 +27,14 @@ TIDY_S: Final = 0.5
 log = logs.get_logger()
 
 
-class Saver:
+class WriteBehind:
     """Saves records by id as they are at that moment; ids that are `busy` with a decision wait for its end."""
 
     def __init__(
         self,
         ledger: Ledger,
         store: Store,
-        revocations: Revocations,
+        revocations: RevocationKeeper,
         *,
         records: Callable[[], Collection[Record]],
         current: Callable[[str], Record],

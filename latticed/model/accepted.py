@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from latticed.model.manifest import Limits
+from latticed.model.manifest import ManifestLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ELF: Final = "ELF"
 LEVELS: Final = ("open", "filtered", "isolated", "dedicated")
-LIMITS: Final = Limits.__struct_fields__
+LIMITS: Final = ManifestLimits.__struct_fields__
 DEFAULT: Final = "default"
 """What stands for a limit or level that is left to the settings."""
 V1_FEATURES: Final = frozenset({"threads", "processes"})
@@ -45,7 +45,7 @@ class Accepted:
     args: tuple[str, ...] = ()
     features: frozenset[str] = frozenset()
     level: str = ""
-    limits: Limits = Limits()
+    limits: ManifestLimits = ManifestLimits()
     prefixes: frozenset[str] = frozenset()
     dependencies: frozenset[str] = frozenset()
 
@@ -55,7 +55,7 @@ class Usual:
     """What the settings make of a manifest's silence; a limit of None is no limit."""
 
     level: str = "isolated"
-    limits: Limits = Limits()
+    limits: ManifestLimits = ManifestLimits()
 
 
 def interpreter_of(head: bytes) -> str:
@@ -122,7 +122,9 @@ def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[st
     """What must be named before the plugin can start: it cannot run with less."""
     required = {one.id for one in manifest.dependencies if not one.optional}
     wants = asked(manifest, interpreter)
-    less = replace(wants, dependencies=wants.dependencies & required, level="", limits=Limits(), prefixes=frozenset())
+    less = replace(
+        wants, dependencies=wants.dependencies & required, level="", limits=ManifestLimits(), prefixes=frozenset()
+    )
     threads = wants.features & {"threads"} if wants.type == "system" and not manifest.is_v2 else frozenset[str]()
     return beyond(replace(less, features=threads), accepted, Usual(level=accepted.level or "open"), limits=False)
 
@@ -156,7 +158,7 @@ def rank(level: str, usual: str) -> int:
     return LEVELS.index(level or usual)
 
 
-def bound(limits: Limits, name: str, usual: Limits) -> float:
+def bound(limits: ManifestLimits, name: str, usual: ManifestLimits) -> float:
     """What a limit comes to; infinity without one."""
     value = getattr(limits, name)
     found = value if value is not None else getattr(usual, name)
@@ -178,7 +180,7 @@ def _level(wants: str, accepted: str, usual: str) -> Iterable[str]:
         yield f"level={wants or DEFAULT}"
 
 
-def _limits(wants: Limits, accepted: Limits, usual: Limits) -> Iterable[str]:
+def _limits(wants: ManifestLimits, accepted: ManifestLimits, usual: ManifestLimits) -> Iterable[str]:
     for name in LIMITS:
         if bound(wants, name, usual) > bound(accepted, name, usual):
             value = getattr(wants, name)
@@ -189,6 +191,6 @@ def _stricter(one: str, other: str, usual: str) -> str:
     return one if rank(one, usual) >= rank(other, usual) else other
 
 
-def _lower(one: Limits, other: Limits, usual: Limits) -> Limits:
+def _lower(one: ManifestLimits, other: ManifestLimits, usual: ManifestLimits) -> ManifestLimits:
     lower = {name: getattr(other, name) for name in LIMITS if bound(other, name, usual) < bound(one, name, usual)}
     return structs.replace(one, **lower)

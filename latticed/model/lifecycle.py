@@ -32,7 +32,7 @@ TRANSITIONS: Final = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class RecordFacts:
     """What a verified bundle says of itself, kept in a record after the bundle is gone.
 
     `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest
@@ -64,7 +64,7 @@ class Record:
 
     id: str
     status: Status
-    facts: Facts
+    facts: RecordFacts
     source: str
     masked: frozenset[str] = frozenset()
     hosts: tuple[str, ...] = ()

@@ -21,13 +21,13 @@ class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A piece of a manifest: unknown fields are errors."""
 
 
-class Health(_Part, frozen=True, kw_only=True):
+class HealthSpec(_Part, frozen=True, kw_only=True):
     interval_s: Positive = 30
     timeout_s: Positive = 5
     failures: Positive = 3
 
 
-class Limits(_Part, frozen=True, kw_only=True):
+class ManifestLimits(_Part, frozen=True, kw_only=True):
     """What a plugin asks for; None leaves it to the settings."""
 
     memory_mib: Positive | None = None
@@ -40,24 +40,24 @@ class Limits(_Part, frozen=True, kw_only=True):
     fuel: Positive | None = None
 
 
-class Sandbox(_Part, frozen=True, kw_only=True):
+class SandboxSpec(_Part, frozen=True, kw_only=True):
     level: SandboxLevel | None = None
     features: tuple[Literal["processes", "threads", "workdir"], ...] = ()
 
 
-class Runtime(_Part, frozen=True, kw_only=True):
+class RuntimeSpec(_Part, frozen=True, kw_only=True):
     protocol: Literal["latticed-stdio-1", "stdio-json-v1"] | None = None
     args: tuple[str, ...] = ()
-    health: Health = Health()
-    limits: Limits = Limits()
-    sandbox: Sandbox = Sandbox()
+    health: HealthSpec = HealthSpec()
+    limits: ManifestLimits = ManifestLimits()
+    sandbox: SandboxSpec = SandboxSpec()
 
 
 class Egress(_Part, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
 
 
-class Routes(_Part, frozen=True, kw_only=True):
+class RouteDeclaration(_Part, frozen=True, kw_only=True):
     prefixes: tuple[str, ...] = ()
     content_type: str = "text/plain"
 
@@ -85,9 +85,9 @@ class Manifest(_Part, frozen=True, kw_only=True):
     homepage: str = ""
     license: str = ""
     critical: bool = False
-    runtime: Runtime = Runtime()
+    runtime: RuntimeSpec = RuntimeSpec()
     egress: Egress = Egress()
-    routes: Routes = Routes()
+    routes: RouteDeclaration = RouteDeclaration()
     config: dict[str, Any] = {}
     dependencies: tuple[Dependency, ...] = ()
     requires_host: str = ""

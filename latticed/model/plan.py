@@ -19,7 +19,7 @@ MAX_DEPTH: Final = 32
 _LARGEST: Final = 2**53 - 1
 
 
-class State(StrEnum):
+class PlanState(StrEnum):
     """Where a plan stands. Only operators approve and refuse, only appliers apply."""
 
     PLANNED = "planned"
@@ -31,11 +31,11 @@ class State(StrEnum):
 
 TRANSITIONS: Final = MappingProxyType(
     {
-        State.PLANNED: frozenset({State.APPROVED, State.REFUSED, State.STALE}),
-        State.APPROVED: frozenset({State.APPLIED, State.REFUSED, State.STALE}),
-        State.APPLIED: frozenset({State.PLANNED}),
-        State.STALE: frozenset({State.PLANNED}),
-        State.REFUSED: frozenset[State](),
+        PlanState.PLANNED: frozenset({PlanState.APPROVED, PlanState.REFUSED, PlanState.STALE}),
+        PlanState.APPROVED: frozenset({PlanState.APPLIED, PlanState.REFUSED, PlanState.STALE}),
+        PlanState.APPLIED: frozenset({PlanState.PLANNED}),
+        PlanState.STALE: frozenset({PlanState.PLANNED}),
+        PlanState.REFUSED: frozenset[PlanState](),
     }
 )
 """The only transitions there are. To plan what was applied, or is stale, is to want it again; a refusal stays."""

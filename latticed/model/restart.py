@@ -10,7 +10,7 @@ VISITED: Final = "(visitors' requests had reached it: this does not count for th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class RestartPolicy:
     """How failures are answered. All times in seconds.
 
     A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row that are not excused open
@@ -34,7 +34,7 @@ class Failures:
     in_a_row: int = 0
     excused: int = 0
 
-    def after(self, uptime_s: float, policy: Policy, *, excused: bool = False) -> Failures:
+    def after(self, uptime_s: float, policy: RestartPolicy, *, excused: bool = False) -> Failures:
         """The count after one more failure of a handle that had been up for `uptime_s`."""
         before = Failures() if uptime_s >= policy.healthy_s else self
         return Failures(in_a_row=before.in_a_row + 1, excused=before.excused + excused)
@@ -44,15 +44,15 @@ class Failures:
         """Those that count for the breaker."""
         return self.in_a_row - self.excused
 
-    def breaker_open(self, policy: Policy) -> bool:
+    def breaker_open(self, policy: RestartPolicy) -> bool:
         return self.counted >= policy.breaker_failures
 
-    def delay_s(self, policy: Policy, roll: float) -> float:
+    def delay_s(self, policy: RestartPolicy, roll: float) -> float:
         """Seconds to wait before the next attempt; `roll` in [0, 1) is the dice, spread over ± `jitter`."""
         own = min(policy.ceiling_s, _doubled(policy, self.counted))
         plain = max(own, min(policy.ceiling_s * policy.excused_share, _doubled(policy, self.in_a_row)))
         return plain * (1 + policy.jitter * (2 * roll - 1))
 
 
-def _doubled(policy: Policy, times: int) -> float:
+def _doubled(policy: RestartPolicy, times: int) -> float:
     return policy.base_s * policy.factor ** min(times - 1, 64) if times else 0.0

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class State(StrEnum):
+class RuntimeState(StrEnum):
     ARMED = "armed"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -26,14 +26,14 @@ STARTING: Final = "starting"
 
 def shown(state: str, message: str) -> str:
     """The state in one word for people, who want to tell what is being started from what is stopped."""
-    return STARTING if state == State.STOPPED and message == STARTING else state
+    return STARTING if state == RuntimeState.STOPPED and message == STARTING else state
 
 
 def why_not_running(state: str, code: str) -> str:
     """Why an active plugin in this state, with this code of its last error, is not running; empty when it is."""
-    if state == State.ARMED:
+    if state == RuntimeState.ARMED:
         return ""
-    return code or State.FAILED.value if state == State.FAILED else STARTING
+    return code or RuntimeState.FAILED.value if state == RuntimeState.FAILED else STARTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class LastError:
 class Runtime:
     """One handle as its supervisor sees it. Times are microseconds since the epoch, 0 for not known."""
 
-    state: State = State.STOPPED
+    state: RuntimeState = RuntimeState.STOPPED
     runner: str = ""
     health: Health = Health.UNKNOWN
     message: str = ""

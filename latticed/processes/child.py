@@ -19,13 +19,13 @@ from latticed.model.errors import Problem
 from latticed.processes import spawn as birth
 from latticed.processes import waiting
 from latticed.processes.exits import Exit
-from latticed.processes.pipes import Reader, Writer
+from latticed.processes.pipes import PipeReader, PipeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.processes.spawn import Birth
-    from latticed.sandbox.spec import Spec
+    from latticed.processes.spawn import Spawn
+    from latticed.sandbox.spec import ChildSpec
 
 START_S: Final = 10.0
 LINGER_S: Final = 1.0
@@ -43,11 +43,11 @@ class Child:
     `exit` is None while the process lives.
     """
 
-    def __init__(self, spec: Spec, born: Birth, on_exit: Callable[[Exit], None]) -> None:
+    def __init__(self, spec: ChildSpec, born: Spawn, on_exit: Callable[[Exit], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = born.pid
         self.level = spec.level
-        self.inputs: dict[int, Writer] = {}
+        self.inputs: dict[int, PipeWriter] = {}
         self.exit: Exit | None = None
         self._exited = asyncio.Event()
         self._gone = asyncio.Event()
@@ -64,7 +64,7 @@ class Child:
         loop.add_reader(born.pidfd, self._reap)
 
     @property
-    def stdin(self) -> Writer:
+    def stdin(self) -> PipeWriter:
         return self.inputs[0]
 
     @property
@@ -99,9 +99,9 @@ class Child:
         pipes = self._born.pipes
         self._open_outputs = len(outputs)
         for number in pipes.keys() - outputs.keys():  # first: the end of all output may be the end of everything
-            self.inputs[number] = await Writer.connect(pipes[number].give_write())
+            self.inputs[number] = await PipeWriter.connect(pipes[number].give_write())
         for number, heard_by in outputs.items():
-            self._readers[number] = await Reader.connect(pipes[number].give_read(), heard_by, self._output_closed)
+            self._readers[number] = await PipeReader.connect(pipes[number].give_read(), heard_by, self._output_closed)
 
     async def stop(self, grace_s: float) -> Exit:
         """SIGTERM, then after `grace_s` seconds SIGKILL to the whole tree; nothing is left when this returns.
@@ -236,7 +236,7 @@ class Child:
 
 
 async def spawn(
-    spec: Spec,
+    spec: ChildSpec,
     *,
     on_exit: Callable[[Exit], None],
     stdout: asyncio.Protocol,
@@ -249,7 +249,7 @@ async def spawn(
     to `stdout` and `stderr`, and nothing is left of it. Problem("sandbox_failed") with `stage` and `errno` when a step
     of the confinement failed or takes longer than `deadline_s`; then, and when cancelled, nothing is left either.
     """
-    born = birth.Birth(spec)
+    born = birth.Spawn(spec)
     try:
         async with asyncio.timeout(deadline_s):
             born.begin()

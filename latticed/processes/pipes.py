@@ -38,7 +38,7 @@ class Pipe:
         self.read = self.write = None
 
 
-class Writer(asyncio.BaseProtocol):
+class PipeWriter(asyncio.BaseProtocol):
     """What we write and the child reads. `write` buffers; `drain` waits while too much is buffered.
 
     `on_lost` is called once when it is closed, by us or by the child.
@@ -52,7 +52,7 @@ class Writer(asyncio.BaseProtocol):
         self._lost = False
 
     @classmethod
-    async def connect(cls, fd: int) -> Writer:
+    async def connect(cls, fd: int) -> PipeWriter:
         """A writer for the pipe `fd`, which it owns from now on."""
         end = os.fdopen(fd, "wb", buffering=0)
         try:
@@ -111,7 +111,7 @@ class Writer(asyncio.BaseProtocol):
         self.on_lost()
 
 
-class Reader(asyncio.Protocol):
+class PipeReader(asyncio.Protocol):
     """Hands everything on to `inner`, and says when it is over."""
 
     def __init__(self, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> None:

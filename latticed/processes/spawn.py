@@ -20,7 +20,7 @@ from latticed.sandbox import cgroup, launch
 if TYPE_CHECKING:
     from latticed.sandbox.cgroup import Group
     from latticed.sandbox.launch import Launched
-    from latticed.sandbox.spec import Spec
+    from latticed.sandbox.spec import ChildSpec
 
 _PAUSE_S: Final = 0.002
 REMOVE_S: Final = 5.0
@@ -31,10 +31,10 @@ BEGUN: Final[set[int]] = set()
 """Stubs that have yet to say what their children's ids are."""
 
 
-class Birth:
+class Spawn:
     """What exists of a child before it lives. `begin`, then `complete`; on any failure `abandon`."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
         self._started: Launched | None = None
         self.group: Group | None = None
@@ -76,7 +76,7 @@ class Birth:
         if report.stage is not None:
             raise launch.failed(report)
         if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
-            raise launch.failed(launch.Report(stage="stub (it ended without a word)"))
+            raise launch.failed(launch.LaunchReport(stage="stub (it ended without a word)"))
         self.pid = report.pid or self._started.pid
         OURS.update({self.pid, report.init or self.pid})
         BEGUN.discard(self._started.pid)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from latticed.kit.peers import Peer
-    from latticed.settings import Access as Wanted
+    from latticed.settings import AccessSettings as Wanted
 
 
 class Scope(Flag):

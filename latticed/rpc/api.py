@@ -15,7 +15,7 @@ from latticed import wire
 from latticed.host.kv import quota_of
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
-from latticed.rpc.connection_limiter import Connection
+from latticed.rpc.connection_limiter import ControlConnection
 from latticed.rpc.verifying import Verifying
 from latticed.runners import lines
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from latticed.catalog.catalog import Catalog
-    from latticed.host.ddns.keeper import Records
-    from latticed.host.monitor.keeper import Monitors
-    from latticed.host.notify.keeper import NotifyQueue
-    from latticed.host.program.keeper import Programs
-    from latticed.host.route.calls import Route
-    from latticed.host.secret.keeper import Secrets
-    from latticed.host.task.keeper import Tasks
+    from latticed.host.ddns.keeper import DdnsKeeper
+    from latticed.host.monitor.keeper import MonitorKeeper
+    from latticed.host.notify.keeper import NotificationQueue
+    from latticed.host.program.keeper import ProgramKeeper
+    from latticed.host.route.calls import RouteCalls
+    from latticed.host.secret.keeper import SecretKeeper
+    from latticed.host.task.keeper import TaskKeeper
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
-    from latticed.ledger.kv import Quota
+    from latticed.ledger.kv import KvQuota
     from latticed.lifecycle.backup import Backups
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.lifecycle.policy import PolicyKeeper
-    from latticed.lifecycle.presence import Sight
-    from latticed.lifecycle.revocations import Revocations
+    from latticed.lifecycle.presence import Presence
+    from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.model.audit import Actor, Event
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
-    from latticed.runners.child_spawner import Ground
+    from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
     from latticed.settings import Settings
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
 BODY_S: Final = 5.0
 
 T = TypeVar("T")
-Q = TypeVar("Q", bound="Query")
+Q = TypeVar("Q", bound="QueryParams")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class ListedPlugin:
     """One row of the lifecycle list as JSON, and what it was made from."""
 
-    source: tuple[Record, Sight, Runtime]
+    source: tuple[Record, Presence, Runtime]
     row: bytes
 
 
@@ -75,28 +75,28 @@ class Api:
     catalog: Catalog
     ledger: Ledger
     policy: PolicyKeeper
-    revocations: Revocations
+    revocations: RevocationKeeper
     backups: Backups
     clock: Clock
     settings: Settings
     access: Access
     runners: Mapping[str, Runner]
-    ground: Ground
+    ground: ChildSpawner
     outputs: Outputs
-    secrets: Secrets
-    notifications: NotifyQueue
-    tasks: Tasks
-    ddns: Records
-    monitors: Monitors
-    programs: Programs
-    route: Route
+    secrets: SecretKeeper
+    notifications: NotificationQueue
+    tasks: TaskKeeper
+    ddns: DdnsKeeper
+    monitors: MonitorKeeper
+    programs: ProgramKeeper
+    route: RouteCalls
     version: str
     started_at: int
     started_s: float
     around: Callable[[], list[Problem]] = list
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
-    shown: dict[str, Shown] = field(default_factory=dict)
+    shown: dict[str, ListedPlugin] = field(default_factory=dict)
     paging: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one stream of events that reads a page."""
     verifying: Verifying = field(init=False)
@@ -108,7 +108,7 @@ class Api:
         """The runner that takes plugins of this type."""
         return self.runners[plugin_type].name
 
-    def quota(self) -> Quota:
+    def quota(self) -> KvQuota:
         """What one key-value bucket may hold."""
         return quota_of(self.settings.host_calls)
 
@@ -117,7 +117,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A request's JSON object; unknown fields are `bad_request`."""
 
 
-class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QueryParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request's query parameters, each given once at most. This one takes none; a route names its own kind."""
 
 
@@ -127,12 +127,12 @@ class Ask:
     def __init__(self, api: Api, request: web.Request) -> None:
         self.api = api
         self.request = request
-        self._asked: Query | None = None
+        self._asked: QueryParams | None = None
 
     @property
     def peer(self) -> Peer:
         connection = self.request.protocol
-        if not isinstance(connection, Connection) or connection.peer is None:
+        if not isinstance(connection, ControlConnection) or connection.peer is None:
             raise Problem("access_denied", "the kernel does not know who is asking")
         return connection.peer
 
@@ -161,7 +161,7 @@ class Ask:
         """A piece of the path."""
         return self.request.match_info[name]
 
-    def take_query(self, kind: type[Query]) -> None:
+    def take_query(self, kind: type[QueryParams]) -> None:
         """Read the query as the `kind` that the route declares; anything else in it is `bad_request`."""
         given = self.request.query
         known = kind.__struct_fields__

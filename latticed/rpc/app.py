@@ -11,21 +11,21 @@ from aiohttp import web
 
 from latticed import wire
 from latticed.kit import logs
-from latticed.kit.log_limit import Sparing
+from latticed.kit.log_limit import LogLimiter
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc import problems
 from latticed.rpc.api import Ask
-from latticed.rpc.routes import ROUTES, Route
+from latticed.rpc.routes import ROUTES, ApiRoute
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.rpc.api import Api
-    from latticed.rpc.connection_limiter import Connection
+    from latticed.rpc.connection_limiter import ControlConnection
 
 log = logs.get_logger()
-_failures: Final = Sparing()
+_failures: Final = LogLimiter()
 
 
 def application(api: Api) -> web.Application:
@@ -44,7 +44,7 @@ def _pattern(path: str) -> str:
     return path.replace("}", ":[^/]+}")
 
 
-def _handler(api: Api, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         ask = Ask(api, request)
         try:
@@ -77,7 +77,7 @@ async def _record_refusal(ask: Ask, problem: Problem) -> None:
 async def _outermost(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    connection = cast("Connection", request.protocol)  # the server makes no other
+    connection = cast("ControlConnection", request.protocol)  # the server makes no other
     connection.complete()
     try:
         answer = await handler(request)

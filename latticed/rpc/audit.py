@@ -15,12 +15,12 @@ from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS, Position
 from latticed.model.errors import Problem
-from latticed.rpc.api import Query
-from latticed.rpc.verifying import Wanted, described
+from latticed.rpc.api import QueryParams
+from latticed.rpc.verifying import VerifyRequest, described
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import Connection
+    from latticed.rpc.connection_limiter import ControlConnection
 
 MAX_PAGE: Final = 1_000
 TELL_S: Final = 1.0
@@ -30,7 +30,7 @@ _EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)
 Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
 
 
-class Filter(Query, frozen=True):
+class Filter(QueryParams, frozen=True):
     """Which events: those that match every field given. `since` is an RFC 3339 time with its zone.
 
     `after` is a cursor: `<decisions>.<calls>` for both chains, a bare number for the decisions alone. `calls=1`: the
@@ -49,7 +49,7 @@ class Filter(Query, frozen=True):
     calls: Literal["0", "1"] = "0"
 
 
-class Verify(Query, frozen=True):
+class Verify(QueryParams, frozen=True):
     """`calls=1`: the host calls alone; `whole=1`: also what was verified before; `progress=1`: say how far it is."""
 
     calls: Literal["0", "1"] = "0"
@@ -129,11 +129,11 @@ async def verify(ask: Ask) -> web.StreamResponse:
     chains = (CALLS,) if asked.calls == "1" else chain.NAMES
     if ask.headers_only:
         return web.Response(content_type="application/x-ndjson" if asked.progress == "1" else "application/json")
-    connection = cast("Connection", ask.request.protocol)
+    connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():  # it may take minutes; nobody cuts it off for that
         raise Problem("too_many_streams", "expected fewer long answers to one user at once", "wait for one of them")
     work = asyncio.ensure_future(
-        ask.api.verifying.verify(Wanted(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)
+        ask.api.verifying.verify(VerifyRequest(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)
     )
     try:
         if asked.progress == "1":

@@ -14,7 +14,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from latticed.lifecycle.backup import Backup
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import Connection
+    from latticed.rpc.connection_limiter import ControlConnection
 
 WRITE_S: Final = 30.0
 HEADERS: Final = {"Content-Type": "application/x-tar", "Cache-Control": "no-store"}
@@ -26,7 +26,7 @@ async def download(ask: Ask) -> web.StreamResponse:
     """A backup of this moment. Its length is announced: what is shorter is not a backup."""
     if ask.headers_only:
         return web.Response(headers=HEADERS)  # how long it would be is known once it is made
-    connection = cast("Connection", ask.request.protocol)
+    connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
     await ask.api.ledger.record(Event(actor=str(ask.actor), action="ledger.backup", target="ledger", decision="allow"))

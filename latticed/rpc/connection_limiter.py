@@ -34,7 +34,7 @@ HEADER_BYTES: Final = 8190
 log = logs.get_logger()
 
 
-class Connection(RequestHandler):
+class ControlConnection(RequestHandler):
     """One connection of the control socket, with its peer and what it owes."""
 
     def __init__(self, doorman: Doorman, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
@@ -143,14 +143,14 @@ class Doorman:
     def __init__(self, clock: Clock, *, most: int) -> None:
         self._clock = clock
         self._most = most
-        self._by_uid: dict[int, dict[Connection, None]] = {}
+        self._by_uid: dict[int, dict[ControlConnection, None]] = {}
         self._draining: asyncio.Event | None = None
         self.cut = 0
 
     def now(self) -> float:
         return self._clock.monotonic_s()
 
-    def enter(self, connection: Connection, uid: int) -> None:
+    def enter(self, connection: ControlConnection, uid: int) -> None:
         """Take in a new connection of `uid`; the oldest idle one of whoever has too many makes room for it."""
         connection.since_s = self.now()
         mine = self._by_uid.setdefault(uid, {})
@@ -164,12 +164,12 @@ class Doorman:
                 return
         mine[connection] = None
 
-    def may_stream(self, connection: Connection) -> bool:
+    def may_stream(self, connection: ControlConnection) -> bool:
         """Whether the user of `connection` may have one more stream."""
         mine = self._by_uid.get(connection.peer.uid, {}) if connection.peer else {}
         return sum(one.streaming for one in mine) < STREAMS
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: ControlConnection) -> None:
         if connection.peer is not None and (mine := self._by_uid.get(connection.peer.uid)) is not None:
             mine.pop(connection, None)
             if not mine:
@@ -199,10 +199,10 @@ class Doorman:
         for connection in self._all():
             self._cut(connection)
 
-    def _all(self) -> list[Connection]:
+    def _all(self) -> list[ControlConnection]:
         return [connection for mine in self._by_uid.values() for connection in mine]
 
-    def _cut(self, connection: Connection) -> None:
+    def _cut(self, connection: ControlConnection) -> None:
         self.cut += 1
         self.leave(connection)  # now: many may come before the loop tells of its loss, and each must cut another
         if connection.wire is not None:

@@ -58,7 +58,7 @@ class RuntimeDirectory:
             fd = self._locked()
         except OSError as error:
             raise unusable(self.path, error) from error
-        except trusted.Foreign as fault:
+        except trusted.ForeignFile as fault:
             hint = f"chown and chmod go-w {self.path}, or name another one: runtime_dir in the settings"
             raise Problem("runtime_unusable", f"the runtime directory {self.path}: {fault}", hint) from fault
         if fd != self._fd:

@@ -11,17 +11,17 @@ from latticed.host.ddns import spec as ddns_specs
 from latticed.host.program import calls as longlived
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.rpc.api import Body, Query
+from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.running import known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from latticed.host.ddns.record import Kept
+    from latticed.host.ddns.record import KeptRecord
     from latticed.rpc.api import Ask
 
 
-class Of(Query, frozen=True):
+class Of(QueryParams, frozen=True):
     """Those of one `plugin`, or all, by plugin and name; `after` is the `next` of the page before."""
 
     plugin: str | None = None
@@ -35,7 +35,7 @@ class Retry(Body, frozen=True):
     type: Literal["A", "AAAA"] | None = None
 
 
-class Fault(TypedDict):
+class DelegatedFault(TypedDict):
     code: str
     message: str
     at: str
@@ -59,7 +59,7 @@ class DdnsRow(TypedDict):
     failures: int
     last_success: str | None
     last_change: str | None
-    last_error: Fault | None
+    last_error: DelegatedFault | None
     next_try: str | None
 
 
@@ -125,7 +125,7 @@ class ServiceRow(TypedDict):
     restarts: int
     started_at: str | None
     next_retry_at: str | None
-    last_error: Fault | None
+    last_error: DelegatedFault | None
 
 
 class ServicePage(TypedDict):
@@ -219,5 +219,5 @@ def _page(ask: Ask, everything: Iterable[Any], key: Callable[[Any], str]) -> _Pa
     return _Page([keyed[name] for name in page], page[-1] if len(later) > len(page) else None)
 
 
-def _ddns(ask: Ask, one: Kept) -> DdnsRow:
+def _ddns(ask: Ask, one: KeptRecord) -> DdnsRow:
     return cast("DdnsRow", {"plugin": one.plugin_id, **one.view(), "resting": ask.api.ddns.rests(one.plugin_id)})

@@ -21,14 +21,14 @@ from latticed.model.audit import HOST_CALL
 from latticed.model.chain import Position
 from latticed.model.errors import Problem
 from latticed.rpc.access import Scope
-from latticed.rpc.api import Query
+from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed import ledger
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import Connection
+    from latticed.rpc.connection_limiter import ControlConnection
 
 PAGE: Final = 200
 """Events read at a time, some 1 ms of the loop; of all streams together one page in each of its turns."""
@@ -43,7 +43,7 @@ SCOPE_OF: Final = dict.fromkeys(("plugin", "bundle", "host", "trust", "ledger"),
 HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 
 
-class Wanted(Query, frozen=True):
+class StreamRequest(QueryParams, frozen=True):
     """Events after `since`, a seq of the decisions or `<decisions>.<calls>`; host calls only on request.
 
     A bare seq stands, among the host calls, for those made since that decision.
@@ -55,12 +55,12 @@ class Wanted(Query, frozen=True):
 
 async def stream(ask: Ask) -> web.StreamResponse:
     """Events after an id (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
-    asked = ask.query(Wanted)
+    asked = ask.query(StreamRequest)
     calls = asked.host_calls == "1"
     seen = _start(ask, asked, calls=calls)
     if ask.headers_only:
         return web.Response(headers=HEADERS)
-    connection = cast("Connection", ask.request.protocol)
+    connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer event streams of one user at once", "close some of them")
     answer = web.StreamResponse(headers=HEADERS)
@@ -71,7 +71,7 @@ async def stream(ask: Ask) -> web.StreamResponse:
     return answer
 
 
-def _start(ask: Ask, asked: Wanted, *, calls: bool) -> Position:
+def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
     kept = ask.api.ledger
     # A browser that comes back repeats its `since`, too.
     given = ask.request.headers.get("Last-Event-ID") or asked.since
@@ -114,7 +114,7 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls
             await _write(answer, b": still here\n\n")
 
 
-class _Page(NamedTuple):
+class _EventPage(NamedTuple):
     """Events, how far that is, and whether there is more at once."""
 
     events: list[dict[str, Any]]
@@ -122,18 +122,18 @@ class _Page(NamedTuple):
     more: bool
 
 
-def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _Page:
+def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
     """What comes after `seen`: a bounded number of rows, however few of them are shown."""
     if calls:
         parts = [rows.query(db, chain=name, after=seen.of(name), limit=PAGE) for name in chain.NAMES]
         events = rows.merged(parts)[:PAGE]
-        return _Page(events, seen.past(events), len(events) == PAGE)
+        return _EventPage(events, seen.past(events), len(events) == PAGE)
     end = rows.last_seq(db)
     first = max(seen.decisions + 1, rows.first_seq(db))
     span = (first, min(end, first + SPAN - 1))
     events = rows.query(db, within=span, limit=PAGE, other_than=HOST_CALL)
     upto = events[-1]["seq"] if len(events) == PAGE else max(span[1], seen.decisions)
-    return _Page(events, Position(upto, seen.calls), upto < end)
+    return _EventPage(events, Position(upto, seen.calls), upto < end)
 
 
 def _id(at: Position, *, calls: bool) -> str:

@@ -11,7 +11,7 @@ from latticed.model.audit import Actor
 from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
-from latticed.model.runtime import State
+from latticed.model.runtime import RuntimeState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.rpc.answers import Causes, LastEnd, Refusal, Sign
     from latticed.rpc.api import Api
-    from latticed.runners.output import Line
+    from latticed.runners.output import OutputLine
 
 LINES: Final = 200
 """How far back in what a plugin said signs are looked for."""
@@ -86,7 +86,7 @@ def _upgrade(api: Api, record: Record) -> Refusal | None:
     return None
 
 
-def signs(lines: Iterable[Line]) -> list[Sign]:
+def signs(lines: Iterable[OutputLine]) -> list[Sign]:
     """What lines on stderr give away, each sign once; never a line itself."""
     found: dict[tuple[str, str], Sign] = {}
     for line in lines:
@@ -100,7 +100,7 @@ def signs(lines: Iterable[Line]) -> list[Sign]:
 async def _ended(api: Api, record: Record) -> LastEnd | None:
     """The failure on record before the start of what lives now, if there was one."""
     runtime = api.supervisor.runtime(record.id)
-    if runtime.state is not State.ARMED or not runtime.restart_count:
+    if runtime.state is not RuntimeState.ARMED or not runtime.restart_count:
         return None
     last = await rows.walked(
         api.ledger.read_slow,
@@ -110,7 +110,7 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
         newest_first=True,
         limit=2,
     )
-    failed = next((row for row in last if row["detail"].get("state") == State.FAILED), None)
+    failed = next((row for row in last if row["detail"].get("state") == RuntimeState.FAILED), None)
     return {"code": failed["code"], "reason": failed["reason"], "ts": failed["ts"]} if failed else None
 
 

@@ -24,7 +24,7 @@ from latticed.rpc import (
     usage,
 )
 from latticed.rpc import policy_preview as foresight
-from latticed.rpc.api import Query
+from latticed.rpc.api import QueryParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Form:
 
     answer: Any
     _: KW_ONLY
-    query: type[Query] = Query
+    query: type[QueryParams] = QueryParams
     body: Any = None
     codes: tuple[str, ...] = ()
     also: str = ""
@@ -61,12 +61,12 @@ HEALTH: Final = Form(answers.HealthReport)
 STATUS: Final = Form(answers.Glance)
 METRICS: Final = Form("text/plain")
 OPENAPI: Final = Form(dict[str, Any])
-EVENTS: Final = Form("text/event-stream", query=events.Wanted, codes=("too_many_streams",))
+EVENTS: Final = Form("text/event-stream", query=events.StreamRequest, codes=("too_many_streams",))
 
 PLUGINS: Final = Form(list[wire.PluginView])
 PLUGIN: Final = Form(answers.PluginReport, query=plugins.About, codes=_UNKNOWN)
 REJECTED: Final = Form(list[wire.RejectedView])
-VERIFY: Final = Form(wire.VerdictView, body=plugins.Name, codes=_UNKNOWN)
+VERIFY: Final = Form(wire.VerdictView, body=plugins.PathName, codes=_UNKNOWN)
 DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
 UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
@@ -76,7 +76,7 @@ INVOKE: Final = Form(
     body=running.Invoke,
     codes=("not_armed", "busy", *problems.OF_PLUGINS, "sandbox_failed", "too_many_children", *_UNKNOWN),
 )
-LOGS: Final = Form(answers.LogPage, query=running.Lines, codes=_UNKNOWN)
+LOGS: Final = Form(answers.LogPage, query=running.LogStream, codes=_UNKNOWN)
 GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
 REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=(*_UNKNOWN, *_CONSENT))
 

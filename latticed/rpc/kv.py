@@ -11,7 +11,7 @@ from latticed.host.kv import key_fault
 from latticed.ledger import kv as rows
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.rpc.api import Query
+from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAGE = 1_000
 
 
-class Span(Query, frozen=True):
+class Span(QueryParams, frozen=True):
     """Which keys: those that begin with `prefix` and sort after `after`."""
 
     prefix: str = ""

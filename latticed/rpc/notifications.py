@@ -9,7 +9,7 @@ from msgspec import Meta
 from latticed.kit.clock import rfc3339
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.rpc.api import Body, Query
+from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Status = Literal["queued", "delivering", "done", "failed"]
 
 
-class Shelf(Query, frozen=True):
+class Shelf(QueryParams, frozen=True):
     """The newest `limit` items of a status and a plugin, older than the number `before`."""
 
     status: Status | None = None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from http import HTTPStatus
 
-    from latticed.rpc.routes import Route
+    from latticed.rpc.routes import ApiRoute
 
 ABOUT: Final = (
     "HTTP/1.1 on a unix socket. Who asks is told by the socket's peer credentials; `x-scope` names the scope that an "
@@ -43,7 +43,7 @@ _PARTS: Final = {
 
 
 @functools.cache
-def document(routes: tuple[Route, ...], version: str) -> dict[str, Any]:
+def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
     """The description of `routes`; JSON as it is."""
     kinds = [
         kind
@@ -68,7 +68,7 @@ def document(routes: tuple[Route, ...], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, shapes: Mapping[Any, Any], components: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[str, Any]) -> dict[str, Any]:
     summary, _, more = (getdoc(route.handle) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *re.findall(r"[a-z]+", route.path.removeprefix("/api"))]),
@@ -87,7 +87,7 @@ def _operation(route: Route, shapes: Mapping[Any, Any], components: Mapping[str,
     return operation
 
 
-def _path_parameters(route: Route) -> Iterable[dict[str, Any]]:
+def _path_parameters(route: ApiRoute) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", route.path):
         description, schema = _PARTS[name]
         yield {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
@@ -98,7 +98,7 @@ def _query_parameters(kind: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         yield {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-def _responses(route: Route, shapes: Mapping[Any, Any]) -> dict[str, Any]:
+def _responses(route: ApiRoute, shapes: Mapping[Any, Any]) -> dict[str, Any]:
     raw = isinstance(route.form.answer, str)
     content = {route.form.answer: {}} if raw else {"application/json": {"schema": shapes[route.form.answer]}}
     if route.form.also:
@@ -113,7 +113,7 @@ def _responses(route: Route, shapes: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _problems(route: Route) -> dict[HTTPStatus, list[str]]:
+def _problems(route: ApiRoute) -> dict[HTTPStatus, list[str]]:
     """The codes that a route may answer with, by their status."""
     codes = ["bad_request", *route.form.codes]
     if route.scope is not Scope.NONE:

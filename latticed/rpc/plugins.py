@@ -15,7 +15,7 @@ from latticed.catalog.root import may_be_bundle
 from latticed.kit import logs
 from latticed.kit.text import sanitise
 from latticed.ledger import audit as rows
-from latticed.lifecycle.advance import Consent
+from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.model import chain, consents
 from latticed.model.audit import Actor
@@ -23,7 +23,7 @@ from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
 from latticed.rpc import explaining, views
 from latticed.rpc.access import Scope
-from latticed.rpc.api import Body, Query
+from latticed.rpc.api import Body, QueryParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.rpc.answers import DataLeft, Forgotten
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import Connection
+    from latticed.rpc.connection_limiter import ControlConnection
 
 T = TypeVar("T")
 
@@ -76,11 +76,11 @@ class Forget(Body, frozen=True):
     purge: bool = False
 
 
-class Name(Body, frozen=True):
+class PathName(Body, frozen=True):
     name: str
 
 
-class About(Query, frozen=True):
+class About(QueryParams, frozen=True):
     """With `explain=1` the answer says what stands in the way of the plugin's next step, too."""
 
     explain: Literal["0", "1"] = "0"
@@ -125,7 +125,7 @@ async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes])
     except Exception as error:
         if not isinstance(error, ConnectionError):  # who does not read any more is no news
             log.error("listing_broken_off", error=repr(error), exc_info=True)
-        connection = cast("Connection", ask.request.protocol)
+        connection = cast("ControlConnection", ask.request.protocol)
         if connection.wire is not None:  # no other answer may follow into this one
             connection.wire.abort()
     return answer
@@ -219,7 +219,7 @@ async def rejected(ask: Ask) -> web.StreamResponse:
 
 async def verify(ask: Ask) -> dict[str, Any]:
     """Judge one bundle of the plugin directory now; nothing is stored."""
-    name = (await ask.body(Name)).name
+    name = (await ask.body(PathName)).name
     if not name or "/" in name or "\0" in name or not may_be_bundle(name) or len(os.fsencode(name)) > NAME_BYTES:
         raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {sanitise(name, 80)!r}")
     return views.verdict(name, await ask.api.catalog.judge(f"plugins/{name}"))
@@ -250,9 +250,9 @@ async def regrant(ask: Ask) -> dict[str, Any]:
     return views.grants(ask.api, await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
 
 
-def _consent(body: Decision | Upgrade) -> Consent:
+def _consent(body: Decision | Upgrade) -> UpgradeConsent:
     named = _named((*body.accept, *(f"host={host}" for host in body.accept_hosts)))
-    return Consent(
+    return UpgradeConsent(
         accept=frozenset(named.caps),
         hosts=named.hosts,
         permits=named.permits,

@@ -11,8 +11,8 @@ from msgspec import Meta
 
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.model.runtime import State
-from latticed.rpc.api import Body, Query
+from latticed.model.runtime import RuntimeState
+from latticed.rpc.api import Body, QueryParams
 from latticed.runners import lines
 from latticed.runners.output import as_row
 
@@ -31,7 +31,7 @@ class Invoke(Body, frozen=True):
     payload: Any = None
 
 
-class Lines(Query, frozen=True):
+class LogStream(QueryParams, frozen=True):
     """Lines after the number `after`, the newest `limit` of them; with none there yet, wait up to `wait_s` seconds."""
 
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -44,7 +44,7 @@ async def invoke(ask: Ask) -> Reply:
     body = await ask.body(Invoke)
     plugin_id = known(ask)
     runtime = ask.api.supervisor.runtime(plugin_id)
-    if runtime.state is not State.ARMED:
+    if runtime.state is not RuntimeState.ARMED:
         raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
     payload = lines.encode(body.payload)
     detail: dict[str, str | int | bool] = {
@@ -60,7 +60,7 @@ async def invoke(ask: Ask) -> Reply:
 
 async def logs(ask: Ask) -> LogPage:
     """What a plugin wrote on stderr and through log.write, the oldest first."""
-    wanted = ask.query(Lines)
+    wanted = ask.query(LogStream)
     ring = ask.api.outputs.ring(known(ask))
     after = wanted.after if wanted.after <= ring.seq else 0  # the clock was put back since
     if wanted.wait_s and not ring.since(after):

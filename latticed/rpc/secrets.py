@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from latticed.kit.clock import rfc3339
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.rpc.api import Query
+from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -44,7 +44,7 @@ async def put(ask: Ask) -> SecretSet:
         return {"name": ask.part("name"), "version": await ask.api.secrets.set(ask.part("name"), value)}
 
 
-class Deletion(Query, frozen=True):
+class Deletion(QueryParams, frozen=True):
     """A secret that is bound to plugins is deleted only with `unbind`."""
 
     unbind: bool = False

@@ -12,7 +12,7 @@ from latticed.kit import descriptors, logs
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.rpc.app import application
-from latticed.rpc.connection_limiter import Connection, Doorman
+from latticed.rpc.connection_limiter import ControlConnection, Doorman
 from latticed.rpc.control_socket import BACKLOG, ControlSocket
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Server:
         # asyncio's `backlog` is also how often it accepts in a row, even when there is no descriptor left: each failure
         # costs a log entry, and a retry of its own. The kernel's queue is given its length afterwards.
         self._listener = await loop.create_unix_server(
-            lambda: Connection(self._doorman, http, loop), sock=sock, backlog=1
+            lambda: ControlConnection(self._doorman, http, loop), sock=sock, backlog=1
         )
         sock.listen(BACKLOG)
 

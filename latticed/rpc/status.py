@@ -11,7 +11,7 @@ from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
-from latticed.model.runtime import Health, State
+from latticed.model.runtime import Health, RuntimeState
 from latticed.rpc import counts as tally
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
@@ -89,7 +89,7 @@ def notes(api: Api) -> list[Trouble]:
 
 def _well(api: Api, record: Record) -> bool:
     runtime = api.supervisor.runtime(record.id)
-    return runtime.state is State.ARMED and runtime.health is Health.HEALTHY
+    return runtime.state is RuntimeState.ARMED and runtime.health is Health.HEALTHY
 
 
 async def status(ask: Ask) -> Glance:

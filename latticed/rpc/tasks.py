@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 from msgspec import Meta
 
 from latticed.host.task import calls as host
-from latticed.rpc.api import Body, Query
+from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
-    from latticed.host.task.keeper import Tasks
+    from latticed.host.task.keeper import TaskKeeper
     from latticed.rpc.api import Ask
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 
 
-class Sought(Query, frozen=True):
+class Sought(QueryParams, frozen=True):
     """The newest `limit` tasks in a state and of a plugin, older than the number `before`."""
 
     state: State | None = None
@@ -117,5 +117,5 @@ async def cancel_all(ask: Ask) -> TasksCancelled:
     return {"cancelled": await _tasks(ask).cancel_all(by=str(ask.actor))}
 
 
-def _tasks(ask: Ask) -> Tasks:
+def _tasks(ask: Ask) -> TaskKeeper:
     return ask.api.tasks

@@ -12,7 +12,7 @@ from latticed.model import hostcall
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
-from latticed.rpc.api import Query
+from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DAY_US = 86_400 * 1_000_000
 
 
-class Lookback(Query, frozen=True):
+class Lookback(QueryParams, frozen=True):
     """How many days to look back."""
 
     days: Annotated[int, Meta(ge=1, le=3_650)] = 14

@@ -35,14 +35,14 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class VerifyRequest:
     """Which chains to check, and whether from their beginning whatever was found before."""
 
     chains: tuple[chain.Name, ...] = chain.NAMES
     whole: bool = False
 
 
-Reports = dict[chain.Name, audit_chain.ChainReport]
+Reports = dict[chain.Name, audit_chain.ChainCheck]
 
 
 class Verifying:
@@ -56,7 +56,7 @@ class Verifying:
         self._written = -1
         self.progress = Progress()
 
-    async def verify(self, wanted: Wanted, *, closing: asyncio.Event) -> Reports:
+    async def verify(self, wanted: VerifyRequest, *, closing: asyncio.Event) -> Reports:
         """The reports of the chains that are wanted. Problems: ledger_unavailable, stopping."""
         async with self._turn:
             # Essential: a full disk takes this too, for it writes nothing.
@@ -65,7 +65,7 @@ class Verifying:
                 self._sealed, self._written = {}, written
             return {name: await self._verify(name, closing) for name in wanted.chains}
 
-    async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainReport:
+    async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainCheck:
         """The report of one chain; who gives up meanwhile leaves what was found whole to the next check."""
         walk = audit_chain.Walk(self._key, name, since=self._sealed.get(name))
         end = await self._ledger.read_slow(lambda db: rows.last_seq(db, name))
@@ -128,7 +128,7 @@ def described(reports: Reports, chains: tuple[chain.Name, ...]) -> dict[str, Any
     return {**first, **worse, "ok": first["ok"] and calls["ok"], "calls": calls}
 
 
-def _plain(report: audit_chain.ChainReport, name: chain.Name) -> dict[str, Any]:
+def _plain(report: audit_chain.ChainCheck, name: chain.Name) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "ok": report.ok,
         "events": report.events,

@@ -12,10 +12,10 @@ from latticed.lifecycle import advance, granting
 from latticed.model.accepted import LIMITS
 from latticed.model.capability import RISKS
 from latticed.model.verdict import Refused, Verified
-from latticed.rpc.api import Shown
+from latticed.rpc.api import ListedPlugin
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.presence import Sight
+    from latticed.lifecycle.presence import Presence
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
@@ -64,7 +64,7 @@ def plugin_row(api: Api, record: Record) -> bytes:
         row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
         if known is None and len(api.shown) >= ROWS_KEPT:
             return row
-        known = api.shown[record.id] = Shown(source=source, row=row)
+        known = api.shown[record.id] = ListedPlugin(source=source, row=row)
     return known.row
 
 
@@ -140,7 +140,7 @@ def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
     }
 
 
-def _entrypoint(api: Api, record: Record, seen: Sight) -> str | None:
+def _entrypoint(api: Api, record: Record, seen: Presence) -> str | None:
     """What the manifest of the record says; not known of one that nobody accepted and whose bundle is gone."""
     if plugin := api.lifecycle.plugins.get(record.id):
         return plugin.manifest.entrypoint or None
@@ -166,7 +166,7 @@ def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
     )
 
 
-def _candidate(record: Record, seen: Sight, usual: Usual) -> wire.CandidateView | None:
+def _candidate(record: Record, seen: Presence, usual: Usual) -> wire.CandidateView | None:
     found = seen.candidate(record)
     if found is None:
         return None

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from latticed.processes.exits import Exit
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.probe import Probed
-    from latticed.sandbox.spec import Request
-    from latticed.settings import PluginLimits
-    from latticed.settings import Sandbox as SandboxSettings
+    from latticed.sandbox.spec import ChildRequest
+    from latticed.settings import PluginLimitSettings, SandboxSettings
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 INTERPRETERS: Final = ("python3", "sh", "node")
@@ -56,10 +55,10 @@ class Invoking:
     at_once: int
 
 
-class Ground:
+class ChildSpawner:
     """See the module. `limits` and `settings` are those of the daemon's start."""
 
-    def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimits) -> None:
+    def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
         self.probed = probed
         self.floor = Level.of(settings.floor)
         self.interpreters = interpreters(settings.interpreters)
@@ -83,15 +82,15 @@ class Ground:
         open_ = "open" in allowed.of_kind(permits, allowed.SANDBOX)
         required = levels.required(manifest.runtime.sandbox, floor=self.floor, needs=needs, open_=open_)
         chosen = levels.decide(required, self.probed.provided)
-        if isinstance(chosen, levels.Refused):
+        if isinstance(chosen, levels.LevelRefused):
             raise Problem(chosen.code, chosen.reason, chosen.hint)
         return replace(chosen, features=chosen.features | (likes & self.probed.provided.features))
 
-    def limits(self, manifest: Manifest) -> rlimits.Limits:
+    def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:
         """What the manifest asks for, or the settings' default, and never more than the settings allow."""
         asked, most = manifest.runtime.limits, self._limits
         cpu = asked.cpu_percent or most.cpu_percent
-        return rlimits.Limits(
+        return rlimits.ResourceLimits(
             memory_bytes=min(asked.memory_mib or most.memory_mib, most.max_memory_mib) * _MIB,
             tasks=min(asked.processes or most.processes, most.max_processes),
             open_files=max(min(asked.open_files or most.open_files, most.max_open_files), rlimits.MIN_OPEN_FILES),
@@ -100,7 +99,7 @@ class Ground:
             scratch_inodes=most.scratch_files,
         )
 
-    def cpu_to_watch(self, limits: rlimits.Limits) -> int | None:
+    def cpu_to_watch(self, limits: rlimits.ResourceLimits) -> int | None:
         """The share of a core that is ours to watch over: None without a limit, or where a cgroup holds it."""
         return limits.cpu_percent if self.probed.delegation is None else None
 
@@ -117,7 +116,7 @@ class Ground:
 
     async def spawn(
         self,
-        request: Request,
+        request: ChildRequest,
         chosen: Chosen,
         *,
         on_exit: Callable[[Exit], None],
@@ -211,7 +210,7 @@ def _find(name: str) -> str | None:
     return None
 
 
-def for_python(request: Request) -> Request:
+def for_python(request: ChildRequest) -> ChildRequest:
     """`request` with the SDK in sight."""
     environment = {**request.environment, "PYTHONPATH": SDK_PATH}
     return replace(request, environment=environment, binds=_SDK_BINDS, lists=_SDK_LISTS)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.runners.noop import Noop
-from latticed.runners.process import Process
-from latticed.runners.wasm import Caps, Wasm
+from latticed.runners.noop import NoopRunner
+from latticed.runners.process import ProcessRunner
+from latticed.runners.wasm import Caps, WasmRunner
 from latticed.runners.wasm_compiler import Bounds
-from latticed.runners.worker import Worker
+from latticed.runners.worker import WorkerRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from latticed.host.route.table import Routes
-    from latticed.runners.child_spawner import Ground
+    from latticed.host.route.table import RouteTable
+    from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
 
@@ -27,33 +27,35 @@ _COMPILING: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footing:
+class RunnerDeps:
     """What runners are made of. `permits` and `prefixes` of a plugin id are what an operator permitted."""
 
-    ground: Ground
+    ground: ChildSpawner
     outputs: Outputs
-    routes: Routes
+    routes: RouteTable
     state_dir: Path
     start_deadline_s: float
     permits: Callable[[str], tuple[str, ...]]
     prefixes: Callable[[str], frozenset[str]]
 
 
-def choose(wanted: Mapping[str, str], footing: Footing) -> dict[str, Runner]:
+def choose(wanted: Mapping[str, str], footing: RunnerDeps) -> dict[str, Runner]:
     """A runner for each plugin type from the settings' names; one that is not built in is held by noop, openly."""
     return {plugin_type: _runner(name, footing) for plugin_type, name in wanted.items()}
 
 
-def _runner(name: str, footing: Footing) -> Runner:
+def _runner(name: str, footing: RunnerDeps) -> Runner:
     match name:
         case "noop":
-            return Noop("held by the noop runner, its artifact is not executed")
+            return NoopRunner("held by the noop runner, its artifact is not executed")
         case "process":
-            return Process(footing.ground, footing.outputs, footing.permits)
+            return ProcessRunner(footing.ground, footing.outputs, footing.permits)
         case "wasm":
             caps = Caps(compile=Bounds(time_s=_COMPILING * footing.start_deadline_s))
-            return Wasm(footing.ground, footing.outputs, footing.state_dir, caps=caps)
+            return WasmRunner(footing.ground, footing.outputs, footing.state_dir, caps=caps)
         case "worker":
-            return Worker(footing.routes, granted_prefixes=footing.prefixes)
+            return WorkerRunner(footing.routes, granted_prefixes=footing.prefixes)
         case _:
-            return Noop(f"the {name} runner is not built into this version: held by noop, its artifact is not executed")
+            return NoopRunner(
+                f"the {name} runner is not built into this version: held by noop, its artifact is not executed"
+            )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
+class PluginToRun:
     """A verified plugin, ready to start; `identity` names its pair in the store.
 
     `manifest` says what it may have, which is less than its bundle's where the operator accepted less; `withheld` are
@@ -36,7 +36,7 @@ class Checkup:
     message: str = ""
 
 
-class Living(Protocol):
+class Instance(Protocol):
     """A plugin that is alive."""
 
     @property
@@ -73,13 +73,13 @@ class Runner(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Problem when `plugin` cannot be activated on this host: `sandbox_unavailable`, `source_blocked`, …"""
         ...
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         """Bring `plugin` to life from its stored `pair`, or raise Problem.
 
         Later, if it ends by itself, `on_exit(code, message)` is called once, on the loop.

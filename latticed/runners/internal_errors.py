@@ -7,10 +7,10 @@ from typing import Final
 
 from latticed.host.call import HostError
 from latticed.kit import logs, text
-from latticed.kit.log_limit import Sparing
+from latticed.kit.log_limit import LogLimiter
 from latticed.model.hostcall import Denial
 
-_FAILURES: Final = Sparing()
+_FAILURES: Final = LogLimiter()
 
 log = logs.get_logger()
 

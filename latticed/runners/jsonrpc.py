@@ -21,13 +21,13 @@ from latticed.runners import internal_errors as faults
 from latticed.runners import lines
 from latticed.runners import message_memory as held
 from latticed.runners import unrepresentable as uncarried
-from latticed.runners.lines import Lines, LineTooLong
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.lines import LineSplitter, LineTooLong
+from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from latticed.runners.unrepresentable import Odd
+    from latticed.runners.unrepresentable import OddLine
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
@@ -46,7 +46,7 @@ _GONE: Final = "the plugin has ended"
 _NO_PARAMS: Final = msgspec.Raw(b"null")
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JsonRpcMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request (method), or a response (result or error). Of a name that occurs twice the last one counts.
 
     `params` are not decoded here: that is the business of the service that is called.
@@ -60,14 +60,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     error: dict[str, Any] | None = None
 
 
-_decode: Final = msgspec.json.Decoder(Message).decode
+_decode: Final = msgspec.json.Decoder(JsonRpcMessage).decode
 
 
 async def _at_once() -> None:
     """There is always room."""
 
 
-class Session:
+class JsonRpcSession:
     """One conversation. `write` takes bytes for the plugin, `serve` carries out its calls.
 
     `flow(False)` asks whoever reads for us to stop for a while, `flow(True)` to go on; what arrives nevertheless is
@@ -91,7 +91,7 @@ class Session:
         self._flow = flow
         self._broken = broken
         self._drain = drain
-        self._lines = Lines(max_bytes=MAX_LINE_BYTES)
+        self._lines = LineSplitter(max_bytes=MAX_LINE_BYTES)
         self._last_id = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._given_up: dict[int, None] = {}
@@ -204,13 +204,13 @@ class Session:
             odd, why = uncarried.read(line), "nesting"
         self._take_what_is_not(odd, line, why)
 
-    def _take_what_is_not(self, odd: Odd | None, line: bytes, why: str) -> None:
+    def _take_what_is_not(self, odd: OddLine | None, line: bytes, why: str) -> None:
         """A line that is no message: `odd` if it would be one but for a value."""
         if odd is None or not self._take_odd(odd):
             found = uncarried.noise(line)
             self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
 
-    def _take_odd(self, odd: Odd) -> bool:
+    def _take_odd(self, odd: OddLine) -> bool:
         """Refuse the one call, or fail the one answer, whose value cannot be carried on; False when it is neither."""
         number, method = odd.members.get("id"), odd.members.get("method")
         if odd.members.get("jsonrpc") != "2.0":
@@ -227,10 +227,10 @@ class Session:
         answer = self._waiting.get(number)
         if answer is None or answer.done():
             return answer is None or answer.cancelled()
-        answer.set_exception(Uncarried(odd.found))
+        answer.set_exception(Unrepresentable(odd.found))
         return True
 
-    def _take(self, message: Message, size: int) -> None:
+    def _take(self, message: JsonRpcMessage, size: int) -> None:
         if message.method is not None:
             self._call(message, message.method, size)
         elif isinstance(message.id, int) and message.id in self._waiting:
@@ -241,7 +241,7 @@ class Session:
             found = text.sanitise(str(message.id), 40)
             self._break("protocol_error", f"expected an answer to something that was asked, found the id {found}")
 
-    def _answer(self, answer: asyncio.Future[Any], message: Message) -> None:
+    def _answer(self, answer: asyncio.Future[Any], message: JsonRpcMessage) -> None:
         if answer.cancelled():
             return  # whoever asked is just about to leave
         if answer.done():
@@ -256,7 +256,7 @@ class Session:
         else:
             answer.set_result(message.result)
 
-    def _call(self, message: Message, method: str, size: int) -> None:
+    def _call(self, message: JsonRpcMessage, method: str, size: int) -> None:
         is_request = message.id is not None and message.error is None and message.result is msgspec.UNSET
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")

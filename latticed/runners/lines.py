@@ -28,7 +28,7 @@ class LineTooLong(ValueError):
     """A line went beyond the limit; the message says which."""
 
 
-class Lines:
+class LineSplitter:
     """Feed it what arrives; it gives back complete lines without their newline, and keeps the rest.
 
     Whoever stops in the middle finds the lines that are left in the next look. Time and memory grow with the bytes

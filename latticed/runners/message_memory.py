@@ -15,22 +15,22 @@ OF_ONE_BYTES: Final = 8 << 20
 OF_ALL_BYTES: Final = 256 << 20
 
 
-class Held:
+class MessageMemory:
     """What all plugins have waiting, in bytes as `lines.weight` estimates them."""
 
     def __init__(self, *, of_all: int = OF_ALL_BYTES) -> None:
         self._of_all = of_all
         self._bytes = 0
-        self._waiting: dict[Share, None] = {}
+        self._waiting: dict[MessageShare, None] = {}
 
-    def share(self, wake: Callable[[], None], *, of_one: int = OF_ONE_BYTES) -> Share:
+    def share(self, wake: Callable[[], None], *, of_one: int = OF_ONE_BYTES) -> MessageShare:
         """A plugin's part of it; `wake` is called when there may be room again for one that found none."""
-        return Share(self, wake, of_one)
+        return MessageShare(self, wake, of_one)
 
     def add(self, size: int) -> None:
         self._bytes += size
 
-    def must_wait(self, share: Share) -> bool:
+    def must_wait(self, share: MessageShare) -> bool:
         """Whether all together hold too much; `share` is woken when that has changed."""
         if self._bytes < self._of_all:
             return False
@@ -44,14 +44,14 @@ class Held:
             for share in waiting:
                 share.wake()
 
-    def forget(self, share: Share) -> None:
+    def forget(self, share: MessageShare) -> None:
         self._waiting.pop(share, None)
 
 
-class Share:
+class MessageShare:
     """What one plugin has waiting."""
 
-    def __init__(self, held: Held, wake: Callable[[], None], of_one: int) -> None:
+    def __init__(self, held: MessageMemory, wake: Callable[[], None], of_one: int) -> None:
         self._held = held
         self._of_one = of_one
         self._bytes = 0
@@ -79,5 +79,5 @@ class Share:
         self._held.forget(self)
 
 
-ALL: Final = Held()
+ALL: Final = MessageMemory()
 """The one of this process."""

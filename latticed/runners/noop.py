@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
 
 
-class Noop:
+class NoopRunner:
     """`reason` says why artifacts of this type are not executed."""
 
     name = "noop"
@@ -24,17 +24,17 @@ class Noop:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Anything may be held."""
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Held:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> NoopInstance:
         del plugin, pair, gate, on_exit
-        return Held(self._reason)
+        return NoopInstance(self._reason)
 
 
-class Held:
+class NoopInstance:
     """An armed plugin that does nothing."""
 
     pid = 0

@@ -12,7 +12,7 @@ from latticed.model.runtime import Health
 from latticed.runners import replies, stdio_json
 from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.processes.pipes import Writer
+    from latticed.processes.pipes import PipeWriter
     from latticed.runners.child_spawner import Invoking
     from latticed.runners.output import Outputs, Stderr
     from latticed.sandbox.artifact import Artifact
@@ -37,7 +37,7 @@ LINGER_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OneShotSpec:
     """What every invocation of a plugin is made with; `program` is closed with the last of them.
 
     `cpu_percent` is the share of a core to watch over, if any.
@@ -59,7 +59,7 @@ class OneShot:
     pid = 0
     message = "a process for each invocation"
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: OneShotSpec) -> None:
         self.sandbox = wanted.sandbox
         self._wanted = wanted
         self._running: set[asyncio.Task[Any]] = set()
@@ -68,7 +68,7 @@ class OneShot:
 
     async def describe(self) -> None:
         """Prove that it can be started and speaks the protocol; Problem when not. What it answers does not matter."""
-        with contextlib.suppress(Uncarried):
+        with contextlib.suppress(Unrepresentable):
             await self._in_time("describe", None)
 
     async def check(self) -> Checkup:
@@ -76,7 +76,7 @@ class OneShot:
             return Checkup(health=Health.HEALTHY, message="at work")
         try:
             answer = await self._in_time("health", None)
-        except Uncarried as odd:
+        except Unrepresentable as odd:
             return replies.unreadable_checkup(odd)
         result = answer["result"]
         if answer["ok"] and isinstance(result, dict) and "status" in result:
@@ -159,7 +159,7 @@ class OneShot:
 class _Call(asyncio.Protocol):
     """One process: its stdout goes to the conversation, answers go to its third descriptor."""
 
-    def __init__(self, wanted: Wanted, stderr: Stderr) -> None:
+    def __init__(self, wanted: OneShotSpec, stderr: Stderr) -> None:
         self._stderr = stderr
         self._child: Child | None = None
         self._early = bytearray()
@@ -208,7 +208,7 @@ class _Call(asyncio.Protocol):
     async def _drain(self) -> None:
         await self._answers().drain()
 
-    def _answers(self) -> Writer:
+    def _answers(self) -> PipeWriter:
         if self._child is None:
             raise BrokenPipeError("it is not there yet to be answered")
         return self._child.inputs[RESPONSE_FD]

@@ -26,7 +26,7 @@ _ROW_BYTES: Final = 100  # what a line costs besides its text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class OutputLine:
     """One line; `at` is in microseconds since the epoch, `stream` is `stderr`, `log` or `daemon`."""
 
     seq: int
@@ -43,14 +43,14 @@ class Ring:
     """
 
     def __init__(self, first: int) -> None:
-        self.lines: deque[Line] = deque()
+        self.lines: deque[OutputLine] = deque()
         self.seq = first
         self._bytes = 0
         self._waiting: list[asyncio.Future[None]] = []
 
     def add(self, at: int, stream: str, line: str) -> None:
         self.seq += 1
-        self.lines.append(Line(seq=self.seq, at=at, stream=stream, text=line))
+        self.lines.append(OutputLine(seq=self.seq, at=at, stream=stream, text=line))
         self._bytes += len(line) + _ROW_BYTES
         while self._bytes > RING_BYTES and len(self.lines) > 1:
             self._bytes -= len(self.lines.popleft().text) + _ROW_BYTES
@@ -59,7 +59,7 @@ class Ring:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def since(self, seq: int) -> list[Line]:
+    def since(self, seq: int) -> list[OutputLine]:
         """The lines after the number `seq`."""
         return [line for line in self.lines if line.seq > seq]
 
@@ -221,6 +221,6 @@ class Stderr(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-def as_row(line: Line) -> Any:
+def as_row(line: OutputLine) -> Any:
     """For answers: seq, at (RFC 3339), stream, text."""
     return {"seq": line.seq, "at": rfc3339(line.at), "stream": line.stream, "text": line.text}

@@ -10,7 +10,7 @@ from latticed.runners import child_spawner as ground
 from latticed.runners import one_shot
 from latticed.runners import stdio_child as speaking
 from latticed.sandbox import artifact, levels, namespaces
-from latticed.sandbox.spec import Request
+from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.runners.child_spawner import Ground
-    from latticed.runners.contract import Living, Plugin
+    from latticed.runners.child_spawner import ChildSpawner
+    from latticed.runners.contract import Instance, PluginToRun
     from latticed.runners.output import Outputs
     from latticed.sandbox.artifact import Artifact
     from latticed.sandbox.levels import Chosen
@@ -32,26 +32,26 @@ _V1_LIKES: Final = frozenset({levels.PROCESSES})
 """A v1 manifest cannot ask for features: its program gets threads, and processes where all of them can be ended."""
 
 
-class Process:
+class ProcessRunner:
     """See `runners.contract.Runner`."""
 
     name = "process"
 
     def __init__(
-        self, base: Ground, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
+        self, base: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
     ) -> None:
         """`permits` of a plugin id are what the operator permitted it beyond its capabilities."""
         self._ground = base
         self._outputs = outputs
         self._permits = permits
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         del pair
         self._choose(plugin)
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         chosen = self._choose(plugin)
         program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
         try:
@@ -63,7 +63,7 @@ class Process:
             raise
         return living
 
-    def _choose(self, plugin: Plugin) -> Chosen:
+    def _choose(self, plugin: PluginToRun) -> Chosen:
         permits = self._permits(plugin.id)
         if plugin.manifest.is_v2:
             return self._ground.choose(plugin.manifest, permits=permits)
@@ -86,14 +86,14 @@ class Process:
             raise
 
     async def _speaking(
-        self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
 
-        wanted = speaking.Wanted(
+        wanted = speaking.StdioChildSpec(
             plugin=plugin,
             gate=gate,
             invoking=self._ground.invoking(plugin.manifest),
@@ -105,13 +105,13 @@ class Process:
         program.close()  # the child has a descriptor of its own
         return living
 
-    async def _one_shot(self, plugin: Plugin, gate: Gate, program: Artifact, chosen: Chosen) -> Living:
+    async def _one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:
         request = self._request(plugin.manifest, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
 
-        wanted = one_shot.Wanted(
+        wanted = one_shot.OneShotSpec(
             plugin_id=plugin.id,
             gate=gate,
             invoking=self._ground.invoking(plugin.manifest),
@@ -131,10 +131,10 @@ class Process:
 
     def _request(
         self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
-    ) -> Request:
+    ) -> ChildRequest:
         if levels.WORKDIR in chosen.features:
             environment["TMPDIR"] = namespaces.SCRATCH
-        request = Request(
+        request = ChildRequest(
             program=program,
             args=manifest.runtime.args,
             environment={"PATH": ground.PATH, **environment},

@@ -15,8 +15,8 @@ from latticed.model.runtime import Health
 from latticed.runners import replies
 from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
-from latticed.runners.jsonrpc import Session
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.jsonrpc import JsonRpcSession
+from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.processes.pipes import Writer
+    from latticed.processes.pipes import PipeWriter
     from latticed.runners.child_spawner import Invoking
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
     from latticed.runners.output import Stderr
 
     Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
@@ -40,13 +40,13 @@ HANGUP_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class StdioChildSpec:
     """What a speaking child is begun with. `explain` turns how it ended into (code, message), if it knows better.
 
     `cpu_percent` is the share of a core to watch over, if any.
     """
 
-    plugin: Plugin
+    plugin: PluginToRun
     gate: Gate
     invoking: Invoking
     stderr: Stderr
@@ -55,9 +55,9 @@ class Wanted:
     explain: Callable[[Exit], tuple[str, str] | None] = lambda _: None
 
 
-async def begin(wanted: Wanted, spawn: Spawn, on_exit: Callable[[str, str], None]) -> Speaking:
+async def begin(wanted: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str], None]) -> StdioChild:
     """Start it and shake hands; Problem when it does not answer as it should. Cancelled, nothing is left behind."""
-    living = Speaking(wanted, on_exit)
+    living = StdioChild(wanted, on_exit)
     child = await spawn(living.reader, wanted.stderr, living.ended)
     try:
         living.attach(child)
@@ -68,15 +68,15 @@ async def begin(wanted: Wanted, spawn: Spawn, on_exit: Callable[[str, str], None
     return living
 
 
-class Speaking:
+class StdioChild:
     """See `runners.contract.Living`."""
 
     message = ""
 
-    def __init__(self, wanted: Wanted, on_exit: Callable[[str, str], None]) -> None:
+    def __init__(self, wanted: StdioChildSpec, on_exit: Callable[[str, str], None]) -> None:
         self.sandbox = wanted.sandbox
         self.reader = _Reader(self)
-        self.session = Session(
+        self.session = JsonRpcSession(
             write=self._write, serve=self._serve, flow=self._flow, broken=self._kill, drain=self._drain
         )
         self._room = asyncio.Semaphore(SERVED_AT_ONCE)
@@ -116,7 +116,7 @@ class Speaking:
         answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
         try:
             await self.session.ask("initialize", answer)
-        except Uncarried:
+        except Unrepresentable:
             pass  # it answered, and what does not matter
         except Problem as problem:
             if problem.code != "plugin_gone":
@@ -132,7 +132,7 @@ class Speaking:
             return self._last
         try:
             self._last = replies.checkup(await self.session.ask("health", {}))
-        except Uncarried as odd:
+        except Unrepresentable as odd:
             self._last = replies.unreadable_checkup(odd)
         return self._last
 
@@ -240,7 +240,7 @@ class Speaking:
     async def _drain(self) -> None:
         await self._stdin().drain()
 
-    def _stdin(self) -> Writer:
+    def _stdin(self) -> PipeWriter:
         assert self._child is not None  # noqa: S101 - nothing is heard or asked before
         return self._child.stdin
 
@@ -257,7 +257,7 @@ class Speaking:
 class _Reader(asyncio.Protocol):
     """Hands the child's stdout to the session."""
 
-    def __init__(self, living: Speaking) -> None:
+    def __init__(self, living: StdioChild) -> None:
         self.transport: asyncio.ReadTransport | None = None
         self._living = living
 

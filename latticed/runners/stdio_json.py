@@ -20,8 +20,8 @@ from latticed.runners import internal_errors as faults
 from latticed.runners import lines, replies
 from latticed.runners import message_memory as held
 from latticed.runners import unrepresentable as uncarried
-from latticed.runners.lines import Lines, LineTooLong
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.lines import LineSplitter, LineTooLong
+from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -40,7 +40,7 @@ class HostCall(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] | None = None
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyLine(msgspec.Struct, frozen=True, kw_only=True):
     host_call: HostCall
 
 
@@ -80,7 +80,7 @@ class Invocation:
         self._answer = answer
         self._serve = serve
         self._drain = drain
-        self._lines = Lines(max_bytes=max_line_bytes)
+        self._lines = LineSplitter(max_bytes=max_line_bytes)
         self._left_calls = max_host_calls
         self._max_host_calls = max_host_calls
         self._flow = flow
@@ -149,12 +149,12 @@ class Invocation:
         if not line.strip():
             return
         if lines.too_many(line):
-            self._fail(Uncarried(lines.TOO_MANY))
+            self._fail(Unrepresentable(lines.TOO_MANY))
             return
         try:
             message = _decode(line)
             deep = lines.too_deep(line, message)
-            call = msgspec.convert(message, Line).host_call if "host_call" in message and not deep else None
+            call = msgspec.convert(message, ReplyLine).host_call if "host_call" in message and not deep else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._take_odd(line, text.sanitise(str(error), 100))
         else:
@@ -172,12 +172,12 @@ class Invocation:
             found = uncarried.noise(line)
             self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found {found} ({why})")
         elif "host_call" not in odd.members:
-            self._fail(Uncarried(odd.found))
+            self._fail(Unrepresentable(odd.found))
         else:
             try:
                 call = msgspec.convert({**odd.members["host_call"], "params": {}}, HostCall)
             except (msgspec.DecodeError, TypeError):
-                self._fail(Uncarried(odd.found))
+                self._fail(Unrepresentable(odd.found))
             else:
                 self._call(call, len(line), HostError(Denial.BAD_PARAMS, f"params: expected values, found {odd.found}"))
 

@@ -25,7 +25,7 @@ _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
 _TAIL_BYTES: Final = 512
 
 
-class Uncarried(Problem):
+class Unrepresentable(Problem):
     """One answer arrived whole and cannot be carried on; `found` says why."""
 
     def __init__(self, found: str) -> None:
@@ -34,34 +34,34 @@ class Uncarried(Problem):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Odd:
+class OddLine:
     """Such a line: its `members` as far as they can be read, odd values included, and what was `found` odd."""
 
     members: dict[str, Any]
     found: str
 
 
-def read(line: bytes) -> Odd | None:
+def read(line: bytes) -> OddLine | None:
     """What is odd about `line`; None when it is no JSON object in UTF-8, or nothing about it is odd."""
     try:
         value = json.loads(line.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
         return None
     except RecursionError:
-        return Odd(members=_edges(line), found=_too_deep())
+        return OddLine(members=_edges(line), found=_too_deep())
     except ValueError:  # Python reads no integer of more than 4,300 digits
-        return Odd(members=_edges(line), found="an integer of too many digits")
+        return OddLine(members=_edges(line), found="an integer of too many digits")
     if not isinstance(value, dict):
         return None
     if lines.too_deep(line, value):
-        return Odd(members=value, found=_too_deep())
+        return OddLine(members=value, found=_too_deep())
     found = _unfit(value)
-    return Odd(members=value, found=found) if found else None
+    return OddLine(members=value, found=found) if found else None
 
 
-def unread(line: bytes, found: str) -> Odd | None:
+def unread(line: bytes, found: str) -> OddLine | None:
     """A line that is not to be decoded, because of what was `found`; None when it does not even begin as an object."""
-    return Odd(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
+    return OddLine(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
 
 
 def noise(line: bytes) -> str:

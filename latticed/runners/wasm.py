@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.runners.child_spawner import Ground
-    from latticed.runners.contract import Living, Plugin
+    from latticed.runners.child_spawner import ChildSpawner
+    from latticed.runners.contract import Instance, PluginToRun
     from latticed.runners.output import Outputs
     from latticed.sandbox.levels import Chosen
-    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.rlimits import ResourceLimits
 
 OVERHEAD_BYTES: Final = 64 << 20
 """What Python and wasmtime take in the child, beside the module's own memory and its code."""
@@ -48,26 +48,26 @@ class Caps:
     table_elements: int = 100_000
 
 
-class Wasm:
+class WasmRunner:
     """See `runners.contract.Runner`. Keeps compiled code below `state_dir`/cache."""
 
     name = "wasm"
 
-    def __init__(self, ground: Ground, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
+    def __init__(self, ground: ChildSpawner, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
         self._ground = ground
         self._outputs = outputs
         self._caps = caps or Caps()
         places = (state_dir / "cache" / "wasm", state_dir / "wasm-cache.key")
         self._compiler = Compiler(ground, Cache(*places, most_bytes=self._caps.cache_bytes), self._caps.compile)
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         del pair
         Package.find()
         self._choose(plugin.manifest)
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         chosen, package = self._choose(plugin.manifest), Package.find()
         sha256 = plugin.manifest.digest_sha256.lower()
         fd = await in_thread(lambda: artifact.seal_data(pair, sha256=sha256), os.close)
@@ -89,8 +89,8 @@ class Wasm:
         return self._ground.choose(manifest, needs=wasm_children.NEEDS)
 
     async def _begin(
-        self, plugin: Plugin, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
-    ) -> Living:
+        self, plugin: PluginToRun, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
+    ) -> Instance:
         last_word = LastWord()
         invoking = self._ground.invoking(plugin.manifest)
         limits = self._ground.limits(plugin.manifest)
@@ -121,7 +121,7 @@ class Wasm:
             child.when_gone(last_word.take)
             return child
 
-        wanted = speaking.Wanted(
+        wanted = speaking.StdioChildSpec(
             plugin=plugin,
             gate=gate,
             invoking=invoking,
@@ -141,7 +141,7 @@ class _Code:
     package: Package
 
 
-def _limits(limits: Limits, code_bytes: int) -> Limits:
+def _limits(limits: ResourceLimits, code_bytes: int) -> ResourceLimits:
     """The child's: the module's memory is the manifest's, what the host of it needs comes on top."""
     memory = limits.memory_bytes + OVERHEAD_BYTES + _CODE_COPIES * code_bytes
     return replace(limits, memory_bytes=memory, tasks=_TASKS, open_files=_OPEN_FILES)

@@ -21,13 +21,13 @@ import msgspec
 from latticed.kit import text
 from latticed.model.errors import Problem
 from latticed.sandbox import levels
-from latticed.sandbox.spec import Program, Request
+from latticed.sandbox.spec import ChildRequest, Program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.processes.exits import Exit
-    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.rlimits import ResourceLimits
 
 NEEDS: Final = frozenset({levels.THREADS})
 """One thread watches the clock of what the other one runs."""
@@ -80,12 +80,12 @@ class Package:
 
 
 def request(
-    name: Name, orders: Mapping[str, Any], *, package: Package, limits: Limits, given: Mapping[int, int]
-) -> Request:
+    name: Name, orders: Mapping[str, Any], *, package: Package, limits: ResourceLimits, given: Mapping[int, int]
+) -> ChildRequest:
     """How to start one of the two: our own Python without site-packages, that sees itself, wasmtime and wasm_inside."""
     site = package.directory.parent
     loader = _LOADER.format(paths=[str(_HOUSE.parent), str(site)], name=name)
-    return Request(
+    return ChildRequest(
         program=Program(path=os.path.realpath(sys.executable), args=("-ISB", "-c", loader)),
         args=(msgspec.json.encode(orders).decode(),),
         environment={"LC_ALL": "C.UTF-8"},

@@ -17,14 +17,14 @@ from latticed.runners import wasm_children
 from latticed.runners.wasm_cache import Cache, Subject
 from latticed.runners.wasm_children import INPUT, STATUS, LastWord
 from latticed.sandbox import artifact
-from latticed.sandbox.rlimits import Limits
+from latticed.sandbox.rlimits import ResourceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.runners.child_spawner import Ground
+    from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.output import Stderr
     from latticed.runners.wasm_children import Package
     from latticed.sandbox.levels import Chosen
@@ -58,7 +58,7 @@ class Module:
 class Compiler:
     """One for all plugins."""
 
-    def __init__(self, ground: Ground, cache: Cache, bounds: Bounds) -> None:
+    def __init__(self, ground: ChildSpawner, cache: Cache, bounds: Bounds) -> None:
         self._ground = ground
         self._cache = cache
         self._bounds = bounds
@@ -90,7 +90,7 @@ class Compiler:
             "ahead",
             {"fuel": int(module.fuel)},
             package=package,
-            limits=Limits(memory_bytes=bounds.memory_bytes, tasks=4),
+            limits=ResourceLimits(memory_bytes=bounds.memory_bytes, tasks=4),
             given={INPUT: module.fd, STATUS: last_word.give},
         )
         try:

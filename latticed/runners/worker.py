@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.route import rendering, table, template
-from latticed.host.route.table import Response
+from latticed.host.route.table import RouteResponse
 from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.host.route.table import Claim, Request, Routes
+    from latticed.host.route.table import RouteClaim, RouteRequest, RouteTable
     from latticed.host.route.template import Template
     from latticed.model.manifest import Manifest
-    from latticed.runners.contract import Plugin
+    from latticed.runners.contract import PluginToRun
 
 ROUTE: Final = "worker:route"
 LISTEN_S: Final = 1.0
@@ -40,16 +40,16 @@ def _none(plugin_id: str) -> frozenset[str]:
     return frozenset()
 
 
-class Worker:
+class WorkerRunner:
     """See `runners.contract.Runner`. `granted_prefixes` of an id are what an operator granted besides its own."""
 
     name = "worker"
 
-    def __init__(self, routes: Routes, *, granted_prefixes: Callable[[str], frozenset[str]] = _none) -> None:
+    def __init__(self, routes: RouteTable, *, granted_prefixes: Callable[[str], frozenset[str]] = _none) -> None:
         self._routes = routes
         self._granted_prefixes = granted_prefixes
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Problem: `source_blocked` for its template or content type, `route_taken` for its routes."""
         content_type(plugin.manifest)
         await _compiled(pair, plugin.manifest.digest_sha256.lower())
@@ -57,7 +57,7 @@ class Worker:
         self._routes.check(plugin.id, _prefixes(plugin, granted), granted_prefixes=granted)
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Serving:
         del on_exit  # nothing lives that could end by itself
         said = content_type(plugin.manifest)
@@ -83,12 +83,12 @@ class Serving:
     sandbox = ""
     methods = frozenset({"GET", "HEAD"})
 
-    def __init__(self, gate: Gate, compiled: Template, said: str, routes: Routes) -> None:
+    def __init__(self, gate: Gate, compiled: Template, said: str, routes: RouteTable) -> None:
         self._gate = gate
         self._compiled = compiled
         self._content_type = said
         self._routes = routes
-        self.claim: Claim | None = None
+        self.claim: RouteClaim | None = None
 
     @property
     def message(self) -> str:
@@ -115,11 +115,11 @@ class Serving:
         if self.claim is not None:
             self._routes.release(self.claim)
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: RouteRequest) -> RouteResponse:
         self._check_route()
         body = await self._render(request.path, request.method, request.query)
         self._check_route()  # stopped or trimmed meanwhile
-        return Response(body=body, content_type=self._content_type)
+        return RouteResponse(body=body, content_type=self._content_type)
 
     def _check_route(self) -> None:
         if ROUTE not in self._gate.capabilities():
@@ -148,7 +148,7 @@ def content_type(manifest: Manifest) -> str:
     return rendering.content_type(manifest.routes.content_type, "routes.content_type")
 
 
-def _prefixes(plugin: Plugin, granted: frozenset[str]) -> tuple[str, ...]:
+def _prefixes(plugin: PluginToRun, granted: frozenset[str]) -> tuple[str, ...]:
     if ROUTE not in plugin.manifest.capabilities:
         return ()
     return table.served(plugin.id, plugin.manifest.routes.prefixes, granted)

@@ -45,7 +45,7 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SyscallRule:
     """Allowed when all tests of one of the `ways` hold, `otherwise` (an errno) when none does."""
 
     ways: tuple[tuple[Argument, ...], ...]
@@ -53,7 +53,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class BpfProgram:
     """`code` is an array of struct sock_filter; `blanks` are (instruction, name) whose constant is to be filled in."""
 
     code: bytes
@@ -64,8 +64,13 @@ Instruction = tuple[int, int, int, Value]
 
 
 def compile_program(
-    machine: Machine, *, allowed: Iterable[str], rules: Mapping[str, Rule], errnos: Mapping[str, int], default: int
-) -> Program:
+    machine: Machine,
+    *,
+    allowed: Iterable[str],
+    rules: Mapping[str, SyscallRule],
+    errnos: Mapping[str, int],
+    default: int,
+) -> BpfProgram:
     """The program for `machine`; names that it does not have are left out.
 
     Foreign architectures and x32 numbers end the process; what is not mentioned fails with the errno `default`.
@@ -88,7 +93,7 @@ def compile_program(
     return _assemble(code)
 
 
-def _rule(rule: Rule) -> list[Instruction]:
+def _rule(rule: SyscallRule) -> list[Instruction]:
     block: list[Instruction] = []
     for way in rule.ways:
         block += _way(way)
@@ -127,11 +132,11 @@ def _ranges(returns: Mapping[int, int]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _assemble(code: list[Instruction]) -> Program:
+def _assemble(code: list[Instruction]) -> BpfProgram:
     blanks = tuple((index, value) for index, (_, _, _, value) in enumerate(code) if isinstance(value, str))
     words = []
     for operation, taken, missed, value in code:
         if max(taken, missed) > _FARTHEST:
             raise ValueError(f"expected jumps of at most {_FARTHEST} instructions, found {max(taken, missed)}")
         words.append(struct.pack("<HBBI", operation, taken, missed, 0 if isinstance(value, str) else value))
-    return Program(code=b"".join(words), blanks=blanks)
+    return BpfProgram(code=b"".join(words), blanks=blanks)

@@ -20,7 +20,7 @@ from latticed.sandbox.levels import CGROUP, Failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.rlimits import ResourceLimits
 
 SUPERVISOR: Final = "supervisor"
 """The group of the daemon itself (the unit's DelegateSubgroup): a group with limits may not hold processes."""
@@ -133,7 +133,7 @@ def claim(found: Delegation) -> Delegation:
     return Delegation(base=found.base, controllers=frozenset(enabled & set(_CONTROLLERS)))
 
 
-def make(delegation: Delegation, limits: Limits) -> Group:
+def make(delegation: Delegation, limits: ResourceLimits) -> Group:
     """A fresh group for one child, with its limits in force; OSError when that cannot be."""
     path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
     path.mkdir()
@@ -148,7 +148,7 @@ def make(delegation: Delegation, limits: Limits) -> Group:
     return Group(path=path, procs=procs, controllers=delegation.controllers)
 
 
-def wanted(limits: Limits, controllers: frozenset[str]) -> Mapping[str, str]:
+def wanted(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:
     """Control files and their values."""
     files: dict[str, str] = {}
     if "memory" in controllers:

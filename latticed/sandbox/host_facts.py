@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from latticed.sandbox.levels import Host
+from latticed.sandbox.levels import HostSupport
 
 _SETGID, _SETUID, _SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
 _PR_SET_DUMPABLE: Final = 4
@@ -16,7 +16,7 @@ _SYSCTL: Final = Path("/proc/sys")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class HostFacts:
     """`admin`: mounts and namespaces without a user namespace; `other_ids`: children may get another uid."""
 
     uid: int
@@ -24,20 +24,20 @@ class Standing:
     admin: bool
     other_ids: bool
     oom_score_adj: int = 0
-    host: Host = field(default_factory=Host)
+    host: HostSupport = field(default_factory=HostSupport)
 
 
-def look() -> Standing:
+def look() -> HostFacts:
     """As it is now; reads /proc."""
     status = dict(line.split(":\t", 1) for line in _text(Path("/proc/self/status")).split("\n") if ":\t" in line)
     effective = int(status.get("CapEff", "0"), 16)
-    return Standing(
+    return HostFacts(
         uid=os.geteuid(),
         gid=os.getegid(),
         admin=bool(effective & _SYS_ADMIN),
         other_ids=effective & (_SETUID | _SETGID) == _SETUID | _SETGID,
         oom_score_adj=int(_text(Path("/proc/self/oom_score_adj")) or 0),
-        host=Host(
+        host=HostSupport(
             max_user_namespaces=_number("user/max_user_namespaces"),
             unprivileged_userns_clone=_number("kernel/unprivileged_userns_clone"),
             apparmor_restricts_userns=_number("kernel/apparmor_restrict_unprivileged_userns"),

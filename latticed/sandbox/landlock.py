@@ -16,7 +16,7 @@ from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
-    from latticed.sandbox.visible_paths import View
+    from latticed.sandbox.visible_paths import VisiblePaths
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
@@ -44,7 +44,7 @@ def handled(abi: int) -> int:
     return _FIRST_VERSION | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
 
 
-def plan(seen: View, *, abi: int, own_root: bool, workdir: bool, network: bool) -> dict[str, Any]:
+def plan(seen: VisiblePaths, *, abi: int, own_root: bool, workdir: bool, network: bool) -> dict[str, Any]:
     """The ruleset for a child that sees `seen`; in a root of its own (`own_root`) all that is in it may be read."""
     attributes = struct.pack("<Q", handled(abi))
     if abi >= 4:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import CodeType
 
-    from latticed.sandbox.spec import Spec
+    from latticed.sandbox.spec import ChildSpec
 
 _LOADER: Final = f"import marshal; r, s, p = marshal.load(open({stub.PLAN}, 'rb')); exec(r); exec(s); main(p)"
 _ABOVE: Final = 256  # where descriptors wait while the low numbers are dealt out
@@ -40,7 +40,7 @@ class Launched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class LaunchReport:
     """What the stub said so far: the child's `pid` when it is another process, or the `stage` that failed.
 
     `init` is process 1 of the child's namespace, when that is not the child itself.
@@ -52,7 +52,7 @@ class Report:
     errno: int = 0
 
 
-def launch(spec: Spec, descriptors: Mapping[int, int], *, cgroup: int | None = None) -> Launched:
+def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | None = None) -> Launched:
     """Start the stub with `descriptors` (the child's number -> ours; at least 0, 1 and 2). OSError when that fails.
 
     From the main thread only: a child is told to die when the thread that started it ends (prctl(2), PDEATHSIG).
@@ -94,7 +94,7 @@ def read_status(fd: int) -> bytes | None:
     return said
 
 
-def read_report(lines: bytes) -> Report:
+def read_report(lines: bytes) -> LaunchReport:
     """What the messages of a stub come to; `lines` is everything it wrote so far."""
     pid, init, stage, error = None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
@@ -105,10 +105,10 @@ def read_report(lines: bytes) -> Report:
                 init = int(number)
             case ["failed", number, step]:
                 stage, error = step, int(number)
-    return Report(pid=pid, init=init, stage=stage, errno=error)
+    return LaunchReport(pid=pid, init=init, stage=stage, errno=error)
 
 
-def failed(report: Report) -> StageFailed:
+def failed(report: LaunchReport) -> StageFailed:
     """The problem that a failed stage is."""
     error = os.strerror(report.errno) if report.errno else "no errno"
     return StageFailed(
@@ -125,7 +125,7 @@ class StageFailed(Problem):
         self.errno = error
 
 
-def _plan(spec: Spec, opened: list[int]) -> int:
+def _plan(spec: ChildSpec, opened: list[int]) -> int:
     fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
     os.write(fd, marshal.dumps((*_compiled_stub(), dict(spec.plan))))
     os.lseek(fd, 0, os.SEEK_SET)

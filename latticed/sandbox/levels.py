@@ -92,7 +92,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class LevelRefused:
     """It may not run here; `reason` names the missing token, the step and its errno."""
 
     code: str
@@ -101,14 +101,14 @@ class Refused:
 
 
 def required(
-    asked: manifest.Sandbox, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
+    asked: manifest.SandboxSpec, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
 ) -> Required:
     """What a manifest and its runner's own `needs` come to; `floor` is the setting, where the manifest is silent."""
     level = floor if asked.level is None else Level.of(asked.level)
     return Required(level=level, features=frozenset(asked.features) | needs, open_=open_)
 
 
-def decide(required: Required, provided: Provided) -> Chosen | Refused:
+def decide(required: Required, provided: Provided) -> Chosen | LevelRefused:
     """The highest level with the features that were asked for, or why not."""
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
@@ -126,14 +126,14 @@ def _level_failure(wanted: Level, provided: Provided) -> Failure | None:
     return next((found for level in between if (found := provided.failure(level.token))), None)
 
 
-def _refused(token: str, provided: Provided, failure: Failure | None) -> Refused:
+def _refused(token: str, provided: Provided, failure: Failure | None) -> LevelRefused:
     found = f"host gives {provided.level.token}" + (f": {failure.words}" if failure else "")
     hint = failure.fix if failure and failure.fix else "latticectl health shows what this host gives and why no more"
-    return Refused(code=CODE, reason=f"needs {token}, {found}", hint=hint)
+    return LevelRefused(code=CODE, reason=f"needs {token}, {found}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class HostSupport:
     """What explains a failed step: kernel settings as read at boot, None where the kernel has no such setting."""
 
     max_user_namespaces: int | None = None
@@ -143,7 +143,7 @@ class Host:
     filtered_already: bool = False
 
 
-def fix(step: str, error: int, host: Host) -> str:
+def fix(step: str, error: int, host: HostSupport) -> str:
     """What an operator can do about `step` having failed with the errno `error`."""
     kind = step.split("(", 1)[0]
     if kind == "unshare":
@@ -163,7 +163,7 @@ def fix(step: str, error: int, host: Host) -> str:
     return ""
 
 
-def _unshare_fix(step: str, error: int, host: Host) -> str:
+def _unshare_fix(step: str, error: int, host: HostSupport) -> str:
     if host.max_user_namespaces == 0 or error == errno.ENOSPC:
         return "no more namespaces are allowed: raise sysctl user.max_user_namespaces (and its like)"
     if host.unprivileged_userns_clone == 0:

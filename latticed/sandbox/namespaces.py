@@ -13,9 +13,9 @@ from latticed.sandbox import seccomp, stub
 from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
-    from latticed.sandbox.rlimits import Limits
+    from latticed.sandbox.rlimits import ResourceLimits
     from latticed.sandbox.syscalls import Machine
-    from latticed.sandbox.visible_paths import View
+    from latticed.sandbox.visible_paths import VisiblePaths
 
 SCRATCH: Final = "/scratch"
 ARTIFACT: Final = "/artifact"
@@ -39,9 +39,9 @@ def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
 
 
 def tree(
-    seen: View,
+    seen: VisiblePaths,
     *,
-    limits: Limits,
+    limits: ResourceLimits,
     workdir: bool,
     owner: tuple[int, int],
     artifact_bytes: int,

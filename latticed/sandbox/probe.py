@@ -22,7 +22,7 @@ from latticed.sandbox.levels import Chosen, Failure, Level, Provided
 
 if TYPE_CHECKING:
     from latticed.sandbox.artifact import Artifact
-    from latticed.sandbox.host_facts import Standing
+    from latticed.sandbox.host_facts import HostFacts
     from latticed.sandbox.syscalls import Machine
 
 DEADLINE_S: Final = 10.0
@@ -38,7 +38,7 @@ class Probed:
     """This host, as far as confinement goes. `landlock` is its ABI version, 0 for none."""
 
     machine: Machine
-    standing: Standing
+    standing: HostFacts
     landlock: int
     delegation: Delegation | None
     provided: Provided
@@ -122,7 +122,7 @@ def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Fail
         not program.executable and level < Level.ISOLATED
     ):  # vm.memfd_noexec=2: scripts and the host's programs still run
         subject = _host_program()
-    request = spec.Request(program=subject, limits=rlimits.Limits(), ids=ids if own_uid else None)
+    request = spec.ChildRequest(program=subject, limits=rlimits.ResourceLimits(), ids=ids if own_uid else None)
     features = {levels.THREADS} | ({levels.WORKDIR} if level >= Level.ISOLATED else set())
     host = so_far.standing.host
     plan = spec.build(request, Chosen(level=level, features=frozenset(features)), so_far)
@@ -144,7 +144,7 @@ def _host_program() -> spec.Program:
     return spec.Program(path=sys.executable, args=("-ISEB", "-c", f"raise SystemExit({_ANSWER})"))
 
 
-def run(plan: spec.Spec, *, deadline_s: float = DEADLINE_S) -> tuple[launch.Report, int]:
+def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch.LaunchReport, int]:
     """Run a child to its end, in and out of /dev/null, and block: the stub's report and the exit code (-N: signal N).
 
     What has not ended after `deadline_s` is killed.
@@ -164,7 +164,7 @@ def run(plan: spec.Spec, *, deadline_s: float = DEADLINE_S) -> tuple[launch.Repo
             group.remove()
 
 
-def _wait(started: launch.Launched, deadline: float) -> tuple[launch.Report, int]:
+def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
     """Everything in the stub's process group is ours and unreaped until here: its number means nobody else."""
     answers: dict[int, int] = {}
     said = b""
@@ -185,7 +185,7 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.Report, int
     return report, answers.get(report.pid or started.pid, -signal.SIGKILL)
 
 
-def _nothing(machine: Machine, here: Standing, failure: Failure) -> Probed:
+def _nothing(machine: Machine, here: HostFacts, failure: Failure) -> Probed:
     return Probed(
         machine=machine,
         standing=here,

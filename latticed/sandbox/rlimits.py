@@ -15,7 +15,7 @@ MAX_OPEN_FILES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ResourceLimits:
     """What one child may use. `tasks` are threads and processes together, itself included.
 
     `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too;
@@ -39,7 +39,7 @@ class Limits:
             raise ValueError(f"{(*small, 'cpu_percent')[0]}: expected at least 1")
 
 
-def table(limits: Limits, *, counted_alone: bool, file_bytes: int | None) -> list[tuple[int, int]]:
+def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None) -> list[tuple[int, int]]:
     """(resource, value) for the stub; soft and hard are the same, so that nothing can be raised again.
 
     `counted_alone`: this child's tasks are not mixed with those of others (own user namespace, or own uid).

@@ -11,7 +11,7 @@ import functools
 from typing import TYPE_CHECKING, Final
 
 from latticed.sandbox import bpf
-from latticed.sandbox.bpf import Argument, Rule
+from latticed.sandbox.bpf import Argument, SyscallRule
 
 if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
@@ -89,7 +89,7 @@ _PRCTL: Final = (2, 3, 15, 16, 21, 23, 30, 39, 0x53564D41)
 
 
 @functools.cache
-def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.Program:
+def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.BpfProgram:
     """The program for a child with `features`; `own_pids`: it lives in a pid namespace of its own."""
     allowed = set(_BASE.split())
     rules = _rules(features)
@@ -109,35 +109,35 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos=errnos, default=errno.ENOSYS)
 
 
-def _among_others() -> dict[str, Rule]:
+def _among_others() -> dict[str, SyscallRule]:
     """What tells of the host's files and processes where those are in the same namespaces.
 
     sched_getaffinity of one's own threads is missed: C libraries live with ENOSYS. A negative clock is the time that
     another process has used; O_PATH opens what may not be read.
     """
     oneself = Argument(0, (0, OWN_PID))
-    own_clock = Rule(((Argument(0, (0,), mask=_NEGATIVE),),), errno.EINVAL)
+    own_clock = SyscallRule(((Argument(0, (0,), mask=_NEGATIVE),),), errno.EINVAL)
     rules = dict.fromkeys(
-        ("getpgid", "getsid", "sched_getparam", "sched_getscheduler"), Rule(((oneself,),), errno.EPERM)
+        ("getpgid", "getsid", "sched_getparam", "sched_getscheduler"), SyscallRule(((oneself,),), errno.EPERM)
     )
     rules |= dict.fromkeys(("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"), own_clock)
     return rules | {
-        "sched_getaffinity": Rule(((oneself,),), errno.ENOSYS),
-        "getpriority": Rule(((Argument(0, (0,)), Argument(1, (0, OWN_PID))),), errno.EPERM),
-        "open": Rule(((Argument(1, (0,), mask=_O_PATH),),), errno.EPERM),
-        "openat": Rule(((Argument(2, (0,), mask=_O_PATH),),), errno.EPERM),
+        "sched_getaffinity": SyscallRule(((oneself,),), errno.ENOSYS),
+        "getpriority": SyscallRule(((Argument(0, (0,)), Argument(1, (0, OWN_PID))),), errno.EPERM),
+        "open": SyscallRule(((Argument(1, (0,), mask=_O_PATH),),), errno.EPERM),
+        "openat": SyscallRule(((Argument(2, (0,), mask=_O_PATH),),), errno.EPERM),
     }
 
 
 @functools.cache
-def init_program(machine: Machine) -> bpf.Program:
+def init_program(machine: Machine) -> bpf.BpfProgram:
     """The program for process 1 (`tiny.reaps`): to be executed, to wait; `write` and the exit tell of what failed."""
     allowed = ("wait4", "rt_sigtimedwait", "write", "exit_group")
     rules = {"execveat": _rules(frozenset())["execveat"]}
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos={}, default=errno.EPERM)
 
 
-def _rules(features: frozenset[str]) -> dict[str, Rule]:
+def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
     """Calls that depend on their arguments; all refusals are EPERM."""
     oneself = Argument(0, (OWN_PID,))
     stream = Argument(1, (1,), mask=bpf.WORD ^ _SOCK_FLAGS)
@@ -167,7 +167,7 @@ def _rules(features: frozenset[str]) -> dict[str, Rule]:
     }
     if "network" in features:
         ways["socket"] = _socket()
-    return {name: Rule(way, errno.EPERM) for name, way in ways.items()}
+    return {name: SyscallRule(way, errno.EPERM) for name, way in ways.items()}
 
 
 def _clone(features: frozenset[str]) -> tuple[tuple[Argument, ...], ...]:

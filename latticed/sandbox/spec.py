@@ -1,7 +1,7 @@
 """The whole plan for one child, made in the daemon and carried out by the stub.
 
-`build` puts together what the levels promise: namespaces, Landlock, seccomp, limits, ids, environment. A `Spec` says
-nothing that is not in it, and everything in it is either done or the child is never executed.
+`build` puts together what the levels promise: namespaces, Landlock, seccomp, limits, ids, environment. A `ChildSpec`
+says nothing that is not in it, and everything in it is either done or the child is never executed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from latticed.sandbox.cgroup import Delegation
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.probe import Probed
-    from latticed.sandbox.rlimits import Limits
-    from latticed.sandbox.visible_paths import View
+    from latticed.sandbox.rlimits import ResourceLimits
+    from latticed.sandbox.visible_paths import VisiblePaths
 
 Network = Literal["none", "own", "host"]
 SCRIPT_FD: Final = 10
@@ -58,7 +58,7 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
+class ChildSpec:
     """How to make one child. `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from.
 
     `own_pids`: the child has a pid namespace; the end of process 1 is the end of its tree. `init`: that is not the
@@ -67,7 +67,7 @@ class Spec:
 
     level: Level
     features: frozenset[str]
-    limits: Limits
+    limits: ResourceLimits
     plan: Mapping[str, Any] = field(repr=False)
     artifact_fd: int | None = None
     own_pids: bool = False
@@ -78,7 +78,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ChildRequest:
     """What to run and how; see `build`.
 
     `interpreters` maps names to paths. `binds`: files and directories to read besides the system's own, at the same
@@ -90,7 +90,7 @@ class Request:
     program: Artifact | Program
     args: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=rlimits.Limits)
+    limits: ResourceLimits = field(default_factory=rlimits.ResourceLimits)
     ids: Ids | None = None
     interpreters: Mapping[str, str] = field(default_factory=dict)
     binds: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Request:
     network: Network = "none"
 
 
-def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
+def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
     """The spec for `request` at the level `chosen` on the host as `probed`.
 
     Problem: `sandbox_unavailable` when a program in memory may not be executed and there is nowhere to copy it,
@@ -124,7 +124,7 @@ def build(request: Request, chosen: Chosen, probed: Probed) -> Spec:
         **_walls(request, chosen, probed, shape),
         "init": namespaces.first(probed.machine) if shape.init else None,
     }
-    return Spec(
+    return ChildSpec(
         level=chosen.level,
         features=shape.features,
         limits=request.limits,
@@ -152,10 +152,10 @@ class _Shape:
     copied: bool
     path: str | None
     argv: list[str]
-    seen: View
+    seen: VisiblePaths
 
 
-def _shape(request: Request, chosen: Chosen, probed: Probed) -> _Shape:
+def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
     own_root = chosen.level >= Level.ISOLATED
     network = {levels.NETWORK} if request.network != "none" else set()
     artifact = request.program if isinstance(request.program, Artifact) else None
@@ -182,7 +182,7 @@ def _shape(request: Request, chosen: Chosen, probed: Probed) -> _Shape:
     )
 
 
-def _identity(request: Request, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
+def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
     """Who the child is and what it may use up."""
     ids = request.ids
     file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
@@ -195,7 +195,7 @@ def _identity(request: Request, chosen: Chosen, shape: _Shape) -> dict[str, Any]
     }
 
 
-def _surroundings(request: Request, probed: Probed, shape: _Shape) -> dict[str, Any]:
+def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[str, Any]:
     """Where the child finds itself: namespaces, root, the program to execute."""
     here = probed.standing
     tree = namespaces.tree(
@@ -218,7 +218,7 @@ def _surroundings(request: Request, probed: Probed, shape: _Shape) -> dict[str, 
     }
 
 
-def _walls(request: Request, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
+def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
     """Descriptors, Landlock, seccomp."""
     script = {SCRIPT_FD} if shape.script and not shape.own_root else set()
     kept = {0, 1, 2, *request.descriptors, *request.given, *script}
@@ -238,7 +238,7 @@ def _walls(request: Request, chosen: Chosen, probed: Probed, shape: _Shape) -> d
     return walls
 
 
-def _command(request: Request, *, own_root: bool) -> tuple[str | None, list[str]]:
+def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list[str]]:
     """The host program to execute (None: the artifact itself) and its arguments."""
     artifact = request.program
     if isinstance(artifact, Program):
@@ -265,7 +265,7 @@ def _is_program(path: str) -> bool:
         return False
 
 
-def _check(request: Request, chosen: Chosen, probed: Probed) -> None:
+def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
     if request.ids is None and probed.standing.uid == 0:
         raise ValueError("expected ids for the child: a child is never uid 0")
     if chosen.level is Level.FILTERED and levels.PROCESSES in chosen.features and probed.delegation is None:

@@ -38,7 +38,7 @@ stage = "plan"
 numbers: dict[str, int] = {}
 
 
-class Failed(Exception):
+class StageError(Exception):
     """A step failed; args: stage, errno."""
 
 
@@ -50,7 +50,7 @@ def begin(name: str) -> None:
 def check(result: int) -> int:
     """The result of a C call, or Failed with its errno."""
     if result == -1:
-        raise Failed(stage, ctypes.get_errno())
+        raise StageError(stage, ctypes.get_errno())
     return result
 
 
@@ -134,7 +134,7 @@ def drop_privileges(plan: Plan) -> None:
     for capability in range(LAST_CAP + 1):
         if libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
             if ctypes.get_errno() not in {errno.EINVAL, errno.EPERM}:
-                raise Failed(stage, ctypes.get_errno())
+                raise StageError(stage, ctypes.get_errno())
             break  # past the last one that this kernel knows; or an ordinary user, who has none to lose
     if plan["ids"] and not plan["ids_first"]:
         change_ids(plan["ids"])
@@ -143,7 +143,7 @@ def drop_privileges(plan: Plan) -> None:
     check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)))
     begin("uid")
     if 0 in os.getresuid():
-        raise Failed(stage, errno.EPERM)
+        raise StageError(stage, errno.EPERM)
 
 
 def tie_to_daemon() -> None:
@@ -152,7 +152,7 @@ def tie_to_daemon() -> None:
     prctl(PR_SET_PDEATHSIG, SIGKILL)
     begin("daemon_gone")
     if check(libc.poll(struct.pack("ihh", DAEMON, POLLIN, 0), ctypes.c_ulong(1), 0)):
-        raise Failed(stage, errno.ESRCH)
+        raise StageError(stage, errno.ESRCH)
 
 
 def restrict_paths(plan: Plan) -> None:
@@ -239,7 +239,7 @@ def main(plan: Plan) -> None:
     try:
         numbers.update(plan["numbers"])
         carry_out(plan)
-    except Failed as failed:
+    except StageError as failed:
         tell(f"failed {failed.args[1]} {failed.args[0]}")
     except OSError as error:
         tell(f"failed {error.errno or 0} {stage}")

@@ -37,7 +37,7 @@ ZERO: Final = "/dev/zero"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class VisiblePaths:
     """Paths on the host; `links` are (path, target) to make instead of binding."""
 
     read: tuple[str, ...]
@@ -49,7 +49,7 @@ class View:
 
 def view(
     program: str | None, *, binds: tuple[str, ...] = (), lists: tuple[str, ...] = (), processes: bool, network: bool
-) -> View:
+) -> VisiblePaths:
     """What a child that executes `program` (None: its own artifact) may see.
 
     `binds` are further files and directories, which must exist; `lists` are directories of which it may learn the
@@ -66,7 +66,7 @@ def view(
     execute = [*_LINKERS, *([os.path.realpath(program)] if program is not None else [])]
     if processes:
         execute += [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path))]
-    return View(
+    return VisiblePaths(
         read=read,
         needed=tuple(path for path in needed if path in read),
         lists=lists,

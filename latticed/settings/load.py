@@ -136,7 +136,7 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
         return None
     except (OSError, ValueError) as error:
         raise _invalid(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    except trusted.Foreign as fault:
+    except trusted.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise _invalid(f"cannot trust {file}: {fault}", hint) from fault
     try:

@@ -23,7 +23,7 @@ def absolute_fault(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class TaskSettings:
     """Scripts that plugins submit and operators approve. `waiting`: tasks that have not ended; `keep_*`: that have.
 
     With `enabled` off nothing is taken, nothing begins, and what runs is ended.
@@ -43,7 +43,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class ServiceSettings:
     """Long-lived programs of the host. `programs`: the only ones there are; `reads`: what each may read besides.
 
     `host_network`: those of them that may be given the host's own network.
@@ -61,7 +61,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tunnel:
+class TunnelSettings:
     """cloudflared: where it is, and the directory that holds credentials; empty: no tunnels."""
 
     program: str = setting("", fault=absolute_fault)

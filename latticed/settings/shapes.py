@@ -7,7 +7,7 @@ from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
 from typing import Final
 
 from latticed.settings import endpoints, relays
-from latticed.settings.programs import Service, Task, Tunnel
+from latticed.settings.programs import ServiceSettings, TaskSettings, TunnelSettings
 from latticed.settings.rules import setting as _setting
 
 SCOPES: Final = ("read", "operate", "host", "trust")
@@ -15,13 +15,13 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
+class LogSettings:
     level: str = _setting("info", one_of=LEVELS)
     format: str = _setting("auto", one_of=("auto", "journal", "json", "text"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class LimitSettings:
     """Bounds on what is read from the plugin directory (contracts §1)."""
 
     manifest_bytes: int = _setting(64 << 10, low=1 << 10, high=1 << 20)
@@ -31,7 +31,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class WatchSettings:
     """When a change on disk is judged (architecture decision 5)."""
 
     quiet_s: float = _setting(0.15, low=0.0, high=60)
@@ -40,7 +40,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runners:
+class RunnerSettings:
     """Which runner takes a plugin of each type; `noop` arms it without ever executing its artifact."""
 
     system: str = _setting("process", one_of=("process", "noop"))
@@ -49,7 +49,7 @@ class Runners:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Supervision:
+class SupervisionSettings:
     """How failures of a handle are answered. All times in seconds."""
 
     start_deadline_s: float = _setting(10.0, low=0.1, high=300)
@@ -62,7 +62,7 @@ class Supervision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
+class SandboxSettings:
     """How children are kept in. `interpreters`: what a script's first line may name, and where that is on this host.
 
     Where the daemon may choose, each child gets a uid of its own out of `uids` of them from `uid_first` on.
@@ -75,7 +75,7 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PluginLimits:
+class PluginLimitSettings:
     """What one plugin may use: what it gets where its manifest is silent, and the most that a manifest can ask for.
 
     `host_calls` and `stderr_kib` are per invocation of stdio-json-v1; 0 percent of a core means no limit.
@@ -101,7 +101,7 @@ class PluginLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostCalls:
+class HostCallSettings:
     """Limits on what one plugin may ask of its Gate."""
 
     per_second: int = _setting(1_000, low=1, high=1_000_000)
@@ -115,7 +115,7 @@ class HostCalls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Http:
+class HttpSettings:
     """Where plugins' routes are served, and the Host names that are answered; none named: the address and localhost.
 
     A name without a port stands for any port. `service_listen`: where plugins' services are proxied, empty: nowhere.
@@ -127,7 +127,7 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditCalls:
+class CallAuditSettings:
     """How much of the host calls' chain is kept: what plugins cause does not fill a disk by default."""
 
     keep_days: int = _setting(0, low=0, high=36_500)
@@ -135,16 +135,16 @@ class AuditCalls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class AuditSettings:
     """How much of the decisions is kept (contracts §11); 0 keeps all. `max_bytes` counts events as an export does."""
 
     keep_days: int = _setting(0, low=0, high=36_500)
     max_bytes: int = _setting(0, low=0, high=1 << 50)
-    calls: AuditCalls = _setting(AuditCalls())
+    calls: CallAuditSettings = _setting(CallAuditSettings())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class AccessSettings:
     """Who may use the control socket (contracts §7); names or numeric ids map to scopes, resolved at load."""
 
     socket_group: str = _setting("")
@@ -155,14 +155,14 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Secrets:
+class SecretSettings:
     """Where the key of secrets is, unless the service manager brings it; empty: `secrets.key` beside the settings."""
 
     key_file: str = _setting("")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Static:
+class StaticSettings:
     """Files that plugins publish, per plugin; `html` and `svg` can carry scripts."""
 
     files: int = _setting(1_000, low=1, high=100_000)
@@ -173,7 +173,7 @@ class Static:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class NodeSettings:
     """What node.journal may show, and the reader that it asks (docs/services.md).
 
     `journal_socket` empty: `journal.sock` in the runtime directory. `journal_user`: whom the reader runs as, when that
@@ -187,7 +187,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notify:
+class NotifySettings:
     """The queue of notifications: what may wait (of one plugin, of all), how often it is tried, how long it is kept."""
 
     plugin_items: int = _setting(1_000, low=1, high=1_000_000)
@@ -202,7 +202,7 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Monitor:
+class MonitorSettings:
     """What plugins may have watched: how many, how often, how many checks at once, how many results are kept."""
 
     plugin_monitors: int = _setting(100, low=1, high=10_000)
@@ -214,7 +214,7 @@ class Monitor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ddns:
+class DdnsSettings:
     """DNS records kept for plugins: how many, how often they change, how often the provider is asked (`verify_s`).
 
     `private`: addresses of private networks may be published. Another address of an interface counts after `settle_s`.
@@ -232,7 +232,7 @@ class Ddns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mail:
+class MailSettings:
     """The relay that mail.send goes to; none: no mail. `password`: a reference to a secret, never a value.
 
     `starttls`: what `smtp://` must offer; `allow`: addresses and @domains that plugins may write to, none: anybody.
@@ -257,27 +257,27 @@ class Settings:
     state_dir: Path
     runtime_dir: Path
     trust: Path
-    log: Log = Log()
-    limits: Limits = Limits()
-    watch: Watch = Watch()
-    runners: Runners = Runners()
-    supervision: Supervision = Supervision()
-    sandbox: Sandbox = Sandbox()
-    plugin_limits: PluginLimits = PluginLimits()
-    host_calls: HostCalls = HostCalls()
-    http: Http = Http()
-    audit: Audit = Audit()
-    access: Access = Access()
-    secrets: Secrets = Secrets()
-    static: Static = Static()
-    node: Node = Node()
-    notify: Notify = Notify()
-    monitor: Monitor = Monitor()
-    ddns: Ddns = Ddns()
-    mail: Mail = Mail()
-    task: Task = Task()
-    service: Service = Service()
-    tunnel: Tunnel = Tunnel()
+    log: LogSettings = LogSettings()
+    limits: LimitSettings = LimitSettings()
+    watch: WatchSettings = WatchSettings()
+    runners: RunnerSettings = RunnerSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    plugin_limits: PluginLimitSettings = PluginLimitSettings()
+    host_calls: HostCallSettings = HostCallSettings()
+    http: HttpSettings = HttpSettings()
+    audit: AuditSettings = AuditSettings()
+    access: AccessSettings = AccessSettings()
+    secrets: SecretSettings = SecretSettings()
+    static: StaticSettings = StaticSettings()
+    node: NodeSettings = NodeSettings()
+    notify: NotifySettings = NotifySettings()
+    monitor: MonitorSettings = MonitorSettings()
+    ddns: DdnsSettings = DdnsSettings()
+    mail: MailSettings = MailSettings()
+    task: TaskSettings = TaskSettings()
+    service: ServiceSettings = ServiceSettings()
+    tunnel: TunnelSettings = TunnelSettings()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Ph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class HandleState:
     """One handle. `fault` is the last error, `pending` what becomes of it once it has stopped."""
 
     phase: Phase = Phase.STOPPED
@@ -39,7 +39,7 @@ class State:
     message: str = ""
     fault: LastError | None = None
     restarts: int = 0
-    pending: Failed | None = None
+    pending: InstanceFailed | None = None
 
 
 # What can happen to a handle.
@@ -65,7 +65,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class InstanceFailed:
     """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it.
 
     `visited`: an outsider's request had reached this life of it. Then that may have caused the failure, also when it
@@ -99,10 +99,10 @@ class Stopped:
     pass
 
 
-Event = Arm | Disarm | Started | Failed | Checked | RetryDue | Stopped
+Event = Arm | Disarm | Started | InstanceFailed | Checked | RetryDue | Stopped
 
 
-class Do(StrEnum):
+class HandleAction(StrEnum):
     """What the actor is to do. RETRY takes its delay from the state's failures."""
 
     START = "start"
@@ -112,15 +112,15 @@ class Do(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    restart: restart.Policy
+class SupervisionRules:
+    restart: restart.RestartPolicy
     bad_checks: int
 
 
-Next = tuple[State, tuple[Do, ...]]
+Next = tuple[HandleState, tuple[HandleAction, ...]]
 
 
-def decide(state: State, event: Event, rules: Rules) -> Next:
+def decide(state: HandleState, event: Event, rules: SupervisionRules) -> Next:
     """The state after `event`, and what to do about it."""
     match event:
         case Arm(afresh=afresh):
@@ -129,7 +129,7 @@ def decide(state: State, event: Event, rules: Rules) -> Next:
             return _disarm(state, fault)
         case Started(message=message):
             return _started(state, message)
-        case Failed():
+        case InstanceFailed():
             return _failed(state, event, rules)
         case Checked():
             return _checked(state, event, rules)
@@ -139,12 +139,12 @@ def decide(state: State, event: Event, rules: Rules) -> Next:
             return _stopped(state, rules)
 
 
-def _start(state: State, *, restarts: int) -> Next:
+def _start(state: HandleState, *, restarts: int) -> Next:
     after = replace(state, phase=Phase.STARTING, wanted=True, bad_checks=0, health=Health.UNKNOWN, restarts=restarts)
-    return after, (Do.START,)
+    return after, (HandleAction.START,)
 
 
-def _arm(state: State, rules: Rules, *, afresh: bool) -> Next:
+def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
     fresh = replace(state, wanted=True)
     if afresh:
         fresh = replace(fresh, failures=restart.Failures(), fault=None, pending=None)
@@ -155,48 +155,48 @@ def _arm(state: State, rules: Rules, *, afresh: bool) -> Next:
             return _start(replace(fresh, fault=None, message=""), restarts=0)
         case Phase.WAITING | Phase.BROKEN if afresh:
             after, actions = _start(fresh, restarts=state.restarts + 1)
-            return after, (Do.CANCEL_RETRY, *actions)
+            return after, (HandleAction.CANCEL_RETRY, *actions)
         case Phase.STARTING | Phase.ARMED if afresh:
-            return replace(fresh, phase=Phase.STOPPING), (Do.STOP,)
+            return replace(fresh, phase=Phase.STOPPING), (HandleAction.STOP,)
         case _:
             return fresh, ()
 
 
-def _still_broken(state: State) -> State:
+def _still_broken(state: HandleState) -> HandleState:
     """Its bundle went and came back: that is no operator's word, so the breaker stays open."""
     reason = f"failed {state.failures.counted} times in a row before, and waits for an operator to restart it"
     return replace(state, phase=Phase.BROKEN, fault=LastError(code="breaker_open", message=reason), message=reason)
 
 
-def _disarm(state: State, fault: LastError | None) -> Next:
+def _disarm(state: HandleState, fault: LastError | None) -> Next:
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
     if fault is None:  # an operator's word forgives, whatever else is found while it stops
         unwanted = replace(unwanted, failures=restart.Failures())
     match state.phase:
         case Phase.STARTING | Phase.ARMED:
-            return replace(unwanted, phase=Phase.STOPPING), (Do.STOP,)
+            return replace(unwanted, phase=Phase.STOPPING), (HandleAction.STOP,)
         case Phase.STOPPING:
             return unwanted, ()
         case Phase.WAITING | Phase.BROKEN:
-            return _at_rest(unwanted), (Do.CANCEL_RETRY,)
+            return _at_rest(unwanted), (HandleAction.CANCEL_RETRY,)
         case _:
             return _at_rest(unwanted), ()
 
 
-def _at_rest(state: State) -> State:
+def _at_rest(state: HandleState) -> HandleState:
     """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
     if state.fault is None:
         return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
     return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.message)
 
 
-def _started(state: State, message: str) -> Next:
+def _started(state: HandleState, message: str) -> Next:
     if state.phase is not Phase.STARTING:
         return state, ()
     return replace(state, phase=Phase.ARMED, fault=None, message=message, bad_checks=0), ()
 
 
-def _failed(state: State, failed: Failed, rules: Rules) -> Next:
+def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules) -> Next:
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
     may_be_theirs = state.phase is Phase.ARMED and failed.visited
@@ -209,10 +209,10 @@ def _failed(state: State, failed: Failed, rules: Rules) -> Next:
     failures = state.failures.after(failed.uptime_s, rules.restart, excused=excused)
     if failures.breaker_open(rules.restart):
         return replace(down, phase=Phase.BROKEN, failures=failures), ()
-    return replace(down, phase=Phase.WAITING, failures=failures), (Do.RETRY,)
+    return replace(down, phase=Phase.WAITING, failures=failures), (HandleAction.RETRY,)
 
 
-def _checked(state: State, checked: Checked, rules: Rules) -> Next:
+def _checked(state: HandleState, checked: Checked, rules: SupervisionRules) -> Next:
     if state.phase is not Phase.ARMED:
         return state, ()
     seen = replace(state, health=checked.health, message=checked.message)
@@ -221,11 +221,11 @@ def _checked(state: State, checked: Checked, rules: Rules) -> Next:
     if state.bad_checks + 1 < rules.bad_checks:
         return replace(seen, bad_checks=state.bad_checks + 1), ()
     reason = f"unhealthy {rules.bad_checks} times in a row: {checked.message}".rstrip(": ")
-    pending = Failed(code="unhealthy", message=reason, uptime_s=checked.uptime_s, visited=checked.visited)
-    return replace(seen, phase=Phase.STOPPING, pending=pending, bad_checks=0), (Do.STOP,)
+    pending = InstanceFailed(code="unhealthy", message=reason, uptime_s=checked.uptime_s, visited=checked.visited)
+    return replace(seen, phase=Phase.STOPPING, pending=pending, bad_checks=0), (HandleAction.STOP,)
 
 
-def _stopped(state: State, rules: Rules) -> Next:
+def _stopped(state: HandleState, rules: SupervisionRules) -> Next:
     if state.phase is not Phase.STOPPING:
         return state, ()
     if not state.wanted:

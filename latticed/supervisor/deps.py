@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from latticed.model import restart
     from latticed.model.audit import Event as AuditEvent
     from latticed.model.verdict import Verdict
-    from latticed.runners.contract import Living, Plugin, Runner
+    from latticed.runners.contract import Instance, PluginToRun, Runner
 
 log = logs.get_logger()
 
@@ -63,7 +63,7 @@ async def _at_rest(_: str) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
-class Tools:
+class HandleDeps:
     """What a handle works with; one for all handles.
 
     `judge` verifies a stored pair under the current policy; `record` has an event written as soon as that can be.
@@ -75,7 +75,7 @@ class Tools:
     judge: Callable[[str], Awaitable[Verdict]]
     record: Callable[[AuditEvent], None]
     clock: Clock
-    restart: restart.Policy
+    restart: restart.RestartPolicy
     start_deadline_s: float
     stop_grace_s: float
     wheel: Wheel = field(default_factory=Wheel)
@@ -88,21 +88,21 @@ class Tools:
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def runner_name(self, plugin: Plugin) -> str:
+    def runner_name(self, plugin: PluginToRun) -> str:
         return self.runners[plugin.manifest.type].name
 
-    def gate(self, plugin: Plugin, granted: frozenset[str]) -> Gate:
+    def gate(self, plugin: PluginToRun, granted: frozenset[str]) -> Gate:
         rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
         own = plugin.manifest.runtime.limits.host_calls_per_s
         buckets = FOR_WORKERS if plugin.manifest.type == "worker" else frozenset[str]()
         return self.broker.gate(Caller(plugin_id=plugin.id, buckets=buckets), rights, calls_per_s=own)
 
-    async def admit(self, plugin: Plugin) -> None:
+    async def admit(self, plugin: PluginToRun) -> None:
         """Problem when `plugin`, whose pair is stored, cannot be activated on this host."""
         with self._opened(plugin) as pair:
             await self.runners[plugin.manifest.type].admit(plugin, pair)
 
-    async def start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
+    async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         """Verify the stored pair again, then let its runner start it; TimeoutError after `start_deadline_s`.
 
         Each in its turn: a thousand at once keep each other from being ready in time, again and again.
@@ -123,7 +123,7 @@ class Tools:
             over.cancel()
             held.close()
 
-    async def _start(self, plugin: Plugin, gate: Gate, on_exit: Callable[[str, str], None]) -> Living:
+    async def _start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         verdict = await self.judge(plugin.identity)
         if isinstance(verdict, Refused):
             self._tell_of(plugin, verdict.code.value)
@@ -132,7 +132,7 @@ class Tools:
         with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
 
-    async def end(self, plugin_id: str, living: Living | None, *, at_once: bool, for_good: bool) -> None:
+    async def end(self, plugin_id: str, living: Instance | None, *, at_once: bool, for_good: bool) -> None:
         """End what is alive of a plugin and, `for_good`, what host services do for it; never raises."""
         grace_s = 0.0 if at_once else self.stop_grace_s
         if living is not None:
@@ -141,7 +141,7 @@ class Tools:
             await _in_time(plugin_id, self.quiet(plugin_id), grace_s)
 
     @contextlib.contextmanager
-    def _opened(self, plugin: Plugin) -> Iterator[BundleDirectory]:
+    def _opened(self, plugin: PluginToRun) -> Iterator[BundleDirectory]:
         """The stored pair. It may change after it was judged: that is a Problem with the code of a verdict, too."""
         try:
             with self.store.open(plugin.identity) as pair:
@@ -153,7 +153,7 @@ class Tools:
             self._tell_of(plugin, problem.code)
             raise
 
-    def _tell_of(self, plugin: Plugin, code: str) -> None:
+    def _tell_of(self, plugin: PluginToRun, code: str) -> None:
         """Let the lifecycle know when it is the stored pair that is at fault."""
         if code in _PAIR_CODES:
             self.refused.put_nowait(plugin.id)

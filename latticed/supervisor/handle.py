@@ -11,15 +11,15 @@ from latticed.kit import logs
 from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
 from latticed.model.errors import Problem
-from latticed.model.runtime import STARTING, Health, LastError, Runtime, State
+from latticed.model.runtime import STARTING, Health, LastError, Runtime, RuntimeState
 from latticed.supervisor import decide as rules
-from latticed.supervisor.decide import Do, Phase
+from latticed.supervisor.decide import HandleAction, Phase
 
 if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.kit.wheel import Ticket
-    from latticed.runners.contract import Living, Plugin
-    from latticed.supervisor.deps import Tools
+    from latticed.runners.contract import Instance, PluginToRun
+    from latticed.supervisor.deps import HandleDeps
 
 FIRST_CHECK_S: Final = 1.0
 """How soon after its start a plugin is first asked how it is; from then on its own interval counts."""
@@ -27,34 +27,34 @@ FIRST_CHECK_S: Final = 1.0
 log = logs.get_logger()
 
 _STATE_OF = {
-    Phase.STOPPED: State.STOPPED,
-    Phase.STARTING: State.STOPPED,
-    Phase.ARMED: State.ARMED,
-    Phase.STOPPING: State.ARMED,
-    Phase.WAITING: State.FAILED,
-    Phase.BROKEN: State.FAILED,
-    Phase.HELD: State.FAILED,
+    Phase.STOPPED: RuntimeState.STOPPED,
+    Phase.STARTING: RuntimeState.STOPPED,
+    Phase.ARMED: RuntimeState.ARMED,
+    Phase.STOPPING: RuntimeState.ARMED,
+    Phase.WAITING: RuntimeState.FAILED,
+    Phase.BROKEN: RuntimeState.FAILED,
+    Phase.HELD: RuntimeState.FAILED,
 }
 
 
 class Handle:
     """Keeps one plugin as it is wanted. `post` takes every event; all of it happens on the loop."""
 
-    def __init__(self, plugin: Plugin, tools: Tools) -> None:
+    def __init__(self, plugin: PluginToRun, tools: HandleDeps) -> None:
         self.plugin = plugin
         self.granted: frozenset[str] = frozenset()
-        self.state = rules.State()
+        self.state = rules.HandleState()
         self._tools = tools
-        self._todo: list[Do] = []
+        self._todo: list[HandleAction] = []
         self._task: asyncio.Task[None] | None = None
-        self._starting: asyncio.Task[Living] | None = None
-        self._living: Living | None = None
+        self._starting: asyncio.Task[Instance] | None = None
+        self._living: Instance | None = None
         self._gate: Gate | None = None
         self._retry: Ticket | asyncio.Handle | None = None
         self._tick: Ticket | None = None
         self._checking: asyncio.Task[None] | None = None
         self._settled: list[asyncio.Future[None]] = []
-        self._early: rules.Failed | None = None
+        self._early: rules.InstanceFailed | None = None
         self._life = 0
         self._visited = False
         self._since_s = 0.0
@@ -73,13 +73,13 @@ class Handle:
             self._settled.append(waiter)
             await waiter
 
-    def living(self) -> Living:
+    def living(self) -> Instance:
         """The living plugin, or Problem."""
         if self._living is None or self.state.phase is not Phase.ARMED:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._living
 
-    def visit(self) -> Living:
+    def visit(self) -> Instance:
         """The living plugin for an outsider's request, or Problem; how this life ends counts for no breaker then."""
         living = self.living()
         self._visited = True
@@ -116,19 +116,21 @@ class Handle:
             self._act(action)
         self._note()
 
-    def _rules(self) -> rules.Rules:
-        return rules.Rules(restart=self._tools.restart, bad_checks=self.plugin.manifest.runtime.health.failures)
+    def _rules(self) -> rules.SupervisionRules:
+        return rules.SupervisionRules(
+            restart=self._tools.restart, bad_checks=self.plugin.manifest.runtime.health.failures
+        )
 
-    def _act(self, action: Do) -> None:
+    def _act(self, action: HandleAction) -> None:
         match action:
-            case Do.RETRY:
+            case HandleAction.RETRY:
                 delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
                 self._retry = self._tools.later(delay_s, lambda: self.post(rules.RetryDue()))
                 self._seen = replace(self._seen, next_retry_at=self._now_us() + int(delay_s * 1e6))
-            case Do.CANCEL_RETRY:
+            case HandleAction.CANCEL_RETRY:
                 self._cancel_retry()
-            case Do.START | Do.STOP:
-                if action is Do.STOP:
+            case HandleAction.START | HandleAction.STOP:
+                if action is HandleAction.STOP:
                     self._close_gate()  # nothing of it is answered from here on, whatever it takes to end it
                     if self._starting is not None:
                         self._starting.cancel()
@@ -145,7 +147,7 @@ class Handle:
         """Start and stop, in the order asked for, until there is nothing left to do."""
         try:
             while self._todo:
-                if self._todo.pop(0) is Do.START:
+                if self._todo.pop(0) is HandleAction.START:
                     await self._start()
                 else:
                     await self._stop()
@@ -171,25 +173,27 @@ class Handle:
                 self._living = None
                 self._fall(self._early)
 
-    async def _started(self, starting: asyncio.Task[Living]) -> rules.Failed | None:
+    async def _started(self, starting: asyncio.Task[Instance]) -> rules.InstanceFailed | None:
         """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
         try:
             self._living = await starting
         except TimeoutError:
-            return rules.Failed(code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s")
+            return rules.InstanceFailed(
+                code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s"
+            )
         except asyncio.CancelledError:
             if not starting.cancelled():
                 raise  # this task itself is being cancelled
             if self.state.phase is Phase.STOPPING:
                 return None
-            return rules.Failed(code="internal", message="the runner gave up starting it")
+            return rules.InstanceFailed(code="internal", message="the runner gave up starting it")
         except Problem as problem:
-            return rules.Failed(
+            return rules.InstanceFailed(
                 code=problem.code, message=problem.detail, final=problem.code in self._tools.final_codes
             )
         except Exception as error:
             log.error("plugin_start_failed", plugin_id=self.plugin.id, exc_info=True)
-            return rules.Failed(code="internal", message=f"the runner failed: {type(error).__name__}")
+            return rules.InstanceFailed(code="internal", message=f"the runner failed: {type(error).__name__}")
         return None
 
     async def _stop(self) -> None:
@@ -203,13 +207,13 @@ class Handle:
         if life != self._life:
             return
         if self.state.phase is Phase.STARTING:  # it ended before the start was noticed
-            self._early = rules.Failed(code=code, message=message)
+            self._early = rules.InstanceFailed(code=code, message=message)
         elif self.state.phase is Phase.ARMED:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
             self._living = None
-            self._fall(rules.Failed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
+            self._fall(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
-    def _fall(self, failed: rules.Failed) -> None:
+    def _fall(self, failed: rules.InstanceFailed) -> None:
         self._close_gate()
         self.post(failed)
 
@@ -236,7 +240,7 @@ class Handle:
             self._checking.cancel()
         self._tick = self._checking = None
 
-    async def _check(self, living: Living, life: int) -> None:
+    async def _check(self, living: Instance, life: int) -> None:
         timeout_s = self.plugin.manifest.runtime.health.timeout_s
         try:
             found = await asyncio.wait_for(living.check(), timeout_s)

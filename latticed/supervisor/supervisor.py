@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.broker.gate import Count
-    from latticed.runners.contract import Plugin
-    from latticed.supervisor.deps import Tools
+    from latticed.runners.contract import PluginToRun
+    from latticed.supervisor.deps import HandleDeps
 
 
 _AT_REST: Final = Runtime()
@@ -24,7 +24,7 @@ _AT_REST: Final = Runtime()
 class Supervisor:
     """Keeps what is wanted alive. An async context manager: leaving it stops everything."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: HandleDeps) -> None:
         self._tools = tools
         self._handles: dict[str, Handle] = {}
         self._wheel: asyncio.Task[None] | None = None
@@ -47,7 +47,7 @@ class Supervisor:
         while self._tools.tasks:
             await asyncio.gather(*self._tools.tasks, return_exceptions=True)
 
-    def arm(self, plugin: Plugin, granted: frozenset[str], *, afresh: bool = False) -> None:
+    def arm(self, plugin: PluginToRun, granted: frozenset[str], *, afresh: bool = False) -> None:
         """Want `plugin` alive with these capabilities; another identity replaces what runs."""
         if self._closing:
             return
@@ -57,7 +57,7 @@ class Supervisor:
         handle.regrant(granted)
         handle.post(rules.Arm(afresh=afresh))
 
-    def disarm(self, plugin: Plugin, fault: LastError | None = None) -> None:
+    def disarm(self, plugin: PluginToRun, fault: LastError | None = None) -> None:
         """No longer want it alive; `fault` says why when the operator did not ask for it."""
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))
@@ -73,7 +73,7 @@ class Supervisor:
         if handle := self._handles.get(plugin_id):
             handle.regrant(granted)
 
-    def renew(self, plugin: Plugin) -> None:
+    def renew(self, plugin: PluginToRun) -> None:
         """Have what is alive of a plugin ended and started again: it may no longer what it was started with."""
         handle = self._handles.get(plugin.id)
         if handle is not None:
@@ -86,7 +86,7 @@ class Supervisor:
         handle = self._handles.get(plugin_id)
         return handle.runtime() if handle else _AT_REST
 
-    async def admit(self, plugin: Plugin) -> None:
+    async def admit(self, plugin: PluginToRun) -> None:
         """Problem when `plugin` cannot be activated on this host (`sandbox_unavailable`, `source_blocked`, …)."""
         await self._tools.admit(plugin)
 
@@ -124,7 +124,7 @@ class Supervisor:
         """Host calls by plugin, since the daemon started."""
         return self._tools.broker.counts
 
-    def _handle(self, plugin: Plugin) -> Handle:
+    def _handle(self, plugin: PluginToRun) -> Handle:
         if plugin.id not in self._handles:
             self._handles[plugin.id] = Handle(plugin, self._tools)
         return self._handles[plugin.id]

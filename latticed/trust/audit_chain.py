@@ -37,7 +37,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["FIELDS", "GENESIS", "ChainReport", "Walk", "canonical", "decode_head", "link", "public_key", "verify"]
+__all__ = ["FIELDS", "GENESIS", "ChainCheck", "Walk", "canonical", "decode_head", "link", "public_key", "verify"]
 
 FIELDS: Final = frozenset(
     {"seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash"}
@@ -47,7 +47,7 @@ _SHORT: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChainReport:
+class ChainCheck:
     """`problem` is empty when all holds, else it says what is wrong at `bad_seq`, the first that is.
 
     `last_seq` is 0 without events, `removed_seq` the last event that retention removed, 0 for none. `signed_seq` is the
@@ -63,7 +63,7 @@ class ChainReport:
     removed_seq: int = 0
     bad_seq: int | None = None
     problem: str = ""
-    calls: ChainReport | None = None
+    calls: ChainCheck | None = None
 
     @property
     def ok(self) -> bool:
@@ -71,7 +71,7 @@ class ChainReport:
         return not self.problem and (self.calls is None or self.calls.ok)
 
 
-class _Broken(Exception):
+class _ChainBroken(Exception):
     """The finding, on its way to the report."""
 
     def __init__(self, seq: int, problem: str) -> None:
@@ -80,7 +80,7 @@ class _Broken(Exception):
         self.problem = problem
 
 
-def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519PublicKey | None = None) -> ChainReport:
+def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519PublicKey | None = None) -> ChainCheck:
     """Check decoded lines in the order of an export: events, and `{"head": {...}}` right after the event it signs.
 
     `heads` are further ones from elsewhere, such as the journal. Without `key` no signature is checked. A chain begins
@@ -144,7 +144,7 @@ class Walk:
     """
 
     def __init__(
-        self, key: Ed25519PublicKey | None, chain: Name = DECISIONS, *, since: ChainReport | None = None
+        self, key: Ed25519PublicKey | None, chain: Name = DECISIONS, *, since: ChainCheck | None = None
     ) -> None:
         self._key = key
         self._chain = chain
@@ -155,8 +155,8 @@ class Walk:
         self._signed = since.signed_seq if since else 0
         self._removed = since.removed_seq if since else 0
         self._begun = since is not None
-        self._broken: _Broken | None = None
-        self.sealed: ChainReport | None = since
+        self._broken: _ChainBroken | None = None
+        self.sealed: ChainCheck | None = since
         """The report at the last head whose signature was checked: where a later walk may go on."""
         self.seq = since.last_seq if since else 0
 
@@ -184,7 +184,7 @@ class Walk:
         if self._broken is None:
             try:
                 step(*given)
-            except _Broken as broken:
+            except _ChainBroken as broken:
                 self._broken = broken
 
     def _take(self, line: Any) -> None:
@@ -192,16 +192,16 @@ class Walk:
         kind = ""
         if isinstance(line, dict):
             if line.get("chain", self._chain) != self._chain:
-                raise _Broken(self.seq + 1, f"event {self.seq + 1} is malformed: its chain is none of ours")
+                raise _ChainBroken(self.seq + 1, f"event {self.seq + 1} is malformed: its chain is none of ours")
             kind = _kind(line) if len(line) <= 2 else ""
         if kind == "checkpoint":
             if begun:
-                raise _Broken(self.seq, f"the checkpoint after event {self.seq} is not at the beginning")
+                raise _ChainBroken(self.seq, f"the checkpoint after event {self.seq} is not at the beginning")
             self._begin(line["checkpoint"])
         elif kind == "head":
             head = decode_head(line["head"])
             if head is None:
-                raise _Broken(self.seq, f"the head after event {self.seq} is malformed")
+                raise _ChainBroken(self.seq, f"the head after event {self.seq} is malformed")
             self._expect(replace(head, chain=self._chain))
         else:
             self._event(line)
@@ -209,9 +209,9 @@ class Walk:
     def _genuine(self, found: Any) -> Checkpoint:
         checkpoint = decode_checkpoint(found)
         if checkpoint is None:
-            raise _Broken(1, "the checkpoint at the beginning is malformed")
+            raise _ChainBroken(1, "the checkpoint at the beginning is malformed")
         if self._key is not None and not _attested(checkpoint, self._key, self._chain):
-            raise _Broken(1, "the checkpoint at the beginning was not signed by this host's key")
+            raise _ChainBroken(1, "the checkpoint at the beginning was not signed by this host's key")
         return checkpoint
 
     def _remove(self, found: Any) -> None:
@@ -229,26 +229,28 @@ class Walk:
     def _expect(self, head: Head) -> None:
         self._heads += 1
         if self._key is not None and not _signed(head, self._key, self._chain):
-            raise _Broken(head.seq, f"the head of event {head.seq} was not signed by this host's key")
+            raise _ChainBroken(head.seq, f"the head of event {head.seq} was not signed by this host's key")
         if head.seq < self.seq:
-            raise _Broken(head.seq, f"the head of event {head.seq} is out of order: it stands after event {self.seq}")
+            raise _ChainBroken(
+                head.seq, f"the head of event {head.seq} is out of order: it stands after event {self.seq}"
+            )
         if head.seq == self.seq:
             self._compare(head.hash)
             self._sealed()
         elif self._expected.setdefault(head.seq, head.hash) != head.hash:
-            raise _Broken(head.seq, f"two heads of event {head.seq} disagree")
+            raise _ChainBroken(head.seq, f"two heads of event {head.seq} disagree")
 
     def _finish(self) -> None:
         if beyond := [seq for seq in self._expected if seq > self.seq]:
-            raise _Broken(
+            raise _ChainBroken(
                 self.seq + 1,
                 f"the tail was cut: event {max(beyond)} was signed, the last one found is {self.seq}",
             )
 
-    def report(self) -> ChainReport:
+    def report(self) -> ChainCheck:
         """What was found so far."""
         broken = self._broken
-        return ChainReport(
+        return ChainCheck(
             events=self._events,
             heads=self._heads,
             last_seq=self.seq,
@@ -262,13 +264,13 @@ class Walk:
     def _event(self, line: Any) -> None:
         wanted = self.seq + 1
         if fault := _fault(line):
-            raise _Broken(wanted, f"event {wanted} is malformed: {fault}")
+            raise _ChainBroken(wanted, f"event {wanted} is malformed: {fault}")
         seq, prev = line["seq"], line["prev"]
         if seq != wanted:
-            raise _Broken(wanted, f"expected event {wanted}, found event {seq}: deleted, inserted or reordered")
+            raise _ChainBroken(wanted, f"expected event {wanted}, found event {seq}: deleted, inserted or reordered")
         if prev != self._hash:
             before = f"event {seq - 1}" if self.seq else "the beginning of the chain"
-            raise _Broken(seq, f"event {seq} does not follow {before}: one of the two was replaced")
+            raise _ChainBroken(seq, f"event {seq} does not follow {before}: one of the two was replaced")
         self._check_hash(line)
         self._events += 1
         self.seq, self._hash = seq, line["hash"]
@@ -281,15 +283,15 @@ class Walk:
         try:
             expected = link(line["prev"], line)
         except (ValueError, TypeError, RecursionError) as error:
-            raise _Broken(seq, f"event {seq} was changed: {error}") from error
+            raise _ChainBroken(seq, f"event {seq} was changed: {error}") from error
         if line["hash"] != expected:
-            raise _Broken(
+            raise _ChainBroken(
                 seq, f"event {seq} was changed: expected hash {expected[:_SHORT]}…, found {line['hash'][:_SHORT]}…"
             )
 
     def _compare(self, signed: str) -> None:
         if signed != self._hash:
-            raise _Broken(
+            raise _ChainBroken(
                 self.seq,
                 f"event {self.seq} is not the one that was signed: expected hash {signed[:_SHORT]}…, "
                 f"found {self._hash[:_SHORT]}…",

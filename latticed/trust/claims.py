@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class IdClaim:
     """A verified bundle that says it is a plugin; `name` is its key among the bundle directories."""
 
     name: str
@@ -29,7 +29,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
+class ClaimPin:
     """What the record of an id holds fast: publisher and signedness, and which bundle it last was."""
 
     publisher: str
@@ -46,8 +46,8 @@ class Claimants:
     only one there is. If none of these is a single claim, all are `duplicate_id`.
     """
 
-    def __init__(self, claims: Iterable[Claim] = ()) -> None:
-        self._claims: dict[str, Claim] = {}
+    def __init__(self, claims: Iterable[IdClaim] = ()) -> None:
+        self._claims: dict[str, IdClaim] = {}
         self._hands: dict[_Hand, dict[str, dict[str, None]]] = {}  # by hand, then identity: names
         self._sizes: Counter[_Hand] = Counter()
         for claim in claims:
@@ -56,10 +56,10 @@ class Claimants:
     def __len__(self) -> int:
         return len(self._claims)
 
-    def __iter__(self) -> Iterator[Claim]:
+    def __iter__(self) -> Iterator[IdClaim]:
         return iter(self._claims.values())
 
-    def put(self, claim: Claim) -> None:
+    def put(self, claim: IdClaim) -> None:
         """Add a claim, in place of the one of the same name."""
         self.drop(claim.name)
         self._claims[claim.name] = claim
@@ -80,7 +80,7 @@ class Claimants:
         if not self._hands[hand]:
             del self._hands[hand], self._sizes[hand]
 
-    def winner(self, pin: Pin | None) -> Claim | None:
+    def winner(self, pin: ClaimPin | None) -> IdClaim | None:
         """Who is the plugin; nobody, when it cannot be told."""
         if pin is None:
             return next(iter(self)) if len(self) == 1 else None
@@ -96,7 +96,7 @@ class Claimants:
             return there
         return self._claims[next(iter(same))] if len(same) == 1 else None
 
-    def refusal(self, name: str, pin: Pin | None) -> Refused | None:
+    def refusal(self, name: str, pin: ClaimPin | None) -> Refused | None:
         """Why the claim of this name is not the plugin; None for the winner, and for a name that claims nothing."""
         claim, winner = self._claims.get(name), self.winner(pin)
         if claim is None or claim is winner:
@@ -107,12 +107,12 @@ class Claimants:
         return _duplicate(claim, winner, rivals)
 
 
-def _hand_of(claim: Claim) -> _Hand:
+def _hand_of(claim: IdClaim) -> _Hand:
     manifest = claim.verdict.manifest
     return manifest.publisher, manifest.signed
 
 
-def _publisher_changed(claim: Claim, pin: Pin) -> Refused:
+def _publisher_changed(claim: IdClaim, pin: ClaimPin) -> Refused:
     manifest = claim.verdict.manifest
     expected = _hand(pin.publisher, signed=pin.signed)
     return Refused(
@@ -123,7 +123,7 @@ def _publisher_changed(claim: Claim, pin: Pin) -> Refused:
     )
 
 
-def _duplicate(claim: Claim, winner: Claim | None, rivals: int) -> Refused:
+def _duplicate(claim: IdClaim, winner: IdClaim | None, rivals: int) -> Refused:
     manifest = claim.verdict.manifest
     return Refused(
         code=Code.DUPLICATE_ID,

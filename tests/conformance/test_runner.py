@@ -16,8 +16,8 @@ from latticed.kit.clock import SystemClock
 from latticed.model import runtime
 from latticed.model.errors import Problem
 from latticed.runners import choice
-from latticed.runners.contract import Checkup, Plugin
-from latticed.runners.noop import Noop
+from latticed.runners.contract import Checkup, PluginToRun
+from latticed.runners.noop import NoopRunner
 from tests.house import bundles, grounds, houses, leftovers, supervisors, wasms
 from tests.house.runners import Driven
 
@@ -61,7 +61,7 @@ def bundle(tmp_path, way):
 @pytest.fixture
 def plugin(bundle):
     _, manifest = decode.decode(json.dumps(bundle.raw).encode())
-    return Plugin(id=bundle.id, identity="1" * 64, manifest=manifest)
+    return PluginToRun(id=bundle.id, identity="1" * 64, manifest=manifest)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def start(runner, plugin, bundle):
 
     async def one():
         gate = broker.gate(Caller(plugin_id=plugin.id), rights)
-        with read.open_bundle(bundle.path, limits=read.Limits(), owners=supervisors.owners()) as pair:
+        with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair:
             return await asyncio.wait_for(
                 runner.start(plugin, pair, gate, lambda code, message: exits.append((code, message))), START_S
             )
@@ -163,7 +163,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(start):
 
 async def test_the_artifact_is_never_executed_by_noop(tmp_path, plugin):
     """Not even opened: any bytes will do, and its health is unknown for ever."""
-    living = await Noop("held").start(plugin, None, None, None)  # type: ignore[arg-type]
+    living = await NoopRunner("held").start(plugin, None, None, None)  # type: ignore[arg-type]
     assert (living.pid, living.message, (await living.check()).health) == (0, "held", "unknown")
 
 

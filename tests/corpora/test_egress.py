@@ -8,9 +8,9 @@ from ipaddress import IPv6Address, ip_address
 import pytest
 
 from latticed.host.call import HostError
-from latticed.host.egress.client import Client
+from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import Http
+from latticed.host.http.calls import HttpCalls
 from latticed.model import addresses
 from latticed.model.hostcall import Denial
 from tests.house import corpora, dials, flows, nameservers, netns, origins, outside
@@ -39,8 +39,8 @@ async def plugin_that_may_go_anywhere(zone):
     """(http.do as it is granted `*`, what it dials); this machine has no public address for the guard to know."""
     async with nameservers.serving(zone) as names:
         guard = Guard(resolver=nameservers.AskingResolver(names.address))
-        async with Client(guard, tls=origins.Authority().trust()) as client:
-            http = Http(client, rights_of=lambda caller: outside.ANYWHERE)
+        async with EgressClient(guard, tls=origins.Authority().trust()) as client:
+            http = HttpCalls(client, rights_of=lambda caller: outside.ANYWHERE)
             with dials.watched() as dialled:
                 yield http, dialled
 

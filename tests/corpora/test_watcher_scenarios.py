@@ -524,7 +524,7 @@ async def _(stage: Stage) -> None:
 async def _(stage: Stage) -> None:
     def resolved() -> claimants.Settled:
         rivals = [
-            claims.Claim(name=name, verdict=verdict)
+            claims.IdClaim(name=name, verdict=verdict)
             for name, verdict in stage.seen.now.items()
             if isinstance(verdict, Verified) and verdict.manifest.id == "acme.p"
         ]

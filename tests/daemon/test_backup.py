@@ -263,7 +263,8 @@ def test_a_fault_in_what_was_signed_is_the_backups(lived, backup, fault):
     key = Ed25519PrivateKey.from_private_bytes(parts["host.key"])
     parts[name] = change(parts[name])
     entries = [
-        archive.Entry(name=one, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for one, data in parts.items()
+        archive.ArchiveEntry(name=one, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for one, data in parts.items()
     ]
     signed = archive.encode_manifest(dataclasses.replace(manifest, entries=tuple(entries)), key)
     with tarfile.open(backup, mode="w", format=tarfile.USTAR_FORMAT) as new:

@@ -75,7 +75,7 @@ def test_settings_that_a_reload_applies():
 def test_exit_codes():
     documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
     assert documented == {0, daemon.FAILED, 2, *daemon.EXIT_CODES.values()}
-    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exits.Exit)
+    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exits.ExitCode)
 
 
 def test_scopes():
@@ -160,7 +160,7 @@ def test_manifest_example_is_that_of_a_sample():
 
 def test_runners():
     """The page is honest about what is not built in."""
-    wanted = {one.name: one.default for one in fields(shapes.Runners)}
+    wanted = {one.name: one.default for one in fields(shapes.RunnerSettings)}
     rows = pages.table(PLUGINS, "type")
     assert {row[0]: row[2] for row in rows} == wanted
     for plugin_type, _, runner, said in rows:

@@ -73,7 +73,7 @@ def _session(data: bytes) -> None:
     async def talk() -> None:
         written: list[bytes] = []
         codes: list[str] = []
-        session = jsonrpc.Session(
+        session = jsonrpc.JsonRpcSession(
             write=written.append, serve=_served, flow=lambda _: None, broken=lambda code, _: codes.append(code)
         )
         asked = asyncio.ensure_future(session.ask("health", {}))

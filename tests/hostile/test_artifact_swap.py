@@ -23,11 +23,11 @@ from latticed.kit.clock import SystemClock
 from latticed.model import restart
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Verified
-from latticed.runners.contract import Plugin
-from latticed.runners.noop import Held, Noop
-from latticed.runners.process import Process
+from latticed.runners.contract import PluginToRun
+from latticed.runners.noop import NoopInstance, NoopRunner
+from latticed.runners.process import ProcessRunner
 from latticed.sandbox import artifact
-from latticed.supervisor.deps import Tools
+from latticed.supervisor.deps import HandleDeps
 from latticed.trust import verify
 from tests.house import bundles, catalogs, children, confined, grounds, processes, supervisors, swapper
 
@@ -85,14 +85,14 @@ def program(mark: str) -> bytes:
     return found.replace(b"MARK:verified", b"MARK:" + mark.encode()) + bytes(FILLER_BYTES)
 
 
-class Sealing(Noop):
+class Sealing(NoopRunner):
     """Starts as the process runner does, up to the moment at which there would be a process."""
 
     def __init__(self, good: bytes) -> None:
         super().__init__("sealed by a test")
         self._good = good
 
-    async def start(self, plugin, pair, gate, on_exit) -> Held:
+    async def start(self, plugin, pair, gate, on_exit) -> NoopInstance:
         def seal() -> bytes:
             sha256 = hashlib.sha256(self._good).hexdigest()
             with artifact.seal(pair, sha256=sha256, interpreters=children.INTERPRETERS) as sealed:
@@ -106,7 +106,7 @@ class Sealing(Noop):
 class Stage:
     """A stored plugin, and the way in which the supervisor starts it. `between` happens after each verdict."""
 
-    plugin: Plugin
+    plugin: PluginToRun
     store: Store
     policy: object
     pair: Path
@@ -146,20 +146,20 @@ class Stage:
         self.between()
         return verdict
 
-    def _tools(self) -> Tools:
+    def _tools(self) -> HandleDeps:
         clock = SystemClock()
 
         async def record(_event):
             return 1
 
-        return Tools(
+        return HandleDeps(
             runners={"system": self.runner},
             broker=Broker({}, record=record, clock=clock, gate_limits=GateLimits()),
             store=self.store,
             judge=self._judge,
             record=lambda event: None,
             clock=clock,
-            restart=restart.Policy(),
+            restart=restart.RestartPolicy(),
             start_deadline_s=10,
             stop_grace_s=5,
             refused=self.refused,
@@ -177,11 +177,11 @@ def staged(tmp_path):
         (aside / "evil").write_bytes(make(EVIL))
         bundles.drop(aside, "other", author=acme, artifact=make(EVIL), v2=True, **manifest)  # signed, all the same
         bundle = bundles.drop(tmp_path, author=acme, artifact=make(GOOD), v2=True, **manifest)
-        with read.open_bundle(bundle.path, limits=read.Limits(), owners=supervisors.owners()) as found:
+        with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=supervisors.owners()) as found:
             verdict = verify.verify(found, policy, host_version=catalogs.HOST_VERSION)
             assert isinstance(verdict, Verified), verdict
             store.keep(found, verdict)
-        plugin = Plugin(id=bundle.id, identity=verdict.identity, manifest=verdict.manifest)
+        plugin = PluginToRun(id=bundle.id, identity=verdict.identity, manifest=verdict.manifest)
         pair = store.path(plugin.identity)
         return Stage(plugin=plugin, store=store, policy=policy, pair=pair, aside=aside, runner=runner)
 
@@ -250,7 +250,7 @@ async def test_what_runs_is_what_was_verified(staged, make, protocol):
     So do those of later invocations, which start while the swapping goes on.
     """
     told: list[tuple[str, str]] = []
-    stage = staged(make, Process(grounds.ground(), grounds.outputs(told)), runtime={"protocol": protocol})
+    stage = staged(make, ProcessRunner(grounds.ground(), grounds.outputs(told)), runtime={"protocol": protocol})
     with swapped(stage, seed=2):
         while not stage.over(ARMED):
             if (living := await stage.race()) is not None:

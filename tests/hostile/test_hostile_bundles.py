@@ -383,7 +383,7 @@ DIGEST = str(_honest()["digest_sha256"])
 def judge(path, trust=TRUST):
     """The verdict of the real reader and verifier, as the catalog has it."""
     try:
-        with read.open_bundle(path, limits=read.Limits(), owners=supervisors.owners()) as found:
+        with read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as found:
             return verify.verify(found, trust, host_version="0.1.0")
     except ReadRefused as refused:
         return Refused(code=refused.code, reason=refused.reason, hint=refused.hint)

@@ -133,7 +133,7 @@ def _install(bundle, store, moments):
     """What a catalog does to install: judge, then keep. The verdict, or the code of the refusal."""
     moments.step()
     try:
-        with read.open_bundle(bundle, limits=read.Limits(), owners=supervisors.owners()) as found:
+        with read.open_bundle(bundle, limits=read.ReadLimits(), owners=supervisors.owners()) as found:
             verdict = verify.verify(found, TRUST, host_version="0.1.0")
             if isinstance(verdict, Refused):
                 return verdict.code

@@ -5,11 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
-from latticed.sandbox.bpf import Program
+from latticed.sandbox.bpf import BpfProgram
 
 
 def answer(
-    program: Program, *, arch: int, number: int, arguments: Sequence[int] = (), blanks: Mapping[str, int] | None = None
+    program: BpfProgram,
+    *,
+    arch: int,
+    number: int,
+    arguments: Sequence[int] = (),
+    blanks: Mapping[str, int] | None = None,
 ) -> int:
     """The value that `program` returns for a call; `blanks` are what the stub would fill in."""
     words = [value & (2**64 - 1) for value in [*arguments, 0, 0, 0, 0, 0, 0][:6]]

@@ -9,17 +9,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
-from latticed.bundle.read import Limits
+from latticed.bundle.read import ReadLimits
 from latticed.catalog import Catalog, Sighting
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Refused, Verdict, Verified
-from latticed.settings import Watch
+from latticed.settings import WatchSettings
 from latticed.trust import policy as policies
 from tests.house import bundles
 
 DEADLINE_S = 15.0
 HOST_VERSION = "0.1.0"
-SWIFT = Watch(quiet_s=0.05, longest_s=0.5, rescan_s=60.0)
+SWIFT = WatchSettings(quiet_s=0.05, longest_s=0.5, rescan_s=60.0)
 
 
 def plain(verdict: Verdict) -> str:
@@ -82,8 +82,8 @@ async def watching(
     directory: Path | Mapping[str, Path],
     *authors: bundles.Author,
     policy: Callable[[], policies.TrustPolicy] | None = None,
-    watch: Watch = SWIFT,
-    limits: Limits | None = None,
+    watch: WatchSettings = SWIFT,
+    limits: ReadLimits | None = None,
     **options: object,
 ) -> AsyncIterator[Seen]:
     """A catalog (label `plugins` unless labels are given) that trusts `authors`, and its reader."""

@@ -34,16 +34,16 @@ def spec_of(
     level: str = "isolated",
     features: Sequence[str] = ("threads", "processes", "workdir"),
     on: probe.Probed | None = None,
-    limits: rlimits.Limits | None = None,
+    limits: rlimits.ResourceLimits | None = None,
     **more: Any,
-) -> Iterator[spec.Spec]:
+) -> Iterator[spec.ChildSpec]:
     """The spec of a program; a text is a script for sh."""
     data = program if isinstance(program, bytes) else f"#!/bin/sh\n{program}\n".encode()
     with artifact.of_bytes(data, interpreters=INTERPRETERS) as sealed:
-        request = spec.Request(
+        request = spec.ChildRequest(
             program=sealed,
             environment={"PATH": "/usr/bin:/bin"},
-            limits=limits or rlimits.Limits(),
+            limits=limits or rlimits.ResourceLimits(),
             ids=ids(),
             interpreters=INTERPRETERS,
             **more,

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from latticed.model.verdict import Refused
-from latticed.trust.claims import Claim, Claimants, Pin
+from latticed.trust.claims import Claimants, ClaimPin, IdClaim
 
 
 class Settled(NamedTuple):
-    winner: Claim | None
+    winner: IdClaim | None
     refused: Mapping[str, Refused]
 
 
-def resolve(claims: Iterable[Claim], pin: Pin | None) -> Settled:
+def resolve(claims: Iterable[IdClaim], pin: ClaimPin | None) -> Settled:
     """Who is the plugin, and why each of the others is not."""
     found = Claimants(claims)
     refused = {claim.name: why for claim in found if (why := found.refusal(claim.name, pin)) is not None}

@@ -100,11 +100,11 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
     own = probed.standing.uid == 0
     uid = order.get("uid", 65502)
     with artifact.of_bytes(program, interpreters=INTERPRETERS) as sealed:
-        request = spec.Request(
+        request = spec.ChildRequest(
             program=sealed,
             args=tuple(word.format(**words) for word in order.get("args", ())),
             environment={"PATH": "/usr/bin:/bin"},
-            limits=rlimits.Limits(**order.get("limits", {})),
+            limits=rlimits.ResourceLimits(**order.get("limits", {})),
             ids=spec.Ids(uid=uid, gid=uid) if own else None,
             interpreters=INTERPRETERS,
             network=order.get("network", "none"),

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from latticed.processes.child import Child
-from latticed.runners.child_spawner import Ground
-from latticed.settings import PluginLimits, Sandbox
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import children
 
 
-class Spawner(Ground):
+class Spawner(ChildSpawner):
     """`host.confining.Spawner` over this machine, looked at once. `spawned` counts what was begun."""
 
     def __init__(self, *, floor: str = "isolated") -> None:
-        super().__init__(children.probed(), Sandbox(floor=floor), PluginLimits())
+        super().__init__(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings())
         self.spawned = 0
 
     async def spawn(self, *what: Any, **how: Any) -> Child:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from latticed.runners.jsonrpc import Session
+from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.stdio_json import Invocation
 
 
@@ -67,7 +67,7 @@ class Talk(_Plugin):
         super().__init__()
         self.flows: list[bool] = []
         self.broken: list[tuple[str, str]] = []
-        self.session = Session(
+        self.session = JsonRpcSession(
             write=self._write,
             serve=self._served,
             flow=self.flows.append,

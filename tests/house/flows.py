@@ -12,7 +12,7 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.host.egress import interfaces
-from latticed.host.egress.client import Limits
+from latticed.host.egress.client import EgressLimits
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import outside
@@ -283,7 +283,7 @@ async def an_answer_that_trickles():
             await writer.drain()
             await asyncio.sleep(0.005)
 
-    async with outside.opened(ZONE, {("example.com", "/"): trickle}, limits=Limits(total_s=0.1)) as world:
+    async with outside.opened(ZONE, {("example.com", "/"): trickle}, limits=EgressLimits(total_s=0.1)) as world:
         assert "deadline_exceeded: no whole answer" in await world.refused("http://example.com/")
 
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latticed.host.route.table import Routes
+from latticed.host.route.table import RouteTable
 from latticed.kit.clock import SystemClock
-from latticed.runners.child_spawner import Ground
-from latticed.runners.choice import Footing
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.runners.choice import RunnerDeps
 from latticed.runners.output import Outputs
-from latticed.settings import PluginLimits, Sandbox
+from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import children
 
 
-def ground(*, floor: str = "filtered", **limits: Any) -> Ground:
+def ground(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
     """This machine, looked at once; `limits` are settings of `plugin_limits`."""
-    return Ground(children.probed(), Sandbox(floor=floor), PluginLimits(**limits))
+    return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 
-def footing(state_dir: Path) -> Footing:
+def footing(state_dir: Path) -> RunnerDeps:
     """All that runners are made of; nothing is permitted to anybody."""
-    return Footing(
+    return RunnerDeps(
         ground=ground(),
         outputs=outputs(),
-        routes=Routes(),
+        routes=RouteTable(),
         state_dir=state_dir,
         start_deadline_s=10.0,
         permits=lambda _: (),

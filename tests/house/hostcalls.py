@@ -253,7 +253,7 @@ async def _journal_reader(home: houses.Home) -> AsyncIterator[None]:
     log = home.root / "auth.log"
     log.write_text(_LOG_LINE)
     sources = Sources(units=(), auth_log=log, use_journald=False)
-    reader = journal.Reader(sources, clients=journal.clients(home.house.api.settings))
+    reader = journal.JournalServer(sources, clients=journal.clients(home.house.api.settings))
     async with reader.serving(unix_listener.listen(home.root / "run/journal.sock")):
         yield
 

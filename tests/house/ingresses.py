@@ -21,21 +21,21 @@ from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import decode, read
 from latticed.host import call as service
 from latticed.host.call import Caller
-from latticed.host.kv import FOR_WORKERS, Kv
-from latticed.host.route.table import Request, Response, Routes
+from latticed.host.kv import FOR_WORKERS, KvCalls
+from latticed.host.route.table import RouteRequest, RouteResponse, RouteTable
 from latticed.ingress.ingress import Ingress
 from latticed.kit.clock import SystemClock
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import audit as events
 from latticed.ledger import kv as rows
-from latticed.runners.contract import Plugin
-from latticed.runners.worker import Serving, Worker
-from latticed.settings import Http
+from latticed.runners.contract import PluginToRun
+from latticed.runners.worker import Serving, WorkerRunner
+from latticed.settings import HttpSettings
 from tests.house import bundles, raw_http, supervisors
 from tests.house.clocks import ManualClock
 
 PATIENCE_S = 15.0
-ROOM = rows.Quota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 24)
+ROOM = rows.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 24)
 EVERYTHING = frozenset({"worker:route", "kv:read", "static:read"})
 AUTHOR = bundles.author()
 
@@ -45,8 +45,8 @@ class Outside:
     """One ingress, the workers behind it, and strangers' connections to it."""
 
     root: Path
-    routes: Routes
-    worker: Worker
+    routes: RouteTable
+    worker: WorkerRunner
     ledger: Ledger
     broker: Broker
     clock: ManualClock
@@ -55,18 +55,18 @@ class Outside:
 
     # Inside.
 
-    def plugin(self, template: bytes, **fields: Any) -> tuple[Plugin, Path]:
+    def plugin(self, template: bytes, **fields: Any) -> tuple[PluginToRun, Path]:
         """A worker's bundle on disk, as it would be stored."""
         wanted = {"id": "acme.demo", "type": "worker", "capabilities": ["worker:route", "kv:read"], "v2": True}
         bundle = bundles.drop(
             self.root, f"b{time.monotonic_ns()}", author=AUTHOR, artifact=template, **{**wanted, **fields}
         )
         _, manifest = decode.decode(bundle.manifest_path.read_bytes())
-        return Plugin(id=bundle.id, identity="1" * 64, manifest=manifest), bundle.path
+        return PluginToRun(id=bundle.id, identity="1" * 64, manifest=manifest), bundle.path
 
     async def admit(self, template: bytes, **fields: Any) -> None:
         plugin, path = self.plugin(template, **fields)
-        with read.open_bundle(path, limits=read.Limits(), owners=supervisors.owners()) as pair:
+        with read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair:
             await self.worker.admit(plugin, pair)
 
     async def arm(self, template: bytes, *, granted: frozenset[str] = EVERYTHING, **fields: Any) -> Serving:
@@ -74,7 +74,7 @@ class Outside:
         plugin, path = self.plugin(template, **fields)
         caller = Caller(plugin_id=plugin.id, buckets=FOR_WORKERS)
         gate = self.broker.gate(caller, Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted))
-        with read.open_bundle(path, limits=read.Limits(), owners=supervisors.owners()) as pair:
+        with read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair:
             living = await self.worker.start(plugin, pair, gate, _never)
         self.living[plugin.id] = living
         return living
@@ -129,28 +129,28 @@ class Echo:
 
     methods: frozenset[str] = frozenset({"GET", "HEAD", "POST"})
     held: asyncio.Event | None = None
-    asked: list[Request] = field(default_factory=list)
+    asked: list[RouteRequest] = field(default_factory=list)
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: RouteRequest) -> RouteResponse:
         self.asked.append(request)
         if self.held is not None:
             await self.held.wait()
         plain = {"method": request.method, "path": request.path, "query": request.query, "body": len(request.body)}
-        return Response(body=json.dumps(plain).encode(), content_type="text/plain; charset=utf-8")
+        return RouteResponse(body=json.dumps(plain).encode(), content_type="text/plain; charset=utf-8")
 
 
 @contextlib.asynccontextmanager
 async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, ...] = ()) -> AsyncIterator[Outside]:
     """An ingress with nothing to serve yet; all workers are stopped in the end. Its clock is turned by hand."""
-    clock, routes = ManualClock(), Routes()
+    clock, routes = ManualClock(), RouteTable()
     async with open_ledger(root / "state", clock=SystemClock()) as ledger:
-        kv = Kv(ledger, quota=lambda: ROOM)
+        kv = KvCalls(ledger, quota=lambda: ROOM)
         broker = Broker(service.table(kv.calls()), record=ledger.record, clock=SystemClock(), gate_limits=GateLimits())
-        async with Ingress(routes, Http(listen=listen, hosts=hosts), clock=clock) as ingress:
+        async with Ingress(routes, HttpSettings(listen=listen, hosts=hosts), clock=clock) as ingress:
             outside = Outside(
                 root=root,
                 routes=routes,
-                worker=Worker(routes),
+                worker=WorkerRunner(routes),
                 ledger=ledger,
                 broker=broker,
                 clock=clock,

@@ -12,11 +12,11 @@ import random
 import sys
 from pathlib import Path
 
-from latticed.host.notify.keeper import NotifyQueue
+from latticed.host.notify.keeper import NotificationQueue
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.ledger.notifications import Message
+from latticed.ledger.notifications import NotificationRow
 from latticed.settings import shapes
 
 
@@ -24,16 +24,16 @@ def say(*words: str) -> None:
     os.write(1, (" ".join(words) + "\n").encode())  # in one piece, and not kept back
 
 
-async def send(queue: NotifyQueue, life: str, sender: int) -> None:
+async def send(queue: NotificationQueue, life: str, sender: int) -> None:
     number = 0
     while True:
         dedupe = f"{life}-{sender}-{number}"
-        accepted = await queue.accept(f"acme.p{sender}", Message(title="t", body="x" * 500, dedupe=dedupe))
+        accepted = await queue.accept(f"acme.p{sender}", NotificationRow(title="t", body="x" * 500, dedupe=dedupe))
         say("accepted", accepted.id, dedupe)
         number += 1
 
 
-async def deliver(queue: NotifyQueue, chance: random.Random) -> None:
+async def deliver(queue: NotificationQueue, chance: random.Random) -> None:
     while True:
         item = await queue.next()
         say("taken", item.id)
@@ -51,10 +51,12 @@ async def deliver(queue: NotifyQueue, chance: random.Random) -> None:
 async def main(directory: Path, life: str) -> None:
     logs.configure("error")  # stdout is for what is said here
     clock = SystemClock()
-    wanted = shapes.Notify(plugin_items=100_000, plugin_bytes=1 << 29, total_items=1_000_000, total_bytes=1 << 30)
+    wanted = shapes.NotifySettings(
+        plugin_items=100_000, plugin_bytes=1 << 29, total_items=1_000_000, total_bytes=1 << 30
+    )
     async with (
         open_ledger(directory, clock=clock) as ledger,
-        NotifyQueue(ledger, clock=clock, settings=lambda: wanted) as queue,
+        NotificationQueue(ledger, clock=clock, settings=lambda: wanted) as queue,
     ):
         say("ready")
         chance = random.Random(life)

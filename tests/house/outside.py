@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from latticed.host.call import Caller, HostError
-from latticed.host.egress.client import Client, Limits
+from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import Http, NoSecrets
+from latticed.host.http.calls import HttpCalls, NoSecrets
 from latticed.model.egress import EgressRights
 from tests.house import dials, nameservers, origins
 
@@ -33,7 +33,7 @@ NAMES = ("example.com", "other.example.net", "a.example.net", "xn--mnchen-3ya.ex
 class World:
     """http.do as a plugin has it, and what could be seen of it from outside."""
 
-    http: Http
+    http: HttpCalls
     web: origins.Origin
     secure: origins.Origin
     names: nameservers.Nameserver
@@ -56,7 +56,7 @@ class World:
         return [(one.header["host"], one.method, one.path) for one in [*self.web.seen, *self.secure.seen]]
 
 
-async def call(http: Http, *, caller=CALLER, **params):
+async def call(http: HttpCalls, *, caller=CALLER, **params):
     """One http.do, with its parameters decoded as the Gate does it."""
     import msgspec
 
@@ -70,7 +70,7 @@ async def opened(
     routes: dict[tuple[str, str], bytes | origins.Say] | None = None,
     *,
     rights: EgressRights = ANYWHERE,
-    limits: Limits | None = None,
+    limits: EgressLimits | None = None,
     own_addresses: Callable = frozenset,
     lend: Callable = NoSecrets,
 ) -> AsyncIterator[World]:
@@ -89,11 +89,11 @@ async def opened(
     ):
         resolver = nameservers.AskingResolver(names.address)
         guard = Guard(resolver=resolver, own_addresses=own_addresses, lookup_s=5.0)
-        async with Client(guard, tls=authority.trust()) as client:
-            http = Http(
+        async with EgressClient(guard, tls=authority.trust()) as client:
+            http = HttpCalls(
                 client,
                 rights_of=lambda caller: rights,
-                limits=limits or Limits(),
+                limits=limits or EgressLimits(),
                 lend=lend,
                 contacted=lambda caller, target: contacted.append(target),
             )

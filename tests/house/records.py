@@ -8,17 +8,17 @@ from typing import Any
 
 from latticed.bundle import decode
 from latticed.lifecycle import advance
-from latticed.lifecycle.presence import Sight
+from latticed.lifecycle.presence import Presence
 from latticed.model import accepted
 from latticed.model.lifecycle import Record, Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Verified
 from latticed.trust import payload
-from latticed.trust.claims import Claim
+from latticed.trust.claims import IdClaim
 from tests.house import bundles
 
 AUTHORS = {name: bundles.author(name, seed=name.encode().ljust(32, b"-")) for name in ("acme", "rival")}
-GONE = Sight(fault=LastError(code="manifest_missing", message="its bundle is gone"))
+GONE = Presence(fault=LastError(code="manifest_missing", message="its bundle is gone"))
 
 
 def verified(*, by: str | None = "acme", artifact: bytes = b"one", v2: bool = False, **fields: Any) -> Verified:
@@ -36,16 +36,16 @@ def verified(*, by: str | None = "acme", artifact: bytes = b"one", v2: bool = Fa
     )
 
 
-def claim(name: str = "plugins/demo", **fields: Any) -> Claim:
-    return Claim(name=name, verdict=verified(**fields))
+def claim(name: str = "plugins/demo", **fields: Any) -> IdClaim:
+    return IdClaim(name=name, verdict=verified(**fields))
 
 
-def at(found: Claim) -> Sight:
+def at(found: IdClaim) -> Presence:
     """The sight of an id whose bundle verifies."""
-    return Sight(winner=found)
+    return Presence(winner=found)
 
 
-def record(status: Status = Status.VERIFIED, found: Claim | None = None, *, now: int = 1_000) -> Record:
+def record(status: Status = Status.VERIFIED, found: IdClaim | None = None, *, now: int = 1_000) -> Record:
     """A record that came to `status` by lawful decisions, nothing accepted by name."""
     found = found or claim()
     made = advance.first_seen(found, now, None)
@@ -54,9 +54,9 @@ def record(status: Status = Status.VERIFIED, found: Claim | None = None, *, now:
     return made
 
 
-def decided(before: Record, wanted: Status, seen: Sight, *, now: int = 1_000, **consent: Any) -> Record:
+def decided(before: Record, wanted: Status, seen: Presence, *, now: int = 1_000, **consent: Any) -> Record:
     """The record after a decision that must be possible."""
-    outcome = advance.transition(before, wanted, seen, advance.Consent(**consent), now)
+    outcome = advance.transition(before, wanted, seen, advance.UpgradeConsent(**consent), now)
     assert isinstance(outcome, Record), outcome
     return outcome
 

@@ -19,13 +19,13 @@ import msgspec
 
 from latticed.host.call import Caller, HostError
 from latticed.host.route import passwords
-from latticed.host.route.calls import Doors, Route
-from latticed.host.route.table import Routes
-from latticed.host.route.upstreams import ServiceRoutes
-from latticed.host.secret.keeper import Secrets
-from latticed.host.secret.key import Place
+from latticed.host.route.calls import Doors, RouteCalls
+from latticed.host.route.table import RouteTable
+from latticed.host.route.upstreams import UpstreamTable
+from latticed.host.secret.keeper import SecretKeeper
+from latticed.host.secret.key import KeyLocation
 from latticed.ingress.ingress import Ingress
-from latticed.ingress.proxy import Limits
+from latticed.ingress.proxy import ProxyLimits
 from latticed.ingress.service_listener import ServiceIngress
 from latticed.kit.wheel import Wheel
 from latticed.ledger import Ledger, open_ledger
@@ -34,7 +34,7 @@ from latticed.model.audit import Event
 from latticed.model.egress import EgressRights, origin
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.settings import Http
+from latticed.settings import HttpSettings
 from tests.house import ingresses, raw_http
 from tests.house.clocks import ManualClock
 
@@ -84,11 +84,11 @@ class Rooms:
 @dataclass(slots=True, kw_only=True)
 class World:
     rooms: Rooms
-    route: Route
-    pages: Routes
-    services: ServiceRoutes
+    route: RouteCalls
+    pages: RouteTable
+    services: UpstreamTable
     ledger: Ledger
-    secrets: Secrets
+    secrets: SecretKeeper
     clock: ManualClock
     wheel: Wheel
     ingress: ServiceIngress
@@ -123,15 +123,15 @@ class World:
         self.clock.advance(seconds)
         self.wheel.advance()
 
-    def kept(self) -> list[rows.Row]:
+    def kept(self) -> list[rows.RouteRow]:
         return self.ledger.read(rows.load_all)
 
     # Outside.
 
-    def port(self, table: Routes | None = None) -> int:
+    def port(self, table: RouteTable | None = None) -> int:
         return int((table or self.services).listener.url.rpartition(":")[2])
 
-    async def send(self, data: bytes, table: Routes | None = None) -> list[raw_http.Answer]:
+    async def send(self, data: bytes, table: RouteTable | None = None) -> list[raw_http.Answer]:
         """Everything that is answered to `data` until the other side closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port(table))
         try:
@@ -144,7 +144,7 @@ class World:
         return raw_http.parsed(received, first_method=data.partition(b" ")[0].decode("latin-1"))
 
     async def ask(
-        self, method: str, target: str, *fields: str, body: bytes = b"", table: Routes | None = None
+        self, method: str, target: str, *fields: str, body: bytes = b"", table: RouteTable | None = None
     ) -> raw_http.Answer:
         """One request on a connection of its own; `fields` are further header lines."""
         head = [f"{method} {target} HTTP/1.1", "Connection: close", *fields]
@@ -156,7 +156,7 @@ class World:
         (answer,) = await self.send(data, table)
         return answer
 
-    async def get(self, target: str, *fields: str, table: Routes | None = None) -> raw_http.Answer:
+    async def get(self, target: str, *fields: str, table: RouteTable | None = None) -> raw_http.Answer:
         return await self.ask("GET", target, *fields, table=table)
 
     @property
@@ -183,14 +183,14 @@ class World:
 
 @contextlib.asynccontextmanager
 async def opened(
-    root: Path, *, rooms: Rooms | None = None, on: bool = True, limits: Limits | None = None, **options: Any
+    root: Path, *, rooms: Rooms | None = None, on: bool = True, limits: ProxyLimits | None = None, **options: Any
 ) -> AsyncIterator[World]:
     """Everything over the ledger in `root`; time passes only when told."""
     clock, rooms, events = ManualClock(), rooms or Rooms(), []
-    pages, services, wheel = Routes(), ServiceRoutes(on=on), Wheel(clock)
-    settings = Http(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
+    pages, services, wheel = RouteTable(), UpstreamTable(on=on), Wheel(clock)
+    settings = HttpSettings(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
     async with open_ledger(root / "state", clock=clock) as ledger:
-        secrets = Secrets(ledger, Place(path=root / "secrets.key", ours=True), clock=clock)
+        secrets = SecretKeeper(ledger, KeyLocation(path=root / "secrets.key", ours=True), clock=clock)
         doors = Doors(
             may=lambda plugin_id: plugin_id in rooms.live,
             live=lambda plugin_id: plugin_id in rooms.live,
@@ -206,7 +206,7 @@ async def opened(
             ServiceIngress(
                 services, settings, secret=secrets.value_for, record=events.append, clock=clock, limits=limits
             ) as ingress,
-            Route(ledger, pages=pages, services=services, doors=doors, clock=clock, wheel=wheel) as route,
+            RouteCalls(ledger, pages=pages, services=services, doors=doors, clock=clock, wheel=wheel) as route,
         ):
             yield World(
                 rooms=rooms,

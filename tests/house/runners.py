@@ -17,7 +17,7 @@ from typing import Any
 from latticed.broker.gate import Gate
 from latticed.bundle.read import BundleDirectory
 from latticed.model.runtime import Health
-from latticed.runners.contract import Checkup, Plugin
+from latticed.runners.contract import Checkup, PluginToRun
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +25,7 @@ class Life:
     """One life of one plugin, as a Living. What a test sets here is how it behaves from then on."""
 
     runner: Driven
-    plugin: Plugin
+    plugin: PluginToRun
     gate: Gate
     on_exit: Callable[[str, str], None]
     artifact_sha256: str
@@ -90,14 +90,14 @@ class Driven:
         self.living: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.starting: Callable[[Life], Awaitable[None]] | None = None
-        self.admitting: Callable[[Plugin], Awaitable[None]] | None = None
+        self.admitting: Callable[[PluginToRun], Awaitable[None]] | None = None
 
-    async def admit(self, plugin: Plugin, pair: BundleDirectory) -> None:
+    async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         if self.admitting:
             await self.admitting(plugin)
 
     async def start(
-        self, plugin: Plugin, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
+        self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Life:
         self.attempts[plugin.id] += 1
         sha256, _ = await asyncio.to_thread(pair.hash_artifact)

@@ -19,8 +19,8 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.runtime import Runtime
 from latticed.model.verdict import Verdict, Verified
-from latticed.runners.contract import Plugin
-from latticed.supervisor.deps import Tools
+from latticed.runners.contract import PluginToRun
+from latticed.supervisor.deps import HandleDeps
 from latticed.supervisor.supervisor import Supervisor
 from latticed.trust import verify
 from tests.house import bundles, catalogs
@@ -36,26 +36,26 @@ class Stand:
 
     root: Path
     supervisor: Supervisor
-    tools: Tools
+    tools: HandleDeps
     store: Store
     driven: Driven
     clock: ManualClock
     author: bundles.Author
     events: list[Event] = field(default_factory=list)
 
-    def stored(self, **fields: Any) -> Plugin:
+    def stored(self, **fields: Any) -> PluginToRun:
         """A verified plugin whose pair is in the store."""
         bundle = bundles.drop(self.root, author=self.author, v2=True, **fields)
-        with read.open_bundle(bundle.path, limits=read.Limits(), owners=owners()) as found:
+        with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=owners()) as found:
             verdict = verify.verify(found, self.policy(), host_version=catalogs.HOST_VERSION)
             assert isinstance(verdict, Verified), verdict
             self.store.keep(found, verdict)
-        return Plugin(id=bundle.id, identity=verdict.identity, manifest=verdict.manifest)
+        return PluginToRun(id=bundle.id, identity=verdict.identity, manifest=verdict.manifest)
 
     def policy(self) -> Any:
         return catalogs.trusting(self.author)
 
-    async def armed(self, **fields: Any) -> Plugin:
+    async def armed(self, **fields: Any) -> PluginToRun:
         """Such a plugin, armed."""
         plugin = await asyncio.to_thread(lambda: self.stored(**fields))
         self.supervisor.arm(plugin, GRANTED)
@@ -63,13 +63,13 @@ class Stand:
         assert self.runtime(plugin).state == "armed", self.runtime(plugin)
         return plugin
 
-    async def settled(self, plugin: Plugin) -> None:
+    async def settled(self, plugin: PluginToRun) -> None:
         await self.supervisor.settled(plugin.id, within_s=catalogs.DEADLINE_S)
 
-    def runtime(self, plugin: Plugin) -> Runtime:
+    def runtime(self, plugin: PluginToRun) -> Runtime:
         return self.supervisor.runtime(plugin.id)
 
-    def states(self, plugin: Plugin) -> list[str]:
+    def states(self, plugin: PluginToRun) -> list[str]:
         """What was recorded of it: `state` or `state:code`."""
         mine = [event for event in self.events if event.target == plugin.id]
         return [":".join(filter(None, (str(event.detail["state"]), event.code))) for event in mine]
@@ -110,14 +110,14 @@ async def standing(root: Path, *, start_deadline_s: float = 10.0, record_fails: 
         if not record_fails:
             events.append(event)
 
-    tools = Tools(
+    tools = HandleDeps(
         runners=dict.fromkeys(("system", "wasm", "worker"), driven),
         broker=Broker({}, record=record, clock=clock, gate_limits=GateLimits()),
         store=store,
         judge=judge,
         record=record_later,
         clock=clock,
-        restart=restart.Policy(base_s=1, factor=2, ceiling_s=60, jitter=0.2, healthy_s=60, breaker_failures=3),
+        restart=restart.RestartPolicy(base_s=1, factor=2, ceiling_s=60, jitter=0.2, healthy_s=60, breaker_failures=3),
         start_deadline_s=start_deadline_s,
         stop_grace_s=5.0,
         wheel=Wheel(clock),

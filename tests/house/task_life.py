@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from latticed.host.task import spec
-from latticed.host.task.keeper import Tasks
-from latticed.host.task.spec import Submit
+from latticed.host.task.keeper import TaskKeeper
+from latticed.host.task.spec import TaskSubmit
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.settings.programs import Task as Settings
+from latticed.settings.programs import TaskSettings as Settings
 
 # `from tests.house import ...` without the checkout on sys.path: there, `latticed` would hide the installed wheel.
 sys.modules.setdefault("tests", ModuleType("tests")).__path__ = [str(Path(__file__).resolve().parents[1])]
@@ -55,12 +55,14 @@ async def main(directory: Path, place: Path) -> None:
     settings = Settings(at_once=2, plugin_at_once=2, waiting=10_000, plugin_waiting=10_000)
     async with (
         open_ledger(directory, clock=clock) as ledger,
-        Tasks(ledger, clock=clock, spawner=Spawner(place), settings=lambda: settings, refusal=lambda _: None) as tasks,
+        TaskKeeper(
+            ledger, clock=clock, spawner=Spawner(place), settings=lambda: settings, refusal=lambda _: None
+        ) as tasks,
     ):
         say("ready")
         told: set[str] = set()
         while True:
-            asked = Submit(interpreter="sh", script=SCRIPT)
+            asked = TaskSubmit(interpreter="sh", script=SCRIPT)
             made = await tasks.submit(OWNER, asked, spec.checked(asked))
             await tasks.approve(made.id, sha256=made.sha256, by="uid:0 user:root pid:1")
             await asyncio.sleep(0.02)

@@ -22,19 +22,19 @@ from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import read
 from latticed.host import call as service
 from latticed.host.call import Caller
-from latticed.host.kv import Kv, quota_of
-from latticed.host.log import Log
+from latticed.host.kv import KvCalls, quota_of
+from latticed.host.log import LogCalls
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.model.audit import Event
 from latticed.model.manifest import Manifest
-from latticed.runners.child_spawner import Ground
-from latticed.runners.contract import Plugin
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.runners.contract import PluginToRun
 from latticed.runners.output import Outputs
-from latticed.runners.stdio_child import Speaking
-from latticed.runners.wasm import Caps, Wasm
+from latticed.runners.stdio_child import StdioChild
+from latticed.runners.wasm import Caps, WasmRunner
 from latticed.sandbox.levels import Level, Provided
-from latticed.settings import HostCalls, PluginLimits, Sandbox
+from latticed.settings import HostCallSettings, PluginLimitSettings, SandboxSettings
 from tests.house import bundles, children
 
 ALLOC = """
@@ -79,34 +79,34 @@ class Bench:
     """`exits` is what plugins that ended by themselves came to; `lines` what they wrote on stderr or logged."""
 
     root: Path
-    wasm: Wasm
-    ground: Ground
+    wasm: WasmRunner
+    ground: ChildSpawner
     broker: Broker
     exits: list[tuple[str, str]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    living: list[Speaking] = field(default_factory=list)
+    living: list[StdioChild] = field(default_factory=list)
 
     @property
     def entries(self) -> list[Path]:
         """Of the cache."""
         return sorted((self.root / "state/cache/wasm").glob("*"))
 
-    def plugin(self, source: str | bytes, **fields: Any) -> tuple[Plugin, Path]:
+    def plugin(self, source: str | bytes, **fields: Any) -> tuple[PluginToRun, Path]:
         """A plugin and the directory of its pair; `fields` go into a v2 manifest."""
         artifact = source if isinstance(source, bytes) else bytes(wasmtime.wat2wasm(source))
         raw = bundles.manifest_v2(type="wasm", capabilities=list(CAPABILITIES), **fields)
         raw |= {"publisher": "acme", "digest_sha256": hashlib.sha256(artifact).hexdigest(), "signature_ed25519": "x"}
         directory = bundles.write(self.root / raw["digest_sha256"][:16], raw, artifact)
-        return Plugin(id=raw["id"], identity="1" * 64, manifest=msgspec.convert(raw, Manifest)), directory
+        return PluginToRun(id=raw["id"], identity="1" * 64, manifest=msgspec.convert(raw, Manifest)), directory
 
-    async def start(self, source: str | bytes, **fields: Any) -> Speaking:
+    async def start(self, source: str | bytes, **fields: Any) -> StdioChild:
         """Bring it to life, as the supervisor does; stopped when the bench is cleared."""
         plugin, directory = self.plugin(source, **fields)
         rights = Rights(declared=frozenset(CAPABILITIES), granted=frozenset(CAPABILITIES))
         gate = self.broker.gate(Caller(plugin_id=plugin.id), rights)
         owners = frozenset({os.getuid()})
-        with read.open_bundle(directory, limits=read.Limits(), owners=owners) as pair:
+        with read.open_bundle(directory, limits=read.ReadLimits(), owners=owners) as pair:
             living = await self.wasm.start(plugin, pair, gate, lambda *said: self.exits.append(said))
         self.living.append(living)
         return living
@@ -118,7 +118,7 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
     probed = children.probed()
     if level:
         probed = replace(probed, provided=Provided(level=Level.of(level), features=frozenset({"threads"})))
-    ground = Ground(probed, Sandbox(floor=level or "isolated"), PluginLimits(**limits))
+    ground = ChildSpawner(probed, SandboxSettings(floor=level or "isolated"), PluginLimitSettings(**limits))
     state = root / "state"
     state.mkdir(exist_ok=True)
     lines: list[str] = []
@@ -129,12 +129,12 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
             events.append(event)
             return await ledger.record(event)
 
-        kv = Kv(ledger, quota=lambda: quota_of(HostCalls()))
-        log = Log(lambda _level, _plugin_id, message, _fields: lines.append(message))
+        kv = KvCalls(ledger, quota=lambda: quota_of(HostCallSettings()))
+        log = LogCalls(lambda _level, _plugin_id, message, _fields: lines.append(message))
         services = service.table((*kv.calls(), *log.calls()))
         broker = Broker(services, record=record, clock=SystemClock(), gate_limits=GateLimits())
         outputs = Outputs(SystemClock(), lambda _plugin_id, line: lines.append(line))
-        wasm = Wasm(ground, outputs, state, caps=caps)
+        wasm = WasmRunner(ground, outputs, state, caps=caps)
         one = Bench(root=root, wasm=wasm, ground=ground, broker=broker, lines=lines, events=events)
         try:
             yield one

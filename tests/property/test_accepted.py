@@ -10,11 +10,21 @@ from msgspec import structs
 
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.model import accepted, egress
-from latticed.model.manifest import Dependency, Egress, Limits, Manifest, Routes, Runtime, Sandbox
+from latticed.model.manifest import (
+    Dependency,
+    Egress,
+    Manifest,
+    ManifestLimits,
+    RouteDeclaration,
+    RuntimeSpec,
+    SandboxSpec,
+)
 
 _FEATURES = st.lists(st.sampled_from(["processes", "threads", "workdir"]), unique=True).map(tuple)
-_LIMITS = st.builds(Limits, **{name: st.none() | st.integers(1, 2_000) for name in accepted.LIMITS})
-_SANDBOX = st.builds(Sandbox, level=st.sampled_from([None, "filtered", "isolated", "dedicated"]), features=_FEATURES)
+_LIMITS = st.builds(ManifestLimits, **{name: st.none() | st.integers(1, 2_000) for name in accepted.LIMITS})
+_SANDBOX = st.builds(
+    SandboxSpec, level=st.sampled_from([None, "filtered", "isolated", "dedicated"]), features=_FEATURES
+)
 _ARGS = st.lists(st.sampled_from(["-a", "b c", ""]), max_size=2).map(tuple)
 _HOSTS = st.sampled_from(
     ["a.example.org:443", "b.example.org:80", "*.example.org:443", "*.b.example.org:443", "a.example.org:25"]
@@ -27,20 +37,20 @@ _MANIFESTS = st.builds(
     type=st.sampled_from(["system", "wasm", "worker"]),
     capabilities=st.just(("kv:read",)),
     runtime=st.builds(
-        Runtime,
+        RuntimeSpec,
         protocol=st.sampled_from([None, "latticed-stdio-1", "stdio-json-v1"]),
         args=_ARGS,
         limits=_LIMITS,
         sandbox=_SANDBOX,
     ),
     egress=st.builds(Egress, hosts=st.lists(_HOSTS, unique=True).map(tuple)),
-    routes=st.builds(Routes, prefixes=st.lists(st.sampled_from(["/a/", "/b/"]), unique=True).map(tuple)),
+    routes=st.builds(RouteDeclaration, prefixes=st.lists(st.sampled_from(["/a/", "/b/"]), unique=True).map(tuple)),
     dependencies=st.lists(
         st.builds(Dependency, id=st.sampled_from(["acme.a", "acme.b"]), optional=st.booleans()),
         unique_by=lambda one: one.id,
         max_size=2,
     ).map(tuple),
-).map(lambda one: one if one.is_v2 else structs.replace(one, runtime=Runtime(), egress=Egress()))
+).map(lambda one: one if one.is_v2 else structs.replace(one, runtime=RuntimeSpec(), egress=Egress()))
 _INTERPRETERS = st.sampled_from(["", accepted.ELF, "/bin/sh", "/usr/bin/env python3"])
 _USUAL = st.sampled_from([DEFAULTS, accepted.Usual(level="filtered"), accepted.Usual(level="dedicated")])
 

@@ -13,7 +13,7 @@ from latticed.ledger import Transaction, kv, migrations
 from latticed.ledger.chain import Chain
 from latticed.model.errors import Problem
 
-QUOTA = kv.Quota(value_bytes=6, keys=5, total_bytes=40)
+QUOTA = kv.KvQuota(value_bytes=6, keys=5, total_bytes=40)
 alphabet = st.sampled_from(["a", "b", "é", "\ud7ff", "\ue000", "\U0010ffff", "%", "_"])
 names = st.text(alphabet, max_size=3)
 steps = st.tuples(st.sampled_from(["put", "delete"]), names, st.binary(max_size=8))

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from latticed.lifecycle import advance, granting
 from latticed.lifecycle import presence as sight
-from latticed.lifecycle.advance import Consent
+from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.granting import Regrant
-from latticed.lifecycle.presence import Sight
+from latticed.lifecycle.presence import Presence
 from latticed.model import capability, semver_range
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
@@ -35,7 +35,7 @@ bundles = st.fixed_dictionaries(
     }
 )
 consents = st.builds(
-    Consent,
+    UpgradeConsent,
     accept=st.frozensets(st.sampled_from((*CAPABILITIES, "no:such")), max_size=2),
     hosts=st.lists(st.sampled_from(HOSTS), max_size=1).map(tuple),
     allow_downgrade=st.booleans(),
@@ -52,7 +52,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.disk: dict[str, claims.Claim] = {}
+        self.disk: dict[str, claims.IdClaim] = {}
         self.stored: LastError | None = None
         self.record: Record | None = None
         self.now = 1
@@ -61,11 +61,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.floors: list[str] = []
 
     @property
-    def sight(self) -> Sight:
+    def sight(self) -> Presence:
         pin = sight.pin_of(self.record) if self.record else None
         found = claimants.resolve(list(self.disk.values()), pin)
         fault = LastError(code="manifest_missing", message="gone") if found.winner is None else None
-        return Sight(winner=found.winner, fault=fault, stored=self.stored)
+        return Presence(winner=found.winner, fault=fault, stored=self.stored)
 
     def look(self) -> None:
         """What the lifecycle does after each change."""
@@ -104,7 +104,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), found=bundles)
     def drop(self, name: str, found: dict[str, Any]) -> None:
         self.now += 1
-        self.disk[name] = claims.Claim(name=name, verdict=verified(**found))
+        self.disk[name] = claims.IdClaim(name=name, verdict=verified(**found))
         self.look()
 
     @rule(name=st.sampled_from(NAMES))
@@ -120,7 +120,7 @@ class Lifecycle(RuleBasedStateMachine):
     # The operator.
 
     @rule(wanted=st.sampled_from(Status), consent=consents)
-    def decide(self, wanted: Status, consent: Consent) -> None:
+    def decide(self, wanted: Status, consent: UpgradeConsent) -> None:
         before = self.record
         if before is None or before.forgotten:
             return
@@ -135,7 +135,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.look()
 
     @rule(consent=consents)
-    def upgrade(self, consent: Consent) -> None:
+    def upgrade(self, consent: UpgradeConsent) -> None:
         before = self.record
         if before is None or before.forgotten:
             return
@@ -152,7 +152,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.look()
 
     @rule(publisher=st.sampled_from(["acme", "rival", ""]), consent=consents)
-    def accept_publisher(self, publisher: str, consent: Consent) -> None:
+    def accept_publisher(self, publisher: str, consent: UpgradeConsent) -> None:
         before = self.record
         if before is None or publisher == before.facts.publisher:
             return

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from latticed.model.errors import Problem
 from latticed.runners import jsonrpc
-from latticed.runners.lines import Lines, LineTooLong
+from latticed.runners.lines import LineSplitter, LineTooLong
 from tests.house import conversations
 
 CODES = {"protocol_error", "plugin_error", "message_too_large", "output_too_large", "too_many_host_calls", "ended"}
@@ -64,7 +64,7 @@ def test_lines_are_the_same_however_the_bytes_are_cut(data, cuts, limit):
     """All complete lines up to the first that is too long; what is refused late in one piece is refused in many."""
 
     def fed(pieces):
-        lines, found = Lines(max_bytes=limit), []
+        lines, found = LineSplitter(max_bytes=limit), []
         try:
             for piece in pieces:
                 found.extend(lines.feed(piece))  # keeps what came before an exception

@@ -9,9 +9,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from latticed.model import restart
 from latticed.model.runtime import Health, LastError
 from latticed.supervisor import decide as rules
-from latticed.supervisor.decide import Arm, Checked, Disarm, Do, Failed, Phase, RetryDue, Started, State, Stopped
+from latticed.supervisor.decide import (
+    Arm,
+    Checked,
+    Disarm,
+    HandleAction,
+    HandleState,
+    InstanceFailed,
+    Phase,
+    RetryDue,
+    Started,
+    Stopped,
+)
 
-RULES = rules.Rules(restart=restart.Policy(breaker_failures=3, healthy_s=60), bad_checks=2)
+RULES = rules.SupervisionRules(restart=restart.RestartPolicy(breaker_failures=3, healthy_s=60), bad_checks=2)
 FAULT = LastError(code="digest_mismatch", message="tampered")
 
 
@@ -20,7 +31,7 @@ class Handle(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = State()
+        self.state = HandleState()
         self.lives = 0  # started (or starting) and not yet ended
         self.starting = False
         self.stopping = False
@@ -37,20 +48,20 @@ class Handle(RuleBasedStateMachine):
         if before.phase is Phase.BROKEN and self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.WAITING}:
             assert event == Arm(afresh=True), "only an operator closes the breaker"
 
-    def perform(self, action: Do) -> None:
+    def perform(self, action: HandleAction) -> None:
         match action:
-            case Do.START:
+            case HandleAction.START:
                 assert self.lives == 0, "two lives at once"
                 assert self.own < RULES.restart.breaker_failures, "started with an open breaker"
                 self.lives, self.starting, self.visited = 1, True, False
-            case Do.STOP:
+            case HandleAction.STOP:
                 assert self.lives == 1
                 assert not self.stopping, "stopped twice"
                 self.stopping = True
-            case Do.RETRY:
+            case HandleAction.RETRY:
                 assert self.lives == 0, "a retry is for what is gone"
                 self.timers += 1
-            case Do.CANCEL_RETRY:
+            case HandleAction.CANCEL_RETRY:
                 self.timers = 0
 
     # The operator, through the lifecycle.
@@ -86,7 +97,7 @@ class Handle(RuleBasedStateMachine):
         uptime_s, final = 0.0 if starting else uptime_s, final and starting  # only a start can fail for good
         if not final:
             self.count(uptime_s)
-        self.post(Failed("exited", "x", uptime_s=uptime_s, final=final, visited=self.visited))
+        self.post(InstanceFailed("exited", "x", uptime_s=uptime_s, final=final, visited=self.visited))
 
     @precondition(lambda self: self.state.phase is Phase.ARMED)
     @rule()
@@ -120,7 +131,7 @@ class Handle(RuleBasedStateMachine):
     # Late news, which must not matter.
 
     @precondition(lambda self: not self.lives)
-    @rule(event=st.sampled_from([Started(), Failed("exited", "late"), Stopped()]))
+    @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late"), Stopped()]))
     def late(self, event: rules.Event) -> None:
         before = self.state
         self.post(event)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latticed.host.ddns.outcome import Failed
+from latticed.host.ddns.outcome import UpdateFailed
 from latticed.model.audit import Actor, Event
 
 if TYPE_CHECKING:
     from latticed.host.ddns.outcome import Published
-    from latticed.host.ddns.record import Kept
-    from latticed.ledger.ddns import Standing
+    from latticed.host.ddns.record import KeptRecord
+    from latticed.ledger.ddns import DdnsStatus
 
 
-def of(one: Kept, before: Standing, outcome: Published | Failed) -> Event | None:
+def of(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -> Event | None:
     """The event that follows from a try of a record that stood as `before`; None when nothing new happened."""
     detail: dict[str, str | int | bool] = {
         "type": one.spec.type,
@@ -22,7 +22,7 @@ def of(one: Kept, before: Standing, outcome: Published | Failed) -> Event | None
         "before": before.published,
     }
     actor = str(Actor(kind="plugin", name=one.plugin_id))
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, UpdateFailed):
         is_news = outcome.lasting or before.state != "retrying" or before.code != outcome.code
         if not is_news:
             return None

@@ -16,41 +16,43 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.ddns.keeper import Records
-    from latticed.host.http.calls import Loan
-    from latticed.settings.shapes import Ddns as Settings
+    from latticed.host.ddns.keeper import DdnsKeeper
+    from latticed.host.http.calls import SecretLoan
+    from latticed.settings.shapes import DdnsSettings as Settings
 
 
-class Delete(Params, frozen=True):
+class DdnsDelete(Params, frozen=True):
     """`type` absent: both."""
 
     name: str
     type: specs.Type | None = None
 
 
-class Status(Params, frozen=True):
+class DdnsStatusQuery(Params, frozen=True):
     """`name` and `type` narrow it down; both empty: all of the caller's."""
 
     name: str = ""
     type: specs.Type | None = None
 
 
-class Ddns:
+class DdnsCalls:
     """The service. `lend` gives a plugin's secrets, to see that the one that is named is bound."""
 
-    def __init__(self, records: Records, *, settings: Callable[[], Settings], lend: Callable[[str], Loan]) -> None:
+    def __init__(
+        self, records: DdnsKeeper, *, settings: Callable[[], Settings], lend: Callable[[str], SecretLoan]
+    ) -> None:
         self._records = records
         self._settings = settings
         self._lend = lend
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="ddns.put", params=specs.Put, serve=self._put),
-            Served(method="ddns.delete", params=Delete, serve=self._delete),
-            Served(method="ddns.status", params=Status, serve=self._status),
+            Served(method="ddns.put", params=specs.DdnsPut, serve=self._put),
+            Served(method="ddns.delete", params=DdnsDelete, serve=self._delete),
+            Served(method="ddns.status", params=DdnsStatusQuery, serve=self._status),
         )
 
-    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
         spec = specs.checked(asked, private=self._settings().private)
         self._lend(caller.plugin_id).expand(spec.secret)
         try:
@@ -59,7 +61,7 @@ class Ddns:
             raise faults.of_problem(problem) from problem
         return {"ok": True, "name": made.name, "type": spec.type, "state": made.standing.state}
 
-    async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: DdnsDelete) -> dict[str, Any]:
         name = specs.record_name(asked.name)
         kinds = ("A", "AAAA") if asked.type is None else (asked.type,)
         try:
@@ -68,7 +70,7 @@ class Ddns:
         except Problem as problem:
             raise faults.of_problem(problem) from problem
 
-    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+    async def _status(self, caller: Caller, asked: DdnsStatusQuery) -> dict[str, Any]:
         name = specs.record_name(asked.name) if asked.name else ""
         found = [
             one.view()

@@ -19,8 +19,8 @@ from latticed.model import hosts
 from latticed.model.egress import EgressRights
 
 if TYPE_CHECKING:
-    from latticed.host.ddns.outcome import Job
-    from latticed.host.egress.client import Client
+    from latticed.host.ddns.outcome import UpdateJob
+    from latticed.host.egress.client import EgressClient
 
 BASE: Final = "https://api.cloudflare.com/client/v4"
 RIGHTS: Final = EgressRights(hosts=("api.cloudflare.com:443",))
@@ -45,13 +45,13 @@ class _Record(msgspec.Struct, frozen=True):
     proxied: bool | None = False
 
 
-class Cloudflare:
+class CloudflareProvider:
     """The provider. `base` and `rights` are the public API's, unless a test has one of its own."""
 
-    def __init__(self, client: Client, *, base: str = BASE, rights: EgressRights = RIGHTS) -> None:
-        self._api = api.Api(client, base=base, rights=rights)
+    def __init__(self, client: EgressClient, *, base: str = BASE, rights: EgressRights = RIGHTS) -> None:
+        self._api = api.CloudflareApi(client, base=base, rights=rights)
 
-    async def publish(self, job: Job, token: str) -> Published:
+    async def publish(self, job: UpdateJob, token: str) -> Published:
         """Make `job` true and say what was done; Refused, and HostError of the way there."""
         zone = await self._zone(job, token)
         path = f"/zones/{zone.id}/dns_records"
@@ -71,7 +71,7 @@ class Cloudflare:
             raise outcome.transient("not_written", "the record that was written does not come back as it was sent")
         return Published(address=job.address, changed=True)
 
-    async def _zone(self, job: Job, token: str) -> _Zone:
+    async def _zone(self, job: UpdateJob, token: str) -> _Zone:
         """The zone with the longest name that is a suffix of the record's."""
         asked = {"name": job.zone} if job.zone else {}
         all_zones = await self._all("/zones", asked, token, _Zone, of_a_page=_ZONES_OF_A_PAGE)
@@ -88,7 +88,7 @@ class Cloudflare:
         api.checked_id(active[0].id)
         return active[0]
 
-    async def _record(self, path: str, job: Job, token: str) -> _Record | None:
+    async def _record(self, path: str, job: UpdateJob, token: str) -> _Record | None:
         """The one record of that name and type; which of several is ours cannot be known."""
         asked = {"type": job.type, "name": job.name}
         records = await self._all(path, asked, token, _Record, of_a_page=_RECORDS_OF_A_PAGE)
@@ -115,7 +115,7 @@ class Cloudflare:
         raise outcome.transient("too_many_pages", f"expected at most {_MAX_PAGES} pages of {path.partition('?')[0]}")
 
 
-def _is_equal(found: _Record, job: Job) -> bool:
+def _is_equal(found: _Record, job: UpdateJob) -> bool:
     address, wanted = hosts.address_of(found.content), hosts.address_of(job.address)
     return address == wanted and (bool(found.proxied) or found.ttl == job.ttl)
 

@@ -13,18 +13,18 @@ import msgspec
 from latticed.host.call import HostError
 from latticed.host.ddns import outcome
 from latticed.host.egress import headers, url
-from latticed.host.egress.client import Limits
-from latticed.host.egress.redirects import Request
+from latticed.host.egress.client import EgressLimits
+from latticed.host.egress.redirects import EgressRequest
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from latticed.host.ddns.outcome import Refused
-    from latticed.host.egress.client import Answer, Client
+    from latticed.host.ddns.outcome import ProviderRefused
+    from latticed.host.egress.client import EgressAnswer, EgressClient
     from latticed.model.egress import EgressRights
 
 T = TypeVar("T")
 
-LIMITS: Final = Limits(body_bytes=1 << 20, total_s=10.0)
+LIMITS: Final = EgressLimits(body_bytes=1 << 20, total_s=10.0)
 DEFAULT_PAUSE_S: Final = 300.0
 """After "too many requests" without a time: the API counts over five minutes."""
 LONGEST_PAUSE_S: Final = 86_400.0
@@ -56,30 +56,30 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class CloudflarePage:
     """The result of one request, and how many pages there are in all."""
 
     result: Any
     pages: int
 
 
-class Api:
+class CloudflareApi:
     """Asks below `base`, whose origin `rights` must allow."""
 
-    def __init__(self, client: Client, *, base: str, rights: EgressRights) -> None:
+    def __init__(self, client: EgressClient, *, base: str, rights: EgressRights) -> None:
         self._client = client
         self._base = base
         self._rights = rights
 
-    async def ask(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> Page:
+    async def ask(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> CloudflarePage:
         """The result; Refused says what the API has against it, HostError what was in the way."""
         answer = await self._client.send(self._request(method, path, token, body), self._rights, limits=LIMITS)
         found = _envelope(answer)
         if found is None or not found.success or not 200 <= answer.status < 300:
             raise _fault(answer, found)
-        return Page(result=found.result, pages=_pages(found.result_info))
+        return CloudflarePage(result=found.result, pages=_pages(found.result_info))
 
-    def _request(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> Request:
+    def _request(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> EgressRequest:
         target = url.parse(self._base + path)
         if target.scheme != "https":
             raise HostError(Denial.EGRESS_BLOCKED, "scheme not allowed: the token goes over https only")
@@ -89,7 +89,9 @@ class Api:
         headers.check_value("Authorization", token)
         header = (*headers.checked(given), ("Authorization", f"Bearer {token}"))
         payload = b"" if body is None else msgspec.json.encode(body)
-        return Request(method=method, target=target, header=header, body=payload, secret=frozenset({"authorization"}))
+        return EgressRequest(
+            method=method, target=target, header=header, body=payload, secret=frozenset({"authorization"})
+        )
 
 
 def typed(found: Any, kind: type[T]) -> T:
@@ -123,7 +125,7 @@ def retry_after_s(value: str, *, now_s: float) -> float:
     return min(max(at.timestamp() - now_s, 0.0), LONGEST_PAUSE_S)
 
 
-def _envelope(answer: Answer) -> _Envelope | None:
+def _envelope(answer: EgressAnswer) -> _Envelope | None:
     try:
         return msgspec.json.decode(answer.body, type=_Envelope)
     except msgspec.MsgspecError:
@@ -138,7 +140,7 @@ def _pages(info: _Info | None) -> int:
     return -(-(info.total_count or 0) // info.per_page) if info.per_page > 0 else 1
 
 
-def _fault(answer: Answer, found: _Envelope | None) -> Refused:
+def _fault(answer: EgressAnswer, found: _Envelope | None) -> ProviderRefused:
     """What an answer that is no success means."""
     errors = (found.errors or ()) if found is not None else ()
     said = "; ".join(f"{one.code} {one.message}".strip() for one in errors) or "nothing more"

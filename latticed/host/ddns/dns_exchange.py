@@ -89,7 +89,7 @@ def check(answer: dns.message.Message, *, fine: frozenset[str], about: str) -> s
     return code
 
 
-def of_code(code: str, about: str) -> outcome.Refused:
+def of_code(code: str, about: str) -> outcome.ProviderRefused:
     """What a response code says about `about`."""
     match code:
         case "REFUSED":
@@ -106,7 +106,7 @@ def of_code(code: str, about: str) -> outcome.Refused:
             return outcome.transient("bad_answer", f"the server answered {about} with {code}")
 
 
-def _unsigned(found: bytes) -> outcome.Refused | None:
+def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
     """What an answer without a signature may still say: that it is none of the server's business."""
     import dns.rcode
 
@@ -116,5 +116,5 @@ def _unsigned(found: bytes) -> outcome.Refused | None:
     return of_code(code, "the request") if code not in {"NOERROR", "NXDOMAIN"} else _not_signed()
 
 
-def _not_signed() -> outcome.Refused:
+def _not_signed() -> outcome.ProviderRefused:
     return outcome.transient("not_signed", "expected a signed answer: only such a one is believed")

@@ -19,7 +19,7 @@ from latticed.host.ddns import record as kept
 from latticed.host.ddns import rules as standing
 from latticed.host.ddns import source
 from latticed.host.ddns import spec as specs
-from latticed.host.fair_queue import Turns
+from latticed.host.fair_queue import FairQueue
 from latticed.kit import logs
 from latticed.ledger import ddns as rows
 from latticed.model import restart
@@ -28,16 +28,16 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from latticed.host.ddns.outcome import Failed, Published
+    from latticed.host.ddns.outcome import Published, UpdateFailed
     from latticed.host.ddns.providers import Providers
-    from latticed.host.ddns.record import Kept
-    from latticed.host.ddns.spec import Spec
+    from latticed.host.ddns.record import KeptRecord
+    from latticed.host.ddns.spec import DdnsSpec
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger, Transaction
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
-    from latticed.settings.shapes import Ddns
+    from latticed.settings.shapes import DdnsSettings
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ TRY_EVERY_S: Final = 10.0
 log = logs.get_logger()
 
 
-class Records:
+class DdnsKeeper:
     """An async context manager: entered, every record is kept up to date; left, no try runs.
 
     `rights(plugin_id)` says where a plugin may connect to, or None while it may not at all (not active, capability not
@@ -68,7 +68,7 @@ class Records:
         clock: Clock,
         providers: Providers,
         rights: Callable[[str], EgressRights | None],
-        settings: Callable[[], Ddns],
+        settings: Callable[[], DdnsSettings],
         addresses_of: Callable[[str], Iterable[Address]] = source.addresses_of,
         roll: Callable[[], float] = random.random,
     ) -> None:
@@ -80,8 +80,8 @@ class Records:
         self._settings = settings
         self._addresses_of = addresses_of
         self._roll = roll
-        self._kept: dict[tuple[str, str, str], Kept] = {}
-        self._turns: Turns[Kept] = Turns(total=PLACES, per_owner=PLACES_OF_ONE)
+        self._kept: dict[tuple[str, str, str], KeptRecord] = {}
+        self._turns: FairQueue[KeptRecord] = FairQueue(total=PLACES, per_owner=PLACES_OF_ONE)
         self._allowance = Allowance(clock)
         self._paused: dict[tuple[str, str], int] = {}  # (plugin, provider): until when, as the provider asked
         self._changing = asyncio.Lock()
@@ -104,7 +104,7 @@ class Records:
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
-    async def put(self, plugin_id: str, spec: Spec, *, retry: bool = False) -> Kept:
+    async def put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool = False) -> KeptRecord:
         """Keep `spec` from now on. Problems: quota_exceeded, bad_params, ledger_unavailable."""
         return await self._whole(self._put(plugin_id, spec, retry=retry))
 
@@ -129,7 +129,7 @@ class Records:
             running = [one.task for one in self.every(plugin_id) if one.task is not None]
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[Kept]:
+    async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
         """Have those of this name (and type) that are not published tried again now; Problem not_found."""
         found = [one for one in self.every(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:
@@ -138,7 +138,7 @@ class Records:
         waiting = [one for one in found if one.standing.state != "published"]
         return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
 
-    def everything(self) -> list[Kept]:
+    def everything(self) -> list[KeptRecord]:
         """All that are kept, of every plugin."""
         return list(self._kept.values())
 
@@ -146,13 +146,13 @@ class Records:
         """Whether nothing of this plugin's is tried now: it may not act."""
         return self._rights(plugin_id) is None
 
-    def every(self, plugin_id: str) -> list[Kept]:
+    def every(self, plugin_id: str) -> list[KeptRecord]:
         """All of one plugin, by name and type."""
         return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
 
     # Changes.
 
-    async def _put(self, plugin_id: str, spec: Spec, *, retry: bool) -> Kept:
+    async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
         async with self._changing:
             place = (plugin_id, spec.name, spec.type)
             before = self._kept.get(place)
@@ -161,10 +161,10 @@ class Records:
             if before is not None:
                 await self._retire([before])
             settings = self._settings()
-            how = rows.Standing()
+            how = rows.DdnsStatus()
             if before is not None:
                 how = standing.put_again(before.standing, before.spec, spec, retry=retry)
-            quota = rows.Quota(records=settings.plugin_records, all_records=settings.records)
+            quota = rows.DdnsQuota(records=settings.plugin_records, all_records=settings.records)
             text, now_us = specs.encode(spec), self._clock.wall_us()
             try:
                 row = await self._ledger.write(
@@ -201,11 +201,11 @@ class Records:
         task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())  # heard, whoever waits
         return await asyncio.shield(task)
 
-    def _follow(self, one: Kept, *, first_s: float) -> None:
+    def _follow(self, one: KeptRecord, *, first_s: float) -> None:
         self._kept[one.plugin_id, one.spec.name, one.spec.type] = one
         one.ticket = self._wheel.add(first_s, functools.partial(self._look, one))
 
-    async def _retire(self, ended: Iterable[Kept]) -> None:
+    async def _retire(self, ended: Iterable[KeptRecord]) -> None:
         """Have these tried no more; returns when no try of them runs."""
         running = []
         for one in ended:
@@ -219,7 +219,7 @@ class Records:
 
     # Looks.
 
-    def _look(self, one: Kept) -> None:
+    def _look(self, one: KeptRecord) -> None:
         """See what is wanted; start what is due, or come back when it may be."""
         if one.gone or one.busy:
             return
@@ -243,7 +243,7 @@ class Records:
             again_s = min(again_s, (one.try_at - now_us) / standing.SECOND_US)
         one.ticket = self._wheel.add(again_s, functools.partial(self._look, one))
 
-    def _wanted(self, one: Kept, settings: Ddns) -> str:
+    def _wanted(self, one: KeptRecord, settings: DdnsSettings) -> str:
         """The address to publish now, or nothing: what the settings forbid by now is none."""
         spec, published = one.spec, one.standing.published
         if spec.address:
@@ -270,14 +270,14 @@ class Records:
             # Not the task's own business: one that is cancelled before its first step does nothing at all.
             one.task.add_done_callback(functools.partial(self._ended, one, slow=slow))
 
-    def _ended(self, one: Kept, _: asyncio.Task[None], *, slow: bool) -> None:
+    def _ended(self, one: KeptRecord, _: asyncio.Task[None], *, slow: bool) -> None:
         one.busy, one.task = False, None
         self._turns.release(one.plugin_id, slow=slow)
         if not one.gone:
             self._look(one)
         self._start()
 
-    async def _run(self, one: Kept) -> None:
+    async def _run(self, one: KeptRecord) -> None:
         """One try; its exceptions go no further."""
         try:
             rights = self._rights(one.plugin_id)  # it may have waited for its turn
@@ -287,14 +287,14 @@ class Records:
         except Exception:
             log.error("ddns_failed", plugin_id=one.plugin_id, name=one.name, exc_info=True)
 
-    async def _begin(self, one: Kept) -> None:
+    async def _begin(self, one: KeptRecord) -> None:
         """Have it on record that the provider may be given something else from now on, should this life end here."""
         if one.wanted != one.standing.published and one.standing.state == "published":
             one.standing = standing.begun(one.standing)
             with contextlib.suppress(Problem):  # the outcome will say so
                 await self._ledger.write(lambda tx: rows.keep(tx, one.key, one.standing))
 
-    async def _keep(self, one: Kept, outcome: Published | Failed) -> None:
+    async def _keep(self, one: KeptRecord, outcome: Published | UpdateFailed) -> None:
         """Remember what became of a try, on record too; without a ledger it counts until the next start."""
         before, now_us = one.standing, self._clock.wall_us()
         policy = policy_of(self._settings())
@@ -314,7 +314,7 @@ class Records:
             log.error("ddns_outcome_lost", plugin_id=one.plugin_id, name=one.name, code=problem.code)
 
 
-def policy_of(settings: Ddns) -> standing.Policy:
+def policy_of(settings: DdnsSettings) -> standing.RetryPolicy:
     """The arithmetic of these settings."""
-    backoff = restart.Policy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
-    return standing.Policy(least_change_s=settings.least_change_s, verify_s=settings.verify_s, backoff=backoff)
+    backoff = restart.RestartPolicy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
+    return standing.RetryPolicy(least_change_s=settings.least_change_s, verify_s=settings.verify_s, backoff=backoff)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class UpdateJob:
     """What is to be true at the provider: the record of this name and type has this address and no other."""
 
     name: str
@@ -25,7 +25,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class UpdateFailed:
     """It has not, as far as is known. `lasting`: the provider said no, and would say so again.
 
     `retry_after_s`: what the provider asked for, 0 when nothing.
@@ -37,19 +37,19 @@ class Failed:
     retry_after_s: float = 0.0
 
 
-class Refused(Exception):
+class ProviderRefused(Exception):
     """Ends a try with what is to be told of it."""
 
-    def __init__(self, failed: Failed) -> None:
+    def __init__(self, failed: UpdateFailed) -> None:
         super().__init__(failed.code, failed.reason)
         self.failed = failed
 
 
-def denied(code: str, reason: str) -> Refused:
+def denied(code: str, reason: str) -> ProviderRefused:
     """The provider said no; trying again is no use."""
-    return Refused(Failed(code=code, reason=reason, lasting=True))
+    return ProviderRefused(UpdateFailed(code=code, reason=reason, lasting=True))
 
 
-def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> Refused:
+def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> ProviderRefused:
     """It may go better later."""
-    return Refused(Failed(code=code, reason=reason, retry_after_s=retry_after_s))
+    return ProviderRefused(UpdateFailed(code=code, reason=reason, retry_after_s=retry_after_s))

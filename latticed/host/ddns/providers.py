@@ -6,17 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
-from latticed.host.ddns.outcome import Failed, Job, Refused
+from latticed.host.ddns.outcome import ProviderRefused, UpdateFailed, UpdateJob
 from latticed.kit import logs, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.ddns.cloudflare import Cloudflare
+    from latticed.host.ddns.cloudflare import CloudflareProvider
     from latticed.host.ddns.outcome import Published
-    from latticed.host.ddns.rfc2136 import Rfc2136
-    from latticed.host.ddns.spec import Spec
-    from latticed.host.http.calls import Loan
+    from latticed.host.ddns.rfc2136 import Rfc2136Provider
+    from latticed.host.ddns.spec import DdnsSpec
+    from latticed.host.http.calls import SecretLoan
     from latticed.model.egress import EgressRights
 
 TRY_S: Final = 30.0
@@ -28,31 +28,35 @@ log = logs.get_logger()
 class Providers:
     """Knows them all. `lend` gives a plugin's secrets for one try."""
 
-    def __init__(self, *, cloudflare: Cloudflare, rfc2136: Rfc2136, lend: Callable[[str], Loan]) -> None:
+    def __init__(
+        self, *, cloudflare: CloudflareProvider, rfc2136: Rfc2136Provider, lend: Callable[[str], SecretLoan]
+    ) -> None:
         self._cloudflare = cloudflare
         self._rfc2136 = rfc2136
         self._lend = lend
 
-    async def publish(self, plugin_id: str, spec: Spec, address: str, rights: EgressRights) -> Published | Failed:
+    async def publish(
+        self, plugin_id: str, spec: DdnsSpec, address: str, rights: EgressRights
+    ) -> Published | UpdateFailed:
         """What became of it within TRY_S; never raises, and says no secret."""
         loan = self._lend(plugin_id)
         try:
             async with asyncio.timeout(TRY_S):
                 return await self._publish(spec, address, loan, rights)
-        except Refused as refused:
+        except ProviderRefused as refused:
             found = refused.failed
         except HostError as error:  # a rule or a binding of this host, or the way there: it may be another one later
-            found = Failed(code=error.code, reason=error.message)
+            found = UpdateFailed(code=error.code, reason=error.message)
         except TimeoutError:
-            found = Failed(code="deadline_exceeded", reason=f"not done within {TRY_S:g} s")
+            found = UpdateFailed(code="deadline_exceeded", reason=f"not done within {TRY_S:g} s")
         except Exception:
             log.error("ddns_try_failed", plugin_id=plugin_id, provider=spec.provider, exc_info=True)
-            found = Failed(code="internal", reason="the try failed, see the daemon's log")
+            found = UpdateFailed(code="internal", reason="the try failed, see the daemon's log")
         reason = text.sanitise(loan.redact(found.reason), REASON_CHARACTERS)
-        return Failed(code=found.code, reason=reason, lasting=found.lasting, retry_after_s=found.retry_after_s)
+        return UpdateFailed(code=found.code, reason=reason, lasting=found.lasting, retry_after_s=found.retry_after_s)
 
-    async def _publish(self, spec: Spec, address: str, loan: Loan, rights: EgressRights) -> Published:
-        job = Job(name=spec.name, type=spec.type, address=address, ttl=spec.ttl, zone=spec.zone)
+    async def _publish(self, spec: DdnsSpec, address: str, loan: SecretLoan, rights: EgressRights) -> Published:
+        job = UpdateJob(name=spec.name, type=spec.type, address=address, ttl=spec.ttl, zone=spec.zone)
         secret = loan.expand(spec.secret)
         match spec.provider:
             case "cloudflare":

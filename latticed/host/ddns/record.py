@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import asyncio
 
     from latticed.host.ddns.source import Seen
-    from latticed.host.ddns.spec import Spec
+    from latticed.host.ddns.spec import DdnsSpec
     from latticed.kit.wheel import Ticket
-    from latticed.ledger.ddns import Row, Standing
+    from latticed.ledger.ddns import DdnsRow, DdnsStatus
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Kept:
+class KeptRecord:
     """`wanted` is the address that is to be published, nothing while there is none; `try_at` when the next try is due.
 
     `busy` from the moment a try is due to the moment its outcome is kept; `gone` once it is deleted or replaced.
@@ -25,8 +25,8 @@ class Kept:
 
     key: int
     plugin_id: str
-    spec: Spec
-    standing: Standing
+    spec: DdnsSpec
+    standing: DdnsStatus
     wanted: str = ""
     seen: Seen | None = None
     try_at: int | None = None
@@ -69,8 +69,8 @@ class Kept:
         }
 
 
-def of_row(row: Row, spec: Spec) -> Kept:
-    return Kept(key=row.key, plugin_id=row.plugin_id, spec=spec, standing=row.standing, wanted=spec.address)
+def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
+    return KeptRecord(key=row.key, plugin_id=row.plugin_id, spec=spec, standing=row.standing, wanted=spec.address)
 
 
 def _time(wall_us: int) -> str | None:

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     import dns.rrset
 
     from latticed.host.ddns.dns_exchange import Exchange
-    from latticed.host.ddns.outcome import Job
-    from latticed.host.ddns.spec import Spec
+    from latticed.host.ddns.outcome import UpdateJob
+    from latticed.host.ddns.spec import DdnsSpec
     from latticed.host.egress.guard import Guard
     from latticed.model.egress import EgressRights
 
 _FINE: Final = frozenset({"NOERROR", "NXDOMAIN"})
 
 
-class Rfc2136:
+class Rfc2136Provider:
     """The provider: any server that a plugin may reach (scheme `dns`)."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
-    async def publish(self, job: Job, spec: Spec, secret: str, rights: EgressRights) -> Published:
+    async def publish(self, job: UpdateJob, spec: DdnsSpec, secret: str, rights: EgressRights) -> Published:
         """Make `job` true and say what was done; Refused, and HostError of the way there."""
         signer = dns_exchange.key(spec.key, secret, spec.algorithm)
         host, port = specs.host_and_port(spec.server)
@@ -42,7 +42,7 @@ class Rfc2136:
                 await writer.wait_closed()
 
 
-async def _publish(server: Exchange, job: Job) -> Published:
+async def _publish(server: Exchange, job: UpdateJob) -> Published:
     import dns.rcode
 
     found, zone = await _read(server, job)
@@ -63,7 +63,7 @@ async def _publish(server: Exchange, job: Job) -> Published:
     return Published(address=job.address, changed=True)
 
 
-def _update(job: Job, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
+def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
     """Replace what was found, provided that it is still there: nobody else's change is overwritten unseen."""
     import dns.name
     import dns.rdatatype
@@ -79,7 +79,7 @@ def _update(job: Job, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns
     return update
 
 
-async def _read(server: Exchange, job: Job) -> tuple[dns.rrset.RRset | None, dns.name.Name]:
+async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | None, dns.name.Name]:
     """What the server has under that name and type, and the zone that it lies in."""
     import dns.flags
     import dns.message
@@ -101,7 +101,7 @@ async def _read(server: Exchange, job: Job) -> tuple[dns.rrset.RRset | None, dns
     return found, zone
 
 
-async def _zone(server: Exchange, job: Job, name: dns.name.Name) -> dns.name.Name:
+async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.name.Name:
     """The zone that a name lies in: its SOA comes with the answer, in one section or the other (RFC 2308)."""
     import dns.flags
     import dns.message
@@ -117,9 +117,9 @@ async def _zone(server: Exchange, job: Job, name: dns.name.Name) -> dns.name.Nam
     raise outcome.denied("no_zone", f"expected the server to know the zone of {job.name}")
 
 
-def _is_equal(found: dns.rrset.RRset | None, job: Job) -> bool:
+def _is_equal(found: dns.rrset.RRset | None, job: UpdateJob) -> bool:
     return found is not None and [one.to_text() for one in found] == [job.address] and found.ttl == _ttl_s(job)
 
 
-def _ttl_s(job: Job) -> int:
+def _ttl_s(job: UpdateJob) -> int:
     return specs.AUTOMATIC_S if job.ttl == specs.AUTOMATIC else job.ttl

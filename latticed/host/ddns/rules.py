@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, assert_never
 
-from latticed.host.ddns.outcome import Failed, Published
-from latticed.ledger.ddns import Standing
+from latticed.host.ddns.outcome import Published, UpdateFailed
+from latticed.ledger.ddns import DdnsStatus
 from latticed.model import restart
 
 if TYPE_CHECKING:
-    from latticed.host.ddns.spec import Spec
+    from latticed.host.ddns.spec import DdnsSpec
 
 SECOND_US: Final = 1_000_000
 LONGEST_US: Final = 86_400 * SECOND_US
@@ -25,15 +25,17 @@ _CALM: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class RetryPolicy:
     """All in seconds. `least_change_s`: between two changes of one record, doubled by each that follows in a hurry."""
 
     least_change_s: float
     verify_s: float
-    backoff: restart.Policy
+    backoff: restart.RestartPolicy
 
 
-def after(before: Standing, outcome: Published | Failed, *, now_us: int, policy: Policy, roll: float) -> Standing:
+def after(
+    before: DdnsStatus, outcome: Published | UpdateFailed, *, now_us: int, policy: RetryPolicy, roll: float
+) -> DdnsStatus:
     """The standing after one try; `roll` in [0, 1) is the dice."""
     match outcome:
         case Published():
@@ -51,7 +53,7 @@ def after(before: Standing, outcome: Published | Failed, *, now_us: int, policy:
                 failures=0,
                 next_at=now_us + round(policy.verify_s * spread * SECOND_US),
             )
-        case Failed():
+        case UpdateFailed():
             failures = before.failures + 1
             delay_s = max(
                 restart.Failures(in_a_row=failures).delay_s(policy.backoff, roll),
@@ -70,7 +72,7 @@ def after(before: Standing, outcome: Published | Failed, *, now_us: int, policy:
             assert_never(outcome)
 
 
-def next_try(standing: Standing, wanted: str, *, now_us: int, policy: Policy) -> int | None:
+def next_try(standing: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolicy) -> int | None:
     """When the provider is to be asked about `wanted`, now at the earliest; None: not as things are."""
     if standing.state == "denied":
         return None
@@ -82,35 +84,35 @@ def next_try(standing: Standing, wanted: str, *, now_us: int, policy: Policy) ->
     return min(max(at, now_us), now_us + LONGEST_US)
 
 
-def held_until(standing: Standing, policy: Policy) -> int:
+def held_until(standing: DdnsStatus, policy: RetryPolicy) -> int:
     """When the next change may be sent; 0 while there was none."""
     return standing.changed_at + _hold_us(standing.flaps, policy) if standing.changed_at else 0
 
 
-def put_again(before: Standing, old: Spec, new: Spec, *, retry: bool) -> Standing:
+def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) -> DdnsStatus:
     """The standing of a record whose spec is changed, or that is to be tried again.
 
     What is damped stays so. Another address makes no denial a mistake and no pause shorter; but the provider is asked
     even if the address is the one it had: a try for another one may have been cut short.
     """
     if new.asks_elsewhere(old):
-        return Standing(changed_at=before.changed_at, flaps=before.flaps)
+        return DdnsStatus(changed_at=before.changed_at, flaps=before.flaps)
     if new.asks_otherwise(old) or retry:
         return replace(before, state="pending", failures=0, next_at=0)
     return begun(before)
 
 
-def begun(before: Standing) -> Standing:
+def begun(before: DdnsStatus) -> DdnsStatus:
     """The standing while something is on its way to the provider: what that has is no longer known."""
     return replace(before, state="pending") if before.state == "published" else before
 
 
-def _flaps(before: Standing, now_us: int, policy: Policy) -> int:
+def _flaps(before: DdnsStatus, now_us: int, policy: RetryPolicy) -> int:
     if not before.changed_at:
         return 0
     is_calm = now_us - before.changed_at >= _CALM * _hold_us(before.flaps, policy)
     return 0 if is_calm else min(before.flaps + 1, _MAX_FLAPS)
 
 
-def _hold_us(flaps: int, policy: Policy) -> int:
+def _hold_us(flaps: int, policy: RetryPolicy) -> int:
     return min(round(policy.least_change_s * SECOND_US) << min(max(flaps, 0), _MAX_FLAPS), LONGEST_US)

@@ -27,7 +27,7 @@ _INTERFACE: Final = re.compile(r"[!-.0-~]{1,15}")  # netdevice(7): 15 bytes, no 
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 
 
-class Put(Params, frozen=True):
+class DdnsPut(Params, frozen=True):
     """ddns.put. One of `address` and `interface`; `server`, `key` and `algorithm` are for rfc2136 alone.
 
     `retry`: try again what the provider has denied, although nothing else has changed.
@@ -47,8 +47,8 @@ class Put(Params, frozen=True):
     retry: bool = False
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `Put`, checked. `secret` is a reference, never a value; `server` is `host:port`."""
+class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `DdnsPut`, checked. `secret` is a reference, never a value; `server` is `host:port`."""
 
     name: str
     type: Type
@@ -62,18 +62,18 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     algorithm: Algorithm
 
-    def asks_elsewhere(self, other: Spec) -> bool:
+    def asks_elsewhere(self, other: DdnsSpec) -> bool:
         """Whether what one provider said says nothing about the other."""
         return (self.provider, self.zone, self.server) != (other.provider, other.zone, other.server)
 
-    def asks_otherwise(self, other: Spec) -> bool:
+    def asks_otherwise(self, other: DdnsSpec) -> bool:
         """Whether they differ in more than the address: then a denial of one may not be one of the other."""
         return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
             other, address="", interface=""
         )
 
 
-def checked(asked: Put, *, private: bool) -> Spec:
+def checked(asked: DdnsPut, *, private: bool) -> DdnsSpec:
     """The spec; HostError bad_params says what was expected. `private`: addresses of private networks are fine too."""
     name = record_name(asked.name)
     zone = _name("zone", asked.zone) if asked.zone else ""
@@ -88,7 +88,7 @@ def checked(asked: Put, *, private: bool) -> Spec:
     if asked.interface and not _INTERFACE.fullmatch(asked.interface):
         raise bad("interface", "the name of a network interface")
     server, key = _key_and_server(asked)
-    return Spec(
+    return DdnsSpec(
         name=name,
         type=asked.type,
         provider=asked.provider,
@@ -131,19 +131,19 @@ def host_and_port(server: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def addresses_in(spec: Spec) -> tuple[addresses.Address, ...]:
+def addresses_in(spec: DdnsSpec) -> tuple[addresses.Address, ...]:
     """The address that was given, as a list of one."""
     found = hosts.address_of(spec.address)
     return () if found is None else (found,)
 
 
-def encode(spec: Spec) -> str:
+def encode(spec: DdnsSpec) -> str:
     return msgspec.json.encode(spec).decode("utf-8")
 
 
-def decode(stored: str) -> Spec:
+def decode(stored: str) -> DdnsSpec:
     """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
-    return msgspec.json.decode(stored, type=Spec)
+    return msgspec.json.decode(stored, type=DdnsSpec)
 
 
 def bad(name: str, expected: str) -> HostError:
@@ -160,7 +160,7 @@ def _name(field: str, given: str) -> str:
     return name
 
 
-def _address(asked: Put, *, private: bool) -> str:
+def _address(asked: DdnsPut, *, private: bool) -> str:
     address = hosts.address_of(asked.address)
     if address is None or address.version != version(asked.type):
         raise bad("address", f"an IPv{version(asked.type)} address, for the type is {asked.type}")
@@ -170,7 +170,7 @@ def _address(asked: Put, *, private: bool) -> str:
     return str(address)
 
 
-def _key_and_server(asked: Put) -> tuple[str, str]:
+def _key_and_server(asked: DdnsPut) -> tuple[str, str]:
     """(server, key); both for rfc2136 alone."""
     if asked.provider == "cloudflare":
         for field in ("server", "key"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from latticed.host.egress.guard import Guard
-    from latticed.host.egress.redirects import Request
+    from latticed.host.egress.redirects import EgressRequest
     from latticed.host.egress.url import Target
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
@@ -39,18 +39,18 @@ _MAX_LINE_BYTES: Final = 8_190
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class EgressLimits:
     """Of one exchange with all its redirects."""
 
     body_bytes: int = 256 << 10
     total_s: float = 10.0
 
 
-DEFAULT_LIMITS: Final = Limits()
+DEFAULT_LIMITS: Final = EgressLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class EgressAnswer:
     """What came back from `target`: canonical header names, the decoded body."""
 
     status: int
@@ -59,7 +59,7 @@ class Answer:
     target: Target
 
 
-class Client:
+class EgressClient:
     """An async context manager. `tls` defaults to the system's trust."""
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
@@ -97,12 +97,12 @@ class Client:
 
     async def send(
         self,
-        request: Request,
+        request: EgressRequest,
         rights: EgressRights,
         *,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Target], None] | None = None,
-    ) -> Answer:
+    ) -> EgressAnswer:
         """The answer to `request` after at most five redirects; each hop is judged, then `contacted` hears of it.
 
         HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`.
@@ -111,7 +111,7 @@ class Client:
             async with asyncio.timeout(limits.total_s):
                 for _ in range(redirects.MAX_REDIRECTS + 1):
                     found = await self._hop(request, rights, limits, contacted)
-                    if isinstance(found, Answer):
+                    if isinstance(found, EgressAnswer):
                         return found
                     request = found
         except TimeoutError as error:
@@ -120,8 +120,12 @@ class Client:
         raise HostError(Denial.EGRESS_BLOCKED, f"redirect not followed: more than {redirects.MAX_REDIRECTS}")
 
     async def _hop(
-        self, request: Request, rights: EgressRights, limits: Limits, contacted: Callable[[Target], None] | None
-    ) -> Answer | Request:
+        self,
+        request: EgressRequest,
+        rights: EgressRights,
+        limits: EgressLimits,
+        contacted: Callable[[Target], None] | None,
+    ) -> EgressAnswer | EgressRequest:
         target = request.target
         found = await self.guard.resolve(target.host, target.port, rights, scheme=target.scheme)
         if contacted is not None:
@@ -137,7 +141,7 @@ class Client:
 
         return redirects.follow(request, status, location, is_bound=is_bound)
 
-    def _requested(self, request: Request) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _requested(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
         return self._session.request(
@@ -149,7 +153,7 @@ class Client:
         )
 
 
-async def _read(answer: aiohttp.ClientResponse, request: Request, limits: Limits) -> Answer:
+async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: EgressLimits) -> EgressAnswer:
     if answer.status == 101:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer changes to another protocol")
     header = headers.received(answer.raw_headers)
@@ -162,7 +166,7 @@ async def _read(answer: aiohttp.ClientResponse, request: Request, limits: Limits
             raise body.too_large(limits.body_bytes)
     encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
     content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
-    return Answer(status=answer.status, header=header, body=content, target=request.target)
+    return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
 
 
 class _JudgedResolver(AbstractResolver):

@@ -20,7 +20,7 @@ STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class EgressRequest:
     """One request. `secret` names the headers (lower case) that hold secrets; `secret_body` says that the body does."""
 
     method: str
@@ -31,7 +31,9 @@ class Request:
     secret_body: bool = False
 
 
-def follow(request: Request, status: int, location: str | None, *, is_bound: Callable[[Target], bool]) -> Request:
+def follow(
+    request: EgressRequest, status: int, location: str | None, *, is_bound: Callable[[Target], bool]
+) -> EgressRequest:
     """The next request after an answer with a status of STATUSES; HostError when it may not be made.
 
     `is_bound` knows the operator-bound origins: they send a caller nowhere else, and nobody else sends it to them.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.egress import headers, url
-from latticed.host.egress.client import DEFAULT_LIMITS, Limits
-from latticed.host.egress.redirects import Request
+from latticed.host.egress.client import DEFAULT_LIMITS, EgressLimits
+from latticed.host.egress.redirects import EgressRequest
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from latticed.host.egress.client import Answer, Client
+    from latticed.host.egress.client import EgressAnswer, EgressClient
     from latticed.model.egress import EgressRights
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -25,7 +25,7 @@ MAX_AT_ONCE: Final = 64
 MAX_AT_ONCE_OF_ONE: Final = 8
 
 
-class Do(Params, frozen=True):
+class HttpDo(Params, frozen=True):
     url: str
     method: str = "GET"
     header: dict[str, str] = {}
@@ -33,7 +33,7 @@ class Do(Params, frozen=True):
     body_base64: str | None = None
 
 
-class Loan(Protocol):
+class SecretLoan(Protocol):
     """Secrets for one request on behalf of one plugin (`host.secrets`)."""
 
     def expand(self, text: str) -> str:
@@ -62,7 +62,7 @@ class NoSecrets:
         return text
 
 
-class Http:
+class HttpCalls:
     """The service. `rights_of` tells what a caller may reach as of now, `lend` gives its secrets by plugin id.
 
     `contacted(caller, "host:port")` hears of every target that was judged reachable, before it is dialled.
@@ -70,11 +70,11 @@ class Http:
 
     def __init__(
         self,
-        client: Client,
+        client: EgressClient,
         *,
         rights_of: Callable[[Caller], EgressRights],
-        lend: Callable[[str], Loan] = NoSecrets,
-        limits: Limits = DEFAULT_LIMITS,
+        lend: Callable[[str], SecretLoan] = NoSecrets,
+        limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - nobody listens
     ) -> None:
         self._client = client
@@ -85,9 +85,9 @@ class Http:
         self._under_way: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
-        return (Served(method="http.do", params=Do, serve=self._do),)
+        return (Served(method="http.do", params=HttpDo, serve=self._do),)
 
-    async def _do(self, caller: Caller, asked: Do) -> dict[str, Any]:
+    async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:
         loan = self._lend(caller.plugin_id)
         rights = self._rights_of(caller)
         try:
@@ -105,7 +105,7 @@ class Http:
             raise HostError(error.code, loan.redact(error.message), fix=loan.redact(error.fix)) from error
         return _result(answer, loan if uses_secrets else None)
 
-    def _check_channel(self, request: Request, rights: EgressRights) -> None:
+    def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:
         """Secrets go where nobody can listen: over https, or to an origin that the operator bound."""
         target = request.target
         is_bound = self._client.guard.is_bound(target.host, target.port, rights, scheme=target.scheme)
@@ -127,7 +127,7 @@ class Http:
                 del self._under_way[caller.plugin_id]
 
 
-def _request(asked: Do, loan: Loan, max_bytes: int) -> tuple[Request, bool]:
+def _request(asked: HttpDo, loan: SecretLoan, max_bytes: int) -> tuple[EgressRequest, bool]:
     """The request as it is sent, and whether it holds secrets."""
     method = asked.method.upper() or "GET"
     if method not in METHODS:
@@ -143,11 +143,13 @@ def _request(asked: Do, loan: Loan, max_bytes: int) -> tuple[Request, bool]:
     body, secret_body = _body(asked, loan)
     if len(body) > max_bytes:
         raise HostError(Denial.TOO_LARGE, f"body: expected at most {max_bytes} bytes, found {len(body)}")
-    request = Request(method=method, target=target, header=header, body=body, secret=secret, secret_body=secret_body)
+    request = EgressRequest(
+        method=method, target=target, header=header, body=body, secret=secret, secret_body=secret_body
+    )
     return request, bool(secret or secret_body or url.SECRET.search(asked.url))
 
 
-def _body(asked: Do, loan: Loan) -> tuple[bytes, bool]:
+def _body(asked: HttpDo, loan: SecretLoan) -> tuple[bytes, bool]:
     if asked.body and asked.body_base64:
         raise HostError(Denial.BAD_PARAMS, "expected at most one of body and body_base64")
     try:
@@ -161,7 +163,7 @@ def _body(asked: Do, loan: Loan) -> tuple[bytes, bool]:
         raise HostError(Denial.BAD_PARAMS, f"body_base64: expected base64, found {error}") from error
 
 
-def _result(answer: Answer, loan: Loan | None) -> dict[str, Any]:
+def _result(answer: EgressAnswer, loan: SecretLoan | None) -> dict[str, Any]:
     """What a plugin gets; a server that repeats a secret does not hand it to the plugin."""
     header, body = answer.header, answer.body
     if loan is not None:

@@ -23,10 +23,10 @@ from latticed.settings import relays
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from latticed.host.http.calls import Loan
+    from latticed.host.http.calls import SecretLoan
     from latticed.host.mail.smtp import Smtp
     from latticed.kit.clock import Clock
-    from latticed.settings.shapes import Mail as Settings
+    from latticed.settings.shapes import MailSettings as Settings
 
 OWNER: Final = "latticed.mail"
 """Whom the relay's password is bound to; no plugin can have this id."""
@@ -39,13 +39,13 @@ SEND_S: Final = 9.0
 log = logs.get_logger()
 
 
-class Send(Params, frozen=True):
+class MailSend(Params, frozen=True):
     to: str | tuple[str, ...]
     subject: str
     body: str
 
 
-class Mail:
+class MailCalls:
     """The service. `lend` gives secrets by plugin id: the caller's, and those of OWNER."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Mail:
         *,
         settings: Callable[[], Settings],
         clock: Clock,
-        lend: Callable[[str], Loan] = NoSecrets,
+        lend: Callable[[str], SecretLoan] = NoSecrets,
         send_s: float = SEND_S,
     ) -> None:
         self._smtp = smtp
@@ -66,9 +66,9 @@ class Mail:
         self._under_way: list[str] = []
 
     def calls(self) -> tuple[Served, ...]:
-        return (Served(method="mail.send", params=Send, serve=self._send),)
+        return (Served(method="mail.send", params=MailSend, serve=self._send),)
 
-    async def _send(self, caller: Caller, asked: Send) -> dict[str, Any]:
+    async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:
         settings = self._settings()
         relay, sender = relay_of(settings), _sender(settings)
         to = mail_message.recipients(asked.to, most=settings.recipients)
@@ -88,7 +88,7 @@ class Mail:
         return {"ok": True, "message_id": message_id, "recipients": len(to)}
 
     def _composed(
-        self, caller: Caller, asked: Send, loan: Loan, settings: Settings, *, sender: str, to: tuple[str, ...]
+        self, caller: Caller, asked: MailSend, loan: SecretLoan, settings: Settings, *, sender: str, to: tuple[str, ...]
     ) -> tuple[bytes, str]:
         mail_message.check_subject(asked.subject)
         mail_message.check_body(asked.body, most_bytes=settings.body_bytes)
@@ -144,7 +144,7 @@ def _sender(settings: Settings) -> str:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"the settings, [mail] {error.message}") from error
 
 
-def _password(settings: Settings, loan: Loan) -> str:
+def _password(settings: Settings, loan: SecretLoan) -> str:
     """The relay's password; HostError tells a plugin no more than that the settings need attention."""
     if not settings.username:
         return ""

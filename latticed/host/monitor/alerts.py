@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from latticed.kit import clock
-from latticed.ledger.notifications import Message
+from latticed.ledger.notifications import NotificationRow
 from latticed.model.audit import Actor, Event
 
 if TYPE_CHECKING:
-    from latticed.host.monitor.spec import Spec
+    from latticed.host.monitor.spec import MonitorSpec
     from latticed.ledger.monitors import Result
 
 Alert = Literal["up", "down"]
 
 
-def message(alert: Alert, name: str, spec: Spec, result: Result, *, key: int, since_us: int) -> Message:
+def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: int, since_us: int) -> NotificationRow:
     """`since_us`: how long it stood as it did before; 0 when nothing was known of it.
 
     The word for duplicates is that of this transition and no other.
@@ -25,7 +25,7 @@ def message(alert: Alert, name: str, spec: Spec, result: Result, *, key: int, si
         lines.append(": ".join(part for part in (result.code, result.reason) if part))
     if since_us:
         lines.append(f"it was {'up' if alert == 'down' else 'down'} since {clock.rfc3339(since_us)}")
-    return Message(
+    return NotificationRow(
         title=f"{name} is {alert}",
         body="\n".join(lines),
         severity="critical" if alert == "down" else "info",
@@ -34,7 +34,7 @@ def message(alert: Alert, name: str, spec: Spec, result: Result, *, key: int, si
     )
 
 
-def event(alert: Alert, plugin_id: str, name: str, spec: Spec, result: Result, *, notification: str) -> Event:
+def event(alert: Alert, plugin_id: str, name: str, spec: MonitorSpec, result: Result, *, notification: str) -> Event:
     """`notification` is its id, or the code of why there is none."""
     detail: dict[str, str | int | bool] = {
         "state": alert,

@@ -19,20 +19,20 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.monitor.keeper import Monitors
-    from latticed.host.monitor.watched import Watched
-    from latticed.settings import Monitor as Settings
+    from latticed.host.monitor.keeper import MonitorKeeper
+    from latticed.host.monitor.watched import WatchedTarget
+    from latticed.settings import MonitorSettings as Settings
 
 PAGE: Final = 200
 
 
-class List(Params, frozen=True):
+class MonitorList(Params, frozen=True):
     """`after`: `owner/name` of the last one of the page before."""
 
     after: str = ""
 
 
-class Results(Params, frozen=True):
+class MonitorResults(Params, frozen=True):
     """`owner`: the caller, when empty; `after`: only results with a greater number."""
 
     name: str
@@ -41,26 +41,26 @@ class Results(Params, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
 
-class Name(Params, frozen=True):
+class MonitorName(Params, frozen=True):
     name: str
 
 
-class Monitor:
+class MonitorCalls:
     """The service."""
 
-    def __init__(self, monitors: Monitors, *, settings: Callable[[], Settings]) -> None:
+    def __init__(self, monitors: MonitorKeeper, *, settings: Callable[[], Settings]) -> None:
         self._monitors = monitors
         self._settings = settings
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="monitor.list", params=List, serve=self._list),
-            Served(method="monitor.results", params=Results, serve=self._results),
-            Served(method="monitor.put", params=specs.Put, serve=self._put),
-            Served(method="monitor.delete", params=Name, serve=self._delete),
+            Served(method="monitor.list", params=MonitorList, serve=self._list),
+            Served(method="monitor.results", params=MonitorResults, serve=self._results),
+            Served(method="monitor.put", params=specs.MonitorPut, serve=self._put),
+            Served(method="monitor.delete", params=MonitorName, serve=self._delete),
         )
 
-    async def _list(self, caller: Caller, asked: List) -> dict[str, Any]:
+    async def _list(self, caller: Caller, asked: MonitorList) -> dict[str, Any]:
         owner, _, name = asked.after.partition("/")
         visible = [
             one for one in self._monitors.every() if (one.plugin_id, one.name) > (owner, name) and _may_see(caller, one)
@@ -69,7 +69,7 @@ class Monitor:
         more = f"{page[-1].plugin_id}/{page[-1].name}" if len(visible) > PAGE else None
         return {"monitors": [one.view(whole=one.plugin_id == caller.plugin_id) for one in page], "next": more}
 
-    async def _results(self, caller: Caller, asked: Results) -> dict[str, Any]:
+    async def _results(self, caller: Caller, asked: MonitorResults) -> dict[str, Any]:
         found = self._monitors.get(asked.owner or caller.plugin_id, asked.name)
         if found is None or not _may_see(caller, found):
             raise _unknown()
@@ -79,7 +79,7 @@ class Monitor:
             raise faults.of_problem(problem) from problem
         return {"state": found.standing.state, "results": [watched.result_view(one) for one in results]}
 
-    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
         spec = specs.checked(asked, least_interval_s=self._settings().least_interval_s)
         try:
             made = await self._monitors.put(caller.plugin_id, asked.name, spec)
@@ -87,14 +87,14 @@ class Monitor:
             raise faults.of_problem(problem) from problem
         return {"ok": True, "target": made.spec.target}
 
-    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: MonitorName) -> dict[str, Any]:
         try:
             return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
         except Problem as problem:
             raise faults.of_problem(problem) from problem
 
 
-def _may_see(caller: Caller, one: Watched) -> bool:
+def _may_see(caller: Caller, one: WatchedTarget) -> bool:
     return one.plugin_id == caller.plugin_id or one.spec.shared
 
 

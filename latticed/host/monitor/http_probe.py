@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from latticed.host.egress.url import Target
     from latticed.host.monitor.body_search import Finding
-    from latticed.host.monitor.spec import Spec
+    from latticed.host.monitor.spec import MonitorSpec
     from latticed.model.addresses import Address
 
 BODY_BYTES: Final = 256 << 10
@@ -35,7 +35,7 @@ _DAY_S: Final = 86_400
 _HEADER: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": headers.USER_AGENT}
 
 
-async def check(spec: Spec, target: Target, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> Result:
+async def check(spec: MonitorSpec, target: Target, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> Result:
     """The result of one request to one of these judged addresses; OSError and TimeoutError are for the caller."""
     connector = aiohttp.TCPConnector(
         resolver=_Judged(addresses),
@@ -70,7 +70,7 @@ async def check(spec: Spec, target: Target, addresses: Sequence[Address], tls: s
             return probes.down("protocol_error", getattr(error, "message", "") or "the answer is not whole")
 
 
-async def _judged(spec: Spec, answer: _Response) -> Result:
+async def _judged(spec: MonitorSpec, answer: _Response) -> Result:
     def result(outcome: str, code: str = "", reason: str = "") -> Result:
         return Result(
             outcome=outcome,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 import msgspec
 
-from latticed.host.fair_queue import Turns
+from latticed.host.fair_queue import FairQueue
 from latticed.host.monitor import alerts, watched
 from latticed.host.monitor import spec as specs
 from latticed.host.monitor.rules import decide
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from latticed.host.monitor.alerts import Alert
     from latticed.host.monitor.rules import Outcome
-    from latticed.host.monitor.spec import Spec
-    from latticed.host.monitor.watched import Watched
-    from latticed.host.notify.keeper import NotifyQueue
+    from latticed.host.monitor.spec import MonitorSpec
+    from latticed.host.monitor.watched import WatchedTarget
+    from latticed.host.notify.keeper import NotificationQueue
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger, Transaction
     from latticed.ledger.monitors import Result
     from latticed.model.egress import EgressRights
-    from latticed.settings import Monitor
+    from latticed.settings import MonitorSettings
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ JITTER: Final = 0.1
 log = logs.get_logger()
 
 
-class Monitors:
+class MonitorKeeper:
     """An async context manager: entered, every monitor on record is watched; left, no check runs.
 
     `check(spec, rights)` makes one check. `rights(plugin_id)` says where a plugin may connect to, or None while it may
@@ -53,12 +53,12 @@ class Monitors:
         self,
         *,
         ledger: Ledger,
-        queue: NotifyQueue,
+        queue: NotificationQueue,
         wheel: Wheel,
         clock: Clock,
-        check: Callable[[Spec, EgressRights], Awaitable[Result]],
+        check: Callable[[MonitorSpec, EgressRights], Awaitable[Result]],
         rights: Callable[[str], EgressRights | None],
-        settings: Callable[[], Monitor],
+        settings: Callable[[], MonitorSettings],
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
@@ -69,9 +69,9 @@ class Monitors:
         self._rights = rights
         self._settings = settings
         self._roll = roll
-        self._watched: dict[tuple[str, str], Watched] = {}
+        self._watched: dict[tuple[str, str], WatchedTarget] = {}
         wanted = settings()
-        self._turns: Turns[Watched] = Turns(total=wanted.checks, per_owner=wanted.plugin_checks)
+        self._turns: FairQueue[WatchedTarget] = FairQueue(total=wanted.checks, per_owner=wanted.plugin_checks)
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
 
@@ -93,7 +93,7 @@ class Monitors:
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
-    async def put(self, plugin_id: str, name: str, spec: Spec) -> Watched:
+    async def put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
         """Watch `spec` from now on, in place of what had that name. Problems: quota_exceeded, ledger_unavailable."""
         return await self._whole(self._put(plugin_id, name, spec))
 
@@ -118,15 +118,15 @@ class Monitors:
             running = [one.task for one in self._of(plugin_id) if one.task is not None]
             await asyncio.gather(*running, return_exceptions=True)
 
-    def _of(self, plugin_id: str) -> list[Watched]:
+    def _of(self, plugin_id: str) -> list[WatchedTarget]:
         return [one for (owner, _), one in self._watched.items() if owner == plugin_id]
 
     # What plugins and operators see.
 
-    def get(self, plugin_id: str, name: str) -> Watched | None:
+    def get(self, plugin_id: str, name: str) -> WatchedTarget | None:
         return self._watched.get((plugin_id, name))
 
-    def every(self) -> list[Watched]:
+    def every(self) -> list[WatchedTarget]:
         """All that are watched, by owner and name."""
         return [self._watched[key] for key in sorted(self._watched)]
 
@@ -140,14 +140,14 @@ class Monitors:
 
     # Changes.
 
-    async def _put(self, plugin_id: str, name: str, spec: Spec) -> Watched:
+    async def _put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
         async with self._changing:
             before = self._watched.get((plugin_id, name))
             if before is not None and before.spec == spec:
                 return before
             anew = before is None or spec.differs_in_kind(before.spec)
             settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
-            quota = rows.Quota(monitors=settings.plugin_monitors, all_monitors=settings.monitors)
+            quota = rows.MonitorQuota(monitors=settings.plugin_monitors, all_monitors=settings.monitors)
             row = await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, name, text, quota, now_us=now_us, anew=anew), durable=True
             )
@@ -181,11 +181,11 @@ class Monitors:
         task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())  # heard, whoever waits
         return await asyncio.shield(task)
 
-    def _watch(self, one: Watched, *, first_s: float) -> None:
+    def _watch(self, one: WatchedTarget, *, first_s: float) -> None:
         self._watched[one.plugin_id, one.name] = one
         one.ticket = self._wheel.add(first_s, functools.partial(self._due, one))
 
-    async def _retire(self, ended: Iterable[Watched]) -> None:
+    async def _retire(self, ended: Iterable[WatchedTarget]) -> None:
         """Have these checked no more; returns when no check of them runs."""
         running = []
         for one in ended:
@@ -199,7 +199,7 @@ class Monitors:
 
     # Checks.
 
-    def _due(self, one: Watched) -> None:
+    def _due(self, one: WatchedTarget) -> None:
         pause_s = self._interval_s(one) * (1 + JITTER * (2 * self._roll() - 1))
         one.ticket = self._wheel.add(pause_s, functools.partial(self._due, one))
         if one.busy:
@@ -220,12 +220,12 @@ class Monitors:
             # Not the task's own business: one that is cancelled before its first step does nothing at all.
             one.task.add_done_callback(functools.partial(self._ended, one, slow=slow))
 
-    def _ended(self, one: Watched, _: asyncio.Task[None], *, slow: bool) -> None:
+    def _ended(self, one: WatchedTarget, _: asyncio.Task[None], *, slow: bool) -> None:
         one.busy, one.task = False, None
         self._turns.release(one.plugin_id, slow=slow)
         self._start()
 
-    async def _run(self, one: Watched) -> None:
+    async def _run(self, one: WatchedTarget) -> None:
         """One check; its exceptions go no further."""
         try:
             rights = self._rights(one.plugin_id)  # it may have waited for its turn
@@ -238,7 +238,7 @@ class Monitors:
         except Exception:
             log.error("monitor_failed", plugin_id=one.plugin_id, name=one.name, exc_info=True)
 
-    async def _keep(self, one: Watched, result: Result) -> None:
+    async def _keep(self, one: WatchedTarget, result: Result) -> None:
         """Put a result on record with what follows from it, as one: an alert is never lost and never told twice.
 
         On a full disk nothing follows, and the next result is judged instead.
@@ -265,7 +265,7 @@ class Monitors:
         if alert is not None:
             self._queue.wake()
 
-    def _tell(self, tx: Transaction, one: Watched, alert: Alert, result: Result) -> None:
+    def _tell(self, tx: Transaction, one: WatchedTarget, alert: Alert, result: Result) -> None:
         before_us = 0 if one.standing.state == "unknown" else one.since
         message = alerts.message(alert, one.name, one.spec, result, key=one.key, since_us=before_us)
         try:
@@ -274,6 +274,6 @@ class Monitors:
             told = problem.code
         tx.append_audit(alerts.event(alert, one.plugin_id, one.name, one.spec, result, notification=told))
 
-    def _interval_s(self, one: Watched) -> float:
+    def _interval_s(self, one: WatchedTarget) -> float:
         """As asked for, or what the settings allow by now."""
         return max(one.spec.interval_s, self._settings().least_interval_s)

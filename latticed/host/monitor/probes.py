@@ -16,7 +16,7 @@ from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from latticed.host.egress.guard import Guard
-    from latticed.host.monitor.spec import Spec
+    from latticed.host.monitor.spec import MonitorSpec
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
 
@@ -49,7 +49,7 @@ class Probes:
         self._guard = guard
         self._tls = tls
 
-    async def check(self, spec: Spec, rights: EgressRights) -> Result:
+    async def check(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         """The result of one check under these rights, within `spec.timeout_s`; never raises."""
         try:
             async with asyncio.timeout(spec.timeout_s):
@@ -70,7 +70,7 @@ class Probes:
             log.error("monitor_check_failed", kind=spec.kind, exc_info=True)
             return Result(outcome="error", code="internal", reason="the check failed, see the daemon's log")
 
-    async def _http(self, spec: Spec, rights: EgressRights) -> Result:
+    async def _http(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         from latticed.host.egress import url
         from latticed.host.monitor import http_probe
 
@@ -80,7 +80,7 @@ class Probes:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
         return await http_probe.check(spec, target, addresses[:ADDRESSES], self._tls)
 
-    async def _tcp(self, spec: Spec, rights: EgressRights) -> Result:
+    async def _tcp(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         host, port = specs.host_and_port(spec.target)
         addresses = (await self._guard.resolve(host, port, rights, scheme="tcp"))[:ADDRESSES]
         found = down("unreachable")
@@ -90,7 +90,7 @@ class Probes:
                 break
         return found
 
-    async def _ping(self, spec: Spec, rights: EgressRights) -> Result:
+    async def _ping(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         from latticed.host.monitor import ping
 
         addresses = (await self._guard.resolve(spec.target, 0, rights, scheme="ping"))[:ADDRESSES]

@@ -17,14 +17,16 @@ Outcome = Literal["up", "down", "unsupported", "blocked", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class MonitorStatus:
     """How a monitor stands, and how many results in a row have spoken against it."""
 
     state: State = "unknown"
     against: int = 0
 
 
-def decide(before: Standing, outcome: Outcome, failures: int) -> tuple[Standing, Literal["up", "down"] | None]:
+def decide(
+    before: MonitorStatus, outcome: Outcome, failures: int
+) -> tuple[MonitorStatus, Literal["up", "down"] | None]:
     """The standing after one more result, and the alert that is due.
 
     What says nothing about the target (unsupported, blocked, error) changes nothing.
@@ -37,8 +39,8 @@ def decide(before: Standing, outcome: Outcome, failures: int) -> tuple[Standing,
         case _:
             assert_never(outcome)
     if outcome == before.state or (before.state == "unknown" and outcome == "up"):
-        return Standing(state=outcome), None
+        return MonitorStatus(state=outcome), None
     against = before.against + 1
     if against < failures:
-        return Standing(state=before.state, against=against), None
-    return Standing(state=outcome), outcome
+        return MonitorStatus(state=before.state, against=against), None
+    return MonitorStatus(state=outcome), outcome

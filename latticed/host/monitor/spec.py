@@ -29,7 +29,7 @@ _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _HTTP_ONLY: Final = {"statuses": (), "body": "", "certificate_days": 0}
 
 
-class Put(Params, frozen=True):
+class MonitorPut(Params, frozen=True):
     """monitor.put. `statuses` empty: 200 to 399; `failures`: results in a row that change how the monitor stands."""
 
     name: str
@@ -44,8 +44,8 @@ class Put(Params, frozen=True):
     shared: bool = False
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `Put`, checked; `target` is a URL, `host:port` or a host, in normal form."""
+class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `MonitorPut`, checked; `target` is a URL, `host:port` or a host, in normal form."""
 
     kind: Kind
     target: str
@@ -62,12 +62,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         """The target without its query, which may hold what is nobody else's business."""
         return self.target.partition("?")[0]
 
-    def differs_in_kind(self, other: Spec) -> bool:
+    def differs_in_kind(self, other: MonitorSpec) -> bool:
         """Whether what was found for one says nothing about the other."""
         return (self.kind, self.target) != (other.kind, other.target)
 
 
-def checked(asked: Put, *, least_interval_s: float) -> Spec:
+def checked(asked: MonitorPut, *, least_interval_s: float) -> MonitorSpec:
     """The spec; HostError bad_params says what was expected, egress_blocked that the target cannot be meant."""
     if not _NAME.fullmatch(asked.name):
         raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
@@ -81,7 +81,7 @@ def checked(asked: Put, *, least_interval_s: float) -> Spec:
         raise bad("statuses", f"at most {MAX_STATUSES}")
     if len(asked.body) > MAX_BODY_CHARACTERS or any(text.is_control(c) for c in asked.body):
         raise bad("body", f"at most {MAX_BODY_CHARACTERS} characters, none of them a control character")
-    return Spec(
+    return MonitorSpec(
         kind=asked.kind,
         target=_target(asked.kind, asked.target),
         interval_s=interval_s,
@@ -94,13 +94,13 @@ def checked(asked: Put, *, least_interval_s: float) -> Spec:
     )
 
 
-def encode(spec: Spec) -> str:
+def encode(spec: MonitorSpec) -> str:
     return msgspec.json.encode(spec).decode("utf-8")
 
 
-def decode(stored: str) -> Spec:
+def decode(stored: str) -> MonitorSpec:
     """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
-    return msgspec.json.decode(stored, type=Spec)
+    return msgspec.json.decode(stored, type=MonitorSpec)
 
 
 def host_and_port(target: str) -> tuple[str, int]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from latticed.host.monitor.rules import Standing, State
+from latticed.host.monitor.rules import MonitorStatus, State
 from latticed.kit import clock
 
 if TYPE_CHECKING:
     import asyncio
 
-    from latticed.host.monitor.spec import Spec
+    from latticed.host.monitor.spec import MonitorSpec
     from latticed.kit.wheel import Ticket
-    from latticed.ledger.monitors import Result, Row
+    from latticed.ledger.monitors import MonitorRow, Result
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Watched:
+class WatchedTarget:
     """`busy` from the moment it is due to the moment its result is kept; `gone` once it is deleted or replaced."""
 
     key: int
     plugin_id: str
     name: str
-    spec: Spec
-    standing: Standing
+    spec: MonitorSpec
+    standing: MonitorStatus
     since: int
     last: Result | None
     ticket: Ticket | None = None
@@ -60,13 +60,13 @@ class Watched:
         }
 
 
-def of_row(row: Row, spec: Spec, last: Result | None) -> Watched:
-    return Watched(
+def of_row(row: MonitorRow, spec: MonitorSpec, last: Result | None) -> WatchedTarget:
+    return WatchedTarget(
         key=row.key,
         plugin_id=row.plugin_id,
         name=row.name,
         spec=spec,
-        standing=Standing(state=cast("State", row.state), against=row.against),
+        standing=MonitorStatus(state=cast("State", row.state), against=row.against),
         since=row.since,
         last=last,
     )

@@ -28,7 +28,7 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.http.calls import Loan
+    from latticed.host.http.calls import SecretLoan
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
 
@@ -45,16 +45,16 @@ STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
 """What network.state knows by name."""
 
 
-class State(Params, frozen=True):
+class NetworkStateQuery(Params, frozen=True):
     kind: str
 
 
-class Plan(Params, frozen=True):
+class NetworkPlan(Params, frozen=True):
     kind: str
     intent: dict[str, Any]
 
 
-class Plans(Params, frozen=True):
+class NetworkPlans(Params, frozen=True):
     """`sha256`: that plan alone, with its intent; `after`: the `number` of the last one of the page before."""
 
     sha256: str = ""
@@ -62,11 +62,11 @@ class Plans(Params, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
 
 
-class Apply(Params, frozen=True):
+class NetworkApply(Params, frozen=True):
     sha256: str
 
 
-class Network:
+class NetworkCalls:
     """The service. `lend` gives a plugin's secrets by its id: a plan may refer only to those bound to it."""
 
     def __init__(
@@ -74,14 +74,14 @@ class Network:
         ledger: Ledger,
         *,
         clock: Clock,
-        lend: Callable[[str], Loan] = NoSecrets,
-        quota: rows.Quota | None = None,
+        lend: Callable[[str], SecretLoan] = NoSecrets,
+        quota: rows.PlanQuota | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._lend = lend
-        self._quota = quota or rows.Quota()
+        self._quota = quota or rows.PlanQuota()
         self._seen = {
             _LISTENERS: Fresh(lambda: network_reading.listeners(root), FRESH_S, clock),
             _INTERFACES: Fresh(lambda: network_reading.interfaces(root), FRESH_S, clock),
@@ -89,13 +89,13 @@ class Network:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="network.state", params=State, serve=self._state),
-            Served(method="network.plan", params=Plan, serve=self._plan),
-            Served(method="network.plans", params=Plans, serve=self._plans),
-            Served(method="network.apply", params=Apply, serve=self._apply),
+            Served(method="network.state", params=NetworkStateQuery, serve=self._state),
+            Served(method="network.plan", params=NetworkPlan, serve=self._plan),
+            Served(method="network.plans", params=NetworkPlans, serve=self._plans),
+            Served(method="network.apply", params=NetworkApply, serve=self._apply),
         )
 
-    async def _state(self, _: Caller, asked: State) -> dict[str, Any]:
+    async def _state(self, _: Caller, asked: NetworkStateQuery) -> dict[str, Any]:
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
         if asked.kind in _ONLY_ROOT:
@@ -114,7 +114,7 @@ class Network:
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
         return found
 
-    async def _plan(self, caller: Caller, asked: Plan) -> dict[str, Any]:
+    async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
         if asked.kind not in plan.KINDS:
             expected = ", ".join(plan.KINDS)
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {expected}, found {_shown(asked.kind)}")
@@ -128,7 +128,7 @@ class Network:
             loan.expand(reference)  # for its refusal: the value is not kept
         sha256, now_us = plan.sha256(form), self._clock.wall_us()
 
-        def change(tx: Transaction) -> rows.Row:
+        def change(tx: Transaction) -> rows.PlanRow:
             before = rows.get(tx, caller.plugin_id, sha256)
             row = rows.put(tx, caller.plugin_id, sha256, asked.kind, form.decode("utf-8"), self._quota, now_us=now_us)
             if before is None or before.state is not row.state:
@@ -141,7 +141,7 @@ class Network:
             raise faults.of_problem(problem) from problem
         return {"ok": True, **_view(row)}
 
-    async def _plans(self, caller: Caller, asked: Plans) -> dict[str, Any]:
+    async def _plans(self, caller: Caller, asked: NetworkPlans) -> dict[str, Any]:
         try:
             if asked.sha256:
                 row = self._found(caller, asked.sha256)
@@ -155,7 +155,7 @@ class Network:
         shown = found[: asked.limit]
         return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}
 
-    async def _apply(self, caller: Caller, asked: Apply) -> dict[str, Any]:
+    async def _apply(self, caller: Caller, asked: NetworkApply) -> dict[str, Any]:
         try:
             row = self._found(caller, asked.sha256)
         except Problem as problem:
@@ -165,7 +165,7 @@ class Network:
             f"nothing was applied: this version has no applier for {row.kind}, the plan stays {row.state}",
         )
 
-    def _found(self, caller: Caller, sha256: str) -> rows.Row:
+    def _found(self, caller: Caller, sha256: str) -> rows.PlanRow:
         if not _SHA256.fullmatch(sha256):
             raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
         row = self._ledger.read(lambda db: rows.get(db, caller.plugin_id, sha256))
@@ -174,7 +174,7 @@ class Network:
         return row
 
 
-def _planned(caller: Caller, row: rows.Row) -> Event:
+def _planned(caller: Caller, row: rows.PlanRow) -> Event:
     return Event(
         actor=str(Actor(kind="plugin", name=caller.plugin_id)),
         action="network.plan",
@@ -184,7 +184,7 @@ def _planned(caller: Caller, row: rows.Row) -> Event:
     )
 
 
-def _view(row: rows.Row) -> dict[str, Any]:
+def _view(row: rows.PlanRow) -> dict[str, Any]:
     return {
         "number": row.number,
         "sha256": row.sha256,
@@ -195,7 +195,7 @@ def _view(row: rows.Row) -> dict[str, Any]:
     }
 
 
-def _intent(row: rows.Row) -> Any:
+def _intent(row: rows.PlanRow) -> Any:
     import json
 
     return json.loads(row.intent)["intent"]

@@ -24,7 +24,7 @@ _TABLES: Final = (
 )
 
 
-class Listener(NamedTuple):
+class ListeningSocket(NamedTuple):
     """One socket that takes from others; `uid` is that of its owner. Which program it is only root can see."""
 
     protocol: str
@@ -46,7 +46,7 @@ def interfaces(root: Path) -> dict[str, Any]:
     return {"interfaces": node_network.interfaces(root, hardware=False)}
 
 
-def _read(root: Path) -> Iterator[Listener]:
+def _read(root: Path) -> Iterator[ListeningSocket]:
     for table, protocol, state in _TABLES:
         try:
             lines = (root / "proc/net" / table).read_text(encoding="ascii", errors="replace").splitlines()[1:]
@@ -60,10 +60,10 @@ def _read(root: Path) -> Iterator[Listener]:
                 yield one
 
 
-def _listener(protocol: str, local: str, uid: str) -> Listener | None:
+def _listener(protocol: str, local: str, uid: str) -> ListeningSocket | None:
     raw, _, port = local.partition(":")
     try:
-        return Listener(protocol, _address(raw), int(port, 16), int(uid))
+        return ListeningSocket(protocol, _address(raw), int(port, 16), int(uid))
     except ValueError:  # a line that no kernel we know writes
         return None
 

@@ -50,7 +50,7 @@ class ReadJournal(Params, frozen=True):
     limit: Annotated[int, Meta(ge=0, le=500)] = 100
 
 
-class Node:
+class NodeCalls:
     """The service. `may(caller, capability)`: does this plugin hold that too; `settings()` are those of now."""
 
     def __init__(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from latticed.kit.journald import Entry
+    from latticed.kit.journald import JournalEntry
 
 MAX_MESSAGE: Final = 16 << 10
 SSHD: Final = "sshd"
@@ -45,7 +45,7 @@ _DAY_S: Final = 86_400
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
 
-class Request(Params, frozen=True):
+class JournalQuery(Params, frozen=True):
     """One line from the daemon."""
 
     filter: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -62,7 +62,7 @@ class Sources:
     use_journald: bool
 
 
-async def answer(sources: Sources, asked: Request) -> dict[str, Any]:
+async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
     """`{entries, cursor}`; HostError bad_params, service_unavailable.
 
     Without a cursor: the newest entries. With one: those after it, oldest first. Where there are more than fit, or than
@@ -81,7 +81,7 @@ async def answer(sources: Sources, asked: Request) -> dict[str, Any]:
 # journald.
 
 
-async def _from_journald(asked: Request) -> dict[str, Any]:
+async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
     is_sshd = asked.filter == SSHD
     matches = _SSHD_MATCHES if is_sshd else (f"_SYSTEMD_UNIT={asked.filter}",)
     try:
@@ -92,8 +92,8 @@ async def _from_journald(asked: Request) -> dict[str, Any]:
 
 
 async def _read_journald(
-    asked: Request, matches: tuple[str, ...], wanted: Callable[[Entry], bool]
-) -> tuple[list[Entry], str]:
+    asked: JournalQuery, matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool]
+) -> tuple[list[JournalEntry], str]:
     kind, _, place = asked.cursor.partition(":")
     if not asked.cursor:
         since_us = time.time_ns() // 1_000
@@ -110,7 +110,7 @@ async def _read_journald(
     return found, f"j:{cursor}" if cursor else asked.cursor
 
 
-def _is_sshd(entry: Entry) -> bool:
+def _is_sshd(entry: JournalEntry) -> bool:
     """Written by sshd itself, by the kernel's word: SYSLOG_IDENTIFIER is whatever a program says of itself."""
     known = entry.fields
     if known["_UID"] != "0" or known["_COMM"] not in _SSHD_COMMS:
@@ -118,11 +118,11 @@ def _is_sshd(entry: Entry) -> bool:
     return bool(_SSHD_UNIT.fullmatch(known["_SYSTEMD_UNIT"]) or _SSHD_EXE.fullmatch(known["_EXE"]))
 
 
-def _is_any(_: Entry) -> bool:
+def _is_any(_: JournalEntry) -> bool:
     return True
 
 
-def _told(entry: Entry) -> dict[str, Any]:
+def _told(entry: JournalEntry) -> dict[str, Any]:
     known = entry.fields
     return {
         "at": rfc3339(entry.at_us),
@@ -139,7 +139,7 @@ def _told(entry: Entry) -> dict[str, Any]:
 # auth.log: what a program says of itself is all there is, so nothing in it is trusted.
 
 
-def _from_auth_log(path: Path, asked: Request) -> dict[str, Any]:
+def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
     try:
         lines, mark = _read_auth_log(path, asked)
     except OSError as error:
@@ -150,7 +150,7 @@ def _from_auth_log(path: Path, asked: Request) -> dict[str, Any]:
     return {"entries": entries, "cursor": f"f:{mark}"}
 
 
-def _read_auth_log(path: Path, asked: Request) -> tuple[list[bytes], text_log.Mark]:
+def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_log.Mark]:
     if not asked.cursor:
         return text_log.newest(path, _is_sshd_line, asked.limit)
     kind, _, place = asked.cursor.partition(":")

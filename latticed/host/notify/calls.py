@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
-from latticed.ledger.notifications import Message, Severity
+from latticed.ledger.notifications import NotificationRow, Severity
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from latticed.host.notify.keeper import NotifyQueue
+    from latticed.host.notify.keeper import NotificationQueue
 
 MAX_TITLE_CHARACTERS: Final = 200
 MAX_BODY_CHARACTERS: Final = 8_192
@@ -25,7 +25,7 @@ _EVENT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BREAKS: Final = re.compile(r"\r\n?")
 
 
-class Send(Params, frozen=True):
+class NotifySend(Params, frozen=True):
     title: str
     body: str = ""
     severity: Severity = "info"
@@ -33,16 +33,16 @@ class Send(Params, frozen=True):
     dedupe: str = ""
 
 
-class Notify:
+class NotifyCalls:
     """The service."""
 
-    def __init__(self, queue: NotifyQueue) -> None:
+    def __init__(self, queue: NotificationQueue) -> None:
         self._queue = queue
 
     def calls(self) -> tuple[Served, ...]:
-        return (Served(method="notify.send", params=Send, serve=self._send),)
+        return (Served(method="notify.send", params=NotifySend, serve=self._send),)
 
-    async def _send(self, caller: Caller, asked: Send) -> dict[str, Any]:
+    async def _send(self, caller: Caller, asked: NotifySend) -> dict[str, Any]:
         message = checked(asked)
         try:
             accepted = await self._queue.accept(caller.plugin_id, message)
@@ -51,7 +51,7 @@ class Notify:
         return {"ok": True, "id": accepted.id, "duplicate": accepted.duplicate}
 
 
-def checked(asked: Send) -> Message:
+def checked(asked: NotifySend) -> NotificationRow:
     """The message, its text made safe to store and to show; HostError bad_params for what cannot be meant."""
     if not asked.title.strip():
         raise HostError(Denial.BAD_PARAMS, "title: expected some text, found none")
@@ -62,7 +62,7 @@ def checked(asked: Send) -> Message:
     if len(asked.dedupe) > MAX_DEDUPE_CHARACTERS or any(text.is_control(c) for c in asked.dedupe):
         expected = f"at most {MAX_DEDUPE_CHARACTERS} characters, none of them a control character"
         raise HostError(Denial.BAD_PARAMS, f"dedupe: expected {expected}")
-    return Message(
+    return NotificationRow(
         title=text.sanitise(asked.title.strip(), MAX_TITLE_CHARACTERS),
         body=body_text(asked.body),
         severity=asked.severity,

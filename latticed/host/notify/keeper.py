@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
-    from latticed.ledger.notifications import Accepted, Item, Message, Status
-    from latticed.settings import Notify
+    from latticed.ledger.notifications import Item, NotificationRow, QueuedNotification, Status
+    from latticed.settings import NotifySettings
 
 LEASE_S: Final = 600.0
 """A delivery that takes longer is taken for lost."""
@@ -39,7 +39,7 @@ REASON_CHARACTERS: Final = 500
 log = logs.get_logger()
 
 
-class NotifyQueue:
+class NotificationQueue:
     """An async context manager; entered, what the last life was delivering is queued again.
 
     `may(plugin_id)`: whether what a plugin has queued may be delivered now; until it may, that waits.
@@ -50,7 +50,7 @@ class NotifyQueue:
         ledger: Ledger,
         *,
         clock: Clock,
-        settings: Callable[[], Notify],
+        settings: Callable[[], NotifySettings],
         may: Callable[[str], bool] = lambda _: True,
         roll: Callable[[], float] = random.random,
     ) -> None:
@@ -83,13 +83,13 @@ class NotifyQueue:
 
     # Senders.
 
-    async def accept(self, plugin_id: str, message: Message) -> Accepted:
+    async def accept(self, plugin_id: str, message: NotificationRow) -> QueuedNotification:
         """Queue it for good: on disk when this returns. Problems: quota_exceeded, ledger_unavailable."""
         accepted = await self._ledger.write(lambda tx: self.accept_in(tx, plugin_id, message), durable=True)
         self.wake()
         return accepted
 
-    def accept_in(self, tx: Transaction, plugin_id: str, message: Message) -> Accepted:
+    def accept_in(self, tx: Transaction, plugin_id: str, message: NotificationRow) -> QueuedNotification:
         """The same as a part of another change, which is durable and is followed by `wake`."""
         return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
 
@@ -257,12 +257,12 @@ class NotifyQueue:
 
     def _backoff_s(self, attempts: int) -> float:
         settings = self._settings()
-        policy = restart.Policy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
+        policy = restart.RestartPolicy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
         return restart.Failures(in_a_row=attempts).delay_s(policy, self._roll())
 
-    def _quota(self) -> rows.Quota:
+    def _quota(self) -> rows.NotificationQuota:
         settings = self._settings()
-        return rows.Quota(
+        return rows.NotificationQuota(
             items=settings.plugin_items,
             total_bytes=settings.plugin_bytes,
             all_items=settings.total_items,

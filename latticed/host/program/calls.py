@@ -13,25 +13,25 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.program.keeper import Kept, Programs
-    from latticed.settings.programs import Service as Settings
+    from latticed.host.program.keeper import KeptProgram, ProgramKeeper
+    from latticed.settings.programs import ServiceSettings as Settings
 
 
-class Name(Params, frozen=True):
+class ProgramName(Params, frozen=True):
     name: str
 
 
-class Status(Params, frozen=True):
+class ProgramStatus(Params, frozen=True):
     """`name` empty: all of the caller's, without what they wrote."""
 
     name: str = ""
 
 
-class LongLived:
+class ProgramCalls:
     """The service."""
 
     def __init__(
-        self, programs: Programs, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
+        self, programs: ProgramKeeper, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
     ) -> None:
         self._programs = programs
         self._settings = settings
@@ -39,12 +39,12 @@ class LongLived:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="service.put", params=specs.Put, serve=self._put),
-            Served(method="service.delete", params=Name, serve=self._delete),
-            Served(method="service.status", params=Status, serve=self._status),
+            Served(method="service.put", params=specs.ProgramPut, serve=self._put),
+            Served(method="service.delete", params=ProgramName, serve=self._delete),
+            Served(method="service.status", params=ProgramStatus, serve=self._status),
         )
 
-    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
         try:
             made = await self._programs.put(caller.plugin_id, asked.name, spec)
@@ -52,13 +52,13 @@ class LongLived:
             raise faults.of_problem(problem) from problem
         return {"ok": True, "name": made.name, "state": made.life.state}
 
-    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
         try:
             return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
         except Problem as problem:
             raise faults.of_problem(problem) from problem
 
-    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+    async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:
             return {"services": [view(one) for one in mine]}
@@ -68,7 +68,7 @@ class LongLived:
         return {"services": found}
 
 
-def view(one: Kept) -> dict[str, Any]:
+def view(one: KeptProgram) -> dict[str, Any]:
     """As `service.status` shows it; never arguments or environment."""
     spec = one.spec
     return {

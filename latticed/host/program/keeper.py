@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import msgspec
 
 from latticed.host import confinement as confining
-from latticed.host.permissions import Refusal
+from latticed.host.permissions import PermissionRefused
 from latticed.host.program import spec as specs
-from latticed.host.program.rules import Rules
-from latticed.host.program.supervised import Life, Ready, Tools
+from latticed.host.program.rules import RestartRules
+from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.kit import logs
 from latticed.ledger import programs as rows
 from latticed.model.errors import Problem
 from latticed.sandbox import rlimits
-from latticed.sandbox.spec import Request
+from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from latticed.host.confinement import Spawner
-    from latticed.host.program.spec import Spec
+    from latticed.host.program.spec import ProgramSpec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
-    from latticed.model.restart import Policy
-    from latticed.settings.programs import Service as Settings
+    from latticed.model.restart import RestartPolicy
+    from latticed.settings.programs import ServiceSettings as Settings
 
 T = TypeVar("T")
 
@@ -41,16 +41,16 @@ log = logs.get_logger()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Kept:
+class KeptProgram:
     """One service."""
 
     plugin_id: str
     name: str
-    spec: Spec
-    life: Life
+    spec: ProgramSpec
+    life: SupervisedProgram
 
 
-class Programs:
+class ProgramKeeper:
     """An async context manager: entered, every service on record runs as soon as its owner may have it.
 
     `refusal(plugin_id)`: why it may not have services run now, or None. `variables(plugin_id)`: the names that their
@@ -64,18 +64,18 @@ class Programs:
         clock: Clock,
         spawner: Spawner,
         settings: Callable[[], Settings],
-        refusal: Callable[[str], Refusal | None],
-        policy: Callable[[], Policy],
+        refusal: Callable[[str], PermissionRefused | None],
+        policy: Callable[[], RestartPolicy],
         variables: Callable[[str], frozenset[str]] = lambda _: frozenset(),
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
-        self._tools = Tools(spawner=spawner, clock=clock, roll=roll)
+        self._tools = ProgramDeps(spawner=spawner, clock=clock, roll=roll)
         self._settings = settings
         self._refusal = refusal
         self._policy = policy
         self._variables = variables
-        self._kept: dict[tuple[str, str], Kept] = {}
+        self._kept: dict[tuple[str, str], KeptProgram] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
         self._changes: set[asyncio.Task[Any]] = set()
         self._wanted = asyncio.Event()
@@ -115,7 +115,7 @@ class Programs:
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
-    async def put(self, plugin_id: str, name: str, spec: Spec) -> Kept:
+    async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         """Keep `spec` running, in place of what had that name. Problems: quota_exceeded, ledger_unavailable.
 
         To put the same again changes nothing, unless it has failed or ended: then it is started afresh.
@@ -130,21 +130,21 @@ class Programs:
         """Delete all of one plugin; how many there were."""
         return await self._whole(self._forget(plugin_id))
 
-    def every(self) -> list[Kept]:
+    def every(self) -> list[KeptProgram]:
         """All, of every plugin."""
         return list(self._kept.values())
 
-    def of(self, plugin_id: str) -> list[Kept]:
+    def of(self, plugin_id: str) -> list[KeptProgram]:
         """Those of one plugin, by name."""
         return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
 
-    async def _put(self, plugin_id: str, name: str, spec: Spec) -> Kept:
+    async def _put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         async with self._changing[plugin_id]:
             before = self._kept.get((plugin_id, name))
             if before is not None and before.spec == spec and before.life.state not in {"ended", "failed"}:
                 return before
             settings, now_us, text = self._settings(), self._tools.clock.wall_us(), specs.encode(spec)
-            quota = rows.Quota(programs=settings.plugin_services, all_programs=settings.services)
+            quota = rows.ProgramQuota(programs=settings.plugin_services, all_programs=settings.services)
             await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
             )
@@ -188,14 +188,14 @@ class Programs:
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
-    def _why_not(self, one: Kept) -> Refusal | None:
+    def _why_not(self, one: KeptProgram) -> PermissionRefused | None:
         """Why it may not run now, or None."""
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
         taken = one.spec.environment.keys() - self._variables(one.plugin_id)
-        return Refusal(code="env_not_granted", reason=f"{min(taken)} is not granted") if taken else None
+        return PermissionRefused(code="env_not_granted", reason=f"{min(taken)} is not granted") if taken else None
 
-    def _look(self, kept: Iterable[Kept]) -> None:
+    def _look(self, kept: Iterable[KeptProgram]) -> None:
         """Begin what may run, end what may not."""
         for one in kept:
             refusal = self._why_not(one)
@@ -212,19 +212,19 @@ class Programs:
                 ending.add_done_callback(self._changes.discard)
                 ending.add_done_callback(lambda _: self._wanted.set())  # it may run again by now
 
-    def _keep(self, plugin_id: str, name: str, spec: Spec) -> Kept:
+    def _keep(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         settings = self._settings()
-        life = Life(
+        life = SupervisedProgram(
             f"{plugin_id}/{name}",
             self._tools,
             lambda: self._ready(spec),
-            Rules(restart=spec.restart, policy=self._policy()),
+            RestartRules(restart=spec.restart, policy=self._policy()),
             output_bytes=settings.output_kib << 10,
         )
-        made = self._kept[plugin_id, name] = Kept(plugin_id=plugin_id, name=name, spec=spec, life=life)
+        made = self._kept[plugin_id, name] = KeptProgram(plugin_id=plugin_id, name=name, spec=spec, life=life)
         return made
 
-    async def _ready(self, spec: Spec) -> Ready:
+    async def _ready(self, spec: ProgramSpec) -> Ready:
         """What to start, as the operator's list is now."""
         settings, spawner = self._settings(), self._tools.spawner
         path = settings.programs.get(spec.program)
@@ -236,11 +236,11 @@ class Programs:
             )
         chosen = confining.choose(spawner, network=spec.network != "none")
         program = await confining.program(path, spawner.interpreters)
-        request = Request(
+        request = ChildRequest(
             program=program,
             args=spec.args,
             environment=confining.environment(chosen, spec.environment),
-            limits=rlimits.Limits(
+            limits=rlimits.ResourceLimits(
                 memory_bytes=settings.memory_mib * _MIB, tasks=settings.processes, open_files=settings.open_files
             ),
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from latticed.model.restart import VISITED
 
 if TYPE_CHECKING:
-    from latticed.model.restart import Failures, Policy
+    from latticed.model.restart import Failures, RestartPolicy
 
 Restart = Literal["always", "on-failure", "never"]
 State = Literal["stopped", "starting", "running", "waiting", "ended", "failed"]
@@ -18,7 +18,7 @@ put again.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class ProgramEnded:
     """`status` is the exit code; None when a signal ended it, or when it could not even be started.
 
     `visited`: a visitor's connection had reached this life of it, and may have caused its end: the message says so, and
@@ -37,7 +37,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Again:
+class RestartAfter:
     """It is started again after `delay_s`."""
 
     failures: Failures
@@ -45,7 +45,7 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Over:
+class NoRestart:
     """It is not started again. `code` and `message` say why, or nothing when it ended as it was meant to."""
 
     state: Literal["ended", "failed"]
@@ -54,24 +54,26 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class RestartRules:
     """How ends are answered. `hopeless`: exit codes after which another try would end the same way."""
 
     restart: Restart
-    policy: Policy
+    policy: RestartPolicy
     hopeless: frozenset[int] = frozenset()
 
 
-def after(before: Failures, ended: Ended, rules: Rules, *, uptime_s: float, roll: float) -> Again | Over:
+def after(
+    before: Failures, ended: ProgramEnded, rules: RestartRules, *, uptime_s: float, roll: float
+) -> RestartAfter | NoRestart:
     """What follows once it ended after `uptime_s`; `roll` in [0, 1) is the dice."""
     if ended.status in rules.hopeless:
-        return Over(state="failed", code=ended.code, message=ended.message)
+        return NoRestart(state="failed", code=ended.code, message=ended.message)
     if ended.status == 0 and rules.restart != "always":
-        return Over(state="ended")
+        return NoRestart(state="ended")
     if rules.restart == "never":
-        return Over(state="failed", code=ended.code, message=ended.message)
+        return NoRestart(state="failed", code=ended.code, message=ended.message)
     failures = before.after(uptime_s, rules.policy, excused=ended.visited)
     if failures.breaker_open(rules.policy):
         message = f"it ended {failures.counted} times in a row, last: {ended.message}"
-        return Over(state="failed", code="crash_loop", message=message)
-    return Again(failures=failures, delay_s=failures.delay_s(rules.policy, roll))
+        return NoRestart(state="failed", code="crash_loop", message=message)
+    return RestartAfter(failures=failures, delay_s=failures.delay_s(rules.policy, roll))

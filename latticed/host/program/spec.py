@@ -14,7 +14,7 @@ from latticed.kit import text
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from latticed.settings.programs import Service as Settings
+    from latticed.settings.programs import ServiceSettings as Settings
 
 Network = Literal["none", "own", "host"]
 MAX_ARGS: Final = 64
@@ -23,7 +23,7 @@ MAX_CHARACTERS: Final = 4_096
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class Put(Params, frozen=True):
+class ProgramPut(Params, frozen=True):
     """service.put. `program` is a name on the operator's list; `network` none, its own loopback, or the host's."""
 
     name: str
@@ -34,8 +34,8 @@ class Put(Params, frozen=True):
     network: Network = "none"
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `Put`, checked."""
+class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `ProgramPut`, checked."""
 
     program: str
     args: tuple[str, ...]
@@ -44,7 +44,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     network: Network
 
 
-def checked(asked: Put, settings: Settings, variables: frozenset[str]) -> Spec:
+def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) -> ProgramSpec:
     """The spec; HostError bad_params says what was expected, egress_blocked that it may not have that network.
 
     `variables` are the names that the operator lets this plugin set. There is no list of harmless ones: `BASH_ENV`,
@@ -67,7 +67,7 @@ def checked(asked: Put, settings: Settings, variables: frozenset[str]) -> Spec:
         raise HostError(
             Denial.EGRESS_BLOCKED, f"network: the operator does not let {asked.program} have the host's network"
         )
-    return Spec(
+    return ProgramSpec(
         program=asked.program,
         args=asked.args,
         environment=asked.environment,
@@ -85,9 +85,9 @@ def encode(spec: msgspec.Struct) -> str:
     return msgspec.json.encode(spec).decode("utf-8")
 
 
-def decode(stored: str) -> Spec:
+def decode(stored: str) -> ProgramSpec:
     """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
-    return msgspec.json.decode(stored, type=Spec)
+    return msgspec.json.decode(stored, type=ProgramSpec)
 
 
 def bad(name: str, expected: str) -> HostError:

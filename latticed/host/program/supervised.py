@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host.last_output import Tail, last_words
-from latticed.host.program.rules import Again, Ended, after
+from latticed.host.last_output import LastOutput, last_words
+from latticed.host.program.rules import ProgramEnded, RestartAfter, after
 from latticed.kit import logs
 from latticed.kit.clock import rfc3339
 from latticed.model.errors import Problem
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.host.confinement import Spawner
-    from latticed.host.program.rules import Rules, State
+    from latticed.host.program.rules import RestartRules, State
     from latticed.kit.clock import Clock
     from latticed.processes.child import Child
     from latticed.sandbox.levels import Chosen
-    from latticed.sandbox.spec import Ids, Request
+    from latticed.sandbox.spec import ChildRequest, Ids
 
 GRACE_S: Final = 5.0
 log = logs.get_logger()
@@ -32,14 +32,14 @@ log = logs.get_logger()
 class Ready:
     """What is about to be started. `lent`: see `confining.Spawner`; `close` is called once it has been, or not."""
 
-    request: Request
+    request: ChildRequest
     chosen: Chosen
     close: Callable[[], None]
     lent: Callable[[Ids | None], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
+class ProgramDeps:
     """What lives are made with. `roll` gives the dice, in [0, 1)."""
 
     spawner: Spawner
@@ -47,14 +47,20 @@ class Tools:
     roll: Callable[[], float]
 
 
-class Life:
+class SupervisedProgram:
     """`begin` and `end` it; in between it looks after itself. `prepare` says each time anew what is to be started.
 
     `state`, `pid`, `restarts`, `error` (code, message, when) tell how it is.
     """
 
     def __init__(
-        self, name: str, tools: Tools, prepare: Callable[[], Awaitable[Ready]], rules: Rules, *, output_bytes: int
+        self,
+        name: str,
+        tools: ProgramDeps,
+        prepare: Callable[[], Awaitable[Ready]],
+        rules: RestartRules,
+        *,
+        output_bytes: int,
     ) -> None:
         self.name = name
         self.state: State = "stopped"
@@ -72,7 +78,7 @@ class Life:
         self._prepare = prepare
         self._rules = rules
         self._output_bytes = output_bytes
-        self._out, self._err = Tail(output_bytes), Tail(output_bytes)
+        self._out, self._err = LastOutput(output_bytes), LastOutput(output_bytes)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -150,7 +156,7 @@ class Life:
             if ended.status != 0:
                 self.fault(ended.code, ended.told)
             next_ = after(failures, ended, self._rules, uptime_s=clock.monotonic_s() - begun_s, roll=self._tools.roll())
-            if not isinstance(next_, Again):
+            if not isinstance(next_, RestartAfter):
                 if next_.code:
                     self.fault(next_.code, next_.message)
                 self._set(next_.state)
@@ -161,7 +167,7 @@ class Life:
             await asyncio.sleep(next_.delay_s)
             self.restarts += 1
 
-    async def _once(self) -> Ended:
+    async def _once(self) -> ProgramEnded:
         """From one start to the end that follows; being cancelled stops what was started."""
         try:
             ready = await self._prepare()
@@ -170,10 +176,10 @@ class Life:
             finally:
                 ready.close()
         except Problem as problem:
-            return Ended(code=problem.code, message=problem.detail)
+            return ProgramEnded(code=problem.code, message=problem.detail)
         except Exception as error:
             log.error("program_failed", program=self.name, exc_info=True)
-            return Ended(code="internal", message=f"a fault of latticed: {type(error).__name__}")
+            return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")
         self._child, self._visited = child, False
         try:
             child.stdin.close()
@@ -184,10 +190,10 @@ class Life:
             await waiting.uncancelled(child.stop(self._grace_s))
             self.pid = self._child = None
         words = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
-        return Ended(code=exit_.code, message=exit_.message + words, status=exit_.status, visited=self._visited)
+        return ProgramEnded(code=exit_.code, message=exit_.message + words, status=exit_.status, visited=self._visited)
 
     async def _spawn(self, ready: Ready) -> Child:
-        self._out, self._err = Tail(self._output_bytes), Tail(self._output_bytes)
+        self._out, self._err = LastOutput(self._output_bytes), LastOutput(self._output_bytes)
         return await self._tools.spawner.spawn(
             ready.request,
             ready.chosen,

@@ -26,10 +26,10 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from latticed.host.route.spec import Spec
-    from latticed.host.route.table import Claim, Routes, Target
+    from latticed.host.route.spec import RouteSpec
+    from latticed.host.route.table import RouteClaim, RouteTable, RouteTarget
     from latticed.host.route.targets import Call, Invoke
-    from latticed.host.route.upstreams import ServiceRoutes
+    from latticed.host.route.upstreams import UpstreamTable
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
@@ -43,7 +43,7 @@ LISTEN_S: Final = 1.0
 log = logs.get_logger()
 
 
-class Delete(Params, frozen=True):
+class RouteDelete(Params, frozen=True):
     path: str
 
 
@@ -68,38 +68,38 @@ class Doors:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Kept:
+class RouteKept:
     """One route: `claim` while it is served, `fault` why not, as far as that was told."""
 
     plugin_id: str
-    spec: Spec
-    target: Target
-    claim: Claim | None = None
+    spec: RouteSpec
+    target: RouteTarget
+    claim: RouteClaim | None = None
     fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class RouteView:
     """One route for a list; `kept` None: a worker declares it."""
 
     plugin_id: str
     path: str
-    kept: Kept | None
+    kept: RouteKept | None
 
 
-class Route:
+class RouteCalls:
     """The service, an async context manager: entered, the routes of earlier lives are back."""
 
     def __init__(
         self,
         ledger: Ledger,
         *,
-        pages: Routes,
-        services: ServiceRoutes,
+        pages: RouteTable,
+        services: UpstreamTable,
         doors: Doors,
         clock: Clock,
         wheel: Wheel,
-        quota: rows.Quota | None = None,
+        quota: rows.RouteQuota | None = None,
     ) -> None:
         self._ledger = ledger
         self._pages = pages
@@ -107,8 +107,8 @@ class Route:
         self._doors = doors
         self._clock = clock
         self._wheel = wheel
-        self._quota = quota or rows.Quota()
-        self._kept: dict[tuple[str, str], Kept] = {}  # by plugin and path, the oldest first
+        self._quota = quota or rows.RouteQuota()
+        self._kept: dict[tuple[str, str], RouteKept] = {}  # by plugin and path, the oldest first
         self._one_at_a_time = asyncio.Lock()
         self._stack = contextlib.ExitStack()
 
@@ -132,8 +132,8 @@ class Route:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="route.put", params=route_spec.Put, serve=self._put),
-            Served(method="route.delete", params=Delete, serve=self._delete),
+            Served(method="route.put", params=route_spec.RoutePut, serve=self._put),
+            Served(method="route.delete", params=RouteDelete, serve=self._delete),
         )
 
     def look(self, plugin_id: str) -> None:
@@ -143,7 +143,7 @@ class Route:
     def _look_at_all(self) -> None:
         self._look(self._kept.values())
 
-    def _look(self, looked_at: Iterable[Kept]) -> None:
+    def _look(self, looked_at: Iterable[RouteKept]) -> None:
         for kept in looked_at:
             wanted = self._wanted(kept)
             if wanted and kept.claim is None:
@@ -165,20 +165,20 @@ class Route:
 
     # What operators see.
 
-    def every(self) -> list[Shown]:
+    def every(self) -> list[RouteView]:
         """Those that plugins have put, and those that armed workers declare."""
-        put = [Shown(plugin_id=kept.plugin_id, path=kept.spec.path, kept=kept) for kept in self._kept.values()]
+        put = [RouteView(plugin_id=kept.plugin_id, path=kept.spec.path, kept=kept) for kept in self._kept.values()]
         held = {(kept.spec.path, kept.plugin_id) for kept in self._kept.values()}
         declared = [one for one in self._pages.claimed() if one not in held]
-        return [*put, *(Shown(plugin_id=plugin_id, path=path, kept=None) for path, plugin_id in declared)]
+        return [*put, *(RouteView(plugin_id=plugin_id, path=path, kept=None) for path, plugin_id in declared)]
 
-    def view(self, shown: Shown) -> dict[str, Any]:
+    def view(self, shown: RouteView) -> dict[str, Any]:
         """One route as it stands; without its template."""
         if shown.kept is not None:
             return self._view(shown.kept)
-        return self._described(route_spec.Spec(path=shown.path, target="template"), shown.plugin_id, served=True)
+        return self._described(route_spec.RouteSpec(path=shown.path, target="template"), shown.plugin_id, served=True)
 
-    def _view(self, kept: Kept) -> dict[str, Any]:
+    def _view(self, kept: RouteKept) -> dict[str, Any]:
         return self._described(
             kept.spec,
             kept.plugin_id,
@@ -186,7 +186,7 @@ class Route:
             fault=kept.fault if self._wanted(kept) else "",
         )
 
-    def _described(self, spec: Spec, plugin_id: str, *, served: bool, fault: str = "") -> dict[str, Any]:
+    def _described(self, spec: RouteSpec, plugin_id: str, *, served: bool, fault: str = "") -> dict[str, Any]:
         listener = self._table(spec).listener
         return {
             "plugin": plugin_id,
@@ -205,7 +205,7 @@ class Route:
 
     # The calls.
 
-    async def _put(self, caller: Caller, asked: route_spec.Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: route_spec.RoutePut) -> dict[str, Any]:
         spec = await asyncio.to_thread(route_spec.checked, asked)
         if spec.target == "service":
             self._check_service(caller.plugin_id, spec)
@@ -216,7 +216,7 @@ class Route:
         where = f"{listener.url}{spec.path}" if listener.url else None
         return {"ok": True, "path": spec.path, "url": where, "message": listener.fault}
 
-    async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: RouteDelete) -> dict[str, Any]:
         key = (caller.plugin_id, routes.normal(asked.path))
         async with self._one_at_a_time:
             if key not in self._kept:
@@ -228,7 +228,7 @@ class Route:
             self._release(self._kept.pop(key))
         return {"ok": True}
 
-    def _check_service(self, plugin_id: str, spec: Spec) -> None:
+    def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
         if not self._services.on:
             raise HostError(
                 Denial.SERVICE_UNAVAILABLE,
@@ -243,7 +243,7 @@ class Route:
         if spec.login and (fault := passwords.fault(self._doors.secret(plugin_id, spec.login))):
             raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
 
-    async def _replace(self, kept: Kept) -> None:
+    async def _replace(self, kept: RouteKept) -> None:
         """Claim first, then keep: a route that is taken leaves no row, one that cannot be kept leaves no claim."""
         key = (kept.plugin_id, kept.spec.path)
         old = self._kept.get(key)
@@ -268,9 +268,9 @@ class Route:
 
     # What answers, and where.
 
-    def _made(self, plugin_id: str, spec: Spec) -> Kept:
+    def _made(self, plugin_id: str, spec: RouteSpec) -> RouteKept:
         doors = self._doors
-        target: Target | Proxied
+        target: RouteTarget | Proxied
         match spec.target:
             case "template":
                 made = compiled(spec.template)
@@ -289,17 +289,17 @@ class Route:
                     pinned=lambda: self._pinned(plugin_id, bound),
                     visited=lambda: doors.visited(plugin_id),
                 )
-        return Kept(plugin_id=plugin_id, spec=spec, target=cast("Target", target))
+        return RouteKept(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
 
     def _pinned(self, plugin_id: str, bound: egress.Origin) -> Address | None:
         rights = self._doors.published(plugin_id)
         found = egress.pinned(rights, scheme=bound.scheme, host=bound.host, port=bound.port)
         return bound.address if bound.address in found else None
 
-    def _table(self, spec: Spec) -> Routes:
+    def _table(self, spec: RouteSpec) -> RouteTable:
         return self._services if spec.target == "service" else self._pages
 
-    def _wanted(self, kept: Kept) -> bool:
+    def _wanted(self, kept: RouteKept) -> bool:
         """Whether it is to be served now."""
         answers = self._doors.may if kept.spec.target == "service" else self._doors.live
         return answers(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
@@ -313,7 +313,7 @@ class Route:
         below = any(path.startswith(one) for one in granted - {"/"})
         return frozenset({path} if below or path in granted else ())
 
-    def _claim(self, kept: Kept) -> None:
+    def _claim(self, kept: RouteKept) -> None:
         path = kept.spec.path
         free = self._free(kept.plugin_id, path)
         table = self._table(kept.spec)
@@ -322,7 +322,7 @@ class Route:
         kept.claim = table.claim(kept.plugin_id, [path], kept.target, granted_prefixes=free)
         kept.fault = ""
 
-    def _release(self, kept: Kept) -> None:
+    def _release(self, kept: RouteKept) -> None:
         if kept.claim is not None:
             self._table(kept.spec).release(kept.claim)
         kept.claim = None

@@ -33,7 +33,7 @@ _OWN: Final = {
 """Which further parameters go with each target."""
 
 
-class Put(Params, frozen=True):
+class RoutePut(Params, frozen=True):
     path: str
     target: Literal["template", "invoke", "service"]
     template: str = ""
@@ -45,7 +45,7 @@ class Put(Params, frozen=True):
     public: tuple[str, ...] = ()
 
 
-class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One route as it is kept. `path` ends with a slash; `login` is the name of a secret; `origin` in normal form."""
 
     path: str
@@ -64,7 +64,7 @@ class Spec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return egress.origin(self.origin)
 
 
-def checked(asked: Put) -> Spec:
+def checked(asked: RoutePut) -> RouteSpec:
     """The spec; HostError bad_params says what was expected. Whether the path is free is another question."""
     for kind, names in _OWN.items():
         if kind != asked.target and (odd := [name for name in names if getattr(asked, name)]):
@@ -81,17 +81,17 @@ def checked(asked: Put) -> Spec:
             return _of_service(asked, path)
 
 
-def encoded(spec: Spec) -> str:
+def encoded(spec: RouteSpec) -> str:
     """As the ledger keeps it."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 
-def decoded(kept: str) -> Spec:
+def decoded(kept: str) -> RouteSpec:
     """As it was kept; ValueError when it is damaged."""
-    return msgspec.json.decode(kept, type=Spec)
+    return msgspec.json.decode(kept, type=RouteSpec)
 
 
-def _of_template(asked: Put, path: str) -> Spec:
+def _of_template(asked: RoutePut, path: str) -> RouteSpec:
     try:
         content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
         template.parse(asked.template.encode("utf-8"))
@@ -101,19 +101,19 @@ def _of_template(asked: Put, path: str) -> Spec:
         raise _bad(f"{problem.code}: {problem.detail}") from problem
     if not asked.template:
         raise _bad("template: expected some text, found none")
-    return Spec(path=path, target="template", template=asked.template, content_type=content_type)
+    return RouteSpec(path=path, target="template", template=asked.template, content_type=content_type)
 
 
-def _of_invoke(asked: Put, path: str) -> Spec:
+def _of_invoke(asked: RoutePut, path: str) -> RouteSpec:
     if not _ACTION.fullmatch(asked.action):
         raise _bad("action: expected 1 to 128 of A-Z a-z 0-9 . _ : -, first a letter or digit")
     methods = tuple(dict.fromkeys(asked.methods)) or ("GET", "HEAD")
     if unknown := [one for one in methods if one not in METHODS]:
         raise _bad(f"methods: expected some of {', '.join(METHODS)}, found {_shown(unknown[0])}")
-    return Spec(path=path, target="invoke", action=asked.action, methods=methods)
+    return RouteSpec(path=path, target="invoke", action=asked.action, methods=methods)
 
 
-def _of_service(asked: Put, path: str) -> Spec:
+def _of_service(asked: RoutePut, path: str) -> RouteSpec:
     if not _SERVICE_PATH.fullmatch(path):
         raise _bad("path: expected segments of A-Z a-z 0-9 . _ ~ - for a service")
     try:
@@ -133,7 +133,7 @@ def _of_service(asked: Put, path: str) -> Spec:
         if fault := public_paths.fault(pattern):
             raise _bad(f"public: {fault}")
     login = reference[1] if reference else ""
-    return Spec(path=path, target="service", origin=str(bound), login=login, public=asked.public)
+    return RouteSpec(path=path, target="service", origin=str(bound), login=login, public=asked.public)
 
 
 def _bad(message: str) -> HostError:

@@ -26,7 +26,7 @@ _NOT_IN_PREFIX: Final = frozenset('%?#\\"<>^`{|} ')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class RouteRequest:
     """What somebody outside asks: `path` decoded, once and whole; `query` decoded pairs in their order.
 
     `headers` may be asked for in any case of letters.
@@ -40,7 +40,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class RouteResponse:
     """What a target answers."""
 
     body: bytes
@@ -48,7 +48,7 @@ class Response:
     status: int = 200
 
 
-class Target(Protocol):
+class RouteTarget(Protocol):
     """What answers for a prefix."""
 
     @property
@@ -56,34 +56,34 @@ class Target(Protocol):
         """The HTTP methods that it takes."""
         ...
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: RouteRequest) -> RouteResponse:
         """The answer, or Problem. Whoever calls sets the deadline."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class RouteListener:
     """Where routes are served, as far as that is known: at `url`, or not because of `fault`; neither: about to be."""
 
     url: str = ""
     fault: str = ""
 
 
-NOBODY: Final = Listener(fault="nothing listens for routes")
+NOBODY: Final = RouteListener(fault="nothing listens for routes")
 
 
-class Claim:
+class RouteClaim:
     """The prefixes that one plugin answers for."""
 
     __slots__ = ("plugin_id", "prefixes", "target")
 
-    def __init__(self, plugin_id: str, prefixes: tuple[str, ...], target: Target) -> None:
+    def __init__(self, plugin_id: str, prefixes: tuple[str, ...], target: RouteTarget) -> None:
         self.plugin_id = plugin_id
         self.prefixes = prefixes
         self.target = target
 
 
-class Routes:
+class RouteTable:
     """The table. `changed` is set whenever a claim comes or goes; whoever waits for it clears it.
 
     `on_release` is called once a claim is gone: what is still being answered under it may have to be cut.
@@ -93,8 +93,8 @@ class Routes:
         self.changed = asyncio.Event()
         self.on_release: Callable[[], None] = lambda: None
         self.listener = NOBODY
-        self._claims: dict[str, Claim] = {}
-        self._guests: dict[str, Claim] = {}  # those of `_claims` that are no plugin's own: few
+        self._claims: dict[str, RouteClaim] = {}
+        self._guests: dict[str, RouteClaim] = {}  # those of `_claims` that are no plugin's own: few
         self._depths: Counter[int] = Counter()
         self._deepest = 0
         self._known = asyncio.Event()
@@ -128,17 +128,17 @@ class Routes:
         self,
         plugin_id: str,
         prefixes: Iterable[str],
-        target: Target,
+        target: RouteTarget,
         *,
         granted_prefixes: frozenset[str] = frozenset(),
-    ) -> Claim:
+    ) -> RouteClaim:
         """From now on `target` answers for `prefixes`, all or none; Problem as `check`.
 
         A claim of an earlier life of the same plugin gives way.
         """
         wanted = tuple(dict.fromkeys(prefixes))
         self.check(plugin_id, wanted, granted_prefixes=granted_prefixes)
-        claim = Claim(plugin_id, wanted, target)
+        claim = RouteClaim(plugin_id, wanted, target)
         for prefix in wanted:
             if (old := self._claims.get(prefix)) is not None:
                 self._drop(prefix, old)
@@ -150,7 +150,7 @@ class Routes:
         self.changed.set()
         return claim
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: RouteClaim) -> None:
         """`claim` answers no more; what has been claimed anew since stays."""
         for prefix in claim.prefixes:
             self._drop(prefix, claim)
@@ -158,7 +158,7 @@ class Routes:
         self.changed.set()
         self.on_release()
 
-    def find(self, path: str) -> Claim | None:
+    def find(self, path: str) -> RouteClaim | None:
         """Whose the decoded `path` is: that of the longest prefix. `/a` counts as below `/a/`."""
         if path.startswith(RESERVED) or path == RESERVED[:-1]:
             return None
@@ -181,7 +181,7 @@ class Routes:
             return next((guest for guest in guests if guest != plugin_id), None)
         return None
 
-    def _drop(self, prefix: str, claim: Claim) -> None:
+    def _drop(self, prefix: str, claim: RouteClaim) -> None:
         if self._claims.get(prefix) is not claim:
             return
         del self._claims[prefix]
@@ -193,7 +193,7 @@ class Routes:
 
     # Listening.
 
-    def tell(self, listener: Listener) -> None:
+    def tell(self, listener: RouteListener) -> None:
         """The ingress says how it stands."""
         self.listener = listener
         if listener.url or listener.fault:
@@ -201,7 +201,7 @@ class Routes:
         else:
             self._known.clear()
 
-    async def listened(self, within_s: float) -> Listener:
+    async def listened(self, within_s: float) -> RouteListener:
         """How it stands, waiting for at most `within_s` seconds while the ingress is about to listen."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.route import rendering, template
-from latticed.host.route.table import Request, Response
+from latticed.host.route.table import RouteRequest, RouteResponse
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Templated:
         self._live = live
         self._call = functools.partial(call, plugin_id)
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: RouteRequest) -> RouteResponse:
         """See `host.routes.Target`."""
         _check_live(self._live, self._plugin_id)
         body = await rendering.render(
@@ -60,7 +60,7 @@ class Templated:
             call=self._call,
         )
         _check_live(self._live, self._plugin_id)
-        return Response(body=body, content_type=self._content_type)
+        return RouteResponse(body=body, content_type=self._content_type)
 
 
 class Invoked:
@@ -77,7 +77,7 @@ class Invoked:
         self._invoke = invoke
         self._under_way = 0
 
-    async def serve(self, request: Request) -> Response:
+    async def serve(self, request: RouteRequest) -> RouteResponse:
         """See `host.routes.Target`."""
         _check_live(self._live, self._plugin_id)
         if self._under_way >= MAX_AT_ONCE:
@@ -112,7 +112,7 @@ class Proxied:
     visited: Callable[[], None]
 
 
-def asked(request: Request) -> dict[str, Any]:
+def asked(request: RouteRequest) -> dict[str, Any]:
     """What an action is told of a request: no cookies, no credentials, nothing that proxies say of the client."""
     kept: dict[str, str] = {}
     for name, value in request.headers.items():
@@ -136,7 +136,7 @@ def asked(request: Request) -> dict[str, Any]:
     return told
 
 
-def answered(result: Any) -> Response:
+def answered(result: Any) -> RouteResponse:
     """What an action resulted in, as an answer; Problem("plugin_error") or ("output_too_large") for anything else."""
     if not isinstance(result, dict) or not result.keys() <= _ANSWER:
         raise _wrong(f"expected a result with {', '.join(sorted(_ANSWER))}, found something else")
@@ -149,7 +149,7 @@ def answered(result: Any) -> Response:
     if len(body) > MAX_ANSWER_BYTES:
         detail = f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, found {len(body)}"
         raise Problem("output_too_large", detail)
-    return Response(body=body, content_type=kind, status=status)
+    return RouteResponse(body=body, content_type=kind, status=status)
 
 
 def compiled(source: str) -> Template:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latticed.host.route.table import Routes
+from latticed.host.route.table import RouteTable
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class ServiceRoutes(Routes):
+class UpstreamTable(RouteTable):
     """See `host.routes.Routes`. `on`: whether the operator has set where it listens."""
 
     def __init__(self, *, on: bool) -> None:

@@ -25,7 +25,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from latticed.host.secret.key import Keys, Place
+    from latticed.host.secret.key import KeyLocation, SealingKeys
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
 
@@ -42,7 +42,7 @@ log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class KnownSecret:
     """What is told of a secret; never its value. `usable` is False when it was sealed with a key that is not here."""
 
     name: str
@@ -53,16 +53,16 @@ class Known:
     usable: bool
 
 
-class Secrets:
+class SecretKeeper:
     """The store. What operators do raises Problem; what is done for a plugin raises HostError."""
 
-    def __init__(self, ledger: Ledger, place: Place, *, clock: Clock, owner: str = OPERATOR) -> None:
+    def __init__(self, ledger: Ledger, place: KeyLocation, *, clock: Clock, owner: str = OPERATOR) -> None:
         self._ledger = ledger
         self._place = place
         self._reading = secret_key.Reading(place)
         self._clock = clock
         self._owner = owner
-        self._keys: Keys | None = None
+        self._keys: SealingKeys | None = None
         self._told = ""
 
     def forget_key(self) -> None:
@@ -124,7 +124,7 @@ class Secrets:
         if not await self._ledger.write(lambda tx: rows.unbind(tx, self._owner, name, plugin_id), durable=True):
             raise Problem("not_found", f"{name} is not bound to {texts.sanitise(plugin_id, 130)}")
 
-    def known(self) -> tuple[Known, ...]:
+    def known(self) -> tuple[KnownSecret, ...]:
         """All secrets by name, without values; works without the key."""
         try:
             here = self._key().id
@@ -134,7 +134,7 @@ class Secrets:
         for name, plugin_id in self._ledger.read(lambda db: rows.bindings(db, self._owner)):
             plugins.setdefault(name, []).append(plugin_id)
         return tuple(
-            Known(
+            KnownSecret(
                 name=row.name,
                 version=row.version,
                 plugins=tuple(plugins.get(row.name, ())),
@@ -147,9 +147,9 @@ class Secrets:
 
     # What is done for plugins.
 
-    def loan(self, plugin_id: str) -> Loan:
+    def loan(self, plugin_id: str) -> LentSecret:
         """Values for one piece of work on behalf of a plugin; drop it when the work is done."""
-        return Loan(self, plugin_id)
+        return LentSecret(self, plugin_id)
 
     def expand(self, plugin_id: str, text: str) -> str:
         """`text` with each `${secret:NAME}` replaced, once; HostError bad_params, too_large, service_unavailable."""
@@ -178,7 +178,7 @@ class Secrets:
         fix = f"secret={name}" if _NAME.fullmatch(name) else ""
         raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
 
-    def _stored(self) -> list[rows.Row]:
+    def _stored(self) -> list[rows.SecretRow]:
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
     def _tell(self, name: str, problem: Problem) -> None:
@@ -187,7 +187,7 @@ class Secrets:
             self._told = problem.detail
             log.error("secret_unavailable", secret=name, reason=problem.detail, hint=problem.hint)
 
-    def _is_bound(self, row: rows.Row, plugin_id: str) -> bool:
+    def _is_bound(self, row: rows.SecretRow, plugin_id: str) -> bool:
         mac = self._ledger.read(lambda db: rows.binding(db, row.owner, row.name, plugin_id))
         if mac is None:
             return False
@@ -195,7 +195,7 @@ class Secrets:
             return True
         raise _unavailable(f"the binding of {row.name} was not made with the key that is here", "bind it again")
 
-    def _open(self, row: rows.Row) -> str:
+    def _open(self, row: rows.SecretRow) -> str:
         """The value; Problem secret_unavailable says whether the key is another one or the row is damaged."""
         from cryptography.exceptions import InvalidTag
 
@@ -205,7 +205,7 @@ class Secrets:
         except (InvalidTag, ValueError) as error:
             raise _unavailable(f"what is stored of {row.name} is damaged", "set it again") from error
 
-    def _key_of(self, row: rows.Row) -> Keys:
+    def _key_of(self, row: rows.SecretRow) -> SealingKeys:
         """The key, if `row` was sealed with it; the file is looked at again before that is denied."""
         if self._key().id != row.key_id:
             self._keys = None
@@ -216,7 +216,7 @@ class Secrets:
             )
         return keys
 
-    def _key(self, *, make: bool = False) -> Keys:
+    def _key(self, *, make: bool = False) -> SealingKeys:
         """The key, read once; with `make`, a new one while nothing was ever sealed."""
         if self._keys is None:
             self._keys = self._reading.get()
@@ -230,10 +230,10 @@ class Secrets:
         return self._keys
 
 
-class Loan:
+class LentSecret:
     """Values that one piece of work uses. It remembers them so that its errors can be redacted."""
 
-    def __init__(self, secrets: Secrets, plugin_id: str) -> None:
+    def __init__(self, secrets: SecretKeeper, plugin_id: str) -> None:
         self._secrets = secrets
         self._plugin_id = plugin_id
         self._values: dict[str, str] = {}
@@ -265,10 +265,10 @@ class Loan:
 
 
 def _sealed(
-    keys: Keys, owner: str, name: str, version: int, data: bytes, *, created_at: int, updated_at: int
-) -> rows.Row:
+    keys: SealingKeys, owner: str, name: str, version: int, data: bytes, *, created_at: int, updated_at: int
+) -> rows.SecretRow:
     nonce = os.urandom(_NONCE_BYTES)
-    return rows.Row(
+    return rows.SecretRow(
         owner=owner,
         name=name,
         version=version,

@@ -39,7 +39,7 @@ PATIENCE_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class KeyLocation:
     """Where the key is. One that is `ours` is made when it is missing, and must be readable by nobody else."""
 
     path: Path
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
+class SealingKeys:
     """What is derived from the key: `id` names it and tells nothing of it; `cipher` seals, `binding` makes MACs."""
 
     id: str
@@ -59,14 +59,14 @@ class Keys:
         return hmac.digest(self.binding, message, hashlib.sha256)
 
 
-def place(settings: Settings, environ: Mapping[str, str]) -> Place:
+def place(settings: Settings, environ: Mapping[str, str]) -> KeyLocation:
     """Where the key is looked for; Problems settings_invalid, secret_unavailable (it would be in the state directory).
 
     The credential wins where there is one; then `[secrets] key_file`; else `secrets.key` beside the settings file.
     """
     given = environ.get("CREDENTIALS_DIRECTORY", "")
     if given.startswith("/") and (path := Path(given) / CREDENTIAL).exists():
-        return Place(path=path, ours=False)
+        return KeyLocation(path=path, ours=False)
     wanted = settings.secrets.key_file
     if wanted and (not os.path.isabs(wanted) or "\0" in wanted):
         raise Problem("settings_invalid", f"secrets.key_file: expected an absolute path, found {wanted[:80]!r}")
@@ -78,10 +78,10 @@ def place(settings: Settings, environ: Mapping[str, str]) -> Place:
             f"expected the key of secrets outside the state directory, found {path}",
             "set secrets.key_file to a place that backups of the state do not reach",
         )
-    return Place(path=path, ours=True)
+    return KeyLocation(path=path, ours=True)
 
 
-def read(found: Place) -> Keys | None:
+def read(found: KeyLocation) -> SealingKeys | None:
     """The key, or None when there is no file; Problem secret_unavailable for one that is no key or not private."""
     owners = frozenset({0, os.geteuid()})
     try:
@@ -93,7 +93,7 @@ def read(found: Place) -> Keys | None:
         raise _unavailable(
             f"the key {found.path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
-    except trusted.Foreign as fault:
+    except trusted.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise _unavailable(f"the key {found.path} cannot be trusted: {fault}", hint) from fault
     if found.ours and mode & 0o077:  # a credential's mode is the service manager's business: it may stand for an ACL
@@ -105,15 +105,15 @@ def read(found: Place) -> Keys | None:
 class Reading:
     """Reads the key where the caller cannot wait: whoever asks, once, for at most PATIENCE_S; the others not at all."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: KeyLocation) -> None:
         self._place = place
-        self._going_on: Future[Keys | None] | None = None
+        self._going_on: Future[SealingKeys | None] | None = None
 
-    def get(self) -> Keys | None:
+    def get(self) -> SealingKeys | None:
         """As `read`; Problem secret_unavailable too while the disk does not answer."""
         patience_s = 0.0
         if self._going_on is None:
-            begun: Future[Keys | None] = Future()
+            begun: Future[SealingKeys | None] = Future()
             try:
                 threading.Thread(target=self._read, args=(begun,), name="latticed-key", daemon=True).start()
             except RuntimeError as error:  # the system has no thread to give
@@ -129,14 +129,14 @@ class Reading:
         self._going_on = None
         return found
 
-    def _read(self, answer: Future[Keys | None]) -> None:
+    def _read(self, answer: Future[SealingKeys | None]) -> None:
         try:
             answer.set_result(read(self._place))
         except BaseException as error:  # noqa: BLE001 - raised by `get`
             answer.set_exception(error)
 
 
-def make(found: Place) -> Keys:
+def make(found: KeyLocation) -> SealingKeys:
     """Make a new key at a place that is ours and has none; never replaces one. Problem secret_unavailable."""
     temporary = found.path.with_name(f".{found.path.name}.{os.urandom(6).hex()}")
     try:
@@ -161,11 +161,11 @@ def make(found: Place) -> Keys:
     return keys
 
 
-def derive(key: bytes) -> Keys:
+def derive(key: bytes) -> SealingKeys:
     """The working keys from the 32 bytes that are kept (RFC 5869, HKDF-SHA256, a label each)."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    return Keys(
+    return SealingKeys(
         id=_expanded(key, b"id")[:8].hex(), cipher=AESGCM(_expanded(key, b"seal")), binding=_expanded(key, b"bind")
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.host.static import content_types
-from latticed.host.static.tree import Quota, Tree
+from latticed.host.static.tree import StaticFiles, StaticQuota
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
 from latticed.model import ids
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from latticed.settings.shapes import Static as Limits
+    from latticed.settings.shapes import StaticSettings as Limits
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class Put(Params, frozen=True):
+class StaticPut(Params, frozen=True):
     path: str
     content: str | None = None
     content_base64: str | None = None
 
 
-class Get(Params, frozen=True):
+class StaticGet(Params, frozen=True):
     path: str
     offset: Whole = 0
     length: Whole = MAX_ANSWER_BYTES
@@ -64,7 +64,7 @@ class ListFiles(Params, frozen=True):
     plugin: str = ""
 
 
-class Delete(Params, frozen=True):
+class StaticDelete(Params, frozen=True):
     path: str
 
 
@@ -77,7 +77,7 @@ class StaticFile:
     body: bytes
 
 
-class Static:
+class StaticCalls:
     """The service. `limits()` are the settings of now; `shared(reader, owner)`: may a plugin read another's files;
     `publisher(owner)`: whose plugin it is; `published(owner)`: may its files be served now.
     """
@@ -91,7 +91,7 @@ class Static:
         publisher: Callable[[str], str] = lambda _owner: "",
         published: Callable[[str], bool] = lambda _owner: True,
     ) -> None:
-        self._tree = Tree(directory)
+        self._tree = StaticFiles(directory)
         self._limits = limits
         self._shared = shared
         self._publisher = publisher
@@ -100,10 +100,10 @@ class Static:
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="static.get", params=Get, serve=self._get),
+            Served(method="static.get", params=StaticGet, serve=self._get),
             Served(method="static.list", params=ListFiles, serve=self._list),
-            Served(method="static.put", params=Put, serve=self._put),
-            Served(method="static.delete", params=Delete, serve=self._delete),
+            Served(method="static.put", params=StaticPut, serve=self._put),
+            Served(method="static.delete", params=StaticDelete, serve=self._delete),
         )
 
     async def read(
@@ -128,7 +128,7 @@ class Static:
         """Remove all of those; how many directories there were. HostError service_unavailable."""
         return await self._beside(lambda: sum(self._tree.remove(owner) for owner in self._tree.owners(plugin_id)))
 
-    async def _get(self, caller: Caller, asked: Get) -> dict[str, Any]:
+    async def _get(self, caller: Caller, asked: StaticGet) -> dict[str, Any]:
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
         found = await self._beside(lambda: self._tree.read(owner, path))
         if found is None:
@@ -160,7 +160,7 @@ class Static:
         ]
         return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
 
-    async def _put(self, caller: Caller, asked: Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
         path, data, limits = _checked(asked.path), _content(asked), self._limits()
         if (kind := self._kind(path)) is None:
             raise HostError(Denial.BAD_PARAMS, f"files like {path} are not published: {self._kinds()}")
@@ -168,11 +168,11 @@ class Static:
             found = f"expected a file of at most {limits.file_bytes} bytes, found {len(data)}"
             raise HostError(Denial.TOO_LARGE, found)
         place = self._place(caller.plugin_id)
-        quota = Quota(files=limits.files, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
+        quota = StaticQuota(files=limits.files, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
         await self._beside(lambda: self._tree.put(place, path, data, quota))
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 
-    async def _delete(self, caller: Caller, asked: Delete) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: StaticDelete) -> dict[str, Any]:
         path, place = _checked(asked.path), self._place(caller.plugin_id)
         return {"ok": await self._beside(lambda: self._tree.delete(place, path))}
 
@@ -272,7 +272,7 @@ def _checked(path: str) -> str:
     return path
 
 
-def _content(asked: Put) -> bytes:
+def _content(asked: StaticPut) -> bytes:
     if (asked.content is None) == (asked.content_base64 is None):
         raise HostError(Denial.BAD_PARAMS, "expected exactly one of content and content_base64")
     if asked.content is not None:

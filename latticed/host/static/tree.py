@@ -30,7 +30,7 @@ _NO_SUCH: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class StaticQuota:
     """What one plugin may publish."""
 
     files: int
@@ -39,7 +39,7 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class StaticEntry:
     """One file; `path` is relative to its plugin's directory, the time is microseconds since the epoch."""
 
     path: str
@@ -47,7 +47,7 @@ class Entry:
     modified_us: int
 
 
-class Tree:
+class StaticFiles:
     """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there.
 
     Paths and owners come checked by the service.
@@ -60,7 +60,7 @@ class Tree:
         self._locks: dict[str, threading.Lock] = {}
         self._used: dict[str, tuple[int, int]] = {}
 
-    def put(self, owner: str, path: str, data: bytes, quota: Quota) -> None:
+    def put(self, owner: str, path: str, data: bytes, quota: StaticQuota) -> None:
         """Make `path` hold `data`, on disk when it returns; HostError quota_exceeded, bad_params (a directory)."""
         with self._held(owner), _disk_faults():
             files_used, bytes_used = self._usage(owner)
@@ -112,7 +112,7 @@ class Tree:
                     return None
                 raise
 
-    def entries(self, owner: str) -> list[Entry]:
+    def entries(self, owner: str) -> list[StaticEntry]:
         """All files of a plugin, by path."""
         with _disk_faults(), contextlib.ExitStack() as stack:
             try:
@@ -224,7 +224,7 @@ def _make(name: str, above: int) -> None:
         os.fsync(above)
 
 
-def _walk(fd: int, above: str) -> Iterator[Entry]:
+def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
     """The regular files beneath an open directory; nothing of ours is anything else."""
     for name in os.listdir(fd):
         if name.startswith(_REMAINS):
@@ -237,7 +237,7 @@ def _walk(fd: int, above: str) -> Iterator[Entry]:
         except FileNotFoundError:  # deleted meanwhile
             continue
         if _is_file(found):
-            yield Entry(path=above + name, size=found.st_size, modified_us=found.st_mtime_ns // 1_000)
+            yield StaticEntry(path=above + name, size=found.st_size, modified_us=found.st_mtime_ns // 1_000)
 
 
 def _sweep(fd: int) -> None:

@@ -12,23 +12,23 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.permissions import Refusal
+    from latticed.host.permissions import PermissionRefused
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
-    from latticed.ledger.tasks import Task
+    from latticed.ledger.tasks import TaskRow
 
 
 class Approvals:
     """`refusal(plugin_id)`: why it may not have tasks run now, or None."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, refusal: Callable[[str], Refusal | None]) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, refusal: Callable[[str], PermissionRefused | None]) -> None:
         self._ledger = ledger
         self._clock = clock
         self._refusal = refusal
-        self._lapsed: dict[str, Refusal] = {}
+        self._lapsed: dict[str, PermissionRefused] = {}
         self._under_way = 0
 
-    async def approve(self, task_id: str, *, sha256: str, by: str) -> Task:
+    async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
         """Let one run once, if its script has that digest and its plugin may have it run; a refusal is on record.
 
         Problems: not_found, not_available, digest_mismatch, invalid_transition.
@@ -58,7 +58,7 @@ class Approvals:
             self.lapse(plugin_id, refusal)
         return refusal is None and plugin_id not in self._lapsed
 
-    def lapse(self, plugin_id: str, refusal: Refusal) -> None:
+    def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
         """What was approved of it, and has not begun, needs approval anew."""
         if refusal.lost:
             self._lapsed[plugin_id] = refusal
@@ -75,10 +75,10 @@ class Approvals:
             if self._lapsed.get(plugin_id) is refusal:
                 del self._lapsed[plugin_id]
 
-    def _approved(self) -> list[Task]:
+    def _approved(self) -> list[TaskRow]:
         return self._ledger.read(lambda db: rows.of_state(db, "approved"))
 
-    def _check_owner(self, task: Task | None) -> None:
+    def _check_owner(self, task: TaskRow | None) -> None:
         if task is not None and (refusal := self._refusal(task.plugin_id)) is not None:
             detail = f"expected {task.plugin_id} to be one that may have tasks run, found: {refusal.reason}"
             raise Problem("not_available", detail, f"latticectl explain {task.plugin_id}")

@@ -17,14 +17,14 @@ from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.host.task.keeper import Tasks
-    from latticed.ledger.tasks import Task as Row
+    from latticed.host.task.keeper import TaskKeeper
+    from latticed.ledger.tasks import TaskRow as Row
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 MAX_PAGE: Final = 200
 
 
-class List(Params, frozen=True):
+class TaskList(Params, frozen=True):
     """The caller's newest tasks, older than the number `before`."""
 
     state: State | None = None
@@ -32,25 +32,25 @@ class List(Params, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
 
 
-class Id(Params, frozen=True):
+class TaskId(Params, frozen=True):
     id: str
 
 
-class Task:
+class TaskCalls:
     """The service."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: TaskKeeper) -> None:
         self._tasks = tasks
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="task.list", params=List, serve=self._list),
-            Served(method="task.get", params=Id, serve=self._get),
-            Served(method="task.submit", params=spec.Submit, serve=self._submit),
-            Served(method="task.cancel", params=Id, serve=self._cancel),
+            Served(method="task.list", params=TaskList, serve=self._list),
+            Served(method="task.get", params=TaskId, serve=self._get),
+            Served(method="task.submit", params=spec.TaskSubmit, serve=self._submit),
+            Served(method="task.cancel", params=TaskId, serve=self._cancel),
         )
 
-    async def _list(self, caller: Caller, asked: List) -> dict[str, Any]:
+    async def _list(self, caller: Caller, asked: TaskList) -> dict[str, Any]:
         states = (asked.state,) if asked.state else ()
         try:
             found = await self._tasks.page(
@@ -61,13 +61,13 @@ class Task:
         page = found[: asked.limit]
         return {"tasks": [glance(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
 
-    async def _get(self, caller: Caller, asked: Id) -> dict[str, Any]:
+    async def _get(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
         try:
             return whole(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
         except Problem as problem:
             raise faults.of_problem(problem) from problem
 
-    async def _submit(self, caller: Caller, asked: spec.Submit) -> dict[str, Any]:
+    async def _submit(self, caller: Caller, asked: spec.TaskSubmit) -> dict[str, Any]:
         script = spec.checked(asked)
         try:
             made = await self._tasks.submit(caller.plugin_id, asked, script)
@@ -75,7 +75,7 @@ class Task:
             raise faults.of_problem(problem) from problem
         return {"ok": True, "id": made.id, "sha256": made.sha256, "state": made.state}
 
-    async def _cancel(self, caller: Caller, asked: Id) -> dict[str, Any]:
+    async def _cancel(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
         by = str(Actor(kind="plugin", name=caller.plugin_id))
         try:
             after = await self._tasks.cancel(asked.id, by=by, plugin_id=caller.plugin_id)

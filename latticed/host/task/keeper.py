@@ -17,10 +17,10 @@ from latticed.host.task import spec
 from latticed.host.task import steps as taken
 from latticed.host.task.approvals import Approvals
 from latticed.host.task.rules import ENDS, Step
-from latticed.host.task.run import Run
+from latticed.host.task.run import TaskRun
 from latticed.kit import logs
 from latticed.ledger import tasks as rows
-from latticed.ledger.tasks import Outcome
+from latticed.ledger.tasks import TaskOutcome
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from latticed.host.confinement import Spawner
-    from latticed.host.permissions import Refusal
+    from latticed.host.permissions import PermissionRefused
     from latticed.host.task.rules import Verb
-    from latticed.host.task.spec import Submit
+    from latticed.host.task.spec import TaskSubmit
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
-    from latticed.ledger.tasks import Task
-    from latticed.settings.programs import Task as Settings
+    from latticed.ledger.tasks import TaskRow
+    from latticed.settings.programs import TaskSettings as Settings
 
 LOOK_S: Final = 0.5
 """At least so often somebody looks whether what runs still may."""
@@ -45,7 +45,7 @@ _MAY_NOT: Final = "{} may not have tasks run any more"
 log = logs.get_logger()
 
 
-class Tasks:
+class TaskKeeper:
     """An async context manager. `refusal(plugin_id)`: why it may not have tasks run now, or None."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Tasks:
         clock: Clock,
         spawner: Spawner,
         settings: Callable[[], Settings],
-        refusal: Callable[[str], Refusal | None],
+        refusal: Callable[[str], PermissionRefused | None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -64,7 +64,7 @@ class Tasks:
         self._refusal = refusal
         self._approvals = Approvals(ledger, clock, refusal)
         self._wanted = asyncio.Event()
-        self._runs: dict[str, tuple[str, Run]] = {}  # task: whose it is, and its run
+        self._runs: dict[str, tuple[str, TaskRun]] = {}  # task: whose it is, and its run
         self._going: set[asyncio.Task[None]] = set()
         self._server: asyncio.Task[None] | None = None
         self._cut_off = False
@@ -105,18 +105,18 @@ class Tasks:
 
     # Plugins.
 
-    async def submit(self, plugin_id: str, asked: Submit, script: bytes) -> Task:
+    async def submit(self, plugin_id: str, asked: TaskSubmit, script: bytes) -> TaskRow:
         """Keep it for an operator to judge; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
         settings = self._settings()
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
-        quota = rows.Quota(tasks=settings.plugin_waiting, all_tasks=settings.waiting)
+        quota = rows.TaskQuota(tasks=settings.plugin_waiting, all_tasks=settings.waiting)
         task = taken.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
         return await self._ledger.write(lambda tx: rows.submit(tx, task, quota), durable=True)
 
     # Operators and plugins.
 
-    def get(self, task_id: str, *, plugin_id: str | None = None) -> Task:
+    def get(self, task_id: str, *, plugin_id: str | None = None) -> TaskRow:
         """One task, of that plugin if one is named; Problem not_found."""
         found = self._ledger.read(lambda db: rows.get(db, task_id))
         if found is None or plugin_id not in (None, found.plugin_id):
@@ -125,13 +125,13 @@ class Tasks:
 
     async def page(
         self, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
-    ) -> list[Task]:
+    ) -> list[TaskRow]:
         """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
         return await self._ledger.read_slow(
             lambda db: rows.page(db, states=states, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
         )
 
-    async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> Task:
+    async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> TaskRow:
         """Have it not run, or end, with everything it started; Problems: not_found, invalid_transition."""
         task = self.get(task_id, plugin_id=plugin_id)
         if (going := self._runs.get(task_id)) is not None:
@@ -140,14 +140,14 @@ class Tasks:
             task = self.get(task_id)
             if task.state in ENDS:
                 return task
-        outcome = Outcome(code="cancelled", reason=f"cancelled by {by}")
+        outcome = TaskOutcome(code="cancelled", reason=f"cancelled by {by}")
         now_us = self._clock.wall_us()
         step = Step(verb="cancel")
         return await self._ledger.write(
             lambda tx: taken.end(tx, task.id, step, outcome, actor=by, now_us=now_us), durable=True
         )
 
-    async def approve(self, task_id: str, *, sha256: str, by: str) -> Task:
+    async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
         """See `Approvals.approve`."""
         approved = await self._approvals.approve(task_id, sha256=sha256, by=by)
         self._wanted.set()
@@ -219,12 +219,12 @@ class Tasks:
             if self._approvals.counts(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
 
-    def _of(self, plugin_id: str) -> list[Run]:
+    def _of(self, plugin_id: str) -> list[TaskRun]:
         return [run for owner, run in self._runs.values() if owner == plugin_id]
 
-    async def _begin(self, task: Task, settings: Settings) -> None:
+    async def _begin(self, task: TaskRow, settings: Settings) -> None:
         """Put on record that it is about to run; only then have it run."""
-        run = Run(task, self._spawner, settings)
+        run = TaskRun(task, self._spawner, settings)
         self._runs[task.id] = task.plugin_id, run  # before it is on record: whoever cancels it must find it
         now_us = self._clock.wall_us()
         begun = False
@@ -242,7 +242,7 @@ class Tasks:
             self._going.add(going)
             going.add_done_callback(self._going.discard)
 
-    async def _carry_out(self, task: Task, run: Run) -> None:
+    async def _carry_out(self, task: TaskRow, run: TaskRun) -> None:
         """The run, and its end on record; its exceptions go no further."""
         try:
             try:
@@ -256,16 +256,16 @@ class Tasks:
             run.over.set()
             self._wanted.set()
 
-    async def _outcome(self, task: Task, run: Run) -> Outcome:
+    async def _outcome(self, task: TaskRow, run: TaskRun) -> TaskOutcome:
         try:
             return await run.outcome()
         except Problem as problem:
-            return Outcome(code=problem.code, reason=problem.detail)
+            return TaskOutcome(code=problem.code, reason=problem.detail)
         except Exception as error:
             log.error("task_failed", task=task.id, plugin_id=task.plugin_id, exc_info=True)
-            return Outcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
+            return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
 
-    async def _record_end(self, task: Task, step: Step, outcome: Outcome) -> None:
+    async def _record_end(self, task: TaskRow, step: Step, outcome: TaskOutcome) -> None:
         """It keeps its place until its end is on disk."""
         while True:
             now_us = self._clock.wall_us()
@@ -292,7 +292,7 @@ class Tasks:
         def change(tx: Transaction) -> None:
             for task in rows.overdue(tx, before_us=late_us):
                 if task.id not in self._runs:  # it is just about to begin
-                    late = Outcome(code="expired", reason=f"nobody had it run within {settings.expire_h} h")
+                    late = TaskOutcome(code="expired", reason=f"nobody had it run within {settings.expire_h} h")
                     taken.end(tx, task.id, Step(verb="expire"), late, actor=str(DAEMON), now_us=now_us)
             rows.retain(tx, before_us=now_us - settings.keep_days * 24 * HOUR_US, most=settings.keep_items)
 

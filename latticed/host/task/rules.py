@@ -42,7 +42,7 @@ ENDS: Final = frozenset({"done", "failed", "interrupted", "cancelled", "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class TaskStatus:
     """What of a task decides: its state, the digest of its script as submitted and as approved, its run."""
 
     state: State
@@ -63,18 +63,18 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class StepRefused:
     """`code` is `invalid_transition`, or `digest_mismatch` when the script is not the one that is meant."""
 
     code: str
     reason: str
 
 
-def decide(before: Standing, step: Step) -> Standing | Refused:
+def decide(before: TaskStatus, step: Step) -> TaskStatus | StepRefused:
     """The standing after `step`, or why it does not happen."""
     state = _NEXT.get((before.state, step.verb))
     if state is None:
-        return Refused(
+        return StepRefused(
             code="invalid_transition", reason=f"expected a task that one can {step.verb}, found it {before.state}"
         )
     match step.verb:
@@ -91,7 +91,7 @@ def decide(before: Standing, step: Step) -> Standing | Refused:
             return _with(before, "running", run_id=step.run_id)
         case "finish":
             if step.run_id != before.run_id:
-                return Refused(code="invalid_transition", reason="it is another run's end")
+                return StepRefused(code="invalid_transition", reason="it is another run's end")
             return _with(before, "done")
         case "fail" | "cancel" | "expire" | "recover":
             return _with(before, state)  # type: ignore[arg-type]
@@ -99,8 +99,10 @@ def decide(before: Standing, step: Step) -> Standing | Refused:
             assert_never(step.verb)
 
 
-def _with(before: Standing, state: State, *, approved_sha256: str | None = None, run_id: str | None = None) -> Standing:
-    return Standing(
+def _with(
+    before: TaskStatus, state: State, *, approved_sha256: str | None = None, run_id: str | None = None
+) -> TaskStatus:
+    return TaskStatus(
         state=state,
         sha256=before.sha256,
         approved_sha256=before.approved_sha256 if approved_sha256 is None else approved_sha256,
@@ -108,6 +110,6 @@ def _with(before: Standing, state: State, *, approved_sha256: str | None = None,
     )
 
 
-def _mismatch(what: str, expected: str, found: str) -> Refused:
+def _mismatch(what: str, expected: str, found: str) -> StepRefused:
     reason = f"expected {what} the script with sha256 {expected}, found {found or 'none'}"
-    return Refused(code="digest_mismatch", reason=reason)
+    return StepRefused(code="digest_mismatch", reason=reason)

@@ -8,37 +8,37 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from latticed.host import confinement as confining
-from latticed.host.last_output import Tail, last_words
+from latticed.host.last_output import LastOutput, last_words
 from latticed.host.task import spec
 from latticed.kit import files
-from latticed.ledger.tasks import Outcome
+from latticed.ledger.tasks import TaskOutcome
 from latticed.model.errors import Problem
 from latticed.processes import waiting
 from latticed.sandbox import artifact, rlimits
 from latticed.sandbox.artifact import Artifact
-from latticed.sandbox.spec import Request
+from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.host.confinement import Spawner
-    from latticed.ledger.tasks import Task
+    from latticed.ledger.tasks import TaskRow
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
-    from latticed.settings.programs import Task as Settings
+    from latticed.settings.programs import TaskSettings as Settings
 
 GRACE_S: Final = 2.0
 _MIB: Final = 1 << 20
 _DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
 
 
-class Run:
+class TaskRun:
     """`outcome` runs the task to its end. `stop` from elsewhere ends it: then that is what the outcome says.
 
     An outcome without a code is a script that ended by itself with 0.
     """
 
-    def __init__(self, task: Task, spawner: Spawner, settings: Settings) -> None:
+    def __init__(self, task: TaskRow, spawner: Spawner, settings: Settings) -> None:
         self._task = task
         self._spawner = spawner
         self._settings = settings
@@ -48,18 +48,18 @@ class Run:
         """Set by who carries it out, once nothing of it runs."""
         self.over = asyncio.Event()
         """Set by who carries it out, once its end is on record."""
-        self._out = Tail(settings.output_kib << 10)
-        self._err = Tail(settings.output_kib << 10)
+        self._out = LastOutput(settings.output_kib << 10)
+        self._err = LastOutput(settings.output_kib << 10)
 
     def stop(self, why: str) -> None:
         """Have it end at once, or not begin; `why` is said of its end."""
         self._why = self._why or why
         self._stopped.set()
 
-    async def outcome(self) -> Outcome:
+    async def outcome(self) -> TaskOutcome:
         """How it ended; a Problem when it could not be begun. Being cancelled ends the script too."""
         if self._stopped.is_set():
-            return Outcome(code="cancelled", reason=f"{self._why} before it began")
+            return TaskOutcome(code="cancelled", reason=f"{self._why} before it began")
         with _sealed(self._task) as program:
             if program.sha256 != self._task.approved_sha256:  # what is run is what was approved, by its bytes
                 raise Problem(
@@ -83,12 +83,12 @@ class Run:
     async def _spawn(self, program: Artifact) -> Child:
         chosen = confining.choose(self._spawner)
         names = {"LATTICED_TASK": self._task.id, "LATTICED_RUN": self._task.run_id}
-        request = Request(
+        request = ChildRequest(
             program=program,
             args=self._task.targets,
             environment=confining.environment(chosen, names),
             interpreters=interpreters(self._spawner.interpreters),
-            limits=rlimits.Limits(
+            limits=rlimits.ResourceLimits(
                 memory_bytes=self._settings.memory_mib * _MIB, tasks=self._settings.processes, open_files=256
             ),
         )
@@ -105,8 +105,8 @@ class Run:
                 one.cancel()
             await asyncio.gather(*over, return_exceptions=True)
 
-    def _told(self, code: str, reason: str, ended: Exit) -> Outcome:
-        return Outcome(
+    def _told(self, code: str, reason: str, ended: Exit) -> TaskOutcome:
+        return TaskOutcome(
             code=code,
             reason=reason,
             exit_code=ended.status,
@@ -134,7 +134,7 @@ def _find(name: str) -> str | None:
     return None
 
 
-def _sealed(task: Task) -> Artifact:
+def _sealed(task: TaskRow) -> Artifact:
     """The script in memory that nobody can change, and its digest as it is there."""
     data = task.script.encode("utf-8")
     fd = artifact.memory()

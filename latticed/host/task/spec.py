@@ -20,7 +20,7 @@ MAX_TARGET_CHARACTERS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class Submit(Params, frozen=True):
+class TaskSubmit(Params, frozen=True):
     """task.submit. `targets` are the script's arguments; `name` is for people."""
 
     interpreter: Interpreter
@@ -30,7 +30,7 @@ class Submit(Params, frozen=True):
     name: str = ""
 
 
-def checked(asked: Submit) -> bytes:
+def checked(asked: TaskSubmit) -> bytes:
     """The script's bytes; HostError bad_params or too_large."""
     try:
         script = asked.script.encode("utf-8")

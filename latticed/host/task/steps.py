@@ -6,20 +6,20 @@ import secrets
 from typing import TYPE_CHECKING
 
 from latticed.host.task import spec
-from latticed.host.task.rules import ENDS, Refused, Standing, Step, decide
+from latticed.host.task.rules import ENDS, Step, StepRefused, TaskStatus, decide
 from latticed.ledger import tasks as rows
-from latticed.ledger.tasks import Outcome, Task
+from latticed.ledger.tasks import TaskOutcome, TaskRow
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.host.task.spec import Submit
+    from latticed.host.task.spec import TaskSubmit
     from latticed.ledger import Transaction
 
 
-def fresh(plugin_id: str, asked: Submit, sha256: str, *, now_us: int) -> Task:
+def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> TaskRow:
     """What is about to be submitted."""
-    return Task(
+    return TaskRow(
         seq=0,
         id=secrets.token_hex(8),
         plugin_id=plugin_id,
@@ -37,11 +37,11 @@ def fresh(plugin_id: str, asked: Submit, sha256: str, *, now_us: int) -> Task:
         approved_at=0,
         started_at=0,
         ended_at=0,
-        outcome=Outcome(),
+        outcome=TaskOutcome(),
     )
 
 
-def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> Task:
+def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> TaskRow:
     """Problems: not_found, invalid_transition, digest_mismatch."""
     task = _known(tx, task_id)
     _decided(task, Step(verb="approve", sha256=sha256))
@@ -69,9 +69,9 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
         return False
     step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
     after = decide(_standing(task), step)
-    if isinstance(after, Refused):
+    if isinstance(after, StepRefused):
         if after.code == "digest_mismatch":
-            changed = Outcome(code=after.code, reason=after.reason)
+            changed = TaskOutcome(code=after.code, reason=after.reason)
             end(tx, task_id, Step(verb="fail"), changed, actor=str(DAEMON), now_us=now_us)
         return False
     rows.begin(tx, task_id, run_id=run_id, now_us=now_us)
@@ -80,7 +80,7 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
     return True
 
 
-def end(tx: Transaction, task_id: str, step: Step, outcome: Outcome, *, actor: str, now_us: int) -> Task:
+def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, actor: str, now_us: int) -> TaskRow:
     """Any step that ends it. Problems: not_found, invalid_transition."""
     task = _known(tx, task_id)
     after = _decided(task, step)
@@ -103,24 +103,24 @@ def recover(tx: Transaction, *, now_us: int) -> int:
     """At the start of a life: what was running was cut off. Returns how many there were."""
     cut = rows.of_state(tx, "running")
     for task in cut:
-        outcome = Outcome(code="interrupted", reason="latticed ended while it ran; it is not run again")
+        outcome = TaskOutcome(code="interrupted", reason="latticed ended while it ran; it is not run again")
         end(tx, task.id, Step(verb="recover"), outcome, actor=str(DAEMON), now_us=now_us)
     return len(cut)
 
 
-def _known(tx: Transaction, task_id: str) -> Task:
+def _known(tx: Transaction, task_id: str) -> TaskRow:
     task = rows.get(tx, task_id)
     if task is None:
         raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
     return task
 
 
-def _standing(task: Task) -> Standing:
-    return Standing(state=task.state, sha256=task.sha256, approved_sha256=task.approved_sha256, run_id=task.run_id)
+def _standing(task: TaskRow) -> TaskStatus:
+    return TaskStatus(state=task.state, sha256=task.sha256, approved_sha256=task.approved_sha256, run_id=task.run_id)
 
 
-def _decided(task: Task, step: Step) -> Standing:
+def _decided(task: TaskRow, step: Step) -> TaskStatus:
     after = decide(_standing(task), step)
-    if isinstance(after, Refused):
+    if isinstance(after, StepRefused):
         raise Problem(after.code, f"task {task.id}: {after.reason}", "latticectl task show says how it stands")
     return after

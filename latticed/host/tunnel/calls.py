@@ -13,36 +13,36 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.tunnel.connector import Tunnel as One
-    from latticed.host.tunnel.keeper import Tunnels
+    from latticed.host.tunnel.connector import Connector as One
+    from latticed.host.tunnel.keeper import TunnelKeeper
     from latticed.model.egress import Origin
 
 
-class Name(Params, frozen=True):
+class TunnelName(Params, frozen=True):
     name: str
 
 
-class Status(Params, frozen=True):
+class TunnelStatus(Params, frozen=True):
     """`name` empty: all of the caller's, without their rules and what they wrote."""
 
     name: str = ""
 
 
-class Tunnel:
+class TunnelCalls:
     """The service. `origins` of a plugin are what the operator bound to it, as of now."""
 
-    def __init__(self, tunnels: Tunnels, *, origins: Callable[[str], tuple[Origin, ...]]) -> None:
+    def __init__(self, tunnels: TunnelKeeper, *, origins: Callable[[str], tuple[Origin, ...]]) -> None:
         self._tunnels = tunnels
         self._origins = origins
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="tunnel.put", params=specs.Put, serve=self._put),
-            Served(method="tunnel.delete", params=Name, serve=self._delete),
-            Served(method="tunnel.status", params=Status, serve=self._status),
+            Served(method="tunnel.put", params=specs.TunnelPut, serve=self._put),
+            Served(method="tunnel.delete", params=TunnelName, serve=self._delete),
+            Served(method="tunnel.status", params=TunnelStatus, serve=self._status),
         )
 
-    async def _put(self, caller: Caller, asked: specs.Put) -> dict[str, Any]:
+    async def _put(self, caller: Caller, asked: specs.TunnelPut) -> dict[str, Any]:
         spec = specs.checked(asked, self._origins(caller.plugin_id))
         try:
             made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
@@ -50,13 +50,13 @@ class Tunnel:
             raise faults.of_problem(problem) from problem
         return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
 
-    async def _delete(self, caller: Caller, asked: Name) -> dict[str, Any]:
+    async def _delete(self, caller: Caller, asked: TunnelName) -> dict[str, Any]:
         try:
             return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
         except Problem as problem:
             raise faults.of_problem(problem) from problem
 
-    async def _status(self, caller: Caller, asked: Status) -> dict[str, Any]:
+    async def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:
         mine = self._tunnels.of(caller.plugin_id)
         if not asked.name:
             return {"tunnels": [one.view() for one in mine]}

@@ -10,53 +10,53 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host import confinement as confining
 from latticed.host.call import HostError
-from latticed.host.last_output import Tail, last_words
-from latticed.host.program.rules import Rules
-from latticed.host.program.supervised import Life, Ready, Tools
+from latticed.host.last_output import LastOutput, last_words
+from latticed.host.program.rules import RestartRules
+from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.host.tunnel import credentials
 from latticed.host.tunnel import readiness as ready
 from latticed.host.tunnel import spec as specs
-from latticed.host.tunnel.files import Place, render
+from latticed.host.tunnel.files import TunnelFiles, render
 from latticed.kit import logs
 from latticed.model.errors import Problem
 from latticed.processes import waiting
 from latticed.sandbox import rlimits
-from latticed.sandbox.spec import Request
+from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from latticed.host.tunnel.spec import Spec
+    from latticed.host.tunnel.spec import TunnelSpec
     from latticed.model.egress import Origin
-    from latticed.model.restart import Policy
+    from latticed.model.restart import RestartPolicy
     from latticed.processes.exits import Exit
     from latticed.sandbox.spec import Ids, Network
-    from latticed.settings.programs import Tunnel as Settings
+    from latticed.settings.programs import TunnelSettings as Settings
 
 BAD_TOKEN: Final = 255
 """The exit code after which the provider would say the same again; 1 (no name service, no route) may pass."""
 POLL_S: Final = 0.2
 VALIDATE_S: Final = 8.0
 OUTPUT_BYTES: Final = 64 << 10
-_LIMITS: Final = rlimits.Limits(memory_bytes=1 << 30, tasks=256, open_files=4_096)
+_LIMITS: Final = rlimits.ResourceLimits(memory_bytes=1 << 30, tasks=256, open_files=4_096)
 log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class House:
+class ConnectorDeps:
     """What tunnels are made with. `origins` of a plugin are what the operator bound to it, as of now."""
 
-    tools: Tools
+    tools: ProgramDeps
     settings: Callable[[], Settings]
     origins: Callable[[str], tuple[Origin, ...]]
-    policy: Callable[[], Policy]
+    policy: Callable[[], RestartPolicy]
 
 
-class Tunnel:
+class Connector:
     """`spec` is what runs. `connected`: the provider's edge has it, by `/ready`."""
 
-    def __init__(self, plugin_id: str, name: str, spec: Spec, place: Place, house: House) -> None:
+    def __init__(self, plugin_id: str, name: str, spec: TunnelSpec, place: TunnelFiles, house: ConnectorDeps) -> None:
         self.plugin_id = plugin_id
         self.name = name
         self.spec = spec
@@ -99,7 +99,7 @@ class Tunnel:
         finally:
             self._ending -= 1
 
-    async def take(self, spec: Spec) -> None:
+    async def take(self, spec: TunnelSpec) -> None:
         """Run `spec` instead, from now on."""
         self._ending += 1
         try:
@@ -117,7 +117,7 @@ class Tunnel:
                     await asyncio.sleep(POLL_S)
         return self.connected
 
-    async def validate(self, spec: Spec) -> None:
+    async def validate(self, spec: TunnelSpec) -> None:
         """Have the program itself judge a spec that is to be taken; Problem bad_params with its words."""
         place, bound = self._place, specs.bound(spec, self._house.origins(self.plugin_id))
         kept = await asyncio.to_thread(credentials.load, self._house.settings().credentials_dir, spec)
@@ -139,11 +139,11 @@ class Tunnel:
 
     # The program.
 
-    def _new_life(self) -> Life:
+    def _new_life(self) -> SupervisedProgram:
         policy = replace(self._house.policy(), breaker_failures=sys.maxsize)  # an outage may last
-        rules = Rules(restart="always", policy=policy, hopeless=frozenset({BAD_TOKEN}))
+        rules = RestartRules(restart="always", policy=policy, hopeless=frozenset({BAD_TOKEN}))
         name = f"tunnel {self.plugin_id}/{self.name}"
-        return Life(name, self._house.tools, self._prepare, rules, output_bytes=OUTPUT_BYTES)
+        return SupervisedProgram(name, self._house.tools, self._prepare, rules, output_bytes=OUTPUT_BYTES)
 
     async def _prepare(self) -> Ready:
         place = self._place
@@ -171,7 +171,7 @@ class Tunnel:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
         chosen = confining.choose(spawner, network=network != "none")
         program = await confining.program(path, spawner.interpreters)
-        request = Request(
+        request = ChildRequest(
             program=program,
             args=args,
             environment=confining.environment(chosen),
@@ -185,7 +185,7 @@ class Tunnel:
         """Run the program to its end, without any network: its exit code and last words."""
         candidate: Path = self._place.candidate
         made = await self._request(args, (str(candidate),), "none", lambda ids: self._place.lend((candidate,), ids))
-        out, err = Tail(OUTPUT_BYTES), Tail(OUTPUT_BYTES)
+        out, err = LastOutput(OUTPUT_BYTES), LastOutput(OUTPUT_BYTES)
         ended: Exit | None = None
         try:
             child = await self._house.tools.spawner.spawn(

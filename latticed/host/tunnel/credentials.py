@@ -20,7 +20,7 @@ from latticed.kit import files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.host.tunnel.spec import Spec
+    from latticed.host.tunnel.spec import TunnelSpec
 
 MAX_BYTES: Final = 16 << 10
 CODE: Final = "credentials_unusable"
@@ -56,7 +56,7 @@ class Credentials:
         return f"Credentials(tunnel={self.tunnel!r})"
 
 
-def load(directory: str, spec: Spec) -> Credentials:
+def load(directory: str, spec: TunnelSpec) -> Credentials:
     """Those of a spec; Problem("credentials_unusable") says what is wrong with them. Blocks: call it in a thread."""
     if not directory:
         raise _unusable("the operator has named no directory", "set tunnel.credentials_dir")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from latticed.host.tunnel.spec import Rule, Spec
+    from latticed.host.tunnel.spec import IngressRule, TunnelSpec
     from latticed.model.egress import Origin
     from latticed.sandbox.spec import Ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TunnelFiles:
     """The two directories of a tunnel."""
 
     state: Path
@@ -64,7 +64,7 @@ class Place:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def render(spec: Spec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
+def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
     """The configuration: JSON, which is YAML that nothing in it can break out of (YAML 1.2, section 1.3).
 
     Names are pinned to the addresses that the operator bound them to: the program looks nothing up.
@@ -77,7 +77,7 @@ def render(spec: Spec, origins: Mapping[str, Origin], credentials: Path) -> byte
     return json.dumps(plain, indent=1).encode("ascii") + b"\n"
 
 
-def _entry(rule: Rule, origin: Origin | None) -> dict[str, Any]:
+def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"service": rule.service}
     if rule.hostname:
         entry["hostname"] = rule.hostname

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import msgspec
 
 from latticed.host.tunnel import spec as specs
-from latticed.host.tunnel.connector import Tunnel
-from latticed.host.tunnel.files import Place
+from latticed.host.tunnel.connector import Connector
+from latticed.host.tunnel.files import TunnelFiles
 from latticed.kit import logs
 from latticed.ledger import programs as rows
 from latticed.model.errors import Problem
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
 
-    from latticed.host.permissions import Refusal
-    from latticed.host.tunnel.connector import House
-    from latticed.host.tunnel.spec import Spec
+    from latticed.host.permissions import PermissionRefused
+    from latticed.host.tunnel.connector import ConnectorDeps
+    from latticed.host.tunnel.spec import TunnelSpec
     from latticed.ledger import Ledger
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ FOLDER: Final = "tunnels"
 log = logs.get_logger()
 
 
-class Tunnels:
+class TunnelKeeper:
     """An async context manager: entered, every tunnel on record runs as soon as its owner may have it.
 
     `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations lie in `state_dir`,
@@ -46,9 +46,9 @@ class Tunnels:
     def __init__(
         self,
         ledger: Ledger,
-        house: House,
+        house: ConnectorDeps,
         *,
-        refusal: Callable[[str], Refusal | None],
+        refusal: Callable[[str], PermissionRefused | None],
         state_dir: Path,
         runtime_dir: Path,
     ) -> None:
@@ -56,9 +56,9 @@ class Tunnels:
         self._house = house
         self._refusal = refusal
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
-        self._tunnels: dict[tuple[str, str], Tunnel] = {}
+        self._tunnels: dict[tuple[str, str], Connector] = {}
         self._trials: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._in_force: dict[tuple[str, str], Spec] = {}
+        self._in_force: dict[tuple[str, str], TunnelSpec] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
         self._changes: set[asyncio.Task[Any]] = set()
         self._judging: dict[asyncio.Task[None], str] = {}  # and whose it is
@@ -107,13 +107,13 @@ class Tunnels:
         refused = self._refusal(plugin_id) is not None
         return [one for one, owner in self._judging.items() if owner == plugin_id and refused]
 
-    def of(self, plugin_id: str) -> list[Tunnel]:
+    def of(self, plugin_id: str) -> list[Connector]:
         """Those of one plugin, by name."""
         return [self._tunnels[key] for key in sorted(key for key in self._tunnels if key[0] == plugin_id)]
 
     # What plugins change. A caller that is cancelled leaves no half of a change behind.
 
-    async def put(self, plugin_id: str, name: str, spec: Spec) -> Tunnel:
+    async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
         """Run `spec` from now on; in place of another one once it is connected.
 
         Problems: bad_params when cloudflared refuses it, credentials_unusable, quota_exceeded, sandbox_unavailable, …
@@ -130,13 +130,13 @@ class Tunnels:
             names = [one.name for one in self.of(plugin_id)]
         return sum([await self.delete(plugin_id, name) for name in names])
 
-    async def _put(self, plugin_id: str, name: str, spec: Spec) -> Tunnel:
+    async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
         async with self._changing[plugin_id]:
             key = plugin_id, name
             before = self._tunnels.get(key)
             if before is not None and before.spec == spec and before.life.state not in {"ended", "failed"}:
                 return before
-            tunnel = before or Tunnel(plugin_id, name, spec, self._place(plugin_id, name), self._house)
+            tunnel = before or Connector(plugin_id, name, spec, self._place(plugin_id, name), self._house)
             await self._validated(tunnel, spec)
             if before is None or key not in self._in_force:
                 await self._record(plugin_id, name, spec)
@@ -155,7 +155,7 @@ class Tunnels:
             self._trials[key] = asyncio.create_task(self._try(tunnel, spec), name=f"trial {plugin_id}/{name}")
             return tunnel
 
-    async def _validated(self, tunnel: Tunnel, spec: Spec) -> None:
+    async def _validated(self, tunnel: Connector, spec: TunnelSpec) -> None:
         """Have it validated, unless its owner may not have tunnels by then: the next one of the id gets none of it."""
         judging = asyncio.ensure_future(tunnel.validate(spec))
         self._judging[judging] = tunnel.plugin_id
@@ -168,9 +168,9 @@ class Tunnels:
             raise Problem("not_armed", f"{tunnel.plugin_id} may not have tunnels any more: {refusal.reason}")
         judging.result()
 
-    async def _record(self, plugin_id: str, name: str, spec: Spec) -> None:
+    async def _record(self, plugin_id: str, name: str, spec: TunnelSpec) -> None:
         settings, now_us, text = self._house.settings(), self._house.tools.clock.wall_us(), specs.encode(spec)
-        quota = rows.Quota(programs=settings.plugin_tunnels, all_programs=settings.tunnels)
+        quota = rows.ProgramQuota(programs=settings.plugin_tunnels, all_programs=settings.tunnels)
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "tunnel", name, text, quota, now_us=now_us), durable=True
         )
@@ -195,7 +195,7 @@ class Tunnels:
 
     # A change that is being tried.
 
-    async def _try(self, tunnel: Tunnel, spec: Spec) -> None:
+    async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
         """Keep `spec` when it connects in time; else have the one before back."""
         if await tunnel.settled():
             with contextlib.suppress(Problem):  # a full disk: it runs, and at the next start the one before does
@@ -234,7 +234,7 @@ class Tunnels:
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
-    def _look(self, tunnels: Iterable[Tunnel]) -> None:
+    def _look(self, tunnels: Iterable[Connector]) -> None:
         """Begin what may run, end what may not."""
         for one in tunnels:
             refusal = self._refusal(one.plugin_id)
@@ -251,26 +251,26 @@ class Tunnels:
                 ending.add_done_callback(self._changes.discard)
                 ending.add_done_callback(lambda _: self._wanted.set())  # it may run again by now
 
-    def _allowed(self, one: Tunnel) -> bool:
+    def _allowed(self, one: Connector) -> bool:
         return self._refusal(one.plugin_id) is None and one.is_bound
 
-    def _begin(self, tunnel: Tunnel) -> None:
+    def _begin(self, tunnel: Connector) -> None:
         if self._allowed(tunnel):
             tunnel.begin()
 
-    def _make(self, plugin_id: str, name: str, spec: Spec) -> Tunnel:
+    def _make(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
         key = plugin_id, name
-        made = self._tunnels[key] = Tunnel(plugin_id, name, spec, self._place(plugin_id, name), self._house)
+        made = self._tunnels[key] = Connector(plugin_id, name, spec, self._place(plugin_id, name), self._house)
         self._in_force[key] = spec
         return made
 
-    def _place(self, plugin_id: str, name: str) -> Place:
+    def _place(self, plugin_id: str, name: str) -> TunnelFiles:
         folder = f"{plugin_id}+{name}"  # neither has a '+'
-        return Place(state=self._state / folder, runtime=self._runtime / folder)
+        return TunnelFiles(state=self._state / folder, runtime=self._runtime / folder)
 
     def _clear_remains(self) -> None:
         """Credentials that an earlier life was killed with, and configurations: those in force are written anew."""
         for directory in (self._state, self._runtime):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in directory.iterdir():
-                Place(state=folder, runtime=folder).clear()
+                TunnelFiles(state=folder, runtime=folder).clear()

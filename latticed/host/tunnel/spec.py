@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from latticed.model.egress import Origin
 
-__all__ = ["Put", "Rule", "Spec", "bound", "checked", "decode", "encode"]
+__all__ = ["IngressRule", "TunnelPut", "TunnelSpec", "bound", "checked", "decode", "encode"]
 
 MAX_RULES: Final = 64
 _STATUS: Final = re.compile(r"http_status:([2-5][0-9]{2})")
@@ -30,7 +30,7 @@ _PATH: Final = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class IngressRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`hostname` a name or `*.name`, `path` what paths begin with; empty: any. `service`: `http://host:port`,
     `https://host:port` of an origin that the operator bound, or `http_status:404`.
     """
@@ -40,26 +40,26 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     path: str = ""
 
 
-class Put(Params, frozen=True):
+class TunnelPut(Params, frozen=True):
     """tunnel.put. `credentials` or `token`: the name of a file in the operator's directory."""
 
     name: str
     tunnel: str
-    ingress: tuple[Rule, ...]
+    ingress: tuple[IngressRule, ...]
     credentials: str = ""
     token: str = ""
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `Put`, checked. `file` holds credentials, or (`is_token`) a token."""
+class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """As `TunnelPut`, checked. `file` holds credentials, or (`is_token`) a token."""
 
     tunnel: str
-    ingress: tuple[Rule, ...]
+    ingress: tuple[IngressRule, ...]
     file: str
     is_token: bool
 
 
-def checked(asked: Put, origins: Iterable[Origin]) -> Spec:
+def checked(asked: TunnelPut, origins: Iterable[Origin]) -> TunnelSpec:
     """The spec; HostError bad_params says what was expected, egress_blocked that a service is none of `origins`."""
     check_name(asked.name)
     if bool(asked.credentials) == bool(asked.token):
@@ -68,17 +68,17 @@ def checked(asked: Put, origins: Iterable[Origin]) -> Spec:
         raise bad("credentials", "the name of a file in the operator's directory")
     rules = tuple(_rule(one, number) for number, one in enumerate(asked.ingress, start=1))
     _check_order(rules)
-    spec = Spec(tunnel=_id(asked.tunnel), ingress=rules, file=file, is_token=bool(asked.token))
+    spec = TunnelSpec(tunnel=_id(asked.tunnel), ingress=rules, file=file, is_token=bool(asked.token))
     bound(spec, origins)
     return spec
 
 
-def decode(stored: str) -> Spec:
+def decode(stored: str) -> TunnelSpec:
     """What `encode` wrote; msgspec.ValidationError or DecodeError for anything else."""
-    return msgspec.json.decode(stored, type=Spec)
+    return msgspec.json.decode(stored, type=TunnelSpec)
 
 
-def bound(spec: Spec, origins: Iterable[Origin]) -> dict[str, Origin]:
+def bound(spec: TunnelSpec, origins: Iterable[Origin]) -> dict[str, Origin]:
     """The origin of each service of a spec; HostError egress_blocked when one is not bound (any more)."""
     known = {(one.scheme, one.host, one.port): one for one in origins}
     found: dict[str, Origin] = {}
@@ -111,11 +111,11 @@ def _id(text: str) -> str:
     return plain
 
 
-def _rule(rule: Rule, number: int) -> Rule:
+def _rule(rule: IngressRule, number: int) -> IngressRule:
     where = f"ingress rule {number}"
     if rule.path and not (_PATH.fullmatch(rule.path) and ".." not in rule.path):
         raise bad(where, "a path of letters, digits and ._~/- that begins with /, and no ..")
-    return Rule(hostname=_hostname(rule.hostname, where), path=rule.path, service=_service(rule.service, where))
+    return IngressRule(hostname=_hostname(rule.hostname, where), path=rule.path, service=_service(rule.service, where))
 
 
 def _hostname(text: str, where: str) -> str:
@@ -145,7 +145,7 @@ def _service(text: str, where: str) -> str:
     return f"{target.scheme}://{target.shown}"
 
 
-def _check_order(rules: tuple[Rule, ...]) -> None:
+def _check_order(rules: tuple[IngressRule, ...]) -> None:
     """The last one takes everything, and no other one stands in the way of those behind it."""
     if not 1 <= len(rules) <= MAX_RULES:
         raise bad("ingress", f"1 to {MAX_RULES} rules")

@@ -10,7 +10,7 @@ from wasmtime import Module, WasmtimeError
 
 from latticed.runners.wasm_inside import engine as engines
 from latticed.runners.wasm_inside import status
-from latticed.runners.wasm_inside.status import Failed
+from latticed.runners.wasm_inside.status import GuestFailed
 
 
 def main(text: str) -> NoReturn:
@@ -19,7 +19,7 @@ def main(text: str) -> NoReturn:
         code = memoryview(_compile(json.loads(text)["fuel"]))
         while code:
             code = code[os.write(1, code) :]
-    except Failed as failed:
+    except GuestFailed as failed:
         status.end(*failed.args)
     except MemoryError:
         status.end("out_of_memory", "expected the module to be compiled within the compiler's memory limit")
@@ -35,4 +35,4 @@ def _compile(fuel: int) -> bytes:
         return bytes(module.serialize())
     except WasmtimeError as error:
         code, words = status.of_error(error, "wasm_invalid").args
-        raise Failed(code, f"expected a module that can be compiled, found: {words}") from None
+        raise GuestFailed(code, f"expected a module that can be compiled, found: {words}") from None

@@ -13,8 +13,8 @@ from wasmtime import Func, FuncType, Linker, Memory, Store, Trap, ValType, Wasmt
 
 from latticed.runners.wasm_inside import engine as engines
 from latticed.runners.wasm_inside import status
-from latticed.runners.wasm_inside.guest import WORD, Fault, Guest
-from latticed.runners.wasm_inside.status import Exited, Failed
+from latticed.runners.wasm_inside.guest import WORD, Guest, GuestFault
+from latticed.runners.wasm_inside.status import Exited, GuestFailed
 from latticed.runners.wasm_inside.wasi import Wasi
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MOST_BYTES: Final = 1 << 20
 """The longest answer that is taken from a module, and the longest request."""
 
 
-class Calls:
+class GuestCalls:
     """Calls of one module. `fresh(store)` puts the limits of one call on a store; `ask` carries out a host call.
 
     `ready`: an instance could be started.
@@ -69,8 +69,8 @@ class Calls:
                 data = self._take(store, answer)
             except Trap as trap:
                 raise status.of_trap(trap) from None
-            except Fault as fault:
-                raise Failed("wasm_trap", str(fault)) from None
+            except GuestFault as fault:
+                raise GuestFailed("wasm_trap", str(fault)) from None
         found = read_json(data)
         if not isinstance(found, dict):
             raise ValueError("it is no object")  # noqa: TRY004 - like JSON that is none
@@ -94,7 +94,7 @@ class Calls:
         except Trap as trap:
             raise status.of_trap(trap) from None
         except Exited as exited:
-            raise Failed("exited", f"it exited {exited.args[0]} before it was asked anything") from None
+            raise GuestFailed("exited", f"it exited {exited.args[0]} before it was asked anything") from None
         except WasmtimeError as error:
             raise status.of_error(error, "wasm_invalid") from None
         return invoke
@@ -102,7 +102,7 @@ class Calls:
     def _put(self, context: Context, data: bytes) -> tuple[int, int]:
         alloc, self._alloc = self._alloc, None
         if alloc is None:
-            raise Failed("wasm_trap", "expected alloc to make no host call, found that it does")
+            raise GuestFailed("wasm_trap", "expected alloc to make no host call, found that it does")
         at = alloc(context, len(data))
         self._alloc = alloc
         self._guest.write(context, at, data)
@@ -119,8 +119,8 @@ class Calls:
         answer = self._answer(caller, at, size)
         try:
             start, length = self._put(caller, json.dumps(answer).encode())
-        except Fault as fault:
-            raise Failed("wasm_trap", str(fault)) from None
+        except GuestFault as fault:
+            raise GuestFailed("wasm_trap", str(fault)) from None
         packed = (start & WORD) << 32 | length
         return packed - (1 << 64) if packed >> 63 else packed
 
@@ -129,8 +129,8 @@ class Calls:
             return _refusal(f"expected at most {MOST_BYTES} bytes")
         try:
             request = read_json(self._guest.read(caller, at, size))
-        except Fault as fault:
-            raise Failed("wasm_trap", str(fault)) from None
+        except GuestFault as fault:
+            raise GuestFailed("wasm_trap", str(fault)) from None
         except (ValueError, RecursionError):
             return _refusal("expected a request as JSON")
         if not isinstance(request, dict) or not isinstance(request.get("method"), str):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from wasmtime import Config, Engine, FuncType, MemoryType
 
 from latticed.runners.wasm_inside import wasi
-from latticed.runners.wasm_inside.status import Failed
+from latticed.runners.wasm_inside.status import GuestFailed
 
 if TYPE_CHECKING:
     from wasmtime import ExportType, Module
@@ -41,9 +41,9 @@ def make(*, fuel: bool) -> Engine:
 def check_bytes(data: bytes) -> None:
     """Failed("wasm_invalid") for what is not even called a module; text would be compiled otherwise."""
     if data[:4] != MAGIC or len(data) < 8:
-        raise Failed("wasm_invalid", f"expected a WebAssembly module, found bytes that begin with {data[:8]!r}")
+        raise GuestFailed("wasm_invalid", f"expected a WebAssembly module, found bytes that begin with {data[:8]!r}")
     if data[4:8] != VERSION:
-        raise Failed("wasm_invalid", "expected a core module of version 1, found a component or another version")
+        raise GuestFailed("wasm_invalid", "expected a core module of version 1, found a component or another version")
 
 
 def abi_of(module: Module) -> Abi:
@@ -59,9 +59,11 @@ def abi_of(module: Module) -> Abi:
         if calls and (one.module, one.name) == (HOST, "call"):
             given = CALL
         if given is None:
-            raise Failed("wasm_import", f"expected imports of {_offered(calls)} only, found {one.module}.{one.name}")
+            raise GuestFailed(
+                "wasm_import", f"expected imports of {_offered(calls)} only, found {one.module}.{one.name}"
+            )
         if not isinstance(one.type, FuncType) or signature(one.type) != given:
-            raise Failed(
+            raise GuestFailed(
                 "wasm_import", f"expected {one.module}.{one.name} to be a function {given}, found another type"
             )
     if calls:
@@ -69,7 +71,7 @@ def abi_of(module: Module) -> Abi:
     if _signature(exports.get("_start")) == ("", ""):
         return "command"
     wanted = "_start (a WASI command), or memory, alloc(i32) -> i32 and invoke(i32, i32) -> i64"
-    raise Failed("wasm_invalid", f"expected the module to export {wanted}; found {_names(exports)}")
+    raise GuestFailed("wasm_invalid", f"expected the module to export {wanted}; found {_names(exports)}")
 
 
 def signature(kind: FuncType) -> tuple[str, str]:

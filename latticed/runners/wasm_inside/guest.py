@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WORD = 0xFFFFFFFF
 
 
-class Fault(Exception):
+class GuestFault(Exception):
     """An address that is not in the module's memory."""
 
 
@@ -41,7 +41,7 @@ class Guest:
         memory = self._memory or self._find(context)
         at, size = at & WORD, size & WORD
         if at + size > memory.data_len(context):
-            raise Fault(f"expected {size} bytes at {at} to be in the module's memory")
+            raise GuestFault(f"expected {size} bytes at {at} to be in the module's memory")
         if size == 0:
             return memoryview(b"")
         start = ctypes.addressof(memory.data_ptr(context).contents)
@@ -63,6 +63,6 @@ class Guest:
     def _find(self, context: Context) -> Memory:
         found = context["memory"] if hasattr(context, "__getitem__") else None
         if not isinstance(found, Memory):
-            raise Fault("expected the module to export its memory")
+            raise GuestFault("expected the module to export its memory")
         self._memory = found
         return found

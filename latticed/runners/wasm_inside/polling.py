@@ -19,7 +19,7 @@ _LONGEST_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PollRequest:
     """One subscription. `timeout_ns` is from now on unless `absolute`, then on the monotonic clock."""
 
     userdata: int
@@ -30,16 +30,16 @@ class Asked:
     absolute: bool = False
 
 
-def read(data: bytes) -> Asked:
+def read(data: bytes) -> PollRequest:
     """What a subscription's 48 bytes say."""
     userdata, kind = struct.unpack_from("<QB", data)
     if kind != _CLOCK:
-        return Asked(userdata=userdata, kind=kind, fd=struct.unpack_from("<I", data, 16)[0])
+        return PollRequest(userdata=userdata, kind=kind, fd=struct.unpack_from("<I", data, 16)[0])
     clock, timeout_ns, _, flags = struct.unpack_from("<IxxxxQQH", data, 16)
-    return Asked(userdata=userdata, kind=kind, clock=clock, timeout_ns=timeout_ns, absolute=bool(flags & 1))
+    return PollRequest(userdata=userdata, kind=kind, clock=clock, timeout_ns=timeout_ns, absolute=bool(flags & 1))
 
 
-def wait(asked: Sequence[Asked], streams: Streams, now_ns: Callable[[], int]) -> list[bytes]:
+def wait(asked: Sequence[PollRequest], streams: Streams, now_ns: Callable[[], int]) -> list[bytes]:
     """The events of what has happened; at least one, as soon as there is one."""
     began_ns = now_ns()
     while True:
@@ -50,11 +50,11 @@ def wait(asked: Sequence[Asked], streams: Streams, now_ns: Callable[[], int]) ->
         streams.wait(min([*waits_s, _LONGEST_S]), reading=any(one.kind == _READ for one in asked))
 
 
-def _left_ns(one: Asked, now_ns: int, began_ns: int) -> int:
+def _left_ns(one: PollRequest, now_ns: int, began_ns: int) -> int:
     return one.timeout_ns - (now_ns if one.absolute else now_ns - began_ns)
 
 
-def _event(one: Asked, streams: Streams, now_ns: Callable[[], int], began_ns: int) -> bytes | None:
+def _event(one: PollRequest, streams: Streams, now_ns: Callable[[], int], began_ns: int) -> bytes | None:
     if one.kind == _CLOCK:
         if one.absolute and one.clock != _MONOTONIC:  # there is no time of day to wait for
             return _packed(one, _NOTSUP, 0)
@@ -68,5 +68,5 @@ def _event(one: Asked, streams: Streams, now_ns: Callable[[], int], began_ns: in
     return _packed(one, 0, max(streams.buffered, 1)) if streams.readable() else None
 
 
-def _packed(one: Asked, error: int, size: int) -> bytes:
+def _packed(one: PollRequest, error: int, size: int) -> bytes:
     return struct.pack("<QHBxxxxxQHxxxxxx", one.userdata, error, one.kind, size, 0)

@@ -12,11 +12,11 @@ from wasmtime import Func, Linker, Memory, Module, Store, Trap, WasmtimeError
 from latticed.runners.wasm_inside import engine as engines
 from latticed.runners.wasm_inside import status, streams
 from latticed.runners.wasm_inside.budget import Budget
-from latticed.runners.wasm_inside.calls import Calls
+from latticed.runners.wasm_inside.calls import GuestCalls
 from latticed.runners.wasm_inside.guest import Guest
-from latticed.runners.wasm_inside.status import Exited, Failed
+from latticed.runners.wasm_inside.status import Exited, GuestFailed
 from latticed.runners.wasm_inside.streams import Streams
-from latticed.runners.wasm_inside.talk import Ended, Talk
+from latticed.runners.wasm_inside.talk import HostGone, Talk
 from latticed.runners.wasm_inside.wasi import Wasi
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Orders:
     arguments: tuple[str, ...]
 
 
-class Host:
+class GuestHost:
     """What both ways of running share: an engine, its clock, and the limits of a store."""
 
     def __init__(self, orders: Orders, engine: Engine) -> None:
@@ -61,11 +61,11 @@ def main(text: str) -> NoReturn:
         if engines.abi_of(module) == "command":
             _command(host, module)
         _calls(host, module)
-    except Ended:
+    except HostGone:
         os._exit(0)
     except Exited as exited:
         os._exit(min(exited.args[0], 255))
-    except Failed as failed:
+    except GuestFailed as failed:
         status.end(*failed.args)
     except MemoryError:
         status.end("out_of_memory", "expected the module and its host to fit the memory limit, found it used up")
@@ -73,16 +73,16 @@ def main(text: str) -> NoReturn:
         status.end("wasm_host", f"the host of the module failed: {error.strerror}")
 
 
-def _load(text: str) -> tuple[Host, Module]:
+def _load(text: str) -> tuple[GuestHost, Module]:
     orders = Orders(**{**json.loads(text), "arguments": tuple(json.loads(text)["arguments"])})
     engine = engines.make(fuel=orders.fuel > 0)
     try:
-        return Host(orders, engine), Module.deserialize(engine, status.read_all(status.INPUT))
+        return GuestHost(orders, engine), Module.deserialize(engine, status.read_all(status.INPUT))
     except WasmtimeError as error:
-        raise Failed("wasm_code", f"expected code that was compiled for this engine: {error}") from None
+        raise GuestFailed("wasm_code", f"expected code that was compiled for this engine: {error}") from None
 
 
-def _command(host: Host, module: Module) -> NoReturn:
+def _command(host: GuestHost, module: Module) -> NoReturn:
     """A WASI command: it speaks the protocol itself, on its own streams."""
     store, guest, orders = Store(host.engine), Guest(), host.orders
 
@@ -109,7 +109,7 @@ def _command(host: Host, module: Module) -> NoReturn:
     raise Exited(0)
 
 
-def _calls(host: Host, module: Module) -> NoReturn:
+def _calls(host: GuestHost, module: Module) -> NoReturn:
     """A small module: we speak the protocol for it."""
     talk = Talk(host.budget)
 
@@ -118,13 +118,13 @@ def _calls(host: Host, module: Module) -> NoReturn:
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 
     log = Streams(host.budget, lambda: None, streams.LOG_ALONE)  # the other two are ours
-    calls = Calls(module, host.engine, streams=log, fresh=fresh, ask=talk.ask)
+    calls = GuestCalls(module, host.engine, streams=log, fresh=fresh, ask=talk.ask)
     talk.serve(calls)
 
 
-def _in_memory(failed: Failed, used_bytes: int, most_bytes: int) -> Failed:
+def _in_memory(failed: GuestFailed, used_bytes: int, most_bytes: int) -> GuestFailed:
     """A trap for want of memory is a trap like any other: how much was in use tells them apart."""
     code, message = failed.args
     if code != "wasm_trap":
         return failed
-    return Failed(code, f"{message} (memory in use: {used_bytes >> 10} of {most_bytes >> 10} KiB)")
+    return GuestFailed(code, f"{message} (memory in use: {used_bytes >> 10} of {most_bytes >> 10} KiB)")

@@ -34,7 +34,7 @@ _NO_ROOM: Final = (
 )
 
 
-class Failed(Exception):
+class GuestFailed(Exception):
     """The module cannot go on; args: code, message."""
 
 
@@ -42,23 +42,25 @@ class Exited(Exception):
     """The module asked to end; args: its exit status."""
 
 
-def of_trap(trap: Trap) -> Failed:
+def of_trap(trap: Trap) -> GuestFailed:
     """The name of what a trap was, and where."""
     code = _CODES.get(trap.trap_code, "wasm_trap") if trap.trap_code is not None else "wasm_trap"
     if code != "wasm_trap":
-        return Failed(code, _WORDS[code])
+        return GuestFailed(code, _WORDS[code])
     what = [line.strip() for line in trap.message.splitlines() if "wasm trap:" in line]
     frames = trap.frames
     where = f", in {frames[0].func_name or f'function {frames[0].func_index}'}" if frames else ""
-    return Failed(code, f"the module trapped: {what[-1].partition('wasm trap: ')[2] if what else 'no reason'}{where}")
+    return GuestFailed(
+        code, f"the module trapped: {what[-1].partition('wasm trap: ')[2] if what else 'no reason'}{where}"
+    )
 
 
-def of_error(error: WasmtimeError, code: str) -> Failed:
+def of_error(error: WasmtimeError, code: str) -> GuestFailed:
     """The name of what wasmtime refused; `code` where it is no question of memory."""
     words = str(error)
     if any(one in words for one in _NO_ROOM):
-        return Failed("out_of_memory", f"expected the module to fit its limits, found: {words}")
-    return Failed(code, words)
+        return GuestFailed("out_of_memory", f"expected the module to fit its limits, found: {words}")
+    return GuestFailed(code, words)
 
 
 def end(code: str, message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from latticed.runners.wasm_inside.budget import Budget
-    from latticed.runners.wasm_inside.calls import Calls
+    from latticed.runners.wasm_inside.calls import GuestCalls
 
 _CHUNK_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 1 << 20
@@ -17,7 +17,7 @@ _LINE_BYTES: Final = 1 << 20
 _UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603
 
 
-class Ended(Exception):
+class HostGone(Exception):
     """The host closed our stdin, or asked us to end."""
 
 
@@ -32,7 +32,7 @@ class Talk:
         self._asked = 0
         self._config: dict[str, Any] = {}
 
-    def serve(self, calls: Calls) -> NoReturn:
+    def serve(self, calls: GuestCalls) -> NoReturn:
         """Until Ended."""
         while True:
             message = self._later.popleft() if self._later else self._next()
@@ -66,7 +66,7 @@ class Talk:
         error = message["error"]
         return {"error": {"code": error.get("data", {}).get("code", "internal"), "message": error.get("message", "")}}
 
-    def _invoke(self, calls: Calls, number: Any, params: dict[str, Any]) -> None:
+    def _invoke(self, calls: GuestCalls, number: Any, params: dict[str, Any]) -> None:
         request = {"action": params.get("action"), "payload": params.get("payload")}
         if self._config:
             request["config"] = self._config
@@ -85,7 +85,7 @@ class Talk:
             self._send({"id": number, "result": {"status": "healthy", "message": ""}})
         elif method == "shutdown":
             self._send({"id": number, "result": {}})
-            raise Ended
+            raise HostGone
         else:
             self._send({"id": number, "error": {"code": _UNKNOWN_METHOD, "message": "there is no such method"}})
 
@@ -93,7 +93,7 @@ class Talk:
         while not self._lines:
             data = os.read(0, _CHUNK_BYTES)
             if not data:
-                raise Ended
+                raise HostGone
             *lines, rest = data.split(b"\n")
             if lines:
                 self._lines.append(bytes(self._rest) + lines[0])

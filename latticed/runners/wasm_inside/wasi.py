@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wasmtime import FuncType, ValType
 
 from latticed.runners.wasm_inside import polling
-from latticed.runners.wasm_inside.guest import WORD, Fault, Guest
+from latticed.runners.wasm_inside.guest import WORD, Guest, GuestFault
 from latticed.runners.wasm_inside.status import Exited
 
 if TYPE_CHECKING:
@@ -254,5 +254,5 @@ def _kind(word: str) -> ValType:
 def _guarded(function: Callable[..., int | None], *arguments: Any) -> int | None:
     try:
         return function(*arguments)
-    except Fault:
+    except GuestFault:
         return FAULT

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.broker import limits
-from latticed.broker.decide import Allow, Asked, Deny, Rights, decide
+from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
 from latticed.model import hostcall
 
 BOTH = Rights(declared=frozenset({"kv:read"}), granted=frozenset({"kv:read"}))
@@ -16,7 +16,7 @@ NONE = Rights(declared=frozenset(), granted=frozenset({"kv:read"}))
 
 
 def judged(rights, *, method="kv.get", size=10, within_rate=True):
-    found = decide(Asked(method=method, size=size, within_rate=within_rate), rights, max_bytes=100)
+    found = decide(CallAttempt(method=method, size=size, within_rate=within_rate), rights, max_bytes=100)
     return found.code.value if isinstance(found, Deny) else found
 
 

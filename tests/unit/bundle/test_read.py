@@ -15,7 +15,7 @@ from latticed.kit import files
 from tests.house import bundles
 
 ME = frozenset({0, os.geteuid()})
-LIMITS = read.Limits(manifest_bytes=1000, artifact_bytes=5000)
+LIMITS = read.ReadLimits(manifest_bytes=1000, artifact_bytes=5000)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from latticed.bundle.read import BundleDirectory, Limits
+from latticed.bundle.read import BundleDirectory, ReadLimits
 from latticed.catalog import Catalog, Store
 from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verified
-from latticed.settings import Watch
+from latticed.settings import WatchSettings
 from latticed.trust.policy import TrustPolicy
 from tests.house import bundles, catalogs
 from tests.house.catalogs import until
@@ -48,7 +48,7 @@ async def test_first_batch_is_all_there_is(plugins: Path) -> None:
 @pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
 async def test_what_file_systems_and_archivers_leave_is_ignored(plugins: Path, name: str) -> None:
     """When it arrives while we watch, whatever it holds, and when a timer scans."""
-    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+    async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundles.drop(plugins, name, author=ACME, id="acme.left")
         bundles.drop(plugins, "demo", author=ACME)
         await until(lambda: seen.code("plugins/demo") == "verified")
@@ -83,7 +83,7 @@ async def test_drop_tamper_restore_remove(plugins: Path) -> None:
 async def test_missed_events_are_found_by_the_timer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an observer that says nothing at all, timed scans still find every change."""
     monkeypatch.setattr("latticed.catalog.hints.Inbox.note", lambda *_, **__: None)
-    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+    async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundle = bundles.drop(plugins, "demo", author=ACME)
         await until(lambda: seen.code("plugins/demo") == "verified")
         bundles.tamper(bundle.artifact_path)
@@ -96,7 +96,7 @@ async def test_timed_scans_hash_only_what_changed(plugins: Path) -> None:
     for number in range(3):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
     catalogs.age(plugins)
-    async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+    async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         counters = seen.catalog.counters
         assert counters["judged"] == 3
         scans = counters["scans"]
@@ -179,7 +179,7 @@ async def test_too_many_bundles_are_refused_and_counted(plugins: Path) -> None:
 async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
     """A verdict on request is fresh, takes the name with or without its label, and is not remembered."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
-    async with catalogs.watching(plugins, ACME, watch=Watch(quiet_s=5.0, longest_s=5.0)) as seen:
+    async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=5.0, longest_s=5.0)) as seen:
         bundles.tamper(bundle.artifact_path)
         for name in ("demo", "plugins/demo"):
             verdict = await seen.catalog.judge(name)
@@ -279,7 +279,7 @@ async def test_tampering_is_noticed_while_everything_is_judged_again(plugins: Pa
 async def test_limits_are_applied(plugins: Path) -> None:
     """What is larger than the settings allow is refused with its code."""
     bundles.drop(plugins, "demo", author=ACME, artifact=bytes(2000))
-    async with catalogs.watching(plugins, ACME, limits=Limits(artifact_bytes=1000)) as seen:
+    async with catalogs.watching(plugins, ACME, limits=ReadLimits(artifact_bytes=1000)) as seen:
         assert seen.code("plugins/demo") == "artifact_too_large"
 
 
@@ -298,8 +298,8 @@ async def test_a_read_that_never_returns_costs_one_bundle(plugins: Path) -> None
         return trusted
 
     try:
-        limits = Limits(deadline_s=0.2)
-        async with catalogs.watching(plugins, policy=policy, limits=limits, watch=Watch(rescan_s=0.5)) as seen:
+        limits = ReadLimits(deadline_s=0.2)
+        async with catalogs.watching(plugins, policy=policy, limits=limits, watch=WatchSettings(rescan_s=0.5)) as seen:
             codes = [seen.code(f"plugins/{name}") for name in names]
             assert sorted(codes) == ["unreadable", *["verified"] * 11]
             release.set()

@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from latticed.catalog.abandoning_threads import Crew
+from latticed.catalog.abandoning_threads import AbandoningThreads
 from tests.house.catalogs import until
 
 
 async def test_every_job_has_a_result() -> None:
     """A batch ends when all is done; an exception belongs to its job alone."""
-    crew = Crew(threads=4, deadline_s=30)
+    crew = AbandoningThreads(threads=4, deadline_s=30)
 
     def half(number: int) -> float:
         return 10 / number
@@ -26,20 +26,20 @@ async def test_every_job_has_a_result() -> None:
 
 async def test_nothing_to_do_is_done_at_once() -> None:
     """An empty batch starts no thread."""
-    outcome = await Crew(threads=4, deadline_s=30).run([], str)
+    outcome = await AbandoningThreads(threads=4, deadline_s=30).run([], str)
     assert outcome.done == {}
 
 
 async def test_what_is_not_begun_in_its_slice_is_left() -> None:
     """A batch that takes too long hands back the rest, untouched."""
-    outcome = await Crew(threads=2, deadline_s=30).run(range(10), str, slice_s=0.0)
+    outcome = await AbandoningThreads(threads=2, deadline_s=30).run(range(10), str, slice_s=0.0)
     assert outcome.done == {}
     assert outcome.left == tuple(range(10))
 
 
 async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
     """Two of six jobs hang: the batch ends without them, and they are not begun again while they hang."""
-    crew = Crew(threads=2, deadline_s=0.1)
+    crew = AbandoningThreads(threads=2, deadline_s=0.1)
     release = threading.Event()
     begun: list[int] = []
 
@@ -66,7 +66,7 @@ async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
 
 async def test_what_is_done_is_told_while_another_job_hangs() -> None:
     """Each result once, long before the batch ends."""
-    crew = Crew(threads=2, deadline_s=30)
+    crew = AbandoningThreads(threads=2, deadline_s=30)
     release, told = threading.Event(), {}
     running = asyncio.create_task(
         crew.run(range(6), lambda number: number or release.wait(), tell=lambda outcome: told.update(outcome.done))
@@ -82,7 +82,7 @@ async def test_what_is_done_is_told_while_another_job_hangs() -> None:
 
 async def test_abandoned_threads_are_bounded() -> None:
     """When everything hangs, the batch still ends, with no more threads than allowed."""
-    crew = Crew(threads=4, deadline_s=0.05, abandoned_max=3)
+    crew = AbandoningThreads(threads=4, deadline_s=0.05, abandoned_max=3)
     release = threading.Event()
     before = threading.active_count()
     try:
@@ -100,7 +100,7 @@ async def test_abandoned_threads_are_bounded() -> None:
 
 async def test_cancelled_while_working() -> None:
     """No further job is begun, and the thread at work ends by itself."""
-    crew = Crew(threads=1, deadline_s=30)
+    crew = AbandoningThreads(threads=1, deadline_s=30)
     working, release = threading.Event(), threading.Event()
     begun: list[int] = []
 
@@ -121,7 +121,7 @@ async def test_cancelled_while_working() -> None:
 
 async def test_where_no_thread_can_be_started_the_rest_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an error, which would end whoever asked; later it goes on."""
-    crew = Crew(threads=2, deadline_s=30)
+    crew = AbandoningThreads(threads=2, deadline_s=30)
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

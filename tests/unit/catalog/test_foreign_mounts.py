@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from latticed.bundle.read import Limits
+from latticed.bundle.read import ReadLimits
 from latticed.catalog import Catalog
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Verified
-from latticed.settings import Watch
+from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs, fuse
 from tests.house.catalogs import until
 
@@ -37,7 +37,7 @@ async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
         with contextlib.ExitStack() as mounts:
             if early:
                 mounts.enter_context(fuse.mounted(plugins / "evil", uid=fuse.NOBODY, shared=False))
-            async with catalogs.watching(plugins, ACME, watch=Watch(rescan_s=0.5)) as seen:
+            async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
                 if not early:
                     mounts.enter_context(fuse.mounted(plugins / "evil", uid=fuse.NOBODY, shared=False))
                 with pytest.raises(PermissionError):
@@ -69,7 +69,7 @@ async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypat
             host_version=catalogs.HOST_VERSION,
             clock=SystemClock(),
             watch=catalogs.SWIFT,
-            limits=Limits(deadline_s=600),
+            limits=ReadLimits(deadline_s=600),
         )
         catalog.hold("plugins/z-other")
         async with catalog:
@@ -86,7 +86,7 @@ async def test_one_that_never_answers_is_refused_at_its_deadline(plugins: Path) 
     """Unreadable; health counts it; once it is gone, what lies beneath is judged."""
     with contextlib.ExitStack() as mounts:
         mounts.enter_context(fuse.mounted(plugins / "evil", hangs=set(fuse.EVERYTHING)))
-        options = {"limits": Limits(deadline_s=0.2), "watch": Watch(rescan_s=0.5)}
+        options = {"limits": ReadLimits(deadline_s=0.2), "watch": WatchSettings(rescan_s=0.5)}
         async with catalogs.watching(plugins, ACME, **options) as seen:  # type: ignore[arg-type]
             await until(lambda: seen.code("plugins/evil") == "unreadable")
             assert [seen.code(f"plugins/{name}") for name in ("a-demo", "z-other")] == ["verified"] * 2
@@ -105,7 +105,7 @@ async def test_a_directory_whose_listing_never_returns(plugins: Path, tmp_path: 
         for part in ("manifest.json", "artifact")
     }
     with fuse.mounted(place, tree) as server:
-        options = {"limits": Limits(deadline_s=0.2), "watch": Watch(rescan_s=0.5)}
+        options = {"limits": ReadLimits(deadline_s=0.2), "watch": WatchSettings(rescan_s=0.5)}
         async with catalogs.watching(place, ACME, **options) as seen:  # type: ignore[arg-type]
             assert set(map(seen.code, ("plugins/a-demo", "plugins/z-other"))) == {"verified"}
             server.hangs.add(fuse.READDIR)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latticed.catalog.coalescer import Outbox, Sighting, same
+from latticed.catalog.coalescer import Coalescer, Sighting, same
 from latticed.catalog.hints import MAX_NAMES, Inbox
 from latticed.catalog.mounts import MountTable
 from latticed.model.manifest import Manifest
@@ -34,7 +34,7 @@ def test_what_is_the_same() -> None:
 
 def test_verifying_again_after_a_refusal_is_news() -> None:
     """The reader that heard of the refusal hears that it is over."""
-    box = Outbox()
+    box = Coalescer()
     heard = []
     for verdict in (verified("1"), verified("1"), refused(Code.DIGEST_MISMATCH), verified("1"), None, None):
         box.post([("p", verdict)])
@@ -49,7 +49,7 @@ def test_verifying_again_after_a_refusal_is_news() -> None:
 
 def test_a_slow_reader_hears_the_latest_once() -> None:
     """There and gone is nothing; changed and back is nothing; the rest is as it is now."""
-    box = Outbox()
+    box = Coalescer()
     box.post([("stays", verified("1"))])
     box.take()
     box.post([("brief", verified("2")), ("stays", refused(Code.UNREADABLE)), ("new", verified("3"))])

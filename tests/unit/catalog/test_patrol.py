@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from latticed.catalog import patrol, scanner
-from latticed.settings import Watch
+from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs
 from tests.house.catalogs import until
 
 ACME = bundles.author()
-AS_SET = Watch()
+AS_SET = WatchSettings()
 """The settings that an operator has who changed nothing."""
 SEEN_S = 1.5
 SLACK_S = 8.0

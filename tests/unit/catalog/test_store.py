@@ -33,14 +33,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def judged(path: Path) -> Verified:
-    with read.open_bundle(path, limits=read.Limits(), owners=OWNERS) as directory:
+    with read.open_bundle(path, limits=read.ReadLimits(), owners=OWNERS) as directory:
         verdict = verify.verify(directory, POLICY, host_version=catalogs.HOST_VERSION)
     assert isinstance(verdict, Verified), verdict
     return verdict
 
 
 def keep(store: Store, path: Path, verified: Verified) -> None:
-    with read.open_bundle(path, limits=read.Limits(), owners=OWNERS) as directory:
+    with read.open_bundle(path, limits=read.ReadLimits(), owners=OWNERS) as directory:
         store.keep(directory, verified)
 
 

@@ -23,7 +23,7 @@ def store(tmp_path):
 
 
 def _opened(path):
-    return read.open_bundle(path, limits=read.Limits(), owners=frozenset({os.geteuid()}))
+    return read.open_bundle(path, limits=read.ReadLimits(), owners=frozenset({os.geteuid()}))
 
 
 def _judged(bundle, acme):

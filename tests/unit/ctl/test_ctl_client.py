@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from latticed.ctl import exits
-from latticed.ctl.client import Client, Refusal
-from latticed.ctl.exits import Exit
+from latticed.ctl.client import ApiRefusal, ControlClient
+from latticed.ctl.exits import ExitCode
 from latticed.model.errors import Problem
 from tests.house import api_server
 
@@ -42,23 +42,23 @@ def test_a_socket_of_others_is_denied(api):
         try:
             os.setresgid(65533, 65533, 65533)
             os.setresuid(65533, 65533, 65533)
-            Client(str(api.socket)).get("status")
+            ControlClient(str(api.socket)).get("status")
         except Problem as problem:
             code = exits.of(problem) if "you may not use its socket" in problem.detail else 98
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == Exit.DENIED
+    assert os.waitstatus_to_exitcode(status) == ExitCode.DENIED
 
 
 def test_a_get_whose_connection_breaks_is_asked_once_more(api):
     api.drop = 1
-    assert Client(str(api.socket)).get("plugins") == []
+    assert ControlClient(str(api.socket)).get("plugins") == []
     assert api.asked == ["GET /api/plugins"] * 2
     api.drop = 2
     with pytest.raises(Problem) as caught:
-        Client(str(api.socket)).get("plugins")
-    assert exits.of(caught.value) is Exit.UNREACHABLE
+        ControlClient(str(api.socket)).get("plugins")
+    assert exits.of(caught.value) is ExitCode.UNREACHABLE
 
 
 def test_a_change_is_never_sent_twice(api):
@@ -66,7 +66,7 @@ def test_a_change_is_never_sent_twice(api):
     api.add()
     api.drop = 1
     with pytest.raises(Problem, match="closed the connection") as caught:
-        Client(str(api.socket)).post("plugins", "lifecycle", body={"id": "acme.demo", "status": "installed"})
+        ControlClient(str(api.socket)).post("plugins", "lifecycle", body={"id": "acme.demo", "status": "installed"})
     assert len(api.asked) == 1
     assert "not known" in caught.value.hint
 
@@ -74,18 +74,18 @@ def test_a_change_is_never_sent_twice(api):
 @pytest.mark.parametrize(
     ("answer", "code", "detail"),
     [
-        (api_server.problem(404, "not_found", "no such thing"), Exit.NOT_FOUND, "no such thing"),
-        (api_server.problem(403, "access_denied", "this takes the scope operate"), Exit.DENIED, "scope operate"),
-        (api_server.problem(409, "not_available"), Exit.FAILED, "simulated not_available"),
-        (api_server.problem(503, "ledger_unavailable"), Exit.FAILED, "simulated ledger_unavailable"),
-        ((500, b"<html>"), Exit.FAILED, "HTTP status 500"),
-        ((500, [1, 2]), Exit.FAILED, "HTTP status 500"),
-        ((418, {"title": "short and stout"}), Exit.FAILED, "short and stout"),
-        ((200, b"\xff{"), Exit.FAILED, "not JSON"),
-        ((200, {"a": 1}), Exit.FAILED, "no proper list of plugins"),
-        ((200, [{"id": "acme.demo"}]), Exit.FAILED, "no proper runtime"),
-        ((200, [{"runtime": {}}]), Exit.FAILED, "no proper runtime"),
-        ((200, [7]), Exit.FAILED, "no proper list of plugins"),
+        (api_server.problem(404, "not_found", "no such thing"), ExitCode.NOT_FOUND, "no such thing"),
+        (api_server.problem(403, "access_denied", "this takes the scope operate"), ExitCode.DENIED, "scope operate"),
+        (api_server.problem(409, "not_available"), ExitCode.FAILED, "simulated not_available"),
+        (api_server.problem(503, "ledger_unavailable"), ExitCode.FAILED, "simulated ledger_unavailable"),
+        ((500, b"<html>"), ExitCode.FAILED, "HTTP status 500"),
+        ((500, [1, 2]), ExitCode.FAILED, "HTTP status 500"),
+        ((418, {"title": "short and stout"}), ExitCode.FAILED, "short and stout"),
+        ((200, b"\xff{"), ExitCode.FAILED, "not JSON"),
+        ((200, {"a": 1}), ExitCode.FAILED, "no proper list of plugins"),
+        ((200, [{"id": "acme.demo"}]), ExitCode.FAILED, "no proper runtime"),
+        ((200, [{"runtime": {}}]), ExitCode.FAILED, "no proper runtime"),
+        ((200, [7]), ExitCode.FAILED, "no proper list of plugins"),
     ],
 )
 def test_any_answer_becomes_words_and_an_exit_code(ctl, api, answer, code, detail):
@@ -104,7 +104,7 @@ def test_hints_and_details_of_the_daemon_are_escaped(ctl, api):
 
 def test_path_parts_arrive_as_they_were_given(api):
     """Percent-encoded, bytes that are no UTF-8 included; parts that would mean another path are not sent."""
-    client = Client(str(api.socket))
+    client = ControlClient(str(api.socket))
     for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
         client.put_bytes("kv", "plugin:acme.demo", key, body=b"\0v")
         assert client.get_bytes("kv", "plugin:acme.demo", key) == b"\0v"
@@ -115,8 +115,8 @@ def test_path_parts_arrive_as_they_were_given(api):
 
 
 def test_a_refusal_keeps_its_code_and_status(api):
-    with pytest.raises(Refusal) as caught:
-        Client(str(api.socket)).get("plugins", "by-id", "acme.none")
+    with pytest.raises(ApiRefusal) as caught:
+        ControlClient(str(api.socket)).get("plugins", "by-id", "acme.none")
     assert (caught.value.status, caught.value.code) == (404, "not_found")
 
 
@@ -147,8 +147,8 @@ def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
 def test_a_silent_daemon_is_not_waited_for_forever(tmp_path):
     with _answering(tmp_path / "s", None):
         with pytest.raises(Problem, match="no answer within") as caught:
-            Client(str(tmp_path / "s"), read_s=0.05).get("status")
-        assert exits.of(caught.value) is Exit.UNREACHABLE
+            ControlClient(str(tmp_path / "s"), read_s=0.05).get("status")
+        assert exits.of(caught.value) is ExitCode.UNREACHABLE
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_a_silent_daemon_is_not_waited_for_forever(tmp_path):
 def test_broken_http_is_an_unreachable_daemon(tmp_path, answer):
     """Cut answers and nonsense are asked for once more, then told; half an answer is never taken for a whole."""
     with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
-        Client(str(tmp_path / "s")).get("status")
-    assert exits.of(caught.value) is Exit.UNREACHABLE
+        ControlClient(str(tmp_path / "s")).get("status")
+    assert exits.of(caught.value) is ExitCode.UNREACHABLE
 
 
 def test_an_endless_answer_is_cut(api, monkeypatch):
     monkeypatch.setattr("latticed.ctl.client.MAX_REPLY_BYTES", 1000)
     api.override["GET plugins"] = (200, b"x" * 1001)
     with pytest.raises(Problem, match="longer than"):
-        Client(str(api.socket)).get("plugins")
+        ControlClient(str(api.socket)).get("plugins")
 
 
 def test_a_full_backlog_is_waited_for_within_the_deadline(tmp_path):
@@ -183,7 +183,7 @@ def test_a_full_backlog_is_waited_for_within_the_deadline(tmp_path):
         with closing(first):
             first.connect(str(tmp_path / "s"))
             with pytest.raises(Problem) as caught:
-                Client(str(tmp_path / "s"), connect_s=0.05).get("status")
-            assert exits.of(caught.value) is Exit.UNREACHABLE
+                ControlClient(str(tmp_path / "s"), connect_s=0.05).get("status")
+            assert exits.of(caught.value) is ExitCode.UNREACHABLE
             accepted, _ = listener.accept()
             accepted.close()

@@ -12,13 +12,13 @@ from tests.house.api_server import event, plugin
 DIGEST = "ab" * 32
 
 
-def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.Facts:
+def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.RemedyFacts:
     """What the daemon would say of acme.demo."""
     code = known.pop("code", None)
     rejected = [
         {"name": "bad", "hint": "", "reason": "r", "id": "acme.demo", **row} for row in known.pop("rejected", [])
     ]
-    return remedy.Facts(
+    return remedy.RemedyFacts(
         plugin_id="acme.demo",
         view=views.plugin(view) if view else None,
         verdict={"ok": code is None, "code": code, "reason": "r"},

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from latticed.ctl import client as clients
-from latticed.ctl.client import Client
+from latticed.ctl.client import ControlClient
 from latticed.model.errors import Problem
 from tests.house import processes
 
@@ -90,7 +90,7 @@ def test_only_trusted_users_may_serve_the_socket(place):
     """Whoever the directory was given to by root, and whoever the settings name; in /tmp anybody makes directories."""
     stranger = processes.STRANGER.uid
     with served(place, stranger) as (path, heard):
-        assert Client(path).get("status") == {}
+        assert ControlClient(path).get("status") == {}
         assert "GET /api/status" in heard()
         for mode, owner, fine in (
             (0o777, "", False),
@@ -100,11 +100,11 @@ def test_only_trusted_users_may_serve_the_socket(place):
         ):
             place.chmod(mode)
             with contextlib.nullcontext() if fine else pytest.raises(Problem, match="nothing was sent"):
-                Client(path, owner=lambda owner=owner: owner).get("status")
+                ControlClient(path, owner=lambda owner=owner: owner).get("status")
             assert ("GET" in heard()) == fine, (mode, owner)
         os.chmod(place.parent, 0o1777)  # noqa: S103 - as /tmp is
         with pytest.raises(Problem) as caught:
-            Client(path).get("status")
+            ControlClient(path).get("status")
         assert caught.value.code == "socket_foreign"
         assert heard() == "b''"
 
@@ -213,7 +213,7 @@ def test_whatever_comes_is_an_error_in_time(tmp_path, monkeypatch, way, what):
     with answering(tmp_path / "s", pieces, pause_s):
         began_s = time.monotonic()
         with pytest.raises(Problem) as caught:
-            asked[way](Client(str(tmp_path / "s"), read_s=0.3))
+            asked[way](ControlClient(str(tmp_path / "s"), read_s=0.3))
         assert caught.value.code in {"unreachable", "bad_reply"}
         assert time.monotonic() - began_s < 5
 
@@ -224,5 +224,5 @@ def test_what_has_no_end_is_cut_by_its_size_too(tmp_path, monkeypatch, what):
     monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 1 << 20)
     with answering(tmp_path / "s", ENDLESS[what]):
         with pytest.raises(Problem) as caught:
-            Client(str(tmp_path / "s"), read_s=15).get("status")
+            ControlClient(str(tmp_path / "s"), read_s=15).get("status")
         assert caught.value.code == "bad_reply"

@@ -11,9 +11,9 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.host.ddns import cloudflare_api
-from latticed.host.ddns.cloudflare import Cloudflare
-from latticed.host.ddns.outcome import Failed, Job, Published, Refused
-from latticed.host.egress.client import Client
+from latticed.host.ddns.cloudflare import CloudflareProvider
+from latticed.host.ddns.outcome import ProviderRefused, Published, UpdateFailed, UpdateJob
+from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
 from latticed.model import egress
 from latticed.model.egress import EgressRights
@@ -33,12 +33,14 @@ def authority():
 @dataclass
 class Bench:
     fake: cloudflares.Cloudflare
-    provider: Cloudflare
+    provider: CloudflareProvider
 
-    async def publish(self, address=A, *, name=NAME, kind="A", ttl=1, zone="", token=TOKEN) -> Published | Failed:
+    async def publish(self, address=A, *, name=NAME, kind="A", ttl=1, zone="", token=TOKEN) -> Published | UpdateFailed:
         try:
-            return await self.provider.publish(Job(name=name, type=kind, address=address, ttl=ttl, zone=zone), token)
-        except Refused as refused:
+            return await self.provider.publish(
+                UpdateJob(name=name, type=kind, address=address, ttl=ttl, zone=zone), token
+            )
+        except ProviderRefused as refused:
             said = refused.failed
         assert TOKEN not in str(said)
         return said
@@ -46,9 +48,9 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(authority):
-    async with cloudflares.serving(authority) as fake, Client(Guard(), tls=authority.trust()) as client:
+    async with cloudflares.serving(authority) as fake, EgressClient(Guard(), tls=authority.trust()) as client:
         rights = EgressRights(origins=(egress.origin(f"https://{HOST}:{fake.port}=127.0.0.1"),))
-        yield Bench(fake, Cloudflare(client, base=f"https://{HOST}:{fake.port}/client/v4", rights=rights))
+        yield Bench(fake, CloudflareProvider(client, base=f"https://{HOST}:{fake.port}/client/v4", rights=rights))
 
 
 @pytest.fixture
@@ -253,14 +255,14 @@ async def test_the_token_goes_nowhere_without_tls(authority):
     """Not even to a bound origin; and without rights to the API's host to nobody."""
     async with (
         origins.serving(answer(b"{}")) as plain,
-        Client(Guard(), tls=authority.trust()) as client,
+        EgressClient(Guard(), tls=authority.trust()) as client,
     ):
         rights = EgressRights(origins=(egress.origin(f"http://{HOST}:{plain.port}=127.0.0.1"),))
-        provider = Cloudflare(client, base=f"http://{HOST}:{plain.port}", rights=rights)
-        job = Job(name=NAME, type="A", address=A, ttl=1)
+        provider = CloudflareProvider(client, base=f"http://{HOST}:{plain.port}", rights=rights)
+        job = UpdateJob(name=NAME, type="A", address=A, ttl=1)
         with pytest.raises(HostError, match="https only"):
             await provider.publish(job, TOKEN)
-        other = Cloudflare(client, base=f"https://{HOST}:{plain.port}")
+        other = CloudflareProvider(client, base=f"https://{HOST}:{plain.port}")
         with pytest.raises(HostError, match="host not granted"):
             await other.publish(job, TOKEN)
         assert plain.connections == 0

@@ -15,8 +15,8 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.host.ddns import spec as specs
-from latticed.host.ddns.outcome import Failed, Job, Published, Refused
-from latticed.host.ddns.rfc2136 import Rfc2136
+from latticed.host.ddns.outcome import ProviderRefused, Published, UpdateFailed, UpdateJob
+from latticed.host.ddns.rfc2136 import Rfc2136Provider
 from latticed.host.egress.guard import Guard
 from latticed.model import egress
 from latticed.model.egress import EgressRights
@@ -36,7 +36,7 @@ def server(request, tmp_path_factory):
 
 
 async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, value=None, algorithm="hmac-sha256"):
-    asked = specs.Put(
+    asked = specs.DdnsPut(
         name=name,
         type=kind,
         provider="rfc2136",
@@ -49,11 +49,13 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
         algorithm=algorithm,
     )
     spec = specs.checked(asked, private=True)
-    job = Job(name=spec.name, type=kind, address=spec.address, ttl=ttl, zone=spec.zone)
+    job = UpdateJob(name=spec.name, type=kind, address=spec.address, ttl=ttl, zone=spec.zone)
     rights = EgressRights(origins=(egress.origin(f"dns://127.0.0.1:{port}"),))
     try:
-        return await Rfc2136(Guard()).publish(job, spec, VALUES.get(key, "") if value is None else value, rights)
-    except Refused as refused:
+        return await Rfc2136Provider(Guard()).publish(
+            job, spec, VALUES.get(key, "") if value is None else value, rights
+        )
+    except ProviderRefused as refused:
         said = refused.failed
     assert not [value for value in VALUES.values() if value in str(said)]
     return said
@@ -115,7 +117,7 @@ async def test_a_no_is_told_from_another(server, fields, code):
     """A wrong value, an unknown key, another zone: each is a denial with its code, and nothing is written."""
     name = next(names)
     found = await publish(server.port, **{"name": name, **fields})
-    assert isinstance(found, Failed)
+    assert isinstance(found, UpdateFailed)
     assert (found.code, found.lasting) == (code, True)
     assert server.addresses(name) == []
 
@@ -135,7 +137,7 @@ async def test_a_server_that_fails_is_tried_again_later(server):
 async def test_a_plugin_reaches_no_server_that_is_not_bound_to_it(server):
     """Scheme and port are part of what was bound."""
     spec = specs.checked(
-        specs.Put(
+        specs.DdnsPut(
             name=f"h.{ZONE}",
             type="A",
             provider="rfc2136",
@@ -146,11 +148,11 @@ async def test_a_plugin_reaches_no_server_that_is_not_bound_to_it(server):
         ),
         private=False,
     )
-    job = Job(name=spec.name, type="A", address=A, ttl=1)
+    job = UpdateJob(name=spec.name, type="A", address=A, ttl=1)
     for origin in (f"tcp://127.0.0.1:{server.port}", "dns://127.0.0.1:1"):
         rights = EgressRights(origins=(egress.origin(origin),), hosts=("*",))
         with pytest.raises(HostError, match="port not granted"):
-            await Rfc2136(Guard()).publish(job, spec, VALUES[KEY], rights)
+            await Rfc2136Provider(Guard()).publish(job, spec, VALUES[KEY], rights)
 
 
 # A server of the tests.
@@ -233,7 +235,7 @@ async def test_what_an_answer_means(replies, code, lasting):
     """Only a signed answer is believed to the record's advantage; a lasting no is one that would come again."""
     async with scripted(*replies) as port:
         found = await publish(port, f"h.{ZONE}")
-    assert isinstance(found, Failed)
+    assert isinstance(found, UpdateFailed)
     assert (found.code, found.lasting) == (code, lasting)
 
 

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 
 from latticed.host.call import Caller, HostError
-from latticed.host.ddns.calls import Ddns
-from latticed.host.ddns.cloudflare import Cloudflare
-from latticed.host.ddns.keeper import TRIES, Records
-from latticed.host.ddns.outcome import Failed, Published
+from latticed.host.ddns.calls import DdnsCalls
+from latticed.host.ddns.cloudflare import CloudflareProvider
+from latticed.host.ddns.keeper import TRIES, DdnsKeeper
+from latticed.host.ddns.outcome import Published, UpdateFailed
 from latticed.host.ddns.providers import Providers
-from latticed.host.ddns.rfc2136 import Rfc2136
-from latticed.host.egress.client import Client
+from latticed.host.ddns.rfc2136 import Rfc2136Provider
+from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
 from latticed.kit.wheel import Wheel
 from latticed.ledger import audit, open_ledger
@@ -34,8 +34,8 @@ from tests.house.origins import Authority
 ONE, TWO = Caller(plugin_id="acme.one"), Caller(plugin_id="acme.two")
 A, B, C = "93.184.216.34", "93.184.216.35", "93.184.216.36"
 NAME = "home.example.org"
-DENIED = Failed(code="bad_credentials", reason="no", lasting=True)
-LATER = Failed(code="no_answer", reason="silence")
+DENIED = UpdateFailed(code="bad_credentials", reason="no", lasting=True)
+LATER = UpdateFailed(code="no_answer", reason="silence")
 DEADLINE_S = 15.0
 
 
@@ -52,7 +52,7 @@ class Scripted:
 
     has: dict[str, str] = field(default_factory=dict)
     tries: list[tuple[str, str]] = field(default_factory=list)
-    next: list[Failed] = field(default_factory=list)
+    next: list[UpdateFailed] = field(default_factory=list)
     hold: asyncio.Event | None = None
     running: int = 0
     most: int = 0
@@ -82,7 +82,7 @@ class World:
     clock: ManualClock
     wheel: Wheel
     ledger: object
-    records: Records
+    records: DdnsKeeper
     service: dict
     rights: dict
     interfaces: dict
@@ -121,14 +121,14 @@ class World:
 @contextlib.asynccontextmanager
 async def world(directory, providers, *, clock=None, roll=lambda: 0.5, lend=None, rights=None, **settings):
     clock = clock or ManualClock()
-    wanted = shapes.Ddns(**settings)
+    wanted = shapes.DdnsSettings(**settings)
     lend = lend or lending.lender({one.plugin_id: {"TOKEN": "t0ken-value"} for one in (ONE, TWO)})
     allowed = {ONE.plugin_id: EgressRights(), TWO.plugin_id: EgressRights()} if rights is None else rights
     interfaces: dict[str, list] = {}
     wheel = Wheel(clock)
     async with (
         open_ledger(directory / "state", clock=clock) as ledger,
-        Records(
+        DdnsKeeper(
             ledger=ledger,
             wheel=wheel,
             clock=clock,
@@ -139,7 +139,7 @@ async def world(directory, providers, *, clock=None, roll=lambda: 0.5, lend=None
             roll=roll,
         ) as records,
     ):
-        service = {one.method: one for one in Ddns(records, settings=lambda: wanted, lend=lend).calls()}
+        service = {one.method: one for one in DdnsCalls(records, settings=lambda: wanted, lend=lend).calls()}
         yield World(clock, wheel, ledger, records, service, allowed, interfaces)
 
 
@@ -261,7 +261,7 @@ async def test_a_denial_is_not_repeated(here, provider):
 
 async def test_failures_are_tried_again_with_pauses(here, provider):
     """30 s, 60 s, 120 s; one event for the first, and one for another code."""
-    provider.next = [LATER, LATER, LATER, Failed(code="server_failed", reason="r")]
+    provider.next = [LATER, LATER, LATER, UpdateFailed(code="server_failed", reason="r")]
     await here.put()
     times = []
     for _ in range(600):
@@ -279,7 +279,7 @@ async def test_failures_are_tried_again_with_pauses(here, provider):
 
 async def test_a_pause_that_the_provider_asks_for_holds_for_all_records_of_the_plugin(here, provider):
     """And for no other plugin's."""
-    provider.next = [Failed(code="provider_rate_limited", reason="", retry_after_s=900)]
+    provider.next = [UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=900)]
     await here.put()
     await here.pass_s(1)
     await here.put(name="other.example.org")
@@ -527,11 +527,11 @@ async def test_records_reach_real_servers_and_secrets_stay_where_they_are(tmp_pa
     zone, host, lend = dns_servers.ZONE, cloudflares.HOST, lending.lender({ONE.plugin_id: values})
     (tmp_path / "server").mkdir()
     with dns_servers.serving(kinds[0], tmp_path / "server") as server:
-        async with cloudflares.serving(authority) as fake, Client(Guard(), tls=authority.trust()) as client:
+        async with cloudflares.serving(authority) as fake, EgressClient(Guard(), tls=authority.trust()) as client:
             fake.zone("example.org")
             api = EgressRights(origins=(egress.origin(f"https://{host}:{fake.port}=127.0.0.1"),))
-            cloudflare = Cloudflare(client, base=f"https://{host}:{fake.port}/client/v4", rights=api)
-            providers = Providers(cloudflare=cloudflare, rfc2136=Rfc2136(Guard()), lend=lend)
+            cloudflare = CloudflareProvider(client, base=f"https://{host}:{fake.port}/client/v4", rights=api)
+            providers = Providers(cloudflare=cloudflare, rfc2136=Rfc2136Provider(Guard()), lend=lend)
             rights = {ONE.plugin_id: EgressRights(origins=(egress.origin(f"dns://127.0.0.1:{server.port}"),))}
             async with world(tmp_path, providers, lend=lend, rights=rights) as here:
                 dns = {"provider": "rfc2136", "server": f"127.0.0.1:{server.port}", "key": dns_servers.KEY}

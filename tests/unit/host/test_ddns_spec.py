@@ -17,7 +17,7 @@ def put(**fields):
     wanted = {"name": "h.example.org", "type": "A", "provider": "cloudflare", "secret": "${secret:TOKEN}"}
     if not {"address", "interface"} & set(fields):
         wanted["address"] = PUBLIC
-    return msgspec.convert({**wanted, **fields}, specs.Put, strict=True)
+    return msgspec.convert({**wanted, **fields}, specs.DdnsPut, strict=True)
 
 
 def checked(*, private=False, **fields):

@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.host.ddns import rules as standing
-from latticed.host.ddns.outcome import Failed, Published
-from latticed.host.ddns.rules import LONGEST_US, SECOND_US, Policy, after, next_try, put_again
-from latticed.host.ddns.spec import Spec
-from latticed.ledger.ddns import Standing
+from latticed.host.ddns.outcome import Published, UpdateFailed
+from latticed.host.ddns.rules import LONGEST_US, SECOND_US, RetryPolicy, after, next_try, put_again
+from latticed.host.ddns.spec import DdnsSpec
+from latticed.ledger.ddns import DdnsStatus
 from latticed.model import restart
 
-POLICY = Policy(least_change_s=60, verify_s=21_600, backoff=restart.Policy(base_s=30, ceiling_s=3_600, jitter=0.2))
+POLICY = RetryPolicy(
+    least_change_s=60, verify_s=21_600, backoff=restart.RestartPolicy(base_s=30, ceiling_s=3_600, jitter=0.2)
+)
 T0 = 1_767_323_045_000_000
 A, B = "93.184.216.34", "93.184.216.35"
-SPEC = Spec(
+SPEC = DdnsSpec(
     name="h.example.org",
     type="A",
     provider="cloudflare",
@@ -45,14 +47,14 @@ def published(address, *, changed=True):
     return Published(address=address, changed=changed)
 
 
-DENIED = Failed(code="bad_credentials", reason="no", lasting=True)
-LATER = Failed(code="no_answer", reason="silence")
+DENIED = UpdateFailed(code="bad_credentials", reason="no", lasting=True)
+LATER = UpdateFailed(code="no_answer", reason="silence")
 
 
 def test_what_is_published_is_left_alone_until_it_is_verified():
     """A new one is due at once; another address too, once the hold is over."""
-    assert due(Standing(), A) == T0
-    how = then(Standing(), published(A))
+    assert due(DdnsStatus(), A) == T0
+    how = then(DdnsStatus(), published(A))
     assert (how.state, how.published, how.succeeded_at, how.changed_at) == ("published", A, T0, T0)
     assert T0 + 0.9 * 21_600 * SECOND_US <= due(how, A) <= T0 + 21_600 * SECOND_US
     assert due(how, B) == T0 + 60 * SECOND_US
@@ -61,7 +63,7 @@ def test_what_is_published_is_left_alone_until_it_is_verified():
 
 def test_a_denial_is_final_for_every_address():
     """Until the record is put with something else, or with a wish to try again."""
-    how = then(Standing(), DENIED)
+    how = then(DdnsStatus(), DENIED)
     assert (how.state, how.code, how.failures, how.next_at) == ("denied", "bad_credentials", 1, 0)
     assert due(how, A) is due(how, B) is due(how, A, T0 + 10**15) is None
     new_address = replace_spec(address=B)
@@ -73,21 +75,21 @@ def test_a_denial_is_final_for_every_address():
 
 def test_failures_wait_longer_each_time_up_to_a_ceiling():
     """And a provider that asks for more gets it, up to a day; a success forgets them and keeps the last error."""
-    how, waits = Standing(), []
+    how, waits = DdnsStatus(), []
     for _ in range(9):
         how = then(how, LATER)
         waits.append((due(how, A) - T0) / SECOND_US)
     assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
-    asked = then(Standing(), Failed(code="provider_rate_limited", reason="", retry_after_s=500))
+    asked = then(DdnsStatus(), UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=500))
     assert due(asked, A) == due(asked, B) == T0 + 500 * SECOND_US
-    assert due(then(Standing(), Failed(code="x", reason="", retry_after_s=10**9)), A) == T0 + LONGEST_US
+    assert due(then(DdnsStatus(), UpdateFailed(code="x", reason="", retry_after_s=10**9)), A) == T0 + LONGEST_US
     fine = then(how, published(A), T0 + 5)
     assert (fine.failures, fine.code, fine.failed_at, fine.state) == (0, "no_answer", T0, "published")
 
 
 def test_an_address_that_flaps_is_held_longer_each_time():
     """From 60 s on, doubled, up to an hour and four minutes; one that stayed has calmed down."""
-    how, now, holds = then(Standing(), published(A)), T0, []
+    how, now, holds = then(DdnsStatus(), published(A)), T0, []
     for turn in range(9):
         at = due(how, B if turn % 2 == 0 else A, now)
         holds.append((at - now) // SECOND_US)
@@ -101,13 +103,13 @@ def test_an_address_that_flaps_is_held_longer_each_time():
 
 def test_looking_and_finding_it_equal_is_no_change():
     """Neither the hold nor the time of the last change moves."""
-    how = then(then(Standing(), published(A)), published(A, changed=False), T0 + 10 * SECOND_US)
+    how = then(then(DdnsStatus(), published(A)), published(A, changed=False), T0 + 10 * SECOND_US)
     assert (how.changed_at, how.flaps, how.succeeded_at) == (T0, 0, T0 + 10 * SECOND_US)
 
 
 def test_what_was_cut_short_is_looked_at_again():
     """The provider may have been given the other address: it is asked although nothing seems to differ."""
-    how = then(Standing(), published(A))
+    how = then(DdnsStatus(), published(A))
     later = T0 + 3_600 * SECOND_US
     assert due(standing.begun(how), A, later) == later
     assert due(put_again(how, replace_spec(address=B), SPEC, retry=False), A, later) == later
@@ -116,14 +118,14 @@ def test_what_was_cut_short_is_looked_at_again():
 
 def test_another_provider_starts_anew_and_is_held_all_the_same():
     """Nothing is known of what it has; how often this record changes is."""
-    how = replace(then(then(Standing(), published(A)), LATER), flaps=2)
+    how = replace(then(then(DdnsStatus(), published(A)), LATER), flaps=2)
     fresh = put_again(how, SPEC, replace_spec(zone="example.org"), retry=False)
-    assert fresh == Standing(changed_at=how.changed_at, flaps=2)
+    assert fresh == DdnsStatus(changed_at=how.changed_at, flaps=2)
 
 
 def test_a_clock_that_was_set_back_stops_nothing_for_longer_than_a_day():
     """Times that lie in the future are of another time."""
-    how = then(then(Standing(), published(A)), LATER)
+    how = then(then(DdnsStatus(), published(A)), LATER)
     for wanted in (A, B):
         assert due(how, wanted, T0 - 10**15) <= T0 - 10**15 + LONGEST_US
 
@@ -131,7 +133,7 @@ def test_a_clock_that_was_set_back_stops_nothing_for_longer_than_a_day():
 outcomes = st.one_of(
     st.builds(Published, address=st.sampled_from([A, B]), changed=st.booleans()),
     st.builds(
-        Failed,
+        UpdateFailed,
         code=st.just("c"),
         reason=st.just("r"),
         lasting=st.booleans(),
@@ -143,7 +145,7 @@ outcomes = st.one_of(
 @given(st.lists(st.tuples(outcomes, st.integers(0, 10**11), st.floats(0, 1, exclude_max=True)), max_size=30))
 def test_whatever_happens_the_rules_hold(story):
     """Denied is never due; nothing is due in the past or later than a day; changes keep their distance."""
-    how, now = Standing(), T0
+    how, now = DdnsStatus(), T0
     for outcome, passed_us, roll in story:
         now += passed_us
         how = then(how, outcome, now, roll)
@@ -160,7 +162,7 @@ def test_whatever_happens_the_rules_hold(story):
 @pytest.mark.parametrize("state", ["pending", "published", "retrying", "denied"])
 def test_every_state_of_the_row_is_known_here(state):
     """None is overlooked."""
-    assert next_try(Standing(state=state), A, now_us=T0, policy=POLICY) in (T0, None)
+    assert next_try(DdnsStatus(state=state), A, now_us=T0, policy=POLICY) in (T0, None)
 
 
 def replace_spec(**changed):

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 
 from latticed.host.call import Caller, HostError
-from latticed.host.egress.client import Client, Limits
+from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, Http, NoSecrets
+from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, HttpCalls, NoSecrets
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import dials, lending, origins
@@ -46,9 +46,9 @@ async def bench(said, *, tls=None, trust=None, lend=NoSecrets, limits=None, cont
     async with serving(said, tls=tls) as server:
         names = [f"{scheme}://backend.lan:{server.port}=127.0.0.1" for scheme in ("http", "https")]
         rights = EgressRights(origins=tuple(egress.origin(name) for name in names))
-        async with Client(Guard(), tls=trust or origins.Authority().trust()) as client:
-            http = Http(
-                client, rights_of=lambda caller: rights, lend=lend, limits=limits or Limits(), contacted=contacted
+        async with EgressClient(Guard(), tls=trust or origins.Authority().trust()) as client:
+            http = HttpCalls(
+                client, rights_of=lambda caller: rights, lend=lend, limits=limits or EgressLimits(), contacted=contacted
             )
             yield Bench(http, client, server)
 
@@ -219,7 +219,7 @@ async def test_a_server_that_says_nothing_is_left():
     async def silence(_request, _writer):
         await asyncio.Event().wait()
 
-    async with bench(silence, limits=Limits(total_s=0.05)) as it:
+    async with bench(silence, limits=EgressLimits(total_s=0.05)) as it:
         assert await it.refused() == (
             f"deadline_exceeded: no whole answer from backend.lan:{it.server.port} within 0.05 s"
         )
@@ -346,7 +346,7 @@ async def test_a_port_that_speaks_no_tls():
     async with bench(answer()) as it, await asyncio.start_server(speak, "127.0.0.1", 0) as plain:
         port = plain.sockets[0].getsockname()[1]
         rights = EgressRights(origins=(egress.origin(f"https://127.0.0.1:{port}"),))
-        http = Http(it.client, rights_of=lambda caller: rights)
+        http = HttpCalls(it.client, rights_of=lambda caller: rights)
         with pytest.raises(HostError, match=f"service_unavailable: no TLS with 127.0.0.1:{port}"):
             await call(http, url=f"https://127.0.0.1:{port}/")
     with pytest.raises(HostError, match="the host is stopping"):
@@ -368,13 +368,13 @@ async def test_a_closed_client_says_so():
     """The daemon is stopping; the plugin hears it."""
     async with serving(answer()) as server:
         rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
-        async with Client(Guard(), tls=origins.Authority().trust()) as client:
-            http = Http(client, rights_of=lambda caller: rights)
+        async with EgressClient(Guard(), tls=origins.Authority().trust()) as client:
+            http = HttpCalls(client, rights_of=lambda caller: rights)
         with pytest.raises(HostError, match="the host is stopping"):
             await call(http, url=f"http://127.0.0.1:{server.port}/")
 
 
 async def test_the_systems_trust_is_the_default():
     """A context that verifies, made without blocking the loop."""
-    async with Client(Guard()) as client:
+    async with EgressClient(Guard()) as client:
         assert (client._tls.verify_mode.name, client._tls.check_hostname) == ("CERT_REQUIRED", True)

@@ -14,7 +14,7 @@ import pytest
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.guard import Guard
 from latticed.host.mail import smtp
-from latticed.host.mail.calls import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, Mail
+from latticed.host.mail.calls import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, MailCalls
 from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
 from tests.house import lending, relays
@@ -35,9 +35,9 @@ def authority():
 @dataclass
 class Bench:
     relay: relays.Relay
-    mail: Mail
+    mail: MailCalls
     clock: ManualClock
-    settings: shapes.Mail
+    settings: shapes.MailSettings
 
     async def send(self, to="ops@example.org", subject="Hello", body="text", caller=CALLER):
         (served,) = self.mail.calls()
@@ -55,8 +55,8 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(relay, *, trust=None, host="mail.lan", scheme="smtp", send_s=9.0, **settings):
     wanted = {"relay": f"{scheme}://{host}:{relay.port}=127.0.0.1", "sender": "host@example.org", **settings}
-    it = Bench(relay, None, ManualClock(), shapes.Mail(**wanted))
-    it.mail = Mail(
+    it = Bench(relay, None, ManualClock(), shapes.MailSettings(**wanted))
+    it.mail = MailCalls(
         Smtp(Guard(), tls=trust),
         settings=lambda: it.settings,
         clock=it.clock,
@@ -274,9 +274,9 @@ async def test_nobody_is_there(unused_tcp_port):
 
 async def test_without_a_relay_there_is_no_mail(it):
     """And it says whose business that is; nor without a sender."""
-    it.settings = shapes.Mail()
+    it.settings = shapes.MailSettings()
     assert "the operator sets relay and sender" in await it.refused("service_unavailable")
-    it.settings = shapes.Mail(relay=f"smtp://127.0.0.1:{it.relay.port}")
+    it.settings = shapes.MailSettings(relay=f"smtp://127.0.0.1:{it.relay.port}")
     assert "no sender" in await it.refused("service_unavailable")
     it.settings = replace(it.settings, sender="Host <host@example.org>")
     assert "[mail] sender" in await it.refused("service_unavailable")

@@ -22,7 +22,7 @@ import trustme
 from latticed.host.egress.guard import Guard
 from latticed.host.monitor import spec as specs
 from latticed.host.monitor.probes import Probes, of_os_error
-from latticed.host.monitor.rules import Standing, decide
+from latticed.host.monitor.rules import MonitorStatus, decide
 from latticed.model.egress import EgressRights
 from tests.house import netns, targets
 
@@ -30,7 +30,7 @@ LOOPBACK = ("127.0.0.1", "[::1]")
 
 
 def wanted(kind, target, **params):
-    put = msgspec.convert({"name": "t", "kind": kind, "target": target, "timeout_s": 5.0, **params}, specs.Put)
+    put = msgspec.convert({"name": "t", "kind": kind, "target": target, "timeout_s": 5.0, **params}, specs.MonitorPut)
     return specs.checked(put, least_interval_s=0.1)
 
 
@@ -165,7 +165,10 @@ async def test_a_header_beyond_what_is_read_is_not_judged(head):
     async with targets.site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 0\r\n\r\n") as site:
         result = await check("http", site.url())
     assert (result.outcome, result.code) == ("error", "header_too_large")
-    assert decide(Standing(state="up", against=1), result.outcome, 1) == (Standing(state="up", against=1), None)
+    assert decide(MonitorStatus(state="up", against=1), result.outcome, 1) == (
+        MonitorStatus(state="up", against=1),
+        None,
+    )
 
 
 @pytest.mark.parametrize(

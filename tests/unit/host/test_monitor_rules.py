@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from latticed.host.fair_queue import Turns
+from latticed.host.fair_queue import FairQueue
 from latticed.host.monitor import icmp
-from latticed.host.monitor.rules import Standing, decide
+from latticed.host.monitor.rules import MonitorStatus, decide
 
 OUTCOMES = st.sampled_from(["up", "down", "unsupported", "blocked", "error"])
 NEWS = {"up", "down"}
@@ -19,7 +19,7 @@ NEWS = {"up", "down"}
 
 def run(outcomes, failures):
     """Every standing and alert, one after another."""
-    standing, found = Standing(), []
+    standing, found = MonitorStatus(), []
     for outcome in outcomes:
         standing, alert = decide(standing, outcome, failures)
         found.append((standing, alert))
@@ -50,13 +50,13 @@ def test_alerts_alternate_and_each_has_its_evidence(outcomes, failures):
         if alert:
             evidence = [outcome for outcome in outcomes[: number + 1] if outcome in NEWS]
             assert evidence[-failures:] == [alert] * failures
-            assert standing == Standing(state=alert)
+            assert standing == MonitorStatus(state=alert)
 
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
 def test_a_standing_holds_until_there_is_evidence(outcomes, failures):
     """It never changes by what says nothing about the target, and by a single result only without an older belief."""
-    before = Standing()
+    before = MonitorStatus()
     for outcome, (after, alert) in zip(outcomes, run(outcomes, failures), strict=True):
         assert 0 <= after.against < failures
         if outcome not in NEWS:
@@ -85,7 +85,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.turns = Turns(total=self.TOTAL, per_owner=self.PER_OWNER)
+        self.turns = FairQueue(total=self.TOTAL, per_owner=self.PER_OWNER)
         self.waiting, self.running, self.numbers = {}, [], itertools.count()
 
     @rule(owner=st.sampled_from("abcd"), slow=st.booleans(), many=st.integers(1, 4))
@@ -135,7 +135,7 @@ TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 def test_owners_take_turns():
     """A hundred of one do not come before the first of another."""
-    turns = Turns(total=100, per_owner=100)
+    turns = FairQueue(total=100, per_owner=100)
     for number in range(100):
         turns.push("many", number, slow=False)
     turns.push("few", "mine", slow=False)
@@ -144,7 +144,7 @@ def test_owners_take_turns():
 
 def test_what_hangs_leaves_places_for_what_does_not():
     """Every place that slow ones may have is taken, and the quick ones still start; slow ones get their turn too."""
-    turns = Turns(total=4, per_owner=4)
+    turns = FairQueue(total=4, per_owner=4)
     for number in range(10):
         turns.push("a", f"hangs {number}", slow=True)
     assert [turns.pop() for _ in range(3)] == [("hangs 0", True), ("hangs 1", True), None]

@@ -13,10 +13,10 @@ import pytest
 
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.guard import Guard
-from latticed.host.monitor.calls import Monitor
-from latticed.host.monitor.keeper import Monitors
+from latticed.host.monitor.calls import MonitorCalls
+from latticed.host.monitor.keeper import MonitorKeeper
 from latticed.host.monitor.probes import Probes
-from latticed.host.notify.keeper import NotifyQueue
+from latticed.host.notify.keeper import NotificationQueue
 from latticed.kit.wheel import Wheel
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import monitors as rows
@@ -72,8 +72,8 @@ class World:
     clock: ManualClock
     wheel: Wheel
     ledger: object
-    queue: NotifyQueue
-    monitors: Monitors
+    queue: NotificationQueue
+    monitors: MonitorKeeper
     service: dict
     allowed: dict
 
@@ -113,14 +113,14 @@ class World:
 @contextlib.asynccontextmanager
 async def world(directory, check, *, clock=None, rights=None, notify=None, roll=lambda: 0.5, **settings):
     clock = clock or ManualClock()
-    wanted = shapes.Monitor(**{"least_interval_s": 0.5, **settings})
-    queued = notify or shapes.Notify()
+    wanted = shapes.MonitorSettings(**{"least_interval_s": 0.5, **settings})
+    queued = notify or shapes.NotifySettings()
     allowed = {A.plugin_id: EgressRights(hosts=("*",)), B.plugin_id: EgressRights(hosts=("*",))} | (rights or {})
     wheel = Wheel(clock)
     async with (
         open_ledger(directory / "state", clock=clock) as ledger,
-        NotifyQueue(ledger, clock=clock, settings=lambda: queued) as queue,
-        Monitors(
+        NotificationQueue(ledger, clock=clock, settings=lambda: queued) as queue,
+        MonitorKeeper(
             ledger=ledger,
             queue=queue,
             wheel=wheel,
@@ -131,7 +131,7 @@ async def world(directory, check, *, clock=None, rights=None, notify=None, roll=
             roll=roll,
         ) as monitors,
     ):
-        service = {call.method: call for call in Monitor(monitors, settings=lambda: wanted).calls()}
+        service = {call.method: call for call in MonitorCalls(monitors, settings=lambda: wanted).calls()}
         yield World(clock, wheel, ledger, queue, monitors, service, allowed)
 
 
@@ -264,7 +264,7 @@ async def test_what_says_nothing_about_the_target_alerts_nobody(here, found, out
 
 async def test_an_owner_with_a_full_queue_is_still_on_record(tmp_path, found):
     """The state changes and the audit says why nobody was told."""
-    async with world(tmp_path, found.check, notify=shapes.Notify(plugin_items=1)) as here:
+    async with world(tmp_path, found.check, notify=shapes.NotifySettings(plugin_items=1)) as here:
         await here.put("web")
         for result in (DOWN, UP):
             found.found["web.example:1"] = result

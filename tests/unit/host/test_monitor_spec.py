@@ -16,7 +16,7 @@ WEB = {"name": "web", "kind": "http", "target": "https://example.org/"}
 
 
 def asked(**params):
-    return msgspec.convert({**WEB, **params}, specs.Put, strict=True)
+    return msgspec.convert({**WEB, **params}, specs.MonitorPut, strict=True)
 
 
 def checked(**params):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from latticed.host.call import Caller, HostError
 from latticed.host.network import intents
 from latticed.host.network import listeners as network_reading
-from latticed.host.network.calls import Network
-from latticed.host.secret.keeper import Secrets
-from latticed.host.secret.key import Place
+from latticed.host.network.calls import NetworkCalls
+from latticed.host.secret.keeper import SecretKeeper
+from latticed.host.secret.key import KeyLocation
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import plans as rows
 from latticed.model import plan
@@ -34,8 +34,8 @@ class Desk:
 
     def __init__(self, ledger, clock, home, **options):
         self.ledger, self.clock = ledger, clock
-        self.secrets = Secrets(ledger, Place(path=home / "secrets.key", ours=True), clock=clock)
-        self.service = Network(ledger, clock=clock, lend=self.secrets.loan, **options)
+        self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=clock)
+        self.service = NetworkCalls(ledger, clock=clock, lend=self.secrets.loan, **options)
 
     async def call(self, method, caller=A, **params):
         served = next(one for one in self.service.calls() if one.method == f"network.{method}")
@@ -111,7 +111,7 @@ async def test_a_newer_plan_makes_the_older_one_stale(desk):
     await desk.call("plan", B, kind="nft", intent={"n": 1})
     two = await desk.call("plan", kind="nft", intent={"n": 2})
     assert (desk.states(), desk.states(B)) == (["stale", "planned", "planned"], ["planned"])
-    await desk.move(two["sha256"], plan.State.APPROVED)
+    await desk.move(two["sha256"], plan.PlanState.APPROVED)
     again = await desk.call("plan", kind="nft", intent={"n": 1})
     assert (again["number"], again["state"]) == (one["number"], "planned")
     assert desk.states() == ["planned", "planned", "approved"]
@@ -121,10 +121,10 @@ async def test_a_newer_plan_makes_the_older_one_stale(desk):
 async def test_what_was_refused_stays_refused(desk):
     """Asking again is no way around the operator; what was applied may be wanted once more."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
-    await desk.move(one["sha256"], plan.State.REFUSED)
+    await desk.move(one["sha256"], plan.PlanState.REFUSED)
     assert (await desk.call("plan", kind="nft", intent={"n": 1}))["state"] == "refused"
     two = await desk.call("plan", kind="nft", intent={"n": 2})
-    for state in (plan.State.APPROVED, plan.State.APPLIED):
+    for state in (plan.PlanState.APPROVED, plan.PlanState.APPLIED):
         await desk.move(two["sha256"], state)
     assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "planned"
 
@@ -165,13 +165,13 @@ async def test_depth_is_bounded(desk):
 
 async def test_quotas_hold(desk, ledger, clock, tmp_path):
     """What is closed makes way, the oldest first; what is open does not."""
-    desk = Desk(ledger, clock, tmp_path, quota=rows.Quota(plans=2, all_plans=3))
+    desk = Desk(ledger, clock, tmp_path, quota=rows.PlanQuota(plans=2, all_plans=3))
     made = {n: await desk.call("plan", kind="nft", intent={"n": n}) for n in range(4)}
     assert desk.states() == ["stale", "planned"]
-    await desk.move(made[3]["sha256"], plan.State.APPROVED)
+    await desk.move(made[3]["sha256"], plan.PlanState.APPROVED)
     four = await desk.call("plan", kind="nft", intent={"n": 4})
     assert desk.states() == ["approved", "planned"]
-    await desk.move(four["sha256"], plan.State.APPROVED)
+    await desk.move(four["sha256"], plan.PlanState.APPROVED)
     error = await desk.refused("plan", kind="nft", intent={"n": 5})
     assert (error.code, "at most 2 plans of acme.guard" in error.message) == (Denial.QUOTA_EXCEEDED, True)
     await desk.call("plan", B, kind="nft", intent={})
@@ -259,7 +259,7 @@ async def test_plans_are_listed_page_by_page(desk):
 async def test_nothing_is_applied(desk):
     """Neither what is planned nor what is approved; it says so, and the plan stays what it is."""
     made = await desk.call("plan", kind="nft", intent=INTENT)
-    for state in (None, plan.State.APPROVED):
+    for state in (None, plan.PlanState.APPROVED):
         if state:
             await desk.move(made["sha256"], state)
         error = await desk.refused("apply", sha256=made["sha256"])
@@ -272,7 +272,7 @@ async def test_nothing_is_applied(desk):
 
 def test_no_call_approves():
     """Of all that a Gate answers for networks, none moves a plan but to planned."""
-    names = {one.method for one in Network(None, clock=ManualClock()).calls()}
+    names = {one.method for one in NetworkCalls(None, clock=ManualClock()).calls()}
     assert names == {"network.state", "network.plan", "network.plans", "network.apply"}
 
 
@@ -367,8 +367,8 @@ def test_any_intent_has_one_form_or_is_refused(intent):
 async def test_plans_move_only_as_the_table_says(desk):
     """Every pair of states, against the table."""
     made = await desk.call("plan", kind="nft", intent={})
-    for before in plan.State:
-        for after in plan.State:
+    for before in plan.PlanState:
+        for after in plan.PlanState:
             await desk.ledger.write(lambda tx, state=before: tx.execute("UPDATE plans SET state = ?", (state.value,)))
             if after in plan.TRANSITIONS[before]:
                 assert (await desk.move(made["sha256"], after)).state is after
@@ -377,6 +377,6 @@ async def test_plans_move_only_as_the_table_says(desk):
                     await desk.move(made["sha256"], after)
                 assert caught.value.code == "invalid_transition"
     with pytest.raises(Problem) as caught:
-        await desk.move("0" * 64, plan.State.APPROVED)
+        await desk.move("0" * 64, plan.PlanState.APPROVED)
     assert caught.value.code == "not_found"
     assert await desk.ledger.write(lambda tx: rows.clear(tx, A.plugin_id)) == 1

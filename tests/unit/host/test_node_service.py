@@ -25,7 +25,7 @@ from latticed.host.node import calls as node
 from latticed.host.node import facts as node_reading
 from latticed.host.node import interfaces as node_network
 from latticed.host.node import journal
-from latticed.host.node.calls import Fresh, Node, ReadJournal, SetLabels
+from latticed.host.node.calls import Fresh, NodeCalls, ReadJournal, SetLabels
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
 from tests.house.clocks import ManualClock
@@ -52,7 +52,7 @@ class Desk:
         file.write_text(f'runtime_dir = "{home}"\n[node]\njournal_units = ["web.service", "latticed-apply.service"]\n')
         self.settings = settings_room.load(file, {"HOME": str(home)}, os.geteuid())
         self.asked: list[tuple[str, str]] = []
-        self.service = Node(ledger, settings=lambda: self.settings, may=self.may, clock=clock, root=root)
+        self.service = NodeCalls(ledger, settings=lambda: self.settings, may=self.may, clock=clock, root=root)
         self._serve = {call.method: call for call in self.service.calls()}
 
     def may(self, caller: Caller, capability: str) -> bool:

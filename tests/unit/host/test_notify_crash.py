@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.host.notify.keeper import NotifyQueue
+from latticed.host.notify.keeper import NotificationQueue
 from latticed.kit.clock import SystemClock
 from latticed.ledger import notification_upkeep, open_ledger
 from latticed.settings import shapes
@@ -43,7 +43,7 @@ async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives)
     clock = SystemClock()
     async with (
         open_ledger(state, clock=clock) as ledger,
-        NotifyQueue(ledger, clock=clock, settings=shapes.Notify) as queue,
+        NotificationQueue(ledger, clock=clock, settings=shapes.NotifySettings) as queue,
     ):
         found = {item.id: item for item in await queue.page(limit=10**6)}
         assert set(accepted) <= set(found), "accepted means kept"

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from latticed.host.call import Caller, HostError
-from latticed.host.notify.calls import Notify, Send, body_text, checked
-from latticed.host.notify.keeper import DAY_S, LEASE_S, NotifyQueue
+from latticed.host.notify.calls import NotifyCalls, NotifySend, body_text, checked
+from latticed.host.notify.keeper import DAY_S, LEASE_S, NotificationQueue
 from latticed.ledger import audit, open_ledger
-from latticed.ledger.notifications import Message
+from latticed.ledger.notifications import NotificationRow
 from latticed.model.errors import Problem
 from latticed.settings import shapes
 from tests.house.clocks import ManualClock
@@ -38,13 +38,15 @@ async def queue(ledger, clock):
 
 
 def made(ledger, clock, *, may=lambda _: True, **settings):
-    return NotifyQueue(ledger, clock=clock, settings=lambda: shapes.Notify(**settings), may=may, roll=lambda: 0.5)
+    return NotificationQueue(
+        ledger, clock=clock, settings=lambda: shapes.NotifySettings(**settings), may=may, roll=lambda: 0.5
+    )
 
 
 async def send(queue, title="disk full", **params):
-    (call,) = Notify(queue).calls()
+    (call,) = NotifyCalls(queue).calls()
     assert call.method == "notify.send"
-    return await call.serve(ACME, msgspec.convert({"title": title, **params}, Send, strict=True))
+    return await call.serve(ACME, msgspec.convert({"title": title, **params}, NotifySend, strict=True))
 
 
 async def test_a_message_is_queued_and_delivered_once(queue):
@@ -67,7 +69,7 @@ async def test_what_a_plugin_may_not_have_delivered_waits(ledger, clock):
         held = await send(queue)
         assert await queue.take() is None
         assert queue._pause_s() > 1, "a deliverer does not look for it again and again"
-        other = await queue.accept("acme.other", Message(title="mine"))
+        other = await queue.accept("acme.other", NotificationRow(title="mine"))
         may.add("acme.other")
         assert (await queue.next()).id == other.id
         may.add(ACME.plugin_id)
@@ -105,16 +107,16 @@ async def test_what_cannot_be_meant_is_refused(queue, params):
 def test_what_has_no_meaning_is_refused_by_its_type(params):
     """Severities are a closed set; senders never choose a channel."""
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"title": "t", **params}, Send, strict=True)
+        msgspec.convert({"title": "t", **params}, NotifySend, strict=True)
 
 
 def test_text_is_made_safe_and_cut():
     """Lines of a body stay lines, whatever ends them; nothing else that is not visible goes through; `{{}}` is text."""
-    message = checked(Send(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
+    message = checked(NotifySend(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
     assert message.title == "a\\x0ab\\x1b[31m\\u202e"
     assert message.body.startswith("{{title}}\nb\nc\\x00\\ud800xxx")
     assert (len(message.body), message.body[-1]) == (8_192, "…")
-    assert len(checked(Send(title="ü" * 500)).title) == 200
+    assert len(checked(NotifySend(title="ü" * 500)).title) == 200
     assert body_text("a\n\nb") == "a\n\nb"
 
 
@@ -283,7 +285,7 @@ async def test_accepting_in_a_change_that_fails_accepts_nothing(queue, ledger):
     """A part of another transaction, all or nothing."""
 
     def change(tx):
-        queue.accept_in(tx, "acme.demo", Message(title="t"))
+        queue.accept_in(tx, "acme.demo", NotificationRow(title="t"))
         raise Problem("not_found", "the rest failed")
 
     with pytest.raises(Problem):

@@ -7,9 +7,9 @@ import itertools
 import pytest
 
 from latticed.host import permissions
-from latticed.host.permissions import Permissions, Standing
+from latticed.host.permissions import Permissions, PluginStanding
 
-GOOD = Standing(active=True, granted=frozenset({"task:run", "ddns:admin"}))
+GOOD = PluginStanding(active=True, granted=frozenset({"task:run", "ddns:admin"}))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ GOOD = Standing(active=True, granted=frozenset({"task:run", "ddns:admin"}))
 )
 def test_only_what_is_seen_verified_active_and_granted_may(seen, fault, active, granted):
     """One of the four missing is enough; the reason names the first that is."""
-    refusal = permissions.judge(Standing(seen=seen, fault=fault, active=active, granted=granted), "task:run")
+    refusal = permissions.judge(PluginStanding(seen=seen, fault=fault, active=active, granted=granted), "task:run")
     may = seen and not fault and active and "task:run" in granted
     assert (refusal is None) is may
     if refusal is not None:
@@ -59,7 +59,7 @@ def test_a_change_is_told_once():
     here = Permissions()
     here.follow(lambda plugin_id: standing.get(plugin_id, permissions.UNKNOWN))
     assert not here.changed("acme.demo")
-    for now in (GOOD, Standing(active=True, fault="digest_mismatch", granted=GOOD.granted), permissions.UNKNOWN):
+    for now in (GOOD, PluginStanding(active=True, fault="digest_mismatch", granted=GOOD.granted), permissions.UNKNOWN):
         standing["acme.demo"] = now
         assert (here.changed("acme.demo"), here.changed("acme.demo")) == (True, False)
         assert here.may("acme.demo", "ddns:admin") is (now == GOOD)

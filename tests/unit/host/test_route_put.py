@@ -9,7 +9,7 @@ import re
 import pytest
 
 from latticed.host.route import targets as route_targets
-from latticed.host.route.table import Request
+from latticed.host.route.table import RouteRequest
 from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_AT_ONCE
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
@@ -279,7 +279,7 @@ async def test_a_route_put_again_is_replaced(world):
 async def test_quotas_hold_and_change_nothing(tmp_path):
     """On how many, and on how much; the route that was there goes on."""
     async with routed.opened(tmp_path) as world:
-        world.route._quota = rows.Quota(routes=2, total_bytes=700, all_routes=3)
+        world.route._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)
         for name in ("a", "b"):
             await world.put(path=f"{HERE}{name}/", target="template", template=name)
         error = await world.refused(path=f"{HERE}c/", target="template", template="c")
@@ -352,7 +352,7 @@ async def test_a_damaged_row_is_told_and_left_out(tmp_path):
         await world.put(path=f"{HERE}x/", **TEMPLATE)
         for path, spec in ((HERE, "{"), (f"{HERE}y/", '{"path":"/y/","target":"service","origin":"gopher://x"}')):
             await world.ledger.write(
-                lambda tx, path=path, spec=spec: rows.put(tx, ID, path, spec, rows.Quota(), now_us=1)
+                lambda tx, path=path, spec=spec: rows.put(tx, ID, path, spec, rows.RouteQuota(), now_us=1)
             )
     async with routed.opened(tmp_path) as world:
         assert [kept.spec.path for kept in world.route._kept.values()] == [f"{HERE}x/"]
@@ -492,8 +492,8 @@ async def test_a_route_moves_between_listeners(world, backend):
 def test_what_an_action_is_told_is_bounded():
     """So many headers, none of them long, each name once."""
     headers = {f"X-{n}": "v" for n in range(100)} | {"X-Long": "v" * 5_000, "Accept": "a\udcff"}
-    told = route_targets.asked(Request(method="GET", path="/", headers=headers))
+    told = route_targets.asked(RouteRequest(method="GET", path="/", headers=headers))
     assert len(told["headers"]) == route_targets.MAX_HEADERS
     assert "x-long" not in told["headers"]
-    told = route_targets.asked(Request(method="GET", path="/", headers={"Accept": "a\udcff"}))
+    told = route_targets.asked(RouteRequest(method="GET", path="/", headers={"Accept": "a\udcff"}))
     assert told["headers"] == {"accept": "a\ufffd"}

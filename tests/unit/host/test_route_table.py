@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from latticed.host.route import table as room
-from latticed.host.route.table import Listener, Routes
+from latticed.host.route.table import RouteListener, RouteTable
 from latticed.model.errors import Problem
 from tests.house.ingresses import Echo
 
@@ -16,7 +16,7 @@ ECHO = Echo()
 
 @pytest.fixture
 def routes():
-    return Routes()
+    return RouteTable()
 
 
 def claim(routes, plugin_id, *prefixes, granted=()):
@@ -189,10 +189,10 @@ async def test_every_change_is_told(routes):
 async def test_whoever_asks_learns_how_the_listener_stands(routes):
     """At once without one; after its word when there is one about to listen; as it is when that takes too long."""
     assert (await routes.listened(60)).fault
-    routes.tell(Listener())
+    routes.tell(RouteListener())
     waiting = asyncio.create_task(routes.listened(60))
     await asyncio.sleep(0)
-    routes.tell(Listener(url="http://127.0.0.1:1"))
+    routes.tell(RouteListener(url="http://127.0.0.1:1"))
     assert (await waiting).url == "http://127.0.0.1:1"
-    routes.tell(Listener())
-    assert await routes.listened(0.01) == Listener()
+    routes.tell(RouteListener())
+    assert await routes.listened(0.01) == RouteListener()

@@ -20,8 +20,8 @@ from latticed.host.call import HostError
 from latticed.host.secret import keeper as secrets
 from latticed.host.secret import key as secret_key
 from latticed.host.secret import references as redaction
-from latticed.host.secret.keeper import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, Secrets
-from latticed.host.secret.key import Place
+from latticed.host.secret.keeper import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, SecretKeeper
+from latticed.host.secret.key import KeyLocation
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import secrets as rows
 from latticed.model.errors import Problem
@@ -46,28 +46,28 @@ async def ledger(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(path=tmp_path / "config" / "secrets.key", ours=True)
+def place(tmp_path: Path) -> KeyLocation:
+    return KeyLocation(path=tmp_path / "config" / "secrets.key", ours=True)
 
 
 @pytest.fixture
-def store(ledger: Ledger, place: Place, clock: ManualClock) -> Secrets:
-    return Secrets(ledger, place, clock=clock)
+def store(ledger: Ledger, place: KeyLocation, clock: ManualClock) -> SecretKeeper:
+    return SecretKeeper(ledger, place, clock=clock)
 
 
-def refused(store: Secrets, text: str, plugin: str = PLUGIN) -> HostError:
+def refused(store: SecretKeeper, text: str, plugin: str = PLUGIN) -> HostError:
     with pytest.raises(HostError) as caught:
         store.expand(plugin, text)
     assert VALUE not in str(caught.value)
     return caught.value
 
 
-async def lent(store: Secrets, name: str = "TOKEN", value: str = VALUE) -> None:
+async def lent(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) -> None:
     await store.set(name, value)
     await store.bind(name, PLUGIN)
 
 
-async def test_a_bound_reference_is_replaced(store: Secrets) -> None:
+async def test_a_bound_reference_is_replaced(store: SecretKeeper) -> None:
     """Everywhere in the text; what is no reference stays as it is."""
     await lent(store)
     text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
@@ -76,7 +76,7 @@ async def test_a_bound_reference_is_replaced(store: Secrets) -> None:
     assert store.expand(OTHER, "nothing of the kind") == "nothing of the kind"
 
 
-async def test_values_are_not_looked_into(store: Secrets) -> None:
+async def test_values_are_not_looked_into(store: SecretKeeper) -> None:
     """One pass: a value that spells a reference, or half of one, opens nothing."""
     await lent(store, "TOKEN", "${secret:INNER}")
     await lent(store, "HALF", "${secret:")
@@ -86,7 +86,7 @@ async def test_values_are_not_looked_into(store: Secrets) -> None:
 
 
 @pytest.mark.parametrize("name", ["ABSENT", "TOKEN", "lower", "", "A" * 65, "A\x1b[2J", "TOKEN "])
-async def test_what_is_not_bound_is_refused_by_name(store: Secrets, name: str) -> None:
+async def test_what_is_not_bound_is_refused_by_name(store: SecretKeeper, name: str) -> None:
     """The same words whether there is such a secret or not, so that nobody learns of others' names."""
     await store.set("TOKEN", VALUE)
     await store.bind("TOKEN", OTHER)
@@ -97,7 +97,7 @@ async def test_what_is_not_bound_is_refused_by_name(store: Secrets, name: str) -
     assert error.message.isprintable()
 
 
-async def test_binding_can_be_taken_back(store: Secrets) -> None:
+async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
     """From then on the plugin has no use of it; a binding that is not there cannot be taken back."""
     await lent(store)
     await store.unbind("TOKEN", PLUGIN)
@@ -107,7 +107,7 @@ async def test_binding_can_be_taken_back(store: Secrets) -> None:
     assert caught.value.code == "not_found"
 
 
-async def test_a_list_tells_everything_but_values(store: Secrets, clock: ManualClock) -> None:
+async def test_a_list_tells_everything_but_values(store: SecretKeeper, clock: ManualClock) -> None:
     """Names, versions, bound plugins, times."""
     began = clock.now_us
     await lent(store)
@@ -139,7 +139,7 @@ async def test_a_list_tells_everything_but_values(store: Secrets, clock: ManualC
         ("A", "é" * (MAX_VALUE_BYTES // 2 + 1), "too_large"),
     ],
 )
-async def test_bad_names_and_values_are_refused(store: Secrets, name: str, value: str, code: str) -> None:
+async def test_bad_names_and_values_are_refused(store: SecretKeeper, name: str, value: str, code: str) -> None:
     """Before a key is made for them; the largest value is fine."""
     with pytest.raises(Problem) as caught:
         await store.set(name, value)
@@ -148,7 +148,7 @@ async def test_bad_names_and_values_are_refused(store: Secrets, name: str, value
     assert await store.set("A" * 64, "é" * (MAX_VALUE_BYTES // 2)) == 1
 
 
-async def test_binding_wants_a_secret_and_an_id(store: Secrets) -> None:
+async def test_binding_wants_a_secret_and_an_id(store: SecretKeeper) -> None:
     """Neither is guessed."""
     await store.set("TOKEN", VALUE)
     for name, plugin, code in (("ABSENT", PLUGIN, "not_found"), ("TOKEN", "No Id", "bad_request")):
@@ -163,7 +163,7 @@ async def test_binding_wants_a_secret_and_an_id(store: Secrets) -> None:
     assert caught.value.code == "quota_exceeded"
 
 
-async def test_a_short_text_cannot_become_a_huge_one(store: Secrets) -> None:
+async def test_a_short_text_cannot_become_a_huge_one(store: SecretKeeper) -> None:
     """A megabyte is the most."""
     await lent(store, "BIG", "x" * MAX_VALUE_BYTES)
     most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
@@ -171,7 +171,7 @@ async def test_a_short_text_cannot_become_a_huge_one(store: Secrets) -> None:
     assert refused(store, "${secret:BIG}" * (most + 1)).code is Denial.TOO_LARGE
 
 
-async def test_nothing_on_disk_holds_the_value(store: Secrets, tmp_path: Path) -> None:
+async def test_nothing_on_disk_holds_the_value(store: SecretKeeper, tmp_path: Path) -> None:
     """State directory, WAL and the key's directory included; equal values are sealed differently."""
     value = "needle-in-the-haystack-0123456789"
     await lent(store, "ONE", value)
@@ -194,7 +194,7 @@ async def test_nothing_on_disk_holds_the_value(store: Secrets, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("column", ["owner", "name", "version", "nonce", "sealed"])
-async def test_a_row_that_was_changed_is_found(store: Secrets, ledger: Ledger, column: str) -> None:
+async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledger, column: str) -> None:
     """Sealed text moved to another name, owner or version, or damaged, opens nothing and says which code."""
     await lent(store)
     value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
@@ -219,7 +219,9 @@ async def test_a_row_that_was_changed_is_found(store: Secrets, ledger: Ledger, c
     assert error.message.startswith(f"secret_unavailable: {name}")
 
 
-async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(store: Secrets, ledger: Ledger) -> None:
+async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
+    store: SecretKeeper, ledger: Ledger
+) -> None:
     """Bindings are made with the key; copying another plugin's, or another secret's, does not help."""
     await lent(store)
     await store.set("OTHER", VALUE)
@@ -230,7 +232,7 @@ async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(s
     assert refused(store, "${secret:OTHER}", "acme.third").code is Denial.SERVICE_UNAVAILABLE
 
 
-async def test_another_publishers_plugin_finds_no_binding(store: Secrets, ledger: Ledger) -> None:
+async def test_another_publishers_plugin_finds_no_binding(store: SecretKeeper, ledger: Ledger) -> None:
     """Set aside in the lifecycle's own transaction, without the key; brought back, they hold again."""
     await lent(store)
     aside = f"{PLUGIN}@acme"
@@ -243,7 +245,9 @@ async def test_another_publishers_plugin_finds_no_binding(store: Secrets, ledger
 # The key.
 
 
-async def test_the_key_is_made_private_on_first_use_and_kept(store: Secrets, ledger: Ledger, place: Place) -> None:
+async def test_the_key_is_made_private_on_first_use_and_kept(
+    store: SecretKeeper, ledger: Ledger, place: KeyLocation
+) -> None:
     """Mode 0600, never replaced: another store on the same file reads what the first one sealed."""
     assert store.known() == ()
     assert not place.path.exists()
@@ -251,13 +255,13 @@ async def test_the_key_is_made_private_on_first_use_and_kept(store: Secrets, led
     assert place.path.stat().st_mode & 0o7777 == 0o600
     assert os.listdir(place.path.parent) == ["secrets.key"]
     before = place.path.read_bytes()
-    again = Secrets(ledger, place, clock=ManualClock())
+    again = SecretKeeper(ledger, place, clock=ManualClock())
     assert again.expand(PLUGIN, "${secret:TOKEN}") == VALUE
     await again.set("TOKEN", "a new one")
     assert place.path.read_bytes() == before
 
 
-async def test_a_lost_key_is_never_replaced_silently(store: Secrets, place: Place) -> None:
+async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place: KeyLocation) -> None:
     """While something is sealed, a missing file is an error that names it; put back, all is well."""
     await lent(store)
     key = place.path.read_bytes()
@@ -283,7 +287,7 @@ async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
     """Once for a moment, then not at all, until the disk answers again."""
     key = {"secrets.key": base64.b64encode(bytes(32))}
     with standing_still.mounted(tmp_path / "mount", key, uid=0) as there:
-        store = Secrets(ledger, Place(path=there.path / "secrets.key", ours=False), clock=clock)
+        store = SecretKeeper(ledger, KeyLocation(path=there.path / "secrets.key", ours=False), clock=clock)
         await lent(store)
         there.stall()
         store.forget_key()
@@ -296,7 +300,7 @@ async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
         assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
 
 
-async def test_another_key_is_told_from_damage(store: Secrets, place: Place) -> None:
+async def test_another_key_is_told_from_damage(store: SecretKeeper, place: KeyLocation) -> None:
     """`set` works with it, what was sealed before does not; with the right file back, it does at once."""
     await lent(store)
     key = place.path.read_bytes()
@@ -325,7 +329,9 @@ async def test_another_key_is_told_from_damage(store: Secrets, place: Place) -> 
         (bytes(32), 0o622, "writable by others"),
     ],
 )
-def test_a_key_that_is_none_or_not_private_is_refused(place: Place, content: bytes, mode: int, words: str) -> None:
+def test_a_key_that_is_none_or_not_private_is_refused(
+    place: KeyLocation, content: bytes, mode: int, words: str
+) -> None:
     """Never used, never replaced."""
     place.path.parent.mkdir()
     place.path.write_bytes(content)
@@ -336,7 +342,7 @@ def test_a_key_that_is_none_or_not_private_is_refused(place: Place, content: byt
     assert place.path.read_bytes() == content
 
 
-def test_a_key_in_a_directory_of_others_is_refused(place: Place) -> None:
+def test_a_key_in_a_directory_of_others_is_refused(place: KeyLocation) -> None:
     """Whoever may write the directory may swap the key."""
     place.path.parent.mkdir()
     place.path.write_bytes(bytes(32))
@@ -346,7 +352,7 @@ def test_a_key_in_a_directory_of_others_is_refused(place: Place) -> None:
         secret_key.read(place)
 
 
-def test_a_key_may_be_raw_or_base64(place: Place) -> None:
+def test_a_key_may_be_raw_or_base64(place: KeyLocation) -> None:
     """With white space around it; both name the same key, and the name is no part of it."""
     place.path.parent.mkdir()
     raw = os.urandom(32)
@@ -364,7 +370,7 @@ def test_a_key_may_be_raw_or_base64(place: Place) -> None:
 async def test_a_place_that_cannot_be_written_says_what_to_do(ledger: Ledger, tmp_path: Path) -> None:
     """Nothing is stored, nothing is left."""
     (tmp_path / "file").write_text("")
-    store = Secrets(ledger, Place(path=tmp_path / "file" / "secrets.key", ours=True), clock=ManualClock())
+    store = SecretKeeper(ledger, KeyLocation(path=tmp_path / "file" / "secrets.key", ours=True), clock=ManualClock())
     with pytest.raises(Problem) as caught:
         await store.set("TOKEN", VALUE)
     assert caught.value.code == "secret_unavailable"
@@ -381,22 +387,22 @@ def settings_at(tmp_path: Path, **environ: str) -> Settings:
 
 def test_the_key_is_beside_the_settings_unless_told_otherwise(tmp_path: Path) -> None:
     """A setting names another place; a credential of the service manager wins, and is not made when it is missing."""
-    assert secret_key.place(settings_at(tmp_path), {}) == Place(path=tmp_path / "config/secrets.key", ours=True)
+    assert secret_key.place(settings_at(tmp_path), {}) == KeyLocation(path=tmp_path / "config/secrets.key", ours=True)
     told = settings_at(tmp_path, text=f'[secrets]\nkey_file = "{tmp_path}/elsewhere.key"\n')
-    assert secret_key.place(told, {}) == Place(path=tmp_path / "elsewhere.key", ours=True)
+    assert secret_key.place(told, {}) == KeyLocation(path=tmp_path / "elsewhere.key", ours=True)
     credentials = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    assert secret_key.place(told, credentials) == Place(path=tmp_path / "elsewhere.key", ours=True)
+    assert secret_key.place(told, credentials) == KeyLocation(path=tmp_path / "elsewhere.key", ours=True)
     credential = tmp_path / "latticed-secrets.key"
     credential.write_bytes(os.urandom(32))
     credential.chmod(0o440)  # stands for an access list, newer service managers make them
     found = secret_key.place(told, credentials)
-    assert found == Place(path=credential, ours=False)
+    assert found == KeyLocation(path=credential, ours=False)
     assert secret_key.read(found) is not None
 
 
 async def test_a_credential_that_goes_missing_is_not_made(ledger: Ledger, tmp_path: Path) -> None:
     """It is the service manager's to bring."""
-    store = Secrets(ledger, Place(path=tmp_path / "gone", ours=False), clock=ManualClock())
+    store = SecretKeeper(ledger, KeyLocation(path=tmp_path / "gone", ours=False), clock=ManualClock())
     with pytest.raises(Problem) as caught:
         await store.set("TOKEN", VALUE)
     assert caught.value.code == "secret_unavailable"
@@ -420,7 +426,7 @@ def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -
 # Redaction.
 
 
-async def test_values_are_put_back_to_references(store: Secrets) -> None:
+async def test_values_are_put_back_to_references(store: SecretKeeper) -> None:
     """As they are, and as URLs, JSON and Basic credentials write them; in another case where that is asked for."""
     await lent(store)
     forms = [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode()]
@@ -433,7 +439,7 @@ async def test_values_are_put_back_to_references(store: Secrets) -> None:
 
 
 @pytest.mark.parametrize("value", ["a", "12345", "  pin  ", "     \n"])
-async def test_values_too_short_to_be_redacted_are_refused(store: Secrets, value: str) -> None:
+async def test_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, value: str) -> None:
     """Below six characters a value could not be told from other text in an answer or an error."""
     with pytest.raises(Problem, match="at least 6 characters") as refused:
         await store.set("PIN", value)
@@ -441,7 +447,7 @@ async def test_values_too_short_to_be_redacted_are_refused(store: Secrets, value
     assert store.known() == ()
 
 
-async def test_a_loan_remembers_what_it_handed_out(store: Secrets) -> None:
+async def test_a_loan_remembers_what_it_handed_out(store: SecretKeeper) -> None:
     """Even if the value was changed since: the error of a request that used the old one must not show it."""
     await lent(store)
     loan = store.loan(PLUGIN)
@@ -466,7 +472,7 @@ def test_a_key_that_no_thread_could_be_started_for_is_read_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else all secrets would be out of reach until a restart."""
-    place = Place(path=tmp_path / "secrets.key", ours=True)
+    place = KeyLocation(path=tmp_path / "secrets.key", ours=True)
     made, reading = secret_key.make(place), secret_key.Reading(place)
 
     def refused(_: threading.Thread) -> None:

@@ -15,17 +15,17 @@ import pytest
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.program import supervised as life
-from latticed.host.program.calls import LongLived
-from latticed.host.program.keeper import Programs
+from latticed.host.program.calls import ProgramCalls
+from latticed.host.program.keeper import ProgramKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.model.restart import Policy
-from latticed.settings.programs import Service as Settings
+from latticed.model.restart import RestartPolicy
+from latticed.settings.programs import ServiceSettings as Settings
 from tests.house import children, confinements, processes
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
 DEADLINE_S = 30.0
-QUICK = Policy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=3)
+QUICK = RestartPolicy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=3)
 SHELL = {"shell": "/bin/sh", "python": "/usr/bin/python3"}
 
 
@@ -40,7 +40,7 @@ async def until(condition, what=""):
 class World:
     """The service over a real ledger and real children."""
 
-    programs: Programs
+    programs: ProgramKeeper
     service: dict
     allowed: set
     settings: Settings
@@ -76,7 +76,7 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
     wanted = Settings(**{"programs": SHELL, **settings})
     async with open_ledger(directory / "state", clock=clock) as ledger:
         made = World(None, {}, may, wanted, spawner)
-        made.programs = Programs(
+        made.programs = ProgramKeeper(
             ledger,
             clock=clock,
             spawner=spawner,
@@ -87,7 +87,7 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             roll=lambda: 0.5,
         )
         async with made.programs:
-            calls = LongLived(
+            calls = ProgramCalls(
                 made.programs, settings=lambda: made.settings, variables=lambda _: frozenset(made.variables)
             )
             made.service = {one.method: one for one in calls.calls()}

@@ -7,15 +7,15 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.program.rules import Again, Ended, Over, Rules, after
-from latticed.model.restart import Failures, Policy
+from latticed.host.program.rules import NoRestart, ProgramEnded, RestartAfter, RestartRules, after
+from latticed.model.restart import Failures, RestartPolicy
 
-POLICY = Policy(base_s=1.0, ceiling_s=8.0, jitter=0.2, healthy_s=60.0, breaker_failures=4)
-ENDS = st.builds(Ended, code=st.just("exited"), message=st.just("m"), status=st.sampled_from([None, 0, 1, 255]))
+POLICY = RestartPolicy(base_s=1.0, ceiling_s=8.0, jitter=0.2, healthy_s=60.0, breaker_failures=4)
+ENDS = st.builds(ProgramEnded, code=st.just("exited"), message=st.just("m"), status=st.sampled_from([None, 0, 1, 255]))
 
 
 def rules(restart="always", hopeless=frozenset()):
-    return Rules(restart=restart, policy=POLICY, hopeless=hopeless)
+    return RestartRules(restart=restart, policy=POLICY, hopeless=hopeless)
 
 
 @given(
@@ -29,7 +29,7 @@ def test_no_loop_is_endless_and_no_pause_out_of_bounds(restart, has_hopeless, en
     for ended, uptime_s, roll in ends:
         next_ = after(failures, ended, wanted, uptime_s=uptime_s, roll=roll)
         quick = 1 if uptime_s >= 60 else quick + 1
-        if isinstance(next_, Over):
+        if isinstance(next_, NoRestart):
             assert next_.state == "failed" or ended.status == 0
             assert (next_.state == "failed") == bool(next_.code)
             return
@@ -48,10 +48,10 @@ def test_only_ends_that_no_visitor_may_have_caused_open_the_breaker(ends):
         next_ = after(failures, replace(ended, visited=visited), rules(), uptime_s=0.0, roll=0.5)
         own += not visited
         if own == 4:
-            assert isinstance(next_, Over)
+            assert isinstance(next_, NoRestart)
             assert (next_.code, next_.message[:18]) == ("crash_loop", "it ended 4 times i")
             return
-        assert isinstance(next_, Again)
+        assert isinstance(next_, RestartAfter)
         assert next_.delay_s <= (8.0 if own else 2.0)
         failures = next_.failures
 
@@ -59,19 +59,19 @@ def test_only_ends_that_no_visitor_may_have_caused_open_the_breaker(ends):
 def test_what_is_hopeless_is_never_tried_again():
     over = after(
         Failures(),
-        Ended(code="exited", message="m", status=255),
+        ProgramEnded(code="exited", message="m", status=255),
         rules(hopeless=frozenset({255})),
         uptime_s=999,
         roll=0,
     )
-    assert over == Over(state="failed", code="exited", message="m")
+    assert over == NoRestart(state="failed", code="exited", message="m")
 
 
 def test_pauses_double():
     failures, pauses = Failures(), []
     for _ in range(3):
-        next_ = after(failures, Ended(code="exited", message="m", status=1), rules(), uptime_s=0, roll=0.5)
-        assert isinstance(next_, Again)
+        next_ = after(failures, ProgramEnded(code="exited", message="m", status=1), rules(), uptime_s=0, roll=0.5)
+        assert isinstance(next_, RestartAfter)
         pauses.append(next_.delay_s)
         failures = next_.failures
     assert pauses == [1.0, 2.0, 4.0]

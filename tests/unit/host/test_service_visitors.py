@@ -8,17 +8,17 @@ import signal
 import aiohttp
 
 from latticed.host.program import spec as specs
-from latticed.host.program.keeper import Programs
+from latticed.host.program.keeper import ProgramKeeper
 from latticed.host.tunnel.readiness import free_port
 from latticed.kit.clock import SystemClock
-from latticed.model.restart import VISITED, Policy
-from latticed.settings.programs import Service as Settings
+from latticed.model.restart import VISITED, RestartPolicy
+from latticed.settings.programs import ServiceSettings as Settings
 from tests.house import backends, confinements, routed
 from tests.house.houses import until
 from tests.house.routed import ID
 
 SETTINGS = Settings(programs={"python": "/usr/bin/python3"}, host_network=("python",))
-QUICK = Policy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=2)
+QUICK = RestartPolicy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=2)
 WEB = """
 import os, socket
 listener = socket.create_server(('127.0.0.1', PORT))
@@ -35,10 +35,10 @@ async def test_no_end_that_a_visitor_causes_opens_the_breaker(tmp_path):
     port, rooms = free_port(), routed.Rooms()
     rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
     script = WEB.replace("PORT", str(port))
-    spec = specs.Spec(program="python", args=("-c", script), environment={}, restart="always", network="host")
+    spec = specs.ProgramSpec(program="python", args=("-c", script), environment={}, restart="always", network="host")
     async with (
         routed.opened(tmp_path, rooms=rooms) as world,
-        Programs(
+        ProgramKeeper(
             world.ledger,
             clock=SystemClock(),
             spawner=confinements.Spawner(),

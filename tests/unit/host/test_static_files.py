@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from latticed.host.call import Caller, HostError
 from latticed.host.static import calls as static
 from latticed.host.static import tree as static_tree
-from latticed.host.static.calls import Delete, Get, ListFiles, Put, Static
-from latticed.host.static.tree import Quota, Tree
+from latticed.host.static.calls import ListFiles, StaticCalls, StaticDelete, StaticGet, StaticPut
+from latticed.host.static.tree import StaticFiles, StaticQuota
 from latticed.model.hostcall import Denial
 from latticed.settings import shapes
 from tests.house import faults, processes
 
 PLUGIN, OTHER = Caller(plugin_id="acme.demo"), Caller(plugin_id="acme.other")
-LIMITS = shapes.Static(files=4, file_bytes=1_000, total_bytes=2_000)
-QUOTA = Quota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
+LIMITS = shapes.StaticSettings(files=4, file_bytes=1_000, total_bytes=2_000)
+QUOTA = StaticQuota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
 
 
 class Desk:
@@ -42,7 +42,7 @@ class Desk:
         self.directory = directory / static.UNSIGNED
         self.publisher = ""
         self.published = True
-        self.service = Static(
+        self.service = StaticCalls(
             directory,
             limits=lambda: self.limits,
             shared=lambda reader, owner: (reader, owner) in self.shared,
@@ -53,20 +53,20 @@ class Desk:
 
     async def put(self, path: str, content: str | bytes = "", caller: Caller = PLUGIN):
         if isinstance(content, bytes):
-            asked = Put(path=path, content_base64=base64.b64encode(content).decode())
+            asked = StaticPut(path=path, content_base64=base64.b64encode(content).decode())
         else:
-            asked = Put(path=path, content=content)
+            asked = StaticPut(path=path, content=content)
         return await self._serve["static.put"](caller, asked)
 
     async def get(self, path: str, caller: Caller = PLUGIN, **asked):
-        return await self._serve["static.get"](caller, Get(path=path, **asked))
+        return await self._serve["static.get"](caller, StaticGet(path=path, **asked))
 
     async def paths(self, caller: Caller = PLUGIN, **asked):
         found = await self._serve["static.list"](caller, ListFiles(**asked))
         return [file["path"] for file in found["files"]]
 
     async def delete(self, path: str, caller: Caller = PLUGIN):
-        return await self._serve["static.delete"](caller, Delete(path=path))
+        return await self._serve["static.delete"](caller, StaticDelete(path=path))
 
     async def refused(self, asked) -> HostError:
         with pytest.raises(HostError) as caught:
@@ -112,7 +112,7 @@ async def test_a_long_file_is_got_in_parts(desk: Desk) -> None:
     part = await desk.get("big.bin", offset=1, length=2)
     assert base64.b64decode(part["content_base64"]) == data[1:3]
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"path": "big.bin", "offset": -1}, Get)
+        msgspec.convert({"path": "big.bin", "offset": -1}, StaticGet)
 
 
 async def test_files_are_listed_and_deleted(desk: Desk) -> None:
@@ -246,7 +246,7 @@ async def test_exactly_one_content(desk: Desk) -> None:
     """Text or base64, and base64 that is base64."""
     serve = desk._serve["static.put"]
     for fields in ({}, {"content": "", "content_base64": ""}, {"content_base64": "a"}, {"content_base64": "é"}):
-        assert (await desk.refused(serve(PLUGIN, Put(path="a.txt", **fields)))).code is Denial.BAD_PARAMS
+        assert (await desk.refused(serve(PLUGIN, StaticPut(path="a.txt", **fields)))).code is Denial.BAD_PARAMS
 
 
 @pytest.mark.parametrize("link", ["file", "directory", "owner", "pipe"])
@@ -310,7 +310,7 @@ async def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     place.mkdir()
     with faults.small_disk(place, kib=128, uid=os.getuid()):
         desk = Desk(place / "static")
-        desk.limits = shapes.Static()
+        desk.limits = shapes.StaticSettings()
         await desk.put("a.txt", "old")
         faults.fill(place / "filling")
         for path in ("a.txt", "new/b.txt"):
@@ -387,7 +387,7 @@ for number in range(10**9):
 
 async def test_a_reader_sees_one_version_whole_whenever_the_writer_dies(desk: Desk) -> None:
     """While another process replaces the file, and after it was killed in the midst of that."""
-    tree = Tree(desk.root)
+    tree = StaticFiles(desk.root)
     for _ in range(3):
         with processes.spawned([sys.executable, "-c", REPLACES, desk.root]) as writer:
             assert writer.stdout is not None

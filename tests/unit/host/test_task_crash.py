@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from latticed.host.task.keeper import Tasks
+from latticed.host.task.keeper import TaskKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
-from latticed.settings.programs import Task as Settings
+from latticed.settings.programs import TaskSettings as Settings
 from tests.house import children, confinements, long, processes
 
 LIFE = Path(__file__).resolve().parents[2] / "house/task_life.py"
@@ -38,7 +38,7 @@ async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
     clock = SystemClock()
     async with open_ledger(state, clock=clock) as ledger:
         settings = Settings(at_once=8, plugin_at_once=8)
-        async with Tasks(
+        async with TaskKeeper(
             ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
         ) as tasks:
             deadline = time.monotonic() + 60

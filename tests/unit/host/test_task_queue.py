@@ -14,12 +14,12 @@ import pytest
 
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
-from latticed.host.task.calls import Task
-from latticed.host.task.keeper import Tasks
+from latticed.host.task.calls import TaskCalls
+from latticed.host.task.keeper import TaskKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 from latticed.model.errors import Problem
-from latticed.settings.programs import Task as Settings
+from latticed.settings.programs import TaskSettings as Settings
 from tests.house import children, confinements, processes
 from tests.house.clocks import ManualClock
 
@@ -41,7 +41,7 @@ class World:
     """The service over a real ledger and real children."""
 
     ledger: object
-    tasks: Tasks
+    tasks: TaskKeeper
     service: dict
     allowed: set
     settings: Settings
@@ -80,7 +80,7 @@ async def world(directory, *, clock=None, spawner=None, refusal=None, **settings
     allowed = {A.plugin_id, B.plugin_id}
     async with open_ledger(directory / "state", clock=clock) as ledger:
         made = World(ledger, None, {}, allowed, Settings(**settings), spawner, clock)
-        tasks = Tasks(
+        tasks = TaskKeeper(
             ledger,
             clock=clock,
             spawner=spawner,
@@ -89,7 +89,7 @@ async def world(directory, *, clock=None, spawner=None, refusal=None, **settings
         )
         async with tasks:
             made.tasks = tasks
-            made.service = {call.method: call for call in Task(tasks).calls()}
+            made.service = {call.method: call for call in TaskCalls(tasks).calls()}
             yield made
 
 
@@ -322,11 +322,11 @@ async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_pa
         await here.approve(await here.submit("sleep 1000"))
         waits = await here.submit("echo ran")
         await here.approve(waits)
-    async with world(tmp_path, refusal=permissions.judge(permissions.Standing(seen=False))) as here:
+    async with world(tmp_path, refusal=permissions.judge(permissions.PluginStanding(seen=False))) as here:
         here.tasks.look(A.plugin_id)
         await here.tasks.quiet(A.plugin_id)
         assert here.tasks.get(waits).state == "approved"
-    tampered = permissions.Standing(active=True, fault="digest_mismatch")
+    tampered = permissions.PluginStanding(active=True, fault="digest_mismatch")
     async with world(tmp_path, refusal=permissions.judge(tampered)) as here:
         await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
 

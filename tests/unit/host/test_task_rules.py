@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.task.rules import ENDS, Refused, Standing, Step, decide
+from latticed.host.task.rules import ENDS, Step, StepRefused, TaskStatus, decide
 
 SHA, OTHER = "a" * 64, "b" * 64
 VERBS = ("approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover")
@@ -16,13 +16,13 @@ STEPS = st.builds(
     sha256=st.sampled_from([SHA, OTHER, ""]),
     run_id=st.sampled_from(["r1", "r2", ""]),
 )
-FRESH = Standing(state="submitted", sha256=SHA)
+FRESH = TaskStatus(state="submitted", sha256=SHA)
 
 
 def after(standing, *steps):
     for step in steps:
         standing = decide(standing, step)
-        assert isinstance(standing, Standing), standing
+        assert isinstance(standing, TaskStatus), standing
     return standing
 
 
@@ -36,7 +36,7 @@ def test_it_runs_once_at_most_and_only_what_was_approved(steps):
     standing, begun, approved = FRESH, 0, False
     for step in steps:
         next_ = decide(standing, step)
-        if isinstance(next_, Refused):
+        if isinstance(next_, StepRefused):
             assert next_.code in {"invalid_transition", "digest_mismatch"}
             continue
         assert standing.state not in ENDS, "an end is an end"
@@ -75,14 +75,14 @@ def test_the_straight_way():
         (RUNNING, Step(verb="expire"), "invalid_transition"),
         (RUNNING, Step(verb="finish", run_id="r2"), "invalid_transition"),
         (
-            Standing(state="approved", sha256=OTHER, approved_sha256=SHA),
+            TaskStatus(state="approved", sha256=OTHER, approved_sha256=SHA),
             Step(verb="begin", sha256=SHA),
             "digest_mismatch",
         ),
-        (Standing(state="interrupted", sha256=SHA), Step(verb="begin", sha256=SHA), "invalid_transition"),
+        (TaskStatus(state="interrupted", sha256=SHA), Step(verb="begin", sha256=SHA), "invalid_transition"),
     ],
 )
 def test_what_does_not_happen(before, step, code):
     refused = decide(before, step)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, StepRefused)
     assert refused.code == code

@@ -18,16 +18,16 @@ import pytest
 
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
-from latticed.host.program.supervised import Tools
-from latticed.host.tunnel.calls import Tunnel
-from latticed.host.tunnel.connector import House
-from latticed.host.tunnel.keeper import Tunnels
+from latticed.host.program.supervised import ProgramDeps
+from latticed.host.tunnel.calls import TunnelCalls
+from latticed.host.tunnel.connector import ConnectorDeps
+from latticed.host.tunnel.keeper import TunnelKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.ledger import programs as rows
 from latticed.model import egress
-from latticed.model.restart import Policy
-from latticed.settings.programs import Tunnel as Settings
+from latticed.model.restart import RestartPolicy
+from latticed.settings.programs import TunnelSettings as Settings
 from tests.house import children, confinements
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
@@ -35,7 +35,7 @@ FAKE = Path(__file__).resolve().parents[2] / "house/cloudflared.py"
 ID = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
 SECRET = base64.b64encode(b"thirty-two bytes of very secret!").decode()
 DEADLINE_S = 30.0
-QUICK = Policy(base_s=0.05, ceiling_s=0.1, jitter=0.0)
+QUICK = RestartPolicy(base_s=0.05, ceiling_s=0.1, jitter=0.0)
 REST = {"service": "http_status:404"}
 
 
@@ -54,7 +54,7 @@ def rule(hostname="app.example.com", service="http://backend.lan:8080", **more):
 class World:
     """The service over a real ledger, with its directories."""
 
-    tunnels: Tunnels
+    tunnels: TunnelKeeper
     service: dict
     allowed: set
     bound: list
@@ -123,9 +123,9 @@ async def world(home, **settings):
         return tuple(egress.origin(one) for one in bound) if plugin_id == A.plugin_id else ()
 
     async with open_ledger(home / "state", clock=clock) as ledger:
-        tools = Tools(spawner=spawner, clock=clock, roll=lambda: 0.5)
-        house = House(tools=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
-        tunnels = Tunnels(
+        tools = ProgramDeps(spawner=spawner, clock=clock, roll=lambda: 0.5)
+        house = ConnectorDeps(tools=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
+        tunnels = TunnelKeeper(
             ledger,
             house,
             refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
@@ -133,7 +133,7 @@ async def world(home, **settings):
             runtime_dir=home / "run",
         )
         async with tunnels:
-            service = {one.method: one for one in Tunnel(tunnels, origins=origins).calls()}
+            service = {one.method: one for one in TunnelCalls(tunnels, origins=origins).calls()}
             yield World(tunnels, service, allowed, bound, spawner, home, ledger)
 
 

@@ -33,7 +33,7 @@ SECRET = base64.b64encode(b"s" * 32).decode()
 
 def checked(*ingress, **more):
     plain = {"name": "main", "tunnel": ID, "credentials": "c.json", "ingress": [*ingress], **more}
-    return specs.checked(msgspec.convert(plain, specs.Put), ORIGINS)
+    return specs.checked(msgspec.convert(plain, specs.TunnelPut), ORIGINS)
 
 
 REFUSED = [
@@ -161,8 +161,8 @@ def test_the_tool_would_take_it(tmp_path, ingress):
 
 # Credentials.
 
-SPEC = specs.Spec(tunnel=ID, ingress=(), file="c.json", is_token=False)
-TOKEN = specs.Spec(tunnel=ID, ingress=(), file="c.json", is_token=True)
+SPEC = specs.TunnelSpec(tunnel=ID, ingress=(), file="c.json", is_token=False)
+TOKEN = specs.TunnelSpec(tunnel=ID, ingress=(), file="c.json", is_token=True)
 FILE = {"AccountTag": "a" * 32, "TunnelSecret": SECRET, "TunnelID": ID}
 
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from latticed.host.route.table import Response
+from latticed.host.route.table import RouteResponse
 from latticed.ingress import connection
 from latticed.ingress import ingress as room
 from latticed.model.errors import Problem
@@ -181,7 +181,7 @@ async def test_who_finishes_writing_while_an_answer_is_sent_gets_it_whole(outsid
         methods = frozenset({"GET"})
 
         async def serve(self, request):
-            return Response(body=b"x" * (24 << 20))
+            return RouteResponse(body=b"x" * (24 << 20))
 
     await claimed(outside, Large())
     crowd = outside.ingress._crowd
@@ -360,7 +360,7 @@ async def test_a_target_that_does_not_give_up_is_cut(outside):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
             await ended.wait()
-            return Response(body=b"too late")
+            return RouteResponse(body=b"too late")
 
     await claimed(outside, Stubborn())
     asking = asyncio.create_task(outside.send(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n"))
@@ -380,7 +380,7 @@ async def test_a_target_may_answer_with_another_status(outside):
         methods = frozenset({"GET"})
 
         async def serve(self, request):
-            return Response(body=b"{}", content_type="application/json", status=418)
+            return RouteResponse(body=b"{}", content_type="application/json", status=418)
 
     await claimed(outside, Teapot())
     answer = await outside.get("/acme.demo/")

@@ -10,7 +10,7 @@ import json
 import aiohttp
 import pytest
 
-from latticed.ingress.proxy import Limits
+from latticed.ingress.proxy import ProxyLimits
 from latticed.ingress.service_listener import PUBLIC_S
 from tests.house import backends, ingresses, raw_http, routed
 from tests.house.routed import ID, echoed
@@ -26,7 +26,7 @@ async def backend():
 
 @pytest.fixture
 async def world(tmp_path, backend):
-    async with routed.opened(tmp_path, limits=Limits(body_bytes=1 << 20, message_bytes=1 << 16)) as found:
+    async with routed.opened(tmp_path, limits=ProxyLimits(body_bytes=1 << 20, message_bytes=1 << 16)) as found:
         await found.serve(backend, public=["/download/*/*", "/feed", "/assets/**"])
         yield found
 
@@ -442,7 +442,7 @@ async def test_half_an_answer_never_looks_whole(world, backend, session):
 
 async def test_a_backend_that_says_nothing_is_504(tmp_path, backend):
     """And it is let go of."""
-    async with routed.opened(tmp_path, limits=Limits(head_s=0.2)) as world:
+    async with routed.opened(tmp_path, limits=ProxyLimits(head_s=0.2)) as world:
         await world.serve(backend)
         answer = await world.get(f"{PREFIX}/slow", await world.cookie())
         assert (answer.status, answer.code) == (504, "deadline_exceeded")
@@ -450,7 +450,7 @@ async def test_a_backend_that_says_nothing_is_504(tmp_path, backend):
 
 
 async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
-    async with routed.opened(tmp_path, limits=Limits(idle_s=0.2)) as world:
+    async with routed.opened(tmp_path, limits=ProxyLimits(idle_s=0.2)) as world:
         await world.serve(backend)
         async with browsing(world, await world.cookie()) as client:
             with pytest.raises(aiohttp.ClientError):
@@ -460,7 +460,7 @@ async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
 
 
 async def test_more_requests_than_it_may_have_at_once_are_503(tmp_path, backend):
-    async with routed.opened(tmp_path, limits=Limits(at_once=1)) as world:
+    async with routed.opened(tmp_path, limits=ProxyLimits(at_once=1)) as world:
         await world.serve(backend)
         session = await world.cookie()
         first = asyncio.ensure_future(world.get(f"{PREFIX}/slow", session))

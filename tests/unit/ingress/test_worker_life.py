@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from latticed.host.route.table import Routes
+from latticed.host.route.table import RouteTable
 from latticed.ingress.ingress import Ingress
 from latticed.kit.clock import SystemClock
-from latticed.runners.noop import Noop
-from latticed.runners.worker import Worker
-from latticed.settings import Http
+from latticed.runners.noop import NoopRunner
+from latticed.runners.worker import WorkerRunner
+from latticed.settings import HttpSettings
 from tests.house import bundles, houses, ingresses
 
 ID = "acme.hello"
@@ -26,7 +26,7 @@ class Place:
     """A house, its routes, and a browser."""
 
     home: houses.Home
-    routes: Routes
+    routes: RouteTable
     session: aiohttp.ClientSession
 
     def drop(self, template, **fields):
@@ -52,11 +52,15 @@ class Place:
 
 @pytest.fixture
 async def place():
-    routes = Routes()
+    routes = RouteTable()
     granted = frozenset({"/app/"})
-    runners = {"worker": Worker(routes, granted_prefixes=lambda _: granted), "system": Noop("x"), "wasm": Noop("x")}
+    runners = {
+        "worker": WorkerRunner(routes, granted_prefixes=lambda _: granted),
+        "system": NoopRunner("x"),
+        "wasm": NoopRunner("x"),
+    }
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(Ingress(routes, Http(listen="127.0.0.1:0"), clock=SystemClock()))
+        await stack.enter_async_context(Ingress(routes, HttpSettings(listen="127.0.0.1:0"), clock=SystemClock()))
         home = await stack.enter_async_context(houses.opened(runners=runners))
         connector = aiohttp.TCPConnector(force_close=True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))

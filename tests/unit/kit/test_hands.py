@@ -16,7 +16,7 @@ def test_work_that_never_ends_does_not_hold_up_the_end():
     go_on = threading.Event()
 
     async def main():
-        asyncio.get_running_loop().set_default_executor(hands.Hands())
+        asyncio.get_running_loop().set_default_executor(hands.DaemonThreadExecutor())
         stuck = [asyncio.ensure_future(asyncio.to_thread(go_on.wait)) for _ in range(hands.MOST - 1)]
         assert await asyncio.gather(*(asyncio.to_thread(int, str(number)) for number in range(200))) == [*range(200)]
         with pytest.raises(ZeroDivisionError):
@@ -32,7 +32,7 @@ def test_work_that_never_ends_does_not_hold_up_the_end():
 
 def test_what_is_cancelled_before_its_turn_is_not_done():
     """As with the standard one."""
-    pool, go_on, done = hands.Hands(), threading.Event(), []
+    pool, go_on, done = hands.DaemonThreadExecutor(), threading.Event(), []
     busy = [pool.submit(go_on.wait) for _ in range(hands.MOST)]
     waiting = pool.submit(done.append, "too late")
     assert waiting.cancel()
@@ -46,7 +46,7 @@ def test_what_is_cancelled_before_its_turn_is_not_done():
 
 def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(monkeypatch):
     """Where the number of threads is limited: whoever asked hears of it, and later work is done."""
-    pool, done = hands.Hands(), []
+    pool, done = hands.DaemonThreadExecutor(), []
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

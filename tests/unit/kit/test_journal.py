@@ -48,7 +48,7 @@ def test_no_value_can_pose_as_a_field(value):
 
 def test_an_entry_is_one_datagram(journald):
     """A small entry arrives whole."""
-    with journal.Sender(journald.getsockname()) as sender:
+    with journal.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
     assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
 
@@ -56,7 +56,7 @@ def test_an_entry_is_one_datagram(journald):
 def test_a_big_entry_is_a_sealed_memfd(journald):
     """Past a datagram's size, the entry comes as a descriptor that can no longer be changed."""
     message = "x" * (4 << 20)
-    with journal.Sender(journald.getsockname()) as sender:
+    with journal.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal.encode({"MESSAGE": message}))
     data, ancillary, _, _ = journald.recvmsg(16, socket.CMSG_SPACE(4))
     assert data == b""
@@ -71,7 +71,7 @@ def test_a_big_entry_is_a_sealed_memfd(journald):
 
 def test_an_absent_journald_is_told_not_raised(tmp_path, journald):
     """What is not sent is not sent; once it is there again, the next entry is."""
-    with journal.Sender(str(tmp_path / "nobody")) as sender:
+    with journal.JournalSender(str(tmp_path / "nobody")) as sender:
         assert not sender.send(journal.encode({"MESSAGE": "one"}))
         assert not sender.send(journal.encode({"MESSAGE": "two"}))
         sender._path = journald.getsockname()
@@ -80,7 +80,7 @@ def test_an_absent_journald_is_told_not_raised(tmp_path, journald):
 
 def test_a_stuck_journald_costs_entries_not_the_daemon(journald):
     """With nobody reading, sending gives up on each entry after a moment."""
-    with journal.Sender(journald.getsockname()) as sender:
+    with journal.JournalSender(journald.getsockname()) as sender:
         sender._socket.settimeout(0.001)
         sent = 0
         while sender.send(journal.encode({"MESSAGE": "x"})):

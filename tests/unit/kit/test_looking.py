@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from latticed.kit.poll import Look
+from latticed.kit.poll import Poll
 
 
 async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept():
@@ -15,7 +15,7 @@ async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept(
         seen.append(always)
         await go_on.wait()
 
-    one = Look("one", look)
+    one = Poll("one", look)
     task = one.go()
     await asyncio.sleep(0)
     assert one.go() is task
@@ -37,7 +37,7 @@ async def test_the_end_waits_for_a_look_that_began_just_now_alone():
     async def for_ever(_):
         await asyncio.Event().wait()
 
-    young, old = Look("young", short), Look("old", for_ever)
+    young, old = Poll("young", short), Poll("old", for_ever)
     old.go()
     await asyncio.sleep(0.02)
     young.go()
@@ -56,7 +56,7 @@ async def test_a_look_that_fails_is_followed_by_the_next():
         seen.append(1)
         raise OSError("gone")
 
-    one = Look("one", look)
+    one = Poll("one", look)
     await one.go()
     await one.go()
     assert seen == [1, 1]

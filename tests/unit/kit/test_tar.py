@@ -21,7 +21,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 
 def contents(data: bytes) -> dict[str, bytes]:
-    reader = tar.Reader(io.BytesIO(data))
+    reader = tar.TarReader(io.BytesIO(data))
     found = {}
     while (member := reader.next()) is not None:
         found[member.name] = b"".join(reader.chunks())
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_by_us_and_by_others(files):
 
 def test_a_source_may_give_less_than_asked():
     files = {"a": b"x" * 2000, "b": b""}
-    reader = tar.Reader(Dribble(archive(files)))
+    reader = tar.TarReader(Dribble(archive(files)))
     assert reader.next().name == "a"
     assert b"".join(reader.chunks()) == files["a"]
     assert reader.next().name == "b"
@@ -58,7 +58,7 @@ def test_a_source_may_give_less_than_asked():
 def test_sizes_beyond_octal_are_kept():
     """8 GiB and more (GNU's binary form)."""
     block = tar.header("ledger.sqlite3", 9 << 33, mode=0o600, mtime_s=1)
-    assert tar.Reader(io.BytesIO(block)).next().size == 9 << 33
+    assert tar.TarReader(io.BytesIO(block)).next().size == 9 << 33
 
 
 def test_a_long_name_is_not_written():

@@ -36,7 +36,7 @@ def test_a_plain_file_and_one_behind_links_are_read(home):
 def test_writable_by_others_is_refused(home, place, mode):
     """The file or any directory above it; the message names which."""
     (home / place).chmod(mode)
-    with pytest.raises(trusted.Foreign, match=place):
+    with pytest.raises(trusted.ForeignFile, match=place):
         read(home / "conf/trust.json")
 
 
@@ -50,7 +50,7 @@ def test_whoever_owns_a_step_of_the_path_is_refused(home, place):
     (home / "there").symlink_to(home / "mine/conf")
     assert read(home / "there/trust.json") == b"good"
     os.chown(home / place, STRANGER, STRANGER, follow_symlinks=False)
-    with pytest.raises(trusted.Foreign, match=str(STRANGER)):
+    with pytest.raises(trusted.ForeignFile, match=str(STRANGER)):
         read(home / "there/trust.json")
 
 
@@ -80,7 +80,7 @@ def test_a_link_that_is_flipped_meanwhile_gains_nothing(home):
         while len(outcomes) < 2 and flipper.is_alive():
             try:
                 outcomes.add(read(swap / "link"))
-            except trusted.Foreign:
+            except trusted.ForeignFile:
                 outcomes.add("refused")
             except FileNotFoundError:
                 continue

@@ -6,13 +6,13 @@ import pytest
 
 from latticed.ledger import Ledger
 from latticed.ledger import ddns as rows
-from latticed.ledger.ddns import Quota, Standing
+from latticed.ledger.ddns import DdnsQuota, DdnsStatus
 from latticed.model.errors import Problem
 
-WIDE = Quota(records=10, all_records=100)
+WIDE = DdnsQuota(records=10, all_records=100)
 A, B = "acme.a", "acme.b"
-NEW = Standing()
-FULL = Standing(
+NEW = DdnsStatus()
+FULL = DdnsStatus(
     state="retrying",
     published="192.0.2.1",
     changed_at=1,
@@ -33,7 +33,7 @@ async def put(house: Ledger, plugin=A, name="h.example.org", kind="A", *, how=NE
 async def test_a_record_comes_back_with_every_field(house):
     """Spec and standing, as they were put or kept last; the key and the time it was made stay."""
     made = await put(house, spec='{"ttl":1}')
-    assert (made.standing, made.spec, made.created_at) == (Standing(), '{"ttl":1}', 5)
+    assert (made.standing, made.spec, made.created_at) == (DdnsStatus(), '{"ttl":1}', 5)
     assert await house.write(lambda tx: rows.keep(tx, made.key, FULL))
     again = await put(house, spec='{"ttl":60}', how=FULL, now=9)
     assert (again.key, again.created_at, again.updated_at, again.spec) == (made.key, 5, 9, '{"ttl":60}')
@@ -55,7 +55,7 @@ async def test_a_name_and_type_has_one_keeper(house):
 
 async def test_quotas_count_per_plugin_and_in_all(house):
     """A change of what is there always fits."""
-    narrow = Quota(records=2, all_records=3)
+    narrow = DdnsQuota(records=2, all_records=3)
     for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
         await put(house, plugin, name, quota=narrow)
     for plugin in (A, B):
@@ -73,7 +73,7 @@ async def test_what_is_deleted_is_gone_and_late_news_of_it_goes_nowhere(house):
     assert await house.write(lambda tx: rows.delete(tx, A, "h.example.org", "A"))
     assert not await house.write(lambda tx: rows.keep(tx, made.key, FULL))
     again = await put(house)
-    assert (again.key > made.key, again.standing) == (True, Standing())
+    assert (again.key > made.key, again.standing) == (True, DdnsStatus())
     await put(house, B, "other.example.org")
     assert await house.write(lambda tx: rows.clear(tx, A)) == 1
     assert [row.plugin_id for row in house.read(rows.load_all)] == [B]

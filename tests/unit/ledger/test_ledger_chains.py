@@ -41,7 +41,7 @@ async def exported(house: Ledger) -> list[Any]:
     return [json.loads(json.dumps(line)) for line in found]
 
 
-def check(house: Ledger, lines: list[Any]) -> audit_chain.ChainReport:
+def check(house: Ledger, lines: list[Any]) -> audit_chain.ChainCheck:
     return audit_chain.verify(lines, key=audit_chain.public_key(house.public_key))
 
 

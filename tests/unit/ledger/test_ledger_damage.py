@@ -24,7 +24,7 @@ from latticed.model.errors import Problem
 from tests.house import damage
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
-QUOTA = kv.Quota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
+QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
 
 
 async def filled(opened: Open) -> None:

@@ -33,7 +33,7 @@ async def lines(house: Ledger) -> list[Any]:
     return [json.loads(json.dumps(line)) for line in found]
 
 
-def check(house: Ledger, found: list[Any], **more: Any) -> audit_chain.ChainReport:
+def check(house: Ledger, found: list[Any], **more: Any) -> audit_chain.ChainCheck:
     return audit_chain.verify(found, key=audit_chain.public_key(house.public_key), **more)
 
 

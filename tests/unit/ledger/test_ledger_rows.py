@@ -10,17 +10,17 @@ import pytest
 from latticed.ledger import Ledger, audit, floors, kv, records, revocations
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.model.lifecycle import Facts, Record, Status
+from latticed.model.lifecycle import Record, RecordFacts, Status
 
 Make = Callable[..., Event]
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
-QUOTA = kv.Quota(value_bytes=8, keys=3, total_bytes=20)
+QUOTA = kv.KvQuota(value_bytes=8, keys=3, total_bytes=20)
 
 RECORD = Record(
     id="acme.demo",
     status=Status.ACTIVE,
-    facts=Facts(
+    facts=RecordFacts(
         name="Demo ☂",
         type="system",
         version="1.2.3",
@@ -96,21 +96,21 @@ async def test_a_quota_is_kept(house: Ledger, key: str, value: bytes) -> None:
 async def test_a_lowered_quota_lets_buckets_shrink(house: Ledger) -> None:
     """Replacing by something smaller works even above the quota."""
     await house.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
-    tight = kv.Quota(value_bytes=8, keys=0, total_bytes=1)
+    tight = kv.KvQuota(value_bytes=8, keys=0, total_bytes=1)
     await house.write(lambda tx: kv.put(tx, "b", "a", b"1234", tight))
     assert house.read(lambda db: kv.usage(db, "b")) == (1, 5)
 
 
 async def test_revocations_are_remembered_until_lifted(house: Ledger) -> None:
     """Only what is new is reported; lifting forgets one."""
-    first = revocations.Revocations(keys=frozenset({"k1"}), plugins=frozenset({"a@*"}))
-    second = revocations.Revocations(keys=frozenset({"k1", "k2"}), digests=frozenset({"d"}))
+    first = revocations.RevocationRows(keys=frozenset({"k1"}), plugins=frozenset({"a@*"}))
+    second = revocations.RevocationRows(keys=frozenset({"k1", "k2"}), digests=frozenset({"d"}))
     assert await house.write(lambda tx: revocations.remember(tx, first, now_us=1)) == first
     fresh = await house.write(lambda tx: revocations.remember(tx, second, now_us=2))
-    assert fresh == revocations.Revocations(keys=frozenset({"k2"}), digests=frozenset({"d"}))
+    assert fresh == revocations.RevocationRows(keys=frozenset({"k2"}), digests=frozenset({"d"}))
     assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is True
     assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is False
-    assert house.read(revocations.load) == revocations.Revocations(
+    assert house.read(revocations.load) == revocations.RevocationRows(
         keys=frozenset({"k2"}), digests=frozenset({"d"}), plugins=frozenset({"a@*"})
     )
 
@@ -118,7 +118,7 @@ async def test_revocations_are_remembered_until_lifted(house: Ledger) -> None:
 FLOORS = floors.Floors(
     versions={"acme.demo": "1.2.3"},
     masked={"acme.demo": frozenset({"http:egress", "task:run"})},
-    revoked=revocations.Revocations(digests=frozenset({"d"})),
+    revoked=revocations.RevocationRows(digests=frozenset({"d"})),
 )
 
 

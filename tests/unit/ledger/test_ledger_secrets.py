@@ -9,7 +9,7 @@ import pytest
 from latticed.ledger import Ledger, labels, secrets
 from latticed.model.errors import Problem
 
-ROW = secrets.Row(
+ROW = secrets.SecretRow(
     owner="operator", name="TOKEN", version=1, key_id="ab", nonce=b"n" * 12, sealed=b"\x00s", created_at=1, updated_at=2
 )
 BINDING = secrets.Binding(owner="operator", name="TOKEN", plugin_id="acme.demo", mac=b"m" * 32)

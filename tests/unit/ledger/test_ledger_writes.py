@@ -20,7 +20,7 @@ from latticed.trust import audit_chain
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 Make = Callable[..., Event]
 
-ROOMY = kv.Quota(value_bytes=1 << 20, keys=1_000, total_bytes=1 << 24)
+ROOMY = kv.KvQuota(value_bytes=1 << 20, keys=1_000, total_bytes=1 << 24)
 
 
 def all_keys(house: Ledger) -> list[str]:

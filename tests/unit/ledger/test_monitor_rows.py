@@ -6,10 +6,10 @@ import pytest
 
 from latticed.ledger import Ledger
 from latticed.ledger import monitors as rows
-from latticed.ledger.monitors import Quota, Result
+from latticed.ledger.monitors import MonitorQuota, Result
 from latticed.model.errors import Problem
 
-WIDE = Quota(monitors=10, all_monitors=100)
+WIDE = MonitorQuota(monitors=10, all_monitors=100)
 A, B = "acme.a", "acme.b"
 
 
@@ -66,7 +66,7 @@ async def test_a_changed_spec_keeps_what_is_known_and_a_new_target_does_not(hous
 
 async def test_quotas_hold_and_replacing_is_never_refused(house):
     """Per plugin and for all; a refused one changes nothing."""
-    tight = Quota(monitors=2, all_monitors=3)
+    tight = MonitorQuota(monitors=2, all_monitors=3)
     for plugin_id, name in ((A, "1"), (A, "2"), (B, "1")):
         await put(house, plugin_id, name, quota=tight)
     with pytest.raises(Problem, match=r"at most 2 monitors of acme\.a, found 3") as caught:

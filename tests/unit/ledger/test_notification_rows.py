@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from latticed.ledger import migrations
 from latticed.ledger import notification_upkeep as upkeep
 from latticed.ledger import notifications as rows
-from latticed.ledger.notifications import Message, Quota
+from latticed.ledger.notifications import NotificationQuota, NotificationRow
 from latticed.model.errors import Problem
 
-WIDE = Quota(items=1_000, total_bytes=1 << 20, all_items=10_000, all_bytes=1 << 24)
+WIDE = NotificationQuota(items=1_000, total_bytes=1 << 20, all_items=10_000, all_bytes=1 << 24)
 A, B = "acme.a", "acme.b"
 
 
@@ -35,7 +35,7 @@ def tx(memory):
 
 
 def accept(tx, plugin_id=A, title="t", *, quota=WIDE, now=1_000, **fields):
-    return rows.accept(tx, plugin_id, Message(title=title, **fields), quota, now_us=now)
+    return rows.accept(tx, plugin_id, NotificationRow(title=title, **fields), quota, now_us=now)
 
 
 def test_what_is_accepted_comes_out_as_it_went_in(tx):
@@ -70,10 +70,22 @@ def test_a_dedupe_word_is_one_message_of_one_plugin(tx):
 @pytest.mark.parametrize(
     ("quota", "what"),
     [
-        (Quota(items=2, total_bytes=1 << 20, all_items=9, all_bytes=1 << 20), "at most 2 notifications of acme.a"),
-        (Quota(items=9, total_bytes=600, all_items=9, all_bytes=1 << 20), "at most 600 bytes of notifications of"),
-        (Quota(items=9, total_bytes=1 << 20, all_items=3, all_bytes=1 << 20), "at most 3 notifications waiting"),
-        (Quota(items=9, total_bytes=1 << 20, all_items=9, all_bytes=900), "at most 900 bytes of notifications waiting"),
+        (
+            NotificationQuota(items=2, total_bytes=1 << 20, all_items=9, all_bytes=1 << 20),
+            "at most 2 notifications of acme.a",
+        ),
+        (
+            NotificationQuota(items=9, total_bytes=600, all_items=9, all_bytes=1 << 20),
+            "at most 600 bytes of notifications of",
+        ),
+        (
+            NotificationQuota(items=9, total_bytes=1 << 20, all_items=3, all_bytes=1 << 20),
+            "at most 3 notifications waiting",
+        ),
+        (
+            NotificationQuota(items=9, total_bytes=1 << 20, all_items=9, all_bytes=900),
+            "at most 900 bytes of notifications waiting",
+        ),
     ],
     ids=["items", "bytes", "all items", "all bytes"],
 )
@@ -186,7 +198,7 @@ class Queue(RuleBasedStateMachine):
         self.accepted: set[str] = set()
         self.ended: set[str] = set()
         self.out: list[str] = []
-        self.quota = Quota(items=6, total_bytes=3_000, all_items=9, all_bytes=4_000)
+        self.quota = NotificationQuota(items=6, total_bytes=3_000, all_items=9, all_bytes=4_000)
 
     def teardown(self):
         self.connection.close()

@@ -6,7 +6,7 @@ import pytest
 
 from latticed.ledger import open_ledger
 from latticed.ledger import routes as rows
-from latticed.ledger.routes import Quota, Row
+from latticed.ledger.routes import RouteQuota, RouteRow
 from latticed.model.errors import Problem
 
 A, B = "acme.a", "acme.b"
@@ -19,13 +19,13 @@ async def house(state_dir, clock):
 
 
 async def put(house, plugin_id=A, path="/acme.a/", spec="{}", *, now=5, **quota):
-    return await house.write(lambda tx: rows.put(tx, plugin_id, path, spec, Quota(**quota), now_us=now))
+    return await house.write(lambda tx: rows.put(tx, plugin_id, path, spec, RouteQuota(**quota), now_us=now))
 
 
 async def test_a_route_is_kept_and_replaced(house):
     """The same row, as old as it was; two plugins may have the same path."""
     first = await put(house)
-    assert first == Row(plugin_id=A, path="/acme.a/", spec="{}", created_at=5, updated_at=5)
+    assert first == RouteRow(plugin_id=A, path="/acme.a/", spec="{}", created_at=5, updated_at=5)
     again = await put(house, spec='{"a":1}', now=9)
     assert (again.created_at, again.updated_at, again.spec) == (5, 9, '{"a":1}')
     await put(house, B, now=3)

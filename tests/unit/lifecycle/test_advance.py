@@ -9,10 +9,10 @@ import pytest
 
 from latticed.lifecycle import advance, granting
 from latticed.lifecycle import presence as sight
-from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
-from latticed.lifecycle.presence import Sight, facts_of
+from latticed.lifecycle.presence import Presence, facts_of
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency
@@ -59,8 +59,8 @@ def test_transition_follows_the_table(old, new):
     "seen",
     [
         records.GONE,
-        Sight(),
-        Sight(winner=claim(), stored=LastError(code="key_revoked", message="the key was revoked")),
+        Presence(),
+        Presence(winner=claim(), stored=LastError(code="key_revoked", message="the key was revoked")),
     ],
     ids=["gone", "never seen", "stored pair refused"],
 )
@@ -87,7 +87,7 @@ def test_host_risk_stays_masked_at_install_until_named():
 def test_consent_to_what_is_not_declared_is_refused():
     """Accepting more than the manifest asks for is a misunderstanding."""
     outcome = advance.transition(
-        record(), Status.INSTALLED, at(claim()), Consent(accept=frozenset({"task:run", "nonsense"})), NOW
+        record(), Status.INSTALLED, at(claim()), UpgradeConsent(accept=frozenset({"task:run", "nonsense"})), NOW
     )
     assert "nonsense" in refused(outcome, "bad_request").detail
 
@@ -106,14 +106,14 @@ def test_hosts_join_and_stay_in_order():
 @pytest.mark.parametrize(
     ("consent", "needs"),
     [
-        (Consent(), False),
-        (Consent(accept=frozenset({"kv:read", "kv:write"})), False),
-        (Consent(accept=frozenset({"kv:read", "task:run"})), True),
-        (Consent(accept=frozenset({"no:such"})), False),
-        (Consent(hosts=("a:1",)), True),
-        (Consent(allow_downgrade=True), True),
-        (Consent(publisher="rival"), True),
-        (Consent(publisher=""), True),
+        (UpgradeConsent(), False),
+        (UpgradeConsent(accept=frozenset({"kv:read", "kv:write"})), False),
+        (UpgradeConsent(accept=frozenset({"kv:read", "task:run"})), True),
+        (UpgradeConsent(accept=frozenset({"no:such"})), False),
+        (UpgradeConsent(hosts=("a:1",)), True),
+        (UpgradeConsent(allow_downgrade=True), True),
+        (UpgradeConsent(publisher="rival"), True),
+        (UpgradeConsent(publisher=""), True),
     ],
 )
 def test_which_consent_takes_the_scope_host(consent, needs):
@@ -155,14 +155,14 @@ def test_only_an_accepted_record_holds_a_manifest():
     installed = decided(before, Status.INSTALLED, at(claim()))
     assert (before.facts.manifest, installed.facts) == (b"", facts_of(claim().verdict, accepted=True))
     assert installed.facts.manifest
-    gone = advance.forget(installed, Sight(), NOW)
+    gone = advance.forget(installed, Presence(), NOW)
     assert isinstance(gone, Record)
     assert gone.facts == before.facts
 
 
 def test_what_is_installed_is_what_the_record_shows():
     """A bundle replaced so recently that the record does not tell yet is refused, not installed unseen."""
-    outcome = advance.transition(record(), Status.INSTALLED, at(claim(version="2.0.0")), Consent(), NOW)
+    outcome = advance.transition(record(), Status.INSTALLED, at(claim(version="2.0.0")), UpgradeConsent(), NOW)
     assert isinstance(outcome, Problem)
     assert outcome.code == "not_available"
     assert "another bundle" in outcome.detail
@@ -172,7 +172,7 @@ def test_what_is_installed_is_what_the_record_shows():
 
 
 def upgraded(before: Record, found: records.Claim | None, now: int = NOW, **consent: object) -> Record | Problem:
-    return advance.upgrade(before, found, Consent(**consent), now)  # type: ignore[arg-type]
+    return advance.upgrade(before, found, UpgradeConsent(**consent), now)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("status", [Status.INSTALLED, Status.ACTIVE, Status.DISABLED])
@@ -402,7 +402,7 @@ def test_consent_to_what_is_no_host_is_refused():
     found = claim()
     for host in ("a.example", "a.example:0", "a.example:99999", "http://a.example:443/x", ""):
         refused(
-            advance.transition(record(found=found), Status.INSTALLED, at(found), Consent(hosts=(host,)), NOW),
+            advance.transition(record(found=found), Status.INSTALLED, at(found), UpgradeConsent(hosts=(host,)), NOW),
             "bad_request",
         )
 

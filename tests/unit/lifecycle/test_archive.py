@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.bundle.read import Limits
+from latticed.bundle.read import ReadLimits
 from latticed.kit import tar
 from latticed.lifecycle import archive
 from latticed.model.chain import encode
@@ -93,5 +93,5 @@ def test_a_file_beyond_the_limits_of_the_settings_is_refused(tmp_path):
         for name, data in files
     )
     with pytest.raises(Problem, match="larger than the settings allow"):
-        archive.unpack(io.BytesIO(packed + tar.END), tmp_path, Limits(artifact_bytes=10))
+        archive.unpack(io.BytesIO(packed + tar.END), tmp_path, ReadLimits(artifact_bytes=10))
     assert not (tmp_path / PAIR / "artifact").exists()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from latticed import settings
-from latticed.bundle.read import Limits
+from latticed.bundle.read import ReadLimits
 from latticed.lifecycle import restore_needs as around
-from latticed.lifecycle.recovery import Place
+from latticed.lifecycle.recovery import RecoveryPlace
 from tests.house import bundles
 
 
@@ -18,8 +18,8 @@ def here(tmp_path, toml=""):
     config.write_text(f'state_dir = "{tmp_path}/state"\nplugin_dir = "{tmp_path}/plugins"\n{toml}')
     found = settings.load(config, {}, os.geteuid())
     found.trust.write_bytes(bundles.policy_bytes())
-    place = Place(
-        state_dir=found.state_dir, plugin_dir=found.plugin_dir, trust=found.trust, limits=Limits(), version="1.0.0"
+    place = RecoveryPlace(
+        state_dir=found.state_dir, plugin_dir=found.plugin_dir, trust=found.trust, limits=ReadLimits(), version="1.0.0"
     )
     return place, found
 

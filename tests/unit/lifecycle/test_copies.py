@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from latticed.lifecycle.refused_log import MOST_LINES, Refusals
+from latticed.lifecycle.refused_log import MOST_LINES, RefusedLog
 from latticed.model.verdict import Code, Refused
 from latticed.trust.claims import Claimants
 from tests.house import bundles, houses
@@ -33,7 +33,7 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
         await home.decide(ID, "installed")
         await home.decide(ID, "active")
         lifecycle, lines, asked = home.house.api.lifecycle, Lines(), []
-        lifecycle._refusals = Refusals(lines)
+        lifecycle._refusals = RefusedLog(lines)
         refusal = Claimants.refusal
         monkeypatch.setattr(Claimants, "refusal", lambda self, *given: asked.append(given) or refusal(self, *given))
         for number in range(COPIES):
@@ -57,7 +57,7 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
 def test_one_batch_says_a_bounded_number_of_lines():
     """Twenty thousand broken bundles at a start are a hundred lines, and one that counts the rest."""
     lines = Lines()
-    refusals = Refusals(lines)
+    refusals = RefusedLog(lines)
     with refusals.bounded():
         for number in range(20_000):
             refusals.tell(bundle=f"plugins/{number}", code=Code.MANIFEST_MISSING)
@@ -70,7 +70,7 @@ def test_one_batch_says_a_bounded_number_of_lines():
 def test_a_winner_that_loses_its_place_is_told_of():
     """Not only newcomers are news."""
     lines = Lines()
-    refusals = Refusals(lines)
+    refusals = RefusedLog(lines)
     refusals.newcomer(ID, "plugins/new")
     refusals.settle(ID, "plugins/old", lambda _: Refused(code=Code.DUPLICATE_ID, reason="two"))
     assert lines.said == [

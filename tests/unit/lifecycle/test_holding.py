@@ -15,14 +15,14 @@ from latticed.lifecycle import startup_merge as holding
 from latticed.model import chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.model.lifecycle import Facts, Record, Status
+from latticed.model.lifecycle import Record, RecordFacts, Status
 from tests.house.clocks import ManualClock
 
 ACT = Event(actor="uid:0", action="plugin.status", target="acme.demo", decision="allow")
 RECORD = Record(
     id="acme.demo",
     status=Status.ACTIVE,
-    facts=Facts(
+    facts=RecordFacts(
         name="Demo",
         type="system",
         version="1.2.3",

@@ -6,7 +6,7 @@ import pytest
 
 from latticed.lifecycle import presence as sight
 from latticed.lifecycle.manifest_defaults import DEFAULTS
-from latticed.lifecycle.presence import Sight
+from latticed.lifecycle.presence import Presence
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused
@@ -19,11 +19,11 @@ STORED = LastError(code="key_revoked", message="revoked")
 @pytest.mark.parametrize(
     ("seen", "available", "trouble"),
     [
-        (Sight(), False, None),
-        (Sight(winner=claim()), True, None),
-        (Sight(fault=FAULT), False, FAULT),
-        (Sight(winner=claim(), stored=STORED), False, STORED),
-        (Sight(fault=FAULT, stored=STORED), False, STORED),
+        (Presence(), False, None),
+        (Presence(winner=claim()), True, None),
+        (Presence(fault=FAULT), False, FAULT),
+        (Presence(winner=claim(), stored=STORED), False, STORED),
+        (Presence(fault=FAULT, stored=STORED), False, STORED),
     ],
 )
 def test_available_takes_a_bundle_and_a_stored_pair_that_verify(seen, available, trouble):
@@ -36,10 +36,10 @@ def test_available_takes_a_bundle_and_a_stored_pair_that_verify(seen, available,
 def test_a_candidate_is_another_identity_of_what_was_accepted(status):
     """A verified record has none: it follows the disk."""
     before, other = record(status), claim(version="2.0.0")
-    found = Sight(winner=other).candidate(before)
+    found = Presence(winner=other).candidate(before)
     assert found == (other.verdict if status is not Status.VERIFIED else None)
-    assert Sight(winner=claim()).candidate(before) is None
-    assert Sight(fault=FAULT).candidate(before) is None
+    assert Presence(winner=claim()).candidate(before) is None
+    assert Presence(fault=FAULT).candidate(before) is None
 
 
 def test_the_pin_is_what_the_record_says():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.ledger.floors import Floors, Pin
-from latticed.ledger.revocations import Revocations
+from latticed.ledger.revocations import RevocationRows
 from latticed.lifecycle import advance
 from latticed.lifecycle import merge_after_loss as stricter
 from latticed.lifecycle.presence import facts_of, pin_of
@@ -188,17 +188,17 @@ def test_of_two_floors_files_everything_strict_counts():
         versions={"a": "1.0.0", "b": "3.0.0", "d": "spring"},
         masked={"a": frozenset({"kv:read"})},
         pins={"a": pinned("rival")},
-        revoked=Revocations(keys=frozenset({"k"}), plugins=frozenset({"a@*"})),
+        revoked=RevocationRows(keys=frozenset({"k"}), plugins=frozenset({"a@*"})),
     )
     theirs = Floors(
         versions={"a": "2.0.0", "b": "2.0.0", "c": "1.0.0", "d": "autumn"},
         masked={"a": frozenset({"kv:write"}), "c": frozenset({"log:write"})},
         pins={"a": pinned("acme"), "c": pinned("acme")},
-        revoked=Revocations(digests=frozenset({"d"}), plugins=frozenset({"b@*"})),
+        revoked=RevocationRows(digests=frozenset({"d"}), plugins=frozenset({"b@*"})),
     )
     assert stricter.union(present, theirs) == Floors(
         versions={"a": "2.0.0", "b": "3.0.0", "c": "1.0.0", "d": "spring"},
         masked={"a": frozenset({"kv:read", "kv:write"}), "c": frozenset({"log:write"})},
         pins={"a": pinned("rival"), "c": pinned("acme")},
-        revoked=Revocations(keys=frozenset({"k"}), digests=frozenset({"d"}), plugins=frozenset({"a@*", "b@*"})),
+        revoked=RevocationRows(keys=frozenset({"k"}), digests=frozenset({"d"}), plugins=frozenset({"a@*", "b@*"})),
     )

@@ -13,7 +13,7 @@ from latticed.ledger.floors import Floors
 from latticed.lifecycle import advance, granting
 from latticed.lifecycle import merge_after_loss as stricter
 from latticed.lifecycle import presence as sight
-from latticed.lifecycle.advance import NO_CONSENT, Consent
+from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.revocations import floors_of
@@ -76,13 +76,13 @@ NEEDED = {
 }
 
 
-def upgraded(before: Record, consent: Consent = NO_CONSENT, **fields: Any) -> Record | Problem:
+def upgraded(before: Record, consent: UpgradeConsent = NO_CONSENT, **fields: Any) -> Record | Problem:
     return advance.upgrade(before, claim(version="2.0.0", v2=True, **fields), consent, NOW)
 
 
-def consenting(*words: str) -> Consent:
+def consenting(*words: str) -> UpgradeConsent:
     named = consents.parse(words)
-    return Consent(accept=frozenset(named.caps), hosts=named.hosts, permits=named.permits, terms=named.terms)
+    return UpgradeConsent(accept=frozenset(named.caps), hosts=named.hosts, permits=named.permits, terms=named.terms)
 
 
 def runs(found: Record | Problem) -> Any:
@@ -126,7 +126,7 @@ def test_what_a_version_drops_is_not_its_own_any_more(old, new, word):
     assert isinstance(between, Record)
     assert granting.withheld(between, DEFAULTS) == ()
     assert word in advance.changes(before.facts, between.facts, DEFAULTS)[1]
-    again = advance.upgrade(between, claim(version="3.0.0", v2=True, **new), Consent(), NOW)
+    again = advance.upgrade(between, claim(version="3.0.0", v2=True, **new), UpgradeConsent(), NOW)
     assert isinstance(again, Record)
     assert granting.withheld(again, DEFAULTS) == (word,)
 
@@ -148,10 +148,10 @@ def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words
     resting = replace(before, status=Status.DISABLED)
     taken = upgraded(resting, **new)
     assert isinstance(taken, Record)
-    late = advance.transition(taken, Status.ACTIVE, sight.Sight(winner=other), Consent(), NOW)
+    late = advance.transition(taken, Status.ACTIVE, sight.Presence(winner=other), UpgradeConsent(), NOW)
     assert isinstance(late, Problem)
     assert (late.code, late.hint.split()[:2]) == ("needs_consent", ["latticectl", "activate"])
-    active = advance.transition(taken, Status.ACTIVE, sight.Sight(winner=other), consenting(*words), NOW)
+    active = advance.transition(taken, Status.ACTIVE, sight.Presence(winner=other), consenting(*words), NOW)
     assert isinstance(active, Record)
 
 
@@ -169,7 +169,7 @@ def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
     """A v1 manifest cannot ask, so it is given threads and processes: that is widening too."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(protocol="stdio-json-v1")))
     new = claim(version="2.0.0")
-    refused = advance.upgrade(before, new, Consent(), NOW)
+    refused = advance.upgrade(before, new, UpgradeConsent(), NOW)
     assert isinstance(refused, Problem)
     assert "feature=threads" in refused.detail
     after = advance.upgrade(before, new, consenting("feature=threads"), NOW)
@@ -351,10 +351,10 @@ def test_masks_outlive_a_lost_ledger():
     """The plugin comes back as verified; installed again, it has what was accepted, and no more."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64})))
     new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
-    after = advance.upgrade(before, new, Consent(), NOW)
+    after = advance.upgrade(before, new, UpgradeConsent(), NOW)
     assert isinstance(after, Record)
     found = stricter.rebuilt(after.id, [new.verdict], floors_of([after], Revoked()), None, now_us=NOW)
-    installed = advance.transition(found, Status.INSTALLED, sight.Sight(winner=new), Consent(), NOW)
+    installed = advance.transition(found, Status.INSTALLED, sight.Presence(winner=new), UpgradeConsent(), NOW)
     assert isinstance(installed, Record)
     assert granting.withheld(installed, DEFAULTS) == ("limit=memory_mib:512",)
     gone = stricter.rebuilt(after.id, [], floors_of([after], Revoked()), None, now_us=NOW)
@@ -385,7 +385,7 @@ def test_of_two_floors_files_the_stricter_counts():
 def test_forgetting_forgets_what_was_accepted():
     """As it forgets grants: the next install is a first one."""
     found = replace(record(Status.ACTIVE), status=Status.DISABLED)
-    gone = advance.forget(found, sight.Sight(), NOW)
+    gone = advance.forget(found, sight.Presence(), NOW)
     assert isinstance(gone, Record)
     assert gone.terms is None
 
@@ -397,7 +397,7 @@ def test_another_publisher_gets_no_more_than_was_accepted_of_the_old_one():
     assert isinstance(given, Record)
     wants = {**hosted("a.example.org:443"), **runtime(limits={"memory_mib": 1_024})}
     other = claim(version="2.0.0", v2=True, by="rival", publisher="rival", **wants)
-    after = advance.upgrade(given, other, Consent(publisher="rival"), NOW)
+    after = advance.upgrade(given, other, UpgradeConsent(publisher="rival"), NOW)
     assert isinstance(after, Record)
     assert (after.granted, after.hosts) == ((), ())
     assert granting.withheld(after, DEFAULTS) == ("limit=memory_mib:1024",)

@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from latticed.model import verdict
-from latticed.model.lifecycle import TRANSITIONS, Facts, Record, Status
+from latticed.model.lifecycle import TRANSITIONS, Record, RecordFacts, Status
 
-FACTS = Facts(
+FACTS = RecordFacts(
     name="Demo",
     type="system",
     version="1.0.0",

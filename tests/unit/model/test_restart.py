@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.model.restart import Failures, Policy
+from latticed.model.restart import Failures, RestartPolicy
 
-POLICY = Policy(base_s=1, factor=2, ceiling_s=60, jitter=0.2, healthy_s=60, breaker_failures=6)
+POLICY = RestartPolicy(base_s=1, factor=2, ceiling_s=60, jitter=0.2, healthy_s=60, breaker_failures=6)
 
 
 @pytest.mark.parametrize(("in_a_row", "expected_s"), [(1, 1), (2, 2), (3, 4), (4, 8), (6, 32), (7, 60), (500, 60)])
@@ -48,4 +48,4 @@ def test_the_breaker_opens_with_its_last_failure():
 
 def test_a_base_of_zero_never_waits():
     """Settings allow it, for tests and for the impatient."""
-    assert Failures(in_a_row=9).delay_s(Policy(base_s=0), 0.9) == 0
+    assert Failures(in_a_row=9).delay_s(RestartPolicy(base_s=0), 0.9) == 0

@@ -233,7 +233,7 @@ async def test_pausing_what_is_read():
 
 async def test_limits_reach_the_child():
     """As the shell sees them."""
-    limits = rlimits.Limits(memory_bytes=100 << 20, open_files=40)
+    limits = rlimits.ResourceLimits(memory_bytes=100 << 20, open_files=40)
     started = await start("ulimit -n; ulimit -d; ulimit -c; umask", limits=limits)
     await started.end()
     assert started.out.data.split() == [b"40", b"%d" % (100 << 10), b"0", b"0077"]

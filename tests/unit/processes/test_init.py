@@ -86,7 +86,7 @@ async def test_the_end_is_what_the_child_made_of_it(script, code, message, level
 @pytest.mark.parametrize("level", ["isolated", "dedicated"])
 async def test_orphans_do_not_fill_the_limit(level):
     """What nobody waits for is waited for: forty of them, where eight tasks are allowed."""
-    started = await start(ORPHANS, level=level, limits=rlimits.Limits(tasks=8))
+    started = await start(ORPHANS, level=level, limits=rlimits.ResourceLimits(tasks=8))
     assert (await started.end()).message == "exited 0", started.err.data
     assert started.out.data == b"no process too many\n"
 

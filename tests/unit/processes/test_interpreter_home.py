@@ -35,7 +35,7 @@ async def test_only_what_the_interpreter_needs_is_seen(tmp_path, level):
     heard, ended = children.Heard(), asyncio.get_running_loop().create_future()
     interpreters = {"mysh": str(tmp_path / "bin/mysh")}
     with artifact.of_bytes(LOOKS, interpreters=interpreters) as sealed:
-        request = spec.Request(
+        request = spec.ChildRequest(
             program=sealed, environment={"HOME": str(tmp_path)}, ids=children.ids(), interpreters=interpreters
         )
         chosen = levels.Chosen(level=levels.Level.of(level), features=frozenset({levels.THREADS}))

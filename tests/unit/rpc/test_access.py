@@ -11,7 +11,7 @@ from latticed.kit.peers import Peer
 from latticed.model.errors import Problem
 from latticed.rpc import access
 from latticed.rpc.access import Scope
-from latticed.settings import SCOPES, Access
+from latticed.settings import SCOPES, AccessSettings
 
 OWN, OTHER, NOBODY = 990, 4_242, 65_534
 
@@ -21,7 +21,7 @@ def peer(uid, *groups, gid=7):
 
 
 def resolved(**wanted):
-    return access.resolve(Access(**wanted), own_uid=OWN)
+    return access.resolve(AccessSettings(**wanted), own_uid=OWN)
 
 
 EVERYBODY = {"users": {"65534": SCOPES, "4242": ("read",)}, "groups": {"500": ("operate",), "65534": SCOPES}}

@@ -184,7 +184,7 @@ async def test_a_verification_that_was_given_up_is_gone_on_with(home, monkeypatc
     for _ in range(5):
         await fill(home, calls=30)
     ledger, kept = home.house.api.ledger, home.house.api.verifying
-    real, walked, wanted = ledger.read_slow, [], verifying.Wanted(chains=("calls",))
+    real, walked, wanted = ledger.read_slow, [], verifying.VerifyRequest(chains=("calls",))
 
     async def read_slow(question):
         walked.append(kept.progress.seq)

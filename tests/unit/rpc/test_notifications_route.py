@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.ledger.notifications import Message
+from latticed.ledger.notifications import NotificationRow
 from tests.house import houses
 
 ID = "acme.demo"
@@ -17,7 +17,7 @@ async def home():
         await found.armed(ID)
         queue = found.house.api.notifications
         for number in range(3):
-            await queue.accept(ID, Message(title=f"t{number}", body="b", severity="info", event="", dedupe=""))
+            await queue.accept(ID, NotificationRow(title=f"t{number}", body="b", severity="info", event="", dedupe=""))
         item = await queue.take()
         await queue.fail(item, code="refused", reason="nobody there")
         yield found

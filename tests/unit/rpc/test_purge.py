@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latticed.ledger import contacts, kv
-from latticed.ledger.kv import Quota
+from latticed.ledger.kv import KvQuota
 from tests.house import hostcalls, houses
 from tests.house.hostcalls import caller
 
@@ -39,7 +39,7 @@ async def home():
 
         def more(tx):
             contacts.note(tx, ID, "example.org:443", now_us=1)
-            kv.put(tx, f"plugin:{ID}@old", "b", b"2", Quota(value_bytes=9, keys=9, total_bytes=99))
+            kv.put(tx, f"plugin:{ID}@old", "b", b"2", KvQuota(value_bytes=9, keys=9, total_bytes=99))
             row = tx.execute("SELECT owner, name, mac FROM secret_bindings").fetchone()
             tx.execute("INSERT INTO secret_bindings VALUES (?, ?, ?, ?)", (*row[:2], f"{ID}@old", row[2]))
 

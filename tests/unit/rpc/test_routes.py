@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientPayloadError
 from yarl import URL
 
-from latticed.kit.log_limit import EVERY_S, Sparing
+from latticed.kit.log_limit import EVERY_S, LogLimiter
 from latticed.rpc import app, plugins, views
 from latticed.rpc import counts as tally
 from latticed.rpc.access import BY_WORD, Scope
@@ -288,7 +288,7 @@ async def test_a_fault_that_anybody_can_repeat_is_one_line_and_a_count(home, mon
     def fail(api):
         raise RuntimeError("found by asking for metrics")
 
-    monkeypatch.setattr(app, "_failures", Sparing())
+    monkeypatch.setattr(app, "_failures", LogLimiter())
     monkeypatch.setattr(app.log, "error", lambda event, **fields: said.append((event, fields["count"])), raising=False)
     monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: now_s))
     monkeypatch.setattr(tally, "taken", fail)

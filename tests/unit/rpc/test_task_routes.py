@@ -12,14 +12,14 @@ import msgspec
 import pytest
 
 from latticed.host.task import spec
-from latticed.host.task.keeper import Tasks
-from latticed.host.task.spec import Submit
+from latticed.host.task.keeper import TaskKeeper
+from latticed.host.task.spec import TaskSubmit
 from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.rpc import tasks as handlers
-from latticed.settings.programs import Task as Settings
+from latticed.settings.programs import TaskSettings as Settings
 from tests.house import confinements
 
 OPERATOR = Actor(kind="peer", uid=1000, name="ops", pid=42)
@@ -49,7 +49,7 @@ async def opened(directory):
     clock, settings = SystemClock(), Settings()
     async with (
         open_ledger(directory / "state", clock=clock) as ledger,
-        Tasks(
+        TaskKeeper(
             ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
         ) as tasks,
     ):
@@ -57,7 +57,7 @@ async def opened(directory):
 
 
 async def submitted(api, script, plugin_id="acme.a"):
-    asked = Submit(interpreter="sh", script=script)
+    asked = TaskSubmit(interpreter="sh", script=script)
     return await api.tasks.submit(plugin_id, asked, spec.checked(asked))
 
 

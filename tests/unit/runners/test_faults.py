@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.kit.log_limit import Sparing
+from latticed.kit.log_limit import LogLimiter
 from latticed.model.hostcall import Denial
 from latticed.runners import internal_errors as faults
 
@@ -23,7 +23,7 @@ async def test_a_flood_of_failures_under_many_names_is_one_line(monkeypatch: pyt
     """The method is the plugin's text: another one each time makes no further line."""
     log = Log()
     monkeypatch.setattr(faults, "log", log)
-    monkeypatch.setattr(faults, "_FAILURES", Sparing())
+    monkeypatch.setattr(faults, "_FAILURES", LogLimiter())
     for number in range(1_000):
         assert faults.tell(f"kv.get{number}", KeyError("x")).code is Denial.INTERNAL
     faults.tell("kv.get", ValueError("x"))

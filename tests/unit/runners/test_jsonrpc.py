@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import jsonrpc
 from latticed.runners import message_memory as held
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.unrepresentable import Unrepresentable
 from tests.house import conversations
 
 LIMIT = jsonrpc.MAX_LINE_BYTES
@@ -358,7 +358,7 @@ async def test_large_calls_wait_where_they_are_long_before_the_cap(talk):
 
 async def test_when_all_plugins_together_hold_too_much_one_call_of_each_may_wait(monkeypatch):
     """Whoever is stopped for the others' sake goes on when there is room again."""
-    monkeypatch.setattr(held, "ALL", held.Held(of_all=1_000))
+    monkeypatch.setattr(held, "ALL", held.MessageMemory(of_all=1_000))
     async with conversations.session() as greedy, conversations.session() as modest:
         greedy.room.clear()
         modest.room.clear()
@@ -503,7 +503,7 @@ async def test_an_answer_that_cannot_be_carried_on_fails_alone(talk, line, value
     task, number = await _asked(talk)
     parts = (value, number) if line.startswith(b'{"result"') else (number, value)
     talk.session.feed(line % parts + b"\n")
-    with pytest.raises(Uncarried, match="expected an answer whose value can be carried on, found ") as caught:
+    with pytest.raises(Unrepresentable, match="expected an answer whose value can be carried on, found ") as caught:
         await task
     assert caught.value.code == "plugin_error"
     again, number = await _asked(talk)

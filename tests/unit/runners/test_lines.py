@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from latticed.runners import lines
-from latticed.runners.lines import Lines, LineTooLong
+from latticed.runners.lines import LineSplitter, LineTooLong
 
 
 def test_lines_come_out_without_their_newline():
     """Complete ones at once, the rest when its end arrives."""
-    cut = Lines(max_bytes=100)
+    cut = LineSplitter(max_bytes=100)
     assert list(cut.feed(b"one\ntwo\nthr")) == [b"one", b"two"]
     assert cut.rest == b"thr"
     assert list(cut.feed(b"ee\n\n")) == [b"three", b""]
@@ -18,7 +18,7 @@ def test_lines_come_out_without_their_newline():
 
 
 def test_a_line_of_exactly_the_limit_fits():
-    cut = Lines(max_bytes=4)
+    cut = LineSplitter(max_bytes=4)
     assert list(cut.feed(b"abcd\nabcd")) == [b"abcd"]
     assert list(cut.feed(b"\n")) == [b"abcd"]
 
@@ -26,7 +26,7 @@ def test_a_line_of_exactly_the_limit_fits():
 @pytest.mark.parametrize("cuts", [[b"abcde"], [b"abcde\n"], [b"abcd", b"e"], [b"abcd", b"e\n"]])
 def test_a_longer_one_is_refused_as_soon_as_it_cannot_fit(cuts):
     """With or without its end, in one piece or several; the message says the limit."""
-    cut = Lines(max_bytes=4)
+    cut = LineSplitter(max_bytes=4)
     for data in cuts[:-1]:
         assert list(cut.feed(data)) == []
     with pytest.raises(LineTooLong, match="at most 4 bytes"):
@@ -34,7 +34,7 @@ def test_a_longer_one_is_refused_as_soon_as_it_cannot_fit(cuts):
 
 
 def test_lines_before_the_long_one_still_come_out():
-    cut = Lines(max_bytes=4)
+    cut = LineSplitter(max_bytes=4)
     found = cut.feed(b"ab\nabcdef\n")
     assert next(found) == b"ab"
     with pytest.raises(LineTooLong):
@@ -43,7 +43,7 @@ def test_lines_before_the_long_one_still_come_out():
 
 def test_who_stops_in_the_middle_loses_nothing():
     """Neither the lines left nor what arrives meanwhile."""
-    cut = Lines(max_bytes=100)
+    cut = LineSplitter(max_bytes=100)
     for line in cut.feed(b"one\ntwo\nthr"):
         assert line == b"one"
         break
@@ -61,7 +61,7 @@ def test_a_long_line_in_small_pieces_is_searched_once(monkeypatch):
             seen.append(len(self) - start)
             return super().find(what, start)
 
-    cut = Lines(max_bytes=10_000)
+    cut = LineSplitter(max_bytes=10_000)
     monkeypatch.setattr(cut, "_held", Counted())
     for _ in range(5_000):
         assert list(cut.feed(b"x")) == []

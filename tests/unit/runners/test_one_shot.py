@@ -15,11 +15,11 @@ import pytest
 from latticed.bundle import decode, read
 from latticed.model.errors import Problem
 from latticed.runners import cpu, one_shot
-from latticed.runners.child_spawner import Ground
-from latticed.runners.contract import Plugin
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.runners.contract import PluginToRun
 from latticed.runners.cpu import CpuWatch
-from latticed.runners.process import Process
-from latticed.settings import PluginLimits, Sandbox
+from latticed.runners.process import ProcessRunner
+from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import bundles, children, grounds, houses
 
 STAYS = b"""#!/usr/bin/env python3
@@ -58,10 +58,12 @@ async def living(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limit
     runtime = {"protocol": one_shot.PROTOCOL, "limits": limits, "sandbox": sandbox or {}}
     bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=artifact, runtime=runtime)
     _, manifest = decode.decode(bundle.manifest_path.read_bytes())
-    base = Ground(replace(children.probed(), delegation=None), Sandbox(floor="filtered"), PluginLimits())
-    plugin = Plugin(id=manifest.id, identity="1" * 64, manifest=manifest)
-    with read.open_bundle(bundle.path, limits=read.Limits(), owners=frozenset({os.getuid()})) as pair:
-        found = await Process(base, grounds.outputs(said)).start(plugin, pair, gate, lambda *_: None)
+    base = ChildSpawner(
+        replace(children.probed(), delegation=None), SandboxSettings(floor="filtered"), PluginLimitSettings()
+    )
+    plugin = PluginToRun(id=manifest.id, identity="1" * 64, manifest=manifest)
+    with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=frozenset({os.getuid()})) as pair:
+        found = await ProcessRunner(base, grounds.outputs(said)).start(plugin, pair, gate, lambda *_: None)
     try:
         yield found
     finally:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from latticed.processes.pipes import Reader
+from latticed.processes.pipes import PipeReader
 from latticed.runners import output
 from tests.house import conversations, grounds
 
@@ -22,7 +22,7 @@ async def hearing(stderr, data):
     with open(write, "wb", buffering=0) as end:
         assert end.write(data) == len(data)
     over = asyncio.Event()
-    transport = await Reader.connect(read, stderr, over.set)
+    transport = await PipeReader.connect(read, stderr, over.set)
     try:
         yield transport, over
     finally:
@@ -73,7 +73,7 @@ async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
         end.write(line * (PIPE_BYTES // len(line)))
-        transport = await Reader.connect(read, grounds.outputs(told).stderr("acme.demo"), over.set)
+        transport = await PipeReader.connect(read, grounds.outputs(told).stderr("acme.demo"), over.set)
         await conversations.until(lambda: len(told) == PIPE_BYTES // len(line))
         end.write(b"more\n")
         for _ in range(20):

@@ -15,9 +15,9 @@ import pytest
 from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.processes.pipes import Reader, Writer
+from latticed.processes.pipes import PipeReader, PipeWriter
 from latticed.runners import replies, stdio_json
-from latticed.runners.jsonrpc import Session
+from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.stdio_json import Invocation
 from tests.house import plugins
 
@@ -75,10 +75,10 @@ class Heard(asyncio.Protocol):
 class Pipes:
     """Our ends; `answers` is None under latticed-stdio-1."""
 
-    stdin: Writer
+    stdin: PipeWriter
     stdout: asyncio.ReadTransport
     heard: Heard
-    answers: Writer | None
+    answers: PipeWriter | None
 
 
 @contextlib.asynccontextmanager
@@ -93,10 +93,10 @@ async def piped(command, *, one_shot=False):
         os.close(fd)
     heard = Heard()
     pipes = Pipes(
-        stdin=await Writer.connect(our_stdin),
-        stdout=await Reader.connect(our_stdout, heard, lambda: None),
+        stdin=await PipeWriter.connect(our_stdin),
+        stdout=await PipeReader.connect(our_stdout, heard, lambda: None),
         heard=heard,
-        answers=await Writer.connect(rest[0][1]) if one_shot else None,
+        answers=await PipeWriter.connect(rest[0][1]) if one_shot else None,
     )
     try:
         yield pipes
@@ -119,7 +119,7 @@ async def spoken(command):
     """A session with a plugin, shaken hands, said goodbye."""
     broken = []
     async with piped(command) as pipes:
-        session = Session(
+        session = JsonRpcSession(
             write=pipes.stdin.write,
             serve=serve,
             flow=lambda on: pipes.stdout.resume_reading() if on else pipes.stdout.pause_reading(),

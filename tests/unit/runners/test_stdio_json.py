@@ -11,7 +11,7 @@ from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import stdio_json
-from latticed.runners.unrepresentable import Uncarried
+from latticed.runners.unrepresentable import Unrepresentable
 from tests.house import conversations
 
 REPLY = {"ok": True, "message": "done", "result": {"a": 1}, "error": None}
@@ -340,7 +340,7 @@ async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
 async def test_a_reply_that_cannot_be_carried_on(call, line):
     """plugin_error: it spoke the protocol, and what it said has no form here."""
     call.invocation.feed(line + b"\n")
-    with pytest.raises(Uncarried) as caught:
+    with pytest.raises(Unrepresentable) as caught:
         await call.invocation.outcome
     assert caught.value.code == "plugin_error"
     assert caught.value.detail.isprintable()

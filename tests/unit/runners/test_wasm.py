@@ -226,7 +226,7 @@ async def test_the_artifact_must_be_what_was_verified(tmp_path):
         with (directory / "artifact").open("ab") as artifact:
             artifact.write(b"\0")
         with (
-            read.open_bundle(directory, limits=read.Limits(), owners=frozenset({os.getuid()})) as pair,
+            read.open_bundle(directory, limits=read.ReadLimits(), owners=frozenset({os.getuid()})) as pair,
             pytest.raises(Problem) as refused,
         ):
             await bench.wasm.start(plugin, pair, None, bench.exits.append)

@@ -14,7 +14,7 @@ from wasmtime import Engine, Limits, Memory, MemoryType, Store
 
 from latticed.runners.wasm_inside import engine, polling, wasi
 from latticed.runners.wasm_inside.budget import Budget
-from latticed.runners.wasm_inside.guest import Fault, Guest
+from latticed.runners.wasm_inside.guest import Guest, GuestFault
 from latticed.runners.wasm_inside.status import Exited
 from latticed.runners.wasm_inside.streams import Streams
 from latticed.runners.wasm_inside.wasi import Wasi
@@ -227,7 +227,7 @@ def test_a_view_is_within_or_a_fault(at, size):
     if at_ + size_ <= PAGE:
         assert len(guest.view(store, at, size)) == size_
     else:
-        with pytest.raises(Fault):
+        with pytest.raises(GuestFault):
             guest.view(store, at, size)
 
 

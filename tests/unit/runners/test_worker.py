@@ -14,13 +14,13 @@ from latticed.broker.gate import Broker, GateLimits
 from latticed.bundle import read
 from latticed.host.call import Caller, HostError
 from latticed.host.route import template
-from latticed.host.route.table import Listener, Request, Routes
+from latticed.host.route.table import RouteListener, RouteRequest, RouteTable
 from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.model.runtime import Health
 from latticed.runners import worker
-from latticed.runners.worker import Worker
+from latticed.runners.worker import WorkerRunner
 from tests.house import ingresses, supervisors
 
 
@@ -166,7 +166,7 @@ async def test_a_pair_that_is_not_what_was_verified_is_refused(outside):
     plugin, path = outside.plugin(b"hello")
     (path / "artifact").write_bytes(b"hullo")
     with (
-        read.open_bundle(path, limits=read.Limits(), owners=supervisors.owners()) as pair,
+        read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair,
         pytest.raises(Problem, match="digest_mismatch"),
     ):
         await outside.worker.admit(plugin, pair)
@@ -175,7 +175,7 @@ async def test_a_pair_that_is_not_what_was_verified_is_refused(outside):
 async def test_a_route_of_somebody_else_refuses_activation(tmp_path):
     """The holder is named; it is free again when the holder stops."""
     async with ingresses.opened(tmp_path) as outside:
-        outside.worker = Worker(outside.routes, granted_prefixes=lambda _: frozenset({"/app"}))
+        outside.worker = WorkerRunner(outside.routes, granted_prefixes=lambda _: frozenset({"/app"}))
         wanted = {"routes": {"prefixes": ["/app/"]}}
         first = await outside.arm(b"first", id="acme.first", **wanted)
         problem = await blocked(outside, b"second", id="acme.second", **wanted)
@@ -356,16 +356,16 @@ async def test_stopping_gives_the_route_back(outside):
 
 async def test_without_a_listener_it_is_degraded_and_says_why():
     """And well again when there is one: nothing of the plugin's own is wrong."""
-    routes = Routes()
+    routes = RouteTable()
     gate = _gate()
     living = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
     living.claim = routes.claim("acme.demo", ["/acme.demo/"], living)
-    routes.tell(Listener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
+    routes.tell(RouteListener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
     checkup = await living.check()
     assert checkup.health is Health.DEGRADED
     assert checkup.message.startswith("listener unavailable for /acme.demo/: cannot listen")
     assert living.message == checkup.message
-    routes.tell(Listener(url="http://127.0.0.1:8787"))
+    routes.tell(RouteListener(url="http://127.0.0.1:8787"))
     assert (await living.check()).health is Health.HEALTHY
 
 
@@ -395,9 +395,9 @@ async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, 
 
 async def test_a_start_that_is_cancelled_while_it_waits_leaves_no_route(outside):
     """For a listener that takes its time."""
-    routes = Routes()
-    routes.tell(Listener())
-    outside.worker = Worker(routes)
+    routes = RouteTable()
+    routes.tell(RouteListener())
+    outside.worker = WorkerRunner(routes)
     task = asyncio.create_task(outside.arm(b"x"))
     await ingresses.until(lambda: routes.in_use, "the claim")
     task.cancel()
@@ -415,7 +415,7 @@ def _gate():
 async def test_a_thousand_armed_workers_are_small():
     """Under 4 KiB each beyond their source: template, route, Gate and all."""
     source = b"<h1>{{path}}</h1> {{kv:default/message}} {{query:who}} {{method}}" + b"." * 2_000
-    routes, count = Routes(), 1_000
+    routes, count = RouteTable(), 1_000
     broker = Broker({}, record=None, clock=SystemClock(), gate_limits=GateLimits())  # type: ignore[arg-type]
     kept = []
 
@@ -439,6 +439,6 @@ async def test_a_thousand_armed_workers_are_small():
         tracemalloc.stop()
     each = (after - before) / count - len(source)
     assert each < 4_096, f"{each:.0f} bytes"
-    request = Request(method="GET", path="/acme.p00500/", headers={})
+    request = RouteRequest(method="GET", path="/acme.p00500/", headers={})
     assert routes.find("/acme.p00500/") is kept[500].claim
     assert request.body == b""

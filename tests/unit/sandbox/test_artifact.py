@@ -26,7 +26,7 @@ def stored(tmp_path):
     def make(data: bytes) -> read.BundleDirectory:
         (tmp_path / "manifest.json").write_bytes(b"{}")
         (tmp_path / "artifact").write_bytes(data)
-        return read.open_bundle(tmp_path, limits=read.Limits(), owners=frozenset({os.geteuid()}))
+        return read.open_bundle(tmp_path, limits=read.ReadLimits(), owners=frozenset({os.geteuid()}))
 
     return make
 

@@ -12,17 +12,17 @@ from latticed.sandbox import bpf, syscalls
 from tests.house import bpf_machine
 
 RULES = {
-    "kill": bpf.Rule(((bpf.Argument(0, ("own_pid",)),),), errno.EPERM),
-    "mmap": bpf.Rule(((bpf.Argument(3, (0, 1, 0x20), mask=0x121),),), errno.EPERM),
-    "sendto": bpf.Rule(((bpf.Argument(4, (0,)), bpf.Argument(4, (0,), high=True)),), errno.EACCES),
-    "clone": bpf.Rule(
+    "kill": bpf.SyscallRule(((bpf.Argument(0, ("own_pid",)),),), errno.EPERM),
+    "mmap": bpf.SyscallRule(((bpf.Argument(3, (0, 1, 0x20), mask=0x121),),), errno.EPERM),
+    "sendto": bpf.SyscallRule(((bpf.Argument(4, (0,)), bpf.Argument(4, (0,), high=True)),), errno.EACCES),
+    "clone": bpf.SyscallRule(
         ((bpf.Argument(0, (7,), mask=0xF),), (bpf.Argument(0, (8, 9)), bpf.Argument(1, (1,)))), errno.EPERM
     ),
 }
 words = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 7, 8, 9, 0x20, 0x21, 0x100, 77, 2**32, 2**63]))
 
 
-def program(machine: syscalls.Machine) -> bpf.Program:
+def program(machine: syscalls.Machine) -> bpf.BpfProgram:
     return bpf.compile_program(
         machine,
         allowed=["read", "write", "close", "getpid", "unshare_not_there"],
@@ -73,6 +73,6 @@ def test_foreign_architectures_are_killed(arch, number):
 
 def test_a_jump_too_far_is_an_error():
     """Better no program than one that jumps somewhere else."""
-    rule = bpf.Rule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
+    rule = bpf.SyscallRule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
     with pytest.raises(ValueError, match="jumps"):
         bpf.compile_program(syscalls.X86_64, allowed=(), rules={"ioctl": rule}, errnos={}, default=errno.ENOSYS)

@@ -80,7 +80,7 @@ def test_names_in_proc_are_bytes(tmp_path):
 
 def test_limits_go_where_there_are_controllers():
     """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
-    limits = rlimits.Limits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
+    limits = rlimits.ResourceLimits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
     assert cgroup.wanted(limits, frozenset()) == {}
     assert cgroup.wanted(limits, frozenset({"memory", "pids", "cpu"})) == {
         "memory.max": "1048576",
@@ -129,7 +129,7 @@ def test_the_supervisors_group_divides_its_parent(delegated, monkeypatch):
 @pytest.mark.root
 def test_killing_a_group_ends_the_whole_tree(delegated):
     """Also what left its session; then the group can go."""
-    group = cgroup.make(cgroup.Delegation(base=delegated), rlimits.Limits())
+    group = cgroup.make(cgroup.Delegation(base=delegated), rlimits.ResourceLimits())
     script = f"echo 0 > {group.path}/cgroup.procs; setsid sleep 100 & setsid sleep 100 & wait"
     with processes.spawned(["sh", "-c", script]) as shell:
         processes.until(lambda: len((group.path / "cgroup.procs").read_text().split()) == 3, what="the tree")
@@ -146,7 +146,7 @@ def test_killing_a_group_ends_the_whole_tree(delegated):
 def test_leftovers_of_an_earlier_life_are_swept(delegated):
     """Killed and removed, strangers' groups untouched."""
     delegation = cgroup.Delegation(base=delegated)
-    group = cgroup.make(delegation, rlimits.Limits())
+    group = cgroup.make(delegation, rlimits.ResourceLimits())
     group.close()
     (delegated / "other").mkdir()
     with processes.spawned(["sh", "-c", f"echo 0 > {group.path}/cgroup.procs; exec sleep 100"]) as left:

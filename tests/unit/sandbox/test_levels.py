@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latticed.model import manifest
 from latticed.sandbox import levels
-from latticed.sandbox.levels import Chosen, Failure, Host, Level, Provided, Refused, Required
+from latticed.sandbox.levels import Chosen, Failure, HostSupport, Level, LevelRefused, Provided, Required
 
 UNSHARE = Failure(token="isolated", step="unshare(user)", errno=errno.EPERM, fix="the unit sets RestrictNamespaces=yes")
 PROCESSES = Failure(
@@ -29,7 +29,7 @@ def test_the_host_uses_its_highest():
 def test_a_refusal_names_token_step_errno_and_fix():
     """The words an operator gets."""
     found = levels.decide(Required(level=Level.ISOLATED), FILTERED)
-    assert found == Refused(
+    assert found == LevelRefused(
         code="sandbox_unavailable",
         reason="needs isolated, host gives filtered: EPERM at unshare(user)",
         hint="the unit sets RestrictNamespaces=yes",
@@ -39,21 +39,21 @@ def test_a_refusal_names_token_step_errno_and_fix():
 def test_a_missing_step_in_between_is_the_reason():
     """Whoever needs dedicated is told what stands in the way of isolated."""
     found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
-    assert isinstance(found, Refused)
+    assert isinstance(found, LevelRefused)
     assert found.reason == "needs dedicated, host gives filtered: EPERM at unshare(user)"
 
 
 def test_a_missing_feature_is_refused_by_name():
     """Also when the level would do."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
-    assert isinstance(found, Refused)
+    assert isinstance(found, LevelRefused)
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
 def test_open_is_the_operators_word_alone():
     """A host that gives nothing runs nothing, unless the operator said so; a manifest cannot even name it."""
     nothing = Provided(level=Level.OPEN)
-    assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Refused)
+    assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), LevelRefused)
     assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(
         level=Level.OPEN, features=frozenset()
     )
@@ -62,9 +62,9 @@ def test_open_is_the_operators_word_alone():
 
 def test_the_floor_speaks_where_the_manifest_is_silent():
     """And the manifest where it is not."""
-    silent = levels.required(manifest.Sandbox(), floor=Level.ISOLATED, needs=frozenset({"threads"}))
+    silent = levels.required(manifest.SandboxSpec(), floor=Level.ISOLATED, needs=frozenset({"threads"}))
     assert silent == Required(level=Level.ISOLATED, features=frozenset({"threads"}))
-    asked = levels.required(manifest.Sandbox(level="filtered", features=("workdir",)), floor=Level.ISOLATED)
+    asked = levels.required(manifest.SandboxSpec(level="filtered", features=("workdir",)), floor=Level.ISOLATED)
     assert asked == Required(level=Level.FILTERED, features=frozenset({"workdir"}))
 
 
@@ -86,16 +86,16 @@ def test_never_less_than_required(wanted, needs, given_level, gives):
 @pytest.mark.parametrize(
     ("step", "error", "host", "words"),
     [
-        ("unshare(user)", errno.EPERM, Host(filtered_already=True), "RestrictNamespaces=yes"),
-        ("unshare(user)", errno.ENOSPC, Host(), "user.max_user_namespaces"),
-        ("unshare(user)", errno.EPERM, Host(unprivileged_userns_clone=0), "unprivileged_userns_clone"),
-        ("unshare(net)", errno.EPERM, Host(), "unshare(net)"),
-        ("uid_map", errno.EPERM, Host(apparmor_restricts_userns=1), "AppArmor"),
-        ("bind(/usr/lib)", errno.EPERM, Host(), "@mount"),
-        ("landlock_create_ruleset", errno.EOPNOTSUPP, Host(), "lsm="),
-        ("setresuid", errno.EPERM, Host(), "CAP_SETUID"),
-        ("seccomp", errno.EINVAL, Host(), "@sandbox"),
-        ("execveat", errno.EACCES, Host(memfd_noexec=2), "vm.memfd_noexec"),
+        ("unshare(user)", errno.EPERM, HostSupport(filtered_already=True), "RestrictNamespaces=yes"),
+        ("unshare(user)", errno.ENOSPC, HostSupport(), "user.max_user_namespaces"),
+        ("unshare(user)", errno.EPERM, HostSupport(unprivileged_userns_clone=0), "unprivileged_userns_clone"),
+        ("unshare(net)", errno.EPERM, HostSupport(), "unshare(net)"),
+        ("uid_map", errno.EPERM, HostSupport(apparmor_restricts_userns=1), "AppArmor"),
+        ("bind(/usr/lib)", errno.EPERM, HostSupport(), "@mount"),
+        ("landlock_create_ruleset", errno.EOPNOTSUPP, HostSupport(), "lsm="),
+        ("setresuid", errno.EPERM, HostSupport(), "CAP_SETUID"),
+        ("seccomp", errno.EINVAL, HostSupport(), "@sandbox"),
+        ("execveat", errno.EACCES, HostSupport(memfd_noexec=2), "vm.memfd_noexec"),
     ],
 )
 def test_fixes(step, error, host, words):

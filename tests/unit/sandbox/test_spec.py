@@ -22,17 +22,17 @@ from tests.house import children
 
 HOST = probe.Probed(
     machine=syscalls.X86_64,
-    standing=standing.Standing(uid=1000, gid=1000, admin=False, other_ids=False),
+    standing=standing.HostFacts(uid=1000, gid=1000, admin=False, other_ids=False),
     landlock=7,
     delegation=None,
     provided=levels.Provided(level=levels.Level.ISOLATED),
 )
-ROOT = dataclasses.replace(HOST, standing=standing.Standing(uid=0, gid=0, admin=True, other_ids=True))
-CONTAINER_ROOT = dataclasses.replace(HOST, standing=standing.Standing(uid=0, gid=0, admin=False, other_ids=True))
+ROOT = dataclasses.replace(HOST, standing=standing.HostFacts(uid=0, gid=0, admin=True, other_ids=True))
+CONTAINER_ROOT = dataclasses.replace(HOST, standing=standing.HostFacts(uid=0, gid=0, admin=False, other_ids=True))
 
 
-def request(program=None, **more) -> spec.Request:
-    return spec.Request(program=program or spec.Program(path="/usr/bin/python3"), **more)
+def request(program=None, **more) -> spec.ChildRequest:
+    return spec.ChildRequest(program=program or spec.Program(path="/usr/bin/python3"), **more)
 
 
 def chosen(level: str, *features: str) -> levels.Chosen:
@@ -72,9 +72,9 @@ def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="descriptors"):
         spec.build(request(descriptors=(2,)), chosen("isolated"), HOST)
     with pytest.raises(ValueError, match="open_files"):
-        rlimits.Limits(open_files=5000)
+        rlimits.ResourceLimits(open_files=5000)
     with pytest.raises(ValueError, match="tasks"):
-        rlimits.Limits(tasks=0)
+        rlimits.ResourceLimits(tasks=0)
 
 
 def test_programs_in_memory_that_may_not_run():
@@ -106,7 +106,7 @@ def test_an_interpreter_must_be_a_program(tmp_path):
 
 def test_tasks_are_counted_alone_or_not():
     """Exactly where the count is this child's own; loosely where others of the uid are counted with it."""
-    limits = rlimits.Limits(tasks=5)
+    limits = rlimits.ResourceLimits(tasks=5)
     alone = dict(spec.build(request(limits=limits), chosen("isolated"), HOST).plan["rlimits"])
     shared = dict(spec.build(request(limits=limits), chosen("filtered"), HOST).plan["rlimits"])
     assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, least(rlimits.SHARED_TASKS))
@@ -136,7 +136,7 @@ def least(wanted):
 def test_the_exec_descriptor_is_out_of_reach():
     """Its number is not below what the child may ever open."""
     for files in (16, 100, 128, 4096):
-        plan = spec.build(request(limits=rlimits.Limits(open_files=files)), chosen("isolated"), HOST).plan
+        plan = spec.build(request(limits=rlimits.ResourceLimits(open_files=files)), chosen("isolated"), HOST).plan
         assert plan["exec_fd"] >= dict(plan["rlimits"])[resource.RLIMIT_NOFILE]
         assert plan["exec_fd"] > max(stub.PLAN, stub.STATUS, stub.DAEMON, stub.ARTIFACT, stub.CGROUP, stub.INIT)
 

@@ -11,7 +11,7 @@ from latticed.model import capability, hostcall
 from latticed.sdk import gate, session
 from latticed.sdk.calls import HostError
 from latticed.sdk.gate import Gate
-from latticed.settings import HostCalls
+from latticed.settings import HostCallSettings
 
 
 def _code(host, method, **params):
@@ -26,7 +26,7 @@ def test_the_table_of_host_calls_is_the_hosts():
 
 
 def test_the_limits_are_the_hosts_defaults():
-    defaults = HostCalls()
+    defaults = HostCallSettings()
     assert defaults.request_bytes == gate.REQUEST_BYTES
     assert (defaults.kv_value_bytes, defaults.kv_keys) == (Gate.kv_value_bytes, Gate.kv_keys)
     assert defaults.kv_total_bytes == Gate.kv_total_bytes

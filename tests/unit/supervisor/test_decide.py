@@ -13,26 +13,26 @@ from latticed.supervisor.decide import (
     Arm,
     Checked,
     Disarm,
-    Do,
     Event,
-    Failed,
+    HandleAction,
+    HandleState,
+    InstanceFailed,
     Phase,
     RetryDue,
     Started,
-    State,
     Stopped,
     decide,
 )
 
-RULES = rules.Rules(restart=restart.Policy(breaker_failures=3, healthy_s=60), bad_checks=3)
+RULES = rules.SupervisionRules(restart=restart.RestartPolicy(breaker_failures=3, healthy_s=60), bad_checks=3)
 FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
-CRASH = Failed("exited", "status 3")
+CRASH = InstanceFailed("exited", "status 3")
 SICK = Checked(Health.UNHEALTHY, "no answer")
 
 
-def after(*events: Event, state: State | None = None) -> tuple[State, list[Do]]:
+def after(*events: Event, state: HandleState | None = None) -> tuple[HandleState, list[HandleAction]]:
     """The state after `events`, and everything that was to be done on the way."""
-    state, done = state or State(), []
+    state, done = state or HandleState(), []
     for event in events:
         state, actions = decide(state, event, RULES)
         done += actions
@@ -48,7 +48,7 @@ HELD = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
 def test_arming_starts():
     """A stopped handle is started and armed."""
     state, done = after(Arm())
-    assert (state.phase, state.wanted, done) == (Phase.STARTING, True, [Do.START])
+    assert (state.phase, state.wanted, done) == (Phase.STARTING, True, [HandleAction.START])
     assert ARMED.phase is Phase.ARMED
     assert ARMED.message == "held"
 
@@ -63,7 +63,7 @@ def test_arming_again_changes_nothing(before):
 def test_disarming_stops_and_rests():
     """An operator's word: it is stopped, and its failures are forgiven."""
     state, done = after(Disarm(), state=ARMED)
-    assert (state.phase, state.wanted, done) == (Phase.STOPPING, False, [Do.STOP])
+    assert (state.phase, state.wanted, done) == (Phase.STOPPING, False, [HandleAction.STOP])
     state, done = after(Stopped(), state=state)
     assert (state.phase, state.fault, state.message, done) == (Phase.STOPPED, None, "", [])
 
@@ -78,7 +78,7 @@ def test_disarming_for_a_fault_holds_it_with_the_reason():
 def test_what_is_held_starts_when_armed():
     """Its bundle verifies again: at once, without a backoff."""
     state, done = after(Arm(), state=HELD)
-    assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [Do.START])
+    assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [HandleAction.START])
 
 
 @pytest.mark.parametrize("before", [WAITING, BROKEN], ids=["waiting", "broken"])
@@ -86,32 +86,32 @@ def test_what_is_held_starts_when_armed():
 def test_disarming_what_waits_takes_back_the_retry(before, fault, phase):
     """Nothing starts later by itself."""
     state, done = after(Disarm(fault), state=before)
-    assert (state.phase, done) == (phase, [Do.CANCEL_RETRY])
+    assert (state.phase, done) == (phase, [HandleAction.CANCEL_RETRY])
     assert after(RetryDue(), state=state) == (state, [])
 
 
 def test_a_crash_waits_and_retries():
     """Failed with the reason; the retry starts it again and counts."""
     assert (WAITING.phase, WAITING.fault) == (Phase.WAITING, LastError(code="exited", message="status 3"))
-    assert after(CRASH, state=ARMED)[1] == [Do.RETRY]
+    assert after(CRASH, state=ARMED)[1] == [HandleAction.RETRY]
     state, done = after(RetryDue(), state=WAITING)
-    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [Do.START])
+    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [HandleAction.START])
 
 
 def test_a_failed_start_counts_like_a_crash():
     """Three failures in a row open the breaker, wherever they happen; no fourth attempt."""
     state, done = after(Arm(), CRASH, RetryDue(), CRASH, RetryDue(), CRASH)
-    assert (state.phase, done.count(Do.START), done.count(Do.RETRY)) == (Phase.BROKEN, 3, 2)
+    assert (state.phase, done.count(HandleAction.START), done.count(HandleAction.RETRY)) == (Phase.BROKEN, 3, 2)
     assert after(RetryDue(), Arm(), RetryDue(), state=state) == (state, [])
 
 
 @pytest.mark.parametrize("code", ["exited", "crashed", "out_of_memory", "wasm_trap", "answers_unread"])
 def test_no_failure_of_a_life_that_visitors_reached_opens_the_breaker(code):
     """However often, whatever its code: paused, started again, and it says why. Its own three do all the same."""
-    theirs, state = Failed(code, "x", visited=True), ARMED
+    theirs, state = InstanceFailed(code, "x", visited=True), ARMED
     for _ in range(50):
         state, done = after(theirs, state=state)
-        assert (state.phase, done) == (Phase.WAITING, [Do.RETRY])
+        assert (state.phase, done) == (Phase.WAITING, [HandleAction.RETRY])
         assert state.fault == LastError(code=code, message=f"x {restart.VISITED}")
         assert state.failures.delay_s(RULES.restart, 0.5) <= 15
         state, _ = after(RetryDue(), Started(), state=state)
@@ -122,7 +122,7 @@ def test_no_failure_of_a_life_that_visitors_reached_opens_the_breaker(code):
 
 def test_a_start_is_no_visitor_s_doing():
     """Nobody reaches what is starting: whatever is said of it, that counts."""
-    state, _ = after(Arm(), *[Failed("exited", "x", visited=True), RetryDue()] * 3)
+    state, _ = after(Arm(), *[InstanceFailed("exited", "x", visited=True), RetryDue()] * 3)
     assert (state.phase, state.message) == (Phase.BROKEN, "x")
 
 
@@ -143,7 +143,7 @@ def test_what_anybody_can_have_a_plugin_echo_opens_no_breaker():
     for _ in range(10):
         state, more = after(long, RetryDue(), Started(), state=state)
         done += more
-    assert (state.phase, state.failures.in_a_row, done.count(Do.RETRY)) == (Phase.ARMED, 10, 10)
+    assert (state.phase, state.failures.in_a_row, done.count(HandleAction.RETRY)) == (Phase.ARMED, 10, 10)
     state, _ = after(CRASH, RetryDue(), CRASH, RetryDue(), state=state)
     assert state.phase is Phase.STARTING
     assert after(long, state=state)[0].phase is Phase.BROKEN
@@ -154,13 +154,17 @@ def test_only_failures_in_a_row_open_the_breaker():
     state, _ = after(CRASH, RetryDue(), Started(), CRASH, RetryDue(), Started(), state=ARMED)
     assert state.failures.in_a_row == 2
     state, done = after(replace(CRASH, uptime_s=60.0), state=state)
-    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [Do.RETRY])
+    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [HandleAction.RETRY])
 
 
 def test_an_operator_closes_the_breaker():
     """Restart starts it afresh; so does switching it off and on."""
     state, done = after(Arm(afresh=True), state=BROKEN)
-    assert (state.phase, state.failures.in_a_row, done) == (Phase.STARTING, 0, [Do.CANCEL_RETRY, Do.START])
+    assert (state.phase, state.failures.in_a_row, done) == (
+        Phase.STARTING,
+        0,
+        [HandleAction.CANCEL_RETRY, HandleAction.START],
+    )
     state, done = after(Disarm(), Arm(), state=BROKEN)
     assert (state.phase, state.failures.in_a_row) == (Phase.STARTING, 0)
 
@@ -168,7 +172,7 @@ def test_an_operator_closes_the_breaker():
 def test_the_disk_does_not_close_the_breaker():
     """A bundle that goes and comes back is no operator: what crashed too often stays down and says why."""
     state, done = after(Disarm(FAULT), Arm(), state=BROKEN)
-    assert (state.phase, done) == (Phase.BROKEN, [Do.CANCEL_RETRY])
+    assert (state.phase, done) == (Phase.BROKEN, [HandleAction.CANCEL_RETRY])
     assert state.fault is not None
     assert state.fault.code == "breaker_open"
     assert after(Arm(afresh=True), state=state)[0].phase is Phase.STARTING
@@ -188,32 +192,32 @@ def test_an_operator_who_disables_forgives_also_what_is_found_damaged_while_it_s
 
 def test_a_final_failure_is_held():
     """The stored pair does not verify: trying again cannot mend that."""
-    state, done = after(Arm(), Failed("digest_mismatch", "expected 7f", final=True))
-    assert (state.phase, state.wanted, done) == (Phase.HELD, False, [Do.START])
+    state, done = after(Arm(), InstanceFailed("digest_mismatch", "expected 7f", final=True))
+    assert (state.phase, state.wanted, done) == (Phase.HELD, False, [HandleAction.START])
     assert after(RetryDue(), state=state) == (state, [])
-    assert after(Arm(), state=state)[1] == [Do.START]
+    assert after(Arm(), state=state)[1] == [HandleAction.START]
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.ARMED])
 def test_afresh_replaces_what_lives(phase):
     """The old life is stopped first, the new one starts when it is gone."""
     state, done = after(Arm(afresh=True), state=replace(ARMED, phase=phase))
-    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
+    assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
     state, done = after(Stopped(), state=state)
-    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [Do.START])
+    assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [HandleAction.START])
 
 
 def test_wanted_again_while_it_stops():
     """It ends first, then starts: never two lives at once."""
     state, done = after(Disarm(), Arm(), state=ARMED)
-    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
-    assert after(Stopped(), state=state)[1] == [Do.START]
+    assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
+    assert after(Stopped(), state=state)[1] == [HandleAction.START]
 
 
 def test_unwanted_again_while_it_stops():
     """The last word counts."""
     state, done = after(Disarm(), Arm(), Disarm(FAULT), Stopped(), state=ARMED)
-    assert (state.phase, done) == (Phase.HELD, [Do.STOP])
+    assert (state.phase, done) == (Phase.HELD, [HandleAction.STOP])
 
 
 def test_health_is_shown_and_only_counted_when_bad():
@@ -225,9 +229,9 @@ def test_health_is_shown_and_only_counted_when_bad():
 def test_unhealthy_often_enough_is_a_failure():
     """It is stopped, then retried with a backoff, and it counts for the breaker."""
     state, done = after(SICK, SICK, SICK, state=ARMED)
-    assert (state.phase, done) == (Phase.STOPPING, [Do.STOP])
+    assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
     state, done = after(Stopped(), state=state)
-    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [Do.RETRY])
+    assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [HandleAction.RETRY])
     assert state.fault is not None
     assert state.fault.code == "unhealthy"
     assert "3 times in a row: no answer" in state.fault.message
@@ -247,7 +251,7 @@ def test_an_operator_restarts_what_is_ill_at_once():
 
 @pytest.mark.parametrize(
     "state",
-    [State(), WAITING, BROKEN, HELD, after(Disarm(), state=ARMED)[0]],
+    [HandleState(), WAITING, BROKEN, HELD, after(Disarm(), state=ARMED)[0]],
     ids=lambda state: state.phase.value,
 )
 @pytest.mark.parametrize("event", [Started(), CRASH, SICK], ids=["started", "failed", "checked"])
@@ -256,7 +260,7 @@ def test_late_news_of_a_life_that_is_over_counts_for_nothing(state, event):
     assert after(event, state=state) == (state, [])
 
 
-@pytest.mark.parametrize("state", [State(), ARMED, WAITING, BROKEN, HELD], ids=lambda state: state.phase.value)
+@pytest.mark.parametrize("state", [HandleState(), ARMED, WAITING, BROKEN, HELD], ids=lambda state: state.phase.value)
 def test_stopped_means_nothing_to_what_is_not_stopping(state):
     """Only a stop that was asked for ends in one."""
     assert after(Stopped(), state=state) == (state, [])

@@ -22,10 +22,10 @@ def _claim(name, *, identity="one", publisher="acme", signed=True):
         signature_ed25519="signature" if signed else "",
     )
     verdict = Verified(manifest=manifest, identity=identity, artifact_sha256="ab" * 32, artifact_bytes=1, key="")
-    return claims.Claim(name=name, verdict=verdict)
+    return claims.IdClaim(name=name, verdict=verdict)
 
 
-PIN = claims.Pin(publisher="acme", signed=True, identity="one", source="plugins/demo")
+PIN = claims.ClaimPin(publisher="acme", signed=True, identity="one", source="plugins/demo")
 
 
 def _resolve(found, pin=PIN):
@@ -67,7 +67,7 @@ def test_another_publisher_or_an_unsigned_twin_is_refused(other):
 
 def test_a_signed_twin_of_an_unsigned_plugin_is_refused():
     """The pin holds in both directions."""
-    pin = claims.Pin(publisher="", signed=False, identity="one", source="plugins/demo")
+    pin = claims.ClaimPin(publisher="", signed=False, identity="one", source="plugins/demo")
     assert _resolve([_claim("plugins/demo", publisher="", signed=False), _claim("plugins/x")], pin) == (
         "plugins/demo",
         {"plugins/x": "publisher_changed"},

@@ -337,7 +337,7 @@ def _step(raw, trust, artifact):
 def test_a_bundle_on_disk_is_judged_the_same_way(tmp_path):
     """The real reader behind the judge."""
     bundle = bundles.drop(tmp_path, author=ACME, v2=True)
-    limits, owners = read.Limits(), frozenset({0, bundle.path.stat().st_uid})
+    limits, owners = read.ReadLimits(), frozenset({0, bundle.path.stat().st_uid})
     with read.open_bundle(bundle.path, limits=limits, owners=owners) as source:
         assert isinstance(verify.verify(source, _trust(), host_version="0.1.0"), Verified)
     bundles.tamper(bundle.artifact_path)
