@@ -103,8 +103,8 @@ def test_latticectl_that_is_started_badly(daemon):
 
 def test_what_nohup_ignores_stays_ignored_for_latticectl(daemon):
     """SIGHUP and SIGINT are ignored on purpose there; a daemon takes them all the same."""
-    code = "import signal; from latticed.kit import inherited; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
-    code += " signal.signal(signal.SIGTERM, signal.SIG_IGN); inherited.reset_for_command();"
+    code = "import signal; from latticed.kit import process_start; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+    code += " signal.signal(signal.SIGTERM, signal.SIG_IGN); process_start.reset_for_command();"
     code += " print(*(int(signal.getsignal(one) is signal.SIG_IGN) for one in (signal.SIGHUP, signal.SIGTERM)))"
     ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "1 0\n"

@@ -265,7 +265,7 @@ static int killed_foreign(int kind) { /* ends the process where it is forbidden 
     X(tkill_parent, syscall(SYS_tkill, parent, 0)) X(queue_to_parent, queued()) X(pidfd_parent, signalled_by_pidfd()) \
     X(setown_parent, owned(F_SETOWN, (void *)(long)parent, 0)) X(setown_ex_parent, owned(F_SETOWN_EX, PIPE_OWNER, 1)) \
     X(trace_parent, ptrace(PTRACE_SEIZE, parent, 0, 0)) X(read_parent_by_vm, read_parent()) X(limit_parent, limited_parent()) \
-    X(pin_parent, pinned_parent()) X(nice_parent, setpriority(PRIO_PROCESS, parent, 1)) \
+    X(pin_parent, pinned_parent()) X(nice_parent, setpriority(PRIO_PROCESS, parent, getpriority(PRIO_PROCESS, parent) + 1)) \
     X(ioprio_parent, syscall(SYS_ioprio_set, 1, parent, (2 << 13) | 4)) X(kcmp_parent, syscall(SYS_kcmp, getpid(), parent, 1, 0, 0)) \
     X(fork, ended(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0))) X(clone3, cloned3()) X(thread, threaded()) \
     X(session, setsid() < 0 && errno == EPERM ? -1 : 0) X(exec_shell, executed("/bin/sh")) \

@@ -337,13 +337,13 @@ PINGING = """
 import asyncio, os, sys
 sys.modules["tests"] = type(sys)("tests"); sys.modules["tests"].__path__ = [sys.argv[1]]
 from latticed.host.egress.guard import Guard
-from latticed.host.monitors import spec as specs
-from latticed.host.monitor.rules import Standing, decide
+from latticed.host.monitor import spec as specs
+from latticed.host.monitor.rules import MonitorStatus, decide
 from latticed.host.monitor.probes import Probes
 from latticed.model import hosts
 from tests.house import targets
 {prepare}
-spec = specs.checked(specs.Put(name="t", kind="ping", target="{target}", timeout_s=1.0), least_interval_s=1.0)
+spec = specs.checked(specs.MonitorPut(name="t", kind="ping", target="{target}", timeout_s=1.0), least_interval_s=1.0)
 result = asyncio.run(Probes(Guard()).check(spec, targets.bound("ping://" + hosts.bracketed("{target}"))))
 print(result.outcome, result.code, result.reason)
 """

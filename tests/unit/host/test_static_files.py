@@ -350,12 +350,12 @@ async def test_any_disk_error_leaves_the_old_file(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from latticed.host import static_tree
+from latticed.host.static import tree as static_tree
 def rename(*_args, **_named):
     os.kill(os.getpid(), signal.SIGKILL)
 static_tree.os.rename = rename
-tree = static_tree.Tree(Path(sys.argv[1]))
-tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, static_tree.Quota(files=10, file_bytes=10**6, total_bytes=10**6))
+tree = static_tree.StaticFiles(Path(sys.argv[1]))
+tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, static_tree.StaticQuota(files=10, file_bytes=10**6, total_bytes=10**6))
 """
 
 
@@ -376,8 +376,8 @@ async def test_killed_between_write_and_rename_the_old_file_stays(desk: Desk) ->
 REPLACES = """
 import sys
 from pathlib import Path
-from latticed.host.static.tree import Quota, Tree
-tree, quota = Tree(Path(sys.argv[1])), Quota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
+from latticed.host.static.tree import StaticFiles, StaticQuota
+tree, quota = StaticFiles(Path(sys.argv[1])), StaticQuota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
 for number in range(10**9):
     tree.put("-/acme.demo", "a.txt", bytes([number % 251]) * 100_000, quota)
     if number == 3:

@@ -123,7 +123,7 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
     """A real process with descriptors 3 and 4, as sd_listen_fds(3) passes them."""
     program = textwrap.dedent("""
         import os, sys
-        from latticed.kit import sdnotify
+        from latticed.kit import sd_notify as sdnotify
         os.environ["LISTEN_PID"] = str(os.getpid())
         for passed in sdnotify.listen_fds(os.environ):
             print(passed.fd, passed.name, os.get_inheritable(passed.fd))
