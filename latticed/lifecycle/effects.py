@@ -21,4 +21,5 @@ async def at_rest(rooms: LifecycleDeps, plugin_id: str) -> None:
 async def quiet(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until nothing goes on for a plugin that it may not have done."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(rooms.quiet(plugin_id), SETTLE_S)
+        async with asyncio.timeout(SETTLE_S):
+            await rooms.quiet(plugin_id)

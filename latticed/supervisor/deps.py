@@ -53,7 +53,8 @@ may pass."""
 
 async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
     try:
-        await asyncio.wait_for(ending, grace_s + STOP_MARGIN_S)
+        async with asyncio.timeout(grace_s + STOP_MARGIN_S):
+            await ending
     except Exception:
         log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
 
@@ -108,7 +109,8 @@ class HandleDeps:
         Each in its turn: a thousand at once keep each other from being ready in time, again and again.
         """
         async with self._turn():
-            return await asyncio.wait_for(self._start(plugin, gate, on_exit), self.start_deadline_s)
+            async with asyncio.timeout(self.start_deadline_s):
+                return await self._start(plugin, gate, on_exit)
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

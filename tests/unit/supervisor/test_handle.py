@@ -303,6 +303,23 @@ async def test_a_check_that_hangs_holds_up_nobody(stand):
     assert stand.runtime(plugin).state == "stopped"
 
 
+async def test_a_check_that_fails_as_it_is_cancelled_leaves_no_error_behind(stand):
+    """A one-shot plugin's check ends with plugin_gone when the plugin is stopped meanwhile: nobody is to hear of it."""
+    plugin = await stand.armed(**HEALTH)
+
+    async def gone():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise Problem("plugin_gone", "the plugin was stopped meanwhile") from None
+
+    stand.driven.only(plugin.id).checking = gone
+    await stand.pass_time(10.1)
+    stand.supervisor.disarm(plugin)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).state == "stopped"
+
+
 async def test_a_hanging_check_does_not_keep_the_daemon_from_ending(tmp_path):
     """Leaving the supervisor ends at once."""
     async with asyncio.timeout(5):
