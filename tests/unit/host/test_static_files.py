@@ -355,7 +355,8 @@ def rename(*_args, **_named):
     os.kill(os.getpid(), signal.SIGKILL)
 static_tree.os.rename = rename
 tree = static_tree.StaticFiles(Path(sys.argv[1]))
-tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, static_tree.StaticQuota(files=10, file_bytes=10**6, total_bytes=10**6))
+quota = static_tree.StaticQuota(files=10, file_bytes=10**6, total_bytes=10**6)
+tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, quota)
 """
 
 
