@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 
 from latticed.host.call import HostError
-from latticed.host.egress import interfaces
 from latticed.host.egress.client import EgressLimits
+from latticed.kit import interfaces
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import outside

@@ -7,8 +7,8 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
-from latticed.host.egress.interfaces import own_addresses as addresses_of_this_host
 from latticed.host.egress.resolver import Busy, SystemResolver
+from latticed.kit.interfaces import own_addresses as addresses_of_this_host
 from latticed.model import addresses, egress, hosts
 from latticed.model.hostcall import Denial
 

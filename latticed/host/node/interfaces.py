@@ -1,95 +1,62 @@
-"""Network interfaces and their addresses, without netlink: a hardened unit may have no AF_NETLINK (netdevice(7))."""
+"""Network interfaces as node.facts and network.state show them: names, addresses, MTU, state; MACs for admins."""
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
-import ipaddress
 import os
-import socket
-import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit import interfaces as kernel
 from latticed.kit import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
-_TEXT: Final = 64
-MOST: Final = 128
-"""Interfaces that are told; a host of containers may have thousands."""
+    from latticed.kit.interfaces import InterfaceAddress
 
-_SIOCGIFCONF: Final = 0x8912
-_SIOCGIFNETMASK: Final = 0x891B
-_IFREQ: Final = struct.Struct("16s24s" if struct.calcsize("P") == 8 else "16s16s")
-_SOCKADDR_IN: Final = struct.Struct("=HH4s")
+_MAX_NAME_CHARACTERS: Final = 64
+MAX_INTERFACES: Final = 128
+"""Interfaces that are shown; a host of containers may have thousands."""
 
 
 def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
     """Name, addresses (with prefix length), MTU and state of each; `mac` too with `hardware`, else None.
 
-    An IPv6 address that spells out the MAC (RFC 4291, appendix A) is left out without `hardware`. What cannot be had is
-    None. Reads /proc and /sys beneath `root`; IPv4 is asked of the kernel.
+    An IPv6 address that spells out the MAC (RFC 4291, appendix A) is left out without `hardware`. What cannot be read
+    is None. Reads /proc and /sys beneath `root`; IPv4 addresses are always those of this host.
     """
-    places = root / "sys/class/net"
-    names = sorted(os.listdir(os.fsencode(places))) if places.is_dir() else []
+    directory = root / "sys/class/net"
+    names = sorted(os.listdir(os.fsencode(directory))) if directory.is_dir() else []
     found: dict[bytes, list[str]] = {}
-    for name, address in (*_ipv4(), *_ipv6(root)):
-        found.setdefault(name, []).append(address)
+    for one in _addresses(root):
+        shown = found.setdefault(one.interface, [])
+        if hardware or not _reveals_mac(one.address):
+            shown.append(f"{one.address}/{one.prefix_length}")
     return [
         {
-            "name": text.sanitise(name.decode("utf-8", "backslashreplace"), _TEXT),
-            "addresses": sorted(one for one in found.get(name, ()) if hardware or not _tells_mac(one)),
-            "mtu": _number(_line(places / os.fsdecode(name) / "mtu")),
-            "state": _line(places / os.fsdecode(name) / "operstate"),
-            "mac": _line(places / os.fsdecode(name) / "address") if hardware else None,
+            "name": text.sanitise(name.decode("utf-8", "backslashreplace"), _MAX_NAME_CHARACTERS),
+            "addresses": sorted(found.get(name, ())),
+            "mtu": _number(_line(directory / os.fsdecode(name) / "mtu")),
+            "state": _line(directory / os.fsdecode(name) / "operstate"),
+            "mac": _line(directory / os.fsdecode(name) / "address") if hardware else None,
         }
-        for name in (names or sorted(found))[:MOST]
+        for name in (names or sorted(found))[:MAX_INTERFACES]
     ]
 
 
-def _ipv4() -> Iterator[tuple[bytes, str]]:
-    """(interface, address/prefix) of all IPv4 addresses, aliases under the name of their interface."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        for label, address in _configured(sock):
-            prefix = 32
-            with contextlib.suppress(OSError):
-                prefix = _prefix(sock, label, address)
-            name = label.split(b"\0")[0].partition(b":")[0]
-            yield name, f"{socket.inet_ntoa(address)}/{prefix}"
+def _addresses(root: Path) -> Iterator[InterfaceAddress]:
+    """All that can be read; if_inet6 may be a container's imitation, of which the rest is left out at an odd line."""
+    with contextlib.suppress(OSError):
+        yield from kernel.ipv4(with_prefix=True)
+    with contextlib.suppress(ValueError):
+        yield from kernel.ipv6(root / "proc/net/if_inet6")
 
 
-def _configured(sock: socket.socket) -> Iterator[tuple[bytes, bytes]]:
-    room = array.array("B", bytes(_IFREQ.size * 1024))
-    place, _ = room.buffer_info()
-    asked = struct.pack("iP", len(room), place)
-    (used,) = struct.unpack_from("i", fcntl.ioctl(sock, _SIOCGIFCONF, asked))
-    for offset in range(0, used, _IFREQ.size):
-        label, rest = _IFREQ.unpack_from(room, offset)
-        yield label, _SOCKADDR_IN.unpack_from(rest)[2]
-
-
-def _prefix(sock: socket.socket, label: bytes, address: bytes) -> int:
-    """The prefix length of one address: with the address in the request, the kernel looks for exactly that one."""
-    asked = _IFREQ.pack(label, _SOCKADDR_IN.pack(socket.AF_INET, 0, address))
-    mask = _SOCKADDR_IN.unpack_from(_IFREQ.unpack(fcntl.ioctl(sock, _SIOCGIFNETMASK, asked))[1])[2]
-    return int.from_bytes(mask, "big").bit_count()
-
-
-def _ipv6(root: Path) -> Iterator[tuple[bytes, str]]:
-    """The same of IPv6 (proc_net(5), if_inet6)."""
-    with contextlib.suppress(OSError, ValueError), open(root / "proc/net/if_inet6", "rb") as lines:
-        for line in lines:
-            raw, _, prefix, _, _, name = line.rstrip(b"\n").split(maxsplit=5)
-            yield name, f"{ipaddress.IPv6Address(bytes.fromhex(raw.decode('ascii')))}/{int(prefix, 16)}"
-
-
-def _tells_mac(address: str) -> bool:
+def _reveals_mac(address: IPv4Address | IPv6Address) -> bool:
     """Whether the lower half of an IPv6 address is an EUI-64 made from a MAC."""
-    parsed = ipaddress.ip_interface(address).ip
-    return parsed.version == 6 and parsed.packed[11:13] == b"\xff\xfe"
+    return address.version == 6 and address.packed[11:13] == b"\xff\xfe"
 
 
 def _line(path: Path) -> str | None:
@@ -99,5 +66,5 @@ def _line(path: Path) -> str | None:
         return None
 
 
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+def _number(line: str | None) -> int | None:
+    return int(line) if line is not None and line.isdigit() else None

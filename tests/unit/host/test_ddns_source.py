@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from ipaddress import ip_address
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.host.ddns import source
-from latticed.host.egress.interfaces import own_addresses
+from latticed.kit import interfaces
+from latticed.kit.interfaces import own_addresses
 from tests.house import netns
 
 A, B = "93.184.216.34", "93.184.216.35"
@@ -58,12 +60,14 @@ def test_nothing_that_did_not_stay_ever_counts(story):
         assert counts == A or now - since[counts] >= 30
 
 
-def test_addresses_that_are_soon_gone_are_left_out():
+def test_addresses_that_are_soon_gone_are_left_out(tmp_path, monkeypatch):
     """Temporary, deprecated, tentative and duplicate ones (rtnetlink(7)); the format is the kernel's."""
-    line = "2606470000000000000000000000{:04x} 02 40 00 {:02x} {:>8}"
+    listed = tmp_path / "if_inet6"
+    line = "2606470000000000000000000000{:04x} 02 40 00 {:02x} {:>8}\n"
     flags = (0x80, 0x01, 0x08, 0x20, 0x40, 0x81, 0x00)
-    found = source.parsed([line.format(number, flag, "eth0") for number, flag in enumerate(flags)])
-    assert [(name, str(address)) for name, address in found] == [("eth0", "2606:4700::"), ("eth0", "2606:4700::6")]
+    listed.write_text("".join(line.format(number, flag, "none0") for number, flag in enumerate(flags)))
+    monkeypatch.setattr(interfaces, "ipv6", functools.partial(interfaces.ipv6, listed))
+    assert [str(address) for address in source.addresses_of("none0")] == ["2606:4700::", "2606:4700::6"]
 
 
 def test_the_kernel_is_asked_for_one_interface():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 from dataclasses import replace
@@ -13,9 +14,10 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.host.ddns import source
-from latticed.host.egress import interfaces, resolver
+from latticed.host.egress import resolver
 from latticed.host.egress.guard import Guard
-from latticed.host.egress.interfaces import own_addresses
+from latticed.kit import interfaces
+from latticed.kit.interfaces import own_addresses
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial
@@ -189,8 +191,7 @@ def test_an_interface_may_be_called_anything(tmp_path, monkeypatch):
     listed = tmp_path / "if_inet6"
     address = b"fd000000000000000000000000000001 01 40 00 80    "
     listed.write_bytes(address + b"wl\xff\xe2\x80\xa8\n" + address.replace(b"1 01", b"2 02") + b"eth0\n")
-    for module in (interfaces, source):
-        monkeypatch.setattr(module, "_IF_INET6", listed)
+    monkeypatch.setattr(interfaces, "ipv6", functools.partial(interfaces.ipv6, listed))
     assert {ip_address("fd00::1"), ip_address("fd00::2")} <= own_addresses()
     assert source.addresses_of("eth0")[-1] == ip_address("fd00::2")
 
