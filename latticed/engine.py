@@ -76,7 +76,7 @@ class Engine:
             start_deadline_s=self._settings.supervision.start_deadline_s,
             stop_grace_s=self._settings.supervision.stop_grace_s,
             wheel=self._wheel,
-            quiet=self.services.quiet,
+            drained=self.services.drained,
         )
 
     def apply(self, settings: Settings) -> None:

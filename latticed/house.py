@@ -165,7 +165,7 @@ class House:
             glance=judge,
             policy=lambda: policy.current,
             tell_changed=engine.services.changed,
-            quiet=engine.services.quiet,
+            drained=engine.services.drained,
             usual=usual.of(self._settings),
             tell_gone=engine.services.forgotten,
         )

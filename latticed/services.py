@@ -296,12 +296,12 @@ class Services:
         if self.permissions.changed(plugin_id):
             self.route.look(plugin_id)
             for room in self._keepers():
-                room.look(plugin_id)
+                room.recheck(plugin_id)
             self.notifications.wake()
 
-    async def quiet(self, plugin_id: str) -> None:
+    async def drained(self, plugin_id: str) -> None:
         """Return once nothing goes on for a plugin that it may not have done."""
-        await asyncio.gather(*(room.quiet(plugin_id) for room in self._keepers()))
+        await asyncio.gather(*(room.drained(plugin_id) for room in self._keepers()))
 
     def _keepers(self) -> tuple[MonitorKeeper, DdnsKeeper, TaskKeeper, ProgramKeeper, TunnelKeeper]:
         return self.monitors, self.ddns, self.tasks, self.programs, self.tunnels

@@ -119,7 +119,7 @@ class Decisions:
             if not widens:
                 await self._tighten(after, event)
             supervisor.regrant(plugin_id, frozenset(after.granted))
-            await rest.quiet(self._life.rooms, plugin_id)
+            await rest.drained(self._life.rooms, plugin_id)
         return await self._settled(after) if renews else after
 
     async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, KeptData]:

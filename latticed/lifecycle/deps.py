@@ -45,7 +45,7 @@ class LifecycleDeps:
     """What the settings give where a manifest is silent."""
     tell_changed: Callable[[str], None] = lambda _: None
     """Called whenever a plugin may stand otherwise (`Lifecycle.standing`): what it may no longer do ends with that."""
-    quiet: Callable[[str], Awaitable[None]] = _nobody
+    drained: Callable[[str], Awaitable[None]] = _nobody
     """Returns once nothing goes on for a plugin that it may no longer do."""
     tell_gone: Callable[[str], Awaitable[None]] = _nobody
     """Called with an id that was forgotten, or came into other hands: before anything of the new one is started."""

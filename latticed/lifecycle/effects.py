@@ -15,11 +15,11 @@ SETTLE_S: Final = 10.0
 
 async def at_rest(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until a plugin is armed, stopped or failed, and nothing goes on for it that it may not have done."""
-    await asyncio.gather(rooms.supervisor.settled(plugin_id, within_s=SETTLE_S), quiet(rooms, plugin_id))
+    await asyncio.gather(rooms.supervisor.settled(plugin_id, within_s=SETTLE_S), drained(rooms, plugin_id))
 
 
-async def quiet(rooms: LifecycleDeps, plugin_id: str) -> None:
+async def drained(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until nothing goes on for a plugin that it may not have done."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
-            await rooms.quiet(plugin_id)
+            await rooms.drained(plugin_id)

@@ -84,7 +84,7 @@ class HandleDeps:
     final_codes: frozenset[str] = FINAL_CODES
     refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
-    quiet: Callable[[str], Awaitable[None]] = _at_rest
+    drained: Callable[[str], Awaitable[None]] = _at_rest
     """Returns once host services do nothing for a plugin that it may no longer have done."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -140,7 +140,7 @@ class HandleDeps:
         if living is not None:
             await _in_time(plugin_id, living.stop(grace_s), grace_s)
         if for_good:
-            await _in_time(plugin_id, self.quiet(plugin_id), grace_s)
+            await _in_time(plugin_id, self.drained(plugin_id), grace_s)
 
     @contextlib.contextmanager
     def _opened(self, plugin: PluginToRun) -> Iterator[BundleDirectory]:

@@ -116,14 +116,14 @@ class DdnsKeeper:
         """Delete all of one plugin; how many there were."""
         return await self._whole(self._forget(plugin_id))
 
-    def look(self, plugin_id: str) -> None:
+    def recheck(self, plugin_id: str) -> None:
         """Have no try of one plugin go on that may not, when this returns; the others go on by their looks."""
         if self._rights(plugin_id) is None:
             for one in self.every(plugin_id):
                 if one.task is not None:
                     one.task.cancel()
 
-    async def quiet(self, plugin_id: str) -> None:
+    async def drained(self, plugin_id: str) -> None:
         """Return once no try of one plugin runs that may not."""
         if self._rights(plugin_id) is None:
             running = [one.task for one in self.every(plugin_id) if one.task is not None]

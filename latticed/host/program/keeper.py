@@ -100,16 +100,16 @@ class ProgramKeeper:
         await asyncio.gather(*(one.life.end() for one in self._kept.values()))
         self._kept.clear()
 
-    def look(self, plugin_id: str) -> None:
+    def recheck(self, plugin_id: str) -> None:
         """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
-        self._look(self.of(plugin_id))
+        self._recheck(self.of(plugin_id))
 
     def visited(self, plugin_id: str) -> None:
         """A visitor is connected to a service of this plugin; which of its programs that is, nobody knows."""
         for one in self.of(plugin_id):
             one.life.visit()
 
-    async def quiet(self, plugin_id: str) -> None:
+    async def drained(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not."""
         await asyncio.gather(*(one.life.end() for one in self.of(plugin_id) if self._why_not(one) is not None))
 
@@ -181,7 +181,7 @@ class ProgramKeeper:
         while True:
             self._wanted.clear()
             try:
-                self._look(self._kept.values())
+                self._recheck(self._kept.values())
             except Exception:
                 log.error("services_failed", exc_info=True)
             with contextlib.suppress(TimeoutError):
@@ -195,7 +195,7 @@ class ProgramKeeper:
         taken = one.spec.environment.keys() - self._variables(one.plugin_id)
         return PermissionRefused(code="env_not_granted", reason=f"{min(taken)} is not granted") if taken else None
 
-    def _look(self, kept: Iterable[KeptProgram]) -> None:
+    def _recheck(self, kept: Iterable[KeptProgram]) -> None:
         """Begin what may run, end what may not."""
         for one in kept:
             refusal = self._why_not(one)

@@ -84,7 +84,7 @@ class TaskKeeper:
             one.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
-    def look(self, plugin_id: str) -> None:
+    def recheck(self, plugin_id: str) -> None:
         """Have what may begin begin; what may not go on of one plugin is being killed when this returns.
 
         What was approved and has not begun needs approval anew, once the plugin may again.
@@ -96,7 +96,7 @@ class TaskKeeper:
                 run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
         self._wanted.set()
 
-    async def quiet(self, plugin_id: str) -> None:
+    async def drained(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not, and its approvals are withdrawn on record."""
         if self._refusal(plugin_id) is not None:
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))

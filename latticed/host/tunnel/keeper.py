@@ -90,13 +90,13 @@ class TunnelKeeper:
         await asyncio.gather(*(one.end() for one in self._tunnels.values()))
         self._tunnels.clear()
 
-    def look(self, plugin_id: str) -> None:
+    def recheck(self, plugin_id: str) -> None:
         """Have what may run of one plugin run; what may not is being ended when this returns, and killed if it must."""
-        self._look(self.of(plugin_id))
+        self._recheck(self.of(plugin_id))
         for judging in self._judged_for(plugin_id):
             judging.cancel()
 
-    async def quiet(self, plugin_id: str) -> None:
+    async def drained(self, plugin_id: str) -> None:
         """Return once nothing of one plugin runs that may not, and no credentials of it are left."""
         if self._refusal(plugin_id) is not None:
             judged = self._judged_for(plugin_id)
@@ -227,14 +227,14 @@ class TunnelKeeper:
         while True:
             self._wanted.clear()
             try:
-                self._look(self._tunnels.values())
+                self._recheck(self._tunnels.values())
             except Exception:
                 log.error("tunnels_failed", exc_info=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wanted.wait()
 
-    def _look(self, tunnels: Iterable[Connector]) -> None:
+    def _recheck(self, tunnels: Iterable[Connector]) -> None:
         """Begin what may run, end what may not."""
         for one in tunnels:
             refusal = self._refusal(one.plugin_id)

@@ -119,11 +119,11 @@ async def test_a_variable_is_set_only_while_the_operator_grants_its_name(here):
     await here.call("service.put", **asked)
     await here.until_said("red", "web")
     here.variables.discard("COLOUR")
-    here.programs.look(A.plugin_id)
-    await here.programs.quiet(A.plugin_id)
+    here.programs.recheck(A.plugin_id)
+    await here.programs.drained(A.plugin_id)
     assert tree() == set()
     here.variables.add("COLOUR")
-    here.programs.look(A.plugin_id)
+    here.programs.recheck(A.plugin_id)
     await here.until_state("running", "web")
 
 
@@ -197,7 +197,7 @@ async def test_it_ends_with_its_owners_rights_and_comes_back_with_them(here):
     await here.until_said("up", "mine")
     await here.until_said("up", "theirs", B)
     here.allowed.remove(A.plugin_id)
-    here.programs.look(A.plugin_id)
+    here.programs.recheck(A.plugin_id)
     assert (await here.until_state("stopped", "mine"))["pid"] is None
     assert (await here.status("theirs", B))["state"] == "running"
     assert (await here.put("more", "sleep 1000"))["state"] == "stopped"
@@ -221,7 +221,7 @@ async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
     await here.until_said("up", "slow")
     await here.until_said("up", "quick", B)
     here.allowed.clear()
-    here.programs.look(A.plugin_id)
+    here.programs.recheck(A.plugin_id)
     await here.until_said("asked", "slow")
     await here.until_state("stopped", "quick", B)
     assert here.life("slow").state == "running"
@@ -271,7 +271,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
             await here.put("no", "sleep 1000", network="host")
         here.settings = replace(here.settings, host_network=())
         here.allowed.clear()
-        here.programs.look(A.plugin_id)
+        here.programs.recheck(A.plugin_id)
         await here.until_state("stopped", "host")
         here.allowed.add(A.plugin_id)
         found = await here.until_state("failed", "host")

@@ -103,7 +103,7 @@ async def test_nothing_runs_before_it_is_approved(here):
     """Submitted, it waits; approved by its digest, it runs once; what it said and how it ended is kept."""
     task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
     for _ in range(3):
-        here.tasks.look(A.plugin_id)
+        here.tasks.recheck(A.plugin_id)
         await asyncio.sleep(0.02)
     assert here.spawner.spawned == 0
     assert (await here.call("task.get", id=task_id))["state"] == "submitted"
@@ -269,7 +269,7 @@ async def test_the_kill_switch(here):
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
     await here.approve(waits)  # behind the other: one at once for each plugin
     here.settings = replace(here.settings, enabled=False)
-    here.tasks.look(A.plugin_id)
+    here.tasks.recheck(A.plugin_id)
     ended = await here.ended(runs)
     assert (ended.state, ended.outcome.reason) == ("cancelled", "the operator switched tasks off")
     with pytest.raises(HostError, match="service_unavailable: the operator has switched tasks off"):
@@ -296,15 +296,15 @@ async def test_a_plugin_that_may_no_longer(here):
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
     await here.approve(waits)  # behind the other: one at once for each plugin
     here.allowed.remove(A.plugin_id)
-    here.tasks.look(A.plugin_id)
+    here.tasks.recheck(A.plugin_id)
     here.allowed.add(A.plugin_id)  # before anything else happens: what was lost for a moment is lost
-    here.tasks.look(A.plugin_id)
+    here.tasks.recheck(A.plugin_id)
     assert (await here.ended(runs)).state == "cancelled"
     await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
     assert ("task.withdraw", "") in here.actions(waits)
     here.allowed.remove(A.plugin_id)
-    here.tasks.look(A.plugin_id)
-    await here.tasks.quiet(A.plugin_id)
+    here.tasks.recheck(A.plugin_id)
+    await here.tasks.drained(A.plugin_id)
     with pytest.raises(Problem, match="it is not active") as refused:
         await here.approve(waits)
     assert refused.value.code == "not_available"
@@ -323,8 +323,8 @@ async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_pa
         waits = await here.submit("echo ran")
         await here.approve(waits)
     async with world(tmp_path, refusal=permissions.judge(permissions.PluginStanding(seen=False))) as here:
-        here.tasks.look(A.plugin_id)
-        await here.tasks.quiet(A.plugin_id)
+        here.tasks.recheck(A.plugin_id)
+        await here.tasks.drained(A.plugin_id)
         assert here.tasks.get(waits).state == "approved"
     tampered = permissions.PluginStanding(active=True, fault="digest_mismatch")
     async with world(tmp_path, refusal=permissions.judge(tampered)) as here:

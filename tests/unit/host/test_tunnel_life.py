@@ -216,7 +216,7 @@ async def test_a_refused_secret_is_no_loop(here):
     found = await here.until_state("failed")
     assert "exited 255" in found["last_error"]["message"]
     spawned = here.spawner.spawned
-    here.tunnels.look(A.plugin_id)
+    here.tunnels.recheck(A.plugin_id)
     await asyncio.sleep(0.3)
     assert (here.spawner.spawned, tree()) == (spawned, set())
     write_credentials(here.home / "keys/main.json")
@@ -299,7 +299,7 @@ async def test_rights_that_are_taken_away_end_it(here):
         (lambda: here.bound.pop(0), lambda: here.bound.insert(0, "http://backend.lan:8080=127.0.0.2")),
     ):
         take()
-        here.tunnels.look(A.plugin_id)
+        here.tunnels.recheck(A.plugin_id)
         await here.until_state("stopped")
         await until(lambda: not tree() and not here.credentials(), "nothing to be left")
         give()
@@ -346,8 +346,8 @@ async def test_what_is_just_being_judged_ends_with_its_owners_rights(here):
     asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
     await until(tree, "the check to run")
     here.allowed.remove(A.plugin_id)
-    here.tunnels.look(A.plugin_id)
-    await here.tunnels.quiet(A.plugin_id)
+    here.tunnels.recheck(A.plugin_id)
+    await here.tunnels.drained(A.plugin_id)
     assert tree() == set()
     await here.tunnels.forget(A.plugin_id)
     with pytest.raises(HostError, match="may not have tunnels any more"):

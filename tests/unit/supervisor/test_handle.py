@@ -75,10 +75,10 @@ async def test_who_is_not_trusted_is_not_asked_to_end(stand):
     async def stopping(grace_s):
         graces.append(grace_s)
 
-    async def until_quiet(_):
+    async def until_drained(_):
         await quiet.wait()
 
-    stand.supervisor._tools.quiet = until_quiet
+    stand.supervisor._tools.drained = until_drained
     plugin = await stand.armed()
     life = stand.driven.only(plugin.id)
     life.stopping = stopping
