@@ -1,4 +1,4 @@
-"""log.write: lines of a plugin in the daemon's log, stamped with its id (systems.md, Host services)."""
+"""log.write: lines of a plugin in the daemon's log, stamped with its id (system-plugins.md, Host services)."""
 
 from __future__ import annotations
 

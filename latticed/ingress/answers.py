@@ -28,7 +28,7 @@ GUARDS: Final = MappingProxyType(
         "Cache-Control": "no-store",
     }
 )
-"""Sent with every answer (systems.md, worker:route)."""
+"""Sent with every answer (system-plugins.md, worker:route)."""
 
 STATUS_OF: Final = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""The service listener: proxied services of a plugin, behind a login (systems.md, Sub-Store).
+"""The service listener: proxied services of a plugin, behind a login (system-plugins.md, Sub-Store).
 
 A listener and an origin of its own. What is not declared public reaches the service only with a session.
 """

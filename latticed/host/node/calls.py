@@ -1,4 +1,6 @@
-"""node.*: this machine's facts, counters, labels and, of what the operator listed, journal (systems.md, Host services).
+"""node.*: facts, counters and labels of this machine, and its journal as far as operators list units.
+
+Rules: system-plugins.md, Host services.
 
 Facts and counters are read at most so often, by one thread, however many ask: a plugin that hammers costs little.
 """

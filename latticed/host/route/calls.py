@@ -1,4 +1,4 @@
-"""route.*: HTTP routes that a plugin puts for itself (systems.md, worker:route and Sub-Store's proxy rules).
+"""route.*: HTTP routes that a plugin puts for itself (system-plugins.md, worker:route and Sub-Store's proxy rules).
 
 A route is kept in the ledger and claimed in a table of routes while its owner lives and may have it; then it answers,
 also after a restart. Events are hints: once a second all of them are looked at.

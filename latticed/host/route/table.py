@@ -1,4 +1,4 @@
-"""Which plugin answers which HTTP path (systems.md, worker:route), and whether anybody listens for it.
+"""Which plugin answers which HTTP path (system-plugins.md, worker:route), and whether anybody listens for it.
 
 Runners and host calls claim prefixes here; the ingress looks paths up, and listens while there is a claim. Nothing is
 served by this module. One table for the whole daemon; all of it happens on the loop.

@@ -1,4 +1,4 @@
-"""Workers' templates: taken apart once, put together per request in one pass (systems.md, worker:route).
+"""Workers' templates: taken apart once, put together per request in one pass (system-plugins.md, worker:route).
 
 `{{path}}`, `{{method}}`, `{{query:NAME}}` and `{{kv:BUCKET/KEY}}` are replaced; any other reference renders empty. What
 is put in is never looked at again: a path or a value that contains a reference is text.

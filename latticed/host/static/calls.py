@@ -1,4 +1,4 @@
-"""static.*: files that a plugin publishes, pinned to it (systems.md, Host services).
+"""static.*: files that a plugin publishes, pinned to it (system-plugins.md, Host services).
 
 `read` is for ingress: the same files as an HTTP answer with its headers (RFC 9110 sections 8.8, 13 and 14).
 """

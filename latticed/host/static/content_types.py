@@ -1,4 +1,4 @@
-"""Which files may be published, by extension, and what they are sent as (systems.md, Host services: static).
+"""Which files may be published, by extension, and what they are sent as (system-plugins.md, Host services: static).
 
 Nothing in the table makes a browser run or load anything by itself, HTML and SVG excepted: those an operator allows.
 """

@@ -1,0 +1,29 @@
+"""Few classes share a name: whoever reads `Settings` or `Outcome` should know which one is meant."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = 0.08
+"""Of all classes; kopf, whose names read well, has 7 %."""
+
+
+def classes() -> dict[str, list[str]]:
+    """Where each name is defined."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "latticed").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_few_classes_share_a_name():
+    found = classes()
+    shared = {name: places for name, places in found.items() if len(places) > 1}
+    total, sharing = (sum(map(len, names.values())) for names in (found, shared))
+    assert total > 500
+    assert sharing <= MOST * total, "\n".join([f"{sharing} of {total} classes:", *map(str, sorted(shared.items()))])
