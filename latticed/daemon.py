@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _mend(options, settings)
         logs.configure(settings.log.level, form=settings.log.format)
         logs.take_unraised()
+        for sentence in settings_room.advice(settings.renamed):
+            logs.get_logger().warning("setting_renamed", reason=sentence)
         descriptors.raise_limit()
         if options.accept_rollback:
             from latticed.lifecycle import offline as mending
@@ -144,6 +146,8 @@ def _show(settings: Settings) -> int:
     access.socket_gid(settings.access.socket_group)
     for key, value, origin in settings_room.describe(settings):
         sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}\n")
+    for sentence in settings_room.advice(settings.renamed):
+        sys.stderr.write(f"warning: {sentence}\n")
     return 0
 
 

@@ -137,6 +137,8 @@ class Reloader:
         keep(self._api.ledger, applied)
         self._api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)
+        for sentence in settings_room.advice(fresh.renamed):
+            log.warning("setting_renamed", reason=sentence)
         log.info("settings_loaded")
 
 

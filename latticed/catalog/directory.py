@@ -83,8 +83,8 @@ class Directory:
             for _ in range(2)
         )
         self._mounts = MountTable()
-        self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.longest_s)
-        self._settle_active = Settle(quiet_s=watch.quiet_s, longest_s=min(watch.longest_s, ACTIVE_LONGEST_S))
+        self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.max_wait_s)
+        self._settle_active = Settle(quiet_s=watch.quiet_s, longest_s=min(watch.max_wait_s, ACTIVE_LONGEST_S))
         self._entries: dict[str, DirectoryEntry] = {}
         self.patrol = Patrol(path, watcher=self._watcher, entries=self._entries, note=self._inbox.note)
         self._surplus: set[str] = set()

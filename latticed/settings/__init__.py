@@ -4,6 +4,7 @@ Read by latticed and by latticectl: standard library only. Nothing here opens an
 """
 
 from latticed.settings.load import describe, load
+from latticed.settings.renamed import advice
 from latticed.settings.shapes import (
     SCOPES,
     AccessSettings,
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "SupervisionSettings",
     "WatchSettings",
+    "advice",
     "describe",
     "load",
 ]

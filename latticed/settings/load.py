@@ -9,12 +9,13 @@ import contextlib
 import math
 import os
 import tomllib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_type_hints
 
 from latticed.kit import trusted_files as trusted
 from latticed.model.errors import Problem
+from latticed.settings.renamed import modern
 from latticed.settings.shapes import Settings
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings
     table = _read(file, named=config is not None, owners=frozenset({0, euid}))
     if table is not None:
         config_dir = file.parent
-    values = _flatten(table or {}, str(file))
+    values, renamed = _renamed(_flatten(table or {}, str(file)))
     values.update(
         {key: (environ[name], f"environment {name}") for key, name in _ENVIRONMENT.items() if environ.get(name)}
     )
-    return _build({**_defaults(environ, euid, config_dir), **values}, config_file=file if table is not None else None)
+    found = _build({**_defaults(environ, euid, config_dir), **values}, config_file=file if table is not None else None)
+    return replace(found, renamed=renamed)
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:
@@ -153,6 +155,20 @@ def _flatten(table: dict[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
         else:
             flat[name] = (value, origin)
     return flat
+
+
+def _renamed(values: dict[str, tuple[Any, str]]) -> tuple[dict[str, tuple[Any, str]], tuple[str, ...]]:
+    """`values` under their present keys, and the old keys among them."""
+    found: dict[str, tuple[Any, str]] = {}
+    old: list[str] = []
+    for key, (value, origin) in values.items():
+        name, now = modern(key, value)
+        if name != key:
+            if name in values:
+                raise _invalid(f"{origin}: {key} is called {name} now, and both are set", f"remove {key}")
+            old.append(key)
+        found[name] = (now, origin if name == key else f"{origin} as {key}")
+    return found, tuple(old)
 
 
 def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Settings:

@@ -24,18 +24,18 @@ def absolute_fault(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """Scripts that plugins submit and operators approve. `waiting`: tasks that have not ended; `keep_*`: that have.
+    """Scripts that plugins submit and operators approve. `*_waiting`: tasks that have not ended; `keep_*`: that have.
 
     With `enabled` off nothing is taken, nothing begins, and what runs is ended.
     """
 
     enabled: bool = setting(default=True)
-    at_once: int = setting(4, low=1, high=256)
+    total_at_once: int = setting(4, low=1, high=256)
     plugin_at_once: int = setting(1, low=1, high=256)
-    waiting: int = setting(100, low=1, high=100_000)
+    total_waiting: int = setting(100, low=1, high=100_000)
     plugin_waiting: int = setting(20, low=1, high=10_000)
-    expire_h: int = setting(24, low=1, high=8_760)
-    output_kib: int = setting(64, low=1, high=1_024)
+    expire_s: int = setting(86_400, low=3_600, high=31_536_000)
+    output_bytes: int = setting(64 << 10, low=1 << 10, high=1 << 20)
     memory_mib: int = setting(256, low=8, high=1 << 20)
     processes: int = setting(64, low=1, high=4_096)
     keep_days: int = setting(30, low=0, high=3_650)
@@ -52,12 +52,12 @@ class ServiceSettings:
     programs: dict[str, str] = setting({}, fault=names_fault)
     reads: dict[str, str] = setting({}, fault=names_fault)
     host_network: tuple[str, ...] = setting(())
-    services: int = setting(64, low=1, high=1_024)
+    total_services: int = setting(64, low=1, high=1_024)
     plugin_services: int = setting(8, low=1, high=256)
     memory_mib: int = setting(512, low=8, high=1 << 20)
     processes: int = setting(128, low=1, high=4_096)
     open_files: int = setting(1_024, low=16, high=4_096)
-    output_kib: int = setting(64, low=1, high=1_024)
+    output_bytes: int = setting(64 << 10, low=1 << 10, high=1 << 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class TunnelSettings:
 
     program: str = setting("", fault=absolute_fault)
     credentials_dir: str = setting("", fault=absolute_fault)
-    tunnels: int = setting(8, low=1, high=64)
+    total_tunnels: int = setting(8, low=1, high=64)
     plugin_tunnels: int = setting(2, low=1, high=64)
     ready_s: float = setting(30.0, low=0.5, high=600)
     check_s: float = setting(5.0, low=0.1, high=600)

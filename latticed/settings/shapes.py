@@ -35,7 +35,7 @@ class WatchSettings:
     """When a change on disk is judged (architecture decision 5)."""
 
     quiet_s: float = _setting(0.15, low=0.0, high=60)
-    longest_s: float = _setting(2.0, low=0.0, high=600)
+    max_wait_s: float = _setting(2.0, low=0.0, high=600)
     rescan_s: float = _setting(60.0, low=0.5, high=86_400)
 
 
@@ -165,9 +165,9 @@ class SecretSettings:
 class StaticSettings:
     """Files that plugins publish, per plugin; `html` and `svg` can carry scripts."""
 
-    files: int = _setting(1_000, low=1, high=100_000)
+    plugin_files: int = _setting(1_000, low=1, high=100_000)
     file_bytes: int = _setting(1 << 20, low=1, high=64 << 20)
-    total_bytes: int = _setting(16 << 20, low=1, high=1 << 34)
+    plugin_bytes: int = _setting(16 << 20, low=1, high=1 << 34)
     html: bool = _setting(default=False)
     svg: bool = _setting(default=False)
 
@@ -206,10 +206,10 @@ class MonitorSettings:
     """What plugins may have watched: how many, how often, how many checks at once, how many results are kept."""
 
     plugin_monitors: int = _setting(100, low=1, high=10_000)
-    monitors: int = _setting(1_000, low=1, high=100_000)
-    least_interval_s: float = _setting(10.0, low=0.5, high=3_600)
+    total_monitors: int = _setting(1_000, low=1, high=100_000)
+    min_interval_s: float = _setting(10.0, low=0.5, high=3_600)
     plugin_checks: int = _setting(16, low=2, high=256)
-    checks: int = _setting(64, low=2, high=1_024)
+    total_checks: int = _setting(64, low=2, high=1_024)
     results: int = _setting(500, low=1, high=500)
 
 
@@ -221,10 +221,10 @@ class DdnsSettings:
     """
 
     plugin_records: int = _setting(16, low=1, high=1_000)
-    records: int = _setting(200, low=1, high=10_000)
+    total_records: int = _setting(200, low=1, high=10_000)
     poll_s: float = _setting(30.0, low=1, high=3_600)
     settle_s: float = _setting(30.0, low=0, high=3_600)
-    least_change_s: float = _setting(60.0, low=1, high=3_600)
+    min_change_s: float = _setting(60.0, low=1, high=3_600)
     verify_s: float = _setting(21_600.0, low=1, high=86_400)
     backoff_base_s: float = _setting(30.0, low=1, high=3_600)
     backoff_ceiling_s: float = _setting(3_600.0, low=1, high=21_600)
@@ -251,7 +251,10 @@ class MailSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The effective settings; `origins` maps each dotted key to where its value came from."""
+    """The effective settings; `origins` maps each dotted key to where its value came from.
+
+    `renamed`: keys of the file that have another name now (`latticed.settings.renamed`).
+    """
 
     plugin_dir: Path
     state_dir: Path
@@ -280,6 +283,7 @@ class Settings:
     tunnel: TunnelSettings = TunnelSettings()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
+    renamed: tuple[str, ...] = ()
 
     @property
     def control_socket(self) -> Path:

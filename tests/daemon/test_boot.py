@@ -133,8 +133,19 @@ def test_check_config_prints_every_setting_with_its_origin(place):
     assert f'plugin_dir = "{place.plugins}"  # {place.config}' in lines
     assert 'log.level = "debug"  # environment LATTICED_LOG_LEVEL' in lines
     assert f"watch.quiet_s = 0.5  # {place.config}" in lines
-    assert "watch.longest_s = 2.0  # default" in lines
+    assert "watch.max_wait_s = 2.0  # default" in lines
     assert list(place.state.iterdir()) == []
+
+
+def test_an_old_key_is_taken_and_named(place):
+    """By --check-config on stderr, by the daemon in its log."""
+    place.set("[tunnel]\ntunnels = 3")
+    ran = place.once("--check-config")
+    assert f"tunnel.total_tunnels = 3  # {place.config} as tunnel.tunnels" in ran.stdout.splitlines()
+    assert ran.stderr.startswith("warning: tunnel.tunnels is called tunnel.total_tunnels now")
+    with place.running() as daemon:
+        (entry,) = daemon.log("setting_renamed")
+        assert "tunnel.total_tunnels" in entry["reason"]
 
 
 def test_the_environment_wins_over_the_file(place, acme):

@@ -57,7 +57,7 @@ CAPABILITIES = (
 HOST_RISK = ["http:egress", "monitor:admin", "static:write"]
 SECRET = "hunter2-Zq8/xT+is=secret"
 BEARER = {"headers": {"Authorization": "Bearer ${secret:API_TOKEN}"}}
-SETTINGS = "[monitor]\nleast_interval_s = 0.5\n"
+SETTINGS = "[monitor]\nmin_interval_s = 0.5\n"
 
 
 @pytest.fixture(scope="module")

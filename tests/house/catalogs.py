@@ -19,7 +19,7 @@ from tests.house import bundles
 
 DEADLINE_S = 15.0
 HOST_VERSION = "0.1.0"
-SWIFT = WatchSettings(quiet_s=0.05, longest_s=0.5, rescan_s=60.0)
+SWIFT = WatchSettings(quiet_s=0.05, max_wait_s=0.5, rescan_s=60.0)
 
 
 def plain(verdict: Verdict) -> str:

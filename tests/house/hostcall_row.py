@@ -12,7 +12,7 @@ TOML = """
 request_bytes = 8192
 kv_keys = 2
 [static]
-files = 1
+plugin_files = 1
 [notify]
 plugin_items = 2
 [monitor]

@@ -39,7 +39,7 @@ DEADLINE_S = 15.0
 SWIFT = """
 [watch]
 quiet_s = 0.02
-longest_s = 0.5
+max_wait_s = 0.5
 """
 
 

@@ -52,7 +52,7 @@ class Spawner(confinements.Spawner):
 async def main(directory: Path, place: Path) -> None:
     logs.configure("error")  # stdout is for what is said here
     clock = SystemClock()
-    settings = Settings(at_once=2, plugin_at_once=2, waiting=10_000, plugin_waiting=10_000)
+    settings = Settings(total_at_once=2, plugin_at_once=2, total_waiting=10_000, plugin_waiting=10_000)
     async with (
         open_ledger(directory, clock=clock) as ledger,
         TaskKeeper(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from latticed import settings as room
 from latticed.model.errors import Problem
 from latticed.settings import Settings, shapes
+from latticed.settings.renamed import RENAMED
 
 PATHS = ("plugin_dir", "state_dir", "runtime_dir", "trust")
 EUID = os.geteuid()
@@ -350,3 +351,43 @@ def test_any_file_is_settings_or_a_problem(tmp_path, lines, junk):
             if rules["low"] is not None:
                 assert type(get(found, key)) is kind
                 assert rules["low"] <= get(found, key) <= rules["high"]
+
+
+# Keys that have another name now.
+
+
+def test_an_old_key_sets_the_one_that_took_its_place(tmp_path):
+    """And the file's owner is told which line to change."""
+    found = load(tmp_path, "[tunnel]\ntunnels = 3\n[task]\nexpire_h = 2\noutput_kib = 8\n")
+    assert (found.tunnel.total_tunnels, found.task.expire_s, found.task.output_bytes) == (3, 7_200, 8_192)
+    assert set(found.renamed) == {"tunnel.tunnels", "task.expire_h", "task.output_kib"}
+    assert found.origins["tunnel.total_tunnels"].endswith("latticed.toml as tunnel.tunnels")
+    told = room.advice(found.renamed)
+    assert "tunnel.tunnels is called tunnel.total_tunnels now; the old name is taken for this version only" in told
+    assert any("task.expire_s (3600 times the value)" in one for one in told)
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_every_old_key_is_gone_and_its_new_one_is_there(tmp_path, old):
+    """With its default written in the old unit it sets the same."""
+    new, factor = RENAMED[old]
+    plain = load(tmp_path)
+    assert old not in {key for key, *_ in KEYS}
+    default = get(plain, new)
+    value = default // factor
+    found = load(tmp_path, line(old, int(value) if factor > 1 else default))
+    assert get(found, new) == default
+    assert found.renamed == (old,)
+    assert load(tmp_path, line(new, default)).renamed == ()
+
+
+def test_a_bad_value_of_an_old_key_names_both(tmp_path):
+    problem = refused(tmp_path, "[tunnel]\ntunnels = 'many'\n")
+    assert "tunnel.total_tunnels" in problem.detail
+    assert "as tunnel.tunnels" in problem.detail
+
+
+def test_an_old_key_beside_its_new_one_is_refused(tmp_path):
+    problem = refused(tmp_path, "[tunnel]\ntunnels = 3\ntotal_tunnels = 4\n")
+    assert "tunnel.tunnels is called tunnel.total_tunnels now, and both are set" in problem.detail
+    assert problem.hint == "remove tunnel.tunnels"

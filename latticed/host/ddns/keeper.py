@@ -164,7 +164,7 @@ class DdnsKeeper:
             how = rows.DdnsStatus()
             if before is not None:
                 how = standing.put_again(before.standing, before.spec, spec, retry=retry)
-            quota = rows.DdnsQuota(records=settings.plugin_records, all_records=settings.records)
+            quota = rows.DdnsQuota(records=settings.plugin_records, all_records=settings.total_records)
             text, now_us = specs.encode(spec), self._clock.wall_us()
             try:
                 row = await self._ledger.write(
@@ -317,4 +317,4 @@ class DdnsKeeper:
 def policy_of(settings: DdnsSettings) -> standing.RetryPolicy:
     """The arithmetic of these settings."""
     backoff = restart.RestartPolicy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
-    return standing.RetryPolicy(least_change_s=settings.least_change_s, verify_s=settings.verify_s, backoff=backoff)
+    return standing.RetryPolicy(least_change_s=settings.min_change_s, verify_s=settings.verify_s, backoff=backoff)

@@ -80,7 +80,7 @@ class MonitorCalls:
         return {"state": found.standing.state, "results": [watched.result_view(one) for one in results]}
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
-        spec = specs.checked(asked, least_interval_s=self._settings().least_interval_s)
+        spec = specs.checked(asked, least_interval_s=self._settings().min_interval_s)
         try:
             made = await self._monitors.put(caller.plugin_id, asked.name, spec)
         except Problem as problem:

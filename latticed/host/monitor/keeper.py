@@ -71,7 +71,7 @@ class MonitorKeeper:
         self._roll = roll
         self._watched: dict[tuple[str, str], WatchedTarget] = {}
         wanted = settings()
-        self._turns: FairQueue[WatchedTarget] = FairQueue(total=wanted.checks, per_owner=wanted.plugin_checks)
+        self._turns: FairQueue[WatchedTarget] = FairQueue(total=wanted.total_checks, per_owner=wanted.plugin_checks)
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
 
@@ -147,7 +147,7 @@ class MonitorKeeper:
                 return before
             anew = before is None or spec.differs_in_kind(before.spec)
             settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
-            quota = rows.MonitorQuota(monitors=settings.plugin_monitors, all_monitors=settings.monitors)
+            quota = rows.MonitorQuota(monitors=settings.plugin_monitors, all_monitors=settings.total_monitors)
             row = await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, name, text, quota, now_us=now_us, anew=anew), durable=True
             )
@@ -276,4 +276,4 @@ class MonitorKeeper:
 
     def _interval_s(self, one: WatchedTarget) -> float:
         """As asked for, or what the settings allow by now."""
-        return max(one.spec.interval_s, self._settings().least_interval_s)
+        return max(one.spec.interval_s, self._settings().min_interval_s)

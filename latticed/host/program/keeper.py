@@ -144,7 +144,7 @@ class ProgramKeeper:
             if before is not None and before.spec == spec and before.life.state not in {"ended", "failed"}:
                 return before
             settings, now_us, text = self._settings(), self._tools.clock.wall_us(), specs.encode(spec)
-            quota = rows.ProgramQuota(programs=settings.plugin_services, all_programs=settings.services)
+            quota = rows.ProgramQuota(programs=settings.plugin_services, all_programs=settings.total_services)
             await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
             )
@@ -219,7 +219,7 @@ class ProgramKeeper:
             self._tools,
             lambda: self._ready(spec),
             RestartRules(restart=spec.restart, policy=self._policy()),
-            output_bytes=settings.output_kib << 10,
+            output_bytes=settings.output_bytes,
         )
         made = self._kept[plugin_id, name] = KeptProgram(plugin_id=plugin_id, name=name, spec=spec, life=life)
         return made

@@ -40,7 +40,7 @@ LOOK_S: Final = 0.5
 """At least so often somebody looks whether what runs still may."""
 SWEEP_S: Final = 60.0
 FAULT_PAUSE_S: Final = 2.0
-HOUR_US: Final = 3_600_000_000
+SECOND_US: Final = 1_000_000
 _MAY_NOT: Final = "{} may not have tasks run any more"
 log = logs.get_logger()
 
@@ -110,7 +110,7 @@ class TaskKeeper:
         settings = self._settings()
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
-        quota = rows.TaskQuota(tasks=settings.plugin_waiting, all_tasks=settings.waiting)
+        quota = rows.TaskQuota(tasks=settings.plugin_waiting, all_tasks=settings.total_waiting)
         task = taken.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
         return await self._ledger.write(lambda tx: rows.submit(tx, task, quota), durable=True)
 
@@ -213,7 +213,7 @@ class TaskKeeper:
     async def _begin_what_may(self, settings: Settings) -> None:
         """The longest approved first; a plugin that has its share running waits."""
         for task in self._ledger.read(lambda db: rows.of_state(db, "approved")):
-            if len(self._runs) >= settings.at_once:
+            if len(self._runs) >= settings.total_at_once:
                 return
             share = Counter(plugin_id for plugin_id, _ in self._runs.values())
             if self._approvals.counts(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
@@ -287,14 +287,15 @@ class TaskKeeper:
     async def sweep(self) -> None:
         """Expire what nobody approved, or never had its turn, in time; remove what ended long ago."""
         settings, now_us = self._settings(), self._clock.wall_us()
-        late_us = now_us - settings.expire_h * HOUR_US
+        late_us = now_us - settings.expire_s * SECOND_US
 
         def change(tx: Transaction) -> None:
             for task in rows.overdue(tx, before_us=late_us):
                 if task.id not in self._runs:  # it is just about to begin
-                    late = TaskOutcome(code="expired", reason=f"nobody had it run within {settings.expire_h} h")
+                    reason = f"nobody had it run within {settings.expire_s / 3_600:g} h"
+                    late = TaskOutcome(code="expired", reason=reason)
                     taken.end(tx, task.id, Step(verb="expire"), late, actor=str(DAEMON), now_us=now_us)
-            rows.retain(tx, before_us=now_us - settings.keep_days * 24 * HOUR_US, most=settings.keep_items)
+            rows.retain(tx, before_us=now_us - settings.keep_days * 86_400 * SECOND_US, most=settings.keep_items)
 
         await self._ledger.write(change)
         self._swept_s = self._clock.monotonic_s()

@@ -48,8 +48,8 @@ class TaskRun:
         """Set by who carries it out, once nothing of it runs."""
         self.over = asyncio.Event()
         """Set by who carries it out, once its end is on record."""
-        self._out = LastOutput(settings.output_kib << 10)
-        self._err = LastOutput(settings.output_kib << 10)
+        self._out = LastOutput(settings.output_bytes)
+        self._err = LastOutput(settings.output_bytes)
 
     def stop(self, why: str) -> None:
         """Have it end at once, or not begin; `why` is said of its end."""

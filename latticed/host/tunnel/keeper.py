@@ -170,7 +170,7 @@ class TunnelKeeper:
 
     async def _record(self, plugin_id: str, name: str, spec: TunnelSpec) -> None:
         settings, now_us, text = self._house.settings(), self._house.tools.clock.wall_us(), specs.encode(spec)
-        quota = rows.ProgramQuota(programs=settings.plugin_tunnels, all_programs=settings.tunnels)
+        quota = rows.ProgramQuota(programs=settings.plugin_tunnels, all_programs=settings.total_tunnels)
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "tunnel", name, text, quota, now_us=now_us), durable=True
         )

@@ -179,7 +179,7 @@ async def test_too_many_bundles_are_refused_and_counted(plugins: Path) -> None:
 async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
     """A verdict on request is fresh, takes the name with or without its label, and is not remembered."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
-    async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=5.0, longest_s=5.0)) as seen:
+    async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=5.0, max_wait_s=5.0)) as seen:
         bundles.tamper(bundle.artifact_path)
         for name in ("demo", "plugins/demo"):
             verdict = await seen.catalog.judge(name)

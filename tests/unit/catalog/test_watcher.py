@@ -261,7 +261,7 @@ async def test_writers_that_never_rest_do_not_starve_others(plugins: Path) -> No
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=0.05, longest_s=0.2)) as seen:
+        async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=0.05, max_wait_s=0.2)) as seen:
             judged = seen.catalog.counters["judged"]
             other = bundles.drop(plugins, "other", author=ACME, id="acme.other")
             await until(lambda: seen.code("plugins/other") == "verified")

@@ -491,7 +491,7 @@ async def test_status_can_be_narrowed_down(here):
 
 async def test_quotas(tmp_path, provider):
     """Of one plugin, of all; nothing of what was there is lost."""
-    async with world(tmp_path, provider, plugin_records=2, records=3) as here:
+    async with world(tmp_path, provider, plugin_records=2, total_records=3) as here:
         await here.put()
         await here.put(name="two.example.org")
         with pytest.raises(HostError) as caught:

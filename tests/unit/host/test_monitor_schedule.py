@@ -113,7 +113,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(directory, check, *, clock=None, rights=None, notify=None, roll=lambda: 0.5, **settings):
     clock = clock or ManualClock()
-    wanted = shapes.MonitorSettings(**{"least_interval_s": 0.5, **settings})
+    wanted = shapes.MonitorSettings(**{"min_interval_s": 0.5, **settings})
     queued = notify or shapes.NotifySettings()
     allowed = {A.plugin_id: EgressRights(hosts=("*",)), B.plugin_id: EgressRights(hosts=("*",))} | (rights or {})
     wheel = Wheel(clock)
@@ -300,7 +300,7 @@ async def test_a_wall_clock_that_jumps_changes_no_rhythm(tmp_path, found):
 
 async def test_a_check_that_hangs_delays_no_other_and_never_overlaps(tmp_path, found):
     """Its own next check is left out until it has ended; everybody else's come in time."""
-    async with world(tmp_path, found.check, checks=4, plugin_checks=4) as here:
+    async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         names = [f"fine{number}" for number in range(4)]
         for name in names:
             await here.put(name)
@@ -324,7 +324,7 @@ async def test_a_check_that_hangs_delays_no_other_and_never_overlaps(tmp_path, f
 
 async def test_one_plugin_never_takes_the_places_of_another(tmp_path, found):
     """Fifty of one that all hang: the single one of another is checked as if it were alone."""
-    async with world(tmp_path, found.check, checks=4, plugin_checks=4) as here:
+    async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         for number in range(50):
             found.found[f"hang{number}.example:1"] = HANG
             await here.put(f"hang{number}")
@@ -376,7 +376,7 @@ async def test_long_lists_come_in_pages(tmp_path, found):
 
 async def test_quotas_are_kept(tmp_path, found):
     """Per plugin and in total; what is there may always be changed."""
-    async with world(tmp_path, found.check, plugin_monitors=2, monitors=3) as here:
+    async with world(tmp_path, found.check, plugin_monitors=2, total_monitors=3) as here:
         for name in ("1", "2"):
             await here.put(name)
         with pytest.raises(HostError, match=r"quota_exceeded: expected at most 2 monitors of acme\.a, found 3"):
@@ -440,7 +440,7 @@ async def test_another_rhythm_keeps_what_is_known_and_another_target_does_not(he
 @pytest.mark.parametrize("end", ["delete", "put", "leave"])
 async def test_a_check_that_runs_ends_with_its_monitor(tmp_path, found, end):
     """Deleted, replaced, or at the end of everything: it is cancelled, its place is free, nothing of it is kept."""
-    async with world(tmp_path, found.check, checks=2, plugin_checks=2) as here:
+    async with world(tmp_path, found.check, total_checks=2, plugin_checks=2) as here:
         for name in ("1", "2", "3"):
             found.found[f"{name}.example:1"] = HANG
             await here.put(name)
@@ -547,7 +547,7 @@ async def test_a_target_that_accepts_and_hangs_delays_no_other(tmp_path):
     async with targets.site() as site:
         with targets.deaf() as port:
             rights = {A.plugin_id: targets.bound(f"http://127.0.0.1:{site.port}", f"http://127.0.0.1:{port}")}
-            async with world(tmp_path, Probes(Guard()).check, rights=rights, checks=4, plugin_checks=4) as here:
+            async with world(tmp_path, Probes(Guard()).check, rights=rights, total_checks=4, plugin_checks=4) as here:
                 for number in range(3):
                     await here.put(f"fine{number}", kind="http", target=site.url(path=f"/{number}"))
                 await here.pass_s(3)

@@ -299,7 +299,7 @@ async def test_a_program_that_is_a_script_and_what_it_reads(tmp_path):
 
 async def test_what_it_writes_is_bounded(tmp_path):
     """The last of it is kept, and one that floods is slowed down, not the daemon."""
-    async with world(tmp_path, output_kib=1) as here:
+    async with world(tmp_path, output_bytes=1 << 10) as here:
         await here.put("loud", "exec yes 'a line that says nothing'")
         await here.put("calm", "echo up; sleep 1000", B)
         await here.until_said("up", "calm", B)
@@ -308,7 +308,7 @@ async def test_what_it_writes_is_bounded(tmp_path):
 
 
 async def test_quotas(tmp_path):
-    async with world(tmp_path, plugin_services=1, services=2) as here:
+    async with world(tmp_path, plugin_services=1, total_services=2) as here:
         await here.put("one", "sleep 1000")
         with pytest.raises(HostError, match="quota_exceeded"):
             await here.put("two", "sleep 1000")

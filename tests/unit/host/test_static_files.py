@@ -28,7 +28,7 @@ from latticed.settings import shapes
 from tests.house import faults, processes
 
 PLUGIN, OTHER = Caller(plugin_id="acme.demo"), Caller(plugin_id="acme.other")
-LIMITS = shapes.StaticSettings(files=4, file_bytes=1_000, total_bytes=2_000)
+LIMITS = shapes.StaticSettings(plugin_files=4, file_bytes=1_000, plugin_bytes=2_000)
 QUOTA = StaticQuota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
 
 
@@ -103,7 +103,7 @@ async def test_what_was_put_is_got(desk: Desk) -> None:
 
 async def test_a_long_file_is_got_in_parts(desk: Desk) -> None:
     """`bytes` is that of the whole; beyond the end there is nothing."""
-    desk.limits = replace(LIMITS, file_bytes=1 << 20, total_bytes=1 << 20)
+    desk.limits = replace(LIMITS, file_bytes=1 << 20, plugin_bytes=1 << 20)
     data = os.urandom(static.MAX_ANSWER_BYTES + 10)
     await desk.put("big.bin", data)
     parts = [await desk.get("big.bin", offset=offset) for offset in (0, static.MAX_ANSWER_BYTES, len(data))]
@@ -131,7 +131,7 @@ async def test_files_are_listed_and_deleted(desk: Desk) -> None:
 
 async def test_long_lists_come_in_pages(desk: Desk) -> None:
     """`next` leads to the rest."""
-    desk.limits = replace(LIMITS, files=1_000)
+    desk.limits = replace(LIMITS, plugin_files=1_000)
     await desk.put("a.txt")
     for number in range(static.PAGE):
         (desk.directory / "acme.demo" / f"n{number:03}.txt").write_text("")
@@ -217,7 +217,7 @@ async def test_quotas(desk: Desk) -> None:
     assert (await desk.refused(desk.put("b.txt", "x" * 1_001 + "y"))).code is Denial.TOO_LARGE
     assert not (desk.directory / "acme.demo" / "deep").exists()
     await desk.put("c.txt", "x" * 100)
-    desk.limits = replace(LIMITS, total_bytes=10)
+    desk.limits = replace(LIMITS, plugin_bytes=10)
     await desk.put("a.txt", "x" * 999)
     assert (await desk.refused(desk.put("a.txt", "x" * 1_000))).code is Denial.QUOTA_EXCEEDED
     desk.limits = LIMITS

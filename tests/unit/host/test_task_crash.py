@@ -37,7 +37,7 @@ async def test_exactly_one_run_whatever_kills_us(tmp_path, lives):
                 finished.add(line.split()[1])
     clock = SystemClock()
     async with open_ledger(state, clock=clock) as ledger:
-        settings = Settings(at_once=8, plugin_at_once=8)
+        settings = Settings(total_at_once=8, plugin_at_once=8)
         async with TaskKeeper(
             ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
         ) as tasks:

@@ -139,7 +139,7 @@ async def test_an_approval_is_for_one_script(here):
 @pytest.mark.parametrize("column", ["script", "sha256", "approved_sha256"])
 async def test_what_was_edited_after_approval_is_refused(here, column):
     """The bytes that run are those that were approved, whatever has become of the row."""
-    here.settings = replace(here.settings, enabled=True, at_once=1)
+    here.settings = replace(here.settings, enabled=True, total_at_once=1)
     blocker = await here.submit("sleep 1000", B)
     await here.approve(blocker)
     await until(lambda: here.tasks.get(blocker).state == "running", "the blocker to run")
@@ -216,7 +216,7 @@ async def test_fork_bombs_and_double_forks_are_reaped(here):
 
 async def test_the_last_of_the_output_is_kept(tmp_path):
     """The tail of each stream, and that there was more; control characters are shown, not sent."""
-    async with world(tmp_path, output_kib=1) as here:
+    async with world(tmp_path, output_bytes=1 << 10) as here:
         ended = await here.run("seq 1 2000; printf '\\033[31mred\\ttab\\n' >&2")
     told = ended.outcome
     assert told.stdout.endswith("1999\n2000\n")
@@ -333,7 +333,7 @@ async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_pa
 
 async def test_places_and_shares(tmp_path):
     """So many at once, so many of one plugin; another plugin is not kept waiting."""
-    async with world(tmp_path, at_once=2, plugin_at_once=1) as here:
+    async with world(tmp_path, total_at_once=2, plugin_at_once=1) as here:
         mine = [await here.submit("sleep 1000") for _ in range(2)]
         other = await here.submit("sleep 1000", B)
         for one in (*mine, other):
@@ -347,7 +347,7 @@ async def test_places_and_shares(tmp_path):
 
 async def test_quotas_and_lists(tmp_path):
     """What has not ended counts; lists are one's own, newest first, in pages."""
-    async with world(tmp_path, plugin_waiting=3, waiting=4) as here:
+    async with world(tmp_path, plugin_waiting=3, total_waiting=4) as here:
         mine = [await here.submit(f"echo {n}", name=f"n{n}") for n in range(3)]
         with pytest.raises(HostError, match=r"quota_exceeded: expected at most 3 tasks of acme\.a"):
             await here.submit("echo")
@@ -371,7 +371,7 @@ async def test_quotas_and_lists(tmp_path):
 async def test_what_nobody_approves_expires(tmp_path):
     """After its hours; and what ended is kept for its days, the newest so many of it."""
     clock = ManualClock()
-    async with world(tmp_path, clock=clock, expire_h=2, keep_days=1, keep_items=2) as here:
+    async with world(tmp_path, clock=clock, expire_s=7_200, keep_days=1, keep_items=2) as here:
         late = await here.submit("echo")
         clock.advance(7_100)
         await here.tasks.sweep()

@@ -30,7 +30,7 @@ service_listen = "127.0.0.1:0"
 [service.programs]
 sh = "/bin/sh"
 [task]
-at_once = 32
+total_at_once = 32
 [ddns]
 poll_s = 1
 verify_s = 1
