@@ -11,6 +11,7 @@ from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exits import ExitCode
 from latticed.ctl.table import Cell, Column
+from latticed.kit import passwords
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples(
     "latticectl secret set API_TOKEN < token.txt         # without its last line end",
+    "latticectl secret set --password WEB_LOGIN          # asked for twice; only its hash is sent and kept",
     "latticectl secret bind API_TOKEN acme.fetch         # now ${secret:API_TOKEN} works in its requests",
     "latticectl secret list",
     "latticectl secret unbind API_TOKEN acme.fetch",
@@ -39,6 +41,8 @@ def arguments(parser: Parser) -> None:
     for name, summary in (("set", "keep a value, read from stdin or asked for"), ("delete", "forget a secret")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("name", metavar="NAME", help="upper case letters, digits and _")
+        if name == "set":
+            action.add_argument("--password", action="store_true", help="it is a login's password: keep its hash")
         if name == "delete":
             action.add_argument("--unbind", action="store_true", help="also when plugins have it bound, which lose it")
     for name, summary in (("bind", "let a plugin have it used"), ("unbind", "take that back")):
@@ -78,19 +82,41 @@ def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
 
 
 def _set(session: CtlSession) -> int:
-    if sys.stdin.isatty():
-        value = getpass.getpass(f"{session.args.name}: ").encode()
-    else:
-        value = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
-        if len(value) > wire.MAX_BODY_BYTES:
-            raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
-        value = value.removesuffix(b"\n").removesuffix(b"\r")
+    value = _read_value(session.args.name, twice=session.args.password)
     if not value:
         raise Problem(
             "usage", "expected a value on stdin, found nothing", "printf %s VALUE | latticectl secret set NAME"
         )
+    if session.args.password:
+        value = _hash(value)
     session.client().put_bytes("secrets", session.args.name, body=value)
     return _told(session, "set", {"set": True})
+
+
+def _read_value(name: str, *, twice: bool) -> bytes:
+    """From the terminal without echo, or all of stdin without its last line end. `twice`: typed again to compare."""
+    if sys.stdin.isatty():
+        value = getpass.getpass(f"{name}: ")
+        if twice and getpass.getpass(f"{name} again: ") != value:
+            raise Problem("usage", "expected the same password twice, found two")
+        return value.encode("utf-8", "surrogateescape")
+    found = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
+    if len(found) > wire.MAX_BODY_BYTES:
+        raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
+    return found.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _hash(value: bytes) -> bytes:
+    """The hash of a login's password; Problem("usage") for one that no login would take."""
+    try:
+        password = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem("usage", "expected a password in UTF-8, found other bytes") from error
+    if password.startswith(passwords.PREFIX):
+        raise Problem("usage", "expected a password, found a hash", "leave --password out to keep a hash as it is")
+    if fault := passwords.fault(password):
+        raise Problem("usage", fault)
+    return passwords.make_hash(password).encode("ascii")
 
 
 def _delete(session: CtlSession) -> int:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.host.allowance import Allowance
 from latticed.host.call import HostError
-from latticed.host.route import passwords
 from latticed.ingress.streaming import SESSION_COOKIES
-from latticed.kit import logs
+from latticed.kit import logs, passwords
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 

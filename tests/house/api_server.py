@@ -105,6 +105,7 @@ class Api:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     denials: list[dict[str, Any]] = field(default_factory=list)
     values: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    secrets: dict[str, bytes] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     health: Answer = (200, {"status": "ok", "problems": []})
     fails_to_arm: set[str] = field(default_factory=set)
@@ -149,6 +150,9 @@ class Api:
                 return self._one(method, plugin_id, rest, body)
             case _, ["kv", *names]:
                 return self._kv(method, names, query, body)
+            case "PUT", ["secrets", name]:
+                self.secrets[name] = body
+                return 204, b""
             case "POST", ["trust", "lift"]:
                 return 200, {**json.loads(body), "lifted": True}
             case "GET", _:

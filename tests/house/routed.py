@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from latticed.host.call import Caller, HostError
-from latticed.host.route import passwords
 from latticed.host.route.calls import Doors, RouteCalls
 from latticed.host.route.table import RouteTable
 from latticed.host.route.upstreams import UpstreamTable
@@ -27,6 +26,7 @@ from latticed.host.secret.key import KeyLocation
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.proxy import ProxyLimits
 from latticed.ingress.service_listener import ServiceIngress
+from latticed.kit import passwords
 from latticed.kit.wheel import Wheel
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import routes as rows
@@ -40,7 +40,7 @@ from tests.house.clocks import ManualClock
 
 ID = "acme.demo"
 PASSWORD = "correct horse"
-KEPT = passwords.hashed(PASSWORD, ln=10)  # cheap: hundreds of tests log in
+KEPT = passwords.make_hash(PASSWORD, ln=10)  # cheap: hundreds of tests log in
 HOST = "127.0.0.1"
 
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
-from latticed.host.route import passwords
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as routes
 from latticed.host.route.targets import Invoked, Proxied, Templated, compiled
-from latticed.kit import logs
+from latticed.kit import logs, passwords
 from latticed.ledger import routes as rows
 from latticed.model import egress
 from latticed.model.errors import Problem

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from latticed.kit import passwords
 from latticed.model import capability
 from tests.house import api_server
 
@@ -170,3 +171,51 @@ def test_every_capability_shows_its_limits(tmp_path):
     assert set(found) == set(capability.RISKS)
     assert "1234 bytes a value" in found["kv:write"]
     assert "7 tasks waiting" in found["task:run"]
+
+
+def test_a_secret_is_sent_without_its_last_line_end(ctl, api, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines\r\n")))
+    assert ctl("secret", "set", "TOKEN").out == "TOKEN set\n"
+    assert api.secrets == {"TOKEN": b"two\nlines"}
+
+
+def test_only_the_hash_of_a_password_is_sent(ctl, api, monkeypatch):
+    """From a pipe: one line, in UTF-8."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("pässword\n".encode())))
+    assert ctl("secret", "set", "--password", "WEB").out == "WEB set\n"
+    stored = api.secrets["WEB"].decode("ascii")
+    assert stored.startswith("$scrypt$")
+    assert passwords.verify(stored, "pässword")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"short", "8 characters"),
+        (b"x" * 1_025, "1024 bytes"),
+        (b"\xff" * 8, "UTF-8"),
+        (b"$scrypt$ln=15,r=8,p=1$0123$0123", "found a hash"),
+        (b"\n", "found nothing"),
+    ],
+)
+def test_what_no_login_would_take_is_not_sent(ctl, api, monkeypatch, data, why):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    ran = ctl("secret", "set", "--password", "WEB")
+    assert ran.code == 2
+    assert why in ran.err
+    assert api.asked == []
+
+
+def test_a_password_is_asked_for_twice(ctl, api, monkeypatch):
+    """At a terminal, without echo; a slip of the finger is noticed. Any other secret is asked for once."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    typed = iter(("correct horse", "corect horse", "correct horse", "correct horse", "token"))
+    prompts = []
+    monkeypatch.setattr("getpass.getpass", lambda prompt: (prompts.append(prompt), next(typed))[1])
+    assert ctl("secret", "set", "--password", "WEB").code == 2
+    assert api.secrets == {}
+    assert ctl("secret", "set", "--password", "WEB").code == 0
+    assert passwords.verify(api.secrets["WEB"].decode(), "correct horse")
+    assert ctl("secret", "set", "TOKEN").code == 0
+    assert api.secrets["TOKEN"] == b"token"
+    assert prompts == ["WEB: ", "WEB again: ", "WEB: ", "WEB again: ", "TOKEN: "]

@@ -9,8 +9,8 @@ import re
 import aiohttp
 import pytest
 
-from latticed.host.route import passwords
 from latticed.ingress import sessions
+from latticed.kit import passwords
 from latticed.model.audit import Event
 from tests.house import backends, ingresses, routed
 from tests.house.routed import ID, PASSWORD
@@ -132,7 +132,7 @@ async def test_a_changed_password_ends_every_session(world):
     """So does taking the secret back; nobody gets in while there is none."""
     session = await world.cookie()
     assert (await world.get(f"{PREFIX}/x", session)).status == 200
-    await world.secrets.set("WEB", passwords.hashed("another horse", ln=10))
+    await world.secrets.set("WEB", passwords.make_hash("another horse", ln=10))
     assert (await world.get(f"{PREFIX}/x", session)).status == 401
     assert (await world.log_in()).status == 403
     session = await world.cookie(password="another horse")
@@ -181,7 +181,7 @@ async def test_logging_out(world, backend):
 
 async def test_one_plugins_two_logins(world, backend):
     """Each opens its own; who logs in to the second stays logged in to the first."""
-    await world.secrets.set("ADMIN", passwords.hashed("another horse", ln=10))
+    await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
     await world.secrets.bind("ADMIN", ID)
     await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
     session = await world.cookie()

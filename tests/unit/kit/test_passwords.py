@@ -7,9 +7,9 @@ import hashlib
 
 import pytest
 
-from latticed.host.route import passwords
+from latticed.kit import passwords
 
-CHEAP = passwords.hashed("correct horse", ln=10)
+CHEAP = passwords.make_hash("correct horse", ln=10)
 
 
 def test_the_password_itself():
@@ -24,7 +24,7 @@ def test_its_hash():
     assert passwords.fault(CHEAP) is None
     assert passwords.verify(CHEAP, "correct horse")
     assert not passwords.verify(CHEAP, CHEAP)
-    assert passwords.hashed("correct horse", ln=10) != CHEAP
+    assert passwords.make_hash("correct horse", ln=10) != CHEAP
 
 
 def test_a_hash_of_another_program():
