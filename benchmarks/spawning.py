@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.bench import Bench
-    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.host_facts import Probed
     from latticed.sandbox.spec import ChildSpec
 
 TIMES: Final = 10

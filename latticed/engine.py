@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
     from latticed.model.verdict import Verdict
     from latticed.runners.contract import Runner
-    from latticed.sandbox.probe import Probed
+    from latticed.sandbox.host_facts import Probed
     from latticed.settings import Settings
 
 log: Final = logs.get_logger()

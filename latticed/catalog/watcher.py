@@ -22,7 +22,6 @@ from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD
 from latticed.bundle import read
 from latticed.catalog import mounts
 from latticed.catalog import root as roots
-from latticed.catalog.callbacks import BundleEvents, RootEvents
 from latticed.kit import files
 from latticed.model.errors import Problem
 
@@ -153,7 +152,7 @@ class Watcher:
                 return
             self.disarm_all()
             try:
-                self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, RootEvents(self))
+                self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, _RootEvents(self))
                 self._failure = ""
             except OSError as error:
                 self._failure = f"the plugin directory is not watched: {error.strerror}"
@@ -190,7 +189,7 @@ class Watcher:
             if self._root is None or self._root.inode != root.id or is_armed:
                 return
             try:
-                made = self._add(f"/proc/self/fd/{place}/.", inode, BundleEvents(self, name), closely=closely)
+                made = self._add(f"/proc/self/fd/{place}/.", inode, _BundleEvents(self, name), closely=closely)
             finally:  # only now: the kernel has one watch for one directory, which is never without it
                 self._disarm(name)
             self._watches[name] = made
@@ -215,7 +214,7 @@ class Watcher:
             if self._inotify is not None:
                 self._inotify.remove_callbacks([(watch.wd, watch.id) for watch in watches])
 
-    def _add(self, path: str, inode: RootId, callback: RootEvents | BundleEvents, *, closely: bool = False) -> _Watch:
+    def _add(self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents, *, closely: bool = False) -> _Watch:
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
@@ -293,3 +292,40 @@ class Watcher:
             for name, watch in self._watches.items():
                 self._watches[name] = _Watch(wd=watch.wd, id=watch.id, inode=(0, 0))
         self._inbox.note(scan=True, overflows=1)
+
+
+class _RootEvents:
+    """watchdog's WatchCallback for the plugin directory."""
+
+    __slots__ = ("_watcher",)
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def on_event(self, event: InotifyEvent) -> None:
+        self._watcher.on_root_event(event)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        self._watcher.on_root_deleted(wd)
+
+    def on_queue_overflow(self) -> None:
+        self._watcher.on_overflow()
+
+
+class _BundleEvents:
+    """watchdog's WatchCallback for one bundle."""
+
+    __slots__ = ("_name", "_watcher")
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self._watcher = watcher
+        self._name = name
+
+    def on_event(self, event: InotifyEvent) -> None:
+        self._watcher.on_bundle_event(self._name, event)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        self._watcher.on_bundle_deleted(self._name, wd)
+
+    def on_queue_overflow(self) -> None:
+        """The plugin directory's own callback has heard of it."""

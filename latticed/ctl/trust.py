@@ -128,35 +128,33 @@ def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
     return ExitCode.OK
 
 
-def _added(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+def _added(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
     from latticed.model import ids
     from latticed.model.capability import Risk
-    from latticed.trust import policy_fields
-    from latticed.trust.policy import Publisher, with_publisher
+    from latticed.trust import policy
 
     name: str = args.publisher
     if not ids.is_valid(name) or name == ids.RESERVED_PUBLISHER:
         raise Problem("usage", f"expected a publisher's name (3 to 128 of a-z 0-9 . -), found {name[:150]!r}")
-    keys = tuple(_named(policy_fields.public_key, key, "KEY") for key in args.keys)
-    had: Publisher | None = policy.publishers.get(name)
-    new = Publisher(
+    keys = tuple(_named(policy.public_key, key, "KEY") for key in args.keys)
+    had: policy.Publisher | None = old.publishers.get(name)
+    new = policy.Publisher(
         keys=tuple(dict.fromkeys((*(had.keys if had else ()), *keys))),
         ids=tuple(dict.fromkeys(args.ids)) if args.ids else had.ids if had else (),
         max_risk=Risk[args.max_risk.upper()] if args.max_risk else had.max_risk if had else None,
     )
-    return with_publisher(policy, name, new), f"trusted: {name}"
+    return policy.with_publisher(old, name, new), f"trusted: {name}"
 
 
-def _removed(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
-    from latticed.trust import policy_fields
-    from latticed.trust.policy import with_publisher, without_publisher
+def _removed(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    from latticed.trust import policy
 
-    had = policy.publishers.get(args.publisher)
+    had = old.publishers.get(args.publisher)
     if had is None:
         raise Problem("not_found", f"no publisher {args.publisher[:150]!r} is trusted", "latticectl trust lists them")
     if args.key is None:
-        return without_publisher(policy, args.publisher), f"no longer trusted: {args.publisher}"
-    key = _named(policy_fields.revoked_key, args.key, "--key")
+        return policy.without_publisher(old, args.publisher), f"no longer trusted: {args.publisher}"
+    key = _named(policy.revoked_key, args.key, "--key")
     if key not in had.keys:
         raise Problem("not_found", f"{args.publisher} has no such key", "latticectl trust lists them")
     left = tuple(other for other in had.keys if other != key)
@@ -164,36 +162,35 @@ def _removed(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
         raise Problem(
             "last_key", f"this is the only key of {args.publisher}", f"latticectl trust remove {args.publisher}"
         )
-    return with_publisher(
-        policy, args.publisher, dataclasses.replace(had, keys=left)
+    return policy.with_publisher(
+        old, args.publisher, dataclasses.replace(had, keys=left)
     ), f"key of {args.publisher} removed"
 
 
-def _revoked(policy: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
-    from latticed.trust import policy_fields
-    from latticed.trust.policy import Revoked, with_revocations
+def _revoked(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    from latticed.trust import policy
 
-    more = Revoked(
-        keys=frozenset(_named(policy_fields.revoked_key, key, "--key") for key in args.key),
-        digests=frozenset(_named(policy_fields.revoked_digest, digest, "--digest") for digest in args.digest),
-        plugins=frozenset(_named(policy_fields.revoked_plugin, plugin, "--plugin") for plugin in args.plugin),
+    more = policy.Revoked(
+        keys=frozenset(_named(policy.revoked_key, key, "--key") for key in args.key),
+        digests=frozenset(_named(policy.revoked_digest, digest, "--digest") for digest in args.digest),
+        plugins=frozenset(_named(policy.revoked_plugin, plugin, "--plugin") for plugin in args.plugin),
     )
     named = [*sorted(more.keys), *sorted(more.digests), *sorted(more.plugins)]
     if not named:
         raise Problem("usage", "expected something to revoke", "name it with --key, --digest or --plugin")
-    return with_revocations(policy, more), f"revoked: {', '.join(named)}"
+    return policy.with_revocations(old, more), f"revoked: {', '.join(named)}"
 
 
 def _lift(session: CtlSession) -> int:
-    from latticed.trust import policy_fields
+    from latticed.trust import policy
 
     args = session.args
     kind, given, read = next(
         (kind, given, read)
         for kind, given, read in (
-            ("key", args.key, policy_fields.revoked_key),
-            ("digest", args.digest, policy_fields.revoked_digest),
-            ("plugin", args.plugin, policy_fields.revoked_plugin),
+            ("key", args.key, policy.revoked_key),
+            ("digest", args.digest, policy.revoked_digest),
+            ("plugin", args.plugin, policy.revoked_plugin),
         )
         if given is not None
     )

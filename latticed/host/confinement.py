@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.sandbox.artifact import Artifact
+    from latticed.sandbox.host_facts import Probed
     from latticed.sandbox.levels import Level
-    from latticed.sandbox.probe import Probed
     from latticed.sandbox.spec import ChildRequest, Ids
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"

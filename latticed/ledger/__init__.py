@@ -7,6 +7,6 @@ see apsw: others name `ledger.Connection` and `ledger.Transaction`.
 
 from latticed.ledger.connection import Connection, RowReader
 from latticed.ledger.ledger import Ledger, open_ledger
-from latticed.ledger.writer import Transaction
+from latticed.ledger.transaction import Transaction
 
 __all__ = ["Connection", "Ledger", "RowReader", "Transaction", "open_ledger"]

@@ -8,7 +8,7 @@ from latticed.model.chain import Position
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 
 def draw(tx: Transaction, plugin_id: str) -> None:

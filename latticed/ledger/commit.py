@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latticed.ledger.chain import Chain, Chains
     from latticed.ledger.reserve import Reserve
     from latticed.ledger.state import StateDir
-    from latticed.ledger.writer import Transaction, WriteJob
+    from latticed.ledger.transaction import Transaction, WriteJob
     from latticed.model.chain import Head
 
 HEAD_EVERY: Final = 1_000

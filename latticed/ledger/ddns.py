@@ -12,7 +12,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 State = Literal["pending", "published", "retrying", "denied"]
 _KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"

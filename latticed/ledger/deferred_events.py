@@ -17,7 +17,8 @@ from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ledger.writer import LedgerWriter, Transaction
+    from latticed.ledger.transaction import Transaction
+    from latticed.ledger.writer import LedgerWriter
 
 MAX: Final = 10_000
 BATCH: Final = 500

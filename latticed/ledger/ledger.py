@@ -15,7 +15,7 @@ from latticed.ledger.coalesce import EVERY_S, Denials
 from latticed.ledger.deferred_events import DeferredEvents
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
-from latticed.ledger.writer import LedgerWriter, Transaction
+from latticed.ledger.writer import LedgerWriter
 from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.ledger.connection import Connection
     from latticed.ledger.retention import Retention
+    from latticed.ledger.transaction import Transaction
     from latticed.model import audit
     from latticed.model.chain import Head, Name, Position
 

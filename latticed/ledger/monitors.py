@@ -12,7 +12,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 _COLUMNS: Final = "key, plugin_id, name, spec, state, against, since, checks, created_at, updated_at"
 _RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expires_at"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 FINISHED: Final[tuple[Status, ...]] = ("done", "failed")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 Severity = Literal["info", "warning", "error", "critical"]
 Status = Literal["queued", "delivering", "done", "failed"]

@@ -13,7 +13,7 @@ from latticed.model.plan import TRANSITIONS, PlanState
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, created_at, updated_at"
 _OPEN: Final = "('planned', 'approved')"

@@ -12,7 +12,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 Kind = Literal["service", "tunnel"]
 

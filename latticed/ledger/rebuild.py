@@ -19,7 +19,7 @@ from latticed.ledger import audit, connection, floors, migrations, records, revo
 from latticed.ledger import integrity as damage
 from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import RevocationRows
-from latticed.ledger.writer import Transaction
+from latticed.ledger.transaction import Transaction
 from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.errors import Problem
 

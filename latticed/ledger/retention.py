@@ -20,7 +20,7 @@ from latticed.model.audit import DAEMON, Event
 from latticed.model.chain import Head
 
 if TYPE_CHECKING:
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 SLICE: Final = 5_000
 """Events removed in one transaction: some 20 ms of the writer's time."""

@@ -10,7 +10,7 @@ from latticed.ledger.connection import DAMAGED
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 Kind = Literal["keys", "digests", "plugins"]
 KINDS: Final[tuple[Kind, ...]] = ("keys", "digests", "plugins")

@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 

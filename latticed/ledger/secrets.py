@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 MAX_SECRETS: Final = 1_000
 MAX_BINDINGS: Final = 64

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from latticed.ledger.connection import RowReader
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 OPEN: Final = ("submitted", "approved", "running")

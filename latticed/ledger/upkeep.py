@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger.retention import Retention
-    from latticed.ledger.writer import LedgerWriter, Transaction
+    from latticed.ledger.transaction import Transaction
+    from latticed.ledger.writer import LedgerWriter
     from latticed.model import chain
     from latticed.model.errors import Problem
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import queue
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.ledger import state
@@ -18,6 +17,7 @@ from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
 from latticed.ledger.reserve import Reserve
 from latticed.ledger.threads import joined
+from latticed.ledger.transaction import Transaction, WriteJob
 from latticed.model.chain import Position
 from latticed.model.errors import Problem
 
@@ -25,50 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import apsw
-
     from latticed.kit.clock import Clock
-    from latticed.ledger.connection import Connection
     from latticed.model.audit import Event
     from latticed.model.chain import Head
 
 T = TypeVar("T")
 
 MAX_BATCH: Final = 4_096
-
-
-class Transaction:
-    """What a change may do: run statements and append audit events. Not to be kept after the change returns."""
-
-    __slots__ = ("_connection", "chains")
-
-    def __init__(self, connection: Connection, chains: Chains) -> None:
-        self._connection = connection
-        self.chains = chains
-
-    def execute(self, statements: str, bindings: tuple[Any, ...] = (), /) -> apsw.Cursor:
-        self.chains.flush()  # so that a change can read what it appended
-        return self._connection.execute(statements, bindings)
-
-    def changes(self) -> int:
-        """How many rows the last statement inserted, updated or deleted."""
-        return self._connection.changes()
-
-    def append_audit(self, event: Event) -> int:
-        """Chain `event` within this transaction and return its seq; it is rolled back with the transaction."""
-        return self.chains.append(event)
-
-
-@dataclass(slots=True)
-class WriteJob:
-    """One change, or one event to append (which needs no savepoint: it fails before it changes anything)."""
-
-    change: Callable[[Transaction], Any] | Event
-    future: asyncio.Future[Any]
-    durable: bool
-    essential: bool = False
-    result: Any = None
-    error: BaseException | None = None
 
 
 class LedgerWriter:

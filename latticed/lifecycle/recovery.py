@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latticed.bundle.read import ReadLimits
     from latticed.kit.clock import Clock
     from latticed.ledger.rebuild import Salvage
-    from latticed.ledger.writer import Transaction
+    from latticed.ledger.transaction import Transaction
     from latticed.model.chain import Head
     from latticed.model.lifecycle import Record
 

@@ -16,13 +16,14 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc import problems
 from latticed.rpc.api import Ask
-from latticed.rpc.routes import ROUTES, ApiRoute
+from latticed.rpc.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.rpc.api import Api
     from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.forms import ApiRoute
 
 log = logs.get_logger()
 _failures: Final = LogLimiter()

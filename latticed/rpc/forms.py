@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
 from latticed.model.verdict import Code
@@ -26,6 +26,12 @@ from latticed.rpc import (
 from latticed.rpc import policy_preview as foresight
 from latticed.rpc.api import QueryParams
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from latticed.rpc.access import Scope
+    from latticed.rpc.api import Ask
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -41,6 +47,17 @@ class Form:
     body: Any = None
     codes: tuple[str, ...] = ()
     also: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRoute:
+    """Some consents in a body take `host` besides: see `Consent.needs_host_scope`."""
+
+    method: str
+    path: str
+    scope: Scope
+    handle: Callable[[Ask], Awaitable[Any]]
+    form: Form
 
 
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")

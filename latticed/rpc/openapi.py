@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from http import HTTPStatus
 
-    from latticed.rpc.routes import ApiRoute
+    from latticed.rpc.forms import ApiRoute
 
 ABOUT: Final = (
     "HTTP/1.1 on a unix socket. Who asks is told by the socket's peer credentials; `x-scope` names the scope that an "

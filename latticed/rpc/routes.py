@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.rpc import (
@@ -23,28 +22,15 @@ from latticed.rpc import (
 )
 from latticed.rpc import policy_preview as foresight
 from latticed.rpc.access import Scope
+from latticed.rpc.forms import ApiRoute
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from latticed.rpc.api import Ask
-    from latticed.rpc.forms import Form
-
-
-@dataclass(frozen=True, slots=True)
-class ApiRoute:
-    """Some consents in a body take `host` besides: see `Consent.needs_host_scope`."""
-
-    method: str
-    path: str
-    scope: Scope
-    handle: Callable[[Ask], Awaitable[Any]]
-    form: Form
 
 
 async def describe(ask: Ask) -> dict[str, Any]:
     """This description of the API."""
-    from latticed.rpc import openapi  # its cost is for those who ask
+    from latticed.rpc import openapi  # imported when first asked for: it takes long
 
     return openapi.document(ROUTES, ask.api.version)
 

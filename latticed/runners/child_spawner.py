@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
+    from latticed.sandbox.host_facts import Probed
     from latticed.sandbox.levels import Chosen
-    from latticed.sandbox.probe import Probed
     from latticed.sandbox.spec import ChildRequest
     from latticed.settings import PluginLimitSettings, SandboxSettings
 

@@ -6,9 +6,14 @@ import ctypes
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from latticed.sandbox.levels import HostSupport
+
+if TYPE_CHECKING:
+    from latticed.sandbox.cgroup import Delegation
+    from latticed.sandbox.levels import Provided
+    from latticed.sandbox.syscalls import Machine
 
 _SETGID, _SETUID, _SYS_ADMIN = 1 << 6, 1 << 7, 1 << 21
 _PR_SET_DUMPABLE: Final = 4
@@ -25,6 +30,17 @@ class HostFacts:
     other_ids: bool
     oom_score_adj: int = 0
     host: HostSupport = field(default_factory=HostSupport)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """This host, as far as confinement goes. `landlock` is its ABI version, 0 for none."""
+
+    machine: Machine
+    standing: HostFacts
+    landlock: int
+    delegation: Delegation | None
+    provided: Provided
 
 
 def look() -> HostFacts:

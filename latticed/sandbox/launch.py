@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
-from latticed.sandbox import stub, stub_root
+from latticed.sandbox import stub, stub_calls, stub_root
 from latticed.sandbox.spec import SCRIPT_FD
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.spec import ChildSpec
 
-_LOADER: Final = f"import marshal; r, s, p = marshal.load(open({stub.PLAN}, 'rb')); exec(r); exec(s); main(p)"
+_LOADER: Final = (
+    f"import marshal; a, b, c, p = marshal.load(open({stub_calls.PLAN}, 'rb')); exec(a); exec(b); exec(c); main(p)"
+)
 _ABOVE: Final = 256  # where descriptors wait while the low numbers are dealt out
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -65,13 +67,13 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
         opened.append(status_out)
         pid = -1
         try:
-            wanted = {**spec.given, **descriptors, stub.STATUS: status_out}
-            wanted[stub.PLAN] = _plan(spec, opened)
-            wanted[stub.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
+            wanted = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
+            wanted[stub_calls.PLAN] = _plan(spec, opened)
+            wanted[stub_calls.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
             if spec.artifact_fd is not None:
-                wanted[stub.ARTIFACT] = wanted[SCRIPT_FD] = spec.artifact_fd
+                wanted[stub_calls.ARTIFACT] = wanted[SCRIPT_FD] = spec.artifact_fd
             if cgroup is not None:
-                wanted[stub.CGROUP] = cgroup
+                wanted[stub_calls.CGROUP] = cgroup
             pid = _spawn(wanted, opened)
         finally:
             if pid < 0:
@@ -135,7 +137,7 @@ def _plan(spec: ChildSpec, opened: list[int]) -> int:
 @functools.cache
 def _compiled_stub() -> list[CodeType]:
     """Compiled once: doing it in each child would be a fifth of its start."""
-    files = [Path(module.__file__ or "") for module in (stub_root, stub)]
+    files = [Path(module.__file__ or "") for module in (stub_calls, stub_root, stub)]
     return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 

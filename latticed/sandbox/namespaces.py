@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.sandbox import seccomp, stub
+from latticed.sandbox import seccomp, stub_calls
 from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def first(machine: Machine) -> dict[str, Any]:
     """
     program = seccomp.init_program(machine)
     return {
-        "program": stub.INIT,
+        "program": stub_calls.INIT,
         "argv": ["latticed-init"],
         "env": [],
         "cwd": "/",

@@ -11,13 +11,14 @@ import select
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, syscalls
 from latticed.sandbox import elf_programs as tiny
 from latticed.sandbox import host_facts as standing
 from latticed.sandbox.cgroup import Delegation
+from latticed.sandbox.host_facts import Probed
 from latticed.sandbox.levels import Chosen, Failure, Level, Provided
 
 if TYPE_CHECKING:
@@ -31,17 +32,6 @@ _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL})
 _PAUSE_S: Final = 0.001
 _ANSWER: Final = 42
 _SHELL: Final = "/bin/sh"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """This host, as far as confinement goes. `landlock` is its ABI version, 0 for none."""
-
-    machine: Machine
-    standing: HostFacts
-    landlock: int
-    delegation: Delegation | None
-    provided: Provided
 
 
 def probe(ids: spec.Ids = PROBE_IDS) -> Probed:

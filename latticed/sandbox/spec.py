@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from latticed.model.errors import Problem
 from latticed.sandbox import elf_programs as tiny
-from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub
+from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub_calls
 from latticed.sandbox import visible_paths as view
 from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.levels import Level
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.sandbox.cgroup import Delegation
+    from latticed.sandbox.host_facts import Probed
     from latticed.sandbox.levels import Chosen
-    from latticed.sandbox.probe import Probed
     from latticed.sandbox.rlimits import ResourceLimits
     from latticed.sandbox.visible_paths import VisiblePaths
 
@@ -214,7 +214,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
         "own_pids": (("init", "pid") if shape.init else ("pid",)) if shape.own_root else (),
         "loopback": request.network == "own",
         "tree": tree if shape.own_root else None,
-        "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path or stub.ARTIFACT,
+        "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path or stub_calls.ARTIFACT,
     }
 
 

@@ -1,9 +1,8 @@
 """The launch stub: carries a plan out on itself, step by step, and becomes the child.
 
-Standalone: standard library only, nothing of latticed; what it does not import is time that every spawn saves (no
-json, no signal, no re). `launch` runs it as `python -ISEB`, compiled, behind `stub_root`, with `main(plan)`. Messages
-go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1 of it,
-`failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
+`launch` runs it as `python -ISEB`, compiled, in the same names behind `stub_calls` and `stub_root`, with `main(plan)`.
+Messages go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1
+of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
 running. Comments say what another order of steps would lose.
 """
 
@@ -16,63 +15,33 @@ import os
 import stat
 import struct
 
-TYPE_CHECKING = False  # typing is among what is not imported
-if TYPE_CHECKING:
+TYPE_CHECKING = False  # the module typing is not imported, to save time at each spawn
+if TYPE_CHECKING:  # executed before this, in the same names
     from typing import Any
 
-    from latticed.sandbox.stub_root import build_tree  # noqa: TC004 - executed before this, in the same names
+    from latticed.sandbox.stub_calls import (  # noqa: TC004
+        AT_EMPTY_PATH,
+        CGROUP,
+        DAEMON,
+        Plan,
+        StageError,
+        begin,
+        call,
+        check,
+        libc,
+        numbers,
+        prctl,
+        stage,
+        tell,
+        write_to,
+    )
+    from latticed.sandbox.stub_root import build_tree  # noqa: TC004
 
-    Plan = dict[str, Any]
-
-PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT = range(100, 106)
 CLONE_PARENT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ, POLLIN = 0x8000, 9, 13, 17, 25, 1
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 22, 2
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 CAPABILITY_VERSION_3, LAST_CAP = 0x20080522, 63
-AT_EMPTY_PATH = 0x1000
 CLOSE_RANGE_CLOEXEC, NO_FD, SIOCSIFFLAGS, IFF_UP_RUNNING = 4, 0xFFFFFFFF, 0x8914, 0x41
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-stage = "plan"
-numbers: dict[str, int] = {}
-
-
-class StageError(Exception):
-    """A step failed; args: stage, errno."""
-
-
-def begin(name: str) -> None:
-    global stage  # noqa: PLW0603 - one process, one purpose: the step it is at
-    stage = name
-
-
-def check(result: int) -> int:
-    """The result of a C call, or Failed with its errno."""
-    if result == -1:
-        raise StageError(stage, ctypes.get_errno())
-    return result
-
-
-def call(name: str, *arguments: Any) -> int:
-    """A system call by its number, all arguments as 64-bit words or pointers."""
-    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
-    words += [ctypes.c_long(0)] * (6 - len(words))
-    return check(libc.syscall(ctypes.c_long(numbers[name]), *words))
-
-
-def prctl(option: int, *arguments: Any) -> int:
-    words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in (*arguments, 0, 0, 0, 0)[:4]]
-    return check(libc.prctl(option, *words))
-
-
-def tell(message: str) -> None:
-    os.write(STATUS, message.encode() + b"\n")
-
-
-def write_to(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def change_ids(ids: tuple[int, int]) -> None:

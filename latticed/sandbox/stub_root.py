@@ -11,7 +11,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.sandbox.stub import ARTIFACT, AT_EMPTY_PATH, INIT, Plan, begin, call, check, libc, write_to  # noqa: TC004 - they are there, see above  # noqa: TC004
+    from latticed.sandbox.stub_calls import (  # noqa: TC004 - executed before this, in the same names
+        ARTIFACT,
+        AT_EMPTY_PATH,
+        INIT,
+        Plan,
+        begin,
+        call,
+        check,
+        libc,
+        write_to,
+    )
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
 OPEN_TREE_CLONE, AT_RECURSIVE, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 4, -100

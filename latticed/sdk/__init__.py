@@ -17,7 +17,8 @@ older than the daemon's (3.9 and newer), at each start of a plugin.
 host call that is refused raises HostError with its stable `code`. What is printed goes to stderr, the plugin's log.
 """
 
+from latticed.sdk.base import Health, PluginError, Reply
 from latticed.sdk.calls import HostError
-from latticed.sdk.plugin import Health, Plugin, PluginError, Reply
+from latticed.sdk.plugin import Plugin
 
 __all__ = ["Health", "HostError", "Plugin", "PluginError", "Reply"]

@@ -8,18 +8,18 @@ import os
 import threading
 
 from latticed.sdk import wires as lines
+from latticed.sdk.base import failed, show_traceback
 from latticed.sdk.calls import HostError
-from latticed.sdk.plugin import failed, show_traceback
 from latticed.sdk.wires import Wires
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from latticed.sdk.plugin import Plugin
+    from latticed.sdk.base import PluginBase
 
 
-def run(plugin: Plugin, wires: Wires, answers_fd: int) -> None:
+def run(plugin: PluginBase, wires: Wires, answers_fd: int) -> None:
     """Carry out the one action that was asked for; `answers_fd` is where the host answers calls."""
     os.set_inheritable(answers_fd, False)
     caller = Caller(wires, Wires(answers_fd, -1))
@@ -29,7 +29,7 @@ def run(plugin: Plugin, wires: Wires, answers_fd: int) -> None:
     caller.end(lines.encode_or(reply, failed))
 
 
-def _reply(plugin: Plugin, action: str, payload: Any) -> dict[str, Any]:
+def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
     try:
         plugin.started()
         if action == "describe":

@@ -1,19 +1,16 @@
-"""A plugin as a class: actions and health to write, host calls at hand, `run` to live."""
+"""A plugin as a class: the author writes actions and health, calls host calls, and starts it with `run`."""
 
 from __future__ import annotations
 
 import os
-import sys
-from types import MappingProxyType
 
-from latticed.sdk.calls import Audit, HostError, Kv, Log
+from latticed.sdk.base import PluginBase
+from latticed.sdk.calls import Audit, Kv, Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
-    from latticed.sdk.calls import Ask
     from latticed.sdk.machine import Monitor, Node, Static
     from latticed.sdk.messages import Http, Mail, Notify
     from latticed.sdk.network import Ddns, Network, Route
@@ -22,75 +19,12 @@ if TYPE_CHECKING:
 RESPONSE_FD = "LATTICE_HOST_RESPONSE_FD"
 
 
-class PluginError(Exception):
-    """Raised by an action: it fails with this message, without a traceback in the log."""
-
-
-class Health:
-    """`status` is healthy, degraded or unhealthy; `message` is for the operator."""
-
-    def __init__(self, status: str = "healthy", message: str = "") -> None:
-        self.status = status
-        self.message = message
-
-    def __repr__(self) -> str:
-        return f"Health({self.status!r}, {self.message!r})"
-
-
-class Reply:
-    """What an action may return when it has more to say than its result."""
-
-    def __init__(self, result: Any = None, *, message: str = "", ok: bool = True) -> None:
-        self.result = result
-        self.message = message
-        self.ok = ok
-
-
-def _unconnected(method: str, params: dict[str, Any]) -> Any:
-    del params
-    raise HostError("service_unavailable", f"{method}: not connected to a host")
-
-
-class Plugin:
+class Plugin(PluginBase):
     """Write a method `do_ACTION(payload)` for each action, or `invoke` for all of them.
 
     Once started: `id`, `capabilities` (what the manifest declares) and `config` (what the operator set). Under
     stdio-json-v1 the host tells none of the three.
     """
-
-    id: str = ""
-    capabilities: tuple[str, ...] = ()
-    config: Mapping[str, Any] = MappingProxyType({})
-    _ask: Ask = staticmethod(_unconnected)
-
-    # To write.
-
-    def started(self) -> None:
-        """Called once, before anything else; if it raises, the plugin does not start."""
-
-    def health(self) -> Health:
-        """How it is; called every so often. What it raises counts as unhealthy."""
-        return Health()
-
-    def invoke(self, action: str, payload: Any) -> Any:
-        """Carry out `action`: what is returned is the result (any JSON, or a Reply). What is raised fails the action.
-
-        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`.
-        """
-        found = getattr(self, f"do_{action.replace('-', '_')}", None)
-        if found is None:
-            raise PluginError(f"no such action: {action[:100]}")
-        return found(payload)
-
-    def stopping(self) -> None:
-        """Called once, before the end, under latticed-stdio-1; the host does not wait long."""
-
-    def describe(self) -> Any:
-        """What the action `describe` answers under stdio-json-v1."""
-        actions = sorted(name[3:] for name in dir(type(self)) if name.startswith("do_"))
-        return {"name": type(self).__name__, "about": (type(self).__doc__ or "").strip(), "actions": actions}
-
-    # To call.
 
     def call(self, host_call: str, /, **params: Any) -> Any:
         """Any host call by its name, with exactly these parameters."""
@@ -182,8 +116,6 @@ class Plugin:
 
         return Ddns(self._ask)
 
-    # To live.
-
     def run(self) -> None:
         """Speak with the host until the work is done. SystemExit when the plugin could not start."""
         from latticed.sdk import wires
@@ -196,47 +128,3 @@ class Plugin:
             from latticed.sdk import session
 
             session.run(self, wires.claim())
-
-    def connect(self, ask: Ask) -> None:
-        """Send host calls through `ask`; `run` and the test harness do this."""
-        self._ask = ask
-
-    def answer(self, action: str, payload: Any) -> dict[str, Any]:
-        """`{ok, message, result, error}` of one action; what it raises becomes the error, and the plugin lives on."""
-        try:
-            found = self.invoke(action, payload)
-        except PluginError as error:
-            return failed(str(error))
-        except HostError as error:
-            return failed(str(error))
-        except Exception as error:  # noqa: BLE001 - one action's fault is not the end of the others
-            show_traceback()
-            return failed(f"{type(error).__name__}: {error}")
-        reply = found if isinstance(found, Reply) else Reply(found)
-        error_text = None if reply.ok else reply.message or "failed"
-        return {"ok": reply.ok, "message": reply.message, "result": reply.result, "error": error_text}
-
-    def check(self) -> Health:
-        """What `health` says, or unhealthy with what it raised."""
-        try:
-            found = self.health()
-            return Health(printable(found.status), printable(found.message))
-        except Exception as error:  # noqa: BLE001 - see answer
-            show_traceback()
-            return Health("unhealthy", printable(f"{type(error).__name__}: {error}"))
-
-
-def failed(message: str) -> dict[str, Any]:
-    """The answer of an action that failed."""
-    text = printable(message)
-    return {"ok": False, "message": text, "result": None, "error": text}
-
-
-def printable(text: object) -> str:
-    """`text` with a mark for each lone surrogate: UTF-8 has no bytes for them."""
-    return str(text).encode("utf-8", errors="replace").decode("utf-8")
-
-
-def show_traceback() -> None:
-    """The exception being handled, on stderr."""
-    sys.excepthook(*sys.exc_info())

@@ -12,15 +12,15 @@ import threading
 from collections import deque
 
 from latticed.sdk import wires as lines
+from latticed.sdk.base import failed, printable, show_traceback
 from latticed.sdk.calls import HostError
-from latticed.sdk.plugin import failed, printable, show_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from latticed.sdk.plugin import Plugin
+    from latticed.sdk.base import PluginBase
     from latticed.sdk.wires import Wires
 
 MAX_LINE_BYTES = 1 << 20
@@ -28,7 +28,7 @@ METHOD_NOT_FOUND = -32601
 NOT_STARTED = -32000
 
 
-def run(plugin: Plugin, wires: Wires) -> None:
+def run(plugin: PluginBase, wires: Wires) -> None:
     """Answer the host until it says shutdown or hangs up; SystemExit(1) when the plugin does not start."""
     session = Session(wires)
     plugin.connect(session.call)
@@ -42,7 +42,7 @@ def run(plugin: Plugin, wires: Wires) -> None:
         session.end()
 
 
-def _serve(plugin: Plugin, session: Session, request: dict[str, Any]) -> bool:
+def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> bool:
     """Answer one request; False when it was the last."""
     method, params = request["method"], request.get("params") or {}
     if method == "initialize":
@@ -65,7 +65,7 @@ def _serve(plugin: Plugin, session: Session, request: dict[str, Any]) -> bool:
     return True
 
 
-def _start(plugin: Plugin, session: Session, request: dict[str, Any]) -> None:
+def _start(plugin: PluginBase, session: Session, request: dict[str, Any]) -> None:
     try:
         plugin.started()
     except Exception as error:  # noqa: BLE001 - told to the host, and the end
@@ -74,7 +74,7 @@ def _start(plugin: Plugin, session: Session, request: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _stop(plugin: Plugin) -> None:
+def _stop(plugin: PluginBase) -> None:
     try:
         plugin.stopping()
     except Exception:  # noqa: BLE001 - it ends anyway

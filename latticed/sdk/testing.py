@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 
 from latticed.sdk import wires
+from latticed.sdk.base import failed
 from latticed.sdk.gate import CAPABILITY_OF, Called, Gate
-from latticed.sdk.plugin import failed
 from latticed.sdk.programs import LongLived, ProgramError, run_once
 
 TYPE_CHECKING = False
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from latticed.sdk.plugin import Health, Plugin
+    from latticed.sdk.base import Health
+    from latticed.sdk.plugin import Plugin
 
 __all__ = ["CAPABILITY_OF", "Called", "Gate", "Harness", "LongLived", "ProgramError", "run_once"]
 

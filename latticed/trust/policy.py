@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from latticed.kit import strict_json, text
+from latticed.model import ids
+from latticed.model.capability import Risk
+from latticed.model.errors import Problem
+from latticed.trust import keys
 
-    from latticed.model.capability import Risk
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MAX_SHOWN: Final = 80
+
+_HINT: Final = "see the trust policy's documented form; `latticectl trust add` writes it for you"
+_PATTERN: Final = re.compile(r"[a-z0-9.-]{0,128}\*")
+_DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
+_RISKS: Final = {risk.word: risk for risk in Risk}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +88,18 @@ NOBODY: Final = TrustPolicy()
 
 def decode(data: bytes) -> TrustPolicy:
     """The policy in the bytes of a trust.json; Problem "policy_invalid" names the key that is wrong."""
-    from latticed.trust import policy_fields  # reads into the shapes above, so it comes after them
-
-    return policy_fields.decode(data)
+    try:
+        raw = strict_json.loads(data)
+    except strict_json.InvalidJson as error:
+        raise Problem("policy_invalid", f"no valid JSON: {text.sanitise(str(error), 200)}", _HINT) from error
+    plain = _object(raw, "", {"trusted_publishers", "allow_unsigned_host_risk", "require_signature", "revoked"})
+    publishers = _object(plain.get("trusted_publishers", {}), "trusted_publishers", None)
+    return TrustPolicy(
+        publishers=MappingProxyType({name: _publisher(name, value) for name, value in publishers.items()}),
+        allow_unsigned_host_risk=_boolean(plain, "allow_unsigned_host_risk", default=False),
+        require_signature=_boolean(plain, "require_signature", default=True),
+        revoked=_revoked(plain.get("revoked", {})),
+    )
 
 
 def encode(policy: TrustPolicy) -> bytes:
@@ -126,3 +148,144 @@ def _plain(publisher: Publisher) -> str | list[str] | dict[str, Any]:
 
 def _matches(pattern: str, plugin_id: str) -> bool:
     return plugin_id.startswith(pattern[:-1]) if pattern.endswith("*") else plugin_id == pattern
+
+
+# Reading: each function names the key that is wrong, what was expected there and what was found.
+
+
+def _publisher(name: str, value: Any) -> Publisher:
+    if not ids.is_valid(name):
+        raise _wrong("trusted_publishers", "publisher ids of 3 to 128 of a-z 0-9 . - (no ..)", name)
+    if name == ids.RESERVED_PUBLISHER:
+        raise _wrong("trusted_publishers", "no publisher of that name, which is reserved for built-in plugins", name)
+    where = f"trusted_publishers.{name}"
+    match value:
+        case str():
+            return Publisher(keys=(public_key(value, where),))
+        case list():
+            return Publisher(keys=_some(value, where, public_key))
+        case dict():
+            return _detailed(value, where)
+    raise _wrong(where, 'a key, a list of keys, or an object with "keys"', value)
+
+
+def _detailed(value: dict[str, Any], where: str) -> Publisher:
+    plain = _object(value, where, {"keys", "ids", "max_risk"})
+    if "keys" not in plain:
+        raise _wrong(f"{where}.keys", "a list of keys", None)
+    risk = plain.get("max_risk", "host")
+    if not isinstance(risk, str) or risk not in _RISKS:
+        raise _wrong(f"{where}.max_risk", "read, write or host", risk)
+    return Publisher(
+        keys=_some(plain["keys"], f"{where}.keys", public_key),
+        ids=_some(plain["ids"], f"{where}.ids", _id_pattern) if "ids" in plain else (),
+        max_risk=_RISKS[risk] if "max_risk" in plain else None,
+    )
+
+
+def _revoked(value: Any) -> Revoked:
+    plain = _object(value, "revoked", {"keys", "digests", "plugins"})
+    return Revoked(
+        keys=frozenset(_each(plain.get("keys", []), "revoked.keys", revoked_key)),
+        digests=frozenset(_each(plain.get("digests", []), "revoked.digests", revoked_digest)),
+        plugins=frozenset(_each(plain.get("plugins", []), "revoked.plugins", revoked_plugin)),
+    )
+
+
+def public_key(value: Any, where: str) -> str:
+    """A key fit to trust, in canonical base64."""
+    return _key(value, where, keys.decode_public)
+
+
+def revoked_key(value: Any, where: str) -> str:
+    """Any 32 bytes may be revoked, in canonical base64."""
+    return _key(value, where, lambda written: keys.decode_base64(written.strip(), size=keys.KEY_BYTES))
+
+
+def revoked_digest(value: Any, where: str) -> str:
+    """An artifact's SHA-256 in lowercase hex."""
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise _wrong(where, "64 hex digits", value)
+    return value.lower()
+
+
+def revoked_plugin(value: Any, where: str) -> str:
+    """`id@version` (nothing after the @ for a plugin without version) or `id@*`."""
+    if isinstance(value, str):
+        plugin_id, at, version = value.partition("@")
+        if at and ids.is_valid(plugin_id) and len(version) <= 64 and version.isprintable():
+            return value
+    raise _wrong(where, '"id@version" or "id@*"', value)
+
+
+def _key(value: Any, where: str, read: Callable[[str], bytes]) -> str:
+    if not isinstance(value, str):
+        raise _wrong(where, "a public key: 32 bytes in base64", value)
+    try:
+        return keys.encode_base64(read(value))
+    except keys.BadText as error:
+        raise Problem("policy_invalid", f"{where}: {error} ({_shown(value)})", _HINT) from error
+
+
+def _id_pattern(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not (ids.is_valid(value) or _PATTERN.fullmatch(value)):
+        raise _wrong(where, 'a plugin id, or the beginning of one followed by "*"', value)
+    return value
+
+
+def _some(value: Any, where: str, read: Callable[[Any, str], str]) -> tuple[str, ...]:
+    """At least one: an empty list would read as "any" to some and "none" to others."""
+    if value == []:
+        raise _wrong(where, "at least one entry", value)
+    return tuple(dict.fromkeys(_each(value, where, read)))
+
+
+def _each(value: Any, where: str, read: Callable[[Any, str], str]) -> list[str]:
+    if not isinstance(value, list):
+        raise _wrong(where, "a list", value)
+    return [read(one, f"{where}[{place}]") for place, one in enumerate(value)]
+
+
+def _boolean(plain: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = plain.get(name, default)
+    if not isinstance(value, bool):
+        raise _wrong(name, "true or false", value)
+    return value
+
+
+def _object(value: Any, where: str, known: set[str] | None) -> dict[str, Any]:
+    """`value` as a JSON object with no keys but `known` (any, when None)."""
+    if not isinstance(value, dict):
+        raise _wrong(where or "the policy", "an object", value)
+    for name in value:
+        if known is not None and name not in known:
+            nearest = difflib.get_close_matches(name[:MAX_SHOWN], sorted(known), n=1)
+            meant = f" (did you mean {nearest[0]}?)" if nearest else ""
+            expected = f"one of {', '.join(sorted(known))}"
+            raise Problem(
+                "policy_invalid",
+                f"{where or 'the policy'}: unknown key {_shown(name)}{meant}, expected {expected}",
+                _HINT,
+            )
+    return value
+
+
+def _wrong(where: str, expected: str, found: Any) -> Problem:
+    return Problem("policy_invalid", f"{where}: expected {expected}, found {_shown(found)}", _HINT)
+
+
+def _shown(value: Any) -> str:
+    """A value as the operator wrote it, short and safe to print."""
+    match value:
+        case None:
+            return "nothing"
+        case str():
+            return f'"{text.sanitise(value, MAX_SHOWN - 2)}"'
+        case bool():
+            return "true" if value else "false"
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return "an object"
+        case _:
+            return text.clip(str(value), MAX_SHOWN)

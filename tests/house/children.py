@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from latticed.sandbox import artifact, levels, probe, rlimits, spec
+from latticed.sandbox.host_facts import Probed
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
 CHILD_UID = 65504
 
 
 @functools.cache
-def probed() -> probe.Probed:
+def probed() -> Probed:
     """This machine, looked at once."""
     return probe.probe()
 
@@ -33,7 +34,7 @@ def spec_of(
     *,
     level: str = "isolated",
     features: Sequence[str] = ("threads", "processes", "workdir"),
-    on: probe.Probed | None = None,
+    on: Probed | None = None,
     limits: rlimits.ResourceLimits | None = None,
     **more: Any,
 ) -> Iterator[spec.ChildSpec]:

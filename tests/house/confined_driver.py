@@ -95,7 +95,7 @@ def refuse_user_namespaces(how: str) -> None:
     assert libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)) == 0
 
 
-async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str]) -> dict[str, Any]:
+async def run(order: dict[str, Any], program: bytes, probed: standing.Probed, words: dict[str, str]) -> dict[str, Any]:
     level = levels.Level.of(order["level"])
     own = probed.standing.uid == 0
     uid = order.get("uid", 65502)

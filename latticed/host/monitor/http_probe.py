@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from latticed.host.egress import headers
-from latticed.host.monitor import probes
+from latticed.host.monitor import outcomes
 from latticed.host.monitor.body_search import Search
 from latticed.ledger.monitors import Result
 
@@ -58,16 +58,16 @@ async def check(spec: MonitorSpec, target: Target, addresses: Sequence[Address],
                 assert isinstance(answer, _Response)  # noqa: S101 - the class asked for above
                 return await _judged(spec, answer)
         except aiohttp.ClientConnectorCertificateError as error:
-            return probes.of_os_error(_cause(error.certificate_error))
+            return outcomes.of_os_error(_cause(error.certificate_error))
         except aiohttp.ClientConnectorError as error:
-            return probes.of_os_error(error.os_error)
+            return outcomes.of_os_error(error.os_error)
         except aiohttp.ServerDisconnectedError:
-            return probes.down("reset", "the connection was closed without an answer")
+            return outcomes.down("reset", "the connection was closed without an answer")
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             if _is_our_limit(error):
                 reason = "the answer's header is larger than what is read: 128 lines of at most 8190 bytes"
                 return Result(outcome="error", code="header_too_large", reason=reason)
-            return probes.down("protocol_error", getattr(error, "message", "") or "the answer is not whole")
+            return outcomes.down("protocol_error", getattr(error, "message", "") or "the answer is not whole")
 
 
 async def _judged(spec: MonitorSpec, answer: _Response) -> Result:
@@ -85,7 +85,7 @@ async def _judged(spec: MonitorSpec, answer: _Response) -> Result:
         wanted = ", ".join(map(str, spec.statuses)) or "200 to 399"
         return result("down", "status_unexpected", f"expected status {wanted}, found {answer.status}")
     if spec.body and (found := await _looked_for(answer, spec.body)).outcome != "up":
-        return result(found.outcome, found.code, probes.shown(found.reason))
+        return result(found.outcome, found.code, outcomes.shown(found.reason))
     if spec.certificate_days and answer.expires_s:
         left_s = answer.expires_s - int(time.time())
         if left_s < spec.certificate_days * _DAY_S:

@@ -10,7 +10,7 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
-from latticed.host.monitor import icmp, probes
+from latticed.host.monitor import icmp, outcomes
 from latticed.ledger.monitors import Result
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ async def check(address: Address, within_s: float) -> Result:
             async with asyncio.timeout(within_s):
                 await _exchange(opened, address)
         except TimeoutError:
-            return probes.down("timeout", "no answer in time")
+            return outcomes.down("timeout", "no answer in time")
         except OSError as error:
-            return probes.of_os_error(error)
+            return outcomes.of_os_error(error)
     return Result(outcome="up")
 
 

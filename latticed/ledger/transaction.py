@@ -1,0 +1,50 @@
+"""What the ledger's thread is handed, a change or an event, and what a change may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    import apsw
+
+    from latticed.ledger.chain import Chains
+    from latticed.ledger.connection import Connection
+    from latticed.model.audit import Event
+
+
+class Transaction:
+    """What a change may do: run statements and append audit events. Not to be kept after the change returns."""
+
+    __slots__ = ("_connection", "chains")
+
+    def __init__(self, connection: Connection, chains: Chains) -> None:
+        self._connection = connection
+        self.chains = chains
+
+    def execute(self, statements: str, bindings: tuple[Any, ...] = (), /) -> apsw.Cursor:
+        self.chains.flush()  # so that a change can read what it appended
+        return self._connection.execute(statements, bindings)
+
+    def changes(self) -> int:
+        """How many rows the last statement inserted, updated or deleted."""
+        return self._connection.changes()
+
+    def append_audit(self, event: Event) -> int:
+        """Chain `event` within this transaction and return its seq; it is rolled back with the transaction."""
+        return self.chains.append(event)
+
+
+@dataclass(slots=True)
+class WriteJob:
+    """One change, or one event to append (which needs no savepoint: it fails before it changes anything)."""
+
+    change: Callable[[Transaction], Any] | Event
+    future: asyncio.Future[Any]
+    durable: bool
+    essential: bool = False
+    result: Any = None
+    error: BaseException | None = None

@@ -1,0 +1,61 @@
+"""The launch stub's system calls, its messages to the daemon, and the descriptors that it finds open.
+
+The stub is `stub_calls`, `stub_root` and `stub`: standalone, the standard library only, nothing of latticed, and little
+of the former, since each import is time that every spawn takes (no json, no signal, no re).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Plan = dict[str, Any]
+
+PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT = range(100, 106)
+AT_EMPTY_PATH = 0x1000
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+stage = "plan"
+numbers: dict[str, int] = {}
+
+
+class StageError(Exception):
+    """A step failed; args: stage, errno."""
+
+
+def begin(name: str) -> None:
+    global stage  # noqa: PLW0603 - one process, one purpose: the step it is at
+    stage = name
+
+
+def check(result: int) -> int:
+    """The result of a C call, or Failed with its errno."""
+    if result == -1:
+        raise StageError(stage, ctypes.get_errno())
+    return result
+
+
+def call(name: str, *arguments: Any) -> int:
+    """A system call by its number, all arguments as 64-bit words or pointers."""
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    words += [ctypes.c_long(0)] * (6 - len(words))
+    return check(libc.syscall(ctypes.c_long(numbers[name]), *words))
+
+
+def prctl(option: int, *arguments: Any) -> int:
+    words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in (*arguments, 0, 0, 0, 0)[:4]]
+    return check(libc.prctl(option, *words))
+
+
+def tell(message: str) -> None:
+    os.write(STATUS, message.encode() + b"\n")
+
+
+def write_to(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
