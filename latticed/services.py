@@ -113,7 +113,9 @@ class Services:
             wheel=wheel,
             clock=clock,
             providers=Providers(
-                cloudflare=CloudflareProvider(self._client), rfc2136=Rfc2136Provider(guard), lend=self.secrets.loan
+                cloudflare=CloudflareProvider(self._client),
+                rfc2136=Rfc2136Provider(guard),
+                secrets_of=self.secrets.for_plugin,
             ),
             rights=lambda plugin_id: self._rights_while(plugin_id, "ddns:admin"),
             settings=lambda: settings().ddns,
@@ -121,7 +123,7 @@ class Services:
         self._smtp = Smtp(guard)
         self._make_programs(here, spawner)
         self.service_routes = UpstreamTable(on=bool(here.http.service_listen))
-        self.network = NetworkCalls(ledger, clock=clock, lend=self.secrets.loan)
+        self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
         doors = Doors(
             may=lambda plugin_id: self.permissions.may(plugin_id, ROUTE),
             live=self._serves,
@@ -210,13 +212,18 @@ class Services:
             HttpCalls(
                 self._client,
                 rights_of=lambda caller: self.rights(caller.plugin_id),
-                lend=self.secrets.loan,
+                secrets_of=self.secrets.for_plugin,
                 contacted=self._contacts.note,
             ),
             NotifyCalls(self.notifications),
             MonitorCalls(self.monitors, settings=lambda: self._settings().monitor),
-            DdnsCalls(self.ddns, settings=lambda: self._settings().ddns, lend=self.secrets.loan),
-            MailCalls(self._smtp, settings=lambda: self._settings().mail, clock=self._clock, lend=self.secrets.loan),
+            DdnsCalls(self.ddns, settings=lambda: self._settings().ddns, secrets_of=self.secrets.for_plugin),
+            MailCalls(
+                self._smtp,
+                settings=lambda: self._settings().mail,
+                clock=self._clock,
+                secrets_of=self.secrets.for_plugin,
+            ),
             TaskCalls(self.tasks),
             ProgramCalls(self.programs, settings=lambda: self._settings().service, variables=self.variables),
             TunnelCalls(self.tunnels, origins=lambda plugin_id: self.rights(plugin_id).origins),

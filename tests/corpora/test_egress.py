@@ -13,7 +13,7 @@ from latticed.host.egress.guard import Guard
 from latticed.host.http.calls import HttpCalls
 from latticed.model import addresses
 from latticed.model.hostcall import Denial
-from tests.house import corpora, dials, flows, nameservers, netns, origins, outside
+from tests.house import corpora, dials, flows, nameservers, netns, origins, outside, plugin_secrets
 
 IPS = corpora.rows("egress_ips.json")
 URLS = corpora.rows("egress_urls.json")
@@ -40,7 +40,7 @@ async def plugin_that_may_go_anywhere(zone):
     async with nameservers.serving(zone) as names:
         guard = Guard(resolver=nameservers.AskingResolver(names.address))
         async with EgressClient(guard, tls=origins.Authority().trust()) as client:
-            http = HttpCalls(client, rights_of=lambda caller: outside.ANYWHERE)
+            http = HttpCalls(client, rights_of=lambda caller: outside.ANYWHERE, secrets_of=plugin_secrets.no_secrets)
             with dials.watched() as dialled:
                 yield http, dialled
 

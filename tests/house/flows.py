@@ -15,7 +15,7 @@ from latticed.host.egress.client import EgressLimits
 from latticed.kit import interfaces
 from latticed.model import egress
 from latticed.model.egress import EgressRights
-from tests.house import outside
+from tests.house import outside, plugin_secrets
 from tests.house.origins import answer, redirect
 from tests.house.outside import METADATA, OTHER, PRIVATE, PUBLIC, PUBLIC6, WIRESERVER
 
@@ -357,21 +357,13 @@ async def public_ipv6_works():
 
 @flow("secrets-across-origins")
 async def a_body_with_a_secret_stays():
-    class Lend:
-        def __init__(self, plugin_id):
-            pass
-
-        def expand(self, value):
-            return value.replace("${secret:TOKEN}", "hunter2hunter2")
-
-        def redact(self, value, *, any_case=False):
-            return value.replace("hunter2hunter2", "${secret:TOKEN}")
-
     routes = {
         ("example.com", "/"): redirect("https://other.example.net/", 307),
         ("example.com", "/tell"): redirect("https://hunter2hunter2.example.net/"),
     }
-    async with outside.opened(ZONE, routes, lend=Lend) as world:
+    async with outside.opened(
+        ZONE, routes, secrets_of=plugin_secrets.secrets_of({outside.CALLER.plugin_id: {"TOKEN": "hunter2hunter2"}})
+    ) as world:
         reason = "it leads a body that holds a secret to another origin"
         url = "https://example.com/"
         assert reason in await world.refused(url, method="POST", body="t=${secret:TOKEN}")

@@ -11,9 +11,9 @@ import pytest
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import HttpCalls, NoSecrets
+from latticed.host.http.calls import HttpCalls
 from latticed.model.egress import EgressRights
-from tests.house import dials, nameservers, origins
+from tests.house import dials, nameservers, origins, plugin_secrets
 
 PUBLIC = "93.184.215.14"
 OTHER = "93.184.215.20"
@@ -72,7 +72,7 @@ async def opened(
     rights: EgressRights = ANYWHERE,
     limits: EgressLimits | None = None,
     own_addresses: Callable = frozenset,
-    lend: Callable = NoSecrets,
+    secrets_of: Callable = plugin_secrets.no_secrets,
 ) -> AsyncIterator[World]:
     """Servers at port 80 and 443 of all addresses, answering by (host, path); call within a namespace (`netns.run`)."""
     authority = origins.Authority()
@@ -94,7 +94,7 @@ async def opened(
                 client,
                 rights_of=lambda caller: rights,
                 limits=limits or EgressLimits(),
-                lend=lend,
+                secrets_of=secrets_of,
                 contacted=lambda caller, target: contacted.append(target),
             )
             with dials.watched(may_leave=True) as dialled:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.host.ddns.keeper import DdnsKeeper
-    from latticed.host.http.calls import SecretLoan
+    from latticed.host.secret.references import PluginSecrets
     from latticed.settings.shapes import DdnsSettings as Settings
 
 
@@ -36,14 +36,14 @@ class DdnsStatusQuery(Params, frozen=True):
 
 
 class DdnsCalls:
-    """The service. `lend` gives a plugin's secrets, to see that the one that is named is bound."""
+    """The service. `secrets_of` gives a plugin's secrets, to see that the one that is named is bound."""
 
     def __init__(
-        self, records: DdnsKeeper, *, settings: Callable[[], Settings], lend: Callable[[str], SecretLoan]
+        self, records: DdnsKeeper, *, settings: Callable[[], Settings], secrets_of: Callable[[str], PluginSecrets]
     ) -> None:
         self._records = records
         self._settings = settings
-        self._lend = lend
+        self._secrets_of = secrets_of
 
     def calls(self) -> tuple[Served, ...]:
         return (
@@ -54,7 +54,7 @@ class DdnsCalls:
 
     async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
         spec = specs.checked(asked, private=self._settings().private)
-        self._lend(caller.plugin_id).expand(spec.secret)
+        self._secrets_of(caller.plugin_id).expand(spec.secret)
         try:
             made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
         except Problem as problem:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from latticed.host.ddns.outcome import Published
     from latticed.host.ddns.rfc2136 import Rfc2136Provider
     from latticed.host.ddns.spec import DdnsSpec
-    from latticed.host.http.calls import SecretLoan
+    from latticed.host.secret.references import PluginSecrets
     from latticed.model.egress import EgressRights
 
 TRY_S: Final = 30.0
@@ -26,23 +26,23 @@ log = logs.get_logger()
 
 
 class Providers:
-    """Knows them all. `lend` gives a plugin's secrets for one try."""
+    """Knows them all. `secrets_of` gives a plugin's secrets for one try."""
 
     def __init__(
-        self, *, cloudflare: CloudflareProvider, rfc2136: Rfc2136Provider, lend: Callable[[str], SecretLoan]
+        self, *, cloudflare: CloudflareProvider, rfc2136: Rfc2136Provider, secrets_of: Callable[[str], PluginSecrets]
     ) -> None:
         self._cloudflare = cloudflare
         self._rfc2136 = rfc2136
-        self._lend = lend
+        self._secrets_of = secrets_of
 
     async def publish(
         self, plugin_id: str, spec: DdnsSpec, address: str, rights: EgressRights
     ) -> Published | UpdateFailed:
         """What became of it within TRY_S; never raises, and says no secret."""
-        loan = self._lend(plugin_id)
+        secrets = self._secrets_of(plugin_id)
         try:
             async with asyncio.timeout(TRY_S):
-                return await self._publish(spec, address, loan, rights)
+                return await self._publish(spec, address, secrets, rights)
         except ProviderRefused as refused:
             found = refused.failed
         except HostError as error:  # a rule or a binding of this host, or the way there: it may be another one later
@@ -52,12 +52,12 @@ class Providers:
         except Exception:
             log.error("ddns_try_failed", plugin_id=plugin_id, provider=spec.provider, exc_info=True)
             found = UpdateFailed(code="internal", reason="the try failed, see the daemon's log")
-        reason = text.sanitise(loan.redact(found.reason), REASON_CHARACTERS)
+        reason = text.sanitise(secrets.redact(found.reason), REASON_CHARACTERS)
         return UpdateFailed(code=found.code, reason=reason, lasting=found.lasting, retry_after_s=found.retry_after_s)
 
-    async def _publish(self, spec: DdnsSpec, address: str, loan: SecretLoan, rights: EgressRights) -> Published:
+    async def _publish(self, spec: DdnsSpec, address: str, secrets: PluginSecrets, rights: EgressRights) -> Published:
         job = UpdateJob(name=spec.name, type=spec.type, address=address, ttl=spec.ttl, zone=spec.zone)
-        secret = loan.expand(spec.secret)
+        secret = secrets.expand(spec.secret)
         match spec.provider:
             case "cloudflare":
                 return await self._cloudflare.publish(job, secret)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urljoin
 
 from latticed.host.call import HostError
+from latticed.host.secret.references import REFERENCE
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS: Final = 8_192
 MAX_ENCODED_CHARACTERS: Final = 16_384
-SECRET: Final = re.compile(r"\$\{secret:[^{}]*\}")
-"""A reference to a secret (contracts §9)."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 HIGHEST_PORT: Final = 65_535
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
@@ -95,7 +94,7 @@ def refer(base: Target, location: str) -> Target:
 def _encoded(raw: str, fill: Callable[[str], str] | None) -> str:
     """A path and query as they are sent; a value filled in is encoded, so that it cannot change their shape."""
     parts, end = [], 0
-    for found in SECRET.finditer(raw):
+    for found in REFERENCE.finditer(raw):
         if fill is None:  # it came from outside: text like any other
             break
         parts += [quote(raw[end : found.start()], safe=_SAFE), quote(fill(found[0]), safe=_SAFE_IN_VALUES)]

@@ -6,18 +6,20 @@ import base64
 import binascii
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.egress import headers, url
 from latticed.host.egress.client import DEFAULT_LIMITS, EgressLimits
 from latticed.host.egress.redirects import EgressRequest
+from latticed.host.secret.references import REFERENCE
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from latticed.host.egress.client import EgressAnswer, EgressClient
+    from latticed.host.secret.references import PluginSecrets
     from latticed.model.egress import EgressRights
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -33,39 +35,10 @@ class HttpDo(Params, frozen=True):
     body_base64: str | None = None
 
 
-class SecretLoan(Protocol):
-    """Secrets for one request on behalf of one plugin (`host.secrets`)."""
-
-    def expand(self, text: str) -> str:
-        """`text` with each `${secret:NAME}` replaced by its value; HostError when a name is not bound."""
-        ...
-
-    def redact(self, text: str, *, any_case: bool = False) -> str:
-        """`text` without the values that were handed out; in upper and lower case alike if so said."""
-        ...
-
-
-class NoSecrets:
-    """What there is without a store: any reference is `bad_params`."""
-
-    def __init__(self, plugin_id: str) -> None:
-        self.plugin_id = plugin_id
-
-    def expand(self, text: str) -> str:
-        """`text`, which must refer to nothing."""
-        if url.SECRET.search(text):
-            raise HostError(Denial.BAD_PARAMS, "the operator has bound no secret to this plugin")
-        return text
-
-    def redact(self, text: str, *, any_case: bool = False) -> str:  # noqa: ARG002 - a Loan's
-        """`text`."""
-        return text
-
-
 class HttpCalls:
-    """The service. `rights_of` tells what a caller may reach as of now, `lend` gives its secrets by plugin id.
+    """Serves http.do. `rights_of` gives what a caller may reach as of now, `secrets_of` the secrets of a plugin's id.
 
-    `contacted(caller, "host:port")` hears of every target that was judged reachable, before it is dialled.
+    `contacted(caller, "host:port")` is called for every target that was judged reachable, before it is dialled.
     """
 
     def __init__(
@@ -73,13 +46,13 @@ class HttpCalls:
         client: EgressClient,
         *,
         rights_of: Callable[[Caller], EgressRights],
-        lend: Callable[[str], SecretLoan] = NoSecrets,
+        secrets_of: Callable[[str], PluginSecrets],
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - nobody listens
     ) -> None:
         self._client = client
         self._rights_of = rights_of
-        self._lend = lend
+        self._secrets_of = secrets_of
         self._limits = limits
         self._contacted = contacted
         self._under_way: Counter[str] = Counter()
@@ -88,11 +61,11 @@ class HttpCalls:
         return (Served(method="http.do", params=HttpDo, serve=self._do),)
 
     async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:
-        loan = self._lend(caller.plugin_id)
+        secrets = self._secrets_of(caller.plugin_id)
         rights = self._rights_of(caller)
         try:
             with self._place(caller):
-                request, uses_secrets = _request(asked, loan, self._limits.body_bytes)
+                request, uses_secrets = _request(asked, secrets, self._limits.body_bytes)
                 if uses_secrets:
                     self._check_channel(request, rights)
                 answer = await self._client.send(
@@ -102,8 +75,8 @@ class HttpCalls:
                     contacted=lambda target: self._contacted(caller, target.shown),
                 )
         except HostError as error:
-            raise HostError(error.code, loan.redact(error.message), fix=loan.redact(error.fix)) from error
-        return _result(answer, loan if uses_secrets else None)
+            raise HostError(error.code, secrets.redact(error.message), fix=secrets.redact(error.fix)) from error
+        return _result(answer, secrets if uses_secrets else None)
 
     def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:
         """Secrets go where nobody can listen: over https, or to an origin that the operator bound."""
@@ -127,47 +100,47 @@ class HttpCalls:
                 del self._under_way[caller.plugin_id]
 
 
-def _request(asked: HttpDo, loan: SecretLoan, max_bytes: int) -> tuple[EgressRequest, bool]:
+def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[EgressRequest, bool]:
     """The request as it is sent, and whether it holds secrets."""
     method = asked.method.upper() or "GET"
     if method not in METHODS:
         raise HostError(Denial.BAD_PARAMS, f"method: expected one of {', '.join(METHODS)}")
-    target = url.parse(asked.url, fill=loan.expand)
+    target = url.parse(asked.url, fill=secrets.expand)
     header = headers.checked(asked.header)
-    secret = frozenset(name.lower() for name, value in header if url.SECRET.search(value))
+    secret = frozenset(name.lower() for name, value in header if REFERENCE.search(value))
     if secret:
-        header = tuple((name, loan.expand(value)) for name, value in header)
+        header = tuple((name, secrets.expand(value)) for name, value in header)
         for name, value in header:
             headers.check_value(name, value)
         headers.check_size(header)
-    body, secret_body = _body(asked, loan)
+    body, secret_body = _body(asked, secrets)
     if len(body) > max_bytes:
         raise HostError(Denial.TOO_LARGE, f"body: expected at most {max_bytes} bytes, found {len(body)}")
     request = EgressRequest(
         method=method, target=target, header=header, body=body, secret=secret, secret_body=secret_body
     )
-    return request, bool(secret or secret_body or url.SECRET.search(asked.url))
+    return request, bool(secret or secret_body or REFERENCE.search(asked.url))
 
 
-def _body(asked: HttpDo, loan: SecretLoan) -> tuple[bytes, bool]:
+def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
     if asked.body and asked.body_base64:
         raise HostError(Denial.BAD_PARAMS, "expected at most one of body and body_base64")
     try:
         if asked.body_base64:
             return base64.b64decode(asked.body_base64, validate=True), False
         text = asked.body or ""
-        return loan.expand(text).encode("utf-8"), bool(url.SECRET.search(text))
+        return secrets.expand(text).encode("utf-8"), bool(REFERENCE.search(text))
     except UnicodeEncodeError as error:
         raise HostError(Denial.BAD_PARAMS, "body: expected text without lone surrogates") from error
     except binascii.Error as error:
         raise HostError(Denial.BAD_PARAMS, f"body_base64: expected base64, found {error}") from error
 
 
-def _result(answer: EgressAnswer, loan: SecretLoan | None) -> dict[str, Any]:
+def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, Any]:
     """What a plugin gets; a server that repeats a secret does not hand it to the plugin."""
     header, body = answer.header, answer.body
-    if loan is not None:
+    if secrets is not None:
         # The case of names is ours (`headers.received`), so a value in one is looked for in any.
-        header = {loan.redact(name, any_case=True): loan.redact(value) for name, value in header.items()}
-        body = loan.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        header = {secrets.redact(name, any_case=True): secrets.redact(value) for name, value in header.items()}
+        body = secrets.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}

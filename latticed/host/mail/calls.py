@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.allowance import Allowance
 from latticed.host.call import Caller, HostError, Params, Served
-from latticed.host.http.calls import NoSecrets
 from latticed.host.mail import message as mail_message
 from latticed.host.mail.smtp import Envelope, Relay
 from latticed.host.secret.references import REFERENCE
@@ -23,8 +22,8 @@ from latticed.settings import relays
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from latticed.host.http.calls import SecretLoan
     from latticed.host.mail.smtp import Smtp
+    from latticed.host.secret.references import PluginSecrets
     from latticed.kit.clock import Clock
     from latticed.settings.shapes import MailSettings as Settings
 
@@ -46,7 +45,7 @@ class MailSend(Params, frozen=True):
 
 
 class MailCalls:
-    """The service. `lend` gives secrets by plugin id: the caller's, and those of OWNER."""
+    """The service. `secrets_of` gives secrets by plugin id: the caller's, and those of OWNER."""
 
     def __init__(
         self,
@@ -54,13 +53,13 @@ class MailCalls:
         *,
         settings: Callable[[], Settings],
         clock: Clock,
-        lend: Callable[[str], SecretLoan] = NoSecrets,
+        secrets_of: Callable[[str], PluginSecrets],
         send_s: float = SEND_S,
     ) -> None:
         self._smtp = smtp
         self._settings = settings
         self._clock = clock
-        self._lend = lend
+        self._secrets_of = secrets_of
         self._send_s = send_s
         self._allowance = Allowance(clock)
         self._under_way: list[str] = []
@@ -73,26 +72,33 @@ class MailCalls:
         relay, sender = relay_of(settings), _sender(settings)
         to = mail_message.recipients(asked.to, most=settings.recipients)
         _check_allowed(to, settings.allow)
-        mine, ours = self._lend(caller.plugin_id), self._lend(OWNER)
+        plugin_secrets, relay_secrets = self._secrets_of(caller.plugin_id), self._secrets_of(OWNER)
         try:
-            message, message_id = self._composed(caller, asked, mine, settings, sender=sender, to=to)
+            message, message_id = self._composed(caller, asked, plugin_secrets, settings, sender=sender, to=to)
             with self._place(caller):
                 self._spend(caller, settings)
                 envelope = Envelope(sender=sender, to=to, message=message)
-                await self._smtp.send(relay, envelope, _password(settings, ours), within_s=self._send_s)
+                await self._smtp.send(relay, envelope, _password(settings, relay_secrets), within_s=self._send_s)
         except HostError as error:
-            reason = text.sanitise(ours.redact(mine.redact(error.message)), _REASON_CHARACTERS)
+            reason = text.sanitise(relay_secrets.redact(plugin_secrets.redact(error.message)), _REASON_CHARACTERS)
             if error.code is Denial.SERVICE_UNAVAILABLE:
                 log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=reason)
             raise HostError(error.code, reason) from None
         return {"ok": True, "message_id": message_id, "recipients": len(to)}
 
     def _composed(
-        self, caller: Caller, asked: MailSend, loan: SecretLoan, settings: Settings, *, sender: str, to: tuple[str, ...]
+        self,
+        caller: Caller,
+        asked: MailSend,
+        secrets: PluginSecrets,
+        settings: Settings,
+        *,
+        sender: str,
+        to: tuple[str, ...],
     ) -> tuple[bytes, str]:
         mail_message.check_subject(asked.subject)
         mail_message.check_body(asked.body, most_bytes=settings.body_bytes)
-        subject, body = loan.expand(asked.subject), loan.expand(asked.body)
+        subject, body = secrets.expand(asked.subject), secrets.expand(asked.body)
         mail_message.check_subject(subject)  # a value ends no line of the header either
         mail_message.check_body(body, most_bytes=settings.body_bytes)
         return mail_message.composed(
@@ -144,14 +150,14 @@ def _sender(settings: Settings) -> str:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"the settings, [mail] {error.message}") from error
 
 
-def _password(settings: Settings, loan: SecretLoan) -> str:
+def _password(settings: Settings, secrets: PluginSecrets) -> str:
     """The relay's password; HostError tells a plugin no more than that the settings need attention."""
     if not settings.username:
         return ""
     if REFERENCE.fullmatch(settings.password) is None:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "expected mail.password to be ${secret:NAME} and nothing else")
     try:
-        return loan.expand(settings.password)
+        return secrets.expand(settings.password)
     except HostError as error:
         message = f"the relay's password cannot be had: bind its secret to {OWNER}"
         raise HostError(Denial.SERVICE_UNAVAILABLE, message) from error

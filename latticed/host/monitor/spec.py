@@ -9,6 +9,7 @@ import msgspec
 
 from latticed.host.call import HostError, Params, Whole
 from latticed.host.egress import url
+from latticed.host.secret.references import REFERENCE
 from latticed.kit import text
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
@@ -116,7 +117,7 @@ def bad(name: str, expected: str) -> HostError:
 def _target(kind: Kind, given: str) -> str:
     if len(given) > MAX_TARGET_CHARACTERS:
         raise bad("target", f"at most {MAX_TARGET_CHARACTERS} characters")
-    if url.SECRET.search(given):
+    if REFERENCE.search(given):
         raise bad("target", "no secrets: they are not filled in here")
     if kind == "http":
         if len(target := str(url.parse(given))) > MAX_TARGET_CHARACTERS:

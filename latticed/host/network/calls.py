@@ -13,7 +13,6 @@ from msgspec import Meta
 
 from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served, Whole
-from latticed.host.http.calls import NoSecrets
 from latticed.host.network import intents
 from latticed.host.network import listeners as network_reading
 from latticed.host.node.calls import Fresh
@@ -28,7 +27,7 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.http.calls import SecretLoan
+    from latticed.host.secret.references import PluginSecrets
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
 
@@ -67,20 +66,20 @@ class NetworkApply(Params, frozen=True):
 
 
 class NetworkCalls:
-    """The service. `lend` gives a plugin's secrets by its id: a plan may refer only to those bound to it."""
+    """The service. `secrets_of` gives a plugin's secrets by its id: a plan may refer only to those bound to it."""
 
     def __init__(
         self,
         ledger: Ledger,
         *,
         clock: Clock,
-        lend: Callable[[str], SecretLoan] = NoSecrets,
+        secrets_of: Callable[[str], PluginSecrets],
         quota: rows.PlanQuota | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._lend = lend
+        self._secrets_of = secrets_of
         self._quota = quota or rows.PlanQuota()
         self._seen = {
             _LISTENERS: Fresh(lambda: network_reading.listeners(root), FRESH_S, clock),
@@ -123,9 +122,9 @@ class NetworkCalls:
         except plan.BadIntent as error:
             raise HostError(Denial.BAD_PARAMS, text.sanitise(str(error), 400)) from error
         intents.check(asked.intent)
-        loan = self._lend(caller.plugin_id)
+        secrets = self._secrets_of(caller.plugin_id)
         for reference in sorted(intents.references(asked.intent)):
-            loan.expand(reference)  # for its refusal: the value is not kept
+            secrets.expand(reference)  # for its refusal: the value is not kept
         sha256, now_us = plan.sha256(form), self._clock.wall_us()
 
         def change(tx: Transaction) -> rows.PlanRow:

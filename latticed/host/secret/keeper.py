@@ -6,7 +6,7 @@ it is used, never in a list, a log, an audit event or an error.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hmac
 import json
 import os
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
 from latticed.host.secret import key as secret_key
-from latticed.host.secret.references import MIN_REDACTED, REFERENCE, redacted
+from latticed.host.secret.references import MIN_REDACTED, PluginSecrets
 from latticed.kit import logs
 from latticed.kit import text as texts
 from latticed.ledger import secrets as rows
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 OPERATOR: Final = "operator"
 """The owner of what an operator sets."""
 MAX_VALUE_BYTES: Final = 64 << 10
-MAX_EXPANDED_BYTES: Final = 1 << 20
-"""Of one text with its references replaced: a short text may name a long value many times."""
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _NONCE_BYTES: Final = 12  # 96 bits, NIST SP 800-38D section 8.2.2
@@ -147,21 +145,9 @@ class SecretKeeper:
 
     # What is done for plugins.
 
-    def loan(self, plugin_id: str) -> LentSecret:
-        """Values for one piece of work on behalf of a plugin; drop it when the work is done."""
-        return LentSecret(self, plugin_id)
-
-    def expand(self, plugin_id: str, text: str) -> str:
-        """`text` with each `${secret:NAME}` replaced, once; HostError bad_params, too_large, service_unavailable."""
-        return self.loan(plugin_id).expand(text)
-
-    def redact(self, text: str) -> str:
-        """`text` with every value that is stored replaced by its reference; without the key none can be found."""
-        values: list[tuple[str, str]] = []
-        for row in self._stored():
-            with contextlib.suppress(Problem):
-                values.append((row.name, self._open(row)))
-        return redacted(text, values)
+    def for_plugin(self, plugin_id: str) -> PluginSecrets:
+        """What is bound to a plugin, for one host call."""
+        return PluginSecrets(functools.partial(self.value_for, plugin_id))
 
     def value_for(self, plugin_id: str, name: str) -> str:
         """One value, for a plugin that it is bound to; HostError bad_params, service_unavailable."""
@@ -228,40 +214,6 @@ class SecretKeeper:
                 "put the key back; without it what was sealed is lost: delete those secrets, then set them anew",
             )
         return self._keys
-
-
-class LentSecret:
-    """Values that one piece of work uses. It remembers them so that its errors can be redacted."""
-
-    def __init__(self, secrets: SecretKeeper, plugin_id: str) -> None:
-        self._secrets = secrets
-        self._plugin_id = plugin_id
-        self._values: dict[str, str] = {}
-
-    def expand(self, text: str) -> str:
-        """`text` with each `${secret:NAME}` replaced by its value, in one pass: values are never looked into.
-
-        HostError: bad_params naming a NAME that is not bound to the plugin, too_large, service_unavailable.
-        """
-        if "${secret:" not in text:
-            return text
-        parts, size, end = [], 0, 0
-        for found in REFERENCE.finditer(text):
-            parts += [text[end : found.start()], self._value(found[1])]
-            size += len(parts[-1])
-            if size > MAX_EXPANDED_BYTES:
-                raise HostError(Denial.TOO_LARGE, f"expected at most {MAX_EXPANDED_BYTES} bytes with secrets in place")
-            end = found.end()
-        return "".join([*parts, text[end:]])
-
-    def redact(self, text: str, *, any_case: bool = False) -> str:
-        """`text` without the values this loan has handed out; in upper and lower case alike if so said."""
-        return redacted(text, self._values.items(), any_case=any_case)
-
-    def _value(self, name: str) -> str:
-        if name not in self._values:
-            self._values[name] = self._secrets.value_for(self._plugin_id, name)
-        return self._values[name]
 
 
 def _sealed(

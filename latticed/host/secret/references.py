@@ -1,4 +1,4 @@
-"""References to secrets in texts: finding them, and putting them back where a value has got into a message."""
+"""References to secrets in texts: `${secret:NAME}` replaced by its value, and values by their references."""
 
 from __future__ import annotations
 
@@ -8,20 +8,62 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, quote_plus
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from latticed.host.call import HostError
+from latticed.model.hostcall import Denial
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+MAX_EXPANDED_BYTES: Final = 1 << 20
+"""Of one text with its references replaced: a short text may name a long value many times."""
 MIN_REDACTED: Final = 6
-"""Characters of a value below which it is not looked for in other texts: it would be everywhere. None is taken that is
-shorter (`Secrets.set`)."""
+"""Characters below which a value is not searched for in other texts, where it would be everywhere. `SecretKeeper.set`
+refuses a shorter one."""
 REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}")
 
 
-def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = False) -> str:
-    """`text` with every one of `values` (name, value) replaced by its reference; upper and lower case alike if so said.
+class PluginSecrets:
+    """The secrets of one plugin during one host call, or one try at a provider: drop it afterwards.
 
-    One pass, longest first, so that a value within another one does not leave the rest of that standing. Redact before
-    the text is cut or escaped: half a value, or one with an escape in it, is not found any more.
+    `value_of(name)` returns the value of a secret that is bound to the plugin, or raises HostError. Values that were
+    used are remembered, so that answers and errors can be redacted.
+    """
+
+    def __init__(self, value_of: Callable[[str], str]) -> None:
+        self._value_of = value_of
+        self._used: dict[str, str] = {}
+
+    def expand(self, text: str) -> str:
+        """`text` with each `${secret:NAME}` replaced by its value, in one pass: references in values stay.
+
+        HostError: bad_params naming a NAME that is not bound to the plugin, too_large, service_unavailable.
+        """
+        if "${secret:" not in text:
+            return text
+        parts, size, end = [], 0, 0
+        for found in REFERENCE.finditer(text):
+            parts += [text[end : found.start()], self._value(found[1])]
+            size += len(parts[-1])
+            if size > MAX_EXPANDED_BYTES:
+                raise HostError(Denial.TOO_LARGE, f"expected at most {MAX_EXPANDED_BYTES} bytes with secrets in place")
+            end = found.end()
+        return "".join([*parts, text[end:]])
+
+    def redact(self, text: str, *, any_case: bool = False) -> str:
+        """`text` with the values that were used replaced by their references (see `redacted`)."""
+        return redacted(text, self._used.items(), any_case=any_case)
+
+    def _value(self, name: str) -> str:
+        if name not in self._used:
+            self._used[name] = self._value_of(name)
+        return self._used[name]
+
+
+def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = False) -> str:
+    """`text` with each of `values` (name, value) replaced by its reference; `any_case`: upper and lower case alike.
+
+    One pass, longest first, so that of a value which contains another one nothing is left. Redact before the text is
+    cut or escaped: half a value, or one with an escape in it, is not found.
     """
     shown = {form: f"${{secret:{name}}}" for name, value in values for form in _forms(value)}
     if not shown:

@@ -27,7 +27,7 @@ from latticed.ledger import ddns as rows
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.settings import shapes
-from tests.house import cloudflares, dns_servers, lending
+from tests.house import cloudflares, dns_servers, plugin_secrets
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
@@ -119,10 +119,12 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(directory, providers, *, clock=None, roll=lambda: 0.5, lend=None, rights=None, **settings):
+async def world(directory, providers, *, clock=None, roll=lambda: 0.5, secrets_of=None, rights=None, **settings):
     clock = clock or ManualClock()
     wanted = shapes.DdnsSettings(**settings)
-    lend = lend or lending.lender({one.plugin_id: {"TOKEN": "t0ken-value"} for one in (ONE, TWO)})
+    secrets_of = secrets_of or plugin_secrets.secrets_of(
+        {one.plugin_id: {"TOKEN": "t0ken-value"} for one in (ONE, TWO)}
+    )
     allowed = {ONE.plugin_id: EgressRights(), TWO.plugin_id: EgressRights()} if rights is None else rights
     interfaces: dict[str, list] = {}
     wheel = Wheel(clock)
@@ -139,7 +141,9 @@ async def world(directory, providers, *, clock=None, roll=lambda: 0.5, lend=None
             roll=roll,
         ) as records,
     ):
-        service = {one.method: one for one in DdnsCalls(records, settings=lambda: wanted, lend=lend).calls()}
+        service = {
+            one.method: one for one in DdnsCalls(records, settings=lambda: wanted, secrets_of=secrets_of).calls()
+        }
         yield World(clock, wheel, ledger, records, service, allowed, interfaces)
 
 
@@ -524,16 +528,16 @@ async def test_records_reach_real_servers_and_secrets_stay_where_they_are(tmp_pa
     authority = Authority()
     wrong = "wr0ng-token-value"
     values = {"KEY": dns_servers.VALUES[dns_servers.KEY], "TOKEN": cloudflares.TOKEN, "WRONG": wrong}
-    zone, host, lend = dns_servers.ZONE, cloudflares.HOST, lending.lender({ONE.plugin_id: values})
+    zone, host, secrets_of = dns_servers.ZONE, cloudflares.HOST, plugin_secrets.secrets_of({ONE.plugin_id: values})
     (tmp_path / "server").mkdir()
     with dns_servers.serving(kinds[0], tmp_path / "server") as server:
         async with cloudflares.serving(authority) as fake, EgressClient(Guard(), tls=authority.trust()) as client:
             fake.zone("example.org")
             api = EgressRights(origins=(egress.origin(f"https://{host}:{fake.port}=127.0.0.1"),))
             cloudflare = CloudflareProvider(client, base=f"https://{host}:{fake.port}/client/v4", rights=api)
-            providers = Providers(cloudflare=cloudflare, rfc2136=Rfc2136Provider(Guard()), lend=lend)
+            providers = Providers(cloudflare=cloudflare, rfc2136=Rfc2136Provider(Guard()), secrets_of=secrets_of)
             rights = {ONE.plugin_id: EgressRights(origins=(egress.origin(f"dns://127.0.0.1:{server.port}"),))}
-            async with world(tmp_path, providers, lend=lend, rights=rights) as here:
+            async with world(tmp_path, providers, secrets_of=secrets_of, rights=rights) as here:
                 dns = {"provider": "rfc2136", "server": f"127.0.0.1:{server.port}", "key": dns_servers.KEY}
                 await here.put(name=f"h.{zone}", secret="${secret:KEY}", **dns)
                 await here.put()

@@ -13,10 +13,10 @@ import pytest
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, HttpCalls, NoSecrets
+from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, HttpCalls
 from latticed.model import egress
 from latticed.model.egress import EgressRights
-from tests.house import dials, lending, origins
+from tests.house import dials, origins, plugin_secrets
 from tests.house.origins import answer, serving
 from tests.house.outside import CALLER, call
 
@@ -41,14 +41,26 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(said, *, tls=None, trust=None, lend=NoSecrets, limits=None, contacted=lambda caller, target: None):
+async def bench(
+    said,
+    *,
+    tls=None,
+    trust=None,
+    secrets_of=plugin_secrets.no_secrets,
+    limits=None,
+    contacted=lambda caller, target: None,
+):
     """A Bench around a server that says `said`."""
     async with serving(said, tls=tls) as server:
         names = [f"{scheme}://backend.lan:{server.port}=127.0.0.1" for scheme in ("http", "https")]
         rights = EgressRights(origins=tuple(egress.origin(name) for name in names))
         async with EgressClient(Guard(), tls=trust or origins.Authority().trust()) as client:
             http = HttpCalls(
-                client, rights_of=lambda caller: rights, lend=lend, limits=limits or EgressLimits(), contacted=contacted
+                client,
+                rights_of=lambda caller: rights,
+                secrets_of=secrets_of,
+                limits=limits or EgressLimits(),
+                contacted=contacted,
             )
             yield Bench(http, client, server)
 
@@ -261,19 +273,7 @@ async def test_a_request_that_is_cancelled_leaves_nothing():
         assert it.http._under_way.total() == 0
 
 
-class Lend:
-    """A loan of one secret, as `host.secrets` gives it."""
-
-    def __init__(self, plugin_id):
-        assert plugin_id == CALLER.plugin_id
-
-    def expand(self, text):
-        if "${secret:OTHER}" in text:
-            raise HostError("bad_params", "the operator has bound no secret 'OTHER' to this plugin")
-        return text.replace("${secret:TOKEN}", SECRET).replace("${secret:LINES}", "a\r\nb")
-
-    def redact(self, text, *, any_case=False):
-        return text.replace(SECRET, "${secret:TOKEN}")
+BOUND = plugin_secrets.secrets_of({CALLER.plugin_id: {"TOKEN": SECRET, "LINES": "a\r\nbcdef"}})
 
 
 async def test_secrets_go_out_and_never_come_back():
@@ -282,7 +282,7 @@ async def test_secrets_go_out_and_never_come_back():
     async def echo(request, writer):
         writer.write(answer(f"you sent {request.header['x-key']}".encode(), f"X-Echo: {request.header['x-key']}"))
 
-    async with bench(echo, lend=Lend) as it:
+    async with bench(echo, secrets_of=BOUND) as it:
         path, header = "/bot${secret:TOKEN}/x?t=${secret:TOKEN}", {"X-Key": "Bearer ${secret:TOKEN}"}
         result = await it.do(path, method="POST", header=header, body="t=${secret:TOKEN}")
         (seen,) = it.server.seen
@@ -298,7 +298,7 @@ async def test_a_secret_in_a_headers_name_does_not_come_back_in_another_case():
     async def echo(request, writer):
         writer.write(answer(b"", f"X-{request.header['x-key']}: 1", f"{request.header['x-key'].upper()}: 2"))
 
-    async with bench(echo, lend=lending.lender({CALLER.plugin_id: {"TOKEN": "tok3n-abc"}})) as it:
+    async with bench(echo, secrets_of=plugin_secrets.secrets_of({CALLER.plugin_id: {"TOKEN": "tok3n-abc"}})) as it:
         found = (await it.do("/", header={"X-Key": "${secret:TOKEN}"}))["header"]
         assert "tok3n" not in str(found).lower()
         assert "X-${secret:TOKEN}" in found
@@ -306,7 +306,7 @@ async def test_a_secret_in_a_headers_name_does_not_come_back_in_another_case():
 
 async def test_a_secret_never_decides_where_a_request_goes():
     """Nor does it end a header line, nor show in an error, nor come from a name that is not bound."""
-    async with bench(origins.redirect(f"http://{SECRET}.example.org/"), lend=Lend) as it:
+    async with bench(origins.redirect(f"http://{SECRET}.example.org/"), secrets_of=BOUND) as it:
         assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
         assert "bad_params: url" in await it.refused(url="http://backend.lan:${secret:TOKEN}/")
         assert "bad_params: header X-A: expected a value" in await it.refused(header={"X-A": "${secret:LINES}"})
@@ -318,7 +318,7 @@ async def test_a_secret_never_decides_where_a_request_goes():
 async def test_bytes_of_a_body_are_sent_as_they_are():
     """body_base64 is not looked into, and an answer without secrets is not touched."""
     raw = b"${secret:TOKEN}\xff"
-    async with bench(answer(SECRET.encode()), lend=Lend) as it:
+    async with bench(answer(SECRET.encode()), secrets_of=BOUND) as it:
         result = await it.do(method="POST", body_base64=base64.b64encode(raw).decode())
         assert (it.server.seen[0].body, body_of(result)) == (raw, SECRET.encode())
 
@@ -346,7 +346,7 @@ async def test_a_port_that_speaks_no_tls():
     async with bench(answer()) as it, await asyncio.start_server(speak, "127.0.0.1", 0) as plain:
         port = plain.sockets[0].getsockname()[1]
         rights = EgressRights(origins=(egress.origin(f"https://127.0.0.1:{port}"),))
-        http = HttpCalls(it.client, rights_of=lambda caller: rights)
+        http = HttpCalls(it.client, rights_of=lambda caller: rights, secrets_of=plugin_secrets.no_secrets)
         with pytest.raises(HostError, match=f"service_unavailable: no TLS with 127.0.0.1:{port}"):
             await call(http, url=f"https://127.0.0.1:{port}/")
     with pytest.raises(HostError, match="the host is stopping"):
@@ -369,7 +369,7 @@ async def test_a_closed_client_says_so():
     async with serving(answer()) as server:
         rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
         async with EgressClient(Guard(), tls=origins.Authority().trust()) as client:
-            http = HttpCalls(client, rights_of=lambda caller: rights)
+            http = HttpCalls(client, rights_of=lambda caller: rights, secrets_of=plugin_secrets.no_secrets)
         with pytest.raises(HostError, match="the host is stopping"):
             await call(http, url=f"http://127.0.0.1:{server.port}/")
 

@@ -17,7 +17,7 @@ from latticed.host.mail import smtp
 from latticed.host.mail.calls import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, MailCalls
 from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
-from tests.house import lending, relays
+from tests.house import plugin_secrets, relays
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
@@ -60,7 +60,7 @@ async def bench(relay, *, trust=None, host="mail.lan", scheme="smtp", send_s=9.0
         Smtp(Guard(), tls=trust),
         settings=lambda: it.settings,
         clock=it.clock,
-        lend=lending.lender(SECRETS),
+        secrets_of=plugin_secrets.secrets_of(SECRETS),
         send_s=send_s,
     )
     yield it

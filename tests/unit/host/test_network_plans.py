@@ -24,6 +24,7 @@ from latticed.model import plan
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from tests.house.clocks import ManualClock
+from tests.house.plugin_secrets import no_secrets
 
 A, B = Caller(plugin_id="acme.guard"), Caller(plugin_id="acme.other")
 INTENT = {"zones": [{"name": "lan", "interfaces": ["eth0"]}], "drop": True, "ports": [22, 80]}
@@ -35,7 +36,7 @@ class Desk:
     def __init__(self, ledger, clock, home, **options):
         self.ledger, self.clock = ledger, clock
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=clock)
-        self.service = NetworkCalls(ledger, clock=clock, lend=self.secrets.loan, **options)
+        self.service = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin, **options)
 
     async def call(self, method, caller=A, **params):
         served = next(one for one in self.service.calls() if one.method == f"network.{method}")
@@ -272,7 +273,7 @@ async def test_nothing_is_applied(desk):
 
 def test_no_call_approves():
     """Of all that a Gate answers for networks, none moves a plan but to planned."""
-    names = {one.method for one in NetworkCalls(None, clock=ManualClock()).calls()}
+    names = {one.method for one in NetworkCalls(None, clock=ManualClock(), secrets_of=no_secrets).calls()}
     assert names == {"network.state", "network.plan", "network.plans", "network.apply"}
 
 

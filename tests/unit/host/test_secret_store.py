@@ -20,8 +20,9 @@ from latticed.host.call import HostError
 from latticed.host.secret import keeper as secrets
 from latticed.host.secret import key as secret_key
 from latticed.host.secret import references as redaction
-from latticed.host.secret.keeper import MAX_EXPANDED_BYTES, MAX_VALUE_BYTES, SecretKeeper
+from latticed.host.secret.keeper import MAX_VALUE_BYTES, SecretKeeper
 from latticed.host.secret.key import KeyLocation
+from latticed.host.secret.references import MAX_EXPANDED_BYTES
 from latticed.ledger import Ledger, open_ledger
 from latticed.ledger import secrets as rows
 from latticed.model.errors import Problem
@@ -57,32 +58,32 @@ def store(ledger: Ledger, place: KeyLocation, clock: ManualClock) -> SecretKeepe
 
 def refused(store: SecretKeeper, text: str, plugin: str = PLUGIN) -> HostError:
     with pytest.raises(HostError) as caught:
-        store.expand(plugin, text)
+        store.for_plugin(plugin).expand(text)
     assert VALUE not in str(caught.value)
     return caught.value
 
 
-async def lent(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) -> None:
+async def bound(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) -> None:
     await store.set(name, value)
     await store.bind(name, PLUGIN)
 
 
 async def test_a_bound_reference_is_replaced(store: SecretKeeper) -> None:
     """Everywhere in the text; what is no reference stays as it is."""
-    await lent(store)
+    await bound(store)
     text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
     expected = f"Bearer {VALUE}, {VALUE} ${{TOKEN}} ${{secret:TOKEN $secret:TOKEN"
-    assert store.expand(PLUGIN, text) == expected
-    assert store.expand(OTHER, "nothing of the kind") == "nothing of the kind"
+    assert store.for_plugin(PLUGIN).expand(text) == expected
+    assert store.for_plugin(OTHER).expand("nothing of the kind") == "nothing of the kind"
 
 
 async def test_values_are_not_looked_into(store: SecretKeeper) -> None:
     """One pass: a value that spells a reference, or half of one, opens nothing."""
-    await lent(store, "TOKEN", "${secret:INNER}")
-    await lent(store, "HALF", "${secret:")
-    await lent(store, "INNER", "the inner value")
-    assert store.expand(PLUGIN, "${secret:TOKEN}") == "${secret:INNER}"
-    assert store.expand(PLUGIN, "${secret:HALF}INNER}") == "${secret:INNER}"
+    await bound(store, "TOKEN", "${secret:INNER}")
+    await bound(store, "HALF", "${secret:")
+    await bound(store, "INNER", "the inner value")
+    assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == "${secret:INNER}"
+    assert store.for_plugin(PLUGIN).expand("${secret:HALF}INNER}") == "${secret:INNER}"
 
 
 @pytest.mark.parametrize("name", ["ABSENT", "TOKEN", "lower", "", "A" * 65, "A\x1b[2J", "TOKEN "])
@@ -99,7 +100,7 @@ async def test_what_is_not_bound_is_refused_by_name(store: SecretKeeper, name: s
 
 async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
     """From then on the plugin has no use of it; a binding that is not there cannot be taken back."""
-    await lent(store)
+    await bound(store)
     await store.unbind("TOKEN", PLUGIN)
     assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
     with pytest.raises(Problem) as caught:
@@ -110,7 +111,7 @@ async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
 async def test_a_list_tells_everything_but_values(store: SecretKeeper, clock: ManualClock) -> None:
     """Names, versions, bound plugins, times."""
     began = clock.now_us
-    await lent(store)
+    await bound(store)
     await store.bind("TOKEN", OTHER)
     clock.advance(5)
     assert await store.set("TOKEN", "another value") == 2
@@ -118,7 +119,7 @@ async def test_a_list_tells_everything_but_values(store: SecretKeeper, clock: Ma
     assert (known.name, known.version, known.plugins, known.usable) == ("TOKEN", 2, (PLUGIN, OTHER), True)
     assert (known.created_at, known.updated_at) == (began, clock.now_us)
     assert "another value" not in repr(known)
-    assert store.expand(PLUGIN, "${secret:TOKEN}") == "another value"
+    assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == "another value"
     await store.delete("TOKEN", unbind=True)
     assert store.known() == ()
     with pytest.raises(Problem, match="no secret TOKEN"):
@@ -165,17 +166,17 @@ async def test_binding_wants_a_secret_and_an_id(store: SecretKeeper) -> None:
 
 async def test_a_short_text_cannot_become_a_huge_one(store: SecretKeeper) -> None:
     """A megabyte is the most."""
-    await lent(store, "BIG", "x" * MAX_VALUE_BYTES)
+    await bound(store, "BIG", "x" * MAX_VALUE_BYTES)
     most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
-    assert len(store.expand(PLUGIN, "${secret:BIG}" * most)) == MAX_EXPANDED_BYTES
+    assert len(store.for_plugin(PLUGIN).expand("${secret:BIG}" * most)) == MAX_EXPANDED_BYTES
     assert refused(store, "${secret:BIG}" * (most + 1)).code is Denial.TOO_LARGE
 
 
 async def test_nothing_on_disk_holds_the_value(store: SecretKeeper, tmp_path: Path) -> None:
     """State directory, WAL and the key's directory included; equal values are sealed differently."""
     value = "needle-in-the-haystack-0123456789"
-    await lent(store, "ONE", value)
-    await lent(store, "TWO", value)
+    await bound(store, "ONE", value)
+    await bound(store, "TWO", value)
     one, two = (store._ledger.read(lambda db, name=name: rows.get(db, "operator", name)) for name in ("ONE", "TWO"))
     assert one is not None
     assert two is not None
@@ -196,7 +197,7 @@ async def test_nothing_on_disk_holds_the_value(store: SecretKeeper, tmp_path: Pa
 @pytest.mark.parametrize("column", ["owner", "name", "version", "nonce", "sealed"])
 async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledger, column: str) -> None:
     """Sealed text moved to another name, owner or version, or damaged, opens nothing and says which code."""
-    await lent(store)
+    await bound(store)
     value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
     if column == "owner":
         store._owner = "somebody"
@@ -223,7 +224,7 @@ async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
     store: SecretKeeper, ledger: Ledger
 ) -> None:
     """Bindings are made with the key; copying another plugin's, or another secret's, does not help."""
-    await lent(store)
+    await bound(store)
     await store.set("OTHER", VALUE)
     copy = "INSERT INTO secret_bindings SELECT owner, ?, ?, mac FROM secret_bindings WHERE plugin_id = 'acme.demo'"
     await ledger.write(lambda tx: tx.execute(copy, ("TOKEN", OTHER)))
@@ -234,12 +235,12 @@ async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
 
 async def test_another_publishers_plugin_finds_no_binding(store: SecretKeeper, ledger: Ledger) -> None:
     """Set aside in the lifecycle's own transaction, without the key; brought back, they hold again."""
-    await lent(store)
+    await bound(store)
     aside = f"{PLUGIN}@acme"
     assert await ledger.write(lambda tx: rows.rename_plugin(tx, PLUGIN, aside)) == 1
     assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
     assert await ledger.write(lambda tx: rows.rename_plugin(tx, aside, PLUGIN)) == 1
-    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+    assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
 # The key.
@@ -251,19 +252,19 @@ async def test_the_key_is_made_private_on_first_use_and_kept(
     """Mode 0600, never replaced: another store on the same file reads what the first one sealed."""
     assert store.known() == ()
     assert not place.path.exists()
-    await lent(store)
+    await bound(store)
     assert place.path.stat().st_mode & 0o7777 == 0o600
     assert os.listdir(place.path.parent) == ["secrets.key"]
     before = place.path.read_bytes()
     again = SecretKeeper(ledger, place, clock=ManualClock())
-    assert again.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+    assert again.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
     await again.set("TOKEN", "a new one")
     assert place.path.read_bytes() == before
 
 
 async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place: KeyLocation) -> None:
     """While something is sealed, a missing file is an error that names it; put back, all is well."""
-    await lent(store)
+    await bound(store)
     key = place.path.read_bytes()
     place.path.unlink()
     store.forget_key()
@@ -277,7 +278,7 @@ async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place:
     assert [known.usable for known in store.known()] == [False]
     place.path.write_bytes(key)
     place.path.chmod(0o600)
-    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+    assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system that stops answering needs uid 0")
@@ -288,7 +289,7 @@ async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
     key = {"secrets.key": base64.b64encode(bytes(32))}
     with standing_still.mounted(tmp_path / "mount", key, uid=0) as there:
         store = SecretKeeper(ledger, KeyLocation(path=there.path / "secrets.key", ours=False), clock=clock)
-        await lent(store)
+        await bound(store)
         there.stall()
         store.forget_key()
         began = time.monotonic()
@@ -297,12 +298,12 @@ async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
         assert time.monotonic() - began < 1.0
         there.go_on()
         await houses.until(lambda: [known.usable for known in store.known()] == [True])
-        assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+        assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
 async def test_another_key_is_told_from_damage(store: SecretKeeper, place: KeyLocation) -> None:
     """`set` works with it, what was sealed before does not; with the right file back, it does at once."""
-    await lent(store)
+    await bound(store)
     key = place.path.read_bytes()
     place.path.write_bytes(os.urandom(32))
     store.forget_key()
@@ -313,9 +314,10 @@ async def test_another_key_is_told_from_damage(store: SecretKeeper, place: KeyLo
     assert refused(store, "${secret:TOKEN}").code is Denial.SERVICE_UNAVAILABLE
     await store.set("NEW", "some value")
     assert {known.name: known.usable for known in store.known()} == {"NEW": True, "TOKEN": False}
-    assert store.redact("value here: some value") == "value here: ${secret:NEW}"
+    await store.bind("NEW", PLUGIN)
+    assert store.for_plugin(PLUGIN).expand("${secret:NEW}") == "some value"
     place.path.write_bytes(key)
-    assert store.expand(PLUGIN, "${secret:TOKEN}") == VALUE
+    assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
 @pytest.mark.parametrize(
@@ -428,14 +430,14 @@ def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -
 
 async def test_values_are_put_back_to_references(store: SecretKeeper) -> None:
     """As they are, and as URLs, JSON and Basic credentials write them; in another case where that is asked for."""
-    await lent(store)
+    await bound(store)
     forms = [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode()]
-    shown = store.redact(" | ".join(forms))
+    secrets = store.for_plugin(PLUGIN)
+    secrets.expand("${secret:TOKEN}")
+    shown = secrets.redact(" | ".join(forms))
     assert "s3cr3t" not in shown
     assert shown.count("${secret:TOKEN}") == 5
-    loan = store.loan(PLUGIN)
-    loan.expand("${secret:TOKEN}")
-    assert loan.redact(f"X-{VALUE.title()}", any_case=True) == "X-${secret:TOKEN}"
+    assert secrets.redact(f"X-{VALUE.title()}", any_case=True) == "X-${secret:TOKEN}"
 
 
 @pytest.mark.parametrize("value", ["a", "12345", "  pin  ", "     \n"])
@@ -447,14 +449,14 @@ async def test_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, 
     assert store.known() == ()
 
 
-async def test_a_loan_remembers_what_it_handed_out(store: SecretKeeper) -> None:
+async def test_values_are_redacted_as_they_were_used(store: SecretKeeper) -> None:
     """Even if the value was changed since: the error of a request that used the old one must not show it."""
-    await lent(store)
-    loan = store.loan(PLUGIN)
-    sent = loan.expand("token=${secret:TOKEN}")
+    await bound(store)
+    secrets = store.for_plugin(PLUGIN)
+    sent = secrets.expand("token=${secret:TOKEN}")
     await store.set("TOKEN", "something else")
-    assert loan.redact(f"refused: {sent}") == "refused: token=${secret:TOKEN}"
-    assert store.loan(PLUGIN).redact(sent) == sent
+    assert secrets.redact(f"refused: {sent}") == "refused: token=${secret:TOKEN}"
+    assert store.for_plugin(PLUGIN).redact(sent) == sent
 
 
 @given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
