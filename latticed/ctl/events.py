@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, stream, views, when
@@ -22,7 +22,7 @@ EXAMPLES: Final = examples(
     "latticectl events                         # the last 20",
     "latticectl events -f                      # from now on, until Ctrl-C",
     "latticectl events -f --plugin acme.demo --host-calls",
-    "latticectl events --since 1200 --format json",
+    "latticectl events --after 1200 --format json",
 )
 
 _LAST: Final = 20
@@ -34,8 +34,9 @@ _WIDTHS: Final = (8, 20, 15, 8, 24, 26)
 def arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
     parser.add_argument(
-        "--since", metavar="SEQ", type=cursor, help="only events after this one (with host calls: SEQ.CALL)"
+        "--after", metavar="SEQ", type=cursor, help="only events after this one (with host calls: SEQ.CALL)"
     )
+    parser.add_argument("--since", dest="since", type=cursor, help=argparse.SUPPRESS)
     parser.add_argument("--last", metavar="N", type=_count, help=f"the newest so many (default {_LAST}; with -f: 0)")
     parser.add_argument("--host-calls", action="store_true", help="also the calls that plugins make")
     parser.add_argument("--plugin", metavar="ID", help="only events about or by this plugin")
@@ -43,27 +44,29 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     args = session.args
-    if args.since is not None and args.last is not None:
-        raise Problem("usage", "--since and --last exclude each other", "latticectl events --help shows how")
+    if args.since is not None:
+        session.screen.hint("--since is called --after now; the old name is taken for this version only")
+    after: str | None = args.after if args.after is not None else args.since
+    if after is not None and args.last is not None:
+        raise Problem("usage", "--after and --last exclude each other", "latticectl events --help shows how")
     if args.plugin is not None:
         ask.known_id(args.plugin)
     client = session.client()
     query = {"host_calls": "1"} if args.host_calls else {}
-    since: str | None = args.since
     last = args.last if args.last is not None else 0 if args.follow else _LAST
-    if since is None and last:
-        found, since = _newest(client, last, query, args.plugin)
+    if after is None and last:
+        found, after = _newest(client, last, query, args.plugin)
         _show(session, found)
-    elif since is not None:
-        since = _show_all(session, stream.backlog(client, since, query))
+    elif after is not None:
+        after = _show_all(session, stream.backlog(client, after, query))
     if args.follow:
-        _show_all(session, stream.follow(client, since, query, note=session.screen.note))
+        _show_all(session, stream.follow(client, after, query, note=session.screen.note))
     return ExitCode.OK
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
     return int(text)
 
 
@@ -75,12 +78,12 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
     found: list[Any] = []
     upto = ".".join(map(str, ends))
     for times in _WINDOWS:
-        since = [max(0, end - last * times) for end in ends]
+        after = [max(0, end - last * times) for end in ends]
         found = []
-        for sent in stream.backlog(client, ".".join(map(str, since)), query):
+        for sent in stream.backlog(client, ".".join(map(str, after)), query):
             found += _wanted(sent, plugin)
             upto = sent.at
-        if len(found) >= last or not any(since):
+        if len(found) >= last or not any(after):
             break
     return found[-last:], upto
 

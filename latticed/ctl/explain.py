@@ -103,7 +103,7 @@ def _lines(facts: remedy.RemedyFacts, screen: Screen) -> Iterator[_Field]:
         yield "candidate", Cell(f"version {view.candidate.version or '-'}", "warn")
     yield "runtime", _runtime(view)
     if isinstance(ended := facts.causes.get("ended"), dict):
-        moment = screen.when(ended.get("ts"))
+        moment = screen.when(ended.get("at"))
         yield "last end", Cell(f"{moment}: {ended.get('code')}: {ended.get('reason')}", "warn")
     yield "last denial", _denial(facts.denials, screen)
     yield "next retry", screen.when(view.runtime.next_retry_at) if view is not None else None

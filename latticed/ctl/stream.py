@@ -55,9 +55,9 @@ def _id(value: str) -> str:
     return value
 
 
-def backlog(client: ControlClient, since: str, query: Mapping[str, str]) -> Iterator[Sent]:
-    """What there is after `since`; the last one tells how far that goes and has no data."""
-    with closing(client.lines("events", query={**query, "since": since})) as lines:
+def backlog(client: ControlClient, after: str, query: Mapping[str, str]) -> Iterator[Sent]:
+    """What there is after `after`; the last one tells how far that goes and has no data."""
+    with closing(client.lines("events", query={**query, "after": after})) as lines:
         for sent in decode(lines):
             yield sent
             if not sent.data:
@@ -66,9 +66,9 @@ def backlog(client: ControlClient, since: str, query: Mapping[str, str]) -> Iter
 
 
 def follow(
-    client: ControlClient, since: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
+    client: ControlClient, after: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
 ) -> Iterator[Sent]:
-    """Events after `since` (None: from now on), without an end.
+    """Events after `after` (None: from now on), without an end.
 
     A daemon that goes away is waited for, with pauses that grow to LONGEST_PAUSE_S; the stream then goes on where it
     was. One that was never reached is a Problem at once.
@@ -76,23 +76,23 @@ def follow(
     pause_s, lost = FIRST_PAUSE_S, False
     while True:
         try:
-            for sent in _once(client, since, query):
+            for sent in _once(client, after, query):
                 if lost:
                     note("the daemon is back")
-                pause_s, lost, since = FIRST_PAUSE_S, False, sent.at
+                pause_s, lost, after = FIRST_PAUSE_S, False, sent.at
                 yield sent
         except Problem as problem:
-            if since is None or not passing(problem):
+            if after is None or not passing(problem):
                 raise
-        if not lost and since is not None:
+        if not lost and after is not None:
             note("the daemon is gone; waiting for it to come back")
             lost = True
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
-def _once(client: ControlClient, since: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
-    headers = {} if since is None else {"Last-Event-ID": since}
+def _once(client: ControlClient, after: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
+    headers = {} if after is None else {"Last-Event-ID": after}
     with closing(client.lines("events", query=query, headers=headers)) as lines:
         yield from decode(lines)
 

@@ -205,10 +205,11 @@ class DeniedRecord(TypedDict):
 
 
 class LastEnd(TypedDict):
-    """How the life of a plugin ended that came before the one that is."""
+    """How the plugin's last process ended; `ts` is the name of `at` until 0.1, kept for one version more."""
 
     code: str
     reason: str
+    at: str
     ts: str
 
 

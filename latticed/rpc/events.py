@@ -44,17 +44,19 @@ HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-stor
 
 
 class StreamRequest(QueryParams, frozen=True):
-    """Events after `since`, a seq of the decisions or `<decisions>.<calls>`; host calls only on request.
+    """Events after `after`, a seq of the decisions or `<decisions>.<calls>`; host calls only on request.
 
-    A bare seq stands, among the host calls, for those made since that decision.
+    A bare seq stands, among the host calls, for those made since that decision. `since`: the name of `after` until 0.1,
+    taken for one version more.
     """
 
+    after: Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")] | None = None
     since: Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")] | None = None
     host_calls: Literal["0", "1"] = "0"
 
 
 async def stream(ask: Ask) -> web.StreamResponse:
-    """Events after an id (Last-Event-ID, else `since`, else from now on); host calls only with `host_calls=1`."""
+    """Events after an id (Last-Event-ID, else `after`, else from now on); host calls only with `host_calls=1`."""
     asked = ask.query(StreamRequest)
     calls = asked.host_calls == "1"
     seen = _start(ask, asked, calls=calls)
@@ -73,8 +75,8 @@ async def stream(ask: Ask) -> web.StreamResponse:
 
 def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
     kept = ask.api.ledger
-    # A browser that comes back repeats its `since`, too.
-    given = ask.request.headers.get("Last-Event-ID") or asked.since
+    # A browser that comes back repeats its `after`, too.
+    given = ask.request.headers.get("Last-Event-ID") or asked.after or asked.since
     if given is None:
         return kept.read(rows.position)
     found = chain.cursor(given)

@@ -111,7 +111,9 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
         limit=2,
     )
     failed = next((row for row in last if row["detail"].get("state") == RuntimeState.FAILED), None)
-    return {"code": failed["code"], "reason": failed["reason"], "ts": failed["ts"]} if failed else None
+    if failed is None:
+        return None
+    return {"code": failed["code"], "reason": failed["reason"], "at": failed["ts"], "ts": failed["ts"]}
 
 
 async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:

@@ -21,10 +21,14 @@ Status = Literal["queued", "delivering", "done", "failed"]
 
 
 class Shelf(QueryParams, frozen=True):
-    """The newest `limit` items of a status and a plugin, older than the number `before`."""
+    """At most `limit` items of a status and a plugin, newest first; `after`: the `next` of the page before.
+
+    `before`: the name of `after` until 0.1, taken for one version more.
+    """
 
     status: Status | None = None
     plugin: str | None = None
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     before: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
@@ -41,11 +45,18 @@ async def listing(ask: Ask) -> NotificationPage:
     wanted = ask.query(Shelf)
     statuses = (wanted.status,) if wanted.status else ()
     found = await ask.api.notifications.page(
-        statuses=statuses, plugin_id=wanted.plugin, before_seq=wanted.before, limit=wanted.limit
+        statuses=statuses,
+        plugin_id=wanted.plugin,
+        before_seq=wanted.after or wanted.before,
+        limit=wanted.limit + 1,
     )
     counts = await ask.api.notifications.counts()
-    rows = [_row(item) for item in found]
-    return {"notifications": rows, "counts": {str(status): count for status, count in counts.items()}}
+    page = found[: wanted.limit]
+    return {
+        "notifications": [_row(item) for item in page],
+        "next": page[-1].seq if len(found) > len(page) else None,
+        "counts": {str(status): count for status, count in counts.items()},
+    }
 
 
 async def reopen(ask: Ask) -> NotificationReopened:

@@ -58,9 +58,10 @@ class Notification(TypedDict):
 
 
 class NotificationPage(TypedDict):
-    """`counts` by status, of all there are."""
+    """`counts` by status, of all there are; `next` is what `after` must be for the following page, null on the last."""
 
     notifications: list[Notification]
+    next: int | None
     counts: dict[str, int]
 
 

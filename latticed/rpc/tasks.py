@@ -18,10 +18,14 @@ State = Literal["submitted", "approved", "running", "done", "failed", "interrupt
 
 
 class Sought(QueryParams, frozen=True):
-    """The newest `limit` tasks in a state and of a plugin, older than the number `before`."""
+    """At most `limit` tasks in a state and of a plugin, newest first; `after`: the `next` of the page before.
+
+    `before`: the name of `after` until 0.1, taken for one version more.
+    """
 
     state: State | None = None
     plugin: str | None = None
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     before: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
@@ -68,7 +72,7 @@ class TaskWhole(TaskRow):
 
 
 class TaskPage(TypedDict):
-    """`next` is what `before` must be for the following page, null on the last."""
+    """`next` is what `after` must be for the following page, null on the last."""
 
     tasks: list[TaskRow]
     next: int | None
@@ -84,7 +88,7 @@ async def listing(ask: Ask) -> TaskPage:
     found = await _tasks(ask).page(
         states=(wanted.state,) if wanted.state else (),
         plugin_id=wanted.plugin,
-        before_seq=wanted.before,
+        before_seq=wanted.after or wanted.before,
         limit=wanted.limit + 1,
     )
     page = found[: wanted.limit]

@@ -105,7 +105,7 @@ def test_every_route_is_described_with_its_scope():
         assert taken == set(route.form.query.__struct_fields__)
 
 
-@pytest.mark.parametrize("query", ["since=x", "since=-1", "host_calls=yes", "since=1&since=2", "until=3"])
+@pytest.mark.parametrize("query", ["after=x", "after=-1", "since=x", "host_calls=yes", "after=1&after=2", "until=3"])
 def test_a_stream_that_is_asked_for_wrongly_is_400(daemon, query):
     """The one route that never ends, and so is not asked above."""
     answer = daemon.get(f"/api/events?{query}")

@@ -242,7 +242,7 @@ while True:
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(raw_http.connected(host.daemon.place.socket)) for _ in range(READERS)]
         for reader in readers:
-            reader.sendall(raw_http.request("GET", "/api/events?since=0&host_calls=1"))
+            reader.sendall(raw_http.request("GET", "/api/events?after=0&host_calls=1"))
         host.result(name, "make history", CALLS // 10)
         for reader in readers:
             heard = b""

@@ -81,7 +81,7 @@ def test_events_end_with_what_there_is(place, acme):
         daemon.activate()
         rows = [json.loads(line) for line in daemon.ctl("events", "--format", "json").stdout.splitlines()]
         assert [row["seq"] for row in rows] == [event["seq"] for event in daemon.events()]
-        after = daemon.ctl("events", "--since", str(rows[-1]["seq"]))
+        after = daemon.ctl("events", "--after", str(rows[-1]["seq"]))
         assert (after.returncode, after.stdout) == (0, "")
         assert daemon.ctl("events", "--plugin", "acme.none").stdout == ""
         text = daemon.ctl("events", "--plugin", "acme.demo").stdout.splitlines()

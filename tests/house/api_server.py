@@ -276,8 +276,8 @@ class Api:
 
     def _stream(self, query: dict[str, str]) -> bytes:
         last = self.events[-1]["seq"] if self.events else 0
-        since = int(str(self.resumed[-1] or query.get("since", last)).partition(".")[0])
-        rows = [row for row in self.events if row["seq"] > since]
+        after = int(str(self.resumed[-1] or query.get("after", last)).partition(".")[0])
+        rows = [row for row in self.events if row["seq"] > after]
         return sse(*(row for row in rows if query.get("host_calls") == "1" or row["action"] != "host.call"), upto=last)
 
     def _audit(self, query: dict[str, str]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ ROWS: dict[str, Row] = {
         good={},
         before=(("task.submit", _SCRIPT),),
         answers="tasks next",
-        bad=({"state": "odd"}, {"limit": 0}, {"before": -1}),
+        bad=({"state": "odd"}, {"limit": 0}, {"after": -1}, {"before": -1}),
         down="ledger",
         why=READS_ONLY,
     ),

@@ -25,9 +25,13 @@ MAX_PAGE: Final = 200
 
 
 class TaskList(Params, frozen=True):
-    """The caller's newest tasks, older than the number `before`."""
+    """The caller's tasks, newest first; `after`: the `next` of the page before (0: the newest).
+
+    `before`: the name of `after` until 0.1, taken for one version more.
+    """
 
     state: State | None = None
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     before: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
 
@@ -54,7 +58,10 @@ class TaskCalls:
         states = (asked.state,) if asked.state else ()
         try:
             found = await self._tasks.page(
-                states=states, plugin_id=caller.plugin_id, before_seq=asked.before, limit=asked.limit + 1
+                states=states,
+                plugin_id=caller.plugin_id,
+                before_seq=asked.after or asked.before,
+                limit=asked.limit + 1,
             )
         except Problem as problem:
             raise faults.of_problem(problem) from problem

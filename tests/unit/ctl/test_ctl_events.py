@@ -74,7 +74,16 @@ def test_without_follow_it_shows_the_last_and_ends(ctl, api):
     assert len({line.index("allow") for line in out}) == 1
     assert [line.split()[0] for line in ctl("events", "--last", "2").out.splitlines()] == ["28", "30"]
     assert [line.split()[0] for line in ctl("events", "--last", "2", "--host-calls").out.splitlines()] == ["29", "30"]
-    assert [line.split()[0] for line in ctl("events", "--since", "27").out.splitlines()] == ["28", "30"]
+    assert [line.split()[0] for line in ctl("events", "--after", "27").out.splitlines()] == ["28", "30"]
+
+
+def test_since_is_the_old_name_of_after(ctl, api):
+    """It is taken, with a hint."""
+    api.events = [event(seq) for seq in range(1, 31)]
+    ran = ctl("events", "--since", "28")
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["29", "30"]
+    assert ran.err == "hint: --since is called --after now; the old name is taken for this version only\n"
+    assert "--since" not in ctl("events", "--help").out
 
 
 def test_it_looks_further_back_for_what_is_wanted(ctl, api):
@@ -90,14 +99,14 @@ def test_it_looks_further_back_for_what_is_wanted(ctl, api):
 
 def test_json_is_one_object_a_line(ctl, api):
     api.events = [event(1), event(2, reason="\u202e\x1b[2J")]
-    ran = ctl("events", "--since", "0", "--format", "json")
+    ran = ctl("events", "--after", "0", "--format", "json")
     assert ran.data.isascii()
     assert [json.loads(line) for line in ran.out.splitlines()] == api.events
 
 
 def test_what_plugins_wrote_is_escaped(ctl, api):
     api.events = [event(1, reason="\x1b[2Jgone", code="crashed")]
-    out = ctl("events", "--since", "0").out
+    out = ctl("events", "--after", "0").out
     assert "crashed: \\x1b[2Jgone" in out
     assert "\x1b" not in out
 
@@ -106,7 +115,7 @@ def test_who_may_only_read_sees_events_without_detail(ctl, api):
     row = event(1)
     del row["detail"]
     api.streams = [(200, sse(row, upto=1))]
-    assert ctl("events", "--since", "0").out.split()[0] == "1"
+    assert ctl("events", "--after", "0").out.split()[0] == "1"
 
 
 def test_follow_goes_on_where_it_was_across_a_restart(ctl, api, hurried):
@@ -118,14 +127,14 @@ def test_follow_goes_on_where_it_was_across_a_restart(ctl, api, hurried):
         (200, sse(event(7), event(8), upto=8)),
         problem(403, "access_denied"),
     ]
-    ran = ctl("events", "-f", "--since", "4")
+    ran = ctl("events", "-f", "--after", "4")
     assert ran.code == 5
     assert [line.split()[0] for line in ran.out.splitlines()] == ["5", "7", "8"]
     assert api.resumed == ["", "6", "6", "6", "8"]
 
 
 def test_follow_from_now_on(ctl, api, hurried):
-    """Without --since, the first request names no place; every later one the last event seen."""
+    """Without --after, the first request names no place; every later one the last event seen."""
     api.streams = [
         (200, sse(upto=6)),
         (200, b""),
@@ -151,8 +160,8 @@ def test_pauses_are_bounded(ctl, api, hurried):
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (("--since", "x"), 2),
-        (("--since", "1", "--last", "2"), 2),
+        (("--after", "x"), 2),
+        (("--after", "1", "--last", "2"), 2),
         (("--plugin", "NO"), 4),
     ],
 )
@@ -160,7 +169,7 @@ def test_wrong_use_is_told(ctl, api, words, code):
     assert ctl("events", *words).code == code
 
 
-@pytest.mark.parametrize("words", [("events",), ("events", "-f"), ("events", "--since", "3")])
+@pytest.mark.parametrize("words", [("events",), ("events", "-f"), ("events", "--after", "3")])
 def test_a_daemon_that_never_was_is_told_at_once(ctl, words):
     ran = ctl(*words, LATTICED_SOCKET="/nowhere/s")
     assert (ran.code, ran.data) == (7, b"")
@@ -171,7 +180,7 @@ def test_a_daemon_that_never_was_is_told_at_once(ctl, words):
 )
 def test_a_stream_of_another_shape_is_a_bad_reply(ctl, api, said):
     api.streams = [(200, said)]
-    ran = ctl("events", "--since", "0")
+    ran = ctl("events", "--after", "0")
     assert ran.code == 1
     assert "the daemon's answer has no proper" in ran.err
 
@@ -181,7 +190,7 @@ def test_ctrl_c_ends_it_quietly(api):
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket)}
     api.events = [event(1)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "latticed.ctl.main", "events", "-f", "--since", "0"],
+        [sys.executable, "-m", "latticed.ctl.main", "events", "-f", "--after", "0"],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -199,7 +208,7 @@ def test_a_terminal_cuts_the_line(api):
     api.events = [event(1, reason="r" * 300, decision="deny", code="crashed")]
     try:
         environ = {"PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket), "COLUMNS": "100"}
-        command = [sys.executable, "-m", "latticed.ctl.main", "events", "--since", "0"]
+        command = [sys.executable, "-m", "latticed.ctl.main", "events", "--after", "0"]
         subprocess.run(command, stdout=slave, env={**environ, "TERM": "xterm", "LANG": "C.UTF-8"}, check=True)
         shown = os.read(master, 65536).decode()
     finally:

@@ -356,7 +356,8 @@ async def test_quotas_and_lists(tmp_path):
             await here.submit("echo", B)
         first = await here.call("task.list", limit=2)
         assert [one["id"] for one in first["tasks"]] == mine[:0:-1]
-        rest = await here.call("task.list", limit=2, before=first["next"])
+        rest = await here.call("task.list", limit=2, after=first["next"])
+        assert await here.call("task.list", limit=2, before=first["next"]) == rest, "its name until 0.1"
         assert ([one["id"] for one in rest["tasks"]], rest["next"]) == ([mine[0]], None)
         assert "script" not in rest["tasks"][0]
         with pytest.raises(HostError, match="not_found"):

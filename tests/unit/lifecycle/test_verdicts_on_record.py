@@ -69,7 +69,7 @@ async def test_who_reads_the_stream_sees_verdicts():
         await home.seen(ID)
         bundles.tamper(home.dropped["demo"].artifact_path)
         row = await until_told(home, "digest_mismatch")
-        async with home.session.get(f"http://latticed/api/events?since={row['seq'] - 1}") as answer:
+        async with home.session.get(f"http://latticed/api/events?after={row['seq'] - 1}") as answer:
             async for line in answer.content:
                 if line.startswith(b"data: "):
                     assert json.loads(line[6:])["action"] == "plugin.verdict"

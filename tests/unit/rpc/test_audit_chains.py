@@ -87,7 +87,7 @@ async def streamed(home, query, until, **options):
 async def test_ids_of_a_stream_name_both_chains_when_both_are_asked_for(home):
     """Resumable by either form; a bare id stands for the calls made since that decision."""
     await fill(home, decisions=2, calls=2)
-    assert [at for at, _ in await streamed(home, "since=0", "2")] == ["1", "2"]
+    assert [at for at, _ in await streamed(home, "after=0", "2")] == ["1", "2"]
     assert [at for at, _ in await streamed(home, "since=0&host_calls=1", "2.2")] == ["1.0", "2.0", "2.1", "2.2"]
     again = {"headers": {"Last-Event-ID": "2.1"}}
     assert [at for at, _ in await streamed(home, "host_calls=1", "2.2", **again)] == ["2.2"]
@@ -135,7 +135,7 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
     real, pages = streams._page, []
     monkeypatch.setattr(streams, "_page", lambda *args, **options: pages.append(1) or real(*args, **options))
     await fill(home, decisions=1)
-    reading = asyncio.create_task(streamed(home, "since=0", "2"))
+    reading = asyncio.create_task(streamed(home, "after=0", "2"))
     await houses.until(lambda: pages)
     for _ in range(50):
         await home.house.api.ledger.record(CALL)
@@ -144,6 +144,13 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
     assert [at for at, _ in await reading] == ["1", "2"]
     assert seen <= 2
     assert len(pages) <= seen + 2
+
+
+@pytest.mark.parametrize("name", ["after", "since"])
+async def test_a_stream_goes_on_after_a_seq(home, name):
+    """`since` is what it was called until 0.1."""
+    await fill(home, decisions=3)
+    assert [at for at, _ in await streamed(home, f"{name}=1", "3")] == ["2", "3"]
 
 
 async def verified(home, query=""):

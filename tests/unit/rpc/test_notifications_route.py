@@ -40,6 +40,11 @@ async def test_they_are_listed_newest_first(home, failed):
     answer = await home.ask("GET", "/api/notifications")
     assert [row["title"] for row in answer["notifications"]] == ["t2", "t1", "t0"]
     assert answer["counts"] == {"queued": 2, "delivering": 0, "done": 0, "failed": 1}
+    assert answer["next"] is None
+    first = await home.ask("GET", "/api/notifications?limit=2")
+    rest = await home.ask("GET", f"/api/notifications?limit=2&after={first['next']}")
+    assert [row["title"] for row in (*first["notifications"], *rest["notifications"])] == ["t2", "t1", "t0"]
+    assert await home.ask("GET", f"/api/notifications?before={first['next']}") == rest, "its name until 0.1"
     (row,) = (await home.ask("GET", "/api/notifications?status=failed&plugin=acme.demo"))["notifications"]
     assert (row["id"], row["code"], row["reason"], "body" in row) == (failed, "refused", "nobody there", False)
     assert (await home.ask("GET", "/api/notifications?plugin=acme.other"))["notifications"] == []
