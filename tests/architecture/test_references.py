@@ -25,6 +25,8 @@ PATH = re.compile(r"(?<![\w/])docs/(?:adr/\d{4}(?![\w-])|[\w/-]+\.md\b)")
 RECORD = re.compile(r"\bADR[\s-]+(\d+)")
 PAGE = re.compile(r"(?<![\w/.*-])([a-z][a-z-]*\.md)\b(?!,\s+(?:[A-Z]|worker:))")
 
+FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.[a-z]+)`")
+
 
 def headings(page: str) -> set[str]:
     """The headings of a page of docs/internals, without their marks, and the first cells of its tables."""
@@ -86,6 +88,17 @@ def test_every_reference_resolves():
     assert len(found) > 150, "the patterns of this test no longer find what they are for"
     broken = [f"{file}: {reference}" for file, reference, resolves in found if not resolves]
     assert not broken, "\n".join(["write the section below docs/, or mend the reference:", *broken])
+
+
+def test_files_that_pages_for_developers_name_exist():
+    """Below the checkout, or below latticed."""
+    pages = [ROOT / "CONTRIBUTING.md", *(DOCS / "internals").glob("*.md"), *(DOCS / "adr").glob("*.md")]
+    named = {(page.name, found) for page in pages for found in FILE.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 60
+    missing = [
+        one for one in sorted(named) if not any((place / one[1]).exists() for place in (ROOT, ROOT / "latticed"))
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(

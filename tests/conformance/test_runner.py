@@ -39,6 +39,10 @@ INVOKES = {"driven", "process", "wasm"}
 START_S = STOP_S = 10.0
 
 
+def test_every_runner_is_tested_here():
+    assert {way.partition("-")[0] for way in WAYS} == choice.BUILT_IN | {"driven"}
+
+
 @pytest.fixture(params=WAYS)
 def way(request):
     return request.param

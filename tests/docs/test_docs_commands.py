@@ -12,6 +12,7 @@ from tests.house import pages
 NOT_RUN = {
     "make run": "plugins-sample/tour.py run is what it starts: every test here runs in its second terminal",
     "make demo": "plugins-sample/tour.py demo is what it starts: test_tour runs it",
+    "make check": "it would run itself",
     "make test": "it would run itself",
     "make bench": "takes a quarter of an hour and installs its references",
     "apt-get install": "installs on this machine, as root, for systemd",
@@ -36,7 +37,7 @@ def test_commands_do_what_the_page_says(request, page):
     """Block by block, in the page's order, on one daemon; each ends with 0, or with what its fence says."""
     blocks = [block for block in _shell(page) if "norun" not in block.words]
     if not blocks:
-        named = page.name in {"api.md", "performance.md"}
+        named = page.name in {"api.md", "performance.md", "CONTRIBUTING.md"}
         assert named or page.parent.name == "internals", "a page without a command to run is worth a look"
         return
     running = request.getfixturevalue("running")
@@ -52,6 +53,13 @@ def test_what_is_not_run_has_its_reason():
         assert begun, f"{block.page.name}: no reason not to run\n{block.text}"
         used |= begun
     assert used == set(NOT_RUN), "a reason without its block"
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (pages.CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in pages.PAGES:
+        named = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(named) <= targets, page.name
 
 
 def test_every_fence_is_known():

@@ -9,6 +9,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = (
     CHECKOUT / "README.md",
+    CHECKOUT / "CONTRIBUTING.md",
     *sorted((CHECKOUT / "docs").glob("*.md")),
     *sorted((CHECKOUT / "docs/internals").glob("*.md")),
 )
