@@ -13,6 +13,7 @@ from latticed.catalog import Catalog
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Verified
 from latticed.trust import policy as policies
+from tests.house import catalogs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def _scan(plugins: Path, count: int) -> float:
         began_s = time.perf_counter()
         async with catalog:
             took_s = time.perf_counter() - began_s
-            verdicts = catalog.current()
+            verdicts = catalogs.verdicts(catalog)
         if len(verdicts) != count or not all(isinstance(one, Verified) for one in verdicts.values()):
             raise RuntimeError(f"expected {count} verified bundles, found {len(verdicts)} verdicts, not all good")
         return took_s

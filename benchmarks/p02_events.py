@@ -25,6 +25,7 @@ from latticed.catalog.watcher import Watcher
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Verified
 from latticed.trust import policy as policies
+from tests.house import catalogs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -191,11 +192,11 @@ async def _flooded(plugins: Path) -> tuple[int, Mapping[str, int], float]:
         wrong = 1
         while wrong and time.perf_counter() - began_s < 120:
             await asyncio.sleep(0.05)
-            bad = sum(not isinstance(verdict, Verified) for verdict in catalog.current().values())
-            if not truth and bad < len(catalog.current()) // 2:
+            bad = sum(not isinstance(verdict, Verified) for verdict in catalogs.verdicts(catalog).values())
+            if not truth and bad < len(catalogs.verdicts(catalog)) // 2:
                 continue
             truth = truth or await _fresh(plugins)
-            wrong = _differences(catalog.current(), truth)
+            wrong = _differences(catalogs.verdicts(catalog), truth)
         return wrong, dict(catalog.counters), time.perf_counter() - began_s
 
 
@@ -206,7 +207,7 @@ def _catalog(plugins: Path) -> Catalog:
 
 async def _fresh(plugins: Path) -> Mapping[str, Verdict]:
     async with _catalog(plugins) as catalog:
-        return catalog.current()
+        return catalogs.verdicts(catalog)
 
 
 def _differences(one: Mapping[str, Verdict], other: Mapping[str, Verdict]) -> int:

@@ -111,14 +111,6 @@ class Catalog:
             if batch := self._outbox.take():
                 yield batch
 
-    def current(self) -> Mapping[str, Verdict]:
-        """The verdict on every bundle there is now, by name."""
-        return {
-            f"{label}/{name}": entry.verdict
-            for label, directory in self._directories.items()
-            for name, entry in directory.entries.items()
-        }
-
     def hold(self, name: str) -> None:
         """A record names this bundle: it is looked at first and always, whatever else lies or hangs beside it."""
         label, _, bundle = name.partition("/")

@@ -18,15 +18,14 @@ class PluginStanding:
     """What of a plugin decides.
 
     `active`: an operator has it active, and it is not being handed over. `fault`: the code for which its bundle or
-    its stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds,
-    `permits`: what else it may (`model.permits`). `seen`: whether the disk has been looked at since the daemon
+    its stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds.
+    `seen`: whether the disk has been looked at since the daemon
     started; until then nobody may do anything, and nobody has lost anything either.
     """
 
     active: bool = False
     fault: str = ""
     granted: frozenset[str] = frozenset()
-    permits: frozenset[str] = frozenset()
     seen: bool = True
 
 

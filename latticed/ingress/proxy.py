@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 MAX_LINE_BYTES: Final = 16 << 10
-MAX_HEADERS: Final = 128
 _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 """What the task at work dials."""
 

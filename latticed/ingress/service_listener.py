@@ -23,7 +23,6 @@ from latticed.ingress.login_pages import PLACE, LoginDesk
 from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
 from latticed.ingress.sessions import Sessions
 from latticed.ingress.streaming import Passing
-from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -46,8 +45,6 @@ OFF: Final = "http.service_listen is not set"
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?:[/\\]|$)")
 _DECODINGS: Final = 4
 _NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
-
-log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,7 +38,6 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
-FORMS: Final = ("auto", "journal", "json", "text")
 _NUMBERS: Final = {name: getattr(logging, name.upper()) for name in rendering.PRIORITIES}
 
 
@@ -63,8 +62,8 @@ def configure(
 ) -> None:
     """Log entries of `level` and above from now on; may be called again (a reload).
 
-    `form` is one of FORMS; "auto" looks at $JOURNAL_STREAM and at `stream` (default stdout). KeyError for a level
-    that does not exist.
+    `form`: auto, journal, json or text; "auto" looks at $JOURNAL_STREAM and at `stream` (default stdout). KeyError
+    for a level that does not exist.
     """
     number = _NUMBERS[level]
     sink = _sink(form, stream or sys.stdout, os.environ if environ is None else environ)

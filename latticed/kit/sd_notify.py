@@ -32,10 +32,6 @@ class Notifier:
         self._address = address
         self._owed: list[bytes] = []
 
-    @property
-    def enabled(self) -> bool:
-        return self._address is not None
-
     def ready(self, status: str = "") -> None:
         """Start-up, or a reload, is finished."""
         self._send({"READY": "1"} | _status(status))
@@ -51,10 +47,6 @@ class Notifier:
 
     def stopping(self, status: str = "") -> None:
         self._send({"STOPPING": "1"} | _status(status))
-
-    def status(self, status: str) -> None:
-        """One line for `systemctl status`."""
-        self._send(_status(status))
 
     def watchdog(self) -> None:
         """We are alive."""

@@ -139,22 +139,11 @@ async def _walked(
     return found
 
 
-def export(conn: RowReader) -> Iterator[dict[str, Any]]:
-    """The lines of an export: all decisions in order, then all calls, and after the event it signs each head.
-
-    A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides. What retention left of a chain begins
-    with `{"checkpoint": {...}}`. Heads of events that are gone come first or last.
-    """
-    for name in chain.NAMES:
-        if (begins := checkpoint(conn, chain=name)) is not None:
-            yield {"checkpoint": begins, **_named(name)}
-        rows = conn.execute(_select(name) + " ORDER BY seq")
-        signed = conn.execute(f"SELECT {_HEAD} FROM {TABLES[name].heads} ORDER BY seq, id")
-        yield from _interleaved(rows, signed, name)
-
-
 def stretch(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
-    """As of an export: the next `most` events after one seq, up to another, with the heads of those."""
+    """Lines of an export: the next `most` events after one seq, up to another, each followed by the heads that sign it.
+
+    A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides.
+    """
     rows = conn.execute(_select(chain) + " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, upto, most))
     found = rows.fetchall()
     last = found[-1][0] if found else after

@@ -48,7 +48,7 @@ class Ledger:
         self._entered = entered
         self._clock = clock
         self._denials = Denials()
-        self._later = DeferredEvents(writer, clock)
+        self._deferred = DeferredEvents(writer, clock)
         self._last_seq = 0
         self._signed_s = clock.monotonic_s()
         self.public_key = state.public_half(entered.key)
@@ -65,14 +65,9 @@ class Ledger:
         """Why this ledger is older than what was decided, when an operator accepted that; empty otherwise."""
 
     @property
-    def waiting(self) -> int:
-        """How many events of `record_later` are not recorded yet."""
-        return self._later.waiting
-
-    @property
     def refused(self) -> int:
-        """How many of them wait because the disk would not take them."""
-        return self._later.refused
+        """How many events of `record_later` wait because the disk would not take them."""
+        return self._deferred.refused
 
     async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
@@ -110,7 +105,7 @@ class Ledger:
 
     def record_later(self, event: audit.Event) -> None:
         """Have `event`, which has already happened, recorded as soon as that can be; nothing waits for it."""
-        self._later.put(event)
+        self._deferred.put(event)
 
     def record_news(self, event: audit.Event, *, apart: str = "") -> None:
         """As `record_later`, for what strangers can make happen without end: beyond a quota it is only counted.
@@ -119,7 +114,7 @@ class Ledger:
         """
         kept = self._denials.take(event, self._clock.monotonic_s(), apart=apart)
         if kept is not None:
-            self._later.put(kept)
+            self._deferred.put(kept)
 
     async def grown(self, seen: Position, *, calls: bool = False) -> None:
         """Return once a decision after `seen` is committed or, with `calls`, an event of either chain."""
@@ -179,7 +174,7 @@ class Ledger:
         return seq
 
     def _start(self) -> list[asyncio.Task[None]]:
-        work = {"upkeep": self._keep_up(), "later": self._later.run(), "retention": self._retain()}
+        work = {"upkeep": self._keep_up(), "later": self._deferred.run(), "retention": self._retain()}
         if self._entered.partly_checked:
             work["check"] = self._check_rest()
         return [asyncio.create_task(one, name=f"ledger-{name}") for name, one in work.items()]
@@ -214,7 +209,7 @@ class Ledger:
         self.trouble = await upkeep.check_rest(self._entered.database)
 
     async def _finish(self) -> None:
-        await self._later.flush()
+        await self._deferred.flush()
         await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
         with contextlib.suppress(Problem):
             await self.sign_head()

@@ -205,10 +205,6 @@ def waited_s(conn: RowReader, item_id: str) -> int:
     return 0 if row is None else int(row[0])
 
 
-def get(conn: RowReader, item_id: str) -> Item | None:
-    return _one(conn, "id = ?", item_id)
-
-
 def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> int | None:
     """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued.
 

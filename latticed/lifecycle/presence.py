@@ -54,13 +54,13 @@ def standing(record: Record, seen: Presence | None) -> PluginStanding:
     if seen is None:
         return PluginStanding(seen=False)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
-    return _active(fault, record.granted, record.permits)
+    return _active(fault, record.granted)
 
 
 @functools.lru_cache(maxsize=1_024)
-def _active(fault: str, granted: tuple[str, ...], permits: tuple[str, ...]) -> PluginStanding:
+def _active(fault: str, granted: tuple[str, ...]) -> PluginStanding:
     """One for all that stand alike: there may be thousands."""
-    return PluginStanding(active=True, fault=fault, granted=frozenset(granted), permits=frozenset(permits))
+    return PluginStanding(active=True, fault=fault, granted=frozenset(granted))
 
 
 def pin_of(record: Record) -> ClaimPin:

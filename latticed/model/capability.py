@@ -59,11 +59,6 @@ def holders(capability: str) -> tuple[str, ...]:
     return tuple(types)
 
 
-def highest(capabilities: tuple[str, ...]) -> Risk:
-    """The highest risk among known `capabilities`."""
-    return max((RISKS[c] for c in capabilities), default=Risk.READ)
-
-
 @functools.lru_cache(maxsize=1024)  # thousands of plugins hold a few sets between them
 def host_risk(capabilities: tuple[str, ...]) -> frozenset[str]:
     """Those of `capabilities` that stay masked until an operator grants them by name."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 _BY_CAPABILITY: Final = {
     "kv:read": ("kv.get", "kv.list"),
@@ -52,14 +51,6 @@ class Denial(StrEnum):
 
 FIX: Final = "fix"
 """In the detail of a denial's event: what an operator could grant to mend it. No plugin reads it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request of a plugin to its Gate; `params` is decoded JSON."""
-
-    method: str
-    params: dict[str, Any]
 
 
 def calls_of(capability: str) -> tuple[str, ...]:

@@ -67,10 +67,6 @@ class PipeWriter(asyncio.BaseProtocol):
         """Whether nothing can be written any more: closed by us or by the child."""
         return self._lost or self._transport is None or self._transport.is_closing()
 
-    @property
-    def buffered_bytes(self) -> int:
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
     def write(self, data: bytes) -> None:
         """Hand over `data`; BrokenPipeError when nobody will ever read it."""
         if self.closed or self._transport is None:

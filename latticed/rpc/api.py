@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -211,7 +211,3 @@ class Ask:
             return msgspec.convert(strict_json.loads(data or b"{}"), kind, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise Problem("bad_request", f"the body: {error}") from error
-
-
-Answer = Any
-"""What a handler returns: something JSON can carry, or a response."""

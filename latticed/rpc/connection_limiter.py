@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from latticed import wire
-from latticed.kit import logs, peers
+from latticed.kit import peers
 from latticed.kit.http_bodies import Bodies
 from latticed.rpc import problems
 
@@ -30,8 +30,6 @@ STREAMS: Final = 32  # of one user at once
 PER_UID: Final = 128
 SWEEP_S: Final = 0.5
 HEADER_BYTES: Final = 8190
-
-log = logs.get_logger()
 
 
 class ControlConnection(RequestHandler):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
 
-BUILT_IN: Final[frozenset[str]] = frozenset({"noop", "process", "wasm", "worker"})
-
 _COMPILING: Final = 0.8
 """The part of a start that compiling a module may take."""
 

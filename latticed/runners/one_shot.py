@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
 
-PROTOCOL: Final = "stdio-json-v1"
 RESPONSE_FD: Final = 3
 ENVIRONMENT: Final = {"LATTICE_HOST_RESPONSE_FD": str(RESPONSE_FD)}
 TERM_S: Final = 3.0

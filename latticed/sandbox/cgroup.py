@@ -45,15 +45,10 @@ class Group:
 
     path: Path
     procs: int = field(repr=False)
-    controllers: frozenset[str] = frozenset()
 
     def kill(self) -> None:
         """SIGKILL to everything in it, at once, also to what forks meanwhile."""
         (self.path / "cgroup.kill").write_text("1")
-
-    def populated(self) -> bool:
-        """Whether anything in it is alive."""
-        return "populated 1" in (self.path / "cgroup.events").read_text()
 
     def out_of_memory(self) -> bool:
         """Whether the kernel killed something in it for its memory limit."""
@@ -145,7 +140,7 @@ def make(delegation: Delegation, limits: ResourceLimits) -> Group:
     except BaseException:
         path.rmdir()
         raise
-    return Group(path=path, procs=procs, controllers=delegation.controllers)
+    return Group(path=path, procs=procs)
 
 
 def wanted(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:

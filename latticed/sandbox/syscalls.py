@@ -78,7 +78,6 @@ def _numbers(column: int) -> dict[str, int]:
     return {cell[0]: int(cell[column]) for cell in cells if cell[column] != "-"}
 
 
-NAMES: Final = frozenset(cell.split(":")[0] for cell in _TABLE.split())
 X86_64: Final = Machine(name="x86_64", audit=0xC000003E, elf=62, numbers=_numbers(1), x32=True)
 AARCH64: Final = Machine(name="aarch64", audit=0xC00000B7, elf=183, numbers=_numbers(2))
 MACHINES: Final = {machine.name: machine for machine in (X86_64, AARCH64)}

@@ -31,6 +31,12 @@ def plain(verdict: Verdict) -> str:
             return verdict.code.value
 
 
+def verdicts(catalog: Catalog) -> dict[str, Verdict]:
+    """The verdict on every bundle there is now, by name."""
+    directories = catalog._directories.items()
+    return {f"{label}/{name}": entry.verdict for label, one in directories for name, entry in one.entries.items()}
+
+
 def view(verdicts: Mapping[str, Verdict]) -> dict[str, str]:
     return {name: plain(verdict) for name, verdict in verdicts.items()}
 

@@ -13,12 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from latticed.kit.clock import SystemClock
-from latticed.ledger import audit, migrations
+from latticed.ledger import migrations
 from latticed.ledger.chain import Chain
 from latticed.ledger.coalesce import Denials
 from latticed.model import chain as model_chain
 from latticed.model.audit import Event
 from latticed.trust import audit_chain
+from tests.house import exports
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
@@ -49,7 +50,7 @@ def exported(found: list[Event], *, sign_after: int = 0) -> list[dict[str, Any]]
             if number == sign_after:
                 chain.sign()
         chain.flush()
-        return [json.loads(json.dumps(line)) for line in audit.export(connection)]
+        return [json.loads(json.dumps(line)) for line in exports.export(connection)]
     finally:
         connection.close()
 

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
     from latticed.settings import Settings
-
-T = TypeVar("T")
 
 FACTS_FRESH_S: Final = 10.0
 METRICS_FRESH_S: Final = 1.0

@@ -168,7 +168,7 @@ class StaticCalls:
             found = f"expected a file of at most {limits.file_bytes} bytes, found {len(data)}"
             raise HostError(Denial.TOO_LARGE, found)
         place = self._place(caller.plugin_id)
-        quota = StaticQuota(files=limits.plugin_files, file_bytes=limits.file_bytes, total_bytes=limits.plugin_bytes)
+        quota = StaticQuota(files=limits.plugin_files, total_bytes=limits.plugin_bytes)
         await self._beside(lambda: self._tree.put(place, path, data, quota))
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 

@@ -34,7 +34,6 @@ class StaticQuota:
     """What one plugin may publish."""
 
     files: int
-    file_bytes: int
     total_bytes: int
 
 

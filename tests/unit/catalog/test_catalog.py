@@ -185,7 +185,7 @@ async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
             verdict = await seen.catalog.judge(name)
             assert isinstance(verdict, Refused)
             assert verdict.code is Code.DIGEST_MISMATCH
-        assert isinstance(seen.catalog.current()["plugins/demo"], Verified)
+        assert isinstance(catalogs.verdicts(seen.catalog)["plugins/demo"], Verified)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b/c", "plugins/", "nowhere/demo", "../demo", "x\0y"])
@@ -236,9 +236,9 @@ async def test_a_busy_reader_hears_the_latest_only(plugins: Path) -> None:
             bundle = bundles.drop(plugins, "demo", author=ACME, version=f"1.0.{round_}")
             await until(lambda: _version(catalog, "plugins/demo") == f"1.0.{round_}")  # noqa: B023
         bundles.drop(plugins, "brief", author=ACME, id="acme.brief")
-        await until(lambda: "plugins/brief" in catalog.current())
+        await until(lambda: "plugins/brief" in catalogs.verdicts(catalog))
         os.rename(plugins / "brief", plugins.parent / "brief")
-        await until(lambda: "plugins/brief" not in catalog.current())
+        await until(lambda: "plugins/brief" not in catalogs.verdicts(catalog))
         (sighting,) = await anext(stream)
         assert sighting.name == "plugins/demo"
         assert isinstance(sighting.verdict, Verified)
@@ -336,5 +336,5 @@ async def test_leaving_while_much_is_to_be_done(plugins: Path) -> None:
 
 
 def _version(catalog: Catalog, name: str) -> str | None:
-    verdict = catalog.current().get(name)
+    verdict = catalogs.verdicts(catalog).get(name)
     return verdict.manifest.version if isinstance(verdict, Verified) else None

@@ -74,11 +74,11 @@ async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypat
         catalog.hold("plugins/z-other")
         async with catalog:
             held = "plugins/z-other"
-            assert isinstance(catalog.current()[held], Verified)
+            assert isinstance(catalogs.verdicts(catalog)[held], Verified)
             before = bundles.tamper(plugins / "z-other" / "artifact")
-            await until(lambda: not isinstance(catalog.current()[held], Verified), "the tampering")
+            await until(lambda: not isinstance(catalogs.verdicts(catalog)[held], Verified), "the tampering")
             (plugins / "z-other" / "artifact").write_bytes(before)
-            await until(lambda: isinstance(catalog.current()[held], Verified), "the mending")
+            await until(lambda: isinstance(catalogs.verdicts(catalog)[held], Verified), "the mending")
             mounts.close()  # what waited for an answer gets its error
 
 

@@ -59,10 +59,10 @@ async def test_what_records_name_is_read_whatever_lies_beside_it(plugins: Path) 
     catalog.hold("plugins/zz-installed")
     async with catalog:
         held = "plugins/zz-installed"
-        assert isinstance(catalog.current()[held], Verified)
-        assert sum(isinstance(verdict, Verified) for verdict in catalog.current().values()) == 4
+        assert isinstance(catalogs.verdicts(catalog)[held], Verified)
+        assert sum(isinstance(verdict, Verified) for verdict in catalogs.verdicts(catalog).values()) == 4
         bundles.tamper(original / "artifact")
-        await until(lambda: not isinstance(catalog.current()[held], Verified))
+        await until(lambda: not isinstance(catalogs.verdicts(catalog)[held], Verified))
         assert any("found 57 more" in problem for problem in catalog.problems())
 
 

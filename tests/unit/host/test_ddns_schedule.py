@@ -22,12 +22,12 @@ from latticed.host.ddns.rfc2136 import Rfc2136Provider
 from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
 from latticed.kit.wheel import Wheel
-from latticed.ledger import audit, open_ledger
 from latticed.ledger import ddns as rows
+from latticed.ledger import open_ledger
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.settings import shapes
-from tests.house import cloudflares, dns_servers, plugin_secrets
+from tests.house import cloudflares, dns_servers, exports, plugin_secrets
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
@@ -110,7 +110,7 @@ class World:
 
     def events(self):
         """(code, address, before) of every event, oldest first."""
-        found = self.ledger.read(lambda db: list(audit.export(db)))
+        found = self.ledger.read(lambda db: list(exports.export(db)))
         return [
             (one["code"], one["detail"]["address"], one["detail"]["before"])
             for one in found

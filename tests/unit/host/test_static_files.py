@@ -29,7 +29,7 @@ from tests.house import faults, processes
 
 PLUGIN, OTHER = Caller(plugin_id="acme.demo"), Caller(plugin_id="acme.other")
 LIMITS = shapes.StaticSettings(plugin_files=4, file_bytes=1_000, plugin_bytes=2_000)
-QUOTA = StaticQuota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
+QUOTA = StaticQuota(files=10, total_bytes=1 << 22)
 
 
 class Desk:
@@ -355,7 +355,7 @@ def rename(*_args, **_named):
     os.kill(os.getpid(), signal.SIGKILL)
 static_tree.os.rename = rename
 tree = static_tree.StaticFiles(Path(sys.argv[1]))
-quota = static_tree.StaticQuota(files=10, file_bytes=10**6, total_bytes=10**6)
+quota = static_tree.StaticQuota(files=10, total_bytes=10**6)
 tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, quota)
 """
 
@@ -378,7 +378,7 @@ REPLACES = """
 import sys
 from pathlib import Path
 from latticed.host.static.tree import StaticFiles, StaticQuota
-tree, quota = StaticFiles(Path(sys.argv[1])), StaticQuota(files=10, file_bytes=1 << 20, total_bytes=1 << 22)
+tree, quota = StaticFiles(Path(sys.argv[1])), StaticQuota(files=10, total_bytes=1 << 22)
 for number in range(10**9):
     tree.put("-/acme.demo", "a.txt", bytes([number % 251]) * 100_000, quota)
     if number == 3:

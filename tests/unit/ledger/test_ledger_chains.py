@@ -18,6 +18,7 @@ from latticed.ledger.retention import Retention
 from latticed.model import chain
 from latticed.model.audit import Event
 from latticed.trust import audit_chain
+from tests.house import exports
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow")
@@ -37,7 +38,7 @@ async def mixed(house: Ledger, decisions: int, calls: int) -> None:
 
 
 async def exported(house: Ledger) -> list[Any]:
-    found = await house.read_slow(lambda db: list(audit.export(db)))
+    found = await house.read_slow(lambda db: list(exports.export(db)))
     return [json.loads(json.dumps(line)) for line in found]
 
 

@@ -30,7 +30,7 @@ async def recorded(house: Ledger, count: int) -> list[dict[str, Any]]:
 
 async def nothing_waits(house: Ledger) -> None:
     deadline = time.monotonic() + 10
-    while house.waiting:
+    while house._deferred.waiting:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
 
@@ -56,7 +56,7 @@ class Disk:
 async def test_they_are_recorded_in_order_and_nobody_waits(house: Ledger) -> None:
     for number in range(1_200):
         house.record_later(stopped(number))
-    assert house.waiting == 1_200
+    assert house._deferred.waiting == 1_200
     found = house.read(lambda db: audit.query(db, limit=1000))
     assert found == []
     await recorded(house, 1_000)
@@ -77,7 +77,7 @@ async def test_what_cannot_be_written_is_kept_and_written_with_its_time(
     await disk.tried.wait()
     clock.advance(60)
     house.record_later(stopped(2))
-    assert house.waiting == 2
+    assert house._deferred.waiting == 2
     disk.full = False
     first, second = await recorded(house, 2)
     assert first["detail"] == {"at": "2026-01-02T03:04:05.000000Z", "state": "stopped"}
@@ -92,7 +92,7 @@ async def test_memory_is_bounded_and_the_rest_is_counted(house: Ledger, monkeypa
     disk.full = True
     for number in range(12):
         house.record_later(stopped(number))
-    assert house.waiting == 12
+    assert house._deferred.waiting == 12
     disk.full = False
     found = await recorded(house, 6)
     assert [row["target"] for row in found[:5]] == [f"acme.n{number}" for number in range(5)]
@@ -127,7 +127,7 @@ async def test_what_is_on_its_way_is_no_trouble_and_what_was_refused_is(
     """Health asks for `refused`: an event that is about to be written must not make the daemon look ill."""
     disk = Disk(house, monkeypatch)
     house.record_later(stopped(1))
-    assert (house.waiting, house.refused) == (1, 0)
+    assert (house._deferred.waiting, house.refused) == (1, 0)
     await nothing_waits(house)
     disk.full = True
     house.record_later(stopped(2))

@@ -15,6 +15,7 @@ from latticed.ledger import Ledger, audit
 from latticed.ledger.retention import Retention
 from latticed.model.audit import Event
 from latticed.trust import audit_chain
+from tests.house import exports
 
 DAY_S = 86_400
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
@@ -29,7 +30,7 @@ async def grow(house: Ledger, count: int, **fields: Any) -> None:
 
 async def lines(house: Ledger) -> list[Any]:
     """The export, as it would be read from a file."""
-    found = await house.read_slow(lambda db: list(audit.export(db)))
+    found = await house.read_slow(lambda db: list(exports.export(db)))
     return [json.loads(json.dumps(line)) for line in found]
 
 

@@ -16,6 +16,7 @@ from latticed.model.audit import Event
 from latticed.model.chain import Head
 from latticed.model.errors import Problem
 from latticed.trust import audit_chain
+from tests.house import exports
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 Make = Callable[..., Event]
@@ -64,7 +65,7 @@ async def test_a_failing_change_is_rolled_back_alone(house: Ledger, event: Make)
     assert isinstance(results[2], RuntimeError)
     assert [results[0], results[1], results[3], results[4]] == [None, 1, 2, None]
     assert all_keys(house) == ["a", "b"]
-    assert (await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))).ok
+    assert (await house.read_slow(lambda db: audit_chain.verify(exports.export(db)))).ok
 
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
@@ -224,7 +225,7 @@ async def test_heads_are_signed_every_thousand_events_and_at_close(state_dir: Pa
     assert [head.seq for head in heads][-2:] == [2_501, 2_502]
     assert len(heads) >= 3
     async with open_ledger(state_dir, clock=clock) as house:
-        report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db), heads=heads, key=key))
+        report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db), heads=heads, key=key))
     assert report.ok, report.problem
     assert report.signed_seq == report.last_seq == report.events == 2_502
 
@@ -275,7 +276,7 @@ async def test_tampering_with_the_rows_is_found(opened: Open, state_dir: Path, e
         connection.execute(statement)
         connection.close()
         async with opened() as house:
-            report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db), key=key))
+            report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db), key=key))
         assert report.bad_seq == seq, report.problem
 
 
@@ -291,7 +292,7 @@ async def test_a_chain_whose_tail_was_cut_keeps_the_evidence(opened: Open, state
         assert await house.record(event(target="after")) == 4
         assert await house.record(event(target="after")) == 5
     async with opened() as house:
-        report = await house.read_slow(lambda db: audit_chain.verify(audit.export(db)))
+        report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db)))
     assert report.bad_seq == 5
     assert "not the one that was signed" in report.problem
 

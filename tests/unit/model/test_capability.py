@@ -39,14 +39,6 @@ def test_who_may_hold_it(name):
     assert set(capability.holders(name)) == expected
 
 
-def test_the_highest_risk_counts():
-    """One host-risk capability makes the whole plugin one of host risk."""
-    assert capability.highest(("kv:read",)) is Risk.READ
-    assert capability.highest(("kv:read", "kv:write")) is Risk.WRITE
-    assert capability.highest(("kv:write", "task:run", "kv:read")) is Risk.HOST
-    assert capability.highest(()) is Risk.READ
-
-
 def test_host_risk_is_what_stays_masked():
     """Exactly the host-risk ones are picked."""
     assert capability.host_risk(tuple(RISKS)) == set(HOST)

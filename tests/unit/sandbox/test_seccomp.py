@@ -51,7 +51,7 @@ def test_every_name_has_a_number():
     )
     named = {name for text in texts for name in text.split()}
     named |= set(seccomp._rules(frozenset(CHOICES)))
-    assert named <= syscalls.NAMES
+    assert named <= set().union(*(machine.numbers for machine in syscalls.MACHINES.values()))
     assert not set(seccomp._BASE.split()) & set(seccomp._DANGEROUS.split())
 
 
