@@ -183,7 +183,7 @@ class Gate:
         try:
             async with deadline:
                 self._under_way[deadline] = capability
-                return await served.serve(self.caller, typed)
+                return await served.answer(self.caller, typed)
         except HostError as error:
             raise await self._denied(method, payload, error) from error
         except Exception as error:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from latticed.host.call import Caller, HostError, Params, Served, Whole
+from latticed.host.call import Caller, Params, Served, Whole
 from latticed.ledger import audit as rows
 from latticed.ledger import audit_horizon as horizons
 from latticed.model import chain
 from latticed.model.audit import Actor
 from latticed.model.chain import DECISIONS, Position
-from latticed.model.errors import Problem
-from latticed.model.hostcall import FIX, Denial
+from latticed.model.hostcall import FIX
 
 if TYPE_CHECKING:
     from latticed.ledger import Ledger
@@ -43,19 +42,16 @@ class AuditCalls:
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
         alone = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
-        try:
-            horizon = self._ledger.read(lambda db: horizons.of(db, caller.plugin_id))
-            events = await rows.walked(
-                self._ledger.read_for_plugin,
-                chains=(DECISIONS,) if alone else chain.NAMES,
-                after=Position(*map(max, start, horizon)),
-                limit=asked.limit,
-                actor=str(Actor(kind="plugin", name=caller.plugin_id)),
-                action=asked.action,
-                decision=asked.decision,
-            )
-        except Problem as problem:
-            raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
+        horizon = self._ledger.read(lambda db: horizons.of(db, caller.plugin_id))
+        events = await rows.walked(
+            self._ledger.read_for_plugin,
+            chains=(DECISIONS,) if alone else chain.NAMES,
+            after=Position(*map(max, start, horizon)),
+            limit=asked.limit,
+            actor=str(Actor(kind="plugin", name=caller.plugin_id)),
+            action=asked.action,
+            decision=asked.decision,
+        )
         for event in events:
             event["detail"].pop(FIX, None)
         end = start.past(events)

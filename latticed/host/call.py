@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from latticed.model import hostcall
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -57,6 +58,17 @@ class Served:
     method: str
     params: type[Params]
     serve: Callable[[Caller, Any], Awaitable[Any]]
+
+    async def answer(self, caller: Caller, params: Any) -> Any:
+        """What `serve` returns. A Problem whose code is a denial (quota_exceeded, not_found) becomes that HostError;
+        any other one, such as ledger_unavailable, becomes service_unavailable.
+        """
+        try:
+            return await self.serve(caller, params)
+        except Problem as problem:
+            known = problem.code in hostcall.Denial._value2member_map_
+            code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
+            raise HostError(code, problem.detail) from problem
 
 
 def table(served: Iterable[Served]) -> Mapping[str, Served]:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
 from latticed.ledger import kv as rows
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.ledger import Connection, Ledger
+    from latticed.ledger import Ledger
     from latticed.settings import HostCallSettings
 
 T = TypeVar("T")
@@ -83,7 +82,7 @@ class KvCalls:
 
     async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
         key, bucket = _checked(asked.key), self._readable(caller, asked.bucket)
-        value = self._read(lambda db: rows.get(db, bucket, key))
+        value = self._ledger.read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
         coded = base64.b64encode(value).decode("ascii")
@@ -92,7 +91,7 @@ class KvCalls:
         return {"ok": True, "value": _as_text(value), "value_base64": coded}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
-        keys = self._read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
+        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _readable(self, caller: Caller, bucket: str | None) -> str:
@@ -105,26 +104,14 @@ class KvCalls:
             raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
         return bucket
 
-    def _read(self, question: Callable[[Connection], T]) -> T:
-        try:
-            return self._ledger.read(question)
-        except Problem as problem:
-            raise _host_error(problem) from problem
-
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
         key, value = _checked(asked.key), _value(asked)
-        try:
-            await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota()))
-        except Problem as problem:
-            raise _host_error(problem) from problem
+        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota()))
         return {"ok": True}
 
     async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:
         key = _checked(asked.key)
-        try:
-            return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
-        except Problem as problem:
-            raise _host_error(problem) from problem
+        return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
 
 
 def quota_of(limits: HostCallSettings) -> rows.KvQuota:
@@ -168,8 +155,3 @@ def _as_text(value: bytes) -> str | None:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-def _host_error(problem: Problem) -> HostError:
-    known = problem.code in Denial._value2member_map_
-    return HostError(Denial(problem.code) if known else Denial.SERVICE_UNAVAILABLE, problem.detail)

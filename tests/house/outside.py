@@ -61,7 +61,7 @@ async def call(http: HttpCalls, *, caller=CALLER, **params):
     import msgspec
 
     (served,) = http.calls()
-    return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+    return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
 
 @contextlib.asynccontextmanager

@@ -97,7 +97,7 @@ class World:
     async def call(self, plugin_id: str, method: str, **params: Any) -> Any:
         """One host call, its parameters judged as a Gate does."""
         served = next(one for one in self.route.calls() if one.method == method)
-        return await served.serve(Caller(plugin_id=plugin_id), msgspec.convert(params, served.params, strict=True))
+        return await served.answer(Caller(plugin_id=plugin_id), msgspec.convert(params, served.params, strict=True))
 
     async def put(self, plugin_id: str = ID, **params: Any) -> Any:
         return await self.call(plugin_id, "route.put", **params)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, Params, Served
 from latticed.host.ddns import spec as specs
-from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,20 +53,14 @@ class DdnsCalls:
     async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
         spec = specs.checked(asked, private=self._settings().private)
         self._secrets_of(caller.plugin_id).expand(spec.secret)
-        try:
-            made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
         return {"ok": True, "name": made.name, "type": spec.type, "state": made.standing.state}
 
     async def _delete(self, caller: Caller, asked: DdnsDelete) -> dict[str, Any]:
         name = specs.record_name(asked.name)
         kinds = ("A", "AAAA") if asked.type is None else (asked.type,)
-        try:
-            existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
-            return {"ok": any(existed)}
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
+        return {"ok": any(existed)}
 
     async def _status(self, caller: Caller, asked: DdnsStatusQuery) -> dict[str, Any]:
         name = specs.record_name(asked.name) if asked.name else ""

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.host.monitor import spec as specs
 from latticed.host.monitor import watched
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -73,25 +71,16 @@ class MonitorCalls:
         found = self._monitors.get(asked.owner or caller.plugin_id, asked.name)
         if found is None or not _may_see(caller, found):
             raise _unknown()
-        try:
-            results = self._monitors.results(found.key, after=asked.after, limit=asked.limit)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        results = self._monitors.results(found.key, after=asked.after, limit=asked.limit)
         return {"state": found.standing.state, "results": [watched.result_view(one) for one in results]}
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
         spec = specs.checked(asked, least_interval_s=self._settings().min_interval_s)
-        try:
-            made = await self._monitors.put(caller.plugin_id, asked.name, spec)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        made = await self._monitors.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "target": made.spec.target}
 
     async def _delete(self, caller: Caller, asked: MonitorName) -> dict[str, Any]:
-        try:
-            return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
 
 
 def _may_see(caller: Caller, one: WatchedTarget) -> bool:

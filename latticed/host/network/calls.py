@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.host.network import intents
 from latticed.host.network import listeners as network_reading
@@ -21,7 +20,6 @@ from latticed.kit import text
 from latticed.ledger import plans as rows
 from latticed.model import plan
 from latticed.model.audit import Actor, Event
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -134,31 +132,22 @@ class NetworkCalls:
                 tx.append_audit(_planned(caller, row))
             return row
 
-        try:
-            row = await self._ledger.write(change, durable=True)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        row = await self._ledger.write(change, durable=True)
         return {"ok": True, **_view(row)}
 
     async def _plans(self, caller: Caller, asked: NetworkPlans) -> dict[str, Any]:
-        try:
-            if asked.sha256:
-                row = self._found(caller, asked.sha256)
-                return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
-            question = asked.limit + 1
-            found = await self._ledger.read_for_plugin(
-                lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=question)
-            )
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        if asked.sha256:
+            row = self._found(caller, asked.sha256)
+            return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
+        question = asked.limit + 1
+        found = await self._ledger.read_for_plugin(
+            lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=question)
+        )
         shown = found[: asked.limit]
         return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}
 
     async def _apply(self, caller: Caller, asked: NetworkApply) -> dict[str, Any]:
-        try:
-            row = self._found(caller, asked.sha256)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        row = self._found(caller, asked.sha256)
         raise HostError(
             Denial.SERVICE_UNAVAILABLE,
             f"nothing was applied: this version has no applier for {row.kind}, the plan stays {row.state}",

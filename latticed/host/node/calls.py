@@ -20,7 +20,6 @@ from latticed.host.node import facts as node_reading
 from latticed.host.node import journal
 from latticed.kit import text
 from latticed.ledger import labels as rows
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -80,11 +79,7 @@ class NodeCalls:
 
     async def _tell_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
         facts = await self._facts[self._may(caller, ADMIN)].get()
-        try:
-            labels = self._ledger.read(rows.load)
-        except Problem as problem:
-            raise HostError(Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
-        return {**facts, "labels": labels}
+        return {**facts, "labels": self._ledger.read(rows.load)}
 
     async def _tell_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
         return await self._metrics.get()
@@ -93,11 +88,7 @@ class NodeCalls:
         for name, value in asked.labels.items():
             if fault := _label_fault(name, value):
                 raise HostError(Denial.BAD_PARAMS, fault)
-        try:
-            labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MOST_LABELS))
-        except Problem as problem:
-            full = problem.code == "quota_exceeded"
-            raise HostError(Denial.QUOTA_EXCEEDED if full else Denial.SERVICE_UNAVAILABLE, problem.detail) from problem
+        labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MOST_LABELS))
         return {"ok": True, "labels": labels}
 
     async def _tell_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
 from latticed.ledger.notifications import NotificationRow, Severity
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -44,10 +42,7 @@ class NotifyCalls:
 
     async def _send(self, caller: Caller, asked: NotifySend) -> dict[str, Any]:
         message = checked(asked)
-        try:
-            accepted = await self._queue.accept(caller.plugin_id, message)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        accepted = await self._queue.accept(caller.plugin_id, message)
         return {"ok": True, "id": accepted.id, "duplicate": accepted.duplicate}
 
 

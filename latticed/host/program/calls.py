@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.program import spec as specs
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -46,17 +44,11 @@ class ProgramCalls:
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
-        try:
-            made = await self._programs.put(caller.plugin_id, asked.name, spec)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.life.state}
 
     async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
-        try:
-            return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
         mine = self._programs.of(caller.plugin_id)

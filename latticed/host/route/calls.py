@@ -11,7 +11,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as routes
@@ -220,10 +219,7 @@ class RouteCalls:
         async with self._one_at_a_time:
             if key not in self._kept:
                 return {"ok": False}
-            try:
-                await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
-            except Problem as problem:
-                raise faults.of_problem(problem) from problem
+            await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
             self._release(self._kept.pop(key))
         return {"ok": True}
 
@@ -254,12 +250,10 @@ class RouteCalls:
         stored, now_us = route_spec.encoded(kept.spec), self._clock.wall_us()
         try:
             await self._ledger.write(lambda tx: rows.put(tx, *key, stored, self._quota, now_us=now_us), durable=True)
-        except BaseException as error:
+        except BaseException:
             self._release(kept)
             if old is not None and held:
                 self._claim(old)
-            if isinstance(error, Problem):
-                raise faults.of_problem(error) from error
             raise
         if old is not None:
             self._release(old)  # where the new one is in the other table

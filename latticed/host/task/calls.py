@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, Params, Served
 from latticed.host.task import spec
 from latticed.kit.clock import rfc3339
@@ -56,30 +55,21 @@ class TaskCalls:
 
     async def _list(self, caller: Caller, asked: TaskList) -> dict[str, Any]:
         states = (asked.state,) if asked.state else ()
-        try:
-            found = await self._tasks.page(
-                states=states,
-                plugin_id=caller.plugin_id,
-                before_seq=asked.after or asked.before,
-                limit=asked.limit + 1,
-            )
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        found = await self._tasks.page(
+            states=states,
+            plugin_id=caller.plugin_id,
+            before_seq=asked.after or asked.before,
+            limit=asked.limit + 1,
+        )
         page = found[: asked.limit]
         return {"tasks": [glance(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
 
     async def _get(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
-        try:
-            return whole(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        return whole(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
 
     async def _submit(self, caller: Caller, asked: spec.TaskSubmit) -> dict[str, Any]:
         script = spec.checked(asked)
-        try:
-            made = await self._tasks.submit(caller.plugin_id, asked, script)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        made = await self._tasks.submit(caller.plugin_id, asked, script)
         return {"ok": True, "id": made.id, "sha256": made.sha256, "state": made.state}
 
     async def _cancel(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
@@ -89,7 +79,7 @@ class TaskCalls:
         except Problem as problem:
             if problem.code == "invalid_transition":  # it has ended, which is what was wanted
                 return {"ok": False, "state": self._tasks.get(asked.id).state}
-            raise faults.of_problem(problem) from problem
+            raise
         return {"ok": after.state == "cancelled", "state": after.state}
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latticed.host import ledger_errors as faults
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.tunnel import spec as specs
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -44,17 +42,11 @@ class TunnelCalls:
 
     async def _put(self, caller: Caller, asked: specs.TunnelPut) -> dict[str, Any]:
         spec = specs.checked(asked, self._origins(caller.plugin_id))
-        try:
-            made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
 
     async def _delete(self, caller: Caller, asked: TunnelName) -> dict[str, Any]:
-        try:
-            return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
-        except Problem as problem:
-            raise faults.of_problem(problem) from problem
+        return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:
         mine = self._tunnels.of(caller.plugin_id)

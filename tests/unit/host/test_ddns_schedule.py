@@ -89,7 +89,7 @@ class World:
 
     async def call(self, method, caller=ONE, **params):
         served = self.service[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def put(self, address=A, *, name=NAME, caller=ONE, **fields):
         wanted = {"name": name, "type": "A", "provider": "cloudflare", "secret": "${secret:TOKEN}", **fields}

@@ -42,7 +42,7 @@ class Bench:
     async def send(self, to="ops@example.org", subject="Hello", body="text", caller=CALLER):
         (served,) = self.mail.calls()
         asked = msgspec.convert({"to": to, "subject": subject, "body": body}, served.params, strict=True)
-        return await served.serve(caller, asked)
+        return await served.answer(caller, asked)
 
     async def refused(self, code, *args, **fields):
         with pytest.raises(HostError) as caught:

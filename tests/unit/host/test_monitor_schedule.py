@@ -79,7 +79,7 @@ class World:
 
     async def call(self, method, caller=A, **params):
         served = self.service[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def put(self, name, caller=A, **params):
         wanted = {"kind": "tcp", "target": f"{name}.example:1", "interval_s": 30.0, "failures": 1, **params}

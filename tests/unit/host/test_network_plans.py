@@ -40,7 +40,7 @@ class Desk:
 
     async def call(self, method, caller=A, **params):
         served = next(one for one in self.service.calls() if one.method == f"network.{method}")
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def refused(self, method, caller=A, **params):
         with pytest.raises(HostError) as caught:

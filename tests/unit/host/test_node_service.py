@@ -62,7 +62,7 @@ class Desk:
 
     async def call(self, method: str, caller: Caller = PLAIN, **params):
         served = self._serve[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def refused(self, method: str, **params) -> HostError:
         with pytest.raises(HostError) as caught:

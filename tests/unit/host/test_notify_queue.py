@@ -46,7 +46,7 @@ def made(ledger, clock, *, may=lambda _: True, **settings):
 async def send(queue, title="disk full", **params):
     (call,) = NotifyCalls(queue).calls()
     assert call.method == "notify.send"
-    return await call.serve(ACME, msgspec.convert({"title": title, **params}, NotifySend, strict=True))
+    return await call.answer(ACME, msgspec.convert({"title": title, **params}, NotifySend, strict=True))
 
 
 async def test_a_message_is_queued_and_delivered_once(queue):

@@ -49,7 +49,7 @@ class World:
 
     async def call(self, method, caller=A, **params):
         served = self.service[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def put(self, name, script, caller=A, **more):
         return await self.call("service.put", caller, name=name, program="shell", args=("-c", script), **more)

@@ -50,7 +50,7 @@ class World:
 
     async def call(self, method, caller=A, **params):
         served = self.service[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def submit(self, script, caller=A, *, interpreter="sh", **more):
         made = await self.call("task.submit", caller, script=script, interpreter=interpreter, **more)

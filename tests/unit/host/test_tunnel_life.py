@@ -64,7 +64,7 @@ class World:
 
     async def call(self, method, caller=A, **params):
         served = self.service[method]
-        return await served.serve(caller, msgspec.convert(params, served.params, strict=True))
+        return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def put(self, *rules, caller=A, **more):
         wanted = {"name": "main", "tunnel": ID, "credentials": "main.json", "ingress": [*rules, REST], **more}
