@@ -1,7 +1,8 @@
-"""The front door of the journal reader: shows the daemon what the operator allows of the journal, and nothing else.
+"""The journal reader, a process of its own: answers the daemon with what the operator allows of the journal.
 
-A process of its own, since reading the journal takes rights (a group, or root) that the daemon does not have. Requests
-and answers are those of host.journal; by hand: `latticed-journal`, or `python -m latticed.journal`.
+Separate because reading the journal takes rights (a group, or root) that the daemon does not have. Requests come from
+`host.node.journal_client`; `host.node.journal_query` answers them. Run it as `latticed-journal`, or
+`python -m latticed.journal`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,9 @@ import msgspec
 
 from latticed import settings as settings_room
 from latticed.host.call import HostError
-from latticed.host.node import journal
-from latticed.host.node import journal_reader as journal_reading
-from latticed.host.node.journal_reader import JournalQuery, Sources
-from latticed.kit import executor as hands
-from latticed.kit import journald, logs, peers, strict_json, unix_listener
-from latticed.kit import process_start as inherited
-from latticed.kit import sd_notify as sdnotify
+from latticed.host.node import journal_client, journal_query
+from latticed.host.node.journal_query import JournalQuery, Sources
+from latticed.kit import executor, journalctl, logs, peers, process_start, sd_notify, strict_json, unix_listener
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -40,9 +37,9 @@ if TYPE_CHECKING:
 MAX_REQUEST_BYTES: Final = 8 << 10
 REQUEST_S: Final = 5.0
 ANSWER_S: Final = 7.0
-"""A little less than the daemon waits, so that it hears why."""
-MOST_CONNECTIONS: Final = 16
-MOST_READINGS: Final = 2
+"""A little less than the daemon waits (journal_client.DEADLINE_S), so that it gets the reason."""
+MAX_CONNECTIONS: Final = 16
+MAX_CONCURRENT_QUERIES: Final = 2
 
 log = logs.get_logger()
 
@@ -50,7 +47,7 @@ log = logs.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the reader until SIGTERM or SIGINT; the exit code."""
     if argv is None:
-        inherited.reset_for_server()
+        process_start.reset_for_server()
     parser = argparse.ArgumentParser(prog="latticed-journal", description="Show latticed what it may of the journal.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML), the daemon's")
     parser.add_argument("--source", choices=("auto", "journald", "auth.log"), default="auto")
@@ -69,28 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(settings: Settings, source: str) -> int:
-    notifier = sdnotify.from_environment(os.environ)
-    passed = sdnotify.listen_fds(os.environ)
-    ended = asyncio.Event()
-    asyncio.get_running_loop().set_default_executor(hands.DaemonThreadExecutor())
+    notifier = sd_notify.from_environment(os.environ)
+    inherited = sd_notify.listen_fds(os.environ)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    use_journald = journald.available() if source == "auto" else source == "journald"
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    use_journald = journalctl.available() if source == "auto" else source == "journald"
     sources = Sources(
         units=settings.node.journal_units, auth_log=Path(settings.node.auth_log), use_journald=use_journald
     )
     async with contextlib.AsyncExitStack() as stack:
-        path = journal.socket_path(settings)
-        if passed:
-            sock = socket.socket(fileno=passed[0].fd)
+        path = journal_client.socket_path(settings)
+        if inherited:
+            sock = socket.socket(fileno=inherited[0].fd)
         else:
             sock = _listen(path)
             stack.callback(path.unlink, missing_ok=True)
         await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
-        named = "journald" if use_journald else "auth.log"
-        notifier.ready(f"reading {named}")
-        log.info("journal_reader_ready", source=named, units=len(sources.units))
-        await ended.wait()
+        source_name = "journald" if use_journald else "auth.log"
+        notifier.ready(f"reading {source_name}")
+        log.info("journal_reader_ready", source=source_name, units=len(sources.units))
+        await stop.wait()
         notifier.stopping()
     return 0
 
@@ -104,11 +101,11 @@ def _listen(path: Path) -> socket.socket:
 
 
 def clients(settings: Settings) -> frozenset[int]:
-    """Who may ask: root, the user that we are, and whom the runtime directory belongs to, which is the daemon."""
-    known = {0, os.geteuid()}
+    """The uids that may ask: root, our own, and the owner of the runtime directory, which is the daemon's user."""
+    uids = {0, os.geteuid()}
     with contextlib.suppress(OSError):
-        known.add(settings.runtime_dir.stat().st_uid)
-    return frozenset(known - {peers.NOBODY})
+        uids.add(settings.runtime_dir.stat().st_uid)
+    return frozenset(uids - {peers.NOBODY})
 
 
 class JournalServer:
@@ -118,13 +115,13 @@ class JournalServer:
         self._sources = sources
         self._clients = clients
         self._connections: set[asyncio.Task[Any]] = set()
-        self._readings = asyncio.Semaphore(MOST_READINGS)
+        self._queries = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
 
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
-        """Serve the listening socket, which is closed at the end; its name in the file system is the caller's."""
-        own_name: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **own_name)
+        """Serve the listening socket, which is closed at the end; the caller removes its path."""
+        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **options)
         try:
             yield
         finally:
@@ -135,33 +132,33 @@ class JournalServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - within one
+        assert task is not None  # noqa: S101 - runs as a task
         self._connections.add(task)
         try:
-            if self._is_welcome(writer):
+            if self._is_allowed(writer):
                 await self._serve(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever asked is gone, or never asked
+            pass  # the client has gone, or sent no request
         finally:
             self._connections.discard(task)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _is_welcome(self, writer: asyncio.StreamWriter) -> bool:
+    def _is_allowed(self, writer: asyncio.StreamWriter) -> bool:
         uid = peers.of(writer.get_extra_info("socket")).uid
         if uid not in self._clients:
             log.warning("journal_request_refused", uid=uid)
-        return uid in self._clients and len(self._connections) <= MOST_CONNECTIONS
+        return uid in self._clients and len(self._connections) <= MAX_CONNECTIONS
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(REQUEST_S):
             line = await reader.readuntil(b"\n")
         try:
-            said = await self._answer(line)
+            answer = await self._answer(line)
         except HostError as error:
-            said = {"code": error.code.value, "message": error.message}
-        writer.write(json.dumps(said).encode("ascii") + b"\n")
+            answer = {"code": error.code.value, "message": error.message}
+        writer.write(json.dumps(answer).encode("ascii") + b"\n")
         async with asyncio.timeout(REQUEST_S):
             await writer.drain()
 
@@ -171,8 +168,8 @@ class JournalServer:
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
         try:
-            async with asyncio.timeout(ANSWER_S), self._readings:
-                return await journal_reading.answer(self._sources, asked)
+            async with asyncio.timeout(ANSWER_S), self._queries:
+                return await journal_query.answer(self._sources, asked)
         except TimeoutError as error:
             raise HostError(Denial.DEADLINE_EXCEEDED, "the journal could not be read in time") from error
 

@@ -21,7 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from latticed.kit import journal, rendering
+from latticed.kit import journal_sender, rendering
 from latticed.kit import nonblocking_writer as outlet
 
 if "rich" in sys.modules:
@@ -185,9 +185,9 @@ def _missing(count: int) -> dict[str, Any]:
 
 
 def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
-    if form == "journal" or (form == "auto" and journal.is_stream(2, environ)):
+    if form == "journal" or (form == "auto" and journal_sender.is_stream(2, environ)):
         outgoing = _opened("journal", _to_journald)
-        outgoing.encode = lambda entry: journal.encode(rendering.as_journal(entry))
+        outgoing.encode = lambda entry: journal_sender.encode(rendering.as_journal(entry))
         return _Queued(outgoing)
     terminal = stream.isatty()
     if form == "auto":
@@ -220,7 +220,7 @@ def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Ca
 
 
 def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
-    sender = journal.JournalSender()
+    sender = journal_sender.JournalSender()
     return sender.send, sender.close
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit import journald, logs
+from latticed.kit import journalctl, logs
 from latticed.ledger import records as rows
 from latticed.ledger import revocations, rollback
 from latticed.lifecycle import handover
@@ -96,13 +96,13 @@ async def _behind_journal(ledger: Ledger) -> str:
 
 
 async def _journalled() -> list[chain.Head]:
-    if not journald.available():
+    if not journalctl.available():
         return []
     matches = ("SYSLOG_IDENTIFIER=latticed", f"LATTICED_EVENT={chain.HEAD_EVENT}")
     try:
         async with asyncio.timeout(JOURNAL_S):
-            entries, _ = await journald.newest(matches, lambda _: True, MOST_HEADS)
-    except (journald.Unreadable, TimeoutError) as error:
+            entries, _ = await journalctl.newest(matches, lambda _: True, MOST_HEADS)
+    except (journalctl.JournalUnreadable, TimeoutError) as error:
         log.info("journal_not_read", error=str(error))
         return []
     return [head for entry in entries if (head := chain.logged_head(entry.fields["MESSAGE"])) is not None]

@@ -104,7 +104,7 @@ _LOGGED: Final = {
 _LOGGED_CALLS: Final = re.compile(r"""chain"?\s*[=:]\s*"?calls\b""")
 HEAD_EVENT: Final = "audit_head_signed"
 _HEAD_WORDS: Final = HEAD_EVENT.replace("_", " ")
-"""What the journal shows of it: there the message is for people (`kit.journal`)."""
+"""What the journal shows of it: there the message is for people (`kit.journal_sender`)."""
 
 
 def logged_head(line: str) -> Head | None:

@@ -24,7 +24,7 @@ import pytest
 from latticed import journal
 from latticed.broker.gate import Broker
 from latticed.host.call import HostError
-from latticed.host.node.journal_reader import Sources
+from latticed.host.node.journal_query import Sources
 from latticed.kit import unix_listener
 from latticed.model import capability
 from latticed.model.errors import Problem

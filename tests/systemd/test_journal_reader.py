@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from latticed.host.call import HostError
-from latticed.host.node import journal
+from latticed.host.node import journal_client
 from latticed.model.hostcall import Denial
 from tests.house import journalds
 
@@ -30,7 +30,7 @@ class Desk:
 
     async def ask(self, wanted: str = "sshd", cursor: str = "", limit: int = 100) -> dict[str, Any]:
         request = {"filter": wanted, "cursor": cursor, "limit": limit}
-        return await journal.ask(self.socket, request, readers=lambda: frozenset({0}))
+        return await journal_client.ask(self.socket, request, readers=lambda: frozenset({0}))
 
     async def collected(
         self, wanted: str, cursor: str, most: int, limit: int = 100

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from latticed.host.call import Caller, HostError, NoParams, Params, Served
 from latticed.host.node import facts as node_reading
-from latticed.host.node import journal
+from latticed.host.node import journal_client
 from latticed.kit import text
 from latticed.ledger import labels as rows
 from latticed.model.hostcall import Denial
@@ -93,11 +93,13 @@ class NodeCalls:
 
     async def _tell_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
         settings = self._settings()
-        if not journal.may_read(asked.filter, settings.node.journal_units):
+        if not journal_client.may_read(asked.filter, settings.node.journal_units):
             shown = text.sanitise(asked.filter, 80)
             raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")
         request = {"filter": asked.filter, "cursor": asked.cursor, "limit": asked.limit}
-        return await journal.ask(journal.socket_path(settings), request, readers=lambda: readers(settings))
+        return await journal_client.ask(
+            journal_client.socket_path(settings), request, readers=lambda: readers(settings)
+        )
 
 
 class Fresh:

@@ -25,7 +25,7 @@ from latticed.host.call import Caller, HostError, NoParams
 from latticed.host.node import calls as node
 from latticed.host.node import facts as node_reading
 from latticed.host.node import interfaces as node_network
-from latticed.host.node import journal
+from latticed.host.node import journal_client
 from latticed.host.node.calls import Fresh, NodeCalls, ReadJournal, SetLabels
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
@@ -321,7 +321,7 @@ async def test_who_the_reader_may_be(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="journal_user"):
         node.readers(desk.settings)
     other = settings_room.load(write(tmp_path, '[node]\njournal_socket = "/x/y.sock"\n'), {"HOME": "/"}, os.geteuid())
-    assert journal.socket_path(other) == Path("/x/y.sock")
+    assert journal_client.socket_path(other) == Path("/x/y.sock")
 
 
 def write(place: Path, text: str) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from latticed.host.call import HostError
-from latticed.host.node import journal
+from latticed.host.node import journal_client
 from latticed.kit import unix_listener
 from latticed.model.hostcall import Denial
 from tests.house import journalds, processes
@@ -67,7 +67,7 @@ class Place:
 
     async def ask(self, wanted: str = "sshd", cursor: str = "", limit: int = 100) -> dict[str, Any]:
         request = {"filter": wanted, "cursor": cursor, "limit": limit}
-        return await journal.ask(self.socket, request, readers=lambda: frozenset({os.getuid()}))
+        return await journal_client.ask(self.socket, request, readers=lambda: frozenset({os.getuid()}))
 
     async def refused(self, **asked: Any) -> HostError:
         with pytest.raises(HostError) as caught:
@@ -315,7 +315,7 @@ async def test_an_answer_that_is_none(place: Place, said: bytes) -> None:
 async def test_somebody_elses_socket_is_not_asked(place: Place) -> None:
     """Who listens is told by the kernel."""
     with impostor(place.socket, lambda _: None), pytest.raises(HostError) as caught:
-        await journal.ask(place.socket, {"filter": "sshd"}, readers=lambda: frozenset({os.getuid() + 1}))
+        await journal_client.ask(place.socket, {"filter": "sshd"}, readers=lambda: frozenset({os.getuid() + 1}))
     assert caught.value.message == "what listens as the journal reader is somebody else"
 
 
@@ -328,7 +328,7 @@ async def test_nobody_there(place: Place) -> None:
 
 async def test_no_answer_in_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that hangs costs one deadline."""
-    monkeypatch.setattr(journal, "DEADLINE_S", 0.05)
+    monkeypatch.setattr(journal_client, "DEADLINE_S", 0.05)
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
 

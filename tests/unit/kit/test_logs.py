@@ -16,7 +16,7 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import journal, logs
+from latticed.kit import journal_sender, logs
 from latticed.kit import nonblocking_writer as outlet
 
 
@@ -130,7 +130,7 @@ def test_a_stream_that_is_gone_takes_nobody_with_it():
 def test_entries_lost_to_the_journal_are_owned_up_to(tmp_path, monkeypatch):
     """Before the first entry after a gap, one says how many are missing."""
     path = str(tmp_path / "journal")
-    monkeypatch.setattr(journal.JournalSender.__init__, "__defaults__", (path,))
+    monkeypatch.setattr(journal_sender.JournalSender.__init__, "__defaults__", (path,))
     logs.configure(form="journal", environ={})
     logs.get_logger().info("one_lost")
     logs.get_logger().info("two_lost")

@@ -1,7 +1,7 @@
-"""Reading the journal with journalctl(1), from a cursor on, so that nothing is lost and nothing comes twice.
+"""Reading the journal by running journalctl(1): from a cursor on, so that no entry is lost or comes twice.
 
-Fields that begin with `_` are journald's own and cannot be forged (systemd.journal-fields(7)); all others are whatever
-the program that logged has put there.
+Fields that begin with `_` are journald's own and cannot be forged (systemd.journal-fields(7)); all others are set
+by the program that logged.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 SOCKET: Final = Path("/run/systemd/journal/socket")
 FIELDS: Final = ("MESSAGE", "PRIORITY", "_PID", "_UID", "_COMM", "_EXE", "_SYSTEMD_UNIT")
 MAX_ENTRY_BYTES: Final = 1 << 20
-"""Of one entry as JSON; longer ones are passed over, for nobody writes such a line to be read."""
+"""Of one entry as JSON; longer ones are skipped."""
 MAX_MESSAGE: Final = 16 << 10
 """Characters of a message; the rest of a longer one is left out."""
-MOST_CHARACTERS: Final = 256 << 10
-"""Of all messages of one reading, give or take one."""
-MOST_LOOKED_AT: Final = 5_000
-"""Entries of one reading, wanted or not."""
+MAX_READ_CHARACTERS: Final = 256 << 10
+"""Of all messages of one read; the last message may go beyond it."""
+MAX_READ_ENTRIES: Final = 5_000
+"""Entries of one read, wanted or not."""
 
 _CHUNK: Final = 1 << 16
 _CURSOR: Final = re.compile(r"s=[0-9a-f]+;i=([0-9a-f]+);b=[0-9a-f]+;m=[0-9a-f]+;t=([0-9a-f]+);x=[0-9a-f]+")
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
 
 
-class Unreadable(Exception):
-    """journalctl cannot be run, or says why not; the message is for people."""
+class JournalUnreadable(Exception):
+    """journalctl cannot be run, or it failed; the message is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One entry: its fields as text, where it lies, and when it was taken in (microseconds since the epoch)."""
+    """One entry: FIELDS as text (empty where missing), its cursor, and when journald got it (µs since the epoch)."""
 
     fields: Mapping[str, str]
     cursor: str
@@ -58,45 +58,48 @@ def is_cursor(text: str) -> bool:
 
 
 async def newest(
-    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], most: int
+    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], limit: int
 ) -> tuple[list[JournalEntry], str]:
-    """The last `most` wanted entries, in order, and the cursor to go on from (empty: the journal is)."""
+    """The last `limit` wanted entries, in order, and the cursor to go on from (empty when the journal is).
+
+    `matches` are journalctl's (FIELD=VALUE); `wanted` filters what they match. JournalUnreadable.
+    """
     last = ""
     async for entry in _entries((), ("--lines=1", "--output-fields=_PID")):
-        last = entry.cursor  # taken first: what comes while we read is for the next reading
-    if most == 0:
+        last = entry.cursor  # taken first: what arrives while we read is left to the next read
+    if limit == 0:
         return [], last
-    found = [entry async for entry in _entries(matches, (f"--lines={2 * most}",)) if wanted(entry)]
-    # What was taken in since the cursor was, the next reading finds.
+    found = [entry async for entry in _entries(matches, (f"--lines={2 * limit}",)) if wanted(entry)]
+    # Entries that arrived after the cursor was taken are left to the next read.
     before = [entry for entry in found if not last or not _is_after(entry.cursor, last)]
-    return _fitting(before[-most:]), last
+    return _newest_that_fit(before[-limit:]), last
 
 
 async def following(
-    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], most: int, *, cursor: str, since_us: int = 0
+    matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], limit: int, *, cursor: str, since_us: int = 0
 ) -> tuple[list[JournalEntry], str]:
-    """At most `most` wanted entries after `cursor` (empty: from `since_us` on), and the cursor to go on from."""
-    # Not --after-cursor: where the cursor's own entry does not match, 252 gives an earlier one, or passes one over.
+    """At most `limit` wanted entries after `cursor` (empty: from `since_us` on), and the cursor to go on from."""
+    # Not --after-cursor: where the cursor's own entry does not match, systemd 252 starts too early or skips an entry.
     start = (f"--cursor={cursor}",) if cursor else (f"--since=@{since_us // 1_000_000}",)
     found: list[JournalEntry] = []
-    looked_at, size, last = 0, 0, cursor
+    read, size, last = 0, 0, cursor
     async with contextlib.aclosing(_entries(matches, start)) as entries:
         async for entry in entries:
             if (cursor and not _is_after(entry.cursor, cursor)) or entry.at_us < since_us:
                 continue
-            looked_at, last = looked_at + 1, entry.cursor
+            read, last = read + 1, entry.cursor
             if wanted(entry):
                 found.append(entry)
                 size += len(entry.fields["MESSAGE"])
-            if len(found) >= most or size >= MOST_CHARACTERS or looked_at >= MOST_LOOKED_AT:
+            if len(found) >= limit or size >= MAX_READ_CHARACTERS or read >= MAX_READ_ENTRIES:
                 break
     return found, last
 
 
-def _fitting(entries: list[JournalEntry]) -> list[JournalEntry]:
-    """The last of them that fit."""
+def _newest_that_fit(entries: list[JournalEntry]) -> list[JournalEntry]:
+    """The last ones whose messages fit into MAX_READ_CHARACTERS."""
     size, kept = 0, len(entries)
-    while kept and size < MOST_CHARACTERS:
+    while kept and size < MAX_READ_CHARACTERS:
         kept -= 1
         size += len(entries[kept].fields["MESSAGE"])
     return entries[kept:]
@@ -116,14 +119,14 @@ async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGen
             env=_ENVIRONMENT,
         )
     except OSError as error:
-        raise Unreadable(f"journalctl cannot be run: {error.strerror}") from error
+        raise JournalUnreadable(f"journalctl cannot be run: {error.strerror}") from error
     try:
         async for line in _lines(_pipe(child.stdout)):
             if (entry := _decoded(line)) is not None:
                 yield entry
-        said = await _pipe(child.stderr).read(_CHUNK)
-        if await child.wait() and said.strip():  # no entries at all is 1 too, without a word
-            raise Unreadable(said.decode("utf-8", "replace").strip()[:300])
+        errors = await _pipe(child.stderr).read(_CHUNK)
+        if await child.wait() and errors.strip():  # without any entry it exits with 1 too, and prints nothing
+            raise JournalUnreadable(errors.decode("utf-8", "replace").strip()[:300])
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
@@ -131,7 +134,7 @@ async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGen
 
 
 async def _drained(child: asyncio.subprocess.Process) -> None:
-    """Until it is gone and its pipes are closed, whatever was left in them."""
+    """Wait until it has exited and its pipes are read to the end, so that no transport is left open."""
     for pipe in (_pipe(child.stdout), _pipe(child.stderr)):
         while await pipe.read(_CHUNK):
             pass
@@ -139,12 +142,12 @@ async def _drained(child: asyncio.subprocess.Process) -> None:
 
 
 def _pipe(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:
-    assert stream is not None  # noqa: S101 - asked for
+    assert stream is not None  # noqa: S101 - made with PIPE
     return stream
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of at most MAX_ENTRY_BYTES; longer ones are left out, never kept in memory."""
+    """The lines of at most MAX_ENTRY_BYTES; longer ones are skipped and never held in memory."""
     buffer, skipping = bytearray(), False
     while chunk := await stream.read(_CHUNK):
         *ended, rest = chunk.split(b"\n")
@@ -160,7 +163,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 def _decoded(line: bytes) -> JournalEntry | None:
-    """One entry, or None for what is none (journalctl writes JSON; what it quotes is anybody's)."""
+    """One entry, or None for a line that is none: journalctl writes JSON, with field values of any program."""
     try:
         found = json.loads(line)
         cursor, at_us = found["__CURSOR"], int(found["__REALTIME_TIMESTAMP"])
@@ -173,7 +176,7 @@ def _decoded(line: bytes) -> JournalEntry | None:
 
 
 def _text(value: Any) -> str:
-    """A field as text: bytes that are no UTF-8 come as numbers, a field that was given twice as a list of both."""
+    """A field as text: journalctl prints bytes that are not UTF-8 as numbers, and a repeated field as a list."""
     match value:
         case str():
             return value
@@ -186,10 +189,10 @@ def _text(value: Any) -> str:
 
 
 def _is_after(cursor: str, other: str) -> bool:
-    """Whether an entry lies after another: by their numbers, or by time when another journald counted."""
-    mine, theirs = _CURSOR.fullmatch(cursor), _CURSOR.fullmatch(other)
-    if mine is None or theirs is None:
+    """Whether an entry comes after another: by sequence number, or by time when the sequences differ (`s=`)."""
+    one, another = _CURSOR.fullmatch(cursor), _CURSOR.fullmatch(other)
+    if one is None or another is None:
         return cursor != other
     if cursor.partition(";")[0] == other.partition(";")[0]:
-        return int(mine[1], 16) > int(theirs[1], 16)
-    return cursor != other and int(mine[2], 16) >= int(theirs[2], 16)
+        return int(one[1], 16) > int(another[1], 16)
+    return cursor != other and int(one[2], 16) >= int(another[2], 16)

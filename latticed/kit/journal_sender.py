@@ -1,4 +1,4 @@
-"""The journal's native protocol: structured log entries in datagrams.
+"""Sending log entries to journald in its native protocol: structured fields in datagrams.
 
 Source: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/ and systemd.exec(5), $JOURNAL_STREAM.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SOCKET: Final = "/run/systemd/journal/socket"
-_PATIENCE_S: Final = 1.0  # of the thread that sends: a stuck journald costs entries, nobody's time
+_SEND_S: Final = 1.0  # how long the sending thread waits for a stuck journald before it drops an entry
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
@@ -31,7 +31,7 @@ def is_stream(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """One entry; a value with a newline goes in the binary form, so that no value can pose as a field."""
+    """One entry; a value with a newline is sent in the binary form, so that it cannot be read as another field."""
     parts: list[bytes] = []
     for name, value in fields.items():
         data = value.encode("utf-8", "backslashreplace")
@@ -43,12 +43,12 @@ def encode(fields: Mapping[str, str]) -> bytes:
 
 
 class JournalSender:
-    """Sends encoded entries to journald; each may take a second."""
+    """Sends encoded entries to journald. Blocks for up to a second each, so call it from a thread."""
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(_PATIENCE_S)
+        self._socket.settimeout(_SEND_S)
 
     def send(self, entry: bytes) -> bool:
         """Whether the entry was handed over; never raises for a journald that is absent, full or stuck."""
@@ -69,14 +69,14 @@ class JournalSender:
 
     def _send(self, data: bytes) -> None:
         try:
-            self._socket.sendto(data, self._path)  # by name each time: journald may have been restarted
+            self._socket.sendto(data, self._path)  # by path each time: journald may have been restarted
         except OSError as error:
             if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
                 raise
             self._send_sealed(data)
 
     def _send_sealed(self, data: bytes) -> None:
-        """Too big for a datagram: a sealed memfd, which journald maps."""
+        """Send an entry that is too big for a datagram as a sealed memfd, which journald maps."""
         memory = os.memfd_create("latticed-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with os.fdopen(memory, "wb", closefd=False) as file:

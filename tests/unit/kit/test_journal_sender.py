@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.kit import journal
+from latticed.kit import journal_sender
 
 
 def parse(data: bytes) -> dict[str, bytes]:
@@ -42,22 +42,22 @@ def journald(tmp_path):
 @given(value=st.text(max_size=200))
 def test_no_value_can_pose_as_a_field(value):
     """Whatever a value holds, exactly the fields sent are read, with the bytes sent."""
-    found = parse(journal.encode({"MESSAGE": value, "PRIORITY": "6"}))
+    found = parse(journal_sender.encode({"MESSAGE": value, "PRIORITY": "6"}))
     assert found == {"MESSAGE": value.encode("utf-8", "backslashreplace"), "PRIORITY": b"6"}
 
 
 def test_an_entry_is_one_datagram(journald):
     """A small entry arrives whole."""
-    with journal.JournalSender(journald.getsockname()) as sender:
-        assert sender.send(journal.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
+    with journal_sender.JournalSender(journald.getsockname()) as sender:
+        assert sender.send(journal_sender.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
     assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
 
 
 def test_a_big_entry_is_a_sealed_memfd(journald):
     """Past a datagram's size, the entry comes as a descriptor that can no longer be changed."""
     message = "x" * (4 << 20)
-    with journal.JournalSender(journald.getsockname()) as sender:
-        assert sender.send(journal.encode({"MESSAGE": message}))
+    with journal_sender.JournalSender(journald.getsockname()) as sender:
+        assert sender.send(journal_sender.encode({"MESSAGE": message}))
     data, ancillary, _, _ = journald.recvmsg(16, socket.CMSG_SPACE(4))
     assert data == b""
     fd = array.array("i", ancillary[0][2])[0]
@@ -71,19 +71,19 @@ def test_a_big_entry_is_a_sealed_memfd(journald):
 
 def test_an_absent_journald_is_told_not_raised(tmp_path, journald):
     """What is not sent is not sent; once it is there again, the next entry is."""
-    with journal.JournalSender(str(tmp_path / "nobody")) as sender:
-        assert not sender.send(journal.encode({"MESSAGE": "one"}))
-        assert not sender.send(journal.encode({"MESSAGE": "two"}))
+    with journal_sender.JournalSender(str(tmp_path / "nobody")) as sender:
+        assert not sender.send(journal_sender.encode({"MESSAGE": "one"}))
+        assert not sender.send(journal_sender.encode({"MESSAGE": "two"}))
         sender._path = journald.getsockname()
-        assert sender.send(journal.encode({"MESSAGE": "three"}))
+        assert sender.send(journal_sender.encode({"MESSAGE": "three"}))
 
 
 def test_a_stuck_journald_costs_entries_not_the_daemon(journald):
     """With nobody reading, sending gives up on each entry after a moment."""
-    with journal.JournalSender(journald.getsockname()) as sender:
+    with journal_sender.JournalSender(journald.getsockname()) as sender:
         sender._socket.settimeout(0.001)
         sent = 0
-        while sender.send(journal.encode({"MESSAGE": "x"})):
+        while sender.send(journal_sender.encode({"MESSAGE": "x"})):
             sent += 1
             assert sent < 100_000
 
@@ -92,7 +92,7 @@ def test_the_stream_is_ours_only_when_device_and_inode_match(tmp_path):
     """$JOURNAL_STREAM may be inherited by somebody whose stderr went elsewhere (systemd.exec(5))."""
     with (tmp_path / "a").open("wb") as file:
         found = os.fstat(file.fileno())
-        assert journal.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
-        assert not journal.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
-        assert not journal.is_stream(file.fileno(), {})
-    assert not journal.is_stream(987_654, {"JOURNAL_STREAM": "1:2"})
+        assert journal_sender.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+        assert not journal_sender.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
+        assert not journal_sender.is_stream(file.fileno(), {})
+    assert not journal_sender.is_stream(987_654, {"JOURNAL_STREAM": "1:2"})

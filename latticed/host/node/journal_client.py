@@ -1,4 +1,6 @@
-"""Asking the journal reader: a process of its own, with the rights to read that the daemon lacks (latticed/journal.py).
+"""The daemon's side of node.journal: a request to the journal reader, the process that may read the journal.
+
+The reader is latticed/journal.py; what it answers is made in `journal_query`.
 
 One request per connection, a line of JSON each way: `{"filter", "cursor", "limit"}` is answered by
 `{"entries": [...], "cursor"}` or `{"code", "message"}`.
@@ -26,24 +28,23 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES: Final = 4 << 20
 DEADLINE_S: Final = 8.0
 _GONE: Final = "the journal reader is not running: the operator starts latticed-journal"
-_GARBLED: Final = "the journal reader gave an answer that cannot be read"
+_MALFORMED: Final = "the journal reader gave an answer that cannot be read"
 
 
-def may_read(wanted: str, units: tuple[str, ...]) -> bool:
-    """Whether the journal may be shown by this filter: the built-in one or a listed unit, never one of ours."""
-    return wanted == "sshd" or (wanted in units and not wanted.startswith("latticed"))
+def may_read(name: str, units: tuple[str, ...]) -> bool:
+    """Whether entries of `name` may be shown: sshd or a listed unit, never a unit of latticed."""
+    return name == "sshd" or (name in units and not name.startswith("latticed"))
 
 
 def socket_path(settings: Settings) -> Path:
     """Where the journal reader listens."""
-    given = settings.node.journal_socket
-    return settings.runtime_dir / (given or "journal.sock")
+    return settings.runtime_dir / (settings.node.journal_socket or "journal.sock")
 
 
 async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], frozenset[int]]) -> dict[str, Any]:
-    """The reader's answer `{entries, cursor}`; `readers()` are the uids it may run as.
+    """The reader's answer `{entries, cursor}`; `readers()` gives the uids it may run as, and may block.
 
-    HostError: what the reader says, else service_unavailable, deadline_exceeded.
+    HostError: the one that the reader answers, else service_unavailable, deadline_exceeded.
     """
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -53,7 +54,7 @@ async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], froz
     except (OSError, asyncio.IncompleteReadError) as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _GONE) from error
     except (asyncio.LimitOverrunError, ValueError) as error:
-        raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED) from error
+        raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED) from error
     return _decoded(line)
 
 
@@ -76,10 +77,10 @@ def _decoded(line: bytes) -> dict[str, Any]:
     try:
         found = strict_json.loads(line)
     except strict_json.InvalidJson as error:
-        raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED) from error
+        raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED) from error
     match found:
         case {"entries": list(entries), "cursor": str(cursor)}:
             return {"entries": entries, "cursor": cursor}
         case {"code": str(code), "message": str(message)} if code in Denial._value2member_map_:
             raise HostError(Denial(code), texts.sanitise(message, 500))
-    raise HostError(Denial.SERVICE_UNAVAILABLE, _GARBLED)
+    raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED)

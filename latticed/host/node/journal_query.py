@@ -1,6 +1,7 @@
-"""What the journal reader answers: entries of listed units and of sshd, from journald or from auth.log.
+"""The journal reader's side of node.journal: entries of listed units and of sshd, from journald or from auth.log.
 
-It judges by its own settings what may be read: a daemon that was taken over gains nothing by asking for more.
+Runs in the reader's process (latticed/journal.py), which decides by its own settings what may be read: a daemon that
+was taken over gains nothing by asking for more. The daemon's side is `journal_client`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta
 
 from latticed.host.call import HostError, Params
-from latticed.host.node.journal import may_read
-from latticed.kit import journald, text, text_log
+from latticed.host.node.journal_client import may_read
+from latticed.kit import journalctl, text, text_log
 from latticed.kit.clock import rfc3339
 from latticed.model.hostcall import Denial
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from latticed.kit.journald import JournalEntry
+    from latticed.kit.journalctl import JournalEntry
 
 MAX_MESSAGE: Final = 16 << 10
 SSHD: Final = "sshd"
@@ -46,7 +47,7 @@ _UNIT: Final = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
 
 class JournalQuery(Params, frozen=True):
-    """One line from the daemon."""
+    """One request, a line of JSON from the daemon."""
 
     filter: Annotated[str, Meta(min_length=1, max_length=256)]
     cursor: Annotated[str, Meta(max_length=1_024)] = ""
@@ -55,7 +56,7 @@ class JournalQuery(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where entries come from: journald, or the log at `auth_log` when `use_journald` says no; `units` may be read."""
+    """Where entries come from: journald, or else the text log at `auth_log`; only `units` and sshd may be read."""
 
     units: tuple[str, ...]
     auth_log: Path
@@ -66,7 +67,8 @@ async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
     """`{entries, cursor}`; HostError bad_params, service_unavailable.
 
     Without a cursor: the newest entries. With one: those after it, oldest first. Where there are more than fit, or than
-    were asked for, the cursor lies after the last that is told.
+    `limit`, the cursor points behind the last one returned. Cursors: `j:` one of journald, `t:` a time in microseconds
+    while the journal is empty, `f:` a place in auth.log.
     """
     if not may_read(asked.filter, sources.units) or not _UNIT.fullmatch(asked.filter):
         shown = text.sanitise(asked.filter, 80)
@@ -86,32 +88,32 @@ async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
     matches = _SSHD_MATCHES if is_sshd else (f"_SYSTEMD_UNIT={asked.filter}",)
     try:
         found, cursor = await _read_journald(asked, matches, _is_sshd if is_sshd else _is_any)
-    except journald.Unreadable as error:
+    except journalctl.JournalUnreadable as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"the journal cannot be read: {error}") from error
-    return {"entries": [_told(entry) for entry in found], "cursor": cursor}
+    return {"entries": [_shown(entry) for entry in found], "cursor": cursor}
 
 
 async def _read_journald(
     asked: JournalQuery, matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool]
 ) -> tuple[list[JournalEntry], str]:
-    kind, _, place = asked.cursor.partition(":")
+    kind, _, position = asked.cursor.partition(":")
     if not asked.cursor:
         since_us = time.time_ns() // 1_000
-        found, cursor = await journald.newest(matches, wanted, asked.limit)
+        found, cursor = await journalctl.newest(matches, wanted, asked.limit)
         return found, f"j:{cursor}" if cursor else f"t:{since_us}"
     since_us = 0
-    if kind == "t" and place.isascii() and place.isdigit() and len(place) < 20:
-        since_us, place = int(place), ""
-    elif kind != "j" or not journald.is_cursor(place):
+    if kind == "t" and _number(position) is not None:
+        since_us, position = int(position), ""
+    elif kind != "j" or not journalctl.is_cursor(position):
         raise _bad_cursor()
     if not asked.limit:
         return [], asked.cursor
-    found, cursor = await journald.following(matches, wanted, asked.limit, cursor=place, since_us=since_us)
+    found, cursor = await journalctl.following(matches, wanted, asked.limit, cursor=position, since_us=since_us)
     return found, f"j:{cursor}" if cursor else asked.cursor
 
 
 def _is_sshd(entry: JournalEntry) -> bool:
-    """Written by sshd itself, by the kernel's word: SYSLOG_IDENTIFIER is whatever a program says of itself."""
+    """Whether sshd itself wrote it, by journald's own fields: any program may set SYSLOG_IDENTIFIER."""
     known = entry.fields
     if known["_UID"] != "0" or known["_COMM"] not in _SSHD_COMMS:
         return False
@@ -122,7 +124,7 @@ def _is_any(_: JournalEntry) -> bool:
     return True
 
 
-def _told(entry: JournalEntry) -> dict[str, Any]:
+def _shown(entry: JournalEntry) -> dict[str, Any]:
     known = entry.fields
     return {
         "at": rfc3339(entry.at_us),
@@ -136,7 +138,7 @@ def _told(entry: JournalEntry) -> dict[str, Any]:
     }
 
 
-# auth.log: what a program says of itself is all there is, so nothing in it is trusted.
+# auth.log: any program may write any line there, so no entry is marked as trusted.
 
 
 def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
@@ -146,15 +148,15 @@ def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
         words = error.strerror or str(error)
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"{path.name} cannot be read: {words}") from error
     now_s = time.time()
-    entries = [_of_line(found, now_s) for line in lines if (found := _parsed(line))]
+    entries = [_entry(found, now_s) for line in lines if (found := _parsed(line))]
     return {"entries": entries, "cursor": f"f:{mark}"}
 
 
 def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_log.Mark]:
     if not asked.cursor:
         return text_log.newest(path, _is_sshd_line, asked.limit)
-    kind, _, place = asked.cursor.partition(":")
-    mark = text_log.parse_mark(place)
+    kind, _, position = asked.cursor.partition(":")
+    mark = text_log.parse_mark(position)
     if kind != "f" or mark is None:
         raise _bad_cursor()
     return text_log.following(path, _is_sshd_line, asked.limit, mark=mark) if asked.limit else ([], mark)
@@ -168,9 +170,9 @@ def _parsed(line: bytes) -> re.Match[str] | None:
     return _AUTH_LINE.fullmatch(line.decode("utf-8", "replace").rstrip("\r"))
 
 
-def _of_line(found: re.Match[str], now_s: float) -> dict[str, Any]:
+def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
     return {
-        "at": _moment(found["at"], now_s),
+        "at": _rfc3339(found["at"], now_s),
         "unit": None,
         "comm": found["comm"],
         "pid": int(found["pid"]),
@@ -181,13 +183,13 @@ def _of_line(found: re.Match[str], now_s: float) -> dict[str, Any]:
     }
 
 
-def _moment(said: str, now_s: float) -> str | None:
-    """RFC 3339 UTC of a line's time. The old form knows no year (the last that fits is meant) and is local time."""
+def _rfc3339(stamp: str, now_s: float) -> str | None:
+    """A line's time as RFC 3339 in UTC. The traditional form is local time without a year: the last that fits."""
     try:
-        if said[0].isdigit():
-            return rfc3339(int(datetime.fromisoformat(said).timestamp() * 1_000_000))
+        if stamp[0].isdigit():
+            return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))
         for year in (time.localtime(now_s).tm_year, time.localtime(now_s).tm_year - 1):
-            seconds = time.mktime(time.strptime(f"{year} {said}", "%Y %b %d %H:%M:%S"))
+            seconds = time.mktime(time.strptime(f"{year} {stamp}", "%Y %b %d %H:%M:%S"))
             if seconds < now_s + _DAY_S:
                 return rfc3339(int(seconds) * 1_000_000)
     except (ValueError, OverflowError, OSError):
@@ -195,8 +197,8 @@ def _moment(said: str, now_s: float) -> str | None:
     return None
 
 
-def _number(said: str) -> int | None:
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 20 else None
+def _number(field: str) -> int | None:
+    return int(field) if field.isascii() and field.isdigit() and len(field) < 20 else None
 
 
 def _bad_cursor() -> HostError:
