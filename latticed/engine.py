@@ -7,8 +7,8 @@ import functools
 from typing import TYPE_CHECKING, Final, Self
 
 from latticed.broker.gate import Broker, GateLimits
-from latticed.broker.limits import Rate
 from latticed.kit import logs
+from latticed.kit.token_bucket import Rate
 from latticed.kit.wheel import Wheel
 from latticed.runners import choice
 from latticed.runners.child_spawner import ChildSpawner

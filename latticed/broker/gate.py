@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from latticed.broker import limits
 from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
-from latticed.broker.limits import Bucket, Rate
 from latticed.host.call import Caller, HostError
 from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
+from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
 from latticed.model.hostcall import FIX, Denial
@@ -90,7 +89,7 @@ class Gate:
         self._rights = rights
         self._actor = str(Actor(kind="plugin", name=caller.plugin_id))
         self._calls_per_s = calls_per_s
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets = TokenBuckets()
         self._open = True
         self._under_way: dict[asyncio.Timeout, str] = {}
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
@@ -162,8 +161,7 @@ class Gate:
             rates[method] = slower
         now_s, within = self._broker.clock.monotonic_s(), True
         for name, rate in rates.items():
-            self._buckets[name], enough = limits.take(self._buckets.get(name), rate, now_s)
-            within = within and enough
+            within = self._buckets.take(name, rate, now_s) == 0 and within
         return within
 
     def _typed(self, method: str, payload: bytes) -> tuple[Served, Params]:

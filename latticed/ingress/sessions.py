@@ -10,10 +10,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.host.allowance import Allowance
 from latticed.host.call import HostError
 from latticed.ingress.streaming import SESSION_COOKIES
 from latticed.kit import logs, passwords
+from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
@@ -28,9 +28,8 @@ LIFE_S: Final = 12 * 3_600.0
 IDLE_S: Final = 2 * 3_600.0
 MOST: Final = 512
 """Sessions; the one that was unused longest makes way."""
-ATTEMPTS: Final = 10
-"""Passwords that may be tried in a row for one login; after that one more every `REFILL_S` seconds."""
-REFILL_S: Final = 10.0
+ATTEMPTS: Final = Rate(burst=10, per_second=0.1)
+"""Passwords that may be tried for one login."""
 
 log = logs.get_logger()
 
@@ -52,7 +51,7 @@ class Sessions:
         self._secret = secret
         self._record = record
         self._clock = clock
-        self._allowance = Allowance(clock)
+        self._buckets = TokenBuckets()
         self._checking = asyncio.Semaphore(1)  # each check takes memory and a core
         self._key = os.urandom(32)
         self._all: dict[bytes, LoginSession] = {}  # by the hash of its id
@@ -80,7 +79,7 @@ class Sessions:
 
     async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
         """The id of a new session; Problems login_failed, login_throttled (hint: seconds), service_unavailable."""
-        wait_s = self._allowance.take(f"{target.plugin_id}/{target.login}", burst=ATTEMPTS, refill_s=REFILL_S)
+        wait_s = self._buckets.take(f"{target.plugin_id}/{target.login}", ATTEMPTS, self._clock.monotonic_s())
         if wait_s:
             raise Problem("login_throttled", "too many attempts, try again later", str(int(wait_s) + 1))
         try:

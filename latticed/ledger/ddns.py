@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from latticed.ledger import quota as quotas
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
+    from latticed.ledger.quota import RowQuota
     from latticed.ledger.transaction import Transaction
 
 State = Literal["pending", "published", "retrying", "denied"]
@@ -40,14 +42,6 @@ class DdnsStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DdnsQuota:
-    """How many records one plugin may have, and all together."""
-
-    records: int
-    all_records: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DdnsRow:
     """One record of one plugin; `key` is never used again."""
 
@@ -73,7 +67,7 @@ def put(
     kind: str,
     spec: str,
     standing: DdnsStatus,
-    quota: DdnsQuota,
+    quota: RowQuota,
     *,
     now_us: int,
 ) -> DdnsRow:
@@ -82,7 +76,7 @@ def put(
     if owner not in (None, plugin_id):
         raise Problem("bad_params", f"name: expected one that no other plugin keeps, found {name} ({kind}) of another")
     if owner is None:
-        _make_sure_of_room(tx, plugin_id, quota)
+        quotas.check_one_more(tx, "ddns_records", plugin_id, quota, what="records{whose}")
         tx.execute(
             "INSERT INTO ddns_records (plugin_id, name, type, spec, created_at, updated_at) VALUES (?,?,?,?,?,?)",
             (plugin_id, name, kind, spec, now_us, now_us),
@@ -122,23 +116,6 @@ def load_all(conn: RowReader) -> list[DdnsRow]:
     """Every record, by plugin, name and type."""
     statement = f"SELECT {_COLUMNS} FROM ddns_records ORDER BY plugin_id, name, type"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement)]
-
-
-def count(conn: RowReader, plugin_id: str | None = None) -> int:
-    """How many records one plugin has, or all."""
-    chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
-    return int(conn.execute(f"SELECT count(*) FROM ddns_records {chosen}", values).get)  # noqa: S608 - constants
-
-
-def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: DdnsQuota) -> None:
-    for found, most, what in (
-        (count(tx, plugin_id), quota.records, f"records of {plugin_id}"),
-        (count(tx), quota.all_records, "records"),
-    ):
-        if found >= most:
-            raise Problem(
-                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
-            )
 
 
 def _values(standing: DdnsStatus) -> tuple[Any, ...]:

@@ -8,22 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.model.errors import Problem
+from latticed.ledger import quota as quotas
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
+    from latticed.ledger.quota import RowQuota
     from latticed.ledger.transaction import Transaction
 
 _COLUMNS: Final = "key, plugin_id, name, spec, state, against, since, checks, created_at, updated_at"
 _RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expires_at"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorQuota:
-    """How many monitors one plugin may have, and all together."""
-
-    monitors: int
-    all_monitors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +53,14 @@ class Result:
 
 
 def put(
-    tx: Transaction, plugin_id: str, name: str, spec: str, quota: MonitorQuota, *, now_us: int, anew: bool
+    tx: Transaction, plugin_id: str, name: str, spec: str, quota: RowQuota, *, now_us: int, anew: bool
 ) -> MonitorRow:
     """Make a monitor or change its spec; with `anew` what was known of it is forgotten. Problem quota_exceeded."""
     found = get(tx, plugin_id, name)
     if found is not None and anew:
         delete(tx, plugin_id, name)
     if found is None or anew:
-        _make_sure_of_room(tx, plugin_id, quota)
+        quotas.check_one_more(tx, "monitors", plugin_id, quota, what="monitors{whose}")
         created = now_us if found is None else found.created_at
         tx.execute(
             "INSERT INTO monitors (plugin_id, name, spec, since, created_at, updated_at) VALUES (?,?,?,?,?,?)",
@@ -140,23 +133,6 @@ def results(conn: RowReader, key: int, *, after: int = 0, limit: int = 500) -> l
     statement = f"SELECT {_RESULT} FROM monitor_results WHERE monitor = ? AND number > ? ORDER BY number DESC LIMIT ?"  # noqa: S608
     newest_first = [_result(row) for row in conn.execute(statement, (key, after, limit))]
     return [one for one in reversed(newest_first) if one is not None]
-
-
-def count(conn: RowReader, plugin_id: str | None = None) -> int:
-    """How many monitors one plugin has, or all."""
-    chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
-    return int(conn.execute(f"SELECT count(*) FROM monitors {chosen}", values).get)  # noqa: S608 - constants
-
-
-def _make_sure_of_room(tx: Transaction, plugin_id: str, quota: MonitorQuota) -> None:
-    for found, most, what in (
-        (count(tx, plugin_id), quota.monitors, f"monitors of {plugin_id}"),
-        (count(tx), quota.all_monitors, "monitors"),
-    ):
-        if found >= most:
-            raise Problem(
-                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
-            )
 
 
 def _row(row: tuple[Any, ...]) -> MonitorRow:

@@ -13,18 +13,11 @@ from latticed.model.plan import TRANSITIONS, PlanState
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
+    from latticed.ledger.quota import RowQuota
     from latticed.ledger.transaction import Transaction
 
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, created_at, updated_at"
 _OPEN: Final = "('planned', 'approved')"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanQuota:
-    """How many plans of one plugin are kept, and how many of all; closed ones make way for new ones."""
-
-    plans: int = 100
-    all_plans: int = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +35,12 @@ class PlanRow:
 
 
 def put(
-    tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: PlanQuota, *, now_us: int
+    tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: RowQuota, *, now_us: int
 ) -> PlanRow:
     """Keep a plan. The same one again is the one that there is; planned anew when it was applied or has gone stale.
 
     Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted.
-    Problem quota_exceeded when nothing that is closed can make way.
+    Problem quota_exceeded when the plugin, or all, have as many as `quota` says and nothing closed can make way.
     """
     found = get(tx, plugin_id, sha256)
     if found is not None and found.state in {PlanState.PLANNED, PlanState.APPROVED, PlanState.REFUSED}:
@@ -102,17 +95,17 @@ def page(conn: RowReader, *, plugin_id: str | None = None, after: int = 0, limit
     return [_row(row) for row in conn.execute(statement, (*values, after, limit))]
 
 
-def _make_room(tx: Transaction, plugin_id: str, quota: PlanQuota) -> None:
+def _make_room(tx: Transaction, plugin_id: str, quota: RowQuota) -> None:
     """Drop the oldest closed plan of the plugin where it has as many as it may; what is open stays."""
     mine = int(tx.execute("SELECT count(*) FROM plans WHERE plugin_id = ?", (plugin_id,)).get)
     everybodys = int(tx.execute("SELECT count(*) FROM plans").get)
-    if mine < quota.plans and everybodys < quota.all_plans:
+    if mine < quota.plugin and everybodys < quota.total:
         return
     oldest = f"SELECT min(number) FROM plans WHERE plugin_id = ? AND state NOT IN {_OPEN}"  # noqa: S608 - constants
     tx.execute(f"DELETE FROM plans WHERE number = ({oldest})", (plugin_id,))  # noqa: S608 - constants
-    if tx.changes() and mine <= quota.plans and everybodys <= quota.all_plans:
+    if tx.changes() and mine <= quota.plugin and everybodys <= quota.total:
         return
-    whose, most = (f"plans of {plugin_id}", quota.plans) if mine >= quota.plans else ("plans", quota.all_plans)
+    whose, most = (f"plans of {plugin_id}", quota.plugin) if mine >= quota.plugin else ("plans", quota.total)
     raise Problem("quota_exceeded", f"expected at most {most} {whose} that are open", "have some approved or refused")
 
 

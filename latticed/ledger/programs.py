@@ -8,21 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from latticed.model.errors import Problem
+from latticed.ledger import quota as quotas
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
+    from latticed.ledger.quota import RowQuota
     from latticed.ledger.transaction import Transaction
 
 Kind = Literal["service", "tunnel"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramQuota:
-    """How many of one kind one plugin may have, and all together."""
-
-    programs: int
-    all_programs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +35,11 @@ _COLUMNS: Final = ", ".join(field.name for field in fields(ProgramRow))
 
 
 def put(
-    tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: ProgramQuota, *, now_us: int
+    tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: RowQuota, *, now_us: int
 ) -> ProgramRow:
     """Keep a program from now on, or change it, without any candidate; Problem quota_exceeded."""
     if get(tx, plugin_id, kind, name) is None:
-        _make_sure_of_room(tx, plugin_id, kind, quota)
+        quotas.check_one_more(tx, "programs", plugin_id, quota, what=kind + "s{whose}", where=f"kind = '{kind}'")
         tx.execute(
             f"INSERT INTO programs ({_COLUMNS}) VALUES (?,?,?,?,'',?,?)",  # noqa: S608 - constants
             (plugin_id, kind, name, spec, now_us, now_us),
@@ -94,23 +87,6 @@ def load_all(conn: RowReader, kind: Kind) -> list[ProgramRow]:
     """Every program of one kind, by plugin and name."""
     statement = f"SELECT {_COLUMNS} FROM programs WHERE kind = ? ORDER BY plugin_id, name"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement, (kind,))]
-
-
-def count(conn: RowReader, kind: Kind, plugin_id: str | None = None) -> int:
-    """How many of one kind one plugin has, or all."""
-    chosen, values = (" AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
-    return int(conn.execute(f"SELECT count(*) FROM programs WHERE kind = ?{chosen}", (kind, *values)).get)  # noqa: S608
-
-
-def _make_sure_of_room(tx: Transaction, plugin_id: str, kind: Kind, quota: ProgramQuota) -> None:
-    for found, most, what in (
-        (count(tx, kind, plugin_id), quota.programs, f"{kind}s of {plugin_id}"),
-        (count(tx, kind), quota.all_programs, f"{kind}s"),
-    ):
-        if found >= most:
-            raise Problem(
-                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "delete what is not needed"
-            )
 
 
 def _row(row: tuple[Any, ...]) -> ProgramRow:

@@ -9,25 +9,18 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from latticed.model.errors import Problem
+from latticed.ledger import quota as quotas
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from latticed.ledger.connection import RowReader
+    from latticed.ledger.quota import RowQuota
     from latticed.ledger.transaction import Transaction
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 OPEN: Final = ("submitted", "approved", "running")
 _IS_OPEN: Final = "state IN ('submitted', 'approved', 'running')"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskQuota:
-    """How many tasks that have not ended one plugin may have, and all together."""
-
-    tasks: int
-    all_tasks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +76,10 @@ _GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name 
 """Without what can be long."""
 
 
-def submit(tx: Transaction, task: TaskRow, quota: TaskQuota) -> TaskRow:
+def submit(tx: Transaction, task: TaskRow, quota: RowQuota) -> TaskRow:
     """Keep a new one (its `seq` is given here); Problem quota_exceeded changes nothing."""
-    for found, most, what in (
-        (count_open(tx, task.plugin_id), quota.tasks, f"tasks of {task.plugin_id} that have not ended"),
-        (count_open(tx), quota.all_tasks, "tasks that have not ended"),
-    ):
-        if found >= most:
-            raise Problem(
-                "quota_exceeded", f"expected at most {most} {what}, found {found + 1}", "latticectl task list"
-            )
+    what, hint = "tasks{whose} that have not ended", "latticectl task list"
+    quotas.check_one_more(tx, "tasks", task.plugin_id, quota, what=what, where=_IS_OPEN, hint=hint)
     names = tuple(name for name in _OWN if name != "seq")
     values = [getattr(task, name) for name in names]
     values[names.index("targets")] = json.dumps(task.targets)

@@ -5,7 +5,6 @@ So that dropping a bundle can never stop or replace a plugin: whoever matches th
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
     from latticed.model.verdict import Verified
 
-    _Hand = tuple[str, bool]
-    """Publisher, and whether it signed."""
+    _Signer = tuple[str, bool]
+    """The publisher named in the manifest, and whether the manifest is signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class IdClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimPin:
-    """What the record of an id holds fast: publisher and signedness, and which bundle it last was."""
+    """What the record of an id pins: publisher and signedness, and which bundle it last was."""
 
     publisher: str
     signed: bool
@@ -46,10 +45,13 @@ class Claimants:
     only one there is. If none of these is a single claim, all are `duplicate_id`.
     """
 
+    __slots__ = ("_claims", "_names", "_sizes")
+
     def __init__(self, claims: Iterable[IdClaim] = ()) -> None:
         self._claims: dict[str, IdClaim] = {}
-        self._hands: dict[_Hand, dict[str, dict[str, None]]] = {}  # by hand, then identity: names
-        self._sizes: Counter[_Hand] = Counter()
+        # Both are empty below two claims: nearly every id has one, of thousands, and an index takes a kilobyte.
+        self._names: dict[_Signer, dict[str, dict[str, None]]] = {}  # by signer, then identity
+        self._sizes: dict[_Signer, int] = {}  # claims of each signer
         for claim in claims:
             self.put(claim)
 
@@ -63,33 +65,38 @@ class Claimants:
         """Add a claim, in place of the one of the same name."""
         self.drop(claim.name)
         self._claims[claim.name] = claim
-        hand = _hand_of(claim)
-        self._hands.setdefault(hand, {}).setdefault(claim.verdict.identity, {})[claim.name] = None
-        self._sizes[hand] += 1
+        if len(self) > 1:
+            for one in (claim,) if self._names else self:
+                signer = _signer(one)
+                self._names.setdefault(signer, {}).setdefault(one.verdict.identity, {})[one.name] = None
+                self._sizes[signer] = self._sizes.get(signer, 0) + 1
 
     def drop(self, name: str) -> None:
         """Take out the claim of this name, if there is one."""
         claim = self._claims.pop(name, None)
-        if claim is None:
-            return
-        hand, identity = _hand_of(claim), claim.verdict.identity
-        self._sizes[hand] -= 1
-        del self._hands[hand][identity][name]
-        if not self._hands[hand][identity]:
-            del self._hands[hand][identity]
-        if not self._hands[hand]:
-            del self._hands[hand], self._sizes[hand]
+        if len(self) < 2:
+            self._names, self._sizes = {}, {}
+        elif claim is not None:
+            signer, identity = _signer(claim), claim.verdict.identity
+            self._sizes[signer] -= 1
+            del self._names[signer][identity][name]
+            if not self._names[signer][identity]:
+                del self._names[signer][identity]
+            if not self._names[signer]:
+                del self._names[signer], self._sizes[signer]
 
     def winner(self, pin: ClaimPin | None) -> IdClaim | None:
         """Who is the plugin; nobody, when it cannot be told."""
+        if len(self) < 2:
+            return next((one for one in self if pin is None or _signer(one) == _pinned(pin)), None)
         if pin is None:
-            return next(iter(self)) if len(self) == 1 else None
-        hand = (pin.publisher, pin.signed)
-        identities = self._hands.get(hand, {})
-        if self._sizes[hand] == 1:
+            return None
+        signer = _pinned(pin)
+        identities = self._names.get(signer, {})
+        if self._sizes.get(signer) == 1:
             return self._claims[next(iter(next(iter(identities.values()))))]
         there = self._claims.get(pin.source)
-        if there is not None and _hand_of(there) != hand:
+        if there is not None and _signer(there) != signer:
             there = None
         same = identities.get(pin.identity, {})
         if there is not None and (there.name in same or len(same) != 1):
@@ -101,23 +108,27 @@ class Claimants:
         claim, winner = self._claims.get(name), self.winner(pin)
         if claim is None or claim is winner:
             return None
-        if pin is not None and _hand_of(claim) != (pin.publisher, pin.signed):
+        if pin is not None and _signer(claim) != _pinned(pin):
             return _publisher_changed(claim, pin)
-        rivals = len(self) if pin is None else self._sizes[pin.publisher, pin.signed]
+        rivals = len(self) if pin is None else self._sizes[_pinned(pin)]
         return _duplicate(claim, winner, rivals)
 
 
-def _hand_of(claim: IdClaim) -> _Hand:
+def _signer(claim: IdClaim) -> _Signer:
     manifest = claim.verdict.manifest
     return manifest.publisher, manifest.signed
 
 
+def _pinned(pin: ClaimPin) -> _Signer:
+    return pin.publisher, pin.signed
+
+
 def _publisher_changed(claim: IdClaim, pin: ClaimPin) -> Refused:
     manifest = claim.verdict.manifest
-    expected = _hand(pin.publisher, signed=pin.signed)
+    expected, found = (_described(one.publisher, signed=one.signed) for one in (pin, manifest))
     return Refused(
         code=Code.PUBLISHER_CHANGED,
-        reason=f"expected {manifest.id} from {expected}, found {_hand(manifest.publisher, signed=manifest.signed)}",
+        reason=f"expected {manifest.id} from {expected}, found {found}",
         hint="if the plugin has changed hands, accept the new publisher by name",
         manifest=manifest,
     )
@@ -134,5 +145,5 @@ def _duplicate(claim: IdClaim, winner: IdClaim | None, rivals: int) -> Refused:
     )
 
 
-def _hand(publisher: str, *, signed: bool) -> str:
+def _described(publisher: str, *, signed: bool) -> str:
     return f"publisher {publisher}" if signed else "nobody (unsigned)"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from latticed.broker.limits import Rate
+from latticed.kit.token_bucket import Rate
 from latticed.model import hostcall
 from latticed.model.errors import Problem
 from tests.house import hostcalls

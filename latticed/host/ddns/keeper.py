@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
-from latticed.host.allowance import Allowance
 from latticed.host.ddns import audit_events as events
 from latticed.host.ddns import record as kept
 from latticed.host.ddns import rules as standing
@@ -21,7 +20,9 @@ from latticed.host.ddns import source
 from latticed.host.ddns import spec as specs
 from latticed.host.fair_queue import FairQueue
 from latticed.kit import logs
+from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.ledger import ddns as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model import restart
 from latticed.model.errors import Problem
 
@@ -46,8 +47,7 @@ PLACES_OF_ONE: Final = 4
 """Tries at once: of all plugins, of one."""
 SPREAD_S: Final = 30.0
 """After a start the records are looked at over so long a time."""
-TRIES: Final = 32
-TRY_EVERY_S: Final = 10.0
+TRIES: Final = Rate(burst=32, per_second=0.1)
 """Tries of one plugin: so many at once, then one each so many seconds, whatever it puts and deletes."""
 
 log = logs.get_logger()
@@ -82,7 +82,7 @@ class DdnsKeeper:
         self._roll = roll
         self._kept: dict[tuple[str, str, str], KeptRecord] = {}
         self._turns: FairQueue[KeptRecord] = FairQueue(total=PLACES, per_owner=PLACES_OF_ONE)
-        self._allowance = Allowance(clock)
+        self._buckets = TokenBuckets()
         self._paused: dict[tuple[str, str], int] = {}  # (plugin, provider): until when, as the provider asked
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
@@ -164,7 +164,7 @@ class DdnsKeeper:
             how = rows.DdnsStatus()
             if before is not None:
                 how = standing.put_again(before.standing, before.spec, spec, retry=retry)
-            quota = rows.DdnsQuota(records=settings.plugin_records, all_records=settings.total_records)
+            quota = RowQuota(plugin=settings.plugin_records, total=settings.total_records)
             text, now_us = specs.encode(spec), self._clock.wall_us()
             try:
                 row = await self._ledger.write(
@@ -231,7 +231,7 @@ class DdnsKeeper:
                 paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
                 one.try_at = max(at, min(paused, now_us + standing.LONGEST_US))
         if one.try_at is not None and one.try_at <= now_us:
-            wait_s = self._allowance.take(one.plugin_id, burst=TRIES, refill_s=TRY_EVERY_S)
+            wait_s = self._buckets.take(one.plugin_id, TRIES, self._clock.monotonic_s())
             if not wait_s:
                 one.busy = True
                 self._turns.push(one.plugin_id, one, slow=one.slow)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host.allowance import Allowance
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.mail import message as mail_message
 from latticed.host.mail.smtp import Envelope, Relay
 from latticed.host.secret.references import REFERENCE
 from latticed.kit import logs, text
+from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model import egress, hosts
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial
@@ -61,7 +61,7 @@ class MailCalls:
         self._clock = clock
         self._secrets_of = secrets_of
         self._send_s = send_s
-        self._allowance = Allowance(clock)
+        self._buckets = TokenBuckets()
         self._under_way: list[str] = []
 
     def calls(self) -> tuple[Served, ...]:
@@ -107,7 +107,8 @@ class MailCalls:
 
     def _spend(self, caller: Caller, settings: Settings) -> None:
         """One message of what the plugin may send in an hour, or rate_limited."""
-        wait_s = self._allowance.take(caller.plugin_id, burst=settings.per_hour, refill_s=3_600 / settings.per_hour)
+        rate = Rate(per_second=settings.per_hour / 3_600, burst=settings.per_hour)
+        wait_s = self._buckets.take(caller.plugin_id, rate, self._clock.monotonic_s())
         if wait_s:
             expected = f"expected at most {settings.per_hour} messages an hour"
             raise HostError(Denial.RATE_LIMITED, f"{expected}, the next one in {wait_s:.0f} s")

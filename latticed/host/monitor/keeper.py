@@ -16,6 +16,7 @@ from latticed.host.monitor import spec as specs
 from latticed.host.monitor.rules import decide
 from latticed.kit import logs
 from latticed.ledger import monitors as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class MonitorKeeper:
                 return before
             anew = before is None or spec.differs_in_kind(before.spec)
             settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
-            quota = rows.MonitorQuota(monitors=settings.plugin_monitors, all_monitors=settings.total_monitors)
+            quota = RowQuota(plugin=settings.plugin_monitors, total=settings.total_monitors)
             row = await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, name, text, quota, now_us=now_us, anew=anew), durable=True
             )

@@ -18,6 +18,7 @@ from latticed.host.node.calls import Fresh
 from latticed.kit import clock as clocks
 from latticed.kit import text
 from latticed.ledger import plans as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model import plan
 from latticed.model.audit import Actor, Event
 from latticed.model.hostcall import Denial
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger, Transaction
 
 PAGE: Final = 100
+PLANS: Final = RowQuota(plugin=100, total=2_000)
 FRESH_S: Final = 1.0
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ONLY_ROOT: Final = {
@@ -72,13 +74,13 @@ class NetworkCalls:
         *,
         clock: Clock,
         secrets_of: Callable[[str], PluginSecrets],
-        quota: rows.PlanQuota | None = None,
+        quota: RowQuota | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._secrets_of = secrets_of
-        self._quota = quota or rows.PlanQuota()
+        self._quota = quota or PLANS
         self._seen = {
             _LISTENERS: Fresh(lambda: network_reading.listeners(root), FRESH_S, clock),
             _INTERFACES: Fresh(lambda: network_reading.interfaces(root), FRESH_S, clock),

@@ -18,6 +18,7 @@ from latticed.host.program.rules import RestartRules
 from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.kit import logs
 from latticed.ledger import programs as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 from latticed.sandbox import rlimits
 from latticed.sandbox.spec import ChildRequest
@@ -144,7 +145,7 @@ class ProgramKeeper:
             if before is not None and before.spec == spec and before.life.state not in {"ended", "failed"}:
                 return before
             settings, now_us, text = self._settings(), self._tools.clock.wall_us(), specs.encode(spec)
-            quota = rows.ProgramQuota(programs=settings.plugin_services, all_programs=settings.total_services)
+            quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
             await self._ledger.write(
                 lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
             )

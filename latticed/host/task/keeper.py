@@ -20,6 +20,7 @@ from latticed.host.task.rules import ENDS, Step
 from latticed.host.task.run import TaskRun
 from latticed.kit import logs
 from latticed.ledger import tasks as rows
+from latticed.ledger.quota import RowQuota
 from latticed.ledger.tasks import TaskOutcome
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
@@ -110,7 +111,7 @@ class TaskKeeper:
         settings = self._settings()
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
-        quota = rows.TaskQuota(tasks=settings.plugin_waiting, all_tasks=settings.total_waiting)
+        quota = RowQuota(plugin=settings.plugin_waiting, total=settings.total_waiting)
         task = taken.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
         return await self._ledger.write(lambda tx: rows.submit(tx, task, quota), durable=True)
 

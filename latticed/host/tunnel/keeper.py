@@ -17,6 +17,7 @@ from latticed.host.tunnel.connector import Connector
 from latticed.host.tunnel.files import TunnelFiles
 from latticed.kit import logs
 from latticed.ledger import programs as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class TunnelKeeper:
 
     async def _record(self, plugin_id: str, name: str, spec: TunnelSpec) -> None:
         settings, now_us, text = self._house.settings(), self._house.tools.clock.wall_us(), specs.encode(spec)
-        quota = rows.ProgramQuota(programs=settings.plugin_tunnels, all_programs=settings.total_tunnels)
+        quota = RowQuota(plugin=settings.plugin_tunnels, total=settings.total_tunnels)
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "tunnel", name, text, quota, now_us=now_us), durable=True
         )

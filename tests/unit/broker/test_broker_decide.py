@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.broker import limits
 from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
 from latticed.model import hostcall
 
@@ -52,28 +51,3 @@ def test_allowed_is_declared_and_granted(method, declared, granted):
     found = judged(Rights(declared=declared, granted=granted), method=method)
     needed = hostcall.CAPABILITY_OF.get(method)
     assert isinstance(found, Allow) == (needed is not None and needed in declared and needed in granted)
-
-
-@given(
-    steps=st.lists(st.floats(0, 5), max_size=60),
-    per_second=st.floats(0.1, 50),
-    burst=st.floats(1, 20),
-)
-def test_never_more_than_burst_and_rate_together(steps, per_second, burst):
-    """Over any time from the start: at most the burst, and what the time has refilled."""
-    rate, bucket, now_s, allowed = limits.Rate(per_second=per_second, burst=burst), None, 100.0, 0
-    for step in steps:
-        now_s += step
-        bucket, within = limits.take(bucket, rate, now_s)
-        allowed += within
-        assert allowed <= burst + (now_s - 100.0) * per_second + 1e-6
-        assert 0 <= bucket.tokens <= burst
-
-
-def test_a_clock_that_goes_back_refills_nothing():
-    """Monotonic clocks do not; a suspended machine's may seem to."""
-    rate = limits.Rate(per_second=1, burst=1)
-    bucket, within = limits.take(None, rate, 100.0)
-    assert within
-    bucket, within = limits.take(bucket, rate, 50.0)
-    assert not within

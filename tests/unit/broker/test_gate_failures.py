@@ -7,8 +7,8 @@ import pytest
 from latticed.broker import gate as room
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
-from latticed.broker.limits import Rate
 from latticed.host.call import Caller, HostError, Params, Served, table
+from latticed.kit.token_bucket import Rate
 from tests.house.clocks import ManualClock
 
 

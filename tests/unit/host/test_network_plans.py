@@ -20,6 +20,7 @@ from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import plans as rows
+from latticed.ledger.quota import RowQuota
 from latticed.model import plan
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
@@ -166,7 +167,7 @@ async def test_depth_is_bounded(desk):
 
 async def test_quotas_hold(desk, ledger, clock, tmp_path):
     """What is closed makes way, the oldest first; what is open does not."""
-    desk = Desk(ledger, clock, tmp_path, quota=rows.PlanQuota(plans=2, all_plans=3))
+    desk = Desk(ledger, clock, tmp_path, quota=RowQuota(plugin=2, total=3))
     made = {n: await desk.call("plan", kind="nft", intent={"n": n}) for n in range(4)}
     assert desk.states() == ["stale", "planned"]
     await desk.move(made[3]["sha256"], plan.PlanState.APPROVED)

@@ -100,14 +100,14 @@ async def test_a_wrong_password_says_so_on_the_page(world, backend):
 
 async def test_guessing_is_limited(world):
     """Ten in a row, then one in ten seconds, whoever asks; the right one has to wait as well."""
-    for _ in range(sessions.ATTEMPTS):
+    for _ in range(sessions.ATTEMPTS.burst):
         assert (await world.log_in("guess")).status == 403
     for password in ("guess", PASSWORD):
         answer = await world.log_in(password)
         assert (answer.status, answer.headers["retry-after"]) == (429, "11")
         assert "set-cookie" not in answer.headers
-    assert len(world.events) == sessions.ATTEMPTS
-    world.clock.advance(sessions.REFILL_S)
+    assert len(world.events) == sessions.ATTEMPTS.burst
+    world.clock.advance(1 / sessions.ATTEMPTS.per_second)
     assert (await world.log_in()).status == 303
     assert (await world.log_in()).status == 429
 

@@ -6,10 +6,11 @@ import pytest
 
 from latticed.ledger import Ledger
 from latticed.ledger import ddns as rows
-from latticed.ledger.ddns import DdnsQuota, DdnsStatus
+from latticed.ledger.ddns import DdnsStatus
+from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 
-WIDE = DdnsQuota(records=10, all_records=100)
+WIDE = RowQuota(plugin=10, total=100)
 A, B = "acme.a", "acme.b"
 NEW = DdnsStatus()
 FULL = DdnsStatus(
@@ -55,7 +56,7 @@ async def test_a_name_and_type_has_one_keeper(house):
 
 async def test_quotas_count_per_plugin_and_in_all(house):
     """A change of what is there always fits."""
-    narrow = DdnsQuota(records=2, all_records=3)
+    narrow = RowQuota(plugin=2, total=3)
     for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
         await put(house, plugin, name, quota=narrow)
     for plugin in (A, B):
@@ -63,7 +64,7 @@ async def test_quotas_count_per_plugin_and_in_all(house):
             await put(house, plugin, "four.example.org", quota=narrow)
         assert caught.value.code == "quota_exceeded"
     await put(house, A, "one.example.org", spec='{"a":1}', quota=narrow)
-    assert (house.read(rows.count), house.read(lambda db: rows.count(db, A))) == (3, 2)
+    assert [row.plugin_id for row in house.read(rows.load_all)] == [A, A, B]
 
 
 async def test_what_is_deleted_is_gone_and_late_news_of_it_goes_nowhere(house):

@@ -6,10 +6,11 @@ import pytest
 
 from latticed.ledger import Ledger
 from latticed.ledger import monitors as rows
-from latticed.ledger.monitors import MonitorQuota, Result
+from latticed.ledger.monitors import Result
+from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 
-WIDE = MonitorQuota(monitors=10, all_monitors=100)
+WIDE = RowQuota(plugin=10, total=100)
 A, B = "acme.a", "acme.b"
 
 
@@ -66,7 +67,7 @@ async def test_a_changed_spec_keeps_what_is_known_and_a_new_target_does_not(hous
 
 async def test_quotas_hold_and_replacing_is_never_refused(house):
     """Per plugin and for all; a refused one changes nothing."""
-    tight = MonitorQuota(monitors=2, all_monitors=3)
+    tight = RowQuota(plugin=2, total=3)
     for plugin_id, name in ((A, "1"), (A, "2"), (B, "1")):
         await put(house, plugin_id, name, quota=tight)
     with pytest.raises(Problem, match=r"at most 2 monitors of acme\.a, found 3") as caught:
@@ -76,7 +77,7 @@ async def test_quotas_hold_and_replacing_is_never_refused(house):
         await put(house, B, "2", quota=tight)
     await put(house, A, "2", spec='{"b":1}', anew=True, quota=tight)
     await put(house, A, "2", spec='{"b":2}', anew=False, quota=tight)
-    assert house.read(rows.count) == 3
+    assert len(house.read(rows.load_all)) == 3
 
 
 async def test_all_of_one_plugin_go_at_once(house):

@@ -1,0 +1,36 @@
+"""Token buckets: how often somebody may do something, counted in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_MOST_KEYS: Final = 4_096
+"""Keys that are remembered before those with a full bucket are dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """`burst` (at least 1) at once, and one more every `1 / per_second` seconds."""
+
+    per_second: float
+    burst: float
+
+
+class TokenBuckets:
+    """One bucket for each key; full at first. The caller passes the monotonic time, and the rate of now."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, tuple[float, float]] = {}  # key: tokens left, monotonic time of that
+
+    def take(self, key: str, rate: Rate, now_s: float) -> float:
+        """0 when there was a token, which is taken; else the seconds until there is one. A clock set back adds none."""
+        left, at_s = self._tokens.get(key, (rate.burst, now_s))
+        left = min(rate.burst, left + max(now_s - at_s, 0.0) * rate.per_second)
+        if len(self._tokens) >= _MOST_KEYS:
+            self._drop_full(now_s, rate.burst / rate.per_second)
+        self._tokens[key] = (left - 1 if left >= 1 else left, now_s)
+        return 0.0 if left >= 1 else (1 - left) / rate.per_second
+
+    def _drop_full(self, now_s: float, full_after_s: float) -> None:
+        self._tokens = {one: (left, at_s) for one, (left, at_s) in self._tokens.items() if now_s - at_s < full_after_s}
