@@ -11,9 +11,10 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from latticed.host.route.table import NOBODY, RouteListener, RouteRequest
 from latticed.ingress import answers, request_target
-from latticed.ingress.connection import Crowd, OutsideConnection
+from latticed.ingress.connection import OutsideConnection
 from latticed.ingress.hosts import Hosts
 from latticed.kit import descriptors, logs
+from latticed.kit.connection_limiter import ConnectionLimiter
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.settings import endpoints
@@ -43,7 +44,9 @@ class Ingress:
         self._routes = routes
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
         self._hosts = Hosts(settings)
-        self._crowd = Crowd(clock, most=min(CONNECTIONS, descriptors.limit() // 4))
+        self._limiter: ConnectionLimiter[OutsideConnection] = ConnectionLimiter(
+            clock, most=min(CONNECTIONS, descriptors.limit() // 4)
+        )
         self._server: asyncio.Server | None = None
         self._http: web.Server | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -52,9 +55,9 @@ class Ingress:
         self._http = web.Server(self._handle, handler_cancellation=True)  # who leaves wants no answer
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._http.shutdown, 1.0)
-            for work, name in ((self._crowd.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
+            for work, name in ((self._limiter.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
-            stack.push_async_callback(self._crowd.drain, DRAIN_S)
+            stack.push_async_callback(self._limiter.drain, DRAIN_S)
             stack.callback(self._hush)
             self._routes.tell(RouteListener())
             stack.callback(self._routes.tell, NOBODY)
@@ -78,7 +81,7 @@ class Ingress:
                 await self._listen()
             elif not self._routes.in_use and self._server is not None:
                 self._hush()
-                self._crowd.dismiss()
+                self._limiter.dismiss()
                 self._routes.tell(RouteListener())
             again = self._routes.in_use and self._server is None
             with contextlib.suppress(TimeoutError):
@@ -97,7 +100,9 @@ class Ingress:
             self._routes.tell(RouteListener(fault=fault))
             return
         # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
-        self._server = await loop.create_server(lambda: self.connection(self._crowd, http, loop), sock=sock, backlog=1)
+        self._server = await loop.create_server(
+            lambda: self.connection(self._limiter, http, loop), sock=sock, backlog=1
+        )
         sock.listen(BACKLOG)
         url = _url(sock.getsockname()[:2])
         log.info("ingress_listening", address=url)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from latticed.rpc.api import Api
-    from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.connection import ControlConnection
     from latticed.rpc.forms import ApiRoute
 
 log = logs.get_logger()

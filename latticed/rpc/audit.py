@@ -20,7 +20,7 @@ from latticed.rpc.verifying import VerifyRequest, described
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.connection import ControlConnection
 
 MAX_PAGE: Final = 1_000
 TELL_S: Final = 1.0

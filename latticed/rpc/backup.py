@@ -14,7 +14,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from latticed.lifecycle.backup import Backup
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.connection import ControlConnection
 
 WRITE_S: Final = 30.0
 HEADERS: Final = {"Content-Type": "application/x-tar", "Cache-Control": "no-store"}

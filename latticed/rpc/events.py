@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from latticed import ledger
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.connection import ControlConnection
 
 PAGE: Final = 200
 """Events read at a time, some 1 ms of the loop; of all streams together one page in each of its turns."""

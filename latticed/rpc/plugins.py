@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.rpc.answers import DataLeft, Forgotten
     from latticed.rpc.api import Ask
-    from latticed.rpc.connection_limiter import ControlConnection
+    from latticed.rpc.connection import ControlConnection
 
 T = TypeVar("T")
 

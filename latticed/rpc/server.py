@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final, Self, cast
 from aiohttp import web
 
 from latticed.kit import descriptors, logs
+from latticed.kit.connection_limiter import ConnectionLimiter
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.rpc.app import application
-from latticed.rpc.connection_limiter import ControlConnection, Doorman
+from latticed.rpc.connection import PER_UID, ControlConnection
 from latticed.rpc.control_socket import BACKLOG, ControlSocket
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Server:
         self._api = api
         self._directory = directory
         self._socket = ControlSocket(path, gid=gid, inherited=inherited)
-        self._doorman = Doorman(api.clock, most=descriptors.limit() // 2)
+        self._limiter: ConnectionLimiter[ControlConnection] = ConnectionLimiter(
+            api.clock, most=descriptors.limit() // 2, per_owner=PER_UID
+        )
         self._runner = web.AppRunner(application(api), shutdown_timeout=1.0)
         self._listener: asyncio.AbstractServer | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -92,10 +95,12 @@ class Server:
         stack.callback(self._socket.remove)
         await self._tell_group()
         sweeper = fenced(
-            self._doorman.sweep(), lambda error: log.error("sweeper_failed", error=repr(error)), name="doorman"
+            self._limiter.sweep(),
+            lambda error: log.error("sweeper_failed", error=repr(error)),
+            name="rpc sweeper",
         )
         stack.push_async_callback(_cancelled, sweeper)
-        stack.push_async_callback(self._doorman.drain, DRAIN_S)
+        stack.push_async_callback(self._limiter.drain, DRAIN_S)
         stack.callback(self._close)
         stack.callback(self._api.closing.set)
 
@@ -107,7 +112,7 @@ class Server:
         # asyncio's `backlog` is also how often it accepts in a row, even when there is no descriptor left: each failure
         # costs a log entry, and a retry of its own. The kernel's queue is given its length afterwards.
         self._listener = await loop.create_unix_server(
-            lambda: ControlConnection(self._doorman, http, loop), sock=sock, backlog=1
+            lambda: ControlConnection(self._limiter, http, loop), sock=sock, backlog=1
         )
         sock.listen(BACKLOG)
 

@@ -13,7 +13,7 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
-from latticed.rpc import connection_limiter as doorman
+from latticed.rpc import connection
 from tests.house import bundles, daemons, houses, processes, raw_http
 
 ACME = bundles.author("acme")
@@ -158,7 +158,7 @@ def test_crowds_of_twelve_users_cost_a_thirteenth_nothing(daemon):
         assert daemon.get("/api/health", user=users[0]).status == 200
         idle.sendall(raw_http.GOOD)
         assert raw_http.receive(idle).status == 200
-        assert _descriptors(daemon) < USERS * doorman.PER_UID + FEW
+        assert _descriptors(daemon) < USERS * connection.PER_UID + FEW
         for crowd in crowds:
             crowd.stdin.close()
     assert [crowd.returncode for crowd in crowds] == [0] * USERS

@@ -63,7 +63,7 @@ async def test_with_the_last_route_its_connections_go(outside):
     idle_reader, idle = await outside.connect()
     reader, writer = await outside.connect()
     writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await ingresses.until(lambda: held.asked and len(outside.ingress._crowd) == 2, "both")
+    await ingresses.until(lambda: held.asked and len(outside.ingress._limiter.connections()) == 2, "both")
     outside.routes.release(claim)
     assert await ingresses.until_closed(idle_reader) == b""
     held.held.set()
@@ -147,7 +147,7 @@ async def test_who_leaves_is_worked_for_no_more(outside):
     await claimed(outside, Slow())
     _, writer = await outside.connect()
     writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await ingresses.until(lambda: any(one.answering for one in outside.ingress._crowd._all), "the request")
+    await ingresses.until(lambda: any(one.answering for one in outside.ingress._limiter.connections()), "the request")
     reset = struct.pack("ii", 1, 0)  # close with RST instead of FIN: gone, not only done with writing
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
     writer.transport.abort()
@@ -184,13 +184,15 @@ async def test_who_finishes_writing_while_an_answer_is_sent_gets_it_whole(outsid
             return RouteResponse(body=b"x" * (24 << 20))
 
     await claimed(outside, Large())
-    crowd = outside.ingress._crowd
+    limiter = outside.ingress._limiter
     reader, writer = await outside.connect()
     writer.transport.pause_reading()
     writer.write(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await ingresses.until(lambda: any(one.wire.get_write_buffer_size() for one in crowd._all), "more than it takes")
+    await ingresses.until(
+        lambda: any(one.wire.get_write_buffer_size() for one in limiter.connections()), "more than it takes"
+    )
     writer.write_eof()
-    await ingresses.until(lambda: any(one._ended for one in crowd._all), "the end of its requests")
+    await ingresses.until(lambda: any(one._ended for one in limiter.connections()), "the end of its requests")
     writer.transport.resume_reading()
     (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
     assert len(answer.body) == 24 << 20
@@ -202,7 +204,7 @@ async def test_who_finishes_writing_in_the_middle_of_a_body_is_let_go(outside, e
     await claimed(outside, echo)
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc")
-    await ingresses.until(lambda: any(one.wants_body for one in outside.ingress._crowd._all), "the head")
+    await ingresses.until(lambda: any(one.wants_body for one in outside.ingress._limiter.connections()), "the head")
     writer.write_eof()
     assert await ingresses.until_closed(reader) == b""
     await ingresses.gone(writer)
@@ -364,10 +366,10 @@ async def test_a_target_that_does_not_give_up_is_cut(outside):
 
     await claimed(outside, Stubborn())
     asking = asyncio.create_task(outside.send(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-    crowd = outside.ingress._crowd
-    await ingresses.until(lambda: any(one.answering for one in crowd._all), "the request")
+    limiter = outside.ingress._limiter
+    await ingresses.until(lambda: any(one.answering for one in limiter.connections()), "the request")
     outside.clock.advance(connection.DEADLINE_S + 0.1)
-    await ingresses.until(lambda: any(one.late for one in crowd._all), "its being given up")
+    await ingresses.until(lambda: any(one.late for one in limiter.connections()), "its being given up")
     outside.clock.advance(connection.ANSWER_S)
     assert await asking == []
     ended.set()

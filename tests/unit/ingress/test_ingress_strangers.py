@@ -240,7 +240,9 @@ async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, ec
     """No clock is turned: noticed when it arrives, not at the deadline; one answer, and the connection is over."""
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + first)
-    await ingresses.until(lambda: any(one.wants_body for one in outside.ingress._crowd._all), "the body to be read")
+    await ingresses.until(
+        lambda: any(one.wants_body for one in outside.ingress._limiter.connections()), "the body to be read"
+    )
     writer.write(chunks + GOOD)
     (answer,) = raw_http.parsed(await ingresses.until_closed(reader))
     assert (answer.status, answer.code) == (400, "bad_request")
@@ -303,7 +305,7 @@ async def test_slow_headers_and_bodies_are_cut_in_seconds(outside, echo, part):
     """However many bytes trickle in: the whole request has to be there in time."""
     reader, writer = await outside.connect()
     writer.write(part)
-    await ingresses.until(lambda: any(one.begun for one in outside.ingress._crowd._all), "the first bytes")
+    await ingresses.until(lambda: any(one.begun for one in outside.ingress._limiter.connections()), "the first bytes")
     outside.clock.advance(connection.REQUEST_S / 2)
     writer.write(b"a")
     await cut(outside, reader, connection.REQUEST_S / 2 + 0.1)
@@ -335,7 +337,7 @@ async def test_who_does_not_take_an_answer_is_cut(tmp_path):
             sock.sendall(GOOD.replace(b"close", b"keep-alive") * 20)
             await ingresses.until(_stuck(outside), "more than it takes")
             outside.clock.advance(connection.ANSWER_S + 0.1)
-            await ingresses.until(lambda: not outside.ingress._crowd._all, "the connection to be cut")
+            await ingresses.until(lambda: not outside.ingress._limiter.connections(), "the connection to be cut")
         assert len(outside.calls()) < 20
 
 
@@ -344,7 +346,7 @@ def _stuck(outside):
     seen: list[int] = []
 
     def look():
-        seen.append(sum(one.wire.get_write_buffer_size() for one in outside.ingress._crowd._all))
+        seen.append(sum(one.wire.get_write_buffer_size() for one in outside.ingress._limiter.connections()))
         return seen[-1] > 0 and len(seen) >= 20 and len(set(seen[-20:])) == 1
 
     return look
@@ -352,7 +354,7 @@ def _stuck(outside):
 
 async def test_beyond_the_limit_whoever_owes_longest_makes_room(outside, echo):
     """Never somebody who is being answered; when all are, the newcomer is turned away."""
-    outside.ingress._crowd._most = 3
+    outside.ingress._limiter._most = 3
     echo.held = asyncio.Event()
     answered_reader, answered = await outside.connect()
     answered.write(GOOD)
@@ -362,7 +364,7 @@ async def test_beyond_the_limit_whoever_owes_longest_makes_room(outside, echo):
         outside.clock.advance(0.1)
         waiting.append(await outside.connect())
         many = min(number + 2, 3)
-        await ingresses.until(lambda many=many: len(outside.ingress._crowd) == many, "it to be let in")
+        await ingresses.until(lambda many=many: len(outside.ingress._limiter.connections()) == many, "it to be let in")
     for reader, _ in waiting[:3]:
         assert await ingresses.until_closed(reader) == b""
     for _, writer in waiting[3:]:
@@ -395,4 +397,4 @@ async def test_a_crowd_of_strangers_keeps_nobody_waiting(outside):
     for reader, writer in stalled:
         assert await ingresses.until_closed(reader) == b""
         await ingresses.gone(writer)
-    assert outside.ingress._crowd.cut >= 200
+    assert outside.ingress._limiter.cut >= 200

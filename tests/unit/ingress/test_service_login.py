@@ -317,7 +317,9 @@ async def test_a_form_that_does_not_come_is_not_waited_for(world):
     head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n"
     writer.write((head + kind).encode())
-    await ingresses.until(lambda: any(one.wants_body for one in world.ingress._crowd._all), "its head is read")
+    await ingresses.until(
+        lambda: any(one.wants_body for one in world.ingress._limiter.connections()), "its head is read"
+    )
     world.clock.advance(6)
     await ingresses.until_closed(reader)
     await ingresses.gone(writer)

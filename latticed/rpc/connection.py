@@ -1,0 +1,105 @@
+"""Connections of the control socket: who is at the other end, and how many streams and connections a user may have.
+
+Beyond `PER_UID` connections the oldest one of that user without a complete request is cut (contracts §7).
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from latticed import wire
+from latticed.kit import peers
+from latticed.kit.connection_limiter import ConnectionLimiter, LimitedConnection
+from latticed.rpc import problems
+
+if TYPE_CHECKING:
+    import asyncio
+
+REQUEST_S: Final = 5.0
+STREAMS: Final = 32  # of one user at once
+PER_UID: Final = 128
+HEADER_BYTES: Final = 8190
+
+
+class ControlConnection(LimitedConnection):
+    """One connection of the control socket, with its peer and what it owes."""
+
+    request_s = REQUEST_S
+    idle_s = 15.0
+    answer_s = 60.0
+
+    def __init__(
+        self, limiter: ConnectionLimiter[ControlConnection], server: web.Server, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(
+            limiter,
+            server,
+            loop=loop,
+            lingering_time=1.0,
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            auto_decompress=False,  # no client compresses on a unix socket, except to send a decompression bomb
+        )
+        self.peer: peers.Peer | None = None
+        self.streaming = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        try:
+            self.peer = peers.of(transport.get_extra_info("socket"))
+        except OSError:  # gone already
+            transport.abort()  # type: ignore[attr-defined] # a unix socket's
+            return
+        self.limiter.enter(self, self.peer.uid)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
+        """It will ask no more: what it asked is still answered, unless it is gone altogether."""
+        self._ended = True
+        asked = bool(self._messages) or self._waiter is None  # aiohttp waits for nothing while it answers
+        return asked and not _hung_up(self.wire)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What aiohttp refuses before any handler (an unknown Expect) leaves in our form too."""
+        fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
+        finished = await super().finish_response(request, fitting, start_time)
+        if self.last:
+            self.close()
+        return finished
+
+    def stream(self) -> bool:
+        """From now on its answer has no end, if its user may have one more such; who writes it sets the pace."""
+        self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
+        return self.streaming
+
+    def answered(self) -> None:
+        super().answered()
+        self.streaming = False
+
+    def overdue(self, now_s: float) -> bool:
+        """Whether it has taken longer than anybody may; a stream may take as long as it likes."""
+        return not self.streaming and super().overdue(now_s)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What does not parse as HTTP: 400 in our form, and the connection is over."""
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        body = problems.document("bad_request", "expected an HTTP/1.1 request", "", status)
+        answer = web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
+        answer.force_close()
+        return answer
+
+
+def _hung_up(transport: asyncio.Transport | None) -> bool:
+    """Whether the peer has closed both ways; one that only stopped writing still reads (poll(2), POLLHUP)."""
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
