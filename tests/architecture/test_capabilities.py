@@ -1,4 +1,4 @@
-"""What must agree across rooms: capabilities and host calls, routes and scopes, problems and HTTP statuses."""
+"""Tables of several packages that must agree: capabilities and host calls, routes and scopes, problems and statuses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from latticed.rpc.routes import ROUTES
 from latticed.settings import SCOPES
 from tests.house import houses
 
-HOUSE = Path(latticed.__file__).parent
+PACKAGE = Path(latticed.__file__).parent
 REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker", "runners")
-"""Rooms whose Problems may become an answer of the control API."""
+"""Packages whose Problems may become an answer of the control API."""
 NEVER_ANSWERED = {
     *(
         "settings_invalid",
@@ -55,7 +55,7 @@ def test_every_route_has_an_access_rule(route):
     assert (route.scope is Scope.NONE) == (route.path == "/api/health")
 
 
-def test_the_settings_words_are_the_scopes():
+def test_every_scope_can_be_granted_in_the_settings():
     """Every scope can be granted, and nothing else."""
     assert set(BY_WORD) == set(SCOPES)
     everything = Scope.NONE
@@ -65,10 +65,10 @@ def test_the_settings_words_are_the_scopes():
 
 
 def test_every_kind_of_event_has_a_scope():
-    """Every action that the house records is either listed or needs `operate`; none is open to nobody's scope."""
+    """Every audited action has one: its own, or `operate`."""
     actions = {
         keyword.value.value
-        for path in HOUSE.rglob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         for keyword in node.keywords
@@ -79,21 +79,21 @@ def test_every_kind_of_event_has_a_scope():
     assert all(scope in {Scope.READ, Scope.OPERATE} for scope in SCOPE_OF.values())
 
 
-def _raised(room: str) -> set[str]:
-    """The codes of every Problem that a room makes by name."""
+def _raised(package: str) -> set[str]:
+    """The codes of every Problem that a package raises by a literal code."""
     calls = (
         node
-        for path in (HOUSE / room).glob("*.py")
+        for path in (PACKAGE / package).glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem" and node.args
     )
     return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
 
 
-@pytest.mark.parametrize("room", REACHABLE)
-def test_every_problem_that_can_be_answered_has_a_status(room):
-    """500 is for faults of ours, not for a code that nobody entered in the table."""
-    assert _raised(room) - NEVER_ANSWERED <= set(problems.STATUS_OF)
+@pytest.mark.parametrize("package", REACHABLE)
+def test_every_problem_that_can_be_answered_has_a_status(package):
+    """500 means a fault of latticed, not a code that is missing in the table."""
+    assert _raised(package) - NEVER_ANSWERED <= set(problems.STATUS_OF)
 
 
 def test_every_verdict_code_is_a_conflict():

@@ -1,4 +1,4 @@
-"""The fixtures of tests/conftest.py catch what they are there to catch, and nothing else."""
+"""The autouse fixtures of tests/conftest.py fail the tests that they should, and no others."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ kept = []
 
 def latticed_module(source):
     """A function that claims to live in latticed."""
-    room = {"__name__": "latticed.room"}
-    exec("import asyncio, socket, subprocess, threading, time\\n" + source, room)
-    return room["work"]
+    module = {"__name__": "latticed.module"}
+    exec("import asyncio, socket, subprocess, threading, time\\n" + source, module)
+    return module["work"]
 
 async def test_task():
     kept.append(asyncio.create_task(asyncio.Event().wait(), name="forgotten"))
@@ -94,8 +94,8 @@ def outcome(tmp_path_factory):
     shutil.copytree(TESTS / "house", tree / "tests/house", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "tests/skips.txt").write_text("weather\tit changes\n")
     (tree / "tests/test_sample.py").write_text(SAMPLE)
-    house = tree / "tests/house/leftovers.py"
-    house.write_text(re.sub(r"SETTLE_S = \S+", "SETTLE_S = 0.3", house.read_text()))
+    leftovers = tree / "tests/house/leftovers.py"
+    leftovers.write_text(re.sub(r"SETTLE_S = \S+", "SETTLE_S = 0.3", leftovers.read_text()))
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "--tb=short", "tests"]
     env = {**os.environ, "CI": "true", "COLUMNS": "200"}
     ran = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, check=False, timeout=50)
@@ -112,8 +112,8 @@ def outcome(tmp_path_factory):
         ("reported", "asyncio reported: Task exception was never retrieved"),
     ],
 )
-def test_what_is_left_behind_is_named(outcome, name, seen):
-    """Each leftover is an error at the end of its own test, in words."""
+def test_leftovers_of_a_test_are_named(outcome, name, seen):
+    """Each is an error at the end of the test that left it."""
     assert re.search(rf"^ERROR tests/test_sample.py::test_{name} - .*left behind", outcome, re.MULTILINE), outcome
     assert re.search(seen, outcome), outcome
 
@@ -124,20 +124,20 @@ def test_a_warning_fails_its_test(outcome):
 
 
 @pytest.mark.parametrize("call", ["time.sleep", "communicate", "socket.recv"])
-def test_a_blocked_loop_is_seen_even_when_swallowed(outcome, call):
-    """latticed's blocking call in its loop fails the test, whatever it does with the exception."""
+def test_a_blocking_call_in_the_loop_fails_its_test(outcome, call):
+    """Also when latticed swallows the exception."""
     assert re.search(rf"  {call} in the event loop, called by", outcome), outcome
     assert len(re.findall(r"^ERROR .*test_blocked", outcome, re.MULTILINE)) == 3
 
 
-def test_what_is_fine_passes(outcome):
-    """Waiting off the loop, or without one, and blocking calls of the test itself, are nobody's business."""
+def test_waiting_outside_the_loop_passes(outcome):
+    """In a thread, without a loop, or in the test itself."""
     for name in ("fine", "fine_without_a_loop"):
         assert f"PASSED tests/test_sample.py::test_{name}" in outcome, outcome
         assert f"ERROR tests/test_sample.py::test_{name} " not in outcome
 
 
-def test_a_skip_that_is_not_listed_is_named(outcome):
+def test_an_unlisted_skip_is_named(outcome):
     """In CI, only the skips of tests/skips.txt are accepted."""
     section = outcome.split("skips that tests/skips.txt does not list")[1]
     assert "test_other_skip: no reason given" in section

@@ -1,4 +1,4 @@
-"""Every whole number that a stranger may give is bounded where it is decoded: 2^63 must not reach SQLite or a clock."""
+"""Integers from outside are bounded where they are decoded: 2^63 must not reach SQLite or a clock."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def found_in(kind: Any, where: str) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_every_route_bounds_its_whole_numbers(route):
+def test_routes_bound_their_integers(route):
     kinds = [kind for kind in (route.form.query, route.form.body) if kind not in {None, bytes}]
     assert [where for kind in kinds for where in found_in(kind, kind.__name__)] == []
 
 
-async def test_every_host_call_bounds_its_whole_numbers():
+async def test_host_calls_bound_their_integers():
     async with houses.opened() as home:
         served = home.house._engine._broker.services
     assert [where for call in served.values() for where in found_in(call.params, call.method)] == []

@@ -1,4 +1,4 @@
-"""What setup.cfg requires is what the house imports, from a version on that the checks install (.ci/run)."""
+"""setup.cfg requires what latticed imports, from the lowest version on that .ci/run installs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"dnspython": "dns"}
 READ_PRIVATELY = {"aiohttp", "watchdog"}
-"""Whose attributes that are not public are read: a later version may do without them."""
+"""latticed reads private attributes of these, so they have an upper bound."""
 
 
 def required() -> dict[str, str]:
@@ -33,11 +33,11 @@ def imported() -> set[str]:
     return names - set(sys.stdlib_module_names) - {"latticed"}
 
 
-def test_what_is_required_is_imported_and_the_other_way_round():
+def test_requirements_are_what_is_imported():
     assert {MODULES.get(name, name) for name in required()} == imported()
 
 
-def test_each_has_a_lowest_version_and_some_an_upper_one():
+def test_requirements_have_a_lowest_version():
     bounds = required()
     assert [name for name, bound in bounds.items() if not bound.startswith(">=")] == []
     assert {name for name, bound in bounds.items() if ",<" in bound} == READ_PRIVATELY

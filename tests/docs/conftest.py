@@ -1,4 +1,4 @@
-"""A checkout's samples under a short path that only we can change, and `tour.py run` on them."""
+"""The checkout's samples in a private directory with a short path, and `tour.py run` on them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CALL_S = 50.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tour:
-    """`checkout` holds plugins-sample; `desk` is an empty directory to work in."""
+    """`checkout` holds plugins-sample; `directory` is an empty directory to work in."""
 
     checkout: Path
-    desk: Path
+    directory: Path
 
     @property
     def home(self) -> Path:
@@ -47,7 +47,7 @@ class Tour:
         """A second terminal: a shell that ends at the first failure, after it has read the tour's env file."""
         script = f'set -e\n. "{self.home}/env"\n{script}'
         return subprocess.run(
-            ["/bin/sh", "-c", script], cwd=self.desk, capture_output=True, text=True, check=False, timeout=CALL_S
+            ["/bin/sh", "-c", script], cwd=self.directory, capture_output=True, text=True, check=False, timeout=CALL_S
         )
 
 
@@ -55,11 +55,11 @@ class Tour:
 def tour():
     parent = Path(tempfile.mkdtemp(prefix="latticed-docs-", dir="/tmp"))  # socket paths are short
     try:
-        place = Tour(checkout=parent / "check out", desk=parent / "desk")
+        place = Tour(checkout=parent / "check out", directory=parent / "directory")
         place.checkout.mkdir(mode=0o755)
-        place.desk.mkdir(mode=0o755)
+        place.directory.mkdir(mode=0o755)
         shutil.copytree(pages.CHECKOUT / "plugins-sample", place.checkout / "plugins-sample")
-        place.desk.joinpath("plugins-sample").symlink_to(place.checkout / "plugins-sample")
+        place.directory.joinpath("plugins-sample").symlink_to(place.checkout / "plugins-sample")
         for path in (place.checkout / "plugins-sample").rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)  # whatever umask the checkout was made under
         (place.checkout / "plugins-sample").chmod(0o755)

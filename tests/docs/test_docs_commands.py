@@ -33,7 +33,7 @@ def _shell(page):
 @pytest.mark.daemon
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_commands_do_what_the_page_says(request, page):
+def test_commands_of_a_page_end_as_it_says(request, page):
     """Block by block, in the page's order, on one daemon; each ends with 0, or with what its fence says."""
     blocks = [block for block in _shell(page) if "norun" not in block.words]
     if not blocks:
@@ -46,7 +46,7 @@ def test_commands_do_what_the_page_says(request, page):
         assert done.returncode == block.exits, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
-def test_what_is_not_run_has_its_reason():
+def test_commands_that_are_not_run_have_a_reason():
     used = set()
     for block in pages.named("sh", "norun"):
         begun = {name for name in NOT_RUN if block.text.startswith(name)}
@@ -62,8 +62,8 @@ def test_targets_of_make_exist():
         assert set(named) <= targets, page.name
 
 
-def test_every_fence_is_known():
-    """A block that no test looks at would rot."""
+def test_languages_of_code_blocks_are_known():
+    """A block in another language would not be tested."""
     known = {"sh", "console", "toml", "json", "mermaid", "text", "python"}
     assert {block.language for page in pages.PAGES for block in pages.blocks(page)} == known
 
@@ -77,7 +77,7 @@ def test_verbs_exist(page):
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in pages.links(page):
         place, _, anchor = target.partition("#")
         found = (page.parent / place) if place else page

@@ -1,4 +1,4 @@
-"""docs/sdk.md: its Python is run, its conversations are held by both sides, its table is the SDK's."""
+"""docs/sdk.md: its Python is run, its transcripts are played against both sides, its table is that of the SDK."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": str(Path(latticed.__file__).par
 
 
 @pytest.fixture
-def desk(tmp_path):
-    """The page's Python files, by the names that stand at their fences."""
+def directory(tmp_path):
+    """A directory with the page's Python files, named as in their fences."""
     blocks = [block for block in pages.blocks(PAGE) if block.language == "python"]
     for block in blocks:
         (tmp_path / block.words[1]).write_text(block.text)
@@ -39,12 +39,24 @@ def test_no_other_page_has_python():
     assert {block.page for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"} == {PAGE}
 
 
-def test_the_tests_on_the_page_pass(desk):
+def test_example_tests_pass(directory):
     """Each file of them, all tests in it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(desk), str(desk)]
-    done = subprocess.run(command, cwd=desk, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=50)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(directory),
+        str(directory),
+    ]
+    done = subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=50
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = sum(path.read_text().count("def test_") for path in desk.glob("test_*.py"))
+    expected = sum(path.read_text().count("def test_") for path in directory.glob("test_*.py"))
     assert re.search(rf"^{expected} passed", done.stdout, re.MULTILINE), done.stdout
 
 
@@ -61,8 +73,8 @@ def _answers(said):
     return [json.loads(line) for who, line in said if who == "host" and "method" not in json.loads(line)]
 
 
-async def test_the_host_says_what_the_page_says():
-    """latticed-stdio-1: the real session asks and answers in these very lines."""
+async def test_host_side_of_the_latticed_stdio_1_transcript():
+    """The host's session sends exactly these lines."""
     said = _conversation("latticed-stdio-1")
     answers = iter(_answers(said))
 
@@ -88,12 +100,12 @@ async def test_the_host_says_what_the_page_says():
         assert await asyncio.gather(*asked) == results
 
 
-def test_the_plugin_says_what_the_page_says(desk):
-    """latticed-stdio-1: the page's own plugin."""
+def test_plugin_side_of_the_latticed_stdio_1_transcript(directory):
+    """The plugin of the page sends exactly these lines."""
     said = _conversation("latticed-stdio-1")
     done = subprocess.run(
         [sys.executable, "hello.py"],
-        cwd=desk,
+        cwd=directory,
         env=ENVIRONMENT,
         input="".join(line + "\n" for who, line in said if who == "host"),
         capture_output=True,
@@ -105,8 +117,8 @@ def test_the_plugin_says_what_the_page_says(desk):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-async def test_the_host_says_what_the_page_says_under_stdio_json_v1():
-    """Request and answers byte by byte; the last line is the outcome."""
+async def test_host_side_of_the_stdio_json_v1_transcript():
+    """Byte by byte; the last line is the reply."""
     (_, request), *said = _conversation("stdio-json-v1")
     plain = json.loads(request)
     assert stdio_json.request(plain["action"], plain["payload"]).decode() == request + "\n"
@@ -126,7 +138,7 @@ async def test_the_host_says_what_the_page_says_under_stdio_json_v1():
         assert await call.invocation.outcome == json.loads(said[-1][1])
 
 
-def test_the_plugin_says_what_the_page_says_under_stdio_json_v1(desk):
+def test_plugin_side_of_the_stdio_json_v1_transcript(directory):
     (_, request), *said = _conversation("stdio-json-v1")
     reading, writing = os.pipe()
     os.write(writing, "".join(line + "\n" for who, line in said if who == "host").encode())
@@ -134,7 +146,7 @@ def test_the_plugin_says_what_the_page_says_under_stdio_json_v1(desk):
     try:
         done = subprocess.run(
             [sys.executable, "hello.py"],
-            cwd=desk,
+            cwd=directory,
             env={**ENVIRONMENT, "LATTICE_HOST_RESPONSE_FD": str(reading)},
             pass_fds=[reading],
             input=request + "\n",
@@ -149,7 +161,7 @@ def test_the_plugin_says_what_the_page_says_under_stdio_json_v1(desk):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_table_of_host_calls_is_the_sdks():
+def test_table_of_methods_is_that_of_the_sdk():
     expected = []
     for group, found in vars(Plugin).items():
         if isinstance(found, property):
@@ -162,7 +174,7 @@ def test_the_table_of_host_calls_is_the_sdks():
     assert pages.table("docs/sdk.md", "group") == expected
 
 
-def test_the_limits_are_the_hosts():
+def test_limits_are_those_of_the_host():
     text = " ".join(pages.prose(PAGE).split())
     assert jsonrpc.MAX_LINE_BYTES == 1 << 20
     assert "a line of more than 1 MiB (`message_too_large`)" in text

@@ -1,4 +1,4 @@
-"""The counts on the page about security are those of the tables that the tests go through."""
+"""The counts in docs/security.md are those of the tables in the tests."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ COUNTS = {
     "stalls on the control socket": len(abuse.STALLS),
 }
 LEAST = {"hostile bundles": 200, "writes during an install": 500, "half requests": 12 * 200}
-"""What was asked for: fewer would be a family that has shrunk."""
+"""The least that each family must have."""
 
 
 def _rows():
     return {row[0]: row for row in pages.table(PAGE, "family")}
 
 
-def test_the_page_has_every_family():
+def test_every_family_of_attacks_is_listed():
     assert list(_rows()) == list(COUNTS)
 
 
 @pytest.mark.parametrize("family", COUNTS)
-def test_the_page_says_how_many_there_are(family):
+def test_counts_of_attacks(family):
     """The last number of its second column, and the file where they are."""
     _, told, where, _ = _rows()[family]
     assert int(re.findall(r"\d+", told)[-1]) == COUNTS[family]
@@ -53,14 +53,14 @@ def test_the_page_says_how_many_there_are(family):
     assert (pages.CHECKOUT / where).is_file()
 
 
-def test_every_test_that_the_page_names_is_there():
+def test_named_tests_exist():
     """Files and directories."""
     named = re.findall(r"`(tests/[\w/.]+)`", (pages.CHECKOUT / PAGE).read_text())
     assert len(named) > len(COUNTS)
     assert [name for name in named if not (pages.CHECKOUT / name).exists()] == []
 
 
-def test_every_layer_says_what_it_does_not_stop():
+def test_every_layer_has_its_limits():
     text = (pages.CHECKOUT / PAGE).read_text().partition("## Layer by layer")[2]
     layers = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
     assert len(layers) > 10

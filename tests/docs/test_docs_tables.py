@@ -22,7 +22,7 @@ from latticed.settings import shapes
 from latticed.trust import policy
 from tests.house import pages
 
-load = importlib.import_module("latticed.settings.load")  # the room re-exports its function of that name
+load = importlib.import_module("latticed.settings.load")  # the package re-exports its function of that name
 
 OPERATING, PLUGINS, API = "docs/operating.md", "docs/plugins.md", "docs/api.md"
 
@@ -158,7 +158,7 @@ def test_manifest_example_is_that_of_a_sample():
 
 
 def test_runners():
-    """The page is honest about what is not built in."""
+    """The page says which are not built in."""
     wanted = {one.name: one.default for one in fields(shapes.RunnerSettings)}
     rows = pages.table(PLUGINS, "type")
     assert {row[0]: row[2] for row in rows} == wanted

@@ -43,8 +43,8 @@ def _verify(tour, *words):
     return subprocess.run(command, cwd=samples, capture_output=True, text=True, check=False, timeout=30)
 
 
-def test_each_sample_has_the_verdict_it_is_there_for(tour):
-    """One of each type verifies, one of each refusal is refused, and there are no others."""
+def test_verdicts_of_the_samples(tour):
+    """One of each type verifies, the others are each refused with their own code."""
     assert {path.parent.name for path in SAMPLES.glob("*/manifest.json")} == set(VERDICTS)
     done = _verify(tour, "--format", "json", *sorted(VERDICTS))
     rows = {row["path"]: row for row in json.loads(done.stdout)}
@@ -54,14 +54,14 @@ def test_each_sample_has_the_verdict_it_is_there_for(tour):
     assert _verify(tour, *passing).returncode == 0
 
 
-def test_the_set_shows_both_schemas_and_all_types():
+def test_samples_cover_both_schemas_and_all_types():
     found = [json.loads((SAMPLES / name / "manifest.json").read_text()) for name, code in VERDICTS.items() if not code]
     assert {one["type"] for one in found} == {"system", "wasm", "worker"}
     assert {one.get("schema") for one in found} == {None, "latticed.manifest.v2"}
     assert any("http:egress" in one["capabilities"] for one in found)
 
 
-def test_no_secret_is_committed():
+def test_no_private_key_is_committed():
     """The key is the public half of RFC 8032's first test; its secret half, or any other, is nowhere."""
     import base64
 
@@ -87,7 +87,7 @@ def _length(data, at):
 
 
 @pytest.mark.parametrize(("name", "export"), [("hello-wasm", b"\x06invoke"), ("hello-wasi", b"\x06_start")])
-def test_the_wasm_modules_are_whole(name, export):
+def test_wasm_modules_are_well_formed(name, export):
     """Magic, version, then sections in rising order that fill the file to its last byte; names come after all."""
     data = (SAMPLES / name / "artifact").read_bytes()
     assert data[:8] == b"\0asm\x01\0\0\0"
@@ -147,7 +147,7 @@ class Host:
             pytest.fail(process.stderr.read())
 
 
-def test_hello_system_speaks_its_protocol():
+def test_hello_system_answers_stdio_json_v1():
     """It describes itself, is healthy, counts over invocations, and refuses what it does not know."""
     host = Host()
     assert host.invoke("describe", {})["result"] == {"actions": ["greet"]}
@@ -165,7 +165,7 @@ def test_hello_system_reports_a_denial():
     assert host.invoke("greet", {}) == {"ok": False, "error": "kv.get: capability_denied: no"}
 
 
-def test_web_check_speaks_its_protocol():
+def test_web_check_answers_latticed_stdio_1():
     """Requests that come while it waits for the host are answered in between; shutdown ends it with 0."""
     told = [
         {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocol": "latticed-stdio-1"}},

@@ -1,4 +1,4 @@
-"""The samples that have sources: what is signed is what is shown, and each does what it says, over real pipes."""
+"""Samples with sources: the artifact is the source, and each behaves as described, over real pipes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ALL_OF_KV = ("kv:read", "kv:write", "log:write")
 
 
 @pytest.mark.parametrize(("source", "sample"), [("hello.py", "hello-python"), ("hello.sh", "hello-sh")])
-def test_the_artifact_is_the_source(source, sample):
+def test_artifact_equals_its_source(source, sample):
     assert (SAMPLES / sample / "artifact").read_bytes() == (SOURCES / source).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["hello.py", "hello.sh", "hello.c"])
-def test_a_source_fits_on_a_page(name):
+def test_sources_are_short(name):
     """Under 60 lines of at most 120 characters."""
     lines = (SOURCES / name).read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
@@ -49,7 +49,7 @@ def _python(gate):
     return LongLived(HELLO_PY, gate, env=plugins.ENVIRONMENT)
 
 
-def test_hello_python_counts_across_its_lives():
+def test_hello_python_counts_across_restarts():
     gate = Gate(ALL_OF_KV)
     for count in (1, 2):
         with _python(gate) as plugin:
@@ -64,21 +64,21 @@ def test_hello_python_counts_across_its_lives():
         assert plugin.invoke("greet", "Bob")["result"] == {"count": 1}
 
 
-def test_hello_python_refuses_what_is_no_name():
+def test_hello_python_refuses_a_payload_that_is_no_name():
     with _python(Gate(ALL_OF_KV)) as plugin:
         for odd in (5, {"name": None}, "x" * 81, ["Ada"]):
             assert plugin.invoke("greet", odd)["error"] == "expected a name of at most 80 characters"
         assert plugin.health()["message"] == "0 greetings"
 
 
-def test_hello_python_greets_although_it_may_not_log():
+def test_hello_python_greets_without_log_write():
     """And says so in its own log."""
     with _python(Gate(["kv:read", "kv:write"])) as plugin:
         assert plugin.invoke("greet")["ok"]
     assert plugin.stderr == "not logged: capability_denied: the manifest does not declare log:write\n"
 
 
-def test_hello_python_does_not_count_what_was_not_kept():
+def test_hello_python_does_not_count_a_greeting_that_was_not_stored():
     gate = Gate(["kv:read", "log:write"])
     with _python(gate) as plugin:
         assert plugin.invoke("greet")["error"].startswith("capability_denied: ")
@@ -89,7 +89,7 @@ def test_hello_python_does_not_count_what_was_not_kept():
 # sh.
 
 
-def test_hello_sh_says_what_it_is_and_how_it_is():
+def test_hello_sh_describes_itself_and_is_healthy():
     assert run_once(HELLO_SH, Gate(), "describe")["result"] == {"actions": ["look"]}
     assert run_once(HELLO_SH, Gate(), "health")["ok"]
 
@@ -97,14 +97,14 @@ def test_hello_sh_says_what_it_is_and_how_it_is():
 @pytest.mark.parametrize(
     "value", [b"plain", b"", b'"}},"error":null}}', b"\\", b"\xff\x00", "grüße\n%s $HOME `id`".encode(), b"x" * 60_000]
 )
-def test_hello_sh_hands_on_what_is_kept(value):
-    """Whatever it is; the shell takes nothing of it for itself."""
+def test_hello_sh_passes_a_stored_value_on(value):
+    """Unchanged: the shell expands nothing of it."""
     gate = Gate(["kv:read"])
     gate.kv["a key"] = value
     assert run_once(HELLO_SH, gate, "look", {"key": "a key"})["result"] == gate.call("kv.get", {"key": "a key"})
 
 
-def test_hello_sh_says_that_nothing_is_there():
+def test_hello_sh_reports_a_missing_key():
     assert run_once(HELLO_SH, Gate(["kv:read"]), "look", {"key": "grüße"})["result"] == {"ok": False}
 
 
@@ -135,7 +135,7 @@ def test_hello_sh_reports_a_denial():
         ("look", {"key": ""}, "bad_params: "),
     ],
 )
-def test_hello_sh_refuses_what_it_cannot_take_apart(action, payload, words):
+def test_hello_sh_refuses_input_that_it_cannot_parse(action, payload, words):
     """No call reaches the host with anything else than one key."""
     gate = Gate(["kv:read"])
     found = run_once(HELLO_SH, gate, action, payload)
@@ -170,7 +170,7 @@ async def _confined(first_line):
     return [json.loads(line) for line in said.data.splitlines()]
 
 
-async def test_hello_sh_needs_no_more_than_a_shell():
+async def test_hello_sh_starts_no_process():
     """Where it can start no process, not even one of its own, it answers all the same."""
     call, reply = await _confined(b":")
     assert call["host_call"]["params"] == {"key": "a"}
@@ -182,7 +182,7 @@ async def test_hello_sh_needs_no_more_than_a_shell():
 
 
 def _compiler():
-    """The system's, or the one that a wheel brings."""
+    """The system's C compiler, or zig from its wheel."""
     for name in ("cc", "gcc", "clang"):
         if path := shutil.which(name):
             return [path]
@@ -219,7 +219,7 @@ def test_hello_c_can_be_signed(hello_c, tmp_path, capsys):
     assert "verified sample.hello-c 1.0.0" in capsys.readouterr().out
 
 
-def test_hello_c_speaks_its_protocol(hello_c):
+def test_hello_c_answers_latticed_stdio_1(hello_c):
     with LongLived([str(hello_c / "artifact")], Gate(["log:write"])) as plugin:
         assert plugin.health() == {"status": "healthy", "message": ""}
         for payload in (None, 5, -1.5, True, 'ä"\\\n}', [], {}, [{"a": [1, "]"]}, {"id": 7, "method": "shutdown"}]):
@@ -246,7 +246,7 @@ values = st.recursive(
     order=st.permutations(["jsonrpc", "id", "method", "params"]),
     spaced=st.booleans(),
 )
-def test_hello_c_finds_its_way_in_any_message(hello_c, asked, order, spaced):
+def test_hello_c_parses_members_in_any_order(hello_c, asked, order, spaced):
     """In whatever order its members come, with spaces or without, whatever is inside the payload."""
     separators = (" , ", " : ") if spaced else (",", ":")
     lines = []
@@ -265,14 +265,14 @@ def test_hello_c_finds_its_way_in_any_message(hello_c, asked, order, spaced):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.binary(max_size=200) | st.text('{}[]":,\\ idmetho\n', max_size=60).map(str.encode))
-def test_hello_c_survives_anything(hello_c, data):
-    """The host is no stranger, but a sample that can be crashed teaches the wrong thing."""
+def test_hello_c_does_not_crash_on_random_input(hello_c, data):
+    """The host can be trusted, but a sample should not teach careless parsing."""
     done = subprocess.run([hello_c / "artifact"], input=data, capture_output=True, check=False, timeout=30)
     assert done.returncode == 0
     assert done.stderr == b""
 
 
-def test_the_samples_are_signed_by_the_key_that_everybody_knows():
+def test_samples_are_signed_with_the_public_test_key():
     """Ed25519 is deterministic: signing them again gives the same bytes."""
     from tests.docs.test_samples import TEST_1_SECRET
 

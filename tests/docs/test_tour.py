@@ -1,4 +1,4 @@
-"""`make run` and `make demo`: the real thing, wherever the checkout lies."""
+"""`make run` and `make demo`, with a real daemon, in any checkout."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _place(process: Path) -> str:
         return ""
 
 
-def test_demo_plays_the_story_that_the_readme_shows(tour):
-    """It exits 0, leaves nothing, and its output is the README's transcript."""
+def test_demo_prints_the_transcript_of_the_readme(tour):
+    """It exits with 0 and leaves no process and no directory."""
     done = tour.play("demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("# Every step went as told.\n")
@@ -75,7 +75,7 @@ def test_demo_plays_the_story_that_the_readme_shows(tour):
     assert missing is None, f"not in the demo's output any more:\n{missing}\n\n{done.stdout}"
 
 
-def test_demo_fails_at_the_first_step_that_is_not_as_told(tour):
+def test_demo_fails_at_the_first_unexpected_step(tour):
     """A sample that is not there ends it with the step, the log, and 1; the daemon is gone."""
     shutil.rmtree(tour.checkout / "plugins-sample" / "hello-wasm")
     done = tour.play("demo")
@@ -86,8 +86,8 @@ def test_demo_fails_at_the_first_step_that_is_not_as_told(tour):
     assert not tour.home.exists()
 
 
-def test_demo_ends_its_daemon_when_it_is_ended(tour):
-    """SIGTERM in the middle: nothing stays behind."""
+def test_demo_stops_its_daemon_on_sigterm(tour):
+    """No process and no directory is left."""
     log = tour.checkout / "demo.log"
     with processes.spawned(tour.command("demo"), stdout=log, stderr=log.with_suffix(".err")) as process:
         processes.until(lambda: "latticectl list" in log.read_text(), what="the demo to be on its way", deadline_s=30)
@@ -99,14 +99,14 @@ def test_demo_ends_its_daemon_when_it_is_ended(tour):
 
 
 @pytest.mark.parametrize("why", ["a path that is too long for a socket", "a parent that others can change"])
-def test_the_tour_finds_another_place_and_says_why(tour, why):
-    """The demo still plays, and the place it found is gone afterwards."""
+def test_tour_uses_another_directory_and_says_why(tour, why):
+    """The demo succeeds there and removes it afterwards."""
     unfit = tour.checkout / ("x" * 100 if "long" in why else "shared")
     unfit.mkdir()
     unfit.chmod(0o755 if "long" in why else 0o777)
     shutil.move(tour.checkout / "plugins-sample", unfit / "plugins-sample")
-    moved = type(tour)(checkout=unfit, desk=tour.desk)
-    elsewhere = tour.desk / "tmp"
+    moved = type(tour)(checkout=unfit, directory=tour.directory)
+    elsewhere = tour.directory / "tmp"
     elsewhere.mkdir(mode=0o700)
     done = moved.play("demo", TMPDIR=str(elsewhere), XDG_RUNTIME_DIR="")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,8 +116,8 @@ def test_the_tour_finds_another_place_and_says_why(tour, why):
     assert not moved.home.exists()
 
 
-def test_run_serves_a_second_terminal_and_keeps_its_state(tour):
-    """Again and again: what was active is armed again; key, state and settings are private."""
+def test_run_keeps_its_state_across_restarts(tour):
+    """What was active is armed again; key, state and settings are private."""
     for status in ("verified", "active"):
         log = tour.checkout / f"{status}.log"
         with processes.spawned(tour.command("run"), stdout=log, stderr=log.with_suffix(".err")) as process:

@@ -13,14 +13,14 @@ PAGE = "docs/wasm.md"
 TEXT = (pages.CHECKOUT / PAGE).read_text(encoding="utf-8")
 
 
-def test_codes():
+def test_failure_codes():
     """Every code that a child may give, and that of a compiler that failed."""
     listed = {code for row in pages.table(PAGE, "code") for code in re.findall(r"\w+", row[0])}
     assert listed == {*get_args(wasm_children.Code), "wasm_compiler"}
 
 
 def test_limits():
-    """As they are where nobody says otherwise."""
+    """The defaults."""
     limits = {row[0]: row[1] for row in pages.table(PAGE, "limit of")}
     caps = wasm.Caps()
     compiling = f"{caps.compile.time_s:g} s, {caps.compile.memory_bytes >> 20} MiB"
@@ -33,8 +33,8 @@ def test_limits():
     assert f"at most {calls.MOST_BYTES >> 20} MiB:" in TEXT
 
 
-def test_preview_1():
-    """How much of it there is."""
+def test_wasi_preview_1_functions():
+    """As many as are implemented."""
     assert f"All {len(wasi.SIGNATURES)} functions" in TEXT
     assert f"up to {polling.MOST} at once" in TEXT
     named = set(re.findall(r"`((?:fd|path|sock|args|environ|clock|poll|random|proc|sched)_\w+)`", TEXT))

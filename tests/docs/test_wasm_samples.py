@@ -17,13 +17,13 @@ SAMPLES = pages.CHECKOUT / "plugins-sample"
 SOURCES = SAMPLES / "sources"
 
 
-def test_the_module_written_by_hand():
+def test_module_from_text():
     """Its text gives its bytes."""
     text = (SOURCES / "hello-wasm.wat").read_text()
     assert bytes(wasmtime.wat2wasm(text)) == (SAMPLES / "hello-wasm/artifact").read_bytes()
 
 
-def test_the_module_that_new_bundles_begin_with():
+def test_module_of_new_bundles():
     """The text beside its bytes in the code gives those bytes."""
     source = (pages.CHECKOUT / "latticed/ctl/scaffold.py").read_text()
     text = source[source.index("# (module") : source.index("_WASM: Final")]
@@ -31,7 +31,7 @@ def test_the_module_that_new_bundles_begin_with():
 
 
 @pytest.mark.slow
-def test_the_module_in_zig(tmp_path):
+def test_module_from_zig_is_reproducible(tmp_path):
     """Built twice, in two places, without anything that an earlier build left: the committed bytes both times."""
     pytest.importorskip("ziglang", reason="ziglang, which builds a sample, is not installed")
     source = (SOURCES / "hello-wasi.zig").read_text()
