@@ -1,4 +1,4 @@
-"""A whole house with real runners and real children, in the bench's own process."""
+"""A whole daemon with real runners and real children, in the bench's own process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import many
 from latticed import settings as settings_room
-from latticed.house import House
+from latticed.app import App
 from latticed.model.audit import DAEMON
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import Runtime, RuntimeState
@@ -34,34 +34,34 @@ ANSWERING = bundles.ARTIFACT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """One open house. `started` is set whenever the process runner has started something."""
+    """One running daemon. `started` is set whenever the process runner has started something."""
 
     place: Path
-    house: House
+    app: App
     started: asyncio.Event
 
     @property
     def sandbox(self) -> str:
         """How children are kept in here, as it is shown."""
-        probed = self.house.api.ground.probed
+        probed = self.app.api.ground.probed
         return probed.provided.level.token + ("+cgroup" if probed.delegation is not None else "")
 
     async def activate(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
         """Drop a signed bundle, install and activate it; returns once it is armed."""
         raw = bundles.signed(bundles.manifest_v2(id=plugin_id, **fields), artifact, many.AUTHOR)
         bundles.write(self.place / plugin_id, raw, artifact).rename(self.place / "plugins" / plugin_id)
-        await _until(lambda: self.house.api.lifecycle.sight(plugin_id).available, f"{plugin_id} to be seen")
+        await _until(lambda: self.app.api.lifecycle.sight(plugin_id).available, f"{plugin_id} to be seen")
         for status in (Status.INSTALLED, Status.ACTIVE):
-            await self.house.api.lifecycle.decide.change(DAEMON, plugin_id, status)
+            await self.app.api.lifecycle.decide.change(DAEMON, plugin_id, status)
         if self.runtime(plugin_id).state is not RuntimeState.ARMED:
             raise RuntimeError(f"expected {plugin_id} to be armed, found {self.runtime(plugin_id)}")
 
     def runtime(self, plugin_id: str) -> Runtime:
-        return self.house.api.supervisor.runtime(plugin_id)
+        return self.app.api.supervisor.runtime(plugin_id)
 
     async def invoke(self, plugin_id: str, action: str, payload: Any) -> Any:
         """The result of an action; RuntimeError when it failed."""
-        answer = await self.house.api.supervisor.invoke(plugin_id, action, payload)
+        answer = await self.app.api.supervisor.invoke(plugin_id, action, payload)
         if not answer["ok"]:
             raise RuntimeError(f"{action} failed: {answer['error']}")
         return answer["result"]
@@ -69,7 +69,7 @@ class Home:
 
 @contextlib.asynccontextmanager
 async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> AsyncIterator[Home]:
-    """A house in `place`; its children live at `level`, if that is not the highest that this host gives."""
+    """A daemon in `place`; its children live at `level`, if that is not the highest that this host gives."""
     (place / "plugins").mkdir(parents=True)
     (place / "trust.json").write_bytes(many.policy())
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
@@ -77,18 +77,18 @@ async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> 
     floor = f'[sandbox]\nfloor = "{level.token}"\n' if level is not None else ""
     config = place / "latticed.toml"
     config.write_text(head + SWIFT + floor + toml)
-    async with House(config, settings_room.load(config, {}, os.geteuid())) as house:
+    async with App(config, settings_room.load(config, {}, os.geteuid())) as app:
         if level is not None:
-            _lower(house, level)
+            _lower(app, level)
         started = asyncio.Event()
-        runners: Any = house.api.runners
+        runners: Any = app.api.runners
         runners["system"] = _Telling(runners["system"], started)
-        yield Home(place=place, house=house, started=started)
+        yield Home(place=place, app=app, started=started)
 
 
-def _lower(house: House, level: Level) -> None:
+def _lower(app: App, level: Level) -> None:
     """Let this host give no more than `level`."""
-    ground = house.api.ground
+    ground = app.api.ground
     features = probe.features_at(level, whole_tree=ground.probed.delegation is not None)
     ground.probed = replace(ground.probed, provided=Provided(level=level, features=features))
 

@@ -114,7 +114,7 @@ async def _back(home: Home, runner: Signalling, number: int) -> float:
 
 async def _fresh(home: Home, number: int) -> float:
     """Drop new bundles; install and activate each as soon as it is available."""
-    life, seen = home.house.api.lifecycle, asyncio.Event()
+    life, seen = home.app.api.lifecycle, asyncio.Event()
     follow, took_s = life.follow, []
 
     def told(plugin_id: str) -> None:
@@ -142,18 +142,18 @@ async def _decide(home: Home, plugin_id: str) -> None:
     """Install and activate, without the control socket in between; returns once it is armed."""
     await home.seen(plugin_id)
     for status in (Status.INSTALLED, Status.ACTIVE):
-        await home.house.api.lifecycle.decide.change(DAEMON, plugin_id, status)
+        await home.app.api.lifecycle.decide.change(DAEMON, plugin_id, status)
     await _armed(home, plugin_id)
 
 
 async def _armed(home: Home, plugin_id: str) -> None:
-    await home.house.api.supervisor.settled(plugin_id, within_s=10)
+    await home.app.api.supervisor.settled(plugin_id, within_s=10)
     if _state(home, plugin_id) is not RuntimeState.ARMED:
         raise RuntimeError(f"expected {plugin_id} to be armed, found {_state(home, plugin_id)}")
 
 
 def _state(home: Home, plugin_id: str) -> RuntimeState:
-    return home.house.api.supervisor.runtime(plugin_id).state
+    return home.app.api.supervisor.runtime(plugin_id).state
 
 
 def _added(theirs: supervisord.Supervisord, home: Path, number: int) -> float:

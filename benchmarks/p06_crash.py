@@ -90,7 +90,7 @@ async def _crash(home: living.Home) -> float:
     os.kill(pid, signal.SIGKILL)
     await asyncio.wait_for(home.started.wait(), 10)
     took_s = time.perf_counter() - began_s
-    await home.house.api.supervisor.settled(ID, within_s=10)
+    await home.app.api.supervisor.settled(ID, within_s=10)
     return took_s
 
 

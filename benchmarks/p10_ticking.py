@@ -83,7 +83,7 @@ async def _handles(count: int) -> None:
     """The supervisor with `count` armed handles of the noop runner."""
     from latticed.supervisor.supervisor import Supervisor
 
-    async with Supervisor(_tools()) as supervisor:
+    async with Supervisor(_tools(), {}) as supervisor:
         plugins = _plugins(count + 100)
         for plugin in plugins[:100]:  # what the first ones load is not what one more costs
             supervisor.arm(plugin, frozenset())

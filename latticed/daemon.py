@@ -1,4 +1,4 @@
-"""The front door of latticed: opens the rooms in order, waits for a signal, closes them in reverse."""
+"""The daemon's entry point: options, exit codes, signals, the watchdog; everything else is made in `app`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from latticed.house import House
+    from latticed.app import App
     from latticed.kit.sd_notify import Notifier
     from latticed.settings import Settings
 
@@ -152,8 +152,8 @@ def _show(settings: Settings) -> int:
 
 
 async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
-    """Open the house, say so, wait for the end."""
-    from latticed.house import House  # only now: --check-config and --version need none of the rooms
+    """Open the app, tell the service manager, serve until the end; the exit code."""
+    from latticed.app import App  # only now: --check-config and --version need none of the rooms
     from latticed.sandbox import host_facts as standing
 
     notifier = sdnotify.from_environment(os.environ)
@@ -165,14 +165,14 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         standing.hide_memory()  # before the first child: those of our own uid must not read it
-        house = House(config, settings, inherited=listener, accept_rollback=accept_rollback)
-        if not await _opened(stack, house, signals, notifier):
+        app = App(config, settings, inherited=listener, accept_rollback=accept_rollback)
+        if not await _opened(stack, app, signals, notifier):
             return 0
         stack.callback(notifier.stopping, "stopping")
         _settle_collector()
         notifier.ready("ready")
-        log.info("daemon_ready", version=house.api.version, plugins=len(house.api.lifecycle.known()))
-        code = await _serve(house, signals, notifier, watchdog_s)
+        log.info("daemon_ready", version=app.api.version, plugins=len(app.api.lifecycle.known()))
+        code = await _serve(app, signals, notifier, watchdog_s)
         log.info("daemon_stopping")
     log.info("daemon_stopped")
     return code
@@ -191,9 +191,9 @@ def _listener(fd: int) -> socket.socket:
     raise Problem("socket_unusable", f"expected a listening unix socket at the passed descriptor {fd}, found none")
 
 
-async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signals, notifier: Notifier) -> bool:
-    """Enter the house, however long its first scan takes; False when the daemon is to stop before that."""
-    opening = asyncio.ensure_future(stack.enter_async_context(house))
+async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, notifier: Notifier) -> bool:
+    """Open the app, however long its first scan takes; False when the daemon is to stop before that."""
+    opening = asyncio.ensure_future(stack.enter_async_context(app))
     ended = asyncio.ensure_future(signals.ended.wait())
     try:
         while not opening.done():
@@ -209,7 +209,7 @@ async def _opened(stack: contextlib.AsyncExitStack, house: House, signals: Signa
     return True
 
 
-async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
+async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
     """Feed the watchdog and take signals; what takes time goes on beside that. The exit code."""
     from latticed.processes import orphans
 
@@ -218,14 +218,14 @@ async def _serve(house: House, signals: Signals, notifier: Notifier, watchdog_s:
     while not await signals.stop_within(pause_s):
         notifier.watchdog()
         orphans.reap()
-        if not house.api.lifecycle.alive:
+        if not app.api.lifecycle.alive:
             log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
             return FAILED
-        for look in house.watch.looks:
+        for look in app.reloader.looks:
             look.go()
         if (reload is None or reload.done()) and signals.take_reload():
-            reload = fenced(_reload(house, notifier), lambda error: log.error("reload_failed", error=repr(error)))
-    await asyncio.gather(*(look.end(FINISH_S) for look in house.watch.looks))
+            reload = fenced(_reload(app, notifier), lambda error: log.error("reload_failed", error=repr(error)))
+    await asyncio.gather(*(look.end(FINISH_S) for look in app.reloader.looks))
     if reload is not None:
         reload.cancel()
         await asyncio.wait({reload})
@@ -244,10 +244,10 @@ def _settle_collector() -> None:
     gc.set_threshold(700, 10, 50)
 
 
-async def _reload(house: House, notifier: Notifier) -> None:
+async def _reload(app: App, notifier: Notifier) -> None:
     notifier.reloading()
     try:
-        await house.watch.reload()
+        await app.reloader.reload()
     finally:
         notifier.ready("reloaded")
 

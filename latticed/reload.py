@@ -1,4 +1,4 @@
-"""What is looked at while the daemon runs, and what a changed settings file or trust policy changes in it."""
+"""Polling of settings, trust policy, socket and state directory, and what a changed file changes while running."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed import settings as settings_room
+from latticed.broker.gate import GateLimits
+from latticed.host.kv import quota_of
 from latticed.kit import logs
 from latticed.kit.poll import STALLED_S, Poll
+from latticed.kit.token_bucket import Rate
 from latticed.ledger.retention import Retention
 from latticed.model.errors import Problem
 from latticed.rpc import access
@@ -17,7 +20,8 @@ from latticed.rpc import access
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latticed.engine import Engine
+    from latticed.broker.gate import Broker
+    from latticed.host.services import HostServices
     from latticed.ledger import Ledger
     from latticed.rpc.api import Api
     from latticed.rpc.server import Server
@@ -39,15 +43,17 @@ class Reloader:
         self,
         config: Path | None,
         api: Api,
-        engine: Engine,
         server: Server,
         *,
+        broker: Broker,
+        services: HostServices,
         settings_seen: tuple[int, ...] | None,
     ) -> None:
         self._config = config
         self._api = api
-        self._engine = engine
         self._server = server
+        self._broker = broker
+        self._services = services
         self._settings_seen = settings_seen
         self._settings = Poll("settings", self._look_at_settings)
         self._policy = Poll("policy", self._look_at_policy)
@@ -133,8 +139,10 @@ class Reloader:
             log.warning("settings_need_restart", keys=",".join(waiting))
         self._api.settings = applied
         self._api.access, self._api.trouble = allowed, []
-        self._engine.apply(applied)
-        keep(self._api.ledger, applied)
+        self._broker.limits = gate_limits(applied)
+        self._services.kv.quota = quota_of(applied.host_calls)
+        self._services.secrets.forget_key()
+        set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)
         for sentence in settings_room.advice(fresh.renamed):
@@ -157,11 +165,22 @@ def resolved(settings: Settings) -> tuple[access.Access, int]:
     return allowed, access.socket_gid(settings.access.socket_group)
 
 
-def keep(ledger: Ledger, settings: Settings) -> None:
+def set_retention(ledger: Ledger, settings: Settings) -> None:
     """How much of the audit chains is kept from now on."""
     wanted = settings.audit
     ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
     ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
+
+
+def gate_limits(settings: Settings) -> GateLimits:
+    """What bounds the host calls of each plugin."""
+    limits = settings.host_calls
+    return GateLimits(
+        rate=Rate(per_second=limits.per_second, burst=limits.burst),
+        of_call={"log.write": Rate(per_second=limits.log_per_second, burst=2 * limits.log_per_second)},
+        request_bytes=limits.request_bytes,
+        deadline_s=limits.deadline_s,
+    )
 
 
 def _differences(applied: Settings, fresh: Settings) -> list[str]:

@@ -56,7 +56,7 @@ class KvPut(Params, frozen=True):
 
 
 class KvCalls:
-    """The service; `quota()` bounds each plugin's bucket, as the settings are now.
+    """The service; `quota` bounds each plugin's bucket (a reload sets another).
 
     `granted(plugin_id)` are the buckets of operators that a worker of that id may name besides `default`.
     """
@@ -65,11 +65,11 @@ class KvCalls:
         self,
         ledger: Ledger,
         *,
-        quota: Callable[[], rows.KvQuota],
+        quota: rows.KvQuota,
         granted: Callable[[str], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         self._ledger = ledger
-        self._quota = quota
+        self.quota = quota
         self._granted = granted
 
     def calls(self) -> tuple[Served, ...]:
@@ -106,7 +106,7 @@ class KvCalls:
 
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
         key, value = _checked(asked.key), _value(asked)
-        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self._quota()))
+        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self.quota))
         return {"ok": True}
 
     async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:

@@ -6,11 +6,11 @@ name of a plugin, after the call that asked for it has returned. All of them ask
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from latticed.model import egress, permits
+from latticed.model.egress import EgressRights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,15 +18,20 @@ class PluginStanding:
     """What of a plugin decides.
 
     `active`: an operator has it active, and it is not being handed over. `fault`: the code for which its bundle or
-    its stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds.
-    `seen`: whether the disk has been looked at since the daemon
-    started; until then nobody may do anything, and nobody has lost anything either.
+    its stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds,
+    `permits`: what else it may (`model.permits`). `seen`: whether the disk has been looked at since the daemon
+    started; until then nobody may do anything, and nobody has lost anything either. `hosts` are the egress patterns
+    that the operator granted, `declared_hosts` those of its manifest (None: a v1 manifest, which declares none).
     """
 
     active: bool = False
     fault: str = ""
     granted: frozenset[str] = frozenset()
+    permits: tuple[str, ...] = ()
     seen: bool = True
+    hosts: tuple[str, ...] = ()
+    declared_hosts: tuple[str, ...] | None = None
+    publisher: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,8 @@ class PermissionRefused:
 
 
 UNKNOWN: Final = PluginStanding()
-"""That of a plugin which there is not."""
+"""That of a plugin which there is not, or which is not active."""
+NOT_SEEN: Final = PluginStanding(seen=False)
 
 
 def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
@@ -66,31 +72,94 @@ def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | N
     return None
 
 
+@dataclass(slots=True)
 class Permissions:
-    """Answers for every plugin, by how it stands at that moment. Until `follow` nothing is known of any."""
+    """What each plugin may do at this moment: written by the lifecycle, read by whatever acts for plugins.
 
-    def __init__(self) -> None:
-        self._standing: Callable[[str], PluginStanding] = lambda _: PluginStanding(seen=False)
-        self._told: dict[str, PluginStanding] = {}
+    Until `complete`, what is not in it yet is not known; from then on, it may nothing.
+    """
 
-    def follow(self, standing: Callable[[str], PluginStanding]) -> None:
-        """Ask `standing` from now on."""
-        self._standing = standing
+    complete: bool = False
+    _standings: dict[str, PluginStanding] = field(default_factory=dict)
+
+    def update(self, plugin_id: str, standing: PluginStanding) -> bool:
+        """Put down how a plugin stands now; whether that is a change of what it may do."""
+        before = self._standings.get(plugin_id, UNKNOWN)
+        if standing == UNKNOWN:  # not kept: there may be thousands
+            self._standings.pop(plugin_id, None)
+        else:
+            self._standings[plugin_id] = standing
+        return standing.seen and standing != before
+
+    def standing(self, plugin_id: str) -> PluginStanding:
+        return self._standings.get(plugin_id, UNKNOWN if self.complete else NOT_SEEN)
 
     def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
         """Why nothing may be done for it that takes one of `capabilities`, or None."""
-        return judge(self._standing(plugin_id), *capabilities)
+        return judge(self.standing(plugin_id), *capabilities)
 
     def may(self, plugin_id: str, *capabilities: str) -> bool:
         return self.refusal(plugin_id, *capabilities) is None
 
-    def changed(self, plugin_id: str) -> bool:
-        """Whether it stands otherwise than when this was asked last."""
-        now = self._standing(plugin_id)
-        if not now.seen or self._told.get(plugin_id, UNKNOWN) == now:
-            return False
-        if now == UNKNOWN:
-            del self._told[plugin_id]
-        else:
-            self._told[plugin_id] = now
-        return True
+    def to(self, *capabilities: str) -> CapabilityPermissions:
+        """The same, of these capabilities alone."""
+        return CapabilityPermissions(self, capabilities)
+
+    def publisher(self, plugin_id: str) -> str:
+        """Who signed an active plugin; empty for nobody."""
+        return self.standing(plugin_id).publisher
+
+    def permits(self, plugin_id: str) -> tuple[str, ...]:
+        """What an operator granted it beyond its capabilities, as `kind=value` (`model.permits`)."""
+        return self.standing(plugin_id).permits
+
+    def prefixes(self, plugin_id: str) -> frozenset[str]:
+        """The prefixes of the HTTP listener that it may have besides its own."""
+        return frozenset(permits.of_kind(self.permits(plugin_id), permits.PREFIX))
+
+    def buckets(self, plugin_id: str) -> frozenset[str]:
+        """The operator's buckets that a worker's template may name besides `default`."""
+        return frozenset(permits.of_kind(self.permits(plugin_id), permits.BUCKET))
+
+    def variables(self, plugin_id: str) -> frozenset[str]:
+        """The names of environment variables that its programs may set."""
+        return frozenset(permits.of_kind(self.permits(plugin_id), permits.ENV))
+
+    def published(self, plugin_id: str) -> EgressRights:
+        """Where its routes may lead to; an origin that is bound for its own requests is not thereby published."""
+        found = permits.of_kind(self.permits(plugin_id), permits.PUBLISH)
+        return EgressRights(origins=tuple(egress.origin(one) for one in found))
+
+    def egress_rights(self, plugin_id: str) -> EgressRights:
+        """Where it may connect to."""
+        standing = self.standing(plugin_id)
+        origins = permits.of_kind(standing.permits, permits.ORIGIN)
+        return EgressRights(
+            hosts=standing.hosts,
+            declared=standing.declared_hosts,
+            origins=tuple(egress.origin(one) for one in origins),
+            owner=plugin_id,
+        )
+
+    def origins(self, plugin_id: str) -> tuple[egress.Origin, ...]:
+        """The origins that are bound for its own requests."""
+        return self.egress_rights(plugin_id).origins
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityPermissions:
+    """What plugins may do that takes one of `capabilities`."""
+
+    permissions: Permissions
+    capabilities: tuple[str, ...]
+
+    def refusal(self, plugin_id: str) -> PermissionRefused | None:
+        """Why a plugin may not, or None."""
+        return self.permissions.refusal(plugin_id, *self.capabilities)
+
+    def may(self, plugin_id: str) -> bool:
+        return self.refusal(plugin_id) is None
+
+    def egress_rights(self, plugin_id: str) -> EgressRights | None:
+        """Where a plugin may connect to for this; None: it may not do this now."""
+        return self.permissions.egress_rights(plugin_id) if self.may(plugin_id) else None

@@ -25,7 +25,7 @@ from latticed.lifecycle import restore_needs as around
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator
     from pathlib import Path
 
     from latticed.lifecycle.lifecycle import Lifecycle
@@ -64,18 +64,15 @@ class Backup:
 class Backups:
     """Makes backups of one state directory."""
 
-    def __init__(
-        self, lifecycle: Lifecycle, state_dir: Path, *, version: str, settings: Callable[[], Settings]
-    ) -> None:
+    def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
         self._life = lifecycle
         self._directory = state_dir
         self._version = version
-        self._settings = settings
         self._busy = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def made(self) -> AsyncIterator[Backup]:
-        """A backup of this moment, there until the block is left.
+    async def made(self, settings: Settings) -> AsyncIterator[Backup]:
+        """A backup of this moment, with what is chosen in `settings`; it is there until the block is left.
 
         Problems: backup_running, ledger_unavailable, and store_unavailable when there is no space for it.
         """
@@ -84,7 +81,7 @@ class Backups:
         async with self._busy:
             staging = self._directory / f"{STAGING}{secrets.token_hex(6)}"
             try:
-                yield await self._stage(staging)
+                yield await self._stage(staging, settings)
             except OSError as error:
                 if isinstance(error, ConnectionError | TimeoutError):
                     raise
@@ -93,12 +90,12 @@ class Backups:
             finally:
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
 
-    async def _stage(self, staging: Path) -> Backup:
+    async def _stage(self, staging: Path, settings: Settings) -> Backup:
         if not await self._life.rooms.revocations.write_floors(self._life.records.values()):
             raise Problem("store_unavailable", f"{floors.FILE} cannot be written", "free some space")
         await asyncio.to_thread(self._begin, staging)
         await self._life.rooms.ledger.snapshot(staging / state.DATABASE)
-        return await asyncio.to_thread(self._complete, staging)
+        return await asyncio.to_thread(self._complete, staging, settings)
 
     def _begin(self, staging: Path) -> None:
         for left in self._directory.glob(f"{STAGING}*"):  # a daemon that was killed left it
@@ -106,7 +103,7 @@ class Backups:
         staging.mkdir(mode=0o700)
         self._link_pairs(staging)
 
-    def _complete(self, staging: Path) -> Backup:
+    def _complete(self, staging: Path, settings: Settings) -> Backup:
         self._link_pairs(staging)  # those stored since the snapshot began; what it does not use is left out
         for name in (floors.FILE, state.HOST_KEY):
             os.link(self._directory / name, staging / name)
@@ -128,7 +125,7 @@ class Backups:
             calls_seq=found.calls_seq,
             calls_hash=found.calls_hash,
             entries=entries,
-            settings=around.chosen(self._settings()),
+            settings=around.chosen(settings),
         )
         data = archive.encode_manifest(manifest, key)
         size = _size(data, entries)

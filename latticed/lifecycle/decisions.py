@@ -71,7 +71,7 @@ class Decisions:
                 await self._stop(record)  # or its code would reach what is the other's from now on
             await self._write(after, self._told(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
-                await self._life.rooms.tell_gone(plugin_id)
+                await self._life.rooms.services.forget(plugin_id)
         return await self._settled(after)
 
     def foresee(
@@ -98,7 +98,7 @@ class Decisions:
         async with self._one(actor, plugin_id) as record:
             outcome = self._regranted(record, wanted)
             after = await self._accepted(actor, record, outcome, "grants")
-            supervisor, usual = self._life.rooms.supervisor, self._life.rooms.usual
+            supervisor, usual = self._life.rooms.supervisor, self._life.rooms.defaults
             supervisor.regrant(plugin_id, frozenset(record.granted) - wanted.trim)
             detail: dict[str, str | int | bool] = {
                 "granted": ",".join(sorted(wanted.grant)),
@@ -133,14 +133,14 @@ class Decisions:
             if isinstance(outcome, Problem) and purge and not record.accepted:
                 outcome = record  # its bundle lies there; what an earlier life left can go all the same
             after = await self._accepted(actor, record, outcome, "forget")
-            files = await leavings.files_of(rooms.static, plugin_id)
+            files = await leavings.files_of(rooms.services.static, plugin_id)
             left = rooms.ledger.read(lambda db: leavings.count(db, plugin_id, files))
             event = deeds.event(actor, "plugin.forget", after, {"purged": purge, **dataclasses.asdict(left)})
             await self._write(after, event, handover.strip(plugin_id, purge=purge))
-            await rooms.tell_gone(plugin_id)
+            await rooms.services.forget(plugin_id)
             rooms.supervisor.drop(plugin_id)
             if purge:
-                await leavings.remove_files(rooms.static, plugin_id)
+                await leavings.remove_files(rooms.services.static, plugin_id)
         return after, left
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:
@@ -165,7 +165,7 @@ class Decisions:
     async def _stop(self, record: Record) -> None:
         """Have nothing of it alive, nor done for it; once this is decided, that goes on again if it still may."""
         self._life.held.add(record.id)
-        self._life.rooms.tell_changed(record.id)
+        self._life.update_permissions(record.id)
         if record.status is Status.ACTIVE:
             self._life.rooms.supervisor.disarm(self._life.plugins[record.id])
             await rest.at_rest(self._life.rooms, record.id)
@@ -220,20 +220,20 @@ class Decisions:
     def _changed(self, record: Record, wanted: Status, consent: UpgradeConsent) -> Record | Problem:
         life = self._life
         seen, now_us = life.sight(record.id), life.rooms.clock.wall_us()
-        outcome = advance.transition(record, wanted, seen, consent, now_us, life.rooms.usual)
+        outcome = advance.transition(record, wanted, seen, consent, now_us, life.rooms.defaults)
         if isinstance(outcome, Record) and wanted is Status.ACTIVE:
-            needed = sight.plugin_of(outcome, life.rooms.usual).manifest.dependencies
+            needed = sight.plugin_of(outcome, life.rooms.defaults).manifest.dependencies
             return advance.unmet(needed, life.records) or outcome
         return outcome
 
     def _upgraded(self, record: Record, claim: IdClaim | None, consent: UpgradeConsent) -> Record | Problem:
-        return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us(), self._life.rooms.usual)
+        return advance.upgrade(record, claim, consent, self._life.rooms.clock.wall_us(), self._life.rooms.defaults)
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
         seen, rooms = self._life.sight(record.id), self._life.rooms
         there = seen.winner.verdict.manifest if seen.winner is not None and not record.accepted else None
         manifest = sight.manifest_of(record.facts) or there
-        return granting.regrant(record, wanted, manifest, rooms.clock.wall_us(), rooms.usual)
+        return granting.regrant(record, wanted, manifest, rooms.clock.wall_us(), rooms.defaults)
 
     def _candidate(self, record: Record, consent: UpgradeConsent) -> IdClaim | None:
         if consent.publisher is not None and consent.publisher != record.facts.publisher:
@@ -280,7 +280,7 @@ class Decisions:
     async def _admit(self, actor: Actor, record: Record) -> None:
         """Ask the runner whether this host can run it, before anything is put on record."""
         try:
-            await self._life.rooms.supervisor.admit(sight.plugin_of(record, self._life.rooms.usual))
+            await self._life.rooms.supervisor.admit(sight.plugin_of(record, self._life.rooms.defaults))
         except ReadRefused as refused:
             problem = Problem(refused.code.value, refused.reason, refused.hint)
             raise await self._refused(actor, record.id, problem, record.status.value) from refused
@@ -298,7 +298,7 @@ class Decisions:
             await self._life.rooms.revocations.before(record, self._life.records)
 
     def _told(self, actor: Actor, before: Record, after: Record) -> Event:
-        return deeds.status_event(actor, before, after, granting.withheld(after, self._life.rooms.usual))
+        return deeds.status_event(actor, before, after, granting.withheld(after, self._life.rooms.defaults))
 
     async def _settled(self, record: Record) -> Record:
         await rest.at_rest(self._life.rooms, record.id)

@@ -22,4 +22,4 @@ async def drained(rooms: LifecycleDeps, plugin_id: str) -> None:
     """Until nothing goes on for a plugin that it may not have done."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
-            await rooms.drained(plugin_id)
+            await rooms.services.drained(plugin_id)

@@ -29,15 +29,14 @@ class KeptData:
     notifications: int = 0
 
 
-async def files_of(static: StaticCalls | None, plugin_id: str) -> int:
+async def files_of(static: StaticCalls, plugin_id: str) -> int:
     """How many static files there are; Problem store_unavailable."""
-    return await _said(static.left(plugin_id)) if static is not None else 0
+    return await _said(static.left(plugin_id))
 
 
-async def remove_files(static: StaticCalls | None, plugin_id: str) -> None:
+async def remove_files(static: StaticCalls, plugin_id: str) -> None:
     """Remove them all; done again after a crash it removes the rest. Problem store_unavailable."""
-    if static is not None:
-        await _said(static.purge(plugin_id))
+    await _said(static.purge(plugin_id))
 
 
 def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:

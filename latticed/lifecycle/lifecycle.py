@@ -7,6 +7,7 @@ ledger (`saver`), so that stopping never waits for a disk that is full.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from latticed.host.permissions import UNKNOWN
@@ -74,6 +75,7 @@ class Lifecycle:
             self.put(after := sight.migrated(record))
             if after is not record:
                 self.saver.save(record.id)
+        self.rooms.services.permissions.complete = True
         await self.pairs.judge_all()
         self.pairs.open()
         self._task = fenced(
@@ -118,12 +120,16 @@ class Lifecycle:
         """What the disk says of an id right now."""
         return self._sights.get(plugin_id, Presence())
 
-    def standing(self, plugin_id: str) -> PluginStanding:
-        """Whether something may be done for a plugin now, as everything that acts for one asks."""
+    def update_permissions(self, plugin_id: str) -> None:
+        """Have host services know how a plugin stands: what it may no longer do is being stopped on return."""
+        self.rooms.services.update(plugin_id, self._standing(plugin_id))
+
+    def _standing(self, plugin_id: str) -> PluginStanding:
         record = self.records.get(plugin_id)
-        if record is None or record.status is not Status.ACTIVE or plugin_id in self.held:
+        if record is None or record.status is not Status.ACTIVE:
             return UNKNOWN
-        return sight.standing(record, self._sights.get(plugin_id))
+        found = sight.standing(record, self.plugins[plugin_id].manifest, self._sights.get(plugin_id))
+        return replace(found, active=False, fault="", seen=True) if plugin_id in self.held else found
 
     def rejected(self) -> dict[str, Refused]:
         """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
@@ -208,7 +214,7 @@ class Lifecycle:
         stored = self.pairs.fault(record) if record is not None else None
         before, seen = self._sights.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
         self._sights[plugin_id] = seen
-        self.rooms.tell_changed(plugin_id)
+        self.update_permissions(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
             self.rooms.ledger.record_news(event, apart=plugin_id if record.accepted else "")
         if plugin_id not in self.busy:
@@ -264,14 +270,14 @@ class Lifecycle:
             or before is None
             or (before.facts, before.terms) != (record.facts, record.terms)
         ):
-            plugin = self.plugins[record.id] = sight.plugin_of(record, self.rooms.usual)
+            plugin = self.plugins[record.id] = sight.plugin_of(record, self.rooms.defaults)
             (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         self.records[record.id] = record
         self._sources[record.source] = record.id
         if record.accepted:
             self.rooms.catalog.hold(record.source)
         self.rooms.catalog.attend(record.source, active=record.status is Status.ACTIVE)
-        self.rooms.tell_changed(record.id)
+        self.update_permissions(record.id)
 
     def remember(self, record: Record) -> None:
         """Hold `record`, and have it written soon."""

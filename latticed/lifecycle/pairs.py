@@ -43,7 +43,7 @@ class Pairs:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._life = lifecycle
         self._faults: dict[str, LastError] = {}
-        self._in_effect = lifecycle.rooms.policy()
+        self._in_effect = lifecycle.rooms.policy.current
         self._outdated = False
         self._wanted: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -83,7 +83,7 @@ class Pairs:
         The hashing goes on beside: `judged` returns when it is done.
         """
         rooms = self._life.rooms
-        policy = rooms.policy()
+        policy = rooms.policy.current
         await asyncio.gather(*[rest.at_rest(rooms, plugin_id) for plugin_id in await self._glance_all()])
         self._in_effect, self._outdated = policy, True
         if "judging" not in self._tasks:
@@ -106,7 +106,7 @@ class Pairs:
         """Return once what the policy in force refuses is stopped; waits for EFFECT_S at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EFFECT_S):
-                while self._in_effect != self._life.rooms.policy():  # noqa: ASYNC110 - both are replaced from elsewhere
+                while self._in_effect != self._life.rooms.policy.current:  # noqa: ASYNC110 - both are replaced from elsewhere
                     await asyncio.sleep(EFFECT_LOOK_S)
 
     async def _glance_all(self) -> list[str]:

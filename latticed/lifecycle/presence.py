@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from latticed.host.permissions import PluginStanding
+from latticed.host.permissions import NOT_SEEN, PluginStanding
 from latticed.model import accepted, egress
 from latticed.model.lifecycle import Record, RecordFacts
 from latticed.model.manifest import Manifest
@@ -49,18 +49,34 @@ class Presence:
         return self.winner.verdict
 
 
-def standing(record: Record, seen: Presence | None) -> PluginStanding:
-    """What decides whether something may be done for an active plugin; `seen`: None before the first look at disk."""
+def standing(record: Record, manifest: Manifest, seen: Presence | None) -> PluginStanding:
+    """What an active plugin may do, for host services; `seen`: None before the first scan of the disk."""
+    declared = manifest.egress.hosts if manifest.is_v2 else None
     if seen is None:
-        return PluginStanding(seen=False)
+        return replace(NOT_SEEN, permits=record.permits, hosts=record.hosts, declared_hosts=declared)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
-    return _active(fault, record.granted)
+    return _active(fault, record.granted, record.permits, record.hosts, declared, record.facts.publisher)
 
 
 @functools.lru_cache(maxsize=1_024)
-def _active(fault: str, granted: tuple[str, ...]) -> PluginStanding:
-    """One for all that stand alike: there may be thousands."""
-    return PluginStanding(active=True, fault=fault, granted=frozenset(granted))
+def _active(
+    fault: str,
+    granted: tuple[str, ...],
+    permits: tuple[str, ...],
+    hosts: tuple[str, ...],
+    declared_hosts: tuple[str, ...] | None,
+    publisher: str,
+) -> PluginStanding:
+    """One value for all plugins that stand alike: there may be thousands."""
+    return PluginStanding(
+        active=True,
+        fault=fault,
+        granted=frozenset(granted),
+        permits=permits,
+        hosts=hosts,
+        declared_hosts=declared_hosts,
+        publisher=publisher,
+    )
 
 
 def pin_of(record: Record) -> ClaimPin:

@@ -30,7 +30,7 @@ async def download(ask: Ask) -> web.StreamResponse:
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
     await ask.api.ledger.record(Event(actor=str(ask.actor), action="ledger.backup", target="ledger", decision="allow"))
-    async with ask.api.backups.made() as backup:
+    async with ask.api.backups.made(ask.api.settings) as backup:
         answer = web.StreamResponse(headers=HEADERS)
         answer.content_length = backup.size
         await answer.prepare(ask.request)

@@ -42,9 +42,9 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         available=seen.available,
         status=record.status.value,
         runtime=_runtime(record.id, api.supervisor.runtime(record.id), api.runner_of(facts.type)),
-        candidate=_candidate(record, seen, api.lifecycle.rooms.usual),
+        candidate=_candidate(record, seen, api.lifecycle.rooms.defaults),
         granted=list(record.granted),
-        withheld=list(granting.withheld(record, api.lifecycle.rooms.usual)) or None,
+        withheld=list(granting.withheld(record, api.lifecycle.rooms.defaults)) or None,
         builtin=False,
         verified_at=_time(record.verified_at),
         installed_at=_time(record.installed_at),
@@ -104,7 +104,7 @@ def rejected(name: str, found: Refused) -> dict[str, Any]:
 
 def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
     """`plugin` as an upgrade would leave it, and what the other version adds and drops."""
-    adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.rooms.usual)
+    adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.rooms.defaults)
     return {**plugin(api, after), "adds": list(adds), "drops": list(drops)}
 
 
@@ -118,7 +118,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "hosts": list(record.hosts),
         "permits": list(record.permits),
         "accepted": _accepted(record.terms),
-        "withheld": list(granting.withheld(record, api.lifecycle.rooms.usual)),
+        "withheld": list(granting.withheld(record, api.lifecycle.rooms.defaults)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit import logs
 from latticed.model.audit import DAEMON
@@ -90,11 +90,24 @@ class Handle:
         """Whether it is to end for a fault of its bundle: then it is killed at once, and its answers are dropped."""
         return not self.state.wanted and self.state.fault is not None
 
-    def gate(self) -> Gate:
-        """The Gate of the living plugin, or Problem."""
+    @property
+    def armed(self) -> bool:
+        """Whether an instance is running, as `runtime` says; one that is being stopped counts until it has ended."""
+        return self._seen.state is RuntimeState.ARMED
+
+    async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
+        """Have the running instance carry out `action`; Problem when there is none, or its bundle failed meanwhile."""
+        living = self.visit() if by_outsider else self.living()
+        reply = await living.invoke(action, payload)
+        if self.distrusted:
+            raise Problem("not_armed", f"{self.plugin.id} was stopped meanwhile: its bundle does not verify")
+        return reply
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """A host call of the running instance through its Gate; Problem, or HostError."""
         self.living()
         assert self._gate is not None  # noqa: S101 - an armed one has its Gate
-        return self._gate
+        return await self._gate.call(method, params)
 
     def regrant(self, granted: frozenset[str]) -> None:
         """Change what its Gate allows, at once."""

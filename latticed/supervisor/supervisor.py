@@ -24,9 +24,10 @@ _AT_REST: Final = Runtime()
 class Supervisor:
     """Keeps what is wanted alive. An async context manager: leaving it stops everything."""
 
-    def __init__(self, tools: HandleDeps) -> None:
+    def __init__(self, tools: HandleDeps, handles: dict[str, Handle]) -> None:
+        """`handles` is empty; whoever else holds it reads there what is running."""
         self._tools = tools
-        self._handles: dict[str, Handle] = {}
+        self._handles = handles
         self._wheel: asyncio.Task[None] | None = None
         self._closing = False
         self.refused = tools.refused
@@ -100,21 +101,11 @@ class Supervisor:
 
     async def invoke(self, plugin_id: str, action: str, payload: Any, *, by_outsider: bool = False) -> dict[str, Any]:
         """Have an armed plugin carry out `action`; `by_outsider` when no operator stands behind the payload."""
-        handle = self._handles.get(plugin_id)
-        if handle is None:
-            raise Problem("not_armed", f"{plugin_id} is not armed")
-        living = handle.visit() if by_outsider else handle.living()
-        reply = await living.invoke(action, payload)
-        if handle.distrusted:
-            raise Problem("not_armed", f"{plugin_id} was stopped meanwhile: its bundle does not verify")
-        return reply
+        return await self._known(plugin_id).invoke(action, payload, by_outsider=by_outsider)
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
         """One host call on behalf of an armed plugin, through its Gate like its own; Problem, or HostError."""
-        handle = self._handles.get(plugin_id)
-        if handle is None:
-            raise Problem("not_armed", f"{plugin_id} is not armed")
-        return await handle.gate().call(method, params)
+        return await self._known(plugin_id).call(method, params)
 
     def ids(self) -> list[str]:
         """Of all plugins that have a handle."""
@@ -123,6 +114,11 @@ class Supervisor:
     def calls(self) -> Mapping[str, Count]:
         """Host calls by plugin, since the daemon started."""
         return self._tools.broker.counts
+
+    def _known(self, plugin_id: str) -> Handle:
+        if (handle := self._handles.get(plugin_id)) is None:
+            raise Problem("not_armed", f"{plugin_id} is not armed")
+        return handle
 
     def _handle(self, plugin: PluginToRun) -> Handle:
         if plugin.id not in self._handles:

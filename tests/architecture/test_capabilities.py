@@ -44,7 +44,7 @@ def test_every_capability_opens_a_host_call(name):
 
 async def test_services_serve_the_table_of_host_calls_and_nothing_else():
     async with houses.opened() as home:
-        served = set(home.house._engine._broker.services)
+        served = set(home.app.broker.services)
     assert served == set(hostcall.CAPABILITY_OF)
 
 

@@ -49,5 +49,5 @@ def test_routes_bound_their_integers(route):
 
 async def test_host_calls_bound_their_integers():
     async with houses.opened() as home:
-        served = home.house._engine._broker.services
+        served = home.app.broker.services
     assert [where for call in served.values() for where in found_in(call.params, call.method)] == []

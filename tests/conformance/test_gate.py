@@ -33,7 +33,7 @@ async def plugin(home):
 
 def serve(home, **calls):
     """Put services of the test into the broker: name → coroutine of (caller, params)."""
-    broker: Broker = home.house._engine._broker
+    broker: Broker = home.app.broker
     extra = {
         name.replace("_", "."): Served(method=name.replace("_", "."), params=Anything, serve=work)
         for name, work in calls.items()
@@ -66,7 +66,7 @@ async def test_unknown_calls_are_not_found(plugin, method):
 async def test_too_many_are_rate_limited_until_time_passes():
     """Burst at once, then as fast as the bucket fills; each plugin has its own."""
     async with houses.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
-        clock = home.house._engine._broker.clock = ManualClock()
+        clock = home.app.broker.clock = ManualClock()
         one = await caller(home, "kv:read")
         two = await caller(home, "kv:read", plugin_id="acme.other", name="other")
         for _ in range(3):
@@ -155,7 +155,7 @@ async def test_what_cannot_be_recorded_does_not_happen(home, monkeypatch):
 
     serve(home, kv_put=note)
     with monkeypatch.context() as patch:
-        patch.setattr(home.house._engine._broker, "record", record)
+        patch.setattr(home.app.broker, "record", record)
         assert await plugin.denied("kv.put", note="a") == "audit_unavailable"
         assert await plugin.denied("kv.steal") == "audit_unavailable", "a denial that is not on record is no answer"
     assert asked == []

@@ -56,7 +56,7 @@ async def test_another_publisher_never_reads_what_the_old_one_wrote():
         plugin = await caller(home, "kv:read", "kv:write")
         await plugin.call("kv.put", key="k", value="acme's")
         home.drop("theirs", author=rival, id=ID, version="1.1.0", capabilities=["kv:read", "kv:write"])
-        await houses.until(lambda: "plugins/theirs" in home.house.api.lifecycle.rejected())
+        await houses.until(lambda: "plugins/theirs" in home.app.api.lifecycle.rejected())
         taken = await home.ask(
             "POST",
             f"/api/plugins/by-id/{ID}/upgrade",
@@ -66,7 +66,7 @@ async def test_another_publisher_never_reads_what_the_old_one_wrote():
         theirs = home.driven.only(ID)
         assert await theirs.call("kv.list") == {"keys": [], "next": None}
         await theirs.call("kv.put", key="k", value="rival's")
-        assert "plugins/demo" in home.house.api.lifecycle.rejected()
+        assert "plugins/demo" in home.app.api.lifecycle.rejected()
         back = await home.ask(
             "POST",
             f"/api/plugins/by-id/{ID}/upgrade",

@@ -126,7 +126,7 @@ async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
     """Newlines, ANSI and bidi arrive escaped, under the plugin's own id; long ones are cut."""
     lines = []
     levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
-    monkeypatch.setattr("latticed.engine.log", SimpleNamespace(**levels))
+    monkeypatch.setattr("latticed.app.log", SimpleNamespace(**levels))
     plugin = await caller(home, "log:write")
     forged = "ok\nplugin_armed plugin_id=acme.evil\r\x1b[31m\u202e\u2028end"
     await plugin.call("log.write", level="warning", message=forged, fields={"a\nb": "c\x1b[0m", "n": 1})
@@ -150,7 +150,7 @@ async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
 async def test_levels_are_taken_as_other_hosts_take_them(home, monkeypatch, said, level):
     lines = []
     levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
-    monkeypatch.setattr("latticed.engine.log", SimpleNamespace(**levels))
+    monkeypatch.setattr("latticed.app.log", SimpleNamespace(**levels))
     plugin = await caller(home, "log:write")
     await plugin.call("log.write", level=said, message="hello")
     assert [found for found, event, _ in lines if event == "plugin_said"] == [level]

@@ -102,7 +102,7 @@ class Stage:
 
     @property
     def broker(self) -> Broker:
-        return self.home.house._engine._broker
+        return self.home.app.broker
 
     def each(self) -> Iterator[tuple[str, Row, Caller]]:
         """Every call that is served, its row, and who makes it."""
@@ -138,7 +138,7 @@ class Stage:
             fail()
 
         with pytest.MonkeyPatch.context() as patch:
-            ledger = self.home.house.api.ledger
+            ledger = self.home.app.api.ledger
             patch.setattr(ledger, "read", fail)
             for name in ("write", "read_slow", "read_for_plugin"):
                 patch.setattr(ledger, name, fail_later)
@@ -171,13 +171,13 @@ class Stage:
     @contextlib.contextmanager
     def _no_relay(self) -> Iterator[None]:
         """No mail relay is set."""
-        engine = self.home.house._engine
-        before = engine._settings
-        engine.apply(replace(before, mail=replace(before.mail, relay="")))
+        mail = self.broker.services["mail.send"].answer.__self__
+        before = mail._settings
+        mail._settings = lambda: replace(before(), relay="")
         try:
             yield
         finally:
-            engine.apply(before)
+            mail._settings = before
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -253,7 +253,7 @@ async def _journal_reader(home: houses.Home) -> AsyncIterator[None]:
     log = home.root / "auth.log"
     log.write_text(_LOG_LINE)
     sources = Sources(units=(), auth_log=log, use_journald=False)
-    reader = journal.JournalServer(sources, clients=journal.clients(home.house.api.settings))
+    reader = journal.JournalServer(sources, clients=journal.clients(home.app.api.settings))
     async with reader.serving(unix_listener.listen(home.root / "run/journal.sock")):
         yield
 

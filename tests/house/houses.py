@@ -1,4 +1,4 @@
-"""A whole daemon in this process: the real House over directories of its own, real bundles, and its control socket.
+"""A whole daemon in this process: the real App over directories of its own, real bundles, and its control socket.
 
 async with houses.opened() as home:
     home.drop("demo", id="acme.demo", capabilities=["kv:read"])
@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 
 from latticed import settings as settings_room
-from latticed.house import House
+from latticed.app import App
 from latticed.kit.clock import Clock
 from latticed.kit.peers import Peer
 from latticed.ledger import audit as rows
@@ -55,11 +55,11 @@ class Answer(dict[str, Any]):
 
 @dataclass(slots=True, kw_only=True)
 class Home:
-    """One open house and what belongs to it."""
+    """One running daemon and what belongs to it."""
 
     root: Path
     author: bundles.Author
-    house: House
+    app: App
     driven: Driven
     session: aiohttp.ClientSession
     dropped: dict[str, bundles.Bundle] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Home:
 
     async def look(self) -> None:
         """What the daemon does every second."""
-        await asyncio.gather(*(look.go() for look in self.house.watch.looks))
+        await asyncio.gather(*(look.go() for look in self.app.reloader.looks))
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request over the control socket; `body` is sent as JSON, bytes as they are."""
@@ -93,7 +93,7 @@ class Home:
 
     async def seen(self, plugin_id: str) -> None:
         """Wait until the lifecycle knows `plugin_id` as available."""
-        await until(lambda: self.house.api.lifecycle.sight(plugin_id).available, f"{plugin_id} available")
+        await until(lambda: self.app.api.lifecycle.sight(plugin_id).available, f"{plugin_id} available")
 
     async def decide(self, plugin_id: str, status: str, **consent: Any) -> Answer:
         return await self.ask("POST", "/api/plugins/lifecycle", {"id": plugin_id, "status": status, **consent})
@@ -129,7 +129,7 @@ class Home:
     def events(self, *, after: Position | int = BEGINNING, **filters: str) -> list[dict[str, Any]]:
         """What is committed in both audit chains, oldest first; `after` a number: a seq of the decisions."""
         start = Position(after) if isinstance(after, int) else after
-        return self.house.api.ledger.read(
+        return self.app.api.ledger.read(
             lambda db: rows.merged(
                 [rows.query(db, chain=name, after=start.of(name), limit=1000, **filters) for name in NAMES]
             )
@@ -137,7 +137,7 @@ class Home:
 
     def mark(self) -> Position:
         """Where the newest events are: `events(after=mark)` is what happened since."""
-        return self.house.api.ledger.read(rows.position)
+        return self.app.api.ledger.read(rows.position)
 
 
 async def until(condition: Callable[[], object], what: str = "") -> None:
@@ -183,20 +183,20 @@ async def opened(
     real: bool = False,
     clock: Clock | None = None,
 ) -> AsyncIterator[Home]:
-    """A house below `root` (default: a directory that goes with it) that trusts `author` and runs Driven plugins.
+    """A daemon below `root` (default: a directory that goes with it) that trusts `author` and runs Driven plugins.
 
     `real`: plugins live as the settings say. The directory's name is short: the path of a unix socket holds 107 bytes.
     """
     with contextlib.ExitStack() as stack:
-        place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="house-")))
+        place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))
         author, driven = author or bundles.author(), driven or Driven()
         (place / "trust.json").write_bytes(bundles.policy_bytes(author) if policy is None else policy)
         config, settings = settings_in(place, toml)
         given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
-        async with House(config, settings, runners=None if real else given, clock=clock) as house:
+        async with App(config, settings, runners=None if real else given, clock=clock) as app:
             connector = aiohttp.UnixConnector(str(settings.control_socket), force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
-                yield Home(root=place, author=author, house=house, driven=driven, session=session)
+                yield Home(root=place, author=author, app=app, driven=driven, session=session)
 
 
 def be(monkeypatch: Any, uid: int, *groups: int, gid: int = 60_000) -> None:

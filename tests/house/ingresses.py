@@ -144,7 +144,7 @@ async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, .
     """An ingress with nothing to serve yet; all workers are stopped in the end. Its clock is turned by hand."""
     clock, routes = ManualClock(), RouteTable()
     async with open_ledger(root / "state", clock=SystemClock()) as ledger:
-        kv = KvCalls(ledger, quota=lambda: ROOM)
+        kv = KvCalls(ledger, quota=ROOM)
         broker = Broker(service.table(kv.calls()), record=ledger.record, clock=SystemClock(), gate_limits=GateLimits())
         async with Ingress(routes, HttpSettings(listen=listen, hosts=hosts), clock=clock) as ingress:
             outside = Outside(

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from latticed.host.call import Caller, HostError
-from latticed.host.route.calls import Doors, RouteCalls
+from latticed.host.route.calls import RouteCalls, RouteDeps
 from latticed.host.route.table import RouteTable
 from latticed.host.route.upstreams import UpstreamTable
 from latticed.host.secret.keeper import SecretKeeper
@@ -46,10 +46,13 @@ HOST = "127.0.0.1"
 
 @dataclass(slots=True, kw_only=True)
 class Rooms:
-    """What stands for the rooms above: who lives, what was granted, what plugins answer. Outlives one `World`."""
+    """In place of `Permissions` and the table of handles: who is running, what was granted, what plugins answer.
+
+    Outlives one `World`.
+    """
 
     live: set[str] = field(default_factory=lambda: {ID, "acme.other"})
-    prefixes: dict[str, frozenset[str]] = field(default_factory=dict)
+    granted_prefixes: dict[str, frozenset[str]] = field(default_factory=dict)
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -77,8 +80,36 @@ class Rooms:
     def visited(self, plugin_id: str) -> None:
         self.reached(plugin_id)
 
-    def rights(self, plugin_id: str) -> EgressRights:
+    def may(self, plugin_id: str, capability: str) -> bool:
+        return plugin_id in self.live and capability == "worker:route"
+
+    def prefixes(self, plugin_id: str) -> frozenset[str]:
+        return self.granted_prefixes.get(plugin_id, frozenset())
+
+    def get(self, plugin_id: str) -> RunningPlugin:
+        return RunningPlugin(self, plugin_id)
+
+    def published(self, plugin_id: str) -> EgressRights:
         return EgressRights(origins=tuple(origin(one) for one in self.origins.get(plugin_id, ())))
+
+
+@dataclass(slots=True)
+class RunningPlugin:
+    """In place of the supervisor's handle of one plugin."""
+
+    rooms: Rooms
+    plugin_id: str
+
+    @property
+    def armed(self) -> bool:
+        return self.plugin_id in self.rooms.live
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        return await self.rooms.call(self.plugin_id, method, params)
+
+    async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
+        assert by_outsider, "visitors of a route are no operators"
+        return await self.rooms.invoke(self.plugin_id, action, payload)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,22 +222,19 @@ async def opened(
     settings = HttpSettings(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
     async with open_ledger(root / "state", clock=clock) as ledger:
         secrets = SecretKeeper(ledger, KeyLocation(path=root / "secrets.key", ours=True), clock=clock)
-        doors = Doors(
-            may=lambda plugin_id: plugin_id in rooms.live,
-            live=lambda plugin_id: plugin_id in rooms.live,
-            call=rooms.call,
-            invoke=rooms.invoke,
-            prefixes=lambda plugin_id: rooms.prefixes.get(plugin_id, frozenset()),
-            published=rooms.rights,
-            secret=secrets.value_for,
-            visited=rooms.visited,
-        )
         async with (
             Ingress(pages, settings, clock=clock),
             ServiceIngress(
                 services, settings, secret=secrets.value_for, record=events.append, clock=clock, limits=limits
             ) as ingress,
-            RouteCalls(ledger, pages=pages, services=services, doors=doors, clock=clock, wheel=wheel) as route,
+            RouteCalls(
+                ledger,
+                pages=pages,
+                services=services,
+                deps=RouteDeps(permissions=rooms, handles=rooms, secret=secrets.value_for, visited=rooms.visited),
+                clock=clock,
+                wheel=wheel,
+            ) as route,
         ):
             yield World(
                 rooms=rooms,

@@ -123,7 +123,7 @@ async def standing(root: Path, *, start_deadline_s: float = 10.0, record_fails: 
         wheel=Wheel(clock),
         roll=lambda: 0.5,
     )
-    async with Supervisor(tools) as supervisor:
+    async with Supervisor(tools, {}) as supervisor:
         yield Stand(
             root=root,
             supervisor=supervisor,

@@ -129,7 +129,7 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
             events.append(event)
             return await ledger.record(event)
 
-        kv = KvCalls(ledger, quota=lambda: quota_of(HostCallSettings()))
+        kv = KvCalls(ledger, quota=quota_of(HostCallSettings()))
         log = LogCalls(lambda _level, _plugin_id, message, _fields: lines.append(message))
         services = service.table((*kv.calls(), *log.calls()))
         broker = Broker(services, record=record, clock=SystemClock(), gate_limits=GateLimits())

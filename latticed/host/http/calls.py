@@ -36,7 +36,7 @@ class HttpDo(Params, frozen=True):
 
 
 class HttpCalls:
-    """Serves http.do. `rights_of` gives what a caller may reach as of now, `secrets_of` the secrets of a plugin's id.
+    """Serves http.do. `rights_of(plugin_id)`: where a plugin may connect to now; `secrets_of(plugin_id)`: its secrets.
 
     `contacted(caller, "host:port")` is called for every target that was judged reachable, before it is dialled.
     """
@@ -45,7 +45,7 @@ class HttpCalls:
         self,
         client: EgressClient,
         *,
-        rights_of: Callable[[Caller], EgressRights],
+        rights_of: Callable[[str], EgressRights],
         secrets_of: Callable[[str], PluginSecrets],
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - nobody listens
@@ -62,7 +62,7 @@ class HttpCalls:
 
     async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:
         secrets = self._secrets_of(caller.plugin_id)
-        rights = self._rights_of(caller)
+        rights = self._rights_of(caller.plugin_id)
         try:
             with self._place(caller):
                 request, uses_secrets = _request(asked, secrets, self._limits.body_bytes)

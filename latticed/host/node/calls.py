@@ -50,14 +50,14 @@ class ReadJournal(Params, frozen=True):
 
 
 class NodeCalls:
-    """The service. `may(caller, capability)`: does this plugin hold that too; `settings()` are those of now."""
+    """The service. `may(plugin_id, capability)`: does this plugin hold that too."""
 
     def __init__(
         self,
         ledger: Ledger,
         *,
-        settings: Callable[[], Settings],
-        may: Callable[[Caller, str], bool],
+        settings: Settings,
+        may: Callable[[str, str], bool],
         clock: Clock,
         root: Path = node_reading.ROOT,
     ) -> None:
@@ -78,7 +78,7 @@ class NodeCalls:
         )
 
     async def _tell_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
-        facts = await self._facts[self._may(caller, ADMIN)].get()
+        facts = await self._facts[self._may(caller.plugin_id, ADMIN)].get()
         return {**facts, "labels": self._ledger.read(rows.load)}
 
     async def _tell_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class NodeCalls:
         return {"ok": True, "labels": labels}
 
     async def _tell_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
-        settings = self._settings()
+        settings = self._settings
         if not journal_client.may_read(asked.filter, settings.node.journal_units):
             shown = text.sanitise(asked.filter, 80)
             raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")

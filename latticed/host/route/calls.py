@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
 
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.route import spec as route_spec
@@ -22,18 +22,18 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from latticed.host.permissions import Permissions
     from latticed.host.route.spec import RouteSpec
     from latticed.host.route.table import RouteClaim, RouteTable, RouteTarget
-    from latticed.host.route.targets import Call, Invoke
     from latticed.host.route.upstreams import UpstreamTable
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
     from latticed.model.addresses import Address
-    from latticed.model.egress import EgressRights
 
+ROUTE: Final = "worker:route"
 LOOK_S: Final = 1.0
 LISTEN_S: Final = 1.0
 """How long route.put waits to learn whether anybody listens."""
@@ -45,22 +45,30 @@ class RouteDelete(Params, frozen=True):
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
-    """What routes need of the rooms above and beside, by plugin id.
+class PluginHandle(Protocol):
+    """A plugin that an operator has active, as routes see it: the supervisor's handle."""
 
-    `may`: may anything be served for it right now; `live`: does it besides live, so that it can answer. `call`: a host
-    call of it through its Gate (Problem or HostError when it has none); `invoke`: one of its actions. `prefixes`: those
-    granted besides its own; `published`: the origins that its routes may lead to; `secret`: the value of a
-    secret that is bound to it (HostError otherwise); `visited` is told of each visitor's connection to an origin.
+    @property
+    def armed(self) -> bool:
+        """Whether an instance of it is running."""
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """A host call of the plugin through its Gate; Problem, or HostError."""
+
+    async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
+        """Have one of its actions carried out; Problem when it is not armed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDeps:
+    """What routes work with besides tables and time.
+
+    `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
+    plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin.
     """
 
-    may: Callable[[str], bool]
-    live: Callable[[str], bool]
-    call: Call
-    invoke: Invoke
-    prefixes: Callable[[str], frozenset[str]]
-    published: Callable[[str], EgressRights]
+    permissions: Permissions
+    handles: Mapping[str, PluginHandle]
     secret: Callable[[str, str], str]
     visited: Callable[[str], None]
 
@@ -94,7 +102,7 @@ class RouteCalls:
         *,
         pages: RouteTable,
         services: UpstreamTable,
-        doors: Doors,
+        deps: RouteDeps,
         clock: Clock,
         wheel: Wheel,
         quota: rows.RouteQuota | None = None,
@@ -102,7 +110,7 @@ class RouteCalls:
         self._ledger = ledger
         self._pages = pages
         self._services = services
-        self._doors = doors
+        self._deps = deps
         self._clock = clock
         self._wheel = wheel
         self._quota = quota or rows.RouteQuota()
@@ -235,7 +243,7 @@ class RouteCalls:
                 Denial.EGRESS_BLOCKED,
                 f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
             )
-        if spec.login and (fault := passwords.fault(self._doors.secret(plugin_id, spec.login))):
+        if spec.login and (fault := passwords.fault(self._deps.secret(plugin_id, spec.login))):
             raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
 
     async def _replace(self, kept: RouteKept) -> None:
@@ -262,14 +270,13 @@ class RouteCalls:
     # What answers, and where.
 
     def _made(self, plugin_id: str, spec: RouteSpec) -> RouteKept:
-        doors = self._doors
         target: RouteTarget | Proxied
         match spec.target:
             case "template":
                 made = compiled(spec.template)
-                target = Templated(plugin_id, made, spec.content_type, live=doors.live, call=doors.call)
+                target = Templated(plugin_id, made, spec.content_type, live=self._live, call=self._call)
             case "invoke":
-                target = Invoked(plugin_id, spec.action, spec.methods, live=doors.live, invoke=doors.invoke)
+                target = Invoked(plugin_id, spec.action, spec.methods, live=self._live, invoke=self._invoke)
             case _:
                 bound = spec.bound
                 target = Proxied(
@@ -278,14 +285,34 @@ class RouteCalls:
                     origin=bound,
                     login=spec.login,
                     public=spec.public,
-                    live=lambda: doors.may(plugin_id),
+                    live=lambda: self._may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, bound),
-                    visited=lambda: doors.visited(plugin_id),
+                    visited=lambda: self._deps.visited(plugin_id),
                 )
         return RouteKept(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
 
+    def _may(self, plugin_id: str) -> bool:
+        """Whether anything may be served for a plugin."""
+        return self._deps.permissions.may(plugin_id, ROUTE)
+
+    def _live(self, plugin_id: str) -> bool:
+        """Whether a plugin may serve routes, and is running to do so."""
+        handle = self._deps.handles.get(plugin_id)
+        return handle is not None and handle.armed and self._may(plugin_id)
+
+    async def _call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
+        return await self._handle(plugin_id).call(method, params)
+
+    async def _invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        return await self._handle(plugin_id).invoke(action, payload, by_outsider=True)
+
+    def _handle(self, plugin_id: str) -> PluginHandle:
+        if (handle := self._deps.handles.get(plugin_id)) is None:
+            raise Problem("not_armed", f"{plugin_id} is not armed")
+        return handle
+
     def _pinned(self, plugin_id: str, bound: egress.Origin) -> Address | None:
-        rights = self._doors.published(plugin_id)
+        rights = self._deps.permissions.published(plugin_id)
         found = egress.pinned(rights, scheme=bound.scheme, host=bound.host, port=bound.port)
         return bound.address if bound.address in found else None
 
@@ -294,7 +321,7 @@ class RouteCalls:
 
     def _wanted(self, kept: RouteKept) -> bool:
         """Whether it is to be served now."""
-        answers = self._doors.may if kept.spec.target == "service" else self._doors.live
+        answers = self._may if kept.spec.target == "service" else self._live
         return answers(kept.plugin_id) and self._may_have(kept.plugin_id, kept.spec.path)
 
     def _may_have(self, plugin_id: str, path: str) -> bool:
@@ -302,7 +329,7 @@ class RouteCalls:
 
     def _free(self, plugin_id: str, path: str) -> frozenset[str]:
         """`path`, when it lies below a prefix that was granted; below `/` lies what belongs to others."""
-        granted = {routes.normal(one) for one in self._doors.prefixes(plugin_id)}
+        granted = {routes.normal(one) for one in self._deps.permissions.prefixes(plugin_id)}
         below = any(path.startswith(one) for one in granted - {"/"})
         return frozenset({path} if below or path in granted else ())
 

@@ -53,14 +53,37 @@ def test_who_is_not_known_may_nothing():
     assert Permissions().refusal("acme.demo", "task:run").code == "not_seen"
 
 
-def test_a_change_is_told_once():
-    """Only what decides counts; one that is as it was before anybody asked is no change."""
-    standing = {}
+def test_before_all_records_are_read_nothing_is_lost():
     here = Permissions()
-    here.follow(lambda plugin_id: standing.get(plugin_id, permissions.UNKNOWN))
-    assert not here.changed("acme.demo")
+    assert here.refusal("acme.demo", "task:run").code == "not_seen"
+    here.complete = True
+    assert here.refusal("acme.demo", "task:run").code == "not_active"
+
+
+def test_update_tells_changes():
+    """Only what decides counts; one that may nothing, as before, is no change."""
+    here = Permissions()
+    assert not here.update("acme.demo", permissions.UNKNOWN)
+    assert not here.update("acme.demo", permissions.NOT_SEEN)
     for now in (GOOD, PluginStanding(active=True, fault="digest_mismatch", granted=GOOD.granted), permissions.UNKNOWN):
-        standing["acme.demo"] = now
-        assert (here.changed("acme.demo"), here.changed("acme.demo")) == (True, False)
+        assert (here.update("acme.demo", now), here.update("acme.demo", now)) == (True, False)
         assert here.may("acme.demo", "ddns:admin") is (now == GOOD)
-    assert here._told == {}, "nothing is kept of those that may nothing: there may be thousands"
+    assert here._standings == {}, "nothing is kept of those that may nothing: there may be thousands"
+
+
+def test_what_is_granted_besides_capabilities():
+    here = Permissions()
+    granted = (
+        "bucket=shared",
+        "env=TOKEN",
+        "origin=http://127.0.0.1:80",
+        "prefix=/app/",
+        "publish=http://127.0.0.1:81",
+    )
+    here.update("acme.demo", PluginStanding(active=True, permits=granted, hosts=("*",), declared_hosts=("*",)))
+    assert (here.buckets("acme.demo"), here.variables("acme.demo")) == ({"shared"}, {"TOKEN"})
+    assert here.prefixes("acme.demo") == {"/app/"}
+    assert [one.port for one in here.origins("acme.demo")] == [80], "for its own requests"
+    assert [one.port for one in here.published("acme.demo").origins] == [81], "for its routes"
+    rights = here.egress_rights("acme.demo")
+    assert (rights.hosts, rights.declared, rights.owner) == (("*",), ("*",), "acme.demo")

@@ -223,23 +223,23 @@ async def test_paths_that_no_plugin_gets(world, path):
 
 async def test_a_granted_prefix_and_what_lies_below_it(world):
     """Until the operator takes it back; never what is reserved."""
-    world.rooms.prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
+    world.rooms.granted_prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
     await world.put(path="/shop/", **TEMPLATE)
     await world.put(path="/shop/cart/", target="template", template="cart")
     assert (await world.refused(path="/.well-known/x/", **TEMPLATE)).code is Denial.BAD_PARAMS
     assert (await world.refused(path="/shopping/", **TEMPLATE)).code is Denial.BAD_PARAMS
     assert (await page(world, "/shop/cart/x")).body == b"cart"
-    world.rooms.prefixes[ID] = frozenset()
+    world.rooms.granted_prefixes[ID] = frozenset()
     world.pass_s(1.0)
     await ingresses.until(lambda: not world.pages.in_use, "given back")
-    world.rooms.prefixes[ID] = frozenset({"/shop/"})
+    world.rooms.granted_prefixes[ID] = frozenset({"/shop/"})
     world.pass_s(1.0)
     assert world.pages.find("/shop/cart/x").plugin_id == ID
 
 
 async def test_the_top_is_a_place_of_its_own(world):
     """Granted, it answers what nobody else does; it opens nobody else's place."""
-    world.rooms.prefixes[ID] = frozenset({"/"})
+    world.rooms.granted_prefixes[ID] = frozenset({"/"})
     await world.put(path="/", **TEMPLATE)
     for path in (f"/{OTHER}/", "/x/", "/.well-known/"):
         assert (await world.refused(path=path, **TEMPLATE)).code is Denial.BAD_PARAMS
@@ -251,7 +251,7 @@ async def test_the_top_is_a_place_of_its_own(world):
 
 async def test_a_path_that_another_plugin_has_is_taken(world):
     """Named, and free again as soon as that one is gone."""
-    world.rooms.prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
+    world.rooms.granted_prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
     await world.put(ID, path="/app/", **TEMPLATE)
     error = await world.refused(OTHER, path="/app/", **TEMPLATE)
     assert (error.code, f"route_taken: cannot serve this route: /app/ belongs to {ID}") == (

@@ -169,7 +169,7 @@ async def test_the_path_is_passed_on_as_it_was_written(world, session):
 async def test_a_service_at_the_top(tmp_path, backend):
     """Paths as they are, redirects as they are; our own pages and what is reserved stay ours."""
     async with routed.opened(tmp_path) as world:
-        world.rooms.prefixes[ID] = frozenset({"/"})
+        world.rooms.granted_prefixes[ID] = frozenset({"/"})
         await world.serve(backend, path="/", public=["/feed"])
         session = await world.cookie(to="/")
         assert echoed(await world.get("/a%20b?c", session))["path"] == "/a%20b?c"

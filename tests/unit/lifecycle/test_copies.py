@@ -32,7 +32,7 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
         await home.seen(ID)
         await home.decide(ID, "installed")
         await home.decide(ID, "active")
-        lifecycle, lines, asked = home.house.api.lifecycle, Lines(), []
+        lifecycle, lines, asked = home.app.api.lifecycle, Lines(), []
         lifecycle._refusals = RefusedLog(lines)
         refusal = Claimants.refusal
         monkeypatch.setattr(Claimants, "refusal", lambda self, *given: asked.append(given) or refusal(self, *given))

@@ -36,8 +36,8 @@ def changes(home, after=0):
 
 
 async def rejected(home, name):
-    await houses.until(lambda: f"plugins/{name}" in home.house.api.lifecycle.rejected(), f"{name} rejected")
-    return home.house.api.lifecycle.rejected()[f"plugins/{name}"].code.value
+    await houses.until(lambda: f"plugins/{name}" in home.app.api.lifecycle.rejected(), f"{name} rejected")
+    return home.app.api.lifecycle.rejected()[f"plugins/{name}"].code.value
 
 
 async def test_the_whole_way(home):
@@ -218,8 +218,8 @@ async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home)
 
     async def stopping(grace_s):
         del grace_s
-        held_by.append(home.house.api.lifecycle.records[ID].facts.publisher)
-        home.house.api.lifecycle.follow(ID)  # something changes on disk just now
+        held_by.append(home.app.api.lifecycle.records[ID].facts.publisher)
+        home.app.api.lifecycle.follow(ID)  # something changes on disk just now
 
     life.stopping = stopping
     assert (await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})).status == 200
@@ -335,7 +335,7 @@ async def test_a_pair_that_changes_while_it_is_kept_is_not_installed(home, monke
     """The bytes that run are the bytes that were verified: otherwise refused with the code, and on record."""
     bundle = home.drop()
     await home.seen(ID)
-    catalog = home.house.api.catalog
+    catalog = home.app.api.catalog
     real = catalog.keep
 
     async def keep(name, verified):
@@ -413,7 +413,7 @@ async def test_what_was_tampered_with_while_the_daemon_slept_is_not_armed(tmp_pa
         other = home.drop("other", id="acme.stored")
         await home.armed(ID)
         await home.armed("acme.stored")
-        (record,) = [r for r in home.house.api.ledger.read(rows.load_all) if r.id == "acme.stored"]
+        (record,) = [r for r in home.app.api.ledger.read(rows.load_all) if r.id == "acme.stored"]
     bundles.tamper(bundle.artifact_path)
     other.path.rename(tmp_path / "aside")  # else the stored pair would be mended from it
     stored = tmp_path / "state/store" / record.facts.identity / "manifest.json"

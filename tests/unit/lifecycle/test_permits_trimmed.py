@@ -82,7 +82,7 @@ async def test_a_trimmed_prefix_is_served_no_more():
         )
 
         async def status(path):
-            listener = home.house.api.runners["worker"]._routes.listener
+            listener = home.app.api.runners["worker"]._routes.listener
             async with visitor.get(listener.url + path) as answer:
                 return answer.status
 

@@ -30,7 +30,7 @@ def disk(home, monkeypatch):
         full = False
         tries = 0
 
-    real = home.house.api.ledger.write
+    real = home.app.api.ledger.write
 
     async def write(change, **how):
         Disk.tries += 1
@@ -38,12 +38,12 @@ def disk(home, monkeypatch):
             raise FULL
         return await real(change, **how)
 
-    monkeypatch.setattr(home.house.api.ledger, "write", write)
+    monkeypatch.setattr(home.app.api.ledger, "write", write)
     return Disk
 
 
 def stored(home, plugin_id="acme.demo"):
-    found = [record for record in home.house.api.ledger.read(rows.load_all) if record.id == plugin_id]
+    found = [record for record in home.app.api.ledger.read(rows.load_all) if record.id == plugin_id]
     return found[0] if found else None
 
 
@@ -115,7 +115,7 @@ async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
     home.drop("two", id="acme.two")
     for plugin_id in ("acme.one", "acme.two"):
         await home.seen(plugin_id)
-    saver, ledger = home.house.api.lifecycle.saver, home.house.api.ledger
+    saver, ledger = home.app.api.lifecycle.saver, home.app.api.ledger
     await houses.until(lambda: stored(home, "acme.two") is not None)
     gate, real, mark = asyncio.Event(), ledger.write, home.mark()
 
@@ -138,7 +138,7 @@ async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
 
 async def test_a_surprise_in_the_ledger_is_tried_again_too(home, monkeypatch):
     """Not only a full disk: whatever kept it from being written."""
-    ledger, real, failures = home.house.api.ledger, home.house.api.ledger.write, [RuntimeError("a bug"), OSError(5)]
+    ledger, real, failures = home.app.api.ledger, home.app.api.ledger.write, [RuntimeError("a bug"), OSError(5)]
 
     async def write(change, **how):
         if failures:
@@ -159,14 +159,14 @@ async def test_what_waits_is_written_at_the_end(tmp_path, monkeypatch):
         home.drop()
         await home.armed("acme.demo")
         await houses.until(lambda: stored(home).status == "active")
-        ledger, real = home.house.api.ledger, home.house.api.ledger.write
+        ledger, real = home.app.api.ledger, home.app.api.ledger.write
 
         async def write(change, **how):
             raise FULL
 
         monkeypatch.setattr(ledger, "write", write)
         assert (await home.decide("acme.demo", "disabled")).status == 200
-        await houses.until(lambda: home.house.api.lifecycle.saver.refused)
+        await houses.until(lambda: home.app.api.lifecycle.saver.refused)
         monkeypatch.setattr(ledger, "write", real)
     author = home.author
     async with houses.opened(tmp_path, author=author) as again:

@@ -20,8 +20,8 @@ async def test_an_installed_plugin_starts_beside_more_bundles_than_there_may_be(
             await home.armed("acme.demo")
             for number in range(3 * MOST):
                 home.drop(f"{number:02}", id=f"acme.stranger-{number:02}")
-            await houses.until(lambda: len(home.house.api.lifecycle.rejected()) >= MOST, "some are too many")
+            await houses.until(lambda: len(home.app.api.lifecycle.rejected()) >= MOST, "some are too many")
         async with houses.opened(Path(place), author=ACME, toml=TOML) as home:
             await home.until_plugin("acme.demo", lambda view: view["available"] and view["runtime"]["state"] == "armed")
             assert home.driven.living["acme.demo"] == 1
-            await houses.until(lambda: len(home.house.api.lifecycle.rejected()) >= MOST, "some are too many still")
+            await houses.until(lambda: len(home.app.api.lifecycle.rejected()) >= MOST, "some are too many still")

@@ -33,8 +33,8 @@ async def until_told(home, code, *, target=ID, action="plugin.verdict"):
 async def trusting(home, *authors):
     """Another policy, in force."""
     home.trust.write_bytes(bundles.policy_bytes(*authors))
-    await asyncio.to_thread(home.house.api.policy.look, always=True)
-    await home.house.api.lifecycle.policy_changed()
+    await asyncio.to_thread(home.app.api.policy.look, always=True)
+    await home.app.api.lifecycle.policy_changed()
 
 
 async def test_what_happens_to_a_disabled_plugins_bundle_is_on_record():
@@ -121,7 +121,7 @@ async def test_a_stranger_who_renames_thousands_floods_nobody():
     async with houses.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
-        stranger, lifecycle = bundles.author("stranger"), home.house.api.lifecycle
+        stranger, lifecycle = bundles.author("stranger"), home.app.api.lifecycle
         home.drop("theirs", author=stranger, id="stranger.demo")
         await houses.until(lifecycle.rejected, "the stranger's bundle")
         seen = 0
@@ -139,7 +139,7 @@ async def test_a_stranger_who_renames_thousands_floods_nobody():
         await until_told(home, "digest_mismatch")
         strangers = told(home, "bundle.verdict")
         assert QUOTA <= len(strangers) <= QUOTA + 20  # and one a second that counts the rest
-        await home.house.api.ledger._record_owed(home.house.api.ledger._denials.rest(1e9))
+        await home.app.api.ledger._record_owed(home.app.api.ledger._denials.rest(1e9))
         counted = sum(row["detail"].get("count", 1) for row in told(home, "bundle.verdict"))
         assert counted == seen + 1
 

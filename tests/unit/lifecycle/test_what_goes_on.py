@@ -74,7 +74,7 @@ class Going:
 
     @property
     def services(self) -> Any:
-        return self.home.house._engine.services
+        return self.home.app.services
 
     @property
     def state(self) -> str:
@@ -118,7 +118,7 @@ class Going:
 
     def url(self, name: str) -> str:
         """Where a route is served right now: the listener goes with the last route, and comes back at another port."""
-        table = self.services.service_routes if name in {"proxied", "streamed"} else self.services.routes
+        table = self.services.upstreams if name in {"proxied", "streamed"} else self.services.pages
         return f"{table.listener.url}{self.path(name)}x"
 
     async def approve(self, task_id: str) -> houses.Answer:
@@ -218,7 +218,7 @@ async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) ->
 
 def _trust(home: houses.Home, *more: bundles.Author, **fields: Any) -> None:
     """Trust these besides whom the house trusts already."""
-    old = home.house.api.policy.own
+    old = home.app.api.policy.own
     known = {name: list(one.keys) for name, one in old.publishers.items()}
     kept = {kind: sorted(getattr(old.revoked, kind)) for kind in ("keys", "digests", "plugins")}
     for kind, values in fields.items():
@@ -266,7 +266,7 @@ async def full(it: Going) -> None:
         raise Problem("ledger_unavailable", "the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(it.home.house.api.ledger, "write", refuse)
+        patch.setattr(it.home.app.api.ledger, "write", refuse)
         assert (await it.home.decide(it.id, "disabled")).status == 200
 
 
@@ -281,7 +281,7 @@ async def hand(it: Going) -> None:
     _trust(it.home, other)
     await it.home.look()
     it.home.drop("other", author=other, id=it.id, capabilities=hostcalls.EVERYTHING, version="2.0.0")
-    life = it.home.house.api.lifecycle
+    life = it.home.app.api.lifecycle
     await houses.until(lambda: life.claimant(it.id, "stranger"), "the other's bundle")
     wanted = {"accept_publisher": "stranger", "accept": list(hostcalls.HOST_RISK)}
     answer = await it.home.ask("POST", f"/api/plugins/by-id/{it.id}/upgrade", wanted)
@@ -296,11 +296,11 @@ async def _revoked(it: Going, **what: list[str]) -> None:
 
 async def _failed(it: Going, code: str) -> None:
     def told() -> bool:
-        runtime = it.home.house.api.supervisor.runtime(it.id)
+        runtime = it.home.app.api.supervisor.runtime(it.id)
         return runtime.last_error is not None and runtime.last_error.code == code
 
     await houses.until(told, f"{it.id}: {code}")
-    assert it.home.house.api.supervisor.runtime(it.id).state == "failed", "not told before it is so"
+    assert it.home.app.api.supervisor.runtime(it.id).state == "failed", "not told before it is so"
 
 
 @pytest.fixture
@@ -373,6 +373,6 @@ async def test_a_crash_is_no_loss_of_trust(home, names):
         await it.proxy()
         await it.until(*ALL)
         home.driven.only(it.id).crash()
-        await houses.until(lambda: home.house.api.supervisor.runtime(it.id).state != "armed", "it to be down")
+        await houses.until(lambda: home.app.api.supervisor.runtime(it.id).state != "armed", "it to be down")
         await home.look()
         assert await it.seen() >= ALL - {"call", "template", "invoke"}

@@ -37,8 +37,8 @@ async def fill(home, *, decisions=0, calls=0, older_calls=0):
         for _ in range(calls):
             tx.append_audit(CALL)
 
-    await home.house.api.ledger.write(change)
-    await home.house.api.ledger.sign_head()
+    await home.app.api.ledger.write(change)
+    await home.app.api.ledger.sign_head()
 
 
 def ids(events):
@@ -124,7 +124,7 @@ async def test_streams_share_one_page_a_turn(home, monkeypatch):
 async def test_a_page_is_bounded_whatever_it_shows(home):
     """Rows walked over, and rows shown."""
     await fill(home, older_calls=5_000, decisions=1_000, calls=1_000)
-    ledger = home.house.api.ledger
+    ledger = home.app.api.ledger
     page = ledger.read(lambda db: streams._page(db, streams.Position(), calls=False))
     assert (page.events, page.upto.decisions, page.more) == ([], streams.SPAN, True)
     page = ledger.read(lambda db: streams._page(db, streams.Position(5_000, 0), calls=True))
@@ -138,9 +138,9 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
     reading = asyncio.create_task(streamed(home, "after=0", "2"))
     await houses.until(lambda: pages)
     for _ in range(50):
-        await home.house.api.ledger.record(CALL)
+        await home.app.api.ledger.record(CALL)
     seen = len(pages)
-    await home.house.api.ledger.record(ACT)
+    await home.app.api.ledger.record(ACT)
     assert [at for at, _ in await reading] == ["1", "2"]
     assert seen <= 2
     assert len(pages) <= seen + 2
@@ -190,7 +190,7 @@ async def test_a_verification_that_was_given_up_is_gone_on_with(home, monkeypatc
     monkeypatch.setattr(verifying, "BATCH", 10)
     for _ in range(5):
         await fill(home, calls=30)
-    ledger, kept = home.house.api.ledger, home.house.api.verifying
+    ledger, kept = home.app.api.ledger, home.app.api.verifying
     real, walked, wanted = ledger.read_slow, [], verifying.VerifyRequest(chains=("calls",))
 
     async def read_slow(question):
@@ -242,14 +242,14 @@ async def test_a_cut_or_a_hole_is_found(home, harm, monkeypatch):
 async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
     """What was removed before the walk came to it is no fault: it goes on with the checkpoint."""
     monkeypatch.setattr(verifying, "BATCH", 10)
-    ledger = home.house.api.ledger
+    ledger = home.app.api.ledger
     for _ in range(10):
         await fill(home, calls=30)
     real, removed = ledger.read_slow, []
 
     async def read_slow(question):
         found = await real(question)
-        if not removed and home.house.api.verifying.progress.seq >= 20:
+        if not removed and home.app.api.verifying.progress.seq >= 20:
             ledger.calls_retention = Retention(max_bytes=20_000)
             removed.append(await ledger.remove_old(by_age=False))
         return found
@@ -268,14 +268,14 @@ async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, 
     monkeypatch.setattr(verifying, "BATCH", 10)
     monkeypatch.setattr("latticed.rpc.audit.TELL_S", 0.0)
     await fill(home, calls=200)
-    gate, real = asyncio.Event(), home.house.api.ledger.read_slow
+    gate, real = asyncio.Event(), home.app.api.ledger.read_slow
 
     async def read_slow(question):
-        if home.house.api.verifying.progress.seq == 100:
+        if home.app.api.verifying.progress.seq == 100:
             await gate.wait()
         return await real(question)
 
-    monkeypatch.setattr(home.house.api.ledger, "read_slow", read_slow)
+    monkeypatch.setattr(home.app.api.ledger, "read_slow", read_slow)
     lines = []
     async with asyncio.timeout(10), home.session.get("http://latticed/api/audit/verify?progress=1&calls=1") as answer:
         assert answer.content_type == "application/x-ndjson"
@@ -291,7 +291,7 @@ async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, 
 
 async def test_a_verification_ends_with_the_daemon(home):
     await fill(home, calls=10)
-    home.house.api.closing.set()
+    home.app.api.closing.set()
     answer = await home.ask("GET", "/api/audit/verify")
     assert (answer.status, answer.code) == (503, "stopping")
 
@@ -307,13 +307,13 @@ async def test_metrics_and_status_count_both(home):
 
 async def test_health_notes_that_host_calls_were_removed(home):
     """By default 2 GiB of them are kept; what went is said, and no reason to be unwell."""
-    assert home.house.api.ledger.calls_retention == Retention(max_bytes=2 << 30)
-    assert home.house.api.ledger.retention == Retention()
+    assert home.app.api.ledger.calls_retention == Retention(max_bytes=2 << 30)
+    assert home.app.api.ledger.retention == Retention()
     assert (await home.ask("GET", "/api/health"))["notes"] == []
     for _ in range(3):
         await fill(home, calls=30)
-    home.house.api.ledger.calls_retention = Retention(max_bytes=10_000)
-    removed = await home.house.api.ledger.remove_old(by_age=False)
+    home.app.api.ledger.calls_retention = Retention(max_bytes=10_000)
+    removed = await home.app.api.ledger.remove_old(by_age=False)
     health = await home.ask("GET", "/api/health")
     assert health.status == 200
     (note,) = health["notes"]
@@ -330,7 +330,7 @@ async def test_a_new_publisher_does_not_read_the_old_ones_events():
         await plugin.call("kv.get", key="of-acme")
         assert len((await plugin.call("audit.query"))["events"]) == 2
         home.drop("other", author=rival, id="acme.demo", capabilities=["audit:read", "kv:read"])
-        await houses.until(lambda: "plugins/other" in home.house.api.lifecycle.rejected())
+        await houses.until(lambda: "plugins/other" in home.app.api.lifecycle.rejected())
         url = "/api/plugins/by-id/acme.demo"
         answer = await home.ask(
             "POST", f"{url}/upgrade", {"accept_publisher": "rival", "accept": ["audit:read", "kv:read"]}

@@ -88,7 +88,7 @@ async def test_without_a_record_there_is_no_backup(home, monkeypatch):
     async def full(_event):
         raise Problem("audit_unavailable", "the disk is full")
 
-    monkeypatch.setattr(home.house.api.ledger, "record", full)
+    monkeypatch.setattr(home.app.api.ledger, "record", full)
     answer = await home.ask("GET", "/api/backup")
     assert (answer.status, answer.code) == (503, "audit_unavailable")
     assert staged(home) == []

@@ -15,7 +15,7 @@ async def home():
     async with houses.opened() as found:
         found.drop(id=ID, capabilities=["notify:send"])
         await found.armed(ID)
-        queue = found.house.api.notifications
+        queue = found.app.api.notifications
         for number in range(3):
             await queue.accept(ID, NotificationRow(title=f"t{number}", body="b", severity="info", event="", dedupe=""))
         item = await queue.take()

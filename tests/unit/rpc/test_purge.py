@@ -43,7 +43,7 @@ async def home():
             row = tx.execute("SELECT owner, name, mac FROM secret_bindings").fetchone()
             tx.execute("INSERT INTO secret_bindings VALUES (?, ?, ?, ?)", (*row[:2], f"{ID}@old", row[2]))
 
-        await found.house.api.ledger.write(more)
+        await found.app.api.ledger.write(more)
         yield found
 
 
@@ -63,7 +63,7 @@ def traces(home):
         return found
 
     files = [path.name for path in (home.root / "state").rglob("*") if path.name.partition("@")[0] == ID]
-    return home.house.api.ledger.read(look), files
+    return home.app.api.ledger.read(look), files
 
 
 async def test_forgetting_says_what_stays_and_purging_removes_it(home):
@@ -86,7 +86,7 @@ async def test_forgetting_says_what_stays_and_purging_removes_it(home):
     detail = [event["detail"] for event in home.events(action="plugin.forget")]
     assert [one["purged"] for one in detail] == [False, True, True]
     assert {name: detail[1][name] for name in LEFT} == LEFT
-    other = home.house.api.ledger.read(lambda db: kv.get(db, "plugin:acme.demo-2", "a"))
+    other = home.app.api.ledger.read(lambda db: kv.get(db, "plugin:acme.demo-2", "a"))
     assert other == b"1"
     assert (home.root / "state" / "static" / "acme" / "acme.demo-2" / "a" / "b.txt").exists()
 

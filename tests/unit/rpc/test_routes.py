@@ -38,7 +38,7 @@ def be(monkeypatch, home):
 
     def someone(*words, uid=USER, scopes=Scope.NONE):
         houses.be(monkeypatch, uid)
-        api = home.house.api
+        api = home.app.api
         granted = scopes
         for word in words:
             granted |= BY_WORD[word]
@@ -218,7 +218,7 @@ async def test_a_fault_of_ours_is_500_without_its_words(home, monkeypatch):
     def broken():
         raise RuntimeError("/var/lib/latticed/secret")
 
-    monkeypatch.setattr(home.house.api.lifecycle, "known", broken)
+    monkeypatch.setattr(home.app.api.lifecycle, "known", broken)
     answer = await home.ask("GET", "/api/plugins")
     assert (answer.status, answer.code) == (500, "internal")
     assert "secret" not in json.dumps(answer)
@@ -253,12 +253,12 @@ async def test_a_long_list_in_pieces_says_what_a_short_one_does(home, monkeypatc
         home.drop(name, id=f"acme.{name}{name}")
         await home.seen(f"acme.{name}{name}")
     short = (await home.ask("GET", "/api/plugins"))["rows"]
-    home.house.api.shown.clear()
+    home.app.api.shown.clear()
     monkeypatch.setattr(views, "ROWS_KEPT", 3)
     monkeypatch.setattr(plugins, "ROWS_AT_ONCE", 2)
     for _ in range(2):
         assert (await home.ask("GET", "/api/plugins"))["rows"] == short
-    assert len(home.house.api.shown) == 3
+    assert len(home.app.api.shown) == 3
 
 
 async def test_a_long_list_that_breaks_off_is_not_taken_for_a_whole_one(home, monkeypatch):
@@ -336,7 +336,7 @@ async def test_verify_judges_and_keeps_nothing(home):
 async def test_rejected_bundles_are_listed_with_their_reason(home):
     """By directory name; what it claims to be, when that can be read."""
     home.drop("second", id=ID)
-    await houses.until(home.house.api.lifecycle.rejected, "rejected")
+    await houses.until(home.app.api.lifecycle.rejected, "rejected")
     (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
     assert (row["name"], row["code"], row["id"]) == ("second", "duplicate_id", ID)
     assert row["reason"]

@@ -20,7 +20,7 @@ async def home():
     async with houses.opened() as found:
         found.drop("demo", id="acme.demo")
         await found.armed("acme.demo")
-        life = found.house.api.lifecycle
+        life = found.app.api.lifecycle
         record = life.records["acme.demo"]
         life.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
         refused = Refused(code=Code.DIGEST_MISMATCH, reason="x", hint="y")
@@ -39,7 +39,7 @@ async def turns_of_others(work):
 
 
 async def test_counts_are_taken_in_parts(home):
-    turns, counted = await turns_of_others(tally.taken(home.house.api))
+    turns, counted = await turns_of_others(tally.taken(home.app.api))
     assert turns >= 3 * (MANY // tally.PART)
     assert counted.statuses == {"active": MANY + 1}
     assert counted.refused == {"digest_mismatch": MANY}
@@ -61,6 +61,6 @@ async def test_answers_over_all_plugins_leave_turns_to_others(home, path, parts)
 async def test_bundles_that_are_refused_are_listed_as_ever(tmp_path: Path):
     async with houses.opened() as home:
         home.drop("demo", author=bundles.author("stranger"))
-        await houses.until(home.house.api.lifecycle.rejected)
+        await houses.until(home.app.api.lifecycle.rejected)
         (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
         assert (row["name"], row["code"]) == ("demo", "publisher_untrusted")

@@ -79,7 +79,7 @@ async def test_nothing_is_unused_before_it_was_watched_for_so_long(home, clock):
 
 async def test_hosts_that_were_reached_are_remembered(home):
     """Each once, with the last time; looked back only so far; gone with the record."""
-    ledger, now = home.house.api.ledger, home.house.api.clock.wall_us()
+    ledger, now = home.app.api.ledger, home.app.api.clock.wall_us()
     day_us = 86_400_000_000
     for host, at in (("old.example:443", now - 20 * day_us), ("api.example.org:443", now), ("b.example:80", now - 5)):
         await ledger.write(lambda tx, host=host, at=at: contacts.note(tx, ID, host, now_us=at))
@@ -96,7 +96,7 @@ async def test_hosts_that_were_reached_are_remembered(home):
 async def test_only_so_many_hosts_are_remembered(home, monkeypatch):
     """The one that was not seen for longest makes room."""
     monkeypatch.setattr(contacts, "MOST", 3)
-    ledger = home.house.api.ledger
+    ledger = home.app.api.ledger
     for number in range(5):
         await ledger.write(lambda tx, number=number: contacts.note(tx, ID, f"h{number}.example:443", now_us=number + 1))
     assert [host for host, _ in ledger.read(lambda db: contacts.since(db, ID, 0))] == [

@@ -251,7 +251,7 @@ async def test_what_cannot_be_activated(tmp_path, monkeypatch):
 
 def test_the_daemon_never_imports_wasmtime():
     """Nor what runs inside: that is for children."""
-    script = "import sys, latticed.daemon, latticed.house, latticed.runners.wasm as w; w.Package.find();"
+    script = "import sys, latticed.daemon, latticed.app, latticed.runners.wasm as w; w.Package.find();"
     script += "print([name for name in sys.modules if name.startswith(('wasmtime', 'latticed.runners.wasm_inside'))])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "[]\n"

@@ -238,7 +238,7 @@ def test_a_file_is_put_together_from_its_pieces():
 async def test_the_hosts_services_take_these_parameters():
     """Of every host call that this version serves; what has no service yet is free to change."""
     async with houses.opened() as home:
-        services = dict(home.house._engine._broker.services)
+        services = dict(home.app.broker.services)
     assert {"kv.get", "http.do", "notify.send", "node.journal", "monitor.put", "static.put"} <= set(services)
     for group, name, _, _, call, params, *_ in ROWS:
         if call in services:

@@ -1,0 +1,303 @@
+"""The one wiring point: makes every part of the daemon from the settings, opens them in order, closes in reverse.
+
+Nothing below knows this module. What a lower part must learn from an upper one is in an object that both are given
+here: `Permissions` (the lifecycle writes, host services read) and the table of handles (the supervisor writes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Self
+
+from latticed.broker.gate import Broker
+from latticed.bundle import read
+from latticed.catalog.catalog import Catalog
+from latticed.catalog.store import Store
+from latticed.host.permissions import Permissions
+from latticed.host.services import HostServices, restart_policy
+from latticed.ingress.ingress import Ingress
+from latticed.ingress.service_listener import ServiceIngress
+from latticed.kit import logs
+from latticed.kit.clock import SystemClock
+from latticed.kit.wheel import Wheel
+from latticed.ledger import open_ledger, records
+from latticed.lifecycle import manifest_defaults, revocations, startup_merge
+from latticed.lifecycle.backup import Backups
+from latticed.lifecycle.deps import LifecycleDeps
+from latticed.lifecycle.lifecycle import Lifecycle
+from latticed.lifecycle.policy import PolicyKeeper
+from latticed.model.chain import DECISIONS
+from latticed.model.errors import Problem
+from latticed.reload import Reloader, fingerprint, gate_limits, resolved, set_retention
+from latticed.rpc.api import Api
+from latticed.rpc.control_socket import RuntimeDirectory
+from latticed.rpc.server import Server
+from latticed.runners import choice
+from latticed.runners.child_spawner import ChildSpawner
+from latticed.runners.choice import RunnerDeps
+from latticed.runners.output import Outputs
+from latticed.sandbox import cgroup, probe
+from latticed.supervisor.deps import HandleDeps
+from latticed.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.model.chain import Head
+    from latticed.model.verdict import Verdict
+    from latticed.runners.contract import Runner
+    from latticed.sandbox.host_facts import Probed
+    from latticed.settings import Settings
+    from latticed.supervisor.handle import Handle
+
+log = logs.get_logger()
+
+
+class App:
+    """One running daemon, an async context manager: entered, all is recovered and the control socket is served.
+
+    `inherited` is a listening socket that the service manager passed; `runners` (by plugin type) replaces the choice
+    that the settings make.
+    """
+
+    def __init__(
+        self,
+        config: Path | None,
+        settings: Settings,
+        *,
+        inherited: socket.socket | None = None,
+        accept_rollback: bool = False,
+        runners: Mapping[str, Runner] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._settings = settings
+        self._inherited = inherited
+        self._accept_rollback = accept_rollback
+        self._runners = runners
+        self._clock = clock or SystemClock()
+        self._version = metadata.version("latticed")
+        self._wheel = Wheel()
+        self._stack = contextlib.AsyncExitStack()
+        # Made by __aenter__:
+        self.services: HostServices
+        self.broker: Broker
+        self.api: Api
+        self.reloader: Reloader
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        """Each part after those that it uses; the control socket last."""
+        settings, clock = self._settings, self._clock
+        settings_seen = await asyncio.to_thread(fingerprint, settings.config_file)
+        allowed, gid = await asyncio.to_thread(resolved, settings)
+        ledger = await stack.enter_async_context(self._open_ledger())
+        set_retention(ledger, settings)
+        directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
+        policy, kept_revocations = await self._open_policy(ledger)
+        spawner, outputs = _child_spawner(settings), Outputs(clock, logs.plugin_line)
+        handles: dict[str, Handle] = {}
+        services = self.services = HostServices(
+            settings,
+            ledger,
+            clock=clock,
+            wheel=self._wheel,
+            spawner=spawner,
+            permissions=Permissions(),
+            handles=handles,
+        )
+        runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs)
+        emit = functools.partial(_log_line, outputs)
+        self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
+        await stack.enter_async_context(services)
+        store = Store(settings.state_dir / "store", limits=self._read_limits())
+
+        async def judge(identity: str, sha256: str | None = None) -> Verdict:
+            verify = functools.partial(store.verify, identity, policy.current, host_version=self._version)
+            return await asyncio.to_thread(verify, sha256=sha256)
+
+        catalog = self._make_catalog(policy, store)
+        for source in ledger.read(records.accepted_sources):
+            catalog.hold(source)
+        await stack.enter_async_context(catalog)
+        handle_deps = HandleDeps(
+            runners=runners,
+            broker=self.broker,
+            store=store,
+            judge=judge,
+            record=ledger.record_later,
+            clock=clock,
+            restart=restart_policy(settings.supervision),
+            start_deadline_s=settings.supervision.start_deadline_s,
+            stop_grace_s=settings.supervision.stop_grace_s,
+            wheel=self._wheel,
+            drained=services.drained,
+        )
+        supervisor = await stack.enter_async_context(Supervisor(handle_deps, handles))
+        lifecycle = Lifecycle(
+            LifecycleDeps(
+                ledger=ledger,
+                catalog=catalog,
+                supervisor=supervisor,
+                services=services,
+                clock=clock,
+                judge=judge,
+                glance=judge,
+                store=store,
+                policy=policy,
+                revocations=kept_revocations,
+                defaults=manifest_defaults.of(settings),
+            )
+        )
+        await self._open_ingress(stack, ledger)
+        await stack.enter_async_context(lifecycle)
+        api = self.api = Api(
+            lifecycle=lifecycle,
+            backups=Backups(lifecycle, settings.state_dir, version=self._version),
+            supervisor=supervisor,
+            catalog=catalog,
+            ledger=ledger,
+            policy=policy,
+            revocations=kept_revocations,
+            clock=clock,
+            settings=settings,
+            access=allowed,
+            runners=runners,
+            ground=spawner,
+            outputs=outputs,
+            secrets=services.secrets,
+            notifications=services.notifications,
+            tasks=services.tasks,
+            ddns=services.ddns,
+            monitors=services.monitors,
+            programs=services.programs,
+            route=services.route,
+            version=self._version,
+            started_at=clock.wall_us(),
+            started_s=clock.monotonic_s(),
+        )
+        server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
+        await stack.enter_async_context(server)
+        self.reloader = Reloader(
+            self._config, api, server, broker=self.broker, services=services, settings_seen=settings_seen
+        )
+        api.around = self.reloader.troubles
+
+    @contextlib.asynccontextmanager
+    async def _open_ledger(self) -> AsyncIterator[Ledger]:
+        """The ledger, at least as strict as what is known from outside it."""
+        accept = self._accept_rollback
+        opening = open_ledger(self._settings.state_dir, clock=self._clock, on_head=_log_head, accept_rollback=accept)
+        async with opening as ledger:
+            await startup_merge.hold(ledger, self._clock, accept=accept)
+            yield ledger
+
+    async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.RevocationKeeper]:
+        remembered = ledger.read(revocations.remembered)
+        policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
+        await asyncio.to_thread(policy.look, always=True)
+        kept = revocations.RevocationKeeper(ledger, policy, self._clock)
+        await kept.remember()
+        return policy, kept
+
+    async def _open_ingress(self, stack: contextlib.AsyncExitStack, ledger: Ledger) -> None:
+        """The listeners for plugins' routes, which bind once there are any routes."""
+        services, http = self.services, self._settings.http
+        await stack.enter_async_context(Ingress(services.pages, http, clock=self._clock))
+        proxy = ServiceIngress(
+            services.upstreams,
+            http,
+            secret=services.secrets.value_for,
+            record=ledger.record_later,
+            clock=self._clock,
+        )
+        await stack.enter_async_context(proxy)
+
+    def _make_runners(self, spawner: ChildSpawner, outputs: Outputs) -> Mapping[str, Runner]:
+        wanted, services = self._settings.runners, self.services
+        deps = RunnerDeps(
+            ground=spawner,
+            outputs=outputs,
+            routes=services.pages,
+            state_dir=self._settings.state_dir,
+            start_deadline_s=self._settings.supervision.start_deadline_s,
+            permits=services.permissions.permits,
+            prefixes=services.permissions.prefixes,
+        )
+        return choice.choose({"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}, deps)
+
+    def _make_catalog(self, policy: PolicyKeeper, store: Store) -> Catalog:
+        settings = self._settings
+        return Catalog(
+            {"plugins": settings.plugin_dir, "market": _market_dir(settings)},
+            policy=lambda: policy.current,
+            host_version=self._version,
+            clock=self._clock,
+            limits=self._read_limits(),
+            watch=settings.watch,
+            max_bundles=settings.limits.bundles,
+            store=store,
+        )
+
+    def _read_limits(self) -> read.ReadLimits:
+        limits = self._settings.limits
+        return read.ReadLimits(
+            manifest_bytes=limits.manifest_bytes,
+            artifact_bytes=limits.artifact_bytes,
+            deadline_s=limits.read_deadline_s,
+        )
+
+
+def _market_dir(settings: Settings) -> Path:
+    """The market's directory below the state directory, made when it is not there; Problem("state_unusable")."""
+    bundles = settings.state_dir / "bundles"
+    try:
+        bundles.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        detail = f"cannot make the directory {bundles}: {error.strerror or error}"
+        raise Problem("state_unusable", detail, "the state directory must be writable, with free space") from error
+    return bundles
+
+
+def _child_spawner(settings: Settings) -> ChildSpawner:
+    """Probe what this host can confine children with; removes the cgroups that an earlier daemon left."""
+    probed = _probed()
+    if probed.delegation is not None:
+        cgroup.sweep(probed.delegation)
+    return ChildSpawner(probed, settings.sandbox, settings.plugin_limits)
+
+
+@functools.cache
+def _probed() -> Probed:
+    """Once for this process: it starts throw-away children at every confinement level."""
+    return probe.probe()
+
+
+def _log_line(outputs: Outputs, level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
+    """A line of log.write: into the daemon's log, and beside what the plugin writes to stderr."""
+    write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
+    write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)
+    more = "".join(f" {name}={value}" for name, value in fields.items())
+    outputs.say(plugin_id, "log", f"{level}: {message}{more}")
+
+
+def _log_head(head: Head) -> None:
+    """Repeat a signed head of an audit chain in the log, which outlives a ledger whose tail was cut off."""
+    named = {} if head.chain == DECISIONS else {"chain": head.chain}
+    log.info("audit_head_signed", seq=head.seq, hash=head.hash, signed_at=head.ts, signature=head.signature, **named)

@@ -1,0 +1,250 @@
+"""All host services: which calls a Gate can answer, and what of them runs on between calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from latticed.host import call
+from latticed.host.audit import AuditCalls
+from latticed.host.contacts import Contacts
+from latticed.host.ddns.calls import DdnsCalls
+from latticed.host.ddns.cloudflare import CloudflareProvider
+from latticed.host.ddns.keeper import DdnsKeeper
+from latticed.host.ddns.providers import Providers
+from latticed.host.ddns.rfc2136 import Rfc2136Provider
+from latticed.host.egress.client import EgressClient
+from latticed.host.egress.guard import Guard
+from latticed.host.http.calls import HttpCalls
+from latticed.host.kv import KvCalls, quota_of
+from latticed.host.log import LogCalls
+from latticed.host.mail.calls import MailCalls
+from latticed.host.mail.smtp import Smtp
+from latticed.host.monitor.calls import MonitorCalls
+from latticed.host.monitor.keeper import MonitorKeeper
+from latticed.host.monitor.probes import Probes
+from latticed.host.network.calls import NetworkCalls
+from latticed.host.node.calls import NodeCalls
+from latticed.host.notify.calls import NotifyCalls
+from latticed.host.notify.keeper import NotificationQueue
+from latticed.host.program.calls import ProgramCalls
+from latticed.host.program.keeper import ProgramKeeper
+from latticed.host.program.supervised import ProgramDeps
+from latticed.host.route.calls import RouteCalls, RouteDeps
+from latticed.host.route.table import RouteTable
+from latticed.host.route.upstreams import UpstreamTable
+from latticed.host.secret import key as secret_key
+from latticed.host.secret.keeper import SecretKeeper
+from latticed.host.static.calls import StaticCalls
+from latticed.host.task.calls import TaskCalls
+from latticed.host.task.keeper import TaskKeeper
+from latticed.host.tunnel.calls import TunnelCalls
+from latticed.host.tunnel.connector import ConnectorDeps
+from latticed.host.tunnel.keeper import TunnelKeeper
+from latticed.model.restart import RestartPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latticed.host.call import Served
+    from latticed.host.confinement import Spawner
+    from latticed.host.permissions import Permissions, PluginStanding
+    from latticed.host.route.calls import PluginHandle
+    from latticed.kit.clock import Clock
+    from latticed.kit.wheel import Wheel
+    from latticed.ledger import Ledger
+    from latticed.settings import Settings, SupervisionSettings
+
+    LogEmitter = Callable[[str, str, str, dict[str, str]], None]
+
+
+SENDS: Final = ("notify:send", "monitor:admin")
+"""The capabilities that a waiting notification was sent by: the plugin's own call, or one of its monitors."""
+
+
+class HostServices:
+    """An async context manager, entered before the first plugin is started and left after the last one.
+
+    `permissions` are written by the lifecycle and `handles` (by plugin id) by the supervisor, both made later.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        wheel: Wheel,
+        spawner: Spawner,
+        permissions: Permissions,
+        handles: Mapping[str, PluginHandle],
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._clock = clock
+        self.permissions = permissions
+        self._contacts = Contacts(ledger, clock)
+        self._stack = contextlib.AsyncExitStack()
+        self.pages = RouteTable()
+        self.upstreams = UpstreamTable(on=bool(settings.http.service_listen))
+        self.secrets = SecretKeeper(ledger, secret_key.place(settings, os.environ), clock=clock)
+        self.kv = KvCalls(ledger, quota=quota_of(settings.host_calls), granted=permissions.buckets)
+        self.notifications = NotificationQueue(
+            ledger, clock=clock, settings=lambda: settings.notify, may=permissions.to(*SENDS).may
+        )
+        self.static = StaticCalls(
+            settings.state_dir / "static",
+            limits=lambda: settings.static,
+            publisher=permissions.publisher,
+            published=permissions.to("static:write").may,
+        )
+        guard = Guard()
+        self._client = EgressClient(guard)
+        self._smtp = Smtp(guard)
+        self.ddns = DdnsKeeper(
+            ledger=ledger,
+            wheel=wheel,
+            clock=clock,
+            providers=Providers(
+                cloudflare=CloudflareProvider(self._client),
+                rfc2136=Rfc2136Provider(guard),
+                secrets_of=self.secrets.for_plugin,
+            ),
+            rights=permissions.to("ddns:admin").egress_rights,
+            settings=lambda: settings.ddns,
+        )
+        self.monitors = MonitorKeeper(
+            ledger=ledger,
+            queue=self.notifications,
+            wheel=wheel,
+            clock=clock,
+            check=Probes(guard).check,
+            rights=permissions.to("monitor:admin").egress_rights,
+            settings=lambda: settings.monitor,
+        )
+        self._make_programs(spawner)
+        self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
+        route_deps = RouteDeps(
+            permissions=permissions,
+            handles=handles,
+            secret=self.secrets.value_for,
+            visited=self.programs.visited,
+        )
+        self.route = RouteCalls(
+            ledger,
+            pages=self.pages,
+            services=self.upstreams,
+            deps=route_deps,
+            clock=clock,
+            wheel=wheel,
+        )
+
+    def _make_programs(self, spawner: Spawner) -> None:
+        """What runs programs of the host's own for plugins."""
+        settings, ledger, clock, permissions = self._settings, self._ledger, self._clock, self.permissions
+        policy = restart_policy(settings.supervision)
+        to_run = permissions.to("task:run")
+        self.tasks = TaskKeeper(
+            ledger, clock=clock, spawner=spawner, settings=lambda: settings.task, refusal=to_run.refusal
+        )
+        self.programs = ProgramKeeper(
+            ledger,
+            clock=clock,
+            spawner=spawner,
+            settings=lambda: settings.service,
+            refusal=to_run.refusal,
+            policy=lambda: policy,
+            variables=permissions.variables,
+        )
+        connector_deps = ConnectorDeps(
+            tools=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
+            settings=lambda: settings.tunnel,
+            origins=permissions.origins,
+            policy=lambda: policy,
+        )
+        self.tunnels = TunnelKeeper(
+            ledger,
+            connector_deps,
+            refusal=permissions.to("tunnel:admin").refusal,
+            state_dir=settings.state_dir,
+            runtime_dir=settings.runtime_dir,
+        )
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            for one in self._running():
+                await stack.enter_async_context(one)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _running(self) -> tuple[contextlib.AbstractAsyncContextManager[Any], ...]:
+        """What runs on between calls, in the order in which it is started."""
+        watching = (self._client, self.notifications, self.monitors, self.ddns)
+        return (*watching, self.tasks, self.programs, self.tunnels, self.route)
+
+    def table(self, emit: LogEmitter) -> Mapping[str, Served]:
+        """Every host call that is answered, by method; `emit` takes the lines of log.write."""
+        settings, permissions = self._settings, self.permissions
+        served = (
+            self.kv,
+            LogCalls(emit),
+            AuditCalls(self._ledger),
+            HttpCalls(
+                self._client,
+                rights_of=permissions.egress_rights,
+                secrets_of=self.secrets.for_plugin,
+                contacted=self._contacts.note,
+            ),
+            NotifyCalls(self.notifications),
+            MonitorCalls(self.monitors, settings=lambda: settings.monitor),
+            DdnsCalls(self.ddns, settings=lambda: settings.ddns, secrets_of=self.secrets.for_plugin),
+            MailCalls(
+                self._smtp, settings=lambda: settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin
+            ),
+            TaskCalls(self.tasks),
+            ProgramCalls(self.programs, settings=lambda: settings.service, variables=permissions.variables),
+            TunnelCalls(self.tunnels, origins=permissions.origins),
+            self.route,
+            self.network,
+            self.static,
+            NodeCalls(self._ledger, settings=settings, may=permissions.may, clock=self._clock),
+        )
+        return call.table(one for service in served for one in service.calls())
+
+    # When a plugin may no longer do something, or its id is forgotten or taken over by another publisher.
+
+    def update(self, plugin_id: str, standing: PluginStanding) -> None:
+        """Put down how a plugin stands; what it may no longer do is being stopped when this returns."""
+        if self.permissions.update(plugin_id, standing):
+            self.route.look(plugin_id)
+            for keeper in self._keepers():
+                keeper.recheck(plugin_id)
+            self.notifications.wake()
+
+    async def drained(self, plugin_id: str) -> None:
+        """Return once nothing goes on for a plugin that it may not do."""
+        await asyncio.gather(*(keeper.drained(plugin_id) for keeper in self._keepers()))
+
+    async def forget(self, plugin_id: str) -> None:
+        """Stop what goes on for a plugin and drop it; its rows are removed with the decision (`lifecycle.handover`)."""
+        for keeper in (*self._keepers(), self.route):
+            await keeper.forget(plugin_id)
+
+    def _keepers(self) -> tuple[MonitorKeeper, DdnsKeeper, TaskKeeper, ProgramKeeper, TunnelKeeper]:
+        return self.monitors, self.ddns, self.tasks, self.programs, self.tunnels
+
+
+def restart_policy(wanted: SupervisionSettings) -> RestartPolicy:
+    """How failures are answered, from the settings."""
+    return RestartPolicy(
+        base_s=wanted.backoff_base_s,
+        ceiling_s=wanted.backoff_ceiling_s,
+        healthy_s=wanted.healthy_after_s,
+        breaker_failures=wanted.breaker_failures,
+    )
