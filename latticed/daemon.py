@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed import settings as settings_room
-from latticed.kit import descriptors, logs
-from latticed.kit import process_start as inherited
-from latticed.kit import sd_notify as sdnotify
+from latticed.kit import descriptors, logs, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -57,7 +55,7 @@ log = logs.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; the exit code."""
     if argv is None:
-        inherited.reset_for_server()
+        process_start.reset_for_server()
     parser = _parser()
     options = parser.parse_args(argv)
     astray = options.without_floors and not (options.recover or options.restore)
@@ -156,9 +154,9 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     from latticed.app import App  # only now: --check-config and --version need none of the rooms
     from latticed.sandbox import host_facts as standing
 
-    notifier = sdnotify.from_environment(os.environ)
-    watchdog_s = sdnotify.watchdog_interval_s(os.environ)
-    passed = sdnotify.listen_fds(os.environ)
+    notifier = sd_notify.from_environment(os.environ)
+    watchdog_s = sd_notify.watchdog_interval_s(os.environ)
+    passed = sd_notify.listen_fds(os.environ)
     listener = _listener(passed[0].fd) if passed else None
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreadExecutor())

@@ -13,7 +13,7 @@ from latticed.ctl import render
 from latticed.ctl.arguments import FORMATS, Parser
 from latticed.ctl.exits import ExitCode, of
 from latticed.ctl.session import CtlSession
-from latticed.kit import process_start as inherited
+from latticed.kit import process_start
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run latticectl with `argv` (default: the process's own); returns its exit code."""
     if argv is None:
-        inherited.reset_for_command()
+        process_start.reset_for_command()
     screen = render.screen(sys.stdout, sys.stderr, os.environ)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a locale that cannot say a letter shows its number

@@ -9,8 +9,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit import files
-from latticed.kit import trusted_files as trusted
+from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 from latticed.trust import policy
 
@@ -28,7 +27,7 @@ _MODE: Final = 0o644
 def read(path: Path) -> policy.TrustPolicy:
     """The policy in `path`; Problem "policy_unreadable" or "policy_invalid" (contracts §4; by its writers too)."""
     try:
-        data = trusted.read(path, MAX_BYTES, owners=frozenset({0, os.geteuid()}))
+        data = trusted_files.read(path, MAX_BYTES, owners=frozenset({0, os.geteuid()}))
     except FileNotFoundError as error:
         raise Problem(
             "policy_unreadable", f"expected a trust policy at {path}, found no file", "latticectl trust add makes one"
@@ -36,7 +35,7 @@ def read(path: Path) -> policy.TrustPolicy:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise Problem("policy_unreadable", f"cannot read the trust policy {path}: {why}") from error
-    except trusted.ForeignFile as fault:
+    except trusted_files.ForeignFile as fault:
         hint = "only root or you may be able to change it"
         raise Problem("policy_invalid", f"cannot trust {path}: {fault}", hint) from fault
     try:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from latticed.host.call import Caller, Params, Served, Whole
 from latticed.ledger import audit as rows
-from latticed.ledger import audit_horizon as horizons
+from latticed.ledger import audit_horizon
 from latticed.model import chain
 from latticed.model.audit import Actor
 from latticed.model.chain import DECISIONS, Position
@@ -42,7 +42,7 @@ class AuditCalls:
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
         alone = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
-        horizon = self._ledger.read(lambda db: horizons.of(db, caller.plugin_id))
+        horizon = self._ledger.read(lambda db: audit_horizon.of(db, caller.plugin_id))
         events = await rows.walked(
             self._ledger.read_for_plugin,
             chains=(DECISIONS,) if alone else chain.NAMES,

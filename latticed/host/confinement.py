@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from latticed.kit import trusted_files as trusted
+from latticed.kit import trusted_files
 from latticed.model.errors import Problem
 from latticed.sandbox import artifact, levels
 from latticed.sandbox.levels import Chosen
@@ -87,9 +87,9 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
         with open(path, "rb") as source:
             head = source.read(4)
         if head.startswith(b"#!"):
-            script = trusted.read(Path(path), MAX_SCRIPT_BYTES, owners=owners)
+            script = trusted_files.read(Path(path), MAX_SCRIPT_BYTES, owners=owners)
             return artifact.of_bytes(script, interpreters=interpreters)
-    except (OSError, ValueError, trusted.ForeignFile) as error:
+    except (OSError, ValueError, trusted_files.ForeignFile) as error:
         raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
     except Problem as problem:
         raise _unusable(path, problem.detail) from problem

@@ -3,7 +3,7 @@
 Under systemd (stderr is the stream that $JOURNAL_STREAM names): the journal's native protocol. Else JSON lines on
 stdout, or text when stdout is a terminal. What the standard library's loggers say (asyncio, aiohttp, watchdog) goes
 the same way. No entry carries a raw control, format or line-separator character, whatever its values held.
-Logging never waits: what cannot be written at once is dropped and counted (kit.outlet).
+Logging never waits: what cannot be written at once is dropped and counted (kit.writer).
 
 Use: `log = logs.get_logger()` at module level, then `log.info("plugin_armed", plugin_id=..., runner="wasm")`.
 Nobody else imports structlog: imported plainly it pulls in rich, 100 ms and 10 MB for tracebacks nobody asked for.
@@ -21,8 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from latticed.kit import journal_sender, rendering
-from latticed.kit import nonblocking_writer as outlet
+from latticed.kit import journal_sender, nonblocking_writer, rendering
 
 if "rich" in sys.modules:
     import structlog
@@ -84,7 +83,7 @@ def configure(
 def reset() -> None:
     """Undo `configure`: entries go to structlog's default, libraries' to where they went before.
 
-    What has been said is written first, as far as it can be in outlet.CLOSE_S.
+    What was logged is written first, as far as nonblocking_writer.CLOSE_S allows.
     """
     _detach()
     structlog.reset_defaults()
@@ -94,10 +93,10 @@ def reset() -> None:
         outgoing.close()
 
 
-def flush(patience_s: float = outlet.CLOSE_S) -> bool:
+def flush(patience_s: float = nonblocking_writer.CLOSE_S) -> bool:
     """Whether everything that was logged is written within `patience_s` seconds; blocks meanwhile."""
     outgoing = _Outgoing.current
-    return outgoing is None or outgoing.outlet.flush(patience_s)
+    return outgoing is None or outgoing.writer.flush(patience_s)
 
 
 atexit.register(flush)  # the thread that writes does not hold up the end of the process
@@ -106,7 +105,7 @@ atexit.register(flush)  # the thread that writes does not hold up the end of the
 def dropped() -> int:
     """How many entries could not be written, since the first `configure`."""
     outgoing = _Outgoing.current
-    return _Outgoing.dropped_before + (outgoing.outlet.dropped if outgoing is not None else 0)
+    return _Outgoing.dropped_before + (outgoing.writer.dropped if outgoing is not None else 0)
 
 
 def take_unraised() -> None:
@@ -141,7 +140,7 @@ class _Sink(Protocol):
 
 
 class _Outgoing:
-    """The outlet that is open, kept over reconfigurations to the same `target`, so that none has to wait for it."""
+    """The writer that is open, kept over reconfigurations to the same `target`, so that none has to wait for it."""
 
     current: _Outgoing | None = None
     dropped_before = 0
@@ -149,12 +148,12 @@ class _Outgoing:
     def __init__(self, target: object, write: Callable[[bytes], bool], close: Callable[[], None]) -> None:
         self.target = target
         self.encode: Callable[[Mapping[str, Any]], bytes] = lambda _: b""
-        self.outlet = outlet.NonBlockingWriter(write, lambda count: self.encode(_missing(count)))
+        self.writer = nonblocking_writer.NonBlockingWriter(write, lambda count: self.encode(_missing(count)))
         self._close = close
 
     def close(self) -> None:
-        self.outlet.close()
-        _Outgoing.dropped_before += self.outlet.dropped
+        self.writer.close()
+        _Outgoing.dropped_before += self.writer.dropped
         self._close()
 
 
@@ -165,7 +164,7 @@ class _Queued:
         self._outgoing = outgoing
 
     def put(self, entry: Mapping[str, Any]) -> None:
-        self._outgoing.outlet.put(self._outgoing.encode(entry))
+        self._outgoing.writer.put(self._outgoing.encode(entry))
 
 
 class _Memory:
@@ -209,7 +208,7 @@ def _line(entry: Mapping[str, Any], *, form: str, colour: bool, encoding: str) -
 
 
 def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Callable[[], None]]]) -> _Outgoing:
-    """The outlet to `target`: the one that is open, or a new one in its place, which writes and closes in `ways`."""
+    """The writer to `target`: the one that is open, or a new one in its place, which writes and closes in `ways`."""
     current = _Outgoing.current
     if current is not None and current.target == target:
         return current
@@ -226,7 +225,7 @@ def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
 
 def _to_stream(stream: TextIO, data: bytes) -> bool:
     try:
-        return outlet.write_fd(stream.fileno(), data)
+        return nonblocking_writer.write_fd(stream.fileno(), data)
     except ValueError:  # closed
         return False
 

@@ -23,7 +23,7 @@ CLOSE_S: Final = 0.5
 class NonBlockingWriter:
     """`write` takes one entry and may block; False when it was not written. `gap(n)` is the entry that n are missing.
 
-    `dropped` counts what was not written, since the outlet was made.
+    `dropped` counts what was not written, since this was made.
     """
 
     def __init__(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import apsw
 
-from latticed.ledger import integrity as damage
-from latticed.ledger import migrations
+from latticed.ledger import integrity, migrations
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -66,12 +65,12 @@ def damaged(detail: str) -> Problem:
 
 
 def open_writer(path: Path) -> Connection:
-    """The write connection: checked (`damage.check` says how far), migrated, in WAL mode.
+    """The write connection: checked (`integrity.check` says how far), migrated, in WAL mode.
 
     Problems: ledger_damaged, ledger_newer, state_unusable. A file that is refused is left as it was found, WAL
     included.
     """
-    if fault := damage.in_wal(path):
+    if fault := integrity.in_wal(path):
         raise damaged(f"expected a sound database, found: {fault}")
     try:
         # Made here so that the mode does not depend on the umask; SQLite gives the -wal the same mode.
@@ -119,7 +118,7 @@ def _prepare(connection: Connection) -> None:
     connection.pragma("foreign_keys", True)
     connection.pragma("trusted_schema", False)
     connection.pragma("journal_size_limit", 64 << 20)
-    found = damage.check(connection)
+    found = integrity.check(connection)
     if found:
         raise damaged(f"expected a sound database, found: {found}")
     migrations.migrate(connection)

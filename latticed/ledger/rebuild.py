@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from latticed.kit import files
-from latticed.ledger import audit, connection, floors, migrations, records, revocations, state
-from latticed.ledger import integrity as damage
+from latticed.ledger import audit, connection, floors, integrity, migrations, records, revocations, state
 from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import RevocationRows
 from latticed.ledger.transaction import Transaction
@@ -65,7 +64,7 @@ def diagnosis(directory: Path) -> str:
         raise Problem("not_found", f"there is no ledger in {directory}", "start latticed: it makes a new one")
     if not database.exists() or not database.stat().st_size:
         return f"expected {state.DATABASE} beside {state.HOST_KEY}, found none"
-    if fault := damage.in_wal(database) or _wrong_with_key(directory):
+    if fault := integrity.in_wal(database) or _wrong_with_key(directory):
         return fault
     try:
         with contextlib.closing(connection.open_witness(database)) as witness:
@@ -133,7 +132,7 @@ def set_aside(directory: Path, label: str) -> tuple[str, ...]:
             os.rename(directory / name, directory / f"{state.DATABASE}.{label}{part}")
             moved.append(f"{state.DATABASE}.{label}{part}")
     with contextlib.suppress(FileNotFoundError):
-        os.rename(directory / damage.NOTE, directory / f"{damage.NOTE}.{label}")
+        os.rename(directory / integrity.NOTE, directory / f"{integrity.NOTE}.{label}")
     files.sync_directory(directory)
     return tuple(moved)
 
@@ -183,7 +182,7 @@ def _wrong_with_key(directory: Path) -> str:
 
 
 def _wrong_with(witness: connection.Connection) -> str:
-    if found := damage.check(witness, whole=True):
+    if found := integrity.check(witness, whole=True):
         return found
     version = migrations.version_of(witness)
     if version > len(migrations.MIGRATIONS):

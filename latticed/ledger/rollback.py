@@ -1,25 +1,64 @@
-"""Is this ledger older than what this host has signed since? Heads kept outside say so, in floors and journal.
+"""Whether a ledger is older than what this host has signed since, and what then: it is refused, or accepted by name.
+
+Signed heads outside the ledger tell: those in floors.json (`check_floors`, at every start) and those in the journal
+(`lifecycle.startup_merge`).
 
 A power cut cannot make a ledger look older: a head leaves the ledger only once its event is on disk.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import audit
+from latticed.ledger import audit, floors
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-    from latticed.ledger.connection import RowReader
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.ledger.connection import Connection, RowReader
     from latticed.model.chain import Head, Name
 
-HINT = (
+_HINT: Final = (
     "put the newer ledger back; or restore a backup; or, to go on with this one, held to the floors: "
     "latticed --accept-rollback"
 )
+
+
+_NO_FLOORS: Final = (
+    "put floors.json back from a backup, or restore the backup; or, forgetting version floors, masks and revocations "
+    "that the ledger does not have: latticed --accept-rollback"
+)
+
+
+def check_floors(
+    directory: Path, conn: Connection, key: Ed25519PrivateKey, *, accept: bool
+) -> tuple[floors.Floors, str]:
+    """The floors of `directory`, and why the ledger is older than they are (empty: it is not).
+
+    Problem ledger_rolled_back when it is older, floors_invalid when the signed file is missing or not of `key`; with
+    `accept` (an operator said --accept-rollback) neither is raised: the second value says what is wrong.
+    """
+    try:
+        kept = floors.read(directory, key.public_key())
+        if not floors.present(directory):
+            if audit.last_seq(conn) == 0:  # killed after the key was made, before the floors were
+                floors.write(directory, kept, key)
+                return kept, ""
+            raise Problem("floors_invalid", f"expected {floors.FILE} beside host.key, found none")
+    except Problem as problem:
+        if problem.code != "floors_invalid":
+            raise
+        if not accept:
+            raise Problem(problem.code, problem.detail, _NO_FLOORS) from problem
+        return floors.Floors(), problem.detail
+    reason = behind(conn, [(chain, seq, found) for chain, (seq, found) in kept.heads.items()])
+    if reason and not accept:
+        raise problem_of(reason)
+    return kept, reason
 
 
 def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
@@ -43,6 +82,6 @@ def behind_heads(conn: RowReader, heads: Iterable[Head]) -> str:
     return behind(conn, [(head.chain, head.seq, head.hash) for head in heads])
 
 
-def problem(detail: str) -> Problem:
+def problem_of(detail: str) -> Problem:
     """The Problem that stands for a ledger that is not the newest."""
-    return Problem("ledger_rolled_back", f"this ledger is older than what was decided: {detail}", HINT)
+    return Problem("ledger_rolled_back", f"this ledger is older than what was decided: {detail}", _HINT)

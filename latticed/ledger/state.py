@@ -1,4 +1,4 @@
-"""The state directory: who holds it, the host's key, the write connection."""
+"""The state directory: its lock, the host's key, the write connection. How old its ledger may be: `rollback`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.kit import files
-from latticed.kit import trusted_files as trusted
-from latticed.ledger import audit, connection, floors, rollback
-from latticed.ledger import integrity as damage
+from latticed.kit import files, trusted_files
+from latticed.ledger import connection, floors, integrity, rollback
 from latticed.ledger.directory_identity import DirectoryIdentity
 from latticed.ledger.reserve import Reserve
 from latticed.model.errors import Problem
@@ -28,10 +26,6 @@ LOCK: Final = "lock"
 DATABASE: Final = "ledger.sqlite3"
 HOST_KEY: Final = "host.key"
 _SEED_BYTES: Final = 32
-_NO_FLOORS: Final = (
-    "put floors.json back from a backup, or restore the backup; or, forgetting version floors, masks and revocations "
-    "that the ledger does not have: latticed --accept-rollback"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +54,14 @@ def held(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            trusted.check_directory(directory)
+            trusted_files.check_directory(directory)
             fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
             os.fchmod(fd, 0o600)  # who may open it may lock it
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
-        except trusted.ForeignFile as fault:
+        except trusted_files.ForeignFile as fault:
             hint = f"chown and chmod go-w {directory}, once you know that what lies in it is yours"
             raise Problem("state_unusable", f"the state directory {directory}: {fault}", hint) from fault
         yield
@@ -86,14 +80,14 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
         had_database = _holds_bytes(directory / DATABASE)
         if had_key and not had_database:
             raise connection.damaged(f"expected {DATABASE} beside {HOST_KEY}, found none")
-        if found := damage.noted(directory):
+        if found := integrity.noted(directory):
             raise connection.damaged(f"expected a sound database, found earlier: {found}")
         writer = _open_writer(directory)
         stack.callback(writer.close)
         if not had_key:
             _make_key(directory, writer)
-        partly, key = damage.partial(writer), load_key(directory)
-        kept, behind = _held_against(directory, writer, key, accept=accept_rollback)
+        partly, key = integrity.partial(writer), load_key(directory)
+        kept, behind = rollback.check_floors(directory, writer, key, accept=accept_rollback)
         place = DirectoryIdentity(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
         yield StateDir(
             directory=directory,
@@ -104,29 +98,6 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
             floors=kept,
             behind=behind,
         )
-
-
-def _held_against(
-    directory: Path, writer: connection.Connection, key: Ed25519PrivateKey, *, accept: bool
-) -> tuple[floors.Floors, str]:
-    """The floors of `directory`, and why the ledger is older than they are; empty when it is not."""
-    try:
-        kept = floors.read(directory, key.public_key())
-        if not floors.present(directory):
-            if audit.last_seq(writer) == 0:  # killed between the key and them
-                floors.write(directory, kept, key)
-                return kept, ""
-            raise Problem("floors_invalid", f"expected {floors.FILE} beside {HOST_KEY}, found none")
-    except Problem as problem:
-        if problem.code != "floors_invalid":
-            raise
-        if not accept:
-            raise Problem(problem.code, problem.detail, _NO_FLOORS) from problem
-        return floors.Floors(), problem.detail
-    behind = rollback.behind(writer, [(chain, seq, found) for chain, (seq, found) in kept.heads.items()])
-    if behind and not accept:
-        raise rollback.problem(behind)
-    return kept, behind
 
 
 def _open_writer(directory: Path) -> connection.Connection:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from latticed.kit import files, logs
-from latticed.ledger import connection, retention
-from latticed.ledger import integrity as damage
+from latticed.ledger import connection, integrity, retention
 from latticed.ledger.reader import Readers
 
 if TYPE_CHECKING:
@@ -93,13 +92,13 @@ async def check_rest(database: Path) -> Problem | None:
         return None
     log.critical("ledger_damaged", finding=finding)
     with contextlib.suppress(OSError):  # then the next start will have to find it again
-        damage.note(database.parent, finding)
+        integrity.note(database.parent, finding)
     return connection.damaged(f"expected a sound database, found: {finding}")
 
 
 def _whole(source: connection.Connection) -> str:
     try:
-        return damage.check(source, whole=True)
+        return integrity.check(source, whole=True)
     except connection.DAMAGE as error:
         return str(error)
 

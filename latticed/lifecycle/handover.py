@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ledger import audit_horizon as horizons
-from latticed.ledger import contacts, ddns, kv, monitors, notification_upkeep, plans, programs, routes, secrets, tasks
+from latticed.ledger import (
+    audit_horizon,
+    contacts,
+    ddns,
+    kv,
+    monitors,
+    notification_upkeep,
+    plans,
+    programs,
+    routes,
+    secrets,
+    tasks,
+)
 from latticed.lifecycle import kept_data as leavings
 
 if TYPE_CHECKING:
@@ -43,7 +54,7 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         kv.rename(tx, f"{bucket}@{new}", bucket)
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
-        horizons.draw(tx, before.id)
+        audit_horizon.draw(tx, before.id)
         notification_upkeep.prune(tx, statuses=("queued", "delivering"), plugin_id=before.id)
         _clear(tx, before.id)
 
@@ -54,7 +65,7 @@ def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> Non
     """As after a loss, when another publisher holds the id now: values and events of the one before are its own."""
     if before is not None and before.facts.publisher != after.facts.publisher:
         kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
-        horizons.draw(tx, before.id)
+        audit_horizon.draw(tx, before.id)
 
 
 def _clear(tx: Transaction, plugin_id: str) -> None:

@@ -11,7 +11,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
-from latticed.kit import trusted_files as trusted
+from latticed.kit import trusted_files
 from latticed.model.errors import Problem
 from latticed.trust import policy as trust
 
@@ -89,12 +89,12 @@ class PolicyKeeper:
 
     def _read(self) -> TrustPolicy:
         try:
-            data = trusted.read(self.file, MAX_BYTES, owners=self._owners)
+            data = trusted_files.read(self.file, MAX_BYTES, owners=self._owners)
         except FileNotFoundError as error:
             raise Problem(MISSING, f"expected a trust policy at {self.file}, found no such file", HINT) from error
         except (OSError, ValueError) as error:
             raise Problem(UNREADABLE, f"cannot read {self.file}: {error}", HINT) from error
-        except trusted.ForeignFile as fault:
+        except trusted_files.ForeignFile as fault:
             raise Problem("policy_unsafe", f"cannot trust {self.file}: {fault}", HINT) from fault
         try:
             return trust.decode(data)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.catalog.store import Store
 from latticed.kit.clock import rfc3339
-from latticed.ledger import floors, rebuild, records, revocations, state
-from latticed.ledger import integrity as damage
+from latticed.ledger import floors, integrity, rebuild, records, revocations, state
 from latticed.lifecycle import merge_after_loss as stricter
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.lifecycle.revocations import floors_of
@@ -206,7 +205,7 @@ def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
 
 def _forget_note(directory: Path) -> None:
     """Of damage that is not there any more: the disk has come to itself."""
-    (directory / damage.NOTE).unlink(missing_ok=True)
+    (directory / integrity.NOTE).unlink(missing_ok=True)
 
 
 def _stamp(clock: Clock) -> str:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
-from latticed.ledger import floors, rebuild, records, revocations, state
-from latticed.ledger import integrity as damage
+from latticed.ledger import floors, integrity, rebuild, records, revocations, state
 from latticed.ledger import secrets as sealed_values
 from latticed.lifecycle import archive, handover
 from latticed.lifecycle import merge_after_loss as stricter
@@ -220,8 +219,8 @@ class _Restore:
         directory, staging = self._state_dir, self._staging
         old = directory / set_aside
         old.mkdir(mode=0o700)
-        for part in (*rebuild.PARTS, damage.NOTE):
-            name = part if part == damage.NOTE else f"{state.DATABASE}{part}"
+        for part in (*rebuild.PARTS, integrity.NOTE):
+            name = part if part == integrity.NOTE else f"{state.DATABASE}{part}"
             with contextlib.suppress(FileNotFoundError):
                 os.rename(directory / name, old / name)
         for name in (floors.FILE, state.HOST_KEY):

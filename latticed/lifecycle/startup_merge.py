@@ -41,7 +41,7 @@ async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
     """
     behind = ledger.behind or await _behind_journal(ledger)
     if behind and not accept:
-        raise rollback.problem(behind)
+        raise rollback.problem_of(behind)
     now_us, kept = clock.wall_us(), ledger.floors
     before = {record.id: record for record in ledger.read(rows.load_all)}
     changed = stricter.held_to(before, kept, now_us=now_us, replaced=bool(behind))

@@ -11,8 +11,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.kit import trusted_files as trusted
-from latticed.kit import unix_listener
+from latticed.kit import trusted_files, unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -54,11 +53,11 @@ class RuntimeDirectory:
         """Hold the directory that has our name now; made when there is none, the same one as before stays held."""
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            trusted.check_directory(self.path)
+            trusted_files.check_directory(self.path)
             fd = self._locked()
         except OSError as error:
             raise unusable(self.path, error) from error
-        except trusted.ForeignFile as fault:
+        except trusted_files.ForeignFile as fault:
             hint = f"chown and chmod go-w {self.path}, or name another one: runtime_dir in the settings"
             raise Problem("runtime_unusable", f"the runtime directory {self.path}: {fault}", hint) from fault
         if fd != self._fd:

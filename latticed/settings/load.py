@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, get_args, get_origin, get_type_hints
 
-from latticed.kit import trusted_files as trusted
+from latticed.kit import trusted_files
 from latticed.model.errors import Problem
 from latticed.settings.renamed import modern
 from latticed.settings.shapes import Settings
@@ -129,7 +129,7 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
 
 def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] | None:
     try:
-        data = trusted.read(file, MAX_FILE_BYTES, owners=owners)
+        data = trusted_files.read(file, MAX_FILE_BYTES, owners=owners)
     except FileNotFoundError:
         if named:
             raise _invalid(
@@ -138,7 +138,7 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
         return None
     except (OSError, ValueError) as error:
         raise _invalid(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
-    except trusted.ForeignFile as fault:
+    except trusted_files.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise _invalid(f"cannot trust {file}: {fault}", hint) from fault
     try:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit import files
-from latticed.kit import trusted_files as trusted
+from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def read(found: KeyLocation) -> SealingKeys | None:
     """The key, or None when there is no file; Problem secret_unavailable for one that is no key or not private."""
     owners = frozenset({0, os.geteuid()})
     try:
-        data = trusted.read(found.path, _MAX_FILE_BYTES, owners=owners)
+        data = trusted_files.read(found.path, _MAX_FILE_BYTES, owners=owners)
         mode = stat.S_IMODE(found.path.stat().st_mode)
     except FileNotFoundError:
         return None
@@ -93,7 +92,7 @@ def read(found: KeyLocation) -> SealingKeys | None:
         raise _unavailable(
             f"the key {found.path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
-    except trusted.ForeignFile as fault:
+    except trusted_files.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise _unavailable(f"the key {found.path} cannot be trusted: {fault}", hint) from fault
     if found.ours and mode & 0o077:  # a credential's mode is the service manager's business: it may stand for an ACL

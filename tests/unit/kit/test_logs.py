@@ -16,8 +16,7 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import journal_sender, logs
-from latticed.kit import nonblocking_writer as outlet
+from latticed.kit import journal_sender, logs, nonblocking_writer
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +170,7 @@ def test_an_entry_that_is_larger_than_the_queue_is_written_too(tmp_path):
         logs.configure(stream=file, environ={})
         logs.get_logger().info("payload_seen", blob=[["y" * 8_000] * 60] * 3)
         assert logs.flush()
-    assert len((tmp_path / "log").read_bytes()) > outlet.CAPACITY_BYTES
+    assert len((tmp_path / "log").read_bytes()) > nonblocking_writer.CAPACITY_BYTES
     assert logs.dropped() == before
 
 

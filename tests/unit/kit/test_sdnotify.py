@@ -1,4 +1,4 @@
-"""kit.sdnotify: against a real datagram socket, as the service manager holds one."""
+"""kit.sd_notify: against a real datagram socket, as the service manager holds one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 
-from latticed.kit import sd_notify as sdnotify
+from latticed.kit import sd_notify
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -33,7 +33,7 @@ def test_each_state_arrives_as_the_manual_spells_it(manager):
     """READY, STATUS, WATCHDOG and STOPPING over a path and over an abstract address; the variable is consumed."""
     listening, address = manager
     environ = {"NOTIFY_SOCKET": address}
-    notifier = sdnotify.from_environment(environ)
+    notifier = sd_notify.from_environment(environ)
     assert environ == {}
     notifier.ready("serving 3 plugins")
     notifier.watchdog()
@@ -46,7 +46,7 @@ def test_reloading_carries_the_monotonic_time(manager):
     """Type=notify-reload pairs RELOADING=1 with MONOTONIC_USEC of the same message."""
     listening, address = manager
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    sdnotify.from_environment({"NOTIFY_SOCKET": address}).reloading()
+    sd_notify.from_environment({"NOTIFY_SOCKET": address}).reloading()
     first, second = listening.recv(4096).decode().split("\n")
     assert first == "RELOADING=1"
     name, _, stamp = second.partition("=")
@@ -57,27 +57,27 @@ def test_reloading_carries_the_monotonic_time(manager):
 def test_a_status_cannot_smuggle_another_variable(manager):
     """Line breaks in somebody else's text are escaped."""
     listening, address = manager
-    sdnotify.from_environment({"NOTIFY_SOCKET": address}).ready("x\nREADY=1\u2028MAINPID=1")
+    sd_notify.from_environment({"NOTIFY_SOCKET": address}).ready("x\nREADY=1\u2028MAINPID=1")
     assert listening.recv(4096) == b"READY=1\nSTATUS=x\\x0aREADY=1\\u2028MAINPID=1"
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_without_a_manager_nothing_happens(environ):
     """No address, or a kind this daemon does not speak: every call is silent."""
-    notifier = sdnotify.from_environment(environ)
+    notifier = sd_notify.from_environment(environ)
     notifier.ready("x")
     notifier.reloading()
 
 
 def test_a_manager_that_is_gone_is_no_error(tmp_path):
     """sd_notify(3): failures are ignored."""
-    sdnotify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
+    sd_notify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 
 
 def test_a_manager_that_does_not_read_blocks_nobody(manager):
     """With the manager's queue full, notifying returns."""
     _, address = manager
-    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+    notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
     for _ in range(5_000):
         notifier.watchdog()
 
@@ -96,7 +96,7 @@ def test_a_manager_that_does_not_read_blocks_nobody(manager):
 )
 def test_the_watchdog_is_fed_twice_per_limit(environ, expected):
     """Half the limit, only when it is this process that is watched; the variables are consumed."""
-    assert sdnotify.watchdog_interval_s(environ, pid=7) == expected
+    assert sd_notify.watchdog_interval_s(environ, pid=7) == expected
     assert environ == {}
 
 
@@ -112,7 +112,7 @@ def test_the_watchdog_is_fed_twice_per_limit(environ, expected):
 )
 def test_descriptors_meant_for_another_are_left_alone(environ):
     """A wrong pid or count yields nothing, and the variables are consumed."""
-    assert sdnotify.listen_fds(environ) == ()
+    assert sd_notify.listen_fds(environ) == ()
     assert environ == {}
 
 
@@ -120,9 +120,9 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
     """A real process with descriptors 3 and 4, as sd_listen_fds(3) passes them."""
     program = textwrap.dedent("""
         import os, sys
-        from latticed.kit import sd_notify as sdnotify
+        from latticed.kit import sd_notify
         os.environ["LISTEN_PID"] = str(os.getpid())
-        for passed in sdnotify.listen_fds(os.environ):
+        for passed in sd_notify.listen_fds(os.environ):
             print(passed.fd, passed.name, os.get_inheritable(passed.fd))
         print([name for name in os.environ if name.startswith("LISTEN_")])
     """)
@@ -138,7 +138,7 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
 def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
     """Nothing waits for it: what found no room comes with a later ping, pings that found none never do."""
     listening, address = manager
-    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+    notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
     for _ in range(2_000):  # more than net.unix.max_dgram_qlen and its buffer take
         notifier.watchdog()
     notifier.ready("ready")
@@ -154,13 +154,13 @@ def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
 def test_where_no_descriptor_is_free_states_are_owed(manager, monkeypatch):
     """Whoever has something to say goes on; it arrives once there is a descriptor again."""
     listening, address = manager
-    notifier = sdnotify.from_environment({"NOTIFY_SOCKET": address})
+    notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
 
     def refused(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as scarce:
-        scarce.setattr(sdnotify.socket, "socket", refused)
+        scarce.setattr(sd_notify.socket, "socket", refused)
         notifier.ready("ready")
         notifier.watchdog()
     notifier.ready("well")

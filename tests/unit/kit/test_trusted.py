@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from latticed.kit import trusted_files as trusted
+from latticed.kit import trusted_files
 
 OWNERS = frozenset({0, os.geteuid()})
 STRANGER = 65_501
@@ -21,7 +21,7 @@ def home(tmp_path):
 
 
 def read(path):
-    return trusted.read(path, 1024, owners=OWNERS)
+    return trusted_files.read(path, 1024, owners=OWNERS)
 
 
 def test_a_plain_file_and_one_behind_links_are_read(home):
@@ -36,7 +36,7 @@ def test_a_plain_file_and_one_behind_links_are_read(home):
 def test_writable_by_others_is_refused(home, place, mode):
     """The file or any directory above it; the message names which."""
     (home / place).chmod(mode)
-    with pytest.raises(trusted.ForeignFile, match=place):
+    with pytest.raises(trusted_files.ForeignFile, match=place):
         read(home / "conf/trust.json")
 
 
@@ -50,7 +50,7 @@ def test_whoever_owns_a_step_of_the_path_is_refused(home, place):
     (home / "there").symlink_to(home / "mine/conf")
     assert read(home / "there/trust.json") == b"good"
     os.chown(home / place, STRANGER, STRANGER, follow_symlinks=False)
-    with pytest.raises(trusted.ForeignFile, match=str(STRANGER)):
+    with pytest.raises(trusted_files.ForeignFile, match=str(STRANGER)):
         read(home / "there/trust.json")
 
 
@@ -80,7 +80,7 @@ def test_a_link_that_is_flipped_meanwhile_gains_nothing(home):
         while len(outcomes) < 2 and flipper.is_alive():
             try:
                 outcomes.add(read(swap / "link"))
-            except trusted.ForeignFile:
+            except trusted_files.ForeignFile:
                 outcomes.add("refused")
             except FileNotFoundError:
                 continue
@@ -110,6 +110,6 @@ def test_only_regular_files_are_read(home, make):
 def test_too_large_and_missing(home):
     """Bounds hold, and a file that is not there is said to be not there."""
     with pytest.raises(ValueError, match="at most 3 bytes"):
-        trusted.read(home / "conf/trust.json", 3, owners=OWNERS)
+        trusted_files.read(home / "conf/trust.json", 3, owners=OWNERS)
     with pytest.raises(FileNotFoundError):
         read(home / "conf/none")

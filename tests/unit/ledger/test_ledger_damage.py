@@ -16,8 +16,7 @@ import apsw
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.ledger import Ledger, audit, kv, open_ledger, rebuild, upkeep
-from latticed.ledger import integrity as looking
+from latticed.ledger import Ledger, audit, integrity, kv, open_ledger, rebuild, upkeep
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -106,7 +105,7 @@ async def test_a_wal_that_is_in_use_is_a_good_one(house: Ledger, state_dir: Path
     """The check knows SQLite's own header, whichever byte order it chose."""
     await house.record(Event(actor="a", action="b", target="c"))
     assert (state_dir / "ledger.sqlite3-wal").stat().st_size > 32
-    assert looking.in_wal(state_dir / "ledger.sqlite3") == ""
+    assert integrity.in_wal(state_dir / "ledger.sqlite3") == ""
 
 
 @pytest.mark.parametrize("at", range(0, 32, 3))
@@ -117,7 +116,7 @@ async def test_every_part_of_the_wal_header_counts(house: Ledger, state_dir: Pat
     header = bytearray(copied.read_bytes())
     header[at] ^= 0x10
     copied.write_bytes(header)
-    assert looking.in_wal(tmp_path / "db")
+    assert integrity.in_wal(tmp_path / "db")
 
 
 @pytest.mark.parametrize("table", ["records", "revocations", "heads", "checkpoints", "kv_usage"])
@@ -125,7 +124,7 @@ async def test_of_a_large_file_what_decides_is_checked_at_open(
     opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     await filled(opened)
-    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, table)
     assert (await problem_of(opened)).code == "ledger_damaged"
 
@@ -135,7 +134,7 @@ async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
 ) -> None:
     """It opens; then the damage shows as trouble, and the next start refuses it without looking again."""
     await filled(opened)
-    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, "kv")
     async with opened() as house:
         deadline = time.monotonic() + 10
@@ -149,7 +148,7 @@ async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
 
 async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(opened)
-    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     async with opened() as house:
         assert house._entered.partly_checked
         await house._check_rest()
@@ -159,7 +158,7 @@ async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pyte
 async def test_closing_does_not_wait_for_the_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended while it runs, nothing is left behind and nothing is noted."""
     await filled(opened)
-    monkeypatch.setattr(looking, "WHOLE_BYTES", 4096)
+    monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     for _ in range(5):
         async with opened():
             pass

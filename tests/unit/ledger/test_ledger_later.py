@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from latticed.ledger import Ledger, audit
-from latticed.ledger import deferred_events as later
+from latticed.ledger import Ledger, audit, deferred_events
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
@@ -70,7 +69,7 @@ async def test_what_cannot_be_written_is_kept_and_written_with_its_time(
     house: Ledger, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later than it happened: the event says when that was."""
-    monkeypatch.setattr(later, "AGAIN_S", 0.01)
+    monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
     disk = Disk(house, monkeypatch)
     disk.full = True
     house.record_later(stopped(1))
@@ -86,8 +85,8 @@ async def test_what_cannot_be_written_is_kept_and_written_with_its_time(
 
 
 async def test_memory_is_bounded_and_the_rest_is_counted(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(later, "AGAIN_S", 0.01)
-    monkeypatch.setattr(later, "MAX", 5)
+    monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
+    monkeypatch.setattr(deferred_events, "MAX", 5)
     disk = Disk(house, monkeypatch)
     disk.full = True
     for number in range(12):

@@ -7,8 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit.clock import SystemClock, rfc3339
-from latticed.ledger import audit
-from latticed.ledger import audit_text as sanitise
+from latticed.ledger import audit, audit_text
 from latticed.ledger.chain import Chain
 from latticed.model import audit as events
 from latticed.model import chain as model_chain
@@ -29,13 +28,13 @@ from latticed.model import chain as model_chain
 )
 def test_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, expected: str) -> None:
     """Nothing invisible, nothing outside ASCII, nothing longer than allowed."""
-    assert sanitise.printable(text, limit) == expected
+    assert audit_text.printable(text, limit) == expected
 
 
 def test_details_keep_their_types_and_are_capped() -> None:
     """Strings, integers and booleans stay what they are; the rest becomes text."""
     big = {"t": True, "n": -(2**53) + 1, "s": "é", "huge": 2**53, "f": 1.5, "none": None, "long": "x" * 600}
-    assert sanitise.detail(big) == {  # type: ignore[arg-type]
+    assert audit_text.detail(big) == {  # type: ignore[arg-type]
         "t": True,
         "n": -(2**53) + 1,
         "s": r"\xe9",
@@ -48,10 +47,10 @@ def test_details_keep_their_types_and_are_capped() -> None:
 
 def test_too_many_entries_are_counted() -> None:
     """At most 32 entries, the last of which then says how many are missing."""
-    kept = sanitise.detail({f"k{number:02}": number for number in range(40)})
+    kept = audit_text.detail({f"k{number:02}": number for number in range(40)})
     assert len(kept) == 32
     assert kept["dropped"] == 9
-    assert len(sanitise.detail({f"k{number:02}": number for number in range(32)})) == 32
+    assert len(audit_text.detail({f"k{number:02}": number for number in range(32)})) == 32
 
 
 def test_what_is_stored_is_what_was_hashed(memory: apsw.Connection) -> None:
@@ -73,8 +72,8 @@ def test_what_is_stored_is_what_was_hashed(memory: apsw.Connection) -> None:
     (row,) = audit.query(memory)
     assert row["hash"] == model_chain.link(model_chain.GENESIS, row)
     assert json.loads(model_chain.canonical(row)) == {key: value for key, value in row.items() if key != "hash"}
-    assert len(row["action"]) == sanitise.ACTION
-    assert len(row["reason"]) == sanitise.REASON
+    assert len(row["action"]) == audit_text.ACTION
+    assert len(row["reason"]) == audit_text.REASON
 
 
 def test_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:

@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from latticed.ledger import Connection, Ledger, Transaction, audit, kv, open_ledger
-from latticed.ledger import ledger as door
+from latticed.ledger import ledger as ledger_module
 from latticed.model.audit import Event
 from latticed.model.chain import Head
 from latticed.model.errors import Problem
@@ -247,7 +247,7 @@ async def test_counts_and_heads_are_written_as_time_passes(
     opened: Open, clock: Any, event: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without anybody asking: the count of a flood after a second, a head after a minute."""
-    monkeypatch.setattr(door, "EVERY_S", 0.001)
+    monkeypatch.setattr(ledger_module, "EVERY_S", 0.001)
     denied = event(decision="deny", detail={})
     async with opened() as house:
         for _ in range(25):
