@@ -1,5 +1,6 @@
-"""The way out: every connection that latticed opens for a plugin, and for its own services, goes through here.
+"""Outgoing connections: every one that latticed opens, for a plugin or for its own services, is made here.
 
-`guard` judges a target and dials the address that was judged; `client` speaks HTTP through it. Nothing here knows what
-a plugin is: callers bring `EgressRights`. No proxy of the environment is used, no address is looked up twice.
+`guard` decides whether a target may be reached and connects to an address that it has checked; `client` does HTTP over
+it. Nothing here knows what a plugin is: callers pass `EgressRights`. Proxies that the environment names are not used,
+and no name is looked up twice for one connection.
 """

@@ -1,4 +1,4 @@
-"""Bodies of answers: decoded within bounds, whatever they claim to be."""
+"""Decoding the bodies of answers, at most so many bytes whatever they unpack to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RAW: Final = -zlib.MAX_WBITS
 def decoded(data: bytes, encoding: str, *, limit: int) -> bytes:
     """The content of a body with this Content-Encoding, at most `limit` bytes; HostError otherwise.
 
-    Only identity is asked for; gzip and deflate are understood all the same, one of them, once.
+    Requests ask for identity only; gzip and deflate, applied once, are understood all the same.
     """
     match encoding.strip().lower():
         case "" | "identity":

@@ -1,7 +1,7 @@
-"""HTTP through the guard: one request, its redirects, a bounded answer.
+"""HTTP through the guard: one request, its redirects, an answer of bounded size.
 
-The session cannot connect anywhere on its own: its resolver knows only the addresses that the guard has judged for the
-request at hand, and a socket is made for no other. Connections are not kept: one that was opened under the rights of
+aiohttp cannot connect anywhere on its own: its resolver gives only the addresses that the guard has allowed for the
+current request, and sockets are made for those only. Connections are not reused: one that was opened with the rights of
 one caller must not serve another.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
 
-_judged: Final[ContextVar[tuple[Address, ...]]] = ContextVar("latticed_judged_addresses", default=())
+_allowed: Final[ContextVar[tuple[Address, ...]]] = ContextVar("latticed_allowed_addresses", default=())
 _MAX_LINE_BYTES: Final = 8_190
 
 
@@ -60,7 +60,7 @@ class EgressAnswer:
 
 
 class EgressClient:
-    """An async context manager. `tls` defaults to the system's trust."""
+    """An async context manager. `tls` defaults to the certificate authorities of this host."""
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self.guard = guard
@@ -71,8 +71,8 @@ class EgressClient:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
         connector = aiohttp.TCPConnector(
-            resolver=_JudgedResolver(),
-            socket_factory=_judged_socket,
+            resolver=_AllowedResolver(),
+            socket_factory=_allowed_socket,
             use_dns_cache=False,
             force_close=True,
             limit=0,
@@ -103,7 +103,8 @@ class EgressClient:
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Target], None] | None = None,
     ) -> EgressAnswer:
-        """The answer to `request` after at most five redirects; each hop is judged, then `contacted` hears of it.
+        """The answer to `request` after at most five redirects; the guard checks each target, then `contacted` is
+        called with it.
 
         HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`.
         """
@@ -115,8 +116,8 @@ class EgressClient:
                         return found
                     request = found
         except TimeoutError as error:
-            late = f"no whole answer from {request.target.shown} within {limits.total_s:g} s"
-            raise HostError(Denial.DEADLINE_EXCEEDED, late) from error
+            timeout = f"no whole answer from {request.target.shown} within {limits.total_s:g} s"
+            raise HostError(Denial.DEADLINE_EXCEEDED, timeout) from error
         raise HostError(Denial.EGRESS_BLOCKED, f"redirect not followed: more than {redirects.MAX_REDIRECTS}")
 
     async def _hop(
@@ -130,8 +131,8 @@ class EgressClient:
         found = await self.guard.resolve(target.host, target.port, rights, scheme=target.scheme)
         if contacted is not None:
             contacted(target)
-        with _only(found), _in_words(target):
-            async with self._requested(request) as answer:
+        with _allowing(found), _as_host_errors(target):
+            async with self._request(request) as answer:
                 if answer.status not in redirects.STATUSES:
                     return await _read(answer, request, limits)
                 status, location = answer.status, answer.headers.get("Location")
@@ -141,7 +142,7 @@ class EgressClient:
 
         return redirects.follow(request, status, location, is_bound=is_bound)
 
-    def _requested(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _request(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
         return self._session.request(
@@ -169,12 +170,12 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
     return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
 
 
-class _JudgedResolver(AbstractResolver):
-    """Answers with what the guard has judged in this context, and with nothing outside of one."""
+class _AllowedResolver(AbstractResolver):
+    """Answers with the addresses that the guard has allowed in this context (`_allowing`), and fails outside of one."""
 
-    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:  # noqa: ARG002 - both are offered
-        """As aiohttp wants it; the name has been looked up already."""
-        if not _judged.get():
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:  # noqa: ARG002 - aiohttp's signature
+        """What aiohttp expects; the guard has looked the name up already."""
+        if not _allowed.get():
             raise PermissionError("a name that the guard has not judged")
         return [
             ResolveResult(
@@ -185,33 +186,33 @@ class _JudgedResolver(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST,
             )
-            for address in _judged.get()
+            for address in _allowed.get()
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
-def _judged_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an address that was judged in this context; an address written in a URL comes by here only."""
+def _allowed_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for an address that is allowed in this context. aiohttp asks no resolver for an address in a URL."""
     family, kind, proto, _, address = info
-    if ip_address(address[0]) not in _judged.get():
+    if ip_address(address[0]) not in _allowed.get():
         raise PermissionError("an address that the guard has not judged")
     return socket.socket(family, kind, proto)
 
 
 @contextlib.contextmanager
-def _only(found: tuple[Address, ...]) -> Iterator[None]:
-    before = _judged.set(found)
+def _allowing(found: tuple[Address, ...]) -> Iterator[None]:
+    token = _allowed.set(found)
     try:
         yield
     finally:
-        _judged.reset(before)
+        _allowed.reset(token)
 
 
 @contextlib.contextmanager
-def _in_words(target: Target) -> Iterator[None]:
-    """What goes wrong on the way, as HostError; the words of libraries may hold the URL and are not repeated."""
+def _as_host_errors(target: Target) -> Iterator[None]:
+    """Raise HostError for errors of the connection, without their texts, which may contain the URL."""
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as error:

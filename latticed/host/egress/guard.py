@@ -1,4 +1,4 @@
-"""The guard: judges a target, looks its name up once, and lets only the addresses it has judged be dialled."""
+"""The egress guard: looks a target's name up once, checks every address found, and connects to checked ones only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
-from latticed.host.egress.resolver import Busy, SystemResolver
+from latticed.host.egress.resolver import SystemResolver, TooManyLookups
 from latticed.kit.interfaces import own_addresses as addresses_of_this_host
 from latticed.model import addresses, egress, hosts
 from latticed.model.hostcall import Denial
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from latticed.model.egress import EgressRights
 
 MAX_ADDRESSES: Final = 64
-_TRIED: Final = 4  # of one target's addresses, by `connect`
+_MAX_TRIED: Final = 4  # addresses of one target that `connect` tries, within `connect_s` together
 
 
 class Guard:
     """Decides where connections may go.
 
-    `blocked` are further networks that an operator wants nobody to reach, for example the public addresses that a
-    translating router gives this host. All times in seconds.
+    `blocked` are further networks that no plugin may reach, for example the public address of a NAT router in front of
+    this host.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Guard:
         self.connect_s = connect_s
 
     async def resolve(self, host: str, port: int, rights: EgressRights, *, scheme: str = "tcp") -> tuple[Address, ...]:
-        """The addresses to dial for this target, all of them allowed; the first is the one to try first.
+        """The addresses of this target, all of them allowed, in the order to try them.
 
         `host` as in a URL (IPv6 in brackets) or in normal form, `port` 0 for ping. HostError: `egress_blocked` says
         which rule, `service_unavailable` that the name has no address, `rate_limited` that too many look-ups of this
@@ -58,10 +58,10 @@ class Guard:
         if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
         literal = hosts.address_of(name)
-        found = await self._looked_up(name, rights.owner) if literal is None else (literal,)
+        found = await self._lookup(name, rights.owner) if literal is None else (literal,)
         own = self._own_addresses()
-        for address in found:  # one bad address condemns all: which one is dialled is chance, or an attacker's choice
-            if reason := self._why_not(address, own):
+        for address in found:  # one refused address refuses the target: an attacker could choose which one is used
+            if reason := self._refusal(address, own):
                 message = f"address not public: {name} has one that is {reason}"
                 fix = egress.binding(scheme=scheme, host=name, port=port, address=address)
                 raise HostError(Denial.EGRESS_BLOCKED, message, fix=fix)
@@ -80,37 +80,37 @@ class Guard:
 
         HostError as `resolve`, and `service_unavailable` when nothing answers, `deadline_exceeded` when too slowly.
         """
-        found = (await self.resolve(host, port, rights, scheme=scheme))[:_TRIED]
+        found = (await self.resolve(host, port, rights, scheme=scheme))[:_MAX_TRIED]
         name = _normal(host)
         shown = f"{hosts.bracketed(name)}:{port}"
-        why: HostError | None = None
+        failure: HostError | None = None
         for address in found:
             try:
                 async with asyncio.timeout(self.connect_s / len(found)):
-                    # An address in numbers: asyncio asks no resolver.
+                    # A literal address: asyncio looks nothing up.
                     return await asyncio.open_connection(
                         str(address), port, ssl=tls, server_hostname=name if tls else None
                     )
             except TimeoutError:
-                late = HostError(Denial.DEADLINE_EXCEEDED, f"no connection to {shown} within {self.connect_s:g} s")
-                why = why or late
+                timeout = HostError(Denial.DEADLINE_EXCEEDED, f"no connection to {shown} within {self.connect_s:g} s")
+                failure = failure or timeout
             except ssl.SSLError:
-                why = HostError(Denial.SERVICE_UNAVAILABLE, f"no TLS connection that can be trusted to {shown}")
-            except OSError:  # perhaps another address does better
-                why = why or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
-        raise why or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
+                failure = HostError(Denial.SERVICE_UNAVAILABLE, f"no TLS connection that can be trusted to {shown}")
+            except OSError:  # another address may answer
+                failure = failure or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
+        raise failure or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")
 
     def is_bound(self, host: str, port: int, rights: EgressRights, *, scheme: str) -> bool:
-        """Whether this target is reached as an operator-bound origin."""
+        """Whether this target is an origin that the operator bound, and so reached at its bound address."""
         return bool(egress.pinned(rights, scheme=scheme, host=_normal(host), port=port))
 
-    async def _looked_up(self, name: str, owner: str) -> tuple[Address, ...]:
+    async def _lookup(self, name: str, owner: str) -> tuple[Address, ...]:
         try:
             async with asyncio.timeout(self._lookup_s):
                 found = await self._resolver.lookup(name, owner)
         except TimeoutError as error:
             raise HostError(Denial.DEADLINE_EXCEEDED, f"no address of {name} within {self._lookup_s:g} s") from error
-        except Busy as error:
+        except TooManyLookups as error:
             raise HostError(Denial.RATE_LIMITED, f"no address of {name} is asked for now: {error}") from error
         except OSError as error:
             raise HostError(Denial.SERVICE_UNAVAILABLE, f"the address of {name} cannot be found") from error
@@ -120,7 +120,7 @@ class Guard:
             raise HostError(Denial.EGRESS_BLOCKED, f"{name} has more than {MAX_ADDRESSES} addresses")
         return found
 
-    def _why_not(self, address: Address, own: frozenset[Address]) -> str | None:
+    def _refusal(self, address: Address, own: frozenset[Address]) -> str | None:
         if (kind := addresses.blocked_class(address)) is not None:
             return kind
         if address in own:

@@ -1,4 +1,4 @@
-"""Header rules: what a caller may send, and what it gets to see (RFC 9110, section 5; RFC 9112, section 6)."""
+"""Which headers a caller may send, and which of an answer it gets (RFC 9110, section 5; RFC 9112, section 6)."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _REFUSED: Final = frozenset(
     """host content-length transfer-encoding trailer te connection keep-alive upgrade expect http2-settings
     proxy-authenticate proxy-authorization proxy-connection proxy""".split()
 )
-"""Where a request goes, how it is framed, and what is between two hops is the host's business."""
+"""Set by the host: where a request goes, its framing, and what is between two hops."""
 _OVERRIDDEN: Final = frozenset({"accept-encoding"})  # answers are decoded here: only identity is asked for
-_NOT_SHOWN: Final = _REFUSED | {"content-encoding"}
-_HARMLESS: Final = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent"})
-"""What still goes along when a redirect leads to another origin; anything else may be a credential."""
+_LEFT_OUT: Final = _REFUSED | {"content-encoding"}
+_SAFE_ACROSS_ORIGINS: Final = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent"})
+"""Headers that are sent on when a redirect leads to another origin; any other may hold a credential."""
 
 
 def checked(header: Mapping[str, str]) -> tuple[Header, ...]:
     """The headers of a request as they are sent; HostError names what is refused, never a value."""
     if len(header) > MAX_HEADERS:
         raise HostError(Denial.TOO_LARGE, f"header: expected at most {MAX_HEADERS}, found {len(header)}")
-    kept, seen = [("Accept-Encoding", "identity")], {""}
+    header_list, seen = [("Accept-Encoding", "identity")], {""}
     for name, value in header.items():
         _check_name(name, seen)
         seen.add(name.lower())
         check_value(name, value)
         if name.lower() not in _OVERRIDDEN:
-            kept.append((name, value.strip(" \t")))
-    check_size(kept)
+            header_list.append((name, value.strip(" \t")))
+    check_size(header_list)
     if "user-agent" not in seen:
-        kept.append(("User-Agent", USER_AGENT))
-    return tuple(kept)
+        header_list.append(("User-Agent", USER_AGENT))
+    return tuple(header_list)
 
 
 def check_value(name: str, value: str) -> None:
@@ -54,27 +54,27 @@ def check_value(name: str, value: str) -> None:
         raise HostError(Denial.BAD_PARAMS, f"header {name}: expected a value without control characters")
 
 
-def check_size(kept: Iterable[Header]) -> None:
+def check_size(header_list: Iterable[Header]) -> None:
     """HostError when all headers together are too many bytes."""
-    if sum(len(name) + len(value.encode("utf-8")) + 4 for name, value in kept) > MAX_HEADER_BYTES:
+    if sum(len(name) + len(value.encode("utf-8")) + 4 for name, value in header_list) > MAX_HEADER_BYTES:
         raise HostError(Denial.TOO_LARGE, f"header: expected at most {MAX_HEADER_BYTES} bytes")
 
 
-def across_origins(kept: tuple[Header, ...], secret: frozenset[str]) -> tuple[Header, ...]:
-    """What goes along to another origin: no credentials, nothing that may be one."""
-    safe = _HARMLESS - secret | {"accept-encoding"}
-    return tuple((name, value) for name, value in kept if name.lower() in safe)
+def across_origins(header_list: tuple[Header, ...], secret: frozenset[str]) -> tuple[Header, ...]:
+    """The headers that are sent on to another origin: none that may hold a credential, none named in `secret`."""
+    safe = _SAFE_ACROSS_ORIGINS - secret | {"accept-encoding"}
+    return tuple((name, value) for name, value in header_list if name.lower() in safe)
 
 
-def without_body(kept: tuple[Header, ...]) -> tuple[Header, ...]:
-    """What goes along when the body does not."""
-    return tuple((name, value) for name, value in kept if not name.lower().startswith("content-"))
+def without_body(header_list: tuple[Header, ...]) -> tuple[Header, ...]:
+    """The headers of a request that is sent on without its body."""
+    return tuple((name, value) for name, value in header_list if not name.lower().startswith("content-"))
 
 
 def received(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The headers of an answer: canonical names (`Content-Type`), repeated ones joined; HostError when too large.
 
-    Framing and encoding are left out, for the body that comes with them is neither framed nor encoded.
+    Framing and encoding are left out: callers get the body decoded.
     """
     found: dict[str, str] = {}
     size = 0
@@ -84,7 +84,7 @@ def received(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
             raise HostError(Denial.TOO_LARGE, f"the answer's header: expected at most {MAX_HEADER_BYTES} bytes")
         name = "-".join(part.capitalize() for part in raw_name.decode("latin-1").split("-"))
         value = _UNSAFE.sub(" ", _text(raw_value)).strip()
-        if name.lower() not in _NOT_SHOWN:
+        if name.lower() not in _LEFT_OUT:
             found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 

@@ -1,4 +1,4 @@
-"""Where a redirect may lead, and what goes along (RFC 9110, section 15.4)."""
+"""Redirects: whether one may be followed, and which headers and body are sent on (RFC 9110, section 15.4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def follow(
 ) -> EgressRequest:
     """The next request after an answer with a status of STATUSES; HostError when it may not be made.
 
-    `is_bound` knows the operator-bound origins: they send a caller nowhere else, and nobody else sends it to them.
+    `is_bound` tells the origins that the operator bound: no redirect leads out of one, or into one.
     """
     if location is None:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"{request.target.shown} answered {status} without a Location")
@@ -45,7 +45,7 @@ def follow(
         _check_crossing(request.target, target, is_bound)
     moved = replace(request, target=target)
     if request.method != "HEAD" and (status == 303 or (status in {301, 302} and request.method == "POST")):
-        # What every client does: the answer to the form is elsewhere, the form is not sent again.
+        # As browsers do: the result of a POST is fetched with GET, the form is not sent again.
         moved = replace(moved, method="GET", body=b"", secret_body=False, header=headers.without_body(moved.header))
     if target.origin == request.target.origin:
         return moved

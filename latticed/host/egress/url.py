@@ -1,4 +1,4 @@
-"""URLs, parsed once and strictly (RFC 3986): what two parsers could read differently is refused."""
+"""URLs, parsed once and strictly (RFC 3986): one that two parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ class Target:
         return f"{self.scheme}://{hosts.bracketed(self.host)}{port}{self.path}"
 
 
-def parse(text: str, *, fill: Callable[[str], str] | None = None) -> Target:
-    """The target of an absolute URL; HostError `bad_params` for what is no plain URL, `egress_blocked` for where to.
+def parse(text: str, *, expand: Callable[[str], str] | None = None) -> Target:
+    """The target of an absolute URL; HostError `bad_params` for what is no plain URL, `egress_blocked` for a
+    scheme or host that no request goes to.
 
-    The fragment is dropped. `fill` gives the values of references to secrets, in path and query only: a secret never
-    decides where a request goes. Messages repeat no more of the URL than its scheme.
+    The fragment is dropped. `expand` gives the values of references to secrets, in path and query only: a secret never
+    decides where a request goes. Messages contain nothing of the URL but its scheme.
     """
     if len(text) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters, found {len(text)}")
@@ -71,7 +72,7 @@ def parse(text: str, *, fill: Callable[[str], str] | None = None) -> Target:
         raise _bad("expected two slashes and a host after the scheme")
     host, port = _authority(parts[1], DEFAULT_PORTS[scheme])
     query = "" if parts[3] is None else f"?{parts[3]}"
-    return Target(scheme=scheme, host=host, port=port, path=_encoded((parts[2] or "/") + query, fill))
+    return Target(scheme=scheme, host=host, port=port, path=_encoded((parts[2] or "/") + query, expand))
 
 
 def refer(base: Target, location: str) -> Target:
@@ -82,7 +83,7 @@ def refer(base: Target, location: str) -> Target:
         return parse(f"{base.scheme}:{location}")
     if _UNSAFE.search(location):
         raise _bad("expected no white space, control characters and backslashes")
-    # The host is the base's whatever stands here: only path and query are taken from what is joined.
+    # Only path and query are taken from what urljoin returns: the host is always that of `base`.
     joined = _PARTS.fullmatch(urljoin("/" + base.path.lstrip("/"), location.partition("#")[0]))
     if joined is None or len(location) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters")
@@ -91,13 +92,13 @@ def refer(base: Target, location: str) -> Target:
     return replace(base, path=_encoded(path + query, None))
 
 
-def _encoded(raw: str, fill: Callable[[str], str] | None) -> str:
-    """A path and query as they are sent; a value filled in is encoded, so that it cannot change their shape."""
+def _encoded(raw: str, expand: Callable[[str], str] | None) -> str:
+    """A path and query as they are sent; values of secrets are encoded, so that they cannot add segments."""
     parts, end = [], 0
     for found in REFERENCE.finditer(raw):
-        if fill is None:  # it came from outside: text like any other
+        if expand is None:  # a Location header: a reference in it is text
             break
-        parts += [quote(raw[end : found.start()], safe=_SAFE), quote(fill(found[0]), safe=_SAFE_IN_VALUES)]
+        parts += [quote(raw[end : found.start()], safe=_SAFE), quote(expand(found[0]), safe=_SAFE_IN_VALUES)]
         end = found.end()
     path = "".join([*parts, quote(raw[end:], safe=_SAFE)])
     if len(path) > MAX_ENCODED_CHARACTERS:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from latticed.model.egress import EgressRights
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-MAX_AT_ONCE: Final = 64
-MAX_AT_ONCE_OF_ONE: Final = 8
+MAX_IN_FLIGHT: Final = 64
+MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 
 
 class HttpDo(Params, frozen=True):
@@ -55,7 +55,7 @@ class HttpCalls:
         self._secrets_of = secrets_of
         self._limits = limits
         self._contacted = contacted
-        self._under_way: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
         return (Served(method="http.do", params=HttpDo, serve=self._do),)
@@ -64,7 +64,7 @@ class HttpCalls:
         secrets = self._secrets_of(caller.plugin_id)
         rights = self._rights_of(caller.plugin_id)
         try:
-            with self._place(caller):
+            with self._slot(caller):
                 request, uses_secrets = _request(asked, secrets, self._limits.body_bytes)
                 if uses_secrets:
                     self._check_channel(request, rights)
@@ -79,25 +79,25 @@ class HttpCalls:
         return _result(answer, secrets if uses_secrets else None)
 
     def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:
-        """Secrets go where nobody can listen: over https, or to an origin that the operator bound."""
+        """Secrets are sent over https only, or to an origin that the operator bound. HostError otherwise."""
         target = request.target
         is_bound = self._client.guard.is_bound(target.host, target.port, rights, scheme=target.scheme)
         if target.scheme != "https" and not is_bound:
             raise HostError(Denial.EGRESS_BLOCKED, f"scheme not allowed: {target.shown} gets secrets over https only")
 
     @contextmanager
-    def _place(self, caller: Caller) -> Iterator[None]:
-        if self._under_way[caller.plugin_id] >= MAX_AT_ONCE_OF_ONE:
-            raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_AT_ONCE_OF_ONE} requests at once")
-        if self._under_way.total() >= MAX_AT_ONCE:
-            raise HostError(Denial.SERVICE_UNAVAILABLE, f"all plugins together have {MAX_AT_ONCE} requests under way")
-        self._under_way[caller.plugin_id] += 1
+    def _slot(self, caller: Caller) -> Iterator[None]:
+        if self._in_flight[caller.plugin_id] >= MAX_IN_FLIGHT_OF_PLUGIN:
+            raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_IN_FLIGHT_OF_PLUGIN} requests at once")
+        if self._in_flight.total() >= MAX_IN_FLIGHT:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"all plugins together have {MAX_IN_FLIGHT} requests under way")
+        self._in_flight[caller.plugin_id] += 1
         try:
             yield
         finally:
-            self._under_way[caller.plugin_id] -= 1
-            if not self._under_way[caller.plugin_id]:
-                del self._under_way[caller.plugin_id]
+            self._in_flight[caller.plugin_id] -= 1
+            if not self._in_flight[caller.plugin_id]:
+                del self._in_flight[caller.plugin_id]
 
 
 def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[EgressRequest, bool]:
@@ -105,7 +105,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
     method = asked.method.upper() or "GET"
     if method not in METHODS:
         raise HostError(Denial.BAD_PARAMS, f"method: expected one of {', '.join(METHODS)}")
-    target = url.parse(asked.url, fill=secrets.expand)
+    target = url.parse(asked.url, expand=secrets.expand)
     header = headers.checked(asked.header)
     secret = frozenset(name.lower() for name, value in header if REFERENCE.search(value))
     if secret:
@@ -137,10 +137,10 @@ def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
 
 
 def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, Any]:
-    """What a plugin gets; a server that repeats a secret does not hand it to the plugin."""
+    """The answer of http.do; secrets that the server repeats are put back to their references."""
     header, body = answer.header, answer.body
     if secrets is not None:
-        # The case of names is ours (`headers.received`), so a value in one is looked for in any.
+        # `headers.received` changes the case of names, so a value in one is searched for in any case.
         header = {secrets.redact(name, any_case=True): secrets.redact(value) for name, value in header.items()}
         body = secrets.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}

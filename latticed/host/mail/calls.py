@@ -1,6 +1,6 @@
 """mail.send: a message of a plugin to the operator's relay, and nowhere else (contracts §9).
 
-The relay is the operator's choice, so it may be private: then it is pinned to an address, like any bound origin.
+The operator chooses the relay, so it may have a private address: then it is bound to it, like a bound origin.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from latticed.settings.shapes import MailSettings as Settings
 
 OWNER: Final = "latticed.mail"
-"""Whom the relay's password is bound to; no plugin can have this id."""
-MAX_AT_ONCE: Final = 8
-MAX_AT_ONCE_OF_ONE: Final = 2
+"""The id that the relay's password is bound to; no plugin can have it."""
+MAX_IN_FLIGHT: Final = 8
+MAX_IN_FLIGHT_OF_PLUGIN: Final = 2
 _REASON_CHARACTERS: Final = 240
 SEND_S: Final = 9.0
-"""Below the deadline of a host call, so that the answer says what took so long."""
+"""Shorter than the deadline of a host call, so that the answer says what took so long."""
 
 log = logs.get_logger()
 
@@ -45,7 +45,7 @@ class MailSend(Params, frozen=True):
 
 
 class MailCalls:
-    """The service. `secrets_of` gives secrets by plugin id: the caller's, and those of OWNER."""
+    """Serves mail.send. `secrets_of` gives the secrets of a plugin's id, and of OWNER."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MailCalls:
         self._secrets_of = secrets_of
         self._send_s = send_s
         self._buckets = TokenBuckets()
-        self._under_way: list[str] = []
+        self._in_flight: list[str] = []
 
     def calls(self) -> tuple[Served, ...]:
         return (Served(method="mail.send", params=MailSend, serve=self._send),)
@@ -70,13 +70,13 @@ class MailCalls:
     async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:
         settings = self._settings()
         relay, sender = relay_of(settings), _sender(settings)
-        to = mail_message.recipients(asked.to, most=settings.recipients)
+        to = mail_message.recipients(asked.to, limit=settings.recipients)
         _check_allowed(to, settings.allow)
         plugin_secrets, relay_secrets = self._secrets_of(caller.plugin_id), self._secrets_of(OWNER)
         try:
-            message, message_id = self._composed(caller, asked, plugin_secrets, settings, sender=sender, to=to)
-            with self._place(caller):
-                self._spend(caller, settings)
+            message, message_id = self._compose(caller, asked, plugin_secrets, settings, sender=sender, to=to)
+            with self._slot(caller):
+                self._take_token(caller, settings)
                 envelope = Envelope(sender=sender, to=to, message=message)
                 await self._smtp.send(relay, envelope, _password(settings, relay_secrets), within_s=self._send_s)
         except HostError as error:
@@ -86,7 +86,7 @@ class MailCalls:
             raise HostError(error.code, reason) from None
         return {"ok": True, "message_id": message_id, "recipients": len(to)}
 
-    def _composed(
+    def _compose(
         self,
         caller: Caller,
         asked: MailSend,
@@ -97,16 +97,16 @@ class MailCalls:
         to: tuple[str, ...],
     ) -> tuple[bytes, str]:
         mail_message.check_subject(asked.subject)
-        mail_message.check_body(asked.body, most_bytes=settings.body_bytes)
+        mail_message.check_body(asked.body, max_bytes=settings.body_bytes)
         subject, body = secrets.expand(asked.subject), secrets.expand(asked.body)
-        mail_message.check_subject(subject)  # a value ends no line of the header either
-        mail_message.check_body(body, most_bytes=settings.body_bytes)
-        return mail_message.composed(
+        mail_message.check_subject(subject)  # the value of a secret must not end the header's line either
+        mail_message.check_body(body, max_bytes=settings.body_bytes)
+        return mail_message.compose(
             sender=sender, to=to, subject=subject, body=body, plugin_id=caller.plugin_id, now_us=self._clock.wall_us()
         )
 
-    def _spend(self, caller: Caller, settings: Settings) -> None:
-        """One message of what the plugin may send in an hour, or rate_limited."""
+    def _take_token(self, caller: Caller, settings: Settings) -> None:
+        """Count one message of those that the plugin may send in an hour; HostError rate_limited."""
         rate = Rate(per_second=settings.per_hour / 3_600, burst=settings.per_hour)
         wait_s = self._buckets.take(caller.plugin_id, rate, self._clock.monotonic_s())
         if wait_s:
@@ -114,20 +114,20 @@ class MailCalls:
             raise HostError(Denial.RATE_LIMITED, f"{expected}, the next one in {wait_s:.0f} s")
 
     @contextmanager
-    def _place(self, caller: Caller) -> Iterator[None]:
-        if self._under_way.count(caller.plugin_id) >= MAX_AT_ONCE_OF_ONE:
-            raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_AT_ONCE_OF_ONE} messages at once")
-        if len(self._under_way) >= MAX_AT_ONCE:
-            raise HostError(Denial.SERVICE_UNAVAILABLE, f"all plugins together have {MAX_AT_ONCE} messages under way")
-        self._under_way.append(caller.plugin_id)
+    def _slot(self, caller: Caller) -> Iterator[None]:
+        if self._in_flight.count(caller.plugin_id) >= MAX_IN_FLIGHT_OF_PLUGIN:
+            raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_IN_FLIGHT_OF_PLUGIN} messages at once")
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"all plugins together have {MAX_IN_FLIGHT} messages under way")
+        self._in_flight.append(caller.plugin_id)
         try:
             yield
         finally:
-            self._under_way.remove(caller.plugin_id)
+            self._in_flight.remove(caller.plugin_id)
 
 
 def relay_of(settings: Settings) -> Relay:
-    """The relay of the settings, with the rights to reach it and nothing else; HostError when there is none."""
+    """The relay of the settings, with rights to reach it and nothing else; HostError when none is set."""
     parsed = relays.parsed(settings.relay)
     if parsed is None:
         raise HostError(
@@ -152,7 +152,7 @@ def _sender(settings: Settings) -> str:
 
 
 def _password(settings: Settings, secrets: PluginSecrets) -> str:
-    """The relay's password; HostError tells a plugin no more than that the settings need attention."""
+    """The relay's password, empty without a user name; HostError, in words that a plugin may see."""
     if not settings.username:
         return ""
     if REFERENCE.fullmatch(settings.password) is None:
@@ -165,7 +165,7 @@ def _password(settings: Settings, secrets: PluginSecrets) -> str:
 
 
 def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
-    """Whom the operator lets plugins write to: addresses and `@domain`s; none named: anybody."""
+    """HostError for a recipient that `allow` (addresses and `@domain`s; empty: anybody) does not include."""
     for one in to:
         local, _, domain = one.rpartition("@")
         if allow and one not in allow and f"@{domain}" not in allow and f"{local.lower()}@{domain}" not in allow:

@@ -1,4 +1,4 @@
-"""A message as it goes out: addresses read in one way only, a header that nobody can add to (RFC 5321, 5322)."""
+"""Addresses and messages of mail.send: strict addresses, headers that no text can add a line to (RFC 5321, 5322)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MAX_LOCAL: Final = 64
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _POLICY: Final = email.policy.SMTP.clone(cte_type="7bit")
-"""CRLF, folded headers, and bodies that no relay needs an extension for."""
+"""CRLF, folded headers, and 7-bit bodies, for which no relay needs 8BITMIME."""
 
 
 def address(given: str, *, field: str = "to") -> str:
-    """The one form of a plain address (`local@domain`, no name, no quotes); HostError bad_params."""
+    """A plain address (`local@domain`, no name, no quotes) in normal form; HostError bad_params."""
     local, at, domain = given.rpartition("@")
     if not at or len(local) > _MAX_LOCAL or not _LOCAL.fullmatch(local):
         raise HostError(Denial.BAD_PARAMS, f"{field}: expected plain addresses such as ops@example.org")
@@ -40,38 +40,38 @@ def address(given: str, *, field: str = "to") -> str:
     return f"{local}@{name}"
 
 
-def recipients(given: str | Iterable[str], *, most: int) -> tuple[str, ...]:
-    """Each once, in their order; HostError bad_params for none or too many."""
+def recipients(given: str | Iterable[str], *, limit: int) -> tuple[str, ...]:
+    """The addresses in their order, each once; HostError bad_params for none, or more than `limit`."""
     listed = (given,) if isinstance(given, str) else tuple(given)
-    if not 1 <= len(listed) <= most:
-        raise HostError(Denial.BAD_PARAMS, f"to: expected 1 to {most} addresses, found {len(listed)}")
+    if not 1 <= len(listed) <= limit:
+        raise HostError(Denial.BAD_PARAMS, f"to: expected 1 to {limit} addresses, found {len(listed)}")
     return tuple(dict.fromkeys(address(one) for one in listed))
 
 
 def check_subject(subject: str) -> None:
-    """HostError for what is no single visible line; it is not repeated."""
+    """HostError unless it is one line of visible text; the message does not contain it."""
     if len(subject) > MAX_SUBJECT_CHARACTERS:
         raise HostError(Denial.TOO_LARGE, f"subject: expected at most {MAX_SUBJECT_CHARACTERS} characters")
     if not subject.strip() or any(text.is_control(c) or "\ud800" <= c <= "\udfff" for c in subject):
         raise HostError(Denial.BAD_PARAMS, "subject: expected one line of text, without control characters")
 
 
-def check_body(body: str, *, most_bytes: int) -> None:
-    """HostError for what is too long, or no text."""
+def check_body(body: str, *, max_bytes: int) -> None:
+    """HostError for a body that is too long, or not text."""
     try:
         size = len(body.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise HostError(Denial.BAD_PARAMS, "body: expected text without lone surrogates") from error
-    if size > most_bytes:
-        raise HostError(Denial.TOO_LARGE, f"body: expected at most {most_bytes} bytes, found {size}")
+    if size > max_bytes:
+        raise HostError(Denial.TOO_LARGE, f"body: expected at most {max_bytes} bytes, found {size}")
     if "\0" in body:
         raise HostError(Denial.BAD_PARAMS, "body: expected text without NUL characters")
 
 
-def composed(
+def compose(
     *, sender: str, to: Iterable[str], subject: str, body: str, plugin_id: str, now_us: int
 ) -> tuple[bytes, str]:
-    """The message as bytes, and its Message-ID. What is given has been checked."""
+    """The message as bytes, and its Message-ID. The arguments have been checked."""
     message = email.message.EmailMessage(policy=_POLICY)
     message_id = f"<{secrets.token_hex(16)}@{sender.rpartition('@')[2]}>"
     message["From"] = sender
@@ -79,7 +79,7 @@ def composed(
     message["Subject"] = subject
     message["Date"] = email.utils.format_datetime(datetime.fromtimestamp(now_us // 1_000_000, tz=UTC))
     message["Message-ID"] = message_id
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answering machine answers it
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: automatic responders do not answer it
     message["X-Latticed-Plugin"] = plugin_id
     message.set_content(re.sub(r"\r\n?", "\n", body), charset="utf-8")
     return message.as_bytes(), message_id

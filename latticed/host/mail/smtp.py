@@ -1,7 +1,7 @@
-"""One message to one relay (RFC 5321), over a socket to an address that the guard has judged.
+"""Sends one message to one relay (RFC 5321), over a socket to an address that the egress guard has allowed.
 
-Everything or nothing: when the relay refuses one recipient, nobody gets the message. TLS is verified, and what was to
-be encrypted is never sent in the clear.
+When the relay refuses one recipient, none gets the message. TLS certificates are verified, and a relay that offers no
+TLS where the settings ask for it gets nothing.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 Security = Literal["tls", "starttls", "none"]
 
-_TRIED: Final = 4
-_GOODBYE_S: Final = 0.5
+_MAX_TRIED: Final = 4
+_QUIT_S: Final = 0.5
 _TOO_LARGE: Final = frozenset({523, 552})
-_NO_SUCH: Final = frozenset({550, 551, 553})
+_UNKNOWN_RECIPIENT: Final = frozenset({550, 551, 553})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """Where mail goes, and as whom; `rights` allow this one target and no other."""
+    """The relay and the user name for it; `rights` allow this one target and no other."""
 
     host: str
     port: int
@@ -55,7 +55,7 @@ class Relay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """Who sends what to whom."""
+    """One message with its sender and recipients."""
 
     sender: str
     to: tuple[str, ...]
@@ -63,7 +63,7 @@ class Envelope:
 
 
 class Smtp:
-    """Sends through `guard`. `tls` says whom it trusts; by default the authorities of this host."""
+    """Sends through `guard`. `tls` defaults to the certificate authorities of this host."""
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
@@ -80,8 +80,8 @@ class Smtp:
             async with asyncio.timeout(within_s) as limit:
                 await self._send(relay, envelope, password, limit)
         except TimeoutError as error:  # aiosmtplib's own included
-            late = f"the relay did not take the message within {within_s:g} s"
-            raise HostError(Denial.DEADLINE_EXCEEDED, late) from error
+            timeout = f"the relay did not take the message within {within_s:g} s"
+            raise HostError(Denial.DEADLINE_EXCEEDED, timeout) from error
         except aiosmtplib.SMTPResponseException as error:
             raise _of_reply(error) from error
         except ssl.SSLError as error:
@@ -105,32 +105,32 @@ class Smtp:
             await client.ehlo()
             if relay.username:
                 await _log_in(client, relay, password)
-            most = client.esmtp_extensions.get("size", "")
-            if most.isascii() and most.isdigit() and 0 < int(most[:12]) < len(envelope.message):
-                raise HostError(Denial.TOO_LARGE, f"the relay takes messages of at most {most[:12]} bytes")
+            size_limit = client.esmtp_extensions.get("size", "")
+            if size_limit.isascii() and size_limit.isdigit() and 0 < int(size_limit[:12]) < len(envelope.message):
+                raise HostError(Denial.TOO_LARGE, f"the relay takes messages of at most {size_limit[:12]} bytes")
             await client.mail(envelope.sender)
             for one in envelope.to:
                 await client.rcpt(one)
             await client.data(envelope.message)
-            limit.reschedule(None)  # it is sent, whatever becomes of the good-bye
+            limit.reschedule(None)  # the relay has it: a failing QUIT changes nothing
             with contextlib.suppress(aiosmtplib.SMTPException, OSError):
-                await client.execute_command(b"QUIT", timeout=_GOODBYE_S)
+                await client.execute_command(b"QUIT", timeout=_QUIT_S)
 
     @contextlib.asynccontextmanager
     async def _connected(self, relay: Relay) -> AsyncIterator[aiosmtplib.SMTP]:
-        """A session whose greeting has been heard, over TLS where that comes first."""
+        """An SMTP session after its greeting, over TLS for smtps."""
         import aiosmtplib
 
         if self._tls is None and relay.security != "none":
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
-        sock = await self._dialled(relay)
+        sock = await self._connect(relay)
         client = aiosmtplib.SMTP(
             hostname=relay.host,
             sock=sock,
             use_tls=relay.security == "tls",
             start_tls=False,
             tls_context=self._tls if relay.security != "none" else None,
-            local_hostname=_literal(sock),
+            local_hostname=_ehlo_name(sock),
             timeout=None,
         )
         try:
@@ -140,16 +140,16 @@ class Smtp:
             transport = client.transport
             client.close()
             if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()  # no polite end of TLS, which a relay could draw out; the socket goes with it
+                transport.abort()  # without the TLS shutdown, which a relay could delay; closes the socket
 
-    async def _dialled(self, relay: Relay) -> socket.socket:
-        """A connection to the first address of the relay that answers; all of them have been judged."""
-        found = (await self._guard.resolve(relay.host, relay.port, relay.rights, scheme=relay.scheme))[:_TRIED]
+    async def _connect(self, relay: Relay) -> socket.socket:
+        """A connection to the first address of the relay that answers; the guard has checked them."""
+        found = (await self._guard.resolve(relay.host, relay.port, relay.rights, scheme=relay.scheme))[:_MAX_TRIED]
         for address in found:
             try:
                 async with asyncio.timeout(self._guard.connect_s / len(found)):
                     return await _open(address, relay.port)
-            except (TimeoutError, OSError):  # perhaps another address does better
+            except (TimeoutError, OSError):  # another address may answer
                 continue
         raise _unavailable(f"cannot connect to the relay {relay.shown}")
 
@@ -181,23 +181,23 @@ async def _log_in(client: aiosmtplib.SMTP, relay: Relay, password: str) -> None:
 
 
 def _of_reply(error: aiosmtplib.SMTPResponseException) -> HostError:
-    """What a reply means to who wanted to send (RFC 5321 section 4.2)."""
+    """The HostError for a reply of the relay (RFC 5321 section 4.2)."""
     import aiosmtplib
 
-    said = f"{error.code} {error.message}"  # whole: it may repeat a secret, which whoever asked redacts before cutting
+    reply = f"{error.code} {error.message}"  # not cut: the caller redacts secrets in it first
     if error.code in _TOO_LARGE:
-        return HostError(Denial.TOO_LARGE, f"the relay does not take a message of this size ({said})")
+        return HostError(Denial.TOO_LARGE, f"the relay does not take a message of this size ({reply})")
     if 400 <= error.code < 500:
-        return _unavailable(f"the relay takes no mail now, try again later ({said})")
-    if isinstance(error, aiosmtplib.SMTPRecipientRefused) and error.code in _NO_SUCH:
-        return HostError(Denial.BAD_PARAMS, f"to: the relay does not deliver to {error.recipient} ({said})")
-    return _unavailable(f"the relay refuses the message ({said})")
+        return _unavailable(f"the relay takes no mail now, try again later ({reply})")
+    if isinstance(error, aiosmtplib.SMTPRecipientRefused) and error.code in _UNKNOWN_RECIPIENT:
+        return HostError(Denial.BAD_PARAMS, f"to: the relay does not deliver to {error.recipient} ({reply})")
+    return _unavailable(f"the relay refuses the message ({reply})")
 
 
-def _literal(sock: socket.socket) -> str:
-    """Our name in EHLO: the address, which is always right (RFC 5321 section 4.1.4), and asks no resolver."""
-    here = sock.getsockname()[0]
-    return f"[IPv6:{here}]" if sock.family == socket.AF_INET6 else f"[{here}]"
+def _ehlo_name(sock: socket.socket) -> str:
+    """Our name in EHLO: the address literal (RFC 5321 section 4.1.4), for which no name is looked up."""
+    address = sock.getsockname()[0]
+    return f"[IPv6:{address}]" if sock.family == socket.AF_INET6 else f"[{address}]"
 
 
 def _unavailable(message: str) -> HostError:

@@ -214,7 +214,7 @@ async def test_name_servers_that_never_answer_hold_up_only_whoever_asked(monkeyp
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    names = resolver.SystemResolver(at_once=2, unanswered=3)
+    names = resolver.SystemResolver(concurrent=2, max_abandoned=3)
     guard = Guard(resolver=names, lookup_s=0.05, own_addresses=frozenset)
 
     async def codes(owner, *wanted):
@@ -237,14 +237,14 @@ async def test_name_servers_that_never_answer_hold_up_only_whoever_asked(monkeyp
 
 async def test_without_a_thread_there_is_no_lookup(monkeypatch):
     """Neither beyond the limit, nor when the system gives none."""
-    with pytest.raises(resolver.Busy):
-        await resolver.SystemResolver(threads=0).lookup("localhost")
+    with pytest.raises(resolver.TooManyLookups):
+        await resolver.SystemResolver(max_threads=0).lookup("localhost")
 
     def refused(_thread):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    names = resolver.SystemResolver(threads=1)
+    names = resolver.SystemResolver(max_threads=1)
     for _ in range(2):
-        with pytest.raises(resolver.Busy, match="new thread"):
+        with pytest.raises(resolver.TooManyLookups, match="new thread"):
             await names.lookup("localhost")

@@ -13,7 +13,7 @@ import pytest
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
-from latticed.host.http.calls import MAX_AT_ONCE_OF_ONE, HttpCalls
+from latticed.host.http.calls import MAX_IN_FLIGHT_OF_PLUGIN, HttpCalls
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import dials, origins, plugin_secrets
@@ -246,11 +246,11 @@ async def test_one_plugin_cannot_have_all_requests():
         writer.write(answer(b"late"))
 
     async with bench(wait) as it:
-        tasks = [asyncio.create_task(it.do()) for _ in range(MAX_AT_ONCE_OF_ONE)]
-        await connected(it, MAX_AT_ONCE_OF_ONE)
+        tasks = [asyncio.create_task(it.do()) for _ in range(MAX_IN_FLIGHT_OF_PLUGIN)]
+        await connected(it, MAX_IN_FLIGHT_OF_PLUGIN)
         assert (await it.refused()).startswith("rate_limited: expected at most 8")
         other = asyncio.create_task(call(it.http, caller=Caller(plugin_id="acme.other"), url=it.url))
-        await connected(it, MAX_AT_ONCE_OF_ONE + 1)
+        await connected(it, MAX_IN_FLIGHT_OF_PLUGIN + 1)
         free.set()
         assert {body_of(found) for found in await asyncio.gather(*tasks, other)} == {b"late"}
         assert body_of(await it.do()) == b"late"
@@ -270,7 +270,7 @@ async def test_a_request_that_is_cancelled_leaves_nothing():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert it.http._under_way.total() == 0
+        assert it.http._in_flight.total() == 0
 
 
 BOUND = plugin_secrets.secrets_of({CALLER.plugin_id: {"TOKEN": SECRET, "LINES": "a\r\nbcdef"}})

@@ -17,8 +17,8 @@ HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-L
 HEADERS += ["Content-Transfer-Encoding", "MIME-Version"]
 
 
-def composed(subject="Hello", body="text", to=("ops@example.org",)):
-    made, message_id = mail_message.composed(
+def compose(subject="Hello", body="text", to=("ops@example.org",)):
+    made, message_id = mail_message.compose(
         sender="host@example.org", to=to, subject=subject, body=body, plugin_id="acme.demo", now_us=NOW_US
     )
     return made, email.message_from_bytes(made, policy=email.policy.default), message_id
@@ -26,13 +26,13 @@ def composed(subject="Hello", body="text", to=("ops@example.org",)):
 
 def test_a_message_says_who_sent_it_and_that_no_person_did():
     """RFC 5322's fields, RFC 3834's, and the plugin."""
-    raw, message, message_id = composed(to=("a@example.org", "b@example.org"))
+    raw, message, message_id = compose(to=("a@example.org", "b@example.org"))
     assert sorted(message.keys()) == sorted(HEADERS)
     assert (message["From"], message["To"]) == ("host@example.org", "a@example.org, b@example.org")
     assert (message["Subject"], message["X-Latticed-Plugin"]) == ("Hello", "acme.demo")
     assert (message["Date"], message["Auto-Submitted"]) == ("Fri, 02 Jan 2026 03:04:05 +0000", "auto-generated")
     assert (message["Message-ID"], message_id[-13:]) == (message_id, "@example.org>")
-    assert composed()[2] != composed()[2]
+    assert compose()[2] != compose()[2]
     assert raw.isascii()
 
 
@@ -85,11 +85,11 @@ def test_what_could_be_read_in_another_way_is_refused(odd):
 
 def test_recipients_are_one_list_with_an_end():
     """One or several; each once."""
-    assert mail_message.recipients("a@example.org", most=1) == ("a@example.org",)
-    assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), most=3) == ("a@x.org", "b@x.org")
+    assert mail_message.recipients("a@example.org", limit=1) == ("a@example.org",)
+    assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), limit=3) == ("a@x.org", "b@x.org")
     for wrong in ((), ("a@x.org",) * 4):
         with pytest.raises(HostError, match="expected 1 to 3 addresses"):
-            mail_message.recipients(wrong, most=3)
+            mail_message.recipients(wrong, limit=3)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_sizes():
     """Too long is too_large: of a subject in characters, of a body in bytes."""
     for check in (
         lambda: mail_message.check_subject("x" * 251),
-        lambda: mail_message.check_body("ü" * 6, most_bytes=11),
+        lambda: mail_message.check_body("ü" * 6, max_bytes=11),
     ):
         with pytest.raises(HostError) as caught:
             check()
         assert caught.value.code == "too_large"
-    mail_message.check_body("ü" * 6, most_bytes=12)
+    mail_message.check_body("ü" * 6, max_bytes=12)
     for odd in ("a\0b", "\ud800"):
         with pytest.raises(HostError, match="bad_params: body"):
-            mail_message.check_body(odd, most_bytes=100)
+            mail_message.check_body(odd, max_bytes=100)
 
 
 lines = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\x85\u2028\u2029"), max_size=1_200)
@@ -133,7 +133,7 @@ def is_subject(text):
 def test_every_text_arrives_as_it_was_written(subject, body_lines):
     """Any letters, long lines, dots at the beginning; and never a header more than there are."""
     body = "\n".join(body_lines)
-    raw, message, _ = composed(subject=subject, body=body)
+    raw, message, _ = compose(subject=subject, body=body)
     assert raw.isascii()
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert b"\n" not in raw.replace(b"\r\n", b"")

@@ -14,7 +14,7 @@ import pytest
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.guard import Guard
 from latticed.host.mail import smtp
-from latticed.host.mail.calls import MAX_AT_ONCE, MAX_AT_ONCE_OF_ONE, OWNER, MailCalls
+from latticed.host.mail.calls import MAX_IN_FLIGHT, MAX_IN_FLIGHT_OF_PLUGIN, OWNER, MailCalls
 from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
 from tests.house import plugin_secrets, relays
@@ -349,11 +349,11 @@ async def test_so_many_messages_at_once(it):
     """Of one plugin and of all; places come back."""
     it.relay.hold = asyncio.Event()
     tasks = []
-    for number in range(MAX_AT_ONCE // MAX_AT_ONCE_OF_ONE):
+    for number in range(MAX_IN_FLIGHT // MAX_IN_FLIGHT_OF_PLUGIN):
         caller = Caller(plugin_id=f"acme.p{number}")
-        tasks += [asyncio.create_task(it.send(caller=caller)) for _ in range(MAX_AT_ONCE_OF_ONE)]
+        tasks += [asyncio.create_task(it.send(caller=caller)) for _ in range(MAX_IN_FLIGHT_OF_PLUGIN)]
     async with asyncio.timeout(DEADLINE_S):
-        while it.relay.sessions < MAX_AT_ONCE:  # noqa: ASYNC110 - until all are under way
+        while it.relay.sessions < MAX_IN_FLIGHT:  # noqa: ASYNC110 - until all are under way
             await asyncio.sleep(0.002)
     await it.refused("rate_limited", caller=Caller(plugin_id="acme.p0"))
     await it.refused("service_unavailable")
@@ -373,7 +373,7 @@ async def test_nothing_that_looks_like_a_command_gets_out_of_the_message(it):
 
 async def test_a_relay_that_hangs_after_the_message_has_it_all_the_same(monkeypatch):
     """What was taken is sent, whether or not the relay says good-bye before the time of the call is over."""
-    monkeypatch.setattr("latticed.host.mail.smtp._GOODBYE_S", 2.2)
+    monkeypatch.setattr("latticed.host.mail.smtp._QUIT_S", 2.2)
     taken = asyncio.Event()
 
     async def serve(reader, writer):

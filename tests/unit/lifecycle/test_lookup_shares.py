@@ -32,10 +32,10 @@ async def test_names_that_are_never_answered_hold_up_their_plugin_alone(monkeypa
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         waiting = [
             asyncio.create_task(bad.outcome("http.do", method="GET", url=f"https://never{number}.example/"))
-            for number in range(resolver.AT_ONCE)
+            for number in range(resolver.CONCURRENT)
         ]
         try:
-            await houses.until(lambda: len(asked) == resolver.AT_ONCE, "all places of one plugin taken")
+            await houses.until(lambda: len(asked) == resolver.CONCURRENT, "all places of one plugin taken")
             outcome = await good.outcome("http.do", method="GET", url="https://fast.example/")
             assert outcome == "egress_blocked", "it was looked up, and its address is not public"
             assert not any(one.done() for one in waiting), "before any of theirs was given up"
