@@ -133,7 +133,7 @@ def _tools() -> HandleDeps:
     async def record(_: object) -> int:
         return 0
 
-    async def judge(_: str) -> Refused:
+    async def judge(_: str, __: str | None) -> Refused:
         raise AssertionError("nothing is judged here")
 
     class Storeless(HandleDeps):

@@ -116,6 +116,24 @@ class BundleDirectory:
         The bytes are written to the descriptor `copy_to` while they are hashed: what is stored is what was judged.
         `buffer` is scratch space; without one each thread reuses its own.
         """
+        digest = hashlib.sha256()
+
+        def take(chunk: memoryview) -> None:
+            digest.update(chunk)
+            if copy_to is not None:
+                files.write_all(copy_to, chunk)
+
+        size = self._read_artifact(take, memoryview(buffer or _own_buffer()))
+        return digest.hexdigest(), size
+
+    def copy_artifact(self, copy_to: int) -> int:
+        """Write the bytes of `artifact` to the descriptor `copy_to`, which the caller hashes; their number.
+
+        ReadRefused as for `hash_artifact`.
+        """
+        return self._read_artifact(lambda chunk: files.write_all(copy_to, chunk), memoryview(_own_buffer()))
+
+    def _read_artifact(self, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
         self._artifact = None
         if isinstance(found, ReadRefused):
@@ -123,10 +141,9 @@ class BundleDirectory:
         with files.closing(found):
             before = self._regular(found, ARTIFACT, limit=self._limits.artifact_bytes)
             self._check_owner(before, ARTIFACT)
-            return self._hash(found, before, memoryview(buffer or _own_buffer()), copy_to)
+            return self._pass_on(found, before, take, buffer)
 
-    def _hash(self, fd: int, before: os.stat_result, buffer: memoryview, copy_to: int | None) -> tuple[str, int]:
-        digest = hashlib.sha256()
+    def _pass_on(self, fd: int, before: os.stat_result, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         size = 0
         head = b""
         while (size == 0 or size < before.st_size) and (count := self._readv(fd, buffer, ARTIFACT)):
@@ -135,12 +152,10 @@ class BundleDirectory:
                 head += bytes(buffer[: min(count, accepted.HEAD_BYTES - len(head))])
             if size > self._limits.artifact_bytes:
                 raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
-            digest.update(buffer[:count])
-            if copy_to is not None:
-                files.write_all(copy_to, buffer[:count])
+            take(buffer[:count])
         self._check_unchanged(fd, before, size, ARTIFACT)
         self.interpreter = sys.intern(accepted.interpreter_of(head))  # thousands have a few between them
-        return digest.hexdigest(), size
+        return size
 
     def _read_manifest(self, fd: int, before: os.stat_result) -> bytes:
         buffer = memoryview(_own_buffer())

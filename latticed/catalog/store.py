@@ -56,7 +56,7 @@ class Store:
         """
         with self._lock:
             self._kept.add(verified.identity)
-        held = self._held(verified)
+        held = self._held(verified)  # hashes the stored artifact: a damaged pair is replaced while its bundle verifies
         if held == verified.manifest.signature_ed25519:
             return
         temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"

@@ -265,7 +265,8 @@ class Decisions:
     async def _keep(self, actor: Actor, record: Record, claim: IdClaim | None) -> None:
         """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
         self._keeping[record.id] = record.facts.identity
-        if claim is not None and claim.verdict.identity == record.facts.identity:
+        on_disk = claim is not None and claim.verdict.identity == record.facts.identity
+        if claim is not None and on_disk:
             try:
                 await self._life.rooms.catalog.keep(claim.name, claim.verdict)
             except ReadRefused as refused:
@@ -273,7 +274,7 @@ class Decisions:
                 raise await self._refused(actor, record.id, problem) from refused
             except Problem as problem:
                 raise await self._refused(actor, record.id, problem) from problem
-        if fault := await self._life.pairs.judge(record):
+        if fault := await self._life.pairs.judge(record, hashed=on_disk):  # `keep` hashed it
             unfit = Problem(fault.code, fault.message, fault.hint)
             raise await self._refused(actor, record.id, unfit)
 

@@ -52,12 +52,14 @@ class Pairs:
         """Why the stored pair of an accepted plugin may not run, or None."""
         return self._faults.get(record.facts.identity) if record.accepted else None
 
-    async def judge(self, record: Record) -> LastError | None:
+    async def judge(self, record: Record, *, hashed: bool = False) -> LastError | None:
         """Verify the stored pair under the policy in force; what is wrong with it, or None.
 
+        `hashed`: the stored artifact has just been hashed, so it is not read again.
         One that cannot be read just now is no finding: whoever starts it tries again.
         """
-        verdict = await self._life.rooms.judge(record.facts.identity)
+        facts, rooms = record.facts, self._life.rooms
+        verdict = await (rooms.glance(facts.identity, facts.artifact_sha256) if hashed else rooms.judge(facts.identity))
         if not isinstance(verdict, Refused):
             self._faults.pop(record.facts.identity, None)
         return self._note(record, verdict)

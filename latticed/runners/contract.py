@@ -54,8 +54,11 @@ class Instance(Protocol):
         """How it is kept in, as it is shown (`isolated+cgroup`); empty when nothing of it is executed."""
         ...
 
-    async def check(self) -> Checkup:
-        """How it is; the supervisor sets the time limit."""
+    async def check(self) -> Checkup | None:
+        """How it is; None when it cannot be asked now: that counts neither for it nor against it.
+
+        The supervisor sets the time limit.
+        """
         ...
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
@@ -72,6 +75,14 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def hashes_artifact(self) -> bool:
+        """Whether `start` compares the artifact's bytes with the manifest's digest: nobody hashes them before it then.
+
+        Its Problem for other bytes is `digest_mismatch`.
+        """
+        ...
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Problem when `plugin` cannot be activated on this host: `sandbox_unavailable`, `source_blocked`, …"""

@@ -20,6 +20,7 @@ class NoopRunner:
     """`reason` says why artifacts of this type are not executed."""
 
     name = "noop"
+    hashes_artifact = False
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

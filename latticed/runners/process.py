@@ -36,6 +36,7 @@ class ProcessRunner:
     """See `runners.contract.Runner`."""
 
     name = "process"
+    hashes_artifact = True
 
     def __init__(
         self, base: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()

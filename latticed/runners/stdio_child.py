@@ -11,9 +11,7 @@ from latticed.host.call import HostError
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.model.runtime import Health
 from latticed.runners import replies
-from latticed.runners.contract import Checkup
 from latticed.runners.cpu import CpuWatch
 from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.unrepresentable import Unrepresentable
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from latticed.processes.exits import Exit
     from latticed.processes.pipes import PipeWriter
     from latticed.runners.child_spawner import Invoking
-    from latticed.runners.contract import PluginToRun
+    from latticed.runners.contract import Checkup, PluginToRun
     from latticed.runners.output import Stderr
 
     Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
@@ -90,7 +88,6 @@ class StdioChild:
         self._early = bytearray()
         self._hanging_up: asyncio.TimerHandle | None = None
         self._invocations = 0
-        self._last = Checkup(health=Health.UNKNOWN)
         self._cpu: CpuWatch | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -127,14 +124,13 @@ class StdioChild:
             raise Problem(*await self._why_gone())
         self._ready = True
 
-    async def check(self) -> Checkup:
-        if self._invocations:  # many plugins do one thing at a time; what hangs has a deadline of its own
-            return self._last
+    async def check(self) -> Checkup | None:
+        if self._invocations:  # many plugins do one thing at a time; an invocation that hangs has its own deadline
+            return None
         try:
-            self._last = replies.checkup(await self.session.ask("health", {}))
-        except Unrepresentable as odd:
-            self._last = replies.unreadable_checkup(odd)
-        return self._last
+            return replies.checkup(await self.session.ask("health", {}))
+        except Unrepresentable as problem:
+            return replies.unreadable_checkup(problem)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
         limits = self._wanted.invoking

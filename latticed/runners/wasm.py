@@ -52,6 +52,7 @@ class WasmRunner:
     """See `runners.contract.Runner`. Keeps compiled code below `state_dir`/cache."""
 
     name = "wasm"
+    hashes_artifact = True
 
     def __init__(self, ground: ChildSpawner, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
         self._ground = ground

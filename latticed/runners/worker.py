@@ -44,6 +44,7 @@ class WorkerRunner:
     """See `runners.contract.Runner`. `granted_prefixes` of an id are what an operator granted besides its own."""
 
     name = "worker"
+    hashes_artifact = True
 
     def __init__(self, routes: RouteTable, *, granted_prefixes: Callable[[str], frozenset[str]] = _none) -> None:
         self._routes = routes

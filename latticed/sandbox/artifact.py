@@ -95,8 +95,12 @@ def close_for_good(fd: int) -> None:
 
 
 def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
-    """The artifact's size, once its bytes are behind `fd` for good and are those that were verified."""
-    directory.hash_artifact(copy_to=fd)
+    """Copy the artifact to `fd`, seal it, compare its digest; its size.
+
+    Hashed once it is sealed, not while it is copied: until then a process of the same user can write to the memfd
+    through /proc.
+    """
+    directory.copy_artifact(fd)
     close_for_good(fd)
     found = _digest(fd)
     if found != sha256:

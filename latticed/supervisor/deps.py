@@ -67,13 +67,14 @@ async def _at_rest(_: str) -> None:
 class HandleDeps:
     """What a handle works with; one for all handles.
 
-    `judge` verifies a stored pair under the current policy; `record` has an event written as soon as that can be.
+    `judge` verifies the stored pair of an identity under the current policy, without reading the artifact when its
+    SHA-256 is given; `record` has an event written as soon as that can be.
     """
 
     runners: Mapping[str, Runner]
     broker: Broker
     store: Store
-    judge: Callable[[str], Awaitable[Verdict]]
+    judge: Callable[[str, str | None], Awaitable[Verdict]]
     record: Callable[[AuditEvent], None]
     clock: Clock
     restart: restart.RestartPolicy
@@ -126,11 +127,13 @@ class HandleDeps:
             held.close()
 
     async def _start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
-        verdict = await self.judge(plugin.identity)
+        runner = self.runners[plugin.manifest.type]
+        # A runner that hashes what it executes covers the bytes: hashing the stored file as well would add nothing.
+        sha256 = plugin.manifest.digest_sha256.lower() if runner.hashes_artifact else None
+        verdict = await self.judge(plugin.identity, sha256)
         if isinstance(verdict, Refused):
             self._tell_of(plugin, verdict.code.value)
             raise Problem(verdict.code.value, verdict.reason, verdict.hint)
-        runner = self.runners[plugin.manifest.type]
         with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
 

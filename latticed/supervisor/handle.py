@@ -12,6 +12,7 @@ from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
 from latticed.model.errors import Problem
 from latticed.model.runtime import STARTING, Health, LastError, Runtime, RuntimeState
+from latticed.runners.contract import Checkup
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import HandleAction, Phase
 
@@ -258,16 +259,16 @@ class Handle:
         try:
             async with asyncio.timeout(timeout_s):  # not wait_for: on 3.11 it loses what a cancelled check raises
                 found = await living.check()
-            health, message = found.health, found.message
         except TimeoutError:
-            health, message = Health.UNHEALTHY, f"no answer within {timeout_s} s"
+            found = Checkup(health=Health.UNHEALTHY, message=f"no answer within {timeout_s} s")
         except Exception as error:  # noqa: BLE001 - a check that fails is a bad check, whatever it raised
-            health, message = Health.UNHEALTHY, str(error) or type(error).__name__
+            found = Checkup(health=Health.UNHEALTHY, message=str(error) or type(error).__name__)
         if life != self._life or self.state.phase is not Phase.ARMED:
             return
         self._checking = None
-        uptime_s = self._tools.clock.monotonic_s() - self._since_s
-        self.post(rules.Checked(health, message, uptime_s, visited=self._visited))
+        if found is not None:
+            uptime_s = self._tools.clock.monotonic_s() - self._since_s
+            self.post(rules.Checked(found.health, found.message, uptime_s, visited=self._visited))
         if self.state.phase is Phase.ARMED:
             self._check_later()
 

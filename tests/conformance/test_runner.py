@@ -105,6 +105,16 @@ async def test_it_lives_and_ends(start):
     assert start.exits == []
 
 
+@pytest.mark.parametrize("way", ["process-stdio-json-v1", "process-latticed-stdio-1", "wasm", "worker"])
+async def test_a_runner_that_hashes_refuses_other_bytes(runner, bundle, start):
+    """The supervisor does not read the artifact before such a runner starts it."""
+    assert runner.hashes_artifact
+    (bundle.path / read.ARTIFACT).write_bytes(bundle.artifact + b" ")
+    with pytest.raises(Problem) as refused:
+        await start()
+    assert refused.value.code == "digest_mismatch"
+
+
 async def test_stopping_twice_is_stopping_once(start):
     """The supervisor may be unsure; the second time nothing is left to do."""
     living = await start()

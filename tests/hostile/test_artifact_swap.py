@@ -88,6 +88,8 @@ def program(mark: str) -> bytes:
 class Sealing(NoopRunner):
     """Starts as the process runner does, up to the moment at which there would be a process."""
 
+    hashes_artifact = True
+
     def __init__(self, good: bytes) -> None:
         super().__init__("sealed by a test")
         self._good = good
@@ -137,9 +139,9 @@ class Stage:
         assert time.monotonic() < self.deadline, self.outcomes
         return sum(ends) >= races and all(ends)
 
-    async def _judge(self, identity: str):
+    async def _judge(self, identity: str, sha256: str | None):
         def judged():
-            return self.store.verify(identity, self.policy, host_version=catalogs.HOST_VERSION)
+            return self.store.verify(identity, self.policy, host_version=catalogs.HOST_VERSION, sha256=sha256)
 
         verdict = await asyncio.to_thread(judged)
         self.verified += isinstance(verdict, Verified)

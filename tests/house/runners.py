@@ -82,6 +82,7 @@ class Driven:
     """
 
     name = "driven"
+    hashes_artifact = False
 
     def __init__(self) -> None:
         self.lives: list[Life] = []

@@ -102,9 +102,9 @@ async def standing(root: Path, *, start_deadline_s: float = 10.0, record_fails: 
         events.append(event)
         return len(events)
 
-    async def judge(identity: str) -> Verdict:
-        policy = catalogs.trusting(author)
-        return await asyncio.to_thread(store.verify, identity, policy, host_version=catalogs.HOST_VERSION)
+    async def judge(identity: str, sha256: str | None) -> Verdict:
+        policy, version = catalogs.trusting(author), catalogs.HOST_VERSION
+        return await asyncio.to_thread(store.verify, identity, policy, host_version=version, sha256=sha256)
 
     def record_later(event: Event) -> None:
         if not record_fails:

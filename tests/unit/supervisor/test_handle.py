@@ -278,6 +278,20 @@ async def test_unhealthy_often_enough_is_restarted(stand):
     assert stand.runtime(plugin).health == "unknown"
 
 
+async def test_a_check_without_answer_counts_neither_way(stand):
+    """Two bad answers with any number of such checks between them; the third bad one is the last."""
+    plugin = await stand.armed(**HEALTH)
+    life = stand.driven.only(plugin.id)
+    for answer in (SICK, None, None, SICK, None):
+        life.health = answer
+        await stand.pass_time(10.1)
+        assert (stand.runtime(plugin).state, stand.runtime(plugin).health) == ("armed", "unhealthy")
+    life.health = SICK
+    await stand.pass_time(10.1)
+    await stand.settled(plugin)
+    assert stand.runtime(plugin).last_error.code == "unhealthy"
+
+
 async def test_a_check_that_raises_is_a_bad_check(stand):
     """Whatever it raised, with its words."""
     plugin = await stand.armed(**HEALTH)
