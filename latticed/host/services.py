@@ -160,7 +160,7 @@ class HostServices:
             variables=permissions.variables,
         )
         connector_deps = ConnectorDeps(
-            tools=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
+            program=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
             settings=lambda: settings.tunnel,
             origins=permissions.origins,
             policy=lambda: policy,

@@ -157,7 +157,7 @@ class RoutePage(TypedDict):
 
 async def ddns(ask: Ask) -> DdnsPage:
     """DNS records by plugin, name and type."""
-    found = _page(ask, ask.api.ddns.everything(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
+    found = _page(ask, ask.api.ddns.every(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
     return {"records": [_ddns(ask, one) for one in found.rows], "next": found.next}
 
 
@@ -183,7 +183,9 @@ async def monitors(ask: Ask) -> MonitorPage:
     rows = []
     for one in found.rows:
         view = one.view(whole=True)
-        rows.append(cast("MonitorRow", {"plugin": view.pop("owner"), **view, "resting": watching.rests(one.plugin_id)}))
+        rows.append(
+            cast("MonitorRow", {"plugin": view.pop("owner"), **view, "resting": watching.resting(one.plugin_id)})
+        )
     return {"monitors": rows, "next": found.next}
 
 
@@ -220,4 +222,4 @@ def _page(ask: Ask, everything: Iterable[Any], key: Callable[[Any], str]) -> _Pa
 
 
 def _ddns(ask: Ask, one: KeptRecord) -> DdnsRow:
-    return cast("DdnsRow", {"plugin": one.plugin_id, **one.view(), "resting": ask.api.ddns.rests(one.plugin_id)})
+    return cast("DdnsRow", {"plugin": one.plugin_id, **one.view(), "resting": ask.api.ddns.resting(one.plugin_id)})

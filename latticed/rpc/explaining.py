@@ -51,7 +51,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
         "upgrade": _upgrade(api, record),
         "denied_records": [
             {"name": one.name, "code": one.standing.code, "reason": one.standing.reason}
-            for one in api.ddns.every(record.id)
+            for one in api.ddns.of(record.id)
             if one.standing.state == "denied"
         ],
         "signs": signs(line for line in lines if line.at >= record.updated_at),

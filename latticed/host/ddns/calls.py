@@ -66,7 +66,7 @@ class DdnsCalls:
         name = specs.record_name(asked.name) if asked.name else ""
         found = [
             one.view()
-            for one in self._records.every(caller.plugin_id)
+            for one in self._records.of(caller.plugin_id)
             if name in ("", one.name) and asked.type in (None, one.spec.type)
         ]
         return {"records": found}

@@ -5,43 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from latticed.host.scheduled import ScheduledItem
 from latticed.kit import clock
 
 if TYPE_CHECKING:
-    import asyncio
-
     from latticed.host.ddns.source import Seen
     from latticed.host.ddns.spec import DdnsSpec
-    from latticed.kit.wheel import Ticket
     from latticed.ledger.ddns import DdnsRow, DdnsStatus
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class KeptRecord:
-    """`wanted` is the address that is to be published, nothing while there is none; `try_at` when the next try is due.
-
-    `busy` from the moment a try is due to the moment its outcome is kept; `gone` once it is deleted or replaced.
+class KeptRecord(ScheduledItem):
+    """One DNS record. `wanted`: the address to publish, empty while there is none; `try_at`: when the next try is due,
+    wall clock in µs, None when none is.
     """
 
-    key: int
-    plugin_id: str
     spec: DdnsSpec
     standing: DdnsStatus
     wanted: str = ""
     seen: Seen | None = None
     try_at: int | None = None
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    busy: bool = False
-    gone: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
     @property
     def slow(self) -> bool:
-        """Whether a try may take long, as far as is known."""
         return self.standing.failures > 0
 
     def view(self) -> dict[str, Any]:
@@ -70,7 +56,9 @@ class KeptRecord:
 
 
 def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
-    return KeptRecord(key=row.key, plugin_id=row.plugin_id, spec=spec, standing=row.standing, wanted=spec.address)
+    return KeptRecord(
+        key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, standing=row.standing, wanted=spec.address
+    )
 
 
 def _time(wall_us: int) -> str | None:

@@ -6,36 +6,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from latticed.host.monitor.rules import MonitorStatus, State
+from latticed.host.scheduled import ScheduledItem
 from latticed.kit import clock
 
 if TYPE_CHECKING:
-    import asyncio
-
     from latticed.host.monitor.spec import MonitorSpec
-    from latticed.kit.wheel import Ticket
     from latticed.ledger.monitors import MonitorRow, Result
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class WatchedTarget:
-    """`busy` from the moment it is due to the moment its result is kept; `gone` once it is deleted or replaced."""
+class WatchedTarget(ScheduledItem):
+    """One monitor: `since` (wall clock, µs) it has the state of `status`; `skipped`: checks not made as one ran."""
 
-    key: int
-    plugin_id: str
-    name: str
     spec: MonitorSpec
     standing: MonitorStatus
     since: int
     last: Result | None
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    busy: bool = False
-    gone: bool = False
     skipped: int = 0
 
     @property
     def slow(self) -> bool:
-        """Whether it may hang, as far as is known."""
         return self.last is None or self.last.code == "timeout"
 
     def view(self, *, whole: bool) -> dict[str, Any]:

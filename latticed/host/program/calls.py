@@ -45,7 +45,7 @@ class ProgramCalls:
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
-        return {"ok": True, "name": made.name, "state": made.life.state}
+        return {"ok": True, "name": made.name, "state": made.program.state}
 
     async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
         return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
@@ -54,7 +54,7 @@ class ProgramCalls:
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:
             return {"services": [view(one) for one in mine]}
-        found = [{**view(one), "output": one.life.output()} for one in mine if one.name == asked.name]
+        found = [{**view(one), "output": one.program.output()} for one in mine if one.name == asked.name]
         if not found:
             raise HostError(Denial.NOT_FOUND, "there is no such service")
         return {"services": found}
@@ -68,5 +68,5 @@ def view(one: KeptProgram) -> dict[str, Any]:
         "program": spec.program,
         "restart": spec.restart,
         "network": spec.network,
-        **one.life.view(),
+        **one.program.view(),
     }

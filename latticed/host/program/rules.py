@@ -31,8 +31,8 @@ class ProgramEnded:
     visited: bool = False
 
     @property
-    def told(self) -> str:
-        """The message for people."""
+    def shown_message(self) -> str:
+        """The message as people see it."""
         return f"{self.message} {VISITED}" if self.visited else self.message
 
 

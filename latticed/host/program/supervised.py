@@ -1,4 +1,4 @@
-"""One long-lived program: started, watched, started again as its rules say, ended with everything it started."""
+"""One long-lived program: started, restarted as its rules say, stopped with everything it started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What is about to be started. `lent`: see `confining.Spawner`; `close` is called once it has been, or not."""
+    """What to start. `lent`: see `confinement.Spawner`; `close` is called after the start, also when it failed."""
 
     request: ChildRequest
     chosen: Chosen
@@ -40,7 +40,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramDeps:
-    """What lives are made with. `roll` gives the dice, in [0, 1)."""
+    """What programs are started with. `roll` gives the randomness of backoff, in [0, 1)."""
 
     spawner: Spawner
     clock: Clock
@@ -48,15 +48,15 @@ class ProgramDeps:
 
 
 class SupervisedProgram:
-    """`begin` and `end` it; in between it looks after itself. `prepare` says each time anew what is to be started.
+    """Between `start` and `stop` it is restarted by its rules. `prepare` is asked before each start what to start.
 
-    `state`, `pid`, `restarts`, `error` (code, message, when) tell how it is.
+    `error`: code, message, wall clock in µs. `stopping`: also set by a keeper that is about to call `stop`.
     """
 
     def __init__(
         self,
         name: str,
-        tools: ProgramDeps,
+        deps: ProgramDeps,
         prepare: Callable[[], Awaitable[Ready]],
         rules: RestartRules,
         *,
@@ -70,11 +70,11 @@ class SupervisedProgram:
         self.level = ""
         self.started_at = 0
         self.next_at = 0
-        self.ending = False
+        self.stopping = False
         self._child: Child | None = None
-        self._visited = False
+        self._visited = False  # since the last start
         self._grace_s = GRACE_S
-        self._tools = tools
+        self._deps = deps
         self._prepare = prepare
         self._rules = rules
         self._output_bytes = output_bytes
@@ -82,60 +82,60 @@ class SupervisedProgram:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def begun(self) -> bool:
-        """Whether somebody wanted it to run, and has not ended it since."""
+    def started(self) -> bool:
+        """Whether `start` was called, and `stop` has not returned since; it may be waiting, or have failed."""
         return self._task is not None
 
-    def begin(self) -> None:
-        """Have it run from now on."""
+    def start(self) -> None:
+        """Run it from now on; nothing when it is started."""
         if self._task is None:
             self._grace_s = GRACE_S
             self._set("starting")
-            self._task = asyncio.create_task(self._live(), name=f"program {self.name}")
+            self._task = asyncio.create_task(self._keep_running(), name=f"program {self.name}")
 
-    async def end(self) -> None:
-        """Stop it; nothing of it is left when this returns. Whoever calls it meanwhile waits too."""
+    async def stop(self) -> None:
+        """Stop it; no process of it is left when this returns. May be called by several at once: all of them wait."""
         task = self._task
         if task is None:
             return
-        self.ending = True
+        self.stopping = True
         task.cancel()
         await asyncio.wait({task})
         if self._task is task:
-            self._task, self.ending = None, False
+            self._task, self.stopping = None, False
             self._set("stopped")
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("program_left", program=self.name, error=str(error))
 
     def kill(self) -> None:
-        """Kill what runs, at once; call `end` then, and nothing of it is asked to come to an end."""
+        """Kill what runs at once, without a grace period; `stop` is to be called besides."""
         self._grace_s = 0.0
         if self._child is not None:
             self._child.kill()
 
-    async def give_up(self, code: str, message: str) -> None:
-        """Stop it for good: it has failed, until somebody has it begin anew."""
+    async def fail(self, code: str, message: str) -> None:
+        """Stop it as failed; it is not restarted before `stop` and `start`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-            self.fault(code, message)
+            self.note_error(code, message)
             self._set("failed")
 
-    def visit(self) -> None:
-        """A visitor's connection reaches what runs."""
+    def note_visitor(self) -> None:
+        """A visitor's connection has reached it: an end of this run may be a visitor's doing."""
         if self._child is not None:
             self._visited = True
 
-    def fault(self, code: str, message: str) -> None:
-        """Something went wrong with it."""
-        self.error = (code, message, self._tools.clock.wall_us())
+    def note_error(self, code: str, message: str) -> None:
+        """Show this as its last error, with the time of now."""
+        self.error = (code, message, self._deps.clock.wall_us())
 
     def output(self) -> dict[str, str]:
         """The last of what it wrote."""
         return {"stdout": self._out.shown(), "stderr": self._err.shown()}
 
     def view(self) -> dict[str, Any]:
-        """How it is, for answers: never paths, arguments, environment."""
+        """As answers show it: never paths, arguments or environment."""
         code, message, at = self.error or ("", "", 0)
         return {
             "state": self.state,
@@ -147,18 +147,20 @@ class SupervisedProgram:
             "last_error": {"code": code, "message": message, "at": rfc3339(at)} if code else None,
         }
 
-    async def _live(self) -> None:
-        failures, clock = Failures(), self._tools.clock
+    async def _keep_running(self) -> None:
+        failures, clock = Failures(), self._deps.clock
         while True:
             self._set("starting")
-            begun_s = clock.monotonic_s()
-            ended = await self._once()
+            started_s = clock.monotonic_s()
+            ended = await self._run_once()
             if ended.status != 0:
-                self.fault(ended.code, ended.told)
-            next_ = after(failures, ended, self._rules, uptime_s=clock.monotonic_s() - begun_s, roll=self._tools.roll())
+                self.note_error(ended.code, ended.shown_message)
+            next_ = after(
+                failures, ended, self._rules, uptime_s=clock.monotonic_s() - started_s, roll=self._deps.roll()
+            )
             if not isinstance(next_, RestartAfter):
                 if next_.code:
-                    self.fault(next_.code, next_.message)
+                    self.note_error(next_.code, next_.message)
                 self._set(next_.state)
                 log.warning("program_over", program=self.name, state=next_.state, code=next_.code)
                 return
@@ -167,8 +169,8 @@ class SupervisedProgram:
             await asyncio.sleep(next_.delay_s)
             self.restarts += 1
 
-    async def _once(self) -> ProgramEnded:
-        """From one start to the end that follows; being cancelled stops what was started."""
+    async def _run_once(self) -> ProgramEnded:
+        """Start it and wait for its end; being cancelled stops it."""
         try:
             ready = await self._prepare()
             try:
@@ -183,18 +185,20 @@ class SupervisedProgram:
         self._child, self._visited = child, False
         try:
             child.stdin.close()
-            self.pid, self.level, self.started_at = child.pid, child.level.token, self._tools.clock.wall_us()
+            self.pid, self.level, self.started_at = child.pid, child.level.token, self._deps.clock.wall_us()
             self._set("running")
             exit_ = await child.gone()
         finally:
             await waiting.uncancelled(child.stop(self._grace_s))
             self.pid = self._child = None
-        words = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
-        return ProgramEnded(code=exit_.code, message=exit_.message + words, status=exit_.status, visited=self._visited)
+        last_line = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
+        return ProgramEnded(
+            code=exit_.code, message=exit_.message + last_line, status=exit_.status, visited=self._visited
+        )
 
     async def _spawn(self, ready: Ready) -> Child:
         self._out, self._err = LastOutput(self._output_bytes), LastOutput(self._output_bytes)
-        return await self._tools.spawner.spawn(
+        return await self._deps.spawner.spawn(
             ready.request,
             ready.chosen,
             on_exit=lambda _: None,

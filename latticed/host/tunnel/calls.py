@@ -60,4 +60,4 @@ class TunnelCalls:
 
 def _whole(one: One) -> dict[str, Any]:
     ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in one.spec.ingress]
-    return {**one.view(), "ingress": ingress, "output": one.life.output()}
+    return {**one.view(), "ingress": ingress, "output": one.program.output()}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latticed.model.egress import Origin
     from latticed.model.restart import RestartPolicy
     from latticed.processes.exits import Exit
-    from latticed.sandbox.spec import Ids, Network
+    from latticed.sandbox.spec import Network
     from latticed.settings.programs import TunnelSettings as Settings
 
 BAD_TOKEN: Final = 255
@@ -45,128 +45,142 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorDeps:
-    """What tunnels are made with. `origins` of a plugin are what the operator bound to it, as of now."""
+    """What tunnels are run with. `origins(plugin_id)`: what the operator has bound to it at that moment."""
 
-    tools: ProgramDeps
+    program: ProgramDeps
     settings: Callable[[], Settings]
     origins: Callable[[str], tuple[Origin, ...]]
     policy: Callable[[], RestartPolicy]
 
 
 class Connector:
-    """`spec` is what runs. `connected`: the provider's edge has it, by `/ready`."""
+    """`spec` is what runs, `recorded` what the ledger has; they differ while `trial`, a task, tries a change.
 
-    def __init__(self, plugin_id: str, name: str, spec: TunnelSpec, place: TunnelFiles, house: ConnectorDeps) -> None:
+    `connected`: the provider's edge accepts it, by cloudflared's `/ready`.
+    """
+
+    def __init__(self, plugin_id: str, name: str, spec: TunnelSpec, files: TunnelFiles, deps: ConnectorDeps) -> None:
         self.plugin_id = plugin_id
         self.name = name
-        self.spec = spec
+        self.spec = self.recorded = spec
         self.connected = False
-        self.trying = False
-        self._place = place
-        self._house = house
-        self._port = 0
-        self._watch: asyncio.Task[None] | None = None
-        self._ending = 0
-        self.life = self._new_life()
+        self.trial: asyncio.Task[None] | None = None
+        self._files = files
+        self._deps = deps
+        self._port = 0  # of /ready on loopback, another one at each start
+        self._checks: asyncio.Task[None] | None = None
+        self._stops = 0  # calls of `stop` and `switch` under way: nothing is started meanwhile
+        self.program = self._new_program()
 
     @property
     def is_bound(self) -> bool:
-        """Whether the operator still binds all that it leads to."""
+        """Whether every origin that it leads to is bound to the plugin still."""
         try:
-            specs.bound(self.spec, self._house.origins(self.plugin_id))
+            specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError:
             return False
         return True
 
-    def begin(self) -> None:
-        """Have it run, unless somebody is just ending it."""
-        if self._ending:
+    @property
+    def trying(self) -> bool:
+        """Whether a change is being tried."""
+        return self.trial is not None
+
+    def start(self) -> None:
+        """Run it from now on, unless it is being stopped."""
+        if self._stops:
             return
-        self.life.begin()
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._look_after(), name=f"tunnel {self.plugin_id}/{self.name}")
+        self.program.start()
+        if self._checks is None or self._checks.done():
+            self._checks = asyncio.create_task(self._keep_checking(), name=f"tunnel {self.plugin_id}/{self.name}")
 
-    async def end(self) -> None:
-        """Stop it; nothing of it is left, and no credentials, when this returns."""
-        self._ending += 1
+    async def stop(self) -> None:
+        """Stop it; no process of it and no credentials are left when this returns."""
+        self._stops += 1
         try:
-            if self._watch is not None:
-                self._watch.cancel()
-                await asyncio.gather(self._watch, return_exceptions=True)
-            await self.life.end()
+            if self._checks is not None:
+                self._checks.cancel()
+                await asyncio.gather(self._checks, return_exceptions=True)
+            await self.program.stop()
             self.connected = False
-            await asyncio.to_thread(self._place.discard, self._place.credentials)
+            await asyncio.to_thread(self._files.remove, self._files.credentials)
         finally:
-            self._ending -= 1
+            self._stops -= 1
 
-    async def take(self, spec: TunnelSpec) -> None:
-        """Run `spec` instead, from now on."""
-        self._ending += 1
+    async def switch(self, spec: TunnelSpec) -> None:
+        """Stop it; `start` runs `spec` from now on."""
+        self._stops += 1
         try:
-            await self.end()
+            await self.stop()
             self.spec = spec
-            self.life = self._new_life()
+            self.program = self._new_program()
         finally:
-            self._ending -= 1
+            self._stops -= 1
+
+    async def stop_trial(self) -> None:
+        """Give up the trial that is under way, if there is one; what it tried goes on running."""
+        if (trial := self.trial) is not None:
+            trial.cancel()
+            await asyncio.gather(trial, return_exceptions=True)
+            self.trial = None
 
     async def settled(self) -> bool:
-        """Whether it has become ready, within the time that the settings give it."""
+        """Whether it has become connected, within the time that the settings give it."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._house.settings().ready_s):
-                while not self.connected and self.life.state not in {"failed", "ended"}:  # noqa: ASYNC110 - its own loop sees it
+            async with asyncio.timeout(self._deps.settings().ready_s):
+                while not self.connected and self.program.state not in {"failed", "ended"}:  # noqa: ASYNC110 - `connected` is polled, too
                     await asyncio.sleep(POLL_S)
         return self.connected
 
     async def validate(self, spec: TunnelSpec) -> None:
-        """Have the program itself judge a spec that is to be taken; Problem bad_params with its words."""
-        place, bound = self._place, specs.bound(spec, self._house.origins(self.plugin_id))
-        kept = await asyncio.to_thread(credentials.load, self._house.settings().credentials_dir, spec)
-        del kept  # it is there and sound; what is judged here are the rules
-        await asyncio.to_thread(place.write, place.candidate, render(spec, bound, place.credentials))
+        """Have cloudflared check a spec; Problem bad_params with its own words."""
+        files, bound = self._files, specs.bound(spec, self._deps.origins(self.plugin_id))
+        await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, spec)  # raises if unusable
+        await asyncio.to_thread(files.write, files.candidate, render(spec, bound, files.credentials))
         try:
-            code, words = await self._ask("tunnel", "--config", str(place.candidate), "ingress", "validate")
+            code, last_line = await self._run_to_end("tunnel", "--config", str(files.candidate), "ingress", "validate")
         finally:
-            await asyncio.to_thread(place.discard, place.candidate)
+            await asyncio.to_thread(files.remove, files.candidate)
         if code != 0:
-            raise Problem("bad_params", f"ingress: expected rules that cloudflared takes, it ended with {code}{words}")
+            raise Problem(
+                "bad_params", f"ingress: expected rules that cloudflared takes, it ended with {code}{last_line}"
+            )
 
     def view(self) -> dict[str, Any]:
-        """How it is, for answers."""
-        plain = self.life.view()
+        """As answers show it."""
+        plain = self.program.view()
         if plain["state"] == "running":
             plain["state"] = "connected" if self.connected else "connecting"
         return {"name": self.name, "tunnel": self.spec.tunnel, "trying": self.trying, **plain}
 
     # The program.
 
-    def _new_life(self) -> SupervisedProgram:
-        policy = replace(self._house.policy(), breaker_failures=sys.maxsize)  # an outage may last
+    def _new_program(self) -> SupervisedProgram:
+        policy = replace(self._deps.policy(), breaker_failures=sys.maxsize)  # an outage may last
         rules = RestartRules(restart="always", policy=policy, hopeless=frozenset({BAD_TOKEN}))
         name = f"tunnel {self.plugin_id}/{self.name}"
-        return SupervisedProgram(name, self._house.tools, self._prepare, rules, output_bytes=OUTPUT_BYTES)
+        return SupervisedProgram(name, self._deps.program, self._prepare, rules, output_bytes=OUTPUT_BYTES)
 
     async def _prepare(self) -> Ready:
-        place = self._place
+        files = self._files
         try:
-            bound = specs.bound(self.spec, self._house.origins(self.plugin_id))
+            bound = specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError as error:
             raise Problem(error.code.value, error.message) from error
-        kept = await asyncio.to_thread(credentials.load, self._house.settings().credentials_dir, self.spec)
-        # To the end, even when cancelled: what is written after its removal would stay.
-        await waiting.uncancelled(asyncio.to_thread(place.write, place.credentials, kept.encode()))
-        config = render(self.spec, bound, place.credentials)
-        await waiting.uncancelled(asyncio.to_thread(place.write, place.config, config))
+        kept = await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, self.spec)
+        # Uncancelled: a thread goes on after a cancellation, and would write the file after `stop` has removed it.
+        await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
+        config = render(self.spec, bound, files.credentials)
+        await waiting.uncancelled(asyncio.to_thread(files.write, files.config, config))
         self._port = ready.free_port()
         self.connected = False
         metrics = f"{ready.ADDRESS}:{self._port}"
-        args = ("tunnel", "--config", str(place.config), "--no-autoupdate", "--metrics", metrics, "run")
-        binds = (str(place.config), str(place.credentials))
-        return await self._request(args, binds, "host", lambda ids: place.lend((place.config, place.credentials), ids))
+        args = ("tunnel", "--config", str(files.config), "--no-autoupdate", "--metrics", metrics, "run")
+        return await self._request(args, (files.config, files.credentials), "host")
 
-    async def _request(
-        self, args: tuple[str, ...], binds: tuple[str, ...], network: Network, lent: Callable[[Ids | None], None]
-    ) -> Ready:
-        spawner, path = self._house.tools.spawner, self._house.settings().program
+    async def _request(self, args: tuple[str, ...], paths: tuple[Path, ...], network: Network) -> Ready:
+        """How to run cloudflared with these arguments, able to read these files."""
+        spawner, path = self._deps.program.spawner, self._deps.settings().program
         if not path:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
         chosen = confining.choose(spawner, network=network != "none")
@@ -176,19 +190,23 @@ class Connector:
             args=args,
             environment=confining.environment(chosen),
             limits=_LIMITS,
-            binds=binds,
+            binds=tuple(map(str, paths)),
             network=network,
         )
-        return Ready(request=request, chosen=chosen, close=lambda: confining.close(program), lent=lent)
+        return Ready(
+            request=request,
+            chosen=chosen,
+            close=lambda: confining.close(program),
+            lent=lambda ids: self._files.hand_over(paths, ids),
+        )
 
-    async def _ask(self, *args: str) -> tuple[int | None, str]:
+    async def _run_to_end(self, *args: str) -> tuple[int | None, str]:
         """Run the program to its end, without any network: its exit code and last words."""
-        candidate: Path = self._place.candidate
-        made = await self._request(args, (str(candidate),), "none", lambda ids: self._place.lend((candidate,), ids))
+        made = await self._request(args, (self._files.candidate,), "none")
         out, err = LastOutput(OUTPUT_BYTES), LastOutput(OUTPUT_BYTES)
         ended: Exit | None = None
         try:
-            child = await self._house.tools.spawner.spawn(
+            child = await self._deps.program.spawner.spawn(
                 made.request, made.chosen, on_exit=lambda _: None, stdout=out, stderr=err, lent=made.lent
             )
         finally:
@@ -202,18 +220,18 @@ class Connector:
             await waiting.uncancelled(child.stop(0))
         return (ended.status if ended else None), last_words(err.data() or out.data())
 
-    # How it is.
+    # Whether it is connected.
 
-    async def _look_after(self) -> None:
-        """Ask it how it is, often until it is connected; end it when its rules come from elsewhere."""
+    async def _keep_checking(self) -> None:
+        """Ask /ready every POLL_S until it is connected, then every `tunnel.check_s`."""
         while True:
-            self.connected = self.life.state == "running" and await self._is_connected(self._port)
-            await asyncio.sleep(self._house.settings().check_s if self.connected else POLL_S)
+            self.connected = self.program.state == "running" and await self._is_connected(self._port)
+            await asyncio.sleep(self._deps.settings().check_s if self.connected else POLL_S)
 
     async def _is_connected(self, port: int) -> bool:
         if not await ready.is_ready(port):
             return False
         if await ready.is_managed_elsewhere(port):
-            await self.life.give_up("remotely_managed", "its rules come from the provider, not from here")
+            await self.program.fail("remotely_managed", "its rules come from the provider, not from here")
             log.error("tunnel_remotely_managed", plugin_id=self.plugin_id, name=self.name)
-        return self._port == port and self.life.state == "running"
+        return self._port == port and self.program.state == "running"

@@ -48,13 +48,13 @@ class TunnelFiles:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.replace(path, data, mode=0o600)
 
-    def lend(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
-        """Have whom the program runs as read some of them; None: that is us."""
+    def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
+        """Give some of them to the user that the program runs as; None: the daemon's own user has them already."""
         if ids is not None:
             for one in paths:
                 os.chown(one, ids.uid, ids.gid)
 
-    def discard(self, path: Path) -> None:
+    def remove(self, path: Path) -> None:
         """Remove one file, if there is one; blocks."""
         path.unlink(missing_ok=True)
 

@@ -106,7 +106,7 @@ class World:
                 await self.settle() if settled else await asyncio.sleep(0)
 
     async def settle(self):
-        await until(lambda: not any(one.busy for one in self.records._kept.values()), "all tries ended")
+        await until(lambda: not any(one.busy for one in self.records.every()), "all tries ended")
 
     def events(self):
         """(code, address, before) of every event, oldest first."""

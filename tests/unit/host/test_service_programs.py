@@ -67,7 +67,7 @@ class World:
         await until(lambda: word in self.life(name, caller).output()["stdout"], f"{name} to say {word!r}")
 
     def life(self, name, caller=A):
-        return next(one.life for one in self.programs.of(caller.plugin_id) if one.name == name)
+        return next(one.program for one in self.programs.of(caller.plugin_id) if one.name == name)
 
 
 @contextlib.asynccontextmanager

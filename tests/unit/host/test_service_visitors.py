@@ -49,7 +49,7 @@ async def test_no_end_that_a_visitor_causes_opens_the_breaker(tmp_path):
     ):
         rooms.reached = programs.visited
         await world.put(path=f"/{ID}/", target="service", origin=rooms.origins[ID][0], public=["/*"])
-        life = (await programs.put(ID, "web", spec)).life
+        life = (await programs.put(ID, "web", spec)).program
 
         async def answers():
             """Until it listens: connections that are refused reach nobody."""

@@ -84,7 +84,7 @@ class World:
         return await self.status()
 
     async def until_error(self, code):
-        await until(lambda: self.one.life.error is not None and self.one.life.error[0] == code, f"{code}")
+        await until(lambda: self.one.program.error is not None and self.one.program.error[0] == code, f"{code}")
         return await self.status()
 
     def file(self, name):
@@ -124,7 +124,7 @@ async def world(home, **settings):
 
     async with open_ledger(home / "state", clock=clock) as ledger:
         tools = ProgramDeps(spawner=spawner, clock=clock, roll=lambda: 0.5)
-        house = ConnectorDeps(tools=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
+        house = ConnectorDeps(program=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
         tunnels = TunnelKeeper(
             ledger,
             house,
@@ -202,7 +202,7 @@ async def test_it_connects_and_ends(here, kind):
 async def test_no_name_service_backs_off(here):
     """Exit 1: again, after a pause, however often."""
     await here.put(rule("offline.example.com"))
-    await until(lambda: here.one.life.restarts > 7, "several tries")
+    await until(lambda: here.one.program.restarts > 7, "several tries")
     found = await here.status()
     assert found["last_error"]["code"] == "exited"
     assert found["last_error"]["message"].endswith("no such host")
@@ -235,7 +235,7 @@ async def test_only_ready_counts(here):
 async def test_one_that_dies_is_not_connected(here):
     """And is started again."""
     await here.put(rule("dies.example.com"))
-    await until(lambda: here.one.life.restarts > 1, "another start")
+    await until(lambda: here.one.program.restarts > 1, "another start")
     assert (await here.status())["last_error"]["code"] == "exited"
 
 
@@ -257,7 +257,7 @@ async def test_a_change_that_connects_is_kept(here):
     await until(lambda: not here.one.trying, "the change to be kept")
     assert (await here.status())["ingress"][0]["hostname"] == "other.example.com"
     assert (json.loads(here.row().spec)["ingress"][0]["hostname"], here.row().candidate) == ("other.example.com", "")
-    assert tree() == children.family(here.one.life.pid)
+    assert tree() == children.family(here.one.program.pid)
 
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
@@ -272,7 +272,7 @@ async def test_a_change_that_does_not_connect_is_undone(here, bad):
     found = await here.until_state("connected")
     assert (found["ingress"][0]["hostname"], found["trying"]) == ("app.example.com", False)
     assert here.file("config.yml").read_bytes() == before
-    assert (here.row().candidate, tree()) == ("", children.family(here.one.life.pid))
+    assert (here.row().candidate, tree()) == ("", children.family(here.one.program.pid))
 
 
 async def test_what_the_tool_refuses_touches_nothing(here):

@@ -1,0 +1,129 @@
+"""What all keepers do: keep what plugins declared once, and stop what may not go on.
+
+An item is kept in memory while its row is in the ledger; its key is the plugin's id and a name (and, for a DNS record,
+a type). A change is carried out to its end even when its caller is cancelled, and changes of one plugin never overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from latticed.kit import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+
+    from latticed.ledger import Ledger, Transaction
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+log = logs.get_logger()
+
+
+class KeptRow(Protocol):
+    """What of a row of the ledger says whose it is and what was asked for."""
+
+    @property
+    def plugin_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> str: ...
+
+
+class Keeper(Generic[Item]):
+    """An async context manager; a subclass loads its rows when it is entered, and says how items are stopped.
+
+    `kind` begins the names of log events. `delete_row` and `delete_rows` delete one item and all of a plugin.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        kind: str,
+        *,
+        delete_row: Callable[..., bool],
+        delete_rows: Callable[[Transaction, str], int],
+    ) -> None:
+        self._ledger = ledger
+        self._kind = kind
+        self._delete_row = delete_row
+        self._delete_rows = delete_rows
+        self._kept: dict[tuple[str, ...], Item] = {}
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stop(list(self._kept.values()))
+        self._kept.clear()
+
+    def every(self) -> list[Item]:
+        """All, by plugin and name."""
+        return [self._kept[key] for key in sorted(self._kept)]
+
+    def of(self, plugin_id: str) -> list[Item]:
+        """Those of one plugin, by name."""
+        return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
+
+    def get(self, *key: str) -> Item | None:
+        return self._kept.get(key)
+
+    async def delete(self, plugin_id: str, *name: str) -> bool:
+        """Stop one and delete it; False when there was none. Problem ledger_unavailable."""
+        return await self._change(plugin_id, lambda: self._delete((plugin_id, *name)))
+
+    async def forget(self, plugin_id: str) -> int:
+        """Stop and delete all of one plugin; how many rows there were. Problem ledger_unavailable."""
+        return await self._change(plugin_id, lambda: self._forget(plugin_id))
+
+    # For subclasses.
+
+    async def _stop(self, items: Iterable[Item]) -> None:
+        """Return once nothing goes on for any of these, nor will again."""
+        raise NotImplementedError
+
+    async def _discard(self, items: Iterable[Item]) -> None:
+        """Stop these, and remove what they have outside the ledger."""
+        await self._stop(items)
+
+    async def _delete(self, key: tuple[str, ...]) -> bool:
+        existed = await self._ledger.write(lambda tx: self._delete_row(tx, *key), durable=True)
+        if (found := self._kept.pop(key, None)) is not None:
+            await self._discard([found])
+        return existed
+
+    async def _forget(self, plugin_id: str) -> int:
+        await self._discard([self._kept.pop(key) for key in list(self._kept) if key[0] == plugin_id])
+        return await self._ledger.write(lambda tx: self._delete_rows(tx, plugin_id), durable=True)
+
+    def _decoded(self, row: KeptRow, decode: Callable[[str], T]) -> T | None:
+        """The spec of a row; None, logged, for one that another version wrote: its owner can put it again."""
+        try:
+            return decode(row.spec)
+        except msgspec.MsgspecError as error:
+            event = f"{self._kind}_unreadable"
+            log.error(event, plugin_id=row.plugin_id, name=row.name, reason=str(error))
+            return None
+
+    async def _change(self, plugin_id: str, change: Callable[[], Awaitable[T]]) -> T:
+        """What `change` returns: run after the earlier ones of this plugin, to its end whatever its caller does."""
+
+        async def in_turn() -> T:
+            async with self._changing[plugin_id]:
+                return await change()
+
+        return await asyncio.shield(self._background(in_turn()))
+
+    def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that is waited for at the end; its exception is retrieved even when nobody awaits it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+        return task

@@ -1,0 +1,117 @@
+"""What the keepers of services and of tunnels share: programs that run for as long as their plugin may have them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+
+from latticed.host.keeper import Keeper
+from latticed.kit import logs
+from latticed.ledger import programs as rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from latticed.host.permissions import PermissionRefused
+    from latticed.host.program.supervised import SupervisedProgram
+    from latticed.ledger import Ledger
+    from latticed.ledger.programs import Kind
+
+RECHECK_S: Final = 0.5
+"""All items are rechecked at least this often, also when nobody called `recheck`."""
+log = logs.get_logger()
+
+
+class SupervisedItem(Protocol):
+    """A service or a tunnel, and the program that runs for it."""
+
+    plugin_id: str
+    name: str
+    program: SupervisedProgram
+
+    def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+Supervised = TypeVar("Supervised", bound=SupervisedItem)
+
+
+class SupervisedKeeper(Keeper[Supervised]):
+    """`refusal(plugin_id)`: why it may not have programs run now, or None."""
+
+    def __init__(self, ledger: Ledger, kind: Kind, *, refusal: Callable[[str], PermissionRefused | None]) -> None:
+        super().__init__(
+            ledger,
+            kind,
+            delete_row=lambda tx, plugin_id, name: rows.delete(tx, plugin_id, kind, name),
+            delete_rows=lambda tx, plugin_id: rows.clear(tx, plugin_id, kind),
+        )
+        self._refusal = refusal
+        self._wanted = asyncio.Event()
+        self._rechecks: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._load()
+        self._rechecks = asyncio.create_task(self._keep_rechecking(), name=f"{self._kind}s")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._rechecks is not None:
+            self._rechecks.cancel()
+            await asyncio.gather(self._rechecks, return_exceptions=True)
+        await super().__aexit__(*exc)
+
+    def recheck(self, plugin_id: str) -> None:
+        """Start what may run of one plugin; what may not is being stopped, and killed if it is distrusted."""
+        self._recheck(self.of(plugin_id))
+
+    async def drained(self, plugin_id: str) -> None:
+        """Return once nothing of one plugin runs that may not."""
+        await asyncio.gather(*(one.stop() for one in self.of(plugin_id) if self._why_not(one) is not None))
+
+    # For subclasses.
+
+    async def _load(self) -> None:
+        """Make an item of every row."""
+        raise NotImplementedError
+
+    def _why_not(self, one: Supervised) -> PermissionRefused | None:
+        """Why it may not run now, or None."""
+        return self._refusal(one.plugin_id)
+
+    def _start_permitted(self, one: Supervised) -> None:
+        if self._why_not(one) is None:
+            one.start()
+
+    async def _stop(self, items: Iterable[Supervised]) -> None:
+        await asyncio.gather(*(one.stop() for one in items))
+
+    # Rechecks.
+
+    async def _keep_rechecking(self) -> None:
+        failed = f"{self._kind}s_failed"
+        while True:
+            self._wanted.clear()
+            try:
+                self._recheck(self._kept.values())
+            except Exception:
+                log.error(failed, exc_info=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await self._wanted.wait()
+
+    def _recheck(self, items: Iterable[Supervised]) -> None:
+        stopped = f"{self._kind}_stopped"
+        for one in items:
+            refusal = self._why_not(one)
+            if refusal is None:
+                one.start()
+                continue
+            if refusal.distrusted:
+                one.program.kill()
+            if one.program.started and not one.program.stopping:
+                log.info(stopped, plugin_id=one.plugin_id, name=one.name, code=refusal.code)
+                one.program.stopping = True
+                stopping = self._background(one.stop())  # not awaited: a slow one delays no other
+                stopping.add_done_callback(lambda _: self._wanted.set())  # it may be permitted again by now

@@ -1,0 +1,146 @@
+"""What the keepers of monitors and of DNS records share: short runs at times of a timer wheel, a few at once."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from latticed.host.fair_queue import FairQueue
+from latticed.host.keeper import Keeper
+from latticed.kit import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from latticed.kit.wheel import Ticket, Wheel
+    from latticed.ledger import Ledger, Transaction
+    from latticed.model.egress import EgressRights
+
+log = logs.get_logger()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ScheduledItem:
+    """`key` is its row's. `busy` from when a run is due until that has ended; `gone` once deleted or replaced."""
+
+    key: int
+    plugin_id: str
+    name: str
+    ticket: Ticket | None = None
+    task: asyncio.Task[None] | None = None
+    busy: bool = False
+    gone: bool = False
+
+    @property
+    def slow(self) -> bool:
+        """Whether its next run may take long, as far as is known."""
+        raise NotImplementedError
+
+
+Scheduled = TypeVar("Scheduled", bound=ScheduledItem)
+
+
+class ScheduledKeeper(Keeper[Scheduled]):
+    """`rights(plugin_id)` says where a plugin may connect to, or None while it may not at all: then nothing is run.
+
+    At most `total` runs at once, of one plugin `per_plugin`, see `FairQueue`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        kind: str,
+        *,
+        wheel: Wheel,
+        rights: Callable[[str], EgressRights | None],
+        total: int,
+        per_plugin: int,
+        delete_row: Callable[..., bool],
+        delete_rows: Callable[[Transaction, str], int],
+    ) -> None:
+        super().__init__(ledger, kind, delete_row=delete_row, delete_rows=delete_rows)
+        self._wheel = wheel
+        self._rights = rights
+        self._queue: FairQueue[Scheduled] = FairQueue(total=total, per_owner=per_plugin)
+
+    def resting(self, plugin_id: str) -> bool:
+        """Whether nothing is run for this plugin now, as it may not act."""
+        return self._rights(plugin_id) is None
+
+    def recheck(self, plugin_id: str) -> None:
+        """Cancel the runs of one plugin if it may not act; what it may do is run when it is due."""
+        if self.resting(plugin_id):
+            for one in self.of(plugin_id):
+                if one.task is not None:
+                    one.task.cancel()
+
+    async def drained(self, plugin_id: str) -> None:
+        """Return once no run goes on for a plugin that may not act."""
+        if self.resting(plugin_id):
+            running = [one.task for one in self.of(plugin_id) if one.task is not None]
+            await asyncio.gather(*running, return_exceptions=True)
+
+    # For subclasses.
+
+    def _due(self, one: Scheduled) -> None:
+        """The time given to `_schedule` has come; `_enqueue` and `_schedule` are for this to call."""
+        raise NotImplementedError
+
+    async def _run(self, one: Scheduled, rights: EgressRights) -> None:
+        """One run; an exception is logged and goes no further."""
+        raise NotImplementedError
+
+    def _ended(self, one: Scheduled) -> None:
+        """A run has ended or was cancelled, and the item is still kept."""
+
+    def _schedule(self, one: Scheduled, after_s: float) -> None:
+        one.ticket = self._wheel.add(after_s, functools.partial(self._due, one))
+
+    def _enqueue(self, one: Scheduled) -> None:
+        """Run it as soon as its turn comes."""
+        one.busy = True
+        self._queue.push(one.plugin_id, one, slow=one.slow)
+        self._start()
+
+    async def _stop(self, items: Iterable[Scheduled]) -> None:
+        running = []
+        for one in items:
+            one.gone = True
+            if one.ticket is not None:
+                one.ticket.cancel()
+            if one.task is not None:
+                one.task.cancel()
+                running.append(one.task)
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # Runs.
+
+    def _start(self) -> None:
+        """Start runs for as long as the queue has places."""
+        while (found := self._queue.pop()) is not None:
+            one, slow = found
+            if one.gone:
+                one.busy = False
+                self._queue.release(one.plugin_id, slow=slow)
+                continue
+            one.task = asyncio.create_task(self._guarded(one), name=f"{self._kind} {one.plugin_id}/{one.name}")
+            # A callback, not a `finally` of the task: a task that is cancelled before its first step runs nothing.
+            one.task.add_done_callback(functools.partial(self._release, one, slow=slow))
+
+    def _release(self, one: Scheduled, _: asyncio.Task[None], *, slow: bool) -> None:
+        one.busy, one.task = False, None
+        self._queue.release(one.plugin_id, slow=slow)
+        if not one.gone:
+            self._ended(one)
+        self._start()
+
+    async def _guarded(self, one: Scheduled) -> None:
+        try:
+            rights = self._rights(one.plugin_id)  # these may have changed while it was queued
+            if rights is not None:
+                await self._run(one, rights)
+        except Exception:
+            event = f"{self._kind}_failed"
+            log.error(event, plugin_id=one.plugin_id, name=one.name, exc_info=True)
