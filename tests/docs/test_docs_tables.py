@@ -66,7 +66,7 @@ def test_environment():
 
 def test_settings_that_a_reload_applies():
     text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
-    sentence = re.search(r"Of the settings,\s(.*?)\stake effect then", text, re.DOTALL)
+    sentence = re.search(r"and health says so\. (.*?)\stake effect at a reload", text, re.DOTALL)
     assert sentence
     assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(reload.LIVE)
 
@@ -97,7 +97,7 @@ def test_settings_files_are_valid(tmp_path):
 
 def test_journal_fields_and_events():
     text = pages.prose(pages.CHECKOUT / OPERATING)
-    fields_named = re.search(r"Fields that have a name of their own: (.*?)\.\n", text, re.DOTALL)
+    fields_named = re.search(r"Journal fields:\s(.*?)\.\n", text, re.DOTALL)
     assert fields_named
     assert set(re.findall(r"LATTICED_(\w+)", fields_named[1])) == {name.upper() for name in rendering.FIELDS}
     source = "".join(path.read_text(encoding="utf-8") for path in (pages.CHECKOUT / "latticed").rglob("*.py"))
