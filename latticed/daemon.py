@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(_run(options.config, settings, accept_rollback=options.accept_rollback))
     except Problem as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
-        sys.stderr.write(f"latticed: {problem.code}: {problem.detail}{hint}\n")
+        sys.stderr.write(f"latticed: {problem.code}: {problem.reason}{hint}\n")
         return EXIT_CODES.get(problem.code, 1)
     finally:
         logs.reset()

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(_run(settings, options.source))
     except Problem as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
-        sys.stderr.write(f"latticed-journal: {problem.code}: {problem.detail}{hint}\n")
+        sys.stderr.write(f"latticed-journal: {problem.code}: {problem.reason}{hint}\n")
         return os.EX_CONFIG if problem.code == "settings_invalid" else 1
     finally:
         logs.reset()
@@ -157,7 +157,7 @@ class JournalServer:
         try:
             answer = await self._answer(line)
         except HostError as error:
-            answer = {"code": error.code.value, "message": error.message}
+            answer = {"code": error.code.value, "message": error.reason}
         writer.write(json.dumps(answer).encode("ascii") + b"\n")
         async with asyncio.timeout(REQUEST_S):
             await writer.drain()

@@ -106,14 +106,14 @@ class Reloader:
     async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - a Look's
         before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.displaced)
         if self._displaced is not None and (before is None or before.code != self._displaced.code):
-            log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.detail)
+            log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.reason)
         elif self._displaced is None and before is not None:
             log.warning("state_back")
 
     async def _policy_changed(self) -> None:
         policy = self._api.policy
         if policy.problem is not None:
-            log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.detail)
+            log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.reason)
         else:
             log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
         await self._api.lifecycle.policy_changed()
@@ -128,8 +128,8 @@ class Reloader:
             fresh, allowed, gid = await asyncio.to_thread(self._read_settings)
             await self._server.set_group(gid)
         except Problem as problem:
-            if problem.detail not in [known.detail for known in self._api.trouble]:
-                log.error("settings_refused", reason=problem.detail, hint=problem.hint)
+            if problem.reason not in [known.reason for known in self._api.trouble]:
+                log.error("settings_refused", reason=problem.reason, hint=problem.hint)
             self._api.trouble = [problem]
             self._settings_seen = ()  # the disk may mend without the file looking any different
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latticed.model import hostcall
-from latticed.model.hostcall import Denial
+from latticed.model.hostcall import Denial, Denied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +30,17 @@ class Allow:
     capability: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deny:
-    code: Denial
-    reason: str
-
-
-def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Deny:
+def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Denied:
     """Whether the call may be carried out; the first rule that fails answers."""
     capability = hostcall.CAPABILITY_OF.get(asked.method)
     if capability is None:
-        return Deny(code=Denial.NOT_FOUND, reason="there is no such host call")
+        return Denied(Denial.NOT_FOUND, "there is no such host call")
     if capability not in rights.declared:
-        return Deny(code=Denial.CAPABILITY_DENIED, reason=f"the manifest does not declare {capability}")
+        return Denied(Denial.CAPABILITY_DENIED, f"the manifest does not declare {capability}")
     if capability not in rights.granted:
-        return Deny(code=Denial.CAPABILITY_NOT_GRANTED, reason=f"the operator has not granted {capability}")
+        return Denied(Denial.CAPABILITY_NOT_GRANTED, f"the operator has not granted {capability}")
     if asked.size > max_bytes:
-        return Deny(code=Denial.TOO_LARGE, reason=f"expected at most {max_bytes} bytes, found {asked.size}")
+        return Denied(Denial.TOO_LARGE, f"expected at most {max_bytes} bytes, found {asked.size}")
     if not asked.within_rate:
-        return Deny(code=Denial.RATE_LIMITED, reason="too many calls, try again later")
+        return Denied(Denial.RATE_LIMITED, "too many calls, try again later")
     return Allow(capability=capability)

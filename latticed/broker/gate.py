@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
+from latticed.broker.decide import Allow, CallAttempt, Rights, decide
 from latticed.host.call import Caller, HostError
 from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
 from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model.audit import Actor, Event
 from latticed.model.errors import Problem
-from latticed.model.hostcall import FIX, Denial
+from latticed.model.hostcall import FIX, Denial, Denied
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -134,7 +134,7 @@ class Gate:
         self._count.calls += 1
         asked = CallAttempt(method=method, size=len(payload), within_rate=self._within_rate(method))
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
-        if isinstance(decision, Deny):
+        if isinstance(decision, Denied):
             denied = await self._denied(method, payload, HostError(decision.code, decision.reason))
             if not asked.within_rate:  # whatever it is denied for
                 await asyncio.sleep(PAUSE_S)
@@ -202,10 +202,10 @@ class Gate:
     async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:
         outcome: dict[str, Any] = {"decision": "allow"}
         if isinstance(decision, HostError):
-            outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.message}
+            outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.reason}
         detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-        if isinstance(decision, HostError) and decision.fix:
-            detail[FIX] = decision.fix
+        if isinstance(decision, HostError) and decision.fault.fix:
+            detail[FIX] = decision.fault.fix
         event = Event(actor=self._actor, action="host.call", target=method, detail=detail, **outcome)
         try:
             await self._broker.record(event)

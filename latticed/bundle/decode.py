@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from latticed.bundle import rules
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import strict_json, text
 from latticed.model import capability, manifest
 from latticed.model.verdict import OTHER_SCHEMA, Code
@@ -27,17 +27,17 @@ _V2_FIELDS = frozenset(_FIELDS) - {"entrypoint"}
 def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
     """The JSON object and the manifest that `data` holds.
 
-    The object is what a v2 signature covers; nothing else should look at it. Raises ReadRefused with one of
+    The object is what a v2 signature covers; nothing else should look at it. Raises BundleRefused with one of
     manifest_invalid_json, manifest_invalid, unknown_capability, duplicate_capability.
     """
     try:
         raw = strict_json.loads(data, integers_only=True)
     except strict_json.InvalidJson as error:
-        raise ReadRefused(
+        raise BundleRefused(
             Code.MANIFEST_INVALID_JSON, _shown(str(error)), "manifest.json must be one strict JSON object in UTF-8"
         ) from error
     if not isinstance(raw, dict):
-        raise ReadRefused(
+        raise BundleRefused(
             Code.MANIFEST_INVALID_JSON,
             f"expected one JSON object, found {rules.json_kind(raw)}",
             "manifest.json must be one strict JSON object in UTF-8",
@@ -68,7 +68,7 @@ def _check_version_of_format(raw: dict[str, Any]) -> None:
         return
     if raw["schema"] != manifest.SCHEMA_V2:
         found = raw["schema"] if isinstance(raw["schema"], str) and raw["schema"] else f"{raw['schema']!r}"
-        raise ReadRefused(
+        raise BundleRefused(
             Code.MANIFEST_INVALID,
             _shown(f"expected the schema {manifest.SCHEMA_V2}, or none (version 1), found {found}"),
             OTHER_SCHEMA,
@@ -95,7 +95,7 @@ def _check_capabilities(found: manifest.Manifest) -> None:
     for name in found.capabilities:
         if name not in capability.RISKS:
             nearest = difflib.get_close_matches(name[:80].lower(), sorted(capability.RISKS), n=1)
-            raise ReadRefused(
+            raise BundleRefused(
                 Code.UNKNOWN_CAPABILITY,
                 _shown(f"expected known capabilities, found {name[:80]!r}"),
                 f"did you mean {nearest[0]}?" if nearest else "latticectl caps lists what there is",
@@ -103,7 +103,7 @@ def _check_capabilities(found: manifest.Manifest) -> None:
             )
     if len(set(found.capabilities)) != len(found.capabilities):
         twice = next(name for name in found.capabilities if found.capabilities.count(name) > 1)
-        raise ReadRefused(
+        raise BundleRefused(
             Code.DUPLICATE_CAPABILITY,
             f"expected each capability once, found {twice} {found.capabilities.count(twice)} times",
             "remove the repetition and sign again",
@@ -112,7 +112,7 @@ def _check_capabilities(found: manifest.Manifest) -> None:
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise ReadRefused(Code.MANIFEST_INVALID, _shown(reason), "correct the manifest and sign it again")
+    raise BundleRefused(Code.MANIFEST_INVALID, _shown(reason), "correct the manifest and sign it again")
 
 
 def _worded(finding: str) -> str:

@@ -1,7 +1,7 @@
 """Reading the two files of a bundle that somebody else may be changing meanwhile (contracts §1).
 
 One `BundleDirectory` is one look at one bundle. Both files are opened beneath the directory's descriptor, never through
-a link, never waiting for the other end of a FIFO. What cannot be had is a `ReadRefused` with its verdict code.
+a link, never waiting for the other end of a FIFO. What cannot be had is a `BundleRefused` with its verdict code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from latticed.bundle import refusal
-from latticed.bundle.refusal import ARTIFACT, MANIFEST, ReadRefused
+from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
 from latticed.kit import files
 from latticed.model import accepted
 from latticed.model.verdict import Code
@@ -30,8 +30,8 @@ __all__ = [
     "ARTIFACT",
     "MANIFEST",
     "BundleDirectory",
+    "BundleRefused",
     "ReadLimits",
-    "ReadRefused",
     "Stamp",
     "fingerprint",
     "open_bundle",
@@ -73,7 +73,7 @@ class BundleDirectory:
         self._owners = owners
         self._clock = clock
         self._deadline = clock() + limits.deadline_s
-        self._artifact: int | ReadRefused | None = None
+        self._artifact: int | BundleRefused | None = None
         self.interpreter = ""
         """What the artifact that was hashed last is run by (`model.accepted.interpreter_of`)."""
 
@@ -91,7 +91,7 @@ class BundleDirectory:
             self._fd = -1
 
     def manifest(self) -> bytes:
-        """The bytes of `manifest.json`, or ReadRefused.
+        """The bytes of `manifest.json`, or BundleRefused.
 
         The artifact is opened as well (and kept open for `hash_artifact`): that it cannot be opened, or belongs to a
         stranger, outranks whatever the manifest says (contracts §5).
@@ -99,10 +99,10 @@ class BundleDirectory:
         self._forget_artifact()
         self._artifact = self._try_open(ARTIFACT)
         found = self._try_open(MANIFEST)
-        if isinstance(found, ReadRefused):
+        if isinstance(found, BundleRefused):
             raise _worse(found, self._artifact)
         with files.closing(found):
-            if isinstance(self._artifact, ReadRefused) and self._artifact.code is Code.UNREADABLE:
+            if isinstance(self._artifact, BundleRefused) and self._artifact.code is Code.UNREADABLE:
                 raise self._artifact
             before = self._regular(found, MANIFEST, limit=self._limits.manifest_bytes)
             self._check_owner(before, MANIFEST)
@@ -111,7 +111,7 @@ class BundleDirectory:
             return self._read_manifest(found, before)
 
     def hash_artifact(self, buffer: bytearray | None = None, *, copy_to: int | None = None) -> tuple[str, int]:
-        """SHA-256 (lowercase hex) and size in bytes of `artifact`, or ReadRefused.
+        """SHA-256 (lowercase hex) and size in bytes of `artifact`, or BundleRefused.
 
         The bytes are written to the descriptor `copy_to` while they are hashed: what is stored is what was judged.
         `buffer` is scratch space; without one each thread reuses its own.
@@ -136,7 +136,7 @@ class BundleDirectory:
     def _read_artifact(self, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
         self._artifact = None
-        if isinstance(found, ReadRefused):
+        if isinstance(found, BundleRefused):
             raise found
         with files.closing(found):
             before = self._regular(found, ARTIFACT, limit=self._limits.artifact_bytes)
@@ -178,7 +178,7 @@ class BundleDirectory:
         if self._clock() > self._deadline:
             raise refusal.too_slow(name, self._limits.deadline_s)
 
-    def _try_open(self, name: str) -> int | ReadRefused:
+    def _try_open(self, name: str) -> int | BundleRefused:
         """A descriptor of the regular file `name`, or why there is none."""
         try:
             # Looked at before it is opened: opening a device can be an act in itself.
@@ -226,19 +226,19 @@ def open_bundle(
     owners: frozenset[int],
     clock: Callable[[], float] = time.monotonic,
 ) -> BundleDirectory:
-    """Open the bundle directory `name` (beneath a directory's descriptor), or raise ReadRefused.
+    """Open the bundle directory `name` (beneath a directory's descriptor), or raise BundleRefused.
 
     A bundle that is gone is `manifest_missing`; a link in place of the directory is never followed.
     """
     try:
         fd = files.open_directory(name, beneath=beneath)
     except FileNotFoundError as error:
-        raise ReadRefused(
+        raise BundleRefused(
             Code.MANIFEST_MISSING, "expected a bundle directory, found nothing of that name", "check the name"
         ) from error
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-            raise ReadRefused(
+            raise BundleRefused(
                 Code.UNREADABLE,
                 "expected a bundle directory, found a link or another kind of file",
                 "a bundle is a real directory; links are not followed",
@@ -281,7 +281,7 @@ def _own_buffer() -> bytearray:
     return buffer
 
 
-def _worse(manifest: ReadRefused, artifact: int | ReadRefused | None) -> ReadRefused:
+def _worse(manifest: BundleRefused, artifact: int | BundleRefused | None) -> BundleRefused:
     """The first in the order of codes: an artifact that cannot be opened outranks a manifest that is not there."""
-    unreadable = isinstance(artifact, ReadRefused) and artifact.code is Code.UNREADABLE
-    return artifact if isinstance(artifact, ReadRefused) and unreadable else manifest
+    unreadable = isinstance(artifact, BundleRefused) and artifact.code is Code.UNREADABLE
+    return artifact if isinstance(artifact, BundleRefused) and unreadable else manifest

@@ -8,7 +8,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.model.verdict import Code
+from latticed.model.errors import FaultError
+from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
@@ -17,15 +18,13 @@ MANIFEST: Final = "manifest.json"
 ARTIFACT: Final = "artifact"
 
 
-class ReadRefused(Exception):  # it becomes a verdict, not a traceback
-    """These files, or the manifest in them, are no bundle; `manifest` is there when it could be decoded."""
+class BundleRefused(FaultError):
+    """Ends reading, decoding or judging a bundle; `fault` is the verdict."""
+
+    fault: Refused
 
     def __init__(self, code: Code, reason: str, hint: str = "", *, manifest: Manifest | None = None) -> None:
-        super().__init__(code, reason, hint)
-        self.code = code
-        self.reason = reason
-        self.hint = hint
-        self.manifest = manifest
+        super().__init__(Refused(code, reason, hint, manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,49 +46,49 @@ _CODES: Final = {
 }
 
 
-def missing(name: str) -> ReadRefused:
-    return ReadRefused(
+def missing(name: str) -> BundleRefused:
+    return BundleRefused(
         _CODES[name].missing,
         f"expected a file {name} in the bundle, found none",
         "a bundle is a directory with the two files manifest.json and artifact",
     )
 
 
-def foreign_owner(name: str, owners: frozenset[int], found: int) -> ReadRefused:
+def foreign_owner(name: str, owners: frozenset[int], found: int) -> BundleRefused:
     expected = " or ".join(map(str, sorted(owners)))
-    return ReadRefused(
+    return BundleRefused(
         Code.FOREIGN_OWNER,
         f"expected {name} to belong to uid {expected}, found uid {found}",
         "chown the file to root, to the daemon's user or to the plugin directory's owner",
     )
 
 
-def changed(name: str) -> ReadRefused:
-    return ReadRefused(
+def changed(name: str) -> BundleRefused:
+    return BundleRefused(
         Code.CHANGED_WHILE_READING,
         f"expected {name} to stay as it was, found it changed while it was read",
         "copy bundles under a name starting with a dot and rename them; the next scan tries again",
     )
 
 
-def too_slow(name: str, deadline_s: float) -> ReadRefused:
-    return ReadRefused(
+def too_slow(name: str, deadline_s: float) -> BundleRefused:
+    return BundleRefused(
         Code.UNREADABLE,
         f"expected to read the bundle within {deadline_s:g} s, found {name} still being read",
         "the disk is too slow or the machine overloaded; the next scan tries again",
     )
 
 
-def unreadable(name: str, error: OSError) -> ReadRefused:
-    return ReadRefused(
+def unreadable(name: str, error: OSError) -> BundleRefused:
+    return BundleRefused(
         Code.UNREADABLE,
         f"expected to read {name}, found: {os.strerror(error.errno or errno.EIO)}",
         "check permissions and the disk: the daemon's user must be able to read both files",
     )
 
 
-def not_regular(name: str, mode: int) -> ReadRefused:
-    return ReadRefused(
+def not_regular(name: str, mode: int) -> BundleRefused:
+    return BundleRefused(
         _CODES[name].not_regular,
         f"expected {name} to be a regular file, found {_kind(mode)}",
         "put the file itself there; links, pipes, devices and directories are not followed or opened",
@@ -108,8 +107,8 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "another kind of file")
 
 
-def too_large(name: str, limit: int, found: int) -> ReadRefused:
-    return ReadRefused(
+def too_large(name: str, limit: int, found: int) -> BundleRefused:
+    return BundleRefused(
         _CODES[name].too_large,
         f"expected {name} to be at most {limit} bytes, found {found}",
         f"make it smaller, or raise the limit for {name} in the settings",

@@ -154,7 +154,7 @@ class Catalog:
     async def keep(self, name: str, verified: Verified) -> None:
         """Copy the pair of this sighting into the store, if it is still what was verified.
 
-        ReadRefused when it is not (any more), Problem("store_unavailable") when it cannot be written.
+        BundleRefused when it is not (any more), Problem("store_unavailable") when it cannot be written.
         """
         store = self._store
         if store is None:

@@ -161,7 +161,7 @@ class Directory:
         except Problem as problem:
             if problem.code == "directory_missing":
                 return None
-            return Refused(code=Code.UNREADABLE, reason=problem.detail, hint=problem.hint)
+            return Refused(Code.UNREADABLE, problem.reason, problem.hint)
         try:
             return self._judge.judge(name, root).verdict if scanner.look_at(name, root) is not None else None
         except OSError as error:

@@ -47,7 +47,7 @@ def directory(path: Path, error: Exception | None) -> str:
     if error is None:
         return f"expected the directory {path} to answer, found no answer in time"
     if isinstance(error, Problem):
-        return error.detail
+        return error.reason
     _log.error("scan_failed", exc_info=error)
     return f"expected to scan the directory {path}, found: {error}"
 

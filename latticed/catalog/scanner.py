@@ -12,7 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import root as roots
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verdict, Verified
@@ -105,8 +105,8 @@ class Judge:
             with read.open_bundle(name, beneath=root.fd, limits=self.limits, owners=root.owners) as directory:
                 source = _Source(directory, known if same else None)
                 verdict = verify.verify(source, self.policy(), host_version=self.host_version)
-        except ReadRefused as refused:
-            verdict = Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
+        except BundleRefused as refused:
+            verdict = refused.fault
         telling = self._tells_changes(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
         return DirectoryEntry(
             verdict=verdict,

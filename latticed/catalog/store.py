@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode, read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verdict, Verified
@@ -51,7 +51,7 @@ class Store:
         Where only its signature is another one, the manifest alone is replaced, in one step: whoever starts something
         from the pair meanwhile finds the one or the other.
 
-        ReadRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
+        BundleRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
         Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
         """
         with self._lock:
@@ -77,7 +77,7 @@ class Store:
             self._busy.discard(temporary)
 
     def open(self, identity: str) -> BundleDirectory:
-        """The stored pair, to be read; ReadRefused when there is none. Only our own user's files count."""
+        """The stored pair, to be read; BundleRefused when there is none. Only our own user's files count."""
         return read.open_bundle(self.path(identity), limits=self._limits, owners=self._owners)
 
     def path(self, identity: str) -> Path:
@@ -95,8 +95,8 @@ class Store:
             with self.open(identity) as directory:
                 source = directory if sha256 is None else _HashedCopy(directory, sha256)
                 verdict = verify.verify(source, policy, host_version=host_version)
-        except ReadRefused as refused:
-            return Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
+        except BundleRefused as refused:
+            return refused.fault
         if isinstance(verdict, Verified) and verdict.identity != identity:
             return Refused(
                 code=Code.DIGEST_MISMATCH,
@@ -152,7 +152,7 @@ class Store:
                 artifact = directory.hash_artifact()
                 if _identity(manifest) != verified.identity:
                     return None
-        except ReadRefused:
+        except BundleRefused:
             return None
         intact = artifact == (verified.artifact_sha256, verified.artifact_bytes)
         return decode.decode(manifest)[1].signature_ed25519 if intact else None
@@ -168,7 +168,7 @@ class Store:
         manifest = source.manifest()
         found = _identity(manifest)
         if found != verified.identity or decode.decode(manifest)[1] != verified.manifest:
-            raise ReadRefused(
+            raise BundleRefused(
                 Code.CHANGED_WHILE_READING,
                 f"expected the manifest of the identity {verified.identity} as it was verified, found {found}",
                 _HINT_AGAIN,
@@ -183,7 +183,7 @@ class Store:
             sha256, _ = source.hash_artifact(copy_to=fd)
             if sha256 != verified.artifact_sha256:
                 reason = f"expected the artifact's SHA-256 to be {verified.artifact_sha256}, found {sha256}"
-                raise ReadRefused(Code.DIGEST_MISMATCH, reason, _HINT_AGAIN)
+                raise BundleRefused(Code.DIGEST_MISMATCH, reason, _HINT_AGAIN)
             os.fsync(fd)
         files.sync_directory(target)
 

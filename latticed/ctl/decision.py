@@ -110,7 +110,7 @@ def with_command(refusal: ApiRefusal, session: CtlSession) -> ApiRefusal:
         return refusal
     flag = _CONSENTS[refusal.code]
     command = shlex.join(["latticectl", session.args.verb, session.args.id, flag])
-    return ApiRefusal(refusal.status, refusal.code, refusal.detail, command)
+    return ApiRefusal(refusal.status, refusal.code, refusal.reason, command)
 
 
 _CONSENTS: Final = {"version_downgrade": "--allow-downgrade"}

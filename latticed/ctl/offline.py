@@ -27,7 +27,7 @@ def owners(directory: str) -> frozenset[int]:
 
 
 def opened(directory: str, limits: read.ReadLimits) -> read.BundleDirectory:
-    """The bundle at `directory`, or ReadRefused. A slash at its end would make the kernel follow a link."""
+    """The bundle at `directory`, or BundleRefused. A slash at its end would make the kernel follow a link."""
     return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
 
 
@@ -36,8 +36,8 @@ def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.
     try:
         with opened(directory, limits) as source:
             found = verify.verify(source, policy, host_version=version.own())
-    except read.ReadRefused as refused:
-        found = verdict.Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
+    except read.BundleRefused as refused:
+        found = refused.fault
     return view(directory, found)
 
 

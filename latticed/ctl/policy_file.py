@@ -41,7 +41,7 @@ def read(path: Path) -> policy.TrustPolicy:
     try:
         return policy.decode(data)
     except Problem as problem:
-        raise Problem(problem.code, f"{path}: {problem.detail}", problem.hint) from problem
+        raise Problem(problem.code, f"{path}: {problem.reason}", problem.hint) from problem
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class Screen(NamedTuple):
         self.err.write(text.escape(" ".join(words)) + "\n")
 
     def error(self, problem: Problem) -> None:
-        self.err.write(_painted("error:", "error", wanted=self.colour_err) + f" {text.escape(problem.detail)}\n")
+        self.err.write(_painted("error:", "error", wanted=self.colour_err) + f" {text.escape(problem.reason)}\n")
         if problem.hint:
             self.hint(problem.hint)
 

@@ -50,7 +50,7 @@ def run(session: CtlSession) -> int:
 def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict[str, Any]:
     """Sign one bundle in place; the manifest is replaced in one step, after everything about it held."""
     from latticed.bundle import write
-    from latticed.bundle.read import ReadLimits, ReadRefused
+    from latticed.bundle.read import BundleRefused, ReadLimits
     from latticed.ctl import offline
     from latticed.kit import strict_json
     from latticed.trust import key_files, sign
@@ -63,12 +63,12 @@ def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict
             digest, _ = source.hash_artifact()
         manifest = sign.sign(raw, digest, key, publisher=publisher)
         write.write_manifest(Path(directory), write.render(manifest))
-    except ReadRefused as refused:
+    except BundleRefused as refused:
         raise Problem(refused.code, f"{directory}: {refused.reason}", refused.hint) from refused
     except strict_json.InvalidJson as error:
         raise Problem("manifest_invalid_json", f"{directory}: manifest.json: {error}") from error
     except Problem as problem:
-        raise Problem(problem.code, f"{directory}: {problem.detail}", problem.hint) from problem
+        raise Problem(problem.code, f"{directory}: {problem.reason}", problem.hint) from problem
     except OSError as error:
         raise Problem("io_error", f"{directory}: cannot write manifest.json: {error.strerror}") from error
     shown = {name: manifest.get(name) for name in ("id", "version", "publisher", "digest_sha256")}

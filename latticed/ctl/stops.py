@@ -26,7 +26,7 @@ def told(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, An
         found = replies.mapping(session.client().post("trust", "foresee", body=body), "answer")
         stops = replies.rows(found.get("stops"), "list of plugins")
     except Problem as problem:
-        screen.note(f"which plugins stop by this cannot be known: {problem.detail}")
+        screen.note(f"which plugins stop by this cannot be known: {problem.reason}")
         return None
     for one in stops:
         screen.note(f"stops: {one.get('id')} {one.get('version') or ''} ({one.get('code')})")

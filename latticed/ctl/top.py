@@ -120,7 +120,7 @@ def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> N
         except Problem as problem:
             if of(problem) is not ExitCode.UNREACHABLE or not shown:
                 raise
-            shown = f"the daemon does not answer: {problem.detail}"
+            shown = f"the daemon does not answer: {problem.reason}"
             before = None
         _paint(session, shown)
         if _told(keys, session.args.interval):

@@ -208,7 +208,7 @@ def _named(read: Any, given: str, option: str) -> str:
     try:
         return str(read(given, option))
     except Problem as problem:
-        raise Problem("usage", problem.detail) from problem
+        raise Problem("usage", problem.reason) from problem
 
 
 def _plain(policy: TrustPolicy, path: Path) -> dict[str, Any]:

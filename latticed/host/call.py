@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from latticed.model import hostcall
-from latticed.model.errors import Problem
+from latticed.model.errors import FaultError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -35,20 +35,17 @@ class Caller:
     buckets: frozenset[str] = frozenset()
 
 
-class HostError(Exception):
-    """A host call that was not carried out; becomes `code: message` at the plugin.
+class HostError(FaultError):
+    """A host call that was not carried out; becomes `code: reason` at the plugin."""
 
-    `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind it); on record, never told to the plugin.
-    """
+    fault: hostcall.Denied
 
-    def __init__(self, code: hostcall.Denial, message: str, *, fix: str = "") -> None:
-        super().__init__(code, message)
-        self.code = code
-        self.message = message
-        self.fix = fix
+    def __init__(self, code: hostcall.Denial, reason: str, *, fix: str = "") -> None:
+        super().__init__(hostcall.Denied(code, reason, fix=fix))
 
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
+    @property
+    def code(self) -> hostcall.Denial:
+        return self.fault.code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +65,7 @@ class Served:
         except Problem as problem:
             known = problem.code in hostcall.Denial._value2member_map_
             code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
-            raise HostError(code, problem.detail) from problem
+            raise HostError(code, problem.reason) from problem
 
 
 def table(served: Iterable[Served]) -> Mapping[str, Served]:

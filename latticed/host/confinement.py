@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from latticed.kit import trusted_files
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.sandbox import artifact, levels
 from latticed.sandbox.levels import Chosen
 from latticed.sandbox.spec import Program
@@ -66,8 +66,8 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
     chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
-    if isinstance(chosen, levels.LevelRefused):
-        raise Problem(chosen.code, chosen.reason, chosen.hint)
+    if isinstance(chosen, Fault):
+        raise Problem.of(chosen)
     return Chosen(level=chosen.level, features=chosen.features | (_LIKES & provided.features))
 
 
@@ -92,7 +92,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
     except (OSError, ValueError, trusted_files.ForeignFile) as error:
         raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
     except Problem as problem:
-        raise _unusable(path, problem.detail) from problem
+        raise _unusable(path, problem.reason) from problem
     if head != b"\x7fELF" or not os.access(path, os.X_OK):
         raise _unusable(path, "a file that cannot be executed")
     if place := _changeable(Path(path), owners):

@@ -11,6 +11,7 @@ from typing import Final
 
 from latticed.model import egress, permits
 from latticed.model.egress import EgressRights
+from latticed.model.errors import Fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +35,12 @@ class PluginStanding:
     publisher: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PermissionRefused:
+class PermissionRefused(Fault):
     """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`,
     `env_not_granted`, or `not_seen`.
     """
 
-    code: str
-    reason: str
+    __slots__ = ()
 
     @property
     def distrusted(self) -> bool:
@@ -62,13 +61,13 @@ NOT_SEEN: Final = PluginStanding(seen=False)
 def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
     """Why nothing may be done for a plugin that stands like this, or None: it holds one of `capabilities`."""
     if not standing.seen:
-        return PermissionRefused(code="not_seen", reason="the plugin directory has not been looked at yet")
+        return PermissionRefused("not_seen", "the plugin directory has not been looked at yet")
     if standing.fault:
-        return PermissionRefused(code="not_available", reason=f"its bundle does not verify: {standing.fault}")
+        return PermissionRefused("not_available", f"its bundle does not verify: {standing.fault}")
     if not standing.active:
-        return PermissionRefused(code="not_active", reason="it is not active")
+        return PermissionRefused("not_active", "it is not active")
     if standing.granted.isdisjoint(capabilities):
-        return PermissionRefused(code="capability_not_granted", reason=f"{' or '.join(capabilities)} is not granted")
+        return PermissionRefused("capability_not_granted", f"{' or '.join(capabilities)} is not granted")
     return None
 
 

@@ -133,7 +133,7 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
         "title": status.phrase,
         "status": int(status),
         "code": problem.code,
-        "detail": _WORDS.get(status, problem.detail),
+        "detail": _WORDS.get(status, problem.reason),
     }
     return IngressAnswer(json.dumps(document).encode("ascii"), wire.PROBLEM_TYPE, status=int(status), more=more)
 

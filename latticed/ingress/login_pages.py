@@ -124,7 +124,7 @@ async def _form(request: web.BaseRequest) -> dict[str, str]:
 
 
 def _page(action: str, title: str, to: str, fields: str, problem: Problem | None = None) -> IngressAnswer:
-    said = f'<p class="wrong">{html.escape(problem.detail)}</p>' if problem else ""
+    said = f'<p class="wrong">{html.escape(problem.reason)}</p>' if problem else ""
     page = _PAGE.format(title=title, said=said, action=action, to=html.escape(to, quote=True), fields=fields)
     status = answers.STATUS_OF[problem.code] if problem else 200
     more = [("X-Frame-Options", "DENY"), ("Referrer-Policy", "same-origin")]

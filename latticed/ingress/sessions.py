@@ -85,7 +85,7 @@ class Sessions:
         try:
             value = self._secret(target.plugin_id, target.login)
         except HostError as error:
-            log.error("login_unavailable", plugin_id=target.plugin_id, reason=error.message)
+            log.error("login_unavailable", plugin_id=target.plugin_id, reason=error.reason)
             raise Problem("service_unavailable", "there is no password to compare with") from error
         async with self._checking:
             right = await asyncio.to_thread(passwords.verify, value, password)

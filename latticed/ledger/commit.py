@@ -162,5 +162,5 @@ def _fail(jobs: list[WriteJob], error: BaseException) -> None:
     for job in jobs:
         job.error = unavailable(error)
         if isinstance(error, Problem):
-            job.error = Problem(job.error.code, f"the ledger cannot be written: {error.detail}", error.hint)
+            job.error = Problem(job.error.code, f"the ledger cannot be written: {error.reason}", error.hint)
         job.error.__cause__ = error

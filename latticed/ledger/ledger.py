@@ -166,7 +166,7 @@ class Ledger:
             seq = await self._writer.append(event)
         except Problem as problem:
             raise Problem(
-                "audit_unavailable", f"the event cannot be recorded: {problem.detail}", problem.hint
+                "audit_unavailable", f"the event cannot be recorded: {problem.reason}", problem.hint
             ) from problem
         except Exception as error:  # a surprise: still, who asks for a record must get one or a Problem
             raise Problem("audit_unavailable", f"the event cannot be recorded: {error!r}") from error

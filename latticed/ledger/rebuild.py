@@ -177,7 +177,7 @@ def _wrong_with_key(directory: Path) -> str:
     except Problem as problem:
         if problem.code != "ledger_damaged":
             raise
-        return problem.detail
+        return problem.reason
     return ""
 
 
@@ -192,7 +192,7 @@ def _wrong_with(witness: connection.Connection) -> str:
     try:
         records.load_all(witness)
     except Problem as problem:
-        return problem.detail
+        return problem.reason
     return ""
 
 

@@ -53,8 +53,8 @@ def check_floors(
         if problem.code != "floors_invalid":
             raise
         if not accept:
-            raise Problem(problem.code, problem.detail, _NO_FLOORS) from problem
-        return floors.Floors(), problem.detail
+            raise Problem(problem.code, problem.reason, _NO_FLOORS) from problem
+        return floors.Floors(), problem.reason
     reason = behind(conn, [(chain, seq, found) for chain, (seq, found) in kept.heads.items()])
     if reason and not accept:
         raise problem_of(reason)

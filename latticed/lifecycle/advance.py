@@ -245,7 +245,7 @@ def _downgrade(record: Record, version: str, consent: UpgradeConsent) -> Problem
 def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:
     trouble = seen.trouble
     other = "another bundle than the record shows" if seen.winner else "nothing"
-    found = f"{trouble.code}: {trouble.message}" if trouble else other
+    found = f"{trouble.code}: {trouble.reason}" if trouble else other
     detail = f"cannot make {record.id} {wanted}: expected a bundle that verifies, found {found}"
     return Problem("not_available", detail, f"latticectl info {record.id}")
 

@@ -97,7 +97,7 @@ def decode_manifest(data: bytes) -> ArchiveManifest:
     except InvalidSignature as error:
         raise invalid("its manifest is not signed by the key it names") from error
     except Problem as problem:
-        raise invalid(f"its manifest names a bad key: {problem.detail}") from problem
+        raise invalid(f"its manifest names a bad key: {problem.reason}") from problem
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise invalid(f"its manifest: {error}") from error
     _check_names([entry.name for entry in found.entries])

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import logs
 from latticed.lifecycle import advance, granting, handover
 from latticed.lifecycle import effects as rest
@@ -19,7 +19,7 @@ from latticed.lifecycle import presence as sight
 from latticed.lifecycle import recording as deeds
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.model.audit import Event
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import Record, Status
 
 if TYPE_CHECKING:
@@ -148,12 +148,12 @@ class Decisions:
         async with self._one(actor, plugin_id) as record:
             if record.status is not Status.ACTIVE:
                 detail = f"cannot restart {plugin_id}: it is {record.status}, expected active"
-                raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail))
+                raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail).fault)
             seen = self._life.sight(plugin_id)
             if not seen.available:
                 trouble = f": {seen.trouble.code}" if seen.trouble else ""
                 detail = f"cannot restart {plugin_id}: its bundle does not verify{trouble}"
-                raise await self._refused(actor, plugin_id, Problem("not_available", detail))
+                raise await self._refused(actor, plugin_id, Problem("not_available", detail).fault)
             await self._life.rooms.ledger.record(deeds.event(actor, "plugin.restart", record, {}))
             self._life.rooms.supervisor.arm(self._life.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
@@ -195,12 +195,12 @@ class Decisions:
         A tombstone counts only where `forgotten` says so.
         """
         if plugin_id not in self._life.records:  # no lock for every name that somebody makes up
-            raise await self._refused(actor, plugin_id, _unknown(plugin_id))
+            raise await self._refused(actor, plugin_id, _unknown(plugin_id).fault)
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             try:
                 record = self._known(plugin_id, forgotten=forgotten)
             except Problem as missing:
-                raise await self._refused(actor, plugin_id, missing) from None
+                raise await self._refused(actor, plugin_id, missing.fault) from None
             self._life.busy.add(plugin_id)
             try:
                 yield record
@@ -242,25 +242,25 @@ class Decisions:
 
     async def _accepted(self, actor: Actor, record: Record, outcome: Record | Problem, wanted: str) -> Record:
         if isinstance(outcome, Problem):
-            raise await self._refused(actor, record.id, outcome, wanted)
+            raise await self._refused(actor, record.id, outcome.fault, wanted)
         return outcome
 
-    async def _refused(self, actor: Actor, plugin_id: str, problem: Problem, wanted: str = "") -> Problem:
-        """`problem`, once the refusal is on record; refusing does not depend on that."""
+    async def _refused(self, actor: Actor, plugin_id: str, fault: Fault, wanted: str = "") -> Problem:
+        """The Problem to raise, once the refusal is on record; refusing does not depend on that."""
         refusal = Event(
             actor=str(actor),
             action="plugin.status",
             target=plugin_id,
             decision="deny",
-            code=problem.code,
-            reason=problem.detail,
+            code=fault.code,
+            reason=fault.reason,
             detail={"wanted": wanted},
         )
         try:
             await self._life.rooms.ledger.record(refusal)
         except Problem as unrecorded:
             log.error("refusal_not_recorded", plugin_id=plugin_id, code=unrecorded.code)
-        return problem
+        return Problem.of(fault)
 
     async def _keep(self, actor: Actor, record: Record, claim: IdClaim | None) -> None:
         """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
@@ -269,24 +269,17 @@ class Decisions:
         if claim is not None and on_disk:
             try:
                 await self._life.rooms.catalog.keep(claim.name, claim.verdict)
-            except ReadRefused as refused:
-                problem = Problem(refused.code.value, refused.reason, refused.hint)
-                raise await self._refused(actor, record.id, problem) from refused
-            except Problem as problem:
-                raise await self._refused(actor, record.id, problem) from problem
+            except (BundleRefused, Problem) as error:
+                raise await self._refused(actor, record.id, error.fault) from error
         if fault := await self._life.pairs.judge(record, hashed=on_disk):  # `keep` hashed it
-            unfit = Problem(fault.code, fault.message, fault.hint)
-            raise await self._refused(actor, record.id, unfit)
+            raise await self._refused(actor, record.id, fault)
 
     async def _admit(self, actor: Actor, record: Record) -> None:
         """Ask the runner whether this host can run it, before anything is put on record."""
         try:
             await self._life.rooms.supervisor.admit(sight.plugin_of(record, self._life.rooms.defaults))
-        except ReadRefused as refused:
-            problem = Problem(refused.code.value, refused.reason, refused.hint)
-            raise await self._refused(actor, record.id, problem, record.status.value) from refused
-        except Problem as problem:
-            raise await self._refused(actor, record.id, problem, record.status.value) from problem
+        except (BundleRefused, Problem) as error:
+            raise await self._refused(actor, record.id, error.fault, record.status.value) from error
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
         await self._life.rooms.revocations.before(record, self._life.records)

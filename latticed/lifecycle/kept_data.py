@@ -57,4 +57,4 @@ async def _said(work: Awaitable[int]) -> int:
     try:
         return await work
     except HostError as error:
-        raise Problem("store_unavailable", error.message, "mend the disk, then run the same command again") from error
+        raise Problem("store_unavailable", error.reason, "mend the disk, then run the same command again") from error

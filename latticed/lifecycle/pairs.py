@@ -10,14 +10,13 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.lifecycle import effects as rest
 from latticed.lifecycle import presence as sight
 from latticed.model.audit import DAEMON, Event
-from latticed.model.errors import Problem
-from latticed.model.runtime import LastError
+from latticed.model.errors import Fault, Problem
 from latticed.model.verdict import Code, Refused
 from latticed.trust import keys
 
@@ -42,17 +41,17 @@ class Pairs:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._life = lifecycle
-        self._faults: dict[str, LastError] = {}
+        self._faults: dict[str, Fault] = {}
         self._in_effect = lifecycle.rooms.policy.current
         self._outdated = False
         self._wanted: dict[str, None] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def fault(self, record: Record) -> LastError | None:
+    def fault(self, record: Record) -> Fault | None:
         """Why the stored pair of an accepted plugin may not run, or None."""
         return self._faults.get(record.facts.identity) if record.accepted else None
 
-    async def judge(self, record: Record, *, hashed: bool = False) -> LastError | None:
+    async def judge(self, record: Record, *, hashed: bool = False) -> Fault | None:
         """Verify the stored pair under the policy in force; what is wrong with it, or None.
 
         `hashed`: the stored artifact has just been hashed, so it is not read again.
@@ -64,11 +63,11 @@ class Pairs:
             self._faults.pop(record.facts.identity, None)
         return self._note(record, verdict)
 
-    def _note(self, record: Record, verdict: Verdict) -> LastError | None:
+    def _note(self, record: Record, verdict: Verdict) -> Fault | None:
         if not isinstance(verdict, Refused):
             self._learn(record, verdict.interpreter)
             return None
-        fault = LastError(code=verdict.code.value, message=verdict.reason, hint=verdict.hint)
+        fault = Fault(verdict.code.value, verdict.reason, verdict.hint)
         if verdict.code is not Code.UNREADABLE:
             self._faults[record.facts.identity] = fault
         return fault
@@ -196,14 +195,14 @@ class Pairs:
             return
         try:
             await self._life.rooms.catalog.keep(winner.name, winner.verdict)
-        except (Problem, ReadRefused, OSError) as error:
+        except (Problem, BundleRefused, OSError) as error:
             log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
             return
         if await self.judge(record) is None:
             self._tell_mended(plugin_id, winner.verdict, fault, resigned=resigned)
         self._life.follow(plugin_id)
 
-    def _tell_mended(self, plugin_id: str, found: Verified, fault: LastError | None, *, resigned: bool) -> None:
+    def _tell_mended(self, plugin_id: str, found: Verified, fault: Fault | None, *, resigned: bool) -> None:
         """Put on record what replaced the stored pair, and keep with the record the signature that it has now."""
         life = self._life
         detail: dict[str, str | int | bool] = {"identity": found.identity}
@@ -217,7 +216,7 @@ class Pairs:
             action="plugin.resigned" if resigned else "plugin.mended",
             target=plugin_id,
             code=fault.code if fault is not None else "",
-            reason=fault.message if fault is not None else "",
+            reason=fault.reason if fault is not None else "",
             detail=detail if resigned else {},
         )
         life.rooms.ledger.record_later(told)

@@ -99,4 +99,4 @@ class PolicyKeeper:
         try:
             return trust.decode(data)
         except Problem as problem:
-            raise Problem(problem.code, f"{self.file}: {problem.detail}", problem.hint) from problem
+            raise Problem(problem.code, f"{self.file}: {problem.reason}", problem.hint) from problem

@@ -10,9 +10,9 @@ import msgspec
 
 from latticed.host.permissions import NOT_SEEN, PluginStanding
 from latticed.model import accepted, egress
+from latticed.model.errors import Fault
 from latticed.model.lifecycle import Record, RecordFacts
 from latticed.model.manifest import Manifest
-from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused, Verified
 from latticed.runners.contract import PluginToRun
 from latticed.trust.claims import ClaimPin, IdClaim
@@ -30,15 +30,15 @@ class Presence:
     """
 
     winner: IdClaim | None = None
-    fault: LastError | None = None
-    stored: LastError | None = None
+    fault: Fault | None = None
+    stored: Fault | None = None
 
     @property
     def available(self) -> bool:
         return self.winner is not None and self.stored is None
 
     @property
-    def trouble(self) -> LastError | None:
+    def trouble(self) -> Fault | None:
         """Why it is not available, or None."""
         return self.stored or self.fault
 
@@ -85,7 +85,7 @@ def pin_of(record: Record) -> ClaimPin:
     return ClaimPin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
 
 
-def fault_at(found: Verdict | None, refused: Refused | None) -> LastError:
+def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
     """Why the bundle that a record came from does not verify any more.
 
     `found` is the verdict on what lies there, `refused` why it may not claim the id though it verifies.
@@ -93,12 +93,12 @@ def fault_at(found: Verdict | None, refused: Refused | None) -> LastError:
     verdict = refused or found
     match verdict:
         case Refused(code=code, reason=reason, hint=hint):
-            return LastError(code=code.value, message=reason, hint=hint)
+            return Fault(code.value, reason, hint)
         case Verified(manifest=manifest):
             moved = f"expected the recorded id in this bundle, found {manifest.id}"
-            return LastError(code=Code.MANIFEST_MISSING.value, message=moved)
+            return Fault(Code.MANIFEST_MISSING.value, moved)
         case _:
-            return LastError(code=Code.MANIFEST_MISSING.value, message="its bundle is gone from the plugin directory")
+            return Fault(Code.MANIFEST_MISSING.value, "its bundle is gone from the plugin directory")
 
 
 def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:

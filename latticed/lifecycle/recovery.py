@@ -111,7 +111,7 @@ class _Recovery:
             verified=sum(not record.forgotten for record in rebuilt),
             tombstones=sum(record.forgotten for record in rebuilt),
             revocations=sum(len(getattr(policy.current.revoked, kind)) for kind in revocations.KINDS),
-            policy=str(policy.problem.detail) if policy.problem else "",
+            policy=str(policy.problem.reason) if policy.problem else "",
         )
         head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
         wanted = floors_of(rebuilt, policy.current.revoked)
@@ -200,7 +200,7 @@ def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
     except Problem as problem:
         if without_floors:
             return None
-        raise Problem("floors_invalid", f"cannot recover: {problem.detail}", _NO_FLOORS) from problem
+        raise Problem("floors_invalid", f"cannot recover: {problem.reason}", _NO_FLOORS) from problem
 
 
 def _forget_note(directory: Path) -> None:

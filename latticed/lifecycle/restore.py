@@ -140,7 +140,7 @@ class _Restore:
         except Problem as problem:
             if problem.code not in {"ledger_damaged", "floors_invalid"}:
                 raise
-            raise archive.invalid(f"in it, {problem.detail}") from problem  # its hint is for a state that is damaged
+            raise archive.invalid(f"in it, {problem.reason}") from problem  # its hint is for a state that is damaged
 
     def _present(self, consent: RestoreConsent) -> floors.Floors:
         """The floors of the state that is replaced; none when there is no state."""
@@ -154,7 +154,7 @@ class _Restore:
         except Problem as problem:
             if consent.without_floors:
                 return floors.Floors()
-            raise Problem("floors_invalid", f"cannot restore: {problem.detail}", _NO_FLOORS) from problem
+            raise Problem("floors_invalid", f"cannot restore: {problem.reason}", _NO_FLOORS) from problem
         if self._manifest.public_key not in {state.public_half(key), consent.public_key}:
             detail = f"this backup was signed by another host: {self._manifest.public_key}"
             hint = "if this host is to become that one: latticed --restore FILE --public-key KEY, with that key"

@@ -14,7 +14,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode, read, write
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import root as roots
 from latticed.catalog.store import Store
 from latticed.host.secret import key as secret_key
@@ -86,7 +86,7 @@ def missing(
     """
     policy = _policy(place)
     if policy.problem is not None:
-        yield f"the trust policy: {policy.problem.detail}; until it is there nothing verifies"
+        yield f"the trust policy: {policy.problem.reason}; until it is there nothing verifies"
     else:
         store = Store(place.state_dir / "store", limits=place.limits)
         for record in records:
@@ -109,7 +109,7 @@ def _missing_key(settings: Settings, sealed: Mapping[str, int]) -> Iterator[str]
         where = secret_key.place(settings, os.environ)
         keys = secret_key.read(where)
     except Problem as problem:
-        yield f"the key of {total} secrets: {problem.detail}"
+        yield f"the key of {total} secrets: {problem.reason}"
         return
     if keys is None:
         otherwise = f"unless the service manager passes it as the credential {secret_key.CREDENTIAL}"
@@ -132,7 +132,7 @@ def _there(place: RecoveryPlace, policy: TrustPolicy) -> frozenset[str]:
             root = roots.look_at(directory)
             try:
                 for name in filter(roots.may_be_bundle, os.listdir(root.fd)):
-                    with contextlib.suppress(ReadRefused, OSError, ValueError):
+                    with contextlib.suppress(BundleRefused, OSError, ValueError):
                         found |= _claims(place, policy, root, name)
             finally:
                 root.close()

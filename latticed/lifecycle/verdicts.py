@@ -30,7 +30,7 @@ def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event
         target=record.id,
         decision="deny" if trouble else "allow",
         code=trouble.code if trouble else "",
-        reason=trouble.message if trouble else "",
+        reason=trouble.reason if trouble else "",
         detail={"before": was.code if was else "", "status": record.status.value},
     )
 

@@ -1,20 +1,58 @@
-"""One exception for everything that is refused or fails with a reason."""
+"""The one shape of what went wrong or was refused, and the exceptions that carry it.
+
+It is translated at the edges only: the Gate tells a plugin `code: reason`, rpc writes a problem document (where the
+reason is `detail`), latticectl prints it with its hint.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-class Problem(Exception):
-    """Something that was asked for and cannot be had.
 
-    `code` is stable and for programs, `detail` tells a person what was expected and what was found,
-    `hint` what to do about it (may be empty).
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`code` is stable and for programs, `reason` tells a person what was expected and what was found, `hint` what to
+    do about it (may be empty).
     """
 
-    def __init__(self, code: str, detail: str, hint: str = "") -> None:
-        super().__init__(code, detail, hint)
-        self.code = code
-        self.detail = detail
-        self.hint = hint
+    code: str
+    reason: str
+    hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.detail}"
+        return f"{self.code}: {self.reason}"
+
+
+class FaultError(Exception):
+    """Base of the exceptions that carry a Fault; never raised itself. Catch Problem, BundleRefused, HostError."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.code, fault.reason, fault.hint)
+        self.fault = fault
+
+    @property
+    def code(self) -> str:
+        return self.fault.code
+
+    @property
+    def reason(self) -> str:
+        return self.fault.reason
+
+    @property
+    def hint(self) -> str:
+        return self.fault.hint
+
+    def __str__(self) -> str:
+        return str(self.fault)
+
+
+class Problem(FaultError):
+    """Something that was asked for and cannot be had."""
+
+    def __init__(self, code: str, reason: str, hint: str = "") -> None:
+        super().__init__(Fault(code, reason, hint))
+
+    @staticmethod
+    def of(fault: Fault) -> Problem:
+        """The exception for a fault that was found, or that another exception carried."""
+        return Problem(str(fault.code), fault.reason, fault.hint)

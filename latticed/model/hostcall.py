@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+
+from latticed.model.errors import Fault
 
 _BY_CAPABILITY: Final = {
     "kv:read": ("kv.get", "kv.list"),
@@ -47,6 +50,16 @@ class Denial(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Denied(Fault):
+    """A host call that is not carried out. `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind
+    it); on record, never told to the plugin.
+    """
+
+    code: Denial
+    fix: str = ""
 
 
 FIX: Final = "fix"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from latticed.model.errors import Fault
 
 
 class RuntimeState(StrEnum):
@@ -37,15 +40,6 @@ def why_not_running(state: str, code: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LastError:
-    """What went wrong last; `hint` says what to do, when that is known."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """One handle as its supervisor sees it. Times are microseconds since the epoch, 0 for not known."""
 
@@ -56,7 +50,7 @@ class Runtime:
     pid: int = 0
     restart_count: int = 0
     next_retry_at: int = 0
-    last_error: LastError | None = None
+    last_error: Fault | None = None
     started_at: int = 0
     stopped_at: int = 0
     updated_at: int = 0

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from latticed.model.errors import Fault
+
 if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
@@ -46,13 +48,11 @@ OTHER_SCHEMA: Final = "this version of latticed does not read manifests of that 
 """The hint of a `manifest_invalid` that signing anew cannot mend."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+@dataclass(frozen=True, slots=True)
+class Refused(Fault):
     """A bundle that may not run, and why. `manifest` is there when it could be decoded."""
 
     code: Code
-    reason: str
-    hint: str = ""
     manifest: Manifest | None = None
 
 

@@ -211,7 +211,7 @@ class Child:
         group, self._born.group = self._born.group, None
         for outcome in await asyncio.gather(self._born.end_init(), birth.discard(group), return_exceptions=True):
             if isinstance(outcome, Problem):
-                log.error("child_group_left", error=outcome.detail)
+                log.error("child_group_left", error=outcome.reason)
             elif outcome is not None:
                 raise outcome
         with contextlib.suppress(TimeoutError):

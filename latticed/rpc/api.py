@@ -187,7 +187,7 @@ class Ask:
         try:
             yield
         except Problem as problem:
-            await self.api.ledger.record(replace(told, decision="deny", code=problem.code, reason=problem.detail))
+            await self.api.ledger.record(replace(told, decision="deny", code=problem.code, reason=problem.reason))
             raise
 
     async def raw(self) -> bytes:

@@ -69,7 +69,7 @@ async def _record_refusal(ask: Ask, problem: Problem) -> None:
         target=target,
         decision="deny",
         code=problem.code,
-        reason=problem.detail,
+        reason=problem.reason,
     )
     await ask.api.ledger.record(event)
 

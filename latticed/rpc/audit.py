@@ -156,7 +156,7 @@ async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, .
         try:
             await _line(answer, described(work.result(), chains))
         except Problem as problem:
-            await _line(answer, {"ok": False, "code": problem.code, "reason": problem.detail, "hint": problem.hint})
+            await _line(answer, {"ok": False, "code": problem.code, "reason": problem.reason, "hint": problem.hint})
     answer.force_close()
     return answer
 

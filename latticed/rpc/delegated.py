@@ -168,7 +168,7 @@ async def retry_ddns(ask: Ask) -> DdnsRetried:
     try:
         name = ddns_specs.record_name(ask.part("name"))
     except HostError as error:
-        raise Problem("bad_request", error.message) from error
+        raise Problem("bad_request", error.reason) from error
     detail: dict[str, str | int | bool] = {"name": name, "type": kind or "A AAAA"}
     told = Event(actor=str(ask.actor), action="ddns.retry", target=plugin_id, decision="allow", detail=detail)
     async with ask.recorded(told):

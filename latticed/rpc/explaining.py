@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
 from latticed.model.chain import CALLS, DECISIONS
@@ -16,6 +16,7 @@ from latticed.model.runtime import RuntimeState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from latticed.model.errors import Fault
     from latticed.model.lifecycle import Record
     from latticed.rpc.answers import Causes, LastEnd, Refusal, Sign
     from latticed.rpc.api import Api
@@ -68,10 +69,8 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
             api.lifecycle.decide.foresee(record.id, wanted)
         if wanted is Status.ACTIVE:
             await api.supervisor.admit(api.lifecycle.plugins[record.id])
-    except Problem as problem:
-        return {"code": problem.code, "detail": problem.detail, "hint": problem.hint}
-    except ReadRefused as refused:
-        return {"code": refused.code.value, "detail": refused.reason, "hint": refused.hint}
+    except (Problem, BundleRefused) as error:
+        return _told(error.fault)
     return None
 
 
@@ -82,8 +81,12 @@ def _upgrade(api: Api, record: Record) -> Refusal | None:
     try:
         api.lifecycle.decide.foresee(record.id, "upgrade")
     except Problem as problem:
-        return {"code": problem.code, "detail": problem.detail, "hint": problem.hint}
+        return _told(problem.fault)
     return None
+
+
+def _told(fault: Fault) -> Refusal:
+    return {"code": str(fault.code), "detail": fault.reason, "hint": fault.hint}
 
 
 def signs(lines: Iterable[OutputLine]) -> list[Sign]:

@@ -192,7 +192,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         "verdict": {
             "ok": trouble is None,
             "code": trouble.code if trouble else None,
-            "reason": trouble.message if trouble else None,
+            "reason": trouble.reason if trouble else None,
             "hint": (trouble.hint or None) if trouble else None,
         },
         "grants": views.grants(ask.api, record),

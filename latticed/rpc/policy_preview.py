@@ -29,7 +29,7 @@ async def foresee(ask: Ask) -> Foreseen:
     try:
         wanted = policies.decode(json.dumps(body.policy).encode("ascii"))
     except Problem as problem:
-        raise Problem("bad_request", f"policy: {problem.detail}", problem.hint) from problem
+        raise Problem("bad_request", f"policy: {problem.reason}", problem.hint) from problem
     policy = policies.with_revocations(wanted, api.policy.remembered)
     verify = api.lifecycle.rooms.store.verify
     stops: list[Stop] = []

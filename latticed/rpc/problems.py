@@ -97,7 +97,7 @@ def document(code: str, detail: str, hint: str, status: int) -> bytes:
 def response(problem: Problem) -> web.Response:
     """A problem as the answer to a request."""
     status = status_of(problem)
-    body = document(problem.code, problem.detail, problem.hint, status)
+    body = document(problem.code, problem.reason, problem.hint, status)
     return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
 
 

@@ -75,8 +75,8 @@ class Server:
             await self._listen()
         except Problem as problem:
             self.trouble = problem
-            if before is None or before.detail != problem.detail:
-                log.error("control_socket_lost", code=problem.code, reason=problem.detail)
+            if before is None or before.reason != problem.reason:
+                log.error("control_socket_lost", code=problem.code, reason=problem.reason)
             return
         self.trouble = None
         if old is not None:

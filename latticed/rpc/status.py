@@ -55,7 +55,7 @@ def _sandbox(api: Api) -> SandboxReport:
 def troubles(api: Api) -> list[tuple[str, str]]:
     """What keeps the daemon from being healthy: (code, detail) each."""
     found = [
-        (problem.code, problem.detail)
+        (problem.code, problem.reason)
         for problem in (api.policy.problem, *api.trouble, *api.around())
         if problem is not None
     ]
@@ -67,7 +67,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
     if waiting := api.ledger.refused:
         found.append(("audit_unavailable", f"{waiting} events wait to be recorded"))
     if api.ledger.trouble is not None:
-        found.append((api.ledger.trouble.code, api.ledger.trouble.detail))
+        found.append((api.ledger.trouble.code, api.ledger.trouble.reason))
     if not api.settings.supervision.ignore_critical:
         ill = [record.id for record in api.lifecycle.critical() if not _well(api, record)]
         found += [("critical_plugin", f"{plugin_id} is critical and not healthy") for plugin_id in ill]
@@ -126,7 +126,7 @@ async def trust(ask: Ask) -> Trust:
     policy, problem = ask.api.policy.current, ask.api.policy.problem
     return {
         "ok": problem is None,
-        "error": problem.detail if problem else None,
+        "error": problem.reason if problem else None,
         "publishers": [
             {
                 "publisher": name,

@@ -158,7 +158,7 @@ def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
         pid=runtime.pid or None,
         restart_count=runtime.restart_count or None,
         next_retry_at=_time(runtime.next_retry_at),
-        last_error=wire.ErrorInfo(code=error.code, message=error.message) if error else None,
+        last_error=wire.ErrorInfo(code=error.code, message=error.reason) if error else None,
         started_at=_time(runtime.started_at),
         stopped_at=_time(runtime.stopped_at),
         updated_at=_time(runtime.updated_at),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.model import permits as allowed
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.processes import child
 from latticed.sandbox import levels, rlimits, spec
 from latticed.sandbox.levels import Level
@@ -82,8 +82,8 @@ class ChildSpawner:
         open_ = "open" in allowed.of_kind(permits, allowed.SANDBOX)
         required = levels.required(manifest.runtime.sandbox, floor=self.floor, needs=needs, open_=open_)
         chosen = levels.decide(required, self.probed.provided)
-        if isinstance(chosen, levels.LevelRefused):
-            raise Problem(chosen.code, chosen.reason, chosen.hint)
+        if isinstance(chosen, Fault):
+            raise Problem.of(chosen)
         return replace(chosen, features=chosen.features | (likes & self.probed.provided.features))
 
     def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:

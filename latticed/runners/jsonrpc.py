@@ -345,7 +345,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:
-    fault = {"code": HOST_REFUSED, "message": error.message, "data": {"code": error.code.value}}
+    fault = {"code": HOST_REFUSED, "message": error.reason, "data": {"code": error.code.value}}
     return {"id": number, "error": fault}
 
 

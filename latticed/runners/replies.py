@@ -26,7 +26,7 @@ def checkup(answer: Any) -> Checkup:
 
 def unreadable_checkup(problem: Problem) -> Checkup:
     """It answered a health check with what cannot be carried on: it is alive, and does not count as unhealthy."""
-    return Checkup(health=Health.DEGRADED, message=problem.detail)
+    return Checkup(health=Health.DEGRADED, message=problem.reason)
 
 
 def reply(answer: Any) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Invocation:
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
         except Problem as problem:
-            self.fail(problem.code, f"{problem.detail}: {uncarried.noise(line)}")
+            self.fail(problem.code, f"{problem.reason}: {uncarried.noise(line)}")
         else:
             self.outcome.set_result(reply)
 
@@ -250,5 +250,5 @@ def _tell(call: HostCall, error: BaseException) -> None:
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:
-    words = f"{error.code.value}: {error.message}"
+    words = f"{error.code.value}: {error.reason}"
     return lines.encode({"host_response": {"id": call.id, "ok": False, "result": None, "error": words}}) + b"\n"

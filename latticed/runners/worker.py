@@ -106,7 +106,7 @@ class Serving:
         try:
             body = await self._render(path, method, query)
         except Problem as problem:
-            return {"ok": False, "message": "", "result": None, "error": f"{problem.code}: {problem.detail}"}
+            return {"ok": False, "message": "", "result": None, "error": f"{problem.code}: {problem.reason}"}
         result = {"content_type": self._content_type, "body": body.decode("utf-8")}
         return {"ok": True, "message": "", "result": result, "error": None}
 

@@ -61,7 +61,7 @@ def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, 
     """The artifact of `directory` in memory, with the digest `sha256` (lowercase hex). Blocks: call it in a thread.
 
     `interpreters` maps the names that a script's first line may have to paths. Problem: `digest_mismatch` when the
-    bytes are others, `artifact_not_executable`, `interpreter_not_allowed`; ReadRefused when it cannot be read.
+    bytes are others, `artifact_not_executable`, `interpreter_not_allowed`; BundleRefused when it cannot be read.
     """
     fd, executable = _memory()
     try:

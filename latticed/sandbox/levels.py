@@ -11,6 +11,8 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.model.errors import Fault
+
 if TYPE_CHECKING:
     from latticed.model import manifest
 
@@ -91,15 +93,6 @@ class Chosen:
     features: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelRefused:
-    """It may not run here; `reason` names the missing token, the step and its errno."""
-
-    code: str
-    reason: str
-    hint: str
-
-
 def required(
     asked: manifest.SandboxSpec, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
 ) -> Required:
@@ -108,8 +101,8 @@ def required(
     return Required(level=level, features=frozenset(asked.features) | needs, open_=open_)
 
 
-def decide(required: Required, provided: Provided) -> Chosen | LevelRefused:
-    """The highest level with the features that were asked for, or why not."""
+def decide(required: Required, provided: Provided) -> Chosen | Fault:
+    """The highest level with the features that were asked for, or why not: the missing token, the step, its errno."""
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
     if provided.level < required.level or provided.level < Level.FILTERED:
@@ -126,10 +119,10 @@ def _level_failure(wanted: Level, provided: Provided) -> Failure | None:
     return next((found for level in between if (found := provided.failure(level.token))), None)
 
 
-def _refused(token: str, provided: Provided, failure: Failure | None) -> LevelRefused:
+def _refused(token: str, provided: Provided, failure: Failure | None) -> Fault:
     found = f"host gives {provided.level.token}" + (f": {failure.words}" if failure else "")
     hint = failure.fix if failure and failure.fix else "latticectl health shows what this host gives and why no more"
-    return LevelRefused(code=CODE, reason=f"needs {token}, {found}", hint=hint)
+    return Fault(CODE, f"needs {token}, {found}", hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

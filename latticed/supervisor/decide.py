@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from latticed.model import restart
-from latticed.model.runtime import Health, LastError
+from latticed.model.errors import Fault
+from latticed.model.runtime import Health
 
 
 class Phase(StrEnum):
@@ -37,7 +38,7 @@ class HandleState:
     bad_checks: int = 0
     health: Health = Health.UNKNOWN
     message: str = ""
-    fault: LastError | None = None
+    fault: Fault | None = None
     restarts: int = 0
     pending: InstanceFailed | None = None
 
@@ -56,7 +57,7 @@ class Arm:
 class Disarm:
     """It is no longer wanted; `fault` says why when that is not the operator's decision."""
 
-    fault: LastError | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +166,10 @@ def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
 def _still_broken(state: HandleState) -> HandleState:
     """Its bundle went and came back: that is no operator's word, so the breaker stays open."""
     reason = f"failed {state.failures.counted} times in a row before, and waits for an operator to restart it"
-    return replace(state, phase=Phase.BROKEN, fault=LastError(code="breaker_open", message=reason), message=reason)
+    return replace(state, phase=Phase.BROKEN, fault=Fault("breaker_open", reason), message=reason)
 
 
-def _disarm(state: HandleState, fault: LastError | None) -> Next:
+def _disarm(state: HandleState, fault: Fault | None) -> Next:
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
     if fault is None:  # an operator's word forgives, whatever else is found while it stops
         unwanted = replace(unwanted, failures=restart.Failures())
@@ -187,7 +188,7 @@ def _at_rest(state: HandleState) -> HandleState:
     """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
     if state.fault is None:
         return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
-    return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.message)
+    return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.reason)
 
 
 def _started(state: HandleState, message: str) -> Next:
@@ -201,7 +202,7 @@ def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules)
         return state, ()
     may_be_theirs = state.phase is Phase.ARMED and failed.visited
     message = f"{failed.message} {restart.VISITED}" if may_be_theirs else failed.message
-    fault = LastError(code=failed.code, message=message)
+    fault = Fault(failed.code, message)
     down = replace(state, fault=fault, message=message, health=Health.UNKNOWN, bad_checks=0, pending=None)
     if failed.final:
         return replace(down, phase=Phase.HELD, wanted=False), ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.broker.decide import Rights
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.host.call import Caller
 from latticed.host.kv import FOR_WORKERS
 from latticed.kit import logs
@@ -133,7 +133,7 @@ class HandleDeps:
         verdict = await self.judge(plugin.identity, sha256)
         if isinstance(verdict, Refused):
             self._tell_of(plugin, verdict.code.value)
-            raise Problem(verdict.code.value, verdict.reason, verdict.hint)
+            raise Problem.of(verdict)
         with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
 
@@ -151,9 +151,9 @@ class HandleDeps:
         try:
             with self.store.open(plugin.identity) as pair:
                 yield pair
-        except ReadRefused as refused:
-            self._tell_of(plugin, refused.code.value)
-            raise Problem(refused.code.value, refused.reason, refused.hint) from refused
+        except BundleRefused as refused:
+            self._tell_of(plugin, refused.code)
+            raise Problem.of(refused.fault) from refused
         except Problem as problem:
             self._tell_of(plugin, problem.code)
             raise

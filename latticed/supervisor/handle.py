@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.kit import logs
 from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
-from latticed.model.errors import Problem
-from latticed.model.runtime import STARTING, Health, LastError, Runtime, RuntimeState
+from latticed.model.errors import Fault, Problem
+from latticed.model.runtime import STARTING, Health, Runtime, RuntimeState
 from latticed.runners.contract import Checkup
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import HandleAction, Phase
@@ -203,7 +203,7 @@ class Handle:
             return rules.InstanceFailed(code="internal", message="the runner gave up starting it")
         except Problem as problem:
             return rules.InstanceFailed(
-                code=problem.code, message=problem.detail, final=problem.code in self._tools.final_codes
+                code=problem.code, message=problem.reason, final=problem.code in self._tools.final_codes
             )
         except Exception as error:
             log.error("plugin_start_failed", plugin_id=self.plugin.id, exc_info=True)
@@ -298,7 +298,7 @@ class Handle:
                     waiter.set_result(None)
 
     def _record(self, phase: Phase) -> None:
-        fault = self.state.fault or LastError(code="", message="")
+        fault = self.state.fault or Fault("", "")
         detail: dict[str, str | int | bool] = {"state": _STATE_OF[phase].value, "identity": self.plugin.identity}
         self._tools.note(
             AuditEvent(
@@ -306,7 +306,7 @@ class Handle:
                 action="plugin.runtime",
                 target=self.plugin.id,
                 code=fault.code,
-                reason=fault.message,
+                reason=fault.reason,
                 detail=detail,
             )
         )

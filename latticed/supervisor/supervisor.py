@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from latticed.model.errors import Problem
-from latticed.model.runtime import LastError, Runtime
+from latticed.model.errors import Fault, Problem
+from latticed.model.runtime import Runtime
 from latticed.supervisor import decide as rules
 from latticed.supervisor.handle import Handle
 
@@ -58,7 +58,7 @@ class Supervisor:
         handle.regrant(granted)
         handle.post(rules.Arm(afresh=afresh))
 
-    def disarm(self, plugin: PluginToRun, fault: LastError | None = None) -> None:
+    def disarm(self, plugin: PluginToRun, fault: Fault | None = None) -> None:
         """No longer want it alive; `fault` says why when the operator did not ask for it."""
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))

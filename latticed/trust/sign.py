@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latticed.bundle import decode, write
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.model.errors import Problem
 from latticed.trust import keys
 from latticed.trust.payload import signing_payload
@@ -31,7 +31,7 @@ def sign(
     try:
         # Decoded as the host will: signing what nobody would accept helps no author.
         unsigned, manifest = decode.decode(write.render({**full, "signature_ed25519": ""}))
-    except ReadRefused as error:
-        raise Problem(error.code, error.reason, error.hint) from error
+    except BundleRefused as error:
+        raise Problem.of(error.fault) from error
     signature = key.sign(signing_payload(unsigned, manifest))
     return {**full, "signature_ed25519": keys.encode_base64(signature)}

@@ -6,13 +6,14 @@ that needs to see all bundles at once (`claims`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.model import capability, semver_range
 from latticed.model.capability import Risk
-from latticed.model.verdict import Code, Refused, Verdict, Verified
+from latticed.model.verdict import Code, Verdict, Verified
 from latticed.trust import keys
 from latticed.trust.payload import identity, signing_payload
 
@@ -25,7 +26,7 @@ _HINT_TAMPERED: Final = "the bundle was changed after it was signed: put the ori
 
 
 class Source(Protocol):
-    """Where the two files come from; both methods raise ReadRefused for what cannot be had."""
+    """Where the two files come from; both methods raise BundleRefused for what cannot be had."""
 
     def manifest(self) -> bytes: ...
 
@@ -39,24 +40,16 @@ class Source(Protocol):
         ...
 
 
-class _Broken(Exception):  # a rung that gave way
-    def __init__(self, code: Code, reason: str, hint: str = "") -> None:
-        super().__init__(code, reason, hint)
-        self.code = code
-        self.reason = reason
-        self.hint = hint
-
-
 def verify(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict:
     """The verdict on one bundle under `policy`, for a host of the SemVer `host_version`. Bad bundles never raise."""
     try:
         raw, manifest = decode.decode(source.manifest())
-    except ReadRefused as refused:
-        return Refused(code=refused.code, reason=refused.reason, hint=refused.hint, manifest=refused.manifest)
+    except BundleRefused as refused:
+        return refused.fault
     try:
         return _climb(source, raw, manifest, policy, host_version)
-    except (_Broken, ReadRefused) as broken:
-        return Refused(code=broken.code, reason=broken.reason, hint=broken.hint, manifest=manifest)
+    except BundleRefused as refused:
+        return replace(refused.fault, manifest=manifest)
 
 
 def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: TrustPolicy, host_version: str) -> Verified:
@@ -93,13 +86,13 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
     unsigned_host_risk = not policy.require_signature and policy.allow_unsigned_host_risk
     host_risk = ", ".join(sorted(capability.host_risk(manifest.capabilities)))
     if host_risk and manifest.type == "wasm" and not (manifest.signed or unsigned_host_risk):
-        raise _Broken(
+        raise BundleRefused(
             Code.CAPABILITY_NOT_ALLOWED,
             f"expected a signed wasm plugin to hold {host_risk}, found no signature",
             _HINT_SIGN,
         )
     if host_risk and _unsigned(manifest) and not (policy.require_signature or unsigned_host_risk):
-        raise _Broken(
+        raise BundleRefused(
             Code.CAPABILITY_NOT_ALLOWED,
             f"expected an unsigned plugin to hold read and write risk only, found {host_risk}",
             f"{_HINT_SIGN}, or set allow_unsigned_host_risk in the trust policy",
@@ -111,7 +104,7 @@ def _type_may_hold(manifest: Manifest) -> None:
     for name in manifest.capabilities:
         holders = capability.holders(name)
         if manifest.type not in holders:
-            raise _Broken(
+            raise BundleRefused(
                 Code.CAPABILITY_NOT_ALLOWED,
                 f"expected a plugin of type {' or '.join(holders)} to hold {name}, found type {manifest.type}",
                 "drop the capability or change the type, and sign again",
@@ -122,7 +115,7 @@ def _within_publishers_risk(manifest: Manifest, publisher: Publisher | None) -> 
     limit = Risk.HOST if publisher is None or publisher.max_risk is None else publisher.max_risk
     for name in manifest.capabilities:
         if capability.RISKS[name] > limit:
-            raise _Broken(
+            raise BundleRefused(
                 Code.CAPABILITY_NOT_ALLOWED,
                 f"expected publisher {manifest.publisher} to ask for {limit.word} risk at most, "
                 f"found {name} ({capability.RISKS[name].word} risk)",
@@ -136,17 +129,17 @@ def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | N
         if _unsigned(manifest) and not policy.require_signature:
             return None
         found = "a signature without one" if manifest.signed else "none"
-        raise _Broken(Code.PUBLISHER_MISSING, f"expected a publisher, found {found}", _HINT_SIGN)
+        raise BundleRefused(Code.PUBLISHER_MISSING, f"expected a publisher, found {found}", _HINT_SIGN)
     publisher = policy.publishers.get(manifest.publisher)
     if publisher is None:
         trusted = ", ".join(sorted(policy.publishers)[:5]) or "nobody"
-        raise _Broken(
+        raise BundleRefused(
             Code.PUBLISHER_UNTRUSTED,
             f"expected a publisher that the trust policy names ({trusted}), found {manifest.publisher}",
             f"if you trust it: latticectl trust add {manifest.publisher} KEY",
         )
     if not publisher.may_sign(manifest.id):
-        raise _Broken(
+        raise BundleRefused(
             Code.PUBLISHER_UNTRUSTED,
             f"expected publisher {manifest.publisher} to sign {', '.join(publisher.ids)[:120]}, found {manifest.id}",
             f"add the id to `ids` of {manifest.publisher} in the trust policy if it may sign this plugin",
@@ -159,18 +152,20 @@ def _signature_written(manifest: Manifest) -> bytes:
     if not manifest.signed:
         if _unsigned(manifest):
             return b""
-        raise _Broken(
+        raise BundleRefused(
             Code.SIGNATURE_MISSING, f"expected a signature of publisher {manifest.publisher}, found none", _HINT_SIGN
         )
     try:
         return keys.decode_base64(manifest.signature_ed25519, size=keys.SIGNATURE_BYTES)
     except keys.BadText as error:
-        raise _Broken(Code.SIGNATURE_MALFORMED, f"signature_ed25519: {error}", _HINT_SIGN) from error
+        raise BundleRefused(Code.SIGNATURE_MALFORMED, f"signature_ed25519: {error}", _HINT_SIGN) from error
 
 
 def _digest_written(manifest: Manifest) -> None:
     if not manifest.digest_sha256:
-        raise _Broken(Code.DIGEST_MISSING, "expected digest_sha256, the artifact's SHA-256, found none", _HINT_SIGN)
+        raise BundleRefused(
+            Code.DIGEST_MISSING, "expected digest_sha256, the artifact's SHA-256, found none", _HINT_SIGN
+        )
 
 
 def _holding_key(publisher: Publisher | None, payload: bytes, signature: bytes) -> str:
@@ -185,7 +180,7 @@ def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: s
     if publisher is None:
         return
     if holding in policy.revoked.keys or policy.revoked.keys.issuperset(publisher.keys):
-        raise _Broken(
+        raise BundleRefused(
             Code.KEY_REVOKED,
             f"expected a key of {manifest.publisher} that is not revoked, found {holding or 'all of them revoked'}",
             "ask the publisher for a bundle signed with its new key, and trust that key",
@@ -195,7 +190,7 @@ def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: s
 def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
     entry = policy.revoked.plugin(manifest.id, manifest.version)
     if entry is not None:
-        raise _Broken(
+        raise BundleRefused(
             Code.PLUGIN_REVOKED,
             f"expected a version that is not revoked, found {entry} in the trust policy's revocations",
             "install another version; lifting a revocation is an act of its own",
@@ -204,7 +199,7 @@ def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
 
 def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: str) -> None:
     if publisher is not None and not holding:
-        raise _Broken(
+        raise BundleRefused(
             Code.SIGNATURE_INVALID,
             f"expected a signature that holds under one of the {len(publisher.keys)} keys of {manifest.publisher}, "
             "found one that holds under none",
@@ -214,7 +209,7 @@ def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: s
 
 def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
     if manifest.digest_sha256.lower() != artifact_sha256:
-        raise _Broken(
+        raise BundleRefused(
             Code.DIGEST_MISMATCH,
             f"expected the artifact's SHA-256 to be {manifest.digest_sha256.lower()}, found {artifact_sha256}",
             _HINT_TAMPERED,
@@ -223,7 +218,7 @@ def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
 
 def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
     if artifact_sha256 in policy.revoked.digests:
-        raise _Broken(
+        raise BundleRefused(
             Code.DIGEST_REVOKED,
             f"expected an artifact that is not revoked, found {artifact_sha256}",
             "install another version; lifting a revocation is an act of its own",
@@ -232,7 +227,7 @@ def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
 
 def _host_compatible(manifest: Manifest, host_version: str) -> None:
     if manifest.requires_host and not semver_range.contains(manifest.requires_host, host_version):
-        raise _Broken(
+        raise BundleRefused(
             Code.HOST_INCOMPATIBLE,
             f"expected a host of version {manifest.requires_host}, found {host_version}",
             "update latticed, or install a version of the plugin made for this one",

@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import strict_json
 from tests.house import corpora
 
@@ -28,6 +28,6 @@ def test_json_is_taken_or_refused_as_the_suite_says(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_none_of_it_is_a_manifest(row):
     """Each row gets a verdict code for broken manifests, never a crash."""
-    with pytest.raises(ReadRefused) as caught:
+    with pytest.raises(BundleRefused) as caught:
         decode.decode(base64.b64decode(row["bytes_b64"]))
     assert caught.value.code in {"manifest_invalid_json", "manifest_invalid"}

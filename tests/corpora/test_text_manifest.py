@@ -7,7 +7,7 @@ import json
 import pytest
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from tests.house import bundles, corpora
 
 ROWS = corpora.rows("text_injection.json")
@@ -16,7 +16,7 @@ V2_FIELDS = ("name", "description", "homepage", "license")
 
 
 def _code(raw):
-    with pytest.raises(ReadRefused) as caught:
+    with pytest.raises(BundleRefused) as caught:
         decode.decode(json.dumps(raw).encode())
     assert caught.value.reason.isprintable()
     return caught.value.code

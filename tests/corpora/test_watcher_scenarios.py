@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import Store
 from latticed.model.verdict import Verified
 from latticed.trust import claims
@@ -352,7 +352,7 @@ async def _(stage: Stage) -> None:
             stage.seen.catalog._store = store
             try:
                 await stage.seen.catalog.keep("plugins/p", verified)
-            except ReadRefused:
+            except BundleRefused:
                 continue
             stored = store.verify(verified.identity, catalogs.trusting(ACME), host_version=catalogs.HOST_VERSION)
             assert stored == verified
@@ -493,7 +493,7 @@ async def _(stage: Stage) -> None:
     await stage.seen.catalog.keep("plugins/p", verified)
     bundles.tamper(outside)  # no event says so: the name that was written is not in the plugin directory
     stage.seen.catalog._store = Store(stage.place / "another")
-    with pytest.raises(ReadRefused):
+    with pytest.raises(BundleRefused):
         await stage.seen.catalog.keep("plugins/p", verified)
     assert store.verify(verified.identity, catalogs.trusting(ACME), host_version=catalogs.HOST_VERSION) == verified
     stage.seen.catalog.rescan()

@@ -15,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.host.call import HostError
 from latticed.host.egress import url
 from latticed.host.route import public_paths, template
@@ -40,7 +40,7 @@ class Target:
 def _manifest(data: bytes) -> None:
     try:
         decode.decode(data)
-    except ReadRefused as refused:
+    except BundleRefused as refused:
         assert refused.reason  # noqa: PT017 - any input may be refused
         assert text.escape(refused.reason) == refused.reason  # noqa: PT017 - but only in words that are safe to print
 

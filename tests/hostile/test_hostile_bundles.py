@@ -17,7 +17,7 @@ import pytest
 import rfc8785
 
 from latticed.bundle import read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.model.verdict import Refused
 from latticed.trust import policy, verify
 from tests.house import bundles, supervisors
@@ -385,7 +385,7 @@ def judge(path, trust=TRUST):
     try:
         with read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as found:
             return verify.verify(found, trust, host_version="0.1.0")
-    except ReadRefused as refused:
+    except BundleRefused as refused:
         return Refused(code=refused.code, reason=refused.reason, hint=refused.hint)
 
 

@@ -12,7 +12,7 @@ import shutil
 import pytest
 
 from latticed.bundle import read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.catalog.store import Store
 from latticed.model.verdict import Code, Refused
 from latticed.sandbox import artifact
@@ -139,7 +139,7 @@ def _install(bundle, store, moments):
                 return verdict.code
             moments.step()
             store.keep(found, verdict)
-    except ReadRefused as refused:
+    except BundleRefused as refused:
         return refused.code
     moments.step()
     return verdict

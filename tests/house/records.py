@@ -10,15 +10,15 @@ from latticed.bundle import decode
 from latticed.lifecycle import advance
 from latticed.lifecycle.presence import Presence
 from latticed.model import accepted
+from latticed.model.errors import Fault
 from latticed.model.lifecycle import Record, Status
-from latticed.model.runtime import LastError
 from latticed.model.verdict import Verified
 from latticed.trust import payload
 from latticed.trust.claims import IdClaim
 from tests.house import bundles
 
 AUTHORS = {name: bundles.author(name, seed=name.encode().ljust(32, b"-")) for name in ("acme", "rival")}
-GONE = Presence(fault=LastError(code="manifest_missing", message="its bundle is gone"))
+GONE = Presence(fault=Fault("manifest_missing", "its bundle is gone"))
 
 
 def verified(*, by: str | None = "acme", artifact: bytes = b"one", v2: bool = False, **fields: Any) -> Verified:

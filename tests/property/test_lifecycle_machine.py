@@ -15,9 +15,8 @@ from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.presence import Presence
 from latticed.model import capability, semver_range
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
-from latticed.model.runtime import LastError
 from latticed.trust import claims
 from tests.house import claimants, records
 
@@ -53,7 +52,7 @@ class Lifecycle(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.disk: dict[str, claims.IdClaim] = {}
-        self.stored: LastError | None = None
+        self.stored: Fault | None = None
         self.record: Record | None = None
         self.now = 1
         self.named: set[str] = set()  # capabilities an operator has granted by name, of the present publisher
@@ -64,7 +63,7 @@ class Lifecycle(RuleBasedStateMachine):
     def sight(self) -> Presence:
         pin = sight.pin_of(self.record) if self.record else None
         found = claimants.resolve(list(self.disk.values()), pin)
-        fault = LastError(code="manifest_missing", message="gone") if found.winner is None else None
+        fault = Fault("manifest_missing", "gone") if found.winner is None else None
         return Presence(winner=found.winner, fault=fault, stored=self.stored)
 
     def look(self) -> None:
@@ -89,7 +88,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.now += 1
         if isinstance(outcome, Problem):
             assert outcome.code in CODES
-            assert outcome.detail
+            assert outcome.reason
             self.record = before
         else:
             self.record = outcome
@@ -115,7 +114,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(refused=st.booleans())
     def judge_stored(self, *, refused: bool) -> None:
-        self.stored = LastError(code="key_revoked", message="revoked") if refused else None
+        self.stored = Fault("key_revoked", "revoked") if refused else None
 
     # The operator.
 

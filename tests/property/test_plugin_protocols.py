@@ -181,7 +181,7 @@ def _invoked(pieces):
                 return json.dumps(call.invocation.outcome.result())
             assert isinstance(problem, Problem)
             assert problem.code in CODES
-            assert problem.detail.isprintable()
+            assert problem.reason.isprintable()
             return problem.code
 
     return asyncio.run(conversation())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.kit import text
 from latticed.model import semver_range
 from latticed.model.errors import Problem
@@ -70,7 +70,7 @@ def test_any_values_in_any_fields_are_judged(fields, v2):
 
 def _check(problem):
     assert problem.code == "policy_invalid"
-    assert text.escape(problem.detail) == problem.detail
+    assert text.escape(problem.reason) == problem.reason
 
 
 @given(st.binary(max_size=100) | values.map(lambda value: json.dumps(value).encode()))
@@ -107,6 +107,6 @@ def test_what_is_decoded_was_valid_json(data):
     """Our decoder is stricter than Python's, never laxer."""
     try:
         raw, _ = decode.decode(data)
-    except ReadRefused:
+    except BundleRefused:
         return
     assert json.loads(data) == raw

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from latticed.model import restart
-from latticed.model.runtime import Health, LastError
+from latticed.model.errors import Fault
+from latticed.model.runtime import Health
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import (
     Arm,
@@ -23,7 +24,7 @@ from latticed.supervisor.decide import (
 )
 
 RULES = rules.SupervisionRules(restart=restart.RestartPolicy(breaker_failures=3, healthy_s=60), bad_checks=2)
-FAULT = LastError(code="digest_mismatch", message="tampered")
+FAULT = Fault("digest_mismatch", "tampered")
 
 
 class Handle(RuleBasedStateMachine):

@@ -135,8 +135,8 @@ def test_the_trust_policy_lies_beside_the_file(tmp_path):
 def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, toml, key, near):
     """A typing error is no silent default."""
     problem = refused(tmp_path, toml)
-    assert repr(key) in problem.detail
-    assert str(tmp_path / "latticed.toml") in problem.detail
+    assert repr(key) in problem.reason
+    assert str(tmp_path / "latticed.toml") in problem.reason
     if near:
         assert near in problem.hint
 
@@ -149,9 +149,9 @@ def test_a_wrong_type_is_named(tmp_path, key, kind, rules):
     wrong |= {tuple[str, ...]: ["1", "'a'", "{a = 'read'}", "[1]", "[['a']]"]}
     for value in wrong.get(kind, ["1", "['a']", "{a = 'read'}", "{a = ['write']}", "{a = [1]}", "{a = [['read']]}"]):
         problem = refused(tmp_path, line(key, value))
-        assert f"{key}" in problem.detail
-        assert "expected" in problem.detail
-        assert "found" in problem.detail
+        assert f"{key}" in problem.reason
+        assert "expected" in problem.reason
+        assert "found" in problem.reason
     if kind is float:
         assert get(load(tmp_path, line(key, "1")), key) == 1.0
 
@@ -165,7 +165,7 @@ def test_every_number_has_its_bounds(tmp_path, key, kind, rules):
     beyond = [low - 1, high + 1, 10**30, -(10**30)]
     for value in [*beyond, *(["nan", "inf", "-inf", "1e400"] if kind is float else []), "1" + "0" * 400]:
         problem = refused(tmp_path, line(key, value))
-        assert f"{low} to {high}" in problem.detail
+        assert f"{low} to {high}" in problem.reason
 
 
 @pytest.mark.parametrize(("key", "words"), WORDS, ids=[key for key, _ in WORDS])
@@ -174,14 +174,14 @@ def test_every_choice_names_its_words(tmp_path, key, words):
     for word in words:
         assert get(load(tmp_path, line(key, json.dumps(word))), key) == word
     problem = refused(tmp_path, line(key, '"Info"'))
-    assert all(word in problem.detail for word in words)
+    assert all(word in problem.reason for word in words)
 
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("value", ["1", "true", "''", "'relative/path'", "'~/x'", "[]", "{}", '"/a\\u0000b"'])
 def test_paths_are_absolute(tmp_path, name, value):
     """Nothing depends on where the daemon was started."""
-    assert name in refused(tmp_path, f"{name} = {value}").detail
+    assert name in refused(tmp_path, f"{name} = {value}").reason
 
 
 def test_scopes_in_access_are_known_words(tmp_path):
@@ -189,8 +189,8 @@ def test_scopes_in_access_are_known_words(tmp_path):
     toml = "[access.users]\nalice = ['read', 'host']\n[access.groups]\nops = ['operate']\n"
     found = load(tmp_path, toml).access
     assert (found.users, found.groups) == ({"alice": ("read", "host")}, {"ops": ("operate",)})
-    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = ['admin']").detail
-    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = 'read'").detail
+    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = ['admin']").reason
+    assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = 'read'").reason
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path):
@@ -218,7 +218,7 @@ def test_a_file_that_was_named_must_be_there(tmp_path):
 )
 def test_what_is_no_toml_is_said_so(tmp_path, content):
     """Whatever the parser does with it."""
-    assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).detail
+    assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).reason
 
 
 def test_a_file_that_is_no_file_is_not_waited_for(tmp_path):
@@ -276,7 +276,7 @@ def test_the_environment_wins(tmp_path, variable, key):
     assert found.origins[key] == f"environment {variable}"
     assert str(get(load(tmp_path, toml, environ={variable: "", **systemd}), key)) == in_file
     problem = refused(tmp_path, toml, environ={variable: "nonsense"})
-    assert f"environment {variable}" in problem.detail
+    assert f"environment {variable}" in problem.reason
 
 
 @pytest.mark.parametrize(("variable", "key"), [("STATE_DIRECTORY", "state_dir"), ("RUNTIME_DIRECTORY", "runtime_dir")])
@@ -383,11 +383,11 @@ def test_every_old_key_is_gone_and_its_new_one_is_there(tmp_path, old):
 
 def test_a_bad_value_of_an_old_key_names_both(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 'many'\n")
-    assert "tunnel.total_tunnels" in problem.detail
-    assert "as tunnel.tunnels" in problem.detail
+    assert "tunnel.total_tunnels" in problem.reason
+    assert "as tunnel.tunnels" in problem.reason
 
 
 def test_an_old_key_beside_its_new_one_is_refused(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 3\ntotal_tunnels = 4\n")
-    assert "tunnel.tunnels is called tunnel.total_tunnels now, and both are set" in problem.detail
+    assert "tunnel.tunnels is called tunnel.total_tunnels now, and both are set" in problem.reason
     assert problem.hint == "remove tunnel.tunnels"

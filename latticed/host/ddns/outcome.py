@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from latticed.model.errors import Fault, FaultError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateJob:
@@ -24,32 +26,31 @@ class Published:
     changed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateFailed:
+@dataclass(frozen=True, slots=True)
+class UpdateFailed(Fault):
     """It has not, as far as is known. `lasting`: the provider said no, and would say so again.
 
     `retry_after_s`: what the provider asked for, 0 when nothing.
     """
 
-    code: str
-    reason: str
     lasting: bool = False
     retry_after_s: float = 0.0
 
 
-class ProviderRefused(Exception):
-    """Ends a try with what is to be told of it."""
+class ProviderRefused(FaultError):
+    """Ends a try; `fault` is its outcome."""
 
-    def __init__(self, failed: UpdateFailed) -> None:
-        super().__init__(failed.code, failed.reason)
-        self.failed = failed
+    fault: UpdateFailed
+
+    def __init__(self, fault: UpdateFailed) -> None:
+        super().__init__(fault)
 
 
 def denied(code: str, reason: str) -> ProviderRefused:
     """The provider said no; trying again is no use."""
-    return ProviderRefused(UpdateFailed(code=code, reason=reason, lasting=True))
+    return ProviderRefused(UpdateFailed(code, reason, lasting=True))
 
 
 def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> ProviderRefused:
     """It may go better later."""
-    return ProviderRefused(UpdateFailed(code=code, reason=reason, retry_after_s=retry_after_s))
+    return ProviderRefused(UpdateFailed(code, reason, retry_after_s=retry_after_s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
@@ -44,16 +45,16 @@ class Providers:
             async with asyncio.timeout(TRY_S):
                 return await self._publish(spec, address, secrets, rights)
         except ProviderRefused as refused:
-            found = refused.failed
+            found = refused.fault
         except HostError as error:  # a rule or a binding of this host, or the way there: it may be another one later
-            found = UpdateFailed(code=error.code, reason=error.message)
+            found = UpdateFailed(error.code, error.reason)
         except TimeoutError:
-            found = UpdateFailed(code="deadline_exceeded", reason=f"not done within {TRY_S:g} s")
+            found = UpdateFailed("deadline_exceeded", f"not done within {TRY_S:g} s")
         except Exception:
             log.error("ddns_try_failed", plugin_id=plugin_id, provider=spec.provider, exc_info=True)
-            found = UpdateFailed(code="internal", reason="the try failed, see the daemon's log")
+            found = UpdateFailed("internal", "the try failed, see the daemon's log")
         reason = text.sanitise(secrets.redact(found.reason), REASON_CHARACTERS)
-        return UpdateFailed(code=found.code, reason=reason, lasting=found.lasting, retry_after_s=found.retry_after_s)
+        return replace(found, reason=reason)
 
     async def _publish(self, spec: DdnsSpec, address: str, secrets: PluginSecrets, rights: EgressRights) -> Published:
         job = UpdateJob(name=spec.name, type=spec.type, address=address, ttl=spec.ttl, zone=spec.zone)

@@ -58,7 +58,7 @@ def _target(base: Target, location: str) -> Target:
     try:
         return url.refer(base, location)
     except HostError as error:
-        raise _blocked(f"it leads to no plain target ({error.message})") from error
+        raise _blocked(f"it leads to no plain target ({error.reason})") from error
 
 
 def _check_crossing(old: Target, new: Target, is_bound: Callable[[Target], bool]) -> None:

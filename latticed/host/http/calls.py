@@ -75,7 +75,7 @@ class HttpCalls:
                     contacted=lambda target: self._contacted(caller, target.shown),
                 )
         except HostError as error:
-            raise HostError(error.code, secrets.redact(error.message), fix=secrets.redact(error.fix)) from error
+            raise HostError(error.code, secrets.redact(error.reason), fix=secrets.redact(error.fault.fix)) from error
         return _result(answer, secrets if uses_secrets else None)
 
     def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:

@@ -80,7 +80,7 @@ class MailCalls:
                 envelope = Envelope(sender=sender, to=to, message=message)
                 await self._smtp.send(relay, envelope, _password(settings, relay_secrets), within_s=self._send_s)
         except HostError as error:
-            reason = text.sanitise(relay_secrets.redact(plugin_secrets.redact(error.message)), _REASON_CHARACTERS)
+            reason = text.sanitise(relay_secrets.redact(plugin_secrets.redact(error.reason)), _REASON_CHARACTERS)
             if error.code is Denial.SERVICE_UNAVAILABLE:
                 log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=reason)
             raise HostError(error.code, reason) from None
@@ -148,7 +148,7 @@ def _sender(settings: Settings) -> str:
     try:
         return mail_message.address(settings.sender, field="sender")
     except HostError as error:
-        raise HostError(Denial.SERVICE_UNAVAILABLE, f"the settings, [mail] {error.message}") from error
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"the settings, [mail] {error.reason}") from error
 
 
 def _password(settings: Settings, secrets: PluginSecrets) -> str:

@@ -104,10 +104,10 @@ def _refused(error: HostError) -> Result:
     """The guard's word: that a name has no address is the target's state, that it may not be dialled is not."""
     match error.code:
         case Denial.DEADLINE_EXCEEDED:
-            return down("timeout", error.message)
+            return down("timeout", error.reason)
         case Denial.SERVICE_UNAVAILABLE:
-            return down("unresolved", error.message)
+            return down("unresolved", error.reason)
         case Denial.RATE_LIMITED:
-            return Result(outcome="error", code="no_resources", reason=shown(error.message))
+            return Result(outcome="error", code="no_resources", reason=shown(error.reason))
         case _:
-            return Result(outcome="blocked", code=error.code, reason=shown(error.message))
+            return Result(outcome="blocked", code=error.code, reason=shown(error.reason))

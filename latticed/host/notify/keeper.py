@@ -70,7 +70,7 @@ class NotificationQueue:
             try:
                 log.info("notifications_requeued", count=await self._ledger.write(rows.recover))
             except Problem as problem:  # the disk is full or ill: the next start does it
-                log.error("notifications_not_requeued", code=problem.code, reason=problem.detail)
+                log.error("notifications_not_requeued", code=problem.code, reason=problem.reason)
         self._upkeep = asyncio.create_task(self._keep_up(), name="notification upkeep")
         return self
 

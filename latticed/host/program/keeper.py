@@ -120,7 +120,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
         missing = one.spec.environment.keys() - self._variables(one.plugin_id)
-        return PermissionRefused(code="env_not_granted", reason=f"{min(missing)} is not granted") if missing else None
+        return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
     async def _ready(self, spec: ProgramSpec) -> Ready:
         """What to start, as the operator's list is now."""

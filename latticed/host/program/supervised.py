@@ -178,7 +178,7 @@ class SupervisedProgram:
             finally:
                 ready.close()
         except Problem as problem:
-            return ProgramEnded(code=problem.code, message=problem.detail)
+            return ProgramEnded(code=problem.code, message=problem.reason)
         except Exception as error:
             log.error("program_failed", program=self.name, exc_info=True)
             return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")

@@ -156,9 +156,9 @@ class RouteCalls:
                 try:
                     self._claim(kept)
                 except Problem as problem:
-                    if kept.fault != problem.detail:
-                        log.warning("route_refused", plugin_id=kept.plugin_id, reason=problem.detail)
-                    kept.fault = problem.detail
+                    if kept.fault != problem.reason:
+                        log.warning("route_refused", plugin_id=kept.plugin_id, reason=problem.reason)
+                    kept.fault = problem.reason
             elif not wanted:
                 self._release(kept)
 
@@ -254,7 +254,7 @@ class RouteCalls:
         try:
             self._claim(kept)
         except Problem as problem:
-            raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.detail}") from problem
+            raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}") from problem
         stored, now_us = route_spec.encoded(kept.spec), self._clock.wall_us()
         try:
             await self._ledger.write(lambda tx: rows.put(tx, *key, stored, self._quota, now_us=now_us), durable=True)

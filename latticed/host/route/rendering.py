@@ -83,7 +83,7 @@ async def _value(reference: Reference, call: Call) -> str | Problem:
     try:
         found = await call("kv.get", {"bucket": reference.name, "key": reference.key})
     except HostError as error:
-        return "" if error.code in _EMPTY else Problem(error.code.value, error.message)
+        return "" if error.code in _EMPTY else Problem(error.code.value, error.reason)
     if not found["ok"]:
         return ""
     if found.get("value") is not None:

@@ -98,7 +98,7 @@ def _of_template(asked: RoutePut, path: str) -> RouteSpec:
     except UnicodeEncodeError as error:
         raise _bad("template: expected text without lone surrogates") from error
     except Problem as problem:
-        raise _bad(f"{problem.code}: {problem.detail}") from problem
+        raise _bad(f"{problem.code}: {problem.reason}") from problem
     if not asked.template:
         raise _bad("template: expected some text, found none")
     return RouteSpec(path=path, target="template", template=asked.template, content_type=content_type)

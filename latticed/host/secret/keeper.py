@@ -169,9 +169,9 @@ class SecretKeeper:
 
     def _tell(self, name: str, problem: Problem) -> None:
         """Say once, not at every call, what is wrong; a plugin is told neither paths nor keys."""
-        if self._told != problem.detail:
-            self._told = problem.detail
-            log.error("secret_unavailable", secret=name, reason=problem.detail, hint=problem.hint)
+        if self._told != problem.reason:
+            self._told = problem.reason
+            log.error("secret_unavailable", secret=name, reason=problem.reason, hint=problem.hint)
 
     def _is_bound(self, row: rows.SecretRow, plugin_id: str) -> bool:
         mac = self._ledger.read(lambda db: rows.binding(db, row.owner, row.name, plugin_id))

@@ -44,7 +44,7 @@ class Approvals:
         except Problem as problem:
             denied = Event(
                 actor=by, action="task.approve", target=task_id[:80], decision="deny", code=problem.code,
-                reason=problem.detail, detail={"sha256": meant[:64]},
+                reason=problem.reason, detail={"sha256": meant[:64]},
             )  # fmt: skip
             await self._ledger.record(denied)
             raise

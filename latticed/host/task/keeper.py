@@ -180,7 +180,7 @@ class TaskKeeper:
             try:
                 await self._round()
             except Problem as problem:  # the disk is full or ill: nothing begins that could not be recorded
-                log.error("tasks_stalled", code=problem.code, reason=problem.detail)
+                log.error("tasks_stalled", code=problem.code, reason=problem.reason)
                 await asyncio.sleep(FAULT_PAUSE_S)
             except Exception:
                 log.error("tasks_failed", exc_info=True)
@@ -261,7 +261,7 @@ class TaskKeeper:
         try:
             return await run.outcome()
         except Problem as problem:
-            return TaskOutcome(code=problem.code, reason=problem.detail)
+            return TaskOutcome(code=problem.code, reason=problem.reason)
         except Exception as error:
             log.error("task_failed", task=task.id, plugin_id=task.plugin_id, exc_info=True)
             return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
@@ -277,7 +277,7 @@ class TaskKeeper:
                 )
             except Problem as problem:
                 if problem.code != "ledger_unavailable":
-                    log.error("task_end_lost", task=task.id, code=problem.code, reason=problem.detail)
+                    log.error("task_end_lost", task=task.id, code=problem.code, reason=problem.reason)
                     return
                 await asyncio.sleep(FAULT_PAUSE_S)
             else:

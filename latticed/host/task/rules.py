@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
+from latticed.model.errors import Fault
+
 if TYPE_CHECKING:
     from latticed.ledger.tasks import State
 
@@ -62,21 +64,13 @@ class Step:
     run_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRefused:
-    """`code` is `invalid_transition`, or `digest_mismatch` when the script is not the one that is meant."""
-
-    code: str
-    reason: str
-
-
-def decide(before: TaskStatus, step: Step) -> TaskStatus | StepRefused:
-    """The standing after `step`, or why it does not happen."""
+def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
+    """The status after `step`, or why it does not happen: `invalid_transition`, or `digest_mismatch` when the script
+    is not the one that is meant.
+    """
     state = _NEXT.get((before.state, step.verb))
     if state is None:
-        return StepRefused(
-            code="invalid_transition", reason=f"expected a task that one can {step.verb}, found it {before.state}"
-        )
+        return Fault("invalid_transition", f"expected a task that one can {step.verb}, found it {before.state}")
     match step.verb:
         case "approve":
             if step.sha256 != before.sha256:
@@ -91,7 +85,7 @@ def decide(before: TaskStatus, step: Step) -> TaskStatus | StepRefused:
             return _with(before, "running", run_id=step.run_id)
         case "finish":
             if step.run_id != before.run_id:
-                return StepRefused(code="invalid_transition", reason="it is another run's end")
+                return Fault("invalid_transition", "it is another run's end")
             return _with(before, "done")
         case "fail" | "cancel" | "expire" | "recover":
             return _with(before, state)  # type: ignore[arg-type]
@@ -110,6 +104,6 @@ def _with(
     )
 
 
-def _mismatch(what: str, expected: str, found: str) -> StepRefused:
+def _mismatch(what: str, expected: str, found: str) -> Fault:
     reason = f"expected {what} the script with sha256 {expected}, found {found or 'none'}"
-    return StepRefused(code="digest_mismatch", reason=reason)
+    return Fault("digest_mismatch", reason)

@@ -6,11 +6,11 @@ import secrets
 from typing import TYPE_CHECKING
 
 from latticed.host.task import spec
-from latticed.host.task.rules import ENDS, Step, StepRefused, TaskStatus, decide
+from latticed.host.task.rules import ENDS, Step, TaskStatus, decide
 from latticed.ledger import tasks as rows
 from latticed.ledger.tasks import TaskOutcome, TaskRow
 from latticed.model.audit import DAEMON, Event
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 
 if TYPE_CHECKING:
     from latticed.host.task.spec import TaskSubmit
@@ -69,7 +69,7 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
         return False
     step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
     after = decide(_standing(task), step)
-    if isinstance(after, StepRefused):
+    if isinstance(after, Fault):
         if after.code == "digest_mismatch":
             changed = TaskOutcome(code=after.code, reason=after.reason)
             end(tx, task_id, Step(verb="fail"), changed, actor=str(DAEMON), now_us=now_us)
@@ -121,6 +121,6 @@ def _standing(task: TaskRow) -> TaskStatus:
 
 def _decided(task: TaskRow, step: Step) -> TaskStatus:
     after = decide(_standing(task), step)
-    if isinstance(after, StepRefused):
+    if isinstance(after, Fault):
         raise Problem(after.code, f"task {task.id}: {after.reason}", "latticectl task show says how it stands")
     return after

@@ -166,7 +166,7 @@ class Connector:
         try:
             bound = specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError as error:
-            raise Problem(error.code.value, error.message) from error
+            raise Problem(error.code.value, error.reason) from error
         kept = await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, self.spec)
         # Uncancelled: a thread goes on after a cancellation, and would write the file after `stop` has removed it.
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))

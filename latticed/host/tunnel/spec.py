@@ -139,7 +139,7 @@ def _service(text: str, where: str) -> str:
     try:
         target = url.parse(text)
     except HostError as error:
-        raise HostError(Denial.BAD_PARAMS, f"{where}: {error.message}") from error
+        raise HostError(Denial.BAD_PARAMS, f"{where}: {error.reason}") from error
     if target.path != "/" or text.endswith("/") or "#" in text:
         raise bad(where, "a service without a path")
     return f"{target.scheme}://{target.shown}"

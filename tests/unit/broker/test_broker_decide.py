@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.broker.decide import Allow, CallAttempt, Deny, Rights, decide
+from latticed.broker.decide import Allow, CallAttempt, Rights, decide
 from latticed.model import hostcall
+from latticed.model.hostcall import Denied
 
 BOTH = Rights(declared=frozenset({"kv:read"}), granted=frozenset({"kv:read"}))
 DECLARED = Rights(declared=frozenset({"kv:read"}), granted=frozenset())
@@ -16,7 +17,7 @@ NONE = Rights(declared=frozenset(), granted=frozenset({"kv:read"}))
 
 def judged(rights, *, method="kv.get", size=10, within_rate=True):
     found = decide(CallAttempt(method=method, size=size, within_rate=within_rate), rights, max_bytes=100)
-    return found.code.value if isinstance(found, Deny) else found
+    return found.code.value if isinstance(found, Denied) else found
 
 
 @pytest.mark.parametrize(

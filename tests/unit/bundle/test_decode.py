@@ -7,13 +7,13 @@ import json
 import pytest
 
 from latticed.bundle import decode
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from tests.house import bundles
 
 
 def _refused(raw):
     data = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
-    with pytest.raises(ReadRefused) as caught:
+    with pytest.raises(BundleRefused) as caught:
         decode.decode(data)
     assert caught.value.reason
     assert caught.value.hint
@@ -216,8 +216,8 @@ def test_an_unknown_capability_outranks_a_duplicate_one():
     refused = _refused(bundles.manifest_v1(capabilities=["kv:read", "kv:read", "kv:reed"]))
     assert refused.code == "unknown_capability"
     assert "kv:read" in refused.hint
-    assert refused.manifest is not None
-    assert refused.manifest.id == "acme.demo"
+    assert refused.fault.manifest is not None
+    assert refused.fault.manifest.id == "acme.demo"
 
 
 def test_a_duplicate_capability_is_refused():

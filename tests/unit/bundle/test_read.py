@@ -30,7 +30,7 @@ def _opened(path, *, limits=LIMITS, owners=ME, **more):
 
 
 def _code(path, what="manifest", **more):
-    with pytest.raises(read.ReadRefused) as caught:
+    with pytest.raises(read.BundleRefused) as caught:
         _read(path, what, **more)
     assert caught.value.reason.startswith("expected ")
     assert caught.value.hint

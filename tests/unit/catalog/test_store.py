@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latticed.bundle import read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import Store
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verified
@@ -106,7 +106,7 @@ def test_an_artifact_swapped_since_is_not_kept(store: Store, bundle: bundles.Bun
     """Bytes other than those verified leave nothing in the store."""
     verified = judged(bundle.path)
     bundles.tamper(bundle.artifact_path, offset=70_000)
-    with pytest.raises(ReadRefused) as caught:
+    with pytest.raises(BundleRefused) as caught:
         keep(store, bundle.path, verified)
     assert caught.value.code is Code.DIGEST_MISMATCH
     assert os.listdir(store.path(verified.identity).parent) == []
@@ -116,7 +116,7 @@ def test_a_manifest_swapped_since_is_not_kept(store: Store, bundle: bundles.Bund
     """The same artifact under another, equally well signed manifest is another pair."""
     verified = judged(bundle.path)
     bundles.drop(tmp_path, "demo", author=ACME, artifact=bundle.artifact, capabilities=["http:egress"])
-    with pytest.raises(ReadRefused) as caught:
+    with pytest.raises(BundleRefused) as caught:
         keep(store, bundle.path, verified)
     assert caught.value.code is Code.CHANGED_WHILE_READING
     assert os.listdir(store.path(verified.identity).parent) == []

@@ -44,7 +44,7 @@ def test_a_socket_of_others_is_denied(api):
             os.setresuid(65533, 65533, 65533)
             ControlClient(str(api.socket)).get("status")
         except Problem as problem:
-            code = exits.of(problem) if "you may not use its socket" in problem.detail else 98
+            code = exits.of(problem) if "you may not use its socket" in problem.reason else 98
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)

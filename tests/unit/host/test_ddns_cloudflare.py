@@ -41,7 +41,7 @@ class Bench:
                 UpdateJob(name=name, type=kind, address=address, ttl=ttl, zone=zone), token
             )
         except ProviderRefused as refused:
-            said = refused.failed
+            said = refused.fault
         assert TOKEN not in str(said)
         return said
 

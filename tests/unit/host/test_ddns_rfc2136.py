@@ -56,7 +56,7 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
             job, spec, VALUES.get(key, "") if value is None else value, rights
         )
     except ProviderRefused as refused:
-        said = refused.failed
+        said = refused.fault
     assert not [value for value in VALUES.values() if value in str(said)]
     return said
 

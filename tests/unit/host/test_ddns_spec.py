@@ -64,8 +64,8 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(fields, words):
     with pytest.raises(HostError) as caught:
         checked(**fields)
     assert caught.value.code == "bad_params"
-    assert words in caught.value.message
-    assert "hunter2" not in caught.value.message
+    assert words in caught.value.reason
+    assert "hunter2" not in caught.value.reason
 
 
 @pytest.mark.parametrize(

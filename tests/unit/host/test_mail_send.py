@@ -49,7 +49,7 @@ class Bench:
             await self.send(*args, **fields)
         assert caught.value.code == code, caught.value
         assert not [one for values in SECRETS.values() for one in values.values() if one in str(caught.value)]
-        return caught.value.message
+        return caught.value.reason
 
 
 @contextlib.asynccontextmanager

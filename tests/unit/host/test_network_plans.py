@@ -151,7 +151,7 @@ async def test_plans_that_cannot_be(desk, kind, intent, word):
 
     error = await desk.refused("plan", kind=kind, intent=intent)
     assert error.code is Denial.BAD_PARAMS
-    assert re.search(word, error.message), error.message
+    assert re.search(word, error.reason), error.reason
     assert desk.states() == []
 
 
@@ -162,7 +162,7 @@ async def test_depth_is_bounded(desk):
         deep = {"a": deep} if level % 2 else [deep]
     assert (await desk.call("plan", kind="nft", intent={"a": deep["a"]}))["ok"]
     error = await desk.refused("plan", kind="nft", intent={"a": {"a": deep}})
-    assert "levels of nesting" in error.message
+    assert "levels of nesting" in error.reason
 
 
 async def test_quotas_hold(desk, ledger, clock, tmp_path):
@@ -175,10 +175,10 @@ async def test_quotas_hold(desk, ledger, clock, tmp_path):
     assert desk.states() == ["approved", "planned"]
     await desk.move(four["sha256"], plan.PlanState.APPROVED)
     error = await desk.refused("plan", kind="nft", intent={"n": 5})
-    assert (error.code, "at most 2 plans of acme.guard" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+    assert (error.code, "at most 2 plans of acme.guard" in error.reason) == (Denial.QUOTA_EXCEEDED, True)
     await desk.call("plan", B, kind="nft", intent={})
     error = await desk.refused("plan", Caller(plugin_id="acme.third"), kind="nft", intent={})
-    assert (error.code, "at most 3 plans that" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+    assert (error.code, "at most 3 plans that" in error.reason) == (Denial.QUOTA_EXCEEDED, True)
     assert desk.states() == ["approved", "approved"]
 
 
@@ -209,8 +209,8 @@ async def test_a_secret_in_clear_is_refused(desk, intent, where):
     await desk.secrets.bind("A", A.plugin_id)
     error = await desk.refused("plan", kind="wireguard", intent=intent)
     assert error.code is Denial.BAD_PARAMS
-    assert error.message.startswith(f"{where}: expected a secret as a reference such as ${{secret:NAME}}")
-    assert "12345678" not in error.message
+    assert error.reason.startswith(f"{where}: expected a secret as a reference such as ${{secret:NAME}}")
+    assert "12345678" not in error.reason
     assert desk.states() == []
 
 
@@ -226,7 +226,7 @@ async def test_references_are_kept_as_references(desk, tmp_path):
     await desk.secrets.set("WG_KEY", "the value itself")
     intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
     error = await desk.refused("plan", kind="wireguard", intent=intent)
-    assert (error.code, "no secret 'WG_KEY'" in error.message) == (Denial.BAD_PARAMS, True)
+    assert (error.code, "no secret 'WG_KEY'" in error.reason) == (Denial.BAD_PARAMS, True)
     await desk.secrets.bind("WG_KEY", A.plugin_id)
     made = await desk.call("plan", kind="wireguard", intent=intent)
     shown = await desk.call("plans", sha256=made["sha256"])
@@ -266,7 +266,7 @@ async def test_nothing_is_applied(desk):
             await desk.move(made["sha256"], state)
         error = await desk.refused("apply", sha256=made["sha256"])
         assert error.code is Denial.SERVICE_UNAVAILABLE
-        assert error.message.startswith("nothing was applied: this version has no applier for nft")
+        assert error.reason.startswith("nothing was applied: this version has no applier for nft")
     assert desk.states() == ["approved"]
     assert (await desk.refused("apply", B, sha256=made["sha256"])).code is Denial.NOT_FOUND
     assert (await desk.refused("apply", sha256="0" * 64)).code is Denial.NOT_FOUND
@@ -306,21 +306,21 @@ async def test_what_only_root_can_see_is_not_made_up(desk, kind, word):
     """It says what is missing, and what can be asked for."""
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.SERVICE_UNAVAILABLE
-    assert word in error.message
-    assert "listeners and interfaces can be asked for" in error.message
+    assert word in error.reason
+    assert "listeners and interfaces can be asked for" in error.reason
 
 
 @pytest.mark.parametrize("kind", ["", "tcp", "../etc", "x" * 500])
 async def test_states_that_nobody_knows(desk, kind):
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.BAD_PARAMS
-    assert len(error.message) < 200
+    assert len(error.reason) < 200
 
 
 async def test_a_host_without_proc_says_so(ledger, clock, tmp_path):
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "nowhere")
     error = await desk.refused("state", kind="listeners")
-    assert (error.code, "the listeners cannot be read" in error.message) == (Denial.SERVICE_UNAVAILABLE, True)
+    assert (error.code, "the listeners cannot be read" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
 
 
 def test_the_tables_of_the_kernel(tmp_path):

@@ -297,11 +297,11 @@ async def test_the_journal_is_asked_only_for_what_is_listed(desk: Desk) -> None:
     for wanted in ("ssh.service", "latticed.service", "latticed-apply.service", "sshd.service", "\x1b"):
         error = await desk.refused("node.journal", filter=wanted)
         assert error.code is Denial.BAD_PARAMS
-        assert error.message.isprintable()
+        assert error.reason.isprintable()
     for wanted in ("sshd", "web.service"):
         error = await desk.refused("node.journal", filter=wanted)
         assert error.code is Denial.SERVICE_UNAVAILABLE
-        assert "latticed-journal" in error.message
+        assert "latticed-journal" in error.reason
     for params in ({}, {"filter": ""}, {"filter": "sshd", "limit": 501}, {"filter": "sshd", "limit": -1}):
         with pytest.raises(msgspec.ValidationError):
             await desk.call("node.journal", **params)

@@ -80,7 +80,7 @@ async def test_values_are_read_through_the_plugins_gate(world):
 async def test_templates_that_cannot_be(world, params, word):
     error = await world.refused(path=HERE, **{**TEMPLATE, **params})
     assert error.code is Denial.BAD_PARAMS
-    assert re.search(word, error.message), error.message
+    assert re.search(word, error.reason), error.reason
     assert world.kept() == []
     assert not world.pages.in_use
 
@@ -256,7 +256,7 @@ async def test_a_path_that_another_plugin_has_is_taken(world):
     error = await world.refused(OTHER, path="/app/", **TEMPLATE)
     assert (error.code, f"route_taken: cannot serve this route: /app/ belongs to {ID}") == (
         Denial.BAD_PARAMS,
-        error.message,
+        error.reason,
     )
     assert await world.call(ID, "route.delete", path="/app") == {"ok": True}
     assert await world.call(ID, "route.delete", path="/app/") == {"ok": False}
@@ -283,7 +283,7 @@ async def test_quotas_hold_and_change_nothing(tmp_path):
         for name in ("a", "b"):
             await world.put(path=f"{HERE}{name}/", target="template", template=name)
         error = await world.refused(path=f"{HERE}c/", target="template", template="c")
-        assert (error.code, "at most 2 routes" in error.message) == (Denial.QUOTA_EXCEEDED, True)
+        assert (error.code, "at most 2 routes" in error.reason) == (Denial.QUOTA_EXCEEDED, True)
         assert (await page(world, f"{HERE}c/")).status == 404
         error = await world.refused(path=f"{HERE}b/", target="template", template="b" * 700)
         assert error.code is Denial.QUOTA_EXCEEDED
@@ -391,7 +391,7 @@ async def test_without_a_listener_there_are_no_services(tmp_path):
     """The hint names the setting; pages are served all the same."""
     async with routed.opened(tmp_path, on=False) as world:
         error = await world.refused(**SERVICE)
-        assert (error.code, "http.service_listen is not set" in error.message) == (Denial.SERVICE_UNAVAILABLE, True)
+        assert (error.code, "http.service_listen is not set" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
         assert world.services.listener.fault == "http.service_listen is not set"
         assert (await world.put(path=HERE, **TEMPLATE))["url"]
 
@@ -440,8 +440,8 @@ async def test_services_that_cannot_be(world, params, word):
         await world.secrets.bind(name, ID)
     error = await world.refused(**{**SERVICE, **params})
     assert error.code is Denial.BAD_PARAMS
-    assert re.search(word, error.message), error.message
-    assert "hunter2" not in error.message
+    assert re.search(word, error.reason), error.reason
+    assert "hunter2" not in error.reason
     assert world.kept() == []
 
 
@@ -452,9 +452,9 @@ async def test_only_what_the_operator_bound_is_proxied(world):
     for origins in ((), ("http://127.0.0.1:3001",), ("http://127.0.0.2:3000",), ("tcp://127.0.0.1:3000",)):
         world.rooms.origins[ID] = origins
         error = await world.refused(**SERVICE)
-        assert (error.code, "does not let routes lead to" in error.message) == (Denial.EGRESS_BLOCKED, True)
+        assert (error.code, "does not let routes lead to" in error.reason) == (Denial.EGRESS_BLOCKED, True)
     world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
-    assert "no secret" in (await world.refused(**SERVICE)).message
+    assert "no secret" in (await world.refused(**SERVICE)).reason
     await world.secrets.bind("WEB", ID)
     assert (await world.put(**SERVICE))["ok"]
     world.rooms.origins[ID] = ("http://app.lan:3000=10.0.0.1",)
@@ -470,7 +470,7 @@ async def test_the_service_listener_is_one_plugins(world, backend):
     world.rooms.origins[OTHER] = (backend.origin,)
     wanted = {**SERVICE, "path": f"/{OTHER}/", "origin": backend.origin}
     error = await world.refused(OTHER, **wanted)
-    assert (error.code, f"{ID} has services there" in error.message) == (Denial.BAD_PARAMS, True)
+    assert (error.code, f"{ID} has services there" in error.reason) == (Denial.BAD_PARAMS, True)
     world.rooms.live.discard(ID)
     world.pass_s(1.0)
     assert (await world.put(OTHER, **wanted))["ok"]

@@ -27,7 +27,7 @@ def refused(routes, plugin_id, *prefixes, granted=()):
     with pytest.raises(Problem) as caught:
         claim(routes, plugin_id, *prefixes, granted=granted)
     assert caught.value.code == "route_taken"
-    return caught.value.detail
+    return caught.value.reason
 
 
 def holder(routes, path):

@@ -93,9 +93,9 @@ async def test_what_is_not_bound_is_refused_by_name(store: SecretKeeper, name: s
     await store.bind("TOKEN", OTHER)
     error = refused(store, f"x ${{secret:{name}}}")
     assert error.code is Denial.BAD_PARAMS
-    assert error.message.startswith("the operator has bound no secret ")
-    assert name in error.message or "\x1b" in name or len(name) > 64
-    assert error.message.isprintable()
+    assert error.reason.startswith("the operator has bound no secret ")
+    assert name in error.reason or "\x1b" in name or len(name) > 64
+    assert error.reason.isprintable()
 
 
 async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
@@ -217,7 +217,7 @@ async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledg
         await ledger.write(lambda tx: rows.bind(tx, binding))
     error = refused(store, f"${{secret:{name}}}")
     assert error.code is Denial.SERVICE_UNAVAILABLE
-    assert error.message.startswith(f"secret_unavailable: {name}")
+    assert error.reason.startswith(f"secret_unavailable: {name}")
 
 
 async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
@@ -271,10 +271,10 @@ async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place:
     with pytest.raises(Problem) as caught:
         await store.set("NEW", "some value")
     assert caught.value.code == "secret_unavailable"
-    assert str(place.path) in caught.value.detail
+    assert str(place.path) in caught.value.reason
     error = refused(store, "${secret:TOKEN}")
     assert error.code is Denial.SERVICE_UNAVAILABLE
-    assert str(place.path) not in error.message
+    assert str(place.path) not in error.reason
     assert [known.usable for known in store.known()] == [False]
     place.path.write_bytes(key)
     place.path.chmod(0o600)

@@ -71,7 +71,7 @@ class Desk:
     async def refused(self, asked) -> HostError:
         with pytest.raises(HostError) as caught:
             await asked
-        assert str(self.directory) not in caught.value.message
+        assert str(self.directory) not in caught.value.reason
         return caught.value
 
     def on_disk(self) -> list[str]:
@@ -192,7 +192,7 @@ async def test_only_listed_kinds_are_published(desk: Desk, path: str) -> None:
     """HTML and SVG are off unless the operator allows them."""
     error = await desk.refused(desk.put(path, "<script>"))
     assert error.code is Denial.BAD_PARAMS
-    assert "(html, svg are off)" in error.message
+    assert "(html, svg are off)" in error.reason
     desk.limits = replace(LIMITS, html=True, svg=True)
     if path in {"a.html", "a.htm", "a.svg", "a.SVG", "a.txt.html"}:
         assert (await desk.put(path, "<script>"))["content_type"].partition(";")[0] in {"text/html", "image/svg+xml"}
@@ -210,7 +210,7 @@ async def test_quotas(desk: Desk) -> None:
     await desk.put("a.txt", "x" * 1_000)
     await desk.put("b.txt", "x" * 900)
     error = await desk.refused(desk.put("deep/er/c.txt", "x" * 101))
-    assert (error.code, error.message) == (
+    assert (error.code, error.reason) == (
         Denial.QUOTA_EXCEEDED,
         "expected at most 2000 bytes in all files, found 2001",
     )
@@ -223,7 +223,7 @@ async def test_quotas(desk: Desk) -> None:
     desk.limits = LIMITS
     await desk.put("d.txt")
     error = await desk.refused(desk.put("e.txt"))
-    assert (error.code, error.message) == (Denial.QUOTA_EXCEEDED, "expected at most 4 files, found 4")
+    assert (error.code, error.reason) == (Denial.QUOTA_EXCEEDED, "expected at most 4 files, found 4")
     await desk.put("b.txt", "again")
     await desk.delete("d.txt")
     await desk.put("e.txt", caller=OTHER)
@@ -315,7 +315,7 @@ async def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         faults.fill(place / "filling")
         for path in ("a.txt", "new/b.txt"):
             error = await desk.refused(desk.put(path, "x" * 50_000))
-            assert (error.code, error.message) == (
+            assert (error.code, error.reason) == (
                 Denial.SERVICE_UNAVAILABLE,
                 "files cannot be kept right now: No space left on device",
             )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.task.rules import ENDS, Step, StepRefused, TaskStatus, decide
+from latticed.host.task.rules import ENDS, Step, TaskStatus, decide
+from latticed.model.errors import Fault
 
 SHA, OTHER = "a" * 64, "b" * 64
 VERBS = ("approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover")
@@ -36,7 +37,7 @@ def test_it_runs_once_at_most_and_only_what_was_approved(steps):
     standing, begun, approved = FRESH, 0, False
     for step in steps:
         next_ = decide(standing, step)
-        if isinstance(next_, StepRefused):
+        if isinstance(next_, Fault):
             assert next_.code in {"invalid_transition", "digest_mismatch"}
             continue
         assert standing.state not in ENDS, "an end is an end"
@@ -84,5 +85,5 @@ def test_the_straight_way():
 )
 def test_what_does_not_happen(before, step, code):
     refused = decide(before, step)
-    assert isinstance(refused, StepRefused)
+    assert isinstance(refused, Fault)
     assert refused.code == code

@@ -17,7 +17,7 @@ def refused(source):
     with pytest.raises(Problem) as caught:
         template.parse(source if isinstance(source, bytes) else source.encode())
     assert caught.value.code == "source_blocked"
-    return caught.value.detail
+    return caught.value.reason
 
 
 def test_every_placeholder_is_replaced_where_it_stands():

@@ -76,7 +76,7 @@ REFUSED = [
 def test_what_is_refused(ingress, words):
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(*ingress)
-    assert words in caught.value.message
+    assert words in caught.value.reason
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_the_operator_has_not_bound(service):
 def test_bad_ids_and_names(wrong, words):
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(GOOD, REST, **wrong)
-    assert words in caught.value.message
+    assert words in caught.value.reason
 
 
 def test_keys_that_nobody_knows():

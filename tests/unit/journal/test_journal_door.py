@@ -165,7 +165,7 @@ async def test_what_it_does_not_tell(place: Place, reader: object) -> None:
     place.auth_log.unlink()
     gone = await place.refused()
     assert gone.code is Denial.SERVICE_UNAVAILABLE
-    assert gone.message == "auth.log cannot be read: No such file or directory"
+    assert gone.reason == "auth.log cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize(
@@ -316,14 +316,14 @@ async def test_somebody_elses_socket_is_not_asked(place: Place) -> None:
     """Who listens is told by the kernel."""
     with impostor(place.socket, lambda _: None), pytest.raises(HostError) as caught:
         await journal_client.ask(place.socket, {"filter": "sshd"}, readers=lambda: frozenset({os.getuid() + 1}))
-    assert caught.value.message == "what listens as the journal reader is somebody else"
+    assert caught.value.reason == "what listens as the journal reader is somebody else"
 
 
 async def test_nobody_there(place: Place) -> None:
     """The hint says what to start, and names no path."""
     error = await place.refused()
     assert error.code is Denial.SERVICE_UNAVAILABLE
-    assert error.message == "the journal reader is not running: the operator starts latticed-journal"
+    assert error.reason == "the journal reader is not running: the operator starts latticed-journal"
 
 
 async def test_no_answer_in_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

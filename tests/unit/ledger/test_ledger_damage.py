@@ -67,7 +67,7 @@ async def test_damage_is_found_at_open_and_left_as_it_is(opened: Open, state_dir
     before = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
     refused = await problem_of(opened)
     assert refused.code == "ledger_damaged"
-    assert "\n" not in refused.detail
+    assert "\n" not in refused.reason
     after = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
     assert {name: after.get(name) for name in before} == before
     assert rebuild.diagnosis(state_dir)
@@ -143,7 +143,7 @@ async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
             await asyncio.sleep(0.005)
         assert house.trouble.code == "ledger_damaged"
     refused = await problem_of(opened)
-    assert (refused.code, "found earlier" in refused.detail) == ("ledger_damaged", True)
+    assert (refused.code, "found earlier" in refused.reason) == ("ledger_damaged", True)
 
 
 async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

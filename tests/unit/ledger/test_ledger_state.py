@@ -72,8 +72,8 @@ async def test_a_second_process_is_told_who_holds_the_directory(opened: Open, st
         refused = await problem_of(opened)
         holder.communicate()
     assert (refused.code, holder.returncode) == ("state_in_use", 0)
-    assert f"(pid {holder.pid})" in refused.detail
-    assert os.fspath(state_dir) in refused.detail
+    assert f"(pid {holder.pid})" in refused.reason
+    assert os.fspath(state_dir) in refused.reason
     async with opened() as house:
         assert house.public_key
 
@@ -135,7 +135,7 @@ async def test_a_host_key_that_others_can_read_is_refused(opened: Open, state_di
     (state_dir / state.HOST_KEY).chmod(0o644)
     refused = await problem_of(opened)
     assert refused.code == "state_unusable"
-    assert "0644" in refused.detail
+    assert "0644" in refused.reason
 
 
 async def test_a_lost_host_key_is_not_replaced_once_there_are_events(opened: Open, state_dir: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_state_directory_that_is_a_file_is_unusable(opened: Open, state_
     state_dir.write_text("")
     refused = await problem_of(opened)
     assert refused.code == "state_unusable"
-    assert os.fspath(state_dir) in refused.detail
+    assert os.fspath(state_dir) in refused.reason
 
 
 async def test_a_link_as_lock_is_not_followed(opened: Open, state_dir: Path, tmp_path: Path) -> None:

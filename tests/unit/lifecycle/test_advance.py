@@ -13,10 +13,9 @@ from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import Presence, facts_of
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency
-from latticed.model.runtime import LastError
 from tests.house import records
 from tests.house.records import at, claim, decided, record
 
@@ -42,7 +41,7 @@ def test_transition_follows_the_table(old, new):
     outcome = advance.transition(before, new, at(found), NO_CONSENT, NOW)
     if new not in TRANSITIONS[old]:
         problem = refused(outcome, "invalid_transition")
-        assert before.id in problem.detail
+        assert before.id in problem.reason
         assert "latticectl" in problem.hint
         return
     assert isinstance(outcome, Record)
@@ -60,7 +59,7 @@ def test_transition_follows_the_table(old, new):
     [
         records.GONE,
         Presence(),
-        Presence(winner=claim(), stored=LastError(code="key_revoked", message="the key was revoked")),
+        Presence(winner=claim(), stored=Fault("key_revoked", "the key was revoked")),
     ],
     ids=["gone", "never seen", "stored pair refused"],
 )
@@ -71,7 +70,7 @@ def test_only_disabling_works_without_a_bundle_that_verifies(old, new, seen):
         assert isinstance(outcome, Record)
         return
     problem = refused(outcome, "not_available")
-    assert (seen.trouble.code if seen.trouble else "nothing") in problem.detail
+    assert (seen.trouble.code if seen.trouble else "nothing") in problem.reason
 
 
 def test_host_risk_stays_masked_at_install_until_named():
@@ -89,7 +88,7 @@ def test_consent_to_what_is_not_declared_is_refused():
     outcome = advance.transition(
         record(), Status.INSTALLED, at(claim()), UpgradeConsent(accept=frozenset({"task:run", "nonsense"})), NOW
     )
-    assert "nonsense" in refused(outcome, "bad_request").detail
+    assert "nonsense" in refused(outcome, "bad_request").reason
 
 
 def test_hosts_join_and_stay_in_order():
@@ -165,7 +164,7 @@ def test_what_is_installed_is_what_the_record_shows():
     outcome = advance.transition(record(), Status.INSTALLED, at(claim(version="2.0.0")), UpgradeConsent(), NOW)
     assert isinstance(outcome, Problem)
     assert outcome.code == "not_available"
-    assert "another bundle" in outcome.detail
+    assert "another bundle" in outcome.reason
 
 
 # Upgrade.
@@ -299,7 +298,7 @@ def test_a_downgrade_needs_consent_and_never_lowers_the_floor():
     """The floor is the highest ever accepted: each way back down is asked for again."""
     high = record(Status.ACTIVE, claim(version="2.0.0"))
     low = claim(version="1.0.0")
-    assert "2.0.0" in refused(upgraded(high, low), "version_downgrade").detail
+    assert "2.0.0" in refused(upgraded(high, low), "version_downgrade").reason
     after = upgraded(high, low, allow_downgrade=True)
     assert isinstance(after, Record)
     assert (after.facts.version, after.floor) == ("1.0.0", "2.0.0")
@@ -460,14 +459,14 @@ def test_dependencies_are_active_in_a_fitting_version(dependency, met):
     assert (problem is None) is met
     if problem:
         assert problem.code == "dependency_unmet"
-        assert dependency.id in problem.detail
+        assert dependency.id in problem.reason
 
 
 def test_the_first_unmet_dependency_is_named():
     """One at a time is what an operator can act on."""
     problem = advance.unmet((Dependency(id="acme.one"), Dependency(id="acme.two")), {})
     assert problem is not None
-    assert "acme.one" in problem.detail
+    assert "acme.one" in problem.reason
     assert advance.unmet((), {}) is None
 
 

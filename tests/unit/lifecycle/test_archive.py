@@ -43,7 +43,7 @@ def refused(data):
     with pytest.raises(Problem) as caught:
         archive.decode_manifest(data)
     assert caught.value.code == "backup_invalid"
-    return caught.value.detail
+    return caught.value.reason
 
 
 def test_what_is_encoded_is_decoded():

@@ -80,7 +80,7 @@ def test_a_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
     assert found.current == trust.NOBODY
     assert found.problem is not None
     assert found.problem.code == "policy_unsafe"
-    assert str(home) in found.problem.detail
+    assert str(home) in found.problem.reason
 
 
 @pytest.mark.parametrize("spoil", ["bad", "gone", "unsafe"])

@@ -7,13 +7,13 @@ import pytest
 from latticed.lifecycle import presence as sight
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import Presence
+from latticed.model.errors import Fault
 from latticed.model.lifecycle import Status
-from latticed.model.runtime import LastError
 from latticed.model.verdict import Code, Refused
 from tests.house.records import claim, record, verified
 
-FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
-STORED = LastError(code="key_revoked", message="revoked")
+FAULT = Fault("digest_mismatch", "expected 7f, found 91")
+STORED = Fault("key_revoked", "revoked")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_fault_says_what_happened_to_the_bundle():
     assert sight.fault_at(moved, rival).code == "duplicate_id"
     found = sight.fault_at(moved, None)
     assert found.code == "manifest_missing"
-    assert "acme.other" in found.message
+    assert "acme.other" in found.reason
     assert sight.fault_at(None, None).code == "manifest_missing"
 
 

@@ -138,7 +138,7 @@ def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words
     refused = upgraded(before, **new)
     assert isinstance(refused, Problem)
     assert refused.code == "needs_consent"
-    assert all(word in refused.detail for word in words)
+    assert all(word in refused.reason for word in words)
     assert refused.hint.startswith("latticectl upgrade acme.demo --accept ")
     other = claim(version="2.0.0", v2=True, **new)
     assert advance.must_name(before, other.verdict, DEFAULTS) == words
@@ -171,7 +171,7 @@ def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
     new = claim(version="2.0.0")
     refused = advance.upgrade(before, new, UpgradeConsent(), NOW)
     assert isinstance(refused, Problem)
-    assert "feature=threads" in refused.detail
+    assert "feature=threads" in refused.reason
     after = advance.upgrade(before, new, consenting("feature=threads"), NOW)
     assert isinstance(after, Record)
     assert sight.plugin_of(after, DEFAULTS).withheld == {"processes"}
@@ -198,7 +198,7 @@ def test_what_its_manifest_does_not_ask_for_cannot_be_accepted(word, says):
     new = {"egress": {"hosts": ["a.example.org:443"]}, **runtime(limits={"memory_mib": 512})}
     refused = upgraded(before, consenting(word), **new)
     assert isinstance(refused, Problem)
-    assert says in refused.detail
+    assert says in refused.reason
 
 
 def test_a_limit_is_lowered_and_a_feature_is_taken_away():

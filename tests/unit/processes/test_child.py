@@ -125,7 +125,7 @@ async def test_a_step_that_fails_is_named():
     with pytest.raises(launch.StageFailed) as failed:
         await start("echo never", binds=("/nowhere/at/all",))
     assert (failed.value.code, failed.value.stage, failed.value.errno) == ("sandbox_failed", "bind(/nowhere/at/all)", 2)
-    assert "No such file" in failed.value.detail
+    assert "No such file" in failed.value.reason
 
 
 async def test_too_slow_to_start():

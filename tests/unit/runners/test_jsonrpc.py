@@ -72,7 +72,7 @@ async def test_an_error_is_a_problem(talk, error, words):
         with pytest.raises(Problem) as caught:
             await task
         assert caught.value.code == "plugin_error"
-        assert words in caught.value.detail
+        assert words in caught.value.reason
     assert talk.broken == []
 
 

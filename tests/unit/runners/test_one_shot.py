@@ -113,7 +113,7 @@ async def test_only_a_line_of_its_output_has_a_limit(tmp_path):
         with pytest.raises(Problem) as refused:
             await plugin.invoke("long", None)
         assert refused.value.code == "output_too_large"
-        assert "lines of at most 1048576 bytes" in refused.value.detail
+        assert "lines of at most 1048576 bytes" in refused.value.reason
     async with living(tmp_path / "more", LateGate(), artifact=TALKS, stdout_kib=4096) as plugin:
         with pytest.raises(Problem) as refused:
             await plugin.invoke("long", None)

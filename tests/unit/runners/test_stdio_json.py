@@ -320,9 +320,9 @@ async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
     with pytest.raises(Problem) as caught:
         await call.invocation.outcome
     assert caught.value.code == "protocol_error"
-    assert caught.value.detail.startswith("expected ")
-    assert caught.value.detail.isprintable()
-    assert len(caught.value.detail) < 400
+    assert caught.value.reason.startswith("expected ")
+    assert caught.value.reason.isprintable()
+    assert len(caught.value.reason) < 400
     assert call.calls == []
 
 
@@ -343,7 +343,7 @@ async def test_a_reply_that_cannot_be_carried_on(call, line):
     with pytest.raises(Unrepresentable) as caught:
         await call.invocation.outcome
     assert caught.value.code == "plugin_error"
-    assert caught.value.detail.isprintable()
+    assert caught.value.reason.isprintable()
 
 
 async def test_a_call_that_cannot_be_carried_on_is_refused_alone(call):

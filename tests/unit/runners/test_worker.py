@@ -119,7 +119,7 @@ async def test_content_types_that_are_text(outside, said, sent):
 async def test_other_content_types_are_refused(outside, said):
     """A script cannot be escaped, other types are no text."""
     problem = await blocked(outside, b"x", routes={"content_type": said})
-    assert (problem.code, "content_type" in problem.detail) == ("source_blocked", True)
+    assert (problem.code, "content_type" in problem.reason) == ("source_blocked", True)
 
 
 @pytest.mark.parametrize("said", ["text/xml", "text/xsl", "text/vnd.x+xml"])
@@ -156,7 +156,7 @@ async def test_an_enormous_artifact_is_refused_without_being_copied(outside, mon
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert "at most 262144 bytes" in problem.detail
+    assert "at most 262144 bytes" in problem.reason
     assert held == [template.MAX_BYTES + 1]
     assert peak < 8 << 20, "the test's own copy is 3.2 MB"
 
@@ -180,7 +180,7 @@ async def test_a_route_of_somebody_else_refuses_activation(tmp_path):
         first = await outside.arm(b"first", id="acme.first", **wanted)
         problem = await blocked(outside, b"second", id="acme.second", **wanted)
         assert problem.code == "route_taken"
-        assert "acme.first" in problem.detail
+        assert "acme.first" in problem.reason
         with pytest.raises(Problem, match="route_taken"):
             await outside.arm(b"second", id="acme.second", **wanted)
         assert (await outside.get("/app/x")).body == b"first"

@@ -65,7 +65,7 @@ def test_other_bytes_than_verified_are_refused(stored):
     with stored(b"#!/bin/sh\nevil\n") as directory, pytest.raises(Problem) as refused:
         artifact.seal(directory, sha256=digest(b"#!/bin/sh\ngood\n"), interpreters=INTERPRETERS)
     assert refused.value.code == "digest_mismatch"
-    assert digest(b"#!/bin/sh\nevil\n")[:12] in refused.value.detail
+    assert digest(b"#!/bin/sh\nevil\n")[:12] in refused.value.reason
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_cannot_be_executed(head, code, words):
     with pytest.raises(Problem) as refused:
         artifact.classify(head, INTERPRETERS, machine=syscalls.X86_64)
     assert refused.value.code == code
-    assert words in refused.value.detail
+    assert words in refused.value.reason
 
 
 @given(

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.model import manifest
+from latticed.model.errors import Fault
 from latticed.sandbox import levels
-from latticed.sandbox.levels import Chosen, Failure, HostSupport, Level, LevelRefused, Provided, Required
+from latticed.sandbox.levels import Chosen, Failure, HostSupport, Level, Provided, Required
 
 UNSHARE = Failure(token="isolated", step="unshare(user)", errno=errno.EPERM, fix="the unit sets RestrictNamespaces=yes")
 PROCESSES = Failure(
@@ -29,7 +30,7 @@ def test_the_host_uses_its_highest():
 def test_a_refusal_names_token_step_errno_and_fix():
     """The words an operator gets."""
     found = levels.decide(Required(level=Level.ISOLATED), FILTERED)
-    assert found == LevelRefused(
+    assert found == Fault(
         code="sandbox_unavailable",
         reason="needs isolated, host gives filtered: EPERM at unshare(user)",
         hint="the unit sets RestrictNamespaces=yes",
@@ -39,21 +40,21 @@ def test_a_refusal_names_token_step_errno_and_fix():
 def test_a_missing_step_in_between_is_the_reason():
     """Whoever needs dedicated is told what stands in the way of isolated."""
     found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
-    assert isinstance(found, LevelRefused)
+    assert isinstance(found, Fault)
     assert found.reason == "needs dedicated, host gives filtered: EPERM at unshare(user)"
 
 
 def test_a_missing_feature_is_refused_by_name():
     """Also when the level would do."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
-    assert isinstance(found, LevelRefused)
+    assert isinstance(found, Fault)
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
 def test_open_is_the_operators_word_alone():
     """A host that gives nothing runs nothing, unless the operator said so; a manifest cannot even name it."""
     nothing = Provided(level=Level.OPEN)
-    assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), LevelRefused)
+    assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Fault)
     assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(
         level=Level.OPEN, features=frozenset()
     )

@@ -90,7 +90,7 @@ def test_programs_in_memory_that_may_not_run():
         with pytest.raises(Problem) as refused:
             spec.build(request(forbidden), chosen("filtered"), HOST)
         assert refused.value.code == "sandbox_unavailable"
-        assert "vm.memfd_noexec" in refused.value.detail
+        assert "vm.memfd_noexec" in refused.value.reason
 
 
 def test_an_interpreter_must_be_a_program(tmp_path):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from latticed.model import restart
-from latticed.model.runtime import Health, LastError
+from latticed.model.errors import Fault
+from latticed.model.runtime import Health
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import (
     Arm,
@@ -25,7 +26,7 @@ from latticed.supervisor.decide import (
 )
 
 RULES = rules.SupervisionRules(restart=restart.RestartPolicy(breaker_failures=3, healthy_s=60), bad_checks=3)
-FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
+FAULT = Fault("digest_mismatch", "expected 7f, found 91")
 CRASH = InstanceFailed("exited", "status 3")
 SICK = Checked(Health.UNHEALTHY, "no answer")
 
@@ -70,7 +71,7 @@ def test_disarming_stops_and_rests():
 
 def test_disarming_for_a_fault_holds_it_with_the_reason():
     """A tampered bundle: failed with the code, not stopped."""
-    assert (HELD.phase, HELD.wanted, HELD.fault, HELD.message) == (Phase.HELD, False, FAULT, FAULT.message)
+    assert (HELD.phase, HELD.wanted, HELD.fault, HELD.message) == (Phase.HELD, False, FAULT, FAULT.reason)
     state, done = after(Disarm(FAULT))
     assert (state.phase, done) == (Phase.HELD, [])
 
@@ -92,7 +93,7 @@ def test_disarming_what_waits_takes_back_the_retry(before, fault, phase):
 
 def test_a_crash_waits_and_retries():
     """Failed with the reason; the retry starts it again and counts."""
-    assert (WAITING.phase, WAITING.fault) == (Phase.WAITING, LastError(code="exited", message="status 3"))
+    assert (WAITING.phase, WAITING.fault) == (Phase.WAITING, Fault("exited", "status 3"))
     assert after(CRASH, state=ARMED)[1] == [HandleAction.RETRY]
     state, done = after(RetryDue(), state=WAITING)
     assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [HandleAction.START])
@@ -112,7 +113,7 @@ def test_no_failure_of_a_life_that_visitors_reached_opens_the_breaker(code):
     for _ in range(50):
         state, done = after(theirs, state=state)
         assert (state.phase, done) == (Phase.WAITING, [HandleAction.RETRY])
-        assert state.fault == LastError(code=code, message=f"x {restart.VISITED}")
+        assert state.fault == Fault(code, f"x {restart.VISITED}")
         assert state.failures.delay_s(RULES.restart, 0.5) <= 15
         state, _ = after(RetryDue(), Started(), state=state)
     state, _ = after(CRASH, RetryDue(), Started(), theirs, RetryDue(), CRASH, RetryDue(), state=state)
@@ -234,7 +235,7 @@ def test_unhealthy_often_enough_is_a_failure():
     assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [HandleAction.RETRY])
     assert state.fault is not None
     assert state.fault.code == "unhealthy"
-    assert "3 times in a row: no answer" in state.fault.message
+    assert "3 times in a row: no answer" in state.fault.reason
 
 
 def test_arming_does_not_wash_off_bad_health():

@@ -8,16 +8,16 @@ import os
 import pytest
 
 from latticed.host.call import HostError
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.model.restart import VISITED
-from latticed.model.runtime import Health, LastError
+from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
 from tests.house import bundles, supervisors
 from tests.house.houses import until
 
 HEALTH = {"runtime": {"health": {"interval_s": 10, "timeout_s": 1, "failures": 3}}}
 SICK = Checkup(health=Health.UNHEALTHY, message="no answer")
-FAULT = LastError(code="digest_mismatch", message="expected 7f, found 91")
+FAULT = Fault("digest_mismatch", "expected 7f, found 91")
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ async def test_a_start_that_fails_does_not_leak_a_bug_s_words(stand):
     plugin = await asyncio.to_thread(stand.stored)
     stand.supervisor.arm(plugin, supervisors.GRANTED)
     await stand.settled(plugin)
-    assert stand.runtime(plugin).last_error.message == "the runner failed: RuntimeError"
+    assert stand.runtime(plugin).last_error.reason == "the runner failed: RuntimeError"
 
 
 async def test_a_start_that_hangs_is_cut_at_its_deadline(tmp_path):
@@ -197,7 +197,7 @@ async def test_it_ends_by_itself(stand):
     life = stand.driven.only(plugin.id)
     life.crash("exited", "status 3")
     runtime = stand.runtime(plugin)
-    assert (runtime.state, runtime.last_error) == ("failed", LastError(code="exited", message="status 3"))
+    assert (runtime.state, runtime.last_error) == ("failed", Fault("exited", "status 3"))
     with pytest.raises(HostError, match="service_unavailable"):
         await life.call("kv.get", key="a")
     await stand.pass_time(1.1)
@@ -218,7 +218,7 @@ async def test_it_ends_while_it_starts(stand):
     stand.supervisor.arm(plugin, supervisors.GRANTED)
     await stand.settled(plugin)
     await stand.quiet()
-    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error.message) == ("failed", "at once")
+    assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error.reason) == ("failed", "at once")
     assert stand.runtime(plugin).next_retry_at
 
 
@@ -438,14 +438,14 @@ async def test_how_a_life_ends_that_a_visitor_reached_is_told_and_opens_no_break
     for _ in range(20):
         await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
         stand.driven.only(plugin.id).crash("exited", "status 3")
-        assert stand.runtime(plugin).last_error.message == f"status 3 {VISITED}"
+        assert stand.runtime(plugin).last_error.reason == f"status 3 {VISITED}"
         await stand.pass_time(15.1)
         await until(lambda: stand.runtime(plugin).state == "armed")
     assert stand.runtime(plugin).restart_count == 20
     for times in range(1, 4):
         await stand.supervisor.invoke(plugin.id, "hello", {})
         stand.driven.only(plugin.id).crash("exited", "status 3")
-        assert stand.runtime(plugin).last_error.message == "status 3"
+        assert stand.runtime(plugin).last_error.reason == "status 3"
         await stand.pass_time(40)
         await until(lambda times=times: stand.runtime(plugin).state == ("armed" if times < 3 else "failed"))
     assert stand.runtime(plugin).next_retry_at == 0
@@ -459,8 +459,8 @@ async def test_bad_health_under_visitors_opens_no_breaker(stand):
         await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
         await stand.pass_time(1.2)
         await stand.settled(plugin)
-        assert stand.runtime(plugin).last_error == LastError(
-            code="unhealthy", message=f"unhealthy 1 times in a row: no answer {VISITED}"
+        assert stand.runtime(plugin).last_error == Fault(
+            code="unhealthy", reason=f"unhealthy 1 times in a row: no answer {VISITED}"
         )
         await stand.pass_time(15.1)
         await until(lambda times=times: stand.runtime(plugin).restart_count == times)

@@ -141,8 +141,8 @@ def test_a_bad_policy_is_invalid_and_the_error_names_the_key(plain, where):
     with pytest.raises(Problem) as caught:
         _decode(plain)
     assert caught.value.code == "policy_invalid"
-    assert where in caught.value.detail
-    assert "expected" in caught.value.detail
+    assert where in caught.value.reason
+    assert "expected" in caught.value.reason
     assert caught.value.hint
 
 
@@ -152,8 +152,8 @@ def test_a_key_that_is_no_point_of_the_curve_makes_the_policy_invalid():
     with pytest.raises(Problem) as caught:
         _decode({"trusted_publishers": {"acme": [ACME.public, wrong]}})
     assert caught.value.code == "policy_invalid"
-    assert caught.value.detail.startswith("trusted_publishers.acme[1]: expected a public key, found 32 bytes that are")
-    assert wrong in caught.value.detail
+    assert caught.value.reason.startswith("trusted_publishers.acme[1]: expected a public key, found 32 bytes that are")
+    assert wrong in caught.value.reason
     assert _decode({"revoked": {"keys": [wrong]}}).revoked.keys == {wrong}
 
 
@@ -179,8 +179,8 @@ def test_errors_echo_little_of_what_was_found():
     """A private key pasted in the wrong place, or an escape sequence, is not repeated in full or raw."""
     with pytest.raises(Problem) as caught:
         _decode({"trusted_publishers": {"acme": "\x1b[31m" + "S" * 5000}})
-    assert "\x1b" not in caught.value.detail
-    assert len(caught.value.detail) < 300
+    assert "\x1b" not in caught.value.reason
+    assert len(caught.value.reason) < 300
 
 
 def test_what_encode_writes_decode_reads():

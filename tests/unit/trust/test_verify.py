@@ -9,7 +9,7 @@ import json
 import pytest
 
 from latticed.bundle import read
-from latticed.bundle.refusal import ReadRefused
+from latticed.bundle.refusal import BundleRefused
 from latticed.model.verdict import Code, Refused, Verified
 from latticed.trust import policy, verify
 from tests.house import bundles
@@ -32,7 +32,7 @@ class Held:
 
     def hash_artifact(self):
         self.hashed += 1
-        if isinstance(self.artifact, ReadRefused):
+        if isinstance(self.artifact, BundleRefused):
             raise self.artifact
         return hashlib.sha256(self.artifact).hexdigest(), len(self.artifact)
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_or_decoded_is_refused_with_its_code():
     assert _code(b"{") == "manifest_invalid_json"
     found = _judge(_signed(capabilities=["kv:reed"]))
     assert (found.code, found.manifest.id) == (Code.UNKNOWN_CAPABILITY, "acme.demo")
-    gone = ReadRefused(Code.ARTIFACT_MISSING, "expected an artifact", "put it there")
+    gone = BundleRefused(Code.ARTIFACT_MISSING, "expected an artifact", "put it there")
     found = _judge(_signed(), artifact=gone)
     assert (found.code, found.reason, found.manifest.id) == (Code.ARTIFACT_MISSING, "expected an artifact", "acme.demo")
 
@@ -300,7 +300,7 @@ def test_the_first_failure_in_the_order_of_codes_wins():
     }
     raw |= {"publisher": "", "signature_ed25519": "", "digest_sha256": ""}
     trust = {"trusted_publishers": {}, "revoked": revoked}
-    artifact: object = ReadRefused(Code.ARTIFACT_MISSING, "expected one", "put one")
+    artifact: object = BundleRefused(Code.ARTIFACT_MISSING, "expected one", "put one")
     seen = [_step(b"\xff", trust, artifact), _step({**raw, "name": ""}, trust, artifact), _step(raw, trust, artifact)]
     repairs = [
         ({"capabilities": ["kv:write", "kv:write"]}, {}),
