@@ -1,7 +1,7 @@
 """latticectl: one verb per file, a client for the control socket, and rendering.
 
-Every start pays for its imports, so `main` loads only the module of the verb that was asked for, and online verbs
-import nothing beyond the standard library, `wire`, `settings`, `model` and `kit`. Offline verbs (verify, sign, key,
-new, trust) load `bundle` and `trust` when they run. This room never decides anything for the daemon, never imports
-its rooms, and never prints what a stranger wrote without escaping it.
+Each start pays for its imports: `main` loads only the module of the verb that was asked for; online verbs import the
+standard library, `wire`, `settings`, `model` and `kit`; offline verbs (verify, sign, key, new, trust) load `bundle` and
+`trust` when they run. The package never decides anything for the daemon, never imports the daemon's packages, and never
+prints text from outside without escaping it.
 """

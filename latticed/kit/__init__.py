@@ -1,4 +1,4 @@
-"""Tools that never heard of plugins: strict JSON, safe files, text, clock, tasks, logs, sd_notify, peer credentials.
+"""Tools that know nothing of plugins: strict JSON, safe files, text, clock, tasks, logs, sd_notify, peer credentials.
 
-Nothing here imports another room of the house.
+Nothing here imports another package of latticed.
 """

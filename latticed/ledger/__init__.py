@@ -1,8 +1,8 @@
 """Sole owner of SQLite: records, kv, revocations and the hash-chained audit; beside it the lock, host key and floors.
 
-One thread writes; a transaction is one synchronous function handed to it. This room must never decide anything about
-plugins, never act as a trust anchor (what it holds is verified again by those who use it), and never let another room
-see apsw: others name `ledger.Connection` and `ledger.Transaction`.
+One thread writes; a transaction is one synchronous function that it runs. The package must not decide anything about
+plugins, must not be a trust anchor (readers verify again what they take from it), and never shows apsw to other
+packages: they name `ledger.Connection` and `ledger.Transaction`.
 """
 
 from latticed.ledger.connection import Connection, RowReader

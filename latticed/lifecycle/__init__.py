@@ -1,5 +1,5 @@
 """What the operator decided: transitions, grants, candidates, the trust policy in force; audited and persisted.
 
-`sight` and `advance` are pure; `lifecycle` acts. This room never judges a bundle and never touches a process: it
-tells the supervisor what is wanted. Stopping never waits for anything.
+`presence`, `advance` and `granting` are pure; `lifecycle` and `decisions` act. The package never judges a bundle and
+never touches a process: it says to the supervisor what should run. Stopping never waits for disk or network.
 """

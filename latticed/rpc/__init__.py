@@ -1,5 +1,5 @@
 """The control API on the unix socket: one table of routes with the scope each needs, and their handlers.
 
-This room translates and nothing else: it decides who may ask, decodes strictly, calls one room, encodes the answer.
-It never judges a bundle, changes a record by itself or talks to a plugin.
+A handler checks who asks, decodes strictly, calls one other package, and encodes the answer. The package never judges a
+bundle, never changes a record by itself and never talks to a plugin.
 """

@@ -1,5 +1,5 @@
-"""Ways of living: one file per runner, and the contract between a runner and the supervisor.
+"""How plugins are run: one file per runner, and the contract between a runner and the supervisor.
 
-A runner gets a verified plugin and a Gate, and returns a living handle. It never decides whether a plugin may run,
+A runner gets a verified plugin and a Gate, and returns a running instance. It never decides whether a plugin may run,
 never restarts anything, and gives its plugin nothing but the Gate.
 """

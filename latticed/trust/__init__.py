@@ -1,5 +1,5 @@
 """Judgement: may this bundle run, who may claim this id, does this chain of audit events hold.
 
-Pure: bytes and frozen values in, verdicts out. This room reads no clock, opens no file but the private keys that an
-author names (`key_files`), never touches the network and never imports asyncio. A judgement is a value, no exception.
+Pure: bytes and frozen values in, verdicts out; a verdict is a value, not an exception. It reads no clock, opens no file
+but the private keys that an author names (`key_files`), never touches the network and never imports asyncio.
 """
