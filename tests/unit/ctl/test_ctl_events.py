@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.app.api_server import event, problem, sse
 
 from latticed.ctl import stream
 from latticed.model import chain
 from latticed.model.errors import Problem
+from tests.house.api_server import event, problem, sse
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.app.api_server import event, plugin
 
 from latticed.ctl import remedy, views
 from latticed.model.verdict import OTHER_SCHEMA, Code
 from tests.house import api_server
+from tests.house.api_server import event, plugin
 
 DIGEST = "ab" * 32
 
