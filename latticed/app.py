@@ -187,7 +187,7 @@ class App:
             ddns=services.ddns,
             monitors=services.monitors,
             programs=services.programs,
-            route=services.route,
+            routes=services.routes,
             version=self._version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),

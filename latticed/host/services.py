@@ -33,7 +33,8 @@ from latticed.host.notify.keeper import NotificationQueue
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.keeper import ProgramKeeper
 from latticed.host.program.supervised import ProgramDeps
-from latticed.host.route.calls import RouteCalls, RouteDeps
+from latticed.host.route.calls import RouteCalls
+from latticed.host.route.keeper import RouteDeps, RouteKeeper
 from latticed.host.route.table import RouteTable
 from latticed.host.route.upstreams import UpstreamTable
 from latticed.host.secret import key as secret_key
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from latticed.host.call import Served
     from latticed.host.confinement import Spawner
     from latticed.host.permissions import Permissions, PluginStanding
-    from latticed.host.route.calls import PluginHandle
+    from latticed.host.route.keeper import PluginHandle
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
@@ -89,7 +90,7 @@ class HostServices:
         self._contacts = Contacts(ledger, clock)
         self._stack = contextlib.AsyncExitStack()
         self.pages = RouteTable()
-        self.upstreams = UpstreamTable(on=bool(settings.http.service_listen))
+        self.upstreams = UpstreamTable(enabled=bool(settings.http.service_listen))
         self.secrets = SecretKeeper(ledger, secret_key.place(settings, os.environ), clock=clock)
         self.kv = KvCalls(ledger, quota=quota_of(settings.host_calls), granted=permissions.buckets)
         self.notifications = NotificationQueue(
@@ -133,10 +134,10 @@ class HostServices:
             secret=self.secrets.value_for,
             visited=self.programs.visited,
         )
-        self.route = RouteCalls(
+        self.routes = RouteKeeper(
             ledger,
             pages=self.pages,
-            services=self.upstreams,
+            upstreams=self.upstreams,
             deps=route_deps,
             clock=clock,
             wheel=wheel,
@@ -186,7 +187,7 @@ class HostServices:
     def _running(self) -> tuple[contextlib.AbstractAsyncContextManager[Any], ...]:
         """What runs on between calls, in the order in which it is started."""
         watching = (self._client, self.notifications, self.monitors, self.ddns)
-        return (*watching, self.tasks, self.programs, self.tunnels, self.route)
+        return (*watching, self.tasks, self.programs, self.tunnels, self.routes)
 
     def table(self, emit: LogEmitter) -> Mapping[str, Served]:
         """Every host call that is answered, by method; `emit` takes the lines of log.write."""
@@ -210,7 +211,7 @@ class HostServices:
             TaskCalls(self.tasks),
             ProgramCalls(self.programs, settings=lambda: settings.service, variables=permissions.variables),
             TunnelCalls(self.tunnels, origins=permissions.origins),
-            self.route,
+            RouteCalls(self.routes),
             self.network,
             self.static,
             NodeCalls(self._ledger, settings=settings, may=permissions.may, clock=self._clock),
@@ -222,7 +223,7 @@ class HostServices:
     def update(self, plugin_id: str, standing: PluginStanding) -> None:
         """Put down how a plugin stands; what it may no longer do is being stopped when this returns."""
         if self.permissions.update(plugin_id, standing):
-            self.route.look(plugin_id)
+            self.routes.recheck(plugin_id)
             for keeper in self._keepers():
                 keeper.recheck(plugin_id)
             self.notifications.wake()
@@ -233,7 +234,7 @@ class HostServices:
 
     async def forget(self, plugin_id: str) -> None:
         """Stop what goes on for a plugin and drop it; its rows are removed with the decision (`lifecycle.handover`)."""
-        for keeper in (*self._keepers(), self.route):
+        for keeper in (*self._keepers(), self.routes):
             await keeper.forget(plugin_id)
 
     def _keepers(self) -> tuple[MonitorKeeper, DdnsKeeper, TaskKeeper, ProgramKeeper, TunnelKeeper]:

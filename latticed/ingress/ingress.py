@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from latticed.host.route.table import NOBODY, RouteListener, RouteRequest
+from latticed.host.route.table import NO_LISTENER, RouteListener, RouteRequest
 from latticed.ingress import answers, request_target
 from latticed.ingress.connection import OutsideConnection
 from latticed.ingress.hosts import Hosts
@@ -59,8 +59,8 @@ class Ingress:
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
             stack.push_async_callback(self._limiter.drain, DRAIN_S)
             stack.callback(self._hush)
-            self._routes.tell(RouteListener())
-            stack.callback(self._routes.tell, NOBODY)
+            self._routes.set_listener(RouteListener())
+            stack.callback(self._routes.set_listener, NO_LISTENER)
             self._stack = stack.pop_all()
         return self
 
@@ -70,7 +70,7 @@ class Ingress:
     def _failed(self, error: BaseException) -> None:
         """A mistake of ours: what hangs on it must not look well."""
         log.error("ingress_failed", error=repr(error))
-        self._routes.tell(RouteListener(fault="the listener failed, see the daemon's log"))
+        self._routes.set_listener(RouteListener(fault="the listener failed, see the daemon's log"))
 
     # Listening while there is something to listen for.
 
@@ -82,7 +82,7 @@ class Ingress:
             elif not self._routes.in_use and self._server is not None:
                 self._hush()
                 self._limiter.dismiss()
-                self._routes.tell(RouteListener())
+                self._routes.set_listener(RouteListener())
             again = self._routes.in_use and self._server is None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S if again else None):
@@ -97,7 +97,7 @@ class Ingress:
             fault = f"cannot listen at {where}: {reason}"
             if self._routes.listener.fault != fault:
                 log.error("ingress_unavailable", address=where, reason=reason)
-            self._routes.tell(RouteListener(fault=fault))
+            self._routes.set_listener(RouteListener(fault=fault))
             return
         # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
         self._server = await loop.create_server(
@@ -106,7 +106,7 @@ class Ingress:
         sock.listen(BACKLOG)
         url = _url(sock.getsockname()[:2])
         log.info("ingress_listening", address=url)
-        self._routes.tell(RouteListener(url=url))
+        self._routes.set_listener(RouteListener(url=url))
 
     def _hush(self) -> None:
         """Listen no more; who is connected is not touched."""

@@ -75,7 +75,7 @@ class ServiceIngress(Ingress):
         limits: ProxyLimits | None = None,
     ) -> None:
         super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
-        self._on = routes.on
+        self._on = routes.enabled
         self._clock = clock
         self._sessions = Sessions(secret=secret, record=record, clock=clock)
         self._desk = LoginDesk(self._sessions, self._found)
@@ -85,7 +85,7 @@ class ServiceIngress(Ingress):
 
     async def __aenter__(self) -> Self:
         if not self._on:
-            self._routes.tell(RouteListener(fault=OFF))
+            self._routes.set_listener(RouteListener(fault=OFF))
             return self
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._proxy)

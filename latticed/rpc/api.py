@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from latticed.host.monitor.keeper import MonitorKeeper
     from latticed.host.notify.keeper import NotificationQueue
     from latticed.host.program.keeper import ProgramKeeper
-    from latticed.host.route.calls import RouteCalls
+    from latticed.host.route.keeper import RouteKeeper
     from latticed.host.secret.keeper import SecretKeeper
     from latticed.host.task.keeper import TaskKeeper
     from latticed.kit.clock import Clock
@@ -89,7 +89,7 @@ class Api:
     ddns: DdnsKeeper
     monitors: MonitorKeeper
     programs: ProgramKeeper
-    route: RouteCalls
+    routes: RouteKeeper
     version: str
     started_at: int
     started_s: float

@@ -198,8 +198,8 @@ async def services(ask: Ask) -> ServicePage:
 
 async def routes(ask: Ask) -> RoutePage:
     """HTTP routes by plugin and path."""
-    found = _page(ask, ask.api.route.every(), lambda one: f"{one.plugin_id}{one.path}")
-    return {"routes": [cast("RouteRow", ask.api.route.view(one)) for one in found.rows], "next": found.next}
+    found = _page(ask, ask.api.routes.every(), lambda one: f"{one.plugin_id}{one.path}")
+    return {"routes": [cast("RouteRow", ask.api.routes.view(one)) for one in found.rows], "next": found.next}
 
 
 class _Page:

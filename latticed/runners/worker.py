@@ -68,7 +68,7 @@ class WorkerRunner:
         if prefixes := _prefixes(plugin, granted):
             living.claim = self._routes.claim(plugin.id, prefixes, living, granted_prefixes=granted)
             try:
-                await self._routes.listened(LISTEN_S)
+                await self._routes.wait_for_listener(LISTEN_S)
             except BaseException:
                 self._routes.release(living.claim)
                 raise
@@ -152,7 +152,7 @@ def content_type(manifest: Manifest) -> str:
 def _prefixes(plugin: PluginToRun, granted: frozenset[str]) -> tuple[str, ...]:
     if ROUTE not in plugin.manifest.capabilities:
         return ()
-    return table.served(plugin.id, plugin.manifest.routes.prefixes, granted)
+    return table.claimable(plugin.id, plugin.manifest.routes.prefixes, granted)
 
 
 def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -160,7 +160,7 @@ def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str
     asked = {} if payload is None else payload
     if not isinstance(asked, dict) or not asked.keys() <= {"path", "method", "query"}:
         raise Problem("bad_request", "expected a payload such as {path, method, query}, found something else")
-    path, method = asked.get("path", table.own(plugin_id)), asked.get("method", "GET")
+    path, method = asked.get("path", table.own_prefix(plugin_id)), asked.get("method", "GET")
     query = asked.get("query", {})
     if not isinstance(path, str) or method not in ("GET", "HEAD"):
         raise Problem("bad_request", "expected path to be text and method to be GET or HEAD")

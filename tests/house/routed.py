@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from latticed.host.call import Caller, HostError
-from latticed.host.route.calls import RouteCalls, RouteDeps
+from latticed.host.route.calls import RouteCalls
+from latticed.host.route.keeper import RouteDeps, RouteKeeper
 from latticed.host.route.table import RouteTable
 from latticed.host.route.upstreams import UpstreamTable
 from latticed.host.secret.keeper import SecretKeeper
@@ -115,7 +116,7 @@ class RunningPlugin:
 @dataclass(slots=True, kw_only=True)
 class World:
     rooms: Rooms
-    route: RouteCalls
+    keeper: RouteKeeper
     pages: RouteTable
     services: UpstreamTable
     ledger: Ledger
@@ -127,7 +128,7 @@ class World:
 
     async def call(self, plugin_id: str, method: str, **params: Any) -> Any:
         """One host call, its parameters judged as a Gate does."""
-        served = next(one for one in self.route.calls() if one.method == method)
+        served = next(one for one in RouteCalls(self.keeper).calls() if one.method == method)
         return await served.answer(Caller(plugin_id=plugin_id), msgspec.convert(params, served.params, strict=True))
 
     async def put(self, plugin_id: str = ID, **params: Any) -> Any:
@@ -218,7 +219,7 @@ async def opened(
 ) -> AsyncIterator[World]:
     """Everything over the ledger in `root`; time passes only when told."""
     clock, rooms, events = ManualClock(), rooms or Rooms(), []
-    pages, services, wheel = RouteTable(), UpstreamTable(on=on), Wheel(clock)
+    pages, services, wheel = RouteTable(), UpstreamTable(enabled=on), Wheel(clock)
     settings = HttpSettings(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
     async with open_ledger(root / "state", clock=clock) as ledger:
         secrets = SecretKeeper(ledger, KeyLocation(path=root / "secrets.key", ours=True), clock=clock)
@@ -227,18 +228,18 @@ async def opened(
             ServiceIngress(
                 services, settings, secret=secrets.value_for, record=events.append, clock=clock, limits=limits
             ) as ingress,
-            RouteCalls(
+            RouteKeeper(
                 ledger,
                 pages=pages,
-                services=services,
+                upstreams=services,
                 deps=RouteDeps(permissions=rooms, handles=rooms, secret=secrets.value_for, visited=rooms.visited),
                 clock=clock,
                 wheel=wheel,
-            ) as route,
+            ) as keeper,
         ):
             yield World(
                 rooms=rooms,
-                route=route,
+                keeper=keeper,
                 pages=pages,
                 services=services,
                 ledger=ledger,

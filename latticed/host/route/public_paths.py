@@ -1,7 +1,7 @@
-"""Which paths of a proxied service anybody may see without logging in (route.put, `public`).
+"""Which paths of a proxied upstream are served without a login (route.put, `public`).
 
 A pattern is a path below the route: `/download/*/*`, where `*` is one segment, or one that ends in `/**`, which is
-everything below. Whatever could mean another path to the service than it does here is never public.
+everything below. A path that the upstream could read as another one is never public.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_PATTERNS: Final = 32
 MAX_CHARACTERS: Final = 255
 _SEGMENT: Final = re.compile(r"\*|[A-Za-z0-9._~-]+", re.ASCII)
 _PLAIN: Final = re.compile(r"[^/\\%;\x00-\x1f\x7f]+")
-"""A decoded segment that has one reading: no separator, no further encoding, no path parameters."""
+"""A decoded segment without separators, further encoding or path parameters."""
 
 
 def fault(pattern: str) -> str | None:

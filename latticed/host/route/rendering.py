@@ -1,4 +1,4 @@
-"""A template as the answer to one request: what it names is read as host calls of its plugin, then put in."""
+"""Renders a template for one request: its key-value references are read with host calls of its plugin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EMPTY: Final = frozenset(
         Denial.TOO_LARGE,
     }
 )
-"""Denials that make a reference empty; any other means that the request cannot be answered now."""
+"""Denials for which a reference renders empty; any other fails the request."""
 _TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
 _SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 
@@ -37,7 +37,7 @@ _SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 async def render(
     compiled: Template, path: str, method: str, query: tuple[tuple[str, str], ...], *, content_type: str, call: Call
 ) -> bytes:
-    """The answer; `call(method, params)` is a host call of the plugin. Problem when it cannot be made now."""
+    """The body; `call(method, params)` is a host call of the plugin. Problem when one of them fails."""
     values: dict[Reference, str] = {PATH: path, METHOD: method}
     for wanted in compiled.queries:
         values[wanted] = next((value for name, value in query if name == wanted.name), "")
@@ -50,31 +50,31 @@ async def render(
     return template.render(compiled.parts, values, escape=escape)
 
 
-def content_type(said: str, name: str) -> str:
+def content_type(given: str, name: str) -> str:
     """The Content-Type of a template's answers; Problem("source_blocked") for one that cannot be served safely.
 
-    `name` is that of the field in which it was said.
+    `name` is that of the field with it, for the message.
     """
-    kind, _, parameter = (part.strip().lower() for part in said.partition(";"))
+    kind, _, parameter = (part.strip().lower() for part in given.partition(";"))
     scripted = any(word in kind for word in _SCRIPTS)
     if _TEXT.fullmatch(kind) is None or scripted or parameter not in {"", "charset=utf-8"}:
         raise Problem(
             "source_blocked",
-            f"expected {name} to be text in UTF-8 and no script, found {said[:80]!r}",
+            f"expected {name} to be text in UTF-8 and no script, found {given[:80]!r}",
             "such as text/plain or text/html",
         )
     return f"{kind}; charset=utf-8"
 
 
-def _is_markup(said: str) -> bool:
-    """Whether a browser finds elements in it, so that values must be escaped."""
-    kind = said.partition(";")[0]
+def _is_markup(content_type: str) -> bool:
+    """Whether a browser parses it as markup, so that values must be escaped."""
+    kind = content_type.partition(";")[0]
     return kind in {"text/html", "text/xml"} or kind.endswith("+xml") or "xsl" in kind
 
 
 async def _stored(references: tuple[Reference, ...], call: Call) -> list[str | Problem]:
-    """The values of all, asked for at the same time."""
-    if len(references) <= 1:  # a task would cost more than the question
+    """The values of all references, read concurrently."""
+    if len(references) <= 1:  # a task would cost more than the call
         return [await _value(reference, call) for reference in references]
     return await asyncio.gather(*(_value(reference, call) for reference in references))
 

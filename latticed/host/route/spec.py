@@ -1,4 +1,4 @@
-"""What route.put asks for, judged: parameters in, a frozen spec out; and back from the ledger (pure)."""
+"""The parameters of route.put checked into a RouteSpec, and that to and from the ledger (pure)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from latticed.host.call import HostError, Params
 from latticed.host.route import public_paths, rendering, template
-from latticed.host.route import table as routes
+from latticed.host.route import table as prefixes
 from latticed.host.secret.references import REFERENCE
 from latticed.kit import text
 from latticed.model import egress
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from latticed.model.egress import Origin
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-"""What an invoke route may take."""
+"""The HTTP methods that an invoke route may take."""
 _ACTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SERVICE_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
 _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_OWN: Final = {
+_PARAMETERS_OF: Final = {
     "template": ("template", "content_type"),
     "invoke": ("action", "methods"),
     "service": ("origin", "login", "public"),
 }
-"""Which further parameters go with each target."""
+"""The parameters that go with each target."""
 
 
 class RoutePut(Params, frozen=True):
@@ -46,7 +46,7 @@ class RoutePut(Params, frozen=True):
 
 
 class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One route as it is kept. `path` ends with a slash; `login` is the name of a secret; `origin` in normal form."""
+    """One route as it is stored. `path` ends with a slash; `login` is the name of a secret; `origin` in normal form."""
 
     path: str
     target: Literal["template", "invoke", "service"]
@@ -59,39 +59,39 @@ class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     public: tuple[str, ...] = ()
 
     @property
-    def bound(self) -> Origin:
-        """The origin of a service."""
+    def parsed_origin(self) -> Origin:
+        """The origin of an upstream, parsed."""
         return egress.origin(self.origin)
 
 
 def checked(asked: RoutePut) -> RouteSpec:
-    """The spec; HostError bad_params says what was expected. Whether the path is free is another question."""
-    for kind, names in _OWN.items():
+    """The spec; HostError bad_params. Whether the path is free is left to the route table."""
+    for kind, names in _PARAMETERS_OF.items():
         if kind != asked.target and (odd := [name for name in names if getattr(asked, name)]):
             raise _bad(f"{odd[0]}: goes with the target {kind}, found {asked.target}")
-    path = routes.normal(asked.path)
-    if fault := routes.prefix_fault(path):
+    path = prefixes.normalised(asked.path)
+    if fault := prefixes.prefix_fault(path):
         raise _bad(f"path: {fault}")
     match asked.target:
         case "template":
-            return _of_template(asked, path)
+            return _template_spec(asked, path)
         case "invoke":
-            return _of_invoke(asked, path)
+            return _invoke_spec(asked, path)
         case _:
-            return _of_service(asked, path)
+            return _service_spec(asked, path)
 
 
 def encoded(spec: RouteSpec) -> str:
-    """As the ledger keeps it."""
+    """JSON for the ledger."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 
-def decoded(kept: str) -> RouteSpec:
-    """As it was kept; ValueError when it is damaged."""
-    return msgspec.json.decode(kept, type=RouteSpec)
+def decoded(stored: str) -> RouteSpec:
+    """What `encoded` returned; ValueError when it is damaged."""
+    return msgspec.json.decode(stored, type=RouteSpec)
 
 
-def _of_template(asked: RoutePut, path: str) -> RouteSpec:
+def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
     try:
         content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
         template.parse(asked.template.encode("utf-8"))
@@ -104,7 +104,7 @@ def _of_template(asked: RoutePut, path: str) -> RouteSpec:
     return RouteSpec(path=path, target="template", template=asked.template, content_type=content_type)
 
 
-def _of_invoke(asked: RoutePut, path: str) -> RouteSpec:
+def _invoke_spec(asked: RoutePut, path: str) -> RouteSpec:
     if not _ACTION.fullmatch(asked.action):
         raise _bad("action: expected 1 to 128 of A-Z a-z 0-9 . _ : -, first a letter or digit")
     methods = tuple(dict.fromkeys(asked.methods)) or ("GET", "HEAD")
@@ -113,7 +113,7 @@ def _of_invoke(asked: RoutePut, path: str) -> RouteSpec:
     return RouteSpec(path=path, target="invoke", action=asked.action, methods=methods)
 
 
-def _of_service(asked: RoutePut, path: str) -> RouteSpec:
+def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
     if not _SERVICE_PATH.fullmatch(path):
         raise _bad("path: expected segments of A-Z a-z 0-9 . _ ~ - for a service")
     try:

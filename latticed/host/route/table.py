@@ -1,7 +1,7 @@
-"""Which plugin answers which HTTP path (system-plugins.md, worker:route), and whether anybody listens for it.
+"""Which plugin answers which HTTP path (system-plugins.md, worker:route), and where the listener for it is.
 
-Runners and host calls claim prefixes here; the ingress looks paths up, and listens while there is a claim. Nothing is
-served by this module. One table for the whole daemon; all of it happens on the loop.
+Runners and the route keeper claim prefixes here; the ingress looks paths up, and listens while there is a claim.
+Nothing is served by this module. One table for each listener; used on the event loop only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 RESERVED: Final = "/.well-known/"
-"""What never belongs to a plugin (RFC 8615)."""
+"""Belongs to no plugin (RFC 8615)."""
 MAX_PREFIXES: Final = 16
 MAX_PREFIX_CHARACTERS: Final = 255
 MAX_SEGMENTS: Final = 8
@@ -27,9 +27,9 @@ _NOT_IN_PREFIX: Final = frozenset('%?#\\"<>^`{|} ')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRequest:
-    """What somebody outside asks: `path` decoded, once and whole; `query` decoded pairs in their order.
+    """A request of an HTTP client: `path` decoded once; `query` decoded pairs in their order.
 
-    `headers` may be asked for in any case of letters.
+    `headers` is a case-insensitive mapping.
     """
 
     method: str
@@ -41,7 +41,7 @@ class RouteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteResponse:
-    """What a target answers."""
+    """The answer of a target."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -49,7 +49,7 @@ class RouteResponse:
 
 
 class RouteTarget(Protocol):
-    """What answers for a prefix."""
+    """Answers the requests below a prefix."""
 
     @property
     def methods(self) -> frozenset[str]:
@@ -57,23 +57,23 @@ class RouteTarget(Protocol):
         ...
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """The answer, or Problem. Whoever calls sets the deadline."""
+        """The answer; Problem. The caller sets the deadline."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteListener:
-    """Where routes are served, as far as that is known: at `url`, or not because of `fault`; neither: about to be."""
+    """Where routes are served: at `url`, or not, because of `fault`; both empty while the listener starts."""
 
     url: str = ""
     fault: str = ""
 
 
-NOBODY: Final = RouteListener(fault="nothing listens for routes")
+NO_LISTENER: Final = RouteListener(fault="nothing listens for routes")
 
 
 class RouteClaim:
-    """The prefixes that one plugin answers for."""
+    """Prefixes that one plugin has claimed, and what answers for them."""
 
     __slots__ = ("plugin_id", "prefixes", "target")
 
@@ -84,43 +84,43 @@ class RouteClaim:
 
 
 class RouteTable:
-    """The table. `changed` is set whenever a claim comes or goes; whoever waits for it clears it.
+    """Claims by prefix. `changed` is set whenever one is made or released; the ingress clears it.
 
-    `on_release` is called once a claim is gone: what is still being answered under it may have to be cut.
+    `on_release` is called after a release: the listener ends what is still being answered under that claim.
     """
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.on_release: Callable[[], None] = lambda: None
-        self.listener = NOBODY
+        self.listener = NO_LISTENER
         self._claims: dict[str, RouteClaim] = {}
-        self._guests: dict[str, RouteClaim] = {}  # those of `_claims` that are no plugin's own: few
+        self._granted: dict[str, RouteClaim] = {}  # those of `_claims` at granted prefixes: few
         self._depths: Counter[int] = Counter()
         self._deepest = 0
-        self._known = asyncio.Event()
-        self._known.set()
+        self._listener_known = asyncio.Event()
+        self._listener_known.set()
 
     def claimed(self) -> list[tuple[str, str]]:
-        """(prefix, plugin id) of all there are."""
+        """(prefix, plugin id) of all claims."""
         return [(prefix, claim.plugin_id) for prefix, claim in self._claims.items()]
 
     @property
     def in_use(self) -> bool:
-        """Whether there is anything to listen for."""
+        """Whether there is any claim."""
         return bool(self._claims)
 
     # Claiming.
 
     def check(self, plugin_id: str, prefixes: Iterable[str], *, granted_prefixes: frozenset[str] = frozenset()) -> None:
-        """Problem("route_taken") when `plugin_id` may not have one of `prefixes` (each as `normal` makes it)."""
-        wanted, free = tuple(prefixes), {normal(one) for one in granted_prefixes}
-        if len(wanted) > MAX_PREFIXES:
-            raise _refused(f"expected at most {MAX_PREFIXES} prefixes, found {len(wanted)}")
-        for prefix in wanted:
+        """Problem("route_taken") when `plugin_id` may not have one of `prefixes` (each `normalised`)."""
+        claimed, granted = tuple(prefixes), {normalised(one) for one in granted_prefixes}
+        if len(claimed) > MAX_PREFIXES:
+            raise _refused(f"expected at most {MAX_PREFIXES} prefixes, found {len(claimed)}")
+        for prefix in claimed:
             if fault := prefix_fault(prefix):
                 raise _refused(f"{prefix[:80]!r}: {fault}")
-            if not prefix.startswith(own(plugin_id)) and prefix not in free:
-                raise _refused(f"{prefix} is neither below {own(plugin_id)} nor declared and granted")
+            if not prefix.startswith(own_prefix(plugin_id)) and prefix not in granted:
+                raise _refused(f"{prefix} is neither below {own_prefix(plugin_id)} nor declared and granted")
             if (holder := self._holder(prefix, plugin_id)) is not None:
                 raise _refused(f"{prefix} belongs to {holder}", f"latticectl disable {holder}")
 
@@ -132,26 +132,26 @@ class RouteTable:
         *,
         granted_prefixes: frozenset[str] = frozenset(),
     ) -> RouteClaim:
-        """From now on `target` answers for `prefixes`, all or none; Problem as `check`.
+        """Have `target` answer for `prefixes`, all or none; Problem as `check`.
 
-        A claim of an earlier life of the same plugin gives way.
+        Replaces what an earlier instance of the same plugin has claimed of them.
         """
-        wanted = tuple(dict.fromkeys(prefixes))
-        self.check(plugin_id, wanted, granted_prefixes=granted_prefixes)
-        claim = RouteClaim(plugin_id, wanted, target)
-        for prefix in wanted:
+        claimed = tuple(dict.fromkeys(prefixes))
+        self.check(plugin_id, claimed, granted_prefixes=granted_prefixes)
+        claim = RouteClaim(plugin_id, claimed, target)
+        for prefix in claimed:
             if (old := self._claims.get(prefix)) is not None:
                 self._drop(prefix, old)
             self._claims[prefix] = claim
             self._depths[prefix.count("/") - 1] += 1
-            if not prefix.startswith(own(plugin_id)):
-                self._guests[prefix] = claim
+            if not prefix.startswith(own_prefix(plugin_id)):
+                self._granted[prefix] = claim
         self._deepest = max(self._depths, default=0)
         self.changed.set()
         return claim
 
     def release(self, claim: RouteClaim) -> None:
-        """`claim` answers no more; what has been claimed anew since stays."""
+        """Drop a claim; prefixes of it that were claimed anew since stay."""
         for prefix in claim.prefixes:
             self._drop(prefix, claim)
         self._deepest = max(self._depths, default=0)
@@ -159,7 +159,7 @@ class RouteTable:
         self.on_release()
 
     def find(self, path: str) -> RouteClaim | None:
-        """Whose the decoded `path` is: that of the longest prefix. `/a` counts as below `/a/`."""
+        """The claim with the longest prefix of the decoded `path`, if any. `/a` counts as below `/a/`."""
         if path.startswith(RESERVED) or path == RESERVED[:-1]:
             return None
         found, end = self._claims.get("/"), 0
@@ -171,21 +171,22 @@ class RouteTable:
         return found
 
     def _holder(self, prefix: str, plugin_id: str) -> str | None:
-        """Who has `prefix` already, or the plugin's own space that it lies in; or lies in the space of `plugin_id`."""
-        home = self._claims.get(prefix[: prefix.find("/", 1) + 1])
-        for held in (self._claims.get(prefix), home if home and prefix.startswith(own(home.plugin_id)) else None):
-            if held is not None and held.plugin_id != plugin_id:
-                return held.plugin_id
-        if prefix == own(plugin_id):
-            guests = (one.plugin_id for place, one in self._guests.items() if place.startswith(prefix))
-            return next((guest for guest in guests if guest != plugin_id), None)
+        """Another plugin with `prefix`, or the own prefix above it; for an own prefix also one with a claim below."""
+        owner = self._claims.get(prefix[: prefix.find("/", 1) + 1])
+        above = owner if owner and prefix.startswith(own_prefix(owner.plugin_id)) else None
+        for claim in (self._claims.get(prefix), above):
+            if claim is not None and claim.plugin_id != plugin_id:
+                return claim.plugin_id
+        if prefix == own_prefix(plugin_id):
+            claimants = (one.plugin_id for path, one in self._granted.items() if path.startswith(prefix))
+            return next((claimant for claimant in claimants if claimant != plugin_id), None)
         return None
 
     def _drop(self, prefix: str, claim: RouteClaim) -> None:
         if self._claims.get(prefix) is not claim:
             return
         del self._claims[prefix]
-        self._guests.pop(prefix, None)
+        self._granted.pop(prefix, None)
         depth = prefix.count("/") - 1
         self._depths[depth] -= 1
         if not self._depths[depth]:
@@ -193,36 +194,36 @@ class RouteTable:
 
     # Listening.
 
-    def tell(self, listener: RouteListener) -> None:
-        """The ingress says how it stands."""
+    def set_listener(self, listener: RouteListener) -> None:
+        """Called by the ingress when its listener starts, fails or ends."""
         self.listener = listener
         if listener.url or listener.fault:
-            self._known.set()
+            self._listener_known.set()
         else:
-            self._known.clear()
+            self._listener_known.clear()
 
-    async def listened(self, within_s: float) -> RouteListener:
-        """How it stands, waiting for at most `within_s` seconds while the ingress is about to listen."""
+    async def wait_for_listener(self, within_s: float) -> RouteListener:
+        """The listener, waiting for at most `within_s` seconds while it starts."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self._known.wait()
+                await self._listener_known.wait()
         return self.listener
 
 
-def own(plugin_id: str) -> str:
-    """The prefix that always belongs to `plugin_id`."""
+def own_prefix(plugin_id: str) -> str:
+    """The prefix that `plugin_id` has without a grant."""
     return f"/{plugin_id}/"
 
 
-def normal(prefix: str) -> str:
-    """`prefix` with the slash at its end that every prefix has here."""
+def normalised(prefix: str) -> str:
+    """`prefix` ending with a slash, as every prefix does here."""
     return prefix if prefix.endswith("/") else prefix + "/"
 
 
-def served(plugin_id: str, declared: Iterable[str], granted_prefixes: frozenset[str]) -> tuple[str, ...]:
-    """What a plugin claims: its own prefix, and what its manifest declares as far as it was granted."""
-    free = {normal(one) for one in granted_prefixes}
-    return tuple(dict.fromkeys([own(plugin_id), *(p for p in map(normal, declared) if p in free)]))
+def claimable(plugin_id: str, declared: Iterable[str], granted_prefixes: frozenset[str]) -> tuple[str, ...]:
+    """The prefixes that a plugin claims: its own, and those that its manifest declares and the operator granted."""
+    granted = {normalised(one) for one in granted_prefixes}
+    return tuple(dict.fromkeys([own_prefix(plugin_id), *(p for p in map(normalised, declared) if p in granted)]))
 
 
 def prefix_fault(prefix: str) -> str:

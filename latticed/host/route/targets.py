@@ -1,4 +1,4 @@
-"""What answers on a route that a plugin has put: a template, one of its actions, or a service behind the proxy."""
+"""What answers on a route that a plugin has put: a template, one of its actions, or a proxied upstream."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     Call = Callable[[str, str, dict[str, Any]], Awaitable[Any]]
     Invoke = Callable[[str, str, Any], Awaitable[dict[str, Any]]]
 
-MAX_AT_ONCE: Final = 8
+MAX_IN_FLIGHT: Final = 8
 """Requests of one invoke route that are being answered: each may be a process."""
 MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_HEADERS: Final = 32
 MAX_HEADER_CHARACTERS: Final = 4_096
-_PASSED_ON: Final = frozenset({"accept", "accept-language", "content-type", "user-agent", "if-none-match"})
-_NOT_PASSED_ON: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
-"""Of the `x-` headers, those by which proxies tell of clients, and those that servers take for another request."""
+_FORWARDED: Final = frozenset({"accept", "accept-language", "content-type", "user-agent", "if-none-match"})
+_NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
+"""Of the `x-` headers, those that proxies set about clients, and those that make servers see another request."""
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;\s*[A-Za-z0-9-]+=[A-Za-z0-9._+-]+)*")
 _WITHOUT_BODY: Final = frozenset({204, 205})
 _ANSWER: Final = frozenset({"status", "content_type", "body", "body_base64"})
 
 
 class Templated:
-    """A template of a plugin; what it reads it reads by `call(plugin_id, method, params)`, through the Gate."""
+    """A template of a plugin; values are read with `call(plugin_id, method, params)`, a host call through its Gate."""
 
     methods = frozenset({"GET", "HEAD"})
 
@@ -49,7 +49,7 @@ class Templated:
         self._call = functools.partial(call, plugin_id)
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """See `host.routes.Target`."""
+        """See RouteTarget."""
         _check_live(self._live, self._plugin_id)
         body = await rendering.render(
             self._compiled,
@@ -75,31 +75,31 @@ class Invoked:
         self._action = action
         self._live = live
         self._invoke = invoke
-        self._under_way = 0
+        self._in_flight = 0
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """See `host.routes.Target`."""
+        """See RouteTarget."""
         _check_live(self._live, self._plugin_id)
-        if self._under_way >= MAX_AT_ONCE:
-            raise Problem("busy", f"expected at most {MAX_AT_ONCE} requests at once")
-        self._under_way += 1
+        if self._in_flight >= MAX_IN_FLIGHT:
+            raise Problem("busy", f"expected at most {MAX_IN_FLIGHT} requests at once")
+        self._in_flight += 1
         try:
-            reply = await self._invoke(self._plugin_id, self._action, asked(request))
+            reply = await self._invoke(self._plugin_id, self._action, invoke_payload(request))
         finally:
-            self._under_way -= 1
+            self._in_flight -= 1
         _check_live(self._live, self._plugin_id)
         if not reply.get("ok"):
             raise Problem("plugin_error", "the plugin says that it failed")
-        return answered(reply.get("result"))
+        return response_from(reply.get("result"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxied:
-    """A service of a plugin on the service listener. `prefix` ends with a slash and is not part of what it is asked.
+    """A plugin's upstream on the service listener. `prefix` ends with a slash and is cut off paths before forwarding.
 
-    `login`: the name of the secret that opens it, or none: then only `public` is served. `pinned` is the address to
-    dial, None as soon as the operator has not (or no longer) bound the origin; `live`: may anything be served at all.
-    `visited` is called once a visitor is connected to it.
+    `login`: the name of the secret with its password; empty: only `public` is served. `pinned()` is the address to
+    connect to, None unless the operator lets routes lead to the origin; `live()`: whether anything may be served now.
+    `visited()` is called for each connection that a visitor's request makes to it.
     """
 
     plugin_id: str
@@ -112,39 +112,39 @@ class Proxied:
     visited: Callable[[], None]
 
 
-def asked(request: RouteRequest) -> dict[str, Any]:
-    """What an action is told of a request: no cookies, no credentials, nothing that proxies say of the client."""
-    kept: dict[str, str] = {}
+def invoke_payload(request: RouteRequest) -> dict[str, Any]:
+    """A request as an action gets it: without cookies, credentials and what proxies add about the client."""
+    headers: dict[str, str] = {}
     for name, value in request.headers.items():
         lower = name.lower()
-        wanted = lower in _PASSED_ON or (lower.startswith("x-") and not _NOT_PASSED_ON.fullmatch(lower))
-        if wanted and lower not in kept and len(kept) < MAX_HEADERS and len(value) <= MAX_HEADER_CHARACTERS:
-            kept[lower] = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    told: dict[str, Any] = {
+        wanted = lower in _FORWARDED or (lower.startswith("x-") and not _NOT_FORWARDED.fullmatch(lower))
+        if wanted and lower not in headers and len(headers) < MAX_HEADERS and len(value) <= MAX_HEADER_CHARACTERS:
+            headers[lower] = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    payload: dict[str, Any] = {
         "method": request.method,
         "path": request.path,
         "query": [list(pair) for pair in request.query],
-        "headers": kept,
+        "headers": headers,
         "body": None,
         "body_base64": None,
     }
     if request.body:
         try:
-            told["body"] = request.body.decode("utf-8")
+            payload["body"] = request.body.decode("utf-8")
         except UnicodeDecodeError:
-            told["body_base64"] = base64.b64encode(request.body).decode("ascii")
-    return told
+            payload["body_base64"] = base64.b64encode(request.body).decode("ascii")
+    return payload
 
 
-def answered(result: Any) -> RouteResponse:
-    """What an action resulted in, as an answer; Problem("plugin_error") or ("output_too_large") for anything else."""
+def response_from(result: Any) -> RouteResponse:
+    """The response in an action's result; Problem("plugin_error"), or ("output_too_large")."""
     if not isinstance(result, dict) or not result.keys() <= _ANSWER:
-        raise _wrong(f"expected a result with {', '.join(sorted(_ANSWER))}, found something else")
+        raise _bad_answer(f"expected a result with {', '.join(sorted(_ANSWER))}, found something else")
     status, kind = result.get("status", 200), result.get("content_type", "text/plain; charset=utf-8")
     if type(status) is not int or not (200 <= status <= 299 or 400 <= status <= 599) or status in _WITHOUT_BODY:
-        raise _wrong("expected a status of 200 to 299 (not 204, 205) or 400 to 599")
+        raise _bad_answer("expected a status of 200 to 299 (not 204, 205) or 400 to 599")
     if not isinstance(kind, str) or len(kind) > 128 or not _TYPE.fullmatch(kind):
-        raise _wrong("expected a content type such as text/plain")
+        raise _bad_answer("expected a content type such as text/plain")
     body = _body(result)
     if len(body) > MAX_ANSWER_BYTES:
         detail = f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, found {len(body)}"
@@ -153,26 +153,26 @@ def answered(result: Any) -> RouteResponse:
 
 
 def compiled(source: str) -> Template:
-    """A template as it was kept; Problem("source_blocked")."""
+    """A stored template, parsed; Problem("source_blocked")."""
     return template.parse(source.encode("utf-8"))
 
 
 def _body(result: Mapping[str, Any]) -> bytes:
     plain, coded = result.get("body"), result.get("body_base64")
     if plain is not None and coded is not None:
-        raise _wrong("expected one of body and body_base64, found both")
+        raise _bad_answer("expected one of body and body_base64, found both")
     try:
         if plain is not None:
-            return plain.encode("utf-8") if isinstance(plain, str) else _no_text()
+            return plain.encode("utf-8") if isinstance(plain, str) else _not_text()
         return (
-            base64.b64decode(coded, validate=True) if isinstance(coded, str) else b"" if coded is None else _no_text()
+            base64.b64decode(coded, validate=True) if isinstance(coded, str) else b"" if coded is None else _not_text()
         )
     except ValueError as error:
-        raise _wrong("expected body to be text, or body_base64 to be base64") from error
+        raise _bad_answer("expected body to be text, or body_base64 to be base64") from error
 
 
-def _no_text() -> bytes:
-    raise _wrong("expected body and body_base64 to be text")
+def _not_text() -> bytes:
+    raise _bad_answer("expected body and body_base64 to be text")
 
 
 def _check_live(live: Live, plugin_id: str) -> None:
@@ -180,5 +180,5 @@ def _check_live(live: Live, plugin_id: str) -> None:
         raise Problem("not_found", "there is no such route")
 
 
-def _wrong(detail: str) -> Problem:
+def _bad_answer(detail: str) -> Problem:
     return Problem("plugin_error", detail)

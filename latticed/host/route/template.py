@@ -1,7 +1,7 @@
-"""Workers' templates: taken apart once, put together per request in one pass (system-plugins.md, worker:route).
+"""Workers' templates: parsed once, rendered for each request in one pass (system-plugins.md, worker:route).
 
-`{{path}}`, `{{method}}`, `{{query:NAME}}` and `{{kv:BUCKET/KEY}}` are replaced; any other reference renders empty. What
-is put in is never looked at again: a path or a value that contains a reference is text.
+`{{path}}`, `{{method}}`, `{{query:NAME}}` and `{{kv:BUCKET/KEY}}` are replaced; any other reference renders empty.
+Values are not parsed: a path or a value that contains a placeholder is text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 256 << 10
 MAX_PLACEHOLDERS: Final = 1_024
 MAX_VALUES: Final = 64
-"""Different values of key-value buckets that one template may name: each costs a host call per request."""
+"""Different key-value references in one template: each costs a host call per request."""
 MAX_OUTPUT_BYTES: Final = 1 << 20
 
 _BLOCKED: Final = re.compile(r"(?<![\w$])(?:fetch\(|require\(|process\.env(?![\w$])|exec\(|os\.)")
@@ -29,9 +29,9 @@ escape_html = html.escape
 
 
 class Reference(NamedTuple):
-    """What a placeholder stands for; `name` is that of a query field or bucket, `key` is in that bucket.
+    """What a placeholder refers to; `name` is that of a query field or bucket, `key` is in that bucket.
 
-    A tuple because it is a key of dictionaries, several times per request.
+    A NamedTuple, since it is hashed several times per request.
     """
 
     kind: Literal["path", "method", "query", "kv"]
@@ -53,7 +53,7 @@ class Template:
 
 
 def parse(source: bytes) -> Template:
-    """Take a template apart; Problem("source_blocked") names what is wrong with it and in which line."""
+    """The parsed template; Problem("source_blocked") says what is wrong and in which line."""
     if len(source) > MAX_BYTES:
         raise _blocked(f"expected a template of at most {MAX_BYTES} bytes, found more")
     try:
@@ -81,7 +81,7 @@ def render(
 ) -> bytes:
     """The parts with `values` in the place of references, UTF-8; a reference without a value is empty.
 
-    Problem("output_too_large") when that would be more than `max_bytes`; nothing of that size is ever made.
+    Problem("output_too_large") for more than `max_bytes`, before so much is put together.
     """
     ready = {
         reference: (escape(value) if escape else value).encode("utf-8", "replace")
@@ -99,7 +99,7 @@ def _parts(text: str) -> tuple[bytes | Reference, ...]:
     place = count = 0
     while (start := text.find("{{", place)) >= 0:
         if text.startswith("{", start + 2) and not text.startswith("{", start + 3):
-            start += 1  # of three, the last two open it
+            start += 1  # of `{{{`, the last two open the placeholder
         end = text.find("}}", start + 2)
         inside = text[start + 2 : end]
         if end < 0 or "{{" in inside:
@@ -118,11 +118,11 @@ def _parts(text: str) -> tuple[bytes | Reference, ...]:
     return tuple(parts)
 
 
-def _reference(said: str) -> Reference | None:
-    """What a placeholder means; None for nothing."""
-    if said in {"path", "method"}:
-        return PATH if said == "path" else METHOD
-    kind, colon, rest = said.partition(":")
+def _reference(placeholder: str) -> Reference | None:
+    """What a placeholder refers to; None for an unknown one, which renders empty."""
+    if placeholder in {"path", "method"}:
+        return PATH if placeholder == "path" else METHOD
+    kind, colon, rest = placeholder.partition(":")
     if not colon or not rest:
         return None
     if kind == "query":

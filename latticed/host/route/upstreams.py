@@ -1,7 +1,7 @@
-"""The table of routes of the service listener: whose services are proxied there.
+"""The route table of the service listener: which upstreams (the services of plugins) are proxied there.
 
-It is one origin to a browser: a page of one service can do there whatever its user may. So it belongs to one plugin at
-a time, the first that claims a route.
+To a browser the listener is one origin, so a page of one upstream could act as its user at another. It therefore
+belongs to one plugin at a time, the first that claims a route.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class UpstreamTable(RouteTable):
-    """See `host.routes.Routes`. `on`: whether the operator has set where it listens."""
+    """A RouteTable for one plugin. `enabled`: whether the operator has set an address for the listener."""
 
-    def __init__(self, *, on: bool) -> None:
+    def __init__(self, *, enabled: bool) -> None:
         super().__init__()
-        self.on = on
+        self.enabled = enabled
 
     def check(self, plugin_id: str, prefixes: Iterable[str], *, granted_prefixes: frozenset[str] = frozenset()) -> None:
         """As for any route, and Problem("route_taken") while another plugin has services."""

@@ -10,7 +10,7 @@ import pytest
 
 from latticed.host.route import targets as route_targets
 from latticed.host.route.table import RouteRequest
-from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_AT_ONCE
+from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_IN_FLIGHT
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
@@ -164,8 +164,8 @@ async def test_only_so_many_are_answered_at_once(world):
     """Each may be a process; the next ones are told to come back."""
     await world.put(path=HERE, **INVOKE)
     world.rooms.hold = asyncio.Event()
-    waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_AT_ONCE)]
-    await ingresses.until(lambda: len(world.rooms.asked) == MAX_AT_ONCE, "all are there")
+    waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_IN_FLIGHT)]
+    await ingresses.until(lambda: len(world.rooms.asked) == MAX_IN_FLIGHT, "all are there")
     answer = await page(world, HERE)
     assert (answer.status, answer.code) == (503, "busy")
     world.rooms.hold.set()
@@ -279,7 +279,7 @@ async def test_a_route_put_again_is_replaced(world):
 async def test_quotas_hold_and_change_nothing(tmp_path):
     """On how many, and on how much; the route that was there goes on."""
     async with routed.opened(tmp_path) as world:
-        world.route._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)
+        world.keeper._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)
         for name in ("a", "b"):
             await world.put(path=f"{HERE}{name}/", target="template", template=name)
         error = await world.refused(path=f"{HERE}c/", target="template", template="c")
@@ -309,8 +309,8 @@ async def test_routes_come_back_after_a_restart(tmp_path):
             assert not world.services.in_use
             rooms.live.add(ID)
             world.pass_s(1.0)
-            assert (await world.pages.listened(10)).url
-            assert (await world.services.listened(10)).url
+            assert (await world.pages.wait_for_listener(10)).url
+            assert (await world.services.wait_for_listener(10)).url
             assert (await page(world, f"{HERE}page/")).body == b"page"
             assert (await page(world, f"{HERE}hook/")).body == b"hi"
             assert (await world.get(f"{HERE}app/feed")).status == 200
@@ -330,7 +330,7 @@ async def test_a_plugin_that_stops_answers_no_more(world):
     await ingresses.until(lambda: not world.pages.listener.url, "no listener")
     world.rooms.live.add(ID)
     world.pass_s(1.0)
-    assert (await world.pages.listened(10)).url
+    assert (await world.pages.wait_for_listener(10)).url
     assert (await page(world, HERE)).status == 200
 
 
@@ -338,7 +338,7 @@ async def test_a_forgotten_plugin_leaves_nothing(world):
     """Neither rows nor claims; those of others stay."""
     await world.put(path=HERE, **TEMPLATE)
     await world.put(OTHER, path=f"/{OTHER}/", **TEMPLATE)
-    await world.route.forget(ID)
+    await world.keeper.forget(ID)
     world.pass_s(1.0)
     assert (await page(world, HERE)).status == 404
     assert (await page(world, f"/{OTHER}/")).status == 200
@@ -355,8 +355,8 @@ async def test_a_damaged_row_is_told_and_left_out(tmp_path):
                 lambda tx, path=path, spec=spec: rows.put(tx, ID, path, spec, rows.RouteQuota(), now_us=1)
             )
     async with routed.opened(tmp_path) as world:
-        assert [kept.spec.path for kept in world.route._kept.values()] == [f"{HERE}x/"]
-        assert (await world.pages.listened(10)).url
+        assert [route.spec.path for route in world.keeper._routes.values()] == [f"{HERE}x/"]
+        assert (await world.pages.wait_for_listener(10)).url
         assert (await page(world, f"{HERE}x/")).status == 200
 
 
@@ -405,7 +405,7 @@ async def test_a_listener_that_was_taken_away_leaves_services_waiting(tmp_path, 
         assert not world.services.in_use
         assert len(world.kept()) == 1
     async with routed.opened(tmp_path, rooms=rooms) as world:
-        assert (await world.services.listened(10)).url
+        assert (await world.services.wait_for_listener(10)).url
         assert (await world.get(f"{HERE}feed")).status == 200
 
 
@@ -492,8 +492,8 @@ async def test_a_route_moves_between_listeners(world, backend):
 def test_what_an_action_is_told_is_bounded():
     """So many headers, none of them long, each name once."""
     headers = {f"X-{n}": "v" for n in range(100)} | {"X-Long": "v" * 5_000, "Accept": "a\udcff"}
-    told = route_targets.asked(RouteRequest(method="GET", path="/", headers=headers))
+    told = route_targets.invoke_payload(RouteRequest(method="GET", path="/", headers=headers))
     assert len(told["headers"]) == route_targets.MAX_HEADERS
     assert "x-long" not in told["headers"]
-    told = route_targets.asked(RouteRequest(method="GET", path="/", headers={"Accept": "a\udcff"}))
+    told = route_targets.invoke_payload(RouteRequest(method="GET", path="/", headers={"Accept": "a\udcff"}))
     assert told["headers"] == {"accept": "a\ufffd"}

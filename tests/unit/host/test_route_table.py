@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from latticed.host.route import table as room
+from latticed.host.route import table
 from latticed.host.route.table import RouteListener, RouteTable
 from latticed.model.errors import Problem
 from tests.house.ingresses import Echo
@@ -20,7 +20,7 @@ def routes():
 
 
 def claim(routes, plugin_id, *prefixes, granted=()):
-    return routes.claim(plugin_id, prefixes or [room.own(plugin_id)], ECHO, granted_prefixes=frozenset(granted))
+    return routes.claim(plugin_id, prefixes or [table.own_prefix(plugin_id)], ECHO, granted_prefixes=frozenset(granted))
 
 
 def refused(routes, plugin_id, *prefixes, granted=()):
@@ -91,9 +91,9 @@ def test_what_is_not_granted_cannot_be_claimed(routes):
 
 def test_what_a_manifest_declares_and_nobody_granted_is_not_served():
     """Its own prefix always is; a grant may be written without the last slash."""
-    assert room.served("acme.demo", ["/app", "/more/"], frozenset()) == ("/acme.demo/",)
-    assert room.served("acme.demo", ["/app", "/more/", "/app/"], frozenset({"/app"})) == ("/acme.demo/", "/app/")
-    assert room.served("acme.demo", [], frozenset({"/app"})) == ("/acme.demo/",)
+    assert table.claimable("acme.demo", ["/app", "/more/"], frozenset()) == ("/acme.demo/",)
+    assert table.claimable("acme.demo", ["/app", "/more/", "/app/"], frozenset({"/app"})) == ("/acme.demo/", "/app/")
+    assert table.claimable("acme.demo", [], frozenset({"/app"})) == ("/acme.demo/",)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_well_known_space_is_served_by_nobody(routes):
 
 def test_too_many_prefixes_are_refused(routes):
     """A bound on what one plugin costs."""
-    many = [f"/acme.demo/{number}/" for number in range(room.MAX_PREFIXES + 1)]
+    many = [f"/acme.demo/{number}/" for number in range(table.MAX_PREFIXES + 1)]
     assert "at most 16" in refused(routes, "acme.demo", *many)
 
 
@@ -188,11 +188,11 @@ async def test_every_change_is_told(routes):
 
 async def test_whoever_asks_learns_how_the_listener_stands(routes):
     """At once without one; after its word when there is one about to listen; as it is when that takes too long."""
-    assert (await routes.listened(60)).fault
-    routes.tell(RouteListener())
-    waiting = asyncio.create_task(routes.listened(60))
+    assert (await routes.wait_for_listener(60)).fault
+    routes.set_listener(RouteListener())
+    waiting = asyncio.create_task(routes.wait_for_listener(60))
     await asyncio.sleep(0)
-    routes.tell(RouteListener(url="http://127.0.0.1:1"))
+    routes.set_listener(RouteListener(url="http://127.0.0.1:1"))
     assert (await waiting).url == "http://127.0.0.1:1"
-    routes.tell(RouteListener())
-    assert await routes.listened(0.01) == RouteListener()
+    routes.set_listener(RouteListener())
+    assert await routes.wait_for_listener(0.01) == RouteListener()

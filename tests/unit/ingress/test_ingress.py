@@ -29,7 +29,7 @@ def echo():
 
 async def claimed(outside, target, plugin_id="acme.demo"):
     claim = outside.routes.claim(plugin_id, [f"/{plugin_id}/"], target)
-    assert (await outside.routes.listened(ingresses.PATIENCE_S)).url
+    assert (await outside.routes.wait_for_listener(ingresses.PATIENCE_S)).url
     return claim
 
 

@@ -20,7 +20,7 @@ async def echo():
 async def outside(tmp_path, echo):
     async with ingresses.opened(tmp_path) as found:
         found.routes.claim("acme.demo", ["/acme.demo/"], echo)
-        assert (await found.routes.listened(ingresses.PATIENCE_S)).url
+        assert (await found.routes.wait_for_listener(ingresses.PATIENCE_S)).url
         yield found
 
 
@@ -78,7 +78,7 @@ async def test_named_hosts_replace_the_default(tmp_path, echo):
     """With a port only that port; without, any."""
     async with ingresses.opened(tmp_path, hosts=("app.example.org", "other.example.org:8443")) as named:
         named.routes.claim("acme.demo", ["/acme.demo/"], echo)
-        await named.routes.listened(ingresses.PATIENCE_S)
+        await named.routes.wait_for_listener(ingresses.PATIENCE_S)
         for host, status in {
             "app.example.org": 200,
             "app.example.org:9": 200,

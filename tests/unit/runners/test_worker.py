@@ -360,12 +360,12 @@ async def test_without_a_listener_it_is_degraded_and_says_why():
     gate = _gate()
     living = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
     living.claim = routes.claim("acme.demo", ["/acme.demo/"], living)
-    routes.tell(RouteListener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
+    routes.set_listener(RouteListener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
     checkup = await living.check()
     assert checkup.health is Health.DEGRADED
     assert checkup.message.startswith("listener unavailable for /acme.demo/: cannot listen")
     assert living.message == checkup.message
-    routes.tell(RouteListener(url="http://127.0.0.1:8787"))
+    routes.set_listener(RouteListener(url="http://127.0.0.1:8787"))
     assert (await living.check()).health is Health.HEALTHY
 
 
@@ -396,7 +396,7 @@ async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, 
 async def test_a_start_that_is_cancelled_while_it_waits_leaves_no_route(outside):
     """For a listener that takes its time."""
     routes = RouteTable()
-    routes.tell(RouteListener())
+    routes.set_listener(RouteListener())
     outside.worker = WorkerRunner(routes)
     task = asyncio.create_task(outside.arm(b"x"))
     await ingresses.until(lambda: routes.in_use, "the claim")

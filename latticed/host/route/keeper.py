@@ -1,0 +1,340 @@
+"""What keeps the routes that plugins put: in the ledger, and claimed in a route table while they may be served.
+
+A stored route is served while its plugin may have it and, unless it is proxied, runs; after a restart too. `recheck`
+follows a change at once, and all routes are rechecked every second besides, so that a missed change does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
+
+from latticed.host.call import HostError
+from latticed.host.route import spec as route_spec
+from latticed.host.route import table as prefixes
+from latticed.host.route.targets import Invoked, Proxied, Templated, compiled
+from latticed.kit import logs, passwords
+from latticed.ledger import routes as rows
+from latticed.model import egress
+from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from latticed.host.permissions import Permissions
+    from latticed.host.route.spec import RouteSpec
+    from latticed.host.route.table import RouteClaim, RouteListener, RouteTable, RouteTarget
+    from latticed.host.route.upstreams import UpstreamTable
+    from latticed.kit.clock import Clock
+    from latticed.kit.wheel import Wheel
+    from latticed.ledger import Ledger
+    from latticed.model.addresses import Address
+
+ROUTE: Final = "worker:route"
+RECHECK_S: Final = 1.0
+LISTEN_S: Final = 1.0
+"""How long `put` waits for the listener to start."""
+
+log = logs.get_logger()
+
+
+class PluginHandle(Protocol):
+    """A plugin that an operator has active, as routes see it: the supervisor's handle."""
+
+    @property
+    def armed(self) -> bool:
+        """Whether an instance of it is running."""
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """A host call of the plugin through its Gate; Problem, or HostError."""
+
+    async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
+        """Have one of its actions carried out; Problem when it is not armed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDeps:
+    """What routes work with besides tables and time.
+
+    `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
+    plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin.
+    """
+
+    permissions: Permissions
+    handles: Mapping[str, PluginHandle]
+    secret: Callable[[str, str], str]
+    visited: Callable[[str], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class StoredRoute:
+    """A route that a plugin has put: `claim` while it is served, `fault` why it was last refused."""
+
+    plugin_id: str
+    spec: RouteSpec
+    target: RouteTarget
+    claim: RouteClaim | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedRoute:
+    """One route for a list. `stored` is None when no plugin put it: a running worker's manifest declares it."""
+
+    plugin_id: str
+    path: str
+    stored: StoredRoute | None
+
+
+class RouteKeeper:
+    """An async context manager: on entry it claims the routes that are stored.
+
+    `pages` is the route table of the HTTP listener, `upstreams` that of the service listener.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        pages: RouteTable,
+        upstreams: UpstreamTable,
+        deps: RouteDeps,
+        clock: Clock,
+        wheel: Wheel,
+        quota: rows.RouteQuota | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._pages = pages
+        self._upstreams = upstreams
+        self._deps = deps
+        self._clock = clock
+        self._wheel = wheel
+        self._quota = quota or rows.RouteQuota()
+        self._routes: dict[tuple[str, str], StoredRoute] = {}  # by plugin and path, in the order they were put
+        self._changing = asyncio.Lock()
+        self._stack = contextlib.ExitStack()
+
+    async def __aenter__(self) -> Self:
+        for row in await self._ledger.read_slow(rows.load_all):
+            try:
+                route = await asyncio.to_thread(self._stored_route, row.plugin_id, route_spec.decoded(row.spec))
+            except (ValueError, Problem) as error:
+                log.error("route_damaged", plugin_id=row.plugin_id, path=row.path, reason=str(error))
+            else:
+                self._routes[row.plugin_id, row.path] = route
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._release_all)
+            stack.callback(self._wheel.every(RECHECK_S, self._recheck_all).cancel)
+            self._recheck_all()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def put(self, plugin_id: str, spec: RouteSpec) -> RouteListener:
+        """Store a route and claim it, in place of the plugin's one at this path; where it is served. HostError.
+
+        The target is made in a thread: parsing a template takes time.
+        """
+        if spec.target == "service":
+            self._check_service(plugin_id, spec)
+        route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
+        async with self._changing:
+            await self._replace(route)
+        return await self._table(spec).wait_for_listener(LISTEN_S)
+
+    async def delete(self, plugin_id: str, path: str) -> bool:
+        """Take a route away; False when the plugin has none at `path`."""
+        key = (plugin_id, prefixes.normalised(path))
+        async with self._changing:
+            if key not in self._routes:
+                return False
+            await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
+            self._release(self._routes.pop(key))
+        return True
+
+    def recheck(self, plugin_id: str) -> None:
+        """Claim what a plugin may have now, and release what it may not: no request gets an answer of it any more."""
+        self._recheck([route for route in self._routes.values() if route.plugin_id == plugin_id])
+
+    def _recheck_all(self) -> None:
+        self._recheck(self._routes.values())
+
+    def _recheck(self, routes: Iterable[StoredRoute]) -> None:
+        for route in routes:
+            allowed = self._may_serve(route)
+            if allowed and route.claim is None:
+                try:
+                    self._claim(route)
+                except Problem as problem:
+                    if route.fault != problem.reason:
+                        log.warning("route_refused", plugin_id=route.plugin_id, reason=problem.reason)
+                    route.fault = problem.reason
+            elif not allowed:
+                self._release(route)
+
+    async def forget(self, plugin_id: str) -> None:
+        """Delete the routes of a plugin that was forgotten, or that another publisher took over."""
+        async with self._changing:
+            for key in [key for key in self._routes if key[0] == plugin_id]:
+                self._release(self._routes.pop(key))
+            await self._ledger.write(lambda tx: rows.clear(tx, plugin_id))
+
+    # What operators see.
+
+    def every(self) -> list[ListedRoute]:
+        """The routes that plugins have put, then those that running workers declare."""
+        stored = [ListedRoute(plugin_id=one.plugin_id, path=one.spec.path, stored=one) for one in self._routes.values()]
+        paths = {(route.path, route.plugin_id) for route in stored}
+        declared = [one for one in self._pages.claimed() if one not in paths]
+        return [*stored, *(ListedRoute(plugin_id=plugin_id, path=path, stored=None) for path, plugin_id in declared)]
+
+    def view(self, listed: ListedRoute) -> dict[str, Any]:
+        """One route as `GET /api/routes` shows it (contracts §7), without its template."""
+        if (route := listed.stored) is None:
+            spec = route_spec.RouteSpec(path=listed.path, target="template")
+            return self._view(spec, listed.plugin_id, served=True)
+        fault = route.fault if self._may_serve(route) else ""
+        return self._view(route.spec, route.plugin_id, served=route.claim is not None, fault=fault)
+
+    def _view(self, spec: RouteSpec, plugin_id: str, *, served: bool, fault: str = "") -> dict[str, Any]:
+        listener = self._table(spec).listener
+        return {
+            "plugin": plugin_id,
+            "path": spec.path,
+            "target": spec.target,
+            "state": "served" if served else "refused" if fault else "resting",
+            "reason": listener.fault if served else fault,
+            "url": f"{listener.url}{spec.path}" if served and listener.url else None,
+            "content_type": spec.content_type or None,
+            "action": spec.action or None,
+            "methods": list(spec.methods),
+            "origin": spec.origin or None,
+            "login": bool(spec.login),
+            "public": list(spec.public),
+        }
+
+    def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
+        if not self._upstreams.enabled:
+            raise HostError(
+                Denial.SERVICE_UNAVAILABLE,
+                "http.service_listen is not set, so no services are proxied: the operator names an address there,"
+                " such as 127.0.0.1:8788",
+            )
+        if self._pinned(plugin_id, spec.parsed_origin) is None:
+            raise HostError(
+                Denial.EGRESS_BLOCKED,
+                f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
+            )
+        if spec.login and (fault := passwords.fault(self._deps.secret(plugin_id, spec.login))):
+            raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
+
+    async def _replace(self, route: StoredRoute) -> None:
+        """Claim first, then store: a refused claim leaves no row, and a failed write no claim."""
+        key = (route.plugin_id, route.spec.path)
+        old = self._routes.get(key)
+        was_claimed = old is not None and old.claim is not None
+        try:
+            self._claim(route)
+        except Problem as problem:
+            raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}") from problem
+        encoded, now_us = route_spec.encoded(route.spec), self._clock.wall_us()
+        try:
+            await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
+        except BaseException:
+            self._release(route)
+            if old is not None and was_claimed:
+                self._claim(old)
+            raise
+        if old is not None:
+            self._release(old)  # the new claim replaced it, unless it is in the other table
+        self._routes[key] = route
+
+    # What answers, and whether it may.
+
+    def _stored_route(self, plugin_id: str, spec: RouteSpec) -> StoredRoute:
+        target: RouteTarget | Proxied
+        match spec.target:
+            case "template":
+                target = Templated(
+                    plugin_id, compiled(spec.template), spec.content_type, live=self._live, call=self._call
+                )
+            case "invoke":
+                target = Invoked(plugin_id, spec.action, spec.methods, live=self._live, invoke=self._invoke)
+            case _:
+                origin = spec.parsed_origin
+                target = Proxied(
+                    plugin_id=plugin_id,
+                    prefix=spec.path,
+                    origin=origin,
+                    login=spec.login,
+                    public=spec.public,
+                    live=lambda: self._may(plugin_id),
+                    pinned=lambda: self._pinned(plugin_id, origin),
+                    visited=lambda: self._deps.visited(plugin_id),
+                )
+        return StoredRoute(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
+
+    def _may(self, plugin_id: str) -> bool:
+        """Whether anything may be served for a plugin."""
+        return self._deps.permissions.may(plugin_id, ROUTE)
+
+    def _live(self, plugin_id: str) -> bool:
+        """Whether a plugin may serve routes, and is running to do so."""
+        handle = self._deps.handles.get(plugin_id)
+        return handle is not None and handle.armed and self._may(plugin_id)
+
+    async def _call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
+        return await self._handle(plugin_id).call(method, params)
+
+    async def _invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        return await self._handle(plugin_id).invoke(action, payload, by_outsider=True)
+
+    def _handle(self, plugin_id: str) -> PluginHandle:
+        if (handle := self._deps.handles.get(plugin_id)) is None:
+            raise Problem("not_armed", f"{plugin_id} is not armed")
+        return handle
+
+    def _pinned(self, plugin_id: str, origin: egress.Origin) -> Address | None:
+        rights = self._deps.permissions.published(plugin_id)
+        found = egress.pinned(rights, scheme=origin.scheme, host=origin.host, port=origin.port)
+        return origin.address if origin.address in found else None
+
+    def _table(self, spec: RouteSpec) -> RouteTable:
+        return self._upstreams if spec.target == "service" else self._pages
+
+    def _may_serve(self, route: StoredRoute) -> bool:
+        """Whether a route may be served now. A proxied one does not need its plugin to run."""
+        allowed = self._may if route.spec.target == "service" else self._live
+        return allowed(route.plugin_id) and self._may_have(route.plugin_id, route.spec.path)
+
+    def _may_have(self, plugin_id: str, path: str) -> bool:
+        return path.startswith(prefixes.own_prefix(plugin_id)) or bool(self._granted(plugin_id, path))
+
+    def _granted(self, plugin_id: str, path: str) -> frozenset[str]:
+        """`path` if it is a granted prefix or below one; a granted `/` counts for `/` alone: every path is below it."""
+        granted = {prefixes.normalised(one) for one in self._deps.permissions.prefixes(plugin_id)}
+        below = any(path.startswith(one) for one in granted - {"/"})
+        return frozenset({path} if below or path in granted else ())
+
+    def _claim(self, route: StoredRoute) -> None:
+        path = route.spec.path
+        granted = self._granted(route.plugin_id, path)
+        table = self._table(route.spec)
+        if isinstance(route.target, Proxied) and not self._upstreams.enabled:
+            raise Problem("service_unavailable", "http.service_listen is not set, so no services are proxied")
+        route.claim = table.claim(route.plugin_id, [path], route.target, granted_prefixes=granted)
+        route.fault = ""
+
+    def _release(self, route: StoredRoute) -> None:
+        if route.claim is not None:
+            self._table(route.spec).release(route.claim)
+        route.claim = None
+
+    def _release_all(self) -> None:
+        for route in self._routes.values():
+            self._release(route)
