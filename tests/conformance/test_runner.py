@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import fields
 
 import pytest
 from wasmtime import wat2wasm as wasm
@@ -18,6 +19,7 @@ from latticed.model.errors import Problem
 from latticed.runners import choice
 from latticed.runners.contract import Checkup, PluginToRun
 from latticed.runners.noop import NoopRunner
+from latticed.settings import shapes
 from tests.house import bundles, grounds, houses, leftovers, supervisors, wasms
 from tests.house.runners import Driven
 
@@ -40,7 +42,8 @@ START_S = STOP_S = 10.0
 
 
 def test_every_runner_is_tested_here():
-    assert {way.partition("-")[0] for way in WAYS} == choice.BUILT_IN | {"driven"}
+    allowed = {name for field in fields(shapes.RunnerSettings) for name in field.metadata["one_of"]}
+    assert {way.partition("-")[0] for way in WAYS} == allowed | {"driven"}
 
 
 @pytest.fixture(params=WAYS)
