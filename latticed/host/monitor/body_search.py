@@ -1,6 +1,6 @@
 """Whether words are in the beginning of a body, as its content coding and charset write them.
 
-What cannot be read here says nothing about the target: that is told apart from words that are not there.
+A body that cannot be read here is told apart from one without the words: `rules` judges them differently.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ _CHARSETS: Final = frozenset(
     + [f"iso8859-{part}" for part in (*range(2, 12), *range(13, 17))]
     + [f"cp125{part}" for part in range(9)]
 )
-"""By the names of Python's codecs; others are slow with what is not meant for them, or no charsets at all."""
+"""By the names of Python's codecs. Others are not charsets, or take very long with some inputs."""
 _AS_BROWSERS_READ: Final = {"iso8859-1": "cp1252", "ascii": "cp1252"}
 """The WHATWG Encoding Standard, section 4.2: both labels mean windows-1252."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """`up`: the words are there; `down`: they are not; `error`: not to be told from here, and why."""
+@dataclass(frozen=True, slots=True)
+class BodyFinding:
+    """`corrupt`: it cannot be decompressed; `too_large`: the words are not in the first `detail` KiB; `coding`,
+    `charset`: it comes in one that is not read here, `detail`; `no_charset`: it names none, and is not UTF-8.
+    """
 
-    outcome: Literal["up", "down", "error"]
-    code: str = ""
-    reason: str = ""
+    kind: Literal["found", "absent", "corrupt", "cut_short", "too_large", "coding", "charset", "no_charset"]
+    detail: str = ""
 
 
-class Search:
+class BodySearch:
     """Feed it the body as it comes; `finding` is set as soon as nothing further can change it.
 
-    At most `limit` bytes are looked at, before and after decoding.
+    At most `limit` bytes are searched, counted both before and after decompression.
     """
 
     def __init__(self, words: str, *, coding: str, charset: str | None, limit: int) -> None:
-        self.finding: Finding | None = None
+        self.finding: BodyFinding | None = None
         self._words = words
         self._limit = limit
         self._raw_bytes = 0
         self._bytes = 0
         self._tail = ""
-        self._unread = False
-        self._assumed = charset is None
+        self._undecodable = False
+        self._charset_assumed = charset is None
         self._coding = coding.strip().lower()
-        self._inflater: zlib._Decompress | None = None  # of the member under way
+        self._inflater: zlib._Decompress | None = None  # of the current gzip member
         name = _codec("utf-8" if charset is None else charset)
         if self._coding not in _CODINGS:
-            self._unjudged("content_coding", f"the body comes in the Content-Encoding {self._coding}")
+            self.finding = BodyFinding("coding", self._coding)
         elif name is None:
-            self._unjudged("charset_unknown", f"the body comes in the charset {charset}")
+            self.finding = BodyFinding("charset", str(charset))
         self._decoder = codecs.getincrementaldecoder(name or "utf-8")(errors="replace")
 
     def feed(self, data: bytes) -> None:
@@ -62,24 +63,24 @@ class Search:
         try:
             while data and self.finding is None:
                 content, data = self._content(data)
-                self._look(content)
+                self._search(content)
         except zlib.error:
-            self.finding = Finding(outcome="down", code="protocol_error", reason="the body is not what it says it is")
+            self.finding = BodyFinding("corrupt")
         if self.finding is None and self._raw_bytes > self._limit:
             self._too_large()
 
-    def end(self) -> Finding:
-        """The body is over; what was found."""
+    def end(self) -> BodyFinding:
+        """What was found, now that the body is over."""
         if self.finding is not None:
             return self.finding
         if self._inflater is not None and not self._inflater.eof:
-            return Finding(outcome="down", code="protocol_error", reason="the body ends too early")
-        if self._unread and not self._words.isascii():
-            return Finding(outcome="error", code="charset_unknown", reason="it names no charset and is not UTF-8")
-        return Finding(outcome="down", code="body_mismatch", reason="expected words are not in the body")
+            return BodyFinding("cut_short")
+        if self._undecodable and not self._words.isascii():
+            return BodyFinding("no_charset")
+        return BodyFinding("absent")
 
     def _content(self, data: bytes) -> tuple[bytes, bytes]:
-        """What of the content this part of the body is, and what of it is still to be looked at."""
+        """(content, the rest of `data`): the next decompressed bytes, and what has not been decompressed yet."""
         if self._coding in {"", "identity"}:
             return data, b""
         if self._inflater is None:
@@ -95,24 +96,20 @@ class Search:
             return content, inflater.unused_data
         return content, b""
 
-    def _look(self, content: bytes) -> None:
-        room = self._limit - self._bytes
+    def _search(self, content: bytes) -> None:
+        left = self._limit - self._bytes
         self._bytes += len(content)
-        text = self._decoder.decode(content[:room])
-        self._unread |= self._assumed and "\ufffd" in text
-        seen = self._tail + text
-        if self._words in seen:
-            self.finding = Finding(outcome="up")
-        elif len(content) > room:
+        text = self._decoder.decode(content[:left])
+        self._undecodable |= self._charset_assumed and "\ufffd" in text
+        searched = self._tail + text
+        if self._words in searched:
+            self.finding = BodyFinding("found")
+        elif len(content) > left:
             self._too_large()
-        self._tail = seen[max(len(seen) - len(self._words) + 1, 0) :]
+        self._tail = searched[max(len(searched) - len(self._words) + 1, 0) :]
 
     def _too_large(self) -> None:
-        reason = f"expected words are not in the first {self._limit >> 10} KiB of the body, and no more is looked at"
-        self._unjudged("body_too_large", reason)
-
-    def _unjudged(self, code: str, reason: str) -> None:
-        self.finding = Finding(outcome="error", code=code, reason=reason)
+        self.finding = BodyFinding("too_large", str(self._limit >> 10))
 
 
 def _codec(charset: str) -> str | None:

@@ -1,11 +1,11 @@
-"""One GET: status, a word in the body, and how long the certificate is good. Redirects are results, not followed."""
+"""One GET: its status, words in its body, and until when the certificate is valid. Redirects are not followed."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import socket
 import ssl
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +15,9 @@ from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from latticed.host.egress import headers
-from latticed.host.monitor import outcomes
-from latticed.host.monitor.body_search import Search
-from latticed.ledger.monitors import Result
+from latticed.host.monitor import rules
+from latticed.host.monitor.body_search import BodySearch
+from latticed.host.monitor.rules import BadAnswer, HeaderTooLarge, HttpAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,21 +25,25 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
     from latticed.host.egress.url import Target
-    from latticed.host.monitor.body_search import Finding
+    from latticed.host.monitor.body_search import BodyFinding
     from latticed.host.monitor.spec import MonitorSpec
     from latticed.model.addresses import Address
 
 BODY_BYTES: Final = 256 << 10
-"""So much of a body is looked at."""
-_DAY_S: Final = 86_400
+"""So much of a body is searched."""
 _HEADER: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": headers.USER_AGENT}
 
 
-async def check(spec: MonitorSpec, target: Target, addresses: Sequence[Address], tls: ssl.SSLContext | None) -> Result:
-    """The result of one request to one of these judged addresses; OSError and TimeoutError are for the caller."""
+async def check(
+    spec: MonitorSpec, target: Target, addresses: Sequence[Address], tls: ssl.SSLContext | None
+) -> HttpAnswer:
+    """The answer to one GET at one of these addresses, which the guard has allowed.
+
+    OSError, BadAnswer or HeaderTooLarge (`rules.CheckError`) when there is none.
+    """
     connector = aiohttp.TCPConnector(
-        resolver=_Judged(addresses),
-        socket_factory=functools.partial(_judged_socket, frozenset(addresses)),
+        resolver=_AllowedResolver(addresses),
+        socket_factory=functools.partial(_allowed_socket, frozenset(addresses)),
         ssl=tls if tls is not None else True,
         use_dns_cache=False,
         force_close=True,
@@ -56,55 +60,34 @@ async def check(spec: MonitorSpec, target: Target, addresses: Sequence[Address],
             url = URL(str(target), encoded=True)
             async with session.get(url, headers=_HEADER, allow_redirects=False) as answer:
                 assert isinstance(answer, _Response)  # noqa: S101 - the class asked for above
-                return await _judged(spec, answer)
+                search = spec.body and rules.is_expected(answer.status, spec)
+                body = await _searched(answer, spec.body) if search else None
+                return HttpAnswer(status=answer.status, expires_s=answer.expires_s, body=body)
         except aiohttp.ClientConnectorCertificateError as error:
-            return outcomes.of_os_error(_cause(error.certificate_error))
+            raise _os_error(error.certificate_error) from error
         except aiohttp.ClientConnectorError as error:
-            return outcomes.of_os_error(error.os_error)
-        except aiohttp.ServerDisconnectedError:
-            return outcomes.down("reset", "the connection was closed without an answer")
+            raise error.os_error from error
+        except aiohttp.ServerDisconnectedError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was closed without an answer") from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             if _is_our_limit(error):
-                reason = "the answer's header is larger than what is read: 128 lines of at most 8190 bytes"
-                return Result(outcome="error", code="header_too_large", reason=reason)
-            return outcomes.down("protocol_error", getattr(error, "message", "") or "the answer is not whole")
+                raise HeaderTooLarge(
+                    "the answer's header is larger than what is read: 128 lines of at most 8190 bytes"
+                ) from error
+            raise BadAnswer(getattr(error, "message", "") or "the answer is not whole") from error
 
 
-async def _judged(spec: MonitorSpec, answer: _Response) -> Result:
-    def result(outcome: str, code: str = "", reason: str = "") -> Result:
-        return Result(
-            outcome=outcome,
-            code=code,
-            reason=reason,
-            http_status=answer.status,
-            expires_at=answer.expires_s * 1_000_000,
-        )
-
-    expected = answer.status in spec.statuses if spec.statuses else 200 <= answer.status < 400
-    if not expected:
-        wanted = ", ".join(map(str, spec.statuses)) or "200 to 399"
-        return result("down", "status_unexpected", f"expected status {wanted}, found {answer.status}")
-    if spec.body and (found := await _looked_for(answer, spec.body)).outcome != "up":
-        return result(found.outcome, found.code, outcomes.shown(found.reason))
-    if spec.certificate_days and answer.expires_s:
-        left_s = answer.expires_s - int(time.time())
-        if left_s < spec.certificate_days * _DAY_S:
-            reason = f"expected a certificate that is good for {spec.certificate_days} days, found {left_s // _DAY_S}"
-            return result("down", "certificate_expiring", reason)
-    return result("up")
-
-
-async def _looked_for(answer: _Response, wanted: str) -> Finding:
+async def _searched(answer: _Response, wanted: str) -> BodyFinding:
     """Whether the beginning of the body has these words; reading ends as soon as that is known."""
-    coding = answer.headers.get("Content-Encoding", "")  # identity was asked for, and not every server listens
-    search = Search(wanted, coding=coding, charset=answer.charset, limit=BODY_BYTES)
+    coding = answer.headers.get("Content-Encoding", "")  # identity was asked for, which some servers ignore
+    search = BodySearch(wanted, coding=coding, charset=answer.charset, limit=BODY_BYTES)
     while search.finding is None and (part := await answer.content.readany()):
         search.feed(part)
     return search.end()
 
 
 def _is_our_limit(error: BaseException) -> bool:
-    """Whether the parser gave up at a bound of ours, on what may be a good answer."""
+    """Whether aiohttp's parser gave up at one of its limits, on what may be a good answer."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LineTooLong) or getattr(cause, "message", "") == "Too many headers received":
@@ -114,7 +97,7 @@ def _is_our_limit(error: BaseException) -> bool:
 
 
 class _Response(aiohttp.ClientResponse):
-    """Notes how long the certificate is good (seconds since the epoch), for the connection is soon given back."""
+    """Notes when the certificate ends (seconds since the epoch): later the connection may be released already."""
 
     expires_s = 0
 
@@ -127,8 +110,8 @@ class _Response(aiohttp.ClientResponse):
         return await super().start(connection)
 
 
-class _Judged(AbstractResolver):
-    """Knows one name: the one whose addresses the guard has judged."""
+class _AllowedResolver(AbstractResolver):
+    """Resolves every name to the addresses that the guard has allowed for the one that is asked."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = addresses
@@ -150,16 +133,16 @@ class _Judged(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to close."""
 
 
-def _judged_socket(judged: frozenset[Address], info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an address that was judged: one that is written in a URL comes by here and by no resolver."""
+def _allowed_socket(allowed: frozenset[Address], info: tuple[Any, ...]) -> socket.socket:
+    """A socket, for allowed addresses only: an address that is written in a URL passes by no resolver."""
     family, kind, proto, _, address = info
-    if ip_address(address[0]) not in judged:
+    if ip_address(address[0]) not in allowed:
         raise PermissionError("an address that the guard has not judged")
     return socket.socket(family, kind, proto)
 
 
-def _cause(error: Exception) -> OSError:
+def _os_error(error: Exception) -> OSError:
     return error if isinstance(error, OSError) else ssl.SSLError(str(error))

@@ -10,8 +10,8 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
-from latticed.host.monitor import icmp, outcomes
-from latticed.ledger.monitors import Result
+from latticed.host.monitor import icmp
+from latticed.host.monitor.rules import PingUnsupported
 
 if TYPE_CHECKING:
     from latticed.model.addresses import Address
@@ -24,29 +24,21 @@ _NOT_ALLOWED: Final = frozenset(
 _FAMILIES: Final = {4: (socket.AF_INET, socket.IPPROTO_ICMP), 6: (socket.AF_INET6, socket.IPPROTO_ICMPV6)}
 
 
-async def check(address: Address, within_s: float) -> Result:
-    """Whether an address that the guard has allowed answers in time."""
+async def check(address: Address) -> None:
+    """Return once an address that the guard has allowed answers; PingUnsupported or OSError."""
     opened = _open(address.version)
     if opened is None:
-        reason = "expected CAP_NET_RAW, or a group of the daemon's in net.ipv4.ping_group_range"
-        return Result(outcome="unsupported", code="unsupported", reason=reason)
+        raise PingUnsupported("expected CAP_NET_RAW, or a group of the daemon's in net.ipv4.ping_group_range")
     with contextlib.closing(opened):
-        try:
-            async with asyncio.timeout(within_s):
-                await _exchange(opened, address)
-        except TimeoutError:
-            return outcomes.down("timeout", "no answer in time")
-        except OSError as error:
-            return outcomes.of_os_error(error)
-    return Result(outcome="up")
+        await _exchange(opened, address)
 
 
 async def _exchange(opened: socket.socket, address: Address) -> None:
     """Send one request and return once it is answered."""
     loop = asyncio.get_running_loop()
     token = secrets.token_bytes(16)
-    # Immediate, for nothing is sent; asyncio's own way would ask a resolver. From here on only what this address sends
-    # is received.
+    # Not loop.sock_connect, which would resolve the address; a datagram socket's connect sends nothing and does not
+    # block. From here on only what this address sends is received.
     opened.connect((str(address), 0))
     await loop.sock_sendall(opened, icmp.request(address.version, os.getpid() & 0xFFFF, _SEQUENCE, token))
     while not icmp.is_reply(address.version, await loop.sock_recv(opened, _PACKET_BYTES), _SEQUENCE, token):

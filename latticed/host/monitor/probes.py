@@ -1,32 +1,33 @@
-"""One check of one target, through the egress guard; whatever happens is a result."""
+"""One check of one target, through the egress guard; what it observed is judged by `rules`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ssl
+import time
 from typing import TYPE_CHECKING, Final
 
-from latticed.host.call import HostError
+from latticed.host.monitor import rules
 from latticed.host.monitor import spec as specs
-from latticed.host.monitor.outcomes import down, of_os_error, shown
 from latticed.kit import logs
-from latticed.ledger.monitors import Result
-from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
     from latticed.host.egress.guard import Guard
     from latticed.host.monitor.spec import MonitorSpec
+    from latticed.ledger.monitors import Result
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
 
 ADDRESSES: Final = 4
-"""Of one target, how many are tried."""
+"""How many addresses of one target are tried."""
 log = logs.get_logger()
 
 
 class Probes:
-    """Makes checks. `tls` says whom HTTPS trusts; by default the authorities of this host."""
+    """Makes checks. `tls`: which authorities HTTPS trusts; by default those of this host."""
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
@@ -43,15 +44,11 @@ class Probes:
                         return await self._tcp(spec, rights)
                     case "ping":
                         return await self._ping(spec, rights)
-        except TimeoutError:
-            return down("timeout", f"no answer within {spec.timeout_s:g} s")
-        except HostError as error:
-            return _refused(error)
-        except OSError as error:
-            return of_os_error(error)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, rules.CheckError):
+                return rules.of_error(error, late=f"no answer within {spec.timeout_s:g} s")
             log.error("monitor_check_failed", kind=spec.kind, exc_info=True)
-            return Result(outcome="error", code="internal", reason="the check failed, see the daemon's log")
+            return rules.INTERNAL
 
     async def _http(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         from latticed.host.egress import url
@@ -61,53 +58,43 @@ class Probes:
         addresses = await self._guard.resolve(target.host, target.port, rights, scheme=target.scheme)
         if self._tls is None and target.scheme == "https":
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
-        return await http_probe.check(spec, target, addresses[:ADDRESSES], self._tls)
+        answer = await http_probe.check(spec, target, addresses[:ADDRESSES], self._tls)
+        return rules.of_answer(answer, spec, now_s=time.time())
 
     async def _tcp(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         host, port = specs.host_and_port(spec.target)
-        addresses = (await self._guard.resolve(host, port, rights, scheme="tcp"))[:ADDRESSES]
-        found = down("unreachable")
-        for address in addresses:
-            found = await _dialled(address, port, spec.timeout_s / len(addresses))
-            if found.outcome == "up":
-                break
-        return found
+        addresses = await self._guard.resolve(host, port, rights, scheme="tcp")
+        return await _first_up(
+            addresses, lambda address: _connect(address, port), spec.timeout_s, late="no connection in time"
+        )
 
     async def _ping(self, spec: MonitorSpec, rights: EgressRights) -> Result:
         from latticed.host.monitor import ping
 
-        addresses = (await self._guard.resolve(spec.target, 0, rights, scheme="ping"))[:ADDRESSES]
-        found = down("unreachable")
-        for address in addresses:
-            found = await ping.check(address, spec.timeout_s / len(addresses))
-            if found.outcome == "up":
-                break
-        return found
+        addresses = await self._guard.resolve(spec.target, 0, rights, scheme="ping")
+        return await _first_up(addresses, ping.check, spec.timeout_s, late="no answer in time")
 
 
-async def _dialled(address: Address, port: int, within_s: float) -> Result:
-    """Whether a connection can be made to an address that the guard has allowed."""
-    try:
-        async with asyncio.timeout(within_s):
-            _, writer = await asyncio.open_connection(str(address), port)
-    except TimeoutError:
-        return down("timeout", "no connection in time")
-    except OSError as error:
-        return of_os_error(error)
+async def _first_up(
+    addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[None]], timeout_s: float, *, late: str
+) -> Result:
+    """`up` if an attempt at one of the first addresses succeeds, else what the last one says; they share the time."""
+    tried = addresses[:ADDRESSES]
+    found = rules.down("unreachable")
+    for address in tried:
+        try:
+            async with asyncio.timeout(timeout_s / len(tried)):
+                await attempt(address)
+        except (OSError, rules.PingUnsupported) as error:
+            found = rules.of_error(error, late=late)
+        else:
+            return rules.UP
+    return found
+
+
+async def _connect(address: Address, port: int) -> None:
+    """Connect to an address that the guard has allowed, and close the connection."""
+    _, writer = await asyncio.open_connection(str(address), port)
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-    return Result(outcome="up")
-
-
-def _refused(error: HostError) -> Result:
-    """The guard's word: that a name has no address is the target's state, that it may not be dialled is not."""
-    match error.code:
-        case Denial.DEADLINE_EXCEEDED:
-            return down("timeout", error.reason)
-        case Denial.SERVICE_UNAVAILABLE:
-            return down("unresolved", error.reason)
-        case Denial.RATE_LIMITED:
-            return Result(outcome="error", code="no_resources", reason=shown(error.reason))
-        case _:
-            return Result(outcome="blocked", code=error.code, reason=shown(error.reason))

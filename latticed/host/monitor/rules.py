@@ -1,24 +1,183 @@
-"""What follows from a result: pure, so that every sequence can be tried.
+"""What a check's observation says of its target, and what follows from a result. Pure: every sequence can be tried.
+
+Probes report what they observed: an answer, or the exception that ended the check. Whether that is `up`, `down` or
+says nothing about the target is decided here. Then, by state:
 
     unknown ─ up ────────────────► up ◄──────────────► down ◄──── unknown
                                      `failures` in a row      (`failures` in a row)
 
-A transition alerts, but for the first `up`: that a new target is fine is no news.
+A transition alerts, except the first `up`: a new target that is fine is no news.
 """
 
 from __future__ import annotations
 
+import errno
+import ssl
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
+
+from latticed.host.call import HostError
+from latticed.kit import text
+from latticed.ledger.monitors import Result
+from latticed.model.hostcall import Denial
+
+if TYPE_CHECKING:
+    from latticed.host.monitor.body_search import BodyFinding
+    from latticed.host.monitor.spec import MonitorSpec
 
 State = Literal["unknown", "up", "down"]
 Outcome = Literal["up", "down", "unsupported", "blocked", "error"]
-"""`unsupported`: this host cannot make such a check; `blocked`: the guard forbids it; `error`: not to be judged."""
+"""`unsupported`: this host cannot make such a check; `blocked`: the egress guard forbids it; `error`: the check failed
+for a reason that says nothing about the target.
+"""
+REASON_CHARACTERS: Final = 200
+UP: Final = Result(outcome="up")
+INTERNAL: Final = Result(outcome="error", code="internal", reason="the check failed, see the daemon's log")
+
+_DAY_S: Final = 86_400
+_CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+_OF_TARGET: Final = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ETIMEDOUT: "timeout",
+}
+_OF_THIS_HOST: Final = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM), "no_resources"),
+    errno.EADDRNOTAVAIL: "no_resources",  # no port is free, or no address to come from
+    errno.EACCES: "not_permitted",  # this host's own firewall or security module
+    errno.EPERM: "not_permitted",
+}
+_OF_BODY: Final[dict[str, tuple[Outcome, str, str]]] = {
+    "found": ("up", "", ""),
+    "absent": ("down", "body_mismatch", "expected words are not in the body"),
+    "corrupt": ("down", "protocol_error", "the body is not what it says it is"),
+    "cut_short": ("down", "protocol_error", "the body ends too early"),
+    "too_large": (
+        "error",
+        "body_too_large",
+        "expected words are not in the first {} KiB of the body, and no more is looked at",
+    ),
+    "coding": ("error", "content_coding", "the body comes in the Content-Encoding {}"),
+    "charset": ("error", "charset_unknown", "the body comes in the charset {}"),
+    "no_charset": ("error", "charset_unknown", "it names no charset and is not UTF-8"),
+}
+
+
+class BadAnswer(Exception):
+    """What was received is not an HTTP answer, or not a whole one."""
+
+
+class HeaderTooLarge(Exception):
+    """An answer whose header is larger than what this host parses; it may be a good one."""
+
+
+class PingUnsupported(Exception):
+    """This process may not open a socket for ICMP echoes."""
+
+
+CheckError = OSError | HostError | BadAnswer | HeaderTooLarge | PingUnsupported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """`expires_s`: when the certificate ends, seconds since the epoch, 0 without TLS; `body` None: not searched."""
+
+    status: int
+    expires_s: int
+    body: BodyFinding | None = None
+
+
+def is_expected(status: int, spec: MonitorSpec) -> bool:
+    """Whether an answer with this status can be `up`."""
+    return status in spec.statuses if spec.statuses else 200 <= status < 400
+
+
+def of_answer(answer: HttpAnswer, spec: MonitorSpec, *, now_s: float) -> Result:
+    """What an HTTP answer says: status first, then body, then certificate."""
+
+    def result(outcome: Outcome, code: str = "", reason: str = "") -> Result:
+        return Result(
+            outcome=outcome,
+            code=code,
+            reason=_shown(reason),
+            http_status=answer.status,
+            expires_at=answer.expires_s * 1_000_000,
+        )
+
+    if not is_expected(answer.status, spec):
+        wanted = ", ".join(map(str, spec.statuses)) or "200 to 399"
+        return result("down", "status_unexpected", f"expected status {wanted}, found {answer.status}")
+    if answer.body is not None and answer.body.kind != "found":
+        outcome, code, reason = _OF_BODY[answer.body.kind]
+        return result(outcome, code, reason.format(answer.body.detail))
+    if spec.certificate_days and answer.expires_s:
+        left_s = answer.expires_s - int(now_s)
+        if left_s < spec.certificate_days * _DAY_S:
+            reason = f"expected a certificate that is good for {spec.certificate_days} days, found {left_s // _DAY_S}"
+            return result("down", "certificate_expiring", reason)
+    return result("up")
+
+
+def of_error(error: CheckError, *, late: str) -> Result:
+    """What the error that ended a check says; `late` is the reason when the check's own time was over."""
+    match error:
+        case HostError():
+            return _of_denial(error)
+        case BadAnswer():
+            return down("protocol_error", str(error))
+        case HeaderTooLarge():
+            return _no_verdict("error", "header_too_large", str(error))
+        case PingUnsupported():
+            return _no_verdict("unsupported", "unsupported", str(error))
+        case TimeoutError(errno=None):  # of asyncio.timeout; the system's own has an errno
+            return down("timeout", late)
+        case ssl.SSLCertVerificationError():
+            expired = error.verify_code == _CERTIFICATE_EXPIRED
+            return down("certificate_expired" if expired else "certificate_invalid", error.verify_message)
+        case ssl.SSLError():  # its errno is not one of the system's
+            return down("tls_failed", error.reason or "the TLS handshake failed")
+        case OSError():
+            number = error.errno or 0
+            if isinstance(error, PermissionError) or number in _OF_THIS_HOST:
+                code = _OF_THIS_HOST.get(number, "not_permitted")
+                return _no_verdict("error", code, error.strerror or str(error))
+            return down(_OF_TARGET.get(number, "failed"), error.strerror or "the connection failed")
+        case _:
+            assert_never(error)
+
+
+def down(code: str, reason: str = "") -> Result:
+    return Result(outcome="down", code=code, reason=_shown(reason))
+
+
+def _of_denial(error: HostError) -> Result:
+    """What the egress guard's refusal says: a name without an address is down, one that may not be dialled is not."""
+    match error.code:
+        case Denial.DEADLINE_EXCEEDED:
+            return down("timeout", error.reason)
+        case Denial.SERVICE_UNAVAILABLE:
+            return down("unresolved", error.reason)
+        case Denial.RATE_LIMITED:
+            return _no_verdict("error", "no_resources", error.reason)
+        case _:
+            return _no_verdict("blocked", error.code, error.reason)
+
+
+def _no_verdict(outcome: Literal["unsupported", "blocked", "error"], code: str, reason: str) -> Result:
+    return Result(outcome=outcome, code=code, reason=_shown(reason))
+
+
+def _shown(reason: str) -> str:
+    """A reason as it is kept: one line, cut."""
+    return text.sanitise(reason, REASON_CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorStatus:
-    """How a monitor stands, and how many results in a row have spoken against it."""
+    """`against`: how many results in a row were unlike `state`."""
 
     state: State = "unknown"
     against: int = 0
@@ -27,7 +186,7 @@ class MonitorStatus:
 def decide(
     before: MonitorStatus, outcome: Outcome, failures: int
 ) -> tuple[MonitorStatus, Literal["up", "down"] | None]:
-    """The standing after one more result, and the alert that is due.
+    """The status after one more result, and the alert that is due.
 
     What says nothing about the target (unsupported, blocked, error) changes nothing.
     """

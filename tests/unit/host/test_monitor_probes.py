@@ -21,7 +21,7 @@ import trustme
 
 from latticed.host.egress.guard import Guard
 from latticed.host.monitor import spec as specs
-from latticed.host.monitor.outcomes import of_os_error
+from latticed.host.monitor.rules import of_error
 from latticed.host.monitor.probes import Probes
 from latticed.host.monitor.rules import MonitorStatus, decide
 from latticed.model.egress import EgressRights
@@ -447,9 +447,9 @@ async def test_want_of_descriptors_is_not_the_targets_fault():
 )
 def test_what_this_host_refuses_is_not_the_targets_fault(number, code):
     """Its own firewall, no free port; and an address that the guard has not judged."""
-    result = of_os_error(OSError(number, os.strerror(number)))
+    result = of_error(OSError(number, os.strerror(number)), late="")
     assert (result.outcome, result.code) == ("error", code)
-    assert of_os_error(PermissionError("an address that the guard has not judged")).outcome == "error"
+    assert of_error(PermissionError("an address that the guard has not judged"), late="").outcome == "error"
 
 
 async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
@@ -467,6 +467,6 @@ async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
 
 def test_reasons_cannot_forge_a_line():
     """What a peer can put into an error is escaped and cut."""
-    result = of_os_error(OSError(5, "a\nb\x1b[31m" + "x" * 500))
+    result = of_error(OSError(5, "a\nb\x1b[31m" + "x" * 500), late="")
     assert result.reason.startswith("a\\x0ab\\x1b[31mxxx")
     assert len(result.reason) == 200
