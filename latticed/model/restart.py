@@ -1,4 +1,4 @@
-"""Restart arithmetic: exponential backoff with jitter, and the breaker that a crash loop opens."""
+"""Backoff: how long to wait after failures in a row, for all that is retried; and the breaker of a crash loop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,40 @@ VISITED: Final = "(visitors' requests had reached it: this does not count for th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestartPolicy:
-    """How failures are answered. All times in seconds.
+class Backoff:
+    """`base_s` after the first failure in a row, `factor` times as long after each further one, at most `ceiling_s`;
+    spread over ± `jitter` of that.
+    """
+
+    base_s: float = 1.0
+    factor: float = 2.0
+    ceiling_s: float = 60.0
+    jitter: float = 0.2
+
+    def plain_s(self, failures: int) -> float:
+        """Seconds after so many failures in a row, without jitter; 0 after none."""
+        return min(self.ceiling_s, self.base_s * self.factor ** min(failures - 1, 64)) if failures > 0 else 0.0
+
+    def delay_s(self, failures: int, roll: float) -> float:
+        """Seconds after so many failures in a row; `roll` in [0, 1) is random."""
+        return spread(self.plain_s(failures), self.jitter, roll)
+
+
+def spread(seconds: float, share: float, roll: float) -> float:
+    """`seconds` ± `share` of it, by `roll` in [0, 1): so what failed at one moment is not retried at one moment."""
+    return seconds * (1 + share * (2 * roll - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy(Backoff):
+    """How failures of what runs are answered.
 
     A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row that are not excused open
     the breaker, which only an operator closes. Excused ones alone never make the pause longer than `excused_share` of
     `ceiling_s`: each may be one request of somebody who wants it down.
     """
 
-    base_s: float = 1.0
-    factor: float = 2.0
-    ceiling_s: float = 60.0
     excused_share: float = 0.25
-    jitter: float = 0.2
     healthy_s: float = 60.0
     breaker_failures: int = 6
 
@@ -48,11 +69,6 @@ class Failures:
         return self.counted >= policy.breaker_failures
 
     def delay_s(self, policy: RestartPolicy, roll: float) -> float:
-        """Seconds to wait before the next attempt; `roll` in [0, 1) is the dice, spread over ± `jitter`."""
-        own = min(policy.ceiling_s, _doubled(policy, self.counted))
-        plain = max(own, min(policy.ceiling_s * policy.excused_share, _doubled(policy, self.in_a_row)))
-        return plain * (1 + policy.jitter * (2 * roll - 1))
-
-
-def _doubled(policy: RestartPolicy, times: int) -> float:
-    return policy.base_s * policy.factor ** min(times - 1, 64) if times else 0.0
+        """Seconds to wait before the next attempt; `roll` in [0, 1) is random."""
+        excused_s = min(policy.ceiling_s * policy.excused_share, policy.plain_s(self.in_a_row))
+        return spread(max(policy.plain_s(self.counted), excused_s), policy.jitter, roll)

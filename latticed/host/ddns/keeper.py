@@ -204,6 +204,5 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
 
 
 def policy_of(settings: DdnsSettings) -> rules.RetryPolicy:
-    """The arithmetic of these settings."""
-    backoff = restart.RestartPolicy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
-    return rules.RetryPolicy(least_change_s=settings.min_change_s, verify_s=settings.verify_s, backoff=backoff)
+    backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
+    return rules.RetryPolicy(min_change_s=settings.min_change_s, verify_s=settings.verify_s, backoff=backoff)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from latticed.host.ddns.spec import DdnsSpec
 
 SECOND_US: Final = 1_000_000
-LONGEST_US: Final = 86_400 * SECOND_US
+LONGEST_S: Final = 86_400
+LONGEST_US: Final = LONGEST_S * SECOND_US
 """No wait is longer: what seems to be due later was written before the clock was set back."""
 _MAX_FLAPS: Final = 6
 _CALM: Final = 4
@@ -26,11 +27,14 @@ _CALM: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """All in seconds. `least_change_s`: between two changes of one record, doubled by each that follows in a hurry."""
+    """All in seconds. `min_change_s`: between two changes of one record, doubled by each change that comes soon after.
 
-    least_change_s: float
+    `verify_s`: after which a published record is compared with what the provider has.
+    """
+
+    min_change_s: float
     verify_s: float
-    backoff: restart.RestartPolicy
+    backoff: restart.Backoff
 
 
 def after(
@@ -55,10 +59,7 @@ def after(
             )
         case UpdateFailed():
             failures = before.failures + 1
-            delay_s = max(
-                restart.Failures(in_a_row=failures).delay_s(policy.backoff, roll),
-                outcome.retry_after_s,
-            )
+            delay_s = max(policy.backoff.delay_s(failures, roll), outcome.retry_after_s)
             return replace(
                 before,
                 state="denied" if outcome.lasting else "retrying",
@@ -115,4 +116,5 @@ def _flaps(before: DdnsStatus, now_us: int, policy: RetryPolicy) -> int:
 
 
 def _hold_us(flaps: int, policy: RetryPolicy) -> int:
-    return min(round(policy.least_change_s * SECOND_US) << min(max(flaps, 0), _MAX_FLAPS), LONGEST_US)
+    pause = restart.Backoff(base_s=policy.min_change_s, ceiling_s=LONGEST_S)
+    return round(pause.plain_s(min(flaps, _MAX_FLAPS) + 1) * SECOND_US)

@@ -14,6 +14,7 @@ from latticed.host.scheduled import ScheduledKeeper
 from latticed.kit import logs
 from latticed.ledger import monitors as rows
 from latticed.ledger.quota import RowQuota
+from latticed.model import restart
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
     # Checks.
 
     def _due(self, one: WatchedTarget) -> None:
-        self._schedule(one, self._interval_s(one) * (1 + JITTER * (2 * self._roll() - 1)))
+        self._schedule(one, restart.spread(self._interval_s(one), JITTER, self._roll()))
         if one.busy:
             one.skipped += 1
         elif not self.resting(one.plugin_id):

@@ -257,8 +257,8 @@ class NotificationQueue:
 
     def _backoff_s(self, attempts: int) -> float:
         settings = self._settings()
-        policy = restart.RestartPolicy(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
-        return restart.Failures(in_a_row=attempts).delay_s(policy, self._roll())
+        backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
+        return backoff.delay_s(attempts, self._roll())
 
     def _quota(self) -> rows.NotificationQuota:
         settings = self._settings()

@@ -15,9 +15,7 @@ from latticed.host.ddns.spec import DdnsSpec
 from latticed.ledger.ddns import DdnsStatus
 from latticed.model import restart
 
-POLICY = RetryPolicy(
-    least_change_s=60, verify_s=21_600, backoff=restart.RestartPolicy(base_s=30, ceiling_s=3_600, jitter=0.2)
-)
+POLICY = RetryPolicy(min_change_s=60, verify_s=21_600, backoff=restart.Backoff(base_s=30, ceiling_s=3_600, jitter=0.2))
 T0 = 1_767_323_045_000_000
 A, B = "93.184.216.34", "93.184.216.35"
 SPEC = DdnsSpec(

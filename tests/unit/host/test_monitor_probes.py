@@ -21,9 +21,8 @@ import trustme
 
 from latticed.host.egress.guard import Guard
 from latticed.host.monitor import spec as specs
-from latticed.host.monitor.rules import of_error
 from latticed.host.monitor.probes import Probes
-from latticed.host.monitor.rules import MonitorStatus, decide
+from latticed.host.monitor.rules import MonitorStatus, decide, of_error
 from latticed.model.egress import EgressRights
 from tests.house import netns, targets
 
