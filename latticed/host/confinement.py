@@ -1,4 +1,4 @@
-"""What host services need to run a program confined: somebody who starts children, and the highest level there is.
+"""What host services need to run a program confined: a spawner, the sandbox level, the program itself.
 
 `runners.ground.Ground` is such a spawner; this room is below it and knows only what it asks for.
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 CODE: Final = "program_unusable"
 MAX_SCRIPT_BYTES: Final = 4 << 20
-"""A program of the host's that is a script is copied to where it runs; a larger one is none."""
+"""A script of the host's is copied into memory before it is run; a larger one is refused."""
 _LIKES: Final = frozenset({levels.THREADS, levels.PROCESSES, levels.WORKDIR})
 _WITHOUT_SCRATCH: Final = {"PATH": PATH, "LANG": "C.UTF-8"}
 _SCRATCH: Final = {"HOME": "/scratch", "TMPDIR": "/scratch"}
 
 
 class Spawner(Protocol):
-    """Who starts children. `floor` is the least level the operator wants; `interpreters` are names and their paths."""
+    """Starts children. `floor`: the lowest sandbox level that the operator allows; `interpreters`: paths by name."""
 
     probed: Probed
     floor: Level
@@ -53,16 +53,16 @@ class Spawner(Protocol):
         stderr: asyncio.Protocol,
         lent: Callable[[Ids | None], None] | None = None,
     ) -> Child:
-        """Start a child as `processes.child.spawn` does, as somebody that no other child is, where it may choose.
+        """Start a child as `processes.child.spawn` does, with a user id of its own where the daemon may choose one.
 
-        `request.interpreters` count besides its own. `lent` is told whom the child runs as (None: the daemon's own
-        user) before it is made, and may give files to that user; what it raises ends the attempt.
+        `request.interpreters` are added to its own. `lent` is called before the start with the ids that the child will
+        run as (None: the daemon's own user), and may give files to that user; when it raises, nothing is started.
         """
         ...
 
 
 def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
-    """The highest level of this host with all that programs like to have; Problem("sandbox_unavailable")."""
+    """The highest level of this host, with those of the features _LIKES that it has; Problem("sandbox_unavailable")."""
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
     chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
@@ -72,7 +72,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
 
 
 def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """All that a program finds in its environment."""
+    """The whole environment of a program."""
     return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
 
 
@@ -101,7 +101,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 
 
 def _changeable(path: Path, owners: frozenset[int]) -> str | None:
-    """What of a path, with its links and directories, somebody besides `owners` can change."""
+    """The part of a path (link, target, directory) that others than `owners` can change; None when there is none."""
     real = Path(os.path.realpath(path))
     for place in (path.parent, real, *real.parents):
         found = place.stat()
@@ -112,19 +112,19 @@ def _changeable(path: Path, owners: frozenset[int]) -> str | None:
 
 
 async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
-    """As `program_at`, off the loop; being cancelled leaves nothing open."""
-    looking = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
+    """As `program_at`, in a thread; when cancelled, what it opened is closed."""
+    opening = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
     try:
-        return await asyncio.shield(looking)
+        return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        await asyncio.wait({looking})
-        if looking.exception() is None:
-            close(looking.result())
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            close(opening.result())
         raise
 
 
 def close(made: Program | Artifact) -> None:
-    """Give back what `program_at` made; children that run it have their own."""
+    """Close what `program_at` returned; children that run it have descriptors of their own."""
     if not isinstance(made, Program):
         made.close()
 

@@ -1,8 +1,9 @@
-"""Whose check is next: many may wait, few run, and what hangs holds up nothing else. Pure.
+"""Which run is next: many may wait, few run at once, and slow ones delay nobody else's. Pure.
 
-Owners take turns. Each owner has a quick lane and a slow one, for checks that timed out last time or were never made:
-slow ones get at most half of the owner's places and half of all. When all places are taken, an owner still gets one in
-a lane of its in which nothing runs: so nobody waits for others, and at most `total` and two for each owner run.
+Owners take turns. Each owner has a quick lane and a slow one, for runs that failed last time or were never made: slow
+ones get at most half of the owner's places and half of all. When all places are taken, an owner still gets one place
+in each lane in which nothing of it runs: so nobody waits for other owners, and at most `total` and two for each owner
+run.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class FairQueue(Generic[T]):
         return None
 
     def release(self, owner: str, *, slow: bool) -> None:
-        """The end of one that was popped."""
+        """Give back the place of an item that was popped."""
         lanes = self._lanes[owner]
         lanes.running[slow] -= 1
         self._running[slow] -= 1

@@ -1,4 +1,4 @@
-"""The last of what a program writes: bounded, and read no faster than a person could want it."""
+"""The end of a program's output, bounded in size; a program that writes too fast is slowed down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BURST_BYTES: Final = 4 << 20
 
 
 class LastOutput(asyncio.Protocol):
-    """Keeps the newest `most` bytes; `total` counts all. A program that writes too fast is made to wait."""
+    """Keeps the newest `most` bytes; `total` counts all. Beyond RATE_BYTES_PER_S reading pauses, so writers block."""
 
     def __init__(self, most: int) -> None:
         self.total = 0
@@ -33,9 +33,7 @@ class LastOutput(asyncio.Protocol):
         return bytes(self._kept[-self._most :])
 
     def shown(self) -> str:
-        """The same as text that can be shown, of at most `most` characters: lines and tabs stay, all else that is not
-        plainly visible is escaped.
-        """
+        """The same as text of at most `most` characters; invisible ones but newline and tab are escaped."""
         return shown(self.data())[-self._most :]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -45,7 +43,7 @@ class LastOutput(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.total += len(data)
         self._kept += data[-self._most :]
-        if len(self._kept) >= 2 * self._most:  # not at every piece: that would move all of it each time
+        if len(self._kept) >= 2 * self._most:  # not at each write: deleting at the front moves all the rest
             del self._kept[: -self._most]
         self._slow_down(len(data))
 
@@ -70,13 +68,13 @@ class LastOutput(asyncio.Protocol):
 
 
 def shown(data: bytes) -> str:
-    """Bytes of a program as text for people and answers."""
+    """Output as text that is safe to show: control characters escaped."""
     lines = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n").split("\n")
     return "\n".join("\t".join(text.escape(part) for part in line.split("\t")) for line in lines)
 
 
 def last_words(data: bytes, limit: int = 200) -> str:
-    """The last line that says something, as the end of a sentence; empty when there is none."""
+    """The last line that is not blank, to be appended to a message; empty when there is none."""
     lines = [line.strip() for line in data.decode("utf-8", "backslashreplace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
     return f"; it said last: {text.sanitise(last, limit)}" if last else ""

@@ -37,7 +37,7 @@ class PluginStanding:
 
 class PermissionRefused(Fault):
     """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`,
-    `env_not_granted`, or `not_seen`.
+    `env_not_granted`, `origin_not_bound` or `not_seen`.
     """
 
     __slots__ = ()

@@ -51,9 +51,9 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
         "refusal": await _refusal(api, record),
         "upgrade": _upgrade(api, record),
         "denied_records": [
-            {"name": one.name, "code": one.standing.code, "reason": one.standing.reason}
+            {"name": one.name, "code": one.status.code, "reason": one.status.reason}
             for one in api.ddns.of(record.id)
-            if one.standing.state == "denied"
+            if one.status.state == "denied"
         ],
         "signs": signs(line for line in lines if line.at >= record.updated_at),
         "working": await _working(api, record, {str(row["target"]) for row in denials}),

@@ -92,27 +92,27 @@ async def listing(ask: Ask) -> TaskPage:
         limit=wanted.limit + 1,
     )
     page = found[: wanted.limit]
-    rows = [cast("TaskRow", host.glance(one)) for one in page]
+    rows = [cast("TaskRow", host.summary(one)) for one in page]
     return {"tasks": rows, "next": page[-1].seq if len(found) > len(page) else None}
 
 
 async def show(ask: Ask) -> TaskWhole:
     """One, with its script and what it wrote."""
-    return cast("TaskWhole", host.whole(_tasks(ask).get(ask.part("task"))))
+    return cast("TaskWhole", host.full(_tasks(ask).get(ask.part("task"))))
 
 
 async def approve(ask: Ask) -> TaskRow:
     """Let one run, once; the queue puts it on record, and what it refuses too."""
     body = await ask.body(Approval)
     task = await _tasks(ask).approve(ask.part("task"), sha256=body.sha256, by=str(ask.actor))
-    return cast("TaskRow", host.glance(task))
+    return cast("TaskRow", host.summary(task))
 
 
 async def cancel(ask: Ask) -> TaskRow:
     """Have one not run, or end."""
     await ask.body(Nothing)
     task = await _tasks(ask).cancel(ask.part("task"), by=str(ask.actor))
-    return cast("TaskRow", host.glance(task))
+    return cast("TaskRow", host.summary(task))
 
 
 async def cancel_all(ask: Ask) -> TasksCancelled:

@@ -1,4 +1,4 @@
-"""What the audit chain says of tries: every change at a provider, and every denial; not each repetition."""
+"""Audit events of tries: of every change at a provider, and of every new failure; repetitions have none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def of(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -> Event | None:
-    """The event that follows from a try of a record that stood as `before`; None when nothing new happened."""
+    """The event of a try of a record with status `before`; None when there is nothing new."""
     detail: dict[str, str | int | bool] = {
         "type": one.spec.type,
         "provider": one.spec.provider,
@@ -23,8 +23,8 @@ def of(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -
     }
     actor = str(Actor(kind="plugin", name=one.plugin_id))
     if isinstance(outcome, UpdateFailed):
-        is_news = outcome.lasting or before.state != "retrying" or before.code != outcome.code
-        if not is_news:
+        is_new = outcome.lasting or before.state != "retrying" or before.code != outcome.code
+        if not is_new:
             return None
         return Event(
             actor=actor,

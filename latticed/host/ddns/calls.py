@@ -34,7 +34,7 @@ class DdnsStatusQuery(Params, frozen=True):
 
 
 class DdnsCalls:
-    """The service. `secrets_of` gives a plugin's secrets, to see that the one that is named is bound."""
+    """`secrets_of` gives a plugin's secrets, to see that the one that is named is bound."""
 
     def __init__(
         self, records: DdnsKeeper, *, settings: Callable[[], Settings], secrets_of: Callable[[str], PluginSecrets]
@@ -54,7 +54,7 @@ class DdnsCalls:
         spec = specs.checked(asked, private=self._settings().private)
         self._secrets_of(caller.plugin_id).expand(spec.secret)
         made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
-        return {"ok": True, "name": made.name, "type": spec.type, "state": made.standing.state}
+        return {"ok": True, "name": made.name, "type": spec.type, "state": made.status.state}
 
     async def _delete(self, caller: Caller, asked: DdnsDelete) -> dict[str, Any]:
         name = specs.record_name(asked.name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BASE: Final = "https://api.cloudflare.com/client/v4"
 RIGHTS: Final = EgressRights(hosts=("api.cloudflare.com:443",))
-"""ddns:admin, which an operator granted by name, opens this one host; the plugin says nothing that goes elsewhere."""
+"""The capability ddns:admin includes this one origin; nothing that a plugin passes can change where requests go."""
 _ZONES_OF_A_PAGE: Final = 50
 _RECORDS_OF_A_PAGE: Final = 100
 _MAX_PAGES: Final = 200
@@ -46,13 +46,13 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class CloudflareProvider:
-    """The provider. `base` and `rights` are the public API's, unless a test has one of its own."""
+    """`base` and `rights` are those of the public API; tests pass their own."""
 
     def __init__(self, client: EgressClient, *, base: str = BASE, rights: EgressRights = RIGHTS) -> None:
         self._api = api.CloudflareApi(client, base=base, rights=rights)
 
     async def publish(self, job: UpdateJob, token: str) -> Published:
-        """Make `job` true and say what was done; Refused, and HostError of the way there."""
+        """Publish `job`. ProviderRefused, or HostError from the egress guard."""
         zone = await self._zone(job, token)
         path = f"/zones/{zone.id}/dns_records"
         found = await self._record(path, job, token)
@@ -63,7 +63,7 @@ class CloudflareProvider:
             whole = {"type": job.type, "name": job.name, "proxied": False, **wanted}
             answer = await self._api.ask("POST", path, token, whole)
         else:
-            if found.proxied:  # its TTL is Cloudflare's business
+            if found.proxied:  # Cloudflare sets the TTL of proxied records itself
                 del wanted["ttl"]
             answer = await self._api.ask("PATCH", f"{path}/{api.checked_id(found.id)}", token, wanted)
         written = api.typed(answer.result, _Record)
@@ -89,7 +89,7 @@ class CloudflareProvider:
         return active[0]
 
     async def _record(self, path: str, job: UpdateJob, token: str) -> _Record | None:
-        """The one record of that name and type; which of several is ours cannot be known."""
+        """The one record of that name and type; ProviderRefused for several, as any of them may be somebody else's."""
         asked = {"type": job.type, "name": job.name}
         records = await self._all(path, asked, token, _Record, of_a_page=_RECORDS_OF_A_PAGE)
         mine = [one for one in records if one.type == job.type and _normal(one.name) == job.name]

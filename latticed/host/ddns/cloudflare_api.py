@@ -1,4 +1,4 @@
-"""One request to Cloudflare's API, and what its answers mean."""
+"""One request to Cloudflare's API, and what its answers mean (API v4, envelope of `success`, `errors`, `result`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT_PAUSE_S: Final = 300.0
 LONGEST_PAUSE_S: Final = 86_400.0
 _TOO_MANY: Final = 429
 _AGAIN: Final = frozenset({81057, 81058})
-"""The record is there already: somebody was quicker, and the next look will see it."""
+"""The record exists already: somebody was quicker, and the next try reads it."""
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
@@ -47,7 +47,7 @@ class _Info(msgspec.Struct, frozen=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True):
-    """What every answer is."""
+    """The form of every answer."""
 
     success: bool
     errors: tuple[_Error, ...] | None = None
@@ -72,11 +72,11 @@ class CloudflareApi:
         self._rights = rights
 
     async def ask(self, method: str, path: str, token: str, body: dict[str, Any] | None = None) -> CloudflarePage:
-        """The result; Refused says what the API has against it, HostError what was in the way."""
+        """The result; ProviderRefused says what the API has against it, HostError what was in the way."""
         answer = await self._client.send(self._request(method, path, token, body), self._rights, limits=LIMITS)
         found = _envelope(answer)
         if found is None or not found.success or not 200 <= answer.status < 300:
-            raise _fault(answer, found)
+            raise _error(answer, found)
         return CloudflarePage(result=found.result, pages=_pages(found.result_info))
 
     def _request(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> EgressRequest:
@@ -95,7 +95,7 @@ class CloudflareApi:
 
 
 def typed(found: Any, kind: type[T]) -> T:
-    """A part of an answer in the shape it is documented with; Refused otherwise."""
+    """A part of an answer in its documented shape; ProviderRefused otherwise."""
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
@@ -108,7 +108,7 @@ def items(found: Any, kind: type[T]) -> list[T]:
 
 
 def checked_id(found: str) -> str:
-    """An identifier that can stand in a path; Refused otherwise."""
+    """An identifier that can stand in a path; ProviderRefused otherwise."""
     if not _ID.fullmatch(found):
         raise outcome.transient("bad_answer", "expected an identifier of letters and digits")
     return found
@@ -140,7 +140,7 @@ def _pages(info: _Info | None) -> int:
     return -(-(info.total_count or 0) // info.per_page) if info.per_page > 0 else 1
 
 
-def _fault(answer: EgressAnswer, found: _Envelope | None) -> ProviderRefused:
+def _error(answer: EgressAnswer, found: _Envelope | None) -> ProviderRefused:
     """What an answer that is no success means."""
     errors = (found.errors or ()) if found is not None else ()
     said = "; ".join(f"{one.code} {one.message}".strip() for one in errors) or "nothing more"
@@ -153,7 +153,7 @@ def _fault(answer: EgressAnswer, found: _Envelope | None) -> ProviderRefused:
         return outcome.transient("provider_unavailable", reason, retry_after_s=pause_s)
     if found is None or 200 <= answer.status < 400:
         return outcome.transient("bad_answer", reason)
-    if answer.status == 404 or any(one.code in _AGAIN for one in errors):  # it was otherwise a moment ago
+    if answer.status == 404 or any(one.code in _AGAIN for one in errors):  # the record changed since it was read
         return outcome.transient("provider_conflict", reason)
     if answer.status in {401, 403}:
         return outcome.denied("bad_credentials", reason)

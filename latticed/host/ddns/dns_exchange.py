@@ -19,7 +19,7 @@ _HEADER_BYTES: Final = 12
 
 
 def key(name: str, value: str, algorithm: str) -> dns.tsig.Key:
-    """A TSIG key of its base64 form; Refused when it has another."""
+    """A TSIG key of its base64 form; ProviderRefused when it has another."""
     import dns.name
     import dns.tsig
 
@@ -41,7 +41,7 @@ class Exchange:
         self._key = signer
 
     async def ask(self, question: dns.message.Message) -> dns.message.Message:
-        """The answer, whose signature holds; Refused for one that is not signed, or that no server should give."""
+        """The answer, its signature verified; ProviderRefused for one that is not signed or malformed."""
         question.use_tsig(self._key)
         wire = question.to_wire()
         try:
@@ -80,7 +80,7 @@ class Exchange:
 
 
 def check(answer: dns.message.Message, *, fine: frozenset[str], about: str) -> str:
-    """The response code, if it is one of `fine`; else Refused says what it means (RFC 2136 section 2.2)."""
+    """The response code, if it is one of `fine`; else ProviderRefused says what it means (RFC 2136 section 2.2)."""
     import dns.rcode
 
     code = str(dns.rcode.to_text(answer.rcode()))
@@ -107,7 +107,7 @@ def of_code(code: str, about: str) -> outcome.ProviderRefused:
 
 
 def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
-    """What an answer without a signature may still say: that it is none of the server's business."""
+    """The refusal in an unsigned answer: it is believed, as it can only prevent a change. None if it says nothing."""
     import dns.rcode
 
     if len(found) < _HEADER_BYTES:

@@ -9,9 +9,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.host.ddns import audit_events as events
-from latticed.host.ddns import record as kept
-from latticed.host.ddns import rules, source
+from latticed.host.ddns import audit_events, record, rules, source
 from latticed.host.ddns import spec as specs
 from latticed.host.ddns.record import KeptRecord
 from latticed.host.scheduled import ScheduledKeeper
@@ -86,7 +84,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     async def __aenter__(self) -> Self:
         for row in await self._ledger.read_slow(rows.load_all):
             if (spec := self._decoded(row, specs.decode)) is not None:
-                self._keep(kept.of_row(row, spec), first_s=self._roll() * SPREAD_S)
+                self._keep(record.of_row(row, spec), first_s=self._roll() * SPREAD_S)
         return self
 
     async def put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool = False) -> KeptRecord:
@@ -99,7 +97,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
             raise Problem("not_found", f"{plugin_id} keeps no such record: {name} {kind or ''}".rstrip(), hint)
-        waiting = [one for one in found if one.standing.state != "published"]
+        waiting = [one for one in found if one.status.state != "published"]
         return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
 
     async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
@@ -109,7 +107,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         status = rows.DdnsStatus()
         if before is not None:
             await self._stop([before])  # first, so that no try of it writes a status after the one below
-            status = rules.put_again(before.standing, before.spec, spec, retry=retry)
+            status = rules.put_again(before.status, before.spec, spec, retry=retry)
         settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_records, total=settings.total_records)
         try:
@@ -122,7 +120,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
                 before.gone = False
                 self._keep(before, first_s=0.0)
             raise
-        after = kept.of_row(row, spec)
+        after = record.of_row(row, spec)
         self._keep(after, first_s=0.0)
         return after
 
@@ -139,7 +137,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         settings, now_us = self._settings(), self._clock.wall_us()
         one.wanted, one.try_at = self._wanted(one, settings), None
         if one.wanted and not self.resting(one.plugin_id):
-            at = rules.next_try(one.standing, one.wanted, now_us=now_us, policy=policy_of(settings))
+            at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(settings))
             if at is not None:
                 paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
                 one.try_at = max(at, min(paused, now_us + rules.LONGEST_US))
@@ -159,7 +157,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
 
     def _wanted(self, one: KeptRecord, settings: DdnsSettings) -> str:
         """The address to publish now; empty when there is none, or none that the settings still allow."""
-        spec, published = one.spec, one.standing.published
+        spec, published = one.spec, one.status.published
         if spec.address:
             return source.chosen(specs.addresses_in(spec), spec.type, published="", private=settings.private)
         found = source.chosen(
@@ -177,21 +175,21 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         await self._record(one, await self._providers.publish(one.plugin_id, one.spec, one.wanted, rights))
 
     async def _begin(self, one: KeptRecord) -> None:
-        """Have it on record that the provider may be given something else from now on, should this life end here."""
-        if one.wanted != one.standing.published and one.standing.state == "published":
-            one.standing = rules.begun(one.standing)
-            with contextlib.suppress(Problem):  # the outcome will say so
-                await self._ledger.write(lambda tx: rows.keep(tx, one.key, one.standing))
+        """Record that a change is being sent: if the daemon dies now, the next start must ask the provider."""
+        if one.wanted != one.status.published and one.status.state == "published":
+            one.status = rules.begun(one.status)
+            with contextlib.suppress(Problem):  # `_record` reports a failing ledger
+                await self._ledger.write(lambda tx: rows.keep(tx, one.key, one.status))
 
     async def _record(self, one: KeptRecord, outcome: Published | UpdateFailed) -> None:
-        """Remember what became of a try, on record too; without a ledger it counts until the next start."""
-        before, now_us = one.standing, self._clock.wall_us()
+        """Keep the outcome of a try; when the ledger fails, in memory only."""
+        before, now_us = one.status, self._clock.wall_us()
         policy = policy_of(self._settings())
         after = rules.after(before, outcome, now_us=now_us, policy=policy, roll=self._roll())
-        one.standing = after
+        one.status = after
         if (pause_s := getattr(outcome, "retry_after_s", 0.0)) > 0:
             self._paused[one.plugin_id, one.spec.provider] = now_us + round(pause_s * rules.SECOND_US)
-        event = events.of(one, before, outcome)
+        event = audit_events.of(one, before, outcome)
 
         def change(tx: Transaction) -> None:
             if rows.keep(tx, one.key, after) and event is not None:

@@ -1,4 +1,4 @@
-"""What became of one try at a provider."""
+"""The outcome of one try at a provider."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latticed.model.errors import Fault, FaultError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateJob:
-    """What is to be true at the provider: the record of this name and type has this address and no other."""
+    """What to publish: the record of this name and type shall have this address and no other. `ttl` in seconds."""
 
     name: str
     type: str
@@ -20,7 +20,7 @@ class UpdateJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The provider has the address, by its own word; `changed` when it had another one or none before."""
+    """The provider has confirmed the address; `changed` when it had another one, or none, before."""
 
     address: str
     changed: bool
@@ -28,9 +28,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFailed(Fault):
-    """It has not, as far as is known. `lasting`: the provider said no, and would say so again.
+    """The address is not published, as far as is known. `lasting`: the provider refused it, and would do so again.
 
-    `retry_after_s`: what the provider asked for, 0 when nothing.
+    `retry_after_s`: how long the provider asked to be left alone, 0 when it did not.
     """
 
     lasting: bool = False
@@ -47,10 +47,10 @@ class ProviderRefused(FaultError):
 
 
 def denied(code: str, reason: str) -> ProviderRefused:
-    """The provider said no; trying again is no use."""
+    """The provider refused it: it is not tried again."""
     return ProviderRefused(UpdateFailed(code, reason, lasting=True))
 
 
 def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> ProviderRefused:
-    """It may go better later."""
+    """It is tried again later."""
     return ProviderRefused(UpdateFailed(code, reason, retry_after_s=retry_after_s))

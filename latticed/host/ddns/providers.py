@@ -1,4 +1,4 @@
-"""One try at a record's provider, with the secret that belongs to it; whatever happens is an outcome."""
+"""One try at a record's provider, with the secret that belongs to it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Providers:
     async def publish(
         self, plugin_id: str, spec: DdnsSpec, address: str, rights: EgressRights
     ) -> Published | UpdateFailed:
-        """What became of it within TRY_S; never raises, and says no secret."""
+        """The outcome, within TRY_S; never raises, and no reason contains a secret."""
         secrets = self._secrets_of(plugin_id)
         try:
             async with asyncio.timeout(TRY_S):
                 return await self._publish(spec, address, secrets, rights)
         except ProviderRefused as refused:
             found = refused.fault
-        except HostError as error:  # a rule or a binding of this host, or the way there: it may be another one later
+        except HostError as error:  # refused by this host or not reachable: both may change
             found = UpdateFailed(error.code, error.reason)
         except TimeoutError:
             found = UpdateFailed("deadline_exceeded", f"not done within {TRY_S:g} s")

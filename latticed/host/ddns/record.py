@@ -1,4 +1,4 @@
-"""One record while it is kept up to date: what is known of it, and what is going on."""
+"""One DNS record as it is kept in memory, and the JSON of it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class KeptRecord(ScheduledItem):
     """
 
     spec: DdnsSpec
-    standing: DdnsStatus
+    status: DdnsStatus
     wanted: str = ""
     seen: Seen | None = None
     try_at: int | None = None
 
     @property
     def slow(self) -> bool:
-        return self.standing.failures > 0
+        return self.status.failures > 0
 
     def view(self) -> dict[str, Any]:
         """As `ddns.status` shows it."""
-        spec, standing = self.spec, self.standing
+        spec, status = self.spec, self.status
         error = None
-        if standing.failed_at:
-            error = {"code": standing.code, "message": standing.reason, "at": clock.rfc3339(standing.failed_at)}
+        if status.failed_at:
+            error = {"code": status.code, "message": status.reason, "at": clock.rfc3339(status.failed_at)}
         return {
             "name": spec.name,
             "type": spec.type,
@@ -44,12 +44,12 @@ class KeptRecord(ScheduledItem):
             "server": spec.server or None,
             "ttl": spec.ttl,
             "interface": spec.interface or None,
-            "state": standing.state if self.wanted or standing.state == "denied" else "no_address",
+            "state": status.state if self.wanted or status.state == "denied" else "no_address",
             "address": self.wanted or None,
-            "published": standing.published or None,
-            "failures": standing.failures,
-            "last_success": _time(standing.succeeded_at),
-            "last_change": _time(standing.changed_at),
+            "published": status.published or None,
+            "failures": status.failures,
+            "last_success": _time(status.succeeded_at),
+            "last_change": _time(status.changed_at),
             "last_error": error,
             "next_try": _time(self.try_at or 0),
         }
@@ -57,7 +57,7 @@ class KeptRecord(ScheduledItem):
 
 def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
     return KeptRecord(
-        key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, standing=row.standing, wanted=spec.address
+        key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, status=row.standing, wanted=spec.address
     )
 
 

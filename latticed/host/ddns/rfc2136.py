@@ -24,13 +24,13 @@ _FINE: Final = frozenset({"NOERROR", "NXDOMAIN"})
 
 
 class Rfc2136Provider:
-    """The provider: any server that a plugin may reach (scheme `dns`)."""
+    """Any server that the plugin may connect to (scheme `dns`)."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
     async def publish(self, job: UpdateJob, spec: DdnsSpec, secret: str, rights: EgressRights) -> Published:
-        """Make `job` true and say what was done; Refused, and HostError of the way there."""
+        """Publish `job`. ProviderRefused, or HostError from the egress guard."""
         signer = dns_exchange.key(spec.key, secret, spec.algorithm)
         host, port = specs.host_and_port(spec.server)
         reader, writer = await self._guard.connect(host, port, rights, scheme="dns")
@@ -54,7 +54,9 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
             f"expected at most one {job.type} record of {job.name}, found {len(found)}: delete what is not wanted",
         )
     answer = await server.ask(_update(job, zone, found))
-    if found is not None and answer.rcode() == dns.rcode.NXRRSET:  # what was read is a wildcard's, or gone by now
+    if (
+        found is not None and answer.rcode() == dns.rcode.NXRRSET
+    ):  # what was read came from a wildcard, or is gone by now
         answer = await server.ask(_update(job, zone, None))
     dns_exchange.check(answer, fine=frozenset({"NOERROR"}), about=f"the update of {job.name}")
     written, _ = await _read(server, job)
@@ -64,7 +66,9 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
 
 
 def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
-    """Replace what was found, provided that it is still there: nobody else's change is overwritten unseen."""
+    """Replace what was found, on condition that it is still there (RFC 2136, section 2.4): a change that somebody else
+    made meanwhile is not overwritten.
+    """
     import dns.name
     import dns.rdatatype
     import dns.update

@@ -1,4 +1,4 @@
-"""What follows from a try, and when the next one is due: pure, so that every sequence can be tried.
+"""What follows from a try, and when the next one is due. Pure: every sequence can be tried.
 
 pending ─► published ◄─► retrying
 └────────►└─► denied ◄──┘       (until it is put with something other than another address)
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 SECOND_US: Final = 1_000_000
 LONGEST_S: Final = 86_400
 LONGEST_US: Final = LONGEST_S * SECOND_US
-"""No wait is longer: what seems to be due later was written before the clock was set back."""
+"""No wait is longer: a later time in a row was written before the clock was set back."""
 _MAX_FLAPS: Final = 6
 _CALM: Final = 4
-"""An address that stayed for so many times its hold has calmed down."""
+"""An address that has stayed for so many pauses resets the pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class RetryPolicy:
 def after(
     before: DdnsStatus, outcome: Published | UpdateFailed, *, now_us: int, policy: RetryPolicy, roll: float
 ) -> DdnsStatus:
-    """The standing after one try; `roll` in [0, 1) is the dice."""
+    """The status after one try; `roll` in [0, 1) is random."""
     match outcome:
         case Published():
             spread = 0.9 + 0.1 * roll
@@ -73,28 +73,28 @@ def after(
             assert_never(outcome)
 
 
-def next_try(standing: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolicy) -> int | None:
-    """When the provider is to be asked about `wanted`, now at the earliest; None: not as things are."""
-    if standing.state == "denied":
+def next_try(status: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolicy) -> int | None:
+    """When to ask the provider for `wanted`, wall clock in µs and not before now; None: not in this state."""
+    if status.state == "denied":
         return None
-    is_change = wanted != standing.published
-    waits = standing.state == "retrying" or (standing.state == "published" and not is_change)
-    at = standing.next_at if waits else now_us
-    if is_change or standing.state == "pending":  # something may have to be written
-        at = max(at, held_until(standing, policy))
+    is_change = wanted != status.published
+    waits = status.state == "retrying" or (status.state == "published" and not is_change)
+    at = status.next_at if waits else now_us
+    if is_change or status.state == "pending":  # something may have to be written
+        at = max(at, earliest_change(status, policy))
     return min(max(at, now_us), now_us + LONGEST_US)
 
 
-def held_until(standing: DdnsStatus, policy: RetryPolicy) -> int:
-    """When the next change may be sent; 0 while there was none."""
-    return standing.changed_at + _hold_us(standing.flaps, policy) if standing.changed_at else 0
+def earliest_change(status: DdnsStatus, policy: RetryPolicy) -> int:
+    """When the next change may be sent, wall clock in µs; 0 while there was none."""
+    return status.changed_at + _pause_us(status.flaps, policy) if status.changed_at else 0
 
 
 def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) -> DdnsStatus:
-    """The standing of a record whose spec is changed, or that is to be tried again.
+    """The status of a record whose spec is changed, or that is to be tried again.
 
-    What is damped stays so. Another address makes no denial a mistake and no pause shorter; but the provider is asked
-    even if the address is the one it had: a try for another one may have been cut short.
+    The pause between changes stays. Another address alone lifts no denial and shortens no pause; but the provider is
+    asked even if the address is the published one: a try for another address may have been cut short.
     """
     if new.asks_elsewhere(old):
         return DdnsStatus(changed_at=before.changed_at, flaps=before.flaps)
@@ -104,17 +104,17 @@ def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) 
 
 
 def begun(before: DdnsStatus) -> DdnsStatus:
-    """The standing while something is on its way to the provider: what that has is no longer known."""
+    """The status while a change is being sent: what the provider has is not known until its answer."""
     return replace(before, state="pending") if before.state == "published" else before
 
 
 def _flaps(before: DdnsStatus, now_us: int, policy: RetryPolicy) -> int:
     if not before.changed_at:
         return 0
-    is_calm = now_us - before.changed_at >= _CALM * _hold_us(before.flaps, policy)
+    is_calm = now_us - before.changed_at >= _CALM * _pause_us(before.flaps, policy)
     return 0 if is_calm else min(before.flaps + 1, _MAX_FLAPS)
 
 
-def _hold_us(flaps: int, policy: RetryPolicy) -> int:
+def _pause_us(flaps: int, policy: RetryPolicy) -> int:
     pause = restart.Backoff(base_s=policy.min_change_s, ceiling_s=LONGEST_S)
     return round(pause.plain_s(min(flaps, _MAX_FLAPS) + 1) * SECOND_US)

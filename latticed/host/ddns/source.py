@@ -20,7 +20,7 @@ _UNSUITABLE: Final = 0x01 | 0x08 | 0x20 | 0x40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What an interface was seen with, and since when (monotonic seconds)."""
+    """The address that an interface has, and since when (monotonic seconds)."""
 
     address: str
     since_s: float
@@ -43,10 +43,10 @@ def chosen(found: Iterable[Address], kind: specs.Type, *, published: str, privat
 
 
 def settled(before: Seen | None, found: str, *, published: str, now_s: float, settle_s: float) -> tuple[Seen, str]:
-    """(what was seen, the address that counts): another address counts once it has stayed for `settle_s`.
+    """(what was seen, the address to publish): a changed address is published once it has stayed for `settle_s`.
 
-    The first one ever counts at once.
+    When nothing is published yet, the first one is taken at once.
     """
     seen = before if before is not None and before.address == found else Seen(address=found, since_s=now_s)
-    counts = not published or found == published or now_s - seen.since_s >= settle_s
-    return seen, found if counts else published
+    is_settled = not published or found == published or now_s - seen.since_s >= settle_s
+    return seen, found if is_settled else published

@@ -63,11 +63,11 @@ class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
     algorithm: Algorithm
 
     def asks_elsewhere(self, other: DdnsSpec) -> bool:
-        """Whether what one provider said says nothing about the other."""
+        """Whether an answer for one says nothing about the other: provider, zone or server differ."""
         return (self.provider, self.zone, self.server) != (other.provider, other.zone, other.server)
 
     def asks_otherwise(self, other: DdnsSpec) -> bool:
-        """Whether they differ in more than the address: then a denial of one may not be one of the other."""
+        """Whether they differ in more than the address: then a denial of one need not hold for the other."""
         return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
             other, address="", interface=""
         )
@@ -110,7 +110,7 @@ def record_name(given: str) -> str:
 
 
 def may_publish(address: addresses.Address, *, private: bool) -> bool:
-    """Whether this address may stand in DNS for all to see; never one that names no machine or the local one."""
+    """Whether this address may be published: public ones, with `private` also those of private networks."""
     kind = addresses.blocked_class(address)
     return kind is None or (private and kind in _PRIVATE)
 

@@ -1,4 +1,4 @@
-"""monitor.*: targets that are watched for plugins: what to check, when, how, and what follows from a result.
+"""monitor.*: targets that are checked for plugins, and alerts when one goes down or comes up.
 
 Connects to nothing but through `host.egress`; writes only its own rows of the ledger and notifications.
 """

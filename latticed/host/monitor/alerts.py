@@ -1,4 +1,4 @@
-"""What people are told of a transition: a notification in the owner's name, and an audit event."""
+"""The notification (in the owner's name) and the audit event of a transition."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Alert = Literal["up", "down"]
 
 
 def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: int, since_us: int) -> NotificationRow:
-    """`since_us`: how long it stood as it did before; 0 when nothing was known of it.
+    """`since_us`: since when it was in the state before, wall clock in µs; 0 when that was `unknown`.
 
-    The word for duplicates is that of this transition and no other.
+    `dedupe` is unique to this transition, so that no two alerts are taken for one.
     """
     lines = [f"{spec.kind} {spec.shown}"]
     if result.code or result.reason:
@@ -35,7 +35,7 @@ def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: 
 
 
 def event(alert: Alert, plugin_id: str, name: str, spec: MonitorSpec, result: Result, *, notification: str) -> Event:
-    """`notification` is its id, or the code of why there is none."""
+    """`notification`: its id, or the code of the error for which there is none."""
     detail: dict[str, str | int | bool] = {
         "state": alert,
         "kind": spec.kind,

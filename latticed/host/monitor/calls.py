@@ -1,6 +1,6 @@
-"""monitor.*: a plugin has targets watched, and reads how they stand.
+"""monitor.*: a plugin has targets checked, and reads their state.
 
-A monitor belongs to the plugin that put it; others may look at it when its owner shares it.
+A monitor belongs to the plugin that put it; other plugins may read it when its owner shares it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ class MonitorName(Params, frozen=True):
 
 
 class MonitorCalls:
-    """The service."""
-
     def __init__(self, monitors: MonitorKeeper, *, settings: Callable[[], Settings]) -> None:
         self._monitors = monitors
         self._settings = settings
@@ -61,7 +59,9 @@ class MonitorCalls:
     async def _list(self, caller: Caller, asked: MonitorList) -> dict[str, Any]:
         owner, _, name = asked.after.partition("/")
         visible = [
-            one for one in self._monitors.every() if (one.plugin_id, one.name) > (owner, name) and _may_see(caller, one)
+            one
+            for one in self._monitors.every()
+            if (one.plugin_id, one.name) > (owner, name) and _may_read(caller, one)
         ]
         page = visible[:PAGE]
         more = f"{page[-1].plugin_id}/{page[-1].name}" if len(visible) > PAGE else None
@@ -69,10 +69,10 @@ class MonitorCalls:
 
     async def _results(self, caller: Caller, asked: MonitorResults) -> dict[str, Any]:
         found = self._monitors.get(asked.owner or caller.plugin_id, asked.name)
-        if found is None or not _may_see(caller, found):
-            raise _unknown()
+        if found is None or not _may_read(caller, found):
+            raise _not_found()
         results = self._monitors.results(found.key, after=asked.after, limit=asked.limit)
-        return {"state": found.standing.state, "results": [watched.result_view(one) for one in results]}
+        return {"state": found.status.state, "results": [watched.result_view(one) for one in results]}
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
         spec = specs.checked(asked, least_interval_s=self._settings().min_interval_s)
@@ -83,9 +83,9 @@ class MonitorCalls:
         return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
 
 
-def _may_see(caller: Caller, one: WatchedTarget) -> bool:
+def _may_read(caller: Caller, one: WatchedTarget) -> bool:
     return one.plugin_id == caller.plugin_id or one.spec.shared
 
 
-def _unknown() -> HostError:
+def _not_found() -> HostError:
     return HostError(Denial.NOT_FOUND, "there is no such monitor, or its owner does not share it")

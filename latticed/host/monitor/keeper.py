@@ -132,14 +132,12 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         So an alert is neither lost nor sent twice. When the write fails (full disk), the state stays as it was and the
         next result is judged instead.
         """
-        standing, alert = decide(one.standing, cast("Outcome", result.outcome), one.spec.failures)
-        since = one.since if standing.state == one.standing.state else result.at
+        status, alert = decide(one.status, cast("Outcome", result.outcome), one.spec.failures)
+        since = one.since if status.state == one.status.state else result.at
         most = self._settings().results
 
         def change(tx: Transaction) -> Result | None:
-            kept = rows.keep(
-                tx, one.key, result, state=standing.state, against=standing.against, since=since, most=most
-            )
+            kept = rows.keep(tx, one.key, result, state=status.state, against=status.against, since=since, most=most)
             if kept is not None and alert is not None:
                 self._alert(tx, one, alert, kept)
             return kept
@@ -150,12 +148,12 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
             log.error("monitor_result_lost", plugin_id=one.plugin_id, name=one.name, code=problem.code)
             return
         if kept is not None:
-            one.standing, one.since, one.last = standing, since, kept
+            one.status, one.since, one.last = status, since, kept
         if alert is not None:
             self._notifications.wake()
 
     def _alert(self, tx: Transaction, one: WatchedTarget, alert: Alert, result: Result) -> None:
-        before_us = 0 if one.standing.state == "unknown" else one.since
+        before_us = 0 if one.status.state == "unknown" else one.since
         message = alerts.message(alert, one.name, one.spec, result, key=one.key, since_us=before_us)
         try:
             notified = self._notifications.accept_in(tx, one.plugin_id, message).id

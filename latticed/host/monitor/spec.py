@@ -1,4 +1,4 @@
-"""What a plugin asks to have watched, checked once: targets in normal form, numbers within bounds."""
+"""Parameters of monitor.put, validated once: targets in normal form, numbers within bounds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HTTP_ONLY: Final = {"statuses": (), "body": "", "certificate_days": 0}
 
 
 class MonitorPut(Params, frozen=True):
-    """monitor.put. `statuses` empty: 200 to 399; `failures`: results in a row that change how the monitor stands."""
+    """monitor.put. `statuses` empty: 200 to 399; `failures`: results in a row that change the state."""
 
     name: str
     kind: Kind
@@ -60,11 +60,11 @@ class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """The target without its query, which may hold what is nobody else's business."""
+        """The target without its query, which may hold something private."""
         return self.target.partition("?")[0]
 
     def differs_in_kind(self, other: MonitorSpec) -> bool:
-        """Whether what was found for one says nothing about the other."""
+        """Whether results of one say nothing about the other."""
         return (self.kind, self.target) != (other.kind, other.target)
 
 

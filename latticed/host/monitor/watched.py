@@ -1,4 +1,4 @@
-"""One monitor while it is watched: what is known of it, and what is going on."""
+"""One monitor as it is kept in memory, and the JSON of it and of its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WatchedTarget(ScheduledItem):
     """One monitor: `since` (wall clock, µs) it has the state of `status`; `skipped`: checks not made as one ran."""
 
     spec: MonitorSpec
-    standing: MonitorStatus
+    status: MonitorStatus
     since: int
     last: Result | None
     skipped: int = 0
@@ -29,7 +29,7 @@ class WatchedTarget(ScheduledItem):
         return self.last is None or self.last.code == "timeout"
 
     def view(self, *, whole: bool) -> dict[str, Any]:
-        """As `monitor.list` shows it; without `whole` as others than the owner see it."""
+        """As `monitor.list` shows it; without `whole`, as plugins other than the owner see it."""
         spec = self.spec
         return {
             "name": self.name,
@@ -43,7 +43,7 @@ class WatchedTarget(ScheduledItem):
             "body": spec.body if whole else "",
             "certificate_days": spec.certificate_days,
             "shared": spec.shared,
-            "state": self.standing.state,
+            "state": self.status.state,
             "since": clock.rfc3339(self.since),
             "skipped": self.skipped,
             "last": None if self.last is None else result_view(self.last),
@@ -56,7 +56,7 @@ def of_row(row: MonitorRow, spec: MonitorSpec, last: Result | None) -> WatchedTa
         plugin_id=row.plugin_id,
         name=row.name,
         spec=spec,
-        standing=MonitorStatus(state=cast("State", row.state), against=row.against),
+        status=MonitorStatus(state=cast("State", row.state), against=row.against),
         since=row.since,
         last=last,
     )

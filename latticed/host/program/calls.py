@@ -1,4 +1,4 @@
-"""service.*: a plugin has a program of the operator's list kept running, confined, and sees how it is."""
+"""service.*: a plugin has a program of the operator's list kept running, confined, and reads its state."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ class ProgramStatus(Params, frozen=True):
 
 
 class ProgramCalls:
-    """The service."""
-
     def __init__(
         self, programs: ProgramKeeper, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
     ) -> None:

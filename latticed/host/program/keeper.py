@@ -123,7 +123,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
     async def _ready(self, spec: ProgramSpec) -> Ready:
-        """What to start, as the operator's list is now."""
+        """What to start, by the operator's list of programs at this moment."""
         settings, spawner = self._settings(), self._deps.spawner
         path = settings.programs.get(spec.program)
         if path is None:

@@ -1,4 +1,4 @@
-"""What follows from the end of a long-lived program: pure, so that every sequence can be tried."""
+"""What follows from the end of a long-lived program. Pure: every sequence can be tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Restart = Literal["always", "on-failure", "never"]
 State = Literal["stopped", "starting", "running", "waiting", "ended", "failed"]
-"""`stopped`: its owner may not have it run; `waiting`: to be started again; `ended`, `failed`: for good, until it is
+"""`stopped`: its owner may not have it run; `waiting`: for its restart; `ended`, `failed`: not restarted until it is
 put again.
 """
 
@@ -21,8 +21,8 @@ put again.
 class ProgramEnded:
     """`status` is the exit code; None when a signal ended it, or when it could not even be started.
 
-    `visited`: a visitor's connection had reached this life of it, and may have caused its end: the message says so, and
-    the end counts for the pause alone.
+    `visited`: a visitor's connection had reached it since its start, and may have caused the end: the message says so,
+    and the end counts for the backoff but not for the breaker.
     """
 
     code: str
@@ -38,7 +38,7 @@ class ProgramEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartAfter:
-    """It is started again after `delay_s`."""
+    """It is restarted after `delay_s`."""
 
     failures: Failures
     delay_s: float
@@ -46,7 +46,7 @@ class RestartAfter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoRestart:
-    """It is not started again. `code` and `message` say why, or nothing when it ended as it was meant to."""
+    """It is not restarted. `code` and `message` say why; both are empty when it ended as it should."""
 
     state: Literal["ended", "failed"]
     code: str = ""
@@ -55,7 +55,7 @@ class NoRestart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartRules:
-    """How ends are answered. `hopeless`: exit codes after which another try would end the same way."""
+    """`hopeless`: exit codes after which a restart would end the same way."""
 
     restart: Restart
     policy: RestartPolicy
@@ -65,7 +65,7 @@ class RestartRules:
 def after(
     before: Failures, ended: ProgramEnded, rules: RestartRules, *, uptime_s: float, roll: float
 ) -> RestartAfter | NoRestart:
-    """What follows once it ended after `uptime_s`; `roll` in [0, 1) is the dice."""
+    """What follows once it ended after `uptime_s`; `roll` in [0, 1) is random."""
     if ended.status in rules.hopeless:
         return NoRestart(state="failed", code=ended.code, message=ended.message)
     if ended.status == 0 and rules.restart != "always":

@@ -1,4 +1,4 @@
-"""What a plugin asks to have kept running, checked once."""
+"""Parameters of service.put, validated once."""
 
 from __future__ import annotations
 

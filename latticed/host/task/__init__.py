@@ -1,4 +1,4 @@
 """task.*: scripts that plugins submit; one that an operator has approved is run once, confined.
 
-Nothing runs without an approval of exactly these bytes; nothing of a run outlives its end.
+Nothing runs without an approval of exactly these bytes; no process of a run outlives it.
 """

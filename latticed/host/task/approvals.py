@@ -1,4 +1,4 @@
-"""Approvals of tasks: given by operators, withdrawn once the plugin may not have tasks run."""
+"""Approvals of tasks: given by operators, withdrawn when the plugin may no longer have tasks run."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ class Approvals:
         self._clock = clock
         self._refusal = refusal
         self._lapsed: dict[str, PermissionRefused] = {}
-        self._under_way = 0
+        self._approving = 0
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
-        """Let one run once, if its script has that digest and its plugin may have it run; a refusal is on record.
+        """Let a task run once, if its script has that digest and its plugin may have it run; a refusal is audited.
 
         Problems: not_found, not_available, digest_mismatch, invalid_transition.
         """
-        now_us, meant = self._clock.wall_us(), sha256.lower()
-        self._under_way += 1
+        now_us, digest = self._clock.wall_us(), sha256.lower()
+        self._approving += 1
         try:
             self._check_owner(self._ledger.read(lambda db: rows.get(db, task_id)))
             await self.withdraw()
             return await self._ledger.write(
-                lambda tx: steps.approve(tx, task_id, sha256=meant, by=by, now_us=now_us), durable=True
+                lambda tx: steps.approve(tx, task_id, sha256=digest, by=by, now_us=now_us), durable=True
             )
         except Problem as problem:
-            denied = Event(
+            event = Event(
                 actor=by, action="task.approve", target=task_id[:80], decision="deny", code=problem.code,
-                reason=problem.reason, detail={"sha256": meant[:64]},
+                reason=problem.reason, detail={"sha256": digest[:64]},
             )  # fmt: skip
-            await self._ledger.record(denied)
+            await self._ledger.record(event)
             raise
         finally:
-            self._under_way -= 1
+            self._approving -= 1
 
-    def counts(self, plugin_id: str) -> bool:
-        """Whether what was approved of a plugin may begin; where it lost the right to, that ends every approval."""
+    def valid(self, plugin_id: str) -> bool:
+        """Whether approved tasks of a plugin may be started; if it may not have tasks run, its approvals lapse."""
         refusal = self._refusal(plugin_id)
         if refusal is not None:
             self.lapse(plugin_id, refusal)
         return refusal is None and plugin_id not in self._lapsed
 
     def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
-        """What was approved of it, and has not begun, needs approval anew."""
+        """Its approved tasks need approval again: not started from now on, on record with the next `withdraw`."""
         if refusal.lost:
             self._lapsed[plugin_id] = refusal
 
     async def withdraw(self) -> None:
-        """Have that on record; until it is, nothing of such a plugin begins. Problem ledger_unavailable."""
+        """Record the lapsed approvals as withdrawn; until then no such task is started. Problem ledger_unavailable."""
         for plugin_id, refusal in list(self._lapsed.items()):
-            if self._under_way or any(task.plugin_id == plugin_id for task in self._approved()):
+            if self._approving or any(task.plugin_id == plugin_id for task in self._approved()):
                 await self._ledger.write(
                     lambda tx, one=plugin_id, why=refusal.reason: steps.withdraw(tx, one, reason=why),  # type: ignore[misc]
                     durable=True,

@@ -1,6 +1,6 @@
 """task.*: a plugin submits a script; once an operator has approved exactly that one, it is run, once, confined.
 
-Approving is not among the calls: a Gate never approves anything.
+A plugin cannot approve: no host call does.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class TaskId(Params, frozen=True):
 
 
 class TaskCalls:
-    """The service."""
-
     def __init__(self, tasks: TaskKeeper) -> None:
         self._tasks = tasks
 
@@ -62,10 +60,10 @@ class TaskCalls:
             limit=asked.limit + 1,
         )
         page = found[: asked.limit]
-        return {"tasks": [glance(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
+        return {"tasks": [summary(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
 
     async def _get(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
-        return whole(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
+        return full(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
 
     async def _submit(self, caller: Caller, asked: spec.TaskSubmit) -> dict[str, Any]:
         script = spec.checked(asked)
@@ -77,13 +75,13 @@ class TaskCalls:
         try:
             after = await self._tasks.cancel(asked.id, by=by, plugin_id=caller.plugin_id)
         except Problem as problem:
-            if problem.code == "invalid_transition":  # it has ended, which is what was wanted
+            if problem.code == "invalid_transition":  # it has ended already
                 return {"ok": False, "state": self._tasks.get(asked.id).state}
             raise
         return {"ok": after.state == "cancelled", "state": after.state}
 
 
-def glance(task: Row) -> dict[str, Any]:
+def summary(task: Row) -> dict[str, Any]:
     """One row of a list."""
     return {
         "seq": task.seq,
@@ -98,29 +96,29 @@ def glance(task: Row) -> dict[str, Any]:
         "exit_code": task.outcome.exit_code,
         "signal": task.outcome.signal,
         "created_at": rfc3339(task.created_at),
-        "approved_at": _at(task.approved_at),
-        "started_at": _at(task.started_at),
-        "ended_at": _at(task.ended_at),
+        "approved_at": _time(task.approved_at),
+        "started_at": _time(task.started_at),
+        "ended_at": _time(task.ended_at),
     }
 
 
-def whole(task: Row) -> dict[str, Any]:
-    """All of one: its script, and the last of what it wrote."""
-    told = task.outcome
+def full(task: Row) -> dict[str, Any]:
+    """A task with its script and the end of its output."""
+    outcome = task.outcome
     return {
-        **glance(task),
+        **summary(task),
         "script": task.script,
         "targets": list(task.targets),
         "timeout_s": task.timeout_s,
         "approved_by": task.approved_by,
         "run": task.run_id,
-        "stdout": told.stdout,
-        "stderr": told.stderr,
-        "stdout_bytes": told.stdout_bytes,
-        "stderr_bytes": told.stderr_bytes,
-        "truncated": told.truncated,
+        "stdout": outcome.stdout,
+        "stderr": outcome.stderr,
+        "stdout_bytes": outcome.stdout_bytes,
+        "stderr_bytes": outcome.stderr_bytes,
+        "truncated": outcome.truncated,
     }
 
 
-def _at(wall_us: int) -> str | None:
+def _time(wall_us: int) -> str | None:
     return rfc3339(wall_us) if wall_us else None

@@ -1,7 +1,7 @@
 """The queue of tasks: submitted by plugins, approved by operators, run once each, a few at a time.
 
-That a run is about to begin is on disk before anything of it exists. What the ledger calls running when a life of the
-daemon begins was cut off with the last one: the kernel has ended it, and it is never begun again.
+A run is on record as running before its process is started. A task that is `running` in the ledger when the daemon
+starts was interrupted: its process has ended with the daemon that ran it, and the task is never run again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.host.task import spec
-from latticed.host.task import steps as taken
+from latticed.host.task import spec, steps
 from latticed.host.task.approvals import Approvals
 from latticed.host.task.rules import ENDS, Step
 from latticed.host.task.run import TaskRun
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
     from latticed.ledger.tasks import TaskRow
     from latticed.settings.programs import TaskSettings as Settings
 
-LOOK_S: Final = 0.5
-"""At least so often somebody looks whether what runs still may."""
+RECHECK_S: Final = 0.5
+"""The queue is rechecked at least this often, also when nobody called `recheck`."""
 SWEEP_S: Final = 60.0
-FAULT_PAUSE_S: Final = 2.0
+ERROR_PAUSE_S: Final = 2.0
 SECOND_US: Final = 1_000_000
-_MAY_NOT: Final = "{} may not have tasks run any more"
+_NOT_PERMITTED: Final = "{} may not have tasks run any more"
 log = logs.get_logger()
 
 
@@ -65,54 +64,54 @@ class TaskKeeper:
         self._refusal = refusal
         self._approvals = Approvals(ledger, clock, refusal)
         self._wanted = asyncio.Event()
-        self._runs: dict[str, tuple[str, TaskRun]] = {}  # task: whose it is, and its run
-        self._going: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Task[None] | None = None
-        self._cut_off = False
+        self._runs: dict[str, tuple[str, TaskRun]] = {}  # by task: its plugin, and the run
+        self._running: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._interrupted = False
         self._swept_s = float("-inf")
 
     async def __aenter__(self) -> Self:
-        self._cut_off = bool(self._ledger.read(lambda db: rows.of_state(db, "running")))
-        if self._cut_off:
-            with contextlib.suppress(Problem):  # the disk is full or ill: it is tried again before anything begins
+        self._interrupted = bool(self._ledger.read(lambda db: rows.of_state(db, "running")))
+        if self._interrupted:
+            with contextlib.suppress(Problem):  # disk full or failing: tried again before anything is started
                 await self._recover()
-        self._server = asyncio.create_task(self._serve(), name="tasks")
+        self._loop = asyncio.create_task(self._keep_rechecking(), name="tasks")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        ending = [*([self._server] if self._server else []), *self._going]
+        ending = [*([self._loop] if self._loop else []), *self._running]
         for one in ending:
             one.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
     def recheck(self, plugin_id: str) -> None:
-        """Have what may begin begin; what may not go on of one plugin is being killed when this returns.
+        """Start what may run; runs of a plugin that may not are being killed when this returns.
 
-        What was approved and has not begun needs approval anew, once the plugin may again.
+        Its approved tasks that have not been started need approval again.
         """
         refusal = self._refusal(plugin_id)
         if refusal is not None:
             self._approvals.lapse(plugin_id, refusal)
             for run in self._of(plugin_id):
-                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
+                run.stop(f"{_NOT_PERMITTED.format(plugin_id)}: {refusal.reason}")
         self._wanted.set()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing of one plugin runs that may not, and its approvals are withdrawn on record."""
+        """Return once no run goes on for a plugin that may not have it, and its approvals are withdrawn on record."""
         if self._refusal(plugin_id) is not None:
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
-            with contextlib.suppress(Problem):  # the disk is full or ill: they lapsed all the same
+            with contextlib.suppress(Problem):  # disk full or failing: they have lapsed in memory
                 await self._approvals.withdraw()
 
     # Plugins.
 
     async def submit(self, plugin_id: str, asked: TaskSubmit, script: bytes) -> TaskRow:
-        """Keep it for an operator to judge; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
+        """Queue it for an operator to approve; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
         settings = self._settings()
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
         quota = RowQuota(plugin=settings.plugin_waiting, total=settings.total_waiting)
-        task = taken.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
+        task = steps.fresh(plugin_id, asked, spec.sha256(script), now_us=self._clock.wall_us())
         return await self._ledger.write(lambda tx: rows.submit(tx, task, quota), durable=True)
 
     # Operators and plugins.
@@ -133,11 +132,11 @@ class TaskKeeper:
         )
 
     async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> TaskRow:
-        """Have it not run, or end, with everything it started; Problems: not_found, invalid_transition."""
+        """Take it off the queue, or kill it with everything it started; Problems: not_found, invalid_transition."""
         task = self.get(task_id, plugin_id=plugin_id)
-        if (going := self._runs.get(task_id)) is not None:
-            going[1].stop(f"cancelled by {by}")
-            await going[1].over.wait()
+        if (running := self._runs.get(task_id)) is not None:
+            running[1].stop(f"cancelled by {by}")
+            await running[1].over.wait()
             task = self.get(task_id)
             if task.state in ENDS:
                 return task
@@ -145,7 +144,7 @@ class TaskKeeper:
         now_us = self._clock.wall_us()
         step = Step(verb="cancel")
         return await self._ledger.write(
-            lambda tx: taken.end(tx, task.id, step, outcome, actor=by, now_us=now_us), durable=True
+            lambda tx: steps.end(tx, task.id, step, outcome, actor=by, now_us=now_us), durable=True
         )
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
@@ -155,11 +154,11 @@ class TaskKeeper:
         return approved
 
     async def cancel_all(self, *, by: str) -> int:
-        """The kill switch: nothing that was submitted is run, and what runs is ended; how many there were."""
+        """The kill switch: cancel every task that is queued or runs; how many there were."""
         await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
         count = 0
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
-            with contextlib.suppress(Problem):  # it ended by itself meanwhile
+            with contextlib.suppress(Problem):  # it has ended by itself
                 await self.cancel(task.id, by=by)
                 count += 1
         return count
@@ -174,77 +173,77 @@ class TaskKeeper:
 
     # Running.
 
-    async def _serve(self) -> None:
+    async def _keep_rechecking(self) -> None:
         while True:
             self._wanted.clear()
             try:
-                await self._round()
-            except Problem as problem:  # the disk is full or ill: nothing begins that could not be recorded
+                await self._recheck()
+            except Problem as problem:  # disk full or failing: what cannot be recorded is not started
                 log.error("tasks_stalled", code=problem.code, reason=problem.reason)
-                await asyncio.sleep(FAULT_PAUSE_S)
+                await asyncio.sleep(ERROR_PAUSE_S)
             except Exception:
                 log.error("tasks_failed", exc_info=True)
-                await asyncio.sleep(FAULT_PAUSE_S)
+                await asyncio.sleep(ERROR_PAUSE_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(RECHECK_S):
                     await self._wanted.wait()
 
     async def _recover(self) -> None:
-        """What ran when the last life ended is on record as cut off, before anything else begins."""
+        """Record as interrupted what ran when the daemon ended, before anything is started."""
         now_us = self._clock.wall_us()
-        cut = await self._ledger.write(lambda tx: taken.recover(tx, now_us=now_us), durable=True)
-        log.warning("tasks_interrupted", count=cut)
-        self._cut_off = False
+        count = await self._ledger.write(lambda tx: steps.recover(tx, now_us=now_us), durable=True)
+        log.warning("tasks_interrupted", count=count)
+        self._interrupted = False
 
-    async def _round(self) -> None:
+    async def _recheck(self) -> None:
         settings = self._settings()
-        if self._cut_off:
+        if self._interrupted:
             await self._recover()
         for plugin_id, run in self._runs.values():
             if not settings.enabled:
                 run.stop("the operator switched tasks off")
             elif (refusal := self._refusal(plugin_id)) is not None:
-                run.stop(f"{_MAY_NOT.format(plugin_id)}: {refusal.reason}")
+                run.stop(f"{_NOT_PERMITTED.format(plugin_id)}: {refusal.reason}")
         await self._approvals.withdraw()
         if self._clock.monotonic_s() - self._swept_s >= SWEEP_S:
             await self.sweep()
         if settings.enabled:
-            await self._begin_what_may(settings)
+            await self._start_permitted(settings)
 
-    async def _begin_what_may(self, settings: Settings) -> None:
-        """The longest approved first; a plugin that has its share running waits."""
+    async def _start_permitted(self, settings: Settings) -> None:
+        """The task that was approved first comes first; a plugin with `task.plugin_at_once` running waits."""
         for task in self._ledger.read(lambda db: rows.of_state(db, "approved")):
             if len(self._runs) >= settings.total_at_once:
                 return
-            share = Counter(plugin_id for plugin_id, _ in self._runs.values())
-            if self._approvals.counts(task.plugin_id) and share[task.plugin_id] < settings.plugin_at_once:
+            running = Counter(plugin_id for plugin_id, _ in self._runs.values())
+            if self._approvals.valid(task.plugin_id) and running[task.plugin_id] < settings.plugin_at_once:
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
 
     def _of(self, plugin_id: str) -> list[TaskRun]:
         return [run for owner, run in self._runs.values() if owner == plugin_id]
 
     async def _begin(self, task: TaskRow, settings: Settings) -> None:
-        """Put on record that it is about to run; only then have it run."""
+        """Record the task as running, then run it."""
         run = TaskRun(task, self._spawner, settings)
-        self._runs[task.id] = task.plugin_id, run  # before it is on record: whoever cancels it must find it
+        self._runs[task.id] = task.plugin_id, run  # before the write: `cancel` must find it meanwhile
         now_us = self._clock.wall_us()
-        begun = False
+        recorded = False
         try:
-            begun = await self._ledger.write(
-                lambda tx: taken.begin(tx, task.id, run_id=task.run_id, now_us=now_us), durable=True
+            recorded = await self._ledger.write(
+                lambda tx: steps.begin(tx, task.id, run_id=task.run_id, now_us=now_us), durable=True
             )
         finally:
-            if not begun:
+            if not recorded:
                 del self._runs[task.id]
                 run.gone.set()
                 run.over.set()
-        if begun:
-            going = asyncio.create_task(self._carry_out(task, run), name=f"task {task.id}")
-            self._going.add(going)
-            going.add_done_callback(self._going.discard)
+        if recorded:
+            running = asyncio.create_task(self._run_and_record(task, run), name=f"task {task.id}")
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
 
-    async def _carry_out(self, task: TaskRow, run: TaskRun) -> None:
-        """The run, and its end on record; its exceptions go no further."""
+    async def _run_and_record(self, task: TaskRow, run: TaskRun) -> None:
+        """Run it and record its end; exceptions go no further."""
         try:
             try:
                 outcome = await self._outcome(task, run)
@@ -267,35 +266,35 @@ class TaskKeeper:
             return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
 
     async def _record_end(self, task: TaskRow, step: Step, outcome: TaskOutcome) -> None:
-        """It keeps its place until its end is on disk."""
+        """Retried until it is on disk: the run counts for `at_once` until then."""
         while True:
             now_us = self._clock.wall_us()
             try:
                 await self._ledger.write(
-                    lambda tx, at=now_us: taken.end(tx, task.id, step, outcome, actor=str(DAEMON), now_us=at),  # type: ignore[misc]
+                    lambda tx, at=now_us: steps.end(tx, task.id, step, outcome, actor=str(DAEMON), now_us=at),  # type: ignore[misc]
                     durable=True,
                 )
             except Problem as problem:
                 if problem.code != "ledger_unavailable":
                     log.error("task_end_lost", task=task.id, code=problem.code, reason=problem.reason)
                     return
-                await asyncio.sleep(FAULT_PAUSE_S)
+                await asyncio.sleep(ERROR_PAUSE_S)
             else:
                 return
 
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Expire what nobody approved, or never had its turn, in time; remove what ended long ago."""
+        """Expire what was not approved, or not started, in time; remove what ended long ago."""
         settings, now_us = self._settings(), self._clock.wall_us()
         late_us = now_us - settings.expire_s * SECOND_US
 
         def change(tx: Transaction) -> None:
             for task in rows.overdue(tx, before_us=late_us):
-                if task.id not in self._runs:  # it is just about to begin
+                if task.id not in self._runs:  # else it is just being started
                     reason = f"nobody had it run within {settings.expire_s / 3_600:g} h"
                     late = TaskOutcome(code="expired", reason=reason)
-                    taken.end(tx, task.id, Step(verb="expire"), late, actor=str(DAEMON), now_us=now_us)
+                    steps.end(tx, task.id, Step(verb="expire"), late, actor=str(DAEMON), now_us=now_us)
             rows.retain(tx, before_us=now_us - settings.keep_days * 86_400 * SECOND_US, most=settings.keep_items)
 
         await self._ledger.write(change)

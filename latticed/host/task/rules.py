@@ -1,13 +1,13 @@
-"""Which step follows from which: pure, so that every sequence can be tried.
+"""Which step may follow which. Pure: every sequence can be tried.
 
     submitted ─► approved ─► running ─► done │ failed
         │            │          ├─────► interrupted   (the daemon ended meanwhile; it is never run again)
         └────────────┴──────────┴─────► cancelled
         └────────────┴────────────────► expired
         └────────────┴────────────────► failed        (the script is no longer what was submitted or approved)
-    approved ─► submitted   (its plugin may not act any more: an approval does not outlive that)
+    approved ─► submitted   (its plugin may not have tasks run any more: it needs approval again)
 
-There is no way back into `running`, and only `approved` leads there: so a task is run once at most, whatever happens.
+Only `approved` leads to `running`, and nothing leads back: so a task is run once at most.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ENDS: Final = frozenset({"done", "failed", "interrupted", "cancelled", "expired"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
-    """What of a task decides: its state, the digest of its script as submitted and as approved, its run."""
+    """What decides about a step: the state, the digests of the script as submitted and as approved, the run."""
 
     state: State
     sha256: str
@@ -55,9 +55,7 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Something that is about to happen. `sha256`: of what is approved, or of the bytes about to run; `run_id`: whose
-    run it is about.
-    """
+    """`sha256`: of what is approved, or of the bytes about to be run; `run_id`: of the run that it is about."""
 
     verb: Verb
     sha256: str = ""

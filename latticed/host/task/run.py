@@ -1,4 +1,4 @@
-"""One run of one approved script: confined, bounded in time and output, and nothing left of it at its end."""
+"""One run of one approved script: confined, bounded in time and output; no process of it is left at its end."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
 
 
 class TaskRun:
-    """`outcome` runs the task to its end. `stop` from elsewhere ends it: then that is what the outcome says.
+    """`outcome` runs the task to its end; `stop`, called meanwhile, makes that a cancellation.
 
-    An outcome without a code is a script that ended by itself with 0.
+    An outcome without a code is a script that ended by itself with exit code 0.
     """
 
     def __init__(self, task: TaskRow, spawner: Spawner, settings: Settings) -> None:
@@ -45,40 +45,40 @@ class TaskRun:
         self._stopped = asyncio.Event()
         self._why = ""
         self.gone = asyncio.Event()
-        """Set by who carries it out, once nothing of it runs."""
+        """Set by the keeper once no process of it is left."""
         self.over = asyncio.Event()
-        """Set by who carries it out, once its end is on record."""
+        """Set by the keeper once its end is on record."""
         self._out = LastOutput(settings.output_bytes)
         self._err = LastOutput(settings.output_bytes)
 
     def stop(self, why: str) -> None:
-        """Have it end at once, or not begin; `why` is said of its end."""
+        """Kill it, or do not start it; the outcome has the reason `why`."""
         self._why = self._why or why
         self._stopped.set()
 
     async def outcome(self) -> TaskOutcome:
-        """How it ended; a Problem when it could not be begun. Being cancelled ends the script too."""
+        """How it ended; a Problem when it could not be started. Being cancelled kills the script."""
         if self._stopped.is_set():
             return TaskOutcome(code="cancelled", reason=f"{self._why} before it began")
         with _sealed(self._task) as program:
-            if program.sha256 != self._task.approved_sha256:  # what is run is what was approved, by its bytes
+            if program.sha256 != self._task.approved_sha256:  # of the bytes that will be executed
                 raise Problem(
                     "digest_mismatch", f"expected to run {self._task.approved_sha256}, found {program.sha256}"
                 )
             child = await self._spawn(program)
         try:
             child.stdin.close()
-            timed_out = await self._until_over(child)
+            timed_out = await self._wait(child)
         finally:
             await waiting.uncancelled(child.stop(0 if self._stopped.is_set() else GRACE_S))
         ended = await child.exited()
         if timed_out:
-            return self._told("timeout", f"expected an end within {self._task.timeout_s} s", ended)
+            return self._outcome("timeout", f"expected an end within {self._task.timeout_s} s", ended)
         if self._stopped.is_set():
-            return self._told("cancelled", self._why, ended)
+            return self._outcome("cancelled", self._why, ended)
         if ended.status == 0:
-            return self._told("", "", ended)
-        return self._told(ended.code, ended.message + last_words(self._err.data()), ended)
+            return self._outcome("", "", ended)
+        return self._outcome(ended.code, ended.message + last_words(self._err.data()), ended)
 
     async def _spawn(self, program: Artifact) -> Child:
         chosen = confining.choose(self._spawner)
@@ -94,18 +94,18 @@ class TaskRun:
         )
         return await self._spawner.spawn(request, chosen, on_exit=lambda _: None, stdout=self._out, stderr=self._err)
 
-    async def _until_over(self, child: Child) -> bool:
-        """Until it ended or is to be stopped; True when its time was over before."""
-        over = [asyncio.ensure_future(child.gone()), asyncio.ensure_future(self._stopped.wait())]
+    async def _wait(self, child: Child) -> bool:
+        """Wait until it has ended or is to be stopped; True when its time was over before that."""
+        waits = [asyncio.ensure_future(child.gone()), asyncio.ensure_future(self._stopped.wait())]
         try:
-            done, _ = await asyncio.wait(over, timeout=self._task.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waits, timeout=self._task.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             return not done
         finally:
-            for one in over:
+            for one in waits:
                 one.cancel()
-            await asyncio.gather(*over, return_exceptions=True)
+            await asyncio.gather(*waits, return_exceptions=True)
 
-    def _told(self, code: str, reason: str, ended: Exit) -> TaskOutcome:
+    def _outcome(self, code: str, reason: str, ended: Exit) -> TaskOutcome:
         return TaskOutcome(
             code=code,
             reason=reason,
@@ -120,7 +120,7 @@ class TaskRun:
 
 
 def interpreters(named: Mapping[str, str]) -> dict[str, str]:
-    """Where the interpreters of tasks are: by the operator's table, else the first program of that name here."""
+    """Paths of the interpreters of tasks: from the settings, else the first binary of that name in _DIRECTORIES."""
     found = {name: path for name in spec.INTERPRETERS if (path := _find(name)) is not None}
     return {**found, **{name: path for name, path in named.items() if name in spec.INTERPRETERS}}
 
@@ -135,7 +135,7 @@ def _find(name: str) -> str | None:
 
 
 def _sealed(task: TaskRow) -> Artifact:
-    """The script in memory that nobody can change, and its digest as it is there."""
+    """The script in a sealed memfd, and the digest of its contents, which nobody can change any more."""
     data = task.script.encode("utf-8")
     fd = artifact.memory()
     try:

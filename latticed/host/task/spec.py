@@ -1,4 +1,4 @@
-"""What a plugin asks to have run, checked once."""
+"""Parameters of task.submit, validated once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def checked(asked: TaskSubmit) -> bytes:
 
 
 def sha256(script: bytes) -> str:
-    """What an operator approves: lowercase hex."""
+    """The digest that an operator approves, lowercase hex."""
     return hashlib.sha256(script).hexdigest()
 
 

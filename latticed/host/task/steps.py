@@ -1,4 +1,4 @@
-"""Each step of a task as one change of the ledger: judged by `decide`, kept and told to the audit chain, or nothing."""
+"""Each step of a task as one transaction: decided by `rules`, written with its audit event, or nothing of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> TaskRow:
-    """What is about to be submitted."""
+    """The row of a task that is submitted now."""
     return TaskRow(
         seq=0,
         id=secrets.token_hex(8),
@@ -43,16 +43,16 @@ def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> Tas
 
 def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> TaskRow:
     """Problems: not_found, invalid_transition, digest_mismatch."""
-    task = _known(tx, task_id)
+    task = _found(tx, task_id)
     _decided(task, Step(verb="approve", sha256=sha256))
     rows.approve(tx, task_id, sha256=sha256, by=by, now_us=now_us)
     detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": sha256, "interpreter": task.interpreter}
     tx.append_audit(Event(actor=by, action="task.approve", target=task_id, decision="allow", detail=detail))
-    return _known(tx, task_id)
+    return _found(tx, task_id)
 
 
 def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
-    """What was approved of a plugin, and has not begun, needs approval anew; how many there were."""
+    """Take back the approvals of a plugin's tasks that have not been started; how many there were."""
     waiting = [task for task in rows.of_state(tx, "approved") if task.plugin_id == plugin_id]
     for task in waiting:
         _decided(task, Step(verb="withdraw"))
@@ -63,12 +63,12 @@ def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
 
 
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
-    """Whether its one run may begin, which is on record then. A script that is not the approved one fails instead."""
+    """Record the task as running; False if it may not be started. If its script is not the approved one, it fails."""
     task = rows.get(tx, task_id)
     if task is None:
         return False
     step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
-    after = decide(_standing(task), step)
+    after = decide(_status(task), step)
     if isinstance(after, Fault):
         if after.code == "digest_mismatch":
             changed = TaskOutcome(code=after.code, reason=after.reason)
@@ -81,8 +81,8 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
 
 
 def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, actor: str, now_us: int) -> TaskRow:
-    """Any step that ends it. Problems: not_found, invalid_transition."""
-    task = _known(tx, task_id)
+    """Record a step that ends it. Problems: not_found, invalid_transition."""
+    task = _found(tx, task_id)
     after = _decided(task, step)
     if after.state not in ENDS:
         raise ValueError(f"expected a step that ends a task, found {step.verb}")
@@ -92,35 +92,35 @@ def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, acto
         detail["run"] = task.run_id
     if outcome.exit_code is not None:
         detail["exit_code"] = outcome.exit_code
-    told = Event(
+    event = Event(
         actor=actor, action="task.end", target=task_id, code=outcome.code, reason=outcome.reason, detail=detail
     )
-    tx.append_audit(told)
-    return _known(tx, task_id)
+    tx.append_audit(event)
+    return _found(tx, task_id)
 
 
 def recover(tx: Transaction, *, now_us: int) -> int:
-    """At the start of a life: what was running was cut off. Returns how many there were."""
-    cut = rows.of_state(tx, "running")
-    for task in cut:
+    """At the start of the daemon: end as interrupted what is `running`; how many there were."""
+    interrupted = rows.of_state(tx, "running")
+    for task in interrupted:
         outcome = TaskOutcome(code="interrupted", reason="latticed ended while it ran; it is not run again")
         end(tx, task.id, Step(verb="recover"), outcome, actor=str(DAEMON), now_us=now_us)
-    return len(cut)
+    return len(interrupted)
 
 
-def _known(tx: Transaction, task_id: str) -> TaskRow:
+def _found(tx: Transaction, task_id: str) -> TaskRow:
     task = rows.get(tx, task_id)
     if task is None:
         raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
     return task
 
 
-def _standing(task: TaskRow) -> TaskStatus:
+def _status(task: TaskRow) -> TaskStatus:
     return TaskStatus(state=task.state, sha256=task.sha256, approved_sha256=task.approved_sha256, run_id=task.run_id)
 
 
 def _decided(task: TaskRow, step: Step) -> TaskStatus:
-    after = decide(_standing(task), step)
+    after = decide(_status(task), step)
     if isinstance(after, Fault):
         raise Problem(after.code, f"task {task.id}: {after.reason}", "latticectl task show says how it stands")
     return after

@@ -1,4 +1,4 @@
-"""tunnel.*: cloudflared leads names on the internet to origins that the operator bound to the plugin.
+"""tunnel.*: cloudflared makes origins that the operator bound to the plugin reachable under public names.
 
-Never opens a connection itself except to the program's own readiness page on loopback.
+Opens no connection itself, except to cloudflared's readiness page on loopback.
 """

@@ -1,4 +1,4 @@
-"""tunnel.*: a plugin has cloudflared lead names on the internet to origins that the operator bound to it."""
+"""tunnel.*: a plugin has cloudflared make origins that the operator bound to it reachable under public names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.tunnel.connector import Connector as One
+    from latticed.host.tunnel.connector import Connector
     from latticed.host.tunnel.keeper import TunnelKeeper
     from latticed.model.egress import Origin
 
@@ -27,7 +27,7 @@ class TunnelStatus(Params, frozen=True):
 
 
 class TunnelCalls:
-    """The service. `origins` of a plugin are what the operator bound to it, as of now."""
+    """`origins(plugin_id)`: what the operator has bound to it at that moment."""
 
     def __init__(self, tunnels: TunnelKeeper, *, origins: Callable[[str], tuple[Origin, ...]]) -> None:
         self._tunnels = tunnels
@@ -52,12 +52,12 @@ class TunnelCalls:
         mine = self._tunnels.of(caller.plugin_id)
         if not asked.name:
             return {"tunnels": [one.view() for one in mine]}
-        found = [_whole(one) for one in mine if one.name == asked.name]
+        found = [_full(one) for one in mine if one.name == asked.name]
         if not found:
             raise HostError(Denial.NOT_FOUND, "there is no such tunnel")
         return {"tunnels": found}
 
 
-def _whole(one: One) -> dict[str, Any]:
+def _full(one: Connector) -> dict[str, Any]:
     ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in one.spec.ingress]
     return {**one.view(), "ingress": ingress, "output": one.program.output()}

@@ -1,4 +1,4 @@
-"""One tunnel: the configuration in force, the one that is being tried in its place, and the program that runs it."""
+"""One tunnel: its configuration, the change that is being tried, and the cloudflared that runs it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latticed.settings.programs import TunnelSettings as Settings
 
 BAD_TOKEN: Final = 255
-"""The exit code after which the provider would say the same again; 1 (no name service, no route) may pass."""
+"""The exit code for a refused token, after which a restart is no use; 1 (no name service, no route) may pass."""
 POLL_S: Final = 0.2
 VALIDATE_S: Final = 8.0
 OUTPUT_BYTES: Final = 64 << 10

@@ -1,7 +1,7 @@
 """The credentials of a tunnel: a file in the operator's directory that nobody else can read.
 
-A token says the same in other words; it becomes credentials, for with a token on its command line the program would
-take its rules from the provider.
+A token has the same contents in another encoding. It is turned into credentials: started with a token, cloudflared
+would take its ingress rules from the provider.
 """
 
 from __future__ import annotations
@@ -41,23 +41,26 @@ class _Token(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What proves whose tunnel it is; never shown."""
+    """Account, secret and id of a tunnel; `repr` shows the id alone."""
 
     account: str
     secret: str
     tunnel: str
 
     def encode(self) -> bytes:
-        """The form that cloudflared reads."""
-        kept = _File(AccountTag=self.account, TunnelSecret=self.secret, TunnelID=self.tunnel)
-        return msgspec.json.encode(kept)
+        """The JSON that cloudflared reads."""
+        file = _File(AccountTag=self.account, TunnelSecret=self.secret, TunnelID=self.tunnel)
+        return msgspec.json.encode(file)
 
     def __repr__(self) -> str:
         return f"Credentials(tunnel={self.tunnel!r})"
 
 
 def load(directory: str, spec: TunnelSpec) -> Credentials:
-    """Those of a spec; Problem("credentials_unusable") says what is wrong with them. Blocks: call it in a thread."""
+    """The credentials that a spec names; Problem("credentials_unusable") says what is wrong with them.
+
+    Blocks: call it in a thread.
+    """
     if not directory:
         raise _unusable("the operator has named no directory", "set tunnel.credentials_dir")
     data = _read(directory, spec.file)
@@ -74,11 +77,11 @@ def load(directory: str, spec: TunnelSpec) -> Credentials:
 def _read(directory: str, name: str) -> bytes:
     owners = {0, os.geteuid()}
     try:
-        with files.closing(files.open_directory(directory)) as place:
-            found = os.fstat(place)
+        with files.closing(files.open_directory(directory)) as folder:
+            found = os.fstat(folder)
             if found.st_uid not in owners or found.st_mode & 0o022:
                 raise _unusable("the directory can be changed by others")
-            with files.closing(files.open_file(name, beneath=place)) as fd:
+            with files.closing(files.open_file(name, beneath=folder)) as fd:
                 found = os.fstat(fd)
                 if found.st_uid not in owners or found.st_mode & 0o077:
                     mode = stat.S_IMODE(found.st_mode)
@@ -90,17 +93,17 @@ def _read(directory: str, name: str) -> bytes:
 
 def _of_file(data: bytes) -> Credentials:
     found = msgspec.json.decode(data, type=_File)
-    return _sound(Credentials(account=found.AccountTag, secret=found.TunnelSecret, tunnel=found.TunnelID))
+    return _checked(Credentials(account=found.AccountTag, secret=found.TunnelSecret, tunnel=found.TunnelID))
 
 
 def _of_token(data: bytes) -> Credentials:
     found = msgspec.json.decode(base64.b64decode(data.strip(), validate=True), type=_Token)
-    return _sound(Credentials(account=found.a, secret=found.s, tunnel=found.t))
+    return _checked(Credentials(account=found.a, secret=found.s, tunnel=found.t))
 
 
-def _sound(found: Credentials) -> Credentials:
+def _checked(found: Credentials) -> Credentials:
     if not _ACCOUNT.fullmatch(found.account) or len(base64.b64decode(found.secret, validate=True)) < 16:
-        raise ValueError("an account or a secret that is none")
+        raise ValueError("expected an account of 32 hex digits and a secret of at least 16 bytes")
     return found
 
 

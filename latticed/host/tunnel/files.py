@@ -1,6 +1,6 @@
 """The files of one tunnel: its configuration in the state directory and, while it runs, credentials in the runtime one.
 
-Both are 0600 and belong to whom the program runs as. The directories are ours alone.
+Both are 0600 and belong to the user that cloudflared runs as. Only the daemon's user can enter the directories.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TunnelFiles:
         return self.runtime / "credentials.json"
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace one file whole; blocks."""
+        """Replace one file atomically; blocks."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.replace(path, data, mode=0o600)
 
@@ -65,16 +65,16 @@ class TunnelFiles:
 
 
 def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
-    """The configuration: JSON, which is YAML that nothing in it can break out of (YAML 1.2, section 1.3).
+    """The configuration as JSON, which is YAML (YAML 1.2, section 1.3) with all strings quoted.
 
-    Names are pinned to the addresses that the operator bound them to: the program looks nothing up.
+    Origins are given by the address that the operator bound, so that cloudflared resolves no names.
     """
-    plain = {
+    config = {
         "tunnel": spec.tunnel,
         "credentials-file": str(credentials),
         "ingress": [_entry(rule, origins.get(rule.service)) for rule in spec.ingress],
     }
-    return json.dumps(plain, indent=1).encode("ascii") + b"\n"
+    return json.dumps(config, indent=1).encode("ascii") + b"\n"
 
 
 def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
@@ -82,7 +82,9 @@ def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
     if rule.hostname:
         entry["hostname"] = rule.hostname
     if rule.path:
-        entry["path"] = "^" + rule.path.replace(".", "\\.")  # a regular expression there, text here
+        entry["path"] = "^" + rule.path.replace(
+            ".", "\\."
+        )  # cloudflared takes a regular expression, the spec has a plain prefix
     if origin is None:
         return entry
     address = str(origin.address)

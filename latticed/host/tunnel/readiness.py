@@ -1,4 +1,4 @@
-"""Asking a running cloudflared how it is: `/ready` says whether it is connected, and no other page does."""
+"""Asks a running cloudflared whether it is connected: only its `/ready` page says so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OK: Final = 200
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has just now; who takes it first has it, and a program that lost ends."""
+    """A free port of loopback. If another process takes it first, cloudflared ends and is restarted with another."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind((ADDRESS, 0))
         return int(sock.getsockname()[1])
@@ -43,21 +43,21 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
             reader, writer = await asyncio.open_connection(ADDRESS, port)
             try:
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: {ADDRESS}:{port}\r\nConnection: close\r\n\r\n".encode())
-                said = await _whole(reader)
+                answer = await _read_all(reader)
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
     except (OSError, TimeoutError):
         return 0, b""
-    head, _, body = said.partition(b"\r\n\r\n")
-    words = head.split(b"\r\n", 1)[0].split(b" ")
-    known = len(words) > 1 and words[0].startswith(b"HTTP/") and words[1].isdigit()
-    return (int(words[1]), body) if known else (0, b"")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = head.split(b"\r\n", 1)[0].split(b" ")
+    known = len(fields) > 1 and fields[0].startswith(b"HTTP/") and fields[1].isdigit()
+    return (int(fields[1]), body) if known else (0, b"")
 
 
-async def _whole(reader: asyncio.StreamReader) -> bytes:
-    said = b""
-    while len(said) <= MAX_BYTES and (chunk := await reader.read(MAX_BYTES)):
-        said += chunk
-    return said
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    data = b""
+    while len(data) <= MAX_BYTES and (chunk := await reader.read(MAX_BYTES)):
+        data += chunk
+    return data

@@ -1,6 +1,6 @@
-"""What a plugin asks a tunnel to do, checked once: hosts in normal form, services that the operator bound to it.
+"""Parameters of tunnel.put, validated once: hosts in normal form, services that the operator bound to the plugin.
 
-cloudflared's own check takes duplicate hosts, other schemes, ids that are none and keys that it does not know.
+cloudflared's own validation lets pass duplicate hosts, other schemes, malformed ids and unknown keys.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def bound(spec: TunnelSpec, origins: Iterable[Origin]) -> dict[str, Origin]:
 
 
 def _fix(service: str) -> str:
-    """The permit that would bind a service, where it says itself which address is meant."""
+    """The grant that would bind a service, when its host is an address itself."""
     try:
         return f"origin={egress.origin(service)}"
     except ValueError:
@@ -146,7 +146,7 @@ def _service(text: str, where: str) -> str:
 
 
 def _check_order(rules: tuple[IngressRule, ...]) -> None:
-    """The last one takes everything, and no other one stands in the way of those behind it."""
+    """The last rule matches everything, and none hides a later one."""
     if not 1 <= len(rules) <= MAX_RULES:
         raise bad("ingress", f"1 to {MAX_RULES} rules")
     if rules[-1].hostname or rules[-1].path:

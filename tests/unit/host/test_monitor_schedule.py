@@ -270,7 +270,7 @@ async def test_an_owner_with_a_full_queue_is_still_on_record(tmp_path, found):
             found.found["web.example:1"] = result
             await here.round_of("web")
         assert await here.alerts() == [("web is down", "critical")]
-        assert here.monitors.get("acme.a", "web").standing.state == "up"
+        assert here.monitors.get("acme.a", "web").status.state == "up"
         recorded = here.ledger.read(lambda db: audit.query(db, action="monitor.alert"))
         assert [event["detail"]["notification"] for event in recorded][1:] == ["quota_exceeded"]
 
@@ -517,7 +517,7 @@ async def test_a_ledger_that_takes_nothing_loses_no_alert(here, found, monkeypat
     before = len(found.started)
     await here.pass_s(60)
     assert len(found.started) > before
-    assert (here.monitors.get("acme.a", "web").standing.state, await here.alerts()) == ("up", [])
+    assert (here.monitors.get("acme.a", "web").status.state, await here.alerts()) == ("up", [])
     await here.ledger.write(lambda tx: tx.execute("ALTER TABLE aside RENAME TO monitor_results"))
     await here.round_of("web")
     assert await here.alerts() == [("web is down", "critical")]
