@@ -59,7 +59,7 @@ async def it(authority):
         yield opened
 
 
-async def test_a_record_is_made_changed_and_then_left_alone(it):
+async def test_record_is_created_then_changed_then_left_unchanged(it):
     """One request to write when it differs, none when it does not; the TTL counts too."""
     it.fake.zone("example.org")
     assert await it.publish(A) == Published(address=A, changed=True)
@@ -84,14 +84,14 @@ async def test_records_of_other_types_and_names_stay(it):
     assert [one for one in it.fake.records.values() if one in before] == before[1:]
 
 
-async def test_an_ipv6_address_is_equal_however_it_is_written(it):
+async def test_ipv6_spellings_are_equal(it):
     """Cloudflare may write it in full."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, "2606:4700:0:0:0:0:0:1", kind="AAAA")
     assert not (await it.publish("2606:4700::1", kind="AAAA")).changed
 
 
-async def test_the_zone_with_the_longest_suffix_is_found_on_the_last_page(it):
+async def test_zone_with_longest_suffix_is_found_on_last_page(it):
     """Neither the first page nor a suffix that ends within a label will do."""
     for number in range(120):
         it.fake.zone(f"zone-{number:03}.net")
@@ -128,7 +128,7 @@ async def test_a_named_zone_is_asked_for_by_name(it):
     assert [one["zone"] for one in it.fake.records.values()] == [wanted]
 
 
-async def test_the_active_one_of_two_zones_is_taken_and_two_active_ones_are_refused(it):
+async def test_active_zone_is_preferred_and_two_active_zones_are_refused(it):
     """The same name may be in two accounts."""
     it.fake.zone("example.org", status="pending")
     active = it.fake.zone("example.org")
@@ -145,7 +145,7 @@ async def test_a_name_without_a_zone_is_denied(it):
     assert (found.code, found.lasting, it.fake.writes) == ("no_zone", True, [])
 
 
-async def test_several_records_are_nobodys_to_choose_from(it):
+async def test_several_records_are_denied(it):
     """Which is ours cannot be known: none is changed, none deleted."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
@@ -185,7 +185,7 @@ async def test_a_wrong_token_is_denied_and_not_repeated(it):
         await it.publish(A, token="two\r\nlines")
 
 
-async def test_the_rate_limit_is_heard(it):
+async def test_rate_limit_gives_retry_after(it):
     """In seconds, as a date, and where nothing is said for the five minutes that the API counts over."""
     it.fake.zone("example.org")
     it.fake.left = 1
@@ -211,7 +211,7 @@ async def test_the_rate_limit_is_heard(it):
         (answer(b'{"success":false,"errors":[{"code":7003}]}', status="404 Not Found"), "provider_conflict"),
     ],
 )
-async def test_what_may_go_better_later_is_no_denial(it, said, code):
+async def test_server_errors_are_transient(it, said, code):
     """A broken proxy in between, an answer that is none, something that has gone."""
     it.fake.zone("example.org")
     it.fake.fail = [said]
@@ -220,7 +220,7 @@ async def test_what_may_go_better_later_is_no_denial(it, said, code):
     assert (await it.publish(A)).changed
 
 
-async def test_a_record_that_somebody_else_made_meanwhile_is_seen_the_next_time(it):
+async def test_record_created_meanwhile_is_transient(it):
     """The API refuses an identical one; trying again finds it equal."""
     zone = it.fake.zone("example.org")
     nothing = {"success": True, "errors": [], "result": [], "result_info": {"page": 1, "total_pages": 0}}
@@ -232,7 +232,7 @@ async def test_a_record_that_somebody_else_made_meanwhile_is_seen_the_next_time(
     assert not (await it.publish(A)).changed
 
 
-async def test_a_server_that_writes_something_else_is_noticed(it):
+async def test_differing_written_record_is_reported(it):
     """The answer to a write must say what was asked."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
@@ -240,7 +240,7 @@ async def test_a_server_that_writes_something_else_is_noticed(it):
     assert (await it.publish(B)).code == "not_written"
 
 
-async def test_endless_pages_come_to_an_end(it):
+async def test_endless_pages_are_cut_off(it):
     """A server that never has enough is not followed for ever."""
     it.fake._page = lambda *_, **__: {
         "success": True,
@@ -251,7 +251,7 @@ async def test_endless_pages_come_to_an_end(it):
     assert (found.code, len(it.fake.asked)) == ("too_many_pages", 200)
 
 
-async def test_the_token_goes_nowhere_without_tls(authority):
+async def test_token_is_not_sent_without_tls(authority):
     """Not even to a bound origin; and without rights to the API's host to nobody."""
     async with (
         origins.serving(answer(b"{}")) as plain,

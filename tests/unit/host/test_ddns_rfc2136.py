@@ -64,7 +64,7 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
 # Real servers.
 
 
-async def test_what_was_written_is_there_for_everybody(server):
+async def test_written_record_is_resolved(server):
     """Made, changed, left alone; address and TTL, read back by another client."""
     name = next(names)
     assert await publish(server.port, name) == Published(address=A, changed=True)
@@ -85,14 +85,14 @@ async def test_both_types_of_one_name(server):
     assert server.addresses(name, "AAAA") == [("2606:4700::1", 300)]
 
 
-async def test_a_name_that_a_wildcard_answers_for_gets_a_record_of_its_own(server):
+async def test_name_matched_by_wildcard_gets_its_own_record(server):
     """What is read is the wildcard's, and stays."""
     assert (await publish(server.port, f"one.wild.{ZONE}")).changed
     assert server.addresses(f"one.wild.{ZONE}") == [(A, 300)]
     assert server.addresses(f"two.wild.{ZONE}") == [("198.51.100.9", 300)]
 
 
-async def test_several_records_and_aliases_are_left_as_they_are(server):
+async def test_several_records_and_aliases_are_not_changed(server):
     """They are somebody's."""
     found = await publish(server.port, f"several.{ZONE}")
     assert (found.code, found.lasting) == ("several_records", True)
@@ -113,7 +113,7 @@ async def test_several_records_and_aliases_are_left_as_they_are(server):
         ({"name": f"a.b.{ZONE}", "zone": f"b.{ZONE}"}, "not_authoritative"),
     ],
 )
-async def test_a_no_is_told_from_another(server, fields, code):
+async def test_refusals_have_distinct_codes(server, fields, code):
     """A wrong value, an unknown key, another zone: each is a denial with its code, and nothing is written."""
     name = next(names)
     found = await publish(server.port, **{"name": name, **fields})
@@ -122,19 +122,19 @@ async def test_a_no_is_told_from_another(server, fields, code):
     assert server.addresses(name) == []
 
 
-async def test_a_key_that_may_not_write_is_denied(server):
+async def test_key_without_write_access_is_denied(server):
     """BIND says REFUSED, Knot that it does not know the key for this; both are final."""
     found = await publish(server.port, next(names), key=OTHER_KEY)
     assert (found.code, found.lasting) == ({"bind": "refused", "knot": "bad_credentials"}[server.kind], True)
 
 
-async def test_a_server_that_fails_is_tried_again_later(server):
+async def test_server_failure_is_transient(server):
     """SERVFAIL: a zone whose primary cannot be reached."""
     found = await publish(server.port, f"h.{FAILING}", zone=FAILING)
     assert (found.code, found.lasting) == ("server_failed", False)
 
 
-async def test_a_plugin_reaches_no_server_that_is_not_bound_to_it(server):
+async def test_unbound_server_is_blocked(server):
     """Scheme and port are part of what was bound."""
     spec = specs.checked(
         specs.DdnsPut(
@@ -231,7 +231,7 @@ WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
         ([reply(), reply()], "no_zone", True),
     ],
 )
-async def test_what_an_answer_means(replies, code, lasting):
+async def test_outcome_of_each_answer(replies, code, lasting):
     """Only a signed answer is believed to the record's advantage; a lasting no is one that would come again."""
     async with scripted(*replies) as port:
         found = await publish(port, f"h.{ZONE}")
@@ -251,14 +251,14 @@ async def test_what_an_answer_means(replies, code, lasting):
         ("FORMERR", "not_understood", True),
     ],
 )
-async def test_what_the_answer_to_an_update_means(rcode, code, lasting):
+async def test_outcome_of_each_update_answer(rcode, code, lasting):
     """That it was taken is believed when the record can be read."""
     async with scripted(reply(), reply(rcode=rcode), reply()) as port:
         found = await publish(port, f"h.{ZONE}", zone=ZONE)
     assert (found.code, found.lasting) == (code, lasting)
 
 
-async def test_a_server_that_says_nothing_is_left(monkeypatch):
+async def test_silent_server_times_out(monkeypatch):
     """After its time, with the connection closed."""
     monkeypatch.setattr("latticed.host.ddns.dns_exchange.EXCHANGE_S", 0.05)
     hung = asyncio.Event()

@@ -23,7 +23,7 @@ def chosen(*texts, kind="A", published="", private=False):
     return source.chosen([ip_address(one) for one in texts], kind, published=published, private=private)
 
 
-def test_the_public_address_of_the_right_kind_is_chosen():
+def test_public_address_of_the_right_version_is_chosen():
     """Private ones only where the operator allows them, and then after public ones; never loopback and link-local."""
     assert chosen("127.0.0.1", "10.0.0.5", A, "2606:4700::1") == A
     assert chosen("127.0.0.1", "10.0.0.5", A, "2606:4700::1", kind="AAAA") == "2606:4700::1"
@@ -33,14 +33,14 @@ def test_the_public_address_of_the_right_kind_is_chosen():
     assert chosen("fe80::1", "::1", kind="AAAA", private=True) == ""
 
 
-def test_what_is_published_stays_while_it_is_there():
+def test_published_address_is_kept_while_interface_has_it():
     """One more address changes nothing; the order of interfaces neither."""
     assert chosen(A, B, published=B) == chosen(B, A, published=B) == B
     assert chosen(A, B, published="93.184.216.99") == chosen(B, A, published="") == A
     assert chosen("10.0.0.5", A, published="10.0.0.5") == A, "what may no longer be published does not stay"
 
 
-def test_another_address_counts_once_it_has_stayed():
+def test_changed_address_is_taken_once_settled():
     """The first one counts at once; one that comes and goes counts never."""
     seen, counts = source.settled(None, A, published="", now_s=0, settle_s=30)
     assert counts == A
@@ -50,7 +50,7 @@ def test_another_address_counts_once_it_has_stayed():
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B, ""]), st.integers(0, 29)), max_size=40))
-def test_nothing_that_did_not_stay_ever_counts(story):
+def test_unsettled_address_is_never_taken(story):
     """Whatever the interface does: an address counts only after half a minute without another."""
     seen, now, since = None, 0, {}
     for found, passed in story:
@@ -60,7 +60,7 @@ def test_nothing_that_did_not_stay_ever_counts(story):
         assert counts == A or now - since[counts] >= 30
 
 
-def test_addresses_that_are_soon_gone_are_left_out(tmp_path, monkeypatch):
+def test_temporary_and_deprecated_addresses_are_left_out(tmp_path, monkeypatch):
     """Temporary, deprecated, tentative and duplicate ones (rtnetlink(7)); the format is the kernel's."""
     listed = tmp_path / "if_inet6"
     line = "2606470000000000000000000000{:04x} 02 40 00 {:02x} {:>8}\n"

@@ -24,7 +24,7 @@ def checked(*, private=False, **fields):
     return specs.checked(put(**fields), private=private)
 
 
-def test_names_are_brought_into_normal_form():
+def test_names_are_normalised():
     """Case, trailing dot, international letters; a wildcard keeps its star."""
     made = checked(name="Host.BÜCHER.example.", zone="bücher.example")
     assert (made.name, made.zone) == ("host.xn--bcher-kva.example", "xn--bcher-kva.example")
@@ -59,7 +59,7 @@ def test_names_are_brought_into_normal_form():
         ({"key": "house"}, "key: expected nothing"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_was_expected(fields, words):
+def test_bad_parameters_are_refused_with_what_was_expected(fields, words):
     """And a value that stands in place of a reference is not repeated."""
     with pytest.raises(HostError) as caught:
         checked(**fields)
@@ -78,7 +78,7 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(fields, words):
         ("[2001:db8::1]:54", "[2001:db8::1]:54"),
     ],
 )
-def test_a_server_has_a_port(server, found):
+def test_server_gets_default_port(server, found):
     """53 unless it is said."""
     made = checked(provider="rfc2136", server=server, key="House-Key.")
     assert (made.server, made.key) == (found, "house-key")
@@ -86,13 +86,13 @@ def test_a_server_has_a_port(server, found):
 
 
 @pytest.mark.parametrize("server", ["", "ns:0", "ns:65536", "2001:db8::1", "ns.example.org:53:53", "a b", ":53"])
-def test_what_is_no_server_is_refused(server):
+def test_malformed_server_is_refused(server):
     """Without guessing which part was meant."""
     with pytest.raises(HostError, match="server"):
         checked(provider="rfc2136", server=server, key="k")
 
 
-def test_only_public_addresses_are_published_unless_the_operator_says_so():
+def test_private_address_is_refused_without_ddns_private():
     """And none, ever, that names no machine or the local one."""
     for address in ("10.0.0.1", "192.168.1.1", "100.64.0.1"):
         with pytest.raises(HostError, match=r"ddns\.private"):
@@ -107,7 +107,7 @@ def test_only_public_addresses_are_published_unless_the_operator_says_so():
             checked(type="AAAA", address=address, private=True)
 
 
-def test_what_is_stored_comes_back():
+def test_encoded_spec_decodes_to_the_same():
     """Every field; what another version wrote is an error and no guess."""
     made = checked(provider="rfc2136", server="ns.example.org", key="k", zone="example.org", ttl=60)
     assert specs.decode(specs.encode(made)) == made
@@ -116,7 +116,7 @@ def test_what_is_stored_comes_back():
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=60))
-def test_whatever_stands_there_is_a_spec_or_bad_params(name, address, server):
+def test_any_parameters_give_a_spec_or_bad_params(name, address, server):
     """No text makes the check fail in another way."""
     for provider in ("cloudflare", "rfc2136"):
         try:

@@ -54,7 +54,7 @@ def answer(status=200, body=b"all is well", *headers):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def test_a_site_that_answers_is_up():
+async def test_answering_site_is_up():
     """One plain GET with our own headers, and nothing of the environment's."""
     async with targets.site() as site:
         result = await check("http", site.url(path="/health?x=1"), rights=targets.bound(site.url().rstrip("/")))
@@ -77,7 +77,7 @@ async def test_a_site_that_answers_is_up():
         (200, (204,), "down"),
     ],
 )
-async def test_the_status_decides(status, statuses, outcome):
+async def test_unexpected_status_is_down(status, statuses, outcome):
     """200 to 399, or what was asked for; redirects are not followed."""
     body = b"" if status == 204 else b"x"
     async with targets.site(answer(status, body, "Location: http://127.0.0.1:1/")) as site:
@@ -131,7 +131,7 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("case", OUTCOMES)
-async def test_a_word_in_the_body_decides(case):
+async def test_missing_word_in_body_is_down(case):
     """However the body is framed or packed; what cannot be read from here is an error, never down."""
     said, outcome, code = OUTCOMES[case]
     async with targets.site(said) as site:
@@ -152,7 +152,7 @@ async def test_a_word_in_the_body_decides(case):
         (answer(200, b"anders"), "down", "body_mismatch"),
     ],
 )
-async def test_words_are_read_as_the_answer_writes_them(said, outcome, code):
+async def test_body_is_decoded_by_its_coding_and_charset(said, outcome, code):
     """In its charset; one that names none and is no UTF-8 is not judged."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body=DOOR)
@@ -160,7 +160,7 @@ async def test_words_are_read_as_the_answer_writes_them(said, outcome, code):
 
 
 @pytest.mark.parametrize("head", [b"a: " + b"b" * 9_000, b"a" * 9_000 + b": b", b"\r\n".join([b"a: b"] * 400)])
-async def test_a_header_beyond_what_is_read_is_not_judged(head):
+async def test_too_large_header_is_an_error_not_down(head):
     """It may be a good answer: the bound is ours. Nobody is alarmed."""
     async with targets.site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 0\r\n\r\n") as site:
         result = await check("http", site.url())
@@ -181,7 +181,7 @@ async def test_a_header_beyond_what_is_read_is_not_judged(head):
     ],
     ids="closed not-http bad-length cut".split(),
 )
-async def test_what_is_no_answer_is_down(said, codes):
+async def test_malformed_answer_is_down(said, codes):
     """Closed without a word, another protocol, broken framing: each is a result."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="never there")
@@ -189,7 +189,7 @@ async def test_what_is_no_answer_is_down(said, codes):
     assert result.code in codes, result
 
 
-async def test_a_site_that_hangs_times_out():
+async def test_hanging_site_times_out():
     """Connected, asked, never answered; and answered, but never to the end."""
     async with targets.site(None) as site:
         result = await check("http", site.url(), timeout_s=0.2)
@@ -198,13 +198,13 @@ async def test_a_site_that_hangs_times_out():
         assert (await check("http", f"http://127.0.0.1:{port}/", timeout_s=0.2)).code == "timeout"
 
 
-async def test_where_nobody_listens_is_down():
+async def test_refused_connection_is_down():
     """Refused."""
     result = await check("http", f"http://127.0.0.1:{targets.closed_port()}/")
     assert (result.outcome, result.code) == ("down", "refused")
 
 
-async def test_the_environment_has_no_say(monkeypatch):
+async def test_proxy_environment_is_ignored(monkeypatch):
     """A proxy that is set is not asked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{targets.closed_port()}")
@@ -251,7 +251,7 @@ async def test_the_certificate_is_part_of_the_result(authority):
     assert abs(result.expires_at / 1e6 - expected) < 3_600
 
 
-async def test_a_certificate_that_ends_soon_is_down_when_asked_for(authority):
+async def test_certificate_expiring_soon_is_down_if_asked_for(authority):
     """Fewer days than wanted; without a wish it is only told."""
     result = await check_tls(authority, days=10.5, certificate_days=14)
     assert (result.outcome, result.code, result.http_status) == ("down", "certificate_expiring", 200)
@@ -269,14 +269,14 @@ async def test_a_certificate_that_ends_soon_is_down_when_asked_for(authority):
     ],
     ids=["expired", "unknown authority", "another name"],
 )
-async def test_a_certificate_that_does_not_hold_is_down(authority, case, code, said):
+async def test_invalid_certificate_is_down(authority, case, code, said):
     """And no request is sent."""
     result = await check_tls(authority, **case)
     assert (result.outcome, result.code, result.http_status) == ("down", code, 0)
     assert said in result.reason
 
 
-async def test_tls_with_what_speaks_none_is_down():
+async def test_failed_tls_handshake_is_down():
     """A plain server under https."""
     async with targets.site() as site:
         rights = targets.bound(f"https://127.0.0.1:{site.port}")
@@ -289,7 +289,7 @@ async def test_tls_with_what_speaks_none_is_down():
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
-async def test_tcp_is_up_where_somebody_listens(host):
+async def test_tcp_is_up_when_connected(host):
     """Connecting is enough, also where nobody accepts; the connection is closed."""
     async with targets.site(None, host=host.strip("[]")) as site:
         assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
@@ -301,7 +301,7 @@ async def test_tcp_is_up_where_somebody_listens(host):
     assert (result.outcome, result.code) == ("down", "refused")
 
 
-async def test_a_name_with_several_addresses_is_up_when_one_of_them_is():
+async def test_target_is_up_if_one_of_its_addresses_is():
     """The first that answers counts."""
     async with targets.site() as site:
         rights = targets.bound(*(f"tcp://twins.test:{site.port}={host}" for host in ("127.0.0.9", "127.0.0.1")))
@@ -359,7 +359,7 @@ def pinging(prepare, *, target="127.0.0.1", wrap=()):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
 
 
-async def test_a_group_that_may_ping_needs_no_capability():
+async def test_ping_group_range_suffices():
     """net.ipv4.ping_group_range in a network of its own, an unprivileged user, IPv4 and IPv6."""
     if (reason := netns.why_not()) is not None:
         pytest.skip(reason)
@@ -369,7 +369,7 @@ async def test_a_group_that_may_ping_needs_no_capability():
         assert ran.stdout.startswith("up"), ran.stdout + ran.stderr
 
 
-async def test_without_the_right_to_ping_it_is_unsupported():
+async def test_ping_without_permission_is_unsupported():
     """Neither the capability nor the group: said in words, and no alert can come of it."""
     ran = await asyncio.to_thread(pinging, BECOME_NOBODY if os.geteuid() == 0 else "")
     with open("/proc/sys/net/ipv4/ping_group_range") as file:
@@ -382,7 +382,7 @@ async def test_without_the_right_to_ping_it_is_unsupported():
 # What is not the target's fault.
 
 
-async def test_the_guard_decides_where_checks_go():
+async def test_guard_blocks_checks():
     """Unbound, private or not granted: blocked, with the guard's words, and no connection is made."""
     async with targets.site() as site:
         for kind, target in (("http", site.url()), ("tcp", f"127.0.0.1:{site.port}"), ("ping", "127.0.0.1")):
@@ -392,7 +392,7 @@ async def test_the_guard_decides_where_checks_go():
         assert site.requests == []
 
 
-async def test_a_name_that_nobody_knows_is_down():
+async def test_unresolved_name_is_down():
     """The name is part of what is watched; one that resolves to a private address is blocked."""
 
     class Names:
@@ -414,7 +414,7 @@ async def test_a_name_that_nobody_knows_is_down():
     assert (await Probes(inside).check(spec, everywhere)).outcome == "blocked"
 
 
-async def test_a_slow_name_server_times_out():
+async def test_slow_name_server_times_out():
     """Within the monitor's own time, whatever the guard would wait."""
 
     class Silent:
@@ -426,7 +426,7 @@ async def test_a_slow_name_server_times_out():
     assert (result.outcome, result.code) == ("down", "timeout")
 
 
-async def test_want_of_descriptors_is_not_the_targets_fault():
+async def test_no_descriptors_is_an_error_not_down():
     """It says nothing about the target, so nobody is alarmed."""
     async with targets.site() as site:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -444,14 +444,14 @@ async def test_want_of_descriptors_is_not_the_targets_fault():
     ("number", "code"),
     [(errno.EPERM, "not_permitted"), (errno.EACCES, "not_permitted"), (errno.EADDRNOTAVAIL, "no_resources")],
 )
-def test_what_this_host_refuses_is_not_the_targets_fault(number, code):
+def test_errors_of_this_host_are_not_down(number, code):
     """Its own firewall, no free port; and an address that the guard has not judged."""
     result = of_error(OSError(number, os.strerror(number)), late="")
     assert (result.outcome, result.code) == ("error", code)
     assert of_error(PermissionError("an address that the guard has not judged"), late="").outcome == "error"
 
 
-async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
+async def test_unexpected_exception_is_an_error_not_down(capsys):
     """Logged, and a result all the same."""
 
     class Broken:
@@ -464,7 +464,7 @@ async def test_a_fault_of_ours_is_not_the_targets_fault(capsys):
     assert "monitor_check_failed" in capsys.readouterr().out
 
 
-def test_reasons_cannot_forge_a_line():
+def test_reasons_are_escaped_and_cut():
     """What a peer can put into an error is escaped and cut."""
     result = of_error(OSError(5, "a\nb\x1b[31m" + "x" * 500), late="")
     assert result.reason.startswith("a\\x0ab\\x1b[31mxxx")

@@ -34,13 +34,13 @@ def test_up_down_up_gives_two_alerts(failures):
     assert alerts == [(4 + failures, "down"), (9 + failures, "up")]
 
 
-def test_a_target_that_is_down_from_the_start_is_news():
+def test_target_down_from_the_start_alerts():
     """Once, after as many results as ever."""
     assert [alert for _, alert in run(["down"] * 5, 2)] == [None, "down", None, None, None]
 
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
-def test_alerts_alternate_and_each_has_its_evidence(outcomes, failures):
+def test_alerts_alternate_and_follow_enough_failures(outcomes, failures):
     """Never two of a kind in a row; each after `failures` results of its kind in a row, with nothing against it."""
     found = run(outcomes, failures)
     alerts = [alert for _, alert in found if alert]
@@ -54,7 +54,7 @@ def test_alerts_alternate_and_each_has_its_evidence(outcomes, failures):
 
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
-def test_a_standing_holds_until_there_is_evidence(outcomes, failures):
+def test_state_is_kept_until_enough_failures(outcomes, failures):
     """It never changes by what says nothing about the target, and by a single result only without an older belief."""
     before = MonitorStatus()
     for outcome, (after, alert) in zip(outcomes, run(outcomes, failures), strict=True):
@@ -70,7 +70,7 @@ def test_a_standing_holds_until_there_is_evidence(outcomes, failures):
         before = after
 
 
-def test_results_that_flap_below_the_mark_alert_nobody():
+def test_fewer_failures_in_a_row_do_not_alert():
     """Down, up, down, up: with two needed in a row nothing happens."""
     assert {alert for _, alert in run(["up"] + ["down", "up"] * 20, 2)} == {None}
 
@@ -142,7 +142,7 @@ def test_owners_take_turns():
     assert [turns.pop()[0] for _ in range(3)] == [0, "mine", 1]
 
 
-def test_what_hangs_leaves_places_for_what_does_not():
+def test_slow_items_leave_places_for_quick_ones():
     """Every place that slow ones may have is taken, and the quick ones still start; slow ones get their turn too."""
     turns = FairQueue(total=4, per_owner=4)
     for number in range(10):
@@ -164,7 +164,7 @@ TOKENS = st.binary(min_size=16, max_size=16)
 
 
 @given(identifier=st.integers(0, 65535), sequence=st.integers(0, 65535), token=TOKENS)
-def test_the_checksum_of_a_request_comes_out_even(identifier, sequence, token):
+def test_checksum_of_echo_request(identifier, sequence, token):
     """Summed with its checksum, a packet gives zero (RFC 1071); the header is as the RFCs lay it out."""
     packet = icmp.request(4, identifier, sequence, token)
     assert icmp.checksum(packet) == 0
@@ -174,7 +174,7 @@ def test_the_checksum_of_a_request_comes_out_even(identifier, sequence, token):
 
 
 @given(sequence=st.integers(0, 65535), token=TOKENS, data=st.binary(max_size=80), version=st.sampled_from([4, 6]))
-def test_only_the_answer_to_our_request_is_one(sequence, token, data, version):
+def test_only_the_reply_to_the_request_is_taken(sequence, token, data, version):
     """With its sequence and token, an IP header before it or not; never our own request, never what is only like it."""
     kind = 0 if version == 4 else 129
     reply = bytes([kind, 0, 1, 2, 9, 9]) + sequence.to_bytes(2, "big") + token

@@ -43,7 +43,7 @@ def test_defaults():
         ("ping", "192.0.2.1", "192.0.2.1", "192.0.2.1"),
     ],
 )
-def test_targets_are_kept_in_normal_form(kind, given_target, kept, shown):
+def test_targets_are_normalised(kind, given_target, kept, shown):
     """Two ways to write a target are one target; what others see has no query."""
     spec = checked(kind=kind, target=given_target)
     assert spec.target == (kept or "http://example.org/a%20b?token=x")
@@ -82,14 +82,14 @@ def test_host_and_port_of_a_target(target, parts):
         {"kind": "tcp", "target": "a.example:1", "certificate_days": 1},
     ],
 )
-def test_what_cannot_be_watched_is_refused(params):
+def test_bad_parameters_are_refused(params):
     """bad_params, with what was expected."""
     with pytest.raises(HostError, match=r"^bad_params: .*expected"):
         checked(**params)
 
 
 @pytest.mark.parametrize("target", ["ftp://a.example/", "http://127.1/", "http://0x7f000001/"])
-def test_what_no_url_may_mean_is_blocked(target):
+def test_forbidden_urls_are_blocked(target):
     """The guard's own words for it."""
     with pytest.raises(HostError, match=r"^egress_blocked: "):
         checked(target=target)
@@ -98,7 +98,7 @@ def test_what_no_url_may_mean_is_blocked(target):
 @pytest.mark.parametrize(
     "params", [{"kind": "icmp"}, {"method": "POST"}, {"failures": 1.5}, {"statuses": ["200"]}, {"certificate_days": -1}]
 )
-def test_what_has_no_meaning_is_refused_by_its_type(params):
+def test_wrong_types_are_refused(params):
     """Kinds are a closed set; there is nothing but GET."""
     with pytest.raises(msgspec.ValidationError):
         asked(**params)
@@ -110,7 +110,7 @@ def test_what_has_no_meaning_is_refused_by_its_type(params):
     name=st.text(max_size=10),
     body=st.text(max_size=20),
 )
-def test_strangers_words_are_taken_or_refused(target, kind, name, body):
+def test_any_parameters_give_a_spec_or_bad_params(target, kind, name, body):
     """Whatever they are: a spec that comes back as it went in, or a HostError."""
     try:
         spec = checked(target=target, kind=kind, name=name, body=body)

@@ -20,7 +20,7 @@ GOOD = PluginStanding(active=True, granted=frozenset({"task:run", "ddns:admin"})
         for granted in (frozenset(), frozenset({"kv:read"}), frozenset({"kv:read", "task:run"}))
     ],
 )
-def test_only_what_is_seen_verified_active_and_granted_may(seen, fault, active, granted):
+def test_plugin_must_be_seen_verified_active_and_granted(seen, fault, active, granted):
     """One of the four missing is enough; the reason names the first that is."""
     refusal = permissions.judge(PluginStanding(seen=seen, fault=fault, active=active, granted=granted), "task:run")
     may = seen and not fault and active and "task:run" in granted
@@ -48,7 +48,7 @@ def test_one_of_several_capabilities_is_enough():
     assert refusal.reason == "notify:send or monitor:admin is not granted"
 
 
-def test_who_is_not_known_may_nothing():
+def test_unknown_plugin_may_do_nothing():
     assert permissions.judge(permissions.UNKNOWN, "task:run").code == "not_active"
     assert Permissions().refusal("acme.demo", "task:run").code == "not_seen"
 

@@ -32,7 +32,7 @@ RUNNING = after(APPROVED, Step(verb="begin", sha256=SHA, run_id="r1"))
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_it_runs_once_at_most_and_only_what_was_approved(steps):
+def test_task_runs_at_most_once_and_only_as_approved(steps):
     """Whatever happens in whatever order: no run without an approval of these bytes, never a second, no way back."""
     standing, begun, approved = FRESH, 0, False
     for step in steps:
@@ -58,7 +58,7 @@ def test_it_runs_once_at_most_and_only_what_was_approved(steps):
     assert (standing.state in {"running", "done", "interrupted"}) <= (begun == 1)
 
 
-def test_the_straight_way():
+def test_submit_approve_run_finish():
     assert after(RUNNING, Step(verb="finish", run_id="r1")).state == "done"
     assert after(RUNNING, Step(verb="recover")).state == "interrupted"
     assert after(RUNNING, Step(verb="cancel")).state == "cancelled"
@@ -83,7 +83,7 @@ def test_the_straight_way():
         (TaskStatus(state="interrupted", sha256=SHA), Step(verb="begin", sha256=SHA), "invalid_transition"),
     ],
 )
-def test_what_does_not_happen(before, step, code):
+def test_refused_steps(before, step, code):
     refused = decide(before, step)
     assert isinstance(refused, Fault)
     assert refused.code == code

@@ -14,7 +14,7 @@ async def nothing(_caller, _params):
     return {}
 
 
-def test_the_table_refuses_what_is_unknown_or_served_twice():
+def test_table_refuses_unknown_and_duplicate_calls():
     """A mistake of ours shows at start, not at the first call."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
@@ -30,13 +30,13 @@ def test_the_table_cannot_be_changed():
         service.table([])["kv.get"] = None  # type: ignore[index]
 
 
-def test_an_error_reads_as_the_protocol_wants_it():
+def test_text_of_host_error():
     """`code: text` (contracts §10)."""
     assert str(HostError(Denial.NOT_FOUND, "there is no such host call")) == "not_found: there is no such host call"
 
 
 @pytest.mark.parametrize("key", ["a", "a b", "ключ", "k" * 256, "...", "a.b", "~", "plugin:x"])
-def test_keys_that_are_fine(key):
+def test_valid_kv_keys(key):
     """Anything visible without a slash."""
     assert key_fault(key) is None
 
@@ -44,6 +44,6 @@ def test_keys_that_are_fine(key):
 @pytest.mark.parametrize(
     "key", ["", "k" * 257, ".", "..", "a/b", "a\\b", "\t", "a\x7f", "a\u200bb", "a\u2029", "\u3164"]
 )
-def test_keys_that_are_not(key):
+def test_invalid_kv_keys(key):
     """Told in words."""
     assert str(key_fault(key)).startswith("expected a key")

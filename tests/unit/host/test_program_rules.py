@@ -23,7 +23,7 @@ def rules(restart="always", hopeless=frozenset()):
     st.booleans(),
     st.lists(st.tuples(ENDS, st.sampled_from([0.0, 59.0, 60.0]), st.floats(0, 0.999)), max_size=40),
 )
-def test_no_loop_is_endless_and_no_pause_out_of_bounds(restart, has_hopeless, ends):
+def test_restarts_end_and_delays_stay_in_bounds(restart, has_hopeless, ends):
     """Quick failures end at the breaker; pauses grow no further than the ceiling and its jitter."""
     wanted, failures, quick = rules(restart, frozenset({255}) if has_hopeless else frozenset()), Failures(), 0
     for ended, uptime_s, roll in ends:
@@ -41,7 +41,7 @@ def test_no_loop_is_endless_and_no_pause_out_of_bounds(restart, has_hopeless, en
 
 
 @given(st.lists(st.tuples(ENDS, st.booleans()), max_size=40))
-def test_only_ends_that_no_visitor_may_have_caused_open_the_breaker(ends):
+def test_visited_ends_do_not_open_the_breaker(ends):
     """Four of these do, whatever lies between; the others make for pauses, and say so."""
     failures, own = Failures(), 0
     for ended, visited in ends:
@@ -56,7 +56,7 @@ def test_only_ends_that_no_visitor_may_have_caused_open_the_breaker(ends):
         failures = next_.failures
 
 
-def test_what_is_hopeless_is_never_tried_again():
+def test_hopeless_exit_code_is_not_restarted():
     over = after(
         Failures(),
         ProgramEnded(code="exited", message="m", status=255),
@@ -67,7 +67,7 @@ def test_what_is_hopeless_is_never_tried_again():
     assert over == NoRestart(state="failed", code="exited", message="m")
 
 
-def test_pauses_double():
+def test_delays_double():
     failures, pauses = Failures(), []
     for _ in range(3):
         next_ = after(failures, ProgramEnded(code="exited", message="m", status=1), rules(), uptime_s=0, roll=0.5)

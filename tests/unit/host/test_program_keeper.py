@@ -104,7 +104,7 @@ def tree():
     return {pid for pid in children.descendants(os.getpid()) if children.alive(pid)}
 
 
-async def test_a_variable_is_set_only_while_the_operator_grants_its_name(here):
+async def test_variable_is_set_only_while_granted(here):
     """Taken back, what runs with it ends; granted again, it runs again."""
     here.variables.discard("COLOUR")
     asked = {
@@ -127,7 +127,7 @@ async def test_a_variable_is_set_only_while_the_operator_grants_its_name(here):
     await here.until_state("running", "web")
 
 
-async def test_it_runs_until_it_is_deleted(here):
+async def test_program_runs_until_deleted(here):
     """Under its arguments and environment, with what it wrote to be seen; deleted, nothing is left of it."""
     made = await here.put("web", 'echo "$1 $COLOUR"; echo x >/scratch/f && cat /scratch/f; (sleep 1000 &) ; sleep 1000')
     assert made == {"ok": True, "name": "web", "state": "starting"}
@@ -149,7 +149,7 @@ async def test_it_runs_until_it_is_deleted(here):
         await here.status("web")
 
 
-async def test_the_same_again_changes_nothing(here):
+async def test_putting_the_same_program_again_changes_nothing(here):
     """But another spec is another process."""
     await here.put("web", "echo up; sleep 1000")
     await here.until_said("up", "web")
@@ -161,7 +161,7 @@ async def test_the_same_again_changes_nothing(here):
     assert tree() == children.family((await here.status("web"))["pid"])
 
 
-async def test_it_is_started_again_until_the_breaker_opens(here):
+async def test_program_is_restarted_until_the_breaker_opens(here):
     """After a pause each time; then it has failed, with its last words; put again, it has another chance."""
     await here.put("bad", "echo oops >&2; exit 3")
     found = await here.until_state("failed", "bad")
@@ -190,7 +190,7 @@ async def test_restart_rules(here, restart, script, state, spawned):
     assert here.spawner.spawned == spawned
 
 
-async def test_it_ends_with_its_owners_rights_and_comes_back_with_them(here):
+async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
     """At once; another plugin's goes on; nobody sees another's."""
     await here.put("mine", "echo up; sleep 1000")
     await here.put("theirs", "echo up; sleep 1000", B)
@@ -213,7 +213,7 @@ async def test_it_ends_with_its_owners_rights_and_comes_back_with_them(here):
     assert (await here.call("service.status"))["services"] == []
 
 
-async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
+async def test_slow_stop_delays_no_other_program(here, monkeypatch):
     """Its grace is its own."""
     monkeypatch.setattr(life, "GRACE_S", 8.0)
     await here.put("slow", "trap 'echo asked' TERM; echo up; while :; do read x || sleep 0.02; done")
@@ -228,7 +228,7 @@ async def test_one_that_ends_slowly_holds_up_nobody(here, monkeypatch):
     os.kill(here.life("slow").pid, signal.SIGKILL)  # its grace is long, and nobody here waits for it
 
 
-async def test_it_ends_with_the_daemon_and_is_there_in_the_next_life(tmp_path):
+async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_path):
     """Nothing is left alive in between; one that was deleted stays away; one without its owner's rights waits."""
     async with world(tmp_path) as here:
         await here.put("web", "echo up; (setsid sleep 1000 &); sleep 1000")
@@ -278,7 +278,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
         assert "the host's network any more" in found["last_error"]["message"]
 
 
-async def test_a_program_that_is_a_script_and_what_it_reads(tmp_path):
+async def test_script_as_program_with_readable_path(tmp_path):
     """The host's own scripts too, with a directory that the operator lets them see; others' files are no programs."""
     tool, shared = tmp_path / "tool", tmp_path / "shared"
     shared.mkdir()
@@ -297,7 +297,7 @@ async def test_a_program_that_is_a_script_and_what_it_reads(tmp_path):
         assert "writable by others" in found["last_error"]["message"]
 
 
-async def test_what_it_writes_is_bounded(tmp_path):
+async def test_output_is_bounded(tmp_path):
     """The last of it is kept, and one that floods is slowed down, not the daemon."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         await here.put("loud", "exec yes 'a line that says nothing'")
@@ -347,7 +347,7 @@ async def test_quotas(tmp_path):
         ({"environment": {f"V{n}": "" for n in range(33)}}, "bad_params: args"),
     ],
 )
-async def test_what_cannot_be_meant(here, wrong, expected):
+async def test_bad_parameters_are_refused(here, wrong, expected):
     """A secret in arguments or environment is refused: both can be listed by others."""
     with pytest.raises(HostError, match=expected):
         await here.call("service.put", **{"name": "web", "program": "shell", **wrong})

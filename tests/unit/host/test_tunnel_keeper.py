@@ -159,7 +159,7 @@ def tree():
 
 
 @pytest.mark.parametrize("kind", ["credentials", "token"])
-async def test_it_connects_and_ends(here, kind):
+async def test_tunnel_connects_and_stops(here, kind):
     """Rendered, validated, connected by /ready; its files are its own, its secret in no answer, nothing left after."""
     given = {"credentials": ""} | {kind: f"main.{'json' if kind == 'credentials' else 'token'}"}
     made = await here.put(
@@ -199,7 +199,7 @@ async def test_it_connects_and_ends(here, kind):
     assert not (await here.call("tunnel.delete", name="main"))["ok"]
 
 
-async def test_no_name_service_backs_off(here):
+async def test_tunnel_without_name_service_backs_off(here):
     """Exit 1: again, after a pause, however often."""
     await here.put(rule("offline.example.com"))
     await until(lambda: here.one.program.restarts > 7, "several tries")
@@ -209,7 +209,7 @@ async def test_no_name_service_backs_off(here):
     assert found["state"] != "failed"
 
 
-async def test_a_refused_secret_is_no_loop(here):
+async def test_refused_credentials_are_not_retried(here):
     """Exit 255: failed, at the first try; another one is for who puts it again."""
     write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
     await here.put(rule())
@@ -224,7 +224,7 @@ async def test_a_refused_secret_is_no_loop(here):
     await here.until_state("connected")
 
 
-async def test_only_ready_counts(here):
+async def test_connected_only_by_ready_page(here):
     """A page that says OK all the time makes nothing connected."""
     await here.put(rule("unready.example.com"))
     await here.until_state("connecting")
@@ -232,14 +232,14 @@ async def test_only_ready_counts(here):
     assert (await here.status())["state"] == "connecting"
 
 
-async def test_one_that_dies_is_not_connected(here):
+async def test_dead_tunnel_is_not_connected(here):
     """And is started again."""
     await here.put(rule("dies.example.com"))
     await until(lambda: here.one.program.restarts > 1, "another start")
     assert (await here.status())["last_error"]["code"] == "exited"
 
 
-async def test_rules_from_elsewhere_end_it(here):
+async def test_remotely_managed_tunnel_fails(here):
     """Whoever holds the provider's account does not decide where the tunnel leads."""
     await here.put(rule("managed.example.com"))
     found = await here.until_state("failed")
@@ -247,7 +247,7 @@ async def test_rules_from_elsewhere_end_it(here):
     assert tree() == set()
 
 
-async def test_a_change_that_connects_is_kept(here):
+async def test_connected_change_is_recorded(here):
     """One process at a time; the row says what is in force."""
     await here.put(rule())
     await here.until_state("connected")
@@ -261,7 +261,7 @@ async def test_a_change_that_connects_is_kept(here):
 
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
-async def test_a_change_that_does_not_connect_is_undone(here, bad):
+async def test_change_that_does_not_connect_is_undone(here, bad):
     """The one before is back, connected, with what went wrong to be read."""
     await here.put(rule())
     await here.until_state("connected")
@@ -275,7 +275,7 @@ async def test_a_change_that_does_not_connect_is_undone(here, bad):
     assert (here.row().candidate, tree()) == ("", children.family(here.one.program.pid))
 
 
-async def test_what_the_tool_refuses_touches_nothing(here):
+async def test_invalid_change_leaves_tunnel_running(here):
     """Validated before anything is swapped; bad credentials too."""
     await here.put(rule())
     pid = (await here.until_state("connected"))["pid"]
@@ -290,7 +290,7 @@ async def test_what_the_tool_refuses_touches_nothing(here):
     assert (await here.status())["pid"] == pid
 
 
-async def test_rights_that_are_taken_away_end_it(here):
+async def test_tunnel_stops_when_plugin_may_not_act(here):
     """The capability, or one of the origins that it leads to; given back, it is there again."""
     await here.put(rule())
     await here.until_state("connected")
@@ -307,7 +307,7 @@ async def test_rights_that_are_taken_away_end_it(here):
     assert "http://127.0.0.2:8080" in here.file("config.yml").read_text(), "bound to another address meanwhile"
 
 
-async def test_the_next_life(tmp_path):
+async def test_tunnel_starts_again_after_restart(tmp_path):
     """It ends with the daemon, and is back in the next life; a change that was cut off is not."""
     async with world(tmp_path) as here:
         await here.put(rule())
@@ -326,7 +326,7 @@ async def test_the_next_life(tmp_path):
         assert here.credentials() == []
 
 
-async def test_quotas_and_strangers(tmp_path):
+async def test_quotas_and_names_of_other_plugins(tmp_path):
     async with world(tmp_path, plugin_tunnels=1) as here:
         await here.put(rule())
         with pytest.raises(HostError, match="quota_exceeded"):
@@ -341,7 +341,7 @@ async def test_quotas_and_strangers(tmp_path):
             await here.put(rule("new.example.com"), name="main")
 
 
-async def test_what_is_just_being_judged_ends_with_its_owners_rights(here):
+async def test_validation_is_cancelled_when_plugin_may_not_act(here):
     """Nothing of it is left, on record neither: whoever has the id next does not get it."""
     asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
     await until(tree, "the check to run")

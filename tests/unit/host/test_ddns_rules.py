@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.ddns import rules as standing
+from latticed.host.ddns import rules
 from latticed.host.ddns.outcome import Published, UpdateFailed
 from latticed.host.ddns.rules import LONGEST_US, SECOND_US, RetryPolicy, after, next_try, put_again
 from latticed.host.ddns.spec import DdnsSpec
@@ -49,7 +49,7 @@ DENIED = UpdateFailed(code="bad_credentials", reason="no", lasting=True)
 LATER = UpdateFailed(code="no_answer", reason="silence")
 
 
-def test_what_is_published_is_left_alone_until_it_is_verified():
+def test_published_record_is_not_tried_before_verification():
     """A new one is due at once; another address too, once the hold is over."""
     assert due(DdnsStatus(), A) == T0
     how = then(DdnsStatus(), published(A))
@@ -59,7 +59,7 @@ def test_what_is_published_is_left_alone_until_it_is_verified():
     assert due(how, B, T0 + 120 * SECOND_US) == T0 + 120 * SECOND_US
 
 
-def test_a_denial_is_final_for_every_address():
+def test_denial_holds_for_every_address():
     """Until the record is put with something else, or with a wish to try again."""
     how = then(DdnsStatus(), DENIED)
     assert (how.state, how.code, how.failures, how.next_at) == ("denied", "bad_credentials", 1, 0)
@@ -71,7 +71,7 @@ def test_a_denial_is_final_for_every_address():
         assert due(put_again(how, SPEC, other, retry=False), A) == T0
 
 
-def test_failures_wait_longer_each_time_up_to_a_ceiling():
+def test_backoff_grows_up_to_ceiling():
     """And a provider that asks for more gets it, up to a day; a success forgets them and keeps the last error."""
     how, waits = DdnsStatus(), []
     for _ in range(9):
@@ -85,7 +85,7 @@ def test_failures_wait_longer_each_time_up_to_a_ceiling():
     assert (fine.failures, fine.code, fine.failed_at, fine.state) == (0, "no_answer", T0, "published")
 
 
-def test_an_address_that_flaps_is_held_longer_each_time():
+def test_flapping_address_doubles_the_pause_between_changes():
     """From 60 s on, doubled, up to an hour and four minutes; one that stayed has calmed down."""
     how, now, holds = then(DdnsStatus(), published(A)), T0, []
     for turn in range(9):
@@ -99,29 +99,29 @@ def test_an_address_that_flaps_is_held_longer_each_time():
     assert due(calm, A, calm.changed_at) == calm.changed_at + 60 * SECOND_US
 
 
-def test_looking_and_finding_it_equal_is_no_change():
+def test_verification_of_equal_address_is_no_change():
     """Neither the hold nor the time of the last change moves."""
     how = then(then(DdnsStatus(), published(A)), published(A, changed=False), T0 + 10 * SECOND_US)
     assert (how.changed_at, how.flaps, how.succeeded_at) == (T0, 0, T0 + 10 * SECOND_US)
 
 
-def test_what_was_cut_short_is_looked_at_again():
+def test_interrupted_change_is_pending_again():
     """The provider may have been given the other address: it is asked although nothing seems to differ."""
     how = then(DdnsStatus(), published(A))
     later = T0 + 3_600 * SECOND_US
-    assert due(standing.begun(how), A, later) == later
+    assert due(rules.begun(how), A, later) == later
     assert due(put_again(how, replace_spec(address=B), SPEC, retry=False), A, later) == later
-    assert standing.begun(then(how, LATER)).state == "retrying"
+    assert rules.begun(then(how, LATER)).state == "retrying"
 
 
-def test_another_provider_starts_anew_and_is_held_all_the_same():
+def test_other_provider_resets_status_but_not_the_pause():
     """Nothing is known of what it has; how often this record changes is."""
     how = replace(then(then(DdnsStatus(), published(A)), LATER), flaps=2)
     fresh = put_again(how, SPEC, replace_spec(zone="example.org"), retry=False)
     assert fresh == DdnsStatus(changed_at=how.changed_at, flaps=2)
 
 
-def test_a_clock_that_was_set_back_stops_nothing_for_longer_than_a_day():
+def test_clock_set_back_delays_at_most_a_day():
     """Times that lie in the future are of another time."""
     how = then(then(DdnsStatus(), published(A)), LATER)
     for wanted in (A, B):
@@ -141,7 +141,7 @@ outcomes = st.one_of(
 
 
 @given(st.lists(st.tuples(outcomes, st.integers(0, 10**11), st.floats(0, 1, exclude_max=True)), max_size=30))
-def test_whatever_happens_the_rules_hold(story):
+def test_rules_hold_for_any_sequence(story):
     """Denied is never due; nothing is due in the past or later than a day; changes keep their distance."""
     how, now = DdnsStatus(), T0
     for outcome, passed_us, roll in story:
@@ -158,7 +158,7 @@ def test_whatever_happens_the_rules_hold(story):
 
 
 @pytest.mark.parametrize("state", ["pending", "published", "retrying", "denied"])
-def test_every_state_of_the_row_is_known_here(state):
+def test_every_state_of_a_row_has_a_rule(state):
     """None is overlooked."""
     assert next_try(DdnsStatus(state=state), A, now_us=T0, policy=POLICY) in (T0, None)
 

@@ -161,7 +161,7 @@ async def here(tmp_path, provider):
 # From the call to the provider.
 
 
-async def test_a_try_under_way_ends_with_its_plugins_right_to_it(here, provider):
+async def test_try_is_cancelled_when_plugin_may_not_act(here, provider):
     """At once, and nothing is tried until it may again; the other plugin's goes on."""
     provider.hold = asyncio.Event()
     await here.put()
@@ -180,7 +180,7 @@ async def test_a_try_under_way_ends_with_its_plugins_right_to_it(here, provider)
     assert [name for name, _ in provider.tries].count(NAME) == 2
 
 
-async def test_what_is_put_is_published_and_status_says_so(here, provider):
+async def test_put_record_is_published_and_shown_by_status(here, provider):
     """Accepted at once, done a moment later; then nobody is asked until it is verified."""
     assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}
     await here.pass_s(1)
@@ -197,7 +197,7 @@ async def test_what_is_put_is_published_and_status_says_so(here, provider):
     assert here.events() == [("", A, "")], "that it was equal is no event"
 
 
-async def test_the_same_again_changes_nothing(here, provider):
+async def test_putting_the_same_record_again_changes_nothing(here, provider):
     """Neither a try nor a row; another TTL does."""
     await here.put()
     await here.pass_s(1)
@@ -210,7 +210,7 @@ async def test_the_same_again_changes_nothing(here, provider):
     assert len(provider.tries) == 2
 
 
-async def test_an_address_that_changes_often_is_written_seldom(here, provider):
+async def test_flapping_address_is_written_seldom(here, provider):
     """The last one wins, and each hurried change waits longer."""
     await here.put(A)
     await here.pass_s(1)
@@ -230,7 +230,7 @@ async def test_an_address_that_changes_often_is_written_seldom(here, provider):
     assert [address for _, address in provider.tries] == [A, B, C]
 
 
-async def test_making_it_anew_does_not_get_around_the_limit(here, provider):
+async def test_deleting_and_putting_does_not_evade_the_rate_limit(here, provider):
     """Tries of one plugin are counted, whatever it puts and deletes; another plugin's are its own."""
     for _ in range(100):
         await here.put()
@@ -242,7 +242,7 @@ async def test_making_it_anew_does_not_get_around_the_limit(here, provider):
     assert provider.tries[-1] == ("two.example.org", A)
 
 
-async def test_a_denial_is_not_repeated(here, provider):
+async def test_denied_record_is_not_retried(here, provider):
     """Not in a day, not for another address, not for the same again; for a wish to try again, or another secret."""
     provider.next = [DENIED]
     await here.put()
@@ -263,7 +263,7 @@ async def test_a_denial_is_not_repeated(here, provider):
     assert here.events() == [("bad_credentials", A, ""), ("", B, "")]
 
 
-async def test_failures_are_tried_again_with_pauses(here, provider):
+async def test_failed_try_is_retried_with_backoff(here, provider):
     """30 s, 60 s, 120 s; one event for the first, and one for another code."""
     provider.next = [LATER, LATER, LATER, UpdateFailed(code="server_failed", reason="r")]
     await here.put()
@@ -281,7 +281,7 @@ async def test_failures_are_tried_again_with_pauses(here, provider):
     assert [code for code, _, _ in here.events()] == ["no_answer", "server_failed", ""]
 
 
-async def test_a_pause_that_the_provider_asks_for_holds_for_all_records_of_the_plugin(here, provider):
+async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, provider):
     """And for no other plugin's."""
     provider.next = [UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=900)]
     await here.put()
@@ -297,7 +297,7 @@ async def test_a_pause_that_the_provider_asks_for_holds_for_all_records_of_the_p
 # Interfaces.
 
 
-async def test_an_interface_is_followed_once_its_address_has_settled(here, provider):
+async def test_interface_address_is_published_once_settled(here, provider):
     """The first address counts at once, another one when it has stayed; what is not public never."""
     await here.put("", interface="wan0")
     await here.pass_s(40)
@@ -321,7 +321,7 @@ async def test_an_interface_is_followed_once_its_address_has_settled(here, provi
     assert len(provider.tries) == 2, "no address is nothing to publish"
 
 
-async def test_private_addresses_are_published_only_when_the_operator_says_so(tmp_path, provider):
+async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, provider):
     """By interface too; and no longer when it is taken back."""
     async with world(tmp_path, provider) as here:
         with pytest.raises(HostError, match=r"ddns\.private"):
@@ -342,7 +342,7 @@ async def test_private_addresses_are_published_only_when_the_operator_says_so(tm
 # Restarts and interruptions.
 
 
-async def test_a_restart_asks_nobody_about_what_is_well(tmp_path, provider):
+async def test_restart_does_not_try_published_records(tmp_path, provider):
     """Nor soon about what waits, nor ever about what was denied; the rest comes spread out."""
     clock = ManualClock()
     provider.next = [DENIED, LATER]
@@ -367,7 +367,7 @@ async def test_a_restart_asks_nobody_about_what_is_well(tmp_path, provider):
         assert provider.tries[count:] == [("later.example.org", A)]
 
 
-async def test_a_restart_after_long_spreads_what_is_due(tmp_path, provider):
+async def test_restart_spreads_overdue_tries(tmp_path, provider):
     """Everything is due to be verified: not all in one moment, and few at once."""
     clock, dice = ManualClock(), iter(range(10**6))
     async with world(tmp_path, provider, clock=clock, plugin_records=64) as here:
@@ -386,7 +386,7 @@ async def test_a_restart_after_long_spreads_what_is_due(tmp_path, provider):
         assert seen[-1] == 40
 
 
-async def test_a_try_that_was_cut_short_is_made_up_for(tmp_path, provider):
+async def test_interrupted_try_is_repeated_after_restart(tmp_path, provider):
     """The provider was given B, the daemon ended before it heard so; A, put again, is written again."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
@@ -404,7 +404,7 @@ async def test_a_try_that_was_cut_short_is_made_up_for(tmp_path, provider):
         assert provider.has[NAME] == A
 
 
-async def test_an_interface_that_is_back_after_a_try_that_was_cut_short(tmp_path, provider):
+async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_path, provider):
     """What the provider has is not known then: it is asked, although what was heard of it last seems to fit."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
@@ -422,7 +422,7 @@ async def test_an_interface_that_is_back_after_a_try_that_was_cut_short(tmp_path
         assert provider.has[NAME] == A
 
 
-async def test_a_put_ends_the_try_that_runs(here, provider):
+async def test_put_cancels_running_try(here, provider):
     """It is not waited for, and what it did is looked at."""
     provider.hold = asyncio.Event()
     await here.put(A)
@@ -436,7 +436,7 @@ async def test_a_put_ends_the_try_that_runs(here, provider):
     assert (await here.status())["published"] == B
 
 
-async def test_what_hangs_delays_no_other_plugin(here, provider):
+async def test_hanging_try_delays_no_other_plugin(here, provider):
     """At most four tries of one at a time."""
     provider.hold = asyncio.Event()
     for number in range(10):
@@ -454,7 +454,7 @@ async def test_what_hangs_delays_no_other_plugin(here, provider):
 # Who may.
 
 
-async def test_records_of_a_plugin_that_may_not_rest(here, provider):
+async def test_records_of_plugin_that_may_not_act_are_not_tried(here, provider):
     """And are looked at again when it may."""
     here.rights[ONE.plugin_id] = None
     await here.put()
@@ -465,7 +465,7 @@ async def test_records_of_a_plugin_that_may_not_rest(here, provider):
     assert provider.tries == [(NAME, A)]
 
 
-async def test_a_plugin_has_its_own_records_and_no_other(here):
+async def test_plugin_sees_only_its_own_records(here):
     """It neither sees nor ends another's, and cannot take its name."""
     await here.put()
     assert (await here.call("ddns.status", TWO))["records"] == []
@@ -480,7 +480,7 @@ async def test_a_plugin_has_its_own_records_and_no_other(here):
     assert here.ledger.read(rows.load_all) == []
 
 
-async def test_status_can_be_narrowed_down(here):
+async def test_status_filters_by_name_and_type(here):
     """By name, by type."""
     await here.put()
     await here.put("2606:4700::1", type="AAAA")
@@ -509,7 +509,7 @@ async def test_quotas(tmp_path, provider):
         assert sorted(provider.tries) == [(NAME, B), ("three.example.org", A), ("two.example.org", A)]
 
 
-async def test_a_secret_that_is_not_bound_is_refused_at_once(here, provider):
+async def test_put_with_unbound_secret_is_refused(here, provider):
     """And nothing is kept."""
     with pytest.raises(HostError, match="bound no secret 'OTHER'") as caught:
         await here.put(secret="${secret:OTHER}")
@@ -520,7 +520,7 @@ async def test_a_secret_that_is_not_bound_is_refused_at_once(here, provider):
 # Real providers.
 
 
-async def test_records_reach_real_servers_and_secrets_stay_where_they_are(tmp_path):
+async def test_records_reach_real_servers_and_secrets_do_not_leak(tmp_path):
     """BIND or Knot over the whole way, and Cloudflare; wrong secrets are denied once, and found nowhere."""
     kinds = [kind for kind in ("bind", "knot") if dns_servers.installed(kind)]
     if not kinds:

@@ -149,7 +149,7 @@ async def here(tmp_path, found):
 # From the call to the result.
 
 
-async def test_a_monitor_is_checked_soon_and_then_in_its_rhythm(here, found):
+async def test_monitor_is_checked_soon_and_then_at_its_interval(here, found):
     """Within two seconds, then every interval, give or take a tenth; results say what was found and when."""
     assert await here.put("web", kind="http", target="https://Web.example/x?token=1") == {
         "ok": True,
@@ -236,7 +236,7 @@ async def test_up_down_up_gives_two_alerts(here, found):
     assert recorded[0]["detail"]["notification"] == first.id
 
 
-async def test_a_query_is_told_to_nobody(here, found):
+async def test_query_of_target_is_not_shown_to_others(here, found):
     """Neither in the alert nor in the audit: it may hold a token."""
     found.found["http://web.example/x?token=s3cret"] = DOWN
     await here.put("web", kind="http", target="http://web.example/x?token=s3cret", shared=True)
@@ -250,7 +250,7 @@ async def test_a_query_is_told_to_nobody(here, found):
 
 
 @pytest.mark.parametrize("outcome", ["unsupported", "blocked", "error"])
-async def test_what_says_nothing_about_the_target_alerts_nobody(here, found, outcome):
+async def test_error_results_do_not_alert(here, found, outcome):
     """It is kept as a result, and the target stands as it stood."""
     await here.put("web")
     await here.round_of("web")
@@ -262,7 +262,7 @@ async def test_what_says_nothing_about_the_target_alerts_nobody(here, found, out
     assert await here.alerts() == []
 
 
-async def test_an_owner_with_a_full_queue_is_still_on_record(tmp_path, found):
+async def test_alert_with_full_notification_queue_is_audited(tmp_path, found):
     """The state changes and the audit says why nobody was told."""
     async with world(tmp_path, found.check, notify=shapes.NotifySettings(plugin_items=1)) as here:
         await here.put("web")
@@ -275,7 +275,7 @@ async def test_an_owner_with_a_full_queue_is_still_on_record(tmp_path, found):
         assert [event["detail"]["notification"] for event in recorded][1:] == ["quota_exceeded"]
 
 
-async def test_a_wall_clock_that_jumps_changes_no_rhythm(tmp_path, found):
+async def test_wall_clock_jump_does_not_change_intervals(tmp_path, found):
     """Checks go by the clock that does not jump."""
 
     class Jumping(ManualClock):
@@ -298,7 +298,7 @@ async def test_a_wall_clock_that_jumps_changes_no_rhythm(tmp_path, found):
 # Fairness.
 
 
-async def test_a_check_that_hangs_delays_no_other_and_never_overlaps(tmp_path, found):
+async def test_hanging_check_delays_no_other_and_never_overlaps(tmp_path, found):
     """Its own next check is left out until it has ended; everybody else's come in time."""
     async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         names = [f"fine{number}" for number in range(4)]
@@ -322,7 +322,7 @@ async def test_a_check_that_hangs_delays_no_other_and_never_overlaps(tmp_path, f
         assert here.last("hang0").code == "timeout"
 
 
-async def test_one_plugin_never_takes_the_places_of_another(tmp_path, found):
+async def test_plugin_never_takes_the_places_of_another(tmp_path, found):
     """Fifty of one that all hang: the single one of another is checked as if it were alone."""
     async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         for number in range(50):
@@ -392,7 +392,7 @@ async def test_quotas_are_kept(tmp_path, found):
         assert set(found.started) == {"1.example:1", "2.example:1"}
 
 
-async def test_an_owner_that_may_not_connect_is_not_served(here, found):
+async def test_monitors_of_plugin_that_may_not_act_are_not_checked(here, found):
     """Its monitors rest while it is disabled or not granted, and go on when it may again."""
     await here.put("web")
     await here.round_of("web")
@@ -419,7 +419,7 @@ async def test_putting_the_same_again_changes_nothing(here, found):
     assert len(found.started) == 1
 
 
-async def test_another_rhythm_keeps_what_is_known_and_another_target_does_not(here, found):
+async def test_other_interval_keeps_results_and_other_target_does_not(here, found):
     """A target that is down stays known to be down; a new one starts unknown."""
     found.found["web.example:1"] = DOWN
     await here.put("web")
@@ -438,7 +438,7 @@ async def test_another_rhythm_keeps_what_is_known_and_another_target_does_not(he
 
 
 @pytest.mark.parametrize("end", ["delete", "put", "leave"])
-async def test_a_check_that_runs_ends_with_its_monitor(tmp_path, found, end):
+async def test_running_check_is_cancelled_with_its_monitor(tmp_path, found, end):
     """Deleted, replaced, or at the end of everything: it is cancelled, its place is free, nothing of it is kept."""
     async with world(tmp_path, found.check, total_checks=2, plugin_checks=2) as here:
         for name in ("1", "2", "3"):
@@ -459,7 +459,7 @@ async def test_a_check_that_runs_ends_with_its_monitor(tmp_path, found, end):
     assert found.running == []
 
 
-async def test_a_caller_that_goes_away_leaves_a_whole_change(here, found):
+async def test_change_completes_when_its_caller_is_cancelled(here, found):
     """A cancelled put has happened, on record and on the wheel alike."""
     putting = asyncio.create_task(here.put("web"))
     await asyncio.sleep(0)
@@ -494,7 +494,7 @@ async def test_everything_survives_a_restart(tmp_path, found):
         assert len((await here.call("monitor.results", name="web"))["results"]) == here.last("web").number
 
 
-async def test_a_monitor_of_another_version_is_kept_and_left_alone(tmp_path, found, capsys):
+async def test_unreadable_spec_is_logged_and_its_row_kept(tmp_path, found, capsys):
     """What cannot be read is logged; its owner may put it anew."""
     async with world(tmp_path, found.check) as here:
         await here.put("web")
@@ -508,7 +508,7 @@ async def test_a_monitor_of_another_version_is_kept_and_left_alone(tmp_path, fou
     assert "monitor_unreadable" in capsys.readouterr().out
 
 
-async def test_a_ledger_that_takes_nothing_loses_no_alert(here, found, monkeypatch):
+async def test_failed_write_loses_no_alert(here, found, monkeypatch):
     """A result that cannot be kept counts for nothing; the alert comes with the next one that can."""
     await here.put("web")
     await here.round_of("web")
@@ -526,7 +526,7 @@ async def test_a_ledger_that_takes_nothing_loses_no_alert(here, found, monkeypat
 # With real targets.
 
 
-async def test_a_site_that_flaps_gives_one_alert_for_each_change(tmp_path):
+async def test_flapping_site_gives_one_alert_for_each_change(tmp_path):
     """Real requests to a real server that answers, fails, hangs, closes and answers again."""
     async with targets.site() as site:
         rights = {A.plugin_id: targets.bound(f"http://127.0.0.1:{site.port}")}
@@ -542,7 +542,7 @@ async def test_a_site_that_flaps_gives_one_alert_for_each_change(tmp_path):
             assert site.most_open == 1
 
 
-async def test_a_target_that_accepts_and_hangs_delays_no_other(tmp_path):
+async def test_target_that_accepts_and_hangs_delays_no_other(tmp_path):
     """Real sockets: more that never answer than there are places, and a few that do."""
     async with targets.site() as site:
         with targets.deaf() as port:

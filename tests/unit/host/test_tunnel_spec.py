@@ -73,7 +73,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ingress", "words"), REFUSED)
-def test_what_is_refused(ingress, words):
+def test_bad_parameters_are_refused(ingress, words):
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(*ingress)
     assert words in caught.value.reason
@@ -90,7 +90,7 @@ def test_what_is_refused(ingress, words):
         "http://169.254.169.254",
     ],
 )
-def test_what_the_operator_has_not_bound(service):
+def test_unbound_origin_is_blocked(service):
     """Neither another port nor another scheme, nor the address behind a bound name, nor another kind of origin."""
     with pytest.raises(HostError, match="egress_blocked"):
         checked({**GOOD, "service": service}, REST)
@@ -115,7 +115,7 @@ def test_bad_ids_and_names(wrong, words):
     assert words in caught.value.reason
 
 
-def test_keys_that_nobody_knows():
+def test_unknown_keys_are_refused():
     """`originRequest`, and with it bastion and socks, cannot even be said."""
     for more in ({"originRequest": {"proxyType": "socks"}}, {"warp": True}):
         with pytest.raises(msgspec.ValidationError):
@@ -124,7 +124,7 @@ def test_keys_that_nobody_knows():
             checked(GOOD, REST, **more)
 
 
-def test_paths_before_the_rest_of_a_name():
+def test_rules_that_leave_something_to_later_ones_are_accepted():
     """The order is the plugin's, as long as each rule has something left."""
     spec = checked({**GOOD, "path": "/api"}, GOOD, {**GOOD, "hostname": "*.example.com"}, REST)
     assert specs.decode(specs.encode(spec)) == spec
@@ -134,7 +134,7 @@ HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 
 @given(HOSTNAMES, st.text('/abc.~_-"\n({\\', max_size=8))
-def test_a_rendering_says_what_was_meant(hostnames, path):
+def test_rendered_configuration(hostnames, path):
     """Whatever is accepted stands in the configuration as it was meant, between what is always there."""
     rules = [{"hostname": one, "path": path, "service": "http://10.0.0.6:81"} for one in hostnames]
     try:
@@ -151,7 +151,7 @@ def test_a_rendering_says_what_was_meant(hostnames, path):
 
 
 @pytest.mark.parametrize("ingress", [case[0] for case in REFUSED[:2]])
-def test_the_tool_would_take_it(tmp_path, ingress):
+def test_cloudflared_accepts_rendered_configuration(tmp_path, ingress):
     """Which is why we look first."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps({"tunnel": "none", "credentials-file": "x", "odd": 1, "ingress": ingress}))
@@ -178,7 +178,7 @@ def write(keys, data, *, mode=0o600):
     (keys / "c.json").chmod(mode)
 
 
-def test_a_token_says_the_same(keys):
+def test_token_and_file_give_the_same_credentials(keys):
     write(keys, FILE)
     found = credentials.load(str(keys), SPEC)
     assert json.loads(found.encode()) == FILE
@@ -198,7 +198,7 @@ def test_a_token_says_the_same(keys):
         (b"x" * 20_000, "cannot be read"),
     ],
 )
-def test_credentials_that_are_none(keys, data, words):
+def test_malformed_credentials_are_refused(keys, data, words):
     """What is wrong is said, what they hold is not."""
     write(keys, data)
     with pytest.raises(Problem, match=words) as caught:
@@ -208,13 +208,13 @@ def test_credentials_that_are_none(keys, data, words):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610])
-def test_credentials_that_others_can_read(keys, mode):
+def test_credentials_readable_by_others_are_refused(keys, mode):
     write(keys, FILE, mode=mode)
     with pytest.raises(Problem, match=f"has mode {mode:04o}"):
         credentials.load(str(keys), SPEC)
 
 
-def test_credentials_elsewhere(keys, tmp_path):
+def test_links_and_special_files_are_refused(keys, tmp_path):
     """No link, no directory, no FIFO, no directory that others can change, no directory at all."""
     write(keys, FILE)
     (keys / "c.json").rename(tmp_path / "real.json")

@@ -30,7 +30,7 @@ while True:
 """
 
 
-async def test_no_end_that_a_visitor_causes_opens_the_breaker(tmp_path):
+async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
     """Real program, real proxy, five requests that end it, each told; then two ends of its own."""
     port, rooms = free_port(), routed.Rooms()
     rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
@@ -70,7 +70,7 @@ async def test_no_end_that_a_visitor_causes_opens_the_breaker(tmp_path):
         assert life.view()["last_error"]["code"] == "crash_loop"
 
 
-async def test_who_is_connected_is_a_visitor_and_who_is_refused_is_none(tmp_path):
+async def test_connected_visitor_is_noted_and_refused_one_is_not(tmp_path):
     """Plain requests, those who have logged in, websockets; nobody whom the proxy turns away or the service."""
     rooms, visits = routed.Rooms(), []
     rooms.reached = visits.append

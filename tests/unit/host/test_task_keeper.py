@@ -99,7 +99,7 @@ async def here(tmp_path):
         yield opened
 
 
-async def test_nothing_runs_before_it_is_approved(here):
+async def test_task_does_not_run_before_approval(here):
     """Submitted, it waits; approved by its digest, it runs once; what it said and how it ended is kept."""
     task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
     for _ in range(3):
@@ -117,7 +117,7 @@ async def test_nothing_runs_before_it_is_approved(here):
     assert here.actions(task_id) == [("task.approve", ""), ("task.begin", ""), ("task.end", "exited")]
 
 
-async def test_an_approval_is_for_one_script(here):
+async def test_approval_is_for_one_digest(here):
     """Another digest is refused and on record; a second approval, and one of what ended, too."""
     task_id = await here.submit("echo ok")
     for wrong in ("", "0" * 64, hashlib.sha256(b"echo ok\n").hexdigest()):
@@ -137,7 +137,7 @@ async def test_an_approval_is_for_one_script(here):
 
 
 @pytest.mark.parametrize("column", ["script", "sha256", "approved_sha256"])
-async def test_what_was_edited_after_approval_is_refused(here, column):
+async def test_script_edited_after_approval_fails(here, column):
     """The bytes that run are those that were approved, whatever has become of the row."""
     here.settings = replace(here.settings, enabled=True, total_at_once=1)
     blocker = await here.submit("sleep 1000", B)
@@ -154,7 +154,7 @@ async def test_what_was_edited_after_approval_is_refused(here, column):
     assert (here.spawner.spawned, ended.run_id) == (1, ""), "it had not even begun"
 
 
-async def test_a_script_edited_with_its_approval_is_refused_by_its_bytes(here, monkeypatch):
+async def test_script_edited_with_its_digest_fails(here, monkeypatch):
     """Even when row and digests agree again: what is sealed for running is compared once more."""
     from latticed.host.task import run
 
@@ -181,7 +181,7 @@ async def test_every_interpreter(here, interpreter, script):
     assert (ended.outcome.stdout, ended.outcome.stderr, ended.state) == ("a b;c\n-x\n", "", "done")
 
 
-async def test_a_clean_place(here, tmp_path, monkeypatch):
+async def test_task_has_clean_environment(here, tmp_path, monkeypatch):
     """No environment of ours, no input, no network, no files of ours; a scratch directory of its own."""
     monkeypatch.setenv("LEAKED", "yes")
     (tmp_path / "mine").write_text("secret")
@@ -197,7 +197,7 @@ async def test_a_clean_place(here, tmp_path, monkeypatch):
     assert lines[-5:] == ["/scratch", "unseen", "x", "readonly", "no network"]
 
 
-async def test_too_long_is_killed(here):
+async def test_task_is_killed_at_its_timeout(here):
     """With all that it started."""
     ended = await here.run("setsid sleep 1000 & echo begun; sleep 1000", timeout_s=1)
     assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "timeout", "begun\n")
@@ -214,7 +214,7 @@ async def test_fork_bombs_and_double_forks_are_reaped(here):
     processes.until(lambda: not any(map(children.alive, left)), what="all that was forked to be gone")
 
 
-async def test_the_last_of_the_output_is_kept(tmp_path):
+async def test_end_of_output_is_kept(tmp_path):
     """The tail of each stream, and that there was more; control characters are shown, not sent."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         ended = await here.run("seq 1 2000; printf '\\033[31mred\\ttab\\n' >&2")
@@ -226,7 +226,7 @@ async def test_the_last_of_the_output_is_kept(tmp_path):
     assert told.stderr == "\\x1b[31mred\ttab\n"
 
 
-async def test_one_that_is_killed_is_not_done(here):
+async def test_killed_task_is_failed(here):
     """By itself or by somebody else in there: what is said is the signal."""
     for script in ("kill -9 $$; exit 0", "(kill -9 $PPID; kill -9 $$); exit 0"):
         ended = await here.run(script)
@@ -234,7 +234,7 @@ async def test_one_that_is_killed_is_not_done(here):
         assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 9)
 
 
-async def test_a_signal_and_memory(here):
+async def test_outcome_of_signal_and_memory_limit(here):
     """How it ended is told apart."""
     shot = await here.run("kill -SEGV $$; exit 139")
     assert (shot.state, shot.outcome.code, shot.outcome.signal) == ("failed", "crashed", 11)
@@ -289,7 +289,7 @@ async def test_cancelling_all(here):
     assert ("task.cancel", "") in here.actions("all")
 
 
-async def test_a_plugin_that_may_no_longer(here):
+async def test_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
     """What it has running is gone at once, what was approved needs approval anew, and gets none until it may again."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
@@ -316,7 +316,7 @@ async def test_a_plugin_that_may_no_longer(here):
     assert (await here.ended(waits)).state == "done"
 
 
-async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_path):
+async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
     """Whether that is so is not known before the disk was looked at; not so, and it needs approval anew."""
     async with world(tmp_path, plugin_at_once=1) as here:
         await here.approve(await here.submit("sleep 1000"))
@@ -331,7 +331,7 @@ async def test_an_approval_of_an_earlier_life_counts_while_its_plugin_may(tmp_pa
         await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
 
 
-async def test_places_and_shares(tmp_path):
+async def test_limits_of_runs_at_once(tmp_path):
     """So many at once, so many of one plugin; another plugin is not kept waiting."""
     async with world(tmp_path, total_at_once=2, plugin_at_once=1) as here:
         mine = [await here.submit("sleep 1000") for _ in range(2)]
@@ -369,7 +369,7 @@ async def test_quotas_and_lists(tmp_path):
         assert (await here.call("task.list"))["tasks"] == []
 
 
-async def test_what_nobody_approves_expires(tmp_path):
+async def test_unapproved_task_expires(tmp_path):
     """After its hours; and what ended is kept for its days, the newest so many of it."""
     clock = ManualClock()
     async with world(tmp_path, clock=clock, expire_s=7_200, keep_days=1, keep_items=2) as here:
@@ -411,7 +411,7 @@ async def test_what_nobody_approves_expires(tmp_path):
         ({"name": "a b"}, "bad_params: name"),
     ],
 )
-async def test_what_cannot_be_meant(here, wrong, expected):
+async def test_bad_parameters_are_refused(here, wrong, expected):
     with pytest.raises(HostError, match=expected):
         await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **wrong})
     for more in ({"interpreter": "perl"}, {"user": "root"}):
@@ -419,7 +419,7 @@ async def test_what_cannot_be_meant(here, wrong, expected):
             await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **more})
 
 
-async def test_a_host_that_cannot_confine(tmp_path):
+async def test_task_fails_without_sandbox(tmp_path):
     """The run fails with the reason, and nothing is run."""
     spawner = confinements.Spawner(floor="dedicated")
     provided = replace(spawner.probed.provided, level=type(spawner.probed.provided.level).FILTERED)
@@ -429,7 +429,7 @@ async def test_a_host_that_cannot_confine(tmp_path):
     assert (ended.state, ended.outcome.code, spawner.spawned) == ("failed", "sandbox_unavailable", 0)
 
 
-async def test_the_end_of_the_daemon(tmp_path):
+async def test_runs_are_killed_with_the_daemon(tmp_path):
     """What runs ends with it, is interrupted in the next life, and never runs again; what was approved runs then."""
     spawner = confinements.Spawner()
     async with world(tmp_path, spawner=spawner) as here:
