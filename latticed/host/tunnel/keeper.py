@@ -158,7 +158,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             return refusal
         if one.is_bound:
             return None
-        return PermissionRefused(code="origin_not_bound", reason="an origin that it leads to is not bound any more")
+        return PermissionRefused("origin_not_bound", "an origin that it leads to is not bound any more")
 
     async def _stop(self, items: Iterable[Connector]) -> None:
         tunnels = list(items)
