@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -18,22 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from latticed.ledger import Ledger, Transaction
+    from latticed.ledger.ddns import DdnsRow
+    from latticed.ledger.monitors import MonitorRow
+    from latticed.ledger.programs import ProgramRow
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 log = logs.get_logger()
-
-
-class KeptRow(Protocol):
-    """What of a row of the ledger says whose it is and what was asked for."""
-
-    @property
-    def plugin_id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def spec(self) -> str: ...
 
 
 class Keeper(Generic[Item]):
@@ -102,7 +94,7 @@ class Keeper(Generic[Item]):
         await self._discard([self._kept.pop(key) for key in list(self._kept) if key[0] == plugin_id])
         return await self._ledger.write(lambda tx: self._delete_rows(tx, plugin_id), durable=True)
 
-    def _decoded(self, row: KeptRow, decode: Callable[[str], T]) -> T | None:
+    def _decoded(self, row: MonitorRow | DdnsRow | ProgramRow, decode: Callable[[str], T]) -> T | None:
         """The spec of a row; None, logged, for one that another version wrote: its owner can put it again."""
         try:
             return decode(row.spec)

@@ -11,7 +11,7 @@ from tests.house import children
 
 
 class Spawner(ChildSpawner):
-    """`host.confining.Spawner` over this machine, looked at once. `spawned` counts what was begun."""
+    """`host.confinement.Spawner` on this machine, probed once. `spawned` counts what was begun."""
 
     def __init__(self, *, floor: str = "isolated") -> None:
         super().__init__(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings())

@@ -9,7 +9,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.host.ddns import audit_events, record, rules, source
+from latticed.host.ddns import record, rules, source
 from latticed.host.ddns import spec as specs
 from latticed.host.ddns.record import KeptRecord
 from latticed.host.scheduled import ScheduledKeeper
@@ -189,7 +189,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         one.status = after
         if (pause_s := getattr(outcome, "retry_after_s", 0.0)) > 0:
             self._paused[one.plugin_id, one.spec.provider] = now_us + round(pause_s * rules.SECOND_US)
-        event = audit_events.of(one, before, outcome)
+        event = record.audit_event(one, before, outcome)
 
         def change(tx: Transaction) -> None:
             if rows.keep(tx, one.key, after) and event is not None:

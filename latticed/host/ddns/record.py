@@ -1,14 +1,17 @@
-"""One DNS record as it is kept in memory, and the JSON of it."""
+"""One DNS record as it is kept in memory, its JSON, and the audit events of tries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from latticed.host.ddns.outcome import UpdateFailed
 from latticed.host.scheduled import ScheduledItem
 from latticed.kit import clock
+from latticed.model.audit import Actor, Event
 
 if TYPE_CHECKING:
+    from latticed.host.ddns.outcome import Published
     from latticed.host.ddns.source import Seen
     from latticed.host.ddns.spec import DdnsSpec
     from latticed.ledger.ddns import DdnsRow, DdnsStatus
@@ -59,6 +62,33 @@ def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
     return KeptRecord(
         key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, status=row.standing, wanted=spec.address
     )
+
+
+def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -> Event | None:
+    """The event of a try that changed something or failed anew, else None; `before`: the status until then."""
+    detail: dict[str, str | int | bool] = {
+        "type": one.spec.type,
+        "provider": one.spec.provider,
+        "address": one.wanted,
+        "before": before.published,
+    }
+    actor = str(Actor(kind="plugin", name=one.plugin_id))
+    if isinstance(outcome, UpdateFailed):
+        is_new = outcome.lasting or before.state != "retrying" or before.code != outcome.code
+        if not is_new:
+            return None
+        return Event(
+            actor=actor,
+            action="ddns.update",
+            target=one.name,
+            decision="deny" if outcome.lasting else "-",
+            code=outcome.code,
+            reason=outcome.reason,
+            detail=detail,
+        )
+    if not outcome.changed:
+        return None
+    return Event(actor=actor, action="ddns.update", target=one.name, detail=detail)
 
 
 def _time(wall_us: int) -> str | None:

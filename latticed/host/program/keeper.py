@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.host import confinement as confining
+from latticed.host import confinement
 from latticed.host.permissions import PermissionRefused
 from latticed.host.program import spec as specs
 from latticed.host.program.rules import RestartRules
@@ -132,16 +132,16 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             raise Problem(
                 "egress_blocked", f"the operator does not let {spec.program} have the host's network any more"
             )
-        chosen = confining.choose(spawner, network=spec.network != "none")
-        program = await confining.program(path, spawner.interpreters)
+        chosen = confinement.choose(spawner, network=spec.network != "none")
+        program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
             program=program,
             args=spec.args,
-            environment=confining.environment(chosen, spec.environment),
+            environment=confinement.environment(chosen, spec.environment),
             limits=rlimits.ResourceLimits(
                 memory_bytes=settings.memory_mib * _MIB, tasks=settings.processes, open_files=settings.open_files
             ),
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),
             network=spec.network,
         )
-        return Ready(request=request, chosen=chosen, close=lambda: confining.close(program))
+        return Ready(request=request, chosen=chosen, close=lambda: confinement.close(program))

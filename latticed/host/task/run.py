@@ -7,7 +7,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
-from latticed.host import confinement as confining
+from latticed.host import confinement
 from latticed.host.last_output import LastOutput, last_words
 from latticed.host.task import spec
 from latticed.kit import files
@@ -81,12 +81,12 @@ class TaskRun:
         return self._outcome(ended.code, ended.message + last_words(self._err.data()), ended)
 
     async def _spawn(self, program: Artifact) -> Child:
-        chosen = confining.choose(self._spawner)
+        chosen = confinement.choose(self._spawner)
         names = {"LATTICED_TASK": self._task.id, "LATTICED_RUN": self._task.run_id}
         request = ChildRequest(
             program=program,
             args=self._task.targets,
-            environment=confining.environment(chosen, names),
+            environment=confinement.environment(chosen, names),
             interpreters=interpreters(self._spawner.interpreters),
             limits=rlimits.ResourceLimits(
                 memory_bytes=self._settings.memory_mib * _MIB, tasks=self._settings.processes, open_files=256

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host import confinement as confining
+from latticed.host import confinement
 from latticed.host.call import HostError
 from latticed.host.last_output import LastOutput, last_words
 from latticed.host.program.rules import RestartRules
@@ -183,12 +183,12 @@ class Connector:
         spawner, path = self._deps.program.spawner, self._deps.settings().program
         if not path:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
-        chosen = confining.choose(spawner, network=network != "none")
-        program = await confining.program(path, spawner.interpreters)
+        chosen = confinement.choose(spawner, network=network != "none")
+        program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
             program=program,
             args=args,
-            environment=confining.environment(chosen),
+            environment=confinement.environment(chosen),
             limits=_LIMITS,
             binds=tuple(map(str, paths)),
             network=network,
@@ -196,7 +196,7 @@ class Connector:
         return Ready(
             request=request,
             chosen=chosen,
-            close=lambda: confining.close(program),
+            close=lambda: confinement.close(program),
             lent=lambda ids: self._files.hand_over(paths, ids),
         )
 
