@@ -15,7 +15,7 @@ async def nothing(_caller, _params):
 
 
 def test_table_refuses_unknown_and_duplicate_calls():
-    """A mistake of ours shows at start, not at the first call."""
+    """Such a mistake shows at start, not at the first call."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
     with pytest.raises(ValueError, match=r"kv\.get"):
@@ -45,5 +45,5 @@ def test_valid_kv_keys(key):
     "key", ["", "k" * 257, ".", "..", "a/b", "a\\b", "\t", "a\x7f", "a\u200bb", "a\u2029", "\u3164"]
 )
 def test_invalid_kv_keys(key):
-    """Told in words."""
+    """The reason is in words."""
     assert str(key_fault(key)).startswith("expected a key")

@@ -146,7 +146,7 @@ async def test_a_name_without_a_zone_is_denied(it):
 
 
 async def test_several_records_are_denied(it):
-    """Which is ours cannot be known: none is changed, none deleted."""
+    """It is not known which one is the plugin's: none is changed or deleted."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
     it.fake.record(zone, NAME, B)
@@ -186,7 +186,7 @@ async def test_a_wrong_token_is_denied_and_not_repeated(it):
 
 
 async def test_rate_limit_gives_retry_after(it):
-    """In seconds, as a date, and where nothing is said for the five minutes that the API counts over."""
+    """In seconds, as a date, and without the header the five minutes that the API counts over."""
     it.fake.zone("example.org")
     it.fake.left = 1
     found = await it.publish(A)
@@ -252,7 +252,7 @@ async def test_endless_pages_are_cut_off(it):
 
 
 async def test_token_is_not_sent_without_tls(authority):
-    """Not even to a bound origin; and without rights to the API's host to nobody."""
+    """Not even to a bound origin; nor without rights to the API's host."""
     async with (
         origins.serving(answer(b"{}")) as plain,
         EgressClient(Guard(), tls=authority.trust()) as client,

@@ -1,4 +1,4 @@
-"""ddns.* from the call to the provider: schedule, damping, denials, restarts; time passes only when told."""
+"""ddns.* from the call to the provider: schedule, damping, denials, restarts, in virtual time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def until(condition, what=""):
 
 @dataclass
 class Scripted:
-    """A provider that has what it was given last; `next`: what the next tries come to; `hold`: they wait for it."""
+    """Has what it was given last; `next`: outcomes of the next tries; `hold`: an event they wait for."""
 
     has: dict[str, str] = field(default_factory=dict)
     tries: list[tuple[str, str]] = field(default_factory=list)
@@ -181,7 +181,7 @@ async def test_try_is_cancelled_when_plugin_may_not_act(here, provider):
 
 
 async def test_put_record_is_published_and_shown_by_status(here, provider):
-    """Accepted at once, done a moment later; then nobody is asked until it is verified."""
+    """Accepted at once, published a moment later; then the provider is not asked until verification."""
     assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}
     await here.pass_s(1)
     assert provider.tries == [(NAME, A)]
@@ -423,7 +423,7 @@ async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_p
 
 
 async def test_put_cancels_running_try(here, provider):
-    """It is not waited for, and what it did is looked at."""
+    """The put does not wait for it, and its effect is checked."""
     provider.hold = asyncio.Event()
     await here.put(A)
     await here.pass_s(1, settled=False)
@@ -455,7 +455,7 @@ async def test_hanging_try_delays_no_other_plugin(here, provider):
 
 
 async def test_records_of_plugin_that_may_not_act_are_not_tried(here, provider):
-    """And are looked at again when it may."""
+    """And are rechecked when it may."""
     here.rights[ONE.plugin_id] = None
     await here.put()
     await here.pass_s(300, step_s=0.5)

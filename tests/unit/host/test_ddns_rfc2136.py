@@ -93,7 +93,7 @@ async def test_name_matched_by_wildcard_gets_its_own_record(server):
 
 
 async def test_several_records_and_aliases_are_not_changed(server):
-    """They are somebody's."""
+    """They may belong to somebody else."""
     found = await publish(server.port, f"several.{ZONE}")
     assert (found.code, found.lasting) == ("several_records", True)
     assert server.addresses(f"several.{ZONE}") == [("198.51.100.1", 300), ("198.51.100.2", 300)]

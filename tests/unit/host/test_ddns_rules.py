@@ -50,7 +50,7 @@ LATER = UpdateFailed(code="no_answer", reason="silence")
 
 
 def test_published_record_is_not_tried_before_verification():
-    """A new one is due at once; another address too, once the hold is over."""
+    """A new one is due at once; another address too, once the pause is over."""
     assert due(DdnsStatus(), A) == T0
     how = then(DdnsStatus(), published(A))
     assert (how.state, how.published, how.succeeded_at, how.changed_at) == ("published", A, T0, T0)
@@ -100,7 +100,7 @@ def test_flapping_address_doubles_the_pause_between_changes():
 
 
 def test_verification_of_equal_address_is_no_change():
-    """Neither the hold nor the time of the last change moves."""
+    """Neither the pause nor the time of the last change changes."""
     how = then(then(DdnsStatus(), published(A)), published(A, changed=False), T0 + 10 * SECOND_US)
     assert (how.changed_at, how.flaps, how.succeeded_at) == (T0, 0, T0 + 10 * SECOND_US)
 

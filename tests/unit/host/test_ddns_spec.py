@@ -79,7 +79,7 @@ def test_bad_parameters_are_refused_with_what_was_expected(fields, words):
     ],
 )
 def test_server_gets_default_port(server, found):
-    """53 unless it is said."""
+    """53 by default."""
     made = checked(provider="rfc2136", server=server, key="House-Key.")
     assert (made.server, made.key) == (found, "house-key")
     assert f"{specs.host_and_port(found)[1]}" == found.rpartition(":")[2]
@@ -87,7 +87,7 @@ def test_server_gets_default_port(server, found):
 
 @pytest.mark.parametrize("server", ["", "ns:0", "ns:65536", "2001:db8::1", "ns.example.org:53:53", "a b", ":53"])
 def test_malformed_server_is_refused(server):
-    """Without guessing which part was meant."""
+    """No part is guessed."""
     with pytest.raises(HostError, match="server"):
         checked(provider="rfc2136", server=server, key="k")
 

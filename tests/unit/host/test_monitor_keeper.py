@@ -1,4 +1,4 @@
-"""monitor.* from the call to the alert: schedule, fairness, transitions, restarts; time passes only when told."""
+"""monitor.* from the call to the alert: schedule, fairness, transitions, restarts, in virtual time."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ async def test_up_down_up_gives_two_alerts(here, found):
 
 
 async def test_query_of_target_is_not_shown_to_others(here, found):
-    """Neither in the alert nor in the audit: it may hold a token."""
+    """Neither in the alert nor in the audit: it may contain a token."""
     found.found["http://web.example/x?token=s3cret"] = DOWN
     await here.put("web", kind="http", target="http://web.example/x?token=s3cret", shared=True)
     await here.round_of("web")
@@ -263,7 +263,7 @@ async def test_error_results_do_not_alert(here, found, outcome):
 
 
 async def test_alert_with_full_notification_queue_is_audited(tmp_path, found):
-    """The state changes and the audit says why nobody was told."""
+    """The state changes, and the audit event has the reason why there is no notification."""
     async with world(tmp_path, found.check, notify=shapes.NotifySettings(plugin_items=1)) as here:
         await here.put("web")
         for result in (DOWN, UP):
@@ -476,7 +476,7 @@ async def test_change_completes_when_its_caller_is_cancelled(here, found):
 
 
 async def test_everything_survives_a_restart(tmp_path, found):
-    """Specs, standing, half of the evidence, results; no alert is told twice, and none is forgotten."""
+    """Specs, states, failures counted so far, results; no alert is sent twice and none is lost."""
     async with world(tmp_path, found.check) as here:
         await here.put("web", failures=2)
         await here.put("db", interval_s=60.0)

@@ -161,7 +161,7 @@ async def test_body_is_decoded_by_its_coding_and_charset(said, outcome, code):
 
 @pytest.mark.parametrize("head", [b"a: " + b"b" * 9_000, b"a" * 9_000 + b": b", b"\r\n".join([b"a: b"] * 400)])
 async def test_too_large_header_is_an_error_not_down(head):
-    """It may be a good answer: the bound is ours. Nobody is alarmed."""
+    """It may be a good answer, the limit is this host's: no alert."""
     async with targets.site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 0\r\n\r\n") as site:
         result = await check("http", site.url())
     assert (result.outcome, result.code) == ("error", "header_too_large")
@@ -244,7 +244,7 @@ async def check_tls(authority, *, days, name="site.test", trust=True, **params):
 
 
 async def test_the_certificate_is_part_of_the_result(authority):
-    """A name that is pinned to an address is checked as that name; the end of its certificate is told."""
+    """A name that is pinned to an address is checked as that name; the end of its certificate is in the result."""
     result = await check_tls(authority, days=30, certificate_days=14)
     expected = dt.datetime.now(tz=dt.UTC).timestamp() + 30 * 86_400
     assert result.outcome == "up"
@@ -252,7 +252,7 @@ async def test_the_certificate_is_part_of_the_result(authority):
 
 
 async def test_certificate_expiring_soon_is_down_if_asked_for(authority):
-    """Fewer days than wanted; without a wish it is only told."""
+    """Fewer days than wanted; with 0 days it is only in the result."""
     result = await check_tls(authority, days=10.5, certificate_days=14)
     assert (result.outcome, result.code, result.http_status) == ("down", "certificate_expiring", 200)
     assert "good for 14 days, found 10" in result.reason
@@ -290,7 +290,7 @@ async def test_failed_tls_handshake_is_down():
 
 @pytest.mark.parametrize("host", LOOPBACK)
 async def test_tcp_is_up_when_connected(host):
-    """Connecting is enough, also where nobody accepts; the connection is closed."""
+    """Connecting is enough, also when it is not accepted; the connection is closed."""
     async with targets.site(None, host=host.strip("[]")) as site:
         assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
         async with asyncio.timeout(15):
@@ -325,7 +325,7 @@ def can_ping(family, protocol):
     [("127.0.0.1", socket.AF_INET, socket.IPPROTO_ICMP), ("::1", socket.AF_INET6, socket.IPPROTO_ICMPV6)],
 )
 async def test_ping_is_up_or_unsupported(host, family, protocol):
-    """Where this process may send echoes they are answered; where it may not, that is said, and is not `down`."""
+    """Up where this process may send echoes; where it may not, the result is `unsupported`, not `down`."""
     result = await check("ping", host)
     assert (result.outcome, result.code) == (
         ("up", "") if can_ping(family, protocol) else ("unsupported", "unsupported")
@@ -370,7 +370,7 @@ async def test_ping_group_range_suffices():
 
 
 async def test_ping_without_permission_is_unsupported():
-    """Neither the capability nor the group: said in words, and no alert can come of it."""
+    """Neither the capability nor the group: the reason says so, and no alert follows."""
     ran = await asyncio.to_thread(pinging, BECOME_NOBODY if os.geteuid() == 0 else "")
     with open("/proc/sys/net/ipv4/ping_group_range") as file:
         low, high = map(int, file.read().split())
@@ -427,7 +427,7 @@ async def test_slow_name_server_times_out():
 
 
 async def test_no_descriptors_is_an_error_not_down():
-    """It says nothing about the target, so nobody is alarmed."""
+    """It says nothing about the target: no alert."""
     async with targets.site() as site:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = os.dup(0)

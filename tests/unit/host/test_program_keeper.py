@@ -191,7 +191,7 @@ async def test_restart_rules(here, restart, script, state, spawned):
 
 
 async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
-    """At once; another plugin's goes on; nobody sees another's."""
+    """At once; another plugin's goes on; no plugin sees another's."""
     await here.put("mine", "echo up; sleep 1000")
     await here.put("theirs", "echo up; sleep 1000", B)
     await here.until_said("up", "mine")
@@ -225,7 +225,7 @@ async def test_slow_stop_delays_no_other_program(here, monkeypatch):
     await here.until_said("asked", "slow")
     await here.until_state("stopped", "quick", B)
     assert here.life("slow").state == "running"
-    os.kill(here.life("slow").pid, signal.SIGKILL)  # its grace is long, and nobody here waits for it
+    os.kill(here.life("slow").pid, signal.SIGKILL)  # its grace period is long
 
 
 async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_path):

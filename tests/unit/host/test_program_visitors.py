@@ -31,7 +31,7 @@ while True:
 
 
 async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
-    """Real program, real proxy, five requests that end it, each told; then two ends of its own."""
+    """Real program, real proxy, five requests that crash it, each noted; then two crashes of its own."""
     port, rooms = free_port(), routed.Rooms()
     rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
     script = WEB.replace("PORT", str(port))
@@ -52,7 +52,7 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
         life = (await programs.put(ID, "web", spec)).program
 
         async def answers():
-            """Until it listens: connections that are refused reach nobody."""
+            """Wait until it listens: refused connections are not visits."""
             while (await world.get(f"/{ID}/hello")).status != 200:
                 assert life.state != "failed", life.view()
 
@@ -71,7 +71,7 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
 
 
 async def test_connected_visitor_is_noted_and_refused_one_is_not(tmp_path):
-    """Plain requests, those who have logged in, websockets; nobody whom the proxy turns away or the service."""
+    """Plain requests, those who have logged in, websockets; nobody whom the proxy or the service turns away."""
     rooms, visits = routed.Rooms(), []
     rooms.reached = visits.append
     async with routed.opened(tmp_path, rooms=rooms) as world:

@@ -100,7 +100,7 @@ async def here(tmp_path):
 
 
 async def test_task_does_not_run_before_approval(here):
-    """Submitted, it waits; approved by its digest, it runs once; what it said and how it ended is kept."""
+    """Submitted, it waits; approved by its digest, it runs once; its output and outcome are kept."""
     task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
     for _ in range(3):
         here.tasks.recheck(A.plugin_id)
@@ -182,7 +182,7 @@ async def test_every_interpreter(here, interpreter, script):
 
 
 async def test_task_has_clean_environment(here, tmp_path, monkeypatch):
-    """No environment of ours, no input, no network, no files of ours; a scratch directory of its own."""
+    """No environment, input, network or files of the daemon; a scratch directory of its own."""
     monkeypatch.setenv("LEAKED", "yes")
     (tmp_path / "mine").write_text("secret")
     script = f"""
@@ -227,7 +227,7 @@ async def test_end_of_output_is_kept(tmp_path):
 
 
 async def test_killed_task_is_failed(here):
-    """By itself or by somebody else in there: what is said is the signal."""
+    """By itself or another process of it: the outcome has the signal."""
     for script in ("kill -9 $$; exit 0", "(kill -9 $PPID; kill -9 $$); exit 0"):
         ended = await here.run(script)
         assert (ended.state, ended.outcome.code) == ("failed", "killed")
@@ -235,7 +235,7 @@ async def test_killed_task_is_failed(here):
 
 
 async def test_outcome_of_signal_and_memory_limit(here):
-    """How it ended is told apart."""
+    """Each has its own outcome."""
     shot = await here.run("kill -SEGV $$; exit 139")
     assert (shot.state, shot.outcome.code, shot.outcome.signal) == ("failed", "crashed", 11)
     said = await here.run("exit 139")
@@ -317,7 +317,7 @@ async def test_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
 
 
 async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
-    """Whether that is so is not known before the disk was looked at; not so, and it needs approval anew."""
+    """That is not known before the disk was scanned; if it may not act, the task needs approval again."""
     async with world(tmp_path, plugin_at_once=1) as here:
         await here.approve(await here.submit("sleep 1000"))
         waits = await here.submit("echo ran")
@@ -430,7 +430,7 @@ async def test_task_fails_without_sandbox(tmp_path):
 
 
 async def test_runs_are_killed_with_the_daemon(tmp_path):
-    """What runs ends with it, is interrupted in the next life, and never runs again; what was approved runs then."""
+    """What runs ends with it, is `interrupted` after the restart, and never runs again; what was approved runs then."""
     spawner = confinements.Spawner()
     async with world(tmp_path, spawner=spawner) as here:
         runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")

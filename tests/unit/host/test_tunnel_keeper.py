@@ -240,7 +240,7 @@ async def test_dead_tunnel_is_not_connected(here):
 
 
 async def test_remotely_managed_tunnel_fails(here):
-    """Whoever holds the provider's account does not decide where the tunnel leads."""
+    """The owner of the provider's account does not decide where the tunnel leads."""
     await here.put(rule("managed.example.com"))
     found = await here.until_state("failed")
     assert found["last_error"]["code"] == "remotely_managed"
@@ -308,7 +308,7 @@ async def test_tunnel_stops_when_plugin_may_not_act(here):
 
 
 async def test_tunnel_starts_again_after_restart(tmp_path):
-    """It ends with the daemon, and is back in the next life; a change that was cut off is not."""
+    """It stops with the daemon and is back after the restart; an interrupted change is not."""
     async with world(tmp_path) as here:
         await here.put(rule())
         await here.until_state("connected")
@@ -342,7 +342,7 @@ async def test_quotas_and_names_of_other_plugins(tmp_path):
 
 
 async def test_validation_is_cancelled_when_plugin_may_not_act(here):
-    """Nothing of it is left, on record neither: whoever has the id next does not get it."""
+    """Nothing of it is left, nor on record: the next plugin of that id does not get it."""
     asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
     await until(tree, "the check to run")
     here.allowed.remove(A.plugin_id)

@@ -1,4 +1,4 @@
-"""What a tunnel may not say, all of which cloudflared's own check lets pass; and credentials that are none."""
+"""Parameters that are refused although cloudflared's own check lets them pass; and bad credentials."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_bad_ids_and_names(wrong, words):
 
 
 def test_unknown_keys_are_refused():
-    """`originRequest`, and with it bastion and socks, cannot even be said."""
+    """`originRequest`, and with it bastion and socks, cannot be passed."""
     for more in ({"originRequest": {"proxyType": "socks"}}, {"warp": True}):
         with pytest.raises(msgspec.ValidationError):
             checked({**GOOD, **more}, REST)
@@ -135,7 +135,7 @@ HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 @given(HOSTNAMES, st.text('/abc.~_-"\n({\\', max_size=8))
 def test_rendered_configuration(hostnames, path):
-    """Whatever is accepted stands in the configuration as it was meant, between what is always there."""
+    """Accepted values appear unchanged in the configuration, whose other parts are constant."""
     rules = [{"hostname": one, "path": path, "service": "http://10.0.0.6:81"} for one in hostnames]
     try:
         spec = checked(*rules, REST)
@@ -152,7 +152,7 @@ def test_rendered_configuration(hostnames, path):
 
 @pytest.mark.parametrize("ingress", [case[0] for case in REFUSED[:2]])
 def test_cloudflared_accepts_rendered_configuration(tmp_path, ingress):
-    """Which is why we look first."""
+    """The reason for checks of our own."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps({"tunnel": "none", "credentials-file": "x", "odd": 1, "ingress": ingress}))
     command = [sys.executable, FAKE, "tunnel", "--config", config, "ingress", "validate"]
@@ -199,7 +199,7 @@ def test_token_and_file_give_the_same_credentials(keys):
     ],
 )
 def test_malformed_credentials_are_refused(keys, data, words):
-    """What is wrong is said, what they hold is not."""
+    """The error says what is wrong, not what they contain."""
     write(keys, data)
     with pytest.raises(Problem, match=words) as caught:
         credentials.load(str(keys), SPEC)
