@@ -50,9 +50,9 @@ class Home:
         """Drop a signed bundle, install and activate it; returns once it is armed."""
         raw = bundles.signed(bundles.manifest_v2(id=plugin_id, **fields), artifact, many.AUTHOR)
         bundles.write(self.place / plugin_id, raw, artifact).rename(self.place / "plugins" / plugin_id)
-        await _until(lambda: self.app.api.lifecycle.sight(plugin_id).available, f"{plugin_id} to be seen")
+        await _until(lambda: self.app.api.lifecycle.presence(plugin_id).available, f"{plugin_id} to be seen")
         for status in (Status.INSTALLED, Status.ACTIVE):
-            await self.app.api.lifecycle.decide.change(DAEMON, plugin_id, status)
+            await self.app.api.lifecycle.decisions.change(DAEMON, plugin_id, status)
         if self.runtime(plugin_id).state is not RuntimeState.ARMED:
             raise RuntimeError(f"expected {plugin_id} to be armed, found {self.runtime(plugin_id)}")
 

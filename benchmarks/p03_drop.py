@@ -114,14 +114,14 @@ async def _back(home: Home, runner: Signalling, number: int) -> float:
 
 async def _fresh(home: Home, number: int) -> float:
     """Drop new bundles; install and activate each as soon as it is available."""
-    life, seen = home.app.api.lifecycle, asyncio.Event()
-    follow, took_s = life.follow, []
+    registry, seen = home.app.api.lifecycle.registry, asyncio.Event()
+    refresh, took_s = registry.refresh, []
 
-    def told(plugin_id: str) -> None:
-        follow(plugin_id)
+    def refreshed(plugin_id: str) -> None:
+        refresh(plugin_id)
         seen.set()
 
-    life.follow = told  # type: ignore[method-assign]
+    registry.refresh = refreshed  # type: ignore[method-assign]
     for place in range(DROPS):
         plugin_id, name = f"acme.new{number}.{place}", f"new{number}.{place}"
         aside = home.root / name
@@ -134,7 +134,7 @@ async def _fresh(home: Home, number: int) -> float:
         await asyncio.wait_for(seen.wait(), 10)
         await _decide(home, plugin_id)
         took_s.append(time.perf_counter() - began_s - QUIET_S)
-    life.follow = follow  # type: ignore[method-assign]
+    registry.refresh = refresh  # type: ignore[method-assign]
     return statistics.median(took_s)
 
 
@@ -142,7 +142,7 @@ async def _decide(home: Home, plugin_id: str) -> None:
     """Install and activate, without the control socket in between; returns once it is armed."""
     await home.seen(plugin_id)
     for status in (Status.INSTALLED, Status.ACTIVE):
-        await home.app.api.lifecycle.decide.change(DAEMON, plugin_id, status)
+        await home.app.api.lifecycle.decisions.change(DAEMON, plugin_id, status)
     await _armed(home, plugin_id)
 
 

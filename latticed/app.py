@@ -158,7 +158,6 @@ class App:
                 services=services,
                 clock=clock,
                 judge=judge,
-                glance=judge,
                 store=store,
                 policy=policy,
                 revocations=kept_revocations,

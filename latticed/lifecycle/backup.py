@@ -65,7 +65,7 @@ class Backups:
     """Makes backups of one state directory."""
 
     def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
-        self._life = lifecycle
+        self._lifecycle = lifecycle
         self._directory = state_dir
         self._version = version
         self._busy = asyncio.Lock()
@@ -91,10 +91,10 @@ class Backups:
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
 
     async def _stage(self, staging: Path, settings: Settings) -> Backup:
-        if not await self._life.rooms.revocations.write_floors(self._life.records.values()):
+        if not await self._lifecycle.deps.revocations.write_floors(self._lifecycle.records.values()):
             raise Problem("store_unavailable", f"{floors.FILE} cannot be written", "free some space")
         await asyncio.to_thread(self._begin, staging)
-        await self._life.rooms.ledger.snapshot(staging / state.DATABASE)
+        await self._lifecycle.deps.ledger.snapshot(staging / state.DATABASE)
         return await asyncio.to_thread(self._complete, staging, settings)
 
     def _begin(self, staging: Path) -> None:
@@ -114,7 +114,7 @@ class Backups:
         names = [*archive.NEEDED, *_pairs(staging, in_use)]
         entries = tuple(_entry(staging, name) for name in names)
         key = state.load_key(staging)
-        now_us = self._life.rooms.clock.wall_us()
+        now_us = self._lifecycle.deps.clock.wall_us()
         manifest = archive.ArchiveManifest(
             created_at=rfc3339(now_us),
             version=self._version,

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from latticed.lifecycle import manifest_defaults
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from latticed.catalog.catalog import Catalog
     from latticed.catalog.store import Store
     from latticed.host.services import HostServices
@@ -22,21 +18,26 @@ if TYPE_CHECKING:
     from latticed.supervisor.supervisor import Supervisor
 
 
+class PairJudge(Protocol):
+    """Judges the stored pair of an identity under the policy in force, off the event loop.
+
+    With `sha256`, that is taken for the artifact's and nothing is hashed: manifest, signature and policy alone decide.
+    """
+
+    async def __call__(self, identity: str, sha256: str | None = None) -> Verdict: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleDeps:
-    """See the module."""
+    """`defaults` is what the settings give where a manifest is silent."""
 
     ledger: Ledger
     catalog: Catalog
-    supervisor: Supervisor
-    clock: Clock
-    judge: Callable[[str], Awaitable[Verdict]]
     store: Store
-    revocations: RevocationKeeper
-    glance: Callable[[str, str], Awaitable[Verdict]]
-    """Judges a stored pair (identity, SHA-256 of its artifact) by manifest, signature and policy alone."""
-    policy: PolicyKeeper
+    supervisor: Supervisor
     services: HostServices
-    """Learns how each plugin stands (`update`) before anything else comes of a decision or a verdict."""
-    defaults: Usual = manifest_defaults.DEFAULTS
-    """What the settings give where a manifest is silent."""
+    policy: PolicyKeeper
+    revocations: RevocationKeeper
+    judge: PairJudge
+    clock: Clock
+    defaults: Usual

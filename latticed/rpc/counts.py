@@ -48,7 +48,7 @@ async def taken(api: Api) -> Tally:
         if record.forgotten:
             continue
         found.statuses[record.status.value] += 1
-        found.available += api.lifecycle.sight(record.id).available
+        found.available += api.lifecycle.presence(record.id).available
         runtime = api.supervisor.runtime(record.id)
         if runtime.restart_count:
             found.restarts[record.id] = runtime.restart_count

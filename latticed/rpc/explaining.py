@@ -66,7 +66,7 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
     wanted = _NEXT.get(record.status)
     try:
         if wanted is not None:
-            api.lifecycle.decide.foresee(record.id, wanted)
+            api.lifecycle.decisions.foresee(record.id, wanted)
         if wanted is Status.ACTIVE:
             await api.supervisor.admit(api.lifecycle.plugins[record.id])
     except (Problem, BundleRefused) as error:
@@ -76,10 +76,10 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
 
 def _upgrade(api: Api, record: Record) -> Refusal | None:
     """What would refuse the candidate now, if there is one."""
-    if api.lifecycle.sight(record.id).candidate(record) is None:
+    if api.lifecycle.presence(record.id).candidate(record) is None:
         return None
     try:
-        api.lifecycle.decide.foresee(record.id, "upgrade")
+        api.lifecycle.decisions.foresee(record.id, "upgrade")
     except Problem as problem:
         return _told(problem.fault)
     return None

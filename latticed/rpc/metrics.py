@@ -48,7 +48,9 @@ def _lines(api: Api, counted: tally.Tally) -> Iterator[str]:
     yield from _family("latticed_host_calls_denied_total", "counter", "host calls denied", _labelled("plugin", denied))
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
-    yield from _family("latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.saver.refused})
+    yield from _family(
+        "latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.write_behind.refused}
+    )
     seen = api.ledger.read(rows.position)
     yield from _family("latticed_audit_events_total", "counter", "decisions on record", {"": seen.decisions})
     yield from _family("latticed_audit_calls_total", "counter", "host calls on record", {"": seen.calls})

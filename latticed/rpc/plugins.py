@@ -137,7 +137,7 @@ async def decide(ask: Ask) -> dict[str, Any]:
     consent = _consent(body)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
-    decide, wanted = ask.api.lifecycle.decide, Status(body.status)
+    decide, wanted = ask.api.lifecycle.decisions, Status(body.status)
     if body.dry_run:
         return views.plugin(ask.api, decide.foresee(body.id, wanted, consent))
     record = await decide.change(ask.actor, body.id, wanted, consent)
@@ -150,7 +150,7 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
     consent = replace(_consent(body), publisher=body.accept_publisher)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
-    decide = ask.api.lifecycle.decide
+    decide = ask.api.lifecycle.decisions
     if body.dry_run:
         return views.foreseen(ask.api, _record(ask), decide.foresee(ask.part("id"), "upgrade", consent))
     record = await decide.upgrade(ask.actor, ask.part("id"), consent)
@@ -160,14 +160,14 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
 async def restart(ask: Ask) -> dict[str, Any]:
     """Stop, start, and close the breaker."""
     await ask.body(Nothing)
-    record = await ask.api.lifecycle.decide.restart(ask.actor, ask.part("id"))
+    record = await ask.api.lifecycle.decisions.restart(ask.actor, ask.part("id"))
     return views.plugin(ask.api, record)
 
 
 async def forget(ask: Ask) -> Forgotten:
     """Leave a tombstone, and the plugin's data unless it is to go too."""
     purge = (await ask.body(Forget)).purge
-    record, left = await ask.api.lifecycle.decide.forget(ask.actor, ask.part("id"), purge=purge)
+    record, left = await ask.api.lifecycle.decisions.forget(ask.actor, ask.part("id"), purge=purge)
     ask.api.outputs.forget(record.id)
     data: DataLeft = {"values": left.values, "files": left.files, "notifications": left.notifications}
     return {"id": record.id, "forgotten": record.forgotten, "purged": purge, "data": data}
@@ -176,7 +176,7 @@ async def forget(ask: Ask) -> Forgotten:
 async def show(ask: Ask) -> dict[str, Any]:
     """One plugin with its verdict, grants and last denials; when asked, what it suffers from."""
     record = _record(ask)
-    trouble = ask.api.lifecycle.sight(record.id).trouble
+    trouble = ask.api.lifecycle.presence(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
     count = ask.api.supervisor.calls().get(record.id) or Count()
     denials = await rows.walked(
@@ -247,7 +247,7 @@ async def regrant(ask: Ask) -> dict[str, Any]:
         raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
     if wanted.needs_host_scope:
         ask.need(Scope.HOST)
-    return views.grants(ask.api, await ask.api.lifecycle.decide.regrant(ask.actor, ask.part("id"), wanted))
+    return views.grants(ask.api, await ask.api.lifecycle.decisions.regrant(ask.actor, ask.part("id"), wanted))
 
 
 def _consent(body: Decision | Upgrade) -> UpgradeConsent:

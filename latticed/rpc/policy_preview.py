@@ -31,11 +31,11 @@ async def foresee(ask: Ask) -> Foreseen:
     except Problem as problem:
         raise Problem("bad_request", f"policy: {problem.reason}", problem.hint) from problem
     policy = policies.with_revocations(wanted, api.policy.remembered)
-    verify = api.lifecycle.rooms.store.verify
+    verify = api.lifecycle.deps.store.verify
     stops: list[Stop] = []
     for record in [one for one in api.lifecycle.known() if one.status is Status.ACTIVE]:
         facts = record.facts
-        if not api.lifecycle.sight(record.id).available:  # stopped already
+        if not api.lifecycle.presence(record.id).available:  # stopped already
             continue
         verdict = await asyncio.to_thread(
             verify, facts.identity, policy, host_version=api.version, sha256=facts.artifact_sha256

@@ -62,7 +62,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
     found += [("catalog_degraded", detail) for detail in api.catalog.problems()]
     if not api.lifecycle.alive:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
-    if waiting := api.lifecycle.saver.refused:
+    if waiting := api.lifecycle.write_behind.refused:
         found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
     if waiting := api.ledger.refused:
         found.append(("audit_unavailable", f"{waiting} events wait to be recorded"))

@@ -29,7 +29,7 @@ ROWS_KEPT: Final = 1_024
 
 def plugin(api: Api, record: Record) -> dict[str, Any]:
     """One row of the lifecycle list."""
-    facts, seen = record.facts, api.lifecycle.sight(record.id)
+    facts, seen = record.facts, api.lifecycle.presence(record.id)
     view = wire.PluginView(
         id=record.id,
         name=facts.name,
@@ -42,9 +42,9 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         available=seen.available,
         status=record.status.value,
         runtime=_runtime(record.id, api.supervisor.runtime(record.id), api.runner_of(facts.type)),
-        candidate=_candidate(record, seen, api.lifecycle.rooms.defaults),
+        candidate=_candidate(record, seen, api.lifecycle.deps.defaults),
         granted=list(record.granted),
-        withheld=list(granting.withheld(record, api.lifecycle.rooms.defaults)) or None,
+        withheld=list(granting.withheld(record, api.lifecycle.deps.defaults)) or None,
         builtin=False,
         verified_at=_time(record.verified_at),
         installed_at=_time(record.installed_at),
@@ -58,7 +58,7 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
 
 def plugin_row(api: Api, record: Record) -> bytes:
     """`plugin` as JSON; made again only once something it shows is another (P7: a list shows mostly what it did)."""
-    source = record, api.lifecycle.sight(record.id), api.supervisor.runtime(record.id)
+    source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id)
     known = api.shown.get(record.id)
     if known is None or known.source != source:
         row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
@@ -104,7 +104,7 @@ def rejected(name: str, found: Refused) -> dict[str, Any]:
 
 def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
     """`plugin` as an upgrade would leave it, and what the other version adds and drops."""
-    adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.rooms.defaults)
+    adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.deps.defaults)
     return {**plugin(api, after), "adds": list(adds), "drops": list(drops)}
 
 
@@ -118,7 +118,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "hosts": list(record.hosts),
         "permits": list(record.permits),
         "accepted": _accepted(record.terms),
-        "withheld": list(granting.withheld(record, api.lifecycle.rooms.defaults)),
+        "withheld": list(granting.withheld(record, api.lifecycle.deps.defaults)),
     }
 
 

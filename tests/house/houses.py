@@ -93,7 +93,7 @@ class Home:
 
     async def seen(self, plugin_id: str) -> None:
         """Wait until the lifecycle knows `plugin_id` as available."""
-        await until(lambda: self.app.api.lifecycle.sight(plugin_id).available, f"{plugin_id} available")
+        await until(lambda: self.app.api.lifecycle.presence(plugin_id).available, f"{plugin_id} available")
 
     async def decide(self, plugin_id: str, status: str, **consent: Any) -> Answer:
         return await self.ask("POST", "/api/plugins/lifecycle", {"id": plugin_id, "status": status, **consent})

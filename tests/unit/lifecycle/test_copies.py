@@ -33,13 +33,13 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
         await home.decide(ID, "installed")
         await home.decide(ID, "active")
         lifecycle, lines, asked = home.app.api.lifecycle, Lines(), []
-        lifecycle._refusals = RefusedLog(lines)
+        lifecycle.registry._refused_log = RefusedLog(lines)
         refusal = Claimants.refusal
         monkeypatch.setattr(Claimants, "refusal", lambda self, *given: asked.append(given) or refusal(self, *given))
         for number in range(COPIES):
             shutil.copytree(home.plugin_dir / "demo", home.plugin_dir / f".{number}", copy_function=os.link)
             os.rename(home.plugin_dir / f".{number}", home.plugin_dir / f"copy-{number}")
-        await houses.until(lambda: len(lifecycle._found) == COPIES + 1, "all copies seen")
+        await houses.until(lambda: len(lifecycle.registry._verdicts) == COPIES + 1, "all copies seen")
         assert sum(fields.get("bundles", 0) for _, fields in lines.said) == COPIES
         assert len(asked) <= COPIES
         lines.said.clear()
@@ -47,7 +47,7 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
         for number in range(RENAMES):
             os.rename(home.plugin_dir / f"copy-{number}", home.plugin_dir / f"moved-{number}")
         moved = {f"plugins/moved-{number}" for number in range(RENAMES)}
-        await houses.until(lambda: moved <= set(lifecycle._found), "the renames seen")
+        await houses.until(lambda: moved <= set(lifecycle.registry._verdicts), "the renames seen")
         assert len(lines.said) <= RENAMES
         assert len(asked) <= 2 * RENAMES
         assert len(lifecycle.rejected()) == COPIES

@@ -219,7 +219,7 @@ async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home)
     async def stopping(grace_s):
         del grace_s
         held_by.append(home.app.api.lifecycle.records[ID].facts.publisher)
-        home.app.api.lifecycle.follow(ID)  # something changes on disk just now
+        home.app.api.lifecycle.registry.refresh(ID)  # something changes on disk just now
 
     life.stopping = stopping
     assert (await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})).status == 200

@@ -115,7 +115,7 @@ async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
     home.drop("two", id="acme.two")
     for plugin_id in ("acme.one", "acme.two"):
         await home.seen(plugin_id)
-    saver, ledger = home.app.api.lifecycle.saver, home.app.api.ledger
+    saver, ledger = home.app.api.lifecycle.write_behind, home.app.api.ledger
     await houses.until(lambda: stored(home, "acme.two") is not None)
     gate, real, mark = asyncio.Event(), ledger.write, home.mark()
 
@@ -166,7 +166,7 @@ async def test_what_waits_is_written_at_the_end(tmp_path, monkeypatch):
 
         monkeypatch.setattr(ledger, "write", write)
         assert (await home.decide("acme.demo", "disabled")).status == 200
-        await houses.until(lambda: home.app.api.lifecycle.saver.refused)
+        await houses.until(lambda: home.app.api.lifecycle.write_behind.refused)
         monkeypatch.setattr(ledger, "write", real)
     author = home.author
     async with houses.opened(tmp_path, author=author) as again:

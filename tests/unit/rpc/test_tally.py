@@ -22,11 +22,11 @@ async def home():
         await found.armed("acme.demo")
         life = found.app.api.lifecycle
         record = life.records["acme.demo"]
-        life.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
+        life.state.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
         refused = Refused(code=Code.DIGEST_MISMATCH, reason="x", hint="y")
-        life._found |= {f"plugins/r{n}": refused for n in range(MANY)}
+        life.registry._verdicts |= {f"plugins/r{n}": refused for n in range(MANY)}
         yield found
-        life.records = {"acme.demo": record}
+        life.state.records = {"acme.demo": record}
 
 
 async def turns_of_others(work):

@@ -1,0 +1,219 @@
+"""Brings together what is on record and what the disk says, and has both take effect.
+
+`put` and `refresh` are the only places where a record or a presence changes. Each tells, in this order and at once:
+host services (what they may do for the plugin), the audit chain, the supervisor (what is to run). The record itself is
+written later (`write_behind`), so that stopping never waits for the ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from latticed.kit import logs
+from latticed.lifecycle import advance, presence, verdicts
+from latticed.lifecycle.presence import Presence
+from latticed.lifecycle.refused_log import RefusedLog
+from latticed.model.lifecycle import Status
+from latticed.model.verdict import Refused, Verified
+from latticed.trust import claims
+from latticed.trust.claims import Claimants
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.catalog.catalog import Catalog, Sighting
+    from latticed.host.services import HostServices
+    from latticed.kit.clock import Clock
+    from latticed.ledger import Ledger
+    from latticed.lifecycle.state import LifecycleState
+    from latticed.lifecycle.write_behind import WriteBehind
+    from latticed.model.accepted import Usual
+    from latticed.model.lifecycle import Record
+    from latticed.model.verdict import Verdict
+    from latticed.supervisor.supervisor import Supervisor
+
+log = logs.get_logger()
+
+
+@dataclass(kw_only=True, eq=False)
+class Registry:
+    """`defaults` is what the settings give where a manifest is silent. Once `closed`, `refresh` does nothing."""
+
+    state: LifecycleState
+    ledger: Ledger
+    catalog: Catalog
+    supervisor: Supervisor
+    services: HostServices
+    write_behind: WriteBehind
+    clock: Clock
+    defaults: Usual
+    closed: bool = False
+    _verdicts: dict[str, Verdict] = field(default_factory=dict)  # by bundle name
+    _claimants: dict[str, Claimants] = field(default_factory=dict)  # bundles that verify, by the id they claim
+    _contested: set[str] = field(default_factory=set)  # ids of which some claimant is refused
+    _sources: dict[str, str] = field(default_factory=dict)  # ids of records, by the bundle name they came from
+    _critical: set[str] = field(default_factory=set)
+    _refused_log: RefusedLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._refused_log = RefusedLog(log, self.ledger.record_news)
+
+    # What others ask.
+
+    def critical(self) -> list[Record]:
+        """Active plugins without which the daemon is not healthy."""
+        found = [self.state.records[plugin_id] for plugin_id in sorted(self._critical)]
+        return [record for record in found if record.status is Status.ACTIVE]
+
+    def rejected(self) -> dict[str, Refused]:
+        """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
+        found = {name: verdict for name, verdict in self._verdicts.items() if isinstance(verdict, Refused)}
+        for plugin_id in self._contested:
+            for claim in self._claimants[plugin_id]:
+                if (refused := self._refusal(plugin_id, claim.name)) is not None:
+                    found[claim.name] = refused
+        return found
+
+    def claimant(self, plugin_id: str, publisher: str) -> claims.IdClaim | None:
+        """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
+        found = [c for c in self._claimants.get(plugin_id, ()) if c.verdict.manifest.publisher == publisher]
+        fitting = [claim for claim in found if self._refusal(plugin_id, claim.name) is not None]
+        return fitting[0] if len(fitting) == 1 else None
+
+    # What the catalog reports.
+
+    def take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
+        """Take in a batch of verdicts, and refresh each id that one matters to, or that is in `touched`; these ids."""
+        with self._refused_log.bounded():
+            for seen in batch:
+                touched |= self._enter(seen)
+            for plugin_id in touched:
+                self.refresh(plugin_id)
+        return touched
+
+    def _enter(self, seen: Sighting) -> set[str]:
+        """Take in one verdict; the ids it may matter to."""
+        touched = {self._sources[seen.name]} if seen.name in self._sources else set()
+        before = self._verdicts.pop(seen.name, None)
+        if isinstance(before, Verified):
+            self._disclaim(before.manifest.id, seen.name)
+            touched.add(before.manifest.id)
+        if seen.name not in self._sources:  # else the event of its plugin says it (`refresh`)
+            self._record_unclaimed(seen, before if isinstance(before, Refused) else None)
+        match seen.verdict:
+            case Verified() as verdict:
+                self._verdicts[seen.name] = verdict
+                claimants = self._claimants.setdefault(verdict.manifest.id, Claimants())
+                claimants.put(claims.IdClaim(name=seen.name, verdict=verdict))
+                self._refused_log.newcomer(verdict.manifest.id, seen.name)
+                touched.add(verdict.manifest.id)
+            case Refused() as verdict:
+                self._verdicts[seen.name] = verdict
+                self._refused_log.tell(bundle=seen.name, code=verdict.code, reason=verdict.reason)
+            case None:
+                pass
+        return touched
+
+    def _record_unclaimed(self, seen: Sighting, before: Refused | None) -> None:
+        """Record a new verdict on a bundle that is no plugin's; nothing is recorded of one that is gone."""
+        refused = seen.verdict if isinstance(seen.verdict, Refused) else None
+        if seen.verdict is not None and (event := verdicts.of_bundle(seen.name, before, refused)) is not None:
+            self.ledger.record_news(event)
+
+    def _disclaim(self, plugin_id: str, name: str) -> None:
+        claimants = self._claimants[plugin_id]
+        claimants.drop(name)
+        if not claimants:
+            del self._claimants[plugin_id]
+
+    def refresh(self, plugin_id: str) -> None:
+        """Find out again who may claim an id, and have that take effect. Returns once what may not run is stopping."""
+        if self.closed:
+            return
+        state = self.state
+        record = state.records.get(plugin_id)
+        winner = self._resolve(plugin_id, record)
+        fault = None
+        if winner is None and record is not None:
+            fault = presence.fault_at(self._verdicts.get(record.source), self._refusal(plugin_id, record.source))
+        stored = state.pair_fault(record) if record is not None else None
+        before, seen = state.presences.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
+        state.presences[plugin_id] = seen
+        self.update_permissions(plugin_id)
+        if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
+            self.ledger.record_news(event, apart=plugin_id if record.accepted else "")
+        if winner is not None and plugin_id not in state.busy:
+            now_us = self.clock.wall_us()
+            if record is None or record.forgotten:
+                self.put_later(advance.first_seen(winner, now_us, record))
+            else:
+                self.put_later(advance.follow(record, winner, now_us))
+        self._run(plugin_id)
+
+    def _resolve(self, plugin_id: str, record: Record | None) -> claims.IdClaim | None:
+        """Which bundle is the plugin. Logs refused newcomers and a refused former winner, never all copies again."""
+        claimants = self._claimants.get(plugin_id, Claimants())
+        winner = claimants.winner(presence.pin_of(record) if record else None)
+        (self._contested.add if len(claimants) > (winner is not None) else self._contested.discard)(plugin_id)
+        former = self.state.presence(plugin_id).winner
+        former_name = former.name if former is not None and former != winner else None
+        self._refused_log.settle(plugin_id, former_name, lambda name: self._refusal(plugin_id, name))
+        return winner
+
+    def _refusal(self, plugin_id: str, name: str) -> Refused | None:
+        """Why the bundle of this name, which verifies, is not the plugin; None when it is, or claims another id."""
+        record = self.state.records.get(plugin_id)
+        claimants = self._claimants.get(plugin_id)
+        return claimants.refusal(name, presence.pin_of(record) if record else None) if claimants else None
+
+    def _run(self, plugin_id: str) -> None:
+        """Have running what is active and available, and nothing else."""
+        record = self.state.records.get(plugin_id)
+        if record is None or not record.accepted:
+            return
+        seen, plugin = self.state.presence(plugin_id), self.state.plugins[plugin_id]
+        if record.status is not Status.ACTIVE:
+            self.supervisor.disarm(plugin)
+        elif not seen.available:
+            self.supervisor.disarm(plugin, seen.trouble)
+        elif plugin_id not in self.state.busy:  # else the decision arms it at its end
+            self.supervisor.arm(plugin, frozenset(record.granted))
+
+    def update_permissions(self, plugin_id: str) -> None:
+        """Have host services know what they may do for a plugin; what they may no longer do is stopping on return."""
+        self.services.update(plugin_id, self.state.standing(plugin_id))
+
+    # What is on record.
+
+    def put(self, record: Record) -> None:
+        """Go by `record` from now on; to write it is the caller's part."""
+        state = self.state
+        before = state.records.get(record.id)
+        if before is not None and self._sources.get(before.source) == record.id:
+            del self._sources[before.source]
+            self.catalog.release(before.source)
+        if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is kept
+            state.plugins.pop(record.id, None)
+            self._critical.discard(record.id)
+        elif (
+            record.id not in state.plugins
+            or before is None
+            or (before.facts, before.terms) != (record.facts, record.terms)
+        ):
+            plugin = state.plugins[record.id] = presence.plugin_of(record, self.defaults)
+            (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
+        state.records[record.id] = record
+        self._sources[record.source] = record.id
+        if record.accepted:
+            self.catalog.hold(record.source)
+        self.catalog.attend(record.source, active=record.status is Status.ACTIVE)
+        self.update_permissions(record.id)
+
+    def put_later(self, record: Record) -> None:
+        """Go by `record` from now on, and have it written soon."""
+        if self.state.records.get(record.id) == record:
+            self.state.records[record.id] = record  # equal, but shares what the verdict keeps in memory anyway
+        else:
+            self.put(record)
+            self.write_behind.save(record.id)

@@ -1,0 +1,61 @@
+"""What is known of every plugin, in memory: one object that the parts of the lifecycle share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from latticed.host.permissions import UNKNOWN
+from latticed.lifecycle import presence
+from latticed.lifecycle.presence import Presence
+from latticed.model.lifecycle import Status
+
+if TYPE_CHECKING:
+    from latticed.host.permissions import PluginStanding
+    from latticed.model.errors import Fault
+    from latticed.model.lifecycle import Record
+    from latticed.runners.contract import PluginToRun
+
+
+@dataclass(slots=True, eq=False)
+class LifecycleState:
+    """Records and presences are written by `registry`, faults by `pairs`, what is under way by `decisions`."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    """By id, tombstones too."""
+    plugins: dict[str, PluginToRun] = field(default_factory=dict)
+    """By id, what the supervisor needs of each accepted plugin."""
+    presences: dict[str, Presence] = field(default_factory=dict)
+    """By id, what the disk says; empty until the first scan."""
+    pair_faults: dict[str, Fault] = field(default_factory=dict)
+    """By identity, why a stored pair may not run; one that is not in here verified when it was last judged."""
+    busy: set[str] = field(default_factory=set)
+    """Ids that a decision is being carried out for: their records change through it alone."""
+    in_handover: set[str] = field(default_factory=set)
+    """Ids that another publisher is taking over: nothing is done for them."""
+    being_stored: dict[str, str] = field(default_factory=dict)
+    """By id, identities whose pair a decision is storing, though no record names them yet."""
+
+    def presence(self, plugin_id: str) -> Presence:
+        """What the disk says of an id right now."""
+        return self.presences.get(plugin_id, Presence())
+
+    def known(self) -> list[Record]:
+        """Every record that is not a tombstone, sorted by id."""
+        return sorted((r for r in self.records.values() if not r.forgotten), key=lambda record: record.id)
+
+    def accepted(self) -> list[str]:
+        """The ids of plugins whose pair is in the store."""
+        return [record.id for record in self.records.values() if record.accepted]
+
+    def pair_fault(self, record: Record) -> Fault | None:
+        """Why the stored pair of an accepted plugin may not run, or None."""
+        return self.pair_faults.get(record.facts.identity) if record.accepted else None
+
+    def standing(self, plugin_id: str) -> PluginStanding:
+        """What host services may do for a plugin now."""
+        record = self.records.get(plugin_id)
+        if record is None or record.status is not Status.ACTIVE:
+            return UNKNOWN
+        found = presence.standing(record, self.plugins[plugin_id].manifest, self.presences.get(plugin_id))
+        return replace(found, active=False, fault="", seen=True) if plugin_id in self.in_handover else found
