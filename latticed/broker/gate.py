@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 PAUSE_S: Final = 0.02
-"""How long the answer waits that a call came too soon: one who calls again at once, denied, would fill the loop."""
+"""Delay before a call over its rate is answered: a plugin that retries at once would keep the event loop busy."""
 
 log = logs.get_logger()
 
@@ -69,11 +69,11 @@ class Broker:
         self._failures = LogLimiter()
 
     def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
-        """A Gate for one life of a plugin; `calls_per_s` is the plugin's own lower limit."""
+        """A Gate for one instance of a plugin; `calls_per_s` is the manifest's own lower limit."""
         return Gate(self, caller, rights, calls_per_s)
 
     def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:
-        """What a plugin hears when a service failed; logged, but not once for every call of a flood."""
+        """The answer when a service raised anything unexpected; logged, with a limit per plugin and call."""
         count = self._failures.take((plugin_id, method, type(error).__name__), self.clock.monotonic_s())
         if count is not None:
             log.error("host_call_failed", call=method, plugin_id=plugin_id, count=count, exc_info=error)
@@ -101,14 +101,14 @@ class Gate:
     def regrant(self, granted: frozenset[str]) -> None:
         """From now on the operator grants exactly these; what is under way without them is given up."""
         self._rights = Rights(declared=self._rights.declared, granted=granted)
-        self._give_up([one for one, capability in self._under_way.items() if capability not in granted])
+        self._expire([one for one, capability in self._under_way.items() if capability not in granted])
 
     def close(self) -> None:
         """Answer nothing more; what is under way is given up."""
         self._open = False
-        self._give_up(self._under_way)
+        self._expire(self._under_way)
 
-    def _give_up(self, calls: Iterable[asyncio.Timeout]) -> None:
+    def _expire(self, calls: Iterable[asyncio.Timeout]) -> None:
         for one in calls:
             with contextlib.suppress(RuntimeError):  # its time is over anyway
                 one.reschedule(asyncio.get_running_loop().time())
@@ -186,13 +186,13 @@ class Gate:
             raise await self._denied(method, payload, error) from error
         except Exception as error:
             if deadline.expired():
-                raise await self._denied(method, payload, self._given_up(capability)) from error
+                raise await self._denied(method, payload, self._expired_reason(capability)) from error
             fault = self._broker.failed(method, self.caller.plugin_id, error)
             raise await self._denied(method, payload, fault) from error
         finally:
             self._under_way.pop(deadline, None)
 
-    def _given_up(self, capability: str) -> HostError:
+    def _expired_reason(self, capability: str) -> HostError:
         if not self._open:
             return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
         if capability not in self._rights.granted:

@@ -1,5 +1,6 @@
 """What the operator decided: transitions, grants, candidates, the trust policy in force; audited and persisted.
 
-`presence`, `advance` and `granting` are pure; `lifecycle` and `decisions` act. The package never judges a bundle and
-never touches a process: it says to the supervisor what should run. Stopping never waits for disk or network.
+`presence`, `advance` and `granting` are pure; `registry`, `decisions` and `pairs` act on one state. The package never
+judges a bundle and never touches a process: it says to the supervisor what should run. Stopping never waits for disk or
+network.
 """

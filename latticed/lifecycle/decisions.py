@@ -174,7 +174,7 @@ class Decisions:
         return await self._settled(record)
 
     async def _stop(self, record: Record) -> None:
-        """Have nothing of it alive, nor done for it; once this is decided, that goes on again if it still may."""
+        """Stop it and all that is done for it until the decision is carried out (`_deciding` lifts `in_handover`)."""
         self.state.in_handover.add(record.id)
         self.registry.update_permissions(record.id)
         if record.status is Status.ACTIVE:
@@ -189,7 +189,7 @@ class Decisions:
         return after
 
     async def _tighten(self, after: Record, event: Event) -> None:
-        """Hold a decision that only takes away at once, and have it written as soon as the ledger can."""
+        """Put a decision that only takes away into effect at once, and have it written as soon as the ledger can."""
         self.registry.put(after)
         self.write_behind.tidy()
         try:
@@ -200,11 +200,11 @@ class Decisions:
 
     @contextlib.asynccontextmanager
     async def _deciding(self, actor: Actor, plugin_id: str, *, forgotten: bool = False) -> AsyncIterator[Record]:
-        """One decision at a time per id; what the disk says meanwhile is looked at again afterwards.
+        """One decision at a time per id; what the disk says meanwhile takes effect at its end (`refresh`).
 
         A tombstone counts only where `forgotten` says so.
         """
-        if plugin_id not in self.state.records:  # no lock for every name that somebody makes up
+        if plugin_id not in self.state.records:  # else a caller could have us keep a lock for any name
             raise await self._refused(actor, plugin_id, _unknown(plugin_id).fault)
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             try:

@@ -23,7 +23,7 @@ class Phase(StrEnum):
 
 
 EXCUSED = frozenset({"message_too_large"})
-"""What anybody can cause whose data a plugin echoes, a server that it asked too: excused, whoever had asked it."""
+"""Failure codes that do not count for the breaker: whoever supplies data that a plugin echoes can cause them."""
 
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
 
@@ -69,8 +69,8 @@ class Started:
 class InstanceFailed:
     """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it.
 
-    `visited`: an outsider's request had reached this life of it. Then that may have caused the failure, also when it
-    was answered before: the failure makes the pauses grow, but is excused from the breaker.
+    `visited`: a request from outside had reached this instance, and may have caused the failure even if it was
+    answered: then the failure makes the retry delay grow, but does not count for the breaker.
     """
 
     code: str
@@ -82,7 +82,7 @@ class InstanceFailed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a health check found; `visited` as in Failed: outsiders can keep a plugin too busy to answer."""
+    """What a health check found; `visited` as in InstanceFailed: outsiders can keep a plugin too busy to answer."""
 
     health: Health
     message: str = ""
@@ -179,13 +179,13 @@ def _disarm(state: HandleState, fault: Fault | None) -> Next:
         case Phase.STOPPING:
             return unwanted, ()
         case Phase.WAITING | Phase.BROKEN:
-            return _at_rest(unwanted), (HandleAction.CANCEL_RETRY,)
+            return _not_wanted(unwanted), (HandleAction.CANCEL_RETRY,)
         case _:
-            return _at_rest(unwanted), ()
+            return _not_wanted(unwanted), ()
 
 
-def _at_rest(state: HandleState) -> HandleState:
-    """Not wanted and not alive: held when something is wrong with it, else stopped by an operator and forgiven."""
+def _not_wanted(state: HandleState) -> HandleState:
+    """Not wanted and not running: HELD when something is wrong with it, else STOPPED by an operator."""
     if state.fault is None:
         return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
     return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.reason)
@@ -230,7 +230,7 @@ def _stopped(state: HandleState, rules: SupervisionRules) -> Next:
     if state.phase is not Phase.STOPPING:
         return state, ()
     if not state.wanted:
-        return _at_rest(state), ()
+        return _not_wanted(state), ()
     if state.pending is not None:
         return _failed(replace(state, phase=Phase.ARMED), state.pending, rules)
     return _start(state, restarts=state.restarts + 1)

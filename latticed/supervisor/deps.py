@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logs.get_logger()
 
-_TOLD: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": "plugin_failed"}
+_LOG_EVENTS: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "failed": "plugin_failed"}
 
 STARTS: Final = 8
 """How many plugins are started at a time."""
@@ -59,7 +59,7 @@ async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> N
         log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
 
 
-async def _at_rest(_: str) -> None:
+async def _nothing_to_drain(_: str) -> None:
     """For supervisors without host services."""
 
 
@@ -85,7 +85,7 @@ class HandleDeps:
     final_codes: frozenset[str] = FINAL_CODES
     refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
-    drained: Callable[[str], Awaitable[None]] = _at_rest
+    drained: Callable[[str], Awaitable[None]] = _nothing_to_drain
     """Returns once host services do nothing for a plugin that it may no longer have done."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -107,7 +107,7 @@ class HandleDeps:
     async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         """Verify the stored pair again, then let its runner start it; TimeoutError after `start_deadline_s`.
 
-        Each in its turn: a thousand at once keep each other from being ready in time, again and again.
+        At most STARTS at a time: a thousand at once would all miss the deadline, and again when they are retried.
         """
         async with self._turn():
             async with asyncio.timeout(self.start_deadline_s):
@@ -115,16 +115,16 @@ class HandleDeps:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One of `starts`, kept for TURN_S at most: a plugin that never answers is in nobody's way."""
+        """One of `starts`, for TURN_S at most: a plugin that never answers must not keep others from starting."""
         await self.starts.acquire()
-        held = contextlib.ExitStack()
-        held.callback(self.starts.release)
-        over = asyncio.get_running_loop().call_later(TURN_S, held.close)
+        acquired = contextlib.ExitStack()
+        acquired.callback(self.starts.release)
+        over = asyncio.get_running_loop().call_later(TURN_S, acquired.close)
         try:
             yield
         finally:
             over.cancel()
-            held.close()
+            acquired.close()
 
     async def _start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         runner = self.runners[plugin.manifest.type]
@@ -132,7 +132,7 @@ class HandleDeps:
         sha256 = plugin.manifest.digest_sha256.lower() if runner.hashes_artifact else None
         verdict = await self.judge(plugin.identity, sha256)
         if isinstance(verdict, Refused):
-            self._tell_of(plugin, verdict.code.value)
+            self._report_refused(plugin, verdict.code.value)
             raise Problem.of(verdict)
         with self._opened(plugin) as pair:
             return await runner.start(plugin, pair, gate, on_exit)
@@ -152,14 +152,14 @@ class HandleDeps:
             with self.store.open(plugin.identity) as pair:
                 yield pair
         except BundleRefused as refused:
-            self._tell_of(plugin, refused.code)
+            self._report_refused(plugin, refused.code)
             raise Problem.of(refused.fault) from refused
         except Problem as problem:
-            self._tell_of(plugin, problem.code)
+            self._report_refused(plugin, problem.code)
             raise
 
-    def _tell_of(self, plugin: PluginToRun, code: str) -> None:
-        """Let the lifecycle know when it is the stored pair that is at fault."""
+    def _report_refused(self, plugin: PluginToRun, code: str) -> None:
+        """Put the id into `refused` when it is the stored pair that is at fault."""
         if code in _PAIR_CODES:
             self.refused.put_nowait(plugin.id)
 
@@ -178,5 +178,5 @@ class HandleDeps:
 
     def note(self, event: AuditEvent) -> None:
         """Have what happened to a handle recorded; stopping never waits for that."""
-        log.info(_TOLD[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
+        log.info(_LOG_EVENTS[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
         self.record(event)

@@ -56,7 +56,7 @@ class Handle:
         self._checking: asyncio.Task[None] | None = None
         self._settled: list[asyncio.Future[None]] = []
         self._early: rules.InstanceFailed | None = None
-        self._life = 0
+        self._instance_no = 0
         self._visited = False
         self._since_s = 0.0
         self._seen = Runtime()
@@ -75,13 +75,13 @@ class Handle:
             await waiter
 
     def living(self) -> Instance:
-        """The living plugin, or Problem."""
+        """The running instance, or Problem("not_armed")."""
         if self._living is None or self.state.phase is not Phase.ARMED:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._living
 
     def visit(self) -> Instance:
-        """The living plugin for an outsider's request, or Problem; how this life ends counts for no breaker then."""
+        """The running instance for an outside request, or Problem; from now on its failure counts for no breaker."""
         living = self.living()
         self._visited = True
         return living
@@ -124,7 +124,7 @@ class Handle:
         self.state, actions = rules.decide(before, event, self._rules())
         if self.state.phase is not before.phase:
             if self.state.phase is Phase.STARTING:
-                self._life, self._early, self._visited = self._life + 1, None, False
+                self._instance_no, self._early, self._visited = self._instance_no + 1, None, False
             self._changed(before.phase)
         for action in actions:
             self._act(action)
@@ -172,20 +172,22 @@ class Handle:
         self._retry = None
         if self.state.phase is not Phase.STARTING:
             return
-        life = self._life
+        instance_no = self._instance_no
         self._gate = self._tools.gate(self.plugin, self.granted)
-        attempt = self._tools.start(self.plugin, self._gate, lambda code, message: self._exited(life, code, message))
+        attempt = self._tools.start(
+            self.plugin, self._gate, lambda code, message: self._exited(instance_no, code, message)
+        )
         self._starting = asyncio.ensure_future(attempt)
         failed = await self._started(self._starting)
         self._starting = None
         if failed is not None:
-            self._fall(failed)
+            self._fail(failed)
         elif self._living is not None:
             self._since_s = self._tools.clock.monotonic_s()
             self.post(rules.Started(message=self._living.message))
             if self._early is not None:
                 self._living = None
-                self._fall(self._early)
+                self._fail(self._early)
 
     async def _started(self, starting: asyncio.Task[Instance]) -> rules.InstanceFailed | None:
         """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
@@ -216,18 +218,18 @@ class Handle:
         await self._tools.end(self.plugin.id, living, at_once=self.distrusted, for_good=not self.state.wanted)
         self.post(rules.Stopped())
 
-    def _exited(self, life: int, code: str, message: str) -> None:
-        """It ended by itself; news of an earlier life counts for nothing."""
-        if life != self._life:
+    def _exited(self, instance_no: int, code: str, message: str) -> None:
+        """The instance ended by itself; an exit that belongs to an earlier instance is ignored."""
+        if instance_no != self._instance_no:
             return
         if self.state.phase is Phase.STARTING:  # it ended before the start was noticed
             self._early = rules.InstanceFailed(code=code, message=message)
         elif self.state.phase is Phase.ARMED:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
             self._living = None
-            self._fall(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
+            self._fail(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
-    def _fall(self, failed: rules.InstanceFailed) -> None:
+    def _fail(self, failed: rules.InstanceFailed) -> None:
         self._close_gate()
         self.post(failed)
 
@@ -244,17 +246,17 @@ class Handle:
 
     def _check_now(self) -> None:
         if self.state.phase is Phase.ARMED and self._living is not None:
-            work = self._check(self._living, self._life)
+            work = self._check(self._living, self._instance_no)
             self._checking = self._tools.spawn(work, f"check {self.plugin.id}")
 
-    def _check_no_more(self) -> None:
+    def _cancel_checks(self) -> None:
         if self._tick is not None:
             self._tick.cancel()
         if self._checking is not None:  # its answer no longer matters, and its time limit may be long
             self._checking.cancel()
         self._tick = self._checking = None
 
-    async def _check(self, living: Instance, life: int) -> None:
+    async def _check(self, living: Instance, instance_no: int) -> None:
         timeout_s = self.plugin.manifest.runtime.health.timeout_s
         try:
             async with asyncio.timeout(timeout_s):  # not wait_for: on 3.11 it loses what a cancelled check raises
@@ -263,7 +265,7 @@ class Handle:
             found = Checkup(health=Health.UNHEALTHY, message=f"no answer within {timeout_s} s")
         except Exception as error:  # noqa: BLE001 - a check that fails is a bad check, whatever it raised
             found = Checkup(health=Health.UNHEALTHY, message=str(error) or type(error).__name__)
-        if life != self._life or self.state.phase is not Phase.ARMED:
+        if instance_no != self._instance_no or self.state.phase is not Phase.ARMED:
             return
         self._checking = None
         if found is not None:
@@ -284,7 +286,7 @@ class Handle:
             self._seen = replace(self._seen, started_at=now)
             self._check_later(FIRST_CHECK_S)
         else:
-            self._check_no_more()
+            self._cancel_checks()
         if phase not in {Phase.WAITING, Phase.BROKEN}:
             self._seen = replace(self._seen, next_retry_at=0)
         if before in {Phase.ARMED, Phase.STOPPING} and phase in rules.SETTLED:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from latticed.supervisor.deps import HandleDeps
 
 
-_AT_REST: Final = Runtime()
+_NOT_RUNNING: Final = Runtime()
 
 
 class Supervisor:
-    """Keeps what is wanted alive. An async context manager: leaving it stops everything."""
+    """Keeps running what is to run. An async context manager: leaving it stops everything."""
 
     def __init__(self, tools: HandleDeps, handles: dict[str, Handle]) -> None:
         """`handles` is empty; whoever else holds it reads there what is running."""
@@ -64,7 +64,7 @@ class Supervisor:
             self._handle(plugin).post(rules.Disarm(fault))
 
     def drop(self, plugin_id: str) -> None:
-        """Forget a handle that is at rest."""
+        """Forget the handle of a plugin that has stopped."""
         handle = self._handles.get(plugin_id)
         if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.HELD}:
             del self._handles[plugin_id]
@@ -75,7 +75,7 @@ class Supervisor:
             handle.regrant(granted)
 
     def renew(self, plugin: PluginToRun) -> None:
-        """Have what is alive of a plugin ended and started again: it may no longer what it was started with."""
+        """Restart a running plugin that has lost what it was started with (a permission that is fixed at its start)."""
         handle = self._handles.get(plugin.id)
         if handle is not None:
             handle.plugin = plugin
@@ -85,7 +85,7 @@ class Supervisor:
     def runtime(self, plugin_id: str) -> Runtime:
         """What is alive of a plugin; a stopped one when there is no handle."""
         handle = self._handles.get(plugin_id)
-        return handle.runtime() if handle else _AT_REST
+        return handle.runtime() if handle else _NOT_RUNNING
 
     async def admit(self, plugin: PluginToRun) -> None:
         """Problem when `plugin` cannot be activated on this host (`sandbox_unavailable`, `source_blocked`, …)."""
