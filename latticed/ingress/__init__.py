@@ -1,5 +1,5 @@
-"""What comes from outside to a plugin: HTTP requests on its routes.
+"""HTTP listeners for plugins' routes and proxied services.
 
-It listens on loopback, and only while a plugin has a route. Nothing of the control API can be reached here; a request
-must not be trusted, and must not keep other requests waiting. The package knows the table of routes, never plugins.
+They listen on loopback, and only while a plugin has a route. All input is untrusted: requests are parsed strictly,
+bounded in size and time, and never reach the control API. The package knows the table of routes, never plugins.
 """

@@ -1,4 +1,4 @@
-"""What leaves: every answer with the same guards, every failure as a small problem document with a stable code."""
+"""HTTP responses: each with the same protective headers; errors are small problem documents with a stable code."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ STATUS_OF: Final = MappingProxyType(
         "origin_not_allowed": HTTPStatus.FORBIDDEN,
     }
 )
-"""Codes that are not here are something a plugin did: 502."""
+"""Any other code is a failure of the plugin: 502."""
 
 _WORDS: Final = {
     HTTPStatus.BAD_GATEWAY: "the plugin failed to answer",
     HTTPStatus.SERVICE_UNAVAILABLE: "the plugin cannot answer now, try again later",
     HTTPStatus.GATEWAY_TIMEOUT: "the plugin did not answer in time",
 }
-"""What an outsider is told instead of what went wrong inside."""
+"""The detail that clients get for these statuses, instead of the internal one."""
 
 
 class IngressAnswer:
-    """A whole response, written in one piece; what the connection asks of aiohttp's own responses, and no more.
+    """A whole response, written at once; has only what aiohttp's connection needs of a response.
 
-    Those say what software made them, and cost half as much as the whole of a small template.
+    aiohttp's own responses add a Server header, and cost half as much as rendering a small template.
     """
 
     __slots__ = ("_body", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")
@@ -90,11 +90,11 @@ class IngressAnswer:
         self._writer: AbstractStreamWriter
 
     def force_close(self) -> None:
-        """This is the last answer on its connection."""
+        """Close the connection after this answer."""
         self.keep_alive = False
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Put the bytes together for `request`."""
+        """Build the bytes of the response to `request`."""
         wanted = request.keep_alive
         if self.keep_alive is None:
             self.keep_alive = wanted
@@ -113,12 +113,12 @@ class IngressAnswer:
         return self._writer
 
     async def write_eof(self) -> None:
-        """Send it; returns when the connection has room for more."""
+        """Send it; waits while the connection's write buffer is full."""
         await self._writer.write_eof(self._data)
 
 
 def of_response(response: RouteResponse) -> IngressAnswer:
-    """What a target answered; Problem("plugin_error") for a content type that would be more than one header."""
+    """The response of a target; Problem("plugin_error") for a content type that could inject another header."""
     said = response.content_type
     if not (said.isascii() and said.isprintable()):
         raise Problem("plugin_error", "expected a content type in visible ASCII")
@@ -126,7 +126,7 @@ def of_response(response: RouteResponse) -> IngressAnswer:
 
 
 def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
-    """What went wrong, in a form that gives nothing of the inside away; `more` are further headers."""
+    """A problem document without internal details; `more` are further headers."""
     status = STATUS_OF.get(problem.code, HTTPStatus.BAD_GATEWAY)
     document = {
         "type": "about:blank",
@@ -140,7 +140,7 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
 
 @functools.lru_cache(maxsize=256)
 def _head(status: int, content_type: str, policy: str) -> bytes:
-    """Status line and headers, but for those that differ from answer to answer (RFC 9112, sections 4 and 5)."""
+    """Status line and the headers that are the same for every such answer (RFC 9112, sections 4 and 5)."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
     guards = {**GUARDS, "Content-Security-Policy": policy}
     return f"HTTP/1.1 {status} {phrase}\r\n".encode() + _fields((*guards.items(), ("Content-Type", content_type)))

@@ -25,7 +25,7 @@ HEADERS: Final = 64
 
 
 class OutsideConnection(LimitedConnection):
-    """One connection and what it owes."""
+    """One connection; its answer is given up after DEADLINE_S."""
 
     request_s = REQUEST_S
     idle_s = IDLE_S
@@ -54,7 +54,7 @@ class OutsideConnection(LimitedConnection):
         self.limiter.enter(self)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """It will ask no more: what it has asked in full is still answered."""
+        """The client sends no more; complete requests are still answered."""
         self._ended = True
         if self._messages:
             return True
@@ -83,7 +83,7 @@ class OutsideConnection(LimitedConnection):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """What does not parse as HTTP is refused in our form, and the connection is over."""
+        """Answer what does not parse as HTTP with a problem document, and close the connection."""
         del request, message
         if status >= 500:
             self.log_exception("ingress_failed", exc_info=exc)

@@ -1,10 +1,11 @@
-"""What is passed on between a client and a service, and what is not (RFC 9110 section 7.6; pure).
+"""Which headers the proxy passes on between a client and a service (RFC 9110 section 7.6; pure).
 
-The service belongs to a plugin: it learns neither our session nor the client's credentials, and cannot set ours.
+The service belongs to a plugin: it must not see our session cookie or the client's credentials, and cannot set ours.
 
-Towards the service only headers pass that are listed here. Programs behind a proxy take many others at their word
-(`Remote-User: admin`, `X-Auth-Request-Email`, `X-Real-IP`, `X-Original-URL`), and which ones differs from program to
-program: no list of what to drop is ever complete. Back from it, what would reach beyond its own prefix is dropped.
+Request headers pass only if they are listed here. Programs behind a proxy trust many others (`Remote-User: admin`,
+`X-Auth-Request-Email`, `X-Real-IP`, `X-Original-URL`), and which ones differs from program to program, so a list of
+headers to drop would never be complete. Response headers that would take effect beyond the service's own prefix are
+dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from multidict import CIMultiDict
 
-from latticed.ingress.streaming import SESSION_COOKIES
+from latticed.ingress.service_connection import SESSION_COOKIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,14 +25,14 @@ _HOP_BY_HOP: Final = frozenset(
     " http2-settings".split()
 )
 _ASKED: Final = frozenset(
-    # RFC 9110, 9111, 9218, 9651: what a request may say of itself
+    # request headers of RFC 9110, 9111, 9218, 9651
     "accept accept-charset accept-encoding accept-language cache-control content-disposition content-encoding"
     " content-language content-range content-type date if-match if-modified-since if-none-match if-range"
     " if-unmodified-since max-forwards pragma prefer priority range user-agent want-content-digest content-digest"
     # what browsers add
     " access-control-request-headers access-control-request-method dnt last-event-id save-data sec-gpc"
     " upgrade-insecure-requests"
-    # what pages send to their own server: tokens against forged requests, and of common libraries
+    # what pages send to their own server: CSRF tokens, and headers of common libraries
     " idempotency-key x-requested-with x-csrf-token x-csrftoken x-xsrf-token csrf-token turbo-frame"
     " traceparent tracestate x-request-id".split()
 )
@@ -40,7 +41,7 @@ _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
     "content-length set-cookie location content-location www-authenticate strict-transport-security alt-svc"
     " public-key-pins public-key-pins-report-only expect-ct clear-site-data x-sendfile x-lighttpd-send-file"
     " x-reproxy-url date"
-    # what would hold for the whole origin, and so for other plugins' services
+    # would apply to the whole origin, and so to other plugins' services
     " service-worker-allowed accept-ch critical-ch nel report-to reporting-endpoints origin-agent-cluster"
     " origin-trial speculation-rules set-login activate-storage-access sec-session-registration"
     " no-vary-search use-as-dictionary".split()
@@ -62,7 +63,7 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
         known = lower in _ASKED or lower.startswith(_ASKED_FAMILIES)
         if known and lower not in listed and _is_sound(value):
             out.add(name, value)
-    if "Origin" in fields:  # ours, by now; the service knows itself by another name
+    if "Origin" in fields:  # it was checked against our origin; the service has another one
         out["Origin"] = origin
     if cookies := others_cookies(_all(fields, "Cookie")):
         out["Cookie"] = cookies
@@ -70,14 +71,14 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
 
 
 def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
-    """The headers of an answer to the client. `private`: it was given to somebody who has logged in."""
+    """The headers of an answer to the client. `private`: the request had a login session."""
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict()
     for name, value in fields.items():
         lower = name.lower()
         if lower not in _NOT_ANSWERED and lower not in listed and not lower.startswith("x-accel-") and _is_sound(value):
             out.add(name, value)
-    out.setdefault("Server", "latticed")  # else the library names itself
+    out.setdefault("Server", "latticed")  # else aiohttp adds its own
     for name in ("Location", "Content-Location"):
         for value in _all(fields, name)[:1]:
             if _is_sound(value):
@@ -103,19 +104,19 @@ def moved(location: str, *, origin: str, prefix: str) -> str:
 
 
 def others_cookies(fields: Iterable[str]) -> str:
-    """Cookie fields without our own cookies."""
+    """Cookie fields without our session cookies."""
     pairs = [pair.strip() for field in fields if _is_sound(field) for pair in field.split(";")]
     return "; ".join(pair for pair in pairs if pair and not _is_ours(pair.partition("=")[0]))
 
 
 def session_ids(fields: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, value) of every cookie that could be a session of ours."""
+    """(name, value) of every cookie with a name of our session cookies."""
     pairs = [pair.strip().partition("=") for field in fields for pair in field.split(";")]
     return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip() in SESSION_COOKIES]
 
 
 def _cookie(value: str, prefix: str) -> str:
-    """A cookie of the service, below its prefix and of this host only; empty when it would be one of ours."""
+    """A Set-Cookie of the service, restricted to its prefix and this host; empty if it has the name of ours."""
     pair, *attributes = [part.strip() for part in value.split(";")]
     name = pair.partition("=")[0]
     if _is_ours(name) or not name.strip():  # RFC 6265bis: a nameless cookie's value could pass for a name
@@ -135,7 +136,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _listed(fields: Mapping[str, str]) -> frozenset[str]:
-    """The names that Connection declares to be of this hop only."""
+    """The header names that Connection lists as hop-by-hop."""
     return frozenset(name.strip().lower() for field in _all(fields, "Connection") for name in field.split(","))
 
 

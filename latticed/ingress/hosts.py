@@ -1,4 +1,4 @@
-"""Which names a request may be addressed to: anything else may be a page elsewhere whose name was pointed at us."""
+"""Which Host names are answered. Others may come from a page whose name was made to resolve to us (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Hosts:
         self._judged = functools.lru_cache(maxsize=64)(self._judge)
 
     def check(self, said: str) -> None:
-        """Problem: `bad_request` when `said` is no host, `host_not_allowed` when it is a stranger's."""
+        """Problem: `bad_request` when `said` is no host, `host_not_allowed` when it is not one of ours."""
         if len(said) > MAX_CHARACTERS or (allowed := self._judged(said)) is None:
             raise Problem("bad_request", "expected one Host")
         if not allowed:

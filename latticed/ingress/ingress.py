@@ -36,7 +36,7 @@ log = logs.get_logger()
 
 
 class Ingress:
-    """Serves what `routes` has. An async context manager: leaving it lets answers under way finish, for a moment."""
+    """Serves the routes of `routes`. An async context manager: on exit answers under way get DRAIN_S to finish."""
 
     connection: type[OutsideConnection] = OutsideConnection
 
@@ -52,13 +52,13 @@ class Ingress:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._http = web.Server(self._handle, handler_cancellation=True)  # who leaves wants no answer
+        self._http = web.Server(self._handle, handler_cancellation=True)  # a lost connection cancels its handler
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._http.shutdown, 1.0)
             for work, name in ((self._limiter.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
             stack.push_async_callback(self._limiter.drain, DRAIN_S)
-            stack.callback(self._hush)
+            stack.callback(self._close_listener)
             self._routes.set_listener(RouteListener())
             stack.callback(self._routes.set_listener, NO_LISTENER)
             self._stack = stack.pop_all()
@@ -68,7 +68,7 @@ class Ingress:
         await self._stack.aclose()
 
     def _failed(self, error: BaseException) -> None:
-        """A mistake of ours: what hangs on it must not look well."""
+        """A bug of ours: plugins with routes must not look healthy."""
         log.error("ingress_failed", error=repr(error))
         self._routes.set_listener(RouteListener(fault="the listener failed, see the daemon's log"))
 
@@ -80,7 +80,7 @@ class Ingress:
             if self._routes.in_use and self._server is None:
                 await self._listen()
             elif not self._routes.in_use and self._server is not None:
-                self._hush()
+                self._close_listener()
                 self._limiter.dismiss()
                 self._routes.set_listener(RouteListener())
             again = self._routes.in_use and self._server is None
@@ -108,8 +108,8 @@ class Ingress:
         log.info("ingress_listening", address=url)
         self._routes.set_listener(RouteListener(url=url))
 
-    def _hush(self) -> None:
-        """Listen no more; who is connected is not touched."""
+    def _close_listener(self) -> None:
+        """Stop listening; connections stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -149,7 +149,7 @@ class Ingress:
         if claim is None:
             raise Problem("not_found", "there is no such route")
         method = request.method
-        if method == "HEAD" and method not in claim.target.methods:  # its answer is that to GET, without the body
+        if method == "HEAD" and method not in claim.target.methods:  # answered like GET, without the body
             method = "GET"
         if method not in claim.target.methods:
             return _not_allowed(claim)
@@ -175,7 +175,7 @@ def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
 
 
 async def _body(request: web.BaseRequest) -> bytes:
-    """All of it, in time because the connection is cut otherwise; Problem("request_too_large") beyond the limit."""
+    """The whole body; Problem("request_too_large") beyond the limit. The limiter cuts a connection that is too slow."""
     too_large = Problem("request_too_large", f"expected a body of at most {MAX_BODY_BYTES} bytes")
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise too_large
@@ -200,7 +200,7 @@ def _not_allowed(claim: RouteClaim) -> IngressAnswer:
 
 
 def _out_of_step(request: web.BaseRequest) -> bool:
-    """Whether what follows on this connection could not be told from what is left of this request."""
+    """Whether the next bytes on this connection could belong to this request, so that it must be closed."""
     unread = request.body_exists and not request.content.at_eof()
     return unread or request.method == "CONNECT" or hdrs.UPGRADE in request.headers
 

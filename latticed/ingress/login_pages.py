@@ -1,4 +1,4 @@
-"""The pages by which people log in to proxied services, and out again. No scripts, nothing loaded, never framed."""
+"""The pages to log in to proxied services and out again: without scripts and external resources, never framed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ingress import answers, forwarding, request_target, same_origin
 from latticed.ingress.answers import IngressAnswer
+from latticed.ingress.service_connection import SESSION_COOKIES
 from latticed.ingress.sessions import LIFE_S
-from latticed.ingress.streaming import SESSION_COOKIES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from latticed.host.route.targets import Proxied
     from latticed.ingress.sessions import Sessions
 
-PLACE: Final = "/.latticed/"
-"""What is ours on the service listener; no service ever gets such a request."""
-LOGIN: Final = f"{PLACE}login"
-LOGOUT: Final = f"{PLACE}logout"
+OWN_PREFIX: Final = "/.latticed/"
+"""Paths of the listener itself; no service gets requests below it."""
+LOGIN: Final = f"{OWN_PREFIX}login"
+LOGOUT: Final = f"{OWN_PREFIX}logout"
 MAX_FORM_BYTES: Final = 16 << 10
 FORM_S: Final = 5.0
 
@@ -49,15 +49,15 @@ _LOGIN_FIELDS: Final = (
 )
 
 
-class LoginDesk:
-    """`find` is whose service a decoded path is, if anybody's."""
+class LoginPages:
+    """`find(path)`: the proxied service that a decoded path belongs to, or None."""
 
     def __init__(self, sessions: Sessions, find: Callable[[str], Proxied | None]) -> None:
         self._sessions = sessions
         self._find = find
 
     def sent_to(self, request: web.BaseRequest, raw: str) -> IngressAnswer:
-        """What who has not logged in gets at `raw`: people the login page, programs 401."""
+        """The answer to a request without a session: browsers are redirected to the login page, programs get 401."""
         is_page = request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("Accept", "")
         if not is_page:
             return answers.of_problem(Problem("login_required", f"expected somebody who has logged in at {LOGIN}"))
@@ -95,7 +95,7 @@ class LoginDesk:
         return _page(LOGIN, "Log in", to, _LOGIN_FIELDS)
 
     def _target(self, to: str) -> tuple[Proxied, str]:
-        """Where somebody wants to, which must be a service that one can log in to; Problem not_found."""
+        """The service at `to`, which must have a login, and its path; Problem not_found."""
         if not to.startswith("/") or to.startswith("//") or not to.isascii() or not to.isprintable() or "\\" in to:
             raise Problem("not_found", "there is no such service")
         target = self._find(request_target.parse(to).path)

@@ -1,7 +1,7 @@
-"""Passing requests on to a service and its answers back, as they come; never but to the address that it is bound to.
+"""The reverse proxy: streams requests to a service and its answers back, only to the address that it is bound to.
 
-What goes wrong at the service is 502, or 504 when it takes too long to begin; after that the connection is cut, so that
-half an answer never looks whole.
+A failure of the service is 502, or 504 when it takes too long to begin its answer. Later failures cut the connection,
+so that the client sees that the answer is incomplete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 16 << 10
 _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
-"""What the task at work dials."""
+"""The service that the current task connects to; for the trace callbacks of aiohttp, which get no argument."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class ProxyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxiedAnswer:
-    """One request to be passed on: `path` and query below the route, still encoded; `private`: by who has logged in."""
+    """One proxied request: `path` with query below the route, still encoded; `private`: it has a login session."""
 
     request: web.BaseRequest
     connection: OutsideConnection
@@ -64,7 +64,7 @@ class ProxiedAnswer:
 
     @property
     def origin(self) -> str:
-        """The service as it knows itself: `http://host:port`."""
+        """The service's own origin: `http://host:port`."""
         return f"http://{self.host}"
 
     @property
@@ -74,7 +74,7 @@ class ProxiedAnswer:
         return name if origin.port == 80 else f"{name}:{origin.port}"
 
     def headers(self) -> CIMultiDict[str]:
-        """What the service is told."""
+        """The request headers for the service."""
         return forwarding.asked(self.request.headers, origin=self.origin, host=self.host)
 
 
@@ -109,21 +109,21 @@ class Proxy:
         self._session = None
 
     def session(self) -> aiohttp.ClientSession:
-        """What connections to services are made with."""
+        """The HTTP client; Problem while the daemon stops."""
         if self._session is None:
             raise Problem("service_unavailable", "the daemon is stopping")
         return self._session
 
     def url(self, passed: ProxiedAnswer) -> URL:
-        """Where to dial: the pinned address in numbers, so that no name is ever looked up; Problem when unbound."""
+        """The URL with the pinned address, so that no name is looked up; Problem when the origin is not bound."""
         address: Address | None = passed.target.pinned()
         if address is None:
             raise Problem("service_unavailable", "the service is not bound")
         return URL(f"http://{hosts.bracketed(str(address))}:{passed.target.origin.port}{passed.path}", encoded=True)
 
     @contextlib.contextmanager
-    def place(self, target: Proxied) -> Iterator[None]:
-        """One of the requests that a plugin's services may have under way; Problem("busy")."""
+    def slot(self, target: Proxied) -> Iterator[None]:
+        """Count one request of the plugin while it lasts; Problem("busy") beyond `limits.at_once`."""
         if self._under_way[target.plugin_id] >= self.limits.at_once:
             raise Problem("busy", "too many requests at once")
         self._under_way[target.plugin_id] += 1
@@ -135,7 +135,7 @@ class Proxy:
             self._under_way[target.plugin_id] -= 1
 
     async def forward(self, passed: ProxiedAnswer) -> web.StreamResponse:
-        """The answer, which has been sent; Problem while nothing has been."""
+        """Proxy the request; returns the answer, already sent. Raises Problem only while nothing has been sent."""
         limits, request = self.limits, passed.request
         check_size(request, limits.body_bytes)
         check_expectation(request)
@@ -146,7 +146,7 @@ class Proxy:
             data = upload.pieces()
             if request.content_length is not None:
                 fields[hdrs.CONTENT_LENGTH] = str(request.content_length)
-        with self.place(passed.target):
+        with self.slot(passed.target):
             answer = await self._asked(passed, fields, data, upload)
             async with _released(answer):
                 return await _passed_back(passed, answer, limits)
@@ -175,7 +175,7 @@ class Proxy:
 
 
 class Upload:
-    """The body of a request on its way; `problem` is what was wrong with it."""
+    """Streams a request's body; `problem` is set when it was too large, late or broken."""
 
     def __init__(self, request: web.BaseRequest, limits: ProxyLimits) -> None:
         self._request = request
@@ -184,7 +184,7 @@ class Upload:
         self.deadline: asyncio.Timeout | None = None
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """As they come. An exception ends the connection to the service, so that it never takes this for a body."""
+        """The pieces as they arrive. An exception cuts the connection to the service, which sees an incomplete body."""
         await _ask_for_body(self._request)
         received = 0
         while piece := await self._next():
@@ -230,7 +230,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
             await _copied(answer, out, limits)
         await out.write_eof()
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
-        # One side has gone, or is too slow: what was sent must not look like a whole answer.
+        # One side is gone or too slow: cut the connection, so that the client sees that the answer is incomplete.
         if passed.connection.wire is not None:
             passed.connection.wire.abort()
     return out
@@ -259,7 +259,7 @@ async def _released(answer: ClientResponse) -> AsyncIterator[None]:
 
 
 async def _connected(*_: object) -> None:
-    """There is a connection to the service, and nothing has been sent yet."""
+    """Called by aiohttp when it has connected to the service, before it sends anything."""
     _FOR.get().visited()
 
 
@@ -268,20 +268,20 @@ async def _refuse_redirect(*_: object) -> None:
 
 
 def check_size(request: web.BaseRequest, most: int) -> None:
-    """Problem("request_too_large") for a body that says so itself."""
+    """Problem("request_too_large") for a body whose Content-Length is over `most`."""
     if (request.content_length or 0) > most:
         raise too_large(most)
 
 
 def check_expectation(request: web.BaseRequest) -> None:
-    """Problem("expectation_failed") for anything but to be asked for the body (RFC 9110, section 10.1.1)."""
+    """Problem("expectation_failed") for an Expect other than 100-continue (RFC 9110, section 10.1.1)."""
     expects = request.headers.get(hdrs.EXPECT)
     if expects and (expects.lower() != "100-continue" or request.version < HttpVersion11):
         raise Problem("expectation_failed", "expected no other expectation than 100-continue")
 
 
 async def _ask_for_body(request: web.BaseRequest) -> None:
-    """Its sender may wait to be asked."""
+    """Send 100 Continue if the client waits for it."""
     if hdrs.EXPECT in request.headers:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         cast("Any", request.writer).output_size = 0  # nothing of the answer itself has been sent

@@ -1,4 +1,4 @@
-"""Websockets between a client and a service (RFC 6455): each message as it is, both ways, until one side ends."""
+"""Websockets between a client and a service (RFC 6455): messages are relayed both ways until one side closes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def is_wanted(request: web.BaseRequest) -> bool:
 
 
 async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
-    """Pass messages on until one side ends; Problem before the client was answered."""
+    """Relay messages until one side ends; raises Problem only before the client was answered."""
     protocols = _asked(passed.request)
-    with through.place(passed.target):
+    with through.slot(passed.target):
         back = await _connected(passed, through, protocols)
         front = web.WebSocketResponse(
             protocols=(back.protocol,) if back.protocol else (),
@@ -45,7 +45,7 @@ async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
         try:
             await front.prepare(passed.request)
             await _passed_on(front, back, through.limits)
-        finally:  # a client that says goodbye leaves at once, and whoever serves it is cancelled
+        finally:  # a client that closes disconnects at once, which cancels this handler
             await _ended(back, front.close_code)
         await _ended(front, back.close_code)
     return front
@@ -96,7 +96,7 @@ async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse
 
 
 async def _ended(side: Any, code: int | None) -> None:
-    """Say goodbye to one side with the other's words, where those can be said (RFC 6455, section 7.4)."""
+    """Close one side with the other's close code, if that may be sent (RFC 6455, section 7.4)."""
     fit = code if code in _SENDABLE or 3000 <= (code or 0) <= 4999 else _FAILED
     with contextlib.suppress(aiohttp.ClientError, OSError, RuntimeError, TimeoutError):
         await side.close(code=fit)

@@ -1,4 +1,4 @@
-"""What a request line asks for (RFC 9112, section 3.2; RFC 3986), taken apart strictly: what is doubtful is refused."""
+"""Strict parser of request targets (RFC 9112, section 3.2; RFC 3986): what is ambiguous is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_CHARACTERS: Final = 4_096
 MAX_FIELDS: Final = 128
 
 _PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
-"""Paths with which nothing can be wrong: most of them."""
+"""A quick check that accepts most paths: those without escapes and dot segments."""
 _BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\]|$)")
 _ABSOLUTE: Final = re.compile(r"http://([^/?]*)(.*)", re.IGNORECASE | re.DOTALL)

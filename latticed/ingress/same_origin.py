@@ -1,4 +1,4 @@
-"""Whether a request to a service was made by a page of that service, or by one elsewhere (pure)."""
+"""Protection against cross-site request forgery: is a request from a page of this service? (pure)"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def check(method: str, host: str, fields: Mapping[str, str], *, websocket: bool = False) -> None:
-    """Problem("origin_not_allowed") for what a page elsewhere had a browser do with its user's session.
+    """Problem("origin_not_allowed") for a request that a page of another site made with the user's session.
 
-    What changes state, and a websocket, must say its Origin. Anything else must not say another one; and browsers that
-    tell of fetch metadata must not be fetching for another site (SameSite lets other ports of this host through).
+    Websockets and requests that change state must have our Origin; others must not have another one. Sec-Fetch-Site, if
+    present, must not say cross-site: the cookie's SameSite allows other ports of this host.
     """
     said = fields.get("Origin")
     if said is None and (websocket or method not in SAFE):
@@ -41,7 +41,7 @@ def is_own(origin: str, host: str) -> bool:
 
 
 def is_secure(origin: str | None) -> bool:
-    """Whether the browser that says this Origin speaks https with whatever stands before us."""
+    """Whether a browser that sends this Origin uses https, with a proxy in front of us."""
     return origin is not None and origin.lower().startswith("https://")
 
 

@@ -1,6 +1,6 @@
 """The service listener: proxied services of a plugin, behind a login (system-plugins.md, Sub-Store).
 
-A listener and an origin of its own. What is not declared public reaches the service only with a session.
+It has its own listener and so its own origin. Paths that are not declared public need a login session.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from latticed.host.route.table import RouteListener
 from latticed.ingress import answers, forwarding, ingress, relay, request_target, same_origin
 from latticed.ingress.answers import IngressAnswer
 from latticed.ingress.ingress import Ingress
-from latticed.ingress.login_pages import PLACE, LoginDesk
+from latticed.ingress.login_pages import OWN_PREFIX, LoginPages
 from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
+from latticed.ingress.service_connection import ServiceConnection
 from latticed.ingress.sessions import Sessions
-from latticed.ingress.streaming import Passing
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LOOK_S: Final = 1.0
 PUBLIC_S: Final = 120.0
-"""How long an answer to somebody who has not logged in may take as a whole."""
+"""How long an answer without a login may take as a whole."""
 OFF: Final = "http.service_listen is not set"
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?:[/\\]|$)")
 _DECODINGS: Final = 4
@@ -49,7 +49,7 @@ _NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
-    """One answer under way: for whom, and since when."""
+    """One answer under way, with its session (None: public) and when it began."""
 
     connection: OutsideConnection
     target: Proxied
@@ -62,7 +62,7 @@ class ServiceIngress(Ingress):
     `record` takes events for the audit chain.
     """
 
-    connection = Passing
+    connection = ServiceConnection
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ServiceIngress(Ingress):
         self._on = routes.enabled
         self._clock = clock
         self._sessions = Sessions(secret=secret, record=record, clock=clock)
-        self._desk = LoginDesk(self._sessions, self._found)
+        self._login_pages = LoginPages(self._sessions, self._found)
         self._proxy = Proxy(limits or ProxyLimits())
         self._streams: set[_Stream] = set()
         self._inside = contextlib.AsyncExitStack()
@@ -109,8 +109,8 @@ class ServiceIngress(Ingress):
         host = self._addressed(request, asked)
         _check_dots(asked.path)
         connection.wants_body = request.body_exists
-        if asked.path.startswith(PLACE):
-            return await self._desk.answer(request, asked, host)
+        if asked.path.startswith(OWN_PREFIX):
+            return await self._login_pages.answer(request, asked, host)
         target = self._found(asked.path)
         if target is None or not target.live():
             raise Problem("not_found", "there is no such service")
@@ -122,7 +122,7 @@ class ServiceIngress(Ingress):
             return IngressAnswer(
                 b"", "text/plain; charset=utf-8", status=308, more=(("Location", target.prefix + query),)
             )
-        if not path.startswith(target.prefix):  # the same path, but not as anybody would write it
+        if not path.startswith(target.prefix):  # equal only after decoding
             raise Problem("not_found", "there is no such service")
         below = "/" + path.removeprefix(target.prefix)
         session, refusal = self._admitted(request, target, host, below, path + query)
@@ -140,7 +140,7 @@ class ServiceIngress(Ingress):
     def _admitted(
         self, request: web.BaseRequest, target: Proxied, host: str, below: str, raw: str
     ) -> tuple[LoginSession | None, IngressAnswer | None]:
-        """The session by which a request may pass, none where it is public; or the answer that it gets instead."""
+        """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer)."""
         websocket = relay.is_wanted(request)
         readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
         if readable and public_paths.is_public(target.public, below):
@@ -149,7 +149,7 @@ class ServiceIngress(Ingress):
             raise Problem("not_found", "there is no such service")
         session = self._sessions.find(target, forwarding.session_ids(request.headers.getall(hdrs.COOKIE, [])))
         if session is None:
-            return None, self._desk.sent_to(request, raw)
+            return None, self._login_pages.sent_to(request, raw)
         same_origin.check(request.method, host, request.headers, websocket=websocket)
         return session, None
 
@@ -181,7 +181,7 @@ class ServiceIngress(Ingress):
     # What is under way.
 
     async def _watch(self) -> None:
-        """Cut what may go on no longer: logged out, password changed, plugin stopped, or a stranger's for too long."""
+        """Cut answers that may not continue: logged out, password changed, plugin stopped, public and too long."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._cut()
@@ -200,7 +200,7 @@ class ServiceIngress(Ingress):
 
 
 def _origin_form(raw: str) -> tuple[str, str]:
-    """(path, query with its ?) of a request line that was judged sound, still encoded; what is no ASCII becomes so."""
+    """(path, query with its ?) of a valid request target, still encoded; other than ASCII is percent-encoded."""
     if not raw.startswith("/"):  # with a whole URL
         rest = raw.partition("://")[2]
         start = min((place for mark in "/?" if (place := rest.find(mark)) >= 0), default=len(rest))

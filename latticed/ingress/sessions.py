@@ -1,4 +1,4 @@
-"""Who has logged in to proxied services: passwords asked, sessions kept (in memory: a restart ends them all)."""
+"""Logins to proxied services: checks passwords, keeps sessions in memory (a restart ends them all)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
-from latticed.ingress.streaming import SESSION_COOKIES
+from latticed.ingress.service_connection import SESSION_COOKIES
 from latticed.kit import logs, passwords
 from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model.audit import DAEMON, Event
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LIFE_S: Final = 12 * 3_600.0
 IDLE_S: Final = 2 * 3_600.0
 MOST: Final = 512
-"""Sessions; the one that was unused longest makes way."""
+"""Most sessions; the least recently used one is dropped for a new one."""
 ATTEMPTS: Final = Rate(burst=10, per_second=0.1)
 """Passwords that may be tried for one login."""
 
@@ -36,7 +36,7 @@ log = logs.get_logger()
 
 @dataclass(slots=True, eq=False)
 class LoginSession:
-    """`opened`: what it has logged in to, (plugin, secret), each with a fingerprint of the password it was."""
+    """`opened`: the (plugin, secret) it has logged in to, each with a fingerprint of the password at that time."""
 
     secure: bool
     began_s: float
@@ -45,7 +45,7 @@ class LoginSession:
 
 
 class Sessions:
-    """`secret(plugin_id, name)` is the value of now; `record` takes an event for the audit chain."""
+    """`secret(plugin_id, name)` returns the present password; `record` writes an audit event."""
 
     def __init__(self, *, secret: Callable[[str, str], str], record: Callable[[Event], None], clock: Clock) -> None:
         self._secret = secret
@@ -74,7 +74,7 @@ class Sessions:
             return False
         try:
             return hmac.compare_digest(known, self._fingerprint(self._secret(target.plugin_id, target.login)))
-        except HostError:  # unbound, deleted, or it cannot be opened
+        except HostError:  # unbound, deleted, or it cannot be decrypted
             return False
 
     async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
@@ -99,7 +99,7 @@ class Sessions:
         self._ended(cookies)
 
     def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
-        """A new id for every login: one that was known before never becomes a session."""
+        """A new id for every login, so that nobody can fix a victim's session id beforehand."""
         now_s = self._clock.monotonic_s()
         opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
         opened[target.plugin_id, target.login] = self._fingerprint(value)
@@ -113,7 +113,7 @@ class Sessions:
         ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
         alive = [LoginSession(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
         for one in ended:
-            one.opened.clear()  # what still streams for it looks here
+            one.opened.clear()  # answers still streaming for it check this
         return alive
 
     def _fingerprint(self, value: str) -> bytes:

@@ -25,7 +25,7 @@ HEADER_BYTES: Final = 8190
 
 
 class ControlConnection(LimitedConnection):
-    """One connection of the control socket, with its peer and what it owes."""
+    """One connection of the control socket, with its peer."""
 
     request_s = REQUEST_S
     idle_s = 15.0
@@ -56,7 +56,7 @@ class ControlConnection(LimitedConnection):
         self.limiter.enter(self, self.peer.uid)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """It will ask no more: what it asked is still answered, unless it is gone altogether."""
+        """The client sends no more; its requests are still answered, unless it has closed both ways."""
         self._ended = True
         asked = bool(self._messages) or self._waiter is None  # aiohttp waits for nothing while it answers
         return asked and not _hung_up(self.wire)
@@ -64,7 +64,7 @@ class ControlConnection(LimitedConnection):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """What aiohttp refuses before any handler (an unknown Expect) leaves in our form too."""
+        """Aiohttp's own errors (an unknown Expect) become problem documents too."""
         fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
         if self.last:
@@ -72,7 +72,7 @@ class ControlConnection(LimitedConnection):
         return finished
 
     def stream(self) -> bool:
-        """From now on its answer has no end, if its user may have one more such; who writes it sets the pace."""
+        """Mark its answer as an endless stream, without deadline; False if its user has STREAMS already."""
         self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
         return self.streaming
 
@@ -87,7 +87,7 @@ class ControlConnection(LimitedConnection):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """What does not parse as HTTP: 400 in our form, and the connection is over."""
+        """Answer what does not parse as HTTP with 400 as a problem document, and close the connection."""
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         body = problems.document("bad_request", "expected an HTTP/1.1 request", "", status)

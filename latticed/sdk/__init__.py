@@ -1,7 +1,7 @@
-"""What a plugin author imports: a plugin as a class, with typed host calls. It must stay importable by itself.
+"""What a plugin author imports: a plugin as a class, with typed host calls.
 
-Standard library only, nothing else of latticed, and little of that: it is read by the host's own python3, which may be
-older than the daemon's (3.9 and newer), at each start of a plugin.
+The package imports the standard library only, nothing else of latticed, and as little as possible: the host's python3
+loads it at each start of a plugin, and may be older than the daemon's (3.9 and newer).
 
     from latticed.sdk import Plugin
 
@@ -13,7 +13,7 @@ older than the daemon's (3.9 and newer), at each start of a plugin.
 
     Hello().run()
 
-`run` speaks the protocol the host chose (latticed-stdio-1, or stdio-json-v1 when LATTICE_HOST_RESPONSE_FD is set). A
+`run` uses the protocol that the host chose (latticed-stdio-1, or stdio-json-v1 when LATTICE_HOST_RESPONSE_FD is set). A
 host call that is refused raises HostError with its stable `code`. What is printed goes to stderr, the plugin's log.
 """
 

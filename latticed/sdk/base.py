@@ -1,4 +1,4 @@
-"""What a protocol needs of a plugin: its actions, its health, its answers; `plugin.Plugin` adds the host calls."""
+"""The part of a plugin that the protocols call: actions, health, answers; `plugin.Plugin` adds the host calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Health:
 
 
 class Reply:
-    """What an action may return when it has more to say than its result."""
+    """What an action may return to add a message, or to fail without an exception."""
 
     def __init__(self, result: Any = None, *, message: str = "", ok: bool = True) -> None:
         self.result = result
@@ -56,11 +56,11 @@ class PluginBase:
         """Called once, before anything else; if it raises, the plugin does not start."""
 
     def health(self) -> Health:
-        """How it is; called every so often. What it raises counts as unhealthy."""
+        """The plugin's health; called regularly. An exception counts as unhealthy."""
         return Health()
 
     def invoke(self, action: str, payload: Any) -> Any:
-        """Carry out `action`: what is returned is the result (any JSON, or a Reply). What is raised fails the action.
+        """Carry out `action`; returns the result (any JSON, or a Reply). An exception fails the action.
 
         The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`.
         """
@@ -84,14 +84,14 @@ class PluginBase:
         self._ask = ask
 
     def answer(self, action: str, payload: Any) -> dict[str, Any]:
-        """`{ok, message, result, error}` of one action; what it raises becomes the error, and the plugin lives on."""
+        """`{ok, message, result, error}` of one action; an exception becomes the error, and the plugin goes on."""
         try:
             found = self.invoke(action, payload)
         except PluginError as error:
             return failed(str(error))
         except HostError as error:
             return failed(str(error))
-        except Exception as error:  # noqa: BLE001 - one action's fault is not the end of the others
+        except Exception as error:  # noqa: BLE001 - a failed action does not end the plugin
             show_traceback()
             return failed(f"{type(error).__name__}: {error}")
         reply = found if isinstance(found, Reply) else Reply(found)
@@ -99,7 +99,7 @@ class PluginBase:
         return {"ok": reply.ok, "message": reply.message, "result": reply.result, "error": error_text}
 
     def check(self) -> Health:
-        """What `health` says, or unhealthy with what it raised."""
+        """What `health` returns, or unhealthy with its exception."""
         try:
             found = self.health()
             return Health(printable(found.status), printable(found.message))

@@ -1,4 +1,4 @@
-"""Host calls with types, and what they share. Here are those that nearly every plugin makes: kv, log, audit."""
+"""Typed host calls: what all groups share, and the groups that nearly every plugin uses: kv, log, audit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HostError(Exception):
 
 
 class Calls:
-    """Host calls that belong together."""
+    """A group of host calls."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -41,12 +41,12 @@ def from_base64(text: str) -> bytes:
 
 
 def given(**params: Any) -> dict[str, Any]:
-    """The parameters that are not None: the host's defaults stand for the others."""
+    """The parameters that are not None; the host uses its defaults for the others."""
     return {name: value for name, value in params.items() if value is not None}
 
 
 def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[Any]:
-    """The `rows` of each page of an answer `{rows, next}`, where `next` is what to go on after."""
+    """The `rows` of all pages of a call that answers `{rows, next}`; `next` is the `after` of the following page."""
     after: dict[str, Any] = {}
     while True:
         page = ask(method, {**params, **after})
@@ -77,7 +77,7 @@ class Kv(Calls):
             self._ask("kv.put", {"key": key, "value_base64": to_base64(value)})
 
     def delete(self, key: str) -> bool:
-        """Whether there was such a key; it is gone now (kv:write)."""
+        """Remove a key; whether there was one (kv:write)."""
         return bool(self._ask("kv.delete", {"key": key})["ok"])
 
     def keys(self, prefix: str = "") -> Iterator[str]:
@@ -86,7 +86,7 @@ class Kv(Calls):
 
 
 class Log(Calls):
-    """Lines in the daemon's log, stamped with the plugin's id; `fields` are kept as text."""
+    """Lines in the daemon's log, with the plugin's id; `fields` are converted to text."""
 
     def write(self, level: str, message: str, **fields: object) -> None:
         """One line of level debug, info, warning or error (log:write)."""
@@ -111,15 +111,14 @@ class Log(Calls):
 
 
 class Audit(Calls):
-    """What is on record of this plugin; never another's."""
+    """This plugin's own audit events."""
 
     def events(
         self, after: int | str | None = None, *, action: str | None = None, decision: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """Events after the cursor `after`, oldest first, asked for page by page (audit:read).
 
-        A cursor is what an answer calls `next`; a number is a seq of the decisions, and tells of those alone.
-
-        Each page is a host call and with that an event itself: with no `action` this may go on for a while.
+        A cursor is the `next` of an answer; a number is a seq of the decisions, and stands for those alone. Each page
+        is a host call and so an event itself: without `action` more pages may follow than there were events.
         """
         return pages(self._ask, "audit.query", "events", given(after=after, action=action, decision=decision))

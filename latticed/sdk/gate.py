@@ -1,4 +1,4 @@
-"""A Gate in memory, for tests: it refuses what a real one refuses, and answers kv, log and audit itself."""
+"""An in-memory Gate for tests: it refuses what a real one refuses, and answers kv, log and audit itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import binascii
 import json
 import unicodedata
 
-from latticed.sdk import wires
+from latticed.sdk import lines
 from latticed.sdk.calls import HostError, from_base64, to_base64
 
 TYPE_CHECKING = False
@@ -72,10 +72,10 @@ class Called:
 class Gate:
     """Answers the host calls of one plugin under test.
 
-    `capabilities` is what its manifest declares; `granted` what the operator granted, all of it unless told. `kv` holds
-    its values in bytes, `lines` what it logged as (level, message), `calls` every call: look at them, or prepare `kv`.
-    `answers` maps host calls that are not answered here to what they are answered with: a function of the parameters,
-    which may raise HostError, or any value. The limits are the host's defaults.
+    `capabilities` is what its manifest declares; `granted` what the operator granted (default: all of them). `kv` has
+    its values in bytes, `lines` what it logged as (level, message), `calls` every call; tests may change them.
+    `answers` maps host calls that this class does not implement to their results: a value, or a function of the
+    parameters, which may raise HostError. The limits are the host's defaults.
     """
 
     kv_value_bytes = 64 << 10
@@ -101,12 +101,12 @@ class Gate:
         self.calls: list[Called] = []
 
     def call(self, method: str, params: Mapping[str, Any]) -> Any:
-        """The result as the plugin would get it, through JSON and back; HostError says why there is none."""
+        """The result as the plugin would get it, after a round trip through JSON; HostError when it is refused."""
         try:
             line = _line(params)
             plain = json.loads(line)
             self._check(method, len(line) - 1)
-            result = json.loads(wires.encode(self._carry_out(method, plain)))
+            result = json.loads(lines.encode(self._carry_out(method, plain)))
         except HostError as error:
             self.calls.append(Called(method, dict(params), error.code))
             raise
@@ -114,7 +114,7 @@ class Gate:
         return result
 
     def _check(self, method: str, size: int) -> None:
-        """Rights and size, in the order in which a Gate looks at them."""
+        """Capability and size, checked in the same order as by a real Gate."""
         capability = CAPABILITY_OF.get(method)
         if capability is None:
             raise HostError("not_found", "there is no such host call")
@@ -180,7 +180,7 @@ class Gate:
         return {"ok": True}
 
     def _audit_query(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The calls so far as events of which seq, action, target, decision, code and chain are told."""
+        """The calls so far as events with seq, action, target, decision, code and chain."""
         after, limit = _calls_after(asked.get("after")), asked.get("limit", EVENTS_PAGE)
         if not 1 <= limit <= MAX_EVENTS_PAGE:
             raise HostError("bad_params", f"expected a limit from 1 to {MAX_EVENTS_PAGE}")
@@ -195,8 +195,8 @@ class Gate:
 
 def _line(params: Mapping[str, Any]) -> bytes:
     try:
-        return wires.encode(dict(params))
-    except wires.UNFIT as error:
+        return lines.encode(dict(params))
+    except lines.UNFIT as error:
         raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
 
 
@@ -239,7 +239,7 @@ def _value(asked: dict[str, Any]) -> bytes:
         value = from_base64(coded or "")
     except (binascii.Error, ValueError) as error:
         raise HostError("bad_params", f"value_base64: expected base64, found {error}") from error
-    if to_base64(value) != coded:  # a2b_base64 passes over what does not belong
+    if to_base64(value) != coded:  # a2b_base64 skips characters that are not base64
         raise HostError("bad_params", "value_base64: expected base64, found something else in it")
     return value
 
@@ -252,7 +252,7 @@ def _as_text(value: bytes) -> str | None:
 
 
 def _calls_after(cursor: int | str | None) -> int | None:
-    """After which call a cursor of both chains is; None for a seq of the decisions, of which there are none here."""
+    """The call's seq in a cursor of both chains; None for a seq of the decisions, of which there are none here."""
     if cursor is None:
         return 0
     if isinstance(cursor, int) and 0 <= cursor <= 2**53:

@@ -1,4 +1,4 @@
-"""Host calls about this machine and what it watches and serves: node, monitor, static."""
+"""Host calls about this machine, its monitors and published files: node, monitor, static."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Node(Calls):
     """The machine that latticed runs on."""
 
     def facts(self) -> dict[str, Any]:
-        """What it is: best effort, None for what cannot be found out (node:read)."""
+        """Hardware and system facts; None for what cannot be read (node:read)."""
         return dict(self._ask("node.facts", {}))
 
     def metrics(self) -> dict[str, Any]:
-        """How it does (node:read)."""
+        """Load, memory, disks and network counters (node:read)."""
         return dict(self._ask("node.metrics", {}))
 
     def journal(
@@ -36,7 +36,7 @@ class Node(Calls):
         return list(page["entries"]), str(page["cursor"])
 
     def set_labels(self, labels: Mapping[str, str | None]) -> dict[str, str]:
-        """Say what this machine is called and used for; None takes a label away. All labels (node:admin)."""
+        """Set labels of the machine; None removes one. Returns all labels (node:admin)."""
         return dict(self._ask("node.set_labels", {"labels": dict(labels)})["labels"])
 
 
@@ -61,7 +61,7 @@ class Monitor(Calls):
         return dict(self._ask("monitor.put", {"name": name, "kind": kind, "target": target, **more}))
 
     def delete(self, name: str) -> bool:
-        """Whether there was such a check; it is gone now (monitor:admin)."""
+        """Remove a monitor; whether there was one (monitor:admin)."""
         return bool(self._ask("monitor.delete", {"name": name})["ok"])
 
 
@@ -75,11 +75,11 @@ class Static(Calls):
     def get(
         self, path: str, *, offset: int | None = None, length: int | None = None, plugin: str | None = None
     ) -> dict[str, Any]:
-        """What the host knows of a file, with (a piece of) its contents; `ok` is false without one (static:read)."""
+        """A file's attributes with its contents, or a piece of them; `ok` is false if there is none (static:read)."""
         return dict(self._ask("static.get", given(path=path, offset=offset, length=length, plugin=plugin)))
 
     def get_bytes(self, path: str, *, plugin: str | None = None) -> bytes | None:
-        """All of a file as it was at one time, or None when there is none (static:read)."""
+        """All of one version of a file, or None when there is none (static:read)."""
         held, etag = b"", None
         while (piece := self.get(path, offset=len(held), plugin=plugin))["ok"]:
             if etag not in {None, piece["etag"]}:
@@ -93,10 +93,10 @@ class Static(Calls):
         return None
 
     def put(self, path: str, content: str | bytes) -> dict[str, Any]:
-        """Make or replace a file; the host knows its type by its name (static:write)."""
+        """Create or replace a file; its content type follows from its extension (static:write)."""
         text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}
         return dict(self._ask("static.put", {"path": path, **text}))
 
     def delete(self, path: str) -> bool:
-        """Whether there was such a file; it is gone now (static:write)."""
+        """Remove a file; whether there was one (static:write)."""
         return bool(self._ask("static.delete", {"path": path})["ok"])

@@ -1,4 +1,4 @@
-"""Host calls that change what can be reached: route, network, ddns."""
+"""Host calls about how the host is reached: route, network, ddns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Route(Calls):
         return self._ask("route.put", {"path": path, "target": target, **more})
 
     def delete(self, path: str) -> Any:
-        """Answer it no more (worker:route)."""
+        """Remove a route (worker:route)."""
         return self._ask("route.delete", {"path": path})
 
 
 class Network(Calls):
-    """Changes to the host as plans: proposed here, approved by an operator, applied with a way back."""
+    """Changes to the host's network as plans: proposed here, approved by an operator, applied with a rollback."""
 
     def state(self, kind: str) -> Any:
         """The live facts that a plan of `kind` would change (network:plan)."""
@@ -33,7 +33,7 @@ class Network(Calls):
         return self._ask("network.plan", {"kind": kind, "intent": intent})
 
     def plans(self) -> Any:
-        """This plugin's plans and how far they are (network:plan)."""
+        """This plugin's plans with their states (network:plan)."""
         return self._ask("network.plans", {})
 
     def apply(self, sha256: str) -> Any:
@@ -42,16 +42,16 @@ class Network(Calls):
 
 
 class Ddns(Calls):
-    """Names that follow this machine's addresses."""
+    """DNS records that follow this machine's addresses."""
 
     def put(self, name: str, **record: Any) -> Any:
-        """Keep a name up to date (ddns:admin)."""
+        """Keep a record up to date (ddns:admin)."""
         return self._ask("ddns.put", {"name": name, **record})
 
     def delete(self, name: str) -> Any:
-        """Keep it no longer (ddns:admin)."""
+        """Stop updating a record (ddns:admin)."""
         return self._ask("ddns.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """What was published when; all names without one (ddns:admin)."""
+        """State of the records of `name`, or of all (ddns:admin)."""
         return self._ask("ddns.status", given(name=name))

@@ -1,4 +1,4 @@
-"""stdio-json-v1: one line in, host calls and one reply out, answers on a descriptor of their own."""
+"""stdio-json-v1: one request line on stdin, host calls and one reply on stdout, host answers on a third descriptor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import os
 import threading
 
-from latticed.sdk import wires as lines
+from latticed.sdk import lines
 from latticed.sdk.base import failed, show_traceback
 from latticed.sdk.calls import HostError
-from latticed.sdk.wires import Wires
+from latticed.sdk.lines import LineStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from latticed.sdk.base import PluginBase
 
 
-def run(plugin: PluginBase, wires: Wires, answers_fd: int) -> None:
+def run(plugin: PluginBase, stream: LineStream, answers_fd: int) -> None:
     """Carry out the one action that was asked for; `answers_fd` is where the host answers calls."""
     os.set_inheritable(answers_fd, False)
-    caller = Caller(wires, Wires(answers_fd, -1))
+    caller = Caller(stream, LineStream(answers_fd, -1))
     plugin.connect(caller.call)
-    request = json.loads(wires.read_line() or b"{}")
+    request = json.loads(stream.read_line() or b"{}")
     reply = _reply(plugin, str(request.get("action", "")), request.get("payload"))
     caller.end(lines.encode_or(reply, failed))
 
@@ -52,17 +52,17 @@ def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
 class Caller:
     """Host calls, from any thread, one at a time."""
 
-    def __init__(self, calls: Wires, answers: Wires) -> None:
+    def __init__(self, calls: LineStream, answers: LineStream) -> None:
         self._calls = calls
         self._answers = answers
-        self._one_asks = threading.Lock()
+        self._call_lock = threading.Lock()
         self._last_id = 0
         self._ended = False
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
         """The result of one host call; HostError when it is refused, or when it cannot be asked."""
-        with self._one_asks:
-            if self._ended:  # the reply is the last line there is
+        with self._call_lock:
+            if self._ended:  # the reply is the last line
                 raise HostError("service_unavailable", "the action has been answered")
             self._last_id += 1
             asked = {"host_call": {"id": str(self._last_id), "method": method, "params": params}}
@@ -81,8 +81,8 @@ class Caller:
         raise HostError(code, message)
 
     def end(self, reply: bytes) -> None:
-        """Write the reply; nothing can be asked any more."""
-        with self._one_asks:
+        """Write the reply; host calls after it are refused."""
+        with self._call_lock:
             self._ended = True
-            with contextlib.suppress(BrokenPipeError):  # the host has gone: nobody is left to answer
+            with contextlib.suppress(BrokenPipeError):  # the host has gone
                 self._calls.write(reply)

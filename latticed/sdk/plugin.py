@@ -23,7 +23,7 @@ class Plugin(PluginBase):
     """Write a method `do_ACTION(payload)` for each action, or `invoke` for all of them.
 
     Once started: `id`, `capabilities` (what the manifest declares) and `config` (what the operator set). Under
-    stdio-json-v1 the host tells none of the three.
+    stdio-json-v1 they keep their defaults.
     """
 
     def call(self, host_call: str, /, **params: Any) -> Any:
@@ -42,7 +42,7 @@ class Plugin(PluginBase):
     def audit(self) -> Audit:
         return Audit(self._ask)
 
-    # Imported when asked for: each start of each plugin would pay for them.
+    # Imported on use, to keep the start of a plugin fast.
 
     @property
     def http(self) -> Http:
@@ -117,14 +117,14 @@ class Plugin(PluginBase):
         return Ddns(self._ask)
 
     def run(self) -> None:
-        """Speak with the host until the work is done. SystemExit when the plugin could not start."""
-        from latticed.sdk import wires
+        """Serve the host until it ends the session, or one action (stdio-json-v1). SystemExit if it cannot start."""
+        from latticed.sdk import lines
 
         if RESPONSE_FD in os.environ:
             from latticed.sdk import one_shot
 
-            one_shot.run(self, wires.claim(), int(os.environ[RESPONSE_FD]))
+            one_shot.run(self, lines.claim(), int(os.environ[RESPONSE_FD]))
         else:
             from latticed.sdk import session
 
-            session.run(self, wires.claim())
+            session.run(self, lines.claim())

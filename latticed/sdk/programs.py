@@ -1,4 +1,4 @@
-"""A plugin's program over real pipes, for tests: both protocols from the host's side, host calls answered by a Gate."""
+"""Run a plugin's program over real pipes, for tests: the host's side of both protocols, with a Gate for host calls."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import tempfile
 import time
 
-from latticed.sdk import wires as lines
+from latticed.sdk import lines
 from latticed.sdk.calls import HostError
+from latticed.sdk.lines import LineStream
 from latticed.sdk.plugin import RESPONSE_FD
-from latticed.sdk.wires import Wires
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PROTOCOL = "latticed-stdio-1"
 DEADLINE_S = 10.0
 GRACE_S = 3.0
 HURRY_S = 0.5
-"""How long a program may take to end after it has failed: it may be about to, and say why."""
+"""How long to wait for a failed program to end by itself, so that its stderr is complete."""
 HOST_REFUSED = -32000
 
 
@@ -42,11 +42,11 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 class ProgramError(AssertionError):
-    """The program did not keep to the protocol, or not in time; says what it wrote on stderr."""
+    """The program broke the protocol or took too long; the message has its stderr."""
 
 
-class _Patient(Wires):
-    """Wires that wait for at most so many seconds."""
+class _DeadlineStream(LineStream):
+    """A LineStream whose reads and writes take at most `deadline_s` seconds."""
 
     def __init__(self, reading: int, writing: int, deadline_s: float) -> None:
         super().__init__(reading, writing)
@@ -110,9 +110,9 @@ class _Program:
 
 
 class LongLived:
-    """A program that speaks latticed-stdio-1, between `with` and its end.
+    """A context manager that runs a program with latticed-stdio-1.
 
-    `env` is added to this process's own environment: PYTHONPATH, for one, if it imports latticed.sdk.
+    `env` is added to this process's own environment, for example PYTHONPATH for a program that imports latticed.sdk.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class LongLived:
 
     def __enter__(self) -> LongLived:  # noqa: PYI034 - typing.Self is younger than Python 3.9
         self._program = _Program(self._command, self._env)
-        self._wires = _Patient(self._program.stdout.fileno(), self._program.stdin.fileno(), self._deadline_s)
+        self._stream = _DeadlineStream(self._program.stdout.fileno(), self._program.stdin.fileno(), self._deadline_s)
         try:
             self.ask("initialize", self._first)
         except BaseException:
@@ -162,11 +162,11 @@ class LongLived:
     def ask(self, method: str, params: Mapping[str, Any]) -> Any:
         """The result of any request; its host calls are answered meanwhile. ProgramError when it is an error."""
         self._last_id += 1
-        self._say({"id": self._last_id, "method": method, "params": dict(params)})
+        self._send({"id": self._last_id, "method": method, "params": dict(params)})
         while True:
-            message = self._hear()
+            message = self._receive()
             if "method" in message:
-                self._say({"id": message.get("id"), **self._carried_out(message)})
+                self._send({"id": message.get("id"), **self._carried_out(message)})
             elif message.get("id") != self._last_id:
                 raise self._program.broken(f"expected an answer to {self._last_id}, found {str(message)[:200]}")
             elif message.get("error") is not None:
@@ -180,11 +180,11 @@ class LongLived:
         except HostError as error:
             return {"error": {"code": HOST_REFUSED, "message": error.message, "data": {"code": error.code}}}
 
-    def _say(self, message: dict[str, Any]) -> None:
-        _write(self._program, self._wires, {"jsonrpc": "2.0", **message})
+    def _send(self, message: dict[str, Any]) -> None:
+        _write(self._program, self._stream, {"jsonrpc": "2.0", **message})
 
-    def _hear(self) -> dict[str, Any]:
-        return _message(self._program, self._wires, "the program ended")
+    def _receive(self) -> dict[str, Any]:
+        return _message(self._program, self._stream, "the program ended")
 
     def _end(self, grace_s: float) -> None:
         self.returncode, self.stderr = self._program.end(grace_s)
@@ -211,7 +211,7 @@ def run_once(
 
 
 def _with_descriptor_3(command: Sequence[str], theirs: int, env: Mapping[str, str] | None) -> _Program:
-    """Start it with `theirs`, which is closed here, where the host has it too: a shell knows but one digit."""
+    """Start it with `theirs` as descriptor 3, as the host does (a shell redirects only 0 to 9); closes it here."""
     first = [sys.executable, "-ISc", _MOVE, str(theirs), *command]
     try:
         return _Program(first, {**(env or {}), RESPONSE_FD: "3"}, [theirs])
@@ -225,8 +225,8 @@ def _invoked(
     ends_at = time.monotonic() + deadline_s
     action, payload = asked
     try:
-        calls = _Patient(program.stdout.fileno(), program.stdin.fileno(), deadline_s)
-        answers = _Patient(-1, answers_fd, deadline_s)
+        calls = _DeadlineStream(program.stdout.fileno(), program.stdin.fileno(), deadline_s)
+        answers = _DeadlineStream(-1, answers_fd, deadline_s)
         _write(program, calls, {"action": action, "payload": payload})
         program.stdin.close()
         while "host_call" in (message := _message(program, calls, f"{action} was not answered")):
@@ -244,18 +244,18 @@ def _answer(gate: Gate, call: dict[str, Any]) -> dict[str, Any]:
     return {"id": call["id"], "ok": True, "result": result, "error": None}
 
 
-def _write(program: _Program, wires: Wires, message: dict[str, Any]) -> None:
+def _write(program: _Program, stream: LineStream, message: dict[str, Any]) -> None:
     try:
-        wires.write(lines.encode(message))
+        stream.write(lines.encode(message))
     except ProgramError as error:
         raise program.broken(str(error)) from error
     except BrokenPipeError as error:
         raise program.broken("expected the program to read, found that it has closed its end") from error
 
 
-def _message(program: _Program, wires: Wires, without: str) -> dict[str, Any]:
+def _message(program: _Program, stream: LineStream, without: str) -> dict[str, Any]:
     try:
-        line = wires.read_line()
+        line = stream.read_line()
     except ProgramError as error:
         raise program.broken(str(error)) from error
     if line is None:

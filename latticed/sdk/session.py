@@ -1,7 +1,7 @@
-"""latticed-stdio-1: a long life on two pipes, JSON-RPC 2.0 in lines.
+"""latticed-stdio-1: a long-lived plugin on two pipes, JSON-RPC 2.0 in lines.
 
 The host's requests are answered one at a time, in their order, in the thread that called `run`. Host calls may come
-from any thread: whoever waits for something reads for all, until it has what it waits for. No thread is made here.
+from any thread: one of the waiting threads reads for all, until its own answer has come. No thread is started here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import deque
 
-from latticed.sdk import wires as lines
+from latticed.sdk import lines
 from latticed.sdk.base import failed, printable, show_traceback
 from latticed.sdk.calls import HostError
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from typing import Any
 
     from latticed.sdk.base import PluginBase
-    from latticed.sdk.wires import Wires
+    from latticed.sdk.lines import LineStream
 
 MAX_LINE_BYTES = 1 << 20
 METHOD_NOT_FOUND = -32601
 NOT_STARTED = -32000
 
 
-def run(plugin: PluginBase, wires: Wires) -> None:
+def run(plugin: PluginBase, stream: LineStream) -> None:
     """Answer the host until it says shutdown or hangs up; SystemExit(1) when the plugin does not start."""
-    session = Session(wires)
+    session = Session(stream)
     plugin.connect(session.call)
     try:
         while (request := session.next_request()) is not None:
             if not _serve(plugin, session, request):
                 return
     except BrokenPipeError:
-        return  # the host has gone: nobody is left to answer
+        return  # the host has gone
     finally:
         session.end()
 
@@ -68,7 +68,7 @@ def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> boo
 def _start(plugin: PluginBase, session: Session, request: dict[str, Any]) -> None:
     try:
         plugin.started()
-    except Exception as error:  # noqa: BLE001 - told to the host, and the end
+    except Exception as error:  # noqa: BLE001 - reported to the host, then the process ends
         show_traceback()
         session.refuse(request, NOT_STARTED, f"{type(error).__name__}: {error}")
         sys.exit(1)
@@ -84,10 +84,10 @@ def _stop(plugin: PluginBase) -> None:
 class Session:
     """Requests of the host, and calls to it."""
 
-    def __init__(self, wires: Wires) -> None:
-        self._wires = wires
+    def __init__(self, stream: LineStream) -> None:
+        self._stream = stream
         self._changed = threading.Condition()  # guards what follows
-        self._somebody_reads = False
+        self._reading = False
         self._ended = False
         self._requests: deque[dict[str, Any]] = deque()
         self._answers: dict[int, dict[str, Any] | None] = {}
@@ -108,7 +108,7 @@ class Session:
             number = self._last_id
             self._answers[number] = None
         try:
-            self._wires.write(_call(number, method, params))
+            self._stream.write(_call(number, method, params))
             with self._changed:
                 self._read_until(lambda: self._answers[number] is not None)
         finally:
@@ -130,33 +130,33 @@ class Session:
         if len(line) > MAX_LINE_BYTES:
             reason = f"expected a result of at most {MAX_LINE_BYTES} bytes as JSON, found {len(line)}"
             line = lines.encode(instead(reason))
-        self._wires.write(line)
+        self._stream.write(line)
 
     def refuse(self, request: dict[str, Any], code: int, message: str) -> None:
         if request.get("id") is not None:
             error = {"code": code, "message": printable(message)}
-            self._wires.write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
+            self._stream.write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
 
     def end(self) -> None:
-        """Nothing more is asked."""
+        """Refuse further calls, and wake the threads that wait."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def _read_until(self, met: Callable[[], bool]) -> None:
-        """Return when `met`, or when the conversation has ended. Called, and left, with the lock held."""
+        """Return when `met`, or when the session has ended. Called, and returns, with the lock held."""
         while not met() and not self._ended:
-            if self._somebody_reads:
+            if self._reading:
                 self._changed.wait()
                 continue
-            self._somebody_reads = True
+            self._reading = True
             self._changed.release()
             line = None
             try:
-                line = self._wires.read_line()
+                line = self._stream.read_line()
             finally:
                 self._changed.acquire()
-                self._somebody_reads = False
+                self._reading = False
                 self._changed.notify_all()
             self._take(line)
 

@@ -8,15 +8,15 @@
         assert host.gate.kv["count"] == b"1"
 
 `Harness` calls a plugin object in this process. `LongLived` and `run_once` start any program, in whatever language, and
-speak latticed-stdio-1 or stdio-json-v1 with it over real pipes, as the host would, but unconfined. All of them answer
-host calls from a Gate in memory: a call whose capability is not declared is refused as a real Gate refuses it.
+use latticed-stdio-1 or stdio-json-v1 over real pipes, as the host does, but without a sandbox. All of them answer host
+calls by an in-memory Gate: a call whose capability is not declared is refused as by a real Gate.
 """
 
 from __future__ import annotations
 
 import json
 
-from latticed.sdk import wires
+from latticed.sdk import lines
 from latticed.sdk.base import failed
 from latticed.sdk.gate import CAPABILITY_OF, Called, Gate
 from latticed.sdk.programs import LongLived, ProgramError, run_once
@@ -34,7 +34,7 @@ __all__ = ["CAPABILITY_OF", "Called", "Gate", "Harness", "LongLived", "ProgramEr
 
 class Harness:
     """Runs `plugin` against `gate` (see Gate for `capabilities`, `granted` and `answers`); `config` is what an
-    operator has set. What goes in and out passes through JSON, as it would on the wire.
+    operator has set. Payloads and results make a round trip through JSON, as over a pipe.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Harness:
 
     def invoke(self, action: str, payload: Any = None) -> dict[str, Any]:
         """`{ok, message, result, error}`, as an operator would see it."""
-        reply = self.plugin.answer(action, json.loads(wires.encode(payload)))
-        return dict(json.loads(wires.encode_or(reply, failed)))
+        reply = self.plugin.answer(action, json.loads(lines.encode(payload)))
+        return dict(json.loads(lines.encode_or(reply, failed)))
 
     def health(self) -> Health:
-        """What the plugin says of itself; unhealthy when it raises."""
+        """The plugin's health; unhealthy when `health` raises."""
         return self.plugin.check()
 
     def stop(self) -> None:
-        """Have it tidy up, as before a shutdown."""
+        """Call the plugin's `stopping`, as before a shutdown."""
         self.plugin.stopping()

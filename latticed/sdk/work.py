@@ -1,4 +1,4 @@
-"""Host calls that have something run beside the plugin: task, service, tunnel."""
+"""Host calls that run programs beside the plugin: task, service, tunnel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Task(Calls):
         )
 
     def cancel(self, task_id: str) -> Any:
-        """Run it not, or no longer (task:run)."""
+        """Cancel a task before or while it runs (task:run)."""
         return self._ask("task.cancel", {"id": task_id})
 
 
@@ -48,25 +48,25 @@ class Service(Calls):
         return self._ask("service.put", {"name": name, **service})
 
     def delete(self, name: str) -> Any:
-        """End it (task:run)."""
+        """End and remove a helper process (task:run)."""
         return self._ask("service.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """How it does; all of them without a name (task:run)."""
+        """State of one helper process, or of all (task:run)."""
         return self._ask("service.status", given(name=name))
 
 
 class Tunnel(Calls):
-    """Tunnels from outside to what runs here."""
+    """Tunnels from the internet to services on this host."""
 
     def put(self, name: str, **tunnel: Any) -> Any:
         """Make or replace a tunnel (tunnel:admin)."""
         return self._ask("tunnel.put", {"name": name, **tunnel})
 
     def delete(self, name: str) -> Any:
-        """Close it (tunnel:admin)."""
+        """End and remove a tunnel (tunnel:admin)."""
         return self._ask("tunnel.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """How it does; all of them without a name (tunnel:admin)."""
+        """State of one tunnel, or of all (tunnel:admin)."""
         return self._ask("tunnel.status", given(name=name))

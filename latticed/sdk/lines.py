@@ -1,7 +1,7 @@
 """Lines of JSON over two descriptors, without the buffers of sys.stdin and sys.stdout.
 
-`claim` takes the plugin's standard input and output away from its own code: what that prints, or what a library of it
-writes to descriptor 1, goes to stderr, and the protocol stays whole.
+`claim` takes over descriptors 0 and 1: what the plugin's own code prints, or a library writes to descriptor 1, goes to
+stderr and cannot mix with the protocol's lines.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 16
 UNFIT = (TypeError, ValueError, RecursionError)
-"""What `encode` raises for what JSON cannot carry; UnicodeEncodeError (a lone surrogate) is a ValueError."""
+"""What `encode` raises for a value that is no JSON; UnicodeEncodeError (a lone surrogate) is a ValueError."""
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def encode(message: Any) -> bytes:
-    """One line; UNFIT when this is not JSON as the host takes it: no NaN, no lone surrogates."""
+    """`message` as one line of JSON; raises UNFIT for what the host refuses: NaN, lone surrogates."""
     return _dumps(message).encode("utf-8") + b"\n"
 
 
@@ -36,8 +36,8 @@ def encode_or(message: Any, instead: Callable[[str], Any]) -> bytes:
         return encode(instead(f"the result is no JSON: {type(error).__name__}: {error}"))
 
 
-class Wires:
-    """What comes in on `reading`, what goes out on `writing`; one thread may read while others write."""
+class LineStream:
+    """Lines read from descriptor `reading` and written to `writing`; one thread may read while others write."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
@@ -47,7 +47,7 @@ class Wires:
         self._one_writes = threading.Lock()
 
     def read_line(self) -> bytes | None:
-        """The next line without its newline; None at the end, where a line without one counts."""
+        """The next line without its newline; None at end of file. A last line without a newline counts as a line."""
         while (end := self._held.find(b"\n", self._searched)) == -1:
             self._searched = len(self._held)
             more = self.more()
@@ -63,23 +63,23 @@ class Wires:
         return line
 
     def more(self) -> bytes:
-        """What has come in, at least a byte; nothing at the end."""
+        """The next bytes, at least one; empty at end of file."""
         return os.read(self._reading, CHUNK_BYTES)
 
     def put(self, data: memoryview) -> int:
-        """Write some of `data`; how many bytes."""
+        """Write some of `data`; returns how many bytes."""
         return os.write(self._writing, data)
 
     def write(self, line: bytes) -> None:
-        """All of it, in one piece; BrokenPipeError when the host has gone."""
+        """Write all of `line`, not interleaved with other threads' lines; BrokenPipeError when the host has gone."""
         with self._one_writes:
             left = memoryview(line)
             while left:
                 left = left[self.put(left) :]
 
 
-def claim() -> Wires:
-    """The wires to the host, for good: from here on descriptor 0 is at its end and descriptor 1 is stderr."""
+def claim() -> LineStream:
+    """The stream to the host; from here on descriptor 0 is at end of file and descriptor 1 is stderr."""
     reading, writing = os.dup(0), os.dup(1)  # os.dup: children of the plugin do not inherit them
     nothing, end = os.pipe()  # not /dev/null: a plugin need not be able to open anything
     os.close(end)
@@ -88,4 +88,4 @@ def claim() -> Wires:
     os.dup2(2, 1)
     sys.stdout.flush()  # what was printed before this goes there too
     sys.stdout = sys.stderr
-    return Wires(reading, writing)
+    return LineStream(reading, writing)

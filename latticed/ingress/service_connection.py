@@ -1,4 +1,4 @@
-"""Connections of the service listener: what is passed on may take its time, in both directions."""
+"""Connections of the service listener: a proxied exchange may last for hours, in both directions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SESSION_COOKIES: Final = ("__Host-latticed-session", "latticed-session")
 loopback there is neither."""
 
 
-class Passing(OutsideConnection):
-    """Owes a complete request like any other. While it is answered, whoever passes the answer on minds the time."""
+class ServiceConnection(OutsideConnection):
+    """Must send a complete request in time like any other; while it is answered, the proxy's own limits hold."""
 
     def overdue(self, now_s: float) -> bool:
-        """Whether it has kept us waiting; never while it is being answered."""
+        """Whether it takes too long; never while it is answered."""
         return not self.answering and super().overdue(now_s)
 
     def give_up(self) -> None:
         """Nothing: an answer may go on for hours."""
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """Who sends no more has gone: an answer without an end would never be noticed to have no reader."""
+        """A half-closed connection counts as closed: an endless answer has no other sign that its client is gone."""
         return not self.answering and super().eof_received()
