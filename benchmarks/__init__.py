@@ -1,4 +1,4 @@
-"""Each promise of speed beside something of the field, in one run on one machine: `make bench`.
+"""Benchmarks against known programs, in one run on one machine: `make bench`.
 
 One file per target, each measured in a process of its own. This room never asserts: it reports, and docs/performance.md
 says how to read it. It must never be imported by latticed.

@@ -97,7 +97,7 @@ def _all(wanted: list[str], work: Path, options: argparse.Namespace) -> tuple[li
 
 def _one(options: argparse.Namespace) -> int:
     pairs = options.pairs or (QUICK_PAIRS if options.quick else PAIRS)
-    logs.configure("error", form="json")  # what rooms tell in between is no part of the table
+    logs.configure("error", form="json")  # log lines would disturb the table
     bench = Bench(work=Path(options.work), quick=options.quick, pairs=pairs)
     found: list[rows.Row] = importlib.import_module(f"benchmarks.{BENCHES[options.one]}").measure(bench)
     Path(options.json).write_text(json.dumps([row.plain() for row in found]), encoding="utf-8")

@@ -23,7 +23,7 @@ _SUPERVISOR: Final = ("supervisor>=4.2", "setuptools<81")  # supervisor asks set
 
 
 class Unavailable(Exception):
-    """A reference cannot be had on this machine; the message says why."""
+    """A reference cannot be installed on this machine; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

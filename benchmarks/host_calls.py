@@ -1,4 +1,4 @@
-"""A million host calls through the Gate of one armed plugin: afterwards the daemon holds what it held before."""
+"""A million host calls through the Gate of one armed plugin, to find leaks of memory, descriptors and threads."""
 
 from __future__ import annotations
 

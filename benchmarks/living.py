@@ -42,7 +42,7 @@ class Home:
 
     @property
     def sandbox(self) -> str:
-        """How children are kept in here, as it is shown."""
+        """The sandbox level of children here, for the table."""
         probed = self.app.api.ground.probed
         return probed.provided.level.token + ("+cgroup" if probed.delegation is not None else "")
 
@@ -69,7 +69,7 @@ class Home:
 
 @contextlib.asynccontextmanager
 async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> AsyncIterator[Home]:
-    """A daemon in `place`; its children live at `level`, if that is not the highest that this host gives."""
+    """A daemon in `place`; its children run at `level`, by default the highest of this host."""
     (place / "plugins").mkdir(parents=True)
     (place / "trust.json").write_bytes(many.policy())
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
@@ -87,14 +87,14 @@ async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> 
 
 
 def _lower(app: App, level: Level) -> None:
-    """Let this host give no more than `level`."""
+    """Make `level` the highest of this host."""
     ground = app.api.ground
     features = probe.features_at(level, whole_tree=ground.probed.delegation is not None)
     ground.probed = replace(ground.probed, provided=Provided(level=level, features=features))
 
 
 class _Telling:
-    """A runner that tells when it has started something: a waiter that looked again and again would be in the way."""
+    """A runner that notifies when it has started something, because polling would disturb the measurement."""
 
     def __init__(self, inner: Runner, started: asyncio.Event) -> None:
         self.name = inner.name

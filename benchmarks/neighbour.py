@@ -1,4 +1,4 @@
-"""NEIGHBOUR: what a plugin's host calls cost while another plugin sends as much as it is let."""
+"""NEIGHBOUR: what a plugin's host calls cost while another plugin sends as much as it can."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 MAX_MORE_S: Final = 0.010
-"""How much another's call may cost at p99 beside a flood, more than without it."""
+"""How much more a call may cost at p99 during a flood of another plugin."""
 FLOODS: Final = {
     "calls as fast as it can": '{"key": "a"}',
     "messages of 50,000 values": '{"a": [[]] * 49_000}',

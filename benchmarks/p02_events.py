@@ -1,4 +1,4 @@
-"""P2: from a change on disk to the daemon's loop hearing of it, beside raw inotify; and a flood nobody may lose."""
+"""P2: from a change on disk to the daemon's event loop, beside raw inotify; and a flood without a lost change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FLOOD_FILES = 20_000
 STALL_S = 0.9
 PAUSE_S = 0.001
 STRANGER = Path(__file__).with_name("stranger.py")
-_HOLDING_THE_GIL = ctypes.PyDLL(None)  # what it calls keeps every thread of this process from running
+_HOLDING_THE_GIL = ctypes.PyDLL(None)  # its calls keep the GIL, so that no thread of this process runs
 
 
 def measure(bench: Bench) -> list[rows.Row]:
@@ -124,7 +124,7 @@ async def _watcher(plugins: Path, bundle: Path, touch: Touch) -> tuple[float, fl
             closed_s = touch.moment_s()
             took_s[0].append(noted_s[0] - closed_s)
             took_s[1].append(heard_s - closed_s)
-            await asyncio.sleep(PAUSE_S)  # what this change still stirs up belongs to no other sample
+            await asyncio.sleep(PAUSE_S)  # so that its after-effects are in no other sample
             heard.clear()
             inbox.take()
     finally:

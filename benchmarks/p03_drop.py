@@ -80,7 +80,7 @@ def _made(path: Path) -> Path:
 
 
 class Signalling(NoopRunner):
-    """The noop runner, telling when it starts something: a waiter that looked again and again would be in the way."""
+    """The noop runner, with a notification at each start, because polling would disturb the measurement."""
 
     def __init__(self) -> None:
         super().__init__("measured")

@@ -73,7 +73,7 @@ def measure(bench: Bench) -> list[rows.Row]:
             many = count if depth == 1 else 20 * count
             return runner.run(echo({**_GET, "count": many, "depth": depth})) / many
 
-        for warm in ("get", "log"):  # what comes first loads what the others find loaded
+        for warm in ("get", "log"):  # the first calls load modules
             sdk(warm)
         raw(_GET, DEPTH), echoed(1)
         gets = rows.interleave(lambda: sdk("get"), lambda: echoed(1), count=bench.pairs)

@@ -1,4 +1,4 @@
-"""P6: from a plugin's death to its next life, beside a bare asyncio loop and supervisord."""
+"""P6: from a plugin's exit to its restart, beside a bare asyncio loop and supervisord."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GREETING: Final = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}\
 
 
 def measure(bench: Bench) -> list[rows.Row]:
-    """Dead is SIGKILL, alive is: it has answered once. supervisord is content when it has a process."""
+    """Killed by SIGKILL; restarted when it has answered once. supervisord counts as soon as it has a process."""
     numbers = itertools.count()
     with bench.scratch() as place, asyncio.Runner() as runner, contextlib.ExitStack() as stack:
 

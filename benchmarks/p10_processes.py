@@ -100,5 +100,5 @@ def _armed(running: daemon.Daemon) -> int:
 
 
 def _held(pid: int) -> str:
-    """What a process holds: MiB, descriptors, threads."""
+    """(MiB, descriptors, threads) of a process."""
     return f"{processes.memory_mib(pid):.0f} MiB, {processes.descriptors(pid)}, {processes.threads(pid)}"

@@ -85,7 +85,7 @@ async def _handles(count: int) -> None:
 
     async with Supervisor(_tools(), {}) as supervisor:
         plugins = _plugins(count + 100)
-        for plugin in plugins[:100]:  # what the first ones load is not what one more costs
+        for plugin in plugins[:100]:  # the first ones load modules
             supervisor.arm(plugin, frozenset())
         await asyncio.sleep(0.5)
         before = _used()
@@ -128,7 +128,7 @@ def _tools() -> HandleDeps:
     from latticed.supervisor.deps import HandleDeps
 
     def note(_: object) -> None:
-        """Nothing is put on record."""
+        """Records nothing."""
 
     async def record(_: object) -> int:
         return 0

@@ -27,7 +27,7 @@ TOGETHER: Final = 20
 
 
 def measure(bench: Bench) -> list[rows.Row]:
-    """A level that this host does not give has no row."""
+    """A level that this host cannot provide has no row."""
     probed = probe.probe()
     data = tiny.exits_42(probed.machine)
     found = []
@@ -72,7 +72,7 @@ def _plan(program: artifact.Artifact, level: Level, probed: Probed) -> ChildSpec
 
 
 async def _live(plan: ChildSpec) -> float:
-    """From nothing to nothing left, in seconds."""
+    """Seconds from the start of a child until all of it is gone."""
     began_s = time.perf_counter()
     living = await child.spawn(plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol())
     await living.gone()

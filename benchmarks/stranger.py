@@ -1,4 +1,4 @@
-"""Somebody else who writes, as a program by itself.
+"""A process that writes files, for benches of the watcher.
 
 `stranger.py rewrite DIR`: rewrite both files of every bundle in DIR; three artifacts of four change their bytes.
 `stranger.py touch FILE`: for each byte on stdin write to FILE and answer with the moment just before its close

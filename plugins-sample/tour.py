@@ -1,7 +1,7 @@
-"""The tour: latticed on a signed copy of the sample bundles, to play with (`run`) or to watch (`demo`).
+"""Run latticed on a signed copy of the sample bundles: interactively (`run`) or as a demonstration (`demo`).
 
-Both sign copies with a key made here, in a directory that only you can change: what is committed is signed with a key
-whose secret half everybody knows. Nothing outside that directory is touched.
+Both sign the copies with a new key, in a directory that only you can change, because the samples in the repository are
+signed with a key whose private half is public. Nothing outside that directory is changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WASM: Final = "sample.hello-wasm"
 
 
 class TourEnded(Exception):
-    """Something is not as told: what was expected, and what was found."""
+    """A step had an unexpected result: what was expected, and what was found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Ours without what would overrule the settings, latticectl pointed at the socket."""
+        """Our environment without variables that override the settings, with LATTICED_SOCKET for latticectl."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         return {**kept, "LATTICED_SOCKET": str(self.socket), "PATH": f"{BIN}:{os.environ.get('PATH', os.defpath)}"}
 

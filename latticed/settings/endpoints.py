@@ -1,4 +1,4 @@
-"""Where a listener may be, and by which names it may be called. Standard library only."""
+"""Parsing of listen addresses and of Host names. Standard library only."""
 
 from __future__ import annotations
 

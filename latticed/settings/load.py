@@ -87,7 +87,7 @@ def _xdg(environ: Mapping[str, str], euid: int, name: str, fallback: str) -> Pat
 
 
 def _home(environ: Mapping[str, str], euid: int) -> Path:
-    """$HOME, unless it is another user's (as after `setpriv` or `su -m`); then what the user database says."""
+    """$HOME, unless it is another user's (as after `setpriv` or `su -m`); then the home of the user database."""
     import pwd
 
     given = environ.get("HOME", "/")
@@ -98,7 +98,7 @@ def _home(environ: Mapping[str, str], euid: int) -> Path:
 
 
 def _is_for(path: str, euid: int) -> bool:
-    """Whether a directory named by the environment can be meant for us: it is ours, or not there yet."""
+    """Whether a directory named by the environment is our own, or does not exist yet."""
     try:
         return path.startswith("/") and os.stat(path).st_uid == euid
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
     for key, name in _SYSTEMD.items():
         if given := environ.get(name):
             found[key] = (given.split(":")[0], f"environment {name}")
-    if state := environ.get("STATE_DIRECTORY"):  # the packaged unit: plugins lie beside the state, in root's hands
+    if state := environ.get("STATE_DIRECTORY"):  # the packaged unit: a directory of root's beside the state
         found["plugin_dir"] = (state.split(":")[0] + "-plugins", "environment STATE_DIRECTORY")
     return found
 
@@ -143,7 +143,7 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
         raise _invalid(f"cannot trust {file}: {fault}", hint) from fault
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # tomllib lets int()'s own ValueError through, and nests freely
+    except (ValueError, RecursionError) as error:  # tomllib raises int()'s ValueError too, and has no limit of nesting
         raise _invalid(f"{file}: expected TOML, found: {error}") from error
 
 
@@ -241,14 +241,14 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
 
 
 def _sound(key: str, value: Any, origin: str, rules: Mapping[str, Any]) -> Any:
-    """`value`, if the setting's own rule finds nothing wrong with it."""
+    """`value`, if the setting's own check accepts it."""
     if rules["fault"] is not None and (expected := rules["fault"](value)):
         raise _bad(key, origin, expected, value)
     return value
 
 
 def _as_float(value: int) -> float:
-    """`value`, or infinity when no float is as great: out of any bounds."""
+    """`value`, or infinity when it is too large for a float; that is out of all bounds."""
     try:
         return float(value)
     except OverflowError:

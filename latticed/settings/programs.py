@@ -1,4 +1,4 @@
-"""What plugins may have run on the host: approved scripts, long-lived programs, tunnels."""
+"""Settings of what plugins can run on the host: approved scripts, long-lived programs, tunnels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def absolute_fault(value: Any) -> str:
 class TaskSettings:
     """Scripts that plugins submit and operators approve. `*_waiting`: tasks that have not ended; `keep_*`: that have.
 
-    With `enabled` off nothing is taken, nothing begins, and what runs is ended.
+    With `enabled` off tasks are refused, none begins, and those that run are ended.
     """
 
     enabled: bool = setting(default=True)
@@ -44,7 +44,7 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """Long-lived programs of the host. `programs`: the only ones there are; `reads`: what each may read besides.
+    """Long-lived programs. `programs`: name and path of each that is allowed; `reads`: one more path that it may read.
 
     `host_network`: those of them that may be given the host's own network.
     """
@@ -62,7 +62,7 @@ class ServiceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSettings:
-    """cloudflared: where it is, and the directory that holds credentials; empty: no tunnels."""
+    """Tunnels: the path of cloudflared and the directory with credentials; empty: no tunnels."""
 
     program: str = setting("", fault=absolute_fault)
     credentials_dir: str = setting("", fault=absolute_fault)

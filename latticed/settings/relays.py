@@ -1,4 +1,4 @@
-"""What a mail relay may be: `smtps://host:port`, or `smtp://host:port`, with the address that a name is pinned to."""
+"""Parsing of a mail relay: `smtps://host:port` or `smtp://host:port`, optionally `=address` to pin the name to."""
 
 from __future__ import annotations
 

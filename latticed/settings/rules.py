@@ -1,4 +1,4 @@
-"""How a setting is declared: a field of a frozen dataclass with its bounds."""
+"""Declares a setting: a field of a frozen dataclass with its default and bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def setting(
     one_of: tuple[str, ...] = (),
     fault: Callable[[Any], str] | None = None,
 ) -> Any:
-    """A field with its rules; `fault` of a value says what was expected, or nothing."""
+    """A dataclass field; `fault(value)` returns what was expected, or an empty text if the value is valid."""
     rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=rules)

@@ -1,4 +1,4 @@
-"""What can be set, its defaults and its bounds; shapes only, nothing is read here."""
+"""All settings with their defaults and bounds; `load` reads them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchSettings:
-    """When a change on disk is judged (architecture decision 5)."""
+    """When a changed bundle is verified (architecture decision 5)."""
 
     quiet_s: float = _setting(0.15, low=0.0, high=60)
     max_wait_s: float = _setting(2.0, low=0.0, high=600)
@@ -50,7 +50,7 @@ class RunnerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisionSettings:
-    """How failures of a handle are answered. All times in seconds."""
+    """Start, stop, backoff and breaker of plugins."""
 
     start_deadline_s: float = _setting(10.0, low=0.1, high=300)
     stop_grace_s: float = _setting(5.0, low=0.1, high=300)
@@ -63,9 +63,9 @@ class SupervisionSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSettings:
-    """How children are kept in. `interpreters`: what a script's first line may name, and where that is on this host.
+    """How children are confined. `interpreters`: names allowed in a script's first line, and their paths here.
 
-    Where the daemon may choose, each child gets a uid of its own out of `uids` of them from `uid_first` on.
+    If the daemon may change uids, each child gets one of its own: `uids` of them, from `uid_first` on.
     """
 
     floor: str = _setting("isolated", one_of=("filtered", "isolated", "dedicated"))
@@ -76,7 +76,7 @@ class SandboxSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginLimitSettings:
-    """What one plugin may use: what it gets where its manifest is silent, and the most that a manifest can ask for.
+    """Limits of one plugin: the default where its manifest names none, and the most that a manifest can get (`max_*`).
 
     `host_calls` and `stderr_kib` are per invocation of stdio-json-v1; 0 percent of a core means no limit.
     """
@@ -102,7 +102,7 @@ class PluginLimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCallSettings:
-    """Limits on what one plugin may ask of its Gate."""
+    """Limits on the host calls of one plugin."""
 
     per_second: int = _setting(1_000, low=1, high=1_000_000)
     burst: int = _setting(2_000, low=1, high=1_000_000)
@@ -116,9 +116,9 @@ class HostCallSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """Where plugins' routes are served, and the Host names that are answered; none named: the address and localhost.
+    """Where plugins' routes are served, and for which Host names (none named: the address and localhost).
 
-    A name without a port stands for any port. `service_listen`: where plugins' services are proxied, empty: nowhere.
+    A name without a port stands for any port. `service_listen`: where services are proxied; empty: they are not.
     """
 
     listen: str = _setting("127.0.0.1:8787", fault=endpoints.loopback_fault)
@@ -128,7 +128,7 @@ class HttpSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallAuditSettings:
-    """How much of the host calls' chain is kept: what plugins cause does not fill a disk by default."""
+    """How much of the host calls' chain is kept; bounded by default, because plugins can fill it."""
 
     keep_days: int = _setting(0, low=0, high=36_500)
     max_bytes: int = _setting(2 << 30, low=0, high=1 << 50)
@@ -156,7 +156,7 @@ class AccessSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretSettings:
-    """Where the key of secrets is, unless the service manager brings it; empty: `secrets.key` beside the settings."""
+    """The key file of secrets, unless systemd passes a credential; empty: `secrets.key` beside the settings."""
 
     key_file: str = _setting("")
 
@@ -174,10 +174,10 @@ class StaticSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What node.journal may show, and the reader that it asks (docs/services.md).
+    """What node.journal may show, and how the journal reader is reached (docs/services.md).
 
-    `journal_socket` empty: `journal.sock` in the runtime directory. `journal_user`: whom the reader runs as, when that
-    is neither root nor the daemon's user.
+    `journal_socket` empty: `journal.sock` in the runtime directory. `journal_user`: the reader's user, if that is
+    neither root nor the daemon's user.
     """
 
     journal_units: tuple[str, ...] = _setting(())
@@ -188,7 +188,7 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifySettings:
-    """The queue of notifications: what may wait (of one plugin, of all), how often it is tried, how long it is kept."""
+    """The queue of notifications: its size (of one plugin, of all), retries, and how long items are kept."""
 
     plugin_items: int = _setting(1_000, low=1, high=1_000_000)
     plugin_bytes: int = _setting(4 << 20, low=1 << 10, high=1 << 30)
@@ -203,7 +203,7 @@ class NotifySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorSettings:
-    """What plugins may have watched: how many, how often, how many checks at once, how many results are kept."""
+    """Monitors: how many, how often, how many checks at once, how many results are kept."""
 
     plugin_monitors: int = _setting(100, low=1, high=10_000)
     total_monitors: int = _setting(1_000, low=1, high=100_000)

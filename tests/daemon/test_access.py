@@ -168,7 +168,7 @@ def answered(daemon):
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_every_route_takes_its_scope(daemon, answered, route, caller):
+def test_every_route_needs_its_scope(daemon, answered, route, caller):
     """403 without it, naming the scope; with it anything else, as nothing of what they ask for is there."""
     _, held = CALLERS[caller]
     needed = {"-": set(), "all": ALL}.get(route[2], {route[2]})
@@ -184,7 +184,7 @@ def test_the_table_of_scopes_has_every_route():
     assert [(method, path) for method, path, _ in ROUTES] == [(one.method, one.path) for one in routes.ROUTES]
 
 
-def test_a_refused_request_is_on_record(daemon):
+def test_a_refused_request_is_audited(daemon):
     """With who asked and the code."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     assert daemon.post("/api/trust/lift", {}, user=BY_GROUP).status == 403
@@ -193,7 +193,7 @@ def test_a_refused_request_is_on_record(daemon):
     assert event["actor"].startswith(f"uid:{BY_GROUP.uid} ")
 
 
-def test_health_asks_for_nothing_and_tells_nothing(daemon):
+def test_health_needs_no_scope_and_shows_only_a_status(daemon):
     """Status only without `read`."""
     answer = daemon.get("/api/health", user=NAMELESS)
     assert (answer.status, answer.json()) == (200, {"status": "ok"})
@@ -205,30 +205,30 @@ def test_health_asks_for_nothing_and_tells_nothing(daemon):
     )
 
 
-def test_the_wrong_route_tells_nothing_more_to_strangers(daemon):
+def test_unknown_routes_are_refused_alike_without_a_scope(daemon):
     assert daemon.get("/api/nothing", user=NAMELESS).status == 404
 
 
-def test_a_reader_reads_and_no_more(daemon):
+def test_scope_read_allows_reading_only(daemon):
     assert daemon.get("/api/plugins", user=READER).status == 200
     assert daemon.get("/api/plugins/lifecycle", user=READER).status == 403
     refused = daemon.post("/api/plugins/lifecycle", {"id": "acme.demo", "status": "installed"}, user=READER)
     assert (refused.status, "operate" in refused.json()["detail"]) == (403, True)
 
 
-def test_groups_count_by_the_kernels_word(daemon):
+def test_groups_are_those_the_kernel_reports(daemon):
     """SO_PEERGROUPS: supplementary groups, hundreds of them too."""
     assert daemon.get("/api/plugins", user=BY_GROUP).status == 200
     assert daemon.get("/api/plugins", user=MANY_GROUPS).status == 200
     assert daemon.get("/api/plugins/lifecycle", user=BY_GROUP).status == 403
 
 
-def test_uid_65534_is_nobody_whatever_was_granted(daemon):
+def test_uid_65534_has_no_scope_even_if_named(daemon):
     assert daemon.get("/api/plugins", user=NOBODY).status == 403
     assert daemon.get("/api/health", user=NOBODY).json() == {"status": "ok"}
 
 
-def test_the_daemons_own_user_has_nothing_here(daemon):
+def test_the_daemons_own_user_has_no_scope_if_own_user_is_false(daemon):
     """access.own_user = false, the packaged setting."""
     assert daemon.get("/api/plugins", user=daemon.place.user).status == 403
 
@@ -236,7 +236,7 @@ def test_the_daemons_own_user_has_nothing_here(daemon):
 @pytest.mark.parametrize(
     "consent", [{"accept": ["http:egress"]}, {"accept_hosts": ["example.org:443"]}, {"allow_downgrade": True}]
 )
-def test_consent_to_host_risk_takes_the_scope_host(daemon, consent):
+def test_consent_to_host_risk_needs_scope_host(daemon, consent):
     """`operate` alone is not enough; nothing changes."""
     body = {"id": "acme.demo", "status": "installed", **consent}
     answer = daemon.post("/api/plugins/lifecycle", body, user=OPERATOR)
@@ -246,14 +246,14 @@ def test_consent_to_host_risk_takes_the_scope_host(daemon, consent):
     assert daemon.plugin()["status"] == "verified"
 
 
-def test_granting_host_risk_takes_host_and_trimming_does_not(daemon):
+def test_granting_host_risk_needs_scope_host_and_trimming_does_not(daemon):
     path = "/api/plugins/by-id/acme.demo/grants"
     assert daemon.ask("PUT", path, {"grant": ["http:egress"]}, user=OPERATOR).status == 403
     assert daemon.ask("PUT", path, {"grant": ["http:egress"]}, user=HOST_BY_GROUP).status == 200
     assert daemon.ask("PUT", path, {"trim": ["http:egress"]}, user=OPERATOR).status == 200
 
 
-def test_events_name_who_asked(daemon):
+def test_events_name_the_caller(daemon):
     """uid, user and pid of the peer; refusals too."""
     daemon.post("/api/plugins/lifecycle", {"id": "acme.demo", "status": "active"}, user=OPERATOR)
     refused = daemon.events(target="acme.demo", action="plugin.status")[-1]
@@ -263,14 +263,14 @@ def test_events_name_who_asked(daemon):
     assert all(one["decision"] == "deny" and one["code"] == "access_denied" for one in denied)
 
 
-def test_whom_the_file_mode_keeps_out_cannot_even_ask(daemon):
+def test_users_without_access_to_the_socket_file_cannot_connect(daemon):
     """Not in the socket's group: the kernel refuses the connection, latticectl says which of the two it is."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         daemon.get("/api/health", user=STRANGER)
     assert b"PermissionError" in caught.value.stderr
 
 
-def test_a_reload_changes_who_may(acme_place):
+def test_a_reload_changes_access(acme_place):
     """Scopes are resolved at load; SIGHUP loads."""
     with acme_place.running() as daemon:
         os.chown(acme_place.socket, -1, OPEN_GID)

@@ -71,7 +71,7 @@ def test_the_list_is_sorted_and_has_the_agreed_fields(daemon):
         assert all(TIME.fullmatch(value) for value in _times(record).values()), _times(record)
 
 
-def test_a_plugin_goes_through_its_life(daemon):
+def test_a_plugin_goes_through_all_states(daemon):
     """verified, installed, active, disabled, active; each answer is the record, each time stamped once."""
     seen = daemon.plugin("acme.one")
     assert (seen["status"], seen["available"], seen["runtime"]["state"]) == ("verified", True, "stopped")
@@ -144,7 +144,7 @@ def test_only_the_agreed_transitions_are_made(daemon, start):
         b'{"id": ' + b"[" * 100_000,
     ],
 )
-def test_a_body_that_is_not_exactly_right_is_400(daemon, body):
+def test_an_invalid_body_is_400(daemon, body):
     """A problem document with `bad_request`; nothing is done."""
     answer = daemon.post("/api/plugins/lifecycle", body)
     assert (answer.status, answer.code) == (400, "bad_request"), answer
@@ -225,7 +225,7 @@ def test_installing_what_is_gone_is_not_available(daemon):
     assert daemon.until(lambda: daemon.plugin("acme.gone"), "it to be back")["status"] == "verified"
 
 
-def test_forgetting_takes_more_than_a_word(daemon):
+def test_forget_refuses_an_active_plugin(daemon):
     """409 while its bundle is there and nothing was decided; 409 while it is active."""
     answer = daemon.post("/api/plugins/by-id/acme.three/forget")
     assert (answer.status, answer.code) == (409, "invalid_transition")
@@ -265,7 +265,7 @@ def test_verify_judges_one_name_and_stores_nothing(daemon):
         assert (answer.status, answer.code) == (400, "bad_request"), name
 
 
-def test_host_risk_stays_masked_until_it_is_granted_by_name(daemon):
+def test_host_risk_is_not_granted_until_it_is_named(daemon):
     """Installing without a word grants the rest; grants can be changed one by one."""
     daemon.set_status("installed", "acme.egress")
     assert daemon.plugin("acme.egress")["granted"] == ["kv:read"]
@@ -357,7 +357,7 @@ def test_head_and_empty_lines_are_http_too(daemon):
     assert body == b""
 
 
-def test_latticectl_tells_the_same_story(daemon):
+def test_latticectl_shows_what_the_api_answers(daemon):
     """The client over the real daemon: list, info, wait, rejected, exit codes."""
     listed = json.loads(daemon.ctl("list", "--format", "json").stdout)
     assert [one["id"] for one in listed] == [one["id"] for one in daemon.get("/api/plugins").json()]
@@ -373,7 +373,7 @@ def test_latticectl_tells_the_same_story(daemon):
     assert str(daemon.place.home) not in daemon.ctl("status").stdout
 
 
-def test_the_log_is_json_and_says_no_path_of_a_bundle(daemon):
+def test_the_log_is_json_without_paths_of_bundles(daemon):
     """Facts in the past tense; nothing was answered with 500, no room fell over."""
     events = {entry["event"] for entry in daemon.log()}
     assert not events & {"request_failed", "lifecycle_failed", "sweeper_failed", "saver_failed"}

@@ -101,7 +101,7 @@ def test_restored_elsewhere_everything_is_as_it_was(place, backup, past, acme):
         assert daemon.stop() == 0
 
 
-def test_a_drill_on_an_empty_machine(place, backup, past):
+def test_restore_on_an_empty_machine(place, backup, past):
     """No state, no bundle, no policy, no key, another path: it says what is missing, and with that the plugin runs."""
     place.trust.unlink(missing_ok=True)
     ran = place.once("--restore", str(backup))
@@ -134,7 +134,7 @@ def test_a_drill_on_an_empty_machine(place, backup, past):
     assert "missing: acme.demo does not verify here: publisher_untrusted" in third.stdout
 
 
-def test_what_was_decided_since_stays_decided(lived, backup, acme):
+def test_a_restore_keeps_later_decisions(lived, backup, acme):
     """Trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the two."""
     with lived.running() as daemon:
         daemon.until_state("armed")
@@ -176,7 +176,7 @@ def test_restoring_takes_the_lock(lived, backup):
         assert refused(lived, backup) == "state_in_use"
 
 
-def test_another_hosts_backup_takes_its_key_by_word(place, backup):
+def test_another_hosts_backup_needs_its_public_key(place, backup):
     """A state with a key of its own does not become another host by a mere file."""
     with place.running() as daemon:
         daemon.stop()
@@ -189,7 +189,7 @@ def test_another_hosts_backup_takes_its_key_by_word(place, backup):
         assert daemon.get("/api/status").json()["public_key"] == key
 
 
-def test_lost_floors_keep_a_backup_out_until_told_otherwise(lived, backup):
+def test_without_floors_a_restore_needs_the_option(lived, backup):
     (lived.state / "floors.json").unlink()
     assert refused(lived, backup) == "floors_invalid"
     assert lived.once("--restore", str(backup), "--without-floors").returncode == 0
@@ -233,7 +233,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_whatever_is_not_as_it_was_signed_is_refused(place, backup, forgery):
+def test_a_forged_backup_is_refused(place, backup, forgery):
     """`backup_invalid`, and the state stays as it is."""
     rewritten(backup, FORGERIES[forgery])
     assert refused(place, backup) == "backup_invalid"
@@ -254,7 +254,7 @@ FAULTS_THAT_WERE_SIGNED = {
 
 
 @pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
-def test_a_fault_in_what_was_signed_is_the_backups(lived, backup, fault):
+def test_a_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
     """`backup_invalid`, exit 1: the state that is there is well, and nothing says that it should be recovered."""
     name, change = FAULTS_THAT_WERE_SIGNED[fault]
     with tarfile.open(backup) as old:
@@ -320,7 +320,7 @@ def test_it_goes_to_stdout_and_comes_from_stdin(past, place):
     assert (restored.returncode, restored.stderr) == (0, "")
 
 
-def test_a_backup_takes_every_scope_and_is_on_record(acme):
+def test_a_backup_needs_every_scope_and_is_audited(acme):
     """It holds the private key: who has all scopes but one gets 403; the name of who got it stays."""
     other = processes.User(uid=65501, gid=65501)
     if os.getuid() != 0:
@@ -339,7 +339,7 @@ def test_a_backup_takes_every_scope_and_is_on_record(acme):
             assert [one["actor"].split()[0] for one in allowed] == ["uid:0"]
 
 
-def test_a_disk_that_takes_no_more_leaves_no_half_backup(past, place):
+def test_a_full_disk_leaves_no_partial_backup(past, place):
     """The file cannot grow beyond a bound (EFBIG stands for a full disk): a named error, and nothing is left."""
     target = place.home / "half.tar"
     with past.running() as daemon:
@@ -351,7 +351,7 @@ def test_a_disk_that_takes_no_more_leaves_no_half_backup(past, place):
     assert not list(place.home.glob("*half*"))
 
 
-def test_a_disk_that_takes_no_more_leaves_the_old_state(lived, backup, acme):
+def test_a_full_disk_during_restore_leaves_the_old_state(lived, backup, acme):
     """Restoring without room: one line, exit 1, and the daemon starts as before; with room it works."""
     ran = lived.ran(["prlimit", "--fsize=4096", *lived.command("--restore", str(backup))])
     assert ran.returncode != 0

@@ -164,7 +164,7 @@ def test_wrong_usage_is_2(place):
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
 
 
-def test_a_state_directory_that_cannot_be_used_is_said_in_one_line(place):
+def test_an_unusable_state_directory_is_one_line_on_stderr(place):
     """A file in its place; nothing is left listening."""
     place.state.rmdir()
     place.state.write_text("in the way")
@@ -236,7 +236,7 @@ def test_a_missing_plugin_directory_is_awaited(place, acme):
 
 
 @pytest.mark.root
-def test_the_same_story_as_root(acme):
+def test_the_whole_sequence_as_root(acme):
     """Install, activate, tamper, mend: nothing depends on being unprivileged."""
     with daemons.placed(None) as place:
         place.trust_us(acme)
@@ -250,7 +250,7 @@ def test_the_same_story_as_root(acme):
             assert daemon.stop() == 0
 
 
-def test_nothing_is_inherited_by_accident(daemon):
+def test_children_inherit_no_descriptors(daemon):
     """The daemon holds its log, its ledger, its socket, its watches; no descriptor of the suite's."""
     if daemon.place.user is not None and os.getuid() != 0:
         pytest.skip("looking into another user's process needs uid 0")
@@ -261,7 +261,7 @@ def test_nothing_is_inherited_by_accident(daemon):
     assert not [target for target in targets if "pytest" in target], targets
 
 
-def test_a_peer_that_is_gone_at_once_harms_nobody(daemon):
+def test_a_peer_that_disconnects_at_once_is_ignored(daemon):
     """Connections reset before they are read."""
     for _ in range(50):
         with raw_http.connected(daemon.place.socket) as sock:

@@ -92,7 +92,7 @@ def test_orphans_are_reaped_and_children_are_not_taken_from_who_waits(container)
     assert host.runtime("acme.demo")["state"] == "armed"
 
 
-def test_what_a_plugin_calls_itself_does_not_keep_it_from_being_stopped(container):
+def test_a_plugin_that_renames_itself_is_still_stopped(container):
     """A name of bytes that are no UTF-8, with what looks like another line of its status."""
     host, first = container
     host.up("acme.named", NAMED)

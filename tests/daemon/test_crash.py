@@ -34,7 +34,7 @@ def test_kill_9_at_many_points(place, acme):
     _crash(place, acme, int(os.environ.get("LATTICED_CRASH_POINTS", SLOW)))
 
 
-def test_remains_of_interrupted_writes_are_cleared_at_the_start(place):
+def test_leftovers_of_interrupted_writes_are_removed_at_start(place):
     """What `replace` was writing when it was killed, and nothing that only looks like it."""
     remains = [place.state / f".{name}.0123456789ab" for name in ("floors.json", "host.key")]
     kept = [place.state / name for name in (".floors.json.mine", ".notes", "floors.json.0123456789ab")]

@@ -121,7 +121,7 @@ def test_no_crash_that_a_visitor_causes_opens_the_breaker(host):
     assert ("next_retry_at" in rests, VISITED in rests["last_error"]["message"]) == (False, False)
 
 
-def test_nor_does_a_trap_in_wasm(host):
+def test_a_wasm_trap_by_a_visitor_opens_no_breaker(host):
     """The module's end is an end like any other."""
     plugin_id, call = "acme.trap", CALL.replace("ID", "acme.trap")
     source = wasms.module(

@@ -714,7 +714,7 @@ def world(tmp_path_factory):
 
 @pytest.mark.root
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_cause_has_its_cure(world, case):
+def test_explain_names_a_command_that_fixes_each_cause(world, case):
     target, plugin_id = case.target.format(name=case.name), f"acme.{case.name}"
     words = {"name": case.name, "dir": str(world.path(case.name))}
     found = world.explain(target)

@@ -97,7 +97,7 @@ def test_a_first_start_that_fails_says_why_and_the_next_succeeds(place, acme, si
         faults.chain_holds(daemon)
 
 
-def test_no_socket_to_be_had_is_said_in_one_line(place, sick):
+def test_a_socket_that_cannot_be_made_is_one_line_on_stderr(place, sick):
     """EMFILE from socket(2), with a service manager to be notified and without."""
     with sick.failing(errno.EMFILE, faults.SOCKET, below="/"):
         ran = place.once()
@@ -144,7 +144,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(place, acme, sick):
         assert json.loads(last)["event"] == "trust_policy_loaded"
 
 
-def test_ending_with_a_log_that_is_full_is_still_a_good_end(place, sick):
+def test_a_full_log_does_not_change_the_exit_status(place, sick):
     """Exit status 0."""
     with place.running() as daemon, sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file):
         assert daemon.stop() == 0

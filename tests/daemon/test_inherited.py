@@ -49,7 +49,7 @@ def started_badly(closed="", limit=0):
     return (sys.executable, "-c", BEGIN, closed, str(limit))
 
 
-def test_a_daemon_that_is_started_badly_serves_plugins_all_the_same(place, acme):
+def test_the_daemon_resets_what_it_inherits(place, acme):
     """Every signal ignored and blocked, 0 to 2 closed, 3,900 processes at most, files of no mode, root's HOME."""
     place.before = started_badly("012", 3_900)
     place.env["HOME"] = "/root"
@@ -77,7 +77,7 @@ def test_a_daemon_that_is_started_badly_serves_plugins_all_the_same(place, acme)
         assert path.lstat().st_mode & stat.S_IRUSR, path
 
 
-def test_latticectl_that_is_started_badly(daemon):
+def test_latticectl_resets_what_it_inherits(daemon):
     """It answers, ends by SIGTERM though that was blocked, and owns up to an output that is closed."""
     place = daemon.place
     for closed in ("", "0", "2"):

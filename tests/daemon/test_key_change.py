@@ -72,7 +72,7 @@ def test_a_new_signature_ends_the_outage_of_a_revoked_key(place, acme, fresh):
         assert resigned(daemon, fresh)["code"] == "key_revoked"
 
 
-def test_what_would_stop_is_said_before_it_is_done(place, acme, fresh):
+def test_revoke_says_first_which_plugins_stop(place, acme, fresh):
     """By the daemon when it runs; otherwise latticectl says that it cannot know."""
     place.env["LATTICED_TRUST"] = str(place.trust)
     place.drop(author=acme)

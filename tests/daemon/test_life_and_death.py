@@ -20,7 +20,7 @@ def _verified_chain(daemon):
     return report
 
 
-def test_sigterm_ends_it_in_good_order(place, acme):
+def test_sigterm_stops_the_daemon_cleanly(place, acme):
     """STOPPING=1, exit status 0, no socket left, and the last audit event is under a signed head."""
     place.drop(author=acme)
     with place.running() as daemon:

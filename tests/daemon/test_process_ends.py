@@ -103,7 +103,7 @@ def test_sigterm_stops_plugins_in_good_order(place, acme):
 
 
 @pytest.mark.root
-def test_a_stranger_with_the_number_of_an_ended_child_is_left_alone(place, acme):
+def test_a_reused_pid_is_not_signalled(place, acme):
     """Whatever happens to the plugin meanwhile: waiting, stopped, the daemon killed, started again, ended."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with contextlib.ExitStack() as strangers:

@@ -66,7 +66,7 @@ def failed(host, plugin_id, code="protocol_error"):
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-def test_what_is_no_message_ends_the_session(host, name, kind):
+def test_an_invalid_message_ends_the_session(host, name, kind):
     """protocol_error with what was expected; whoever waits for an answer is told the same, and at once."""
     data, words = GARBAGE[kind]
     body = f"message = hear()\nos.write(1, b'{data.decode('latin-1')}')\nserve()"
@@ -85,14 +85,14 @@ def test_garbage_before_anything_was_asked(host, name, at_once):
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "protocol_error")
 
 
-def test_one_that_never_answers_is_not_armed(host, name):
+def test_a_plugin_that_never_answers_is_not_armed(host, name):
     """It is given its time, and nothing is left of it."""
     runtime = host.activated(name, peers.peer("time.sleep(1000)", greet=False)).json()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "start_timeout")
     host.until_only()
 
 
-def test_an_answer_given_twice(host, name):
+def test_a_repeated_answer_ends_the_session(host, name):
     """The first counts, the second is an answer to nothing."""
     host.up(name, peers.peer("message = answer(hear())\nanswer(message)\nserve()"))
     host.invoke(name, "anything")
@@ -100,7 +100,7 @@ def test_an_answer_given_twice(host, name):
     assert "expected one answer to the request" in words or "an answer to something that was asked" in words
 
 
-def test_a_line_without_an_end(host, name):
+def test_an_endless_line_ends_the_session(host, name):
     """message_too_large as soon as it cannot fit any more; the daemon holds no more than that."""
     before = host.daemon.memory_kib()
     host.up(name, peers.peer("hear()\nwhile True:\n    os.write(1, b'[' * 65536)"))
@@ -111,7 +111,7 @@ def test_a_line_without_an_end(host, name):
 
 
 @pytest.mark.parametrize("end", [0, 1])
-def test_one_that_hangs_up_and_lives_on(host, name, end):
+def test_a_plugin_that_closes_its_pipes_is_ended(host, name, end):
     """There is no talking to it any more: it fails with that, long before it would have been found unhealthy."""
     runtime = {"health": {"interval_s": 1, "timeout_s": 60, "failures": 60}}
     host.up(name, peers.peer(f"hear()\nos.close({end})\ntime.sleep(1000)"), runtime=runtime)
@@ -119,7 +119,7 @@ def test_one_that_hangs_up_and_lives_on(host, name, end):
     assert f"keep its {('stdin', 'stdout')[end]} open" in failed(host, name)
 
 
-def test_one_that_ends_while_it_is_spoken_to(host, name):
+def test_a_plugin_that_exits_while_it_is_written_to(host, name):
     """How it ended counts, not that it hung up doing so."""
     host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
     answer = host.invoke(name, "anything")
@@ -128,7 +128,7 @@ def test_one_that_ends_while_it_is_spoken_to(host, name):
 
 
 @pytest.mark.parametrize(("call", "limit"), [("kv.get", 0), ("audit.query", 500)])
-def test_one_that_calls_and_never_reads(host, name, call, limit):
+def test_a_plugin_that_calls_and_never_reads(host, name, call, limit):
     """Backpressure: what waits for it stays bounded, however large results are; in the end it is unhealthy."""
     body = """
 message = hear()
@@ -149,7 +149,7 @@ while True:
 
 
 @pytest.mark.parametrize("value", ["'[],' * 349_000 + '[]'", "'[],' * 49_000 + '[]'", "'\"' + 'x' * 1_040_000 + '\"'"])
-def test_large_calls_of_one_that_never_reads(host, name, value):
+def test_large_calls_of_a_plugin_that_never_reads(host, name, value):
     """Whatever the megabyte consists of: lists without end, as many as are allowed, or one text."""
     body = """
 message = hear()
@@ -223,7 +223,7 @@ while True:
 CALLS, READERS = 2_000, 16
 
 
-def test_readers_of_the_whole_history_hold_nobody_up(host, name):
+def test_readers_of_the_whole_history_delay_no_other_client(host, name):
     """All from the beginning at once, while the plugin makes more of it; each gets every event."""
     body = """
 while True:
@@ -271,7 +271,7 @@ serve()
     ("result", "words"),
     [("None", "expected a reply"), ("{'ok': 1}", "expected a reply"), ("{'ok': True, 'message': 5}", "")],
 )
-def test_replies_that_are_none(host, name, result, words):
+def test_invalid_replies_are_plugin_errors(host, name, result, words):
     """Whoever asked learns that; the plugin goes on."""
     host.up(name, peers.peer(f"say(id=hear()['id'], result={result})\nserve()"))
     answer = host.invoke(name, "anything")
@@ -297,7 +297,7 @@ while True:
 """
 
 
-def test_what_a_visitor_has_a_plugin_echo_takes_it_down_never(host, name):
+def test_echoed_input_of_a_visitor_never_ends_a_plugin(host, name):
     """Odd values in replies and in health answers: each is that answer's plugin_error; one life, no failure."""
     host.up(name, peers.peer("unwell = False" + ECHO), runtime=OFTEN)
     pid = host.runtime(name)["pid"]
@@ -310,7 +310,7 @@ def test_what_a_visitor_has_a_plugin_echo_takes_it_down_never(host, name):
     assert (host.runtime(name)["pid"], host.story(name)) == (pid, ["armed"])
 
 
-def test_a_health_that_is_none(host, name):
+def test_an_invalid_health_answer(host, name):
     """Unhealthy, and it says what was expected."""
     host.up(name, peers.peer("say(id=hear()['id'], result={'status': 'splendid'})\nserve()"), runtime=OFTEN)
     assert "found 'splendid'" in failed(host, name, "unhealthy")

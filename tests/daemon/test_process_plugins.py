@@ -73,7 +73,7 @@ def test_a_refusal_is_an_error_with_a_hint(host, plugin_id):
         (("logs", "acme.v1", "--last", "0"), 2, "1 to 1000"),
     ],
 )
-def test_mistakes_of_whoever_asks(host, words, status, said):
+def test_mistakes_of_the_caller(host, words, status, said):
     """Each has its exit status and says what was expected."""
     done = host.daemon.ctl(*words)
     assert (done.returncode, done.stdout) == (status, "")
@@ -91,7 +91,7 @@ def test_what_is_not_armed_cannot_be_invoked(host):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_what_a_plugin_says_is_in_its_logs(host, plugin_id):
+def test_a_plugins_output_is_in_its_logs(host, plugin_id):
     """stderr and log.write, in order, each named; `--last` takes the newest; json for scripts."""
     host.result(plugin_id, "greet", {"name": "one\x1b[31m"})
     host.result(plugin_id, "log", "careful")
@@ -136,7 +136,7 @@ def test_health_shows_what_the_host_gives(host):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_host_calls_are_allowed_or_denied_and_on_record(host, plugin_id):
+def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
     """What is declared and granted passes; what is not declared, or was trimmed, is denied with its code."""
     assert host.result(plugin_id, "keep", "value") == "value"
     never = {"call": "node.facts", "params": {}}
@@ -161,7 +161,7 @@ def test_host_calls_are_allowed_or_denied_and_on_record(host, plugin_id):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_an_invocation_is_on_record_before_it_is_done(host, plugin_id):
+def test_an_invocation_is_audited_before_it_is_done(host, plugin_id):
     """Before the first host call that it makes; payloads as size and hash only."""
     host.result(plugin_id, "keep", "a secret")
     events = host.daemon.events()
@@ -174,7 +174,7 @@ def test_an_invocation_is_on_record_before_it_is_done(host, plugin_id):
     assert "secret" not in json.dumps(invoked)
 
 
-def test_what_is_on_record_is_what_was_sent(host):
+def test_the_audited_hash_is_that_of_the_sent_bytes(host):
     """The hash of the payload's bytes as the plugin gets them; a number that they cannot carry is 400, not null."""
     host.result("acme.sh", "anything", {"ä": [1.5, 10**30]})
     said = '"payload":{"ä":[1.5,1' + "0" * 30 + "]}"

@@ -117,7 +117,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("v2", [True, False], ids=["v2", "v1"])
-def test_what_is_no_program_here(host, name, v2):
+def test_an_artifact_that_is_no_program(host, name, v2):
     """A failed arm, with a code and what was found; it is not tried again, for that cannot mend it."""
     artifact, code, words = MISFITS[name]
     answer = host.activated(f"acme.{name}-{'v2' if v2 else 'v1'}", artifact, v2=v2)

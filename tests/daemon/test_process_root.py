@@ -41,7 +41,7 @@ def test_children_are_never_root_and_never_each_other(host):
     assert len(seen) == 2
 
 
-def test_a_new_life_and_an_invocation_are_somebody_new(host):
+def test_each_start_and_each_invocation_has_a_new_uid(host):
     """Also under stdio-json-v1, where each invocation is a child of its own; uids come back in the end."""
     plugin_id = host.up("acme.v1", programs.WHO, v2=False)
     uids = [host.result(plugin_id, "who") for _ in range(3)]

@@ -42,7 +42,7 @@ def until_failed(host, plugin_id, times):
     ("action", "code", "words"),
     [("crash", "exited", "exited 3; it said last: farewell"), ("abort", "crashed", "killed by SIG")],
 )
-def test_a_crash_is_told_and_answered_by_a_restart(host, action, code, words):
+def test_a_crash_is_reported_and_the_plugin_restarted(host, action, code, words):
     """Whoever invoked it learns how it ended; it is failed with that, and after the backoff armed again."""
     plugin_id = host.up(f"acme.{action}", programs.MOODY)
     answer = host.invoke(plugin_id, action)
@@ -55,7 +55,7 @@ def test_a_crash_is_told_and_answered_by_a_restart(host, action, code, words):
     assert host.invoke(plugin_id, "mood", "healthy").status == 200
 
 
-def test_a_plugin_waiting_to_be_tried_again_says_when(place, acme):
+def test_a_plugin_in_backoff_says_when_it_is_tried_again(place, acme):
     """failed, with the last error and the time of the next attempt; disabling it ends the waiting."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with place.running() as daemon:
@@ -145,7 +145,7 @@ def test_a_critical_plugin_gates_health(place, acme):
     ],
     ids=["polite", "terminable", "deaf"],
 )
-def test_the_ladder_of_stopping(host, program, last_words, request):
+def test_stop_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words, request):
     """A message, a signal, the end: whatever it listens to, nothing is left, and that is no failure."""
     plugin_id = host.up(f"acme.stops-{request.node.callspec.id}", program)
     pid = host.runtime(plugin_id)["pid"]

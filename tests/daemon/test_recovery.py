@@ -127,7 +127,7 @@ def test_a_newer_ledger_is_not_damaged(lived):
         assert ran.stderr.startswith("latticed: ledger_newer: ")
 
 
-def test_a_trigger_is_damage_to_those_who_look(lived):
+def test_a_foreign_trigger_in_the_ledger_is_damage(lived):
     """What would act within latticed's statements is nothing that latticed wrote."""
     damage.trigger(lived.state)
     assert lived.once("--recover").returncode == 0
@@ -141,7 +141,7 @@ def test_recovering_takes_the_lock(lived):
 
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "key"])
-def test_without_genuine_floors_it_takes_an_explicit_word(lived, harm):
+def test_without_genuine_floors_recover_needs_the_option(lived, harm):
     """Floors that are lost or not ours: 74 and what to do; with --without-floors it goes on and is on record."""
     damage.truncated(lived.state)
     floors = lived.state / "floors.json"
@@ -192,13 +192,13 @@ def test_an_interrupted_recovery_is_done_again(lived):
     "words",
     ["--without-floors", "--public-key x", "--recover --public-key x", "--recover --restore f", "--restore"],
 )
-def test_words_that_do_not_go_together_are_wrong_usage(place, words):
+def test_options_that_exclude_each_other_are_wrong_usage(place, words):
     """Exit status 2, and nothing is touched: least of all a daemon started by mistake."""
     ran = place.once(*words.split())
     assert (ran.returncode, list(place.state.iterdir())) == (2, []), ran
 
 
-def test_there_is_nothing_to_recover_where_nothing_was(place):
+def test_recover_refuses_an_empty_state_directory(place):
     """An empty state directory is a new beginning, not damage."""
     ran = place.once("--recover")
     assert (ran.returncode, ran.stderr.startswith("latticed: not_found: ")) == (1, True), ran

@@ -138,7 +138,7 @@ def test_a_burst_of_two_thousand_changes(herd):
         assert daemon.stop() == 0
 
 
-def test_a_flood_over_a_stopped_reader(herd):
+def test_a_flood_of_changes_while_the_daemon_is_stopped(herd):
     """20,000 files while the process stands still: the kernel drops events, that is counted, and nothing is missed."""
     place, author = herd
     with place.running() as daemon:

@@ -74,7 +74,7 @@ def test_events_are_followed_across_a_restart(place, acme):
     assert seqs == [seq for seq in known if seq <= seqs[-1]]
 
 
-def test_events_end_with_what_there_is(place, acme):
+def test_events_without_follow_end(place, acme):
     """Without -f: the last, then the end; about one plugin when asked so."""
     place.drop(author=acme)
     with place.running() as daemon:
@@ -137,7 +137,7 @@ def test_explain_an_id_that_changes_hands(place, acme):
         assert daemon.plugin()["publisher"] == "other"
 
 
-def test_explain_what_only_the_policy_keeps_away(place, acme):
+def test_explain_a_plugin_refused_by_the_policy_only(place, acme):
     """An untrusted publisher; then a policy that is no policy."""
     place.drop("stranger", author=bundles.author("stranger"), id="some.one")
     with place.running() as daemon:
@@ -150,7 +150,7 @@ def test_explain_what_only_the_policy_keeps_away(place, acme):
 
 
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
-def test_a_dry_run_shows_the_record_and_leaves_no_trace(place, acme, verb):
+def test_a_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
     """The answer is the record as the real thing makes it, times apart; nothing stored, audited or run."""
     place.drop(author=acme, capabilities=["kv:read", "http:egress"])
     with place.running() as daemon:

@@ -99,7 +99,7 @@ def denials(host):
     return [event["code"] for event in host.daemon.events(actor=f"plugin:{ID}", decision="deny")]
 
 
-def test_nothing_private_is_reached_without_the_operators_word(host, server, permit):
+def test_no_private_target_is_reached_without_a_grant(host, server, permit):
     """Blocked: not one connection is made. Permitted by name: reached. Trimmed: blocked again, at once."""
     asked = {"url": f"{server.origin}/x"}
     assert host.result(ID, "fetch", asked)["code"] == "egress_blocked"
@@ -137,7 +137,7 @@ def test_an_origin_is_one_port(host, server, permit):
         assert (other.connections, server.requests) == (0, [])
 
 
-def test_a_secret_is_used_and_found_nowhere(host, server, permit):
+def test_a_secret_is_used_and_never_shown(host, server, permit):
     """Bound, it is in the header; the plugin never sees it; state, log, audit, backup and API do not have it."""
     permit(server.origin)
     ctl(host, "secret", "set", "API_TOKEN", stdin=SECRET + "\n")
@@ -194,7 +194,7 @@ def seen_in(data):
     return [name for name, form in forms.items() if form in data]
 
 
-def test_a_secret_goes_over_no_open_wire(host, server):
+def test_a_secret_is_never_sent_without_tls(host, server):
     """Plain http to what is not bound is refused before anything is looked up, secret or not."""
     ctl(host, "secret", "set", "OPEN_WIRE", stdin=SECRET)
     ctl(host, "secret", "bind", "OPEN_WIRE", ID)
@@ -251,7 +251,7 @@ def alerts(host):
     return [row for row in rows if row["event"] != "test.event"]
 
 
-def test_files_are_published_and_facts_told(host):
+def test_files_are_published_and_facts_answered(host):
     """static: as it was put; node: of this machine, without what only node:admin may see."""
     assert host.result(ID, "publish", "grüße\n") == ["grüße\n", ["page.txt"]]
     facts = host.result(ID, "facts")
@@ -260,7 +260,7 @@ def test_files_are_published_and_facts_told(host):
     assert facts["hardware"] is None
 
 
-def test_all_of_it_is_on_record(host):
+def test_all_calls_are_audited(host):
     """Every call of the plugin, allowed or not, in a chain that verifies."""
     before = host.daemon.events(action="host.call", actor=f"plugin:{ID}")
     host.result(ID, "facts")

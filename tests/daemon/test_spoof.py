@@ -69,7 +69,7 @@ def _twin(how, place, acme):
         ("other-publisher", "publisher_untrusted"),
     ],
 )
-def test_an_intruder_is_refused_and_nothing_else_happens(active, place, acme, how, code):
+def test_a_bundle_with_the_id_of_another_is_refused(active, place, acme, how, code):
     """Whoever made it; and the real one is still the one after a restart, and after the intruder has gone."""
     before = active.plugin()
     _twin(how, place, acme)
@@ -145,7 +145,7 @@ def test_reserved_names_belong_to_built_ins(daemon, place, acme):
     daemon.until_rejected("reserved", "manifest_invalid")
 
 
-def test_a_bundle_in_the_markets_directory_is_no_way_around(active, place, acme):
+def test_the_markets_directory_has_the_same_rules(active, place, acme):
     """Ids are unique across both directories."""
     before = active.plugin()
     bundles.drop(place.state / "bundles", "market", author=acme, version="9.0.0")

@@ -113,7 +113,7 @@ def drain(reader, *words):
 
 @pytest.mark.root
 @pytest.mark.parametrize("which", ["trust.json", "latticed.toml"])
-def test_a_file_of_the_operators_on_a_dead_mount(place, acme, which):
+def test_settings_or_policy_on_a_dead_mount(place, acme, which):
     """Trust policy and settings file; the one that answers is still followed, health names the other."""
     file = place.home / which
     with standing_still.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:

@@ -69,7 +69,7 @@ def test_a_second_daemon_with_the_same_runtime_directory_ends_with_75(daemon):
     assert daemon.get("/api/health").status == 200
 
 
-def test_a_lock_that_anybody_can_hold_keeps_no_daemon_from_starting(place):
+def test_a_lock_on_a_shared_file_does_not_keep_a_daemon_from_starting(place):
     """Everybody may open the runtime directory, and lock it; what we lock nobody else can open."""
     fd = os.open(place.run, os.O_RDONLY)
     try:
@@ -191,7 +191,7 @@ def test_a_reload_refuses_the_group_that_a_start_would_refuse_and_applies_anothe
         daemon.until(lambda: place.socket.stat().st_gid == place.user.gid, "the socket to be our own group's")
 
 
-def test_a_passed_socket_of_another_group_is_said(place):
+def test_a_passed_socket_of_another_group_is_logged(place):
     """The service manager's socket keeps its group; the log says that it is not the one of the settings."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(place.socket))

@@ -145,7 +145,7 @@ def test_a_key_revoked_in_another_spelling_is_the_same_key(active, place, acme):
 
 
 @pytest.mark.parametrize("body", [{}, {"kind": "key"}, {"kind": "plugins", "value": "x"}, {"kind": 1, "value": 2}])
-def test_lifting_takes_the_right_words(daemon, body):
+def test_lifting_needs_a_valid_body(daemon, body):
     assert daemon.post("/api/trust/lift", body).code == "bad_request"
 
 

@@ -125,7 +125,7 @@ def test_another_ledger_of_the_same_length_is_no_continuation(lived):
 
 
 @pytest.mark.parametrize("harm", ["missing", "edited"])
-def test_without_genuine_floors_a_start_takes_a_word(lived, harm):
+def test_without_genuine_floors_a_start_needs_the_option(lived, harm):
     """Whoever takes them away gains nothing: 74 until an operator says otherwise."""
     path = lived.state / "floors.json"
     if harm == "missing":

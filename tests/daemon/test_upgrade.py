@@ -64,7 +64,7 @@ def test_what_an_upgrade_widens_can_be_accepted_by_name(active, place, acme):
     assert record["granted"] == ["kv:read", "http:egress"]
 
 
-def test_a_lower_version_takes_its_own_word(active, place, acme):
+def test_a_lower_version_needs_allow_downgrade(active, place, acme):
     """409 without it; the floor is the highest ever accepted, also after going down once."""
     place.drop(author=acme, version="2.0.0")
     _candidate(active, "2.0.0")
@@ -80,7 +80,7 @@ def test_a_lower_version_takes_its_own_word(active, place, acme):
     assert active.post(UPGRADE).code == "version_downgrade"
 
 
-def test_versions_without_an_order_take_the_same_word(active, place, acme):
+def test_versions_without_an_order_need_allow_downgrade(active, place, acme):
     """From SemVer to something else."""
     place.drop(author=acme, version="spring")
     assert _candidate(active, "spring")["needs_downgrade"] is True
@@ -109,7 +109,7 @@ def test_a_floor_survives_forgetting(active, place, acme):
     assert active.set_status("installed", allow_downgrade=True).status == 200
 
 
-def test_another_publisher_is_taken_only_by_name(active, place, acme):
+def test_another_publisher_is_accepted_only_by_name(active, place, acme):
     """Refused as `publisher_changed` while the record stands; accepted, it starts with nothing of the old one's."""
     other = bundles.author("other")
     place.trust_us(acme, other)
@@ -128,7 +128,7 @@ def test_another_publisher_is_taken_only_by_name(active, place, acme):
     assert active.get("/api/kv/plugin:acme.demo/secret").body == b"of acme"
 
 
-def test_latticectl_upgrades_with_the_same_words(active, place, acme):
+def test_latticectl_upgrade_has_the_same_options(active, place, acme):
     """Refused without --allow-downgrade with a hint; done with it."""
     place.drop(author=acme, version="0.9.0")
     _candidate(active, "0.9.0")

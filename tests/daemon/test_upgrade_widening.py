@@ -56,7 +56,7 @@ def test_an_upgrade_runs_with_what_was_accepted_until_more_is_named(host):
     assert "expected at most limit=memory_mib:96" in daemon.ctl("caps", "grant", ID, "limit=memory_mib:97").stderr
 
 
-def test_what_it_cannot_run_without_is_asked_for(host):
+def test_what_a_plugin_cannot_run_without_is_needs_consent(host):
     """409 needs_consent, nothing changed, with the command that takes it; the command takes it."""
     daemon = host.daemon
     before = daemon.plugin(ID) or host.up(ID, bombs.BOMBS, version="1.0.0", runtime={"limits": NARROW})

@@ -65,7 +65,7 @@ def test_the_small_sample(host):
     assert host.runtime(plugin_id)["sandbox"].startswith(("isolated", "dedicated"))
 
 
-def test_the_sample_that_speaks(host):
+def test_the_wasi_sample(host):
     """A WASI command counts in kv how often it greeted; what is trimmed is refused in its next call; it lives on."""
     plugin_id = sample(host, "hello-wasi")
     host.daemon.activate(plugin_id)
@@ -90,7 +90,7 @@ def test_the_sample_that_speaks(host):
         ("trap", wasms.command("(unreachable)"), "wasm_trap"),
     ],
 )
-def test_what_does_not_come_to_life_is_a_failed_arm(host, name, source, code):
+def test_a_module_that_cannot_start_is_a_failed_arm(host, name, source, code):
     """200 and active, the runtime failed with its code, another try to come; the daemon as it was."""
     plugin_id = f"acme.bad-{name}"
     with host.answering():
@@ -110,7 +110,7 @@ def test_what_does_not_come_to_life_is_a_failed_arm(host, name, source, code):
         ("deep", "(call $deep (local.get $at))", {}, "stack_overflow"),
     ],
 )
-def test_what_computes_without_end_is_ended(host, name, body, limits, code):
+def test_an_endless_loop_is_ended(host, name, body, limits, code):
     """Whoever asked gets the code; meanwhile the daemon answers; it is started again, and stopped when told to."""
     plugin_id = f"acme.{name}"
     deep = "(func $deep (param i32) (result i64) (i64.add (call $deep (local.get 0)) (i64.const 1)))"
@@ -126,7 +126,7 @@ def test_what_computes_without_end_is_ended(host, name, body, limits, code):
     hosting.until_gone({before})
 
 
-def test_memory_ends_where_its_limit_is(host):
+def test_memory_is_limited(host):
     """memory.grow says no beyond it, and the module lives on."""
     grow = """(local $pages i32)
       (block $full (loop $more
@@ -142,7 +142,7 @@ def test_memory_ends_where_its_limit_is(host):
     assert host.daemon.set_status("disabled", ID).status == 200
 
 
-def test_compiled_code_is_kept_and_judged():
+def test_compiled_code_is_cached_and_verified():
     """Compiled once; the next daemon loads it; an entry with one changed byte is refused, and compiled anew."""
     acme = bundles.author("acme")
     with daemons.placed() as place:

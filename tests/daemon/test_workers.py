@@ -94,7 +94,7 @@ HALVES = [
 ]
 
 
-def test_a_crowd_at_the_port_costs_no_visitor_a_page(host, url):
+def test_many_connections_do_not_delay_a_visitor(host, url):
     """Silent, half, endless and pipelined requests by the hundred: whoever asks in good order is served, soon."""
     where = urlsplit(url)
     with host.daemon.turns.short(), contextlib.ExitStack() as stack:
@@ -127,7 +127,7 @@ def test_the_control_api_is_not_there(host, url):
     assert host.daemon.get("/api/health").status == 200
 
 
-def test_a_route_has_one_holder(host):
+def test_a_route_belongs_to_one_plugin(host):
     """Granted to two: the second cannot be activated and stays as it was; with the first disabled, it can."""
     for number in ("one", "two"):
         installed(host, number.encode(), f"acme.{number}", routes={"prefixes": ["/shop/"]})

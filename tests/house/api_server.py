@@ -1,8 +1,8 @@
 """A daemon's control API as latticectl sees it: a real HTTP server on a real unix socket, answers made here.
 
-It keeps plugins, grants, values and events in memory and follows TRANSITIONS, so that verbs meet the refusals they must
-understand. `override` puts any answer on any route; `drop` closes connections without a word. Event streams end when
-all is told; `streams` are what the next ones say instead, `resumed` the Last-Event-IDs they were asked with.
+It keeps plugins, grants, values and events in memory and follows TRANSITIONS, so that it refuses what a daemon refuses.
+`override` sets the answer of a route; `drop` closes connections without an answer. Event streams end after the last
+event; `streams` replace the next ones, `resumed` has the Last-Event-IDs of requests.
 """
 
 from __future__ import annotations

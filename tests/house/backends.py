@@ -1,4 +1,4 @@
-"""A real service behind the proxy: it echoes, streams, holds, redirects, talks over websockets, and dies.
+"""A real service behind the proxy: it echoes, streams, delays, redirects, speaks websockets, and exits.
 
 Every answer but those of `/slow` and `/die` is made by aiohttp; `seen` has each request that reached it.
 """

@@ -1,4 +1,4 @@
-"""Calls that stop the whole event loop, made to raise when latticed makes them while its loop runs."""
+"""Makes calls that block the event loop raise when latticed makes them while its loop runs."""
 
 from __future__ import annotations
 

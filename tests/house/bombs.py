@@ -1,4 +1,4 @@
-"""Artifacts that use up what they are given: memory, processes, descriptors, disk, output, time."""
+"""Artifacts that exhaust a resource: memory, processes, descriptors, disk, output, time."""
 
 from __future__ import annotations
 

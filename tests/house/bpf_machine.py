@@ -1,4 +1,4 @@
-"""A machine for classic BPF as seccomp uses it: what a program answers, without asking the kernel."""
+"""An interpreter for classic BPF as seccomp uses it: what a filter returns, without the kernel."""
 
 from __future__ import annotations
 

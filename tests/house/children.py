@@ -1,4 +1,4 @@
-"""Confined children of the test process itself: specs without ceremony, and protocols that remember."""
+"""Confined children of the test process itself: short specs, and protocols that record what they get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All claims to one id settled at once, for tests that compare the whole outcome."""
+"""All claims to one id decided at once, for tests that compare the whole outcome."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A cloudflared that connects to nothing: its command line, its `/ready`, its exit codes, and what its check lets pass.
 
-How the edge treats it stands in the names it is to serve: `offline` in one, and there is no name service (exit 1);
-`unready`: it never connects; `managed`: its rules come from elsewhere; `dies`: it ends a moment after it connected;
-`ponders`: its check never ends. A secret of zeros is one that the edge refuses (exit 255). It runs confined, with the
+Words in the names it serves select how it behaves: `offline`: no name service (exit 1); `unready`: it never connects;
+`managed`: its rules come from the provider; `dies`: it exits a moment after it connected; `ponders`: its check never
+ends. A secret of zeros is one that the provider refuses (exit 255). It runs confined, with the
 standard library only.
 """
 

@@ -1,6 +1,6 @@
 """A strict Cloudflare of the tests: API v4 as far as DNS goes, over TLS, with pages, rate limits and its error codes.
 
-What the real one would refuse is refused; what it does not know is an error, never a guess.
+It refuses what the real one refuses; a request that it does not know is an error.
 """
 
 from __future__ import annotations

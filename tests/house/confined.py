@@ -1,4 +1,4 @@
-"""Confined children for tests, started by a process of its own: as root, or as somebody who is nobody.
+"""Confined children for tests, started by a process of its own: as root, or as another user.
 
     found = confined.run(program, [{"level": "isolated", "args": ["x"]}], user=processes.STRANGER)
     assert found["results"][0]["message"] == "exited 0"

@@ -1,4 +1,4 @@
-"""The ground as host services want it."""
+"""How confined children are started, as host services need it."""
 
 from __future__ import annotations
 

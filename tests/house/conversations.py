@@ -1,4 +1,4 @@
-"""The host's side of both plugin protocols without a process: what the plugin says is fed, what it hears is kept."""
+"""The host's side of both plugin protocols without a process: tests feed the plugin's lines and read the host's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Clients that keep a real daemon busy until it is killed, and remember what it acknowledged.
+"""Clients that keep a real daemon busy until it is killed, and record what it acknowledged.
 
-Each client owns what it changes, so what must be there after a crash is known: what was acknowledged last, or what was
-asked for and not yet answered. Nothing else.
+Only one client changes each thing, so the state after a crash is known: what was acknowledged last, or what was asked
+for and not yet answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The real daemon as a process: its own directories and uid, its readiness heard, its end by pid.
+"""The real daemon as a process with its own directories and uid: waits for READY=1, ends it by pid.
 
 with daemons.placed() as place:
     place.trust_us(acme)

@@ -1,4 +1,4 @@
-"""What this process dials, seen where no library can hide it: at the socket, by an audit hook of the interpreter."""
+"""Every connection that this process makes, seen at the socket by an audit hook of the interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sick machine for a real daemon: calls that fail on chosen paths, a wall clock that jumps, a disk that is full.
+"""Failures around a real daemon: system calls that fail on chosen paths, a wall clock that jumps, a full disk.
 
     with faults.attached(place, shim) as sick, place.running() as daemon:
         with sick.failing(errno.ENOSPC, faults.WRITES, below=place.state / "store"):

@@ -1,4 +1,4 @@
-"""Thousands of small bundles, and the question whether a daemon sees of them what a fresh scan sees."""
+"""Thousands of small bundles, and a comparison of a daemon's view of them with a fresh scan."""
 
 from __future__ import annotations
 

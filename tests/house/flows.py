@@ -1,4 +1,4 @@
-"""What must happen when http.do meets a hostile world, one coroutine for each scenario; run each within `netns.run`."""
+"""How http.do must react to hostile servers: one coroutine for each scenario; run each within `netns.run`."""
 
 from __future__ import annotations
 

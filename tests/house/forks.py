@@ -1,4 +1,4 @@
-"""Run a piece of a test as somebody else: another uid, or root of a user namespace of its own.
+"""Run a part of a test as another user: another uid, or root of a user namespace of its own.
 
 A fork, because an unprivileged user may not be able to start the Python that runs the tests.
 """

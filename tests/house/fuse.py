@@ -1,4 +1,4 @@
-"""A file system of a stranger's: a tiny FUSE server over /dev/fuse, read-only, that hangs where it is told to.
+"""An untrusted file system: a tiny read-only FUSE server over /dev/fuse that hangs on chosen requests.
 
 with fuse.mounted(place, {"demo/manifest.json": b"…"}) as server:
     server.hangs.add(fuse.READDIR)

@@ -1,4 +1,4 @@
-"""The ground that confined children stand on, for tests that make runners themselves."""
+"""What runners need to start confined children, for tests that make runners themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a row in the table of host calls (`hostcalls`), and the settings that all of them are played under."""
+"""The shape of a row in the table of host calls (`hostcalls`), and the settings that all of them run with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of host calls for what a plugin keeps and this machine: kv, log, audit, notify, static, node, monitor."""
+"""Rows of host calls about a plugin's own data and this machine: kv, log, audit, notify, static, node, monitor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real daemon that hosts process plugins: have them live, invoke them, read what they say, watch its pulse."""
+"""A real daemon with process plugins: start them, invoke them, read their logs, check that the daemon answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers as outsiders meet them: the real Worker, Gate, ledger and Ingress, on a port that the kernel chose.
+"""Workers as HTTP clients see them: the real Worker, Gate, ledger and Ingress, on a port that the kernel chose.
 
 async with ingresses.opened(tmp_path) as outside:
     await outside.arm(b"hello {{path}}", id="acme.demo")

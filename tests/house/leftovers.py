@@ -1,4 +1,4 @@
-"""What a test may not leave behind: asyncio tasks, threads, child processes, file descriptors, unheard exceptions."""
+"""Fails a test that leaves asyncio tasks, threads, child processes, file descriptors or unhandled exceptions."""
 
 from __future__ import annotations
 

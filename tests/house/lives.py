@@ -1,4 +1,4 @@
-"""A state directory with a life behind it, made once and copied for each test that wants to harm it."""
+"""A used state directory, made once and copied for each test that damages it."""
 
 from __future__ import annotations
 

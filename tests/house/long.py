@@ -1,4 +1,4 @@
-"""Loops that CI runs a sample of, and `make test-long` whole (LATTICED_LONG=1)."""
+"""Long loops: `make test` runs a sample of them, `make test-long` all (LATTICED_LONG=1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A life of the queue of notifications that ends by kill -9: run as a process, it says what it has done, line by line.
+"""The queue of notifications in a process that is ended by kill -9; it reports each step on a line.
 
-python -m runs it with the state directory and a name for this life. Lines: `accepted <id> <dedupe>`, `taken <id>`,
+`python -m` runs it with the state directory and a name for this run. Lines: `accepted <id> <dedupe>`, `taken <id>`,
 `done <id>`, each written after the call returned.
 """
 

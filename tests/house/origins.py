@@ -1,4 +1,4 @@
-"""HTTP servers of the tests that say exactly the bytes they are told to, and remember what they were asked."""
+"""HTTP servers that send exactly the bytes they are given, and record their requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The world outside, within a test: public addresses with real servers and a real DNS, for http.do to go out into."""
+"""The internet within a test: public addresses with real servers and a real DNS, for http.do to reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the docs say, taken apart: their code blocks, their tables, their links."""
+"""The README and the docs, parsed: their code blocks, their tables, their links."""
 
 from __future__ import annotations
 

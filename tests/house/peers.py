@@ -1,4 +1,4 @@
-"""Artifacts that speak latticed-stdio-1 without the SDK, well or badly."""
+"""Artifacts that implement latticed-stdio-1 without the SDK, correctly or not."""
 
 from __future__ import annotations
 

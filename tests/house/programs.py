@@ -1,6 +1,6 @@
-"""Artifacts that speak the two protocols of system plugins: with our SDK, by strangers, and by those who mean harm.
+"""Artifacts that speak the two protocols of system plugins: with our SDK, foreign ones, and malicious ones.
 
-What is called foreign is written from the protocol's description alone and imports nothing of latticed.
+Foreign ones are written from the protocol's description alone and import nothing of latticed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over a unix socket, as raw as a test needs it; standard library only.
+"""HTTP/1.1 over a unix socket, byte by byte if a test needs it; standard library only.
 
 Run as a program (`python raw_http.py SOCKET METHOD PATH [BODY]`) it asks once under whatever uid runs it, and prints
 the answer as JSON: how other users' requests are made.

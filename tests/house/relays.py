@@ -1,4 +1,4 @@
-"""SMTP relays of the tests: aiosmtpd on loopback, with and without TLS, that keeps what it took."""
+"""SMTP relays of the tests: aiosmtpd on loopback, with and without TLS, that records the messages."""
 
 from __future__ import annotations
 

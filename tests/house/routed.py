@@ -1,4 +1,4 @@
-"""route.* as plugins and outsiders meet it: the real service, ledger, secrets, and both listeners.
+"""route.* as plugins and HTTP clients see it: the real service, ledger, secrets, and both listeners.
 
 async with routed.opened(tmp_path) as world:
     await world.put("acme.demo", path="/acme.demo/", target="template", template="hello")

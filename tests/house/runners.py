@@ -1,4 +1,4 @@
-"""A runner whose plugins a test drives: it calls through their Gates, makes them ill, ends them, delays their starts.
+"""A runner whose plugins a test controls: calls through their Gates, bad health, crashes, slow starts.
 
 driven = Driven()  # then activate acme.demo
 life = driven.only("acme.demo")

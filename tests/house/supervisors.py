@@ -1,4 +1,4 @@
-"""A real Supervisor over a real Store, a fake runner and time that a test turns."""
+"""A real Supervisor over a real Store, a fake runner and a clock that the test advances."""
 
 from __future__ import annotations
 

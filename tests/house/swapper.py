@@ -1,4 +1,4 @@
-"""Somebody who may write into the store, and puts other bytes in the place of an artifact: every way there is.
+"""A process that may write into the store and replaces an artifact's bytes, in every way there is.
 
 `python swapper.py PAIR ASIDE NUDGES SEED` swaps the artifact of the pair PAIR and puts it back again and again, each
 time in another way, until it is ended; at moments of its own, and at once for a byte in the pipe NUDGES. ASIDE, on the

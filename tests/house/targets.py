@@ -1,4 +1,4 @@
-"""Things to watch: servers on loopback that answer, refuse, hang, flap; with TLS from an authority of the tests."""
+"""Monitor targets: servers on loopback that answer, refuse, hang, flap; with TLS from an authority of the tests."""
 
 from __future__ import annotations
 

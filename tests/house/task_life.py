@@ -1,4 +1,4 @@
-"""A life of the queue of tasks that ends by kill -9: run as a process, it approves whatever waits and has it run.
+"""The queue of tasks in a process that is ended by kill -9; it approves and runs every waiting task.
 
 Arguments: the state directory, and a file that every run is written to before it begins, `begins <task> <run>`. On
 stdout: `ready`, then `begins <task>`, `spawned <task>` and `ended <task> <state>`, each once it is so.

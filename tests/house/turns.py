@@ -1,4 +1,4 @@
-"""What each turn of a daemon's event loop costs in CPU time: who else waits for the loop waits that long.
+"""Measures the CPU time of each turn of a daemon's event loop: everything else waits that long.
 
 Run as a program this is latticed with a probe in it (`turns.py REPORT ARGUMENTS…`). `Turns` reads the report:
 
@@ -6,8 +6,8 @@ with daemons.placed(probed=True) as place, place.running() as daemon:
     with daemon.turns.short():
         ...  # fails when a turn cost more than it may
 
-Time is the CPU time of the loop's thread: on a busy machine it stays what it is, the time on the clock does not.
-Collections of garbage that happen in the turn are part of it.
+It is the CPU time of the loop's thread, which a busy machine does not change, unlike wall-clock time. Garbage
+collections during the turn are included.
 """
 
 from __future__ import annotations

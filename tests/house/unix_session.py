@@ -1,4 +1,4 @@
-"""requests over a unix socket: what a tool that only knows requests needs to reach the control API."""
+"""The `requests` library over a unix socket, for tools that use it to reach the control API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wasm plugins on a bench: the real runner, sandbox, wasmtime, broker and ledger; modules are written as text.
+"""Wasm plugins without a daemon: the real runner, sandbox, wasmtime, broker and ledger; modules are written as text.
 
 async with wasms.bench(tmp_path) as bench:
     living = await bench.start(wasms.module(invoke="..."))

@@ -1,6 +1,6 @@
-"""Plugins that do the same things in each way of living: call their host, end by themselves, never answer, never start.
+"""The same test plugins for each runner: one calls its host, one exits, one never answers, one never starts.
 
-A new runner joins WAYS. What a way cannot do has its reason in the place of how it does it.
+Add a new runner to WAYS. For what a runner cannot do, WAYS has the reason instead of the plugin.
 """
 
 from __future__ import annotations

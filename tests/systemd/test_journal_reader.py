@@ -64,7 +64,7 @@ def desk() -> Iterator[Desk]:
         shutil.rmtree(home)
 
 
-async def test_only_sshd_itself_is_believed(desk: Desk) -> None:
+async def test_only_entries_of_sshd_itself_are_shown(desk: Desk) -> None:
     """By what the kernel says of the writer: a tag, a name or a path alone makes nobody sshd."""
     start = (await desk.ask(limit=0))["cursor"]
     copy = desk.journal.home / "sshd"
@@ -90,7 +90,7 @@ async def test_only_sshd_itself_is_believed(desk: Desk) -> None:
         speaker.close()
 
 
-async def test_nothing_is_lost_and_nothing_comes_twice(desk: Desk) -> None:
+async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
     """In pages, from any cursor, with strangers' entries between, and while more is written."""
     start = (await desk.ask(limit=0))["cursor"]
     true, other = desk.journal.speaker("/usr/local/sbin/sshd"), desk.journal.speaker("logger", tag="noise")

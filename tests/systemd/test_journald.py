@@ -80,7 +80,7 @@ def test_the_plugin_id_is_a_field_of_its_own(queried):
     assert by_plugin[0]["MESSAGE"] == "plugin armed: plugin_id=acme.demo runner=wasm"
 
 
-def test_hostile_text_forges_neither_fields_nor_lines(queried):
+def test_hostile_text_injects_neither_fields_nor_lines(queried):
     """The event is found by name; the text is one escaped line; no entry took the priority it tried to set."""
     _, by_event, emergencies = queried
     assert [entry["LATTICED_CODE"] for entry in by_event] == ["digest_mismatch"]

@@ -83,7 +83,7 @@ def test_without_a_file_everything_has_a_default(tmp_path):
     assert found.control_socket == found.runtime_dir / "control.sock"
 
 
-def test_root_lives_where_daemons_live():
+def test_roots_default_directories():
     """FHS."""
     found = room.load(None, {}, 0) if not os.path.exists("/etc/latticed/latticed.toml") else None
     if found is None:

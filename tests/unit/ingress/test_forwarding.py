@@ -23,7 +23,7 @@ def answered(*fields, private=False):
     return list(found.items())
 
 
-def test_what_this_hop_declares_its_own_is_not_passed_on():
+def test_headers_that_connection_lists_are_not_passed_on():
     """However many Connection fields there are, however they are written."""
     fields = [
         ("Connection", "close, DNT"),
@@ -36,7 +36,7 @@ def test_what_this_hop_declares_its_own_is_not_passed_on():
     assert answered(*fields) == [("Accept", "3")]
 
 
-def test_the_name_under_which_it_was_asked_is_not_passed_on():
+def test_the_requested_host_is_not_passed_on():
     """Host is the service's own; a page's Origin becomes its Origin, and none stays none."""
     assert list(asked(("Host", "sub.example.org"), ("Origin", "https://sub.example.org")).items()) == [
         ("Host", "127.0.0.1:3000"),
@@ -64,7 +64,7 @@ def test_our_session_is_not_passed_on(cookie, passed):
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nb", "a\0b", "\x7f", "\udcff"])
-def test_what_cannot_be_sent_as_it_is_is_not_sent(value):
+def test_unsafe_header_values_are_not_sent(value):
     for name in ("Accept", "Cookie", "Location", "Set-Cookie"):
         assert value not in str(asked((name, value)))
         assert answered((name, value)) == []
@@ -74,7 +74,7 @@ def test_what_cannot_be_sent_as_it_is_is_not_sent(value):
 @pytest.mark.parametrize(
     "name", ["Service-Worker-Allowed", "Clear-Site-Data", "NEL", "Report-To", "Alt-Svc", "Accept-CH"]
 )
-def test_what_would_hold_for_the_whole_origin_is_not_passed_back(name):
+def test_headers_for_the_whole_origin_are_not_passed_back(name):
     """All services share one origin, each below its prefix: none may speak for the others."""
     assert answered((name, "/"), (name.lower(), "/"), ("Content-Type", "text/html")) == [("Content-Type", "text/html")]
 
@@ -101,7 +101,7 @@ def test_cookies_of_a_service(cookie, passed):
     ("said", "kept"),
     [(None, "private"), ("public", "private"), ("max-age=1, S-MAXAGE=2", "private"), ("no-store", "no-store")],
 )
-def test_what_is_for_one_person_is_not_kept_for_all(said, kept):
+def test_private_answers_are_not_cached_for_all(said, kept):
     """An answer to somebody who has logged in, in a cache before us."""
     fields = [("Cache-Control", said)] if said else []
     assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": kept}
@@ -113,7 +113,7 @@ VALUES = st.sampled_from(["a", "X-A", "latticed-session=s3cret", "a=b; latticed-
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
-def test_whatever_is_said_our_session_and_credentials_stay_here(fields):
+def test_session_and_credentials_are_never_passed_on(fields):
     found = asked(*fields)
     assert found.getall("Host") == ["127.0.0.1:3000"]
     assert not {"Authorization", "Upgrade", "TE", "Connection", "X-Forwarded-For", "X_B"} & set(found.keys())

@@ -56,7 +56,7 @@ async def test_it_listens_only_while_there_is_a_route(outside, echo):
     assert (await outside.get("/acme.demo/")).status == 200
 
 
-async def test_with_the_last_route_its_connections_go(outside):
+async def test_removing_the_last_route_closes_its_connections(outside):
     """Whoever waits is let go at once; whoever is being answered goes with that answer."""
     held = ingresses.Echo(held=asyncio.Event())
     claim = await claimed(outside, held)
@@ -101,7 +101,7 @@ async def test_ipv6_loopback_is_served(tmp_path, echo):
         assert answer.status == 200
 
 
-async def test_leaving_lets_an_answer_under_way_finish(tmp_path):
+async def test_closing_lets_an_answer_under_way_finish(tmp_path):
     """And waits for nobody who only holds a connection."""
     held = ingresses.Echo(held=asyncio.Event())
     async with ingresses.opened(tmp_path) as outside:
@@ -118,7 +118,7 @@ async def test_leaving_lets_an_answer_under_way_finish(tmp_path):
         await ingresses.gone(one)
 
 
-async def test_leaving_does_not_wait_for_ever(tmp_path, monkeypatch):
+async def test_closing_waits_for_a_limited_time(tmp_path, monkeypatch):
     """A target that never answers is given up."""
     monkeypatch.setattr(room, "DRAIN_S", 0.01)
     held = ingresses.Echo(held=asyncio.Event())
@@ -131,7 +131,7 @@ async def test_leaving_does_not_wait_for_ever(tmp_path, monkeypatch):
     await ingresses.gone(writer)
 
 
-async def test_who_leaves_is_worked_for_no_more(outside):
+async def test_a_lost_connection_cancels_its_handler(outside):
     """The target is told by being cancelled, when the connection is lost."""
     ended = asyncio.Event()
 
@@ -156,7 +156,7 @@ async def test_who_leaves_is_worked_for_no_more(outside):
         await ended.wait()
 
 
-async def test_who_has_only_finished_writing_still_gets_all_answers(outside):
+async def test_a_half_closed_connection_still_gets_all_answers(outside):
     """A half-closed connection is one that listens; half a request is none."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
@@ -174,7 +174,7 @@ async def test_who_has_only_finished_writing_still_gets_all_answers(outside):
         held.asked.clear()
 
 
-async def test_who_finishes_writing_while_an_answer_is_sent_gets_it_whole(outside):
+async def test_a_client_that_half_closes_during_an_answer_gets_it_whole(outside):
     """And is let go after it."""
 
     class Large:
@@ -199,7 +199,7 @@ async def test_who_finishes_writing_while_an_answer_is_sent_gets_it_whole(outsid
     await ingresses.gone(writer)
 
 
-async def test_who_finishes_writing_in_the_middle_of_a_body_is_let_go(outside, echo):
+async def test_a_client_that_half_closes_within_a_body_is_disconnected(outside, echo):
     """At once: the rest will never come."""
     await claimed(outside, echo)
     reader, writer = await outside.connect()
@@ -227,7 +227,7 @@ async def test_who_finishes_writing_in_the_middle_of_a_body_is_let_go(outside, e
         ("\x01", "/", 400),
     ],
 )
-async def test_every_answer_is_guarded(outside, echo, method, target, status):
+async def test_every_answer_has_the_protective_headers(outside, echo, method, target, status):
     """Whatever it says: no sniffing, no scripts, no caching, and not a word about what software this is."""
     await claimed(outside, echo)
     answer = await outside.ask(method, target)
@@ -271,7 +271,7 @@ async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
     assert (await outside.ask("HEAD", "/acme.demo/")).headers["allow"] == "POST"
 
 
-async def test_nothing_of_the_control_api_is_here(outside, echo):
+async def test_the_control_api_is_not_served(outside, echo):
     """Not even with a plugin beside it."""
     await claimed(outside, echo)
     for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
@@ -326,7 +326,7 @@ class Failing:
         (RuntimeError("a secret"), 500, "internal"),
     ],
 )
-async def test_a_failure_has_a_code_and_gives_nothing_away(outside, error, status, code):
+async def test_a_failure_has_a_code_and_no_internal_details(outside, error, status, code):
     """The connection goes on, and so does everything else."""
     await claimed(outside, Failing(error))
     await claimed(outside, ingresses.Echo(), "acme.two")
@@ -336,7 +336,7 @@ async def test_a_failure_has_a_code_and_gives_nothing_away(outside, error, statu
     assert b"secret" not in failed.body
 
 
-async def test_a_target_that_takes_too_long_is_given_up(outside):
+async def test_a_target_that_takes_too_long_is_cancelled(outside):
     """504, by being cancelled; the same connection's next request is answered."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
@@ -351,7 +351,7 @@ async def test_a_target_that_takes_too_long_is_given_up(outside):
     assert (late.status, late.code, well.status) == (504, "deadline_exceeded", 200)
 
 
-async def test_a_target_that_does_not_give_up_is_cut(outside):
+async def test_a_target_that_ignores_cancellation_is_cut(outside):
     """Whoever swallows its cancellation keeps nobody's connection for ever."""
     ended = asyncio.Event()
 
@@ -389,7 +389,7 @@ async def test_a_target_may_answer_with_another_status(outside):
     assert (answer.status, answer.headers["content-type"], answer.body) == (418, "application/json", b"{}")
 
 
-async def test_a_fault_of_the_listener_itself_is_told(outside, monkeypatch):
+async def test_a_failure_of_the_listener_is_reported(outside, monkeypatch):
     """What hangs on it must not look well."""
 
     def broken(endpoint):

@@ -169,7 +169,7 @@ async def test_a_body_that_fits_is_taken(outside, echo):
     assert (first.json()["body"], second.status) == (len(body), 200)
 
 
-async def test_who_waits_to_be_asked_for_a_body_is_asked(outside):
+async def test_expect_100_continue_is_answered(outside):
     """Expect: 100-continue, once the request is otherwise in order; any other expectation fails."""
     head = (
         b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\nExpect: %s\r\n\r\n"
@@ -259,7 +259,7 @@ async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, ec
         b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400\r\n\r\n",
     ],
 )
-async def test_nothing_is_answered_that_could_be_part_of_something_else(outside, echo, raw):
+async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw):
     """After a request to switch protocols, or a body that nobody read, the connection is over."""
     found = await outside.send(raw + GOOD)
     assert len(found) == 1
@@ -326,7 +326,7 @@ async def test_idle_connections_are_cut(outside):
         await ingresses.gone(writer)
 
 
-async def test_who_does_not_take_an_answer_is_cut(tmp_path):
+async def test_a_client_that_does_not_read_its_answer_is_cut(tmp_path):
     """Megabytes to somebody who never reads hold nothing for long."""
     async with ingresses.opened(tmp_path) as outside:
         await outside.put("default", "k", b"x" * 1_000_000)
@@ -352,7 +352,7 @@ def _stuck(outside):
     return look
 
 
-async def test_beyond_the_limit_whoever_owes_longest_makes_room(outside, echo):
+async def test_beyond_the_limit_the_oldest_incomplete_request_is_cut(outside, echo):
     """Never somebody who is being answered; when all are, the newcomer is turned away."""
     outside.ingress._limiter._most = 3
     echo.held = asyncio.Event()
@@ -380,7 +380,7 @@ async def test_beyond_the_limit_whoever_owes_longest_makes_room(outside, echo):
         await ingresses.gone(writer)
 
 
-async def test_a_crowd_of_strangers_keeps_nobody_waiting(outside):
+async def test_many_idle_clients_delay_no_request(outside):
     """Two hundred that stall in every way, and the next request is answered."""
     parts = (
         b"",

@@ -66,7 +66,7 @@ def test_paths_are_decoded_once_and_whole(raw, path):
         *("/?a=%ff", "/?%ff=a", "/?a=%", "/?a=%00", "/?a=b#c", "/?" + "a&" * 200),
     ],
 )
-def test_what_is_doubtful_is_refused(raw):
+def test_ambiguous_targets_are_refused(raw):
     """Dot segments in any writing, NUL, what is not UTF-8, broken escapes, other forms of targets."""
     assert refused(raw) == "bad_request"
 
@@ -110,7 +110,7 @@ def test_any_text_that_is_quoted_comes_back(text):
 
 
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="/.%2eE5cC\\f0?&=+", max_size=30).map("/".__add__)))
-def test_no_target_gets_a_dot_segment_past(raw):
+def test_no_target_passes_with_a_dot_segment(raw):
     """Nor any other exception than a Problem."""
     with contextlib.suppress(Problem):
         path = request_target.parse(raw).path

@@ -69,7 +69,7 @@ async def test_every_login_has_an_id_of_its_own(world):
 
 
 @pytest.mark.parametrize("cookie", ["", "latticed-session=", "latticed-session", "latticed-session=\u00fc", "; ;=;"])
-async def test_what_is_no_session_is_none(world, backend, cookie):
+async def test_invalid_cookies_are_no_session(world, backend, cookie):
     assert (await world.get(f"{PREFIX}/x", f"Cookie: {cookie}")).status == 401
     assert backend.seen == []
 
@@ -112,7 +112,7 @@ async def test_guessing_is_limited(world):
     assert (await world.log_in()).status == 429
 
 
-async def test_guessing_at_once_is_limited_too(world):
+async def test_concurrent_guessing_is_limited_too(world):
     """Many connections at the same time get no more tries than one."""
     answers = await asyncio.gather(*(world.log_in("guess") for _ in range(25)))
     assert sorted(answer.status for answer in answers) == [403] * 10 + [429] * 15
@@ -210,7 +210,7 @@ async def test_one_plugins_two_logins(world, backend):
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_what_changes_state_must_come_from_our_pages(world, backend, method, fields):
+async def test_requests_that_change_state_must_come_from_our_pages(world, backend, method, fields):
     session = await world.cookie()
     said = [field.format(port=world.port()) for field in fields]
     answer = await world.ask(method, f"{PREFIX}/x", session, *said)
@@ -260,7 +260,7 @@ async def test_logging_in_must_come_from_our_page(world, origin):
 # The page itself.
 
 
-async def test_the_login_page_gives_nothing_away(world):
+async def test_the_login_page_shows_no_internal_details(world):
     """No scripts, no frames, its own style by hash; the form goes to this origin only."""
     answer = await world.get(f"/.latticed/login?to={PREFIX}/")
     policy = answer.headers["content-security-policy"]
@@ -286,7 +286,7 @@ async def test_the_login_page_gives_nothing_away(world):
         "acme.demo/",
     ],
 )
-async def test_after_a_login_nobody_is_sent_elsewhere(world, to):
+async def test_a_login_never_redirects_to_another_site(world, to):
     answer = await world.log_in(to=to)
     assert answer.status in {400, 404}
     assert "location" not in answer.headers
@@ -306,12 +306,12 @@ async def test_after_a_login_nobody_is_sent_elsewhere(world, to):
         ("application/x-www-form-urlencoded", b"to=/acme.demo/&password=" + b"x" * 2_000, 403),
     ],
 )
-async def test_what_is_no_login_form(world, kind, form, status):
+async def test_invalid_login_forms_are_refused(world, kind, form, status):
     answer = await world.ask("POST", "/.latticed/login", f"Content-Type: {kind}", world.here, body=form)
     assert answer.status == status
 
 
-async def test_a_form_that_does_not_come_is_not_waited_for(world):
+async def test_a_form_that_is_not_sent_times_out(world):
     """The connection owes a request: cut like any other that stalls."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"

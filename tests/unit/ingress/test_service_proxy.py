@@ -94,7 +94,7 @@ async def test_public_paths_need_no_login(world, backend, path):
         "/assets/a%2f..%2f..%2fapi",
     ],
 )
-async def test_what_only_looks_public_is_not(world, backend, path):
+async def test_paths_that_only_look_public_need_a_login(world, backend, path):
     """However it is written: 401, or 400 for what nobody means."""
     answer = await world.get(PREFIX + path)
     assert answer.status in {400, 401}
@@ -142,7 +142,7 @@ async def test_the_listener_is_not_the_one_of_pages(world, backend):
 @pytest.mark.parametrize(
     "path", ["/", "/other.one/", "/acme.demos/", "/.well-known/acme", "/.latticed/", "/.latticed/x"]
 )
-async def test_elsewhere_there_is_nothing(world, session, path):
+async def test_other_paths_are_404(world, session, path):
     assert (await world.get(path, session)).status == 404
 
 
@@ -166,7 +166,7 @@ async def test_the_path_is_passed_on_as_it_was_written(world, session):
     assert (await world.get("/acme%2Edemo/x", session)).status == 404
 
 
-async def test_a_service_at_the_top(tmp_path, backend):
+async def test_a_service_at_the_root_path(tmp_path, backend):
     """Paths as they are, redirects as they are; our own pages and what is reserved stay ours."""
     async with routed.opened(tmp_path) as world:
         world.rooms.granted_prefixes[ID] = frozenset({"/"})
@@ -193,7 +193,7 @@ TAKEN_AT_THEIR_WORD = """
 """Headers by which some program or other lets a proxy say who the user is, where he is, or what he asked for."""
 
 
-async def test_what_a_backend_is_told_of_a_request(world, backend, session):
+async def test_request_headers_that_a_backend_gets(world, backend, session):
     """What is on the list, with its own Host and Origin: no session, no credentials, no word of the client."""
     fields = [
         *(f"{name}: admin" for name in TAKEN_AT_THEIR_WORD),
@@ -234,7 +234,7 @@ async def test_what_a_backend_is_told_of_a_request(world, backend, session):
     }
 
 
-async def test_what_a_client_is_told_of_an_answer(world, session):
+async def test_response_headers_that_a_client_gets(world, session):
     """No hop-by-hop headers, no prompt for credentials, no orders to proxies before us; not for shared caches."""
     headers = (await world.get(f"{PREFIX}/x", session)).headers
     assert headers["x-service"] == "yes"
@@ -290,7 +290,7 @@ async def test_events_arrive_while_they_are_sent(world, backend, session):
         assert await stream.content.read() == b"data: second\n\n"
 
 
-async def test_who_leaves_takes_the_request_along(world, backend, session):
+async def test_a_lost_client_cancels_the_backend_request(world, backend, session):
     """The backend's side ends when the client goes."""
     async with browsing(world, session) as client:
         stream = await client.get(f"{PREFIX}/sse")
@@ -318,14 +318,14 @@ async def test_bodies_of_both_framings_arrive_whole(world, backend, session):
     assert backend.seen[1].headers["transfer-encoding"] == "chunked"
 
 
-async def test_a_body_that_says_it_is_too_large_is_not_even_begun(world, backend, session):
+async def test_a_content_length_that_is_too_large_is_refused_at_once(world, backend, session):
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     (answer,) = await world.send(f"{head}Content-Length: 1048577\r\n\r\n".encode())
     assert (answer.status, answer.code) == (413, "request_too_large")
     assert backend.seen == []
 
 
-async def test_a_body_that_turns_out_too_large_never_looks_whole(world, backend, session):
+async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend, session):
     """413, and what the backend got of it ends in the middle."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
@@ -349,7 +349,7 @@ async def test_a_chunk_that_breaks_on_its_way_ends_both_connections_at_once(worl
     await ingresses.until(lambda: [one.body for one in backend.seen] in ([b"<broken>"], []), "a broken body")
 
 
-async def test_who_waits_to_be_asked_is_asked(world, backend, session):
+async def test_expect_100_continue_is_answered(world, backend, session):
     """Expect: 100-continue, once; another expectation is refused before anything is dialled."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     head += "Content-Length: 3\r\n"
@@ -429,7 +429,7 @@ async def test_a_backend_that_is_down_is_502_and_back_as_soon_as_it_is(world, ba
     assert port != other.port
 
 
-async def test_half_an_answer_never_looks_whole(world, backend, session):
+async def test_an_incomplete_answer_is_cut(world, backend, session):
     """The backend dies before its answer: 502. In the middle: the connection is cut, in either framing."""
     answer = await world.get(f"{PREFIX}/die?early", session)
     assert (answer.status, answer.code) == (502, "service_failed")
@@ -440,7 +440,7 @@ async def test_half_an_answer_never_looks_whole(world, backend, session):
                     await found.read()
 
 
-async def test_a_backend_that_says_nothing_is_504(tmp_path, backend):
+async def test_a_backend_that_does_not_answer_is_504(tmp_path, backend):
     """And it is let go of."""
     async with routed.opened(tmp_path, limits=ProxyLimits(head_s=0.2)) as world:
         await world.serve(backend)
@@ -497,7 +497,7 @@ async def test_a_stopped_plugin_is_gone_at_once(world, backend, session):
     await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_strangers_do_not_stay_for_ever(tmp_path, backend):
+async def test_answers_without_a_login_are_cut_after_a_time(tmp_path, backend):
     """A public stream ends after its time; one of a session goes on."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, public=["/sse"])
@@ -567,7 +567,7 @@ async def test_a_websocket_is_not_redirected(world, backend, session):
         {"Sec-WebSocket-Protocol": "a b"},
     ],
 )
-async def test_what_is_no_handshake_is_refused(world, backend, session, fields):
+async def test_invalid_handshakes_are_refused(world, backend, session, fields):
     sound = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     lines = {**sound, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", **fields}
     head = [f"GET {PREFIX}/ws HTTP/1.1", "Host: 127.0.0.1", session, "Origin: http://127.0.0.1"]
@@ -577,7 +577,7 @@ async def test_what_is_no_handshake_is_refused(world, backend, session, fields):
     assert backend.seen == []
 
 
-async def test_what_a_service_says_is_never_ours(world, session):
+async def test_a_services_headers_cannot_pass_for_ours(world, session):
     """A service's answer may hold anything; only our pages have our policy."""
     answer = await world.get(f"{PREFIX}/x", session)
     assert "content-security-policy" not in answer.headers

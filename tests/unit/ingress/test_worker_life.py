@@ -85,7 +85,7 @@ async def test_from_the_bundle_to_the_answer_and_back(place):
 @pytest.mark.parametrize(
     ("template", "word"), [(b"x\nfetch('/')", "`fetch(` in line 2"), (b"{{path", "not closed in line 1")]
 )
-async def test_what_is_blocked_cannot_be_activated(place, template, word):
+async def test_a_blocked_template_cannot_be_activated(place, template, word):
     """409, in words, with the status as it was; nothing is served."""
     place.drop(template)
     answer = await place.activate()

@@ -57,7 +57,7 @@ def test_undeclared_and_ungranted_calls_are_refused(method):
     assert Gate([needed], answers={method: {"a": 1}}).call(method, {}) == {"a": 1}
 
 
-def test_unknown_names_are_mistakes_of_the_test():
+def test_unknown_names_raise_value_error():
     for wrong in ({"capabilities": ["kv:steal"]}, {"granted": ["kv"]}, {"answers": {"kv.steal": 1}}):
         with pytest.raises(ValueError, match=r"^expected (known|answers to known) "):
             Gate(**wrong)

@@ -105,7 +105,7 @@ def test_health_and_stopping(host):
     assert host.plugin.was_stopped
 
 
-def test_a_constructor_of_its_own_is_nobody_elses_business():
+def test_a_plugin_may_have_its_own_constructor():
     """Whether it calls that of Plugin or not."""
 
     class Own(Plugin):

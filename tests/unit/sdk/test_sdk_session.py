@@ -24,7 +24,7 @@ def living(tmp_path):
     return start
 
 
-def test_a_life(living):
+def test_a_whole_session(living):
     """started, actions, health, host calls, stopping; it ends with 0 and says nothing on stderr."""
     body = """
     def started(self):
@@ -194,7 +194,7 @@ def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_answers_find_their_threads(living):
+def test_answers_reach_the_thread_that_called(living):
     """Calls from many threads at once, while the host asks for other things; each thread gets its own answer."""
     body = """
     def do_crowd(self, payload):
