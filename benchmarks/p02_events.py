@@ -20,7 +20,7 @@ from benchmarks.references import raw_inotify
 from latticed.bundle.read import ARTIFACT
 from latticed.catalog import Catalog
 from latticed.catalog import root as roots
-from latticed.catalog.hints import Inbox
+from latticed.catalog.dirty_names import DirtyNames
 from latticed.catalog.watcher import Watcher
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Verified
@@ -107,10 +107,10 @@ async def _watcher(plugins: Path, bundle: Path, touch: Touch) -> tuple[float, fl
         noted_s.append(time.perf_counter())
         loop.call_soon_threadsafe(heard.set)
 
-    inbox = Inbox(wake)
-    watcher = Watcher(plugins, inbox=inbox)
+    dirty = DirtyNames(wake)
+    watcher = Watcher(plugins, dirty=dirty)
     watcher.start()
-    root = roots.look_at(plugins)
+    root = roots.open_root(plugins)
     try:
         watcher.arm_root(root)
         found = bundle.stat()
@@ -126,7 +126,7 @@ async def _watcher(plugins: Path, bundle: Path, touch: Touch) -> tuple[float, fl
             took_s[1].append(heard_s - closed_s)
             await asyncio.sleep(PAUSE_S)  # so that its after-effects are in no other sample
             heard.clear()
-            inbox.take()
+            dirty.take()
     finally:
         root.close()
         watcher.close()

@@ -134,7 +134,7 @@ class App:
 
         catalog = self._make_catalog(policy, store)
         for source in ledger.read(records.accepted_sources):
-            catalog.hold(source)
+            catalog.mark_recorded(source)
         await stack.enter_async_context(catalog)
         handle_deps = HandleDeps(
             runners=runners,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
-_LOOK_S: Final = 0.25
+_CHECK_S: Final = 0.25
 
 J = TypeVar("J", bound="Hashable")
 R = TypeVar("R")
@@ -83,12 +83,12 @@ class AbandoningThreads:
         work: Callable[[J], R],
         *,
         slice_s: float = float("inf"),
-        tell: Callable[[JobOutcome[J, R]], None] | None = None,
+        report: Callable[[JobOutcome[J, R]], None] | None = None,
     ) -> JobOutcome[J, R]:
         """Do `work(job)` for each of `jobs`; none is begun once `slice_s` seconds have passed.
 
-        `tell` hears of what is done while some job takes long; the outcome then holds the rest. When cancelled, no
-        further job is begun.
+        `report` is called with what is done while some job takes long; the returned outcome holds the rest. When
+        cancelled, no further job is begun.
         """
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -106,14 +106,14 @@ class AbandoningThreads:
             (batch.stuck if job in hanging else batch.todo).append(job)
         try:
             for _ in range(min(self._threads, (len(batch.todo) + 3) // 4)):
-                self._hire(batch)
+                self._add_worker(batch)
             if batch.todo and not batch.workers:
-                await asyncio.sleep(_LOOK_S)  # whoever asks again at once leaves a turn to others
+                await asyncio.sleep(_CHECK_S)  # so that a caller that tries again at once leaves time to other tasks
             while not all(worker.ended or worker.abandoned for worker in batch.workers):
-                await _wait(news, _LOOK_S)
-                self._look_after(batch)
-                if tell is not None:
-                    tell(self._outcome(batch))
+                await _wait(news, _CHECK_S)
+                self._abandon_late(batch)
+                if report is not None:
+                    report(self._outcome(batch))
         finally:
             left = _drain(batch.todo)
         return self._outcome(batch, left)
@@ -125,16 +125,16 @@ class AbandoningThreads:
             batch.done, batch.failed, batch.stuck = {}, {}, []
         return outcome
 
-    def _hire(self, batch: _Batch[J, R]) -> None:
+    def _add_worker(self, batch: _Batch[J, R]) -> None:
         """Start one more worker, if there is room beside those that are stuck."""
         if self.full:
             return
         worker: _Worker[J] = _Worker()
         with contextlib.suppress(RuntimeError):  # the system has no thread to give: what is left is asked for again
-            threading.Thread(target=self._labour, args=(batch, worker), name="latticed-scan", daemon=True).start()
+            threading.Thread(target=self._work, args=(batch, worker), name="latticed-scan", daemon=True).start()
             batch.workers.append(worker)
 
-    def _labour(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:
+    def _work(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:
         while time.monotonic() < batch.until_s and not worker.abandoned:
             try:
                 job = batch.todo.popleft()
@@ -163,7 +163,7 @@ class AbandoningThreads:
             else:
                 batch.done[job] = cast("R", result)
 
-    def _look_after(self, batch: _Batch[J, R]) -> None:
+    def _abandon_late(self, batch: _Batch[J, R]) -> None:
         """Abandon workers that are stuck, and replace them while there is work and room."""
         now_s = time.monotonic()
         for worker in list(batch.workers):
@@ -175,7 +175,7 @@ class AbandoningThreads:
                 self._abandoned.add(worker)
                 batch.stuck.append(cast("J", worker.job))
             if batch.todo:
-                self._hire(batch)
+                self._add_worker(batch)
 
 
 async def _wait(news: asyncio.Event, timeout_s: float) -> None:

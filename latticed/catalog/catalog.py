@@ -57,10 +57,10 @@ class Catalog:
         self._paths = dict(directories)
         self._store = store
         self._limits = limits or read.ReadLimits()
-        self._outbox = Coalescer()
-        self._crew = AbandoningThreads(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
+        self._coalescer = Coalescer()
+        self._pool = AbandoningThreads(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._held: dict[str, set[str]] = {label: set() for label in self._paths}
+        self._recorded: dict[str, set[str]] = {label: set() for label in self._paths}
         judge = Judge(limits=self._limits, policy=policy, host_version=host_version, clock=clock)
         self._directories = {
             label: Directory(
@@ -68,7 +68,7 @@ class Catalog:
                 judge=judge,
                 watch=watch or WatchSettings(),
                 max_bundles=max_bundles,
-                held=self._held[label],
+                recorded=self._recorded[label],
                 post=self._poster(label),
                 counters=self.counters,
             )
@@ -85,7 +85,7 @@ class Catalog:
             await self._stop()
             raise
         for label, directory in self._directories.items():
-            for work, name in ((directory.run(), "catalog"), (directory.patrol.run(), "patrol")):
+            for work, name in ((directory.run(), "catalog"), (directory.active_poll.run(), "active_poll")):
                 task = asyncio.create_task(work, name=f"{name} {label}")
                 task.add_done_callback(self._ended)
                 self._tasks.append(task)
@@ -103,25 +103,25 @@ class Catalog:
         if self._read:
             raise RuntimeError("the catalog's changes have one reader")
         self._read = True
-        yield self._outbox.take()
+        yield self._coalescer.take()
         while True:
-            await self._outbox.wait()
+            await self._coalescer.wait()
             if self._failed is not None:
                 self._failed.result()
-            if batch := self._outbox.take():
+            if batch := self._coalescer.take():
                 yield batch
 
-    def hold(self, name: str) -> None:
-        """A record names this bundle: it is looked at first and always, whatever else lies or hangs beside it."""
+    def mark_recorded(self, name: str) -> None:
+        """A record names this bundle: it is judged first, needs no slot, and is not delayed by others that hang."""
         label, _, bundle = name.partition("/")
-        if label in self._held:
-            self._held[label].add(bundle)
+        if label in self._recorded:
+            self._recorded[label].add(bundle)
 
-    def release(self, name: str) -> None:
+    def unmark_recorded(self, name: str) -> None:
         """No record names this bundle any more."""
         label, _, bundle = name.partition("/")
-        self._held.get(label, set()).discard(bundle)
-        self.attend(name, active=False)
+        self._recorded.get(label, set()).discard(bundle)
+        self.set_active(name, active=False)
 
     def rescan(self, *, rehash: bool = False) -> None:
         """Judge everything again, soon and under the policy of now (SIGHUP, changed policy or settings).
@@ -131,11 +131,11 @@ class Catalog:
         for directory in self._directories.values():
             directory.rescan(rehash=rehash)
 
-    def attend(self, name: str, *, active: bool) -> None:
-        """Look at the bundle `name` every second from now on, because what is active comes from there, or no more."""
+    def set_active(self, name: str, *, active: bool) -> None:
+        """Poll the bundle `name` every second from now on, because an active plugin comes from it, or no more."""
         label, _, bundle = name.partition("/")
         if (directory := self._directories.get(label)) is not None:
-            directory.patrol.attend(bundle, active=active)
+            directory.active_poll.set_active(bundle, active=active)
 
     async def judge(self, name: str) -> Verdict:
         """The verdict on one bundle, read and hashed now; nothing is remembered.
@@ -144,7 +144,7 @@ class Catalog:
         Problem("not_found") when there is none, Problem("bad_request") when it cannot be a name.
         """
         for directory, bundle in self._candidates(name):
-            verdict = await self._do(("judge", bundle), functools.partial(directory.look, bundle))
+            verdict = await self._do(("judge", bundle), functools.partial(directory.judge_once, bundle))
             if verdict is not None:
                 return verdict
         raise Problem(
@@ -163,7 +163,7 @@ class Catalog:
         path = self._paths[label]
 
         def copy() -> None:
-            root = roots.look_at(path)
+            root = roots.open_root(path)
             try:
                 with read.open_bundle(bundle, beneath=root.fd, limits=self._limits, owners=root.owners) as directory:
                     store.keep(directory, verified)
@@ -178,36 +178,36 @@ class Catalog:
 
     def _candidates(self, name: str) -> Iterable[tuple[Directory, str]]:
         label, slash, bundle = name.partition("/")
-        places = [self._directories[label]] if slash and label in self._directories else []
+        found = [self._directories[label]] if slash and label in self._directories else []
         if not slash:
-            places, bundle = list(self._directories.values()), name
-        if not bundle or "/" in bundle or "\0" in bundle or not roots.may_be_bundle(bundle) or not places:
+            found, bundle = list(self._directories.values()), name
+        if not bundle or "/" in bundle or "\0" in bundle or not roots.may_be_bundle(bundle) or not found:
             detail = f"expected a name within the plugin directory, found {name[:80]!a}"
             raise Problem("bad_request", detail, "give the bundle's directory name, as `latticectl rejected` shows it")
-        return [(directory, bundle) for directory in places]
+        return [(directory, bundle) for directory in found]
 
-    async def _do(self, errand: tuple[str, str], work: Callable[[], T]) -> T:
+    async def _do(self, job: tuple[str, str], work: Callable[[], T]) -> T:
         """One piece of blocking work on a thread of its own; a few at once. One that hangs is not begun again."""
         async with self._at_once:
-            outcome = await self._crew.run([errand], lambda _: work())
-        if errand in outcome.failed:
-            raise outcome.failed[errand]
-        if errand not in outcome.done:
+            outcome = await self._pool.run([job], lambda _: work())
+        if job in outcome.failed:
+            raise outcome.failed[job]
+        if job not in outcome.done:
             detail = f"expected an answer within {self._limits.deadline_s:g} s, found none"
             raise Problem("deadline_exceeded", detail, "the disk or the file system does not answer")
-        return outcome.done[errand]
+        return outcome.done[job]
 
     def _poster(self, label: str) -> Callable[[Iterable[tuple[str, Verdict | None]]], None]:
         def post(found: Iterable[tuple[str, Verdict | None]]) -> None:
-            self._outbox.post((f"{label}/{name}", verdict) for name, verdict in found)
+            self._coalescer.post((f"{label}/{name}", verdict) for name, verdict in found)
 
         return post
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A directory that stopped being followed must not look like one where nothing happens."""
+        """Without this, a directory whose task failed would look like one where nothing changes."""
         if not task.cancelled() and task.exception() is not None:
             self._failed = task
-            self._outbox.wake()
+            self._coalescer.wake()
 
     async def _stop(self) -> None:
         for task in self._tasks:

@@ -1,4 +1,4 @@
-"""One plugin directory, kept up to date: hints settle, scans correct them, the judge is asked, changes are posted."""
+"""One plugin directory, kept up to date: dirty names settle and are judged, scans find what events missed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import functools
 import os
 from typing import TYPE_CHECKING, Final
 
-from latticed.catalog import reasons, scanner
+from latticed.catalog import refusals as reasons
 from latticed.catalog import root as roots
+from latticed.catalog import scanner
 from latticed.catalog.abandoning_threads import AbandoningThreads
-from latticed.catalog.hints import Inbox
-from latticed.catalog.judge_queue import JudgeQueue, Look
+from latticed.catalog.active_poll import ActivePoll
+from latticed.catalog.dirty_names import DirtyNames
+from latticed.catalog.judge_queue import JudgeMode, JudgeQueue
 from latticed.catalog.mounts import MountTable
-from latticed.catalog.patrol import Patrol
+from latticed.catalog.scan_schedule import ScanSchedule
 from latticed.catalog.settle import Settle
-from latticed.catalog.stat_check import Looker
-from latticed.catalog.timetable import Timetable
+from latticed.catalog.stat_check import BundleChecker
 from latticed.catalog.watcher import Watcher
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verdict, Verified
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 """Hashing and Ed25519 release the GIL, the rest does not: more threads than processors only get in each other's way."""
 LISTED_PER_BUNDLE: Final = 8
-"""So many names for each bundle that there may be are taken down from a listing; the rest is said in health."""
-PATIENCE_S: Final = 5.0
+"""A listing is read up to so many names for each bundle that there may be; health says how many more there are."""
+START_WAIT_S: Final = 5.0
 """How long a start waits while nothing is found out about bundles that no record names."""
 ACTIVE_LONGEST_S: Final = 1.0
 """What is active and written to without end is judged after so long, whatever the settings say."""
@@ -45,8 +46,9 @@ _GRACE_S: Final = 1.0
 class Directory:
     """The bundles of one directory as they are now. Run `start` once, then `run` until cancelled, then `stop`.
 
-    `held` are the names that records name: they are looked at first, whatever else there is or hangs, by threads of
-    their own. `post` is called with (name, verdict; None for gone) of whatever was judged; it decides what is news.
+    `recorded` are the bundles that records name: they are judged first, in a queue with threads of its own, so that no
+    other bundle delays them. `post` is called with (name, verdict; None for gone) of whatever was judged; it drops what
+    is no change.
     """
 
     def __init__(
@@ -56,29 +58,31 @@ class Directory:
         judge: Judge,
         watch: WatchSettings,
         max_bundles: int,
-        held: set[str],
+        recorded: set[str],
         post: Callable[[Iterable[tuple[str, Verdict | None]]], None],
         counters: Counter[str],
     ) -> None:
         self._path = path
         self._judge = judge
         self._max_bundles = max_bundles
-        self._held = held
+        self._recorded = recorded
         self._post = post
         self._counters = counters
         self._now = judge.clock.monotonic_s
         deadline_s = judge.limits.deadline_s + _GRACE_S
-        self._errands = AbandoningThreads(threads=1, deadline_s=deadline_s)
+        self._blocking = AbandoningThreads(threads=1, deadline_s=deadline_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
-        self._inbox = Inbox(self._wake)
-        self._watcher = Watcher(path, inbox=self._inbox)
-        self._looker = Looker(path, judge=judge, watcher=self._watcher, held=held, max_bundles=max_bundles)
-        self._first, self._rest = (
+        self._dirty = DirtyNames(self._wake)
+        self._watcher = Watcher(path, dirty=self._dirty)
+        self._checker = BundleChecker(
+            path, judge=judge, watcher=self._watcher, recorded=recorded, max_bundles=max_bundles
+        )
+        self._recorded_queue, self._other_queue = (
             JudgeQueue(
                 AbandoningThreads(threads=THREADS, deadline_s=deadline_s),
-                prepare=lambda jobs: self._looker.batch(jobs, self._entries),
-                tell=self._tell,
+                prepare=lambda jobs: self._checker.batch(jobs, self._entries),
+                report=self._take_outcome,
             )
             for _ in range(2)
         )
@@ -86,12 +90,12 @@ class Directory:
         self._settle = Settle(quiet_s=watch.quiet_s, longest_s=watch.max_wait_s)
         self._settle_active = Settle(quiet_s=watch.quiet_s, longest_s=min(watch.max_wait_s, ACTIVE_LONGEST_S))
         self._entries: dict[str, DirectoryEntry] = {}
-        self.patrol = Patrol(path, watcher=self._watcher, entries=self._entries, note=self._inbox.note)
+        self.active_poll = ActivePoll(path, watcher=self._watcher, entries=self._entries, note=self._dirty.note)
         self._surplus: set[str] = set()
         self._uncounted: set[str] = set()
         self._unlisted = 0
         self._problem = ""
-        self._times = Timetable(rescan_s=watch.rescan_s, now_s=self._now())
+        self._schedule = ScanSchedule(rescan_s=watch.rescan_s, now_s=self._now())
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -105,7 +109,7 @@ class Directory:
         surplus = len(self._surplus) + len(self._uncounted) + self._unlisted
         if surplus:
             found.append(f"expected at most {self._max_bundles} bundles, found {surplus} more, which are refused")
-        abandoned = self._first.crew.abandoned + self._rest.crew.abandoned
+        abandoned = self._recorded_queue.pool.abandoned + self._other_queue.pool.abandoned
         if abandoned:
             found.append(f"{abandoned} reads of bundles do not return")
         return tuple(problem for problem in found if problem)
@@ -115,21 +119,24 @@ class Directory:
 
         An artifact whose file has not changed is not hashed again, unless `rehash`.
         """
-        names = {*self._entries, *self._first.judging, *self._rest.judging}
-        self._look(names, Look.HASH if rehash else Look.JUDGE)
-        self._times.want_scan_now(self._now())
+        names = {*self._entries, *self._recorded_queue.judging, *self._other_queue.judging}
+        self._enqueue(names, JudgeMode.HASH if rehash else JudgeMode.JUDGE)
+        self._schedule.want_scan_now(self._now())
         self._news.set()
 
     async def start(self) -> None:
-        """Begin to watch, and judge all there is; what hangs and is not held is not waited for."""
+        """Begin to watch, and judge all there is; a bundle that hangs is waited for only if a record names it."""
         self._loop = asyncio.get_running_loop()
-        await self._errands.run(["watcher"], lambda _: self._watcher.start())
+        await self._blocking.run(["watcher"], lambda _: self._watcher.start())
         await self._scan()
-        self._tasks = [asyncio.create_task(lane.run(), name="catalog lane") for lane in (self._first, self._rest)]
+        self._tasks = [
+            asyncio.create_task(queue.run(), name="catalog queue")
+            for queue in (self._recorded_queue, self._other_queue)
+        ]
         for task in self._tasks:
             task.add_done_callback(lambda _: self._news.set())
-        await self._first.idle()
-        await self._rest.idle(PATIENCE_S)
+        await self._recorded_queue.idle()
+        await self._other_queue.idle(START_WAIT_S)
 
     async def run(self) -> None:
         """Follow what happens, until cancelled."""
@@ -138,13 +145,13 @@ class Directory:
             for task in self._tasks:
                 if task.done():
                     task.result()
-            self._read_hints()
-            if self._times.tick_due_s() <= self._now():
+            self._take_dirty()
+            if self._schedule.tick_due_s() <= self._now():
                 await self._check_watch()
-            if self._times.scan_due_s(watched=self._watched()) <= self._now():
+            if self._schedule.scan_due_s(watched=self._watched()) <= self._now():
                 await self._scan()
             now_s = self._now()
-            self._look([*self._settle_active.due(now_s), *self._settle.due(now_s)], Look.HASH, urgent=True)
+            self._enqueue([*self._settle_active.due(now_s), *self._settle.due(now_s)], JudgeMode.HASH, urgent=True)
 
     async def stop(self) -> None:
         """Stop watching; waits for watchdog's thread, off the loop."""
@@ -152,18 +159,18 @@ class Directory:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mounts.close()
-        await self._errands.run(["stop"], lambda _: self._watcher.close())
+        await self._blocking.run(["stop"], lambda _: self._watcher.close())
 
-    def look(self, name: str) -> Verdict | None:
-        """Judge one bundle afresh, for whoever asks, and remember nothing; None when there is none. Blocks."""
+    def judge_once(self, name: str) -> Verdict | None:
+        """The verdict on one bundle, read and hashed now, without remembering it; None when there is none. Blocks."""
         try:
-            root = roots.look_at(self._path)
+            root = roots.open_root(self._path)
         except Problem as problem:
             if problem.code == "directory_missing":
                 return None
             return Refused(Code.UNREADABLE, problem.reason, problem.hint)
         try:
-            return self._judge.judge(name, root).verdict if scanner.look_at(name, root) is not None else None
+            return self._judge.judge(name, root).verdict if scanner.candidate(name, root) is not None else None
         except OSError as error:
             return reasons.failed(error).verdict
         finally:
@@ -181,7 +188,7 @@ class Directory:
 
     async def _pause(self) -> None:
         """Until there is news or something is due."""
-        due_s = [self._times.tick_due_s(), self._times.scan_due_s(watched=self._watched())]
+        due_s = [self._schedule.tick_due_s(), self._schedule.scan_due_s(watched=self._watched())]
         settles_s = (self._settle.next_due_s(), self._settle_active.next_due_s())
         due_s.extend(moment for moment in settles_s if moment is not None)
         with contextlib.suppress(TimeoutError):
@@ -189,27 +196,27 @@ class Directory:
                 await self._news.wait()
         self._news.clear()
 
-    def _read_hints(self) -> None:
-        hints = self._inbox.take()
-        self._counters["events"] += hints.events
-        self._counters["overflows"] += hints.overflows
-        if hints.scan:
-            self._times.want_scan()
+    def _take_dirty(self) -> None:
+        batch = self._dirty.take()
+        self._counters["events"] += batch.events
+        self._counters["overflows"] += batch.overflows
+        if batch.scan:
+            self._schedule.want_scan()
         now_s = self._now()
-        for name in hints.names:
+        for name in batch.names:
             (self._settle_active if name in self._watcher.active else self._settle).mark(name, now_s)
 
     async def _check_watch(self) -> None:
         """Whether the path still means what is watched, the watcher lives, and nothing was mounted."""
-        self._times.ticked(self._now())
+        self._schedule.ticked(self._now())
         if not self._watcher.alive:
             self._counters["watcher_restarts"] += 1
-            await self._errands.run(["watcher"], lambda _: self._restart_watcher())
-            self._times.want_scan()
-        outcome = await self._errands.run(["root"], lambda _: roots.identify(self._path))
+            await self._blocking.run(["watcher"], lambda _: self._restart_watcher())
+            self._schedule.want_scan()
+        outcome = await self._blocking.run(["root"], lambda _: roots.identify(self._path))
         moved = outcome.done.get("root") != self._watcher.watched_root
         if self._mounts.changed() or moved:
-            self._times.want_scan()
+            self._schedule.want_scan()
 
     def _restart_watcher(self) -> None:
         self._watcher.stop()
@@ -217,30 +224,30 @@ class Directory:
 
     async def _scan(self) -> None:
         """List the directory; what is gone is posted, everything else is looked at."""
-        self._times.scan_began()
+        self._schedule.scan_began()
         began_s = self._now()
         work = functools.partial(scanner.list_names, watcher=self._watcher, most=LISTED_PER_BUNDLE * self._max_bundles)
-        outcome = await self._errands.run(["list"], lambda _: work(self._path))
+        outcome = await self._blocking.run(["list"], lambda _: work(self._path))
         self._counters["scans"] += 1
-        self._times.scan_ended(began_s=began_s, now_s=self._now())
+        self._schedule.scan_ended(began_s=began_s, now_s=self._now())
         listing = outcome.done.get("list")
         if listing is not None:
-            self._accept(listing)
+            self._apply_listing(listing)
         else:
             self._cannot_list(outcome.failed.get("list"))
 
-    def _accept(self, listing: Listing) -> None:
+    def _apply_listing(self, listing: Listing) -> None:
         self._problem = ""
-        names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._held)
+        names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._recorded)
         self._unlisted = max(0, listing.unlisted - len(names.difference(listing.names)))
         self._watcher.retain(names)
-        self._first.retain(names)
-        self._rest.retain(names)
+        self._recorded_queue.retain(names)
+        self._other_queue.retain(names)
         self._uncounted &= names
         self._record({name: None for name in self._entries if name not in names})
         known = [name for name, entry in self._entries.items() if not entry.surplus]
-        self._look(known, Look.COMPARE)
-        self._look(sorted(names.difference(known)), Look.COMPARE)
+        self._enqueue(known, JudgeMode.COMPARE)
+        self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
 
     def _cannot_list(self, error: Exception | None) -> None:
         """One that is missing has no bundles; in one that cannot be listed, those known by name are looked at."""
@@ -250,16 +257,16 @@ class Directory:
             self._uncounted.clear()
             self._record(dict.fromkeys(self._entries))
         else:
-            self._look({*self._entries, *self._held}, Look.COMPARE)
+            self._enqueue({*self._entries, *self._recorded}, JudgeMode.COMPARE)
 
-    def _look(self, names: Iterable[str], how: Look, *, urgent: bool = False) -> None:
-        """Have these names looked at; those that records name in a lane of their own."""
+    def _enqueue(self, names: Iterable[str], mode: JudgeMode, *, urgent: bool = False) -> None:
+        """Queue these names to be judged; those that records name have a queue of their own."""
         names = list(names)
-        self._first.put((name for name in names if name in self._held), how, urgent=urgent)
-        self._rest.put((name for name in names if name not in self._held), how, urgent=urgent)
+        self._recorded_queue.put((name for name in names if name in self._recorded), mode, urgent=urgent)
+        self._other_queue.put((name for name in names if name not in self._recorded), mode, urgent=urgent)
 
-    def _tell(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
-        """Take down what a lane has found. A problem of the directory itself is one of this bundle too."""
+    def _take_outcome(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
+        """Record what a queue has found. A problem of the directory itself is one of this bundle too."""
         found: dict[str, DirectoryEntry | None] = {}
         for name, entry in outcome.done.items():
             if entry is None or entry is not self._entries.get(name):
@@ -271,9 +278,9 @@ class Directory:
                 continue
             found[name] = None if error.code == "directory_missing" else reasons.in_unreadable_directory()
             self._problem = reasons.directory(self._path, error)
-            self._times.want_scan()
+            self._schedule.want_scan()
         found.update(dict.fromkeys(outcome.stuck, reasons.no_answer(self._judge.limits.deadline_s)))
-        found.update(dict.fromkeys(self._looker.evicted(), reasons.surplus(self._max_bundles)))
+        found.update(dict.fromkeys(self._checker.evicted(), reasons.surplus(self._max_bundles)))
         self._record(found)
 
     def _record(self, found: Mapping[str, DirectoryEntry | None]) -> None:
@@ -290,10 +297,10 @@ class Directory:
                 self._entries[name] = entry
             else:
                 made_room |= self._entries.pop(name, None) is not None and not (known and known.surplus)
-                self._looker.give_back(name)
+                self._checker.release(name)
             (self._surplus.add if entry is not None and entry.surplus else self._surplus.discard)(name)
             posted.append((name, entry.verdict if entry is not None else None))
         if made_room and self._surplus:
-            self._times.want_scan()
+            self._schedule.want_scan()
             self._news.set()
         self._post(posted)

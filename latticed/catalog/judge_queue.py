@@ -1,4 +1,4 @@
-"""Names that wait to be looked at, and the crew that does it: what hangs in one lane holds up no other."""
+"""Bundle names to judge, and the threads that judge them; a read that hangs in one queue delays no other queue."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SLICE_NAMES: Final = 4096
 _FULL_PAUSE_S: Final = 1.0
 
 
-class Look(IntEnum):
-    """How closely: judge what has changed; judge again; hash again whatever the fingerprint says."""
+class JudgeMode(IntEnum):
+    """COMPARE judges what changed; JUDGE all, with the known hash of an unchanged artifact; HASH hashes again."""
 
     COMPARE = 0
     JUDGE = 1
@@ -28,34 +28,34 @@ class Look(IntEnum):
 
 
 class JudgeQueue:
-    """One task, `run`, looks at what `put` names.
+    """One task, `run`, judges the names given to `put`.
 
-    `prepare(jobs)` gives the work on one name, which is done on the crew's threads. `tell(outcome)` is called on the
+    `prepare(jobs)` gives the work on one name, which is done on worker threads. `report(outcome)` is called on the
     loop with what has been found so far.
     """
 
     def __init__(
         self,
-        crew: AbandoningThreads,
+        pool: AbandoningThreads,
         *,
-        prepare: Callable[[Mapping[str, Look]], Callable[[str], DirectoryEntry | None]],
-        tell: Callable[[JobOutcome[str, DirectoryEntry | None]], None],
+        prepare: Callable[[Mapping[str, JudgeMode]], Callable[[str], DirectoryEntry | None]],
+        report: Callable[[JobOutcome[str, DirectoryEntry | None]], None],
     ) -> None:
-        self.crew = crew
+        self.pool = pool
         self._prepare = prepare
-        self._tell = tell
-        self._urgent: dict[str, Look] = {}
-        self._backlog: dict[str, Look] = {}
+        self._report_outcome = report
+        self._urgent: dict[str, JudgeMode] = {}
+        self._backlog: dict[str, JudgeMode] = {}
         self._turn_of_urgent = False
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._found = 0
-        self.judging: Mapping[str, Look] = {}
+        self.judging: Mapping[str, JudgeMode] = {}
 
-    def put(self, names: Iterable[str], how: Look, *, urgent: bool = False) -> None:
-        """Have these looked at, at least that closely; `urgent` ones do not wait for the backlog."""
+    def put(self, names: Iterable[str], mode: JudgeMode, *, urgent: bool = False) -> None:
+        """Queue these names, or raise the mode of those that are queued; `urgent` ones do not wait for the backlog."""
         for name in names:
-            wanted = max(how, self._backlog.pop(name, how), self._urgent.pop(name, how))
+            wanted = max(mode, self._backlog.pop(name, mode), self._urgent.pop(name, mode))
             (self._urgent if urgent else self._backlog)[name] = wanted
         if self._urgent or self._backlog:
             self._idle.clear()
@@ -68,7 +68,7 @@ class JudgeQueue:
                 del waiting[name]
 
     async def run(self) -> None:
-        """Look at what there is, until cancelled."""
+        """Judge what is queued, until cancelled."""
         while True:
             jobs = self._take()
             if not jobs:
@@ -78,31 +78,31 @@ class JudgeQueue:
                 continue
             self.judging = jobs
             try:
-                outcome = await self.crew.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, tell=self._told)
+                outcome = await self.pool.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, report=self._report)
             finally:
                 self.judging = {}
             for name in outcome.left:
                 self._backlog.setdefault(name, jobs[name])
-            self._told(outcome)
-            if self.crew.full:
+            self._report(outcome)
+            if self.pool.full:
                 await asyncio.sleep(_FULL_PAUSE_S)
 
-    async def idle(self, patience_s: float | None = None) -> None:
-        """Return when nothing waits, or (with `patience_s`) when nothing was found for so long."""
+    async def idle(self, timeout_s: float | None = None) -> None:
+        """Return when nothing waits, or (with `timeout_s`) when nothing was found for so long."""
         while True:
             found = self._found
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(timeout_s):
                     await self._idle.wait()
                     return
             if found == self._found:
                 return
 
-    def _told(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
+    def _report(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
         self._found += len(outcome.done) + len(outcome.failed) + len(outcome.stuck)
-        self._tell(outcome)
+        self._report_outcome(outcome)
 
-    def _take(self) -> dict[str, Look]:
+    def _take(self) -> dict[str, JudgeMode]:
         """The next jobs: urgent ones and the backlog by turns, so that neither waits for ever."""
         self._turn_of_urgent = not self._turn_of_urgent
         first, other = (self._urgent, self._backlog) if self._turn_of_urgent else (self._backlog, self._urgent)

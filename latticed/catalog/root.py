@@ -1,4 +1,4 @@
-"""One look at a plugin directory itself: opened once, so that a look never mixes two directories of the same name."""
+"""A plugin directory, opened once for each pass over it, so that no pass mixes two directories of the same name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def may_be_bundle(name: str) -> bool:
 class Root:
     """An open plugin directory: `fd`, `id`, the id of its `mount`, and the `owners` whose files may lie in its bundles.
 
-    Held only while it is looked at: a descriptor kept would keep a file system from being unmounted.
+    Open only during a pass: an open descriptor would keep a file system from being unmounted.
     """
 
     def __init__(self, fd: int) -> None:
@@ -59,7 +59,7 @@ class Shared:
     def __enter__(self) -> Root:
         with self._lock:
             if self._root is None:
-                self._root = look_at(self._path)
+                self._root = open_root(self._path)
             self._users += 1
             return self._root
 
@@ -71,7 +71,7 @@ class Shared:
                 self._root = None
 
 
-def look_at(path: Path) -> Root:
+def open_root(path: Path) -> Root:
     """Open the plugin directory; Problem("directory_missing" | "directory_unreadable") says what is there instead.
 
     The operator may have made `path` a symlink: it is followed here, each time anew, and nowhere else.

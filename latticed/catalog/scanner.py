@@ -1,6 +1,6 @@
-"""Looking at a plugin directory: which bundles there are, which changed, and what the judge says of each.
+"""Lists a plugin directory, compares its bundles with what is known of them, and judges those that changed.
 
-Everything here blocks on the file system and runs on the crew's threads.
+Everything here blocks on the file system and runs on worker threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
 """What may look different next time although the files tell no change."""
 
 _RACY_NS: Final = 100_000_000
-"""A file that changed this shortly before it was read may change again without its times telling."""
+"""A file that changed this shortly before it was read may change again without its times comparable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +107,15 @@ class Judge:
                 verdict = verify.verify(source, self.policy(), host_version=self.host_version)
         except BundleRefused as refused:
             verdict = refused.fault
-        telling = self._tells_changes(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
+        comparable = self._comparable(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
         return DirectoryEntry(
             verdict=verdict,
-            fingerprint=before if telling else None,
+            fingerprint=before if comparable else None,
             artifact=source.artifact if source is not None and isinstance(verdict, Refused) else None,
             interpreter=source.interpreter if source is not None else "",
         )
 
-    def _tells_changes(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
+    def _comparable(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
         """Whether a later look that finds the same fingerprint finds the same bytes."""
         now_ns = self.clock.wall_us() * 1000
         return all(stamp is not None and now_ns - stamp[-1] > _RACY_NS for stamp in found)
@@ -155,7 +155,7 @@ def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
     Of more than `most` names those that the file system tells first are taken.
     """
     try:
-        root = roots.look_at(path)
+        root = roots.open_root(path)
     except Problem as problem:
         if problem.code == "directory_missing":
             watcher.disarm_all()
@@ -181,7 +181,7 @@ def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
     return Listing(names=frozenset(names), unlisted=unlisted)
 
 
-def look_at(name: str, root: Root) -> Candidate | None:
+def candidate(name: str, root: Root) -> Candidate | None:
     """What `name` is; None when there is no directory of that name. OSError when it cannot be looked at."""
     try:
         found = os.stat(name, dir_fd=root.fd, follow_symlinks=False)

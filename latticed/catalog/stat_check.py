@@ -1,16 +1,17 @@
-"""One look at one name in a plugin directory: whether it has a place, whether it changed, what the judge says of it.
+"""Checks one name in a plugin directory: whether it gets a slot, whether it changed, and what the judge says of it.
 
-Everything here blocks on the file system and runs on the crews' threads.
+Everything here blocks on the file system and runs on worker threads.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latticed.catalog import reasons, scanner
+from latticed.catalog import refusals as reasons
 from latticed.catalog import root as roots
-from latticed.catalog.judge_queue import Look
-from latticed.catalog.places import Places
+from latticed.catalog import scanner
+from latticed.catalog.judge_queue import JudgeMode
+from latticed.catalog.slots import BundleSlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -20,56 +21,58 @@ if TYPE_CHECKING:
     from latticed.catalog.watcher import Watcher
 
 
-class Looker:
-    """Shared by the lanes of one directory. `held` are the names that need no place."""
+class BundleChecker:
+    """Shared by the queues of one directory. `recorded` are the names that need no slot: a record names them."""
 
-    def __init__(self, path: Path, *, judge: Judge, watcher: Watcher, held: Collection[str], max_bundles: int) -> None:
+    def __init__(
+        self, path: Path, *, judge: Judge, watcher: Watcher, recorded: Collection[str], max_bundles: int
+    ) -> None:
         self._path = path
         self._judge = judge
         self._watcher = watcher
-        self._held = held
+        self._recorded = recorded
         self._max_bundles = max_bundles
-        self._places = Places(max_bundles)
-        self._bare_places = Places(max_bundles)
+        self._slots = BundleSlots(max_bundles)
+        self._bare_slots = BundleSlots(max_bundles)
 
     def batch(
-        self, jobs: Mapping[str, Look], entries: Mapping[str, DirectoryEntry]
+        self, jobs: Mapping[str, JudgeMode], entries: Mapping[str, DirectoryEntry]
     ) -> Callable[[str], DirectoryEntry | None]:
-        """The look at one of `jobs`, whose plugin directory is opened once for all of them."""
-        known = {name: entries.get(name) if how < Look.HASH else None for name, how in jobs.items()}
-        held = frozenset(name for name in jobs if name in self._held)
+        """The function that checks one of `jobs`; the plugin directory is opened once for all of them."""
+        known = {name: entries.get(name) if mode < JudgeMode.HASH else None for name, mode in jobs.items()}
+        recorded = frozenset(name for name in jobs if name in self._recorded)
         shared = roots.Shared(self._path)
-        self._places.most = max(0, self._max_bundles - len(self._held))
+        self._slots.most = max(0, self._max_bundles - len(self._recorded))
 
-        def look(name: str) -> DirectoryEntry | None:
+        def check(name: str) -> DirectoryEntry | None:
             with shared as root:
-                candidate = scanner.look_at(name, root)
+                candidate = scanner.candidate(name, root)
                 if candidate is None:
                     return None
-                if name in held:
-                    self.give_back(name)
-                elif not self._has_place(name, candidate):
+                if name in recorded:
+                    self.release(name)
+                elif not self._has_slot(name, candidate):
                     return reasons.surplus(self._max_bundles)
                 self._watcher.arm(name, root, candidate.inode)
                 before = known[name]
-                compare = jobs[name] is Look.COMPARE and before is not None and not before.surplus
+                compare = jobs[name] is JudgeMode.COMPARE and before is not None and not before.surplus
                 return self._judge.judge(name, root, known=before, compare=compare)
 
-        return look
+        return check
 
-    def give_back(self, name: str) -> None:
-        """`name` needs no place any more."""
-        self._places.give_back(name)
-        self._bare_places.give_back(name)
+    def release(self, name: str) -> None:
+        """`name` needs no slot any more."""
+        self._slots.release(name)
+        self._bare_slots.release(name)
 
     def evicted(self) -> list[str]:
-        """The names that have lost their places since this was last asked."""
-        return [*self._places.evicted(), *self._bare_places.evicted()]
+        """The names that have lost their slots since the last call."""
+        return [*self._slots.evicted(), *self._bare_slots.evicted()]
 
-    def _has_place(self, name: str, candidate: Candidate) -> bool:
-        """Bundles count, and so many directories without a manifest are shown: neither pushes the other out."""
-        mine, other = self._places, self._bare_places
+    def _has_slot(self, name: str, candidate: Candidate) -> bool:
+        """Directories without a manifest have slots of their own, so that they take none from bundles."""
+        mine, other = self._slots, self._bare_slots
         if not candidate.has_manifest:
             mine, other = other, mine
-        other.give_back(name)
+        other.release(name)
         return mine.take(name, candidate.owner)

@@ -56,14 +56,15 @@ class Store:
         """
         with self._lock:
             self._kept.add(verified.identity)
-        held = self._held(verified)  # hashes the stored artifact: a damaged pair is replaced while its bundle verifies
-        if held == verified.manifest.signature_ed25519:
+        # Hashes the stored artifact: a damaged pair is replaced while its bundle verifies.
+        stored = self._stored_signature(verified)
+        if stored == verified.manifest.signature_ed25519:
             return
         temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
         self._busy.add(temporary)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if held is not None:
+            if stored is not None:
                 self._replace_manifest(self._directory / temporary, source, verified)
             else:
                 self._write(self._directory / temporary, source, verified)
@@ -144,7 +145,7 @@ class Store:
         shutil.rmtree(aside, ignore_errors=True)
         return True
 
-    def _held(self, verified: Verified) -> str | None:
+    def _stored_signature(self, verified: Verified) -> str | None:
         """The signature of the stored pair, when that is there, byte for byte but for it."""
         try:
             with self.open(verified.identity) as directory:

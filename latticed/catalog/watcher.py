@@ -1,4 +1,4 @@
-"""inotify on one plugin directory and on each bundle in it: hints of where to look, never the truth.
+"""inotify on one plugin directory and on each bundle in it. Events only say where to look; scans find what is there.
 
 Built on watchdog's `InotifyFD`, the layer beneath its Observer, because the Observer loses what matters here: it holds
 back what follows a move for 500 ms, walks into whatever tree a bundle contains, is silent about watches it could not
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from watchdog.observers.inotify_c import InotifyEvent, WatchDescriptor
 
-    from latticed.catalog.hints import Inbox
+    from latticed.catalog.dirty_names import DirtyNames
     from latticed.catalog.root import Root, RootId
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ _MASK: Final = Mask(
 )
 _WRITES: Final = Mask(_MASK | InotifyConstants.IN_MODIFY)
 _ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
-_PASSING: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # asks nothing of what is mounted there
+_PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # does not ask what is mounted there
 _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
 
 
@@ -59,19 +59,19 @@ class _Watch:
     wd: WatchDescriptor
     id: CallbackId
     inode: RootId
-    closely: bool = False
+    every_write: bool = False
 
 
 class Watcher:
-    """Watches one plugin directory and notes in `inbox` what happened.
+    """Watches one plugin directory and notes in `dirty` what happened.
 
     `arm_root`, `arm` and `retain` are called by whoever scans, off the loop; they are the only way to a watch, except
     that a bundle directory which appears is armed at once, before its files are written.
     """
 
-    def __init__(self, path: Path, *, inbox: Inbox) -> None:
+    def __init__(self, path: Path, *, dirty: DirtyNames) -> None:
         self._path = path
-        self._inbox = inbox
+        self._dirty = dirty
         self._lock = threading.RLock()
         self._inotify: InotifyFD | None = None
         self._ids = itertools.count(1)
@@ -158,16 +158,16 @@ class Watcher:
                 self._failure = f"the plugin directory is not watched: {error.strerror}"
 
     def arm(self, name: str, root: Root, inode: RootId | None = None) -> None:
-        """Watch the bundle directory `name`, unless it is watched. Watch first, look then: nothing is missed.
+        """Watch the bundle directory `name`, unless it is watched. Watch first, read then: no change is missed.
 
         `inode` is what the caller found there. What is mounted in the plugin directory is not watched: its file system
         need not answer, or tell of changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
         """
         known = self._watches.get(name)
-        if known is not None and (known.inode, known.closely) == (inode, name in self.active):
+        if known is not None and (known.inode, known.every_write) == (inode, name in self.active):
             return
         try:
-            with files.closing(os.open(name, _PASSING, dir_fd=root.fd)) as place:
+            with files.closing(os.open(name, _PATH_ONLY, dir_fd=root.fd)) as place:
                 if mounts.mount_of(place) != root.mount:
                     self._mounted.add(name)
                     return
@@ -182,14 +182,14 @@ class Watcher:
                 self._reason = error.strerror or str(error)
 
     def _arm(self, name: str, root: Root, place: int, inode: RootId) -> None:
-        closely = name in self.active
+        every_write = name in self.active
         with self._lock:
             known = self._watches.get(name)
-            is_armed = known is not None and (known.inode, known.closely) == (inode, closely)
+            is_armed = known is not None and (known.inode, known.every_write) == (inode, every_write)
             if self._root is None or self._root.inode != root.id or is_armed:
                 return
             try:
-                made = self._add(f"/proc/self/fd/{place}/.", inode, _BundleEvents(self, name), closely=closely)
+                made = self._add(f"/proc/self/fd/{place}/.", inode, _BundleEvents(self, name), every_write=every_write)
             finally:  # only now: the kernel has one watch for one directory, which is never without it
                 self._disarm(name)
             self._watches[name] = made
@@ -214,15 +214,17 @@ class Watcher:
             if self._inotify is not None:
                 self._inotify.remove_callbacks([(watch.wd, watch.id) for watch in watches])
 
-    def _add(self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents, *, closely: bool = False) -> _Watch:
+    def _add(
+        self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents, *, every_write: bool = False
+    ) -> _Watch:
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
-        wd = self._inotify.add_callback(os.fsencode(path), _WRITES if closely else _MASK, callback, own_id)
+        wd = self._inotify.add_callback(os.fsencode(path), _WRITES if every_write else _MASK, callback, own_id)
         if wd == -1:  # watchdog's way of saying EACCES
             self._inotify.remove_callbacks([(wd, own_id)])
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return _Watch(wd=wd, id=own_id, inode=inode, closely=closely)
+        return _Watch(wd=wd, id=own_id, inode=inode, every_write=every_write)
 
     def _disarm(self, name: str) -> None:
         watch = self._watches.pop(name, None)
@@ -237,11 +239,11 @@ class Watcher:
             self._on_root_event(event)
         except Exception:  # noqa: BLE001 - see above; a scan makes good for it
             _log.exception("watch_event_failed")
-            self._inbox.note(scan=True)
+            self._dirty.note(scan=True)
 
     def _on_root_event(self, event: InotifyEvent) -> None:
         if not event.name:  # the directory itself: its permissions, its name, its end, its file system's end
-            self._inbox.note(scan=True)
+            self._dirty.note(scan=True)
             return
         name = os.fsdecode(event.name)
         if not roots.may_be_bundle(name):
@@ -250,14 +252,14 @@ class Watcher:
             with self._lock:
                 self._disarm(name)
         elif event.mask & _ARRIVED and event.is_directory:
-            self._arm_newcomer(name)
-        self._inbox.note(name)
+            self._arm_new(name)
+        self._dirty.note(name)
 
-    def _arm_newcomer(self, name: str) -> None:
+    def _arm_new(self, name: str) -> None:
         with self._lock:
             watched = self._root
         try:
-            root = roots.look_at(self._path)
+            root = roots.open_root(self._path)
         except Problem:  # the directory is on its way out
             return
         try:
@@ -269,21 +271,21 @@ class Watcher:
     def on_bundle_event(self, name: str, event: InotifyEvent) -> None:
         """Something happened to one of the two files, or to the bundle's directory; other files are no news."""
         if event.name in _PARTS:
-            self._inbox.note(name)
+            self._dirty.note(name)
 
     def on_root_deleted(self, wd: WatchDescriptor) -> None:
         """The plugin directory, or its file system, is gone."""
         with self._lock:
             if self._root is not None and self._root.wd == wd:
                 self._root = None
-        self._inbox.note(scan=True)
+        self._dirty.note(scan=True)
 
     def on_bundle_deleted(self, name: str, wd: WatchDescriptor) -> None:
         """The watch of a bundle has ended with its directory."""
         with self._lock:
             if name in self._watches and self._watches[name].wd == wd:
                 del self._watches[name]
-        self._inbox.note(name)
+        self._dirty.note(name)
 
     def on_overflow(self) -> None:
         """The kernel dropped events: what is watched may not be what is there."""
@@ -291,7 +293,7 @@ class Watcher:
         with self._lock:
             for name, watch in self._watches.items():
                 self._watches[name] = _Watch(wd=watch.wd, id=watch.id, inode=(0, 0))
-        self._inbox.note(scan=True, overflows=1)
+        self._dirty.note(scan=True, overflows=1)
 
 
 class _RootEvents:

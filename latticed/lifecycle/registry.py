@@ -192,7 +192,7 @@ class Registry:
         before = state.records.get(record.id)
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
-            self.catalog.release(before.source)
+            self.catalog.unmark_recorded(before.source)
         if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is kept
             state.plugins.pop(record.id, None)
             self._critical.discard(record.id)
@@ -206,8 +206,8 @@ class Registry:
         state.records[record.id] = record
         self._sources[record.source] = record.id
         if record.accepted:
-            self.catalog.hold(record.source)
-        self.catalog.attend(record.source, active=record.status is Status.ACTIVE)
+            self.catalog.mark_recorded(record.source)
+        self.catalog.set_active(record.source, active=record.status is Status.ACTIVE)
         self.update_permissions(record.id)
 
     def put_later(self, record: Record) -> None:

@@ -129,7 +129,7 @@ def _there(place: RecoveryPlace, policy: TrustPolicy) -> frozenset[str]:
     found: set[str] = set()
     for directory in (place.plugin_dir, place.state_dir / BUNDLES):
         with contextlib.suppress(Problem, OSError):  # no directory, no bundles
-            root = roots.look_at(directory)
+            root = roots.open_root(directory)
             try:
                 for name in filter(roots.may_be_bundle, os.listdir(root.fd)):
                     with contextlib.suppress(BundleRefused, OSError, ValueError):

@@ -82,7 +82,7 @@ async def test_drop_tamper_restore_remove(plugins: Path) -> None:
 
 async def test_missed_events_are_found_by_the_timer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an observer that says nothing at all, timed scans still find every change."""
-    monkeypatch.setattr("latticed.catalog.hints.Inbox.note", lambda *_, **__: None)
+    monkeypatch.setattr("latticed.catalog.dirty_names.DirtyNames.note", lambda *_, **__: None)
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundle = bundles.drop(plugins, "demo", author=ACME)
         await until(lambda: seen.code("plugins/demo") == "verified")

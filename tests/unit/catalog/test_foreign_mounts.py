@@ -56,7 +56,7 @@ async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
 
 async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold up neither the start nor a change of what records name, long before their deadline is over."""
-    monkeypatch.setattr("latticed.catalog.directory.PATIENCE_S", 0.3)
+    monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)
     trusted = catalogs.trusting(ACME)
     for number in range(4):
         (plugins / f"b-evil-{number}").mkdir()
@@ -71,7 +71,7 @@ async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypat
             watch=catalogs.SWIFT,
             limits=ReadLimits(deadline_s=600),
         )
-        catalog.hold("plugins/z-other")
+        catalog.mark_recorded("plugins/z-other")
         async with catalog:
             held = "plugins/z-other"
             assert isinstance(catalogs.verdicts(catalog)[held], Verified)

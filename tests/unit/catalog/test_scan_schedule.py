@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from latticed.catalog.timetable import FALLBACK_S, TICK_S, Timetable
+from latticed.catalog.scan_schedule import FALLBACK_S, TICK_S, ScanSchedule
 
 
 def test_first_scan_is_due_at_once_then_by_the_timer() -> None:
     """Without events, a scan comes every `rescan_s`."""
-    times = Timetable(rescan_s=60, now_s=100.0)
+    times = ScanSchedule(rescan_s=60, now_s=100.0)
     assert times.scan_due_s(watched=True) == 100.0
     times.scan_began()
     times.scan_ended(began_s=100.0, now_s=100.5)
@@ -16,7 +16,7 @@ def test_first_scan_is_due_at_once_then_by_the_timer() -> None:
 
 def test_what_cannot_be_watched_is_scanned_more_often() -> None:
     """Without watches, the timer is all there is."""
-    times = Timetable(rescan_s=60, now_s=0.0)
+    times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
     times.scan_ended(began_s=0.0, now_s=0.01)
     assert times.scan_due_s(watched=False) == 0.01 + FALLBACK_S
@@ -24,7 +24,7 @@ def test_what_cannot_be_watched_is_scanned_more_often() -> None:
 
 def test_requests_wait_in_proportion_to_what_a_scan_costs() -> None:
     """Whatever asks for scans, at most a fifth of the time goes into them; an operator does not wait."""
-    times = Timetable(rescan_s=60, now_s=0.0)
+    times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
     times.scan_ended(began_s=0.0, now_s=2.0)
     times.want_scan()
@@ -35,7 +35,7 @@ def test_requests_wait_in_proportion_to_what_a_scan_costs() -> None:
 
 def test_what_happens_during_a_scan_asks_for_another() -> None:
     """A hint that arrives while a scan runs is not swallowed by its end."""
-    times = Timetable(rescan_s=60, now_s=0.0)
+    times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
     times.want_scan()
     times.scan_ended(began_s=0.0, now_s=0.0)
@@ -43,7 +43,7 @@ def test_what_happens_during_a_scan_asks_for_another() -> None:
 
 
 def test_ticks() -> None:
-    times = Timetable(rescan_s=60, now_s=5.0)
+    times = ScanSchedule(rescan_s=60, now_s=5.0)
     assert times.tick_due_s() == 5.0 + TICK_S
     times.ticked(7.0)
     assert times.tick_due_s() == 7.0 + TICK_S

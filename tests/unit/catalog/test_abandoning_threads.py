@@ -1,4 +1,4 @@
-"""The crew does its batches, and leaves behind what does not return."""
+"""The pool does its batches, and leaves behind what does not return."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.house.catalogs import until
 
 async def test_every_job_has_a_result() -> None:
     """A batch ends when all is done; an exception belongs to its job alone."""
-    crew = AbandoningThreads(threads=4, deadline_s=30)
+    pool = AbandoningThreads(threads=4, deadline_s=30)
 
     def half(number: int) -> float:
         return 10 / number
 
-    outcome = await crew.run(range(100), half)
+    outcome = await pool.run(range(100), half)
     assert outcome.done == {number: 10 / number for number in range(1, 100)}
     assert isinstance(outcome.failed[0], ZeroDivisionError)
     assert outcome.stuck == outcome.left == ()
@@ -39,7 +39,7 @@ async def test_what_is_not_begun_in_its_slice_is_left() -> None:
 
 async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
     """Two of six jobs hang: the batch ends without them, and they are not begun again while they hang."""
-    crew = AbandoningThreads(threads=2, deadline_s=0.1)
+    pool = AbandoningThreads(threads=2, deadline_s=0.1)
     release = threading.Event()
     begun: list[int] = []
 
@@ -50,26 +50,26 @@ async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
         return number
 
     try:
-        outcome = await crew.run(range(6), work)
+        outcome = await pool.run(range(6), work)
         assert outcome.done == {2: 2, 3: 3, 4: 4, 5: 5}
         assert sorted(outcome.stuck) == [0, 1]
-        assert crew.abandoned == 2
-        again = await crew.run([0, 7], work)
+        assert pool.abandoned == 2
+        again = await pool.run([0, 7], work)
         assert again.stuck == (0,)
         assert again.done == {7: 7}
         assert begun.count(0) == 1
     finally:
         release.set()
-    await until(lambda: crew.abandoned == 0)
-    assert (await crew.run([0], work)).done == {0: 0}
+    await until(lambda: pool.abandoned == 0)
+    assert (await pool.run([0], work)).done == {0: 0}
 
 
 async def test_what_is_done_is_told_while_another_job_hangs() -> None:
     """Each result once, long before the batch ends."""
-    crew = AbandoningThreads(threads=2, deadline_s=30)
+    pool = AbandoningThreads(threads=2, deadline_s=30)
     release, told = threading.Event(), {}
     running = asyncio.create_task(
-        crew.run(range(6), lambda number: number or release.wait(), tell=lambda outcome: told.update(outcome.done))
+        pool.run(range(6), lambda number: number or release.wait(), report=lambda outcome: told.update(outcome.done))
     )
     try:
         await until(lambda: set(told) == {1, 2, 3, 4, 5})
@@ -82,25 +82,25 @@ async def test_what_is_done_is_told_while_another_job_hangs() -> None:
 
 async def test_abandoned_threads_are_bounded() -> None:
     """When everything hangs, the batch still ends, with no more threads than allowed."""
-    crew = AbandoningThreads(threads=4, deadline_s=0.05, abandoned_max=3)
+    pool = AbandoningThreads(threads=4, deadline_s=0.05, abandoned_max=3)
     release = threading.Event()
     before = threading.active_count()
     try:
-        outcome = await crew.run(range(50), lambda _: release.wait())
+        outcome = await pool.run(range(50), lambda _: release.wait())
         assert sorted((*outcome.stuck, *outcome.left)) == list(range(50))
         assert 3 <= len(outcome.stuck) <= 3 + 4
         assert threading.active_count() - before <= 3 + 4  # those abandoned, and one batch's
-        assert crew.abandoned >= 3
-        assert crew.full
-        assert (await crew.run([99], lambda _: True)).left == (99,), "what would not hang is not condemned"
+        assert pool.abandoned >= 3
+        assert pool.full
+        assert (await pool.run([99], lambda _: True)).left == (99,), "what would not hang is not condemned"
     finally:
         release.set()
-    await until(lambda: crew.abandoned == 0)
+    await until(lambda: pool.abandoned == 0)
 
 
 async def test_cancelled_while_working() -> None:
     """No further job is begun, and the thread at work ends by itself."""
-    crew = AbandoningThreads(threads=1, deadline_s=30)
+    pool = AbandoningThreads(threads=1, deadline_s=30)
     working, release = threading.Event(), threading.Event()
     begun: list[int] = []
 
@@ -109,7 +109,7 @@ async def test_cancelled_while_working() -> None:
         working.set()
         release.wait()
 
-    task = asyncio.create_task(crew.run(range(5), work))
+    task = asyncio.create_task(pool.run(range(5), work))
     await until(working.is_set)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -121,13 +121,13 @@ async def test_cancelled_while_working() -> None:
 
 async def test_where_no_thread_can_be_started_the_rest_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an error, which would end whoever asked; later it goes on."""
-    crew = AbandoningThreads(threads=2, deadline_s=30)
+    pool = AbandoningThreads(threads=2, deadline_s=30)
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as scarce:
         scarce.setattr(threading.Thread, "start", refused)
-        outcome = await crew.run(range(3), str)
+        outcome = await pool.run(range(3), str)
     assert (outcome.done, outcome.left) == ({}, (0, 1, 2))
-    assert (await crew.run(range(3), str)).done == {0: "0", 1: "1", 2: "2"}
+    assert (await pool.run(range(3), str)).done == {0: "0", 1: "1", 2: "2"}

@@ -1,4 +1,4 @@
-"""Between watchdog's thread and the event loop: what happened, each name once."""
+"""Names of bundles that something happened to, collected by watchdog's thread for the event loop, each name once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_NAMES: Final = 65_536
-"""More names than this waiting to be looked at mean a scan instead."""
+"""More names than this are replaced by a request to scan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hints:
-    """What happened since the last time: names to look at, and whether everything has to be."""
+class DirtyBatch:
+    """What was collected since the last `take`; `scan`: everything has to be looked at. The counts are for health."""
 
     names: frozenset[str]
     scan: bool
@@ -23,8 +23,8 @@ class Hints:
     overflows: int
 
 
-class Inbox:
-    """Notes from any thread, taken by the loop. `wake` is called once when there is something new."""
+class DirtyNames:
+    """`note` is for any thread, `take` for the event loop; the first note after a `take` calls `wake`."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -49,11 +49,13 @@ class Inbox:
         if first:
             self._wake()
 
-    def take(self) -> Hints:
+    def take(self) -> DirtyBatch:
         """What was noted since the last call."""
         with self._lock:
-            hints = Hints(names=frozenset(self._names), scan=self._scan, events=self._events, overflows=self._overflows)
+            batch = DirtyBatch(
+                names=frozenset(self._names), scan=self._scan, events=self._events, overflows=self._overflows
+            )
             self._names.clear()
             self._scan = False
             self._events = self._overflows = 0
-        return hints
+        return batch

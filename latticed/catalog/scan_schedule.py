@@ -1,4 +1,4 @@
-"""When a directory is scanned: on request, by the timer, more often while it cannot be watched; never all the time."""
+"""When to scan a directory: on request, by the timer, more often while it cannot be watched, with pauses between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PAUSE_S: Final = 0.1
 _SHARE: Final = 4  # pauses of four times a scan's own duration: at most a fifth of the time goes into scans
 
 
-class Timetable:
+class ScanSchedule:
     """Pure arithmetic; times are seconds of a clock that only grows."""
 
     def __init__(self, *, rescan_s: float, now_s: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.catalog import patrol, scanner
+from latticed.catalog import active_poll, scanner
 from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs
 from tests.house.catalogs import until
@@ -32,15 +32,15 @@ def plugins(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def attended(plugins: Path, *names: str, active: bool = True, **options):
-    """Bundles of these names, watched as active ones; the patrol has been round once."""
+async def activated(plugins: Path, *names: str, active: bool = True, **options):
+    """Bundles of these names, watched as active ones; the active_poll has been round once."""
     made = {name: bundles.drop(plugins, name, author=ACME, id=f"acme.{name}") for name in names}
     catalogs.age(plugins)
     async with catalogs.watching(plugins, ACME, watch=AS_SET, **options) as seen:
         (directory,) = seen.catalog._directories.values()
         for name in names if active else ():
-            seen.catalog.attend(f"plugins/{name}", active=True)
-        await until(lambda: len(directory.patrol._close) == (len(names) if active else 0), "a first look")
+            seen.catalog.set_active(f"plugins/{name}", active=True)
+        await until(lambda: len(directory.active_poll._every_write) == (len(names) if active else 0), "a first poll")
         yield seen, made
 
 
@@ -62,7 +62,7 @@ def truncated(artifact: Path, beside: Path) -> None:
 @pytest.mark.parametrize("how", [through_a_hard_link, truncated])
 async def test_what_is_written_elsewhere_is_seen(plugins: Path, tmp_path: Path, how) -> None:
     """Also that it is as it was again."""
-    async with attended(plugins, "demo") as (seen, made):
+    async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         how(made["demo"].artifact_path, tmp_path / "beside")
         await seen_within(seen, "demo", "digest_mismatch", since_s=began_s)
@@ -74,7 +74,7 @@ async def test_what_is_written_elsewhere_is_seen(plugins: Path, tmp_path: Path, 
 @pytest.mark.parametrize("pause_s", [None, 0.02], ids=["once", "all the time"])
 async def test_a_writer_that_never_closes_is_seen(plugins: Path, pause_s: float | None) -> None:
     """One that wrote once, and one that never gives it a quiet moment."""
-    async with attended(plugins, "demo") as (seen, made):
+    async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         over = asyncio.Event()
 
@@ -99,7 +99,7 @@ async def test_a_writer_that_never_closes_is_seen(plugins: Path, pause_s: float 
 
 async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: Path) -> None:
     """In progress it is a mismatch; after its last close it is what it is."""
-    async with attended(plugins, "demo") as (seen, made):
+    async with activated(plugins, "demo") as (seen, made):
         with made["demo"].artifact_path.open("wb", buffering=0) as artifact:
             artifact.write(bundles.ARTIFACT[:5])
             await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the copy in progress")
@@ -109,7 +109,7 @@ async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: P
 
 async def test_writes_to_an_inactive_bundle_are_noticed_when_it_is_closed(plugins: Path) -> None:
     """What is not active is judged as ever: writes to it cost nobody anything."""
-    async with attended(plugins, "demo", active=False) as (seen, made):
+    async with activated(plugins, "demo", active=False) as (seen, made):
         events = seen.catalog.counters["events"]
         with made["demo"].artifact_path.open("r+b", buffering=0) as artifact:
             for _ in range(100):
@@ -122,11 +122,11 @@ async def test_writes_to_an_inactive_bundle_are_noticed_when_it_is_closed(plugin
 async def test_a_change_just_before_it_was_judged_is_found(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times may not tell of a change within the same moment: such a bundle is judged once more, and not for ever."""
     monkeypatch.setattr(scanner, "_RACY_NS", 1 << 62)
-    async with attended(plugins, "demo") as (seen, _):
+    async with activated(plugins, "demo") as (seen, _):
         await until(lambda: seen.catalog.counters["judged"] == 2, "a second judgement")
         (directory,) = seen.catalog._directories.values()
-        await directory.patrol.look()
-        await directory.patrol.look()
+        await directory.active_poll.check_all()
+        await directory.active_poll.check_all()
         await seen.catalog.judge("demo")
         assert seen.catalog.counters["judged"] == 2
 
@@ -144,16 +144,16 @@ async def test_a_stat_that_hangs_is_in_nobodys_way(
 
     armed = threading.Event()
     monkeypatch.setattr(scanner, "fingerprint", fingerprint)
-    async with attended(plugins, "a", "b-stuck", "c") as (seen, made):
+    async with activated(plugins, "a", "b-stuck", "c") as (seen, made):
         armed.set()
         try:
             (directory,) = seen.catalog._directories.values()
-            await until(lambda: directory.patrol._alone, "the hanging one to be found")
+            await until(lambda: directory.active_poll._alone, "the hanging one to be found")
             for name in ("a", "c"):
                 began_s = time.monotonic()
                 through_a_hard_link(made[name].artifact_path, tmp_path / name)
                 await seen_within(seen, name, "digest_mismatch", since_s=began_s)
-            assert directory.patrol._crew.abandoned <= 2
+            assert directory.active_poll._pool.abandoned <= 2
         finally:
             armed.clear()
             hanging.set()
@@ -161,7 +161,7 @@ async def test_a_stat_that_hangs_is_in_nobodys_way(
         await until(lambda: seen.code("plugins/b-stuck") == "digest_mismatch", "the one that hung")
 
 
-async def test_a_look_at_thousands_takes_one_fingerprint_each(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polling_thousands_takes_one_fingerprint_each(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at two thousand is one fingerprint of each; the first one made all watches."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
@@ -170,13 +170,13 @@ async def test_a_look_at_thousands_takes_one_fingerprint_each(plugins: Path, mon
             (plugins / name).mkdir()
             for part in ("manifest.json", "artifact"):
                 (plugins / name / part).touch()
-        round_ = patrol.Patrol(plugins, watcher=directory._watcher, entries={}, note=lambda _: None)
+        poll = active_poll.ActivePoll(plugins, watcher=directory._watcher, entries={}, note=lambda _: None)
         for name in names:
-            round_.attend(name, active=True)
-        await round_.look()
+            poll.set_active(name, active=True)
+        await poll.check_all()
         looked: list[str] = []
-        fingerprint = round_._has_changed
-        monkeypatch.setattr(round_, "_has_changed", lambda name, root: looked.append(name) or fingerprint(name, root))
-        watched = set(round_._close)
-        await round_.look()
+        fingerprint = poll._has_changed
+        monkeypatch.setattr(poll, "_has_changed", lambda name, root: looked.append(name) or fingerprint(name, root))
+        watched = set(poll._every_write)
+        await poll.check_all()
         assert sorted(looked) == sorted(watched) == sorted(names)

@@ -1,4 +1,4 @@
-"""What is said when a bundle, or a whole directory, could not be looked at."""
+"""The refusals of bundles, and the messages for directories, that could not be read or have no slot."""
 
 from __future__ import annotations
 

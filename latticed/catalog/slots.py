@@ -1,7 +1,7 @@
-"""Who may have a bundle in a directory when there are more than the settings allow: shared by owner (uid).
+"""Which bundles are judged when a directory has more than the settings allow: slots, shared fairly by owner (uid).
 
-Bundles that records name never need a place. Of what is left each owner may have as much as any other: one that has
-less than the one with the most takes a place from that one. Within an owner those who came first stay.
+Bundles that records name need no slot. When all slots are taken, an owner with fewer slots than the one with the most
+takes one from that owner, who loses the latest. Within one owner, first come, first served.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 
 
-class Places:
-    """`most` places for names, each of an owner. Used from several threads."""
+class BundleSlots:
+    """`most` slots for names, each of an owner. Used from several threads."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -23,30 +23,30 @@ class Places:
         return len(self._owners)
 
     def take(self, name: str, owner: int) -> bool:
-        """Have a place for `name`, or keep it; False when there is none for this owner."""
+        """Take a slot for `name`, or keep the one it has; False when there is none for this owner."""
         with self._lock:
             if name in self._owners:
                 if self._owners[name] == owner:
                     return True
                 self._drop(name)
-            if len(self._owners) >= self.most and not self._make_room(owner):
+            if len(self._owners) >= self.most and not self._evict_one(owner):
                 return False
             self._owners[name] = owner
             self._names.setdefault(owner, {})[name] = None
             return True
 
-    def give_back(self, name: str) -> None:
-        """`name` needs no place any more."""
+    def release(self, name: str) -> None:
+        """`name` needs no slot any more."""
         with self._lock:
             self._drop(name)
 
     def evicted(self) -> list[str]:
-        """The names that have lost their places since this was last asked."""
+        """The names that have lost their slots since the last call."""
         with self._lock:
             found, self._evicted = self._evicted, []
             return found
 
-    def _make_room(self, owner: int) -> bool:
+    def _evict_one(self, owner: int) -> bool:
         if not self._names:
             return False
         richest = max(self._names, key=lambda one: len(self._names[one]))

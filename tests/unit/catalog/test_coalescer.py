@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latticed.catalog.coalescer import Coalescer, Sighting, same
-from latticed.catalog.hints import MAX_NAMES, Inbox
+from latticed.catalog.dirty_names import MAX_NAMES, DirtyNames
 from latticed.catalog.mounts import MountTable
 from latticed.model.manifest import Manifest
 from latticed.model.verdict import Code, Refused, Verified
@@ -61,18 +61,18 @@ def test_a_slow_reader_hears_the_latest_once() -> None:
 def test_the_inbox_wakes_once_and_is_bounded() -> None:
     """However many names are noted before the loop looks, it is woken once; too many names mean a scan."""
     woken: list[int] = []
-    inbox = Inbox(lambda: woken.append(1))
+    dirty = DirtyNames(lambda: woken.append(1))
     for _ in range(100):
-        inbox.note("p")
+        dirty.note("p")
     assert len(woken) == 1
-    hints = inbox.take()
-    assert (hints.names, hints.scan, hints.events) == (frozenset({"p"}), False, 100)
+    batch = dirty.take()
+    assert (batch.names, batch.scan, batch.events) == (frozenset({"p"}), False, 100)
     for number in range(MAX_NAMES + 1):
-        inbox.note(str(number))
-    hints = inbox.take()
-    assert hints.scan
+        dirty.note(str(number))
+    batch = dirty.take()
+    assert batch.scan
     assert len(woken) == 2
-    assert not inbox.take().names
+    assert not dirty.take().names
 
 
 @forks.as_root

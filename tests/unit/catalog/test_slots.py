@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.catalog import Catalog
-from latticed.catalog.places import Places
+from latticed.catalog.slots import BundleSlots
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Verified
 from tests.house import bundles, catalogs
@@ -56,7 +56,7 @@ async def test_what_records_name_is_read_whatever_lies_beside_it(plugins: Path) 
         watch=catalogs.SWIFT,
         max_bundles=4,
     )
-    catalog.hold("plugins/zz-installed")
+    catalog.mark_recorded("plugins/zz-installed")
     async with catalog:
         held = "plugins/zz-installed"
         assert isinstance(catalogs.verdicts(catalog)[held], Verified)
@@ -69,7 +69,7 @@ async def test_what_records_name_is_read_whatever_lies_beside_it(plugins: Path) 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
 async def test_strangers_share_what_is_left(plugins: Path) -> None:
-    """One who filled all places makes room for the first of another; a third gets its part too; nobody gets more."""
+    """One who filled all slots makes room for the first of another; a third gets its part too; nobody gets more."""
 
     def crowd(uid: int, prefix: str, count: int) -> None:
         for number in range(count):
@@ -95,15 +95,15 @@ async def test_strangers_share_what_is_left(plugins: Path) -> None:
 )
 def test_places_are_never_too_many_and_shared(most: int, asked: list[tuple[str, int, bool]]) -> None:
     """Whatever comes and goes: at most so many; who was turned away had no less than one less than the richest."""
-    places = Places(most)
+    slots = BundleSlots(most)
     held: dict[str, int] = {}
     for name, owner, comes in asked:
         if not comes:
-            places.give_back(name)
+            slots.release(name)
             held.pop(name, None)
             continue
-        took = places.take(name, owner)
-        for lost in places.evicted():
+        took = slots.take(name, owner)
+        for lost in slots.evicted():
             held.pop(lost, None)
         if took:
             held[name] = owner
@@ -113,4 +113,4 @@ def test_places_are_never_too_many_and_shared(most: int, asked: list[tuple[str, 
             richest = max((sum(one == other for one in held.values()) for other in held.values()), default=0)
             assert len(held) == most
             assert richest <= mine + 1
-        assert len(places) == len(held) <= most
+        assert len(slots) == len(held) <= most

@@ -1,7 +1,7 @@
-"""The bundles of what is active, looked at every second: what inotify does not tell of them is seen all the same.
+"""Polls the bundles of active plugins every second, for changes that inotify does not report.
 
-A write through a hard link elsewhere or through a mapping, another machine's write on a network file system: nobody is
-told of those. Three calls of stat(2) a bundle tell, off the loop, a few hundred bundles to a job.
+inotify is silent about a write through a hard link elsewhere or through a mapping, and about another machine's write on
+a network file system. Three calls of stat(2) for each bundle find those, off the event loop.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from latticed.catalog.scanner import DirectoryEntry, Fingerprint
     from latticed.catalog.watcher import Watcher
 
-LOOK_S: Final = 1.0
+POLL_S: Final = 1.0
 STUCK_S: Final = 0.5
-"""A job that takes longer is left behind; its names are looked at one by one from then on."""
+"""A job that takes longer is abandoned; its names get a job each from then on."""
 TOGETHER: Final = 256
 _THREADS: Final = 2
 
 Job = tuple[str, ...]
 
 
-class Patrol:
-    """Looks at the names in `watcher.active`; `note(name)` is called for each that is not as it was judged last."""
+class ActivePoll:
+    """Compares the bundles in `watcher.active` with their last verdicts; calls `note(name)` for each that differs."""
 
     def __init__(
         self, path: Path, *, watcher: Watcher, entries: Mapping[str, DirectoryEntry], note: Callable[[str], None]
@@ -42,31 +42,31 @@ class Patrol:
         self._watcher = watcher
         self._entries = entries
         self._note = note
-        self._crew = AbandoningThreads(threads=_THREADS, deadline_s=STUCK_S)
-        self._close: set[str] = set()  # watched for every write
+        self._pool = AbandoningThreads(threads=_THREADS, deadline_s=STUCK_S)
+        self._every_write: set[str] = set()  # inotify reports each write to these, not only the last
         self._alone: set[str] = set()  # a stat of them, or of one beside them, did not return
         self._noted: dict[str, Fingerprint] = {}
 
-    def attend(self, name: str, *, active: bool) -> None:
-        """Look at this bundle from now on, or no more."""
+    def set_active(self, name: str, *, active: bool) -> None:
+        """Begin or stop to poll this bundle."""
         if active:
             self._watcher.active.add(name)
         else:
-            for names in (self._watcher.active, self._close, self._alone):
+            for names in (self._watcher.active, self._every_write, self._alone):
                 names.discard(name)
             self._noted.pop(name, None)
 
     async def run(self) -> None:
-        """Look every second, until cancelled."""
+        """Poll every second, until cancelled."""
         while True:
             began_s = time.monotonic()
             if self._watcher.active:
-                await self.look()
-            await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - began_s)))
+                await self.check_all()
+            await asyncio.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
 
-    async def look(self) -> None:
-        """Look at all of them once. What does not answer holds up the others for STUCK_S, and that once."""
-        outcome = await self._crew.run(self._jobs(), self._changed)
+    async def check_all(self) -> None:
+        """Compare all of them once. A bundle whose file system does not answer delays the others once, by STUCK_S."""
+        outcome = await self._pool.run(self._jobs(), self._changed)
         self._alone.update(self._watcher.active.intersection(itertools.chain.from_iterable(outcome.stuck)))
         for name in itertools.chain.from_iterable(outcome.done.values()):
             self._note(name)
@@ -77,11 +77,11 @@ class Patrol:
             yield tuple(together[first : first + TOGETHER])
         yield from ((name,) for name in sorted(self._alone))
 
-    # On a thread of the crew.
+    # On a worker thread.
 
     def _changed(self, job: Job) -> list[str]:
         try:
-            root = roots.look_at(self._path)
+            root = roots.open_root(self._path)
         except Problem:  # a scan says what that means
             return []
         try:
@@ -90,9 +90,9 @@ class Patrol:
             root.close()
 
     def _has_changed(self, name: str, root: roots.Root) -> bool:
-        if name not in self._close:
-            self._watcher.arm(name, root)  # first, so that nothing happens between the look and the watch
-            self._close.add(name)
+        if name not in self._every_write:
+            self._watcher.arm(name, root)  # first, so that no change falls between the comparison and the watch
+            self._every_write.add(name)
         now, entry = scanner.fingerprint(name, root), self._entries.get(name)
         if entry is None or entry.surplus:
             return False
