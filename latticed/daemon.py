@@ -220,10 +220,10 @@ async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: flo
             log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
             return FAILED
         for look in app.reloader.looks:
-            look.go()
+            look.start()
         if (reload is None or reload.done()) and signals.take_reload():
             reload = fenced(_reload(app, notifier), lambda error: log.error("reload_failed", error=repr(error)))
-    await asyncio.gather(*(look.end(FINISH_S) for look in app.reloader.looks))
+    await asyncio.gather(*(look.stop(FINISH_S) for look in app.reloader.looks))
     if reload is not None:
         reload.cancel()
         await asyncio.wait({reload})

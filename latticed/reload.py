@@ -72,16 +72,16 @@ class Reloader:
         Settings first, for they say where the policy is; what does not answer is not waited for.
         """
         for look in (self._settings, self._policy):
-            looking = look.go(always=True)
-            await asyncio.wait({looking}, timeout=max(STALLED_S - look.under_way_s, 0))
-            if look.under_way_s >= STALLED_S:
+            looking = look.start(always=True)
+            await asyncio.wait({looking}, timeout=max(STALLED_S - look.running_s, 0))
+            if look.running_s >= STALLED_S:
                 log.error("reload_stalled", task=look.name)
 
     def troubles(self) -> list[Problem]:
         """What around the daemon keeps it from being healthy."""
-        still = [look for look in self.looks if look.under_way_s >= STALLED_S]
+        still = [look for look in self.looks if look.running_s >= STALLED_S]
         found = [
-            Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.under_way_s:.0f} s")
+            Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.running_s:.0f} s")
             for one in still
         ]
         return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
@@ -104,7 +104,7 @@ class Reloader:
         await self._server.look()
 
     async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - a Look's
-        before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.displaced)
+        before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.directory_fault)
         if self._displaced is not None and (before is None or before.code != self._displaced.code):
             log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.reason)
         elif self._displaced is None and before is not None:

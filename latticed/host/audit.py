@@ -43,7 +43,7 @@ class AuditCalls:
         alone = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
         horizon = self._ledger.read(lambda db: audit_horizon.of(db, caller.plugin_id))
-        events = await rows.walked(
+        events = await rows.query_in_parts(
             self._ledger.read_for_plugin,
             chains=(DECISIONS,) if alone else chain.NAMES,
             after=Position(*map(max, start, horizon)),

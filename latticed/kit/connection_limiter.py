@@ -60,7 +60,7 @@ class LimitedConnection(RequestHandler):
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self.limiter.now()
         super().data_received(data)
-        self.leaving |= self._bodies.look(self._messages)
+        self.leaving |= self._bodies.check(self._messages)
 
     @property
     def last(self) -> bool:

@@ -43,7 +43,7 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
             self._waiting.append(job)
         if self._free.acquire(blocking=False):
             try:
-                threading.Thread(target=self._work, name="latticed-hand", daemon=True).start()
+                threading.Thread(target=self._work, name="latticed-executor", daemon=True).start()
             except RuntimeError:  # no further thread may be started here
                 self._free.release()
                 with self._lock:

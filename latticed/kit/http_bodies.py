@@ -25,7 +25,7 @@ class Bodies:
     def __init__(self) -> None:
         self._open: StreamReader | None = None
 
-    def look(self, messages: deque[Any]) -> bool:
+    def check(self, messages: deque[Any]) -> bool:
         """After the parser was fed: judge what it appended to `messages`. True when the body under way is broken.
 
         Whoever reads that body gets web.RequestPayloadError at once, and the connection is to be closed after the

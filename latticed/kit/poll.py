@@ -1,4 +1,4 @@
-"""Looking again and again at something outside, each thing on its own: one that does not answer holds up no other."""
+"""Polls something outside the process. Each poll has a task of its own, so that one that hangs delays no other."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 STALLED_S: Final = 3.0
-"""After how long without an answer something is said to stand still."""
+"""A poll that takes longer is reported as stalled."""
 
 log = logs.get_logger()
 
 
 class Poll:
-    """`look(always)` is one look, never two at a time; with `always` nothing counts as unchanged."""
+    """`check(always)` is one poll; no two run at a time. With `always` it must not skip what looks unchanged."""
 
-    def __init__(self, name: str, look: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(self, name: str, check: Callable[[bool], Awaitable[None]]) -> None:
         self.name = name
-        self._look = look
+        self._check = check
         self._again = False
         self._began_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def under_way_s(self) -> float:
-        """For how long the look under way has been; 0 without one."""
-        under_way = self._task is not None and not self._task.done()
-        return asyncio.get_running_loop().time() - self._began_s if under_way else 0.0
+    def running_s(self) -> float:
+        """Seconds since the running poll began; 0 when none runs."""
+        running = self._task is not None and not self._task.done()
+        return asyncio.get_running_loop().time() - self._began_s if running else 0.0
 
-    def go(self, *, always: bool = False) -> asyncio.Task[None]:
-        """Look, unless a look is under way; with `always` there is another one after that."""
+    def start(self, *, always: bool = False) -> asyncio.Task[None]:
+        """Poll now, unless a poll is running; with `always` another one follows it."""
         if self._task is None or self._task.done():
             self._began_s = asyncio.get_running_loop().time()
             failed = lambda error: log.error("look_failed", task=self.name, error=repr(error))  # noqa: E731
-            self._task = fenced(self._run(always=always), failed, name=f"look at {self.name}")
+            self._task = fenced(self._run(always=always), failed, name=f"poll {self.name}")
         else:
             self._again = self._again or always
         return self._task
 
-    async def end(self, within_s: float) -> None:
-        """Let a look finish that began just now, and leave one alone that stands still."""
+    async def stop(self, within_s: float) -> None:
+        """Wait for a running poll that began within the last `within_s` seconds; cancel it otherwise."""
         if self._task is not None and not self._task.done():
-            await asyncio.wait({self._task}, timeout=within_s if self.under_way_s < within_s else 0)
+            await asyncio.wait({self._task}, timeout=within_s if self.running_s < within_s else 0)
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _run(self, *, always: bool) -> None:
-        await self._look(always)
+        await self._check(always)
         while self._again:
             self._again = False
-            await self._look(True)
+            await self._check(True)

@@ -60,7 +60,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
 
     `after` is a cursor: seqs greater than it, or with `newest_first` lesser than it (0: from the newest). `since_us`
     is microseconds since the epoch; `other_than` an action that is left out. Without `within` (first and last seq)
-    this may read the whole table: `walked` does that in parts.
+    this may read the whole table: `query_in_parts` does that in parts.
     """
     conditions: list[str] = []
     values: list[str | int] = []
@@ -88,7 +88,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
     return [_event(row, chain) for row in rows]
 
 
-async def walked(
+async def query_in_parts(
     read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]],
     *,
     chains: Sequence[chain.Name],
@@ -102,7 +102,8 @@ async def walked(
     Within a chain the order is that of seqs, whatever the clock did: so `after.past(events)` goes on where this ends.
     """
     found = [
-        await _walked(read, name, after.of(name), limit=limit, newest_first=newest_first, **filters) for name in chains
+        await _query_chain_in_parts(read, name, after.of(name), limit=limit, newest_first=newest_first, **filters)
+        for name in chains
     ]
     return merged(found, newest_first=newest_first)[:limit]
 
@@ -112,7 +113,7 @@ def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False)
     return list(heapq.merge(*parts, key=lambda event: str(event["ts"]), reverse=newest_first))
 
 
-async def _walked(
+async def _query_chain_in_parts(
     read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]],
     name: chain.Name,
     after: int,
@@ -139,7 +140,7 @@ async def _walked(
     return found
 
 
-def stretch(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
+def export_lines(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
     """Lines of an export: the next `most` events after one seq, up to another, each followed by the heads that sign it.
 
     A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides.

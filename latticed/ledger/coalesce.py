@@ -48,12 +48,12 @@ class Denials:
         self._windows: OrderedDict[_Key, _Window] = OrderedDict()
         self._owed: list[Event] = []
 
-    def take(self, event: Event, now_s: float, *, apart: str = "") -> Event | None:
+    def take(self, event: Event, now_s: float, *, group: str = "") -> Event | None:
         """The event to write in place of this denial, or None when it was only counted.
 
-        What differs in `apart` is not counted together.
+        What differs in `group` is not counted together.
         """
-        window = self._window(event, now_s, apart)
+        window = self._window(event, now_s, group)
         window.latest = event
         if window.written < self._quota:
             window.written += 1
@@ -81,8 +81,8 @@ class Denials:
         if len(self._owed) < MAX_WINDOWS:
             self._owed.append(event)
 
-    def _window(self, event: Event, now_s: float, apart: str) -> _Window:
-        key = (*_key(event), apart)
+    def _window(self, event: Event, now_s: float, group: str) -> _Window:
+        key = (*_key(event), group)
         window = self._windows.get(key)
         if window is None or self._over(window, now_s):
             if window is not None:

@@ -37,7 +37,7 @@ class Committer:
 
     def __init__(self, entered: StateDir, transaction: Transaction, reserve: Reserve) -> None:
         self._connection = entered.writer
-        self._place = entered.place
+        self._place = entered.identity
         self._transaction = transaction
         self._reserve = reserve
         self._synchronous = "normal"

@@ -63,7 +63,7 @@ async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[A
     """Since when the record shows what a plugin does with all that it has (RFC 3339): since it was last given anything,
     or since when the record of calls goes back; empty when it shows neither.
     """
-    decided = await audit.walked(
+    decided = await audit.query_in_parts(
         read, chains=(chain.DECISIONS,), target=plugin_id, decision="allow", newest_first=True, limit=_DECISIONS
     )
     given = next((str(row["ts"]) for row in decided if _gives(row)), "")

@@ -40,11 +40,11 @@ class Ledger:
     """Reads and writes of one held state directory. Made by `open_ledger`; belongs to one event loop."""
 
     def __init__(
-        self, *, writer: LedgerWriter, readers: Readers, strangers: Readers, entered: state.StateDir, clock: Clock
+        self, *, writer: LedgerWriter, readers: Readers, plugin_readers: Readers, entered: state.StateDir, clock: Clock
     ) -> None:
         self._writer = writer
         self._readers = readers
-        self._strangers = strangers
+        self._plugin_readers = plugin_readers
         self._entered = entered
         self._clock = clock
         self._denials = Denials()
@@ -89,7 +89,7 @@ class Ledger:
 
     async def read_for_plugin(self, question: Callable[[Connection], T]) -> T:
         """As `read_slow`, in a queue of its own: plugins wait for each other, never an operator for them."""
-        return await self._strangers.ask_slowly(question)
+        return await self._plugin_readers.ask_slowly(question)
 
     async def record(self, event: audit.Event) -> int:
         """Append one audit event and return its seq once committed; Problem audit_unavailable when it cannot be.
@@ -107,27 +107,27 @@ class Ledger:
         """Have `event`, which has already happened, recorded as soon as that can be; nothing waits for it."""
         self._deferred.put(event)
 
-    def record_news(self, event: audit.Event, *, apart: str = "") -> None:
-        """As `record_later`, for what strangers can make happen without end: beyond a quota it is only counted.
+    def record_limited(self, event: audit.Event, *, group: str = "") -> None:
+        """As `record_later`, for what strangers can cause without end: beyond a quota it is only counted.
 
-        What differs in `apart` has a quota of its own.
+        What differs in `group` has a quota of its own.
         """
-        kept = self._denials.take(event, self._clock.monotonic_s(), apart=apart)
+        kept = self._denials.take(event, self._clock.monotonic_s(), group=group)
         if kept is not None:
             self._deferred.put(kept)
 
-    async def grown(self, seen: Position, *, calls: bool = False) -> None:
+    async def wait_for_events(self, seen: Position, *, calls: bool = False) -> None:
         """Return once a decision after `seen` is committed or, with `calls`, an event of either chain."""
-        await self._writer.grown(seen, calls=calls)
+        await self._writer.wait_for_events(seen, calls=calls)
 
     async def sign_head(self) -> list[Head]:
         """Sign the newest event of each chain, on disk when this returns; none of one that is signed already."""
         self._signed_s = self._clock.monotonic_s()
         return await self._writer.submit(lambda tx: tx.chains.sign(), durable=True)
 
-    def displaced(self) -> Problem | None:
+    def directory_fault(self) -> Problem | None:
         """What of the state directory is not what was entered; until it is back nothing is written. Blocks."""
-        return self._entered.place.fault()
+        return self._entered.identity.fault()
 
     async def snapshot(self, target: Path) -> None:
         """Write a consistent copy of the database to `target`, which must not exist; nobody waits meanwhile."""
@@ -192,10 +192,10 @@ class Ledger:
     async def _retain(self) -> None:
         """Remove what is too old or too much, for as long as the ledger is open."""
         while True:
-            for look in range(upkeep.LOOKS_A_ROUND):
+            for check in range(upkeep.CHECKS_PER_ROUND):
                 with contextlib.suppress(Problem):  # as above
-                    await self.remove_old(by_age=look == 0)
-                await asyncio.sleep(upkeep.LOOK_S)
+                    await self.remove_old(by_age=check == 0)
+                await asyncio.sleep(upkeep.CHECK_S)
 
     async def _record_owed(self, events: list[audit.Event]) -> None:
         for event in events:
@@ -238,9 +238,9 @@ async def open_ledger(
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)
         stack.push_async_callback(readers.close)
-        strangers = Readers(entered.database)
-        stack.push_async_callback(strangers.close)
-        ledger = Ledger(writer=writer, readers=readers, strangers=strangers, entered=entered, clock=clock)
+        plugin_readers = Readers(entered.database)
+        stack.push_async_callback(plugin_readers.close)
+        ledger = Ledger(writer=writer, readers=readers, plugin_readers=plugin_readers, entered=entered, clock=clock)
         stack.push_async_callback(ledger._finish)  # noqa: SLF001 - the two halves of one thing
         stack.push_async_callback(_cancelled, ledger._start())  # noqa: SLF001
         yield ledger

@@ -39,7 +39,7 @@ _CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Salvage:
+class RecoveredRows:
     """What can still be read of a ledger. It is no evidence: use it only to be stricter.
 
     `last_seq` and `last_hash` are of the last decision, `calls_seq` and `calls_hash` of the last host call; 0 and empty
@@ -73,13 +73,13 @@ def diagnosis(directory: Path) -> str:
         return str(error)
 
 
-def salvage(database: Path) -> Salvage:
+def read_damaged(database: Path) -> RecoveredRows:
     """Whatever can still be read."""
     try:
         with contextlib.closing(connection.open_witness(database)) as witness:
             last_seq, last_hash = _end(witness, DECISIONS)
             calls_seq, calls_hash = _end(witness, CALLS)
-            return Salvage(
+            return RecoveredRows(
                 records=records.readable(witness),
                 revoked=revocations.readable(witness),
                 last_seq=last_seq,
@@ -88,7 +88,7 @@ def salvage(database: Path) -> Salvage:
                 calls_hash=calls_hash,
             )
     except (apsw.Error, OSError):
-        return Salvage()
+        return RecoveredRows()
 
 
 def _end(witness: connection.Connection, name: Name) -> tuple[int, str]:

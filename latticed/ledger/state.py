@@ -30,7 +30,7 @@ _SEED_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDir:
-    """A state directory that is ours until it is left.
+    """An open state directory, locked against other daemons.
 
     `behind` says why the ledger counts as older than `floors`, when that was accepted.
     """
@@ -38,7 +38,7 @@ class StateDir:
     directory: Path
     writer: connection.Connection
     key: Ed25519PrivateKey
-    place: DirectoryIdentity
+    identity: DirectoryIdentity
     partly_checked: bool = False
     floors: floors.Floors = field(default_factory=floors.Floors)
     behind: str = ""
@@ -49,8 +49,8 @@ class StateDir:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold `directory` (made 0700 if missing) and nothing in it. Problems: state_unusable, state_in_use."""
+def locked(directory: Path) -> Iterator[None]:
+    """Lock `directory` (made 0700 if missing), opening nothing in it. Problems: state_unusable, state_in_use."""
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,12 +69,12 @@ def held(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDir]:
-    """Hold `directory` with its database open; blocking, so not for the event loop.
+    """Lock `directory` and open its database; blocking, so not for the event loop.
 
     Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
     `accept_rollback`.
     """
-    with held(directory), contextlib.ExitStack() as stack:
+    with locked(directory), contextlib.ExitStack() as stack:
         _clear_remains(directory)
         had_key = (directory / HOST_KEY).exists()
         had_database = _holds_bytes(directory / DATABASE)
@@ -88,12 +88,12 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
             _make_key(directory, writer)
         partly, key = integrity.partial(writer), load_key(directory)
         kept, behind = rollback.check_floors(directory, writer, key, accept=accept_rollback)
-        place = DirectoryIdentity(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
+        identity = DirectoryIdentity(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
         yield StateDir(
             directory=directory,
             writer=writer,
             key=key,
-            place=place,
+            identity=identity,
             partly_checked=partly,
             floors=kept,
             behind=behind,

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from latticed.model import chain
     from latticed.model.errors import Problem
 
-LOOK_S: Final = 60.0
+CHECK_S: Final = 60.0
 """How often retention looks at the size."""
 
-LOOKS_A_ROUND: Final = 60
+CHECKS_PER_ROUND: Final = 60
 """After so many looks at the size comes one at the age."""
 
 PAGES: Final = 1_000

@@ -65,7 +65,7 @@ class LedgerWriter:
         self._open = True
         return entered
 
-    async def grown(self, seen: Position, *, calls: bool) -> None:
+    async def wait_for_events(self, seen: Position, *, calls: bool) -> None:
         """Return once there is an event after `seen` in the decisions or, with `calls`, in either chain.
 
         Who does not ask for calls is not woken by them: a stream that is idle costs a host call nothing.

@@ -109,7 +109,7 @@ class Backups:
             os.link(self._directory / name, staging / name)
         if fault := rebuild.diagnosis(staging):
             raise Problem("ledger_damaged", f"expected a ledger that can be restored, found: {fault}", RECOVER_HINT)
-        found = rebuild.salvage(staging / state.DATABASE)
+        found = rebuild.read_damaged(staging / state.DATABASE)
         in_use = {record.facts.identity for record in found.records if record.accepted}
         names = [*archive.NEEDED, *_pairs(staging, in_use)]
         entries = tuple(_entry(staging, name) for name in names)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import ReadLimits
     from latticed.kit.clock import Clock
-    from latticed.ledger.rebuild import Salvage
+    from latticed.ledger.rebuild import RecoveredRows
     from latticed.ledger.transaction import Transaction
     from latticed.model.chain import Head
     from latticed.model.lifecycle import Record
@@ -72,7 +72,7 @@ def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False)
 
     `without_floors` goes on when there are none that can be believed; those that can are never passed over.
     """
-    with state.held(place.state_dir):
+    with state.locked(place.state_dir):
         found = rebuild.diagnosis(place.state_dir)
         if not found:
             _forget_note(place.state_dir)
@@ -97,7 +97,7 @@ class _Recovery:
 
     def perform(self, kept: floors.Floors) -> RecoveryReport:
         directory = self._place.state_dir
-        salvage = rebuild.salvage(self._database)
+        salvage = rebuild.read_damaged(self._database)
         before = rebuild.fingerprint(self._database)
         revoked = Revoked(**{kind: getattr(kept.revoked, kind) for kind in revocations.KINDS})
         revoked |= Revoked(**{kind: getattr(salvage.revoked, kind) for kind in revocations.KINDS})
@@ -125,7 +125,7 @@ class _Recovery:
         keeper.look(always=True)
         return keeper
 
-    def _records(self, policy: PolicyKeeper, kept: floors.Floors, salvage: Salvage) -> list[Record]:
+    def _records(self, policy: PolicyKeeper, kept: floors.Floors, salvage: RecoveredRows) -> list[Record]:
         pairs = self._pairs(policy)
         remembered = {record.id: record for record in salvage.records if ids.is_valid(record.id)}
         known = {*pairs, *remembered, *kept.pins, *kept.versions, *kept.masked}
@@ -160,7 +160,7 @@ class _Recovery:
             state.make_key(directory)
         return tuple(moved)
 
-    def _event(self, report: RecoveryReport, salvage: Salvage, before: str) -> Event:
+    def _event(self, report: RecoveryReport, salvage: RecoveredRows, before: str) -> Event:
         return Event(
             actor=str(DAEMON),
             action="ledger.recovered",

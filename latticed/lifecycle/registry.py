@@ -57,7 +57,7 @@ class Registry:
     _refused_log: RefusedLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self._refused_log = RefusedLog(log, self.ledger.record_news)
+        self._refused_log = RefusedLog(log, self.ledger.record_limited)
 
     # What others ask.
 
@@ -119,7 +119,7 @@ class Registry:
         """Record a new verdict on a bundle that is no plugin's; nothing is recorded of one that is gone."""
         refused = seen.verdict if isinstance(seen.verdict, Refused) else None
         if seen.verdict is not None and (event := verdicts.of_bundle(seen.name, before, refused)) is not None:
-            self.ledger.record_news(event)
+            self.ledger.record_limited(event)
 
     def _disclaim(self, plugin_id: str, name: str) -> None:
         claimants = self._claimants[plugin_id]
@@ -142,7 +142,7 @@ class Registry:
         state.presences[plugin_id] = seen
         self.update_permissions(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
-            self.ledger.record_news(event, apart=plugin_id if record.accepted else "")
+            self.ledger.record_limited(event, group=plugin_id if record.accepted else "")
         if winner is not None and plugin_id not in state.busy:
             now_us = self.clock.wall_us()
             if record is None or record.forgotten:

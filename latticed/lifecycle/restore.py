@@ -92,7 +92,7 @@ def restore(
     place: RecoveryPlace, backup: tar.TarSource, clock: Clock, consent: RestoreConsent = RestoreConsent()
 ) -> RestoreReport:
     """Replace the state by that of `backup`. Problems: backup_invalid, backup_foreign, floors_invalid, state_…."""
-    with state.held(place.state_dir):
+    with state.locked(place.state_dir):
         staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
         try:
             for left in place.state_dir.glob(f"{STAGING}*"):  # of a restore that was interrupted
@@ -165,7 +165,7 @@ class _Restore:
         """Make the unpacked ledger as strict as `kept`, and write the floors that go with it."""
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
-        before = {record.id: record for record in rebuild.salvage(database).records}
+        before = {record.id: record for record in rebuild.read_damaged(database).records}
         changed = stricter.held_to(before, kept, now_us=self._now_us, replaced=True)
         report = RestoreReport(
             created_at=self._manifest.created_at,
@@ -196,7 +196,7 @@ class _Restore:
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
     def _event(self, report: RestoreReport, sha256: str) -> Event:
-        replaced = rebuild.salvage(self._state_dir / state.DATABASE)
+        replaced = rebuild.read_damaged(self._state_dir / state.DATABASE)
         return Event(
             actor=str(DAEMON),
             action="ledger.restored",

@@ -68,7 +68,7 @@ async def query(ask: Ask) -> dict[str, Any]:
     after, chains = _start(asked)
     filters = {name: getattr(asked, name) or None for name in ("actor", "action", "target", "decision")}
     since_us = _microseconds(asked.since) if asked.since else None
-    events = await rows.walked(
+    events = await rows.query_in_parts(
         ask.api.ledger.read_slow,
         chains=chains,
         after=after,

@@ -144,7 +144,7 @@ def _id(at: Position, *, calls: bool) -> str:
 
 async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
     """Wait until there is an event after `seen` or the daemon goes down; False after a while of silence."""
-    grown = ask.api.ledger.grown(seen, calls=calls)
+    grown = ask.api.ledger.wait_for_events(seen, calls=calls)
     news = [asyncio.ensure_future(grown), asyncio.ensure_future(ask.api.closing.wait())]
     done, waiting = await asyncio.wait(news, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:

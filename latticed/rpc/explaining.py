@@ -105,7 +105,7 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
     runtime = api.supervisor.runtime(record.id)
     if runtime.state is not RuntimeState.ARMED or not runtime.restart_count:
         return None
-    last = await rows.walked(
+    last = await rows.query_in_parts(
         api.ledger.read_slow,
         chains=(DECISIONS,),
         action="plugin.runtime",
@@ -125,7 +125,7 @@ async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:
 
     found = []
     for call in sorted(calls):
-        last = await rows.walked(
+        last = await rows.query_in_parts(
             api.ledger.read_slow,
             chains=(CALLS,),
             actor=actor,

@@ -179,7 +179,7 @@ async def show(ask: Ask) -> dict[str, Any]:
     trouble = ask.api.lifecycle.presence(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
     count = ask.api.supervisor.calls().get(record.id) or Count()
-    denials = await rows.walked(
+    denials = await rows.query_in_parts(
         ask.api.ledger.read_slow,
         chains=chain.NAMES,
         actor=actor,

@@ -104,7 +104,7 @@ def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -
         if walk.seq:
             return _Step.OVERTAKEN
         walk.take({"checkpoint": begins})
-    lines = rows.stretch(db, name, after=walk.seq, upto=end, most=BATCH)
+    lines = rows.export_lines(db, name, after=walk.seq, upto=end, most=BATCH)
     for line in lines:
         walk.take(line)
     if lines and not walk.broken:

@@ -74,7 +74,7 @@ class Home:
 
     async def look(self) -> None:
         """What the daemon does every second."""
-        await asyncio.gather(*(look.go() for look in self.app.reloader.looks))
+        await asyncio.gather(*(look.start() for look in self.app.reloader.looks))
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request over the control socket; `body` is sent as JSON, bytes as they are."""

@@ -16,14 +16,14 @@ async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept(
         await go_on.wait()
 
     one = Poll("one", look)
-    task = one.go()
+    task = one.start()
     await asyncio.sleep(0)
-    assert one.go() is task
-    assert one.go(always=True) is task
-    assert one.under_way_s > 0
+    assert one.start() is task
+    assert one.start(always=True) is task
+    assert one.running_s > 0
     go_on.set()
     await task
-    assert (seen, one.under_way_s) == ([False, True], 0.0)
+    assert (seen, one.running_s) == ([False, True], 0.0)
 
 
 async def test_the_end_waits_for_a_look_that_began_just_now_alone():
@@ -38,12 +38,12 @@ async def test_the_end_waits_for_a_look_that_began_just_now_alone():
         await asyncio.Event().wait()
 
     young, old = Poll("young", short), Poll("old", for_ever)
-    old.go()
+    old.start()
     await asyncio.sleep(0.02)
-    young.go()
-    await young.end(5.0)
+    young.start()
+    await young.stop(5.0)
     began = asyncio.get_running_loop().time()
-    await old.end(0.01)
+    await old.stop(0.01)
     assert asyncio.get_running_loop().time() - began < 1.0
     assert done == ["short"]
 
@@ -57,6 +57,6 @@ async def test_a_look_that_fails_is_followed_by_the_next():
         raise OSError("gone")
 
     one = Poll("one", look)
-    await one.go()
-    await one.go()
+    await one.start()
+    await one.start()
     assert seen == [1, 1]

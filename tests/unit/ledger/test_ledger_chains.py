@@ -130,15 +130,15 @@ async def test_both_are_merged_by_time_and_paged_by_a_cursor(house: Ledger, cloc
     for number in range(10):
         await house.record(ACT if number % 3 else CALL)
         clock.advance(1 if number != 5 else -100)
-    everything = await audit.walked(house.read_slow, chains=chain.NAMES, limit=1000)
+    everything = await audit.query_in_parts(house.read_slow, chains=chain.NAMES, limit=1000)
     assert len(everything) == 10
     at, seen = chain.Position(), []
-    while page := await audit.walked(house.read_slow, chains=chain.NAMES, after=at, limit=3):
+    while page := await audit.query_in_parts(house.read_slow, chains=chain.NAMES, after=at, limit=3):
         seen += page
         at = at.past(page)
     assert seen == everything
     assert at == (6, 4)
-    newest = await audit.walked(house.read_slow, chains=chain.NAMES, newest_first=True, limit=1000)
+    newest = await audit.query_in_parts(house.read_slow, chains=chain.NAMES, newest_first=True, limit=1000)
     assert {(event["seq"], event.get("chain")) for event in newest} == {
         (event["seq"], event.get("chain")) for event in everything
     }
@@ -157,9 +157,9 @@ async def test_a_long_walk_is_many_questions(house: Ledger, monkeypatch: pytest.
 
     for newest_first in (False, True):
         asked = 0
-        assert await audit.walked(read, chains=("decisions",), target="x", newest_first=newest_first) == []
+        assert await audit.query_in_parts(read, chains=("decisions",), target="x", newest_first=newest_first) == []
         assert asked == 1 + 5
-    found = await audit.walked(read, chains=("decisions",), newest_first=True, limit=9)
+    found = await audit.query_in_parts(read, chains=("decisions",), newest_first=True, limit=9)
     assert [event["seq"] for event in found] == list(range(30, 21, -1))
 
 
@@ -207,6 +207,6 @@ async def test_an_older_ledger_keeps_its_chain(state_dir: Path, opened: Open) ->
         assert house.read(audit.position) == (5, 2)
         report = check(house, await exported(house))
         assert (report.ok, report.signed_seq) == (True, 5), report.problem
-    found = rebuild.salvage(state_dir / "ledger.sqlite3")
+    found = rebuild.read_damaged(state_dir / "ledger.sqlite3")
     assert (found.last_seq, found.calls_seq) == (5, 2)
     assert rebuild.diagnosis(state_dir) == ""

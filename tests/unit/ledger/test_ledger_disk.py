@@ -74,7 +74,8 @@ async def main():
         ballast.unlink()
         found["next"] = await code_of(house.record(EVENT))
         found["put"] = await code_of(house.write(lambda tx: kv.put(tx, "b", "k", b"v", QUOTA), durable=True))
-        stored = await house.read_slow(lambda db: audit.stretch(db, "decisions", after=0, upto=1 << 40, most=1 << 30))
+        part = {"after": 0, "upto": 1 << 40, "most": 1 << 30}
+        stored = await house.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
         report = audit_chain.verify(stored)
         found["verdict"] = report.problem
         found["last"] = report.last_seq

@@ -88,7 +88,7 @@ async def test_what_a_killed_daemon_left_in_its_wal_stays_there(
         async with open_ledger(killed, clock=clock):
             pass
     assert rebuild.diagnosis(killed)
-    assert rebuild.salvage(killed / "ledger.sqlite3").last_seq == 501
+    assert rebuild.read_damaged(killed / "ledger.sqlite3").last_seq == 501
     assert {name: (killed / name).read_bytes() for name in before} == before
     assert before["ledger.sqlite3-wal"]
 
@@ -183,7 +183,7 @@ async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_
         last = house.read(audit.last_seq)
     assert [path.name for path in tmp_path.glob("copy*")] == ["copy.sqlite3"]
     assert target.stat().st_mode & 0o777 == 0o600
-    found = rebuild.salvage(target)
+    found = rebuild.read_damaged(target)
     assert 500 <= found.last_seq <= last
 
 

@@ -83,7 +83,8 @@ async def main():
     async with open_ledger(disk / "state", clock=SystemClock()) as house:
         found["opened"] = await code_of(house.write(stop, essential=True))
         ballast.unlink()
-        stored = await house.read_slow(lambda db: audit.stretch(db, "decisions", after=0, upto=1 << 40, most=1 << 30))
+        part = {"after": 0, "upto": 1 << 40, "most": 1 << 30}
+        stored = await house.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
         report = audit_chain.verify(stored)
         found["verdict"] = report.problem
     print(json.dumps(found))

@@ -147,6 +147,6 @@ async def test_a_stranger_who_renames_thousands_floods_nobody():
 def test_what_is_apart_is_not_counted_together():
     denials = Denials(quota=1)
     event = Event(actor="latticed", action="plugin.verdict", target="a", decision="deny", code="x")
-    assert denials.take(event, 0.0, apart="a") is event
-    assert denials.take(event, 0.0, apart="b") is event
-    assert denials.take(event, 0.0, apart="a") is None
+    assert denials.take(event, 0.0, group="a") is event
+    assert denials.take(event, 0.0, group="b") is event
+    assert denials.take(event, 0.0, group="a") is None

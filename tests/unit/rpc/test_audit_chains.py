@@ -163,13 +163,13 @@ async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatc
     """What was whole is not walked again; the report is of the whole chain all the same."""
     monkeypatch.setattr(verifying, "BATCH", 100)
     walked = []
-    real = verifying.rows.stretch
+    real = verifying.rows.export_lines
 
     def counted(db, name, **options):
         walked.append((name, options["after"]))
         return real(db, name, **options)
 
-    monkeypatch.setattr(verifying.rows, "stretch", counted)
+    monkeypatch.setattr(verifying.rows, "export_lines", counted)
     await fill(home, decisions=250, calls=350)
     first = await verified(home)
     assert (first["ok"], first["events"], first["calls"]["events"]) == (True, 250, 350)
