@@ -1,4 +1,4 @@
-"""What the bytes of a manifest mean (contracts §2 and §3), or the verdict code that says why they mean nothing.
+"""Decodes the bytes of a manifest (contracts §2 and §3), or gives the verdict code of why they are refused.
 
 First strict JSON, then the shape, then the rules that a shape cannot express, then the capabilities: the codes' order.
 """
@@ -126,5 +126,5 @@ def _worded(finding: str) -> str:
 
 
 def _shown(reason: str) -> str:
-    """Reasons quote what strangers wrote."""
+    """Reasons quote untrusted text, so it is cut and escaped."""
     return text.sanitise(reason, _REASON_CHARS)

@@ -55,7 +55,7 @@ class ReadLimits:
 
 
 class BundleDirectory:
-    """One look at the bundle in the directory `fd`, which it owns and closes.
+    """One reading of the bundle in the directory `fd`, which it owns and closes.
 
     `owners` are the uids that the two files may belong to. The deadline starts now.
     """
@@ -189,7 +189,7 @@ class BundleDirectory:
         except FileNotFoundError:
             return refusal.missing(name)
         except OSError as error:
-            if error.errno in {errno.ELOOP, errno.ENXIO}:  # swapped for a link or a socket since it was looked at
+            if error.errno in {errno.ELOOP, errno.ENXIO}:  # swapped for a link or a socket since its lstat
                 return refusal.not_regular(name, stat.S_IFLNK if error.errno == errno.ELOOP else stat.S_IFSOCK)
             return refusal.unreadable(name, error)
 

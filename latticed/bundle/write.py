@@ -1,4 +1,4 @@
-"""Writing bundles: for authors (`latticectl new|sign|pack`) and whoever takes a verified bundle in."""
+"""Writes bundles: for authors (`latticectl new|sign|pack`), and to take in a verified bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render(raw: dict[str, Any]) -> bytes:
 def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int = 0o644) -> None:
     """Make the new directory `directory` hold the two files, all there or not at all; FileExistsError if it exists.
 
-    They are written under a name starting with a dot, which no scan looks at, and renamed.
+    They are written under a name that starts with a dot, which scans ignore, and renamed.
     """
     if directory.exists() or directory.is_symlink():
         raise FileExistsError(17, os.strerror(17), str(directory))

@@ -1,7 +1,7 @@
 """The event loop's own executor: threads that the end of the process does not wait for.
 
 The standard one joins its threads when the loop closes and again when Python ends. One of them may be in a system call
-that never returns (a dead network mount, a directory service that does not answer); stopping waits for nobody.
+that never returns (a dead network mount, a directory service that does not answer), and must not delay stopping.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST: Final = 64
-"""Pieces of work at a time: many more than asyncio's, so that a few that stand still hold up nobody else."""
+"""Calls that run at a time: many more than asyncio's default, so that a few that hang do not delay the others."""
 END_S: Final = 0.5
-"""How long the end waits for work under way, which is nearly always done by then."""
+"""How long `shutdown` waits for running calls, which nearly always end by then."""
 
 
 class DaemonThreadExecutor(ThreadPoolExecutor):
@@ -74,5 +74,5 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
-            self._free.release()  # within the lock: what comes after this look starts a thread of its own
+            self._free.release()  # within the lock, so that a call submitted after this check starts a thread
             return None

@@ -95,7 +95,7 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def clear_remains(path: Path) -> None:
-    """Remove what calls of `replace` for `path` left behind when they were killed; nobody else may be replacing it."""
+    """Remove what killed calls of `replace` for `path` left behind. No `replace` of it may be running."""
     remains = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{12}")
     for name in os.listdir(path.parent):
         if remains.fullmatch(name):

@@ -1,6 +1,6 @@
-"""What aiohttp's parser leaves unsaid about request bodies, for the connections of our listeners.
+"""Checks of request bodies that aiohttp's parser does not make, for the connections of our listeners.
 
-Once it fails behind a head, it says so behind that request: whoever reads the body waits for it until a deadline. It
+When a body does not parse, aiohttp reports it as a further request: the handler that reads the body waits in vain. It
 also takes an empty Transfer-Encoding for none (RFC 9112, section 6.1: a message with both framings is to be refused).
 """
 
@@ -28,8 +28,8 @@ class Bodies:
     def check(self, messages: deque[Any]) -> bool:
         """After the parser was fed: judge what it appended to `messages`. True when the body under way is broken.
 
-        Whoever reads that body gets web.RequestPayloadError at once, and the connection is to be closed after the
-        answer: nobody knows where another request would begin.
+        Its reader gets web.RequestPayloadError at once, and the connection must be closed after the answer: where
+        another request would begin is unknown.
         """
         for place, (message, body) in enumerate(messages):
             if isinstance(message, _ErrInfo):

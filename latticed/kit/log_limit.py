@@ -1,4 +1,4 @@
-"""A bound on log entries that a stranger can cause: one of a kind in a while, with a count of those left out."""
+"""Limits log entries that untrusted input can cause: one of a kind per period, with a count of those left out."""
 
 from __future__ import annotations
 

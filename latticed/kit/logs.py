@@ -1,12 +1,12 @@
 """Logging: facts in the past tense, once, in the form the place asks for.
 
 Under systemd (stderr is the stream that $JOURNAL_STREAM names): the journal's native protocol. Else JSON lines on
-stdout, or text when stdout is a terminal. What the standard library's loggers say (asyncio, aiohttp, watchdog) goes
+stdout, or text when stdout is a terminal. Entries of the standard library's loggers (asyncio, aiohttp, watchdog) go
 the same way. No entry carries a raw control, format or line-separator character, whatever its values held.
 Logging never waits: what cannot be written at once is dropped and counted (kit.writer).
 
 Use: `log = logs.get_logger()` at module level, then `log.info("plugin_armed", plugin_id=..., runner="wasm")`.
-Nobody else imports structlog: imported plainly it pulls in rich, 100 ms and 10 MB for tracebacks nobody asked for.
+No other module imports structlog: a plain import pulls in rich (100 ms, 10 MB) for tracebacks that are not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMBERS: Final = {name: getattr(logging, name.upper()) for name in rendering.PR
 
 
 class Logger(Protocol):
-    """What `get_logger` returns, as far as the house uses it."""
+    """What `get_logger` returns, as far as latticed uses it."""
 
     def bind(self, **fields: Any) -> Logger: ...
     def debug(self, event: str, **fields: Any) -> Any: ...
@@ -93,13 +93,13 @@ def reset() -> None:
         outgoing.close()
 
 
-def flush(patience_s: float = nonblocking_writer.CLOSE_S) -> bool:
-    """Whether everything that was logged is written within `patience_s` seconds; blocks meanwhile."""
+def flush(timeout_s: float = nonblocking_writer.CLOSE_S) -> bool:
+    """Whether everything that was logged is written within `timeout_s` seconds; blocks meanwhile."""
     outgoing = _Outgoing.current
-    return outgoing is None or outgoing.writer.flush(patience_s)
+    return outgoing is None or outgoing.writer.flush(timeout_s)
 
 
-atexit.register(flush)  # the thread that writes does not hold up the end of the process
+atexit.register(flush)  # the writing thread is a daemon thread: the process ends without it
 
 
 def dropped() -> int:
@@ -109,7 +109,7 @@ def dropped() -> int:
 
 
 def take_unraised() -> None:
-    """Log what Python would print on stderr, which may be a pipe that nobody empties: failures nobody can catch."""
+    """Log exceptions that nothing can catch; Python would print them on stderr, maybe a pipe that is never read."""
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
         get_logger().error("exception_ignored", error=repr(found.exc_value), where=repr(found.object))
@@ -168,7 +168,7 @@ class _Queued:
 
 
 class _Memory:
-    """Text or JSON lines on a stream without a descriptor: writing to memory waits for nobody."""
+    """Text or JSON lines on a stream without a descriptor: writing to memory does not block."""
 
     def __init__(self, stream: TextIO, encode: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._stream, self._encode = stream, encode
@@ -179,7 +179,7 @@ class _Memory:
 
 
 def _missing(count: int) -> dict[str, Any]:
-    """The entry that says that others could not be written."""
+    """The entry that counts those that could not be written."""
     return {"event": "log_dropped", "level": "warning", "wall_us": time.time_ns() // 1000, "entries": count}
 
 

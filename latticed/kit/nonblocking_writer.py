@@ -1,7 +1,7 @@
-"""Writing where the reader may stand still: a pipe that nobody empties, a stuck journald, a file on a dead mount.
+"""Writes where the reader may block: a pipe that is not read, a stuck journald, a file on a dead mount.
 
-A thread does the writing, so that whoever has something to say never waits. What it cannot write at once waits for it
-in memory, up to a bound; the rest is dropped and counted, and one line says how much once it flows again.
+A thread writes, so that callers never wait. Entries wait for it in memory, up to a bound; the rest is dropped and
+counted, and one entry says how many once writing works again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CAPACITY_BYTES: Final = 512 << 10
 CLOSE_S: Final = 0.5
-"""How long `close` waits for what has been put: stopping waits for nobody."""
+"""How long `close` waits for entries that were put, so that stopping is not delayed."""
 
 
 class NonBlockingWriter:
@@ -55,14 +55,14 @@ class NonBlockingWriter:
                 self._waiting_bytes += len(entry)
             self._changed.notify_all()
 
-    def flush(self, patience_s: float = CLOSE_S) -> bool:
-        """Whether everything that was put is written, or refused, within `patience_s` seconds."""
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Whether everything that was put is written, or refused, within `timeout_s` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._idle and not self._waiting, patience_s)
+            return self._changed.wait_for(lambda: self._idle and not self._waiting, timeout_s)
 
-    def close(self, patience_s: float = CLOSE_S) -> None:
-        """Write what was put, as far as that goes within `patience_s`; then the thread ends, or is left to its wait."""
-        ended = self.flush(patience_s)
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what was put, as far as that goes within `timeout_s`; then the thread ends, or is left to its wait."""
+        ended = self.flush(timeout_s)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -73,16 +73,16 @@ class NonBlockingWriter:
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
-            told = not self._failed or self._write(self._gap(self._failed))
-            if told:
+            gap_written = not self._failed or self._write(self._gap(self._failed))
+            if gap_written:
                 self._failed = 0
-            if entry and not (told and self._write(entry)):
+            if entry and not (gap_written and self._write(entry)):
                 self._failed += 1
                 with self._changed:
                     self.dropped += 1
 
     def _next(self) -> bytes | None:
-        """The next entry, waited for; empty when the queue is and a gap is to be told, None once closed."""
+        """The next entry, waited for; empty when only a gap is to be written, None once closed."""
         with self._changed:
             self._idle = not self._waiting and not self._overflowed
             self._changed.notify_all()

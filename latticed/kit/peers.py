@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 NOBODY: Final = 65534
-"""The overflow uid: what a peer from another user namespace arrives as; it is nobody we know."""
+"""The overflow uid: a peer from another user namespace has it, so it identifies no user."""
 
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h since Linux 4.13; Python's socket module has no name for it

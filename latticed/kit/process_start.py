@@ -33,7 +33,7 @@ _RAISED: Final = (
 
 
 def reset_for_server() -> None:
-    """For a program that lives long: set anew all that it inherited, as far as that can be."""
+    """For a long-lived program: reset what it inherited, as far as possible."""
     _open_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER:
@@ -52,7 +52,7 @@ def reset_for_command() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     inherited = os.umask(0o077)
-    os.umask((inherited | 0o022) & ~0o700)  # we read what we write, and nobody but us writes it
+    os.umask((inherited | 0o022) & ~0o700)  # we read what we write, and no other user writes it
 
 
 def _open_standard_descriptors() -> None:

@@ -1,6 +1,6 @@
 """Tar, as little of it as an archive of named regular files needs (POSIX ustar; GNU's binary sizes above 8 GiB).
 
-`tarfile` would follow what a stranger's archive says: links, long names of any length, headers of any size. This
+`tarfile` would follow what an untrusted archive says: links, long names of any length, headers of any size. This
 reads one block at a time and refuses everything but regular files.
 """
 

@@ -30,7 +30,7 @@ def fenced(
     task = (group or asyncio.get_running_loop()).create_task(_fence(work, on_error), name=name)
     _running.add(task)
     task.add_done_callback(_running.discard)
-    task.add_done_callback(lambda _: work.close())  # cancelled before it began: nobody ever awaits `work`
+    task.add_done_callback(lambda _: work.close())  # cancelled before it began: `work` is never awaited
     return task
 
 

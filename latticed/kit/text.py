@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to show and to store."""
+"""Makes untrusted text safe to show and to store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_control(char: str) -> bool:
 class _Escapes(dict[int, str]):
     """What `str.translate` writes for a character, worked out once; ten times faster than asking for each anew."""
 
-    MOST = 8_192  # of over a million: what strangers write does not fill memory
+    MOST = 8_192  # of over a million: untrusted text must not fill memory
 
     def __missing__(self, point: int) -> str:
         if len(self) >= self.MOST:

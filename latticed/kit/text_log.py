@@ -2,7 +2,7 @@
 
 A mark is inode, offset, a hash of the bytes before the offset, and when the file was written last. The inode finds the
 file under its new name; the hash tells a file that was emptied, or replaced under an old inode, and finds the copy that
-was made before it was emptied (copytruncate). Compressed parts are not looked into.
+was made before it was emptied (copytruncate). Compressed parts are not read.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _read(
                 answered += len(line)
             if len(found) >= most or answered >= MOST_ANSWERED:
                 return found, _mark(fd, place)
-        # A part that is still empty is no place to go on from: whoever writes may not have changed over to it yet.
+        # No mark in a part that is still empty: the writer may not have switched to it yet.
         if place > start:
             mark = _mark(fd, place)
         room -= end - start

@@ -74,7 +74,7 @@ class Wheel:
         if now <= self._turned:
             return 0
         passed: Iterable[int] = range(self._turned + 1, now + 1)
-        if now - self._turned > len(self._due):  # after a long stand-still: look at what is there instead
+        if now - self._turned > len(self._due):  # after a long pause: go through all tickets instead
             passed = sorted(tick for tick in self._due if tick <= now)
         due = [tick for tick in passed if tick in self._due]
         self._turned = now

@@ -51,7 +51,7 @@ class Denials:
     def take(self, event: Event, now_s: float, *, group: str = "") -> Event | None:
         """The event to write in place of this denial, or None when it was only counted.
 
-        What differs in `group` is not counted together.
+        Each `group` is counted separately.
         """
         window = self._window(event, now_s, group)
         window.latest = event

@@ -1,4 +1,4 @@
-"""Opening SQLite the way this house wants it, and telling the disk's failures from a caller's."""
+"""Opens SQLite with the ledger's settings, and tells failures of the disk from mistakes of a caller."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def unavailable(error: BaseException) -> Problem:
 
 
 def damaged(detail: str) -> Problem:
-    """The Problem that stands for a ledger that must not be trusted to hold what was written."""
+    """The Problem of a damaged ledger: it may have lost what was written."""
     return Problem("ledger_damaged", detail, RECOVER_HINT)
 
 

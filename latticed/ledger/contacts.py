@@ -1,4 +1,4 @@
-"""Which hosts a plugin has reached: what an operator may hold against what was granted."""
+"""Which hosts a plugin has reached, for an operator to compare with the hosts that are granted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 MOST: Final = 1_000
-"""Hosts that are remembered of one plugin; the one that was not seen for longest makes room."""
+"""Hosts that are kept for one plugin; a new one replaces the one not reached for longest."""
 
 
 _DECISIONS: Final = 200

@@ -1,4 +1,4 @@
-"""DNS records that are kept up to date for plugins, and how each stands. What a `spec` says is the host's business.
+"""DNS records that are kept up to date for plugins, and the status of each. `spec` is opaque here: host.ddns parses it.
 
 All times are microseconds since the epoch; 0: never.
 """
@@ -22,7 +22,7 @@ _KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DdnsStatus:
-    """How one record stands.
+    """The status of one record.
 
     `published`: the address that the provider had when it was last asked. `changed_at`: when that was last changed, and
     `flaps` how often in quick succession. `failures`: in a row; the last one is `code` and `reason`, at `failed_at`.
@@ -89,7 +89,7 @@ def put(
 
 
 def keep(tx: Transaction, key: int, standing: DdnsStatus) -> bool:
-    """Set how a record stands; False when it is gone."""
+    """Set the status of a record; False when it is gone."""
     tx.execute(f"UPDATE ddns_records SET {_SET} WHERE key = ?", (*_values(standing), key))  # noqa: S608 - constants
     return tx.changes() > 0
 

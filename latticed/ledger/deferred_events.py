@@ -1,4 +1,4 @@
-"""Events of what has already happened: nothing waits for their record, and a disk that is full does not lose them.
+"""Events of what has already happened: callers do not wait for the record, and a full disk does not lose them.
 
 They are written in order, from the reserve if need be, and kept in memory until that works. Memory is bounded: past
 `MAX` the newer ones are only counted, and the count is recorded when the ledger can be written again.
@@ -100,7 +100,7 @@ class DeferredEvents:
 
 
 def _dated(event: Event, at_us: int, now_us: int) -> Event:
-    """With the time it happened at, when the time of its record will say something else."""
+    """The event with `at`, the time it happened, if it is recorded more than a second later."""
     if now_us - at_us < _LATE_US:
         return event
     return replace(event, detail={"at": clock.rfc3339(at_us), **event.detail})

@@ -1,6 +1,6 @@
-"""Whether the state directory is still the one that was entered: what is written must be there at the next start.
+"""Whether the state directory's files are still those that were opened, so that the next start finds what is written.
 
-A directory, ledger, write-ahead log or key that is replaced or removed goes on being written to by who has it open.
+A process that has a file open goes on writing to it after it was replaced or removed.
 """
 
 from __future__ import annotations

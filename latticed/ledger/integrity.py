@@ -1,4 +1,4 @@
-"""Is this database whole? What is asked at every open, and what is asked apart from it.
+"""Checks whether the database is damaged: partly or wholly at every open, the rest while the daemon runs.
 
 SQLite's `quick_check` reads the whole file: 1.4 s for a GB that is cached, 10 s and more from a slow disk. So at open
 a file up to `WHOLE_BYTES` is checked wholly, and of a larger one what decides about plugins (records, revocations, the
@@ -72,7 +72,7 @@ def note(directory: Path, finding: str) -> None:
 
 
 def noted(directory: Path) -> str:
-    """What an earlier life found, or nothing."""
+    """What an earlier check noted, or nothing."""
     try:
         return files.read_at_most(directory / NOTE, 1 << 16).decode("utf-8", "replace").strip() or "damage"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The ledger as other rooms see it."""
+"""The ledger's public interface: reads, writes, audit events, signed heads, floors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEAD_INTERVAL_S: Final = 60.0
 
 
 class Ledger:
-    """Reads and writes of one held state directory. Made by `open_ledger`; belongs to one event loop."""
+    """Reads and writes of one locked state directory. Made by `open_ledger`; belongs to one event loop."""
 
     def __init__(
         self, *, writer: LedgerWriter, readers: Readers, plugin_readers: Readers, entered: state.StateDir, clock: Clock
@@ -54,9 +54,9 @@ class Ledger:
         self.public_key = state.public_half(entered.key)
         """The host key's public half, base64 of 32 raw bytes."""
         self.retention = KEEP_ALL
-        """How much of the decisions is kept; may be changed at any time."""
+        """How long and how much of the decisions is kept; may be changed at any time."""
         self.calls_retention = KEEP_ALL
-        """As much of the host calls."""
+        """The same for the host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
         self.floors = entered.floors
@@ -88,7 +88,7 @@ class Ledger:
         return await self._readers.ask_slowly(question)
 
     async def read_for_plugin(self, question: Callable[[Connection], T]) -> T:
-        """As `read_slow`, in a queue of its own: plugins wait for each other, never an operator for them."""
+        """As `read_slow`, in a queue of its own, so that an operator never waits for plugins."""
         return await self._plugin_readers.ask_slowly(question)
 
     async def record(self, event: audit.Event) -> int:
@@ -110,7 +110,7 @@ class Ledger:
     def record_limited(self, event: audit.Event, *, group: str = "") -> None:
         """As `record_later`, for what strangers can cause without end: beyond a quota it is only counted.
 
-        What differs in `group` has a quota of its own.
+        Each `group` has a quota of its own.
         """
         kept = self._denials.take(event, self._clock.monotonic_s(), group=group)
         if kept is not None:
@@ -126,7 +126,7 @@ class Ledger:
         return await self._writer.submit(lambda tx: tx.chains.sign(), durable=True)
 
     def directory_fault(self) -> Problem | None:
-        """What of the state directory is not what was entered; until it is back nothing is written. Blocks."""
+        """The problem when a file of the state directory was replaced or removed: nothing is written then. Blocks."""
         return self._entered.identity.fault()
 
     async def snapshot(self, target: Path) -> None:
@@ -134,7 +134,7 @@ class Ledger:
         await upkeep.snapshot(self._entered.database, target)
 
     async def remove_old(self, *, by_age: bool) -> int:
-        """Have retention look, by size and, when `by_age`, by age too; how many events it removed."""
+        """Apply retention by size and, with `by_age`, by age; return how many events were removed."""
         kept: dict[Name, Retention] = {DECISIONS: self.retention, CALLS: self.calls_retention}
         return await upkeep.remove_old(self._writer, kept, self._clock, by_age=by_age)
 
@@ -158,7 +158,7 @@ class Ledger:
         self.floors = marked
 
     def accept(self) -> None:
-        """From now on heads that were signed before this moment say nothing of how far this ledger has to be."""
+        """From now on, heads signed before this moment do not count as proof that this ledger is older than it was."""
         self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
     async def _append(self, event: audit.Event) -> int:
@@ -186,7 +186,7 @@ class Ledger:
             now_s = self._clock.monotonic_s()
             await self._record_owed(self._denials.due(now_s))
             if now_s - self._signed_s >= HEAD_INTERVAL_S:
-                with contextlib.suppress(Problem):  # the disk is full or ill: those who write are told
+                with contextlib.suppress(Problem):  # callers of write and record get theirs
                     await self.sign_head()
 
     async def _retain(self) -> None:
@@ -205,7 +205,7 @@ class Ledger:
                 self._denials.put_back(event)
 
     async def _check_rest(self) -> None:
-        """Look at what opening a large file left out; what is found shows in health and at the next start."""
+        """Check what opening a large file left out; damage shows in health and at the next start."""
         self.trouble = await upkeep.check_rest(self._entered.database)
 
     async def _finish(self) -> None:
@@ -227,7 +227,7 @@ async def open_ledger(
     on_head: Callable[[Head], None] = _ignore,
     accept_rollback: bool = False,
 ) -> AsyncIterator[Ledger]:
-    """Hold `state_dir` and its ledger; `on_head` gets every signed head, on the loop, for the journal.
+    """Lock `state_dir` and open its ledger; `on_head` gets every signed head, on the loop, for the journal.
 
     Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
     `accept_rollback`.

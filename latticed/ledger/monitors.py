@@ -1,4 +1,4 @@
-"""What is watched, for whom, how it stands, and the latest results of each. What a `spec` says is the host's business.
+"""Monitors of plugins with their state and latest results. `spec` is opaque here: host.monitor parses it.
 
 All times are microseconds since the epoch.
 """
@@ -76,7 +76,7 @@ def put(
 def keep(
     tx: Transaction, key: int, result: Result, *, state: str, against: int, since: int, most: int
 ) -> Result | None:
-    """Add a result, of which the newest `most` are kept, and set how the monitor stands.
+    """Add a result, of which the newest `most` are kept, and set the monitor's state.
 
     Returns the result with its number; None, and nothing is kept, when the monitor is gone.
     """

@@ -1,4 +1,5 @@
-"""Long-lived programs that plugins declared: services and tunnels. What a `spec` says is the host's business.
+"""Long-lived programs that plugins declared: services and tunnels. `spec` is opaque here: host.program and host.tunnel
+parse it.
 
 All times are microseconds since the epoch.
 """

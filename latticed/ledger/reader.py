@@ -50,7 +50,7 @@ class Readers:
 
             def run() -> None:
                 outcome = _ask_apart(self._database, question, stop)
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(_resolve, answer, outcome)
 
             thread = threading.Thread(target=run, name="ledger-reader", daemon=False)
@@ -93,7 +93,7 @@ def _ask_apart(
 
 
 def _resolve(future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
-    if future.done():  # whoever asked was cancelled
+    if future.done():  # the caller was cancelled
         return
     result, error = outcome
     if error is None:

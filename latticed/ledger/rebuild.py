@@ -1,4 +1,4 @@
-"""A ledger in place of a damaged one, or of the one before a restore: built aside, named when it is complete.
+"""Builds a ledger in place of a damaged or restored one under another name, and renames it when it is complete.
 
 Nothing is deleted: what was there is renamed. Between the two renames there is a host key without a ledger, which no
 start takes for a new beginning. All of it blocks, and the caller holds the state directory.
@@ -74,7 +74,7 @@ def diagnosis(directory: Path) -> str:
 
 
 def read_damaged(database: Path) -> RecoveredRows:
-    """Whatever can still be read."""
+    """What can still be read of a damaged database; empty when nothing can."""
     try:
         with contextlib.closing(connection.open_witness(database)) as witness:
             last_seq, last_hash = _end(witness, DECISIONS)

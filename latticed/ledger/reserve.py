@@ -40,7 +40,7 @@ class Reserve:
         return self._held
 
     def give_up(self) -> None:
-        """Give its space to whoever writes next."""
+        """Free its space for the next write."""
         self._held = False
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)
@@ -60,6 +60,6 @@ def _allocate(fd: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_SPACE:
             return True
-        os.ftruncate(fd, 0)  # a part of it helps nobody here
+        os.ftruncate(fd, 0)  # a part of it is no use
         return False
     return True

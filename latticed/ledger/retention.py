@@ -1,6 +1,6 @@
 """How much of an audit chain is kept, and removing the rest: only up to a signed head, leaving a signed checkpoint.
 
-Events go from the beginning, a slice at a time, so that nobody who records waits long for it. The newest event is
+Events go from the beginning, a slice at a time, so that recording waits only briefly for it. The newest event is
 never removed. Space in the file is used again by what comes later; the file itself does not shrink.
 
 The clock may jump. Age is therefore taken from the beginning on (a head of another century in the middle keeps what

@@ -1,7 +1,7 @@
-"""HTTP routes that plugins have put, so that they are there again after a restart. What a `spec` says is the host's
-business.
+"""HTTP routes that plugins have put, so that they are there again after a restart. `spec` is opaque here: host.route
+parses it.
 
-Whether a path is free is decided where routes are claimed, among plugins that live; here it may be in several rows.
+Several plugins may have a row for one path: host.route.table decides which running plugin gets it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sealed values and who may have them used. What is in `sealed` only the owner of the key can read (host.secrets).
 
-A binding carries a MAC under the same key: whoever can only write this database binds nothing. Taking one away needs no
-key, so the lifecycle can set a plugin's bindings aside in the transaction that accepts another publisher.
+A binding carries a MAC under the same key: who can only write this database cannot bind a secret. Removing one needs
+no key, so the lifecycle can set a plugin's bindings aside in the transaction that accepts another publisher.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _open_writer(directory: Path) -> connection.Connection:
 
 def _clear_remains(directory: Path) -> None:
     """What a kill in the middle of replacing a file has left."""
-    with contextlib.suppress(OSError):  # a disk that is ill says so where it matters
+    with contextlib.suppress(OSError):  # a failing disk is reported by the reads and writes that matter
         for name in (HOST_KEY, floors.FILE):
             files.clear_remains(directory / name)
 
@@ -134,7 +134,7 @@ def _lock(fd: int, directory: Path) -> None:
             "stop it first, or give this one a state directory of its own",
         ) from error
     os.ftruncate(fd, 0)
-    with contextlib.suppress(OSError):  # only told to people; a full disk must not keep the daemon from starting
+    with contextlib.suppress(OSError):  # only for messages; a full disk must not prevent a start
         os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
 
 

@@ -1,4 +1,4 @@
-"""Scripts that plugins submitted: what each is, how it stands, how it ended. Which step is allowed is the host's rule.
+"""Scripts that plugins submitted, with the state and the outcome of each. host.task.rules says which step is allowed.
 
 All times are microseconds since the epoch; 0: never.
 """
@@ -98,7 +98,7 @@ def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int)
 
 
 def withdraw(tx: Transaction, task_id: str) -> None:
-    """As if nobody had approved it yet."""
+    """Back to submitted, without the approval."""
     tx.execute(
         "UPDATE tasks SET state = 'submitted', approved_sha256 = '', approved_by = '', approved_at = 0 WHERE id = ?",
         (task_id,),

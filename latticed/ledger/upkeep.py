@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from latticed.model.errors import Problem
 
 CHECK_S: Final = 60.0
-"""How often retention looks at the size."""
+"""How often retention checks the size."""
 
 CHECKS_PER_ROUND: Final = 60
-"""After so many looks at the size comes one at the age."""
+"""Every so many checks of the size it checks the age too."""
 
 PAGES: Final = 1_000
-"""Pages copied before a snapshot looks whether it is still wanted."""
+"""Pages that a snapshot copies between two checks whether it was cancelled."""
 
 log = logs.get_logger()
 

@@ -1,7 +1,7 @@
-"""The one thread that writes: takes whatever is queued, commits it as one transaction, tells everybody at once.
+"""The only thread that writes: it commits all queued changes as one transaction, then resolves their futures.
 
 A change that fails is rolled back alone; a commit that fails fails the whole batch, and the next batch tries again.
-Whoever waits may be cancelled: the write happens, or not, exactly as if he had stayed.
+Cancelling a waiting caller changes nothing about its write.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LedgerWriter:
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_calls: list[asyncio.Future[None]] = []
         self.tip = Position()
-        """The newest events, as of the last commit of this life."""
+        """The newest events, as of this process's last commit."""
 
     async def start(self) -> state.StateDir:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -112,7 +112,7 @@ class LedgerWriter:
                 committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
                 self._tell(_resolve, self._ready, entered, None)
                 self._serve(committer, chains)
-        except BaseException as error:  # noqa: BLE001 - the waiter gets it; nobody else looks at this thread
+        except BaseException as error:  # noqa: BLE001 - `start` raises it; an exception of the thread itself would be lost
             self._tell(_resolve, self._ready, None, error)
 
     def _serve(self, committer: Committer, chains: Chains) -> None:
@@ -129,7 +129,7 @@ class LedgerWriter:
         job = self._queue.get()
         while job is not None:
             batch.append(job)
-            if len(batch) == MAX_BATCH or self._queue.empty():  # nobody else takes, so not empty stays not empty
+            if len(batch) == MAX_BATCH or self._queue.empty():  # only this thread takes, so what is not empty stays so
                 return True
             job = self._queue.get()
         return False
@@ -148,12 +148,12 @@ class LedgerWriter:
             self._on_head(head)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():  # whoever waited was cancelled
+    if future.done():  # the caller was cancelled
         return
     if error is None:
         future.set_result(result)

@@ -26,7 +26,7 @@ GENESIS: Final = "0" * 64
 """The `prev` of the first event of a chain."""
 
 OUTSIDE: Final = frozenset({"hash", "chain"})
-"""Fields of an event that are not hashed: `chain` says where it stands, and is absent for decisions."""
+"""Fields of an event that are not hashed: `chain` names the chain, and is absent for decisions."""
 
 HEAD_DOMAIN: Final = b"LATTICED-AUDIT-HEAD-V1\n"
 CHECKPOINT_DOMAIN: Final = b"LATTICED-AUDIT-CHECKPOINT-V1\n"

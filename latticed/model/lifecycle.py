@@ -33,7 +33,7 @@ TRANSITIONS: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFacts:
-    """What a verified bundle says of itself, kept in a record after the bundle is gone.
+    """What the manifest of a verified bundle states, kept in the record after the bundle is gone.
 
     `identity` is the SHA-256 of the signing payload, `artifact_sha256` lowercase hex, `manifest` the manifest
     as JSON once the plugin is accepted: until then the record follows the disk, and it is empty. `interpreter` is what

@@ -1,4 +1,4 @@
-"""What a manifest says once it has been decoded (contracts §2 and §3).
+"""A decoded manifest (contracts §2 and §3).
 
 The shapes double as msgspec schemas, so `latticed.bundle.decode` needs no second description of them.
 Text rules that a schema cannot express live there too. latticectl's online verbs never import this module.

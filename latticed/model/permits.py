@@ -29,7 +29,7 @@ EXPECTED: Final = {
 }
 """The kinds there are, each with an example for people."""
 AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
-"""The kinds that a runner looks at when it starts a plugin; the others count at each use."""
+"""The kinds that a runner applies when it starts a plugin; the others are checked at each use."""
 
 _PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", re.ASCII)
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)

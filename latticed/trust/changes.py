@@ -1,4 +1,4 @@
-"""What one trust policy says otherwise than another: publishers, keys, switches; revocations aside, which only grow."""
+"""The differences between two trust policies: publishers, keys, switches. Not revocations, which only grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWITCHES: Final = ("require_signature", "allow_unsigned_host_risk")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """`kind` is added, removed or changed; `target` a publisher or a switch; `what` and `value` say of it what."""
+    """`kind`: added, removed or changed; `target`: a publisher or a switch; `what`: which part, with its `value`."""
 
     kind: str
     target: str

@@ -86,7 +86,7 @@ class Claimants:
                 del self._names[signer], self._sizes[signer]
 
     def winner(self, pin: ClaimPin | None) -> IdClaim | None:
-        """Who is the plugin; nobody, when it cannot be told."""
+        """The claim that is the plugin; None when that cannot be decided."""
         if len(self) < 2:
             return next((one for one in self if pin is None or _signer(one) == _pinned(pin)), None)
         if pin is None:

@@ -65,7 +65,7 @@ def read(path: Path) -> Ed25519PrivateKey:
 
 
 def parse(data: bytes) -> Ed25519PrivateKey:
-    """The private key in PEM text; ValueError says what else it is."""
+    """The private key in PEM text; ValueError when it is something else, which the message names."""
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except TypeError as error:

@@ -83,7 +83,7 @@ class TrustPolicy:
 
 
 NOBODY: Final = TrustPolicy()
-"""Trusts nobody: what holds while there is no valid policy."""
+"""Trusts no publisher; in force while there is no valid policy."""
 
 
 def decode(data: bytes) -> TrustPolicy:
@@ -123,7 +123,7 @@ def with_revocations(policy: TrustPolicy, remembered: Revoked) -> TrustPolicy:
 
 
 def with_publisher(policy: TrustPolicy, name: str, publisher: Publisher) -> TrustPolicy:
-    """`policy` trusting `publisher` under `name`, instead of whoever had that name."""
+    """`policy` trusting `publisher` under `name`, in place of the publisher that had that name."""
     return dataclasses.replace(policy, publishers=MappingProxyType({**policy.publishers, name: publisher}))
 
 

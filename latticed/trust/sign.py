@@ -29,7 +29,7 @@ def sign(
     if not full.get("publisher"):
         raise Problem("publisher_missing", "expected a publisher in the manifest, found none", "name one: --publisher")
     try:
-        # Decoded as the host will: signing what nobody would accept helps no author.
+        # Decoded as the host does, so that nothing is signed that every host refuses.
         unsigned, manifest = decode.decode(write.render({**full, "signature_ed25519": ""}))
     except BundleRefused as error:
         raise Problem.of(error.fault) from error

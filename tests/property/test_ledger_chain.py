@@ -125,7 +125,7 @@ def test_no_line_crashes_the_check(lines: list[Any]) -> None:
     gaps=st.lists(st.sampled_from([0.0, 0.01, 0.4, 1.0, 3.0, 11.0]), max_size=120),
     actors=st.lists(st.sampled_from("ab"), min_size=120, max_size=120),
 )
-def test_no_denial_goes_uncounted(gaps: list[float], actors: list[str]) -> None:
+def test_every_denial_is_counted(gaps: list[float], actors: list[str]) -> None:
     """Whenever they come: written events and their counts add up to the denials."""
     denials, now_s, written = Denials(quota=3), 0.0, []
     for gap, actor in zip(gaps, actors, strict=False):

@@ -135,7 +135,7 @@ def test_a_session_ends_with_a_reason_or_goes_on(data, cuts):
 
 
 @given(bursts=st.lists(st.integers(0, 3 * CAP), max_size=5))
-def test_a_flood_of_calls_is_served_within_the_cap(bursts):
+def test_many_calls_run_within_the_thread_limit(bursts):
     """Every call is answered, never more than the cap at once, and reading goes on in the end."""
 
     async def conversation():

@@ -105,7 +105,7 @@ def test_anything_but_a_regular_file_is_refused_without_waiting(bundle, kind):
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
-def test_a_file_swapped_between_the_look_and_the_opening_is_refused(bundle, kind, monkeypatch):
+def test_a_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypatch):
     """The look is a courtesy; O_NOFOLLOW, O_NONBLOCK and fstat are what holds."""
     honest = os.stat(bundle / "manifest.json")
     _replace(bundle / "manifest.json", kind)

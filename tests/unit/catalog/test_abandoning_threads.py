@@ -64,7 +64,7 @@ async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
     assert (await pool.run([0], work)).done == {0: 0}
 
 
-async def test_what_is_done_is_told_while_another_job_hangs() -> None:
+async def test_results_are_reported_while_another_job_hangs() -> None:
     """Each result once, long before the batch ends."""
     pool = AbandoningThreads(threads=2, deadline_s=30)
     release, told = threading.Event(), {}

@@ -131,7 +131,7 @@ async def test_a_change_just_before_it_was_judged_is_found(plugins: Path, monkey
         assert seen.catalog.counters["judged"] == 2
 
 
-async def test_a_stat_that_hangs_is_in_nobodys_way(
+async def test_a_stat_that_hangs_does_not_delay_others(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are looked at, every second; the loop never waits; it is looked at again once it answers."""

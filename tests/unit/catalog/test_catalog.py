@@ -219,7 +219,7 @@ async def test_keep_stores_what_was_sighted(plugins: Path, tmp_path: Path) -> No
     assert again == verdict
 
 
-async def test_a_busy_reader_hears_the_latest_only(plugins: Path) -> None:
+async def test_a_busy_reader_gets_only_the_latest_verdict(plugins: Path) -> None:
     """However often a bundle changes meanwhile, one sighting per name waits; there and gone again is no news."""
     trusted = catalogs.trusting(ACME)
     catalog = Catalog(
@@ -283,7 +283,7 @@ async def test_limits_are_applied(plugins: Path) -> None:
         assert seen.code("plugins/demo") == "artifact_too_large"
 
 
-async def test_a_read_that_never_returns_costs_one_bundle(plugins: Path) -> None:
+async def test_a_read_that_hangs_delays_only_its_bundle(plugins: Path) -> None:
     """A bundle whose read hangs is unreadable after the deadline; the others are judged, and so is it in the end."""
     release = threading.Event()
     names = [f"p{number}" for number in range(12)]

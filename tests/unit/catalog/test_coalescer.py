@@ -58,7 +58,7 @@ def test_a_slow_reader_hears_the_latest_once() -> None:
     assert box.take() == ()
 
 
-def test_the_inbox_wakes_once_and_is_bounded() -> None:
+def test_dirty_names_wake_once_and_are_bounded() -> None:
     """However many names are noted before the loop looks, it is woken once; too many names mean a scan."""
     woken: list[int] = []
     dirty = DirtyNames(lambda: woken.append(1))

@@ -54,7 +54,7 @@ async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
                 await until(lambda: seen.code("plugins/evil") == "manifest_missing")
 
 
-async def test_mounts_that_never_answer_hold_up_nothing(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mounts_that_hang_do_not_delay_others(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold up neither the start nor a change of what records name, long before their deadline is over."""
     monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)
     trusted = catalogs.trusting(ACME)

@@ -27,7 +27,7 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_empty_directories_shut_nobody_out(plugins: Path) -> None:
+async def test_empty_directories_take_no_slot_from_bundles(plugins: Path) -> None:
     """Far more than there may be bundles, all with earlier names: at a start, and while it runs."""
     bundles.drop(plugins, "installed", author=ACME, id="acme.installed")
     for number in range(60):
@@ -42,7 +42,7 @@ async def test_empty_directories_shut_nobody_out(plugins: Path) -> None:
         assert any("at most 10 bundles, found 50 more" in problem for problem in seen.catalog.problems())
 
 
-async def test_what_records_name_is_read_whatever_lies_beside_it(plugins: Path) -> None:
+async def test_a_recorded_bundle_is_judged_whatever_lies_beside_it(plugins: Path) -> None:
     """More bundles than there may be, all with earlier names, and more names than are taken from a listing."""
     original = bundles.drop(plugins, "zz-installed", author=ACME, id="acme.installed").path
     for number in range(60):
@@ -68,7 +68,7 @@ async def test_what_records_name_is_read_whatever_lies_beside_it(plugins: Path) 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
-async def test_strangers_share_what_is_left(plugins: Path) -> None:
+async def test_bundles_without_a_record_share_the_remaining_slots(plugins: Path) -> None:
     """One who filled all slots makes room for the first of another; a third gets its part too; nobody gets more."""
 
     def crowd(uid: int, prefix: str, count: int) -> None:
@@ -93,7 +93,7 @@ async def test_strangers_share_what_is_left(plugins: Path) -> None:
     most=st.integers(0, 6),
     asked=st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(0, 3), st.booleans()), max_size=60),
 )
-def test_places_are_never_too_many_and_shared(most: int, asked: list[tuple[str, int, bool]]) -> None:
+def test_slots_are_bounded_and_shared_fairly(most: int, asked: list[tuple[str, int, bool]]) -> None:
     """Whatever comes and goes: at most so many; who was turned away had no less than one less than the richest."""
     slots = BundleSlots(most)
     held: dict[str, int] = {}

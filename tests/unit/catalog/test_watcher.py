@@ -103,7 +103,7 @@ async def test_a_dead_observer_is_replaced(plugins: Path, monkeypatch: pytest.Mo
         assert seen.catalog.counters["events"] > events
 
 
-async def test_bundles_that_leave_take_their_watches_along(plugins: Path, tmp_path: Path) -> None:
+async def test_a_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path) -> None:
     """However often a bundle is moved out and back, one watch per bundle is held."""
     bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:

@@ -11,7 +11,7 @@ import pytest
 from latticed.kit import executor
 
 
-def test_work_that_never_ends_does_not_hold_up_the_end():
+def test_a_call_that_hangs_does_not_delay_shutdown():
     """What returns at once does; what stands still is left to itself, and other work goes on beside it."""
     go_on = threading.Event()
 

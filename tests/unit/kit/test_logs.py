@@ -108,7 +108,7 @@ def test_reset_leaves_nothing_behind():
     assert (list(root.handlers), root.level) == before
 
 
-def test_a_stream_that_is_gone_takes_nobody_with_it():
+def test_a_closed_stream_does_not_raise():
     """A closed stream or a broken pipe loses lines, not the daemon."""
     stream = io.StringIO()
     logs.configure(stream=stream, environ={})
@@ -126,7 +126,7 @@ def test_a_stream_that_is_gone_takes_nobody_with_it():
         assert logs.dropped() == before + 1
 
 
-def test_entries_lost_to_the_journal_are_owned_up_to(tmp_path, monkeypatch):
+def test_entries_lost_to_the_journal_are_counted_in_an_entry(tmp_path, monkeypatch):
     """Before the first entry after a gap, one says how many are missing."""
     path = str(tmp_path / "journal")
     monkeypatch.setattr(journal_sender.JournalSender.__init__, "__defaults__", (path,))
@@ -143,7 +143,7 @@ def test_entries_lost_to_the_journal_are_owned_up_to(tmp_path, monkeypatch):
     assert told == ["MESSAGE=log dropped: entries=2", "MESSAGE=three said", "MESSAGE=four said"]
 
 
-def test_a_pipe_that_nobody_reads_costs_entries_and_no_time():
+def test_an_unread_pipe_loses_entries_and_does_not_block():
     """Logging and configuring again return at once; what did not fit is counted, and told when it flows again."""
     read, write = os.pipe()
     with open(read, "rb") as reader, open(write, "w", encoding="utf-8") as pipe:
@@ -174,7 +174,7 @@ def test_an_entry_that_is_larger_than_the_queue_is_written_too(tmp_path):
     assert logs.dropped() == before
 
 
-def test_a_program_that_just_ends_has_said_everything():
+def test_entries_are_written_when_a_program_just_ends():
     """Without `reset`."""
     program = "from latticed.kit import logs; logs.configure()\n"
     program += "for number in range(500): logs.get_logger().info('said', number=number)"
@@ -182,7 +182,7 @@ def test_a_program_that_just_ends_has_said_everything():
     assert [json.loads(line)["number"] for line in ran.stdout.splitlines()] == [*range(500)]
 
 
-def test_the_end_waits_for_no_reader():
+def test_closing_does_not_wait_for_the_reader():
     """With the pipe still full, `reset` gives up after a moment."""
     read, write = os.pipe()
     with open(read, "rb"), open(write, "w", encoding="utf-8") as pipe:

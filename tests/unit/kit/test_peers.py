@@ -41,7 +41,7 @@ def test_a_peer_in_this_process_is_this_process(listening):
 
 @pytest.mark.root
 @pytest.mark.parametrize("groups", [(), (70_001,), tuple(range(70_000, 70_300))], ids=["none", "one", "300"])
-def test_a_stranger_is_who_the_kernel_says(listening, groups):
+def test_a_peer_has_the_uid_that_the_kernel_reports(listening, groups):
     """Another uid with none, one, and more groups than Python's getsockopt can take."""
     user = processes.User(uid=65500, gid=65501, groups=groups)
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable

@@ -7,7 +7,7 @@ import asyncio
 from latticed.kit.poll import Poll
 
 
-async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept():
+async def test_polls_do_not_overlap_and_always_polls_once_more():
     """Two more are asked for while one goes on: one follows, and takes nothing for unchanged."""
     seen, go_on = [], asyncio.Event()
 
@@ -26,7 +26,7 @@ async def test_a_look_under_way_is_not_doubled_and_a_wish_for_all_of_it_is_kept(
     assert (seen, one.running_s) == ([False, True], 0.0)
 
 
-async def test_the_end_waits_for_a_look_that_began_just_now_alone():
+async def test_stop_waits_only_for_a_poll_that_began_just_now():
     """It is finished; one that stands still for longer is left alone."""
     done = []
 
@@ -48,7 +48,7 @@ async def test_the_end_waits_for_a_look_that_began_just_now_alone():
     assert done == ["short"]
 
 
-async def test_a_look_that_fails_is_followed_by_the_next():
+async def test_a_failed_poll_is_followed_by_the_next():
     """And is logged."""
     seen = []
 

@@ -62,19 +62,19 @@ def test_a_status_cannot_smuggle_another_variable(manager):
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
-def test_without_a_manager_nothing_happens(environ):
+def test_without_a_service_manager_nothing_is_sent(environ):
     """No address, or a kind this daemon does not speak: every call is silent."""
     notifier = sd_notify.from_environment(environ)
     notifier.ready("x")
     notifier.reloading()
 
 
-def test_a_manager_that_is_gone_is_no_error(tmp_path):
+def test_a_missing_service_manager_is_no_error(tmp_path):
     """sd_notify(3): failures are ignored."""
     sd_notify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 
 
-def test_a_manager_that_does_not_read_blocks_nobody(manager):
+def test_a_service_manager_that_does_not_read_does_not_block(manager):
     """With the manager's queue full, notifying returns."""
     _, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
@@ -135,7 +135,7 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
     assert ran.stdout.splitlines() == ["3 control False", "4 unknown False", "[]"]
 
 
-def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
+def test_a_slow_service_manager_still_gets_ready(manager):
     """Nothing waits for it: what found no room comes with a later ping, pings that found none never do."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
@@ -151,7 +151,7 @@ def test_a_manager_that_does_not_keep_up_still_hears_ready(manager):
     assert [listening.recv(4096) for _ in range(2)] == [b"READY=1\nSTATUS=ready", b"WATCHDOG=1"]
 
 
-def test_where_no_descriptor_is_free_states_are_owed(manager, monkeypatch):
+def test_states_are_sent_later_when_no_descriptor_is_free(manager, monkeypatch):
     """Whoever has something to say goes on; it arrives once there is a descriptor again."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})

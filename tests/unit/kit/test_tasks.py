@@ -44,7 +44,7 @@ async def test_cancelling_passes_through():
     assert reported == []
 
 
-async def test_a_cancellation_nobody_asked_for_is_reported():
+async def test_an_unrequested_cancellation_is_reported():
     """Work that ends by somebody else's CancelledError would otherwise be gone without a word."""
     reported: list[BaseException] = []
     inner = asyncio.get_running_loop().create_future()
@@ -70,7 +70,7 @@ async def test_a_broken_report_does_not_break_the_fence(capsys):
     assert "error_report_failed" in capsys.readouterr().out
 
 
-async def test_a_task_nobody_holds_is_not_collected():
+async def test_an_unreferenced_task_is_not_garbage_collected():
     """The loop's references are weak; the fence keeps its task until it is done."""
     import gc
 

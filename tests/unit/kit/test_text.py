@@ -14,7 +14,7 @@ def test_cutting_first_shows_the_same(found: str, limit: int) -> None:
     assert text.sanitise(found, limit) == text.clip(text.escape(found), limit)
 
 
-def test_what_nobody_will_see_is_not_escaped() -> None:
+def test_only_text_that_is_shown_is_escaped() -> None:
     """Half a megabyte of control characters costs no more than what is shown of them."""
 
     class Counted(str):

@@ -43,7 +43,7 @@ def test_writable_by_others_is_refused(home, place, mode):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 @pytest.mark.parametrize("place", ["conf/trust.json", "conf", "there", "mine"])
-def test_whoever_owns_a_step_of_the_path_is_refused(home, place):
+def test_a_foreign_owner_of_a_path_component_is_refused(home, place):
     """Also the directory that merely holds a link to a safe place, and the link itself."""
     (home / "mine").mkdir()
     (home / "mine/conf").symlink_to(home / "conf")
@@ -56,7 +56,7 @@ def test_whoever_owns_a_step_of_the_path_is_refused(home, place):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
-def test_a_link_that_is_flipped_meanwhile_gains_nothing(home):
+def test_a_link_switched_during_the_check_never_yields_foreign_bytes(home):
     """A stranger swaps a link in a sticky directory between a safe file and his own: only good bytes are ever read."""
     swap = home / "sticky"
     swap.mkdir()

@@ -73,7 +73,7 @@ def test_ten_thousand_periodic_calls_all_come():
     assert len(turning) == 10_000
 
 
-def test_time_that_stood_still_is_not_made_up_for():
+def test_missed_ticks_are_not_made_up_for():
     """After an hour's suspension a periodic call comes once and goes on at its pace."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
@@ -101,7 +101,7 @@ def test_a_cancelled_call_does_not_come():
     assert len(turning) == 0
 
 
-def test_a_call_that_raises_stops_nobody(capsys):
+def test_a_call_that_raises_does_not_stop_others(capsys):
     """It is logged, keeps its own period, and the calls beside it come."""
     time, came = Time(), []
     turning = wheel.Wheel(time)

@@ -52,7 +52,7 @@ class Disk:
         return refused
 
 
-async def test_they_are_recorded_in_order_and_nobody_waits(house: Ledger) -> None:
+async def test_deferred_events_are_recorded_in_order_without_waiting(house: Ledger) -> None:
     for number in range(1_200):
         house.record_later(stopped(number))
     assert house._deferred.waiting == 1_200
@@ -120,7 +120,7 @@ async def test_closing_in_the_middle_writes_nothing_twice(opened: Any) -> None:
             assert house.read(audit.last_seq) == total
 
 
-async def test_what_is_on_its_way_is_no_trouble_and_what_was_refused_is(
+async def test_only_events_that_the_disk_refused_count_as_refused(
     house: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Health asks for `refused`: an event that is about to be written must not make the daemon look ill."""

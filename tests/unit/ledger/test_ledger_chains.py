@@ -144,7 +144,7 @@ async def test_both_are_merged_by_time_and_paged_by_a_cursor(house: Ledger, cloc
     }
 
 
-async def test_a_long_walk_is_many_questions(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_query_is_read_in_parts(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter that matches nothing never holds the reader for all rows at once."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 7)
     await mixed(house, 30, 0)

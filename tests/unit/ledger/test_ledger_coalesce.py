@@ -45,7 +45,7 @@ def test_a_new_window_has_a_new_quota_and_loses_no_count(event: Make) -> None:
     assert [owed.detail["count"] for owed in denials.due(10.0)] == [1]
 
 
-def test_a_window_that_ends_right_after_a_count_still_owes_it(event: Make) -> None:
+def test_a_window_that_ends_after_a_count_still_reports_it(event: Make) -> None:
     """A window is forgotten only once its count is written, even if its last event is less than a second old."""
     denials, denied = Denials(quota=2), event(decision="deny")
     for now_s in (0.0, 9.5, 9.6):
@@ -70,7 +70,7 @@ def test_a_peer_that_forks_is_still_one_actor(event: Make) -> None:
     assert denials.take(event(actor="uid:1001 user:bob pid:2"), 0.0) is not None
 
 
-def test_memory_is_bounded_and_evicted_counts_are_owed(event: Make) -> None:
+def test_memory_is_bounded_and_evicted_counts_are_reported(event: Make) -> None:
     """The oldest window gives way to a new one, but its count is written."""
     denials = Denials(quota=1)
     for _ in range(3):
@@ -81,7 +81,7 @@ def test_memory_is_bounded_and_evicted_counts_are_owed(event: Make) -> None:
     assert len(denials._windows) == MAX_WINDOWS
 
 
-def test_what_could_not_be_written_is_owed_again(event: Make) -> None:
+def test_what_could_not_be_written_is_reported_again(event: Make) -> None:
     """A full disk does not lose the count."""
     denials, denied = Denials(), event(detail={"count": 7})
     denials.put_back(denied)

@@ -81,7 +81,7 @@ async def test_the_size_is_known_after_a_restart(opened: Open) -> None:
         assert await house.remove_old(by_age=False) == 0
 
 
-async def test_by_age_a_day_goes_at_a_look(house: Ledger, clock: Any) -> None:
+async def test_retention_by_age_removes_one_day_per_check(house: Ledger, clock: Any) -> None:
     """Ten days of events, four to keep: each look removes the oldest day, until the rest is young enough."""
     for _ in range(10):
         await grow(house, 10)
@@ -94,7 +94,7 @@ async def test_by_age_a_day_goes_at_a_look(house: Ledger, clock: Any) -> None:
     assert (report.ok, report.removed_seq) == (True, 60), report.problem
 
 
-async def test_a_clock_that_jumps_ahead_costs_a_day_at_a_look(house: Ledger, clock: Any) -> None:
+async def test_a_clock_jump_removes_at_most_a_day_per_check(house: Ledger, clock: Any) -> None:
     """A century ahead for a moment: one day of events is gone, not all of them."""
     for _ in range(5):
         await grow(house, 10)
@@ -106,7 +106,7 @@ async def test_a_clock_that_jumps_ahead_costs_a_day_at_a_look(house: Ledger, clo
     assert await house.remove_old(by_age=True) == 0
 
 
-async def test_a_clock_that_was_behind_takes_nothing_with_it(house: Ledger, clock: Any) -> None:
+async def test_a_clock_that_was_behind_removes_nothing(house: Ledger, clock: Any) -> None:
     """Events dated 1970 in the middle do not make what came before them old."""
     await grow(house, 10)
     now_us, clock.now_us = clock.now_us, 1

@@ -42,7 +42,7 @@ async def test_a_secret_goes_with_its_bindings(house: Ledger) -> None:
     assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
 
 
-async def test_there_are_only_so_many(house: Ledger) -> None:
+async def test_the_number_of_rows_is_bounded(house: Ledger) -> None:
     """One more is refused, replacing one is not."""
 
     def fill(tx) -> None:

@@ -183,12 +183,12 @@ async def test_a_link_as_lock_is_not_followed(opened: Open, state_dir: Path, tmp
     assert victim.read_text() == "precious"
 
 
-def test_the_room_exports_its_door() -> None:
+def test_the_package_exports_open_ledger() -> None:
     """Others name what they need without apsw."""
     assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger.__all__)
 
 
-async def test_nobody_else_can_open_a_ledger_that_is_open(
+async def test_an_open_ledger_cannot_be_opened_again(
     opened: Open, state_dir: Path, event: Callable[..., Event]
 ) -> None:
     """Not even to read: a lock held by somebody else would hold us up. Nothing of it is mapped from the disk."""

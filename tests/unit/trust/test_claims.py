@@ -41,7 +41,7 @@ def _resolve(found, pin=PIN):
     return outcomes[0]
 
 
-def test_a_lone_claim_wins():
+def test_a_single_claim_wins():
     """With or without a record, from wherever; another identity is the lifecycle's candidate."""
     assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
     assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})

@@ -282,7 +282,7 @@ def test_a_plugin_for_another_host_is_incompatible():
     assert _code(raw, host_version="unknown") == "host_incompatible"
 
 
-def test_nobody_is_trusted_without_a_policy():
+def test_no_publisher_is_trusted_without_a_policy():
     """What holds at boot while trust.json is missing or invalid."""
     assert _code(_signed(), policy.NOBODY) == "publisher_untrusted"
     assert _code(_unsigned(), policy.NOBODY) == "publisher_missing"
