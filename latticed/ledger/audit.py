@@ -1,7 +1,7 @@
 """Reading the audit chains: filtered pages, and everything for export.
 
 Checking a chain is pure and belongs to trust, which may import this room and not the other way round:
-`await ledger.read_slow(lambda db: audit_chain.verify(audit.export(db), key=...))`.
+`await ledger.read_slow(lambda db: audit_chain.verify(audit.export_lines(db, name, ...), key=...))`.
 """
 
 from __future__ import annotations

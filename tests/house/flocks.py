@@ -12,7 +12,7 @@ from latticed.catalog.catalog import Catalog
 from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import policy
-from tests.house import bundles, daemons
+from tests.house import bundles, catalogs, daemons
 
 
 def name_of(number: int) -> str:
@@ -48,7 +48,7 @@ def fresh(place: daemons.Place) -> dict[str, Verified | Refused]:
     async def look() -> dict[str, Any]:
         catalog = Catalog({"plugins": place.plugins}, policy=lambda: trusted, host_version="0.1.0", clock=SystemClock())
         async with catalog:
-            return {name.partition("/")[2]: verdict for name, verdict in catalog.current().items()}
+            return {name.partition("/")[2]: verdict for name, verdict in catalogs.verdicts(catalog).items()}
 
     return asyncio.run(look())
 

@@ -55,7 +55,7 @@ class SlowGate:
 @contextlib.asynccontextmanager
 async def living(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
     """A plugin under stdio-json-v1, where no cgroup holds it; `said` takes its lines on stderr."""
-    runtime = {"protocol": one_shot.PROTOCOL, "limits": limits, "sandbox": sandbox or {}}
+    runtime = {"protocol": "stdio-json-v1", "limits": limits, "sandbox": sandbox or {}}
     bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=artifact, runtime=runtime)
     _, manifest = decode.decode(bundle.manifest_path.read_bytes())
     base = ChildSpawner(
