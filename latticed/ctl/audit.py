@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import event_table, replies, views, when
+from latticed.ctl import event_table, replies, times, views
 from latticed.ctl.arguments import Parser, cursor, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model import chain
 from latticed.model.errors import Problem
 
@@ -86,7 +86,7 @@ def _count(text: str) -> int:
 def _query(session: CtlSession) -> int:
     args = session.args
     query: dict[str, str | int | None] = {name: getattr(args, name) for name in _FILTERS}
-    query["since"] = when.since(args.since, session.screen.now_s) if args.since else None
+    query["since"] = times.since(args.since, session.screen.now_s) if args.since else None
     newest = args.last is not None
     query |= {"limit": min(args.last, _PAGE), "newest": "1"} if newest else {"limit": min(args.limit, _PAGE)}
     query |= {"after": args.after or None, "calls": "1" if args.calls else None}

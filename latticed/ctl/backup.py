@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
-from latticed.ctl import bounded
+from latticed.ctl import bounded_socket
 from latticed.ctl.connection import REALLY, UnixConnection
 from latticed.ctl.plain_http import client as http
 from latticed.model.errors import Problem
@@ -119,7 +119,7 @@ class ControlClient:
             connection.wire.within(QUIET_S, _MOST_A_LINE)
             while line := response.readline(_LINE_BYTES):
                 if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
-                    raise bounded.too_long()
+                    raise bounded_socket.reply_too_long()
                 yield line
                 connection.wire.within(QUIET_S, _MOST_A_LINE)
         except _FAULTS as error:
@@ -195,12 +195,12 @@ class ControlClient:
         """The whole body of an answer of a few seconds."""
         connection.wire.within(self._read_s, MAX_REPLY_BYTES)
         if (response.length or 0) > MAX_REPLY_BYTES:
-            raise bounded.too_long()
+            raise bounded_socket.reply_too_long()
         body = response.read()
         if response.length:
             raise http.IncompleteRead(b"", response.length)
         if len(body) > MAX_REPLY_BYTES:  # some of it came with the head
-            raise bounded.too_long()
+            raise bounded_socket.reply_too_long()
         return body
 
     def _lost(self, error: Exception, method: str) -> Problem:

@@ -7,8 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import serving
-from latticed.ctl.bounded import Bounded
+from latticed.ctl import socket_peer
+from latticed.ctl.bounded_socket import BoundedSocket
 from latticed.ctl.plain_http import client as http
 from latticed.model.errors import Problem
 
@@ -21,9 +21,9 @@ _BACKLOG_PAUSE_S: Final = 0.01
 
 
 class UnixConnection(http.HTTPConnection):
-    """HTTP over a unix socket whose server is who it should be; `wire` is bounded in time and bytes (see Bounded)."""
+    """HTTP over a unix socket whose server is who it should be; `wire` limits how long and how much it may send."""
 
-    wire: Bounded
+    wire: BoundedSocket
 
     def __init__(self, path: str, *, connect_s: float, owner: Callable[[], str]) -> None:
         super().__init__("localhost", timeout=connect_s)
@@ -33,7 +33,7 @@ class UnixConnection(http.HTTPConnection):
 
     def connect(self) -> None:
         deadline_s = time.monotonic() + self._connect_s
-        self.sock = self.wire = Bounded(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock = self.wire = BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.wire.settimeout(self._connect_s)
         while True:
             try:
@@ -44,7 +44,7 @@ class UnixConnection(http.HTTPConnection):
                 if time.monotonic() > deadline_s:
                     raise TimeoutError from None
                 time.sleep(_BACKLOG_PAUSE_S)
-        serving.check(self.wire, self._path, self._owner)
+        socket_peer.check(self.wire, self._path, self._owner)
 
     def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], within_s: float) -> Any:
         """The beginning of the answer to one request, which has to be there within so many seconds."""

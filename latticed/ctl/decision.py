@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, consent, views
 from latticed.ctl.client import ApiRefusal
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -6,9 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, event_table, render, replies, stream, views, when
+from latticed.ctl import ask, event_table, render, replies, stream, times, views
 from latticed.ctl.arguments import Parser, cursor, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
     ends = ends if query else ends[:1]
     found: list[Any] = []
     upto = ".".join(map(str, ends))
-    for times in _WINDOWS:
-        after = [max(0, end - last * times) for end in ends]
+    for factor in _WINDOWS:
+        after = [max(0, end - last * factor) for end in ends]
         found = []
         for sent in stream.backlog(client, ".".join(map(str, after)), query):
             found += _wanted(sent, plugin)
@@ -125,7 +125,7 @@ def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:
     why = f"{event.code}: {said}".rstrip(": ") if event.code else said
     return (
         f"{event.seq:>8}",
-        when.absolute(event.ts),
+        times.absolute(event.ts),
         event.action,
         render.word(event.decision),
         event.target,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, remedy, replies, views
+from latticed.ctl import advice, ask, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Cell
 from latticed.model.errors import Problem
 
@@ -30,7 +30,7 @@ def arguments(parser: Parser) -> None:
 def run(session: CtlSession) -> int:
     client = session.client()
     plain, facts = _facts(session, client)
-    found = remedy.advice(facts)
+    found = advice.advice(facts)
     screen = session.screen
     if screen.json_wanted:
         screen.json({**plain, "why": found.why, "what_to_do": found.command or None})
@@ -40,7 +40,7 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], remedy.RemedyFacts]:
+def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], advice.RemedyFacts]:
     """What the daemon says of the id; Problem("not_found") when it knows neither a plugin nor a bundle of it."""
     plugin_id = session.args.id
     missing: Problem | None = None
@@ -56,7 +56,7 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
     if missing is not None and not rejected:
         raise missing
     verdict, grants, causes = plain.get("verdict"), plain.get("grants"), plain.get("causes")
-    facts = remedy.RemedyFacts(
+    facts = advice.RemedyFacts(
         plugin_id=plugin_id,
         view=views.plugin(plain["plugin"]) if plain else None,
         verdict=verdict if isinstance(verdict, dict) else {},
@@ -89,7 +89,7 @@ def _directory(session: CtlSession) -> str:
     return "PLUGIN_DIR" if named and settings.origins["plugin_dir"] == "default" else str(settings.plugin_dir)
 
 
-def _lines(facts: remedy.RemedyFacts, screen: Screen) -> Iterator[_Field]:
+def _lines(facts: advice.RemedyFacts, screen: Screen) -> Iterator[_Field]:
     view = facts.view
     yield "artifact", _artifact(view, facts.rejected)
     yield "verdict", _verdict(facts)
@@ -116,7 +116,7 @@ def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView
     return f"version {view.version or '-'}{publisher}, sha256 {view.artifact_sha256}"
 
 
-def _verdict(facts: remedy.RemedyFacts) -> Cell:
+def _verdict(facts: advice.RemedyFacts) -> Cell:
     if facts.view is None:
         return Cell("refused", "bad")
     if facts.verdict.get("ok"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession

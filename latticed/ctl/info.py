@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, event_table, render, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell
 from latticed.model.runtime import shown
 

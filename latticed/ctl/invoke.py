@@ -10,7 +10,7 @@ from latticed import wire
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.client import LONG_S
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
 

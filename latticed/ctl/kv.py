@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

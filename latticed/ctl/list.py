@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import shown, why_not_running

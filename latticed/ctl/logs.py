@@ -6,9 +6,9 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, replies, stream, when
+from latticed.ctl import ask, replies, stream, times
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _show(session: CtlSession, rows: list[dict[str, Any]]) -> None:
             screen.json_line(row)
         else:
             stream_name = str(row.get("stream") or "")
-            screen.line(when.absolute(str(row.get("at") or "")), f"{stream_name:<6}", str(row.get("text") or ""))
+            screen.line(times.absolute(str(row.get("at") or "")), f"{stream_name:<6}", str(row.get("text") or ""))
     screen.flush()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from latticed.ctl import render
 from latticed.ctl.arguments import FORMATS, Parser
-from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.session import CtlSession
 from latticed.kit import process_start
 from latticed.model.errors import Problem

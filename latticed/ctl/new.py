@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import scaffold
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model import ids
 from latticed.model.errors import Problem
 

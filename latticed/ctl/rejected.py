@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import replies, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
-from latticed.ctl import table, when
+from latticed.ctl import table, times
 from latticed.kit import text
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Screen(NamedTuple):
     def when(self, moment: str | None) -> str:
         if not moment:
             return ""
-        return when.absolute(moment) if self.absolute_times else when.relative(moment, self.now_s)
+        return times.absolute(moment) if self.absolute_times else times.relative(moment, self.now_s)
 
     def raw(self, data: bytes) -> None:
         """Bytes as they are into a pipe or a file; on a terminal escaped, with a line end."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.kit import passwords
 from latticed.model.errors import Problem

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model import ids
 from latticed.model.errors import Problem
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import render, replies, when
+from latticed.ctl import render, replies, times
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
@@ -32,7 +32,7 @@ def run(session: CtlSession) -> int:
         [
             ("latticed", str(plain.get("version") or "")),
             ("state", render.word(str(plain.get("state") or ""))),
-            ("uptime", when.duration(uptime) if isinstance(uptime, int | float) else ""),
+            ("uptime", times.duration(uptime) if isinstance(uptime, int | float) else ""),
             ("started", started),
             ("plugins", replies.counts(plain.get("plugins"))),
             ("runtime", replies.counts(plain.get("runtime"))),

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from latticed.ctl import replies
-from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.exit_codes import ExitCode, of
 from latticed.model import chain
 from latticed.model.errors import Problem
 

@@ -9,9 +9,9 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import activity, render, views, when
+from latticed.ctl import activity, render, times, views
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Column
 from latticed.model.errors import Problem
 
@@ -80,7 +80,7 @@ def _cells(row: activity.ActivityRow) -> tuple[Any, ...]:
         render.word(row.runtime),
         render.word(row.health),
         str(row.restarts),
-        when.duration(row.uptime_s) if row.uptime_s is not None else None,
+        times.duration(row.uptime_s) if row.uptime_s is not None else None,
         f"{row.calls_per_s:.1f}" if row.calls_per_s is not None else None,
         str(row.calls),
         str(row.denied),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Column
 from latticed.model.errors import Problem
 
@@ -83,7 +83,7 @@ def _file(session: CtlSession) -> Path:
 
 def _edit(session: CtlSession, change: Any) -> int:
     """Apply `change(policy, args) -> (policy, words)` to the file; what takes trust away says first what stops."""
-    from latticed.ctl import policy_file, taken_up
+    from latticed.ctl import policy_file, policy_wait
 
     path = _file(session)
     if session.args.action != "add":  # before the file is held: a daemon may take its time to answer
@@ -96,7 +96,7 @@ def _edit(session: CtlSession, change: Any) -> int:
             done = f"already {done}"
         else:
             policy_file.write(path, new)
-    if late := taken_up.wait(session, path, new):
+    if late := policy_wait.wait(session, path, new):
         session.screen.note(late)
     if session.screen.json_wanted:
         session.screen.json(_plain(new, path))
@@ -107,7 +107,7 @@ def _edit(session: CtlSession, change: Any) -> int:
 
 def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
     """Say which plugins stop by the change, and in a dry run what it would come to."""
-    from latticed.ctl import policy_file, stops
+    from latticed.ctl import policy_file, policy_preview
     from latticed.trust.policy import NOBODY
 
     screen, dry_run = session.screen, session.args.dry_run
@@ -117,7 +117,7 @@ def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
         found: list[dict[str, Any]] | None = []
         done = f"already {done}"
     else:
-        found = stops.told(session, new, path)
+        found = policy_preview.show(session, new, path)
         done = f"would be {done}"
     if dry_run and screen.json_wanted:
         screen.json({**_plain(new, path), "stops": found})

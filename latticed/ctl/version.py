@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.exits import ExitCode, of
+from latticed.ctl.exit_codes import ExitCode, of
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from latticed import wire
 from latticed.host.kv import quota_of
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
+from latticed.rpc.chain_checks import Verifying
 from latticed.rpc.connection import ControlConnection
-from latticed.rpc.verifying import Verifying
 from latticed.runners import lines
 
 if TYPE_CHECKING:

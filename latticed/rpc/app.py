@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from latticed.rpc.api import Api
     from latticed.rpc.connection import ControlConnection
-    from latticed.rpc.forms import ApiRoute
+    from latticed.rpc.schemas import ApiRoute
 
 log = logs.get_logger()
 _failures: Final = LogLimiter()

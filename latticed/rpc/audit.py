@@ -16,7 +16,7 @@ from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS, Position
 from latticed.model.errors import Problem
 from latticed.rpc.api import QueryParams
-from latticed.rpc.verifying import VerifyRequest, described
+from latticed.rpc.chain_checks import VerifyRequest, described
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask

@@ -1,4 +1,4 @@
-"""Counts over all plugins, taken in parts: ten thousand of them keep no other request waiting."""
+"""Counts over all plugins, taken in batches: ten thousand of them keep no other request waiting."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PART: Final = 256
-"""How many of anything between two turns of the loop: under a millisecond."""
+BATCH: Final = 256
+"""How many items are handled between two turns of the event loop: under a millisecond."""
 
 
 async def paced(items: Iterable[T]) -> AsyncIterator[T]:
-    """`items`, with a turn for everybody else after each `PART` of them."""
+    """`items`, yielding to the event loop after each `BATCH` of them."""
     for number, item in enumerate(items, 1):
         yield item
-        if number % PART == 0:
+        if number % BATCH == 0:
             await asyncio.sleep(0)
 
 
 @dataclass(slots=True)
-class Tally:
+class PluginCounts:
     """`statuses` of records, `states` of handles, `refused` bundles by code, `not_running`: active ones by reason."""
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -41,9 +41,9 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-async def taken(api: Api) -> Tally:
+async def count_plugins(api: Api) -> PluginCounts:
     """Everything that is counted by going over all plugins and bundles."""
-    found = Tally()
+    found = PluginCounts()
     async for record in paced(list(api.lifecycle.records.values())):
         if record.forgotten:
             continue

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.ledger import Transaction
-    from latticed.rpc.answers import KeyPage, ValueDeleted, ValueSet
     from latticed.rpc.api import Ask
+    from latticed.rpc.responses import KeyPage, ValueDeleted, ValueSet
 
 PAGE = 1_000
 

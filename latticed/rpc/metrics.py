@@ -9,25 +9,26 @@ from aiohttp import web
 
 from latticed.kit import logs
 from latticed.ledger import audit as rows
-from latticed.rpc import counts as tally
+from latticed.rpc import counts
 from latticed.rpc.status import troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from latticed.rpc.api import Api, Ask
+    from latticed.rpc.counts import PluginCounts
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def metrics(ask: Ask) -> web.Response:
     """Everything that is counted, at once."""
-    counted = await tally.taken(ask.api)
-    body = "".join([line async for line in tally.paced(_lines(ask.api, counted))]).encode("ascii")
+    counted = await counts.count_plugins(ask.api)
+    body = "".join([line async for line in counts.paced(_lines(ask.api, counted))]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-def _lines(api: Api, counted: tally.Tally) -> Iterator[str]:
+def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family("latticed_healthy", "gauge", "1 when health is ok", {"": int(not troubles(api))})
     yield from _family(
         "latticed_plugins", "gauge", "plugins on record by status", _labelled("status", counted.statuses)
@@ -42,8 +43,8 @@ def _lines(api: Api, counted: tally.Tally) -> Iterator[str]:
     yield from _family(
         "latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", counted.refused)
     )
-    counts = api.supervisor.calls()
-    made, denied = {i: one.calls for i, one in counts.items()}, {i: one.denied for i, one in counts.items()}
+    calls = api.supervisor.calls()
+    made, denied = {i: one.calls for i, one in calls.items()}, {i: one.denied for i, one in calls.items()}
     yield from _family("latticed_host_calls_total", "counter", "host calls", _labelled("plugin", made))
     yield from _family("latticed_host_calls_denied_total", "counter", "host calls denied", _labelled("plugin", denied))
     for name, value in sorted(api.catalog.counters.items()):
@@ -66,9 +67,9 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Itera
         yield f"{name}{labels} {value}\n"
 
 
-def _labelled(label: str, counts: Mapping[str, int]) -> dict[str, int]:
+def _labelled(label: str, values: Mapping[str, int]) -> dict[str, int]:
     """Values by one label; ids, codes and states need no escaping."""
-    return {f'{{{label}="{value}"}}': count for value, count in sorted(counts.items())}
+    return {f'{{{label}="{value}"}}': count for value, count in sorted(values.items())}
 
 
 def _resident_bytes() -> int:

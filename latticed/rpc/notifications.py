@@ -15,7 +15,7 @@ from latticed.rpc.plugins import Nothing
 if TYPE_CHECKING:
     from latticed.ledger.notifications import Item
     from latticed.rpc.api import Ask
-    from latticed.rpc.service_answers import Notification, NotificationPage, NotificationReopened, NotificationsPruned
+    from latticed.rpc.service_responses import Notification, NotificationPage, NotificationReopened, NotificationsPruned
 
 Status = Literal["queued", "delivering", "done", "failed"]
 

@@ -16,13 +16,13 @@ import msgspec
 from latticed import wire
 from latticed.rpc import problems
 from latticed.rpc.access import Scope
-from latticed.rpc.answers import HealthReport
+from latticed.rpc.responses import HealthReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from http import HTTPStatus
 
-    from latticed.rpc.forms import ApiRoute
+    from latticed.rpc.schemas import ApiRoute
 
 ABOUT: Final = (
     "HTTP/1.1 on a unix socket. Who asks is told by the socket's peer credentials; `x-scope` names the scope that an "

@@ -21,7 +21,7 @@ from latticed.model import chain, consents
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
-from latticed.rpc import explaining, views
+from latticed.rpc import explain, views
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body, QueryParams
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import DataLeft, Forgotten
     from latticed.rpc.api import Ask
     from latticed.rpc.connection import ControlConnection
+    from latticed.rpc.responses import DataLeft, Forgotten
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         "denials": denials,
     }
     if ask.query(About).explain == "1":
-        report["causes"] = await explaining.causes(ask.api, record, denials)
+        report["causes"] = await explain.causes(ask.api, record, denials)
     return report
 
 

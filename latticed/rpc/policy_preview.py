@@ -13,8 +13,8 @@ from latticed.rpc.api import Body
 from latticed.trust import policy as policies
 
 if TYPE_CHECKING:
-    from latticed.rpc.answers import Foreseen, Stop
     from latticed.rpc.api import Ask
+    from latticed.rpc.responses import Foreseen, Stop
 
 
 class Foresee(Body, frozen=True):

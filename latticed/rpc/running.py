@@ -17,8 +17,8 @@ from latticed.runners import lines
 from latticed.runners.output import as_row
 
 if TYPE_CHECKING:
-    from latticed.rpc.answers import LogPage, Reply
     from latticed.rpc.api import Ask
+    from latticed.rpc.responses import LogPage, Reply
     from latticed.runners.output import Ring
 
 PAGE: Final = 1_000

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from latticed.rpc.api import Ask
-    from latticed.rpc.service_answers import SecretBound, SecretDeleted, SecretList, SecretSet
+    from latticed.rpc.service_responses import SecretBound, SecretDeleted, SecretList, SecretSet
 
 
 async def listing(ask: Ask) -> SecretList:

@@ -12,15 +12,15 @@ from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
 from latticed.model.runtime import Health, RuntimeState
-from latticed.rpc import counts as tally
+from latticed.rpc import counts
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
     from latticed.ledger import Connection
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import AuditHead, Glance, HealthReport, Lifted, SandboxReport, Trouble, Trust
     from latticed.rpc.api import Api, Ask
+    from latticed.rpc.responses import AuditHead, Glance, HealthReport, Lifted, SandboxReport, Trouble, Trust
 
 
 class Lift(Body, frozen=True):
@@ -34,7 +34,7 @@ async def health(ask: Ask) -> web.Response:
     answer: HealthReport = {"status": "degraded" if found else "ok"}
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
-        answer["not_running"] = await tally.not_running(ask.api)
+        answer["not_running"] = await counts.not_running(ask.api)
         answer["notes"] = notes(ask.api)
         answer["sandbox"] = _sandbox(ask.api)
     return web.Response(
@@ -95,7 +95,7 @@ def _well(api: Api, record: Record) -> bool:
 async def status(ask: Ask) -> Glance:
     """The daemon at a glance."""
     api = ask.api
-    counted = await tally.taken(api)
+    counted = await counts.count_plugins(api)
     ends = {name: api.ledger.read(lambda db, name=name: _end(db, name)) for name in chain.NAMES}  # type: ignore[misc]
     found = troubles(api)
     return {

@@ -16,7 +16,7 @@ from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
-    from latticed.rpc.service_answers import UsageReport
+    from latticed.rpc.service_responses import UsageReport
 
 DAY_US = 86_400 * 1_000_000
 

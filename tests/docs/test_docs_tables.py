@@ -13,7 +13,7 @@ import pytest
 
 from latticed import daemon, reload, settings, wire
 from latticed.bundle import decode, write
-from latticed.ctl import exits
+from latticed.ctl import exit_codes
 from latticed.kit import rendering
 from latticed.model import capability, hostcall, lifecycle, manifest, verdict
 from latticed.model.errors import Problem
@@ -74,7 +74,7 @@ def test_settings_that_a_reload_applies():
 def test_exit_codes():
     documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
     assert documented == {0, daemon.FAILED, 2, *daemon.EXIT_CODES.values()}
-    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exits.ExitCode)
+    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exit_codes.ExitCode)
 
 
 def test_scopes():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from latticed.ctl import exits
+from latticed.ctl import exit_codes
 from latticed.ctl.client import ApiRefusal, ControlClient
-from latticed.ctl.exits import ExitCode
+from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 from tests.house import api_server
 
@@ -44,7 +44,7 @@ def test_a_socket_of_others_is_denied(api):
             os.setresuid(65533, 65533, 65533)
             ControlClient(str(api.socket)).get("status")
         except Problem as problem:
-            code = exits.of(problem) if "you may not use its socket" in problem.reason else 98
+            code = exit_codes.of(problem) if "you may not use its socket" in problem.reason else 98
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
@@ -58,7 +58,7 @@ def test_a_get_whose_connection_breaks_is_asked_once_more(api):
     api.drop = 2
     with pytest.raises(Problem) as caught:
         ControlClient(str(api.socket)).get("plugins")
-    assert exits.of(caught.value) is ExitCode.UNREACHABLE
+    assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
 def test_a_change_is_never_sent_twice(api):
@@ -148,7 +148,7 @@ def test_a_silent_daemon_is_not_waited_for_forever(tmp_path):
     with _answering(tmp_path / "s", None):
         with pytest.raises(Problem, match="no answer within") as caught:
             ControlClient(str(tmp_path / "s"), read_s=0.05).get("status")
-        assert exits.of(caught.value) is ExitCode.UNREACHABLE
+        assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_broken_http_is_an_unreachable_daemon(tmp_path, answer):
     """Cut answers and nonsense are asked for once more, then told; half an answer is never taken for a whole."""
     with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
         ControlClient(str(tmp_path / "s")).get("status")
-    assert exits.of(caught.value) is ExitCode.UNREACHABLE
+    assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
 def test_an_endless_answer_is_cut(api, monkeypatch):
@@ -184,6 +184,6 @@ def test_a_full_backlog_is_waited_for_within_the_deadline(tmp_path):
             first.connect(str(tmp_path / "s"))
             with pytest.raises(Problem) as caught:
                 ControlClient(str(tmp_path / "s"), connect_s=0.05).get("status")
-            assert exits.of(caught.value) is ExitCode.UNREACHABLE
+            assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
             accepted, _ = listener.accept()
             accepted.close()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from latticed.ctl import remedy, views
+from latticed.ctl import advice, views
 from latticed.model.verdict import OTHER_SCHEMA, Code
 from tests.house import api_server
 from tests.house.api_server import event, plugin
@@ -12,13 +12,13 @@ from tests.house.api_server import event, plugin
 DIGEST = "ab" * 32
 
 
-def facts(view: dict[str, Any] | None = None, **known: Any) -> remedy.RemedyFacts:
+def facts(view: dict[str, Any] | None = None, **known: Any) -> advice.RemedyFacts:
     """What the daemon would say of acme.demo."""
     code = known.pop("code", None)
     rejected = [
         {"name": "bad", "hint": "", "reason": "r", "id": "acme.demo", **row} for row in known.pop("rejected", [])
     ]
-    return remedy.RemedyFacts(
+    return advice.RemedyFacts(
         plugin_id="acme.demo",
         view=views.plugin(view) if view else None,
         verdict={"ok": code is None, "code": code, "reason": "r"},
@@ -134,7 +134,7 @@ GRANT = "latticectl caps grant acme.demo"
     ],
 )
 def test_each_cause_has_its_command(found, command):
-    assert remedy.advice(found).command == command
+    assert advice.advice(found).command == command
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,11 @@ def test_each_cause_has_its_command(found, command):
 def test_a_limit_that_a_grant_lifts_is_named(error, withheld, command):
     code, message = error
     view = active("failed", runtime={"last_error": {"code": code, "message": message}})
-    assert remedy.advice(facts(view, withheld=withheld)).command == command
+    assert advice.advice(facts(view, withheld=withheld)).command == command
 
 
 def test_what_runs_as_decided_needs_nothing():
-    assert remedy.advice(facts(active())).command == ""
+    assert advice.advice(facts(active())).command == ""
 
 
 @pytest.mark.parametrize(
@@ -242,14 +242,14 @@ def test_what_runs_as_decided_needs_nothing():
     ],
 )
 def test_each_situation_has_its_command(found, command):
-    assert remedy.advice(found).command == command
+    assert advice.advice(found).command == command
 
 
 @pytest.mark.parametrize("code", Code)
 @pytest.mark.parametrize("view", [None, plugin(available=False), active("failed")], ids=["none", "verified", "active"])
 def test_each_verdict_code_has_a_reason_and_a_command(code, view):
     """Whether a record stands behind it or not; nothing is left to be filled in but words in capitals."""
-    found = remedy.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
+    found = advice.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
     assert found.why
     assert found.command
     assert "{" not in found.command

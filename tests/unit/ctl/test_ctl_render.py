@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.ctl import main, render, table, when
+from latticed.ctl import main, render, table, times
 from latticed.ctl.table import Cell, Column
 from latticed.kit.text import escape
 from latticed.model.errors import Problem
@@ -32,28 +32,28 @@ NOW_S = 1_738_310_400.0  # 2025-01-31T08:00:00Z
     ],
 )
 def test_times_are_told_as_people_do(moment, shown):
-    assert when.relative(moment, NOW_S) == shown
+    assert times.relative(moment, NOW_S) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0s"), (59.9, "59s"), (3660, "1h 1m"), (90_000, "1d 1h"), (86_400, "1d")]
 )
 def test_durations_show_two_units(seconds, shown):
-    assert when.duration(seconds) == shown
+    assert times.duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("given_text", "sent"), [("10m", "2025-01-31T07:50:00.000000Z"), ("2w", "2025-01-17T08:00:00.000000Z")]
 )
 def test_since_counts_back_from_now(given_text, sent):
-    assert when.since(given_text, NOW_S) == sent
-    assert when.since("9" * 30 + "d", NOW_S).startswith("1970-01-01")
+    assert times.since(given_text, NOW_S) == sent
+    assert times.since("9" * 30 + "d", NOW_S).startswith("1970-01-01")
 
 
 @given(st.text(max_size=20))
 def test_since_takes_any_text_or_refuses_it(text):
     try:
-        sent = when.since(text, NOW_S)
+        sent = times.since(text, NOW_S)
     except Problem as problem:
         sent = problem.code
     assert sent == "usage" or sent.endswith("Z")

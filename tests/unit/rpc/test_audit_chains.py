@@ -12,8 +12,8 @@ import pytest
 from latticed.ledger.connection import OWN
 from latticed.ledger.retention import Retention
 from latticed.model.audit import Event
+from latticed.rpc import chain_checks
 from latticed.rpc import events as streams
-from latticed.rpc import verifying
 from tests.house import bundles, hostcalls, houses
 
 CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow")
@@ -161,15 +161,15 @@ async def verified(home, query=""):
 
 async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatch):
     """What was whole is not walked again; the report is of the whole chain all the same."""
-    monkeypatch.setattr(verifying, "BATCH", 100)
+    monkeypatch.setattr(chain_checks, "BATCH", 100)
     walked = []
-    real = verifying.rows.export_lines
+    real = chain_checks.rows.export_lines
 
     def counted(db, name, **options):
         walked.append((name, options["after"]))
         return real(db, name, **options)
 
-    monkeypatch.setattr(verifying.rows, "export_lines", counted)
+    monkeypatch.setattr(chain_checks.rows, "export_lines", counted)
     await fill(home, decisions=250, calls=350)
     first = await verified(home)
     assert (first["ok"], first["events"], first["calls"]["events"]) == (True, 250, 350)
@@ -187,11 +187,11 @@ async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatc
 
 async def test_a_verification_that_was_given_up_is_gone_on_with(home, monkeypatch):
     """What was found whole before its reader left is not walked again."""
-    monkeypatch.setattr(verifying, "BATCH", 10)
+    monkeypatch.setattr(chain_checks, "BATCH", 10)
     for _ in range(5):
         await fill(home, calls=30)
     ledger, kept = home.app.api.ledger, home.app.api.verifying
-    real, walked, wanted = ledger.read_slow, [], verifying.VerifyRequest(chains=("calls",))
+    real, walked, wanted = ledger.read_slow, [], chain_checks.VerifyRequest(chains=("calls",))
 
     async def read_slow(question):
         walked.append(kept.progress.seq)
@@ -233,7 +233,7 @@ async def test_what_was_verified_and_then_changed_is_found(home, harm, chain):
 
 @pytest.mark.parametrize("harm", ["DELETE FROM calls WHERE seq > 15", "DELETE FROM calls WHERE seq BETWEEN 5 AND 9"])
 async def test_a_cut_or_a_hole_is_found(home, harm, monkeypatch):
-    monkeypatch.setattr(verifying, "BATCH", 4)
+    monkeypatch.setattr(chain_checks, "BATCH", 4)
     await fill(home, decisions=1, calls=20)
     harm_it(home, harm)
     assert (await verified(home, "?calls=1"))["first_bad_seq"] in {5, 16}
@@ -241,7 +241,7 @@ async def test_a_cut_or_a_hole_is_found(home, harm, monkeypatch):
 
 async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
     """What was removed before the walk came to it is no fault: it goes on with the checkpoint."""
-    monkeypatch.setattr(verifying, "BATCH", 10)
+    monkeypatch.setattr(chain_checks, "BATCH", 10)
     ledger = home.app.api.ledger
     for _ in range(10):
         await fill(home, calls=30)
@@ -265,7 +265,7 @@ async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
 
 async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, monkeypatch):
     """Lines of JSON until the report; in between the ledger answers other long questions."""
-    monkeypatch.setattr(verifying, "BATCH", 10)
+    monkeypatch.setattr(chain_checks, "BATCH", 10)
     monkeypatch.setattr("latticed.rpc.audit.TELL_S", 0.0)
     await fill(home, calls=200)
     gate, real = asyncio.Event(), home.app.api.ledger.read_slow

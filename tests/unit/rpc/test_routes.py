@@ -12,8 +12,7 @@ from aiohttp import ClientPayloadError
 from yarl import URL
 
 from latticed.kit.log_limit import EVERY_S, LogLimiter
-from latticed.rpc import app, plugins, views
-from latticed.rpc import counts as tally
+from latticed.rpc import app, counts, plugins, views
 from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.routes import ROUTES
 from tests.house import houses
@@ -291,7 +290,7 @@ async def test_a_fault_that_anybody_can_repeat_is_one_line_and_a_count(home, mon
     monkeypatch.setattr(app, "_failures", LogLimiter())
     monkeypatch.setattr(app.log, "error", lambda event, **fields: said.append((event, fields["count"])), raising=False)
     monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: now_s))
-    monkeypatch.setattr(tally, "taken", fail)
+    monkeypatch.setattr(counts, "count_plugins", fail)
     assert {(await home.ask("GET", "/metrics")).status for _ in range(50)} == {500}
     now_s += EVERY_S
     assert (await home.ask("GET", "/metrics")).status == 500

@@ -6,7 +6,7 @@ import pytest
 
 from latticed.host.call import HostError
 from latticed.model.errors import Problem
-from latticed.rpc import explaining
+from latticed.rpc import explain
 from latticed.runners.output import OutputLine
 from tests.house import houses
 
@@ -117,5 +117,5 @@ async def test_what_a_grant_would_mend_is_on_record_and_told_to_no_plugin(home):
 )
 def test_signs_are_taken_from_stderr_alone(line, sign, value):
     lines = [OutputLine(seq=n, at=n, stream=stream, text=line) for n, stream in enumerate(("stderr", "log", "stderr"))]
-    assert explaining.signs(lines) == ([{"sign": sign, "value": value}] if sign else [])
-    assert explaining.signs(lines[1:2]) == []
+    assert explain.signs(lines) == ([{"sign": sign, "value": value}] if sign else [])
+    assert explain.signs(lines[1:2]) == []

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from latticed.model.errors import Fault
     from latticed.model.lifecycle import Record
-    from latticed.rpc.answers import Causes, LastEnd, Refusal, Sign
     from latticed.rpc.api import Api
+    from latticed.rpc.responses import Causes, LastEnd, Refusal, Sign
     from latticed.runners.output import OutputLine
 
 LINES: Final = 200

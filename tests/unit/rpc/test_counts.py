@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latticed.model.verdict import Code, Refused
-from latticed.rpc import counts as tally
+from latticed.rpc import counts
 from tests.house import bundles, houses
 
 MANY = 3_000
@@ -39,8 +39,8 @@ async def turns_of_others(work):
 
 
 async def test_counts_are_taken_in_parts(home):
-    turns, counted = await turns_of_others(tally.taken(home.app.api))
-    assert turns >= 3 * (MANY // tally.PART)
+    turns, counted = await turns_of_others(counts.count_plugins(home.app.api))
+    assert turns >= 3 * (MANY // counts.BATCH)
     assert counted.statuses == {"active": MANY + 1}
     assert counted.refused == {"digest_mismatch": MANY}
     assert sum(counted.states.values()) == 1
@@ -53,7 +53,7 @@ async def test_answers_over_all_plugins_leave_turns_to_others(home, path, parts)
     """At the least one turn after each part of what is walked over."""
     turns, answer = await turns_of_others(home.ask("GET", path))
     assert answer.status == 200
-    assert turns >= parts * (MANY // tally.PART)
+    assert turns >= parts * (MANY // counts.BATCH)
     if path.endswith("rejected"):
         assert len(answer["rows"]) == MANY
 

@@ -13,7 +13,7 @@ from typing import Any
 from latticed.model.errors import Problem
 
 
-class Bounded(socket.socket):
+class BoundedSocket(socket.socket):
     """See `within`; before the first call nothing may be read or sent."""
 
     _until_s = 0.0
@@ -34,7 +34,7 @@ class Bounded(socket.socket):
         count = super().recv_into(buffer, nbytes, flags)
         self._left_bytes -= count
         if self._left_bytes < 0:
-            raise too_long()
+            raise reply_too_long()
         return count
 
     def _hurry(self) -> None:
@@ -44,7 +44,7 @@ class Bounded(socket.socket):
         self.settimeout(left_s)
 
 
-def too_long() -> Problem:
+def reply_too_long() -> Problem:
     """The other side sends more than the daemon would."""
     detail = "the answer is longer than any of the daemon's"
     return Problem("bad_reply", detail, "is the socket really latticed's?")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from latticed.trust.policy import TrustPolicy
 
 
-def told(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
+def show(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
     """The active plugins that stop under `new`, said on stderr; None, and said so, when that cannot be known."""
     screen = session.screen
     try:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import replies
-from latticed.ctl.remedy_causes import Advice
+from latticed.ctl.advice_failures import Advice
 from latticed.model import egress, hostcall
 
 if TYPE_CHECKING:

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.model.verdict import Code
 from latticed.rpc import (
-    answers,
     audit,
     delegated,
     events,
     kv,
     notifications,
     plugins,
+    policy_preview,
     problems,
+    responses,
     running,
     secrets,
-    service_answers,
     status,
     tasks,
     usage,
 )
-from latticed.rpc import policy_preview as foresight
+from latticed.rpc import service_responses as service_answers
 from latticed.rpc.api import QueryParams
 
 if TYPE_CHECKING:
@@ -74,43 +74,43 @@ _DECIDED: Final = (
 )
 _DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
 
-HEALTH: Final = Form(answers.HealthReport)
-STATUS: Final = Form(answers.Glance)
+HEALTH: Final = Form(responses.HealthReport)
+STATUS: Final = Form(responses.Glance)
 METRICS: Final = Form("text/plain")
 OPENAPI: Final = Form(dict[str, Any])
 EVENTS: Final = Form("text/event-stream", query=events.StreamRequest, codes=("too_many_streams",))
 
 PLUGINS: Final = Form(list[wire.PluginView])
-PLUGIN: Final = Form(answers.PluginReport, query=plugins.About, codes=_UNKNOWN)
+PLUGIN: Final = Form(responses.PluginReport, query=plugins.About, codes=_UNKNOWN)
 REJECTED: Final = Form(list[wire.RejectedView])
 VERIFY: Final = Form(wire.VerdictView, body=plugins.PathName, codes=_UNKNOWN)
 DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
 UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
-FORGET: Final = Form(answers.Forgotten, body=plugins.Forget, codes=_DECIDING)
+FORGET: Final = Form(responses.Forgotten, body=plugins.Forget, codes=_DECIDING)
 INVOKE: Final = Form(
-    answers.Reply,
+    responses.Reply,
     body=running.Invoke,
     codes=("not_armed", "busy", *problems.OF_PLUGINS, "sandbox_failed", "too_many_children", *_UNKNOWN),
 )
-LOGS: Final = Form(answers.LogPage, query=running.LogStream, codes=_UNKNOWN)
-GRANTS: Final = Form(answers.GrantsView, codes=_UNKNOWN)
-REGRANT: Final = Form(answers.GrantsView, body=plugins.Grants, codes=(*_UNKNOWN, *_CONSENT))
+LOGS: Final = Form(responses.LogPage, query=running.LogStream, codes=_UNKNOWN)
+GRANTS: Final = Form(responses.GrantsView, codes=_UNKNOWN)
+REGRANT: Final = Form(responses.GrantsView, body=plugins.Grants, codes=(*_UNKNOWN, *_CONSENT))
 
 USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
 
-AUDIT: Final = Form(answers.AuditPage, query=audit.Filter, codes=_UNRECORDED)
+AUDIT: Final = Form(responses.AuditPage, query=audit.Filter, codes=_UNRECORDED)
 CHAIN: Final = Form(
-    answers.ChainReport,
+    responses.ChainReport,
     query=audit.Verify,
     codes=("too_many_streams", "stopping", *_UNRECORDED),
     also="application/x-ndjson",
 )
 
-KEYS: Final = Form(answers.KeyPage, query=kv.Span)
+KEYS: Final = Form(responses.KeyPage, query=kv.Span)
 VALUE: Final = Form("application/octet-stream", codes=_UNKNOWN)
-PUT_VALUE: Final = Form(answers.ValueSet, body=bytes, codes=("quota_exceeded", *_UNKNOWN))
-DELETE_VALUE: Final = Form(answers.ValueDeleted, codes=_UNKNOWN)
+PUT_VALUE: Final = Form(responses.ValueSet, body=bytes, codes=("quota_exceeded", *_UNKNOWN))
+DELETE_VALUE: Final = Form(responses.ValueDeleted, codes=_UNKNOWN)
 
 _SECRET: Final = ("secret_unavailable", "quota_exceeded", *_UNKNOWN)
 SECRETS: Final = Form(service_answers.SecretList, codes=_SECRET)
@@ -148,6 +148,6 @@ BACKUP: Final = Form(
     ),
 )
 
-TRUST: Final = Form(answers.Trust)
-FORESEE: Final = Form(answers.Foreseen, body=foresight.Foresee)
-LIFT: Final = Form(answers.Lifted, body=status.Lift, codes=("still_revoked", *_UNKNOWN))
+TRUST: Final = Form(responses.Trust)
+FORESEE: Final = Form(responses.Foreseen, body=policy_preview.Foresee)
+LIFT: Final = Form(responses.Lifted, body=status.Lift, codes=("still_revoked", *_UNKNOWN))

@@ -6,8 +6,8 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import remedy_causes, remedy_denials, replies
-from latticed.ctl.remedy_causes import Advice
+from latticed.ctl import advice_denials, advice_failures, replies
+from latticed.ctl.advice_failures import Advice
 from latticed.model.verdict import OTHER_SCHEMA, Code
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def advice(facts: RemedyFacts) -> Advice:
     found = _advice(facts)
     refusal = facts.causes.get("upgrade")
     if isinstance(refusal, dict) and found.command == _verb("upgrade", facts):
-        return remedy_causes.refused(facts.plugin_id, found.why, "upgrade", refusal)
+        return advice_failures.refused(facts.plugin_id, found.why, "upgrade", refusal)
     return found
 
 
@@ -193,17 +193,17 @@ def _next(facts: RemedyFacts, why: str, verb: str) -> Advice:
     refusal = facts.causes.get("refusal")
     if not isinstance(refusal, dict):
         return Advice(why, _verb(verb, facts))
-    return remedy_causes.refused(facts.plugin_id, why, verb, refusal)
+    return advice_failures.refused(facts.plugin_id, why, verb, refusal)
 
 
 def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
     runtime = view.runtime
     if runtime.state == "failed":
-        return remedy_causes.failed(facts.plugin_id, runtime, facts.grants, _sign(facts))
+        return advice_failures.failed(facts.plugin_id, runtime, facts.grants, _sign(facts))
     if runtime.state != "armed":
         return Advice("it is being started", _verb("wait", facts, "--for", "active"))
-    found = remedy_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
-    found = found or remedy_denials.of_dns(facts.plugin_id, facts.causes)
+    found = advice_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
+    found = found or advice_denials.of_dns(facts.plugin_id, facts.causes)
     found = found or _sign(facts)
     if found is not None:
         return found
@@ -225,4 +225,4 @@ def _sign(facts: RemedyFacts) -> Advice | None:
     """What its stderr gives away."""
     found = facts.causes.get("signs")
     signs = found if isinstance(found, list) else []
-    return remedy_causes.sign(facts.plugin_id, signs, replies.texts(facts.grants.get("permits") or []))
+    return advice_failures.sign(facts.plugin_id, signs, replies.texts(facts.grants.get("permits") or []))
