@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from latticed.ctl import ask, delegated, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
-from latticed.ctl.table import Cell, Column
+from latticed.ctl.table import Column
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
@@ -17,21 +17,29 @@ EXAMPLES: Final = examples(
     "latticectl ddns list acme.home",
     "latticectl ddns retry acme.home home.example.org      # once what it was denied for is mended",
 )
-_TABLE: Final = (
-    Column(title="PLUGIN"),
-    Column(title="NAME"),
-    Column(title="TYPE"),
-    Column(title="STATE"),
-    Column(title="ADDRESS"),
-    Column(title="PUBLISHED"),
-    Column(title="CHANGED"),
-    Column(title="ERROR", shrinks=True),
+_LIST: Final = delegated.DelegatedList(
+    path="ddns",
+    member="records",
+    summary="DNS records and how they stand",
+    columns=(
+        (Column(title="PLUGIN"), "plugin"),
+        (Column(title="NAME"), "name"),
+        (Column(title="TYPE"), "type"),
+        (Column(title="STATE"), delegated.state),
+        (Column(title="ADDRESS"), "address"),
+        (Column(title="PUBLISHED"), "published"),
+        (Column(title="CHANGED"), delegated.time("last_change")),
+        (
+            Column(title="ERROR", shrinks=True),
+            lambda session, row: "" if row.get("state") == "published" else delegated.last_error(session, row),
+        ),
+    ),
 )
 
 
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    delegated.add_list(actions, "DNS records and how they stand")
+    _LIST.add(actions)
     summary = "have records that are not published tried again now, denied ones too"
     again = actions.add_parser("retry", help=summary, description=summary)
     again.add_argument("id", metavar="ID", help="the plugin's id")
@@ -41,7 +49,7 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     if session.args.action == "list":
-        return delegated.listed(session, "ddns", "records", _TABLE, _row)
+        return _LIST.run(session)
     args, screen = session.args, session.screen
     body = {} if args.type is None else {"type": args.type}
     plain = replies.mapping(
@@ -57,16 +65,3 @@ def run(session: CtlSession) -> int:
     if not rows:
         screen.line(args.name, "is published already")
     return ExitCode.OK
-
-
-def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
-    return (
-        delegated.text(row, "plugin"),
-        delegated.text(row, "name"),
-        delegated.text(row, "type"),
-        delegated.state(row),
-        delegated.text(row, "address"),
-        delegated.text(row, "published"),
-        session.screen.when(delegated.text(row, "last_change")),
-        delegated.fault(row) if row.get("state") != "published" else "",
-    )

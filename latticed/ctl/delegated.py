@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies
 from latticed.ctl.exit_codes import ExitCode
-from latticed.ctl.table import Cell
+from latticed.ctl.table import Cell, Column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
+    from latticed.ctl.arguments import Parser
     from latticed.ctl.client import ControlClient
     from latticed.ctl.session import CtlSession
-    from latticed.ctl.table import Column
 
-    Row = Callable[[CtlSession, dict[str, Any]], tuple[str | Cell, ...]]
+    Shown = str | Callable[[CtlSession, dict[str, Any]], str | Cell]
 
 _TONES: Final = {
     **dict.fromkeys(("published", "up", "running", "served"), "good"),
@@ -24,23 +25,41 @@ _TONES: Final = {
 }
 
 
-def add_list(actions: Any, what: str) -> None:
-    """The action `list [ID]`."""
-    listing = actions.add_parser(
-        "list", help=f"{what}, of one plugin or all", description=f"{what}, of one plugin or all"
-    )
-    listing.add_argument("id", metavar="ID", nargs="?", help="the plugin's id")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelegatedList:
+    """The action `list [ID]`: the rows of `GET /api/<path>`, which are in `member` of each page.
 
+    `columns`: each with the member of a row that it shows, or a function that makes its text.
+    """
 
-def listed(session: CtlSession, kind: str, member: str, columns: Sequence[Column], row: Row) -> int:
-    """Print all rows of `GET /api/<kind>`, which are in `member` of each page."""
-    plugin_id = None if session.args.id is None else ask.known_id(session.args.id)
-    rows = list(_rows(session.client(), kind, member, plugin_id))
-    if session.screen.json_wanted:
-        session.screen.json(rows)
-    else:
-        session.screen.rows(columns, [row(session, one) for one in rows])
-    return ExitCode.OK
+    path: str
+    member: str
+    summary: str
+    columns: tuple[tuple[Column, Shown], ...]
+
+    def add(self, actions: Any) -> None:
+        """Add it to a verb's actions."""
+        words = f"{self.summary}, of one plugin or all"
+        listing = actions.add_parser("list", help=words, description=words)
+        listing.add_argument("id", metavar="ID", nargs="?", help="the plugin's id")
+
+    def arguments(self, parser: Parser) -> None:
+        """Of a verb that has no other action."""
+        self.add(parser.add_subparsers(dest="action", metavar="ACTION", required=True))
+
+    def run(self, session: CtlSession) -> int:
+        """Print all rows."""
+        plugin_id = None if session.args.id is None else ask.known_id(session.args.id)
+        rows = list(_rows(session.client(), self.path, self.member, plugin_id))
+        if session.screen.json_wanted:
+            session.screen.json(rows)
+            return ExitCode.OK
+        shown = [
+            tuple(text(row, one) if isinstance(one, str) else one(session, row) for _, one in self.columns)
+            for row in rows
+        ]
+        session.screen.rows([column for column, _ in self.columns], shown)
+        return ExitCode.OK
 
 
 def text(row: dict[str, Any], name: str) -> str:
@@ -49,15 +68,24 @@ def text(row: dict[str, Any], name: str) -> str:
     return "" if found is None else str(found)
 
 
-def state(row: dict[str, Any]) -> Cell:
-    """How it stands; what its plugin may not have done now rests, however it stood."""
+def time(name: str) -> Shown:
+    """A column that shows a member as a time."""
+    return lambda session, row: session.screen.when(text(row, name))
+
+
+def state(_: CtlSession, row: dict[str, Any]) -> Cell:
+    """Its state; `resting` while its plugin may not act, whatever the state was."""
     found = "resting" if row.get("resting") else text(row, "state")
     return Cell(found, _TONES.get(found, ""))
 
 
-def fault(row: dict[str, Any], name: str = "last_error") -> str:
+def last_error(_: CtlSession, row: dict[str, Any]) -> str:
     """`code: message` of what went wrong last, if anything did."""
-    found = row.get(name)
+    return fault(row.get("last_error"))
+
+
+def fault(found: Any) -> str:
+    """`code: message` of an object that has them (or `reason`), else empty."""
     if not isinstance(found, dict):
         return ""
     return ": ".join(filter(None, (text(found, "code"), text(found, "message") or text(found, "reason"))))

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from latticed.ctl import delegated
-from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.table import Cell, Column
-
-if TYPE_CHECKING:
-    from latticed.ctl.session import CtlSession
+from latticed.ctl.arguments import examples
+from latticed.ctl.table import Column
 
 EXAMPLES: Final = examples("latticectl monitor list", "latticectl monitor list acme.watch --format json")
-_TABLE: Final = (
-    Column(title="PLUGIN"),
-    Column(title="NAME"),
-    Column(title="KIND"),
-    Column(title="TARGET", shrinks=True),
-    Column(title="STATE"),
-    Column(title="SINCE"),
-    Column(title="CHECKED"),
-    Column(title="OUTCOME"),
-    Column(title="REASON", shrinks=True),
+
+
+def _last(row: dict[str, Any]) -> dict[str, Any]:
+    """The last check; empty before the first."""
+    found = row.get("last")
+    return found if isinstance(found, dict) else {}
+
+
+_LIST: Final = delegated.DelegatedList(
+    path="monitors",
+    member="monitors",
+    summary="monitors and how they stand",
+    columns=(
+        (Column(title="PLUGIN"), "plugin"),
+        (Column(title="NAME"), "name"),
+        (Column(title="KIND"), "kind"),
+        (Column(title="TARGET", shrinks=True), "target"),
+        (Column(title="STATE"), delegated.state),
+        (Column(title="SINCE"), delegated.time("since")),
+        (Column(title="CHECKED"), lambda session, row: session.screen.when(delegated.text(_last(row), "at"))),
+        (Column(title="OUTCOME"), lambda _, row: delegated.text(_last(row), "outcome")),
+        (Column(title="REASON", shrinks=True), lambda _, row: delegated.fault(_last(row))),
+    ),
 )
-
-
-def arguments(parser: Parser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    delegated.add_list(actions, "monitors and how they stand")
-
-
-def run(session: CtlSession) -> int:
-    return delegated.listed(session, "monitors", "monitors", _TABLE, _row)
-
-
-def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
-    last = row.get("last") if isinstance(row.get("last"), dict) else {}
-    return (
-        delegated.text(row, "plugin"),
-        delegated.text(row, "name"),
-        delegated.text(row, "kind"),
-        delegated.text(row, "target"),
-        delegated.state(row),
-        session.screen.when(delegated.text(row, "since")),
-        session.screen.when(delegated.text(last or {}, "at")),
-        delegated.text(last or {}, "outcome"),
-        delegated.fault(row, "last"),
-    )
+arguments, run = _LIST.arguments, _LIST.run

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from latticed.ctl import delegated
-from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.table import Cell, Column
-
-if TYPE_CHECKING:
-    from latticed.ctl.session import CtlSession
+from latticed.ctl.arguments import examples
+from latticed.ctl.table import Column
 
 EXAMPLES: Final = examples("latticectl service list", "latticectl service list acme.store --format json")
-_TABLE: Final = (
-    Column(title="PLUGIN"),
-    Column(title="NAME"),
-    Column(title="PROGRAM"),
-    Column(title="STATE"),
-    Column(title="PID", right=True),
-    Column(title="RESTARTS", right=True),
-    Column(title="STARTED"),
-    Column(title="ERROR", shrinks=True),
+_LIST: Final = delegated.DelegatedList(
+    path="services",
+    member="services",
+    summary="services and how they are",
+    columns=(
+        (Column(title="PLUGIN"), "plugin"),
+        (Column(title="NAME"), "name"),
+        (Column(title="PROGRAM"), "program"),
+        (Column(title="STATE"), delegated.state),
+        (Column(title="PID", right=True), "pid"),
+        (Column(title="RESTARTS", right=True), "restarts"),
+        (Column(title="STARTED"), delegated.time("started_at")),
+        (Column(title="ERROR", shrinks=True), delegated.last_error),
+    ),
 )
-
-
-def arguments(parser: Parser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    delegated.add_list(actions, "services and how they are")
-
-
-def run(session: CtlSession) -> int:
-    return delegated.listed(session, "services", "services", _TABLE, _row)
-
-
-def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
-    return (
-        delegated.text(row, "plugin"),
-        delegated.text(row, "name"),
-        delegated.text(row, "program"),
-        delegated.state(row),
-        delegated.text(row, "pid"),
-        delegated.text(row, "restarts"),
-        session.screen.when(delegated.text(row, "started_at")),
-        delegated.fault(row),
-    )
+arguments, run = _LIST.arguments, _LIST.run

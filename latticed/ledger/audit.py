@@ -113,6 +113,27 @@ def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False)
     return list(heapq.merge(*parts, key=lambda event: str(event["ts"]), reverse=newest_first))
 
 
+async def last_calls(
+    read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], *, actor: str, calls: frozenset[str]
+) -> dict[str, str]:
+    """The decision on the newest of each of these host calls that `actor` made: one walk, newest first, which ends
+    once all are found.
+    """
+    first, last = await read(lambda db: ends(db, CALLS))
+    found: dict[str, str] = {}
+    while first <= last and (missing := sorted(calls - found.keys())):
+        start = max(first, last - SPAN + 1)
+        statement = (
+            f"SELECT target, decision, max(seq) FROM {TABLES[CALLS].events} WHERE seq BETWEEN ? AND ? AND actor = ?"
+            f" AND action = 'host.call' AND target IN ({', '.join('?' * len(missing))}) GROUP BY target"
+        )  # SQLite takes `decision` from the row that has the maximum
+        values = (start, last, actor, *missing)
+        rows = await read(lambda db, statement=statement, values=values: db.execute(statement, values).fetchall())  # type: ignore[misc]
+        found |= {target: decision for target, decision, _ in rows}
+        last = start - 1
+    return found
+
+
 async def _query_chain_in_parts(
     read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]],
     name: chain.Name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+import heapq
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, cast
 
 from msgspec import Meta
 
@@ -12,10 +13,11 @@ from latticed.host.program import calls as longlived
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import Body, QueryParams
+from latticed.rpc.counts import paced
 from latticed.rpc.running import known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from latticed.host.ddns.record import KeptRecord
     from latticed.rpc.api import Ask
@@ -157,7 +159,7 @@ class RoutePage(TypedDict):
 
 async def ddns(ask: Ask) -> DdnsPage:
     """DNS records by plugin, name and type."""
-    found = _page(ask, ask.api.ddns.every(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
+    found = await _page(ask, ask.api.ddns.every(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
     return {"records": [_ddns(ask, one) for one in found.rows], "next": found.next}
 
 
@@ -179,7 +181,7 @@ async def retry_ddns(ask: Ask) -> DdnsRetried:
 async def monitors(ask: Ask) -> MonitorPage:
     """Monitors by plugin and name."""
     watching = ask.api.monitors
-    found = _page(ask, watching.every(), lambda one: f"{one.plugin_id}/{one.name}")
+    found = await _page(ask, watching.every(), lambda one: f"{one.plugin_id}/{one.name}")
     rows = []
     for one in found.rows:
         view = one.view(whole=True)
@@ -191,34 +193,38 @@ async def monitors(ask: Ask) -> MonitorPage:
 
 async def services(ask: Ask) -> ServicePage:
     """Long-lived programs by plugin and name."""
-    found = _page(ask, ask.api.programs.every(), lambda one: f"{one.plugin_id}/{one.name}")
+    found = await _page(ask, ask.api.programs.every(), lambda one: f"{one.plugin_id}/{one.name}")
     rows = [cast("ServiceRow", {"plugin": one.plugin_id, **longlived.view(one)}) for one in found.rows]
     return {"services": rows, "next": found.next}
 
 
 async def routes(ask: Ask) -> RoutePage:
     """HTTP routes by plugin and path."""
-    found = _page(ask, ask.api.routes.every(), lambda one: f"{one.plugin_id}{one.path}")
+    found = await _page(ask, ask.api.routes.every(), lambda one: f"{one.plugin_id}{one.path}")
     return {"routes": [cast("RouteRow", ask.api.routes.view(one)) for one in found.rows], "next": found.next}
 
 
-class _Page:
-    """One page of rows of any kind."""
+class _Page(NamedTuple):
+    """One page of rows of any kind; `next` is the key of its last row, None on the last page."""
 
-    def __init__(self, rows: list[Any], following: str | None) -> None:
-        self.rows = rows
-        self.next = following
+    rows: list[Any]
+    next: str | None
 
 
-def _page(ask: Ask, everything: Iterable[Any], key: Callable[[Any], str]) -> _Page:
-    """Those that the query asks for, in the order of their keys, which are unique."""
+async def _page(ask: Ask, everything: Collection[Any], key: Callable[[Any], str]) -> _Page:
+    """Those that the query asks for, in the order of their keys, which are unique.
+
+    Only the page is sorted, and the rows are gone through in batches: there may be thousands.
+    """
     wanted = ask.query(Of)
     if wanted.plugin is not None:
         known(ask, wanted.plugin)
-    keyed = {key(one): one for one in everything if wanted.plugin in (None, one.plugin_id)}
-    later = sorted(name for name in keyed if name > wanted.after)
-    page = later[: wanted.limit]
-    return _Page([keyed[name] for name in page], page[-1] if len(later) > len(page) else None)
+    later = {}
+    async for one in paced(everything):
+        if wanted.plugin in (None, one.plugin_id) and (name := key(one)) > wanted.after:
+            later[name] = one
+    page = heapq.nsmallest(wanted.limit, later)
+    return _Page([later[name] for name in page], page[-1] if len(later) > len(page) else None)
 
 
 def _ddns(ask: Ask, one: KeptRecord) -> DdnsRow:

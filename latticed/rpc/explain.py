@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.bundle.refusal import BundleRefused
 from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
-from latticed.model.chain import CALLS, DECISIONS
+from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import RuntimeState
@@ -121,18 +121,7 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
 
 async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:
     """Of these host calls those that were not denied when they were last made."""
-    actor = str(Actor(kind="plugin", name=record.id))
-
-    found = []
-    for call in sorted(calls):
-        last = await rows.query_in_parts(
-            api.ledger.read_slow,
-            chains=(CALLS,),
-            actor=actor,
-            action="host.call",
-            target=call,
-            newest_first=True,
-            limit=1,
-        )
-        found += [call for row in last if row["decision"] == "allow"]
-    return found
+    last = await rows.last_calls(
+        api.ledger.read_slow, actor=str(Actor(kind="plugin", name=record.id)), calls=frozenset(calls)
+    )
+    return sorted(call for call, decision in last.items() if decision == "allow")
