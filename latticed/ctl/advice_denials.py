@@ -51,7 +51,7 @@ def suffered(
 
 
 def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
-    """A DNS record that its provider said no to: nobody tries it again until somebody says so."""
+    """A DNS record that its provider denied: it is not tried again until an operator asks for it."""
     records = causes.get("denied_records")
     for one in records if isinstance(records, list) else []:
         name = str(one.get("name") or "")

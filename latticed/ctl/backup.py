@@ -94,7 +94,7 @@ def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
 
 
 def _name(temporary: str, name: str) -> None:
-    """Give the complete file its name; FileExistsError when somebody else took it meanwhile."""
+    """Give the complete file its name; FileExistsError when the name was taken meanwhile."""
     try:
         os.link(temporary, name)
     except PermissionError:  # a file system without links, such as a USB stick's

@@ -109,7 +109,7 @@ def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
-    """One line an event, written at once: somebody may be waiting for it."""
+    """One line an event, flushed at once: a program may be reading them."""
     screen = session.screen
     for row in rows:
         if screen.json_wanted:

@@ -237,7 +237,7 @@ def overview() -> str:
 
 
 def _drop_stdout() -> None:
-    """Nobody reads us any more: what is still buffered must not fail again when the interpreter ends."""
+    """The reader of stdout is gone: redirect it to /dev/null, or flushing at exit would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

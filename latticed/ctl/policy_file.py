@@ -62,7 +62,7 @@ def editing(path: Path) -> Iterator[policy.TrustPolicy]:
 
 @contextlib.contextmanager
 def _locked(path: Path, directory: int) -> Iterator[None]:
-    """Hold the lock file beside `path`, which is there only while somebody does."""
+    """Hold the lock file beside `path`, which exists only while a process holds it."""
     name, until_s = f".{path.name}.lock", time.monotonic() + LOCK_S
     while True:
         lock = _lock_file(path.with_name(name), directory)
@@ -89,7 +89,7 @@ def _is_held(lock: int, name: str, directory: int) -> bool:
 
 
 def _lock_file(place: Path, directory: int) -> int:
-    """The lock file, made if need be for the directory's owner; nobody else may open it."""
+    """The lock file, created if missing, owned by the directory's owner, mode 0600."""
     try:
         lock = os.open(place.name, _LOCK_FLAGS, 0o600, dir_fd=directory)
     except OSError as error:

@@ -27,7 +27,7 @@ _TONES: Final = MappingProxyType(
 
 
 def word(value: str) -> table.Cell:
-    """A word of the house (a status, a health, a decision) in the tone that goes with it."""
+    """A status, a health or a decision in its colour."""
     return table.Cell(value, _TONES.get(value, ""))
 
 

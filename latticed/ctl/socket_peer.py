@@ -1,4 +1,4 @@
-"""Who serves the control socket, by the kernel's word (unix(7), SO_PEERCRED): latticectl talks to nobody else.
+"""Who serves the control socket, as the kernel says (unix(7), SO_PEERCRED): latticectl talks to nobody else.
 
 Trusted are root, the caller itself, the user that `access.socket_owner` names, and whoever root (or the caller) gave
 the socket's directory, or one above it, to: /run/latticed, a home. One that anybody could have made, as in /tmp, says
@@ -19,7 +19,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NOBODY: Final = 65534  # the overflow uid: a peer of another user namespace, whoever that is
+_NOBODY: Final = 65534  # the overflow uid: a peer of another user namespace, which may be anybody
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 

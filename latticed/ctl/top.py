@@ -128,7 +128,7 @@ def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> N
 
 
 def _told(keys: int, within_s: float) -> bool:
-    """Whether somebody pressed q (or input ended) within that time; any other key means: look at once."""
+    """Whether somebody pressed q (or input ended) within that time; any other key means: refresh at once."""
     import select
 
     ready, _, _ = select.select([keys], [], [], within_s)

@@ -40,7 +40,7 @@ BY_WORD: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Scopes by uid and gid. Root has all; uid 65534 has none, whatever was granted."""
+    """Scopes by uid and gid. Root has all; uid 65534, which stands for peers of another user namespace, has none."""
 
     users: Mapping[int, Scope]
     groups: Mapping[int, Scope]

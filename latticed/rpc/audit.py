@@ -130,7 +130,7 @@ async def verify(ask: Ask) -> web.StreamResponse:
     if ask.headers_only:
         return web.Response(content_type="application/x-ndjson" if asked.progress == "1" else "application/json")
     connection = cast("ControlConnection", ask.request.protocol)
-    if not connection.stream():  # it may take minutes; nobody cuts it off for that
+    if not connection.stream():  # a verification may take minutes: no idle timeout applies to it
         raise Problem("too_many_streams", "expected fewer long answers to one user at once", "wait for one of them")
     work = asyncio.ensure_future(
         ask.api.verifying.verify(VerifyRequest(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)

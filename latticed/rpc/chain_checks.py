@@ -36,7 +36,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """Which chains to check, and whether from their beginning whatever was found before."""
+    """Which chains to check, and whether from their beginning instead of the last verified head."""
 
     chains: tuple[chain.Name, ...] = chain.NAMES
     whole: bool = False

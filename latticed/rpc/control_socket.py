@@ -26,7 +26,7 @@ Identity = tuple[int, int]
 
 
 class RuntimeDirectory:
-    """Held until it is left, by a lock (flock(2)) on a file in it that nobody else may open.
+    """Locked while the context is open: flock(2) on a file in it that no other user may open.
 
     A lock on the directory itself could be held by whoever may enter it. Entering raises Problem `runtime_unusable`
     when others own the directory or may write to it, `runtime_in_use` when another daemon holds it, `socket_unusable`

@@ -88,7 +88,7 @@ def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
 
 
 def _calls_since(db: ledger.Connection, seq: int) -> int:
-    """After which call to go on for somebody who has seen the decisions up to `seq`; those of the beginning for 0."""
+    """After which call to go on for a client that has read the decisions up to `seq`; 0: from the first."""
     if not seq:
         return 0
     last = rows.query(db, after=seq - 1, limit=1)
@@ -101,7 +101,7 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls
     while not closing.is_set():
         async with ask.api.paging:
             page = kept.read(lambda db, seen=seen: _page(db, seen, calls=calls))  # type: ignore[misc]
-            if page.more:  # no stream reads on before everybody else had a turn
+            if page.more:  # yield to the event loop before this stream reads its next page
                 await asyncio.sleep(0)
         scopes = ask.api.access.scopes(ask.peer)  # as settings are now
         if chunk := b"".join(_shown(page.events, seen, scopes, calls=calls)):

@@ -53,7 +53,7 @@ class Server:
         self._listener: asyncio.AbstractServer | None = None
         self._stack = contextlib.AsyncExitStack()
         self.trouble: Problem | None = None
-        """Why nobody can find the control socket, if so."""
+        """Why the control socket cannot be reached under its path, or None."""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
