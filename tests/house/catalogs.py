@@ -124,7 +124,7 @@ async def fresh_view(directory: Path, *authors: bundles.Author) -> dict[str, str
 async def settled(seen: Seen, directory: Path, *authors: bundles.Author) -> None:
     """Wait until the catalog, and what its reader was told, equal what a new catalog sees."""
     truth = await fresh_view(directory, *authors)
-    await until(lambda: view(seen.catalog.current()) == truth and view(seen.now) == truth, f"equal to {truth}")
+    await until(lambda: view(verdicts(seen.catalog)) == truth and view(seen.now) == truth, f"equal to {truth}")
 
 
 def age(directory: Path) -> None:

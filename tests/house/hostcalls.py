@@ -171,7 +171,7 @@ class Stage:
     @contextlib.contextmanager
     def _no_relay(self) -> Iterator[None]:
         """No mail relay is set."""
-        mail = self.broker.services["mail.send"].answer.__self__
+        mail = self.broker.services["mail.send"].serve.__self__
         before = mail._settings
         mail._settings = lambda: replace(before(), relay="")
         try:
