@@ -17,13 +17,13 @@ from latticed.model.hostcall import FIX
 if TYPE_CHECKING:
     from latticed.ledger import Ledger
 
-Both = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
+CursorInBoth = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
 
 
 class AuditQuery(Params, frozen=True):
-    """`after`: a cursor in both chains, or a seq of the decisions, which are then all that is told."""
+    """`after`: a cursor in both chains, or a seq of the decisions, which alone are answered then."""
 
-    after: Whole | Both | None = None
+    after: Whole | CursorInBoth | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
     action: str | None = None
     decision: str | None = None
@@ -40,12 +40,12 @@ class AuditCalls:
 
     async def _query(self, caller: Caller, asked: AuditQuery) -> dict[str, Any]:
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
-        alone = not isinstance(after, Position)
+        decisions_only = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
         horizon = self._ledger.read(lambda db: audit_horizon.of(db, caller.plugin_id))
         events = await rows.query_in_parts(
             self._ledger.read_for_plugin,
-            chains=(DECISIONS,) if alone else chain.NAMES,
+            chains=(DECISIONS,) if decisions_only else chain.NAMES,
             after=Position(*map(max, start, horizon)),
             limit=asked.limit,
             actor=str(Actor(kind="plugin", name=caller.plugin_id)),
@@ -55,5 +55,5 @@ class AuditCalls:
         for event in events:
             event["detail"].pop(FIX, None)
         end = start.past(events)
-        more = (end.decisions if alone else str(end)) if len(events) == asked.limit else None
+        more = (end.decisions if decisions_only else str(end)) if len(events) == asked.limit else None
         return {"events": events, "next": more}

@@ -1,4 +1,4 @@
-"""Remembers which hosts plugins reach, for those who decide what they may reach."""
+"""Records which hosts plugins connect to, for operators who decide what to grant."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
 
-OFTEN_S: Final = 60.0
-"""How often one place of one plugin is written down again."""
-MOST: Final = 10_000
+REPEAT_S: Final = 60.0
+"""How often the same host of the same plugin is recorded again."""
+MAX_REMEMBERED: Final = 10_000
 
 log = logs.get_logger()
 
 
 class Contacts:
-    """`note` costs a plugin nothing: it is written beside the call, and one that is lost is written next time."""
+    """`note` does not delay the call: the row is written in a task, and one that fails is written the next time."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
@@ -33,9 +33,9 @@ class Contacts:
     def note(self, caller: Caller, host: str) -> None:
         """`caller` is about to reach `host` (host:port)."""
         key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
-        if now_s - self._noted.get(key, -OFTEN_S) < OFTEN_S:
+        if now_s - self._noted.get(key, -REPEAT_S) < REPEAT_S:
             return
-        if len(self._noted) >= MOST:
+        if len(self._noted) >= MAX_REMEMBERED:
             self._noted.clear()
         self._noted[key] = now_s
         now_us = self._clock.wall_us()

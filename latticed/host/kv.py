@@ -1,9 +1,8 @@
 """kv.*: small values that a plugin keeps between runs, pinned to its own bucket (contracts §9).
 
 The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`, and those that an
-operator granted it. When an operator lets
-another publisher take over an id, the lifecycle sets the old bucket aside, so that the new publisher never reads what
-the old one wrote.
+operator granted it. When another publisher takes over an id, the lifecycle sets the old bucket aside, so that the new
+one never reads what the old one wrote.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ T = TypeVar("T")
 MAX_KEY_CHARACTERS: Final = 256
 PAGE: Final = 1_000
 MAX_TEXT_BYTES: Final = 64 << 10
-"""Of a longer value only the base64 is answered: the same bytes twice would not fit many a plugin's line."""
+"""A longer value is answered as base64 only: with both forms the answer would exceed many plugins' line limit."""
 FOR_WORKERS: Final = frozenset({"default"})
 """The buckets of operators that workers' templates may name."""
 
@@ -81,7 +80,7 @@ class KvCalls:
         )
 
     async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
-        key, bucket = _checked(asked.key), self._readable(caller, asked.bucket)
+        key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
         value = self._ledger.read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
@@ -94,13 +93,13 @@ class KvCalls:
         keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
-    def _readable(self, caller: Caller, bucket: str | None) -> str:
-        """`bucket`, if `caller` may read it; whether it exists is nobody's business."""
+    def _readable_bucket(self, caller: Caller, bucket: str | None) -> str:
+        """`bucket`, if `caller` may read it; refused alike whether it exists or not."""
         if bucket is None or bucket == bucket_of(caller):
             return bucket_of(caller)
-        # Only who has such buckets at all, a worker, may be granted more of them.
-        may = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
-        if bucket.startswith("plugin:") or not may:
+        # Only workers have buckets besides their own, so only they may be granted more.
+        allowed = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
+        if bucket.startswith("plugin:") or not allowed:
             raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
         return bucket
 

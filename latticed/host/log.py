@@ -16,7 +16,7 @@ MAX_FIELDS: Final = 32
 MAX_FIELD_CHARACTERS: Final = 512
 LEVELS: Final = frozenset({"debug", "info", "warning", "error"})
 ALIASES: Final = MappingProxyType({"warn": "warning"})
-"""What other lattice hosts call a level. Case does not matter; a level that nobody knows is info."""
+"""Names of other lattice hosts for a level. Case does not matter; an unknown level is info."""
 
 
 class LogWrite(Params, frozen=True):
@@ -35,8 +35,8 @@ class LogCalls:
         return (Served(method="log.write", params=LogWrite, serve=self._write),)
 
     async def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
-        said = asked.level.lower()
-        level = ALIASES.get(said, said if said in LEVELS else "info")
+        given = asked.level.lower()
+        level = ALIASES.get(given, given if given in LEVELS else "info")
         fields = {
             text.sanitise(name, 64): text.sanitise(str(value), MAX_FIELD_CHARACTERS)
             for name, value in list(asked.fields.items())[:MAX_FIELDS]

@@ -31,7 +31,7 @@ class KeptData:
 
 async def files_of(static: StaticCalls, plugin_id: str) -> int:
     """How many static files there are; Problem store_unavailable."""
-    return await _said(static.left(plugin_id))
+    return await _said(static.count_files(plugin_id))
 
 
 async def remove_files(static: StaticCalls, plugin_id: str) -> None:

@@ -1,6 +1,6 @@
-"""network.*: what plugins would have changed on this host, kept as plans; nothing is changed here.
+"""network.*: changes of this host that plugins ask for, stored as plans. Nothing is changed here.
 
-A plugin plans, an operator approves, an applier applies. No Gate ever approves.
+A plugin plans, an operator approves, an applier applies. No host call approves.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta
 
 from latticed.host.call import Caller, HostError, Params, Served, Whole
-from latticed.host.network import intents
-from latticed.host.network import listeners as network_reading
-from latticed.host.node.calls import Fresh
+from latticed.host.network import intents, listeners
+from latticed.host.node.calls import CachedReading
 from latticed.kit import clock as clocks
 from latticed.kit import text
 from latticed.ledger import plans as rows
@@ -32,16 +31,16 @@ if TYPE_CHECKING:
 
 PAGE: Final = 100
 PLANS: Final = RowQuota(plugin=100, total=2_000)
-FRESH_S: Final = 1.0
+CACHE_S: Final = 1.0
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ONLY_ROOT: Final = {
     "nft": "the ruleset (nft list ruleset)",
     "wireguard": "the interfaces' peers (wg show)",
 }
-"""What the live state of a kind is, where only root can see it."""
+"""The live state of these kinds, which only root can read."""
 _LISTENERS, _INTERFACES = "listeners", "interfaces"
 STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
-"""What network.state knows by name."""
+"""The kinds that network.state takes."""
 
 
 class NetworkStateQuery(Params, frozen=True):
@@ -81,9 +80,9 @@ class NetworkCalls:
         self._clock = clock
         self._secrets_of = secrets_of
         self._quota = quota or PLANS
-        self._seen = {
-            _LISTENERS: Fresh(lambda: network_reading.listeners(root), FRESH_S, clock),
-            _INTERFACES: Fresh(lambda: network_reading.interfaces(root), FRESH_S, clock),
+        self._readings = {
+            _LISTENERS: CachedReading(lambda: listeners.listeners(root), CACHE_S, clock),
+            _INTERFACES: CachedReading(lambda: listeners.interfaces(root), CACHE_S, clock),
         }
 
     def calls(self) -> tuple[Served, ...]:
@@ -103,11 +102,11 @@ class NetworkCalls:
                 f"only root can see {_ONLY_ROOT[asked.kind]}, and this version has no root helper;"
                 f" {_LISTENERS} and {_INTERFACES} can be asked for",
             )
-        wanted = (asked.kind,) if asked.kind in self._seen else (_LISTENERS, _INTERFACES)
+        wanted = (asked.kind,) if asked.kind in self._readings else (_LISTENERS, _INTERFACES)
         found: dict[str, Any] = {"kind": asked.kind}
         for name in wanted:
             try:
-                found |= await self._seen[name].get()
+                found |= await self._readings[name].get()
             except OSError as error:
                 unseen = f"the {name} cannot be read: {error.strerror or 'an error of input or output'}"
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
@@ -118,18 +117,20 @@ class NetworkCalls:
             expected = ", ".join(plan.KINDS)
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {expected}, found {_shown(asked.kind)}")
         try:
-            form = plan.canonical(asked.kind, asked.intent)
+            canonical = plan.canonical(asked.kind, asked.intent)
         except plan.BadIntent as error:
             raise HostError(Denial.BAD_PARAMS, text.sanitise(str(error), 400)) from error
         intents.check(asked.intent)
         secrets = self._secrets_of(caller.plugin_id)
         for reference in sorted(intents.references(asked.intent)):
-            secrets.expand(reference)  # for its refusal: the value is not kept
-        sha256, now_us = plan.sha256(form), self._clock.wall_us()
+            secrets.expand(reference)  # only to check that it is bound: the value is not used
+        sha256, now_us = plan.sha256(canonical), self._clock.wall_us()
 
         def change(tx: Transaction) -> rows.PlanRow:
             before = rows.get(tx, caller.plugin_id, sha256)
-            row = rows.put(tx, caller.plugin_id, sha256, asked.kind, form.decode("utf-8"), self._quota, now_us=now_us)
+            row = rows.put(
+                tx, caller.plugin_id, sha256, asked.kind, canonical.decode("utf-8"), self._quota, now_us=now_us
+            )
             if before is None or before.state is not row.state:
                 tx.append_audit(_planned(caller, row))
             return row
@@ -141,9 +142,9 @@ class NetworkCalls:
         if asked.sha256:
             row = self._found(caller, asked.sha256)
             return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
-        question = asked.limit + 1
+        one_more = asked.limit + 1
         found = await self._ledger.read_for_plugin(
-            lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=question)
+            lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=one_more)
         )
         shown = found[: asked.limit]
         return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}

@@ -1,4 +1,4 @@
-"""Secrets in the intents of plans: references only, for an intent is stored and shown as it was given."""
+"""Secrets in the intents of plans: only as references, since intents are stored and shown as given."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(intent: dict[str, Any]) -> None:
 
 
 def references(intent: dict[str, Any]) -> frozenset[str]:
-    """The whole texts that refer to secrets."""
+    """The texts of an intent that contain references to secrets."""
     return frozenset(value for _, _, value in _texts(intent, "intent", "") if REFERENCE.search(value))
 
 
@@ -40,7 +40,7 @@ def is_secret(name: str) -> bool:
 
 
 def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
-    """(place, name of the nearest field, text) of everything that could be a secret: numbers can be, too."""
+    """(path, name of the innermost secret or nearest field, text) of all texts, and of numbers in secret fields."""
     if isinstance(value, dict):
         for key, inner in value.items():
             inner_name = name if is_secret(name) else key

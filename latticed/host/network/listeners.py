@@ -6,16 +6,16 @@ import ipaddress
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.host.node import interfaces as node_network
+from latticed.host.node import interfaces as node_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MOST: Final = 2_000
-"""Listeners that are told."""
+MAX_LISTENERS: Final = 2_000
+"""Listeners in one answer."""
 _LISTEN: Final = "0A"  # TCP_LISTEN of linux/tcp_states.h
-_UNCONNECTED: Final = "07"  # a UDP socket that takes from anybody: TCP_CLOSE
+_UNCONNECTED: Final = "07"  # TCP_CLOSE: a UDP socket without a peer
 _TABLES: Final = (
     ("tcp", "tcp", _LISTEN),
     ("tcp6", "tcp", _LISTEN),
@@ -25,7 +25,7 @@ _TABLES: Final = (
 
 
 class ListeningSocket(NamedTuple):
-    """One socket that takes from others; `uid` is that of its owner. Which program it is only root can see."""
+    """One socket that accepts connections or datagrams; `uid` is its owner's. Only root could see its process."""
 
     protocol: str
     address: str
@@ -38,12 +38,12 @@ def listeners(root: Path) -> dict[str, Any]:
     table. `complete` is False when there are more.
     """
     found = sorted(set(_read(root)))
-    return {"listeners": [one._asdict() for one in found[:MOST]], "complete": len(found) <= MOST}
+    return {"listeners": [one._asdict() for one in found[:MAX_LISTENERS]], "complete": len(found) <= MAX_LISTENERS}
 
 
 def interfaces(root: Path) -> dict[str, Any]:
     """`{interfaces: [...]}` as node.facts shows them, without MACs."""
-    return {"interfaces": node_network.interfaces(root, hardware=False)}
+    return {"interfaces": node_interfaces.interfaces(root, hardware=False)}
 
 
 def _read(root: Path) -> Iterator[ListeningSocket]:

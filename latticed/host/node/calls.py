@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
     from latticed.settings import Settings
 
-FACTS_FRESH_S: Final = 10.0
-METRICS_FRESH_S: Final = 1.0
-MOST_LABELS: Final = 64
+FACTS_CACHE_S: Final = 10.0
+METRICS_CACHE_S: Final = 1.0
+MAX_LABELS: Final = 64
 MAX_LABEL_CHARACTERS: Final = 256
 ADMIN: Final = "node:admin"
 
@@ -65,33 +65,34 @@ class NodeCalls:
         self._settings = settings
         self._may = may
         self._facts = {
-            hardware: Fresh(_facts_of(root, hardware=hardware), FACTS_FRESH_S, clock) for hardware in (False, True)
+            hardware: CachedReading(_facts_of(root, hardware=hardware), FACTS_CACHE_S, clock)
+            for hardware in (False, True)
         }
-        self._metrics = Fresh(lambda: node_reading.metrics(root), METRICS_FRESH_S, clock)
+        self._metrics = CachedReading(lambda: node_reading.metrics(root), METRICS_CACHE_S, clock)
 
     def calls(self) -> tuple[Served, ...]:
         return (
-            Served(method="node.facts", params=NoParams, serve=self._tell_facts),
-            Served(method="node.metrics", params=NoParams, serve=self._tell_metrics),
-            Served(method="node.journal", params=ReadJournal, serve=self._tell_journal),
+            Served(method="node.facts", params=NoParams, serve=self._get_facts),
+            Served(method="node.metrics", params=NoParams, serve=self._get_metrics),
+            Served(method="node.journal", params=ReadJournal, serve=self._read_journal),
             Served(method="node.set_labels", params=SetLabels, serve=self._set_labels),
         )
 
-    async def _tell_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
+    async def _get_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
         facts = await self._facts[self._may(caller.plugin_id, ADMIN)].get()
         return {**facts, "labels": self._ledger.read(rows.load)}
 
-    async def _tell_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
+    async def _get_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
         return await self._metrics.get()
 
     async def _set_labels(self, _caller: Caller, asked: SetLabels) -> dict[str, Any]:
         for name, value in asked.labels.items():
             if fault := _label_fault(name, value):
                 raise HostError(Denial.BAD_PARAMS, fault)
-        labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MOST_LABELS))
+        labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MAX_LABELS))
         return {"ok": True, "labels": labels}
 
-    async def _tell_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
+    async def _read_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
         settings = self._settings
         if not journal_client.may_read(asked.filter, settings.node.journal_units):
             shown = text.sanitise(asked.filter, 80)
@@ -102,24 +103,26 @@ class NodeCalls:
         )
 
 
-class Fresh:
-    """Something that takes time to read and stays true for `fresh_s` seconds; who comes meanwhile shares it."""
+class CachedReading:
+    """Reads in a thread, and answers with the same for `max_age_s` seconds; concurrent callers share one reading."""
 
-    def __init__(self, read: Callable[[], dict[str, Any]], fresh_s: float, clock: Clock) -> None:
+    def __init__(self, read: Callable[[], dict[str, Any]], max_age_s: float, clock: Clock) -> None:
         self._read = read
-        self._fresh_s = fresh_s
+        self._max_age_s = max_age_s
         self._clock = clock
         self._reading: asyncio.Future[dict[str, Any]] | None = None
         self._since_s = 0.0
 
     async def get(self) -> dict[str, Any]:
-        """What was read, at most `fresh_s` ago; whoever is cancelled leaves the reading to the others."""
-        old = self._reading
+        """What was read at most `max_age_s` ago. A cancelled caller does not cancel the reading, which others share."""
+        reading = self._reading
         now_s = self._clock.monotonic_s()
-        if old is None or (old.done() and (now_s - self._since_s >= self._fresh_s or old.exception() is not None)):
+        if reading is None or (
+            reading.done() and (now_s - self._since_s >= self._max_age_s or reading.exception() is not None)
+        ):
             self._since_s = now_s
-            self._reading = old = asyncio.get_running_loop().run_in_executor(None, self._read)
-        return await asyncio.shield(old)
+            self._reading = reading = asyncio.get_running_loop().run_in_executor(None, self._read)
+        return await asyncio.shield(reading)
 
 
 def readers(settings: Settings) -> frozenset[int]:
@@ -132,7 +135,7 @@ def readers(settings: Settings) -> frozenset[int]:
         raise HostError(Denial.SERVICE_UNAVAILABLE, unknown) from error
 
 
-@functools.lru_cache(maxsize=4)  # asked once: a directory service must not be waited for at each call
+@functools.lru_cache(maxsize=4)  # cached: getpwnam may ask a directory service
 def _uid(name: str) -> int:
     import pwd
 

@@ -1,4 +1,4 @@
-"""What this machine is and how it does, read from /proc, /sys and /etc beneath a root; what cannot be had is None.
+"""Facts and metrics of this host, read from /proc, /sys and /etc beneath a root; what cannot be read is None.
 
 All of it blocks (a disk may take its time to say how full it is). Sources: proc(5), os-release(5), statvfs(3).
 """
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path("/")
-MOST_DISKS: Final = 64
-_TEXT: Final = 256
+MAX_DISKS: Final = 64
+_MAX_TEXT_CHARACTERS: Final = 256
 _MAX_BYTES: Final = 1 << 20
-_LOCAL: Final = frozenset("bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split())
-"""File systems that answer without asking another machine: one that is gone would hold the thread for ever."""
+_LOCAL_FILE_SYSTEMS: Final = frozenset(
+    "bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split()
+)
+"""Local file systems: statvfs on one of a remote host that is gone would block the thread for ever."""
 _NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}
@@ -32,20 +34,20 @@ _TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
 
 
 def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
-    """What stays as it is: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
+    """What rarely changes: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
     kernel = os.uname()
-    seconds = _uptime_s(root)
+    uptime_s = _uptime_s(root)
     boot = _fields(root / "proc/stat").get("btime")
     memory = _memory(root)
     return {
-        "hostname": text.sanitise(kernel.nodename, _TEXT) or None,
+        "hostname": text.sanitise(kernel.nodename, _MAX_TEXT_CHARACTERS) or None,
         "os": _os_release(root),
         "kernel": {"name": kernel.sysname, "release": kernel.release, "version": kernel.version},
         "machine": kernel.machine,
         "cpus": {"count": os.cpu_count(), "model": _cpu_model(root)},
         "memory": {"total_bytes": memory.get("MemTotal"), "swap_bytes": memory.get("SwapTotal")},
         "boot_time": rfc3339(int(boot) * 1_000_000) if boot and boot.isdigit() else None,
-        "uptime_s": seconds,
+        "uptime_s": uptime_s,
         "disks": [{key: disk[key] for key in ("mount", "type", "total_bytes")} for disk in disks(root)],
         "interfaces": interfaces(root, hardware=hardware),
         "hardware": _hardware(root) if hardware else None,
@@ -53,7 +55,7 @@ def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
 
 
 def metrics(root: Path = ROOT) -> dict[str, Any]:
-    """What changes: load, memory and disks in bytes, processor time in seconds, counters of the network since boot."""
+    """What changes: load, memory and disks in bytes, processor time in seconds, network counters since boot."""
     memory = _memory(root)
     return {
         "uptime_s": _uptime_s(root),
@@ -77,7 +79,11 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for line in _bytes(root / "proc/self/mounts").split(b"\n"):
         parts = line.split(b" ")
-        if len(parts) < 3 or (kind := parts[2].decode("utf-8", "replace")) not in _LOCAL or len(seen) >= MOST_DISKS:
+        if (
+            len(parts) < 3
+            or (kind := parts[2].decode("utf-8", "replace")) not in _LOCAL_FILE_SYSTEMS
+            or len(seen) >= MAX_DISKS
+        ):
             continue
         mount = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), parts[1])  # \040 is a space
         if mount.startswith(_NOT_DISKS):
@@ -90,7 +96,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
             continue
         seen.add(device)
         yield {
-            "mount": text.sanitise(mount.decode("utf-8", "backslashreplace"), _TEXT),
+            "mount": text.sanitise(mount.decode("utf-8", "backslashreplace"), _MAX_TEXT_CHARACTERS),
             "type": kind,
             "total_bytes": found.f_blocks * found.f_frsize,
             "free_bytes": found.f_bfree * found.f_frsize,
@@ -107,7 +113,7 @@ def _os_release(root: Path) -> dict[str, str | None]:
         name, assigned, value = line.partition("=")
         if assigned and not name.startswith("#"):
             try:
-                values[name.strip()] = text.sanitise("".join(shlex.split(value)[:1]), _TEXT)
+                values[name.strip()] = text.sanitise("".join(shlex.split(value)[:1]), _MAX_TEXT_CHARACTERS)
             except ValueError:  # no closing quotation
                 continue
     return {key: values.get(key.upper()) for key in ("id", "version_id", "name", "pretty_name")}
@@ -117,7 +123,7 @@ def _cpu_model(root: Path) -> str | None:
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() in {"model name", "Model", "cpu model"}:
-            return text.sanitise(value.strip(), _TEXT)
+            return text.sanitise(value.strip(), _MAX_TEXT_CHARACTERS)
     return None
 
 
@@ -160,7 +166,7 @@ def _network(root: Path) -> Iterator[dict[str, Any]]:
             continue
         received = {f"received_{what}": int(word) for what, word in zip(_TRAFFIC, words, strict=False)}
         yield {
-            "name": text.sanitise(name.strip(" "), _TEXT),
+            "name": text.sanitise(name.strip(" "), _MAX_TEXT_CHARACTERS),
             **received,
             **{f"sent_{what}": int(word) for what, word in zip(_TRAFFIC, words[8:], strict=False)},
         }
@@ -169,7 +175,7 @@ def _network(root: Path) -> Iterator[dict[str, Any]]:
 def _hardware(root: Path) -> dict[str, str | None]:
     places = {name: root / "sys/class/dmi/id" / file for name, file in _SERIALS.items()}
     places["machine_id"] = root / "etc/machine-id"
-    return {name: text.sanitise(_read(place).strip(), _TEXT) or None for name, place in places.items()}
+    return {name: text.sanitise(_read(place).strip(), _MAX_TEXT_CHARACTERS) or None for name, place in places.items()}
 
 
 def _fields(path: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """notify.send: a message to the operator, accepted once it is on disk in the queue; channels are the operator's choice.
 
-Who sends learns the id under which it is delivered, not whether it was: that is between the queue and the deliverer.
+The sender gets the id under which it is delivered, not whether it was.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class NotifyCalls:
 
 
 def checked(asked: NotifySend) -> NotificationRow:
-    """The message, its text made safe to store and to show; HostError bad_params for what cannot be meant."""
+    """The message, its text escaped and cut; HostError bad_params."""
     if not asked.title.strip():
         raise HostError(Denial.BAD_PARAMS, "title: expected some text, found none")
     if not _EVENT.fullmatch(asked.event):
@@ -67,6 +67,6 @@ def checked(asked: NotifySend) -> NotificationRow:
 
 
 def body_text(body: str) -> str:
-    """Lines stay lines; everything else that is not plainly visible is escaped, and the whole is cut."""
+    """The body with control characters escaped, except line ends, and cut to MAX_BODY_CHARACTERS."""
     lines = _BREAKS.sub("\n", body[: MAX_BODY_CHARACTERS + 1]).split("\n")
     return text.clip("\n".join(text.escape(line) for line in lines), MAX_BODY_CHARACTERS)

@@ -1,8 +1,8 @@
 """The queue of notifications: many senders, one deliverer, at least once.
 
-The deliverer takes what is due (`next`, or `take` when it has a rhythm of its own) and says how it went: `done`,
-`retry` or `fail`. What was taken and never answered for is queued again: after `LEASE_S`, and at the next start. The
-same id may so be delivered twice, which is what the id is for.
+The deliverer takes what is due (`next` waits for it, `take` does not) and reports the outcome: `done`, `retry` or
+`fail`. What was taken without a report is queued again after `LEASE_S`, and at the next start; so a
+notification may be delivered twice, with the same id.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from latticed.settings import NotifySettings
 
 LEASE_S: Final = 600.0
-"""A delivery that takes longer is taken for lost."""
+"""A delivery that takes longer counts as lost."""
 SWEEP_S: Final = 60.0
 FAULT_PAUSE_S: Final = 5.0
-LOOK_S: Final = 30.0
-"""At least so often a waiting deliverer looks at the clock, which may have been set."""
+MAX_PAUSE_S: Final = 30.0
+"""How long a waiting deliverer sleeps at most: the wall clock may have been set meanwhile."""
 DAY_S: Final = 86_400
 REASON_CHARACTERS: Final = 500
 
@@ -40,9 +40,9 @@ log = logs.get_logger()
 
 
 class NotificationQueue:
-    """An async context manager; entered, what the last life was delivering is queued again.
+    """An async context manager: on entry, what the previous process was delivering is queued again.
 
-    `may(plugin_id)`: whether what a plugin has queued may be delivered now; until it may, that waits.
+    `may(plugin_id)`: whether a plugin's notifications may be delivered now; otherwise they wait.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NotificationQueue:
         self._settings = settings
         self._may = may
         self._roll = roll
-        self._wanted = asyncio.Event()
+        self._changed = asyncio.Event()
         self._taken: dict[str, float] = {}  # id: when, monotonic
         self._swept_s = clock.monotonic_s()
         self._upkeep: asyncio.Task[None] | None = None
@@ -69,16 +69,16 @@ class NotificationQueue:
         if counts["delivering"]:
             try:
                 log.info("notifications_requeued", count=await self._ledger.write(rows.recover))
-            except Problem as problem:  # the disk is full or ill: the next start does it
+            except Problem as problem:  # the disk is full or failing: the next start does it
                 log.error("notifications_not_requeued", code=problem.code, reason=problem.reason)
-        self._upkeep = asyncio.create_task(self._keep_up(), name="notification upkeep")
+        self._upkeep = asyncio.create_task(self._sweep_regularly(), name="notification upkeep")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
-        with contextlib.suppress(Problem):  # the disk is full or ill: what is lost is how long items have waited
+        with contextlib.suppress(Problem):  # the disk is full or failing: only waiting times are lost
             await self.sweep()
 
     # Senders.
@@ -94,15 +94,15 @@ class NotificationQueue:
         return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
 
     def wake(self) -> None:
-        """Have a waiting deliverer look."""
-        self._wanted.set()
+        """Have a waiting deliverer check for due items."""
+        self._changed.set()
 
     # The deliverer.
 
     async def next(self) -> Item:
         """The next item, once one is due. While the ledger cannot be written there is none."""
         while True:
-            self._wanted.clear()
+            self._changed.clear()
             pause_s = FAULT_PAUSE_S
             with contextlib.suppress(Problem):
                 if (item := await self.take()) is not None:
@@ -110,7 +110,7 @@ class NotificationQueue:
                 pause_s = self._pause_s()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await self._wanted.wait()
+                    await self._changed.wait()
 
     async def take(self) -> Item | None:
         """An item that is due, now `delivering`, its `attempts` counting this one; None when there is none."""
@@ -135,7 +135,7 @@ class NotificationQueue:
     ) -> Literal["queued", "failed"]:
         """It was not delivered: queue it again, after a backoff and not before `retry_after_s`, or give it up.
 
-        Given up is what has waited for `notify.give_up_days`, counted while the daemon was up.
+        It is given up after `notify.give_up_days` of waiting, counted while the daemon was running.
         """
         settings, reason = self._settings(), text.sanitise(reason, REASON_CHARACTERS)
         delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
@@ -148,7 +148,7 @@ class NotificationQueue:
                 rows.put_back(tx, item.id, next_at=next_at, now_us=now_us, code=code, reason=reason)
                 return "queued"
             if rows.finish(tx, item.id, "failed", now_us=now_us, code=code, reason=reason):
-                tx.append_audit(_failed(item, code, reason))
+                tx.append_audit(_failed_event(item, code, reason))
             return "failed"
 
         outcome = await self._ledger.write(change)
@@ -157,13 +157,13 @@ class NotificationQueue:
         return outcome
 
     async def fail(self, item: Item, *, code: str, reason: str = "") -> bool:
-        """It cannot be delivered, ever; False when it had ended before."""
+        """It can never be delivered; False when it had ended before."""
         now_us, reason = self._clock.wall_us(), text.sanitise(reason, REASON_CHARACTERS)
 
         def change(tx: Transaction) -> bool:
             ended = rows.finish(tx, item.id, "failed", now_us=now_us, code=code, reason=reason)
             if ended:
-                tx.append_audit(_failed(item, code, reason))
+                tx.append_audit(_failed_event(item, code, reason))
             return ended
 
         ended = await self._ledger.write(change)
@@ -213,7 +213,7 @@ class NotificationQueue:
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Count the time that passed, give up what waited too long, call back what got lost, remove what is old."""
+        """Count the time that passed, give up what waited too long, queue again what got lost, remove what is old."""
         settings, now_us, now_s = self._settings(), self._clock.wall_us(), self._clock.monotonic_s()
         passed_s = int(now_s - self._swept_s)
         lost = self._lost(now_s)
@@ -221,7 +221,7 @@ class NotificationQueue:
         def change(tx: Transaction) -> None:
             upkeep.age(tx, passed_s)
             for plugin_id, count in upkeep.give_up(tx, settings.give_up_days * DAY_S, now_us=now_us).items():
-                tx.append_audit(_gave_up(plugin_id, count))
+                tx.append_audit(_gave_up_event(plugin_id, count))
             for item_id in lost:
                 rows.put_back(tx, item_id, next_at=now_us, now_us=now_us, code="lost", reason="no answer")
             upkeep.retain(tx, before_us=now_us - settings.keep_days * DAY_S * 1_000_000, most=settings.keep_items)
@@ -234,22 +234,22 @@ class NotificationQueue:
             self.wake()
 
     def _lost(self, now_s: float) -> list[str]:
-        """What was taken a lease ago; what was taken and cancelled in the same moment gets a lease from now."""
+        """Items whose lease ended. One whose `take` was cancelled is unknown here: its lease begins now."""
         delivering = self._ledger.read(rows.delivering)
         self._taken = {item_id: self._taken.get(item_id, now_s) for item_id in delivering}
         return [item_id for item_id, taken_s in self._taken.items() if now_s - taken_s >= LEASE_S]
 
-    async def _keep_up(self) -> None:
+    async def _sweep_regularly(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            with contextlib.suppress(Problem):  # the disk is full or ill: those who write are told
+            with contextlib.suppress(Problem):  # the disk is full or failing: writers get the error
                 await self.sweep()
 
     def _pause_s(self) -> float:
-        """How long there is nothing to do, as far as is known."""
+        """Seconds until the next item is due, at most MAX_PAUSE_S."""
         now_us, resting = self._clock.wall_us(), self._resting()
         due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
-        return LOOK_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), LOOK_S)
+        return MAX_PAUSE_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), MAX_PAUSE_S)
 
     def _resting(self) -> frozenset[str]:
         """The plugins of which nothing may be delivered now."""
@@ -270,11 +270,11 @@ class NotificationQueue:
         )
 
 
-def _failed(item: Item, code: str, reason: str) -> Event:
+def _failed_event(item: Item, code: str, reason: str) -> Event:
     detail: dict[str, str | int | bool] = {"plugin": item.plugin_id, "event": item.event, "attempts": item.attempts}
     return Event(actor=str(DAEMON), action="notify.failed", target=item.id, code=code, reason=reason, detail=detail)
 
 
-def _gave_up(plugin_id: str, count: int) -> Event:
+def _gave_up_event(plugin_id: str, count: int) -> Event:
     detail: dict[str, str | int | bool] = {"plugin": plugin_id, "count": count}
     return Event(actor=str(DAEMON), action="notify.failed", target=plugin_id, code="gave_up", detail=detail)

@@ -41,7 +41,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSecret:
-    """What is told of a secret; never its value. `usable` is False when it was sealed with a key that is not here."""
+    """A secret as lists show it, without its value. `usable` is False when it was sealed with another key."""
 
     name: str
     version: int
@@ -52,22 +52,22 @@ class KnownSecret:
 
 
 class SecretKeeper:
-    """The store. What operators do raises Problem; what is done for a plugin raises HostError."""
+    """Stores secrets. Methods for operators raise Problem, those for plugins HostError."""
 
     def __init__(self, ledger: Ledger, place: KeyLocation, *, clock: Clock, owner: str = OPERATOR) -> None:
         self._ledger = ledger
-        self._place = place
-        self._reading = secret_key.Reading(place)
+        self._location = place
+        self._key_reader = secret_key.KeyReader(place)
         self._clock = clock
         self._owner = owner
         self._keys: SealingKeys | None = None
-        self._told = ""
+        self._logged = ""
 
     def forget_key(self) -> None:
         """Read the key again when it is next needed: a reload."""
         self._keys = None
 
-    # What operators do. Who may, and the audit event, are the caller's business.
+    # For operators. The caller checks who may, and writes the audit event.
 
     async def set(self, name: str, value: str) -> int:
         """Keep `value` and return its version, 1 for a new name; bindings stay. On disk when it returns.
@@ -112,7 +112,7 @@ class SecretKeeper:
             raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
         if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before anybody misses the key
             raise Problem("not_found", f"there is no secret {name}")
-        mac = self._key().mac(_bound(self._owner, name, plugin_id))
+        mac = self._key().mac(_binding_message(self._owner, name, plugin_id))
         binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
         await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)
 
@@ -125,9 +125,9 @@ class SecretKeeper:
     def known(self) -> tuple[KnownSecret, ...]:
         """All secrets by name, without values; works without the key."""
         try:
-            here = self._key().id
+            key_id = self._key().id
         except Problem:
-            here = ""
+            key_id = ""
         plugins: dict[str, list[str]] = {}
         for name, plugin_id in self._ledger.read(lambda db: rows.bindings(db, self._owner)):
             plugins.setdefault(name, []).append(plugin_id)
@@ -138,12 +138,12 @@ class SecretKeeper:
                 plugins=tuple(plugins.get(row.name, ())),
                 created_at=row.created_at,
                 updated_at=row.updated_at,
-                usable=row.key_id == here,
+                usable=row.key_id == key_id,
             )
             for row in self._stored()
         )
 
-    # What is done for plugins.
+    # For plugins.
 
     def for_plugin(self, plugin_id: str) -> PluginSecrets:
         """What is bound to a plugin, for one host call."""
@@ -156,7 +156,7 @@ class SecretKeeper:
             if row is not None and self._is_bound(row, plugin_id):
                 return self._open(row)
         except Problem as problem:
-            self._tell(name, problem)
+            self._log_once(name, problem)
             message = f"{problem.code}: {name} cannot be opened, the daemon's log says why"
             raise HostError(Denial.SERVICE_UNAVAILABLE, message) from problem
         # The same words whether there is such a secret or not: a plugin learns nothing of others' names.
@@ -167,17 +167,17 @@ class SecretKeeper:
     def _stored(self) -> list[rows.SecretRow]:
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
-    def _tell(self, name: str, problem: Problem) -> None:
-        """Say once, not at every call, what is wrong; a plugin is told neither paths nor keys."""
-        if self._told != problem.reason:
-            self._told = problem.reason
+    def _log_once(self, name: str, problem: Problem) -> None:
+        """Log what is wrong, once and not for each call: a plugin gets neither paths nor key ids."""
+        if self._logged != problem.reason:
+            self._logged = problem.reason
             log.error("secret_unavailable", secret=name, reason=problem.reason, hint=problem.hint)
 
     def _is_bound(self, row: rows.SecretRow, plugin_id: str) -> bool:
         mac = self._ledger.read(lambda db: rows.binding(db, row.owner, row.name, plugin_id))
         if mac is None:
             return False
-        if hmac.compare_digest(mac, self._key_of(row).mac(_bound(row.owner, row.name, plugin_id))):
+        if hmac.compare_digest(mac, self._key_of(row).mac(_binding_message(row.owner, row.name, plugin_id))):
             return True
         raise _unavailable(f"the binding of {row.name} was not made with the key that is here", "bind it again")
 
@@ -192,7 +192,7 @@ class SecretKeeper:
             raise _unavailable(f"what is stored of {row.name} is damaged", "set it again") from error
 
     def _key_of(self, row: rows.SecretRow) -> SealingKeys:
-        """The key, if `row` was sealed with it; the file is looked at again before that is denied."""
+        """The key, if `row` was sealed with it; the file is read again before another one is reported."""
         if self._key().id != row.key_id:
             self._keys = None
         if (keys := self._key()).id != row.key_id:
@@ -205,12 +205,12 @@ class SecretKeeper:
     def _key(self, *, make: bool = False) -> SealingKeys:
         """The key, read once; with `make`, a new one while nothing was ever sealed."""
         if self._keys is None:
-            self._keys = self._reading.get()
-        if self._keys is None and make and self._place.ours and not self._ledger.read(rows.count):
-            self._keys = secret_key.make(self._place)
+            self._keys = self._key_reader.get()
+        if self._keys is None and make and self._location.ours and not self._ledger.read(rows.count):
+            self._keys = secret_key.make(self._location)
         if self._keys is None:
             raise _unavailable(
-                f"expected the key of secrets at {self._place.path}, found no file",
+                f"expected the key of secrets at {self._location.path}, found no file",
                 "put the key back; without it what was sealed is lost: delete those secrets, then set them anew",
             )
         return self._keys
@@ -236,7 +236,7 @@ def _associated(owner: str, name: str, version: int) -> bytes:
     return json.dumps(["latticed-secret-v1", owner, name, version]).encode("ascii")
 
 
-def _bound(owner: str, name: str, plugin_id: str) -> bytes:
+def _binding_message(owner: str, name: str, plugin_id: str) -> bytes:
     return json.dumps(["latticed-binding-v1", owner, name, plugin_id]).encode("ascii")
 
 

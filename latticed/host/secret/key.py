@@ -33,13 +33,13 @@ CREDENTIAL: Final = "latticed-secrets.key"
 FILE: Final = "secrets.key"
 KEY_BYTES: Final = 32
 _MAX_FILE_BYTES: Final = 1_024
-PATIENCE_S: Final = 0.25
-"""How long the event loop waits for the key, which it does at a start, after a reload, and for a key that changed."""
+READ_S: Final = 0.25
+"""How long the event loop is blocked for reading the key: at a start, after a reload, and for a key that changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyLocation:
-    """Where the key is. One that is `ours` is made when it is missing, and must be readable by nobody else."""
+    """Where the key is. `ours`: a file that we make when it is missing, and that no other user may read."""
 
     path: Path
     ours: bool
@@ -47,7 +47,7 @@ class KeyLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKeys:
-    """What is derived from the key: `id` names it and tells nothing of it; `cipher` seals, `binding` makes MACs."""
+    """Derived from the key: `id` identifies it without revealing it; `cipher` seals values, `binding` is a MAC key."""
 
     id: str
     cipher: AESGCM
@@ -95,37 +95,39 @@ def read(found: KeyLocation) -> SealingKeys | None:
     except trusted_files.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise _unavailable(f"the key {found.path} cannot be trusted: {fault}", hint) from fault
-    if found.ours and mode & 0o077:  # a credential's mode is the service manager's business: it may stand for an ACL
+    if (
+        found.ours and mode & 0o077
+    ):  # the mode of a credential is the service manager's, and may show the mask of an ACL
         hint = f"chmod 600 {found.path}, and make a new key if others may have read it"
         raise _unavailable(f"{found.path}: expected mode 0600, found {mode:04o}", hint)
     return derive(_decoded(data, found.path))
 
 
-class Reading:
-    """Reads the key where the caller cannot wait: whoever asks, once, for at most PATIENCE_S; the others not at all."""
+class KeyReader:
+    """Reads the key in a thread, for the event loop: `get` blocks for READ_S at most, not at all while a read hangs."""
 
     def __init__(self, place: KeyLocation) -> None:
         self._place = place
-        self._going_on: Future[SealingKeys | None] | None = None
+        self._pending: Future[SealingKeys | None] | None = None
 
     def get(self) -> SealingKeys | None:
         """As `read`; Problem secret_unavailable too while the disk does not answer."""
-        patience_s = 0.0
-        if self._going_on is None:
-            begun: Future[SealingKeys | None] = Future()
+        wait_s = 0.0
+        if self._pending is None:
+            started: Future[SealingKeys | None] = Future()
             try:
-                threading.Thread(target=self._read, args=(begun,), name="latticed-key", daemon=True).start()
+                threading.Thread(target=self._read, args=(started,), name="latticed-key", daemon=True).start()
             except RuntimeError as error:  # the system has no thread to give
                 raise _unavailable(f"the key {self._place.path} cannot be read: {error}") from error
-            self._going_on, patience_s = begun, PATIENCE_S
+            self._pending, wait_s = started, READ_S
         try:
-            found = self._going_on.result(patience_s)
+            found = self._pending.result(wait_s)
         except TimeoutError as error:
             raise _unavailable(f"the key {self._place.path} cannot be read: the disk does not answer") from error
         except BaseException:
-            self._going_on = None
+            self._pending = None
             raise
-        self._going_on = None
+        self._pending = None
         return found
 
     def _read(self, answer: Future[SealingKeys | None]) -> None:
@@ -145,7 +147,7 @@ def make(found: KeyLocation) -> SealingKeys:
             with files.closing(fd):
                 files.write_all(fd, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
                 os.fsync(fd)
-            with contextlib.suppress(FileExistsError):  # somebody was faster: then theirs is the key
+            with contextlib.suppress(FileExistsError):  # another process was faster: its key is used
                 os.link(temporary, found.path, follow_symlinks=False)
         finally:
             os.unlink(temporary)
@@ -161,7 +163,7 @@ def make(found: KeyLocation) -> SealingKeys:
 
 
 def derive(key: bytes) -> SealingKeys:
-    """The working keys from the 32 bytes that are kept (RFC 5869, HKDF-SHA256, a label each)."""
+    """The keys in use, from the 32 bytes that are stored (RFC 5869, HKDF-SHA256, a label each)."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return SealingKeys(

@@ -1,6 +1,6 @@
-"""static.*: files that a plugin publishes, pinned to it (system-plugins.md, Host services).
+"""static.*: files that a plugin publishes (system-plugins.md, Host services).
 
-`read` is for ingress: the same files as an HTTP answer with its headers (RFC 9110 sections 8.8, 13 and 14).
+`read` is for the ingress: the same files as HTTP answers with their headers (RFC 9110 sections 8.8, 13 and 14).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ T = TypeVar("T")
 MAX_PATH_CHARACTERS: Final = 512
 MAX_DEPTH: Final = 8
 MAX_ANSWER_BYTES: Final = 192 << 10
-"""Of a file in one answer of static.get; the rest is asked for with `offset`."""
+"""Bytes of a file in one answer of static.get; callers get the rest with `offset`."""
 PAGE: Final = 500
 THREADS: Final = 2
-"""A slow disk must not take all threads from the rest of the daemon."""
-POLICY: Final = "sandbox; default-src 'none'"
-PAGE_POLICY: Final = f"{POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
+"""Threads that files may use at once, so that a slow disk leaves some to the rest of the daemon."""
+FILE_POLICY: Final = "sandbox; default-src 'none'"
+PAGE_POLICY: Final = f"{FILE_POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
 
 UNSIGNED: Final = "-"
-"""In the place of a publisher; no publisher has such a name."""
+"""The publisher's name in paths for unsigned plugins; no publisher can have it."""
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -91,7 +91,7 @@ class StaticCalls:
         publisher: Callable[[str], str] = lambda _owner: "",
         published: Callable[[str], bool] = lambda _owner: True,
     ) -> None:
-        self._tree = StaticFiles(directory)
+        self._files = StaticFiles(directory)
         self._limits = limits
         self._shared = shared
         self._publisher = publisher
@@ -113,24 +113,26 @@ class StaticCalls:
 
         HostError not_found when there is none, or when it, or files of its kind, are not published (any more).
         """
-        kind = self._kind(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
-        place = self._place(plugin_id)
-        found = await self._beside(lambda: self._tree.read(place, path)) if kind else None
+        kind = self._content_type(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
+        directory = self._directory_of(plugin_id)
+        found = await self._in_thread(lambda: self._files.read(directory, path)) if kind else None
         if found is None or kind is None or not self._published(plugin_id):
             raise HostError(Denial.NOT_FOUND, "there is no such file")
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
 
-    async def left(self, plugin_id: str) -> int:
-        """How many files there are of an id, of publishers that had it before too; HostError service_unavailable."""
-        return await self._beside(lambda: sum(len(self._tree.entries(owner)) for owner in self._tree.owners(plugin_id)))
+    async def count_files(self, plugin_id: str) -> int:
+        """How many files an id has, those of its earlier publishers included; HostError service_unavailable."""
+        return await self._in_thread(
+            lambda: sum(len(self._files.entries(owner)) for owner in self._files.owners(plugin_id))
+        )
 
     async def purge(self, plugin_id: str) -> int:
-        """Remove all of those; how many directories there were. HostError service_unavailable."""
-        return await self._beside(lambda: sum(self._tree.remove(owner) for owner in self._tree.owners(plugin_id)))
+        """Remove all files of an id; how many directories that were. HostError service_unavailable."""
+        return await self._in_thread(lambda: sum(self._files.remove(owner) for owner in self._files.owners(plugin_id)))
 
     async def _get(self, caller: Caller, asked: StaticGet) -> dict[str, Any]:
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
-        found = await self._beside(lambda: self._tree.read(owner, path))
+        found = await self._in_thread(lambda: self._files.read(owner, path))
         if found is None:
             return {"ok": False}
         data, modified_us = found
@@ -140,20 +142,20 @@ class StaticCalls:
             "content": _as_text(part),
             "content_base64": base64.b64encode(part).decode("ascii"),
             "bytes": len(data),
-            "content_type": self._kind(path),
+            "content_type": self._content_type(path),
             "etag": etag(data),
             "modified_at": rfc3339(modified_us),
         }
 
     async def _list(self, caller: Caller, asked: ListFiles) -> dict[str, Any]:
         owner = self._owner(caller, asked.plugin)
-        found = await self._beside(lambda: self._tree.entries(owner))
+        found = await self._in_thread(lambda: self._files.entries(owner))
         wanted = [entry for entry in found if entry.path.startswith(asked.prefix) and entry.path > asked.after]
         shown = [
             {
                 "path": entry.path,
                 "bytes": entry.size,
-                "content_type": self._kind(entry.path),
+                "content_type": self._content_type(entry.path),
                 "modified_at": rfc3339(entry.modified_us),
             }
             for entry in wanted[:PAGE]
@@ -162,34 +164,34 @@ class StaticCalls:
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
         path, data, limits = _checked(asked.path), _content(asked), self._limits()
-        if (kind := self._kind(path)) is None:
+        if (kind := self._content_type(path)) is None:
             raise HostError(Denial.BAD_PARAMS, f"files like {path} are not published: {self._kinds()}")
         if len(data) > limits.file_bytes:
             found = f"expected a file of at most {limits.file_bytes} bytes, found {len(data)}"
             raise HostError(Denial.TOO_LARGE, found)
-        place = self._place(caller.plugin_id)
+        directory = self._directory_of(caller.plugin_id)
         quota = StaticQuota(files=limits.plugin_files, total_bytes=limits.plugin_bytes)
-        await self._beside(lambda: self._tree.put(place, path, data, quota))
+        await self._in_thread(lambda: self._files.put(directory, path, data, quota))
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 
     async def _delete(self, caller: Caller, asked: StaticDelete) -> dict[str, Any]:
-        path, place = _checked(asked.path), self._place(caller.plugin_id)
-        return {"ok": await self._beside(lambda: self._tree.delete(place, path))}
+        path, directory = _checked(asked.path), self._directory_of(caller.plugin_id)
+        return {"ok": await self._in_thread(lambda: self._files.delete(directory, path))}
 
     def _owner(self, caller: Caller, wanted: str) -> str:
         if wanted in {"", caller.plugin_id}:
-            return self._place(caller.plugin_id)
+            return self._directory_of(caller.plugin_id)
         if ids.is_valid(wanted) and self._shared(caller.plugin_id, wanted):
-            return self._place(wanted)
+            return self._directory_of(wanted)
         raise HostError(
             Denial.BAD_PARAMS, f"the files of {text.sanitise(wanted, 80)!r} are not shared with this plugin"
         )
 
-    def _place(self, plugin_id: str) -> str:
-        """The directory of a plugin's files: its publisher's, so that nobody inherits them with an id."""
+    def _directory_of(self, plugin_id: str) -> str:
+        """The directory of a plugin's files, below its publisher's: another publisher of the id has a different one."""
         return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
 
-    def _kind(self, path: str) -> str | None:
+    def _content_type(self, path: str) -> str | None:
         limits = self._limits()
         return content_types.of(path, html=limits.html, svg=limits.svg)
 
@@ -199,8 +201,8 @@ class StaticCalls:
         known = ", ".join(content_types.OF)
         return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")
 
-    async def _beside(self, work: Callable[[], T]) -> T:
-        """What `work` returns, from another thread. Whoever is cancelled leaves: the slot is kept until it ends."""
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work`, run in a thread. It goes on, and keeps its slot, when the caller is cancelled."""
         await self._slots.acquire()
         running = asyncio.get_running_loop().run_in_executor(None, work)
         running.add_done_callback(lambda _: self._slots.release())
@@ -208,7 +210,7 @@ class StaticCalls:
 
 
 def path_fault(path: str) -> str | None:
-    """What is wrong with a path, or None. So few characters are allowed that none of them can be an encoding."""
+    """What is wrong with a path, or None. No allowed character can be part of an encoding."""
     parts = path.split("/")
     if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_DEPTH:
         return f"expected a path of at most {MAX_PATH_CHARACTERS} characters and {MAX_DEPTH} parts"
@@ -234,7 +236,7 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
         "Accept-Ranges": "bytes",
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": PAGE_POLICY if active else POLICY,
+        "Content-Security-Policy": PAGE_POLICY if active else FILE_POLICY,
     }
     if if_none_match and _matches(if_none_match, tag):
         return StaticFile(status=304, headers=headers, body=b"")

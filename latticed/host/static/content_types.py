@@ -1,6 +1,7 @@
-"""Which files may be published, by extension, and what they are sent as (system-plugins.md, Host services: static).
+"""Which files may be published, by extension, and their Content-Type (system-plugins.md, Host services: static).
 
-Nothing in the table makes a browser run or load anything by itself, HTML and SVG excepted: those an operator allows.
+A browser runs and loads nothing by itself for the types in OF; HTML and SVG, for which it does, need the operator's
+settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Files of plugins on disk: one directory for each, written so that a crash or a full disk leaves the old file.
+"""Files of plugins on disk: a directory each, written so that a crash or a full disk leaves the old file in place.
 
-Every step goes through one component beneath an open directory, and never through a link. All of it blocks: the service
-calls from other threads.
+Paths are opened one component at a time beneath an open directory, never through a link. All of it blocks: callers use
+a thread.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_REMAINS: Final = ".put-"
-_NO_SUCH: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_TEMPORARY: Final = ".put-"
+_ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,7 @@ class StaticEntry:
 class StaticFiles:
     """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there.
 
-    Paths and owners come checked by the service.
-
-    HostError service_unavailable whenever the disk refuses.
+    Paths and owners have been checked by the caller. HostError service_unavailable for errors of the disk.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -61,36 +59,36 @@ class StaticFiles:
 
     def put(self, owner: str, path: str, data: bytes, quota: StaticQuota) -> None:
         """Make `path` hold `data`, on disk when it returns; HostError quota_exceeded, bad_params (a directory)."""
-        with self._held(owner), _disk_faults():
+        with self._locked(owner), _as_host_errors():
             files_used, bytes_used = self._usage(owner)
             old = self._size(owner, path)
             if old is None and files_used >= quota.files:
                 raise HostError(Denial.QUOTA_EXCEEDED, f"expected at most {quota.files} files, found {files_used}")
-            grown = bytes_used + len(data) - (old or 0)
-            if len(data) > (old or 0) and grown > quota.total_bytes:
-                found = f"expected at most {quota.total_bytes} bytes in all files, found {grown}"
+            new_total = bytes_used + len(data) - (old or 0)
+            if len(data) > (old or 0) and new_total > quota.total_bytes:
+                found = f"expected at most {quota.total_bytes} bytes in all files, found {new_total}"
                 raise HostError(Denial.QUOTA_EXCEEDED, found)
-            del self._used[owner]  # counted again, should the disk refuse half-way
+            del self._used[owner]  # counted again after an error half-way
             try:
                 self._replace(owner, path, data)
             except BaseException:
                 self._prune(owner, path)
                 raise
-            self._used[owner] = (files_used + (old is None), grown)
+            self._used[owner] = (files_used + (old is None), new_total)
 
     def delete(self, owner: str, path: str) -> bool:
         """Remove a file and the directories that are empty then; False when there was none."""
-        with self._held(owner), _disk_faults():
+        with self._locked(owner), _as_host_errors():
             self._used.pop(owner, None)
             folder, _, name = path.rpartition("/")
             try:
-                with self._folder(owner, folder) as fd:
+                with self._open_directory(owner, folder) as fd:
                     os.unlink(name, dir_fd=fd)
                     os.fsync(fd)
             except IsADirectoryError:
                 return False
             except OSError as error:
-                if error.errno in _NO_SUCH:
+                if error.errno in _ABSENT:
                     return False
                 raise
             self._prune(owner, path)
@@ -99,32 +97,32 @@ class StaticFiles:
     def read(self, owner: str, path: str) -> tuple[bytes, int] | None:
         """The bytes of a file and when it was put there, or None. Without a lock: a replaced file is still whole."""
         folder, _, name = path.rpartition("/")
-        with _disk_faults():
+        with _as_host_errors():
             try:
-                with self._folder(owner, folder) as above, closing(files.open_file(name, beneath=above)) as fd:
+                with self._open_directory(owner, folder) as above, closing(files.open_file(name, beneath=above)) as fd:
                     found = os.fstat(fd)
                     return (files.read_open(fd, found.st_size), found.st_mtime_ns // 1_000) if _is_file(found) else None
-            except ValueError:  # grown since: nobody but us should have touched it
+            except ValueError:  # longer than fstat said: changed by another process
                 raise OSError(errno.EIO, "the file was changed from outside") from None
             except OSError as error:
-                if error.errno in _NO_SUCH:
+                if error.errno in _ABSENT:
                     return None
                 raise
 
     def entries(self, owner: str) -> list[StaticEntry]:
         """All files of a plugin, by path."""
-        with _disk_faults(), contextlib.ExitStack() as stack:
+        with _as_host_errors(), contextlib.ExitStack() as stack:
             try:
-                top = stack.enter_context(self._folder(owner, ""))
+                top = stack.enter_context(self._open_directory(owner, ""))
             except OSError as error:
-                if error.errno in _NO_SUCH:
+                if error.errno in _ABSENT:
                     return []
                 raise
             return sorted(_walk(top, ""), key=lambda entry: entry.path)
 
     def owners(self, plugin_id: str) -> list[str]:
         """The directories of an id: one for each publisher that has, or had, it."""
-        with _disk_faults():
+        with _as_host_errors():
             try:
                 found = os.listdir(self._directory)
             except FileNotFoundError:
@@ -134,7 +132,7 @@ class StaticFiles:
 
     def remove(self, owner: str) -> bool:
         """Remove a plugin's whole directory; False when there was none."""
-        with self._held(owner), _disk_faults():
+        with self._locked(owner), _as_host_errors():
             self._used.pop(owner, None)
             try:
                 shutil.rmtree(self._directory / owner)  # follows no link on any level
@@ -144,14 +142,14 @@ class StaticFiles:
             return True
 
     @contextlib.contextmanager
-    def _held(self, owner: str) -> Iterator[None]:
+    def _locked(self, owner: str) -> Iterator[None]:
         with self._locks.setdefault(owner, threading.Lock()):
             yield
 
     def _usage(self, owner: str) -> tuple[int, int]:
-        """(files, bytes), counted once; what a killed daemon left half written goes then."""
+        """(files, bytes), counted once; temporary files that a killed daemon left are removed then."""
         if owner not in self._used:
-            with contextlib.suppress(FileNotFoundError), self._folder(owner, "") as fd:
+            with contextlib.suppress(FileNotFoundError), self._open_directory(owner, "") as fd:
                 _sweep(fd)
             found = self.entries(owner)
             self._used[owner] = (len(found), sum(entry.size for entry in found))
@@ -160,7 +158,7 @@ class StaticFiles:
     def _size(self, owner: str, path: str) -> int | None:
         folder, _, name = path.rpartition("/")
         try:
-            with self._folder(owner, folder) as fd:
+            with self._open_directory(owner, folder) as fd:
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
@@ -172,8 +170,8 @@ class StaticFiles:
 
     def _replace(self, owner: str, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
-        with self._folder(owner, folder, make=True) as above:
-            temporary = f"{_REMAINS}{secrets.token_hex(8)}"
+        with self._open_directory(owner, folder, make=True) as above:
+            temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, 0o600, dir_fd=above)
             try:
@@ -188,19 +186,19 @@ class StaticFiles:
             os.fsync(above)
 
     def _prune(self, owner: str, path: str) -> None:
-        """Take away the directories above `path` that hold nothing; what cannot be taken away stays."""
+        """Remove the empty directories above `path`, as far as that works."""
         folder = path.rpartition("/")[0]
         while folder:
             above, _, name = folder.rpartition("/")
             try:
-                with self._folder(owner, above) as fd:
+                with self._open_directory(owner, above) as fd:
                     os.rmdir(name, dir_fd=fd)
             except OSError:
                 return
             folder = above
 
     @contextlib.contextmanager
-    def _folder(self, owner: str, folder: str, *, make: bool = False) -> Iterator[int]:
+    def _open_directory(self, owner: str, folder: str, *, make: bool = False) -> Iterator[int]:
         """A descriptor of a directory of `owner`'s."""
         if make:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -224,9 +222,9 @@ def _make(name: str, above: int) -> None:
 
 
 def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
-    """The regular files beneath an open directory; nothing of ours is anything else."""
+    """The regular files beneath an open directory."""
     for name in os.listdir(fd):
-        if name.startswith(_REMAINS):
+        if name.startswith(_TEMPORARY):
             continue
         try:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -242,7 +240,7 @@ def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
 def _sweep(fd: int) -> None:
     """Remove what `_replace` left when the daemon was killed in it; the caller holds the lock."""
     for name in os.listdir(fd):
-        if name.startswith(_REMAINS):
+        if name.startswith(_TEMPORARY):
             os.unlink(name, dir_fd=fd)
         elif stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             with closing(files.open_directory(name, beneath=fd)) as below:
@@ -254,10 +252,10 @@ def _is_file(found: os.stat_result) -> bool:
 
 
 @contextlib.contextmanager
-def _disk_faults() -> Iterator[None]:
-    """What the operating system refuses, as the answer of a host call: its words, no paths."""
+def _as_host_errors() -> Iterator[None]:
+    """Raise HostError for an OSError, with the system's message and without paths."""
     try:
         yield
     except OSError as error:
-        words = os.strerror(error.errno) if error.errno else "the disk refused"
-        raise HostError(Denial.SERVICE_UNAVAILABLE, f"files cannot be kept right now: {words}") from error
+        reason = os.strerror(error.errno) if error.errno else "the disk refused"
+        raise HostError(Denial.SERVICE_UNAVAILABLE, f"files cannot be kept right now: {reason}") from error

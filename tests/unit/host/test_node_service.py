@@ -26,7 +26,7 @@ from latticed.host.node import calls as node
 from latticed.host.node import facts as node_reading
 from latticed.host.node import interfaces as node_network
 from latticed.host.node import journal_client
-from latticed.host.node.calls import Fresh, NodeCalls, ReadJournal, SetLabels
+from latticed.host.node.calls import CachedReading, NodeCalls, ReadJournal, SetLabels
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
 from tests.house.clocks import ManualClock
@@ -282,7 +282,7 @@ async def test_bad_labels_are_refused(desk: Desk, labels: dict[str, str]) -> Non
 
 async def test_there_are_only_so_many_labels(desk: Desk) -> None:
     """quota_exceeded, and what was there stays."""
-    most = {f"l{number}": "x" for number in range(node.MOST_LABELS)}
+    most = {f"l{number}": "x" for number in range(node.MAX_LABELS)}
     await desk.call("node.set_labels", labels=most)
     assert (await desk.refused("node.set_labels", labels={"more": "x", "l0": "changed"})).code is Denial.QUOTA_EXCEEDED
     assert (await desk.call("node.facts"))["labels"] == most
@@ -352,7 +352,7 @@ async def test_many_who_ask_share_one_reading(clock: ManualClock) -> None:
             raise RuntimeError("once")
         return {"n": len(readings)}
 
-    fresh = Fresh(read, 5, clock)
+    fresh = CachedReading(read, 5, clock)
     asking = [asyncio.ensure_future(fresh.get()) for _ in range(20)]
     await asyncio.sleep(0)
     asking[0].cancel()

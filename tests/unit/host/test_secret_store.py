@@ -212,7 +212,7 @@ async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledg
     name = "OTHER" if column == "name" else "TOKEN"
     if column == "name":
         keys = store._key()
-        mac = keys.mac(secrets._bound("operator", "OTHER", PLUGIN))
+        mac = keys.mac(secrets._binding_message("operator", "OTHER", PLUGIN))
         binding = rows.Binding(owner="operator", name="OTHER", plugin_id=PLUGIN, mac=mac)
         await ledger.write(lambda tx: rows.bind(tx, binding))
     error = refused(store, f"${{secret:{name}}}")
@@ -475,7 +475,7 @@ def test_a_key_that_no_thread_could_be_started_for_is_read_the_next_time(
 ) -> None:
     """Else all secrets would be out of reach until a restart."""
     place = KeyLocation(path=tmp_path / "secrets.key", ours=True)
-    made, reading = secret_key.make(place), secret_key.Reading(place)
+    made, reading = secret_key.make(place), secret_key.KeyReader(place)
 
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
