@@ -43,7 +43,7 @@ class Home:
     @property
     def sandbox(self) -> str:
         """The sandbox level of children here, for the table."""
-        probed = self.app.api.ground.probed
+        probed = self.app.api.spawner.probed
         return probed.provided.level.token + ("+cgroup" if probed.delegation is not None else "")
 
     async def activate(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
@@ -88,9 +88,9 @@ async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> 
 
 def _lower(app: App, level: Level) -> None:
     """Make `level` the highest of this host."""
-    ground = app.api.ground
-    features = probe.features_at(level, whole_tree=ground.probed.delegation is not None)
-    ground.probed = replace(ground.probed, provided=Provided(level=level, features=features))
+    spawner = app.api.spawner
+    features = probe.features_at(level, whole_tree=spawner.probed.delegation is not None)
+    spawner.probed = replace(spawner.probed, provided=Provided(level=level, features=features))
 
 
 class _Telling:

@@ -178,7 +178,7 @@ class App:
             settings=settings,
             access=allowed,
             runners=runners,
-            ground=spawner,
+            spawner=spawner,
             outputs=outputs,
             secrets=services.secrets,
             notifications=services.notifications,
@@ -231,7 +231,7 @@ class App:
     def _make_runners(self, spawner: ChildSpawner, outputs: Outputs) -> Mapping[str, Runner]:
         wanted, services = self._settings.runners, self.services
         deps = RunnerDeps(
-            ground=spawner,
+            spawner=spawner,
             outputs=outputs,
             routes=services.pages,
             state_dir=self._settings.state_dir,

@@ -1,6 +1,6 @@
 """What host services need to run a program confined: a spawner, the sandbox level, the program itself.
 
-`runners.ground.Ground` is such a spawner; this room is below it and knows only what it asks for.
+`runners.child_spawner.ChildSpawner` is such a spawner; this package is below it and knows only what it asks for.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Spawner(Protocol):
         on_exit: Callable[[Exit], None],
         stdout: asyncio.Protocol,
         stderr: asyncio.Protocol,
-        lent: Callable[[Ids | None], None] | None = None,
+        on_ids: Callable[[Ids | None], None] | None = None,
     ) -> Child:
         """Start a child as `processes.child.spawn` does, with a user id of its own where the daemon may choose one.
 
-        `request.interpreters` are added to its own. `lent` is called before the start with the ids that the child will
-        run as (None: the daemon's own user), and may give files to that user; when it raises, nothing is started.
+        `request.interpreters` are added to its own. `on_ids` is called before the start with the ids that the child
+        will run as (None: the daemon's own user), and may give files to that user; when it raises, nothing is started.
         """
         ...
 

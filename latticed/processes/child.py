@@ -1,4 +1,4 @@
-"""A child that lives: its pipes, its end, and how it is ended with everything it started.
+"""A running child: its pipes, its exit, and how it is ended with everything it started.
 
 No thread: the kernel tells of its end through a pidfd. Signals go through that pidfd, so that they can mean nobody
 else; the process group is signalled only where the child leads it and has not been reaped, for the same reason.

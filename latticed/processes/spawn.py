@@ -32,7 +32,7 @@ BEGUN: Final[set[int]] = set()
 
 
 class Spawn:
-    """What exists of a child before it lives. `begin`, then `complete`; on any failure `abandon`."""
+    """What exists of a child before its program is executed. `begin`, then `complete`; on any failure `abandon`."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec

@@ -81,7 +81,7 @@ class Api:
     settings: Settings
     access: Access
     runners: Mapping[str, Runner]
-    ground: ChildSpawner
+    spawner: ChildSpawner
     outputs: Outputs
     secrets: SecretKeeper
     notifications: NotificationQueue

@@ -43,11 +43,11 @@ async def health(ask: Ask) -> web.Response:
 
 
 def _sandbox(api: Api) -> SandboxReport:
-    provided = api.ground.probed.provided
+    provided = api.spawner.probed.provided
     return {
         "level": provided.level.token,
         "features": sorted(provided.features),
-        "floor": api.ground.floor.token,
+        "floor": api.spawner.floor.token,
         "missing": [{"token": one.token, "step": one.words, "fix": one.fix} for one in provided.failures],
     }
 

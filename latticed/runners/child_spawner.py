@@ -1,6 +1,6 @@
-"""What confined children stand on: the host as probed, the operator's floor and limits, whom each child runs as.
+"""Starts confined children: at a level that the host as probed, the manifest and the settings allow, each with its uid.
 
-One for the whole daemon. It says whether a plugin can be confined as it must be, and starts its children.
+One `ChildSpawner` for the whole daemon.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class ChildSpawner:
         manifest: Manifest,
         *,
         needs: frozenset[str] = frozenset(),
-        likes: frozenset[str] = frozenset(),
+        optional: frozenset[str] = frozenset(),
         permits: tuple[str, ...] = (),
     ) -> Chosen:
         """The level and features for a plugin: Problem("sandbox_unavailable") when this host does not give them.
 
-        `needs` is what its runner needs besides, `likes` what it is given where this host has it; `permits` are the
+        `needs` is what its runner needs besides, `optional` what it gets where this host has it; `permits` are the
         operator's words for this one plugin (`model.permits`).
         """
         needs |= frozenset(allowed.of_kind(permits, allowed.FEATURE))
@@ -84,7 +84,7 @@ class ChildSpawner:
         chosen = levels.decide(required, self.probed.provided)
         if isinstance(chosen, Fault):
             raise Problem.of(chosen)
-        return replace(chosen, features=chosen.features | (likes & self.probed.provided.features))
+        return replace(chosen, features=chosen.features | (optional & self.probed.provided.features))
 
     def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:
         """What the manifest asks for, or the settings' default, and never more than the settings allow."""
@@ -122,15 +122,16 @@ class ChildSpawner:
         on_exit: Callable[[Exit], None],
         stdout: asyncio.Protocol,
         stderr: asyncio.Protocol,
-        lent: Callable[[spec.Ids | None], None] | None = None,
+        on_ids: Callable[[spec.Ids | None], None] | None = None,
     ) -> Child:
         """Start a child; see `processes.child.spawn`. It runs as nobody else does, where the daemon may choose.
 
-        `lent` is told as whom (None: as the daemon's own user) before it is made, and may give files to that user.
+        `on_ids` is called before it is made with the ids it will have (None: the daemon's own): files can be given to
+        them there.
         """
         with self._ids() as ours:
-            if lent is not None:
-                lent(ours.ids)
+            if on_ids is not None:
+                on_ids(ours.ids)
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
             started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
@@ -139,18 +140,18 @@ class ChildSpawner:
             return started
 
     @contextlib.contextmanager
-    def _ids(self) -> Iterator[_Lent]:
+    def _ids(self) -> Iterator[_UidLease]:
         here = self.probed.standing
-        lent = _Lent(self._uids if here.uid == 0 or here.other_ids else None)
+        lease = _UidLease(self._uids if here.uid == 0 or here.other_ids else None)
         try:
-            yield lent
+            yield lease
         finally:
-            if not lent.kept:
-                lent.give_back()
+            if not lease.kept:
+                lease.give_back()
 
 
 class _Uids:
-    """Uids for children, each for one at a time; one that comes back is lent again last.
+    """Uids for children, each for one at a time; one that comes back is used again last.
 
     They begin anywhere in their range: limits on processes count per uid, and two daemons on a host are hardly ever to
     meet on one.
@@ -173,7 +174,7 @@ class _Uids:
         self._back.append(uid)
 
 
-class _Lent:
+class _UidLease:
     """A uid for one child, until it is gone; None where children run as the daemon's own user."""
 
     def __init__(self, uids: _Uids | None) -> None:

@@ -28,7 +28,7 @@ _COMPILING: Final = 0.8
 class RunnerDeps:
     """What runners are made of. `permits` and `prefixes` of a plugin id are what an operator permitted."""
 
-    ground: ChildSpawner
+    spawner: ChildSpawner
     outputs: Outputs
     routes: RouteTable
     state_dir: Path
@@ -37,22 +37,22 @@ class RunnerDeps:
     prefixes: Callable[[str], frozenset[str]]
 
 
-def choose(wanted: Mapping[str, str], footing: RunnerDeps) -> dict[str, Runner]:
-    """A runner for each plugin type from the settings' names; one that is not built in is held by noop, openly."""
-    return {plugin_type: _runner(name, footing) for plugin_type, name in wanted.items()}
+def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
+    """A runner for each plugin type from the settings' names; unknown names get a noop runner that says so."""
+    return {plugin_type: _runner(name, deps) for plugin_type, name in names.items()}
 
 
-def _runner(name: str, footing: RunnerDeps) -> Runner:
+def _runner(name: str, deps: RunnerDeps) -> Runner:
     match name:
         case "noop":
             return NoopRunner("held by the noop runner, its artifact is not executed")
         case "process":
-            return ProcessRunner(footing.ground, footing.outputs, footing.permits)
+            return ProcessRunner(deps.spawner, deps.outputs, deps.permits)
         case "wasm":
-            caps = Caps(compile=Bounds(time_s=_COMPILING * footing.start_deadline_s))
-            return WasmRunner(footing.ground, footing.outputs, footing.state_dir, caps=caps)
+            caps = Caps(compile=Bounds(time_s=_COMPILING * deps.start_deadline_s))
+            return WasmRunner(deps.spawner, deps.outputs, deps.state_dir, caps=caps)
         case "worker":
-            return WorkerRunner(footing.routes, granted_prefixes=footing.prefixes)
+            return WorkerRunner(deps.routes, granted_prefixes=deps.prefixes)
         case _:
             return NoopRunner(
                 f"the {name} runner is not built into this version: held by noop, its artifact is not executed"

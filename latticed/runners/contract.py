@@ -1,4 +1,4 @@
-"""What the supervisor asks of a runner, whatever its way of living."""
+"""What the supervisor asks of every runner and of the instances that it starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Checkup:
 
 
 class Instance(Protocol):
-    """A plugin that is alive."""
+    """A started plugin."""
 
     @property
     def pid(self) -> int:
@@ -46,12 +46,12 @@ class Instance(Protocol):
 
     @property
     def message(self) -> str:
-        """What an operator should know about this way of living, may be empty."""
+        """What an operator should know about how its plugins run, may be empty."""
         ...
 
     @property
     def sandbox(self) -> str:
-        """How it is kept in, as it is shown (`isolated+cgroup`); empty when nothing of it is executed."""
+        """How it is confined, as it is shown (`isolated+cgroup`); empty when nothing of it is executed."""
         ...
 
     async def check(self) -> Checkup | None:
@@ -71,7 +71,7 @@ class Instance(Protocol):
 
 
 class Runner(Protocol):
-    """One way of living."""
+    """Starts the plugins of one type."""
 
     @property
     def name(self) -> str: ...
@@ -91,7 +91,7 @@ class Runner(Protocol):
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """Bring `plugin` to life from its stored `pair`, or raise Problem.
+        """Start `plugin` from its stored `pair`, or raise Problem.
 
         Later, if it ends by itself, `on_exit(code, message)` is called once, on the loop.
         Cancelled by the supervisor when the start takes too long; must leave nothing behind then.

@@ -1,4 +1,4 @@
-"""Failures of ours while a plugin's host call is answered: what the plugin hears, and a bounded number of log lines."""
+"""Unexpected exceptions while a host call is answered: the plugin's error, and a bounded number of log lines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FAILURES: Final = LogLimiter()
 log = logs.get_logger()
 
 
-def tell(method: str, error: BaseException) -> HostError:
+def report(method: str, error: BaseException) -> HostError:
     """Log that answering a call of `method` failed; the error for the plugin.
 
-    Of a kind is what has the same exception class; not the same `method`, which is any text that the plugin likes.
+    Lines are limited per exception class, not per `method`: that is any text that the plugin chooses.
     """
     count = _FAILURES.take((type(error).__name__,), asyncio.get_running_loop().time())
     if count is not None:

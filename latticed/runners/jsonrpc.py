@@ -17,17 +17,14 @@ from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import internal_errors as faults
-from latticed.runners import lines
-from latticed.runners import message_memory as held
-from latticed.runners import unrepresentable as uncarried
+from latticed.runners import internal_errors, lines, message_memory, unrepresentable
 from latticed.runners.lines import LineSplitter, LineTooLong
 from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from latticed.runners.unrepresentable import OddLine
+    from latticed.runners.unrepresentable import PartialMessage
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
@@ -64,7 +61,7 @@ _decode: Final = msgspec.json.Decoder(JsonRpcMessage).decode
 
 
 async def _at_once() -> None:
-    """There is always room."""
+    """For writers that never have to wait."""
 
 
 class JsonRpcSession:
@@ -72,7 +69,7 @@ class JsonRpcSession:
 
     `flow(False)` asks whoever reads for us to stop for a while, `flow(True)` to go on; what arrives nevertheless is
     kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that
-    one who asks and never reads cannot fill our memory (`runners.held`). Both may raise OSError once nobody reads.
+    one who asks and never reads cannot fill our memory (`message_memory`). Both may raise OSError once nobody reads.
     `broken(code, reason)` is called at most once, when the plugin has sent what is no message (`message_too_large`,
     `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
     """
@@ -96,7 +93,7 @@ class JsonRpcSession:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._given_up: dict[int, None] = {}
         self._serving: set[asyncio.Task[None]] = set()
-        self._share = held.ALL.share(self._go_on)
+        self._share = message_memory.ALL.share(self._go_on)
         self._paused = False
         self._next_turn: asyncio.Handle | None = None
         self._open = True
@@ -137,7 +134,7 @@ class JsonRpcSession:
                 self._take_some(found)
 
     async def close(self) -> None:
-        """End it: nothing more is answered, whoever waits is told."""
+        """End it: nothing more is answered, callers that wait get the error."""
         self._open = False
         self._share.close()
         if self._next_turn is not None:
@@ -162,7 +159,7 @@ class JsonRpcSession:
                     self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
                     return
         except LineTooLong as error:
-            self._break("message_too_large", f"{error}, which begins {uncarried.noise(self._lines.rest)}")
+            self._break("message_too_large", f"{error}, which begins {unrepresentable.noise(self._lines.rest)}")
         else:
             self._pause(False)
 
@@ -182,43 +179,45 @@ class JsonRpcSession:
     def _is_full(self) -> bool:
         return len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait()
 
-    def _pause(self, wanted: bool) -> None:  # noqa: FBT001 - a state, set
-        if wanted != self._paused:
-            self._paused = wanted
-            self._flow(not wanted)
+    def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
+        if paused != self._paused:
+            self._paused = paused
+            self._flow(not paused)
 
     def _take_line(self, line: bytes) -> None:
         if lines.too_many(line):
-            self._take_what_is_not(uncarried.unread(line, lines.TOO_MANY), line, "too many values")
+            self._take_unreadable(unrepresentable.unread(line, lines.TOO_MANY), line, "too many values")
             return
         try:
             if not line.isascii():
                 line.decode("utf-8")  # all of it, the parameters too, which are decoded later
             message = _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            odd, why = uncarried.read(line), text.sanitise(str(error), 100)
+            partial, why = unrepresentable.read(line), text.sanitise(str(error), 100)
         else:
             if message.method is not None or not lines.too_deep(line, [message.result, message.error]):
                 self._take(message, lines.weight(line))
                 return
-            odd, why = uncarried.read(line), "nesting"
-        self._take_what_is_not(odd, line, why)
+            partial, why = unrepresentable.read(line), "nesting"
+        self._take_unreadable(partial, line, why)
 
-    def _take_what_is_not(self, odd: OddLine | None, line: bytes, why: str) -> None:
-        """A line that is no message: `odd` if it would be one but for a value."""
-        if odd is None or not self._take_odd(odd):
-            found = uncarried.noise(line)
+    def _take_unreadable(self, partial: PartialMessage | None, line: bytes, why: str) -> None:
+        """A line that is no message: `partial` if it would be one but for a value."""
+        if partial is None or not self._take_partial(partial):
+            found = unrepresentable.noise(line)
             self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
 
-    def _take_odd(self, odd: OddLine) -> bool:
+    def _take_partial(self, partial: PartialMessage) -> bool:
         """Refuse the one call, or fail the one answer, whose value cannot be carried on; False when it is neither."""
-        number, method = odd.members.get("id"), odd.members.get("method")
-        if odd.members.get("jsonrpc") != "2.0":
+        number, method = partial.members.get("id"), partial.members.get("method")
+        if partial.members.get("jsonrpc") != "2.0":
             return False
         if method is not None:
             if not isinstance(method, str) or not _is_id(number):
                 return False
-            refused = HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {odd.found}")
+            refused = HostError(
+                Denial.BAD_PARAMS, f"params: expected values that can be carried, found {partial.found}"
+            )
             self._begin(number, method, lambda: _refuse(refused), 0)
             return True
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
@@ -227,7 +226,7 @@ class JsonRpcSession:
         answer = self._waiting.get(number)
         if answer is None or answer.done():
             return answer is None or answer.cancelled()
-        answer.set_exception(Unrepresentable(odd.found))
+        answer.set_exception(Unrepresentable(partial.found))
         return True
 
     def _take(self, message: JsonRpcMessage, size: int) -> None:
@@ -303,7 +302,7 @@ class JsonRpcSession:
 
     def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
         """A fault of ours: the plugin is told as much, and lives on."""
-        fault = faults.tell(method, error)
+        fault = internal_errors.report(method, error)
         with contextlib.suppress(OSError):
             self._send(_refusal(number, fault))
 

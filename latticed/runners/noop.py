@@ -1,4 +1,4 @@
-"""The runner that never executes an artifact: it arms a plugin with its Gate and holds it."""
+"""The runner that executes nothing: its plugins are armed, and host calls can be made for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NoopRunner:
         self._reason = reason
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
-        """Anything may be held."""
+        """Any plugin can be armed without being executed."""
 
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]

@@ -1,4 +1,4 @@
-"""stdio-json-v1 as a way of living: nothing runs between invocations, each has a process of its own (contracts §10)."""
+"""The instance of a stdio-json-v1 plugin: nothing runs between invocations, each has a process of its own."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class OneShot:
     pid = 0
     message = "a process for each invocation"
 
-    def __init__(self, wanted: OneShotSpec) -> None:
-        self.sandbox = wanted.sandbox
-        self._wanted = wanted
+    def __init__(self, spec: OneShotSpec) -> None:
+        self.sandbox = spec.sandbox
+        self._spec = spec
         self._running: set[asyncio.Task[Any]] = set()
         self._stopped = False
         self._grace_s = TERM_S
@@ -75,16 +75,16 @@ class OneShot:
             return Checkup(health=Health.HEALTHY, message="at work")
         try:
             answer = await self._in_time("health", None)
-        except Unrepresentable as odd:
-            return replies.unreadable_checkup(odd)
+        except Unrepresentable as problem:
+            return replies.unreadable_checkup(problem)
         result = answer["result"]
         if answer["ok"] and isinstance(result, dict) and "status" in result:
             return replies.checkup({"message": answer["message"], **result})
-        said = answer["message"] or answer["error"] or ""
-        return Checkup(health=Health.HEALTHY if answer["ok"] else Health.UNHEALTHY, message=said)
+        message = answer["message"] or answer["error"] or ""
+        return Checkup(health=Health.HEALTHY if answer["ok"] else Health.UNHEALTHY, message=message)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        limits = self._wanted.invoking
+        limits = self._spec.invoking
         if len(self._running) >= limits.at_once:
             raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
         return await self._in_time(action, payload)
@@ -97,7 +97,7 @@ class OneShot:
         try:
             await self.halt()
         finally:
-            self._wanted.program.close()
+            self._spec.program.close()
 
     async def halt(self) -> None:
         """End what is being carried out, and begin nothing more."""
@@ -108,10 +108,10 @@ class OneShot:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, action: str, payload: Any) -> dict[str, Any]:
-        """Carry out one action in a task of its own: whoever asked may leave, the process is ended properly."""
+        """Carry out one action in a task of its own, so that a cancelled caller does not leave its process behind."""
         if self._stopped:
-            raise Problem("not_armed", f"{self._wanted.plugin_id} is being stopped")
-        task = asyncio.create_task(self._carry_out(action, payload), name=f"invocation of {self._wanted.plugin_id}")
+            raise Problem("not_armed", f"{self._spec.plugin_id} is being stopped")
+        task = asyncio.create_task(self._carry_out(action, payload), name=f"invocation of {self._spec.plugin_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
@@ -122,10 +122,10 @@ class OneShot:
             raise
 
     async def _carry_out(self, action: str, payload: Any) -> dict[str, Any]:
-        wanted, limits = self._wanted, self._wanted.invoking
-        stderr = wanted.outputs.stderr_of_call(wanted.plugin_id, whole_bytes=limits.stderr_bytes)
-        call = _Call(wanted, stderr)
-        child = await wanted.spawn(call, stderr, call.ended)
+        spec, limits = self._spec, self._spec.invoking
+        stderr = spec.outputs.stderr_of_call(spec.plugin_id, whole_bytes=limits.stderr_bytes)
+        call = _Call(spec, stderr)
+        child = await spec.spawn(call, stderr, call.ended)
         try:
             call.begin(child, stdio_json.request(action, payload))
             with self._cpu_watched(child, call):
@@ -147,7 +147,7 @@ class OneShot:
     @contextlib.contextmanager
     def _cpu_watched(self, child: Child, call: _Call) -> Iterator[None]:
         """End it when it uses more of a core than it may."""
-        percent = self._wanted.cpu_percent
+        percent = self._spec.cpu_percent
         if percent is None:
             yield
             return
@@ -158,16 +158,16 @@ class OneShot:
 class _Call(asyncio.Protocol):
     """One process: its stdout goes to the conversation, answers go to its third descriptor."""
 
-    def __init__(self, wanted: OneShotSpec, stderr: Stderr) -> None:
+    def __init__(self, spec: OneShotSpec, stderr: Stderr) -> None:
         self._stderr = stderr
         self._child: Child | None = None
         self._early = bytearray()
         self._stdout: asyncio.ReadTransport | None = None
         self.conversation = stdio_json.Invocation(
             answer=self._answer,
-            serve=wanted.gate.call,
-            max_line_bytes=wanted.invoking.line_bytes,
-            max_host_calls=wanted.invoking.host_calls,
+            serve=spec.gate.call,
+            max_line_bytes=spec.invoking.line_bytes,
+            max_host_calls=spec.invoking.host_calls,
             flow=self._flow,
             drain=self._drain,
         )

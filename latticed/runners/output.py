@@ -1,4 +1,4 @@
-"""What plugins say to people: lines on stderr, kept in a bounded ring for `latticectl logs` and told to the log."""
+"""Lines that plugins write on stderr: kept in a bounded ring for `latticectl logs` and passed on to the log."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Ring:
 
 
 class Outputs:
-    """The rings of all plugins. `tell(plugin_id, line)` passes a line of stderr on to the daemon's log."""
+    """The rings of all plugins. `log_line(plugin_id, line)` passes a line of stderr on to the daemon's log."""
 
-    def __init__(self, clock: Clock, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, clock: Clock, log_line: Callable[[str, str], None]) -> None:
         self._clock = clock
-        self._tell = tell
+        self._log_line = log_line
         self._rings: dict[str, Ring] = {}
 
     def ring(self, plugin_id: str) -> Ring:
@@ -98,7 +98,7 @@ class Outputs:
     def heard(self, plugin_id: str, line: str) -> None:
         """Keep a line of stderr, and pass it on."""
         self.ring(plugin_id).add(self._clock.wall_us(), "stderr", line)
-        self._tell(plugin_id, line)
+        self._log_line(plugin_id, line)
 
     def stderr(self, plugin_id: str) -> Stderr:
         """The reader for one life: slowed down when it says too much."""

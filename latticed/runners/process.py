@@ -6,9 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from latticed.model import accepted
-from latticed.runners import child_spawner as ground
-from latticed.runners import one_shot
-from latticed.runners import stdio_child as speaking
+from latticed.runners import child_spawner, one_shot, stdio_child
 from latticed.sandbox import artifact, levels, namespaces
 from latticed.sandbox.spec import ChildRequest
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 PYTHON: Final = "python3"
 _V1_NEEDS: Final = frozenset({levels.THREADS})
-_V1_LIKES: Final = frozenset({levels.PROCESSES})
+_V1_OPTIONAL: Final = frozenset({levels.PROCESSES})
 """A v1 manifest cannot ask for features: its program gets threads, and processes where all of them can be ended."""
 
 
@@ -39,10 +37,10 @@ class ProcessRunner:
     hashes_artifact = True
 
     def __init__(
-        self, base: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
+        self, spawner: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
     ) -> None:
         """`permits` of a plugin id are what the operator permitted it beyond its capabilities."""
-        self._ground = base
+        self._spawner = spawner
         self._outputs = outputs
         self._permits = permits
 
@@ -56,26 +54,26 @@ class ProcessRunner:
         chosen = self._choose(plugin)
         program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
         try:
-            if accepted.protocol_of(plugin.manifest) == speaking.PROTOCOL:
-                return await self._speaking(plugin, gate, program, chosen, on_exit)
-            living = await self._one_shot(plugin, gate, program, chosen)
+            if accepted.protocol_of(plugin.manifest) == stdio_child.PROTOCOL:
+                return await self._start_stdio_child(plugin, gate, program, chosen, on_exit)
+            instance = await self._start_one_shot(plugin, gate, program, chosen)
         except BaseException:
             program.close()
             raise
-        return living
+        return instance
 
     def _choose(self, plugin: PluginToRun) -> Chosen:
         permits = self._permits(plugin.id)
         if plugin.manifest.is_v2:
-            return self._ground.choose(plugin.manifest, permits=permits)
-        likes = _V1_LIKES - plugin.withheld
-        return self._ground.choose(plugin.manifest, needs=_V1_NEEDS, likes=likes, permits=permits)
+            return self._spawner.choose(plugin.manifest, permits=permits)
+        optional = _V1_OPTIONAL - plugin.withheld
+        return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
         """The artifact in memory; being cancelled waits for the thread, which reads from `pair`."""
 
         def seal() -> Artifact:
-            return artifact.seal(pair, sha256=sha256, interpreters=self._ground.interpreters)
+            return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)
 
         sealing = asyncio.ensure_future(asyncio.to_thread(seal))
         try:
@@ -86,49 +84,49 @@ class ProcessRunner:
                 sealing.result().close()
             raise
 
-    async def _speaking(
+    async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
         request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
-            return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+            return await self._spawner.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
 
-        wanted = speaking.StdioChildSpec(
+        spec = stdio_child.StdioChildSpec(
             plugin=plugin,
             gate=gate,
-            invoking=self._ground.invoking(plugin.manifest),
+            invoking=self._spawner.invoking(plugin.manifest),
             stderr=self._outputs.stderr(plugin.id),
-            sandbox=ground.reached(chosen, self._ground.probed),
-            cpu_percent=self._ground.cpu_to_watch(request.limits),
+            sandbox=child_spawner.reached(chosen, self._spawner.probed),
+            cpu_percent=self._spawner.cpu_to_watch(request.limits),
         )
-        living = await speaking.begin(wanted, spawn, on_exit)
+        instance = await stdio_child.begin(spec, spawn, on_exit)
         program.close()  # the child has a descriptor of its own
-        return living
+        return instance
 
-    async def _one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:
+    async def _start_one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:
         request = self._request(plugin.manifest, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
-            return await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+            return await self._spawner.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
 
-        wanted = one_shot.OneShotSpec(
+        spec = one_shot.OneShotSpec(
             plugin_id=plugin.id,
             gate=gate,
-            invoking=self._ground.invoking(plugin.manifest),
+            invoking=self._spawner.invoking(plugin.manifest),
             outputs=self._outputs,
-            sandbox=ground.reached(chosen, self._ground.probed),
-            cpu_percent=self._ground.cpu_to_watch(request.limits),
+            sandbox=child_spawner.reached(chosen, self._spawner.probed),
+            cpu_percent=self._spawner.cpu_to_watch(request.limits),
             spawn=spawn,
             program=program,
         )
-        living = one_shot.OneShot(wanted)
+        instance = one_shot.OneShot(spec)
         try:
-            await living.describe()
+            await instance.describe()
         except BaseException:
-            await living.halt()
+            await instance.halt()
             raise
-        return living
+        return instance
 
     def _request(
         self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
@@ -138,8 +136,8 @@ class ProcessRunner:
         request = ChildRequest(
             program=program,
             args=manifest.runtime.args,
-            environment={"PATH": ground.PATH, **environment},
-            limits=self._ground.limits(manifest),
+            environment={"PATH": child_spawner.PATH, **environment},
+            limits=self._spawner.limits(manifest),
             descriptors=descriptors,
         )
-        return ground.for_python(request) if program.interpreter == PYTHON else request
+        return child_spawner.for_python(request) if program.interpreter == PYTHON else request

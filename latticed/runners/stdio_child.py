@@ -1,4 +1,4 @@
-"""A living child that speaks latticed-stdio-1 on its stdin and stdout (contracts §10): a process plugin, a wasm one."""
+"""The instance of a plugin that speaks latticed-stdio-1 on its stdin and stdout: a process plugin or a wasm one."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from latticed.runners.output import Stderr
 
     Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
-    """Starts the child with who reads its stdout and stderr, and who is told of its end."""
+    """Starts the child with the protocols of its stdout and stderr, and a callback for its end."""
 
 PROTOCOL: Final = "latticed-stdio-1"
 SERVED_AT_ONCE: Final = 32
-"""Calls of one plugin that are carried out at a time, and only while it reads: so many results at most wait for it."""
+"""Calls of one plugin that are carried out at a time, and only while it reads: so many results at most are buffered."""
 HANGUP_S: Final = 1.0
-"""How long one that closed its end of the conversation may take to end, before that counts as a fault."""
+"""How long a child that closed its stdin or stdout may take to exit before that counts as a fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdioChildSpec:
-    """What a speaking child is begun with. `explain` turns how it ended into (code, message), if it knows better.
+    """What a StdioChild is made with. `explain` turns an exit into (code, message), or None for the usual words.
 
     `cpu_percent` is the share of a core to watch over, if any.
     """
@@ -53,32 +53,32 @@ class StdioChildSpec:
     explain: Callable[[Exit], tuple[str, str] | None] = lambda _: None
 
 
-async def begin(wanted: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str], None]) -> StdioChild:
-    """Start it and shake hands; Problem when it does not answer as it should. Cancelled, nothing is left behind."""
-    living = StdioChild(wanted, on_exit)
-    child = await spawn(living.reader, wanted.stderr, living.ended)
+async def begin(spec: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str], None]) -> StdioChild:
+    """Start the child and send `initialize`; Problem when it answers with an error. Leaves nothing when cancelled."""
+    instance = StdioChild(spec, on_exit)
+    child = await spawn(instance.reader, spec.stderr, instance.ended)
     try:
-        living.attach(child)
-        await living.shake_hands()
+        instance.attach(child)
+        await instance.shake_hands()
     except BaseException:
-        await living.abandon()
+        await instance.abandon()
         raise
-    return living
+    return instance
 
 
 class StdioChild:
-    """See `runners.contract.Living`."""
+    """See `runners.contract.Instance`."""
 
     message = ""
 
-    def __init__(self, wanted: StdioChildSpec, on_exit: Callable[[str, str], None]) -> None:
-        self.sandbox = wanted.sandbox
+    def __init__(self, spec: StdioChildSpec, on_exit: Callable[[str, str], None]) -> None:
+        self.sandbox = spec.sandbox
         self.reader = _Reader(self)
         self.session = JsonRpcSession(
             write=self._write, serve=self._serve, flow=self._flow, broken=self._kill, drain=self._drain
         )
         self._room = asyncio.Semaphore(SERVED_AT_ONCE)
-        self._wanted = wanted
+        self._spec = spec
         self._on_exit = on_exit
         self._child: Child | None = None
         self._fault: tuple[str, str] | None = None
@@ -95,12 +95,12 @@ class StdioChild:
     def pid(self) -> int:
         return self._child.pid if self._child is not None else 0
 
-    # Its life.
+    # Start and end.
 
     def attach(self, child: Child) -> None:
         self._child = child
-        if self._wanted.cpu_percent is not None:
-            self._cpu = CpuWatch(child, self._wanted.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
+        if self._spec.cpu_percent is not None:
+            self._cpu = CpuWatch(child, self._spec.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
         child.stdin.on_lost = lambda: self.hung_up("stdin")
         if child.stdin.closed:
             self.hung_up("stdin")
@@ -109,12 +109,12 @@ class StdioChild:
 
     async def shake_hands(self) -> None:
         """`initialize`: the plugin learns who it is."""
-        plugin, gate = self._wanted.plugin, self._wanted.gate
+        plugin, gate = self._spec.plugin, self._spec.gate
         answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
         try:
             await self.session.ask("initialize", answer)
         except Unrepresentable:
-            pass  # it answered, and what does not matter
+            pass  # the answer's value is not used
         except Problem as problem:
             if problem.code != "plugin_gone":
                 raise
@@ -133,7 +133,7 @@ class StdioChild:
             return replies.unreadable_checkup(problem)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        limits = self._wanted.invoking
+        limits = self._spec.invoking
         if self._invocations >= limits.at_once:
             raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
         self._invocations += 1
@@ -175,15 +175,15 @@ class StdioChild:
     def ended(self, exit_: Exit) -> None:
         """It ended by itself, or was killed for a fault."""
         if self._fault is None:
-            code, message = self._wanted.explain(exit_) or (exit_.code, exit_.message)
-            self._fault = (code, message + self._wanted.stderr.words())
+            code, message = self._spec.explain(exit_) or (exit_.code, exit_.message)
+            self._fault = (code, message + self._spec.stderr.words())
         self._over = True
         self._closing = fenced(self._end(), lambda _: None, name="session ends")
         if self._ready:
             self._on_exit(*self._fault)
 
     async def _why_gone(self) -> tuple[str, str]:
-        """Wait until what is known of its end is known."""
+        """(code, message) of its end, once it has exited."""
         if self._child is not None:
             await self._child.gone()
         return self._fault or ("plugin_gone", "it was stopped meanwhile")
@@ -202,25 +202,28 @@ class StdioChild:
         if self._child is not None:
             self._child.kill()
 
-    # What passes between us.
+    # The session's transport.
 
-    def hear(self, data: bytes) -> None:
-        """It wrote something; before there is anybody to answer, that waits."""
+    def data_received(self, data: bytes) -> None:
+        """It wrote `data` on stdout; kept until `attach`, since answers need its stdin."""
         if self._child is None:
             self._early += data
         else:
             self.session.feed(data)
 
     def hung_up(self, what: str) -> None:
-        """It closed `what`: most likely it is ending, and how it ends says more. Else there is no talking to it."""
+        """It closed `what` (stdin or stdout): most likely it is exiting, and its exit status says more than this.
+
+        One that has not exited HANGUP_S later is killed.
+        """
         if self._stopping or self._over or self._hanging_up is not None:
             return
 
-        def lives_on() -> None:
+        def kill() -> None:
             if self._child is not None and self._child.exit is None:
                 self._kill("protocol_error", f"expected it to keep its {what} open, found it closed")
 
-        self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, lives_on)
+        self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, kill)
 
     async def _serve(self, method: str, params: bytes) -> Any:
         async with self._room:
@@ -228,7 +231,7 @@ class StdioChild:
                 await self._drain()
             except BrokenPipeError as error:
                 raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads") from error
-            return await self._wanted.gate.call_raw(method, params)
+            return await self._spec.gate.call_raw(method, params)
 
     def _write(self, data: bytes) -> None:
         self._stdin().write(data)
@@ -253,17 +256,17 @@ class StdioChild:
 class _Reader(asyncio.Protocol):
     """Hands the child's stdout to the session."""
 
-    def __init__(self, living: StdioChild) -> None:
+    def __init__(self, instance: StdioChild) -> None:
         self.transport: asyncio.ReadTransport | None = None
-        self._living = living
+        self._instance = instance
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._living.hear(data)
+        self._instance.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._living.hung_up("stdout")
+        self._instance.hung_up("stdout")

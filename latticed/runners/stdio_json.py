@@ -16,10 +16,7 @@ from latticed.kit import text
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from latticed.runners import internal_errors as faults
-from latticed.runners import lines, replies
-from latticed.runners import message_memory as held
-from latticed.runners import unrepresentable as uncarried
+from latticed.runners import internal_errors, lines, message_memory, replies, unrepresentable
 from latticed.runners.lines import LineSplitter, LineTooLong
 from latticed.runners.unrepresentable import Unrepresentable
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 MAX_AT_ONCE: Final = 16
 """Calls carried out at the same time; the others wait, as their number is limited anyway."""
 LINES_A_TURN: Final = 32
-"""Lines that are taken before it is others' turn."""
+"""Lines that are taken before the event loop runs other tasks."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 
@@ -53,7 +50,7 @@ def request(action: str, payload: Any) -> bytes:
 
 
 async def _at_once() -> None:
-    """There is always room."""
+    """For writers that never have to wait."""
 
 
 class Invocation:
@@ -61,8 +58,8 @@ class Invocation:
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
     `output_too_large`, `too_many_host_calls`, `protocol_error`, how it ended, or `plugin_error` for a reply whose value
-    cannot be carried on (Uncarried). Calls are answered in the order in which they came. `flow(False)` asks whoever
-    reads for us to stop for a while, `flow(True)` to go on; `drain` waits until the plugin has read enough of its
+    JSON cannot represent (Unrepresentable). Calls are answered in the order in which they came. `flow(False)` pauses
+    the reading of the plugin's stdout, `flow(True)` resumes it; `drain` waits until the plugin has read enough of its
     answers. `answer` and `drain` may raise OSError once nobody reads.
     """
 
@@ -109,19 +106,19 @@ class Invocation:
         if not self.outcome.done():
             self.outcome.cancel()
         elif not self.outcome.cancelled():
-            self.outcome.exception()  # heard, even if whoever asked has left
+            self.outcome.exception()  # retrieved, even if its caller was cancelled
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _take_all(self, found: Iterable[bytes]) -> None:
-        """Take lines until there are none, enough is under way, or it is others' turn."""
+        """Take lines until there are none, enough is under way, or the event loop is to run other tasks."""
         try:
             for taken, line in enumerate(found, 1):
                 self._take(line)
                 if self.outcome.done():
                     return
-                if sum(self._serving.values()) >= held.OF_ONE_BYTES:  # what follows stays in the pipe
+                if sum(self._serving.values()) >= message_memory.OF_ONE_BYTES:  # what follows stays in the pipe
                     self._pause(True)
                     return
                 if taken == LINES_A_TURN:
@@ -140,10 +137,10 @@ class Invocation:
             self._take(self._lines.rest)
         self.fail(code, message)
 
-    def _pause(self, wanted: bool) -> None:  # noqa: FBT001 - a state, set
-        if wanted != self._paused:
-            self._paused = wanted
-            self._flow(not wanted)
+    def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
+        if paused != self._paused:
+            self._paused = paused
+            self._flow(not paused)
 
     def _take(self, line: bytes) -> None:
         if not line.strip():
@@ -156,37 +153,39 @@ class Invocation:
             deep = lines.too_deep(line, message)
             call = msgspec.convert(message, ReplyLine).host_call if "host_call" in message and not deep else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._take_odd(line, text.sanitise(str(error), 100))
+            self._take_partial(line, text.sanitise(str(error), 100))
         else:
             if deep:
-                self._take_odd(line, "nesting")
+                self._take_partial(line, "nesting")
             elif call is None:
                 self._reply(message, line)
             else:
                 self._call(call, lines.weight(line))
 
-    def _take_odd(self, line: bytes, why: str) -> None:
+    def _take_partial(self, line: bytes, why: str) -> None:
         """Refuse the call whose parameters cannot be carried on, or end with the reply that cannot."""
-        odd = uncarried.read(line)
-        if odd is None:
-            found = uncarried.noise(line)
+        partial = unrepresentable.read(line)
+        if partial is None:
+            found = unrepresentable.noise(line)
             self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found {found} ({why})")
-        elif "host_call" not in odd.members:
-            self._fail(Unrepresentable(odd.found))
+        elif "host_call" not in partial.members:
+            self._fail(Unrepresentable(partial.found))
         else:
             try:
-                call = msgspec.convert({**odd.members["host_call"], "params": {}}, HostCall)
+                call = msgspec.convert({**partial.members["host_call"], "params": {}}, HostCall)
             except (msgspec.DecodeError, TypeError):
-                self._fail(Unrepresentable(odd.found))
+                self._fail(Unrepresentable(partial.found))
             else:
-                self._call(call, len(line), HostError(Denial.BAD_PARAMS, f"params: expected values, found {odd.found}"))
+                self._call(
+                    call, len(line), HostError(Denial.BAD_PARAMS, f"params: expected values, found {partial.found}")
+                )
 
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
         result = message.get("result")
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
         except Problem as problem:
-            self.fail(problem.code, f"{problem.reason}: {uncarried.noise(line)}")
+            self.fail(problem.code, f"{problem.reason}: {unrepresentable.noise(line)}")
         else:
             self.outcome.set_result(reply)
 
@@ -218,12 +217,12 @@ class Invocation:
             line = await self._answered(call, refused)
             if before is not None:
                 await asyncio.wait({before})
-            with contextlib.suppress(OSError):  # it no longer reads, and may reply all the same
+            with contextlib.suppress(OSError):  # it no longer reads answers, but may still write its reply
                 self._answer(line)
                 await self._drain()
 
     async def _answered(self, call: HostCall, refused: HostError | None) -> bytes:
-        """The answer to one call; a fault of ours is one too, and the plugin is told as much."""
+        """The answer to one call; for an exception of the host's own, an error that says so."""
         try:
             if refused is not None:
                 raise refused
@@ -232,9 +231,9 @@ class Invocation:
         except HostError as error:
             return _refusal(call, error)
         except (Exception, asyncio.CancelledError) as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():  # ours, not the service's
+            if (task := asyncio.current_task()) is not None and task.cancelling():  # this task, not what it awaits
                 raise
-            return _refusal(call, faults.tell(call.method, error))
+            return _refusal(call, internal_errors.report(call.method, error))
 
     def fail(self, code: str, detail: str) -> None:
         """It is over, for this reason; after the reply nothing matters any more."""
@@ -246,7 +245,7 @@ class Invocation:
 
 
 def _tell(call: HostCall, error: BaseException) -> None:
-    faults.tell(call.method, error)
+    internal_errors.report(call.method, error)
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:

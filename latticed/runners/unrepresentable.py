@@ -34,34 +34,34 @@ class Unrepresentable(Problem):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OddLine:
-    """Such a line: its `members` as far as they can be read, odd values included, and what was `found` odd."""
+class PartialMessage:
+    """A line with such a value: its `members` as far as they can be read, and what was `found`, in words."""
 
     members: dict[str, Any]
     found: str
 
 
-def read(line: bytes) -> OddLine | None:
-    """What is odd about `line`; None when it is no JSON object in UTF-8, or nothing about it is odd."""
+def read(line: bytes) -> PartialMessage | None:
+    """`line` if it is a JSON object with such a value; None when it is no object in UTF-8, or has no such value."""
     try:
         value = json.loads(line.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
         return None
     except RecursionError:
-        return OddLine(members=_edges(line), found=_too_deep())
+        return PartialMessage(members=_edges(line), found=_too_deep())
     except ValueError:  # Python reads no integer of more than 4,300 digits
-        return OddLine(members=_edges(line), found="an integer of too many digits")
+        return PartialMessage(members=_edges(line), found="an integer of too many digits")
     if not isinstance(value, dict):
         return None
     if lines.too_deep(line, value):
-        return OddLine(members=value, found=_too_deep())
+        return PartialMessage(members=value, found=_too_deep())
     found = _unfit(value)
-    return OddLine(members=value, found=found) if found else None
+    return PartialMessage(members=value, found=found) if found else None
 
 
-def unread(line: bytes, found: str) -> OddLine | None:
+def unread(line: bytes, found: str) -> PartialMessage | None:
     """A line that is not to be decoded, because of what was `found`; None when it does not even begin as an object."""
-    return OddLine(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
+    return PartialMessage(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
 
 
 def noise(line: bytes) -> str:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
-from latticed.runners import child_spawner as grounds
-from latticed.runners import stdio_child as speaking
-from latticed.runners import wasm_children
+from latticed.runners import child_spawner, stdio_child, wasm_children
 from latticed.runners.wasm_cache import Cache
 from latticed.runners.wasm_children import INPUT, STATUS, LastWord, Package
 from latticed.runners.wasm_compiler import Bounds, Compiler, Module, in_thread
@@ -54,12 +52,12 @@ class WasmRunner:
     name = "wasm"
     hashes_artifact = True
 
-    def __init__(self, ground: ChildSpawner, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
-        self._ground = ground
+    def __init__(self, spawner: ChildSpawner, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
+        self._spawner = spawner
         self._outputs = outputs
         self._caps = caps or Caps()
         places = (state_dir / "cache" / "wasm", state_dir / "wasm-cache.key")
-        self._compiler = Compiler(ground, Cache(*places, most_bytes=self._caps.cache_bytes), self._caps.compile)
+        self._compiler = Compiler(spawner, Cache(*places, most_bytes=self._caps.cache_bytes), self._caps.compile)
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         del pair
@@ -84,17 +82,17 @@ class WasmRunner:
 
     def _choose(self, manifest: Manifest) -> Chosen:
         protocol = manifest.runtime.protocol
-        if protocol not in {None, speaking.PROTOCOL}:
+        if protocol not in {None, stdio_child.PROTOCOL}:
             hint = "leave runtime.protocol out: a wasm plugin is long-lived"
-            raise Problem("protocol_unsupported", f"expected {speaking.PROTOCOL}, found {protocol}", hint)
-        return self._ground.choose(manifest, needs=wasm_children.NEEDS)
+            raise Problem("protocol_unsupported", f"expected {stdio_child.PROTOCOL}, found {protocol}", hint)
+        return self._spawner.choose(manifest, needs=wasm_children.NEEDS)
 
     async def _begin(
         self, plugin: PluginToRun, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
         last_word = LastWord()
-        invoking = self._ground.invoking(plugin.manifest)
-        limits = self._ground.limits(plugin.manifest)
+        invoking = self._spawner.invoking(plugin.manifest)
+        limits = self._spawner.limits(plugin.manifest)
         orders = {
             "fuel": plugin.manifest.runtime.limits.fuel or 0,
             "start_s": min(self._caps.start_s, invoking.timeout_s),
@@ -113,7 +111,7 @@ class WasmRunner:
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             try:
-                child = await self._ground.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
+                child = await self._spawner.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
             except BaseException:
                 last_word.take()
                 raise
@@ -122,16 +120,16 @@ class WasmRunner:
             child.when_gone(last_word.take)
             return child
 
-        wanted = speaking.StdioChildSpec(
+        spec = stdio_child.StdioChildSpec(
             plugin=plugin,
             gate=gate,
             invoking=invoking,
             stderr=self._outputs.stderr(plugin.id),
-            sandbox=grounds.reached(chosen, self._ground.probed),
-            cpu_percent=self._ground.cpu_to_watch(limits),
+            sandbox=child_spawner.reached(chosen, self._spawner.probed),
+            cpu_percent=self._spawner.cpu_to_watch(limits),
             explain=last_word.explain,
         )
-        return await speaking.begin(wanted, spawn, on_exit)
+        return await stdio_child.begin(spec, spawn, on_exit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Compiled wasm modules, kept on disk under a MAC: what is loaded is what our own compiler wrote, or nothing.
 
 Loading compiled code is executing it, so an entry that does not verify is taken away and compiled anew. The MAC's
-key is made once and lies in the state directory, outside of the cache: whoever can write into the cache gains nothing.
+key is made once and lies in the state directory, outside of the cache: write access to the cache gains nothing.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class Module:
 class Compiler:
     """One for all plugins."""
 
-    def __init__(self, ground: ChildSpawner, cache: Cache, bounds: Bounds) -> None:
-        self._ground = ground
+    def __init__(self, spawner: ChildSpawner, cache: Cache, bounds: Bounds) -> None:
+        self._spawner = spawner
         self._cache = cache
         self._bounds = bounds
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -94,7 +94,7 @@ class Compiler:
             given={INPUT: module.fd, STATUS: last_word.give},
         )
         try:
-            child = await self._ground.spawn(request, chosen, on_exit=lambda _: None, stdout=taken, stderr=stderr)
+            child = await self._spawner.spawn(request, chosen, on_exit=lambda _: None, stdout=taken, stderr=stderr)
         except BaseException:
             last_word.take()
             raise

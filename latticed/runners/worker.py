@@ -60,23 +60,23 @@ class WorkerRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Serving:
-        del on_exit  # nothing lives that could end by itself
-        said = content_type(plugin.manifest)
+        del on_exit  # no process that could exit
+        mime = content_type(plugin.manifest)
         compiled = await _compiled(pair, plugin.manifest.digest_sha256.lower())
-        living = Serving(gate, compiled, said, self._routes)
+        instance = Serving(gate, compiled, mime, self._routes)
         granted = self._granted_prefixes(plugin.id)
         if prefixes := _prefixes(plugin, granted):
-            living.claim = self._routes.claim(plugin.id, prefixes, living, granted_prefixes=granted)
+            instance.claim = self._routes.claim(plugin.id, prefixes, instance, granted_prefixes=granted)
             try:
                 await self._routes.wait_for_listener(LISTEN_S)
             except BaseException:
-                self._routes.release(living.claim)
+                self._routes.release(instance.claim)
                 raise
-        return living
+        return instance
 
 
 class Serving:
-    """See `runners.contract.Living` and `host.routes.Target`. Small: thousands may be armed at once."""
+    """See `runners.contract.Instance`. Slots, because thousands may be armed at once."""
 
     __slots__ = ("_compiled", "_content_type", "_gate", "_routes", "claim")
 
@@ -84,10 +84,10 @@ class Serving:
     sandbox = ""
     methods = frozenset({"GET", "HEAD"})
 
-    def __init__(self, gate: Gate, compiled: Template, said: str, routes: RouteTable) -> None:
+    def __init__(self, gate: Gate, compiled: Template, mime: str, routes: RouteTable) -> None:
         self._gate = gate
         self._compiled = compiled
-        self._content_type = said
+        self._content_type = mime
         self._routes = routes
         self.claim: RouteClaim | None = None
 

@@ -133,7 +133,7 @@ def make(delegation: Delegation, limits: ResourceLimits) -> Group:
     path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
     path.mkdir()
     try:
-        for name, value in wanted(limits, delegation.controllers).items():
+        for name, value in limit_files(limits, delegation.controllers).items():
             if (path / name).exists():  # memory.swap.max only with swap accounting
                 (path / name).write_text(value)
         procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
@@ -143,7 +143,7 @@ def make(delegation: Delegation, limits: ResourceLimits) -> Group:
     return Group(path=path, procs=procs)
 
 
-def wanted(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:
+def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:
     """Control files and their values."""
     files: dict[str, str] = {}
     if "memory" in controllers:
@@ -156,7 +156,7 @@ def wanted(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, 
 
 
 def sweep(delegation: Delegation) -> int:
-    """Kill what children of an earlier life left below `delegation`, and remove their groups; how many there were.
+    """Kill what an earlier daemon's children left below `delegation`, and remove their groups; how many there were.
 
     Call it before the first child. Groups whose processes are still dying are gone with the next call.
     """

@@ -67,14 +67,14 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
         opened.append(status_out)
         pid = -1
         try:
-            wanted = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
-            wanted[stub_calls.PLAN] = _plan(spec, opened)
-            wanted[stub_calls.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
+            by_number = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
+            by_number[stub_calls.PLAN] = _plan(spec, opened)
+            by_number[stub_calls.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
             if spec.artifact_fd is not None:
-                wanted[stub_calls.ARTIFACT] = wanted[SCRIPT_FD] = spec.artifact_fd
+                by_number[stub_calls.ARTIFACT] = by_number[SCRIPT_FD] = spec.artifact_fd
             if cgroup is not None:
-                wanted[stub_calls.CGROUP] = cgroup
-            pid = _spawn(wanted, opened)
+                by_number[stub_calls.CGROUP] = cgroup
+            pid = _spawn(by_number, opened)
         finally:
             if pid < 0:
                 os.close(status)
@@ -87,13 +87,13 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
 
 def read_status(fd: int) -> bytes | None:
     """What there is to read of the stub's messages, b"" at their end, None when there is nothing for now."""
-    said = b""
+    received = b""
     try:
         while chunk := os.read(fd, 4096):
-            said += chunk
+            received += chunk
     except BlockingIOError:
-        return said or None
-    return said
+        return received or None
+    return received
 
 
 def read_report(lines: bytes) -> LaunchReport:
@@ -141,10 +141,10 @@ def _compiled_stub() -> list[CodeType]:
     return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 
-def _spawn(wanted: Mapping[int, int], opened: list[int]) -> int:
+def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
     """Every source is moved up first, so that no number dealt out is one still to be dealt from."""
     high = {}
-    for number, fd in wanted.items():
+    for number, fd in by_number.items():
         high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)
     return os.posix_spawn(
         sys.executable,

@@ -106,16 +106,16 @@ def decide(required: Required, provided: Provided) -> Chosen | Fault:
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
     if provided.level < required.level or provided.level < Level.FILTERED:
-        wanted = max(required.level, Level.FILTERED)
-        return _refused(wanted.token, provided, _level_failure(wanted, provided))
+        level = max(required.level, Level.FILTERED)
+        return _refused(level.token, provided, _level_failure(level, provided))
     for token in sorted(required.features - provided.features):
         return _refused(token, provided, provided.failure(token))
     return Chosen(level=provided.level, features=required.features)
 
 
-def _level_failure(wanted: Level, provided: Provided) -> Failure | None:
+def _level_failure(level: Level, provided: Provided) -> Failure | None:
     """The first step above what is provided: the one that stands in the way."""
-    between = (Level(value) for value in range(provided.level + 1, wanted + 1))
+    between = (Level(value) for value in range(provided.level + 1, level + 1))
     return next((found for level in between if (found := provided.failure(level.token))), None)
 
 

@@ -34,8 +34,8 @@ _ZERO_BYTES: Final = 1 << 60
 
 def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
     """(name, flag) in order; a user namespace comes first, for the others need its powers."""
-    wanted = [USER] if own_user else []
-    return [*wanted, MOUNT, PID, *([NET] if own_net else []), IPC]
+    kinds = [USER] if own_user else []
+    return [*kinds, MOUNT, PID, *([NET] if own_net else []), IPC]
 
 
 def tree(

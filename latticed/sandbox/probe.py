@@ -157,9 +157,9 @@ def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch
 def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
     """Everything in the stub's process group is ours and unreaped until here: its number means nobody else."""
     answers: dict[int, int] = {}
-    said = b""
+    received = b""
     while True:
-        said += launch.read_status(started.status) or b""
+        received += launch.read_status(started.status) or b""
         try:
             ended = os.waitid(os.P_PGID, started.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -171,7 +171,7 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchRepor
             continue
         os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
         answers[ended.si_pid] = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-    report = launch.read_report(said + (launch.read_status(started.status) or b""))
+    report = launch.read_report(received + (launch.read_status(started.status) or b""))
     return report, answers.get(report.pid or started.pid, -signal.SIGKILL)
 
 

@@ -46,7 +46,7 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
     `file_bytes`: the largest file it may write, None for no limit. Where we were started with less ourselves (some
     hosts allow 3,900 processes), that is what there is: a limit cannot be raised.
     """
-    wanted = [
+    rows = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_STACK, STACK_BYTES),
@@ -60,7 +60,7 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
         # Last: descriptors above it that are open stay open, but no new ones come.
         (resource.RLIMIT_NOFILE, limits.open_files),
     ]
-    return [(which, _least(value, resource.getrlimit(which)[1])) for which, value in wanted]
+    return [(which, _least(value, resource.getrlimit(which)[1])) for which, value in rows]
 
 
 def _least(value: int, hard: int) -> int:

@@ -156,8 +156,8 @@ def filter_calls(plan: Plan, path: Any) -> None:
     known = {"own_pid": os.getpid(), "exec_fd": plan["exec_fd"], "path_low": low, "path_high": high}
     for index, name in plan["seccomp"]["blanks"]:
         struct.pack_into("<I", code, 8 * index + 4, known[name])
-    held = ctypes.create_string_buffer(bytes(code), len(code))
-    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(held))
+    buffer = ctypes.create_string_buffer(bytes(code), len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)  # not seccomp(2): some units forbid it
 
 

@@ -56,13 +56,13 @@ def view(
     names, which a program that looks for files there needs.
     """
     links = tuple((path, os.readlink(path)) for path in _TOP if os.path.islink(path))
-    wanted = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
-    wanted += _NETWORK if network else ()
+    paths = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
+    paths += _NETWORK if network else ()
     needed = [*binds]
     for path in dict.fromkeys((program, os.path.realpath(program)) if program is not None else ()):
         needed.append(path)
-        wanted += _library_of(path)
-    read = _without_covered([*wanted, *needed])
+        paths += _library_of(path)
+    read = _without_covered([*paths, *needed])
     execute = [*_LINKERS, *([os.path.realpath(program)] if program is not None else [])]
     if processes:
         execute += [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path))]

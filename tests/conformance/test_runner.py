@@ -20,7 +20,7 @@ from latticed.runners import choice
 from latticed.runners.contract import Checkup, PluginToRun
 from latticed.runners.noop import NoopRunner
 from latticed.settings import shapes
-from tests.house import bundles, grounds, houses, leftovers, supervisors, wasms
+from tests.house import bundles, houses, leftovers, runner_deps, supervisors, wasms
 from tests.house.runners import Driven
 
 REPLY = '{"ok": true, "message": "", "result": null}'
@@ -57,7 +57,7 @@ def runner(way, tmp_path):
         return Driven()
     fields = WAYS[way]
     name = way.partition("-")[0]
-    return choice.choose({fields.get("type", "system"): name}, grounds.footing(tmp_path))[fields.get("type", "system")]
+    return choice.choose({fields.get("type", "system"): name}, runner_deps.deps(tmp_path))[fields.get("type", "system")]
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def left(before):
 async def test_it_lives_and_ends(start):
     """Started within the deadline, stopped within the grace, nothing left; an end that was asked for is no exit."""
     before = leftovers.survey()
-    living = await start()
+    instance = await start()
     async with asyncio.timeout(STOP_S):
-        await living.stop(1.0)
+        await instance.stop(1.0)
     await houses.until(lambda: left(before) == [], "nothing left")
     assert start.exits == []
 
@@ -120,18 +120,18 @@ async def test_a_runner_that_hashes_refuses_other_bytes(runner, bundle, start):
 
 async def test_stopping_twice_is_stopping_once(start):
     """The supervisor may be unsure; the second time nothing is left to do."""
-    living = await start()
+    instance = await start()
     async with asyncio.timeout(STOP_S):
-        await living.stop(1.0)
-        await living.stop(0.0)
+        await instance.stop(1.0)
+        await instance.stop(0.0)
 
 
 async def test_many_lives_one_after_the_other(start):
     """Nothing of a life is in the way of the next."""
     for _ in range(5):
-        living = await start()
-        assert isinstance(living.pid, int)
-        await living.stop(1.0)
+        instance = await start()
+        assert isinstance(instance.pid, int)
+        await instance.stop(1.0)
 
 
 async def test_two_plugins_at_once(start):
@@ -144,24 +144,24 @@ async def test_two_plugins_at_once(start):
 
 async def test_it_tells_how_it_is(start):
     """A health, and words that a person can read."""
-    living = await start()
-    found = await asyncio.wait_for(living.check(), START_S)
+    instance = await start()
+    found = await asyncio.wait_for(instance.check(), START_S)
     assert found.health in set(runtime.Health)
     assert found.message.isprintable()
-    assert living.message.isprintable()
-    await living.stop(1.0)
+    assert instance.message.isprintable()
+    await instance.stop(1.0)
 
 
 async def test_it_answers_an_invocation_or_says_that_it_cannot(start, runner):
     """`{ok, message, result, error}`, or a Problem with a code; never a bare exception."""
-    living = await start()
+    instance = await start()
     if runner.name in INVOKES:
-        assert set(await living.invoke("echo", {"a": [1]})) == {"ok", "message", "result", "error"}
+        assert set(await instance.invoke("echo", {"a": [1]})) == {"ok", "message", "result", "error"}
     else:
         with pytest.raises(Problem) as caught:
-            await living.invoke("echo", {})
+            await instance.invoke("echo", {})
         assert caught.value.code in {"service_unavailable", "bad_request"}
-    await living.stop(1.0)
+    await instance.stop(1.0)
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(start):
@@ -180,14 +180,14 @@ async def test_a_start_that_is_cancelled_leaves_nothing(start):
 
 async def test_the_artifact_is_never_executed_by_noop(tmp_path, plugin):
     """Not even opened: any bytes will do, and its health is unknown for ever."""
-    living = await NoopRunner("held").start(plugin, None, None, None)  # type: ignore[arg-type]
-    assert (living.pid, living.message, (await living.check()).health) == (0, "held", "unknown")
+    instance = await NoopRunner("held").start(plugin, None, None, None)  # type: ignore[arg-type]
+    assert (instance.pid, instance.message, (await instance.check()).health) == (0, "held", "unknown")
 
 
 def test_what_is_not_built_in_is_held_openly(tmp_path):
     """The settings may name runners of later versions: noop takes their plugins and says so."""
     wanted = {"system": "process", "wasm": "noop", "worker": "later"}
-    runners = choice.choose(wanted, grounds.footing(tmp_path))
+    runners = choice.choose(wanted, runner_deps.deps(tmp_path))
     found = {name: runner.name for name, runner in runners.items()}
     assert found == {"system": "process", "wasm": "noop", "worker": "noop"}
     assert "later runner is not built" in runners["worker"]._reason  # type: ignore[attr-defined]

@@ -87,8 +87,8 @@ async def test_it_is_armed_and_stopped(way):
         before = leftovers.survey()
         runtime = (await activated(home, way))["runtime"]
         assert (runtime["state"], runtime["runner"]) == ("armed", way.runner)
-        living = home.app.api.supervisor._handles[ID].living()
-        assert (await living.check()).health.value == way.health
+        instance = home.app.api.supervisor._handles[ID].instance()
+        assert (await instance.check()).health.value == way.health
         runtime = (await home.decide(ID, "disabled"))["runtime"]
         assert runtime["state"] == "stopped"
         await houses.until(lambda: left(before) == [], "nothing left")

@@ -29,7 +29,7 @@ from latticed.runners.process import ProcessRunner
 from latticed.sandbox import artifact
 from latticed.supervisor.deps import HandleDeps
 from latticed.trust import verify
-from tests.house import bundles, catalogs, children, confined, grounds, processes, supervisors, swapper
+from tests.house import bundles, catalogs, children, confined, processes, runner_deps, supervisors, swapper
 
 SEALED, ARMED = 760, 80
 """So many races up to the sealed bytes, and so many for each of three kinds of program: a thousand together."""
@@ -252,7 +252,9 @@ async def test_what_runs_is_what_was_verified(staged, make, protocol):
     So do those of later invocations, which start while the swapping goes on.
     """
     told: list[tuple[str, str]] = []
-    stage = staged(make, ProcessRunner(grounds.ground(), grounds.outputs(told)), runtime={"protocol": protocol})
+    stage = staged(
+        make, ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told)), runtime={"protocol": protocol}
+    )
     with swapped(stage, seed=2):
         while not stage.over(ARMED):
             if (living := await stage.race()) is not None:

@@ -80,12 +80,12 @@ class Bench:
 
     root: Path
     wasm: WasmRunner
-    ground: ChildSpawner
+    spawner: ChildSpawner
     broker: Broker
     exits: list[tuple[str, str]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    living: list[StdioChild] = field(default_factory=list)
+    instances: list[StdioChild] = field(default_factory=list)
 
     @property
     def entries(self) -> list[Path]:
@@ -107,9 +107,9 @@ class Bench:
         gate = self.broker.gate(Caller(plugin_id=plugin.id), rights)
         owners = frozenset({os.getuid()})
         with read.open_bundle(directory, limits=read.ReadLimits(), owners=owners) as pair:
-            living = await self.wasm.start(plugin, pair, gate, lambda *said: self.exits.append(said))
-        self.living.append(living)
-        return living
+            instances = await self.wasm.start(plugin, pair, gate, lambda *said: self.exits.append(said))
+        self.instances.append(instances)
+        return instances
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +118,7 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
     probed = children.probed()
     if level:
         probed = replace(probed, provided=Provided(level=Level.of(level), features=frozenset({"threads"})))
-    ground = ChildSpawner(probed, SandboxSettings(floor=level or "isolated"), PluginLimitSettings(**limits))
+    spawner = ChildSpawner(probed, SandboxSettings(floor=level or "isolated"), PluginLimitSettings(**limits))
     state = root / "state"
     state.mkdir(exist_ok=True)
     lines: list[str] = []
@@ -134,10 +134,10 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
         services = service.table((*kv.calls(), *log.calls()))
         broker = Broker(services, record=record, clock=SystemClock(), gate_limits=GateLimits())
         outputs = Outputs(SystemClock(), lambda _plugin_id, line: lines.append(line))
-        wasm = WasmRunner(ground, outputs, state, caps=caps)
-        one = Bench(root=root, wasm=wasm, ground=ground, broker=broker, lines=lines, events=events)
+        wasm = WasmRunner(spawner, outputs, state, caps=caps)
+        one = Bench(root=root, wasm=wasm, spawner=spawner, broker=broker, lines=lines, events=events)
         try:
             yield one
         finally:
-            for living in one.living:
-                await living.stop(5)
+            for instances in one.instances:
+                await instances.stop(5)

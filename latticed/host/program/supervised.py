@@ -30,12 +30,12 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What to start. `lent`: see `confinement.Spawner`; `close` is called after the start, also when it failed."""
+    """What to start. `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed."""
 
     request: ChildRequest
     chosen: Chosen
     close: Callable[[], None]
-    lent: Callable[[Ids | None], None] | None = None
+    on_ids: Callable[[Ids | None], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ class SupervisedProgram:
             on_exit=lambda _: None,
             stdout=self._out,
             stderr=self._err,
-            lent=ready.lent,
+            on_ids=ready.on_ids,
         )
 
     def _set(self, state: State, *, next_at: int = 0) -> None:

@@ -197,7 +197,7 @@ class Connector:
             request=request,
             chosen=chosen,
             close=lambda: confinement.close(program),
-            lent=lambda ids: self._files.hand_over(paths, ids),
+            on_ids=lambda ids: self._files.hand_over(paths, ids),
         )
 
     async def _run_to_end(self, *args: str) -> tuple[int | None, str]:
@@ -207,7 +207,7 @@ class Connector:
         ended: Exit | None = None
         try:
             child = await self._deps.program.spawner.spawn(
-                made.request, made.chosen, on_exit=lambda _: None, stdout=out, stderr=err, lent=made.lent
+                made.request, made.chosen, on_exit=lambda _: None, stdout=out, stderr=err, on_ids=made.on_ids
             )
         finally:
             made.close()

@@ -52,7 +52,7 @@ def abi_of(module: Module) -> Abi:
     wasm_import: it asks for something that no plugin is given. wasm_invalid: it has no way of being talked to.
     """
     exports = {export.name: export for export in module.exports}
-    calls = all(_signature(exports.get(name)) == wanted for name, wanted in _CALLS_EXPORTS.items())
+    calls = all(_signature(exports.get(name)) == expected for name, expected in _CALLS_EXPORTS.items())
     calls = calls and "memory" in exports and isinstance(exports["memory"].type, MemoryType)
     for one in module.imports:
         given = wasi.SIGNATURES.get(one.name or "") if one.module == wasi.MODULE else None
@@ -70,8 +70,8 @@ def abi_of(module: Module) -> Abi:
         return "calls"
     if _signature(exports.get("_start")) == ("", ""):
         return "command"
-    wanted = "_start (a WASI command), or memory, alloc(i32) -> i32 and invoke(i32, i32) -> i64"
-    raise GuestFailed("wasm_invalid", f"expected the module to export {wanted}; found {_names(exports)}")
+    expected = "_start (a WASI command), or memory, alloc(i32) -> i32 and invoke(i32, i32) -> i64"
+    raise GuestFailed("wasm_invalid", f"expected the module to export {expected}; found {_names(exports)}")
 
 
 def signature(kind: FuncType) -> tuple[str, str]:

@@ -14,9 +14,9 @@ from latticed.runners.wasm_inside import status, streams
 from latticed.runners.wasm_inside.budget import Budget
 from latticed.runners.wasm_inside.calls import GuestCalls
 from latticed.runners.wasm_inside.guest import Guest
+from latticed.runners.wasm_inside.host_session import HostGone, HostSession
 from latticed.runners.wasm_inside.status import Exited, GuestFailed
 from latticed.runners.wasm_inside.streams import Streams
-from latticed.runners.wasm_inside.talk import HostGone, Talk
 from latticed.runners.wasm_inside.wasi import Wasi
 
 if TYPE_CHECKING:
@@ -111,15 +111,15 @@ def _command(host: GuestHost, module: Module) -> NoReturn:
 
 def _calls(host: GuestHost, module: Module) -> NoReturn:
     """A small module: we speak the protocol for it."""
-    talk = Talk(host.budget)
+    session = HostSession(host.budget)
 
     def fresh(store: Store) -> None:
         host.limit(store)
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 
     log = Streams(host.budget, lambda: None, streams.LOG_ALONE)  # the other two are ours
-    calls = GuestCalls(module, host.engine, streams=log, fresh=fresh, ask=talk.ask)
-    talk.serve(calls)
+    calls = GuestCalls(module, host.engine, streams=log, fresh=fresh, ask=session.ask)
+    session.serve(calls)
 
 
 def _in_memory(failed: GuestFailed, used_bytes: int, most_bytes: int) -> GuestFailed:

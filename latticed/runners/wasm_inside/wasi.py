@@ -231,11 +231,11 @@ class Wasi:
         self._guest.write_u32(caller, at, written)
         return OK
 
-    def poll_oneoff(self, caller: Caller, wanted: int, events: int, count: int, at: int) -> int:
+    def poll_oneoff(self, caller: Caller, subscriptions: int, events: int, count: int, at: int) -> int:
         count &= WORD
         if not 0 < count <= polling.MOST:
             return INVAL
-        asked = [polling.read(self._guest.read(caller, wanted + 48 * index, 48)) for index in range(count)]
+        asked = [polling.read(self._guest.read(caller, subscriptions + 48 * index, 48)) for index in range(count)]
         found = polling.wait(asked, self._streams, self.now_ns)
         for index, event in enumerate(found):
             self._guest.write(caller, events + 32 * index, event)

@@ -20,7 +20,7 @@ from latticed.runners.contract import PluginToRun
 from latticed.runners.cpu import CpuWatch
 from latticed.runners.process import ProcessRunner
 from latticed.settings import PluginLimitSettings, SandboxSettings
-from tests.house import bundles, children, grounds, houses
+from tests.house import bundles, children, houses, runner_deps
 
 STAYS = b"""#!/usr/bin/env python3
 import json, signal, sys, time
@@ -53,7 +53,7 @@ class SlowGate:
 
 
 @contextlib.asynccontextmanager
-async def living(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
+async def instance(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
     """A plugin under stdio-json-v1, where no cgroup holds it; `said` takes its lines on stderr."""
     runtime = {"protocol": "stdio-json-v1", "limits": limits, "sandbox": sandbox or {}}
     bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=artifact, runtime=runtime)
@@ -63,7 +63,7 @@ async def living(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limit
     )
     plugin = PluginToRun(id=manifest.id, identity="1" * 64, manifest=manifest)
     with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=frozenset({os.getuid()})) as pair:
-        found = await ProcessRunner(base, grounds.outputs(said)).start(plugin, pair, gate, lambda *_: None)
+        found = await ProcessRunner(base, runner_deps.outputs(said)).start(plugin, pair, gate, lambda *_: None)
     try:
         yield found
     finally:
@@ -108,13 +108,13 @@ class LateGate:
 
 async def test_only_a_line_of_its_output_has_a_limit(tmp_path):
     """Not the sum; and calls under way together are answered in the order in which they came."""
-    async with living(tmp_path, LateGate(), artifact=TALKS, invoke_timeout_s=20) as plugin:
+    async with instance(tmp_path, LateGate(), artifact=TALKS, invoke_timeout_s=20) as plugin:
         assert (await plugin.invoke("much", None))["result"] == [0, 1, 2, 3, 4, 5]
         with pytest.raises(Problem) as refused:
             await plugin.invoke("long", None)
         assert refused.value.code == "output_too_large"
         assert "lines of at most 1048576 bytes" in refused.value.reason
-    async with living(tmp_path / "more", LateGate(), artifact=TALKS, stdout_kib=4096) as plugin:
+    async with instance(tmp_path / "more", LateGate(), artifact=TALKS, stdout_kib=4096) as plugin:
         with pytest.raises(Problem) as refused:
             await plugin.invoke("long", None)
         assert refused.value.code == "protocol_error", "the line is within what its manifest asks for, and no message"
@@ -123,14 +123,14 @@ async def test_only_a_line_of_its_output_has_a_limit(tmp_path):
 async def test_a_temporary_directory_and_zeros_are_there(tmp_path):
     """TMPDIR is /scratch where that is; /dev/zero reads as it does everywhere."""
     sandbox = {"level": "isolated", "features": ["workdir"]}
-    async with living(tmp_path, LateGate(), artifact=TALKS, sandbox=sandbox) as plugin:
+    async with instance(tmp_path, LateGate(), artifact=TALKS, sandbox=sandbox) as plugin:
         assert (await plugin.invoke("look", None))["result"] == ["/scratch", True, "/scratch"]
 
 
 async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, monkeypatch):
     """`cpu_exceeded`, long before its time is over."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.5))
-    async with living(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
+    async with instance(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
         with pytest.raises(Problem) as refused:
             await plugin.invoke("spin", None)
         assert refused.value.code == "cpu_exceeded"
@@ -152,7 +152,7 @@ def test_what_a_process_calls_itself_hides_nothing():
 async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
     """And the end of that has a name of its own."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.1))
-    async with living(tmp_path, SlowGate(), invoke_timeout_s=1) as plugin:
+    async with instance(tmp_path, SlowGate(), invoke_timeout_s=1) as plugin:
         with pytest.raises(Problem) as refused:
             await plugin.invoke("spin", None)
         assert refused.value.code == "deadline_exceeded"
@@ -161,7 +161,7 @@ async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
 async def test_nothing_of_its_calls_goes_on_when_it_is_stopped_after_its_reply(tmp_path, monkeypatch):
     """It has replied, does not end, and is being asked to: then the plugin is disabled."""
     gate, said = SlowGate(), []
-    async with living(tmp_path, gate, said) as plugin:
+    async with instance(tmp_path, gate, said) as plugin:
         monkeypatch.setattr(one_shot, "LINGER_S", 0.0)  # not before: the process that proves it can start is told too
         asking = asyncio.ensure_future(plugin.invoke("ask", None))
         await houses.until(lambda: said, "told to end")

@@ -10,7 +10,7 @@ import pytest
 
 from latticed.processes.pipes import PipeReader
 from latticed.runners import output
-from tests.house import conversations, grounds
+from tests.house import conversations, runner_deps
 
 PIPE_BYTES = 60_000  # a pipe takes it at once
 
@@ -45,7 +45,7 @@ async def test_short_lines_leave_others_their_turn(monkeypatch, whole_bytes):
     """Thousands of them in one read: a few a turn, all in order, and the end comes after them."""
     monkeypatch.setattr(output, "BURST_BYTES", 1 << 30)
     told = []
-    stderr = output.Stderr(grounds.outputs(told), "acme.demo", whole_bytes=whole_bytes)
+    stderr = output.Stderr(runner_deps.outputs(told), "acme.demo", whole_bytes=whole_bytes)
     lines = [str(number) for number in range(10_000)]
     async with hearing(stderr, "\n".join(lines).encode()) as (_, over):
         assert await most_in_a_turn(told, over) <= 2 * output.LINES_A_TURN  # at times two callbacks share a turn
@@ -56,7 +56,7 @@ async def test_short_lines_leave_others_their_turn(monkeypatch, whole_bytes):
 async def test_empty_lines_leave_others_their_turn():
     """They are told to nobody, and cost time all the same."""
     told = []
-    stderr = grounds.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)
+    stderr = runner_deps.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)
     async with hearing(stderr, b"\n" * PIPE_BYTES + b"end\n") as (_, over):
         turns = 0
         while not over.is_set():
@@ -73,7 +73,7 @@ async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
         end.write(line * (PIPE_BYTES // len(line)))
-        transport = await PipeReader.connect(read, grounds.outputs(told).stderr("acme.demo"), over.set)
+        transport = await PipeReader.connect(read, runner_deps.outputs(told).stderr("acme.demo"), over.set)
         await conversations.until(lambda: len(told) == PIPE_BYTES // len(line))
         end.write(b"more\n")
         for _ in range(20):
@@ -86,7 +86,7 @@ async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
 async def test_what_nobody_waited_for_is_cut_short():
     """Closed in the middle of thousands of lines: one turn's are kept, no turn is long."""
     told = []
-    stderr = grounds.outputs(told).stderr("acme.demo")
+    stderr = runner_deps.outputs(told).stderr("acme.demo")
     async with hearing(stderr, b"x\n" * (PIPE_BYTES // 2)) as (transport, over):
         await conversations.until(lambda: told)
         transport.close()

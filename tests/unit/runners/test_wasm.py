@@ -38,16 +38,16 @@ CALLS_AND_ANSWERS = {  # the request of a host call, and what of its answer show
 async def test_a_small_module(tmp_path):
     """hello-wasm: called for each invocation, heard in the log, asked how it is, and gone when it is stopped."""
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
         asked = {"action": "greet", "payload": {"name": "Ada ☺"}}
         for _ in range(3):
-            answer = await living.invoke(**asked)
+            answer = await instance.invoke(**asked)
             assert answer == {"ok": True, "message": "hello, host", "result": asked, "error": None}
         assert bench.lines == ["hello, host"] * 3
-        assert (await living.check()).health is Health.HEALTHY
-        assert living.sandbox.startswith(("isolated", "dedicated"))
-        assert living.pid in children.descendants(os.getpid())
-        await living.stop(5)
+        assert (await instance.check()).health is Health.HEALTHY
+        assert instance.sandbox.startswith(("isolated", "dedicated"))
+        assert instance.pid in children.descendants(os.getpid())
+        await instance.stop(5)
         assert not children.descendants(os.getpid())
         assert bench.exits == []
 
@@ -57,13 +57,13 @@ async def test_a_wasi_command(tmp_path):
     async with wasms.bench(tmp_path) as bench:
         fields = json.loads((SAMPLES / "hello-wasi/manifest.json").read_text())
         artifact = (SAMPLES / "hello-wasi/artifact").read_bytes()
-        living = await bench.start(artifact, runtime=fields["runtime"])
-        answer = await living.invoke("greet", {"name": 'Ada "☺"'})
+        instance = await bench.start(artifact, runtime=fields["runtime"])
+        answer = await instance.invoke("greet", {"name": 'Ada "☺"'})
         assert answer == {"ok": True, "message": 'Hello, Ada "☺"!', "result": {"count": 1}, "error": None}
-        assert (await living.invoke("dance", {}))["error"] == "unknown action"
-        await living.stop(5)
-        living = await bench.start(artifact, runtime=fields["runtime"])
-        many = await asyncio.gather(*(living.invoke("greet", None) for _ in range(8)), living.check())
+        assert (await instance.invoke("dance", {}))["error"] == "unknown action"
+        await instance.stop(5)
+        instance = await bench.start(artifact, runtime=fields["runtime"])
+        many = await asyncio.gather(*(instance.invoke("greet", None) for _ in range(8)), instance.check())
         assert [one["result"]["count"] for one in many[:-1]] == list(range(2, 10))
         assert bench.lines == ['Hello, Ada "☺"!', *["Hello, world!"] * 8]
         assert bench.exits == []
@@ -72,9 +72,9 @@ async def test_a_wasi_command(tmp_path):
 async def test_what_new_bundles_begin_with(tmp_path):
     """`latticectl new wasm` writes a plugin that can be started and says something, whatever it is asked."""
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(scaffold.artifact("wasm"))
+        instance = await bench.start(scaffold.artifact("wasm"))
         for payload in ({}, "x" * 300_000):
-            assert (await living.invoke("any", payload))["message"] == "hello"
+            assert (await instance.invoke("any", payload))["message"] == "hello"
 
 
 async def test_what_is_left_behind_is_gone(tmp_path):
@@ -84,8 +84,8 @@ async def test_what_is_left_behind_is_gone(tmp_path):
     count = f"(i32.store8 (i32.const {at}) (i32.add (i32.load8_u (i32.const {at})) (i32.const 1)))"
     source = wasms.module(count + wasms.packed(0, len(text)), more=wasms.says(0, text))
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(source)
-        assert [(await living.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
+        instance = await bench.start(source)
+        assert [(await instance.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
 
 
 async def test_a_small_module_that_uses_wasi_as_it_starts(tmp_path):
@@ -96,9 +96,9 @@ async def test_a_small_module_that_uses_wasi_as_it_starts(tmp_path):
       (func (export "_initialize") (if (i32.ne {write.format(fd=1)} (i32.const 8)) (then unreachable)))"""
     source = wasms.module(wasms.packed(32, len(ANSWER)), more=more, imports=wasms.wasi("fd_write", "i32 i32 i32 i32"))
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(source)
-        assert [(await living.invoke("any", {}))["message"] for _ in range(2)] == ["here"] * 2
-        await living.stop(5)
+        instance = await bench.start(source)
+        assert [(await instance.invoke("any", {}))["message"] for _ in range(2)] == ["here"] * 2
+        await instance.stop(5)
         assert "".join(bench.lines) == "up.up.up."
 
 
@@ -114,8 +114,8 @@ async def test_host_calls_of_a_small_module(tmp_path, request_):
       (i32.store8 (i32.add (i32.const 532) (local.get $length)) (i32.const 125))
       (i64.or (i64.const {512 << 32}) (i64.extend_i32_u (i32.add (local.get $length) (i32.const 21))))"""
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(wasms.module(body, more=more, imports=HOST))
-        answer = (await living.invoke("ask", {}))["result"]
+        instance = await bench.start(wasms.module(body, more=more, imports=HOST))
+        answer = (await instance.invoke("ask", {}))["result"]
         assert CALLS_AND_ANSWERS[request_] in json.dumps(answer)
         assert len(answer) == 1
 
@@ -137,17 +137,17 @@ async def test_at_filtered(tmp_path):
     """Where user namespaces are refused there is wasm all the same."""
     processes.reachable_python()
     async with wasms.bench(tmp_path, level="filtered") as bench:
-        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
-        assert (await living.invoke("greet", {}))["ok"]
-        assert living.sandbox.startswith("filtered")
+        instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        assert (await instance.invoke("greet", {}))["ok"]
+        assert instance.sandbox.startswith("filtered")
 
 
 async def test_a_big_payload_there_and_back(tmp_path):
     """Bounded by the protocol's lines, not by a page of memory."""
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+        instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
         payload = {"text": "x" * 400_000}
-        assert (await living.invoke("greet", payload))["result"]["payload"] == payload
+        assert (await instance.invoke("greet", payload))["result"]["payload"] == payload
 
 
 async def test_what_was_compiled_once_is_loaded(tmp_path, monkeypatch):
@@ -163,8 +163,8 @@ async def test_what_was_compiled_once_is_loaded(tmp_path, monkeypatch):
             raise AssertionError("compiled again")
 
         monkeypatch.setattr(bench.wasm._compiler, "_make", never)
-        living = await bench.start(artifact)
-        assert (await living.invoke("greet", {}))["ok"]
+        instance = await bench.start(artifact)
+        assert (await instance.invoke("greet", {}))["ok"]
         monkeypatch.undo()
         await bench.start(artifact, runtime={"limits": {"fuel": 1_000_000}})
         assert len(bench.entries) == 2
@@ -179,8 +179,8 @@ async def test_a_changed_entry_is_compiled_anew(tmp_path):
         (entry,) = bench.entries
         good = entry.read_bytes()
         entry.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
-        living = await bench.start(artifact)
-        assert (await living.invoke("greet", {}))["ok"]
+        instance = await bench.start(artifact)
+        assert (await instance.invoke("greet", {}))["ok"]
         assert bench.entries == [entry]
         assert entry.read_bytes() == good
 
@@ -190,8 +190,8 @@ async def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     async with wasms.bench(tmp_path) as bench:
         (tmp_path / "state/cache").write_text("in the way")
         for _ in range(2):
-            living = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
-            assert (await living.invoke("greet", {}))["ok"]
+            instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
+            assert (await instance.invoke("greet", {}))["ok"]
 
 
 def left(before):

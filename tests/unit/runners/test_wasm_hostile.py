@@ -194,9 +194,9 @@ async def test_what_ends_when_it_is_asked(tmp_path, name):
     """Whoever asked is told why, the supervisor too, and the next life is as good as the first."""
     body, more, code, words = AT_INVOKE[name]
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(wasms.module(body, more=more), runtime={"limits": {"invoke_timeout_s": 1}})
+        instance = await bench.start(wasms.module(body, more=more), runtime={"limits": {"invoke_timeout_s": 1}})
         with pytest.raises(Problem) as failed:
-            await living.invoke("go", {})
+            await instance.invoke("go", {})
         assert failed.value.code == code
         await houses.until(lambda: bench.exits, "the exit")
         (exit_,) = bench.exits
@@ -212,11 +212,11 @@ async def test_answers_that_are_none(tmp_path, name):
     answer, words = BAD_ANSWERS[name]
     size = len(answer.replace("\\0a", "\n"))
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(wasms.module(wasms.packed(16, size), more=wasms.says(16, answer)))
+        instance = await bench.start(wasms.module(wasms.packed(16, size), more=wasms.says(16, answer)))
         for _ in range(2):
             with pytest.raises(Problem, match=words):
-                await living.invoke("go", {})
-        assert (await living.check()).health == "healthy"
+                await instance.invoke("go", {})
+        assert (await instance.check()).health == "healthy"
         assert bench.exits == []
 
 
@@ -228,12 +228,12 @@ async def test_answers_that_cannot_be_carried_on(tmp_path, name):
     more = f'(data (i32.const 16) "{vector}")'
     source = wasms.module(wasms.packed(16, len(answer)), more=more).replace('"memory") 2)', '"memory") 24)')
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(source)
+        instance = await bench.start(source)
         for _ in range(2):
             with pytest.raises(Problem) as failed:
-                await living.invoke("go", {})
+                await instance.invoke("go", {})
             assert failed.value.code == "plugin_error"
-        assert (await living.check()).health == "healthy"
+        assert (await instance.check()).health == "healthy"
         assert bench.exits == []
 
 
@@ -241,9 +241,9 @@ async def test_an_answer_without_end(tmp_path):
     """Larger than a message may be: refused, whatever memory the module has."""
     async with wasms.bench(tmp_path) as bench:
         source = wasms.module(wasms.packed(0, 1_500_000)).replace('"memory") 2', '"memory") 32')
-        living = await bench.start(source)
+        instance = await bench.start(source)
         with pytest.raises(Problem, match="at most 1048576 bytes"):
-            await living.invoke("go", {})
+            await instance.invoke("go", {})
         assert bench.exits == []
 
 
@@ -275,9 +275,9 @@ async def test_memory_grows_to_its_limit_and_no_further(tmp_path):
       (if (i32.ne (memory.size) (i32.const 128)) (then unreachable))"""
     answer = '{"ok":true,"message":"128 pages"}'
     async with wasms.bench(tmp_path, memory_mib=8) as bench:
-        living = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
+        instance = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
         for _ in range(2):
-            assert (await living.invoke("go", {}))["message"] == "128 pages"
+            assert (await instance.invoke("go", {}))["message"] == "128 pages"
 
 
 async def test_memory_that_is_used_to_its_limit(tmp_path):
@@ -286,8 +286,8 @@ async def test_memory_that_is_used_to_its_limit(tmp_path):
       (memory.fill (i32.const 1024) (i32.const 7) (i32.const 67107840))"""
     answer = '{"ok":true,"message":"full"}'
     async with wasms.bench(tmp_path, memory_mib=64) as bench:
-        living = await bench.start(wasms.module(fill + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
-        assert (await living.invoke("go", {}))["message"] == "full"
+        instance = await bench.start(wasms.module(fill + wasms.packed(16, len(answer)), more=wasms.says(16, answer)))
+        assert (await instance.invoke("go", {}))["message"] == "full"
 
 
 async def test_tables_grow_to_their_limit_and_no_further(tmp_path):
@@ -297,8 +297,8 @@ async def test_tables_grow_to_their_limit_and_no_further(tmp_path):
     answer = '{"ok":true}'
     more = wasms.says(16, answer) + "(table 0 funcref)"
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=more))
-        assert (await living.invoke("go", {}))["ok"]
+        instance = await bench.start(wasms.module(grow + wasms.packed(16, len(answer)), more=more))
+        assert (await instance.invoke("go", {}))["ok"]
 
 
 async def test_fuel(tmp_path):
@@ -309,11 +309,11 @@ async def test_fuel(tmp_path):
     source = wasms.module(spend + wasms.packed(16, len(answer)), more=wasms.says(16, answer))
     limits = {"limits": {"fuel": 100_000, "invoke_timeout_s": 30}}
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(source, runtime=limits)
+        instance = await bench.start(source, runtime=limits)
         for _ in range(3):
-            assert (await living.invoke("a", {}))["ok"]
+            assert (await instance.invoke("a", {}))["ok"]
         with pytest.raises(Problem) as failed:
-            await living.invoke("bb", {})
+            await instance.invoke("bb", {})
         assert failed.value.code == "fuel_exhausted"
         await houses.until(lambda: bench.exits, "the exit")
         assert bench.exits[0][0] == "fuel_exhausted"
@@ -325,9 +325,9 @@ async def test_an_allocator_that_calls_the_host(tmp_path):
     alloc = """(func (export "alloc") (param i32) (result i32)
       (drop (call $call (i32.const 16) (i32.const 2))) (i32.const 64))"""
     async with wasms.bench(tmp_path) as bench:
-        living = await bench.start(wasms.module(imports=imports, alloc=alloc, more=wasms.says(16, "{}")))
+        instance = await bench.start(wasms.module(imports=imports, alloc=alloc, more=wasms.says(16, "{}")))
         with pytest.raises(Problem, match="alloc to make no host call") as failed:
-            await living.invoke("go", {})
+            await instance.invoke("go", {})
         assert failed.value.code == "wasm_trap"
 
 

@@ -39,13 +39,13 @@ async def blocked(outside, source, **fields):
 async def test_a_template_is_served_on_its_route(outside):
     """The contract's own example, from the operator's bucket to the answer."""
     await outside.put("default", "message", b"world")
-    living = await outside.arm(b"hello {{path}} {{kv:default/message}}")
+    instance = await outside.arm(b"hello {{path}} {{kv:default/message}}")
     answer = await outside.get("/acme.demo/a%20b/%C3%BC")
     assert (answer.status, answer.body.decode()) == (200, "hello /acme.demo/a b/ü world")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert (living.pid, living.sandbox) == (0, "")
-    assert living.message == f"serves /acme.demo/ at {outside.routes.listener.url}"
-    assert (await living.check()).health is Health.HEALTHY
+    assert (instance.pid, instance.sandbox) == (0, "")
+    assert instance.message == f"serves /acme.demo/ at {outside.routes.listener.url}"
+    assert (await instance.check()).health is Health.HEALTHY
 
 
 async def test_a_changed_value_shows_in_the_next_answer(outside):
@@ -228,9 +228,9 @@ async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, mo
     """Eight references to four values: four calls, of which the last begins before the first has ended."""
     for key in "abcd":
         await outside.put("default", key, key.encode())
-    living = await outside.arm(b"".join(b"{{kv:default/%c}}" % key for key in b"abcdabcd"))
+    instance = await outside.arm(b"".join(b"{{kv:default/%c}}" % key for key in b"abcdabcd"))
     under_way, most = 0, 0
-    real = living._gate.call
+    real = instance._gate.call
 
     async def call(method, params):
         nonlocal under_way, most
@@ -242,7 +242,7 @@ async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, mo
         finally:
             under_way -= 1
 
-    monkeypatch.setattr(living._gate, "call", call)
+    monkeypatch.setattr(instance._gate, "call", call)
     assert (await outside.get("/acme.demo/")).body == b"abcdabcd"
     assert outside.calls() == [("allow", "")] * 4
     assert most == 4
@@ -267,18 +267,18 @@ async def test_bytes_that_are_no_text_are_marked(outside):
 )
 async def test_what_cannot_be_read_now_is_not_made_up(outside, monkeypatch, denial, status):
     """No half of an answer: a code, and nothing of the inside."""
-    living = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
+    instance = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
 
     async def call(method, params):
         if params["key"] == "b":
             raise HostError(denial, "a secret of the inside")
         return {"ok": True, "value": "a"}
 
-    monkeypatch.setattr(living._gate, "call", call)
+    monkeypatch.setattr(instance._gate, "call", call)
     answer = await outside.get("/acme.demo/")
     assert (answer.status, answer.code) == (status, denial.value)
     assert status == 500 or b"secret" not in answer.body
-    reply = await living.invoke("render", None)
+    reply = await instance.invoke("render", None)
     assert (reply["ok"], reply["error"].partition(":")[0]) == (False, denial.value)
 
 
@@ -292,35 +292,35 @@ async def test_an_answer_that_would_be_too_large_is_the_plugins_failure(outside)
 
 async def test_trimming_the_capability_takes_the_route_away(outside):
     """At once, and a grant brings it back at once."""
-    living = await outside.arm(b"x")
-    living._gate.regrant(frozenset({"kv:read"}))
+    instance = await outside.arm(b"x")
+    instance._gate.regrant(frozenset({"kv:read"}))
     assert (await outside.get("/acme.demo/")).status == 404
-    checkup = await living.check()
+    checkup = await instance.check()
     assert (checkup.health, "not granted" in checkup.message) == (Health.DEGRADED, True)
-    living._gate.regrant(ingresses.EVERYTHING)
+    instance._gate.regrant(ingresses.EVERYTHING)
     assert (await outside.get("/acme.demo/")).status == 200
 
 
 async def test_a_worker_that_declares_no_route_has_none(outside):
     """It can still be invoked, and nobody listens for it."""
-    living = await outside.arm(b"hi {{path}}", capabilities=["kv:read"])
+    instance = await outside.arm(b"hi {{path}}", capabilities=["kv:read"])
     assert not outside.routes.in_use
-    assert "does not declare worker:route" in living.message
-    assert (await living.check()).health is Health.HEALTHY
-    assert (await living.invoke("render", {"path": "/x"}))["result"]["body"] == "hi /x"
+    assert "does not declare worker:route" in instance.message
+    assert (await instance.check()).health is Health.HEALTHY
+    assert (await instance.invoke("render", {"path": "/x"}))["result"]["body"] == "hi /x"
 
 
 async def test_invoke_renders(outside):
     """Path, query and method may be given; the reply says what a request would have been answered."""
-    living = await outside.arm(b"{{method}} {{path}} {{query:a}}")
+    instance = await outside.arm(b"{{method}} {{path}} {{query:a}}")
     payload = {"path": "/p", "query": {"a": "1"}, "method": "HEAD"}
-    assert await living.invoke("render", payload) == {
+    assert await instance.invoke("render", payload) == {
         "ok": True,
         "message": "",
         "result": {"content_type": "text/plain; charset=utf-8", "body": "HEAD /p 1"},
         "error": None,
     }
-    assert (await living.invoke("render", None))["result"]["body"] == "GET /acme.demo/ "
+    assert (await instance.invoke("render", None))["result"]["body"] == "GET /acme.demo/ "
 
 
 @pytest.mark.parametrize(
@@ -338,9 +338,9 @@ async def test_invoke_renders(outside):
     ],
 )
 async def test_other_invocations_are_refused(outside, action, payload):
-    living = await outside.arm(b"x")
+    instance = await outside.arm(b"x")
     with pytest.raises(Problem, match="bad_request"):
-        await living.invoke(action, payload)
+        await instance.invoke(action, payload)
 
 
 # Its life.
@@ -348,9 +348,9 @@ async def test_other_invocations_are_refused(outside, action, payload):
 
 async def test_stopping_gives_the_route_back(outside):
     """Stopping twice is harmless."""
-    living = await outside.arm(b"x")
-    await living.stop(1.0)
-    await living.stop(1.0)
+    instance = await outside.arm(b"x")
+    await instance.stop(1.0)
+    await instance.stop(1.0)
     assert not outside.routes.in_use
 
 
@@ -358,15 +358,15 @@ async def test_without_a_listener_it_is_degraded_and_says_why():
     """And well again when there is one: nothing of the plugin's own is wrong."""
     routes = RouteTable()
     gate = _gate()
-    living = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
-    living.claim = routes.claim("acme.demo", ["/acme.demo/"], living)
+    instance = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
+    instance.claim = routes.claim("acme.demo", ["/acme.demo/"], instance)
     routes.set_listener(RouteListener(fault="cannot listen at http://127.0.0.1:1: Address already in use"))
-    checkup = await living.check()
+    checkup = await instance.check()
     assert checkup.health is Health.DEGRADED
     assert checkup.message.startswith("listener unavailable for /acme.demo/: cannot listen")
-    assert living.message == checkup.message
+    assert instance.message == checkup.message
     routes.set_listener(RouteListener(url="http://127.0.0.1:8787"))
-    assert (await living.check()).health is Health.HEALTHY
+    assert (await instance.check()).health is Health.HEALTHY
 
 
 async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, monkeypatch):
@@ -423,9 +423,9 @@ async def test_a_thousand_armed_workers_are_small():
         plugin_id = f"acme.p{number:05d}"
         rights = Rights(declared=ingresses.EVERYTHING, granted=ingresses.EVERYTHING)
         gate = broker.gate(Caller(plugin_id=plugin_id), rights)
-        living = worker.Serving(gate, template.parse(source), "text/html; charset=utf-8", routes)
-        living.claim = routes.claim(plugin_id, [f"/{plugin_id}/"], living)
-        return living
+        instance = worker.Serving(gate, template.parse(source), "text/html; charset=utf-8", routes)
+        instance.claim = routes.claim(plugin_id, [f"/{plugin_id}/"], instance)
+        return instance
 
     arm(99_999)
     gc.collect()

@@ -81,8 +81,8 @@ def test_names_in_proc_are_bytes(tmp_path):
 def test_limits_go_where_there_are_controllers():
     """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
     limits = rlimits.ResourceLimits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
-    assert cgroup.wanted(limits, frozenset()) == {}
-    assert cgroup.wanted(limits, frozenset({"memory", "pids", "cpu"})) == {
+    assert cgroup.limit_files(limits, frozenset()) == {}
+    assert cgroup.limit_files(limits, frozenset({"memory", "pids", "cpu"})) == {
         "memory.max": "1048576",
         "memory.swap.max": "0",
         "memory.oom.group": "1",

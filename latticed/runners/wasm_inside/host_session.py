@@ -1,4 +1,4 @@
-"""The child's own end of latticed-stdio-1, for modules that do not speak it: one thing at a time, in order."""
+"""The child's own end of latticed-stdio-1, for modules that do not speak it: one request at a time, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostGone(Exception):
     """The host closed our stdin, or asked us to end."""
 
 
-class Talk:
+class HostSession:
     """Answers the host by calling the module; host calls of the module go out in between."""
 
     def __init__(self, budget: Budget) -> None:
@@ -33,7 +33,7 @@ class Talk:
         self._config: dict[str, Any] = {}
 
     def serve(self, calls: GuestCalls) -> NoReturn:
-        """Until Ended."""
+        """Answer requests until HostGone, or the end of the process."""
         while True:
             message = self._later.popleft() if self._later else self._next()
             method, number = message.get("method"), message.get("id")
@@ -80,7 +80,7 @@ class Talk:
             self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
 
     def _simple(self, method: str, number: Any) -> None:
-        """What needs no call of the module: whoever answers is healthy."""
+        """Requests that need no call of the module: a child that answers is healthy."""
         if method == "health":
             self._send({"id": number, "result": {"status": "healthy", "message": ""}})
         elif method == "shutdown":

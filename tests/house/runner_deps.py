@@ -14,15 +14,15 @@ from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import children
 
 
-def ground(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
+def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
     """This machine, looked at once; `limits` are settings of `plugin_limits`."""
     return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 
-def footing(state_dir: Path) -> RunnerDeps:
+def deps(state_dir: Path) -> RunnerDeps:
     """All that runners are made of; nothing is permitted to anybody."""
     return RunnerDeps(
-        ground=ground(),
+        spawner=spawner(),
         outputs=outputs(),
         routes=RouteTable(),
         state_dir=state_dir,
