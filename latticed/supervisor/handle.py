@@ -49,7 +49,7 @@ class Handle:
         self._todo: list[HandleAction] = []
         self._task: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[Instance] | None = None
-        self._living: Instance | None = None
+        self._instance: Instance | None = None
         self._gate: Gate | None = None
         self._retry: Ticket | asyncio.Handle | None = None
         self._tick: Ticket | None = None
@@ -74,17 +74,17 @@ class Handle:
             self._settled.append(waiter)
             await waiter
 
-    def living(self) -> Instance:
+    def instance(self) -> Instance:
         """The running instance, or Problem("not_armed")."""
-        if self._living is None or self.state.phase is not Phase.ARMED:
+        if self._instance is None or self.state.phase is not Phase.ARMED:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
-        return self._living
+        return self._instance
 
     def visit(self) -> Instance:
         """The running instance for an outside request, or Problem; from now on its failure counts for no breaker."""
-        living = self.living()
+        instance = self.instance()
         self._visited = True
-        return living
+        return instance
 
     @property
     def distrusted(self) -> bool:
@@ -98,15 +98,15 @@ class Handle:
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
         """Have the running instance carry out `action`; Problem when there is none, or its bundle failed meanwhile."""
-        living = self.visit() if by_outsider else self.living()
-        reply = await living.invoke(action, payload)
+        instance = self.visit() if by_outsider else self.instance()
+        reply = await instance.invoke(action, payload)
         if self.distrusted:
             raise Problem("not_armed", f"{self.plugin.id} was stopped meanwhile: its bundle does not verify")
         return reply
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """A host call of the running instance through its Gate; Problem, or HostError."""
-        self.living()
+        self.instance()
         assert self._gate is not None  # noqa: S101 - an armed one has its Gate
         return await self._gate.call(method, params)
 
@@ -182,17 +182,17 @@ class Handle:
         self._starting = None
         if failed is not None:
             self._fail(failed)
-        elif self._living is not None:
+        elif self._instance is not None:
             self._since_s = self._tools.clock.monotonic_s()
-            self.post(rules.Started(message=self._living.message))
+            self.post(rules.Started(message=self._instance.message))
             if self._early is not None:
-                self._living = None
+                self._instance = None
                 self._fail(self._early)
 
     async def _started(self, starting: asyncio.Task[Instance]) -> rules.InstanceFailed | None:
         """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
         try:
-            self._living = await starting
+            self._instance = await starting
         except TimeoutError:
             return rules.InstanceFailed(
                 code="start_timeout", message=f"not started within {self._tools.start_deadline_s:g} s"
@@ -213,9 +213,9 @@ class Handle:
         return None
 
     async def _stop(self) -> None:
-        living, self._living = self._living, None
+        instance, self._instance = self._instance, None
         self._close_gate()
-        await self._tools.end(self.plugin.id, living, at_once=self.distrusted, for_good=not self.state.wanted)
+        await self._tools.end(self.plugin.id, instance, at_once=self.distrusted, for_good=not self.state.wanted)
         self.post(rules.Stopped())
 
     def _exited(self, instance_no: int, code: str, message: str) -> None:
@@ -226,7 +226,7 @@ class Handle:
             self._early = rules.InstanceFailed(code=code, message=message)
         elif self.state.phase is Phase.ARMED:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
-            self._living = None
+            self._instance = None
             self._fail(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
     def _fail(self, failed: rules.InstanceFailed) -> None:
@@ -245,8 +245,8 @@ class Handle:
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
 
     def _check_now(self) -> None:
-        if self.state.phase is Phase.ARMED and self._living is not None:
-            work = self._check(self._living, self._instance_no)
+        if self.state.phase is Phase.ARMED and self._instance is not None:
+            work = self._check(self._instance, self._instance_no)
             self._checking = self._tools.spawn(work, f"check {self.plugin.id}")
 
     def _cancel_checks(self) -> None:
@@ -256,11 +256,11 @@ class Handle:
             self._checking.cancel()
         self._tick = self._checking = None
 
-    async def _check(self, living: Instance, instance_no: int) -> None:
+    async def _check(self, instance: Instance, instance_no: int) -> None:
         timeout_s = self.plugin.manifest.runtime.health.timeout_s
         try:
             async with asyncio.timeout(timeout_s):  # not wait_for: on 3.11 it loses what a cancelled check raises
-                found = await living.check()
+                found = await instance.check()
         except TimeoutError:
             found = Checkup(health=Health.UNHEALTHY, message=f"no answer within {timeout_s} s")
         except Exception as error:  # noqa: BLE001 - a check that fails is a bad check, whatever it raised
@@ -314,15 +314,15 @@ class Handle:
         )
 
     def _note(self) -> None:
-        living = self._living if self.state.phase is Phase.ARMED else None
+        instance = self._instance if self.state.phase is Phase.ARMED else None
         self._seen = replace(
             self._seen,
             state=_STATE_OF[self.state.phase],
             runner=self._tools.runner_name(self.plugin),
             health=self.state.health,
             message=STARTING if self.state.phase is Phase.STARTING else self.state.message,
-            pid=living.pid if living else 0,
-            sandbox=living.sandbox if living else "",
+            pid=instance.pid if instance else 0,
+            sandbox=instance.sandbox if instance else "",
             restart_count=self.state.restarts,
             last_error=self._seen.last_error if self.state.phase is Phase.STOPPING else self.state.fault,
         )
