@@ -1,6 +1,6 @@
 """Reading the audit chains: filtered pages, and everything for export.
 
-Checking a chain is pure and belongs to trust, which may import this room and not the other way round:
+Verification is in trust, which may import this package (never the other way round); callers combine the two:
 `await ledger.read_slow(lambda db: audit_chain.verify(audit.export_lines(db, name, ...), key=...))`.
 """
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash")
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
-"""Of heads and of checkpoints."""
+"""Fields of heads and of checkpoints."""
 MAX_PAGE: Final = 1_000
 SPAN: Final = 50_000
-"""Rows that one question may walk over, some 50 ms: a longer walk is many questions, and others come in between."""
+"""Most rows that one query scans (about 50 ms); longer scans are split, so that other queries get their turn."""
 
 
 class Tables(NamedTuple):
-    """Where a chain is kept."""
+    """Names of the tables of one chain."""
 
     events: str
     heads: str
@@ -77,7 +77,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
         conditions.append("action <> ?")
         values.append(other_than)
     if decision == "deny":
-        conditions.append("decision = 'deny'")  # in words: only so does SQLite see that the index of denials will do
+        conditions.append("decision = 'deny'")  # a literal: SQLite uses no partial index for a parameter
     for column, wanted in (("actor", actor), ("action", action), ("target", target), ("decision", decision)):
         if wanted is not None and (column, wanted) != ("decision", "deny"):
             conditions.append(f"{column} = ?")
@@ -116,7 +116,7 @@ def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False)
 async def last_calls(
     read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], *, actor: str, calls: frozenset[str]
 ) -> dict[str, str]:
-    """The decision on the newest of each of these host calls that `actor` made: one walk, newest first, which ends
+    """The decision on the newest of each of these host calls that `actor` made. One scan, newest first, which ends
     once all are found.
     """
     first, last = await read(lambda db: ends(db, CALLS))
@@ -187,7 +187,7 @@ def heads(conn: RowReader, first: int, last: int, *, chain: chain.Name = DECISIO
 
 
 def checkpoint(conn: RowReader, *, chain: chain.Name = DECISIONS) -> dict[str, Any] | None:
-    """The signed statement of what retention removed; None while the chain is whole."""
+    """The signed statement of what retention removed; None while it has removed nothing."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].checkpoints} ORDER BY seq DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
@@ -265,7 +265,7 @@ def _event(row: tuple[Any, ...], name: chain.Name) -> dict[str, Any]:
 
 
 def _detail(stored: str) -> Any:
-    """The object; what somebody else wrote over it comes out as text, for verify to find."""
+    """The decoded object; a value that was tampered with is returned as text, for verification to report."""
     try:
         return json.loads(stored)
     except ValueError:

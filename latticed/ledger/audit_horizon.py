@@ -1,4 +1,4 @@
-"""How far back a plugin may read the audit record: not behind the moment its id came into its publisher's hands."""
+"""How far back a plugin may read the audit record: not events from before its present publisher had its id."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def draw(tx: Transaction, plugin_id: str) -> None:
-    """From now on what is on record so far is another publisher's."""
+    """Hide all events so far from the plugin: they belong to the previous publisher."""
     tx.execute("REPLACE INTO audit_horizons VALUES (?,?,?)", (plugin_id, *tx.chains.position))
 
 
 def of(conn: RowReader, plugin_id: str) -> Position:
-    """The last events of both chains that are not this plugin's to read."""
+    """The last events of both chains that the plugin may not read."""
     row = conn.execute("SELECT decisions, calls FROM audit_horizons WHERE plugin_id = ?", (plugin_id,)).fetchone()
     return Position(*row) if row else Position()

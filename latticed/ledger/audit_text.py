@@ -1,4 +1,4 @@
-r"""What strangers put into audit events, made safe to store, show and hash.
+r"""Makes untrusted text of audit events safe to store, show and hash.
 
 All text becomes printable ASCII (`Ł` is kept as the six characters `\u0141`). The contract wants both ASCII-escaped
 JSON and byte equality with RFC 8785, which does not escape: only ASCII text gives both, whichever form a checker uses.

@@ -1,4 +1,4 @@
-"""The growing ends of the audit chains; they belong to the writer's thread."""
+"""Appends audit events to the two chains and signs their heads; used by the writer's thread only."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from latticed.model import audit
 
 _REMEMBERED: Final = 80
-"""Characters up to which a text's JSON form is remembered: bounds the memory that strangers' texts can take."""
+"""Longest text, in characters, whose JSON form is cached: bounds the memory that untrusted texts can take."""
 
 
 class Tip(NamedTuple):
-    """The last event: `GENESIS` and 0 before the first.
+    """Seq and hash of the last event of a chain; 0 and `GENESIS` before the first.
 
-    `size`: bytes of the canonical form of all events up to it, those that retention removed included.
+    `size`: bytes of the canonical form of all events up to it, including those that retention removed.
     """
 
     seq: int
@@ -40,7 +40,7 @@ class Tip(NamedTuple):
 class Chain:
     """Appends events and signs heads, within the writer's transactions.
 
-    `tip` and `signed_seq` are what memory holds of the chain: who rolls back calls `restore`. Rows wait in memory until
+    `tip` and `signed_seq` are in memory: after a rollback the caller must call `restore`. Rows are buffered until
     `flush`, because inserting many at once takes half the time.
     """
 
@@ -58,14 +58,14 @@ class Chain:
         self.head: chain.Head | None = None
         self.tip = _last(connection, name)
         signed = int(connection.execute(f"SELECT coalesce(max(seq), 0) FROM {self.tables.heads}").get)
-        self.signed_seq = signed if signed <= self.tip.seq else 0  # beyond: the tail was cut, so sign what is there
+        self.signed_seq = signed if signed <= self.tip.seq else 0  # greater: the tail was deleted; sign what is left
 
     def begin(self) -> None:
-        """A transaction begins: what it appends and signs bears this moment as its time."""
+        """Begin a transaction: all events and heads of it get the present time as `ts`."""
         self._ts = clock.rfc3339(self._now.wall_us())
 
     def append(self, event: audit.Event) -> int:
-        """Put the sanitised `event` after the tip and return its seq; inserted by the next `flush`."""
+        """Sanitise `event`, link it to the tip and return its seq; the row is inserted by the next `flush`."""
         prev = self.tip.hash
         seq = self.tip.seq + 1
         ts = self._ts
@@ -76,7 +76,7 @@ class Chain:
         code, code_json = _text(event.code, audit_text.CODE)
         reason, reason_json = _text(event.reason, audit_text.REASON)
         detail = _object(audit_text.detail(event.detail)) if event.detail else "{}"
-        # chain.canonical() spelled out: twice as fast as the encoder. The unit tests hold the two together.
+        # Must equal chain.canonical(), and is twice as fast as the encoder; unit tests compare the two.
         body = (
             f'{{"action":{action_json},"actor":{actor_json},"code":{code_json},"decision":{decision_json},'
             f'"detail":{detail},"prev":"{prev}","reason":{reason_json},"seq":{seq},"target":{target_json},"ts":"{ts}"}}'
@@ -87,13 +87,13 @@ class Chain:
         return seq
 
     def flush(self) -> None:
-        """Insert what was appended."""
+        """Insert the buffered rows."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             self._connection.executemany(self._insert, waiting)
 
     def restore(self, tip: Tip, signed_seq: int) -> None:
-        """The transaction, or the savepoint, that began with these was rolled back."""
+        """Return to the state before a transaction or savepoint that was rolled back; drops the buffered rows."""
         self._waiting.clear()
         self.tip = tip
         self.signed_seq = signed_seq
@@ -119,7 +119,10 @@ class Chain:
         return head.chain == self.name and signed_by(self._key.public_key(), head)
 
     def attest(self, head: chain.Head, *, size: int) -> chain.Checkpoint:
-        """Insert a signed checkpoint: what comes before and at `head` is being removed. It replaces earlier ones."""
+        """Insert a signed checkpoint for the removal of the events up to and including `head`; replaces earlier ones.
+
+        `size`: bytes of the canonical form of all events up to `head`.
+        """
         payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
         self._connection.execute(f"DELETE FROM {self.tables.checkpoints}")
@@ -131,7 +134,7 @@ class Chain:
 
 
 def signed_by(key: Ed25519PublicKey, head: chain.Head) -> bool:
-    """Whether `key` has signed `head`, for the chain that it names."""
+    """Whether `key` signed `head` as a head of the chain that it names."""
     payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=head.chain)
     try:
         key.verify(base64.b64decode(head.signature, validate=True), payload)
@@ -141,14 +144,14 @@ def signed_by(key: Ed25519PublicKey, head: chain.Head) -> bool:
 
 
 class ChainState(NamedTuple):
-    """What memory holds of both chains at one moment: tips, and up to where they are signed."""
+    """(tip, signed_seq) of each chain at one moment, for `Chains.restore`."""
 
     decisions: tuple[Tip, int]
     calls: tuple[Tip, int]
 
 
 class Chains:
-    """Both chains: host calls go into one, everything else into the other."""
+    """Both chains: events of action `host.call` go to `calls`, all others to `decisions`."""
 
     def __init__(self, connection: Connection, *, key: Ed25519PrivateKey, now: clock.Clock) -> None:
         self.decisions = Chain(connection, key=key, now=now)
@@ -160,7 +163,7 @@ class Chains:
             one.begin()
 
     def append(self, event: audit.Event) -> int:
-        """Put `event` after the tip of its chain and return its seq there."""
+        """Append `event` to its chain and return its seq there."""
         return (self.calls if event.action == HOST_CALL else self.decisions).append(event)
 
     def flush(self) -> None:
@@ -168,7 +171,7 @@ class Chains:
         self.calls.flush()
 
     def sign(self) -> list[chain.Head]:
-        """Sign both tips; the heads of those that were not signed yet."""
+        """Sign both tips; returns the new heads, none for a tip that was signed already."""
         return [head for one in self.all if (head := one.sign()) is not None]
 
     @property
@@ -177,7 +180,7 @@ class Chains:
 
     @property
     def state(self) -> ChainState:
-        """For `restore`, when what begins now may be rolled back."""
+        """Take it before a transaction or savepoint, for `restore` after a rollback."""
         return ChainState((self.decisions.tip, self.decisions.signed_seq), (self.calls.tip, self.calls.signed_seq))
 
     def restore(self, before: ChainState) -> None:
@@ -186,7 +189,7 @@ class Chains:
 
 
 def _text(text: str, limit: int) -> tuple[str, str]:
-    """What is kept of `text`, and that as a JSON string."""
+    """(`text` made printable and cut to `limit`, the same as a JSON string)."""
     if len(text) <= _REMEMBERED:
         return _remembered(text, limit)
     kept = printable(text, limit)
@@ -194,7 +197,7 @@ def _text(text: str, limit: int) -> tuple[str, str]:
 
 
 def _object(found: dict[str, str | int | bool]) -> str:
-    """`chain.encode` for the flat objects that details are."""
+    """`chain.encode` for a flat object, faster."""
     return "{" + ",".join([f"{quoted(key)}:{_value(found[key])}" for key in sorted(found)]) + "}"
 
 
@@ -206,12 +209,13 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001 - a value, not a swi
 
 @functools.lru_cache(maxsize=4_096)
 def _remembered(text: str, limit: int) -> tuple[str, str]:
-    """The same few actors, actions and codes come again and again."""
+    """`_text`, cached: few distinct actors, actions and codes make up nearly all events."""
     kept = printable(text, limit)
     return kept, quoted(kept)
 
 
 def _last(connection: Connection, name: chain.Name) -> Tip:
+    """The tip as the database has it; `size` is that of the last head or checkpoint plus the events after it."""
     events, heads, checkpoints = rows.TABLES[name]
     row = connection.execute(f"SELECT seq, hash FROM {events} ORDER BY seq DESC LIMIT 1").get
     if row is None:

@@ -3,8 +3,8 @@
 The first `quota` denials of the same actor, action and code in a window are each recorded before they are answered.
 Beyond it they are counted, and at most one event per `every_s` says how many: its `detail.count` are the denials
 since the last event written, and its other fields those of the latest. What is only counted is in memory: kill -9 or a
-power cut loses at most the counts of the last `every_s` (not one denial of those within the quota). A chain cannot be
-updated in place, so the alternative would be to write every one of a flood.
+power cut loses at most the counts of the last `every_s`, never a denial within the quota. An event of a chain cannot be
+updated in place, so the only alternative is one event for each denial of a flood.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Denials:
         return _summary(window, now_s) if now_s - window.written_s >= self._every_s else None
 
     def due(self, now_s: float) -> list[Event]:
-        """The counts whose time has come; call it every `every_s`. Windows that are over are forgotten."""
+        """The events with counts that are due; call it every `every_s`. Drops windows that are over."""
         self._settle(now_s, lambda window: self._over(window, now_s) or now_s - window.written_s >= self._every_s)
         for key in [key for key, window in self._windows.items() if self._over(window, now_s)]:
             del self._windows[key]
@@ -71,13 +71,13 @@ class Denials:
         return owed
 
     def rest(self, now_s: float) -> list[Event]:
-        """All counts not yet written, for the last moment before closing."""
+        """The events with all counts not yet written; call it before closing."""
         self._settle(now_s, lambda _: True)
         owed, self._owed = self._owed, []
         return owed
 
     def put_back(self, event: Event) -> None:
-        """Owe `event` again: it could not be written."""
+        """Have `due` return `event` again, because it could not be written."""
         if len(self._owed) < MAX_WINDOWS:
             self._owed.append(event)
 

@@ -1,7 +1,7 @@
-"""One batch of changes as one transaction; the writer's thread calls it.
+"""Commits one batch of changes as one transaction, on the writer's thread.
 
-What is essential (a stop, a revocation) is written from the reserve when the disk is full; everything else is refused
-until the reserve could be made again.
+On a full disk the reserve file is given up for essential jobs (a stop, a revocation); all others are refused until the
+reserve has been allocated again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from latticed.model.chain import Head
 
 HEAD_EVERY: Final = 1_000
-"""Events after which a head is signed without being asked."""
+"""A chain gets a head with the batch that makes it this many events past its last one."""
 
 
 class Committer:
-    """Commits batches into the state that was entered; every job gets its result or its error.
+    """Commits batches to an open state directory; every job gets its result or its error.
 
-    None is told that it is done while what it is written into is not what the next start will find.
+    A batch fails if, before or after it, the directory's files are not those that were opened (`DirectoryIdentity`):
+    a commit into a replaced or removed file would be lost at the next start.
     """
 
     def __init__(self, entered: StateDir, transaction: Transaction, reserve: Reserve) -> None:
@@ -41,10 +42,10 @@ class Committer:
         self._transaction = transaction
         self._reserve = reserve
         self._synchronous = "normal"
-        reserve.held()  # from the start on, not from the first write
+        reserve.held()  # allocates it now: at the first write the disk may be full already
 
     def perform(self, batch: list[WriteJob]) -> list[Head]:
-        """Perform `batch`; the heads that were signed with it. Never raises."""
+        """Commit `batch` and return the heads signed with it. Never raises: errors are set on the jobs."""
         if (fault := self._place.fault()) is not None:
             _fail(batch, fault)
             return []
@@ -67,12 +68,12 @@ class Committer:
             return heads
         except STORAGE_ERRORS as error:
             return self._again(batch, error)
-        except BaseException as error:  # noqa: BLE001 - a waiter must hear of it, and the thread must go on
+        except BaseException as error:  # noqa: BLE001 - set on the jobs, for their futures; the thread must go on
             _fail(batch, error)
             return []
 
     def _again(self, batch: list[WriteJob], error: BaseException) -> list[Head]:
-        """The disk would not take it: what is essential once more, with the reserve given up for it."""
+        """After a storage error: give up the reserve and retry the essential jobs; the others fail with `error`."""
         _fail([job for job in batch if not job.essential], error)
         essential = [job for job in batch if job.essential]
         if not essential:
@@ -88,17 +89,20 @@ class Committer:
             return []
 
     def _fold(self) -> None:
-        """Put the WAL into the database, so that it is used again from its start: a commit costs ten times its size."""
+        """Checkpoint the WAL, so that it is overwritten from its start instead of growing on a full disk.
+
+        A commit writes about ten times the size of its rows to the WAL.
+        """
         with contextlib.suppress(apsw.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _commit(self, batch: list[WriteJob]) -> list[Head]:
-        """`batch` as one transaction; raises, with everything rolled back, when the disk would not take it."""
+        """Commit `batch` as one transaction and return the new heads; on a storage error roll back and raise."""
         connection, chains = self._connection, self._transaction.chains
         before = chains.state
         due = _due(batch, chains)
         try:
-            # A head goes into the journal, which may outlive a power cut: what it speaks of must be on disk first.
+            # A signed head is copied to the journal, which may survive a power cut better than the WAL: so fsync.
             self._synchronise(fully=bool(due) or any(job.durable for job in batch))
             connection.execute("BEGIN IMMEDIATE")
             chains.begin()
@@ -122,12 +126,12 @@ class Committer:
 
     def _synchronise(self, *, fully: bool) -> None:
         wanted = "full" if fully else "normal"
-        if wanted != self._synchronous:  # possible only outside a transaction
+        if wanted != self._synchronous:  # SQLite ignores this pragma within a transaction
             self._connection.execute(f"PRAGMA synchronous={wanted}")
             self._synchronous = wanted
 
     def _change(self, job: WriteJob, change: Callable[[Transaction], Any]) -> None:
-        """Run one change; its own exception stays with it, the disk's fails the batch."""
+        """Run one change in a savepoint; its own exception undoes it alone, a storage error fails the whole batch."""
         connection, chains = self._connection, self._transaction.chains
         chains.flush()
         before = chains.state
@@ -137,7 +141,7 @@ class Committer:
             chains.flush()
         except STORAGE_ERRORS:
             raise
-        except BaseException as error:  # noqa: BLE001 - handed to the one who asked for the change
+        except BaseException as error:  # noqa: BLE001 - set on the job, for its caller
             job.error = error
             connection.execute("ROLLBACK TO change")
             chains.restore(before)
@@ -145,7 +149,7 @@ class Committer:
 
 
 def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
-    """The chains that get a head with this batch, supposing that each of its jobs appends one event."""
+    """The chains that get a head with this batch; a job that is no event is counted as one decision."""
     calls = sum(isinstance(job.change, Event) and job.change.action == HOST_CALL for job in batch)
     more = ((chains.decisions, len(batch) - calls), (chains.calls, calls))
     return [chain for chain, count in more if count and chain.tip.seq + count - chain.signed_seq >= HEAD_EVERY]
@@ -154,7 +158,7 @@ def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
 def _append(job: WriteJob, event: Event, chains: Chains) -> None:
     try:
         job.result = chains.append(event)
-    except Exception as error:  # noqa: BLE001 - a caller's wrong type is his alone
+    except Exception as error:  # noqa: BLE001 - a field of a wrong type fails this job only
         job.error = error
 
 

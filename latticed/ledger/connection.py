@@ -1,4 +1,4 @@
-"""Opens SQLite with the ledger's settings, and tells failures of the disk from mistakes of a caller."""
+"""Opens SQLite with the ledger's settings, and distinguishes storage errors from errors of a caller."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Connection = apsw.Connection
 
 BUSY_MS: Final = 2_000
 OWN: Final = "unix-excl"
-"""The VFS of the ledger while it is ours: the index of the WAL is in our memory (sqlite.org/vfs.html), not in a mapped
-file, where a disk that takes no writes holds even a reader, and with it the event loop. Nobody else can open it then.
+"""The VFS of the daemon's connections: the WAL index is in heap memory (sqlite.org/vfs.html), not in a mapped file.
+
+On a disk that does not take writes, a page fault in that mapping would block even readers, and so the event loop. The
+price: no other process can open the database meanwhile.
 """
 RECOVER_HINT: Final = "keep a copy of the state directory and run: latticed --recover"
 
@@ -37,21 +39,21 @@ STORAGE_ERRORS: Final = (
     apsw.PermissionsError,
     apsw.InterruptError,
 )
-"""What a healthy change may meet on a sick disk; SQLite may already have rolled the whole transaction back."""
+"""Errors of the disk, not of the statement; SQLite may already have rolled the whole transaction back."""
 
 DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
 DAMAGED: Final = (*DAMAGE, apsw.SQLError, apsw.IOError, apsw.MismatchError, UnicodeDecodeError)
-"""What reading a damaged database may meet: a table may be missing, a page unreadable."""
+"""Errors when reading a damaged database: a missing table, an unreadable page."""
 
 
 class RowReader(Protocol):
-    """What the row functions need to ask a question: a Connection or a Transaction."""
+    """What the row functions need for reading: a Connection or a Transaction."""
 
     def execute(self, statements: str, bindings: tuple[Any, ...] = ..., /) -> apsw.Cursor: ...
 
 
 def unavailable(error: BaseException) -> Problem:
-    """The Problem that stands for a write the disk would not take."""
+    """The Problem for a write that failed with a storage error."""
     return Problem(
         "ledger_unavailable",
         f"the ledger cannot be written: {error}",
@@ -93,7 +95,7 @@ def open_writer(path: Path) -> Connection:
 def open_witness(path: Path) -> Connection:
     """A read-only connection to a database that nobody else has open, and that may be damaged.
 
-    Closing it leaves the WAL as it is, for who only reads takes no checkpoint: what is in there may be all there is.
+    Closing it leaves the WAL as it is (read-only connections do not checkpoint), as the only good rows may be there.
     """
     connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
     connection.set_busy_timeout(BUSY_MS)
@@ -125,7 +127,7 @@ def _prepare(connection: Connection) -> None:
 
 
 def _leave(connection: Connection) -> None:
-    """Close without the checkpoint that would write into the damage."""
+    """Close without a checkpoint, which would write into the damaged file."""
     with contextlib.suppress(apsw.Error):
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.close()

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 MOST: Final = 1_000
-"""Hosts that are kept for one plugin; a new one replaces the one not reached for longest."""
+"""Hosts kept for one plugin; a new one replaces the one whose last contact is oldest."""
 
 
 _DECISIONS: Final = 200
-"""Of one plugin that are looked through for the last one that gave it something."""
+"""Newest decisions on a plugin that are searched for the last one that widened its permissions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Used:
 
 
 def note(tx: Transaction, plugin_id: str, host: str, *, now_us: int) -> None:
-    """`plugin_id` has just reached `host` (host:port)."""
+    """Record that `plugin_id` has just connected to `host` (host:port)."""
     tx.execute(
         "INSERT INTO contacts (plugin_id, host, last_at) VALUES (?,?,?)"
         " ON CONFLICT (plugin_id, host) DO UPDATE SET last_at = excluded.last_at",
@@ -49,7 +49,7 @@ def note(tx: Transaction, plugin_id: str, host: str, *, now_us: int) -> None:
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
-    """Forget where a plugin went."""
+    """Remove all hosts recorded for a plugin."""
     tx.execute("DELETE FROM contacts WHERE plugin_id = ?", (plugin_id,))
 
 
@@ -60,8 +60,9 @@ def since(conn: RowReader, plugin_id: str, since_us: int) -> list[tuple[str, int
 
 
 async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], plugin_id: str) -> str:
-    """Since when the record shows what a plugin does with all that it has (RFC 3339): since it was last given anything,
-    or since when the record of calls goes back; empty when it shows neither.
+    """Since when the audit record shows what a plugin does with its present permissions (RFC 3339).
+
+    The later of the last decision that widened them and the last removal of calls by retention; empty without either.
     """
     decided = await audit.query_in_parts(
         read, chains=(chain.DECISIONS,), target=plugin_id, decision="allow", newest_first=True, limit=_DECISIONS
@@ -72,7 +73,7 @@ async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[A
 
 
 def _gives(row: dict[str, Any]) -> bool:
-    """Whether a decision gave a plugin something: all do but those that only take away."""
+    """Whether a decision may have widened what a plugin may do: all do but those that only narrow it."""
     if row["action"] == "plugin.grants":
         return bool(row["detail"].get("granted")) or not row["detail"].get("trimmed")
     return bool(row["action"] == "plugin.status")

@@ -95,7 +95,7 @@ def keep(tx: Transaction, key: int, standing: DdnsStatus) -> bool:
 
 
 def delete(tx: Transaction, plugin_id: str, name: str, kind: str) -> bool:
-    """Keep it no more; False when there was none."""
+    """Remove a record; False when there was none."""
     tx.execute("DELETE FROM ddns_records WHERE plugin_id = ? AND name = ? AND type = ?", (plugin_id, name, kind))
     return tx.changes() > 0
 

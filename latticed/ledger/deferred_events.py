@@ -1,4 +1,4 @@
-"""Events of what has already happened: callers do not wait for the record, and a full disk does not lose them.
+"""Queue of audit events whose callers do not wait for the commit; a full disk does not lose them.
 
 They are written in order, from the reserve if need be, and kept in memory until that works. Memory is bounded: past
 `MAX` the newer ones are only counted, and the count is recorded when the ledger can be written again.
@@ -42,16 +42,16 @@ class DeferredEvents:
 
     @property
     def waiting(self) -> int:
-        """How many events are not recorded yet, those that are only counted included."""
+        """Number of events not recorded yet, including those that are only counted."""
         return len(self._events) + self._lost
 
     @property
     def refused(self) -> int:
-        """How many wait because the ledger did not take them: not those that are merely on their way."""
+        """Number of waiting events while the ledger refuses writes; 0 while it takes them."""
         return self.waiting if self._refused else 0
 
     def put(self, event: Event) -> None:
-        """Have `event` recorded as soon as that can be."""
+        """Queue `event`; never blocks, never fails."""
         if len(self._events) < MAX:
             self._events.append((self._now.wall_us(), event))
         else:
@@ -59,7 +59,7 @@ class DeferredEvents:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write what comes, until cancelled."""
+        """Write queued events until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -68,7 +68,7 @@ class DeferredEvents:
                 self._wake.set()
 
     async def flush(self) -> bool:
-        """Write all that waits; False when the ledger cannot."""
+        """Write all queued events; False when the ledger cannot be written."""
         while self._writing is not None or self._events or self._lost:
             try:
                 future, count, lost = self._writing = self._writing or self._submit()

@@ -37,13 +37,13 @@ class DirectoryIdentity:
         self._seen = {path: self._identity(path) for path in self._watched}
 
     def written(self) -> None:
-        """The ledger has been written to: its write-ahead log is there from now on."""
+        """Call after a commit: from then on the write-ahead log must exist too."""
         if self._wal not in self._watched and (found := self._identity(self._wal)) is not None:
             self._seen[self._wal] = found
             self._watched[self._wal] = "ledger_replaced"
 
     def fault(self) -> Problem | None:
-        """What is not there any more, or is something else."""
+        """The Problem when a file is missing or has been replaced; None when all are as they were."""
         for path, code in [*self._watched.items()]:
             found = self._identity(path)
             if found != self._seen[path]:

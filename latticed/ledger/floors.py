@@ -1,4 +1,4 @@
-"""What must outlive the ledger, in a file outside SQLite that the host signs: versions, masks, pins, revocations.
+"""The floors file, signed and outside SQLite, which must outlive the ledger: versions, masks, pins, revocations.
 
 The ledger is no trust anchor: recovery and restore take the stricter of the ledger and this file (architecture,
 decision 3). A missing file is empty floors; a file that this host did not sign is a Problem, never silently ignored.
@@ -36,7 +36,7 @@ _HINT: Final = "keep a copy of it, then run: latticed --recover"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """Whose bundle an id is: its publisher, whether it was signed, and the identity on record."""
+    """The owner of a plugin id: publisher, whether its bundle was signed, and the identity on record."""
 
     publisher: str
     signed: bool
@@ -115,13 +115,13 @@ def _encode(floors: Floors) -> dict[str, Any]:
 
 
 def _decode(found: dict[str, Any]) -> Floors:
-    """From a dictionary whose signature holds, so of our own making."""
+    """Decode a dictionary whose signature has been verified, so its shape is not checked."""
     return Floors(
         versions=dict(found["versions"]),
         masked={plugin: frozenset(masked) for plugin, masked in found["masked"].items()},
         terms={
             plugin: terms
-            for plugin, text in found.get("terms", {}).items()  # not there before there were any
+            for plugin, text in found.get("terms", {}).items()  # missing in files of older versions
             if (terms := accepted.decode(text)) is not None
         },
         pins={
@@ -129,7 +129,7 @@ def _decode(found: dict[str, Any]) -> Floors:
             for plugin, (publisher, signed, identity) in found["pins"].items()
         },
         revoked=RevocationRows(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
-        heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # older ones have none
+        heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # likewise
         accepted_at=found.get("accepted_at", ""),
     )
 

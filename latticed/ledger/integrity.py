@@ -72,7 +72,7 @@ def note(directory: Path, finding: str) -> None:
 
 
 def noted(directory: Path) -> str:
-    """What an earlier check noted, or nothing."""
+    """The finding that an earlier check noted; empty when there is none."""
     try:
         return files.read_at_most(directory / NOTE, 1 << 16).decode("utf-8", "replace").strip() or "damage"
     except FileNotFoundError:

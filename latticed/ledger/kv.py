@@ -1,6 +1,6 @@
-"""Small values by bucket and key. Whether a name is allowed is the caller's business; how much fits is a `KvQuota`.
+"""Small values by bucket and key. Callers validate names; `KvQuota` limits sizes.
 
-`kv_usage` is kept in the same transaction as the rows, so that a quota costs one point look-up.
+`kv_usage` is kept in the same transaction as the rows, so that a quota check reads one row.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HEAD_INTERVAL_S: Final = 60.0
-"""At least so often a head is signed while events arrive; besides after every 1,000 events and at close."""
+"""Longest time without a new head while events arrive; also signed after every 1,000 events and at close."""
 
 
 class Ledger:
@@ -54,9 +54,9 @@ class Ledger:
         self.public_key = state.public_half(entered.key)
         """The host key's public half, base64 of 32 raw bytes."""
         self.retention = KEEP_ALL
-        """How long and how much of the decisions is kept; may be changed at any time."""
+        """Retention of decisions; may be changed at any time."""
         self.calls_retention = KEEP_ALL
-        """The same for the host calls."""
+        """Retention of host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
         self.floors = entered.floors
@@ -75,16 +75,16 @@ class Ledger:
         An exception of `change` undoes it alone and comes back as it is. `durable` adds an fsync: it survives a power
         cut, not only kill -9. `essential` is what stops something: on a full disk it is written from the reserve.
         Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable when the disk would not
-        take it: then nothing of it happened.
+        take it: then nothing of it was written.
         """
         return await self._writer.submit(change, durable=durable, essential=essential)
 
     def read(self, question: Callable[[Connection], T]) -> T:
-        """The answer to a short point query, inline. Sees what is committed."""
+        """Run a short point query inline, on the event loop. Sees what is committed."""
         return self._readers.ask(question)
 
     async def read_slow(self, question: Callable[[Connection], T]) -> T:
-        """The answer to a long question, off the loop, from one snapshot; consume cursors within `question`."""
+        """Run a long query off the loop, on one snapshot; consume cursors within `question`."""
         return await self._readers.ask_slowly(question)
 
     async def read_for_plugin(self, question: Callable[[Connection], T]) -> T:
@@ -104,7 +104,7 @@ class Ledger:
         return await self._append(event)
 
     def record_later(self, event: audit.Event) -> None:
-        """Have `event`, which has already happened, recorded as soon as that can be; nothing waits for it."""
+        """Queue `event` for recording and return at once; it is retried until the disk takes it."""
         self._deferred.put(event)
 
     def record_limited(self, event: audit.Event, *, group: str = "") -> None:
@@ -130,7 +130,7 @@ class Ledger:
         return self._entered.identity.fault()
 
     async def snapshot(self, target: Path) -> None:
-        """Write a consistent copy of the database to `target`, which must not exist; nobody waits meanwhile."""
+        """Write a consistent copy of the database to `target`, which must not exist; reads and writes go on."""
         await upkeep.snapshot(self._entered.database, target)
 
     async def remove_old(self, *, by_age: bool) -> int:
@@ -168,7 +168,7 @@ class Ledger:
             raise Problem(
                 "audit_unavailable", f"the event cannot be recorded: {problem.reason}", problem.hint
             ) from problem
-        except Exception as error:  # a surprise: still, who asks for a record must get one or a Problem
+        except Exception as error:  # unexpected: callers rely on a record or a Problem, nothing else
             raise Problem("audit_unavailable", f"the event cannot be recorded: {error!r}") from error
         self._last_seq = seq
         return seq
@@ -180,17 +180,17 @@ class Ledger:
         return [asyncio.create_task(one, name=f"ledger-{name}") for name, one in work.items()]
 
     async def _keep_up(self) -> None:
-        """Write counted denials and sign heads as time passes."""
+        """Periodically write counted denials and sign heads, until cancelled."""
         while True:
             await asyncio.sleep(EVERY_S)
             now_s = self._clock.monotonic_s()
             await self._record_owed(self._denials.due(now_s))
             if now_s - self._signed_s >= HEAD_INTERVAL_S:
-                with contextlib.suppress(Problem):  # callers of write and record get theirs
+                with contextlib.suppress(Problem):  # reported to the callers of write and record
                     await self.sign_head()
 
     async def _retain(self) -> None:
-        """Remove what is too old or too much, for as long as the ledger is open."""
+        """Apply retention periodically until cancelled."""
         while True:
             for check in range(upkeep.CHECKS_PER_ROUND):
                 with contextlib.suppress(Problem):  # as above

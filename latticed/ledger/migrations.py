@@ -80,7 +80,7 @@ CREATE TABLE notification_usage (
     plugin_id TEXT PRIMARY KEY, items INTEGER NOT NULL, bytes INTEGER NOT NULL, served INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 """
-"""`served`: whose turn it was last; the plugin with the lowest is next."""
+"""`served`: number of the last turn of the plugin; the lowest is next."""
 
 _MONITORS: Final = """
 CREATE TABLE monitors (
@@ -110,7 +110,7 @@ CREATE TABLE ddns_records (
 ) STRICT;
 CREATE INDEX ddns_records_owner ON ddns_records (plugin_id);
 """
-"""One name and type has one keeper: two that publish different addresses would undo each other's work."""
+"""One row per name and type: two plugins publishing different addresses would overwrite each other."""
 
 _ROUTES: Final = """
 CREATE TABLE routes (

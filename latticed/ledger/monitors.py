@@ -94,7 +94,7 @@ def keep(
 
 
 def delete(tx: Transaction, plugin_id: str, name: str) -> bool:
-    """Remove one with its results; False when there was none."""
+    """Remove a monitor and its results; False when there was none."""
     found = get(tx, plugin_id, name)
     if found is None:
         return False
@@ -104,7 +104,7 @@ def delete(tx: Transaction, plugin_id: str, name: str) -> bool:
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:
-    """Remove all of one plugin; how many there were."""
+    """Remove all monitors of one plugin; returns how many there were."""
     mine = "SELECT key FROM monitors WHERE plugin_id = ?"
     tx.execute(f"DELETE FROM monitor_results WHERE monitor IN ({mine})", (plugin_id,))  # noqa: S608 - constants
     tx.execute("DELETE FROM monitors WHERE plugin_id = ?", (plugin_id,))

@@ -17,12 +17,12 @@ FINISHED: Final[tuple[Status, ...]] = ("done", "failed")
 
 
 def age(tx: Transaction, seconds: int) -> None:
-    """`seconds` have passed, by a clock that does not jump, for everything that waits."""
+    """Add `seconds` (of the monotonic clock) to the waiting time of everything queued or being delivered."""
     tx.execute("UPDATE notifications SET waited_s = waited_s + ? WHERE status IN ('queued', 'delivering')", (seconds,))
 
 
 def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
-    """Fail what is queued and has waited for `limit_s` or longer; how many of each plugin."""
+    """Fail queued items that have waited `limit_s` or longer; returns how many by plugin id."""
     condition = "status = 'queued' AND waited_s >= ?"
     counted = f"SELECT plugin_id, count(*) FROM notifications WHERE {condition} GROUP BY plugin_id"  # noqa: S608
     found: list[Any] = tx.execute(counted, (limit_s,)).fetchall()
@@ -37,7 +37,7 @@ def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
 
 
 def retain(tx: Transaction, *, before_us: int, most: int) -> int:
-    """Remove what ended before `before_us`, and of the rest all but the `most` newest; how many were removed."""
+    """Remove items that ended before `before_us`, and all ended ones but the `most` newest; returns how many."""
     tx.execute("DELETE FROM notifications WHERE status IN ('done', 'failed') AND updated_at < ?", (before_us,))
     removed = tx.changes()
     tx.execute(
@@ -81,18 +81,18 @@ def page(
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
-    """Remove all that one plugin has sent, also what waits, and that it ever did."""
+    """Remove all rows of one plugin, queued ones and its usage included."""
     tx.execute("DELETE FROM notifications WHERE plugin_id = ?", (plugin_id,))
     tx.execute("DELETE FROM notification_usage WHERE plugin_id = ?", (plugin_id,))
 
 
 def count_of(conn: RowReader, plugin_id: str) -> int:
-    """How many one plugin has sent that are still kept, of any status."""
+    """Number of rows of one plugin, of any status."""
     return int(conn.execute("SELECT count(*) FROM notifications WHERE plugin_id = ?", (plugin_id,)).get)
 
 
 def counts(conn: RowReader) -> dict[Status, int]:
-    """How many there are of each status."""
+    """Number of rows by status."""
     found: dict[Status, int] = {"queued": 0, "delivering": 0, "done": 0, "failed": 0}
     found.update(dict(conn.execute("SELECT status, count(*) FROM notifications GROUP BY status")))
     return found
@@ -108,7 +108,7 @@ def _chosen(statuses: Collection[Status], plugin_id: str | None) -> tuple[str, t
 
 
 def _recount(tx: Transaction) -> None:
-    """Count what waits afresh, after a change of many rows; whose turn it is stays."""
+    """Recompute `notification_usage` after a change of many rows, keeping the order of turns."""
     tx.execute("UPDATE notification_usage SET items = 0, bytes = 0")
     tx.execute(
         "INSERT INTO notification_usage (plugin_id, items, bytes) SELECT plugin_id, count(*), sum(size)"

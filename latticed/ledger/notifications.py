@@ -1,11 +1,12 @@
-"""The queue of notifications: accepted once committed, handed out at least once, kept a while after they ended.
+"""The queue of notifications: accepted once committed, delivered at least once, kept for a while after they ended.
 
     queued ─► delivering ─► done
        ▲          ├───────► failed
        └──────────┘
 
-`notification_usage` is kept in the same transaction as the rows, so that a quota costs a look at one row per plugin.
-Times are microseconds since the epoch; how long an item has waited is counted apart (`age`), for the clock may jump.
+`notification_usage` is updated in the same transaction as the rows, so that a quota check reads one row per plugin.
+Times are microseconds since the epoch. How long an item has waited is counted separately, in seconds of the monotonic
+clock (`notification_upkeep.age`), because the wall clock may jump.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Severity = Literal["info", "warning", "error", "critical"]
 Status = Literal["queued", "delivering", "done", "failed"]
 
 LONGEST_WAIT_US: Final = 6 * 3_600 * 1_000_000
-"""No attempt is put off for longer. What seems to be due later than that was written before the clock was set back."""
+"""Longest delay of a retry. A row with a later `next_at` was written before the clock was set back: it is due now."""
 
 _ROW_BYTES: Final = 256
 _OPEN: Final = "status IN ('queued', 'delivering')"
@@ -42,7 +43,7 @@ ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = by
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationRow:
-    """What a sender says. `dedupe`: empty, or a word that makes a second message with it the same one."""
+    """A message as submitted. `dedupe`: empty, or a key: a second message of the plugin with it is a duplicate."""
 
     title: str
     body: str = ""
@@ -52,13 +53,13 @@ class NotificationRow:
 
     @property
     def size(self) -> int:
-        """Bytes that it counts for."""
+        """Bytes that it counts against quotas: its texts in UTF-8, and a constant for the row."""
         return sum(len(part.encode("utf-8")) for part in (self.title, self.body, self.event, self.dedupe)) + _ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationQuota:
-    """What may wait: items and bytes of one plugin, and of all."""
+    """Limits of what is queued or being delivered: items and bytes of one plugin, and of all plugins together."""
 
     items: int
     total_bytes: int
@@ -68,7 +69,7 @@ class NotificationQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedNotification:
-    """The id a message has for good; `duplicate` when it was here already."""
+    """The id of an accepted message; `duplicate`: it is that of an earlier one with the same dedupe key."""
 
     id: str
     duplicate: bool = False
@@ -76,7 +77,10 @@ class QueuedNotification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One row. `id` stays the same over attempts and restarts: who gets it twice can tell. `next_at`: not before."""
+    """One row. `id` is stable over attempts and restarts, so receivers can drop duplicates.
+
+    `next_at`: earliest time of the next attempt. `code` and `reason`: why the last attempt failed.
+    """
 
     seq: int
     id: str
@@ -97,7 +101,7 @@ class Item:
 def accept(
     tx: Transaction, plugin_id: str, message: NotificationRow, quota: NotificationQuota, *, now_us: int
 ) -> QueuedNotification:
-    """Queue `message`, unless one with its dedupe word is still kept; Problem quota_exceeded changes nothing."""
+    """Queue `message`, unless a row with its dedupe key still exists (of any status); Problem quota_exceeded."""
     if message.dedupe:
         found = tx.execute(
             "SELECT id FROM notifications WHERE plugin_id = ? AND dedupe = ?", (plugin_id, message.dedupe)
@@ -128,14 +132,14 @@ def accept(
 
 
 def senders(conn: RowReader) -> list[str]:
-    """The plugins that have something waiting."""
+    """Ids of the plugins with queued or delivering items."""
     return [row[0] for row in conn.execute("SELECT plugin_id FROM notification_usage WHERE items > 0")]
 
 
 def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item | None:
-    """The next item that is due, as `delivering`: plugins in turn, each one's own in the order they came.
+    """Set the next due item to `delivering` and return it: round robin over plugins, first in first out within one.
 
-    Nothing of plugins that are `resting` is taken.
+    Plugins in `resting` are skipped. None when nothing is due.
     """
     plugins = tx.execute("SELECT plugin_id FROM notification_usage WHERE items > 0 ORDER BY served, plugin_id")
     for plugin_id in [row[0] for row in plugins.fetchall() if row[0] not in resting]:
@@ -155,7 +159,7 @@ def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item
 
 
 def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: str = "", reason: str = "") -> bool:
-    """Have it `done` or `failed`; False when it had ended before, or is not known. A done one loses its text."""
+    """Set an item to `done` (its body is erased) or `failed`; False when it is unknown or had ended before."""
     item = _open_one(tx, item_id)
     if item is None:
         return False
@@ -169,7 +173,7 @@ def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: 
 
 
 def put_back(tx: Transaction, item_id: str, *, next_at: int, now_us: int, code: str, reason: str) -> bool:
-    """Queue it again for `next_at`; False when it had ended before, or is not known."""
+    """Queue an item again for `next_at`, capped to LONGEST_WAIT_US; False when it is unknown or had ended before."""
     tx.execute(
         f"UPDATE notifications SET status = 'queued', next_at = ?, code = ?, reason = ?, updated_at = ?"  # noqa: S608
         f" WHERE id = ? AND {_OPEN}",
@@ -179,13 +183,16 @@ def put_back(tx: Transaction, item_id: str, *, next_at: int, now_us: int, code: 
 
 
 def recover(tx: Transaction) -> int:
-    """After a start: what was being delivered when the last life ended is queued again. Returns how many."""
+    """At startup: queue again what was being delivered when the daemon stopped or crashed; returns how many."""
     tx.execute("UPDATE notifications SET status = 'queued' WHERE status = 'delivering'")
     return tx.changes()
 
 
 def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: int) -> bool:
-    """Queue a failed one afresh; False when there is no failed one of that id. Problem quota_exceeded."""
+    """Queue a failed item again, with attempts and waiting time at 0; False when no failed item has that id.
+
+    Problem quota_exceeded.
+    """
     found = tx.execute("SELECT plugin_id, size FROM notifications WHERE id = ? AND status = 'failed'", (item_id,))
     if (row := found.fetchone()) is None:
         return False
@@ -200,7 +207,7 @@ def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: i
 
 
 def waited_s(conn: RowReader, item_id: str) -> int:
-    """Seconds that it has waited while somebody could have delivered it; 0 for an unknown one."""
+    """Seconds that an item has waited while the daemon ran; 0 for an unknown id."""
     row = conn.execute("SELECT waited_s FROM notifications WHERE id = ?", (item_id,)).fetchone()
     return 0 if row is None else int(row[0])
 
@@ -208,7 +215,7 @@ def waited_s(conn: RowReader, item_id: str) -> int:
 def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> int | None:
     """When the next attempt is due, at most LONGEST_WAIT_US from now; None when nothing is queued.
 
-    What belongs to plugins that are `resting` does not count.
+    Plugins in `resting` are left out. A result in the past, or `now_us`, means at once.
     """
     others = f" AND plugin_id NOT IN ({', '.join('?' * len(resting))})" if resting else ""
     queued = f"FROM notifications WHERE status = 'queued'{others}"
@@ -220,12 +227,12 @@ def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> 
 
 
 def delivering(conn: RowReader) -> list[str]:
-    """The ids of what is being delivered."""
+    """Ids of the items in status `delivering`."""
     return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering'")]
 
 
 def usage(conn: RowReader, plugin_id: str | None = None) -> tuple[int, int]:
-    """Items and bytes that wait, of one plugin or of all."""
+    """(items, bytes) queued or being delivered, of one plugin or of all."""
     chosen, values = ("WHERE plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     totals = f"SELECT coalesce(sum(items), 0), coalesce(sum(bytes), 0) FROM notification_usage {chosen}"  # noqa: S608
     items, size = conn.execute(totals, values).get

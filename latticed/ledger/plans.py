@@ -1,4 +1,4 @@
-"""Plans as records: who planned what, and where each stands (model.plan). Nothing is applied by this room.
+"""Rows of plans: owner, intent and state (model.plan). Nothing is applied here.
 
 A plan is its owner's: two plugins may plan the same, and each has its own. All times are microseconds since the epoch.
 """
@@ -63,7 +63,7 @@ def put(
 
 
 def move(tx: Transaction, plugin_id: str, sha256: str, wanted: PlanState, *, now_us: int) -> PlanRow:
-    """Set where a plan stands; Problems not_found, invalid_transition."""
+    """Set the state of a plan; Problems not_found, invalid_transition."""
     found = get(tx, plugin_id, sha256)
     if found is None:
         raise Problem("not_found", f"there is no plan {sha256[:12]}… of {plugin_id}")
@@ -77,7 +77,7 @@ def move(tx: Transaction, plugin_id: str, sha256: str, wanted: PlanState, *, now
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:
-    """Remove all plans of one plugin; how many there were."""
+    """Remove all plans of one plugin; returns how many there were."""
     tx.execute("DELETE FROM plans WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
 

@@ -66,7 +66,7 @@ def consider(tx: Transaction, plugin_id: str, kind: Kind, name: str, candidate: 
 
 
 def delete(tx: Transaction, plugin_id: str, kind: Kind, name: str) -> bool:
-    """Keep it no more; False when there was none."""
+    """Remove a program; False when there was none."""
     tx.execute("DELETE FROM programs WHERE plugin_id = ? AND kind = ? AND name = ?", (plugin_id, kind, name))
     return tx.changes() > 0
 

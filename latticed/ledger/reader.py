@@ -1,4 +1,4 @@
-"""Reading: short questions inline on the event loop, long ones on a thread of their own."""
+"""Read connections: short queries inline on the event loop, long ones on a thread each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Readers:
         self._closed = False
 
     def ask(self, question: Callable[[connection.Connection], T]) -> T:
-        """The answer, at once; Problem ledger_unavailable when the disk would not give it."""
+        """Run `question` inline; Problem ledger_unavailable on a storage error."""
         if self._closed:
             raise _closed()
         try:
@@ -40,7 +40,7 @@ class Readers:
             raise _unreadable(error) from error
 
     async def ask_slowly(self, question: Callable[[connection.Connection], T]) -> T:
-        """The answer, from one snapshot of the ledger. Cancelling interrupts the question."""
+        """Run `question` on a thread and on one snapshot. Cancelling interrupts it."""
         async with self._turn:
             if self._closed:
                 raise _closed()
@@ -62,7 +62,7 @@ class Readers:
                 await joined(thread)
 
     async def close(self) -> None:
-        """Interrupt a slow question, wait for its end and close."""
+        """Interrupt a slow query, wait for its end and close the connections."""
         self._closed = True
         self._stop.set()
         try:
@@ -88,7 +88,7 @@ def _ask_apart(
         failure = _unreadable(error)
         failure.__cause__ = error
         return None, failure
-    except BaseException as error:  # noqa: BLE001 - handed to the one who asked
+    except BaseException as error:  # noqa: BLE001 - raised in the caller
         return None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
 
 

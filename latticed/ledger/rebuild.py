@@ -1,7 +1,8 @@
-"""Builds a ledger in place of a damaged or restored one under another name, and renames it when it is complete.
+"""Builds a ledger under a temporary name, to replace a damaged or restored one, and renames it once complete.
 
-Nothing is deleted: what was there is renamed. Between the two renames there is a host key without a ledger, which no
-start takes for a new beginning. All of it blocks, and the caller holds the state directory.
+Nothing is deleted: what was there is renamed. After a crash between the two renames there is a host
+key without a ledger, for which a start refuses to make a new one. Everything here blocks; callers hold the lock of the
+state directory.
 """
 
 from __future__ import annotations
@@ -138,13 +139,13 @@ def set_aside(directory: Path, label: str) -> tuple[str, ...]:
 
 
 def put_in_place(directory: Path, database: Path) -> None:
-    """Give `database`, which nobody has open, the ledger's name."""
+    """Rename `database`, which nobody has open, to the ledger's name."""
     os.rename(database, directory / state.DATABASE)
     files.sync_directory(directory)
 
 
 def discard(database: Path) -> None:
-    """Remove a database of ours that never got its name."""
+    """Remove a temporary database that was not renamed."""
     for part in PARTS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{database}{part}")

@@ -89,7 +89,7 @@ def load_all(conn: RowReader) -> tuple[lifecycle.Record, ...]:
 
 
 def accepted_sources(conn: RowReader) -> tuple[str, ...]:
-    """The bundles of the plugins that an operator has taken in."""
+    """`source` of the records that an operator has accepted."""
     rows = conn.execute("SELECT source FROM records WHERE status != ?", (lifecycle.Status.VERIFIED.value,))
     return tuple(bytes(source).decode("utf-8", "surrogateescape") for (source,) in rows)
 
@@ -98,7 +98,7 @@ def readable(conn: RowReader) -> tuple[lifecycle.Record, ...]:
     """Those records that can still be read of a damaged table, in no order."""
     found: list[lifecycle.Record] = []
     with contextlib.suppress(*DAMAGED):
-        for row in conn.execute(_ALL.removesuffix(" ORDER BY id")):  # without the index: less that can be damaged
+        for row in conn.execute(_ALL.removesuffix(" ORDER BY id")):  # without the index, which may be damaged too
             with contextlib.suppress(Problem):
                 found.append(_record(dict(zip(_COLUMNS, row, strict=True))))
     return tuple(found)

@@ -1,7 +1,7 @@
-"""Space put by for the day the disk is full: what stops a plugin is recorded from it (architecture, decision 6).
+"""A preallocated file, freed on a full disk so that stopping a plugin can be recorded (architecture, decision 6).
 
-While it is spent, only what is essential is written, for what is left of it must not go to the next host call; it is
-made again before anything else is written.
+While it is freed, only essential jobs are written, so that host calls do not use up the space; it is allocated again
+before anything else is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "reserve"
 BYTES: Final = 1 << 20
-"""Some two thousand decisions, as long as readers let the WAL be used again; some two hundred when they do not."""
+"""Enough for about 2,000 decisions, or about 200 while a reader keeps the WAL from being reused."""
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -31,9 +31,9 @@ class Reserve:
         self._held = False
 
     def held(self) -> bool:
-        """Whether it is there, made now if there is space again.
+        """Whether the file is allocated; tries to allocate it if not.
 
-        A file system that cannot put space by has no reserve and is no reason to refuse writes.
+        True also on a file system without preallocation: that is no reason to refuse writes.
         """
         if not self._held:
             self._held = self._make()
@@ -60,6 +60,6 @@ def _allocate(fd: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_SPACE:
             return True
-        os.ftruncate(fd, 0)  # a part of it is no use
+        os.ftruncate(fd, 0)  # a partial reserve would only take space
         return False
     return True

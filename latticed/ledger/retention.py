@@ -3,9 +3,9 @@
 Events go from the beginning, a slice at a time, so that recording waits only briefly for it. The newest event is
 never removed. Space in the file is used again by what comes later; the file itself does not shrink.
 
-The clock may jump. Age is therefore taken from the beginning on (a head of another century in the middle keeps what
-follows it), and one look by age removes no more than the oldest day: hours pass before a clock that is ahead has cost
-much, and `removed` in the chain and a growing checkpoint show it.
+The clock may jump. Removal by age therefore goes from the beginning and stops at the first head that is recent enough,
+and one check removes no more than the oldest day: a clock that is ahead loses little in the hours before somebody sees
+the events of removal in the chain.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FIELDS: Final = "seq, hash, ts, signature, size"
 class Retention:
     """What is kept at least and at most; 0 keeps all. `max_bytes` counts events as an export does, without hashes.
 
-    Past `max_bytes` a tenth of it is removed, so that it does not happen at every look.
+    Past `max_bytes` a tenth of it is removed, so that not every check has to remove something.
     """
 
     keep_days: int = 0
@@ -44,7 +44,7 @@ KEEP_ALL: Final = Retention()
 
 
 class Old:
-    """What may go of one chain, within a transaction."""
+    """Finds and removes the old events of one chain, within a transaction."""
 
     def __init__(self, tx: Transaction, name: chain.Name) -> None:
         self._tx = tx
@@ -60,7 +60,7 @@ class Old:
         keep = wanted.max_bytes - wanted.max_bytes // 10
         young = f"SELECT min(seq) FROM {self._heads} WHERE size >= ? AND seq < ?"
         found = self._ask(young, tip.size - keep, tip.seq)
-        if found is None:  # the newest events alone are too many: what is signed before them can go
+        if found is None:  # the newest events alone exceed the limit: remove up to the last head before them
             found = self._ask(f"SELECT max(seq) FROM {self._heads} WHERE seq < ?", tip.seq)
         return found or 0
 
@@ -79,9 +79,9 @@ class Old:
     def remove(self, upto: int) -> int:
         """Remove one slice of the events up to `upto`; how many went.
 
-        None go when the head they would be removed under is not ours or does not fit its event: then somebody has
-        changed the chain, and what is left of it is evidence. The removal is an event of the chain it concerns: calls
-        that go must not make decisions grow.
+        Nothing is removed when the head at the end of the slice is not signed by this host or does not match its event:
+        then the chain was tampered with, and is evidence. The removal is recorded in the same chain, so that removing
+        calls does not make decisions grow.
         """
         first = self._ask(f"SELECT min(seq) FROM {self._events}")
         if first is None or first > upto:
@@ -116,7 +116,7 @@ class Old:
 
 
 def _next_day(ts: str) -> str:
-    """A day after `ts`; for what is no time, the end of time, so that it decides nothing."""
+    """`ts` plus a day; for text that is no time, the latest time, so that it does not limit anything."""
     try:
         return (datetime.fromisoformat(ts) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (ValueError, OverflowError):

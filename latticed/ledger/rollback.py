@@ -1,6 +1,6 @@
-"""Whether a ledger is older than what this host has signed since, and what then: it is refused, or accepted by name.
+"""Detects that a ledger is older than heads this host has signed; it is refused unless an operator accepts that.
 
-Signed heads outside the ledger tell: those in floors.json (`check_floors`, at every start) and those in the journal
+The heads outside the ledger are those in floors.json (`check_floors`, at every start) and those in the journal
 (`lifecycle.startup_merge`).
 
 A power cut cannot make a ledger look older: a head leaves the ledger only once its event is on disk.
@@ -78,10 +78,10 @@ def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
 
 
 def behind_heads(conn: RowReader, heads: Iterable[Head]) -> str:
-    """As `behind`."""
+    """As `behind`, for heads."""
     return behind(conn, [(head.chain, head.seq, head.hash) for head in heads])
 
 
 def problem_of(detail: str) -> Problem:
-    """The Problem that stands for a ledger that is not the newest."""
+    """The Problem ledger_rolled_back."""
     return Problem("ledger_rolled_back", f"this ledger is older than what was decided: {detail}", _HINT)

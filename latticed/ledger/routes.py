@@ -81,7 +81,7 @@ def get(conn: RowReader, plugin_id: str, path: str) -> RouteRow | None:
 
 
 def load_all(conn: RowReader) -> list[RouteRow]:
-    """Every route, those that have been there longest first: they have the better claim."""
+    """Every route, oldest first: of several rows for one path the oldest takes precedence."""
     statement = f"SELECT {_COLUMNS} FROM routes ORDER BY created_at, plugin_id, path"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement)]
 

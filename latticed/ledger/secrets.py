@@ -1,7 +1,7 @@
-"""Sealed values and who may have them used. What is in `sealed` only the owner of the key can read (host.secrets).
+"""Rows of secrets, encrypted by host.secrets, and of their bindings to plugins.
 
-A binding carries a MAC under the same key: who can only write this database cannot bind a secret. Removing one needs
-no key, so the lifecycle can set a plugin's bindings aside in the transaction that accepts another publisher.
+A binding carries a MAC under the same key, so write access to this database does not suffice to bind a secret. Removing
+one needs no key, so the lifecycle can set a plugin's bindings aside in the transaction that accepts another publisher.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 MAX_SECRETS: Final = 1_000
 MAX_BINDINGS: Final = 64
-"""Of one secret."""
+"""Plugins bound to one secret."""
 
 _COLUMNS: Final = "owner, name, version, key_id, nonce, sealed, created_at, updated_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretRow:
-    """One secret as it is stored. Times are microseconds since the epoch; `key_id` names the key, it tells nothing."""
+    """One secret: `sealed` is the ciphertext, `key_id` names the key (and reveals nothing of it).
+
+    Times are microseconds since the epoch.
+    """
 
     owner: str
     name: str
@@ -38,7 +41,7 @@ class SecretRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """That `plugin_id` may have the secret used, if `mac` is right."""
+    """Permission for `plugin_id` to use a secret through host calls; void unless host.secrets verifies `mac`."""
 
     owner: str
     name: str
@@ -60,12 +63,12 @@ def load_all(conn: RowReader) -> tuple[SecretRow, ...]:
 
 
 def count(conn: RowReader) -> int:
-    """How many there are."""
+    """Number of secrets of all owners."""
     return int(conn.execute("SELECT count(*) FROM secrets").get)
 
 
 def put(tx: Transaction, row: SecretRow) -> None:
-    """Store a secret, in place of the one of that owner and name; Problem quota_exceeded."""
+    """Insert a secret or replace the one of that owner and name; Problem quota_exceeded beyond MAX_SECRETS."""
     if get(tx, row.owner, row.name) is None and count(tx) >= MAX_SECRETS:
         raise Problem("quota_exceeded", f"expected at most {MAX_SECRETS} secrets, found {MAX_SECRETS}")
     tx.execute(
@@ -75,7 +78,7 @@ def put(tx: Transaction, row: SecretRow) -> None:
 
 
 def bound_to(conn: RowReader, owner: str, name: str) -> list[str]:
-    """The ids of the plugins that may have one secret used, in order."""
+    """Sorted ids of the plugins with a binding to one secret."""
     return [plugin_id for one, plugin_id in bindings(conn, owner) if one == name]
 
 
@@ -87,7 +90,7 @@ def delete(tx: Transaction, owner: str, name: str) -> bool:
 
 
 def bind(tx: Transaction, binding: Binding) -> None:
-    """Keep a binding; Problems not_found (no such secret), quota_exceeded."""
+    """Insert or replace a binding; Problems not_found (no such secret), quota_exceeded (MAX_BINDINGS)."""
     if get(tx, binding.owner, binding.name) is None:
         raise Problem("not_found", f"there is no secret {binding.name}")
     bound = set(bound_to(tx, binding.owner, binding.name))
@@ -100,34 +103,37 @@ def bind(tx: Transaction, binding: Binding) -> None:
 
 
 def unbind(tx: Transaction, owner: str, name: str, plugin_id: str) -> bool:
-    """Take a binding away; False when there was none."""
+    """Remove a binding; False when there was none."""
     bound = (owner, name, plugin_id)
     tx.execute("DELETE FROM secret_bindings WHERE owner = ? AND name = ? AND plugin_id = ?", bound)
     return tx.changes() > 0
 
 
 def unbind_all(tx: Transaction, plugin_id: str) -> int:
-    """Take back every secret that was bound to a plugin; how many there were."""
+    """Remove all bindings of a plugin; returns how many there were."""
     tx.execute("DELETE FROM secret_bindings WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
 
 
 def unbind_set_aside(tx: Transaction, plugin_id: str) -> None:
-    """Take back what was bound under this id for publishers that held it before (`rename_plugin`)."""
+    """Remove the bindings set aside (by `rename_plugin`) for earlier publishers of this id: `<plugin_id>@...`.
+
+    "A" is the character after "@".
+    """
     tx.execute("DELETE FROM secret_bindings WHERE plugin_id >= ? AND plugin_id < ?", (f"{plugin_id}@", f"{plugin_id}A"))
 
 
 def rename_plugin(tx: Transaction, old: str, new: str) -> int:
-    """Set all bindings of the plugin `old` aside under a name that no plugin has, or bring them back; how many.
+    """Move all bindings of `old` to `new`: to set them aside under a name that no plugin has, or to bring them back.
 
-    Their MACs fit the name they were made for, so under another one they open nothing.
+    Returns how many. The MAC covers the original plugin id, so a binding is void while it is set aside.
     """
     tx.execute("UPDATE OR REPLACE secret_bindings SET plugin_id = ? WHERE plugin_id = ?", (new, old))
     return tx.changes()
 
 
 def binding(conn: RowReader, owner: str, name: str, plugin_id: str) -> bytes | None:
-    """The MAC of one binding, or None."""
+    """The MAC of one binding; None when there is no such binding."""
     statement = "SELECT mac FROM secret_bindings WHERE owner = ? AND name = ? AND plugin_id = ?"
     row = conn.execute(statement, (owner, name, plugin_id)).fetchone()
     return None if row is None else bytes(row[0])

@@ -57,7 +57,7 @@ def locked(directory: Path) -> Iterator[None]:
             trusted_files.check_directory(directory)
             fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            os.fchmod(fd, 0o600)  # who may open it may lock it
+            os.fchmod(fd, 0o600)  # whoever can open it can lock it
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
@@ -112,7 +112,7 @@ def _open_writer(directory: Path) -> connection.Connection:
 
 
 def _clear_remains(directory: Path) -> None:
-    """What a kill in the middle of replacing a file has left."""
+    """Remove temporary files left by a process that was killed while replacing a file."""
     with contextlib.suppress(OSError):  # a failing disk is reported by the reads and writes that matter
         for name in (HOST_KEY, floors.FILE):
             files.clear_remains(directory / name)
@@ -154,7 +154,7 @@ def _make_key(directory: Path, writer: connection.Connection) -> None:
         make_key(directory)
     except OSError as error:
         raise _unusable(directory, error) from error
-    # From now on a missing floors file means that somebody took it away (recovery and restore ask).
+    # From now on, recovery and restore take a missing floors file as removed by somebody.
     floors.write(directory, floors.Floors(), load_key(directory))
 
 

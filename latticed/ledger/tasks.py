@@ -73,7 +73,7 @@ _OWN: Final = tuple(field.name for field in fields(TaskRow) if field.name != "ou
 _COLUMNS: Final = ", ".join((*_OWN, *_OUTCOME))
 _HEAVY: Final = ("script", "stdout", "stderr")
 _GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name in (*_OWN, *_OUTCOME))
-"""Without what can be long."""
+"""All columns, with the long ones (script, output) empty."""
 
 
 def submit(tx: Transaction, task: TaskRow, quota: RowQuota) -> TaskRow:
@@ -98,7 +98,7 @@ def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int)
 
 
 def withdraw(tx: Transaction, task_id: str) -> None:
-    """Back to submitted, without the approval."""
+    """Set a task back to submitted and remove its approval."""
     tx.execute(
         "UPDATE tasks SET state = 'submitted', approved_sha256 = '', approved_by = '', approved_at = 0 WHERE id = ?",
         (task_id,),
@@ -106,7 +106,7 @@ def withdraw(tx: Transaction, task_id: str) -> None:
 
 
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> None:
-    """Its one run is about to begin."""
+    """Set a task to running, before its only run begins."""
     tx.execute("UPDATE tasks SET state = 'running', run_id = ?, started_at = ? WHERE id = ?", (run_id, now_us, task_id))
 
 
@@ -171,7 +171,7 @@ def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
 
 
 def retain(tx: Transaction, *, before_us: int, most: int) -> int:
-    """Remove what ended before `before_us`, and all that ended but the newest `most`; how many there were."""
+    """Remove tasks that ended before `before_us`, and all ended ones but the `most` newest; returns how many."""
     tx.execute("DELETE FROM tasks WHERE ended_at > 0 AND ended_at < ?", (before_us,))
     removed = tx.changes()
     tx.execute(

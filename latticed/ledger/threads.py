@@ -12,7 +12,7 @@ _LOOK_S: Final = 0.001
 
 
 async def joined(thread: threading.Thread) -> None:
-    """Return when `thread`, which has been told to end, has ended; a cancellation is obeyed only then."""
+    """Wait for the end of `thread`, which was asked to stop; a cancellation is raised only after that."""
     cancelled: asyncio.CancelledError | None = None
     while thread.is_alive():
         try:

@@ -1,4 +1,4 @@
-"""What the ledger's thread is handed, a change or an event, and what a change may do."""
+"""Jobs of the writer's thread, and the `Transaction` that a change gets."""
 
 from __future__ import annotations
 

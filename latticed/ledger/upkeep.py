@@ -1,4 +1,4 @@
-"""The long work beside the ledger's writes: snapshots, retention, and checking what opening a large file left out."""
+"""Long-running work on the ledger: snapshots, retention, and the rest of the integrity check of a large file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECK_S: Final = 60.0
 """How often retention checks the size."""
 
 CHECKS_PER_ROUND: Final = 60
-"""Every so many checks of the size it checks the age too."""
+"""Retention by age runs once in this many checks of the size."""
 
 PAGES: Final = 1_000
 """Pages that a snapshot copies between two checks whether it was cancelled."""
@@ -40,7 +40,7 @@ log = logs.get_logger()
 async def remove_old(
     writer: LedgerWriter, wanted: Mapping[chain.Name, Retention], clock: Clock, *, by_age: bool
 ) -> int:
-    """Remove what `wanted` does not keep, slice by slice; how many events went. Problem ledger_unavailable."""
+    """Remove what `wanted` does not keep, slice by slice; returns how many events. Problem ledger_unavailable."""
     return sum([await _remove_old(writer, name, kept, clock, by_age=by_age) for name, kept in wanted.items()])
 
 
@@ -91,7 +91,7 @@ async def check_rest(database: Path) -> Problem | None:
     if not finding:
         return None
     log.critical("ledger_damaged", finding=finding)
-    with contextlib.suppress(OSError):  # then the next start will have to find it again
+    with contextlib.suppress(OSError):  # the next start will check again
         integrity.note(database.parent, finding)
     return connection.damaged(f"expected a sound database, found: {finding}")
 

@@ -68,7 +68,7 @@ class LedgerWriter:
     async def wait_for_events(self, seen: Position, *, calls: bool) -> None:
         """Return once there is an event after `seen` in the decisions or, with `calls`, in either chain.
 
-        Who does not ask for calls is not woken by them: a stream that is idle costs a host call nothing.
+        Without `calls`, host calls do not wake the waiter, so that idle streams cost them nothing.
         """
         while self.tip.decisions <= seen.decisions and not (calls and self.tip.calls > seen.calls):
             waiter = self._loop.create_future()
@@ -98,7 +98,7 @@ class LedgerWriter:
         return future
 
     async def stop(self) -> None:
-        """Commit what is queued, close the database, give the lock back, end the thread."""
+        """Commit queued jobs, close the database, release the lock and end the thread."""
         self._open = False
         self._queue.put(None)
         await joined(self._thread)
@@ -125,11 +125,11 @@ class LedgerWriter:
                 self._tell(self._deliver, batch, heads, chains.position)
 
     def _take(self, batch: list[WriteJob]) -> bool:
-        """Fill `batch` with what is queued, waiting for the first; False when that was the last."""
+        """Fill `batch` with queued jobs, blocking for the first; False when the writer is to stop after it."""
         job = self._queue.get()
         while job is not None:
             batch.append(job)
-            if len(batch) == MAX_BATCH or self._queue.empty():  # only this thread takes, so what is not empty stays so
+            if len(batch) == MAX_BATCH or self._queue.empty():  # no other thread takes jobs, so get() will not block
                 return True
             job = self._queue.get()
         return False
@@ -157,7 +157,7 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | No
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):  # asyncio refuses it, and the waiter would wait for ever
+    elif isinstance(error, StopIteration):  # Future.set_exception refuses it: the caller would hang
         future.set_exception(RuntimeError(f"a change raised {error!r}"))
     else:
         future.set_exception(error)

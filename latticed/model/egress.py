@@ -1,4 +1,4 @@
-"""Host patterns, bound origins, and who may connect where (contracts §3, docs/egress.md)."""
+"""Host patterns, bound origins, and whether a caller may connect to a host (contracts §3, docs/egress.md)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from latticed.model.addresses import Address
 
+# Of manifests, in which hosts are in normal form already; ports are checked against _HIGHEST_PORT afterwards.
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _PATTERN: Final = re.compile(
     rf"(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\]):(?P<port>[1-9][0-9]{{0,4}})", re.ASCII
 )
+# What operators write: a pattern, or the origin of a URL; the host is normalised afterwards.
 _CONSENT: Final = re.compile(
     r"(?:(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://)?(?P<wild>\*\.)?(?P<host>\[[^\[\]]*\]|[^\[\]:/?#@=\s*]+)"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?/?",
@@ -26,7 +28,7 @@ _HOST_EXPECTED: Final = "expected a host and port such as api.example.org:443, *
 _HIGHEST_PORT: Final = 65535
 ANY: Final = "*"
 SCHEMES: Final = ("http", "https", "tcp", "smtp", "smtps", "dns", "ping")
-"""What an origin may be bound for; `ping` knows no port, so its origins carry 0."""
+"""Schemes of bound origins; `ping` has no port, so its origins have port 0."""
 _ORIGIN: Final = re.compile(
     r"(?P<scheme>[a-z]+)://(?P<host>\[[^\[\]]*\]|[^\[\]:/?#@=\s]+)(?::(?P<port>[1-9][0-9]{0,4}))?(?:=(?P<address>\S+))?",
     re.ASCII,
@@ -34,12 +36,12 @@ _ORIGIN: Final = re.compile(
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ping": 0}
 _UNBINDABLE: Final = frozenset({"this network", "unspecified", "multicast", "reserved", "IPv4 within IPv6", "discard"})
 STAR_PORTS: Final = frozenset({80, 443})
-"""The ports of all that `*` stands for; others are accepted by name."""
+"""The ports that `*` covers; hosts on other ports must be granted by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A target that an operator bound to one plugin, private ones included; `host` in normal form (`model.hosts`)."""
+    """A target that an operator bound to one plugin; it may be private. `host` is in normal form (`model.hosts`)."""
 
     scheme: str
     host: str
@@ -56,9 +58,9 @@ class Origin:
 class EgressRights:
     """Where one caller may connect to.
 
-    `hosts` are the patterns an operator accepted (`*`: any public host, on STAR_PORTS), `declared` those of the
-    manifest; None means that the caller has no manifest which could declare any (v1, and latticed's own services).
-    `owner` is the plugin whose share of name look-ups is used; empty for latticed's own.
+    `hosts` are the patterns that the operator granted (`*`: any public host, on STAR_PORTS), `declared` those of the
+    manifest, or None when the caller cannot declare hosts (v1 manifests, latticed's own services).
+    `owner` is the plugin whose quota of DNS queries is used; empty for latticed itself.
     """
 
     hosts: tuple[str, ...] = ()
@@ -74,10 +76,10 @@ def is_pattern(text: str) -> bool:
 
 
 def consent(text: str) -> str:
-    """The pattern (or `*`) that an operator means by `text`, in normal form; ValueError says what was expected.
+    """Normalise a host pattern (or `*`) as an operator writes it; ValueError says what was expected.
 
-    Hosts in every form that http.do takes: any case, a dot at the end, other letters than ASCII, addresses; a URL's
-    origin stands for the port of its scheme.
+    Hosts are taken in every form that http.do takes: any case, a trailing dot, non-ASCII letters, addresses. The origin
+    of a URL without a port gets the default port of its scheme.
     """
     if text == ANY:
         return ANY
@@ -98,15 +100,15 @@ def consent(text: str) -> str:
 
 
 def within(pattern: str, others: Iterable[str]) -> bool:
-    """Whether everything that `pattern` means is meant by one of `others`."""
+    """Whether one of `others` covers all hosts that `pattern` covers."""
     host, port = _parts(pattern)
     return port > 0 and any(_means(_parts(other), host, port) for other in others)
 
 
 def meet(granted: Iterable[str], declared: tuple[str, ...]) -> tuple[str, ...]:
-    """The patterns for what both mean; `*` in `granted` stands for all that is declared on STAR_PORTS.
+    """The effective patterns: those that cover what both cover; `*` in `granted` covers all declared on STAR_PORTS.
 
-    Two patterns have nothing in common, or one of them is within the other (RFC 1123 names are a tree).
+    Two patterns are disjoint, or one is within the other (names are a tree, RFC 1034), so no new pattern is needed.
     """
     found: list[str] = []
     for one in granted:
@@ -120,14 +122,14 @@ def meet(granted: Iterable[str], declared: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def on_star_ports(declared: Iterable[str]) -> tuple[str, ...]:
-    """Those of `declared` that `*` stands for."""
+    """The patterns of `declared` that `*` covers."""
     return tuple(one for one in declared if _parts(one)[1] in STAR_PORTS)
 
 
 def origin(text: str) -> Origin:
-    """`scheme://host[:port][=address]` as a bound origin; ValueError says what was expected.
+    """Parse `scheme://host[:port][=address]`; ValueError says what was expected.
 
-    A name needs the address that it is pinned to: it is never looked up.
+    A host name needs the address that it is pinned to: bound names are never looked up in the DNS.
     """
     found = _ORIGIN.fullmatch(text)
     if found is None or found["scheme"] not in SCHEMES:
@@ -146,15 +148,16 @@ def origin(text: str) -> Origin:
 
 
 def pinned(rights: EgressRights, *, scheme: str, host: str, port: int) -> tuple[Address, ...]:
-    """The addresses of the bound origins that are exactly this target; none when it is not bound."""
+    """The addresses of the origins bound to exactly this target; empty when it is not bound."""
     wanted = (scheme, host, port)
     return tuple(one.address for one in rights.origins if (one.scheme, one.host, one.port) == wanted)
 
 
 def refusal(rights: EgressRights, *, host: str, port: int) -> str | None:
-    """Why a caller may not connect to a host (normal form) that is no bound origin; None when it may, if it is public.
+    """Why a caller may not connect to a host (normal form) that is no bound origin; None when patterns allow it.
 
-    `port` 0 means no port at all, as for ping: then any pattern of the host will do.
+    The caller must still check that the host's addresses are public. `port` 0 means a protocol without ports, such as
+    ping: then a pattern of the host with any port will do.
     """
     shown = f"{hosts.bracketed(host)}:{port}" if port else hosts.bracketed(host)
     if rights.declared is not None and not any(covers(one, host, port) for one in rights.declared):
@@ -170,7 +173,7 @@ def refusal(rights: EgressRights, *, host: str, port: int) -> str | None:
 
 
 def fix(rights: EgressRights, *, host: str, port: int) -> str:
-    """The permit that would lift a `refusal` (`host=…`); empty when a host is not declared, or never public."""
+    """The permit that would lift a `refusal` (`host=…`); empty when the host is not declared or cannot be public."""
     declared = rights.declared is None or any(covers(one, host, port) for one in rights.declared)
     if not declared or not port or (hosts.address_of(host) is None and hosts.local_name(host) is not None):
         return ""
@@ -178,7 +181,7 @@ def fix(rights: EgressRights, *, host: str, port: int) -> str:
 
 
 def binding(*, scheme: str, host: str, port: int, address: Address) -> str:
-    """The permit that binds this target to `address` (`origin=…`); empty when no origin can be so."""
+    """The permit that binds this target to `address` (`origin=…`); empty when `origin` would reject it."""
     pin = "" if hosts.address_of(host) else f"={address}"
     where = f":{port}" if port else ""
     try:
@@ -188,12 +191,12 @@ def binding(*, scheme: str, host: str, port: int, address: Address) -> str:
 
 
 def covers(pattern: str, host: str, port: int) -> bool:
-    """Whether a pattern means this host (normal form) and port; `*.a.b` means all names below a.b, not a.b itself."""
+    """Whether a pattern covers this host (normal form) and port; `*.a.b` covers all names below a.b, not a.b."""
     return _means(_parts(pattern), host, port)
 
 
 def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
-    """`host` may begin with `*.`, for all names below."""
+    """As `covers`, of a parsed pattern; `host` may begin with `*.`, for all names below it."""
     wanted, wanted_port = pattern
     if port not in (0, wanted_port):
         return False
@@ -204,7 +207,7 @@ def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
 
 @lru_cache(maxsize=4_096)
 def _parts(pattern: str) -> tuple[str, int]:
-    """Host in normal form, and port; ("", 0) for a pattern that can never match."""
+    """(host in normal form, port); ("", -1) for a pattern that can never match."""
     if not is_pattern(pattern):
         return "", -1
     host, _, port = pattern.rpartition(":")
@@ -216,13 +219,14 @@ def _parts(pattern: str) -> tuple[str, int]:
 
 
 def is_metadata(bound: Origin) -> bool:
-    """Whether an origin is where a cloud hands out this machine's credentials."""
+    """Whether an origin is a cloud's metadata service, which hands out this machine's credentials."""
     from latticed.model import addresses
 
     return addresses.blocked_class(bound.address) == addresses.METADATA
 
 
 def _unbindable(address: Address) -> str | None:
+    """Why no origin can be bound to `address` (not one machine, or with a zone id); None when one can."""
     from latticed.model import addresses
 
     if getattr(address, "scope_id", None) is not None:

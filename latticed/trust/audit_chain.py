@@ -1,12 +1,12 @@
-"""Are these audit chains whole? Pure: lines in, a report out; works on the ledger and on an exported file alike.
+"""Verifies audit chains. Pure: takes decoded lines, of the ledger or of an exported file, and returns a report.
 
 The rules (contracts §11): `hash = SHA-256(prev ‖ canonical JSON without hash)`, where `prev` enters as its 32 raw
 bytes, 32 zero bytes before the first event, and the canonical JSON holds the field `prev` as hex like every other.
 A head is the host's signature over (seq, hash, ts). A chain begins with event 1, or with a checkpoint: the host's
-signature, in other words, over what its retention removed. What follows a head may be cut off unnoticed by anybody who
-can also cut the heads: so heads are repeated into the journal, and may be given here from there.
-There are two chains of this form. Lines of `calls` say so in `chain`, lines of `decisions` need not; each chain is
-checked by itself, whatever the order in which their lines are mixed.
+signature over the seq and hash of the last event that retention removed. An attacker who removes the newest events
+together with their heads leaves a chain that verifies: so heads are copied to the journal, and `verify` takes those.
+There are two chains of this form. Lines of `calls` have `"chain": "calls"`, lines of `decisions` may leave `chain` out.
+Each chain is verified separately; their lines may be interleaved in any order.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ _SHORT: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
-    """`problem` is empty when all holds, else it says what is wrong at `bad_seq`, the first that is.
+    """The report on one chain. `problem` is empty when it is intact, else it describes the first fault, at `bad_seq`.
 
-    `last_seq` is 0 without events, `removed_seq` the last event that retention removed, 0 for none. `signed_seq` is the
-    last event under a head whose signature was checked (0: none, or no key given): what follows it could have been
-    rewritten by somebody without the host key. `calls` is the report of the other chain, when there were lines of it.
+    `events` and `heads` are numbers of lines. `last_seq` is 0 without events, `removed_seq` the last event that
+    retention removed, 0 for none. `signed_seq` is the last event under a head whose signature was checked (0: none, or
+    no key given): later events could have been rewritten without the host key. `calls` is the report on the other
+    chain, when there were lines or heads of it.
     """
 
     events: int
@@ -67,12 +68,12 @@ class ChainCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether this chain, and the other one if it is there, is whole."""
+        """Whether this chain, and `calls` if present, is intact."""
         return not self.problem and (self.calls is None or self.calls.ok)
 
 
 class _ChainBroken(Exception):
-    """The finding, on its way to the report."""
+    """Raised at the first fault of a chain; `Walk` turns it into the report."""
 
     def __init__(self, seq: int, problem: str) -> None:
         super().__init__(seq, problem)
@@ -84,8 +85,8 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
     """Check decoded lines in the order of an export: events, and `{"head": {...}}` right after the event it signs.
 
     `heads` are further ones from elsewhere, such as the journal. Without `key` no signature is checked. A chain begins
-    with event 1, or with `{"checkpoint": {...}}` and the event after it: a head is no licence to leave out what it
-    signs. The report is that of the decisions, the other one beside it. Never raises for bad lines.
+    with event 1, or with `{"checkpoint": {...}}` and the event after it: a head does not allow a chain to begin later.
+    Returns the report on decisions, with that on calls in `calls`. Never raises for bad lines.
     """
     walks = {name: Walk(key, name) for name in NAMES}
     seen: set[Name] = set()
@@ -103,7 +104,7 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
 
 
 def _chain_of(line: Any) -> Name:
-    """The chain of a line; one that names an unknown chain is checked as a decision, and fails there."""
+    """The chain of a line; one with an unknown `chain` is given to the walk of decisions, which rejects it."""
     return CALLS if isinstance(line, dict) and line.get("chain") == CALLS else DECISIONS
 
 
@@ -137,10 +138,10 @@ def _statement(found: Any) -> dict[str, Any] | None:
 
 
 class Walk:
-    """Where the check of one chain is: the last event seen, and the heads that speak of events still to come.
+    """Incremental verification of one chain: the last event seen, and heads of events that have not come yet.
 
-    The first thing that is wrong stays: what comes after it is not looked at. `since` goes on where an earlier walk,
-    whose report was whole, has ended.
+    After the first fault, further lines are ignored. `since`, the report of an earlier walk without a fault, resumes
+    after its last event.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Walk:
         self._begun = since is not None
         self._broken: _ChainBroken | None = None
         self.sealed: ChainCheck | None = since
-        """The report at the last head whose signature was checked: where a later walk may go on."""
+        """The report as of the last verified head, for the `since` of a later walk."""
         self.seq = since.last_seq if since else 0
 
     @property
@@ -165,22 +166,23 @@ class Walk:
         return self._broken is not None
 
     def take(self, line: Any) -> None:
-        """One line: an event, a head, a checkpoint."""
+        """Check one decoded line: an event, a head or a checkpoint."""
         self._guarded(self._take, line)
 
     def expect(self, head: Head) -> None:
-        """Note what a head says of an event: the last one, or one that is to come."""
+        """Check a head against the last event, or keep it until its event comes."""
         self._guarded(self._expect, head)
 
     def removed(self, found: Any) -> None:
-        """Retention has gone on since this walk began: `found` is the checkpoint that there is now."""
+        """Take the new checkpoint `found` when retention has removed events during this walk."""
         self._guarded(self._remove, found)
 
     def finish(self) -> None:
-        """There are no more lines."""
+        """End of input: a head of a later event means that the tail was cut."""
         self._guarded(self._finish)
 
     def _guarded(self, step: Callable[..., None], *given: Any) -> None:
+        """Run `step` unless a fault was found before; keep the fault it raises."""
         if self._broken is None:
             try:
                 step(*given)
@@ -219,7 +221,7 @@ class Walk:
         self._events = self.seq - self._removed
 
     def _begin(self, found: Any) -> None:
-        """Begin after what retention removed. Heads from elsewhere may speak of events that are gone."""
+        """Begin after the events that retention removed; heads from the journal may be of removed events."""
         checkpoint = self._genuine(found)
         self.seq = self._removed = checkpoint.seq
         self._hash = checkpoint.hash
@@ -248,7 +250,7 @@ class Walk:
             )
 
     def report(self) -> ChainCheck:
-        """What was found so far."""
+        """The report as of now."""
         broken = self._broken
         return ChainCheck(
             events=self._events,
@@ -304,12 +306,12 @@ class Walk:
 
 
 def _kind(line: Mapping[str, Any]) -> str:
-    """What a line that is no event holds; empty for neither of both."""
+    """`checkpoint` or `head` for a line of that kind, else empty."""
     return next((one for one in ("checkpoint", "head") if line.keys() - {"chain"} == {one}), "")
 
 
 def _fault(line: Any) -> str:
-    """What keeps `line` from being an event at all, in words; empty when nothing does."""
+    """Why `line` does not have the form of an event; empty when it has."""
     if not isinstance(line, dict):
         return f"expected an object, found {type(line).__name__}"
     if odd := FIELDS.symmetric_difference(line).difference({"chain"}):
