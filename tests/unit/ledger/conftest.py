@@ -1,4 +1,4 @@
-"""What the ledger's tests share: a clock that stands still unless told, and a ledger in a directory of its own."""
+"""Shared fixtures of the ledger's tests: a clock that moves only by `advance`, and a ledger in a temporary directory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(state_dir: Path, clock: StillClock) -> Callable[[], AbstractAsyncContextManager[ledger.Ledger]]:
-    """Opens the same state directory, again and again."""
+    """A function that opens the same state directory each time it is called."""
     return lambda: ledger.open_ledger(state_dir, clock=clock)
 
 
@@ -64,7 +64,7 @@ def memory() -> Iterator[apsw.Connection]:
 
 @pytest.fixture
 def event() -> Callable[..., audit.Event]:
-    """An event with everything filled in, any field replaced by keyword."""
+    """An event with every field filled in; keywords replace fields."""
 
     def make(**changed: object) -> audit.Event:
         fields: dict[str, object] = {

@@ -32,7 +32,7 @@ def test_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, e
 
 
 def test_details_keep_their_types_and_are_capped() -> None:
-    """Strings, integers and booleans stay what they are; the rest becomes text."""
+    """Strings, integers and booleans keep their type; other values become text."""
     big = {"t": True, "n": -(2**53) + 1, "s": "é", "huge": 2**53, "f": 1.5, "none": None, "long": "x" * 600}
     assert audit_text.detail(big) == {  # type: ignore[arg-type]
         "t": True,
@@ -45,16 +45,16 @@ def test_details_keep_their_types_and_are_capped() -> None:
     }
 
 
-def test_too_many_entries_are_counted() -> None:
-    """At most 32 entries, the last of which then says how many are missing."""
+def test_detail_entries_beyond_limit_are_counted() -> None:
+    """At most 32 entries; the last one says how many are missing."""
     kept = audit_text.detail({f"k{number:02}": number for number in range(40)})
     assert len(kept) == 32
     assert kept["dropped"] == 9
     assert len(audit_text.detail({f"k{number:02}": number for number in range(32)})) == 32
 
 
-def test_what_is_stored_is_what_was_hashed(memory: apsw.Connection) -> None:
-    """The spelled-out JSON of the writer and the canonical form of a stored row are the same bytes."""
+def test_stored_row_matches_hashed_bytes(memory: apsw.Connection) -> None:
+    """The JSON that the writer builds by hand equals the canonical form of the stored row."""
     chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=SystemClock())
     chain.begin()
     chain.append(
@@ -77,7 +77,7 @@ def test_what_is_stored_is_what_was_hashed(memory: apsw.Connection) -> None:
 
 
 def test_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:
-    """`ts` is UTC and has one width."""
+    """`ts` is UTC and has a fixed width."""
 
     class At:
         def wall_us(self) -> int:

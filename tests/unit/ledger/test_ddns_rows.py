@@ -1,4 +1,4 @@
-"""ledger.ddns: the records that are kept for plugins, and how each stands."""
+"""ledger.ddns: rows of DNS records and their status."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def put(house: Ledger, plugin=A, name="h.example.org", kind="A", *, how=NE
     return await house.write(lambda tx: rows.put(tx, plugin, name, kind, spec, how, quota, now_us=now))
 
 
-async def test_a_record_comes_back_with_every_field(house):
-    """Spec and standing, as they were put or kept last; the key and the time it was made stay."""
+async def test_record_round_trips_every_field(house):
+    """Spec and status as last written; key and creation time do not change."""
     made = await put(house, spec='{"ttl":1}')
     assert (made.standing, made.spec, made.created_at) == (DdnsStatus(), '{"ttl":1}', 5)
     assert await house.write(lambda tx: rows.keep(tx, made.key, FULL))
@@ -44,8 +44,8 @@ async def test_a_record_comes_back_with_every_field(house):
     assert house.read(lambda db: rows.get(db, A, "h.example.org", "AAAA")) is None
 
 
-async def test_a_name_and_type_has_one_keeper(house):
-    """Another plugin is refused it, and may have the other type; nothing of the first one is touched."""
+async def test_second_plugin_cannot_take_name_and_type(house):
+    """It may have the other type; the first plugin's record is unchanged."""
     first = await put(house)
     with pytest.raises(Problem, match="no other plugin keeps") as caught:
         await put(house, B, spec='{"b":1}')
@@ -54,8 +54,8 @@ async def test_a_name_and_type_has_one_keeper(house):
     assert house.read(lambda db: rows.get(db, A, "h.example.org", "A")) == first
 
 
-async def test_quotas_count_per_plugin_and_in_all(house):
-    """A change of what is there always fits."""
+async def test_quotas_apply_per_plugin_and_in_total(house):
+    """Changing an existing record is always allowed."""
     narrow = RowQuota(plugin=2, total=3)
     for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
         await put(house, plugin, name, quota=narrow)
@@ -67,8 +67,8 @@ async def test_quotas_count_per_plugin_and_in_all(house):
     assert [row.plugin_id for row in house.read(rows.load_all)] == [A, A, B]
 
 
-async def test_what_is_deleted_is_gone_and_late_news_of_it_goes_nowhere(house):
-    """By its owner only; a record made anew has another key."""
+async def test_status_of_deleted_record_is_dropped(house):
+    """Only the owner can delete it; a record made again has a new key."""
     made = await put(house)
     assert not await house.write(lambda tx: rows.delete(tx, B, "h.example.org", "A"))
     assert await house.write(lambda tx: rows.delete(tx, A, "h.example.org", "A"))

@@ -1,4 +1,4 @@
-"""Events of what has already happened are kept until the ledger takes them."""
+"""Deferred events are kept until the ledger takes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def nothing_waits(house: Ledger) -> None:
 
 
 class Disk:
-    """The writer with a disk that can be filled."""
+    """A writer whose disk can be made full."""
 
     def __init__(self, house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full = False
@@ -65,10 +65,10 @@ async def test_deferred_events_are_recorded_in_order_without_waiting(house: Ledg
     assert "at" not in found[0]["detail"]
 
 
-async def test_what_cannot_be_written_is_kept_and_written_with_its_time(
+async def test_event_refused_by_full_disk_is_written_later_with_its_time(
     house: Ledger, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later than it happened: the event says when that was."""
+    """`at` in the detail says when it happened."""
     monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
     disk = Disk(house, monkeypatch)
     disk.full = True
@@ -98,7 +98,7 @@ async def test_memory_is_bounded_and_the_rest_is_counted(house: Ledger, monkeypa
     assert (found[5]["action"], found[5]["detail"]) == ("audit.lost", {"count": 7})
 
 
-async def test_closing_writes_what_waits(opened: Any) -> None:
+async def test_closing_writes_queued_events(opened: Any) -> None:
     async with opened() as house:
         for number in range(3):
             house.record_later(stopped(number))
@@ -106,8 +106,8 @@ async def test_closing_writes_what_waits(opened: Any) -> None:
         assert house.read(audit.last_seq) == 3
 
 
-async def test_closing_in_the_middle_writes_nothing_twice(opened: Any) -> None:
-    """Ended at any moment of a write: each event is there once."""
+async def test_closing_during_a_write_records_each_event_once(opened: Any) -> None:
+    """At whatever step of the write it is closed."""
     total = 0
     for pauses in range(6):
         async with opened() as house:
@@ -120,10 +120,8 @@ async def test_closing_in_the_middle_writes_nothing_twice(opened: Any) -> None:
             assert house.read(audit.last_seq) == total
 
 
-async def test_only_events_that_the_disk_refused_count_as_refused(
-    house: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Health asks for `refused`: an event that is about to be written must not make the daemon look ill."""
+async def test_refused_counts_only_events_the_disk_refused(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health reports `refused`; events that are merely queued must not degrade it."""
     disk = Disk(house, monkeypatch)
     house.record_later(stopped(1))
     assert (house._deferred.waiting, house.refused) == (1, 0)

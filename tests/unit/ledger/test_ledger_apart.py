@@ -1,4 +1,4 @@
-"""Questions of plugins wait for each other, never the operator for them."""
+"""Slow reads of plugins queue behind each other, never in front of an operator's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 
 
-async def test_an_operator_is_answered_while_a_plugin_asks_something_slow(tmp_path):
-    """One plugin's question hangs, another waits for it; the operator's is answered beside them."""
+async def test_operator_read_does_not_wait_for_slow_plugin_read(tmp_path):
+    """One plugin's query hangs and another waits behind it; the operator's is answered."""
     go_on = threading.Event()
     async with open_ledger(tmp_path / "state", clock=SystemClock()) as ledger:
         slow = asyncio.create_task(ledger.read_for_plugin(lambda _: go_on.wait(30)))

@@ -1,4 +1,4 @@
-"""Two chains: what operators decided, and what plugins called. Neither can be taken for the other, or push it out."""
+"""The chains of decisions and of host calls: events of one are not accepted in the other, nor removed for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEFORE_CALLS = next(n for n, step in enumerate(migrations.MIGRATIONS) if "CREATE
 
 
 async def mixed(house: Ledger, decisions: int, calls: int) -> None:
-    """Decisions and calls in turn, both chains signed at the end."""
+    """Alternating decisions and calls, both chains signed at the end."""
     for number in range(max(decisions, calls)):
         if number < decisions:
             await house.record(ACT)
@@ -46,8 +46,8 @@ def check(house: Ledger, lines: list[Any]) -> audit_chain.ChainCheck:
     return audit_chain.verify(lines, key=audit_chain.public_key(house.public_key))
 
 
-async def test_host_calls_have_a_chain_of_their_own(house: Ledger) -> None:
-    """Its own seqs and heads; the export says which line is whose, and both verify."""
+async def test_host_calls_go_to_calls_chain(house: Ledger) -> None:
+    """With seqs and heads of its own; export lines name their chain, and both verify."""
     await mixed(house, 3, 5)
     assert house.read(audit.position) == (3, 5)
     lines = await exported(house)
@@ -58,7 +58,7 @@ async def test_host_calls_have_a_chain_of_their_own(house: Ledger) -> None:
     assert (report.calls.ok, report.calls.events, report.calls.signed_seq) == (True, 5, 5)
 
 
-async def test_both_chains_go_on_after_a_restart(opened: Open) -> None:
+async def test_both_chains_continue_after_restart(opened: Open) -> None:
     async with opened() as house:
         await mixed(house, 2, 3)
     async with opened() as house:
@@ -68,8 +68,8 @@ async def test_both_chains_go_on_after_a_restart(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("of", ["decisions", "calls"])
-async def test_a_heads_signature_counts_in_its_own_chain_only(house: Ledger, of: str) -> None:
-    """A head, and a checkpoint, that is carried over to the other chain was not signed for that one."""
+async def test_head_of_one_chain_is_rejected_in_the_other(house: Ledger, of: str) -> None:
+    """Checkpoints too: the signature covers the chain's name."""
     await mixed(house, 3, 3)
     lines = await exported(house)
     (head,) = [line["head"] for line in lines if "head" in line and line.get("chain", "decisions") == of]
@@ -81,14 +81,14 @@ async def test_a_heads_signature_counts_in_its_own_chain_only(house: Ledger, of:
     assert "not signed by this host's key" in found.problem
 
 
-async def test_a_chain_of_another_name_is_none(house: Ledger) -> None:
+async def test_unknown_chain_name_is_rejected(house: Ledger) -> None:
     await mixed(house, 1, 1)
     lines = [{**line, "chain": "other"} if "seq" in line else line for line in await exported(house)]
     assert "none of ours" in check(house, lines).problem
 
 
-async def test_calls_beyond_their_limit_go_and_decisions_stay(house: Ledger) -> None:
-    """However many calls there are: not one decision is removed, and the removal is an event among the calls."""
+async def test_retention_of_calls_removes_no_decisions(house: Ledger) -> None:
+    """The removal is recorded as an event of the calls."""
     for _ in range(10):
         await mixed(house, 2, 50)
     house.calls_retention = Retention(max_bytes=50_000)
@@ -104,7 +104,7 @@ async def test_calls_beyond_their_limit_go_and_decisions_stay(house: Ledger) -> 
     assert report.calls.removed_seq == removed
 
 
-async def test_decisions_are_removed_by_their_own_limit(house: Ledger) -> None:
+async def test_retention_of_decisions_uses_its_own_limit(house: Ledger) -> None:
     for _ in range(10):
         await mixed(house, 50, 2)
     house.retention = Retention(max_bytes=50_000)
@@ -113,8 +113,8 @@ async def test_decisions_are_removed_by_their_own_limit(house: Ledger) -> None:
     assert check(house, await exported(house)).ok
 
 
-async def test_each_chain_is_signed_by_its_own_count(state_dir: Path, clock: Any, opened: Open) -> None:
-    """2,500 calls sign the calls' chain, not that of the one decision among them."""
+async def test_heads_are_signed_per_chain_count(state_dir: Path, clock: Any, opened: Open) -> None:
+    """2,500 calls cause heads of the calls, none of the decisions."""
     async with opened() as house:
         await house.record(ACT)
         for _ in range(5):
@@ -125,8 +125,8 @@ async def test_each_chain_is_signed_by_its_own_count(state_dir: Path, clock: Any
         assert house.read(lambda db: audit.heads(db, 1, 9_999)) == []
 
 
-async def test_both_are_merged_by_time_and_paged_by_a_cursor(house: Ledger, clock: Any) -> None:
-    """Pages of both chains: nothing twice, nothing left out, also when the clock jumps back in between."""
+async def test_query_merges_chains_by_time_and_pages_by_cursor(house: Ledger, clock: Any) -> None:
+    """No event twice or missing, also when the clock jumps back in between."""
     for number in range(10):
         await house.record(ACT if number % 3 else CALL)
         clock.advance(1 if number != 5 else -100)
@@ -144,8 +144,8 @@ async def test_both_are_merged_by_time_and_paged_by_a_cursor(house: Ledger, cloc
     }
 
 
-async def test_a_long_query_is_read_in_parts(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filter that matches nothing never holds the reader for all rows at once."""
+async def test_long_query_is_split_into_spans(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that matches nothing must not occupy the reader for a scan of all rows."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 7)
     await mixed(house, 30, 0)
     asked = 0
@@ -163,8 +163,8 @@ async def test_a_long_query_is_read_in_parts(house: Ledger, monkeypatch: pytest.
     assert [event["seq"] for event in found] == list(range(30, 21, -1))
 
 
-async def test_usage_counts_the_calls_of_both_chains(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those from before host calls had a chain of their own."""
+async def test_usage_counts_calls_in_both_chains(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Including calls recorded before they had a chain of their own."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 3)
     await house.write(lambda tx: [tx.chains.decisions.append(CALL) for _ in range(4)])
     await mixed(house, 1, 5)
@@ -173,7 +173,7 @@ async def test_usage_counts_the_calls_of_both_chains(house: Ledger, monkeypatch:
 
 
 def older(directory: Path, events: list[Event]) -> str:
-    """A ledger as the version before wrote it, with one chain; the hash of its last event."""
+    """A ledger as the previous version wrote it, with one chain, and the hash of its last event."""
     directory.mkdir(mode=0o700)
     connection = apsw.Connection(str(directory / "ledger.sqlite3"))
     connection.pragma("journal_mode", "wal")
@@ -197,8 +197,8 @@ def older(directory: Path, events: list[Event]) -> str:
     return prev
 
 
-async def test_an_older_ledger_keeps_its_chain(state_dir: Path, opened: Open) -> None:
-    """Old host calls stay among the decisions with every hash as it was; new ones go where they belong."""
+async def test_migrated_ledger_keeps_old_calls_among_decisions(state_dir: Path, opened: Open) -> None:
+    """With unchanged hashes; new calls go to the new chain."""
     last = older(state_dir, [ACT, CALL, CALL, ACT])
     async with opened() as house:
         (event,) = house.read(lambda db: audit.query(db, newest_first=True, limit=1))

@@ -1,4 +1,4 @@
-"""The disk's failures: killed in the middle, full, and back again."""
+"""Storage failures: SIGKILL during writes, a full disk and recovery from it."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ asyncio.run(main())
 """
 
 
-async def test_kill_9_loses_nothing_that_was_acknowledged(opened: Open, state_dir: Path) -> None:
-    """Killed while eight callers write: the chain verifies, and every seq that a caller was told is there."""
+async def test_sigkill_loses_no_acknowledged_event(opened: Open, state_dir: Path) -> None:
+    """Killed while eight callers write: the chain verifies and has every seq that a caller got."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_FOR_EVER, os.fspath(state_dir)], stdout=subprocess.PIPE
     ) as child:
@@ -108,8 +108,8 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(opened: Open, state_di
 
 
 @pytest.mark.root
-def test_a_full_disk_is_a_problem_until_there_is_space(tmp_path: Path) -> None:
-    """ENOSPC: whoever records is told so, what was recorded stays readable, and the next write works by itself."""
+def test_full_disk_fails_writes_until_space_returns(tmp_path: Path) -> None:
+    """ENOSPC is a Problem for callers; old events stay readable, and the next write needs no restart."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare(1) to mount a small tmpfs")
     disk = tmp_path / "disk"

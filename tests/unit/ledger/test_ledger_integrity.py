@@ -1,4 +1,4 @@
-"""What is looked at when a ledger is opened, and what later."""
+"""Integrity checks at open and while the daemon runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
 
 
 async def filled(opened: Open) -> None:
-    """A ledger whose middle is values, and whose end is records of the audit chain."""
+    """A ledger with values in the middle of the file and the audit chain at its end."""
     async with opened() as house:
         for number in range(40):
             value = os.urandom(20_000)
@@ -43,7 +43,7 @@ async def problem_of(opened: Open) -> Problem:
 
 
 def root_of(state_dir: Path, table: str) -> int:
-    """Where a table begins in the file."""
+    """Offset of a table's root page in the file."""
     connection = apsw.Connection(os.fspath(state_dir / "ledger.sqlite3"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         page = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
@@ -60,8 +60,8 @@ def spoil(state_dir: Path, table: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in damage.AT_ONCE if kind != "row of a stranger"])
-async def test_damage_is_found_at_open_and_left_as_it_is(opened: Open, state_dir: Path, kind: str) -> None:
-    """Whatever is refused is not written to: it may be all that is left."""
+async def test_damaged_ledger_is_refused_and_not_written(opened: Open, state_dir: Path, kind: str) -> None:
+    """Its content may be the only copy."""
     await filled(opened)
     damage.AT_ONCE[kind](state_dir)
     before = {path.name: path.read_bytes() for path in state_dir.glob("ledger.sqlite3*")}
@@ -73,10 +73,8 @@ async def test_damage_is_found_at_open_and_left_as_it_is(opened: Open, state_dir
     assert rebuild.diagnosis(state_dir)
 
 
-async def test_what_a_killed_daemon_left_in_its_wal_stays_there(
-    opened: Open, state_dir: Path, tmp_path: Path, clock: Any
-) -> None:
-    """A refused database is not checkpointed into: its WAL may hold what nothing else has."""
+async def test_refused_ledger_keeps_its_wal(opened: Open, state_dir: Path, tmp_path: Path, clock: Any) -> None:
+    """No checkpoint runs: the WAL may hold rows that are nowhere else."""
     await filled(opened)
     killed = tmp_path / "killed"
     async with opened() as house:
@@ -93,23 +91,23 @@ async def test_what_a_killed_daemon_left_in_its_wal_stays_there(
     assert before["ledger.sqlite3-wal"]
 
 
-async def test_a_wal_of_zeros_is_an_empty_one(opened: Open, state_dir: Path) -> None:
-    """So a power cut leaves a WAL that was being made."""
+async def test_wal_of_zeros_is_accepted_as_empty(opened: Open, state_dir: Path) -> None:
+    """A power cut leaves zeros in a WAL that was being created."""
     await filled(opened)
     (state_dir / "ledger.sqlite3-wal").write_bytes(bytes(4096))
     async with opened() as house:
         assert house.read(audit.last_seq) == 500
 
 
-async def test_a_wal_that_is_in_use_is_a_good_one(house: Ledger, state_dir: Path) -> None:
-    """The check knows SQLite's own header, whichever byte order it chose."""
+async def test_wal_written_by_sqlite_passes_header_check(house: Ledger, state_dir: Path) -> None:
+    """In the byte order of checksums that SQLite chooses on this machine."""
     await house.record(Event(actor="a", action="b", target="c"))
     assert (state_dir / "ledger.sqlite3-wal").stat().st_size > 32
     assert integrity.in_wal(state_dir / "ledger.sqlite3") == ""
 
 
 @pytest.mark.parametrize("at", range(0, 32, 3))
-async def test_every_part_of_the_wal_header_counts(house: Ledger, state_dir: Path, tmp_path: Path, at: int) -> None:
+async def test_change_in_any_wal_header_field_is_found(house: Ledger, state_dir: Path, tmp_path: Path, at: int) -> None:
     await house.record(Event(actor="a", action="b", target="c"))
     copied = tmp_path / "db-wal"
     shutil.copy(state_dir / "ledger.sqlite3-wal", copied)
@@ -120,7 +118,7 @@ async def test_every_part_of_the_wal_header_counts(house: Ledger, state_dir: Pat
 
 
 @pytest.mark.parametrize("table", ["records", "revocations", "heads", "checkpoints", "kv_usage"])
-async def test_of_a_large_file_what_decides_is_checked_at_open(
+async def test_tables_that_decide_are_checked_at_open_of_large_file(
     opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     await filled(opened)
@@ -129,10 +127,10 @@ async def test_of_a_large_file_what_decides_is_checked_at_open(
     assert (await problem_of(opened)).code == "ledger_damaged"
 
 
-async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
+async def test_damage_elsewhere_in_large_file_is_found_while_running(
     opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It opens; then the damage shows as trouble, and the next start refuses it without looking again."""
+    """It is reported as trouble, and the next start refuses the ledger by the note."""
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, "kv")
@@ -146,7 +144,7 @@ async def test_the_rest_of_a_large_file_is_checked_while_it_runs(
     assert (refused.code, "found earlier" in refused.reason) == ("ledger_damaged", True)
 
 
-async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_intact_large_file_reports_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     async with opened() as house:
@@ -155,8 +153,8 @@ async def test_a_sound_large_file_has_no_trouble(opened: Open, monkeypatch: pyte
         assert house.trouble is None
 
 
-async def test_closing_does_not_wait_for_the_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ended while it runs, nothing is left behind and nothing is noted."""
+async def test_closing_cancels_the_running_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves no thread and no note."""
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     for _ in range(5):
@@ -166,8 +164,8 @@ async def test_closing_does_not_wait_for_the_check(opened: Open, monkeypatch: py
         assert house.trouble is None
 
 
-async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_path: Path) -> None:
-    """Its chain ends with an event that was there, it is sound, and nothing of a WAL lies beside it."""
+async def test_snapshot_is_consistent_during_writes(opened: Open, tmp_path: Path) -> None:
+    """Its chain ends with an event of that moment, it is intact, and there is no WAL beside it."""
     await filled(opened)
     target = tmp_path / "copy.sqlite3"
     async with opened() as house:
@@ -187,10 +185,10 @@ async def test_a_snapshot_is_of_one_moment_while_others_write(opened: Open, tmp_
     assert 500 <= found.last_seq <= last
 
 
-async def test_a_snapshot_that_is_not_wanted_any_more_ends(
+async def test_cancelled_snapshot_ends(
     opened: Open, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelling tells the copying thread, which looks every few pages, and waits for it."""
+    """The copying thread checks for it every few pages, and the caller waits for its end."""
     await filled(opened)
     begun, told = threading.Event(), []
 
@@ -218,8 +216,8 @@ async def test_a_snapshot_that_is_not_wanted_any_more_ends(
     assert (tmp_path / "copy").stat().st_size == 0
 
 
-async def test_the_tip_counts_what_no_head_has_counted_yet(memory: apsw.Connection, clock: Any) -> None:
-    """Killed with events after the last head: the next life knows their size too."""
+async def test_tip_size_includes_events_after_last_head(memory: apsw.Connection, clock: Any) -> None:
+    """After a kill, the next start counts the events that no head covers."""
     key = Ed25519PrivateKey.generate()
     chain = Chain(memory, key=key, now=clock)
     chain.begin()
@@ -233,8 +231,8 @@ async def test_the_tip_counts_what_no_head_has_counted_yet(memory: apsw.Connecti
     assert Chain(memory, key=key, now=clock).tip == chain.tip
 
 
-async def test_the_tip_of_a_chain_that_begins_with_a_checkpoint_alone(memory: apsw.Connection) -> None:
-    """Should everything be gone, the chain goes on from the checkpoint."""
+async def test_tip_of_empty_chain_comes_from_checkpoint(memory: apsw.Connection) -> None:
+    """When retention has removed all events, the chain continues from the checkpoint."""
     memory.execute("INSERT INTO checkpoints VALUES (7, ?, 't', 's', 900)", ("ab" * 32,))
     chain = Chain(memory, key=None, now=None)  # type: ignore[arg-type]
     assert tuple(chain.tip) == (7, "ab" * 32, 900)

@@ -21,8 +21,8 @@ def tables(connection: apsw.Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
 
 
-def test_an_empty_database_gets_every_table_and_the_latest_number(empty: apsw.Connection) -> None:
-    """From nothing, all steps are taken."""
+def test_empty_database_is_migrated_to_latest_version(empty: apsw.Connection) -> None:
+    """All steps are taken."""
     assert migrations.migrate(empty) == len(migrations.MIGRATIONS) == migrations.version_of(empty)
     assert {"records", "kv", "kv_usage", "audit", "heads", "revocations"} <= tables(empty)
 
@@ -36,24 +36,24 @@ def test_only_missing_steps_are_taken(empty: apsw.Connection) -> None:
     assert empty.execute("SELECT x, y FROM a").fetchall() == [(7, 5)]
 
 
-def test_a_step_that_fails_leaves_the_version_before_it(empty: apsw.Connection) -> None:
-    """Each step is one transaction: half a step is never kept."""
+def test_failed_step_is_rolled_back_to_previous_version(empty: apsw.Connection) -> None:
+    """Each step is one transaction."""
     with pytest.raises(apsw.SQLError):
         migrations.migrate(empty, steps=("CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"))
     assert migrations.version_of(empty) == 1
     assert tables(empty) == {"a"}
 
 
-def test_a_newer_ledger_is_refused(empty: apsw.Connection) -> None:
-    """An unknown version is not touched: the error names both numbers."""
+def test_newer_ledger_is_refused(empty: apsw.Connection) -> None:
+    """It is not modified; the error names both versions."""
     empty.execute("PRAGMA user_version=99")
     with pytest.raises(Problem, match=r"or lower, found 99") as caught:
         migrations.migrate(empty)
     assert caught.value.code == "ledger_newer"
 
 
-def test_a_record_from_before_there_were_terms_is_read_without_any(empty: apsw.Connection) -> None:
-    """The lifecycle then takes what its stored manifest has for accepted."""
+def test_record_from_before_terms_is_read_without_terms(empty: apsw.Connection) -> None:
+    """The lifecycle then takes everything in its stored manifest as accepted."""
     before = migrations.MIGRATIONS.index(migrations._TERMS)
     migrations.migrate(empty, steps=migrations.MIGRATIONS[:before])
     columns = [name for name in records._COLUMNS if name not in {"interpreter", "terms"}]
@@ -72,15 +72,15 @@ BEFORE_TWO_CHAINS = 12
 """The number of the schema with one audit chain and without terms."""
 
 
-def test_steps_that_ledgers_have_taken_are_not_edited() -> None:
-    """Else a ledger of before and a new one would differ under the same number."""
+def test_released_steps_are_unchanged() -> None:
+    """Otherwise two ledgers of the same version could differ."""
     taken = "\0".join(migrations.MIGRATIONS[:BEFORE_TWO_CHAINS])
     found = hashlib.sha256(taken.encode()).hexdigest()
     assert found == "852b232cafc27ac589e40690af77f611ec50ab65343fafdf10b94e400de3bc2c"
 
 
-def test_every_row_of_the_schema_with_one_chain_is_kept(empty: apsw.Connection) -> None:
-    """A row in each table of before is the same after the later steps, column by column."""
+def test_migration_from_one_chain_keeps_every_row(empty: apsw.Connection) -> None:
+    """One row per table of the old schema is equal, column by column, after the later steps."""
     migrations.migrate(empty, steps=migrations.MIGRATIONS[:BEFORE_TWO_CHAINS])
     columns = {table: _columns(empty, table) for table in tables(empty) if not table.startswith("sqlite_")}
     values = {"INTEGER": 1, "TEXT": "plugin:acme.demo@old", "BLOB": b"x"}

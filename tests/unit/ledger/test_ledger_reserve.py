@@ -1,4 +1,4 @@
-"""A full disk: what stops a plugin is still recorded, from space that was put by for that."""
+"""A full disk: stopping a plugin is still recorded, from the space of the reserve."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ asyncio.run(main())
 
 
 @pytest.mark.root
-def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) -> None:
-    """Three hundred stops, a batch of both kinds, a restart; then there is space, and all is as before."""
+def test_full_disk_records_essential_jobs_only(tmp_path: Path) -> None:
+    """Three hundred stops, a batch with both kinds, a restart; once there is space, everything is written again."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare(1) to mount a small tmpfs")
     disk, script = tmp_path / "disk", tmp_path / "full.py"
@@ -122,7 +122,7 @@ def test_on_a_full_disk_what_stops_is_recorded_and_nothing_else(tmp_path: Path) 
 
 
 class NoSpace:
-    """posix_fallocate on a file system that is as full as the test says."""
+    """posix_fallocate on a file system that is full when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error = 0
@@ -135,8 +135,8 @@ class NoSpace:
         self._real(*arguments)
 
 
-async def test_the_reserve_is_there_from_the_start(opened: Open, state_dir: Path) -> None:
-    """Preallocated, for its owner alone, and again after a restart."""
+async def test_reserve_is_allocated_at_start(opened: Open, state_dir: Path) -> None:
+    """Mode 0600, and allocated again after a restart."""
     for _ in range(2):
         async with opened():
             found = (state_dir / reserve.FILE).stat()
@@ -145,10 +145,10 @@ async def test_the_reserve_is_there_from_the_start(opened: Open, state_dir: Path
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-async def test_without_a_reserve_only_what_is_essential_is_written(
+async def test_only_essential_jobs_are_written_without_reserve(
     opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """Started on a full disk: what is left is for stops, until the reserve could be made."""
+    """When started on a full disk, until the reserve can be allocated."""
     disk = NoSpace(monkeypatch)
     disk.error = error
     async with opened() as house:
@@ -159,8 +159,8 @@ async def test_without_a_reserve_only_what_is_essential_is_written(
         assert await house.record(EVENT) == 2
 
 
-def test_a_reserve_that_cannot_even_be_named_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No room for the file itself is no room; any other failure is no reason to refuse writes."""
+def test_reserve_file_that_cannot_be_created_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for lack of space; any other failure is no reason to refuse writes."""
     found = reserve.Reserve(tmp_path)
     for error, held in ((errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EACCES, True)):
 
@@ -173,7 +173,7 @@ def test_a_reserve_that_cannot_even_be_named_is_not_there(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM])
-async def test_a_file_system_without_preallocation_needs_none(
+async def test_file_system_without_preallocation_needs_no_reserve(
     opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     NoSpace(monkeypatch).error = error
@@ -181,8 +181,8 @@ async def test_a_file_system_without_preallocation_needs_none(
         assert await house.record(EVENT) == 1
 
 
-async def test_a_callers_own_mistake_is_tried_once(house: Ledger) -> None:
-    """Essential or not: an exception of the change is its caller's, and costs nobody the reserve."""
+async def test_exception_of_a_change_is_not_retried(house: Ledger) -> None:
+    """Essential or not: it goes to its caller, and the reserve stays."""
     tries: list[int] = []
 
     def mistaken(tx: Any) -> None:

@@ -1,4 +1,4 @@
-"""Old events go, up to a signed head; what is left still verifies, from a signed checkpoint."""
+"""Old events are removed up to a signed head; the rest verifies from a signed checkpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
 
 async def grow(house: Ledger, count: int, **fields: Any) -> None:
-    """`count` events and a head over them."""
+    """Append `count` events and sign a head."""
     for number in range(count):
         await house.record(Event(**{"actor": "a", "action": "b", "target": f"t{number}", **fields}))
     await house.sign_head()
 
 
 async def lines(house: Ledger) -> list[Any]:
-    """The export, as it would be read from a file."""
+    """The export as lines of a file."""
     found = await house.read_slow(lambda db: list(exports.export(db)))
     return [json.loads(json.dumps(line)) for line in found]
 
@@ -42,14 +42,17 @@ def bytes_of(found: list[Any]) -> int:
     return sum(len(audit_chain.canonical(line)) for line in found if "seq" in line)
 
 
-async def test_without_a_wish_everything_is_kept(house: Ledger) -> None:
+async def test_default_retention_keeps_everything(house: Ledger) -> None:
     await grow(house, 50)
     assert await house.remove_old(by_age=True) == 0
     assert len([line for line in await lines(house) if "seq" in line]) == 50
 
 
-async def test_past_max_bytes_the_oldest_go(house: Ledger) -> None:
-    """Down to nine tenths, up to a head; the checkpoint comes first, the removal is an event, the chain verifies."""
+async def test_oldest_events_beyond_max_bytes_are_removed(house: Ledger) -> None:
+    """Down to nine tenths, up to a head.
+
+    The export begins with the checkpoint, the removal is an event, the chain verifies.
+    """
     for _ in range(20):
         await grow(house, 20)
     house.retention = Retention(max_bytes=30_000)
@@ -65,8 +68,8 @@ async def test_past_max_bytes_the_oldest_go(house: Ledger) -> None:
     assert event["detail"] == {"first": 1, "last": removed, "removed": removed, "hash": found[0]["checkpoint"]["hash"]}
 
 
-async def test_the_size_is_known_after_a_restart(opened: Open) -> None:
-    """What counts as size survives: nothing is removed that fits, and growth goes on being counted."""
+async def test_chain_size_survives_restart(opened: Open) -> None:
+    """Nothing that fits is removed, and growth is counted from there."""
     async with opened() as house:
         await grow(house, 100)
         whole = bytes_of(await lines(house))
@@ -82,7 +85,7 @@ async def test_the_size_is_known_after_a_restart(opened: Open) -> None:
 
 
 async def test_retention_by_age_removes_one_day_per_check(house: Ledger, clock: Any) -> None:
-    """Ten days of events, four to keep: each look removes the oldest day, until the rest is young enough."""
+    """Ten days of events, four to keep: each check removes the oldest day, until the rest is young enough."""
     for _ in range(10):
         await grow(house, 10)
         clock.advance(DAY_S)
@@ -94,8 +97,8 @@ async def test_retention_by_age_removes_one_day_per_check(house: Ledger, clock: 
     assert (report.ok, report.removed_seq) == (True, 60), report.problem
 
 
-async def test_a_clock_jump_removes_at_most_a_day_per_check(house: Ledger, clock: Any) -> None:
-    """A century ahead for a moment: one day of events is gone, not all of them."""
+async def test_clock_jump_removes_at_most_one_day_per_check(house: Ledger, clock: Any) -> None:
+    """A clock that is a century ahead for a moment costs one day of events."""
     for _ in range(5):
         await grow(house, 10)
         clock.advance(DAY_S)
@@ -106,8 +109,8 @@ async def test_a_clock_jump_removes_at_most_a_day_per_check(house: Ledger, clock
     assert await house.remove_old(by_age=True) == 0
 
 
-async def test_a_clock_that_was_behind_removes_nothing(house: Ledger, clock: Any) -> None:
-    """Events dated 1970 in the middle do not make what came before them old."""
+async def test_events_dated_in_the_past_do_not_age_earlier_ones(house: Ledger, clock: Any) -> None:
+    """Events dated 1970 in the middle of the chain remove nothing before them."""
     await grow(house, 10)
     now_us, clock.now_us = clock.now_us, 1
     await grow(house, 10)
@@ -117,8 +120,8 @@ async def test_a_clock_that_was_behind_removes_nothing(house: Ledger, clock: Any
     assert await house.remove_old(by_age=True) == 0
 
 
-async def test_the_newest_event_stays(house: Ledger, clock: Any) -> None:
-    """However old or large: the chain goes on from something."""
+async def test_newest_event_is_never_removed(house: Ledger, clock: Any) -> None:
+    """However old or large it is."""
     await grow(house, 10)
     clock.advance(400 * DAY_S)
     house.retention = Retention(keep_days=1, max_bytes=1)
@@ -132,8 +135,8 @@ async def test_the_newest_event_stays(house: Ledger, clock: Any) -> None:
     assert (report.ok, report.removed_seq, report.last_seq) == (True, 10, 12)
 
 
-async def test_only_what_a_head_vouches_for_is_removed(house: Ledger) -> None:
-    """Events after the last head stay, however little is to be kept."""
+async def test_events_after_last_head_are_kept(house: Ledger) -> None:
+    """However little is to be kept."""
     await grow(house, 10)
     for _ in range(5):
         await house.record(Event(actor="a", action="b", target="c"))
@@ -149,8 +152,8 @@ async def test_only_what_a_head_vouches_for_is_removed(house: Ledger) -> None:
         "UPDATE heads SET signature = 'AAAA'",
     ],
 )
-async def test_a_changed_chain_is_not_tidied_away(house: Ledger, harm: str) -> None:
-    """What somebody tampered with is evidence: retention leaves it and verify goes on naming it."""
+async def test_tampered_chain_is_not_removed(house: Ledger, harm: str) -> None:
+    """Retention leaves it as evidence, and verification still reports it."""
     await grow(house, 10)
     await house.write(lambda tx: tx.execute(harm))
     await grow(house, 10)
@@ -159,8 +162,8 @@ async def test_a_changed_chain_is_not_tidied_away(house: Ledger, harm: str) -> N
     assert not check(house, await lines(house)).ok
 
 
-async def test_a_long_past_goes_in_slices(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each slice has its own checkpoint and event; others write in between."""
+async def test_long_chain_is_removed_in_slices(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice has its own checkpoint and event; other writes run in between."""
     monkeypatch.setattr("latticed.ledger.retention.SLICE", 25)
     for _ in range(10):
         await grow(house, 10)
@@ -183,8 +186,8 @@ async def removed_past(house: Ledger) -> list[Any]:
     return await lines(house)
 
 
-async def test_a_head_alone_does_not_license_a_missing_beginning(house: Ledger) -> None:
-    """Without the checkpoint, or with a head in its place, the beginning is missing."""
+async def test_chain_without_checkpoint_must_begin_with_event_1(house: Ledger) -> None:
+    """A head in place of the checkpoint is not enough."""
     await grow(house, 20)
     whole = await lines(house)
     head = whole[-1]["head"]
@@ -211,10 +214,10 @@ async def test_a_head_alone_does_not_license_a_missing_beginning(house: Ledger) 
         (lambda found: found.pop(0), "expected event 1, found event 21"),
     ],
 )
-async def test_what_is_left_is_guarded_as_before(
+async def test_tampering_after_removal_is_found(
     house: Ledger, tamper: Callable[[list[Any]], object], says: str
 ) -> None:
-    """Edit, delete, reorder, cut tail and a forged checkpoint are named."""
+    """An edit, a deletion, a reordering, a cut tail and a forged checkpoint are reported."""
     found = await removed_past(house)
     assert check(house, found).ok
     changed = copy.deepcopy(found)
@@ -224,14 +227,14 @@ async def test_what_is_left_is_guarded_as_before(
     assert says in report.problem
 
 
-async def test_a_checkpoint_of_another_host_is_refused(house: Ledger) -> None:
+async def test_checkpoint_of_another_host_is_refused(house: Ledger) -> None:
     found = await removed_past(house)
     stranger = Ed25519PrivateKey.generate().public_key()
     assert "checkpoint" in audit_chain.verify(found, key=stranger).problem
 
 
-async def test_heads_from_the_journal_reach_back_behind_the_checkpoint(house: Ledger) -> None:
-    """Those of events that are gone are no fault; one that disagrees with the checkpoint is."""
+async def test_journal_heads_of_removed_events_are_accepted(house: Ledger) -> None:
+    """One that disagrees with the checkpoint is a fault."""
     await grow(house, 10)
     early = audit_chain.decode_head((await lines(house))[-1]["head"])
     await grow(house, 10)

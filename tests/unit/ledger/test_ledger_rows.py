@@ -44,16 +44,16 @@ RECORD = Record(
 )
 
 
-async def test_a_record_comes_back_as_it_went_in(house: Ledger) -> None:
-    """Every field survives, a directory name that is no UTF-8 included; a later put replaces the earlier."""
+async def test_record_round_trips(house: Ledger) -> None:
+    """Every field, with a directory name that is not UTF-8; a later put replaces the row."""
     forgotten = replace(RECORD, id="acme.gone", forgotten=True, status=Status.DISABLED)
     for record in (forgotten, replace(RECORD, status=Status.INSTALLED), RECORD):
         await house.write(lambda tx, record=record: records.put(tx, record), durable=True)  # type: ignore[misc]
     assert house.read(records.load_all) == (RECORD, forgotten)
 
 
-async def test_a_record_that_nobody_here_wrote_is_damage(house: Ledger) -> None:
-    """A status that does not exist is never guessed at."""
+async def test_record_with_unknown_status_is_ledger_damaged(house: Ledger) -> None:
+    """Its meaning is not guessed."""
     await house.write(lambda tx: records.put(tx, RECORD))
     await house.write(lambda tx: tx.execute("UPDATE records SET status = 'sleeping'"))
     with pytest.raises(Problem, match=r"acme\.demo") as caught:
@@ -61,8 +61,8 @@ async def test_a_record_that_nobody_here_wrote_is_damage(house: Ledger) -> None:
     assert caught.value.code == "ledger_damaged"
 
 
-async def test_kv_keeps_values_and_counts_them(house: Ledger) -> None:
-    """Get, replace and delete; usage is keys and bytes of keys and values."""
+async def test_kv_stores_values_and_counts_usage(house: Ledger) -> None:
+    """Get, replace and delete; usage is the number of keys, and the bytes of keys and values."""
     await house.write(lambda tx: kv.put(tx, "b", "é", b"1234", QUOTA))
     await house.write(lambda tx: kv.put(tx, "b", "k", b"", QUOTA))
     assert house.read(lambda db: kv.usage(db, "b")) == (2, 7)
@@ -82,8 +82,8 @@ async def test_kv_keeps_values_and_counts_them(house: Ledger) -> None:
     [("v", b"123456789"), ("fourth", b""), ("a", b"12345678")],
     ids=["value too large", "too many keys", "too many bytes"],
 )
-async def test_a_quota_is_kept(house: Ledger, key: str, value: bytes) -> None:
-    """What does not fit is refused and changes nothing."""
+async def test_put_beyond_quota_is_refused(house: Ledger, key: str, value: bytes) -> None:
+    """It changes nothing."""
     for name in ("a", "b", "c"):
         await house.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
     with pytest.raises(Problem) as caught:
@@ -93,8 +93,8 @@ async def test_a_quota_is_kept(house: Ledger, key: str, value: bytes) -> None:
     assert house.read(lambda db: kv.get(db, "b", "a")) == b"12345"
 
 
-async def test_a_lowered_quota_lets_buckets_shrink(house: Ledger) -> None:
-    """Replacing by something smaller works even above the quota."""
+async def test_bucket_above_lowered_quota_can_shrink(house: Ledger) -> None:
+    """Replacing a value by a smaller one is allowed."""
     await house.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
     tight = kv.KvQuota(value_bytes=8, keys=0, total_bytes=1)
     await house.write(lambda tx: kv.put(tx, "b", "a", b"1234", tight))
@@ -102,7 +102,7 @@ async def test_a_lowered_quota_lets_buckets_shrink(house: Ledger) -> None:
 
 
 async def test_revocations_are_remembered_until_lifted(house: Ledger) -> None:
-    """Only what is new is reported; lifting forgets one."""
+    """Only new ones are returned; lifting removes one."""
     first = revocations.RevocationRows(keys=frozenset({"k1"}), plugins=frozenset({"a@*"}))
     second = revocations.RevocationRows(keys=frozenset({"k1", "k2"}), digests=frozenset({"d"}))
     assert await house.write(lambda tx: revocations.remember(tx, first, now_us=1)) == first
@@ -122,8 +122,8 @@ FLOORS = floors.Floors(
 )
 
 
-async def test_floors_come_back_as_they_went_in(opened: Open, state_dir: Path, event: Make) -> None:
-    """Empty at first; what was written is read, from a file for its owner only, with heads that are on disk."""
+async def test_floors_round_trip(opened: Open, state_dir: Path, event: Make) -> None:
+    """Empty at first; the file has mode 0600 and names heads that are on disk."""
     async with opened() as house:
         assert house.floors == floors.Floors()
         await house.record(event())
@@ -148,8 +148,8 @@ async def test_floors_come_back_as_they_went_in(opened: Open, state_dir: Path, e
         (b'"signature"', b'"signatur"'),
     ],
 )
-async def test_floors_that_were_changed_are_refused(opened: Open, state_dir: Path, old: bytes, new: bytes) -> None:
-    """A file that this host did not sign is a Problem at the next start, not empty floors."""
+async def test_floors_with_invalid_signature_are_refused(opened: Open, state_dir: Path, old: bytes, new: bytes) -> None:
+    """A Problem at the next start, never empty floors."""
     async with opened() as house:
         await house.write_floors(FLOORS)
     path = state_dir / floors.FILE
@@ -161,8 +161,8 @@ async def test_floors_that_were_changed_are_refused(opened: Open, state_dir: Pat
     assert "--accept-rollback" in caught.value.hint
 
 
-async def test_audit_is_filtered_and_paged(house: Ledger, clock: object, event: Make) -> None:
-    """Filters match whole fields, `after` is a cursor in either direction, `since_us` a time."""
+async def test_audit_query_filters_and_pages(house: Ledger, clock: object, event: Make) -> None:
+    """Filters match whole fields, `after` is a cursor in both directions, `since_us` a time."""
     for number in range(6):
         decision = "deny" if number % 2 else "allow"
         await house.record(event(target=f"t{number % 3}", decision=decision, actor="x" if number == 5 else "y"))

@@ -1,4 +1,4 @@
-"""Rows of secrets, their bindings, and labels."""
+"""Rows of secrets and their bindings, and labels of the node."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROW = secrets.SecretRow(
 BINDING = secrets.Binding(owner="operator", name="TOKEN", plugin_id="acme.demo", mac=b"m" * 32)
 
 
-async def test_a_row_comes_back_as_it_went_in(house: Ledger) -> None:
-    """A later put replaces the earlier; owners are apart."""
+async def test_secret_round_trips(house: Ledger) -> None:
+    """A later put replaces the row; owners do not share names."""
     await house.write(lambda tx: secrets.put(tx, ROW))
     newer = replace(ROW, version=2, sealed=b"")
     await house.write(lambda tx: secrets.put(tx, newer))
@@ -27,8 +27,8 @@ async def test_a_row_comes_back_as_it_went_in(house: Ledger) -> None:
     assert house.read(lambda db: secrets.get(db, "operator", "ABSENT")) is None
 
 
-async def test_a_secret_goes_with_its_bindings(house: Ledger) -> None:
-    """Only its own; a binding to nothing is refused."""
+async def test_deleting_a_secret_removes_its_bindings(house: Ledger) -> None:
+    """And no others; binding a missing secret is refused."""
     with pytest.raises(Problem) as caught:
         await house.write(lambda tx: secrets.bind(tx, BINDING))
     assert caught.value.code == "not_found"
@@ -42,7 +42,7 @@ async def test_a_secret_goes_with_its_bindings(house: Ledger) -> None:
     assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
 
 
-async def test_the_number_of_rows_is_bounded(house: Ledger) -> None:
+async def test_quotas_refuse_new_rows_but_not_replacements(house: Ledger) -> None:
     """One more is refused, replacing one is not."""
 
     def fill(tx) -> None:
@@ -57,8 +57,8 @@ async def test_the_number_of_rows_is_bounded(house: Ledger) -> None:
     assert house.read(secrets.count) == secrets.MAX_SECRETS
 
 
-async def test_renaming_a_plugin_replaces_what_lay_under_that_name(house: Ledger) -> None:
-    """Publishers may change places more than once."""
+async def test_renaming_a_plugin_replaces_bindings_of_the_new_name(house: Ledger) -> None:
+    """Two publishers may take over an id from each other more than once."""
     await house.write(lambda tx: secrets.put(tx, ROW))
     for plugin, mac in (("acme.demo", b"new"), ("acme.demo@acme", b"old")):
         await house.write(lambda tx, p=plugin, m=mac: secrets.bind(tx, replace(BINDING, plugin_id=p, mac=m)))  # type: ignore[misc]
@@ -67,8 +67,8 @@ async def test_renaming_a_plugin_replaces_what_lay_under_that_name(house: Ledger
     assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo@acme")) == b"new"
 
 
-async def test_labels_are_set_and_removed_together(house: Ledger) -> None:
-    """Beyond the most nothing of the change happens."""
+async def test_labels_are_set_and_removed_in_one_change(house: Ledger) -> None:
+    """A change beyond the quota has no effect at all."""
     assert await house.write(lambda tx: labels.change(tx, {"b": "2", "a": "1", "c": None}, most=2)) == {
         "a": "1",
         "b": "2",

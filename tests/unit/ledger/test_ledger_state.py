@@ -40,8 +40,8 @@ async def problem_of(opened: Open) -> Problem:
     return caught.value
 
 
-async def test_everything_made_is_for_its_owner_only(opened: Open, state_dir: Path) -> None:
-    """Whatever the umask, directory 0700 and files 0600, the WAL included."""
+async def test_state_directory_is_private_under_any_umask(opened: Open, state_dir: Path) -> None:
+    """Directory 0700 and files 0600, the WAL included."""
     before = os.umask(0)
     try:
         async with opened() as house:
@@ -54,7 +54,7 @@ async def test_everything_made_is_for_its_owner_only(opened: Open, state_dir: Pa
     assert set(modes.values()) == {0o600}
 
 
-async def test_the_host_key_survives(opened: Open) -> None:
+async def test_host_key_is_kept_over_restarts(opened: Open) -> None:
     """The public key is the same after every start."""
     async with opened() as house:
         first = house.public_key
@@ -62,8 +62,8 @@ async def test_the_host_key_survives(opened: Open) -> None:
         assert house.public_key == first
 
 
-async def test_a_second_process_is_told_who_holds_the_directory(opened: Open, state_dir: Path) -> None:
-    """Two processes contend for the lock: the later one is refused by pid, and gets it once the first is gone."""
+async def test_second_process_is_refused_with_pid_of_the_first(opened: Open, state_dir: Path) -> None:
+    """It gets the lock once the first has exited."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, os.fspath(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
@@ -78,14 +78,14 @@ async def test_a_second_process_is_told_who_holds_the_directory(opened: Open, st
         assert house.public_key
 
 
-async def test_the_same_process_cannot_hold_it_twice(house: Ledger, opened: Open) -> None:
-    """The lock is on the directory, not on the process."""
+async def test_lock_excludes_the_same_process(house: Ledger, opened: Open) -> None:
+    """The lock belongs to the open directory, not to the process."""
     assert (await problem_of(opened)).code == "state_in_use"
     assert await house.write(lambda _: 1) == 1
 
 
-async def test_a_damaged_header_is_a_damaged_ledger(opened: Open, state_dir: Path) -> None:
-    """Bytes that are no database are refused with the way out."""
+async def test_damaged_header_is_ledger_damaged(opened: Open, state_dir: Path) -> None:
+    """The Problem has a hint at recovery."""
     async with opened():
         pass
     with (state_dir / state.DATABASE).open("r+b") as file:
@@ -95,8 +95,8 @@ async def test_a_damaged_header_is_a_damaged_ledger(opened: Open, state_dir: Pat
     assert "--recover" in refused.hint
 
 
-async def test_damage_inside_is_found(opened: Open, state_dir: Path) -> None:
-    """A page overwritten in the middle is found when the ledger is opened."""
+async def test_overwritten_page_is_found_at_open(opened: Open, state_dir: Path) -> None:
+    """A page in the middle of the file."""
     async with opened() as house:
         await house.write(
             lambda tx: [tx.append_audit(Event(actor="a", action="b", target="c" * 200)) for _ in range(500)]
@@ -109,8 +109,8 @@ async def test_damage_inside_is_found(opened: Open, state_dir: Path) -> None:
     assert (await problem_of(opened)).code == "ledger_damaged"
 
 
-async def test_a_ledger_of_a_later_version_is_not_touched(opened: Open, state_dir: Path) -> None:
-    """An older daemon does not open a newer ledger."""
+async def test_ledger_of_newer_version_is_not_modified(opened: Open, state_dir: Path) -> None:
+    """An older daemon does not open it."""
     async with opened():
         pass
     connection = apsw.Connection(os.fspath(state_dir / state.DATABASE))
@@ -120,16 +120,16 @@ async def test_a_ledger_of_a_later_version_is_not_touched(opened: Open, state_di
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
-async def test_a_host_key_of_another_size_is_damage(opened: Open, state_dir: Path, content: bytes) -> None:
-    """A cut key is never replaced by a new one."""
+async def test_host_key_of_wrong_size_is_ledger_damaged(opened: Open, state_dir: Path, content: bytes) -> None:
+    """A truncated key is never replaced by a new one."""
     async with opened():
         pass
     (state_dir / state.HOST_KEY).write_bytes(content)
     assert (await problem_of(opened)).code == "ledger_damaged"
 
 
-async def test_a_host_key_that_others_can_read_is_refused(opened: Open, state_dir: Path) -> None:
-    """A key whose mode lets others read it may be known to them."""
+async def test_host_key_readable_by_others_is_refused(opened: Open, state_dir: Path) -> None:
+    """They may have copied it."""
     async with opened():
         pass
     (state_dir / state.HOST_KEY).chmod(0o644)
@@ -138,16 +138,16 @@ async def test_a_host_key_that_others_can_read_is_refused(opened: Open, state_di
     assert "0644" in refused.reason
 
 
-async def test_a_lost_host_key_is_not_replaced_once_there_are_events(opened: Open, state_dir: Path) -> None:
-    """Whoever removes the key does not get a chain signed by a new one."""
+async def test_missing_host_key_is_not_replaced_once_there_are_events(opened: Open, state_dir: Path) -> None:
+    """Removing the key must not lead to a chain signed by a new one."""
     async with opened() as house:
         await house.record(Event(actor="a", action="b", target="c"))
     (state_dir / state.HOST_KEY).unlink()
     assert (await problem_of(opened)).code == "ledger_damaged"
 
 
-async def test_a_lost_database_is_not_replaced_while_the_key_is_there(opened: Open, state_dir: Path) -> None:
-    """Removing the database does not quietly start history anew."""
+async def test_missing_database_is_not_replaced_while_the_key_exists(opened: Open, state_dir: Path) -> None:
+    """Removing the database must not start an empty record silently."""
     async with opened():
         pass
     (state_dir / state.DATABASE).unlink()
@@ -156,8 +156,8 @@ async def test_a_lost_database_is_not_replaced_while_the_key_is_there(opened: Op
     assert not (state_dir / state.DATABASE).exists()
 
 
-async def test_a_first_start_that_died_before_its_key_starts_again(opened: Open, state_dir: Path) -> None:
-    """The key is made last: without it and without events there is nothing to lose."""
+async def test_first_start_killed_before_making_the_key_is_repeated(opened: Open, state_dir: Path) -> None:
+    """The key is made last: without it and without events nothing can be lost."""
     async with opened():
         pass
     (state_dir / state.HOST_KEY).unlink()
@@ -165,16 +165,16 @@ async def test_a_first_start_that_died_before_its_key_starts_again(opened: Open,
         assert await house.record(Event(actor="a", action="b", target="c")) == 1
 
 
-async def test_a_state_directory_that_is_a_file_is_unusable(opened: Open, state_dir: Path) -> None:
-    """The error names the directory."""
+async def test_file_in_place_of_state_directory_is_state_unusable(opened: Open, state_dir: Path) -> None:
+    """The error names the path."""
     state_dir.write_text("")
     refused = await problem_of(opened)
     assert refused.code == "state_unusable"
     assert os.fspath(state_dir) in refused.reason
 
 
-async def test_a_link_as_lock_is_not_followed(opened: Open, state_dir: Path, tmp_path: Path) -> None:
-    """Nobody can make us truncate a file elsewhere."""
+async def test_symlink_in_place_of_lock_file_is_not_followed(opened: Open, state_dir: Path, tmp_path: Path) -> None:
+    """Else it would truncate a file elsewhere."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     state_dir.mkdir()
@@ -183,15 +183,15 @@ async def test_a_link_as_lock_is_not_followed(opened: Open, state_dir: Path, tmp
     assert victim.read_text() == "precious"
 
 
-def test_the_package_exports_open_ledger() -> None:
-    """Others name what they need without apsw."""
+def test_package_exports_its_interface() -> None:
+    """Other packages need no name of apsw."""
     assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger.__all__)
 
 
-async def test_an_open_ledger_cannot_be_opened_again(
+async def test_open_database_cannot_be_opened_by_another_process(
     opened: Open, state_dir: Path, event: Callable[..., Event]
 ) -> None:
-    """Not even to read: a lock held by somebody else would hold us up. Nothing of it is mapped from the disk."""
+    """Not even for reading, as its lock could block the daemon. No part of the WAL index is mapped from the disk."""
     program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM audit').fetchall()"
     command = [sys.executable, "-c", program, str(state_dir / state.DATABASE)]
     async with opened() as house:

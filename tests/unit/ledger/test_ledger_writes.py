@@ -28,8 +28,8 @@ def all_keys(house: Ledger) -> list[str]:
     return house.read(lambda db: kv.keys(db, "default"))
 
 
-async def test_sixty_four_callers_get_gapless_seqs(house: Ledger, event: Make) -> None:
-    """Every caller gets the seq of his own event, and no number is left out or given twice."""
+async def test_concurrent_callers_get_gapless_seqs(house: Ledger, event: Make) -> None:
+    """64 callers: each gets the seq of its own event, with no gap and no duplicate."""
 
     async def caller(name: int) -> list[tuple[int, str]]:
         return [(await house.record(event(target=f"{name}/{turn}")), f"{name}/{turn}") for turn in range(20)]
@@ -40,8 +40,8 @@ async def test_sixty_four_callers_get_gapless_seqs(house: Ledger, event: Make) -
     assert [seq for seq, _ in stored] == list(range(1, 64 * 20 + 1))
 
 
-async def test_a_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -> None:
-    """In one batch: the change that raises leaves nothing, its neighbours and the chain stay whole."""
+async def test_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -> None:
+    """The other changes of its batch are committed, and the chain verifies."""
     gate = threading.Event()
 
     def fail(tx: Transaction) -> None:
@@ -69,8 +69,8 @@ async def test_a_failing_change_is_rolled_back_alone(house: Ledger, event: Make)
 
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
-async def test_whatever_a_change_raises_reaches_the_waiter(house: Ledger, error: BaseException) -> None:
-    """Even what asyncio or a thread would choke on; the writer goes on."""
+async def test_any_exception_of_a_change_reaches_its_caller(house: Ledger, error: BaseException) -> None:
+    """StopIteration and BaseException too; the writer goes on."""
 
     def fail(_: Transaction) -> None:
         raise error
@@ -82,8 +82,8 @@ async def test_whatever_a_change_raises_reaches_the_waiter(house: Ledger, error:
     assert await house.write(lambda _: 5) == 5
 
 
-async def test_cancelling_the_caller_does_not_lose_the_write(house: Ledger, event: Make) -> None:
-    """A cancelled caller hears of his cancellation; what he asked for is committed all the same."""
+async def test_cancelling_the_caller_does_not_cancel_the_write(house: Ledger, event: Make) -> None:
+    """The caller gets CancelledError; its write is committed."""
     gate = threading.Event()
     hold = asyncio.ensure_future(house.write(lambda _: gate.wait(10)))
     recording = asyncio.ensure_future(house.record(event(target="mine")))
@@ -97,8 +97,8 @@ async def test_cancelling_the_caller_does_not_lose_the_write(house: Ledger, even
     assert [row["target"] for row in house.read(audit.query)] == ["mine"]
 
 
-async def test_a_change_sees_what_it_appended(house: Ledger, event: Make) -> None:
-    """Within a transaction audit rows can be read back."""
+async def test_change_can_read_events_it_appended(house: Ledger, event: Make) -> None:
+    """Within the same transaction."""
 
     def change(tx: Transaction) -> list[int]:
         tx.append_audit(event())
@@ -108,8 +108,8 @@ async def test_a_change_sees_what_it_appended(house: Ledger, event: Make) -> Non
     assert await house.write(change) == [1, 2]
 
 
-async def test_only_durable_changes_wait_for_the_disk(house: Ledger) -> None:
-    """Synchronous FULL (2) for the batch of a durable change, NORMAL (1) before and after."""
+async def test_only_durable_changes_use_synchronous_full(house: Ledger) -> None:
+    """PRAGMA synchronous is FULL (2) for the batch of a durable change, NORMAL (1) before and after."""
     synchronous = "PRAGMA synchronous"
     found = [
         await house.write(lambda tx: tx.execute(synchronous).get, durable=durable) for durable in (False, True, False)
@@ -117,8 +117,8 @@ async def test_only_durable_changes_wait_for_the_disk(house: Ledger) -> None:
     assert found == [1, 2, 1]
 
 
-async def test_a_cancelled_slow_read_ends(house: Ledger) -> None:
-    """Cancelling interrupts the question: the next one does not wait behind it."""
+async def test_cancelled_slow_read_is_interrupted(house: Ledger) -> None:
+    """The next one does not wait for it."""
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     started = threading.Event()
 
@@ -134,8 +134,8 @@ async def test_a_cancelled_slow_read_ends(house: Ledger) -> None:
     assert await house.read_slow(audit.last_seq) == 0
 
 
-async def test_an_event_of_wrong_types_is_its_callers_problem_alone(house: Ledger, event: Make) -> None:
-    """A programmer's mistake in one event is a Problem to him and does not touch his neighbours."""
+async def test_event_with_wrong_types_fails_alone(house: Ledger, event: Make) -> None:
+    """A Problem for its caller; other events of the batch are recorded."""
     results = await asyncio.gather(
         house.record(event()), house.record(event(actor=None)), house.record(event()), return_exceptions=True
     )
@@ -144,7 +144,7 @@ async def test_an_event_of_wrong_types_is_its_callers_problem_alone(house: Ledge
     assert results[1].code == "audit_unavailable"
 
 
-async def test_reads_cannot_write(house: Ledger) -> None:
+async def test_read_connections_are_read_only(house: Ledger) -> None:
     """The reading connections are read-only."""
     with pytest.raises(Problem) as caught:
         house.read(lambda db: db.execute("DELETE FROM audit"))
@@ -153,8 +153,8 @@ async def test_reads_cannot_write(house: Ledger) -> None:
         await house.read_slow(lambda db: db.execute("DELETE FROM audit"))
 
 
-async def test_a_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: Make) -> None:
-    """What is written meanwhile is not seen, and the loop goes on."""
+async def test_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: Make) -> None:
+    """It does not see concurrent writes, and the event loop runs on."""
     started, go_on = threading.Event(), threading.Event()
 
     def question(db: Connection) -> tuple[int, int]:
@@ -171,8 +171,8 @@ async def test_a_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: 
     assert await reading == (1, 1)
 
 
-async def test_closing_interrupts_a_slow_read(opened: Open) -> None:
-    """A question without end does not keep the daemon from stopping."""
+async def test_closing_interrupts_slow_read(opened: Open) -> None:
+    """An endless query does not delay shutdown."""
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     started = threading.Event()
 
@@ -187,8 +187,8 @@ async def test_closing_interrupts_a_slow_read(opened: Open) -> None:
         await reading
 
 
-async def test_after_closing_everything_is_a_problem(opened: Open, event: Make) -> None:
-    """Late callers are told, never left waiting."""
+async def test_calls_after_closing_raise_problem(opened: Open, event: Make) -> None:
+    """None of them hangs."""
     async with opened() as house:
         pass
     with pytest.raises(Problem, match="closed"):
@@ -201,7 +201,7 @@ async def test_after_closing_everything_is_a_problem(opened: Open, event: Make) 
         await house.read_slow(audit.last_seq)
 
 
-async def test_what_is_queued_is_committed_before_closing(opened: Open, event: Make) -> None:
+async def test_closing_commits_queued_writes(opened: Open, event: Make) -> None:
     """Closing drains the queue."""
     async with opened() as house:
         waiting = [asyncio.ensure_future(house.record(event())) for _ in range(100)]
@@ -212,7 +212,7 @@ async def test_what_is_queued_is_committed_before_closing(opened: Open, event: M
 
 
 async def test_heads_are_signed_every_thousand_events_and_at_close(state_dir: Path, clock: Any, event: Make) -> None:
-    """Each head is told to whoever repeats it into the journal, and its event is on disk by then."""
+    """`on_head` gets each head, after its event is on disk."""
     heads: list[Head] = []
     async with open_ledger(state_dir, clock=clock, on_head=heads.append) as house:
         await asyncio.gather(*(house.record(event()) for _ in range(2_500)))
@@ -230,8 +230,8 @@ async def test_heads_are_signed_every_thousand_events_and_at_close(state_dir: Pa
     assert report.signed_seq == report.last_seq == report.events == 2_502
 
 
-async def test_a_flood_of_denials_is_recorded_with_its_count(house: Ledger, event: Make, opened: Open) -> None:
-    """Beyond the quota denials are counted; allows and other actors are not held back; all are accounted for."""
+async def test_flood_of_denials_is_recorded_with_its_count(house: Ledger, event: Make, opened: Open) -> None:
+    """Allows and other actors are not coalesced; the counts add up to all denials."""
     flood = event(decision="deny", code="capability_denied", detail={})
     seqs = [await house.record(flood) for _ in range(100)]
     assert seqs[:20] == list(range(1, 21))
@@ -243,10 +243,10 @@ async def test_a_flood_of_denials_is_recorded_with_its_count(house: Ledger, even
     assert [row["detail"] for row in rows[22:]] == [{"count": 80}]
 
 
-async def test_counts_and_heads_are_written_as_time_passes(
+async def test_counts_and_heads_are_written_by_timer(
     opened: Open, clock: Any, event: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without anybody asking: the count of a flood after a second, a head after a minute."""
+    """The count of a flood after a second, a head after a minute."""
     monkeypatch.setattr(ledger_module, "EVERY_S", 0.001)
     denied = event(decision="deny", detail={})
     async with opened() as house:
@@ -260,8 +260,8 @@ async def test_counts_and_heads_are_written_as_time_passes(
         await until(lambda: house.read(lambda db: db.execute("SELECT max(seq) FROM heads").get) == 21)
 
 
-async def test_tampering_with_the_rows_is_found(opened: Open, state_dir: Path, event: Make) -> None:
-    """Whoever edits, cuts or breaks rows in the file itself is found by the same check."""
+async def test_tampering_with_rows_is_found(opened: Open, state_dir: Path, event: Make) -> None:
+    """Rows edited, deleted or broken in the database file fail verification."""
     async with opened() as house:
         for _ in range(5):
             await house.record(event())
@@ -280,8 +280,8 @@ async def test_tampering_with_the_rows_is_found(opened: Open, state_dir: Path, e
         assert report.bad_seq == seq, report.problem
 
 
-async def test_a_chain_whose_tail_was_cut_keeps_the_evidence(opened: Open, state_dir: Path, event: Make) -> None:
-    """Writing on after a cut does not cover it up: the old head still speaks."""
+async def test_cut_tail_is_still_found_after_more_writes(opened: Open, state_dir: Path, event: Make) -> None:
+    """The old head refers to an event that is missing."""
     async with opened() as house:
         for _ in range(5):
             await house.record(event())
@@ -298,6 +298,6 @@ async def test_a_chain_whose_tail_was_cut_keeps_the_evidence(opened: Open, state
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the test's own timeout is the deadline."""
+    """Wait until a condition holds; the test's timeout is the deadline."""
     while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
         await asyncio.sleep(0.001)

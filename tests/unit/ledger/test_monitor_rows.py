@@ -1,4 +1,4 @@
-"""ledger.monitors: what is watched, how it stands, and the newest results of each."""
+"""ledger.monitors: rows of monitors, their state and newest results."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def keep(house: Ledger, key: int, *, state="up", against=0, since=7, most=
     )
 
 
-async def test_a_monitor_and_its_results_come_back(house):
-    """Spec, standing and every field of the latest result; the number of a result is its place in the row."""
+async def test_monitor_and_results_round_trip(house):
+    """Spec, state and every field of the latest result; results are numbered per monitor."""
     row = await put(house, spec='{"kind":"tcp"}')
     full = {"at": 9, "outcome": "down", "code": "c", "reason": "r", "took_us": 3, "http_status": 500, "expires_at": 8}
     await keep(house, row.key)
@@ -38,7 +38,7 @@ async def test_a_monitor_and_its_results_come_back(house):
 
 
 async def test_only_the_newest_results_are_kept(house):
-    """As many as asked for, oldest first; a lower number takes effect with the next one."""
+    """As many as asked for, oldest first; a lower limit takes effect with the next result."""
     row = await put(house)
     for number in range(1, 31):
         await keep(house, row.key, at=number, most=20)
@@ -49,9 +49,8 @@ async def test_only_the_newest_results_are_kept(house):
     assert [one.number for one in house.read(lambda db: rows.results(db, row.key))] == [30, 31]
 
 
-async def test_a_changed_spec_keeps_what_is_known_and_a_new_target_does_not(house):
-    """The first is the same row; the second has a key that was never used, and results that come late for the old one
-    go nowhere."""
+async def test_new_target_drops_results_and_changed_spec_keeps_them(house):
+    """A changed spec keeps the row; a new target gets a new key, and late results for the old key are dropped."""
     first = await put(house)
     await keep(house, first.key, state="down")
     same = await put(house, spec='{"a":1}', anew=False, now=6)
@@ -65,8 +64,8 @@ async def test_a_changed_spec_keeps_what_is_known_and_a_new_target_does_not(hous
     assert (await put(house)).key > other.key
 
 
-async def test_quotas_hold_and_replacing_is_never_refused(house):
-    """Per plugin and for all; a refused one changes nothing."""
+async def test_quotas_refuse_new_monitors_but_not_replacements(house):
+    """Per plugin and in total; a refused put changes nothing."""
     tight = RowQuota(plugin=2, total=3)
     for plugin_id, name in ((A, "1"), (A, "2"), (B, "1")):
         await put(house, plugin_id, name, quota=tight)
@@ -80,7 +79,7 @@ async def test_quotas_hold_and_replacing_is_never_refused(house):
     assert len(house.read(rows.load_all)) == 3
 
 
-async def test_all_of_one_plugin_go_at_once(house):
+async def test_clear_removes_all_monitors_of_one_plugin(house):
     """With their results; those of others stay."""
     mine, theirs = await put(house, A, "1"), await put(house, B, "1")
     await put(house, A, "2")

@@ -1,4 +1,4 @@
-"""ledger.notifications: what is accepted is kept, counted, handed out in turns, and let go."""
+"""ledger.notifications: accepting, counting, delivering in turns, and removing notifications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B = "acme.a", "acme.b"
 
 
 class Change:
-    """A transaction's `execute` and `changes`, over a connection alone."""
+    """`execute` and `changes` of a transaction, over a bare connection."""
 
     def __init__(self, connection):
         self._connection = connection
@@ -39,12 +39,12 @@ def accept(tx, plugin_id=A, title="t", *, quota=WIDE, now=1_000, **fields):
 
 
 def stored(tx, item_id):
-    """The notification as its row says, or None."""
+    """The stored notification, or None."""
     return rows._one(tx, "id = ?", item_id)
 
 
-def test_what_is_accepted_comes_out_as_it_went_in(tx):
-    """Every field, with the id it has for good; taken, it counts its first attempt."""
+def test_accepted_notification_is_taken_unchanged(tx):
+    """Every field, with a stable id; taking it counts the first attempt."""
     accepted = accept(tx, title="Tür ☂", body="a\nb", severity="critical", event="disk.full", dedupe="d")
     item = rows.take(tx, now_us=1_000)
     assert item == stored(tx, accepted.id)
@@ -59,8 +59,11 @@ def test_what_is_accepted_comes_out_as_it_went_in(tx):
     assert rows.take(tx, now_us=1_000) is None
 
 
-def test_a_dedupe_word_is_one_message_of_one_plugin(tx):
-    """The second is the first, delivered or not; another plugin's is another; without a word all are different."""
+def test_dedupe_key_identifies_one_message_per_plugin(tx):
+    """A second one returns the first's id, delivered or not.
+
+    Plugins do not share keys; without a key none is a duplicate.
+    """
     first = accept(tx, dedupe="x")
     again = accept(tx, title="other", dedupe="x")
     assert (again.id, again.duplicate) == (first.id, True)
@@ -94,8 +97,8 @@ def test_a_dedupe_word_is_one_message_of_one_plugin(tx):
     ],
     ids=["items", "bytes", "all items", "all bytes"],
 )
-def test_each_quota_is_kept_and_room_comes_back(tx, quota, what):
-    """What does not fit is refused and changes nothing; what was delivered makes room."""
+def test_message_beyond_any_quota_is_refused(tx, quota, what):
+    """It changes nothing; delivered messages free their share."""
     accept(tx, B, quota=quota)
     kept = [accept(tx, quota=quota) for _ in range(2)]
     before = rows.usage(tx), rows.usage(tx, A)
@@ -107,8 +110,8 @@ def test_each_quota_is_kept_and_room_comes_back(tx, quota, what):
     accept(tx, quota=quota)
 
 
-def test_plugins_take_turns(tx):
-    """One that has sent a hundred delays one that sends a single one by a single delivery; each keeps its order."""
+def test_plugins_are_served_in_turn(tx):
+    """A plugin with a hundred messages delays another's single one by one delivery; each keeps its order."""
     mine = [accept(tx, A).id for _ in range(100)]
     assert rows.take(tx, now_us=1_000).id == mine[0]
     theirs = [accept(tx, B).id for _ in range(2)]
@@ -116,8 +119,8 @@ def test_plugins_take_turns(tx):
     assert taken == [theirs[0], mine[1], theirs[1], mine[2], mine[3]]
 
 
-def test_a_retry_waits_for_its_time(tx):
-    """Not before, then as soon as asked; its own id, its attempts counted, its reason kept."""
+def test_retry_is_taken_when_due(tx):
+    """Not before `next_at`; same id, attempts counted, reason kept."""
     first, second = accept(tx), accept(tx)
     rows.take(tx, now_us=1_000)
     assert rows.put_back(tx, first.id, next_at=5_000, now_us=1_500, code="http_503", reason="busy")
@@ -128,8 +131,8 @@ def test_a_retry_waits_for_its_time(tx):
     assert (item.id, item.attempts, item.code, item.reason) == (first.id, 2, "http_503", "busy")
 
 
-def test_a_clock_set_back_does_not_stop_retries(tx):
-    """What would be due beyond the longest wait there is was put off by another clock: it is due now."""
+def test_retry_is_due_after_clock_is_set_back(tx):
+    """A `next_at` beyond the longest delay was set before the clock changed: it is due now."""
     accepted = accept(tx, now=10**15)
     rows.take(tx, now_us=10**15)
     rows.put_back(tx, accepted.id, next_at=10**18, now_us=10**15, code="", reason="")
@@ -138,8 +141,8 @@ def test_a_clock_set_back_does_not_stop_retries(tx):
     assert rows.take(tx, now_us=1_000).id == accepted.id
 
 
-def test_what_has_ended_stays_ended(tx):
-    """A second answer, or one for nobody, changes nothing."""
+def test_ended_notification_cannot_end_again(tx):
+    """A second result, or one for an unknown id, changes nothing."""
     accepted = accept(tx)
     rows.take(tx, now_us=1_000)
     assert rows.finish(tx, accepted.id, "done", now_us=2_000)
@@ -151,8 +154,8 @@ def test_what_has_ended_stays_ended(tx):
     assert rows.usage(tx) == (0, 0)
 
 
-def test_what_waited_too_long_fails_by_a_count_of_seconds(tx):
-    """Not by the wall clock; what is being delivered right now is let be, and a failed one can be tried afresh."""
+def test_notification_fails_after_waiting_too_long(tx):
+    """By counted seconds, not the wall clock; one being delivered is left alone, and a failed one can be reopened."""
     out, old = accept(tx), accept(tx, body="kept")
     rows.take(tx, now_us=1_000)
     upkeep.age(tx, 90)
@@ -165,8 +168,8 @@ def test_what_waited_too_long_fails_by_a_count_of_seconds(tx):
     assert (stored(tx, old.id).status, rows.waited_s(tx, old.id), rows.usage(tx)[0]) == ("queued", 0, 3)
 
 
-def test_retention_keeps_the_newest_of_what_ended(tx):
-    """By age, then by number; what waits is never touched."""
+def test_retention_keeps_newest_ended_notifications(tx):
+    """By age, then by number; queued ones are never removed."""
     ended = [accept(tx).id for _ in range(5)]
     waiting = accept(tx).id
     for number, item_id in enumerate(ended):
@@ -175,8 +178,8 @@ def test_retention_keeps_the_newest_of_what_ended(tx):
     assert [item.id for item in upkeep.page(tx)] == [waiting, ended[4], ended[3]]
 
 
-def test_pages_and_pruning_choose_by_status_and_plugin(tx):
-    """Newest first, page by page; what waits goes only when it is named."""
+def test_pages_and_prune_filter_by_status_and_plugin(tx):
+    """Pages are newest first; queued ones are pruned only when their status is named."""
     mine, theirs = [accept(tx, A).id for _ in range(3)], [accept(tx, B).id for _ in range(2)]
     rows.finish(tx, mine[0], "done", now_us=2_000)
     rows.finish(tx, theirs[0], "failed", now_us=3_000)
@@ -192,7 +195,7 @@ def test_pages_and_pruning_choose_by_status_and_plugin(tx):
 
 
 class Queue(RuleBasedStateMachine):
-    """Any order of what senders, the deliverer, time and operators do: nothing is lost, the counts hold."""
+    """Random interleavings of senders, deliveries, time and operators: nothing is lost, the usage counts are right."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rows of routes: replaced in place, bounded, gone with their plugin."""
+"""ledger.routes: rows of routes, their quotas and removal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def put(house, plugin_id=A, path="/acme.a/", spec="{}", *, now=5, **quota)
     return await house.write(lambda tx: rows.put(tx, plugin_id, path, spec, RouteQuota(**quota), now_us=now))
 
 
-async def test_a_route_is_kept_and_replaced(house):
-    """The same row, as old as it was; two plugins may have the same path."""
+async def test_put_replaces_the_route_of_the_same_plugin_and_path(house):
+    """`created_at` is kept; another plugin may have a row for the same path."""
     first = await put(house)
     assert first == RouteRow(plugin_id=A, path="/acme.a/", spec="{}", created_at=5, updated_at=5)
     again = await put(house, spec='{"a":1}', now=9)
@@ -40,8 +40,8 @@ async def test_a_route_is_kept_and_replaced(house):
         ({"all_routes": 2}, "at most 2 routes, found 3"),
     ],
 )
-async def test_quotas_hold_and_replacing_counts_once(house, quota, word):
-    """A refused one changes nothing."""
+async def test_quotas_refuse_new_routes_and_count_replacements_once(house, quota, word):
+    """A refused put changes nothing."""
     for path in ("/1/", "/2/"):
         await put(house, path=path, spec="{}", **quota)
     with pytest.raises(Problem, match=word) as caught:
@@ -51,8 +51,8 @@ async def test_quotas_hold_and_replacing_counts_once(house, quota, word):
     assert [row.spec for row in house.read(rows.load_all)] == ["{}", "{12}"]
 
 
-async def test_what_goes(house):
-    """One by one, or all of a plugin; those of others stay."""
+async def test_delete_and_clear_remove_routes_of_one_plugin_only(house):
+    """`delete` one path, `clear` all of a plugin."""
     for plugin_id, path in ((A, "/1/"), (A, "/2/"), (A, "/3/"), (B, "/1/")):
         await put(house, plugin_id, path)
     assert await house.write(lambda tx: rows.delete(tx, A, "/1/"))

@@ -47,7 +47,7 @@ def head(row: dict[str, Any], key: Ed25519PrivateKey = KEY) -> dict[str, Any]:
 
 @pytest.fixture
 def lines() -> Lines:
-    """Ten events; heads after the fifth and the last."""
+    """Ten events, with heads after the fifth and the last."""
     made: Lines = []
     prev = "0" * 64
     for seq in range(1, 11):
@@ -60,7 +60,7 @@ def lines() -> Lines:
 
 
 def rechain(lines: Lines) -> Lines:
-    """What somebody does who knows the rules but not the key: hash everything again, keep the heads."""
+    """An attacker without the key: all hashes computed again, the old heads kept."""
     prev, made = "0" * 64, []
     for line in lines:
         if "head" in line:
@@ -72,8 +72,8 @@ def rechain(lines: Lines) -> Lines:
     return made
 
 
-def test_a_whole_chain_passes(lines: Lines) -> None:
-    """Made by other tooling from the contract alone, it verifies with and without the key."""
+def test_intact_chain_passes(lines: Lines) -> None:
+    """Built independently, from the contract alone; with and without the key."""
     report = audit_chain.verify(lines, key=PUBLIC)
     assert report.ok
     assert (report.events, report.heads, report.last_seq, report.signed_seq) == (10, 2, 10, 10)
@@ -82,15 +82,15 @@ def test_a_whole_chain_passes(lines: Lines) -> None:
     assert audit_chain.verify(lines).signed_seq == 0
 
 
-def test_nothing_is_a_whole_chain() -> None:
-    """A new ledger verifies."""
+def test_empty_chain_passes() -> None:
+    """As of a new ledger."""
     report = audit_chain.verify([])
     assert report.ok
     assert report.last_hash == audit_chain.GENESIS
 
 
 def test_events_after_the_last_head_are_reported_as_unsigned(lines: Lines) -> None:
-    """The report says how far the host vouches."""
+    """`signed_seq` says how far signatures cover the chain."""
     report = audit_chain.verify(lines[:-1], key=PUBLIC)
     assert report.ok
     assert (report.signed_seq, report.last_seq) == (5, 10)
@@ -200,15 +200,17 @@ def unknown_field(lines: Lines) -> Lines:
         (unknown_field, 3, "malformed"),
     ],
 )
-def test_each_kind_of_tampering_is_named(lines: Lines, tamper: Callable[[Lines], Lines], seq: int, says: str) -> None:
-    """The first bad seq and what is wrong with it."""
+def test_each_kind_of_tampering_is_reported(
+    lines: Lines, tamper: Callable[[Lines], Lines], seq: int, says: str
+) -> None:
+    """With the first bad seq and what is wrong with it."""
     report = audit_chain.verify(tamper(lines), key=PUBLIC)
     assert not report.ok
     assert report.bad_seq == seq
     assert says in report.problem
 
 
-def test_a_head_from_the_journal_shows_a_tail_cut_with_its_heads(lines: Lines) -> None:
+def test_journal_head_reveals_tail_cut_together_with_its_heads(lines: Lines) -> None:
     """Cutting the heads too is undone by one that was kept elsewhere."""
     kept = audit_chain.decode_head(lines[-1]["head"])
     assert kept is not None
@@ -218,29 +220,29 @@ def test_a_head_from_the_journal_shows_a_tail_cut_with_its_heads(lines: Lines) -
     assert audit_chain.verify(lines, heads=[kept], key=PUBLIC).ok
 
 
-def test_heads_that_disagree_are_found(lines: Lines) -> None:
-    """Two histories of one host cannot both be true."""
+def test_conflicting_heads_are_reported(lines: Lines) -> None:
+    """Two signed hashes for one seq."""
     kept = audit_chain.decode_head(head({"seq": 5, "hash": "ab" * 32})["head"])
     assert kept is not None
     assert audit_chain.verify(lines, heads=[kept], key=PUBLIC).bad_seq == 5
 
 
 @pytest.mark.parametrize("line", [None, 7, "x", [], {}, {"head": None}, {"head": {}}, {"seq": 1}])
-def test_lines_that_are_no_events_are_reported(line: Any) -> None:
-    """Any JSON is answered with a report."""
+def test_malformed_lines_are_reported(line: Any) -> None:
+    """Any JSON value gives a report."""
     assert "malformed" in audit_chain.verify([line]).problem
 
 
 @pytest.mark.parametrize("text", ["", "x", "AAAA", "é"])
-def test_a_bad_public_key_is_a_problem(text: str) -> None:
+def test_bad_public_key_is_a_problem(text: str) -> None:
     """The error shows what was found."""
     with pytest.raises(Problem) as caught:
         audit_chain.public_key(text)
     assert caught.value.code == "bad_key"
 
 
-def test_the_hash_of_a_known_event_is_pinned() -> None:
-    """A vector for other implementations, computed with sha256sum: it never changes."""
+def test_hash_of_known_event_is_pinned() -> None:
+    """A test vector for other implementations, computed with sha256sum; it must never change."""
     row = {
         "seq": 1,
         "ts": "2026-01-02T03:04:05.000000Z",

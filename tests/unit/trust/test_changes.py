@@ -1,4 +1,4 @@
-"""What is told of a trust policy that says something else than before."""
+"""Differences between two trust policies, as they are audited."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def trusting(**publishers: Publisher) -> TrustPolicy:
     return dataclasses.replace(NOBODY, publishers=publishers)
 
 
-def test_keys_come_and_go_by_fingerprint():
-    """A whole publisher is the keys that it has."""
+def test_added_and_removed_keys_are_reported_by_fingerprint():
+    """A publisher that is added or removed is reported as its keys."""
     old, new = trusting(acme=Publisher(keys=(ONE,))), trusting(acme=Publisher(keys=(TWO,)))
     added = Change(kind="added", target="acme", what="key", value=keys.fingerprint(TWO))
     removed = Change(kind="removed", target="acme", what="key", value=keys.fingerprint(ONE))
@@ -29,8 +29,8 @@ def test_keys_come_and_go_by_fingerprint():
     assert len(keys.fingerprint(ONE)) == 16
 
 
-def test_changes_of_ids_risk_and_switches_are_named():
-    """What a publisher may sign, and the two switches; revocations are told of where they are remembered."""
+def test_changes_of_ids_risk_and_switches_are_reported():
+    """Revocations are not: they are audited when they are first remembered."""
     old = trusting(acme=Publisher(keys=(ONE,)))
     new = dataclasses.replace(
         trusting(acme=Publisher(keys=(ONE,), ids=("acme.*",), max_risk=Risk.WRITE)),

@@ -29,7 +29,7 @@ PIN = claims.ClaimPin(publisher="acme", signed=True, identity="one", source="plu
 
 
 def _resolve(found, pin=PIN):
-    """The winner's name and the refusals' codes, which must not depend on the order of the claims."""
+    """The winner's name and the codes of refusals; asserts that the order of claims does not matter."""
     outcomes = []
     for order in itertools.permutations(found):
         settled = claimants.resolve(order, pin)
@@ -41,23 +41,23 @@ def _resolve(found, pin=PIN):
     return outcomes[0]
 
 
-def test_a_single_claim_wins():
-    """With or without a record, from wherever; another identity is the lifecycle's candidate."""
+def test_single_claim_wins():
+    """With or without a record, from any source; whether a new identity may run is up to the lifecycle."""
     assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
     assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})
     assert claimants.resolve([], PIN) == (None, {})
 
 
 def test_without_a_record_all_claimants_are_refused():
-    """Nobody can tell which one is meant, not even for two copies of the same bundle."""
+    """Nothing tells which one is meant, not even for two copies of the same bundle."""
     twice = {"plugins/a": "duplicate_id", "plugins/b": "duplicate_id"}
     assert _resolve([_claim("plugins/a"), _claim("plugins/b")], pin=None) == (None, twice)
     assert _resolve([_claim("plugins/a"), _claim("plugins/b", publisher="evil")], pin=None) == (None, twice)
 
 
 @pytest.mark.parametrize("other", [{"publisher": "evil"}, {"publisher": "", "signed": False}, {"signed": False}])
-def test_another_publisher_or_an_unsigned_twin_is_refused(other):
-    """Alone or beside the plugin."""
+def test_claim_of_other_publisher_or_unsigned_is_refused(other):
+    """Alone or beside the pinned bundle."""
     assert _resolve([_claim("plugins/x", **other)]) == (None, {"plugins/x": "publisher_changed"})
     assert _resolve([_claim("plugins/demo"), _claim("plugins/x", **other)]) == (
         "plugins/demo",
@@ -65,8 +65,8 @@ def test_another_publisher_or_an_unsigned_twin_is_refused(other):
     )
 
 
-def test_a_signed_twin_of_an_unsigned_plugin_is_refused():
-    """The pin holds in both directions."""
+def test_signed_claim_to_unsigned_plugin_is_refused():
+    """The pin of signedness holds in both directions."""
     pin = claims.ClaimPin(publisher="", signed=False, identity="one", source="plugins/demo")
     assert _resolve([_claim("plugins/demo", publisher="", signed=False), _claim("plugins/x")], pin) == (
         "plugins/demo",
@@ -74,8 +74,8 @@ def test_a_signed_twin_of_an_unsigned_plugin_is_refused():
     )
 
 
-def test_the_one_that_matches_the_record_stays():
-    """Against a wider, re-signed manifest of the same publisher and against copies of itself."""
+def test_claim_matching_the_record_wins():
+    """Against a newly signed manifest of the same publisher and against copies of itself."""
     wider, copy = _claim("plugins/x", identity="two"), _claim("plugins/copy")
     assert _resolve([_claim("plugins/demo"), wider]) == ("plugins/demo", {"plugins/x": "duplicate_id"})
     assert _resolve([_claim("plugins/demo"), copy]) == ("plugins/demo", {"plugins/copy": "duplicate_id"})
@@ -85,23 +85,23 @@ def test_the_one_that_matches_the_record_stays():
     )
 
 
-def test_the_same_bundle_under_another_name_stays_the_plugin():
-    """It was renamed, and something else took its place: identity outranks the name."""
+def test_renamed_bundle_wins_over_newcomer_at_its_source():
+    """The pinned identity takes precedence over the pinned source."""
     assert _resolve([_claim("plugins/demo", identity="two"), _claim("plugins/moved")]) == (
         "plugins/moved",
         {"plugins/demo": "duplicate_id"},
     )
 
 
-def test_an_upgrade_in_place_outranks_newcomers():
-    """Nobody has the record's identity any more: the one at its place is the plugin's."""
+def test_upgrade_at_pinned_source_wins_over_newcomers():
+    """When no claim has the pinned identity any more."""
     assert _resolve([_claim("plugins/demo", identity="two"), _claim("plugins/x", identity="three")]) == (
         "plugins/demo",
         {"plugins/x": "duplicate_id"},
     )
 
 
-def test_when_nothing_tells_them_apart_all_are_refused():
-    """Two strangers' names, no identity of the record, or two copies of it elsewhere."""
+def test_ambiguous_claims_are_all_refused():
+    """Two unpinned sources, without the pinned identity or with two copies of it."""
     assert _resolve([_claim("plugins/x", identity="two"), _claim("plugins/y", identity="three")])[0] is None
     assert _resolve([_claim("plugins/x"), _claim("plugins/y")])[0] is None

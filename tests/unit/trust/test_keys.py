@@ -1,4 +1,4 @@
-"""Key and signature texts have one spelling, and keys that prove nothing are refused."""
+"""Keys and signatures as text have one spelling, and weak keys are refused."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def _torsion() -> set[Point]:
 
 
 def _spellings(point: Point) -> list[bytes]:
-    """Every 32 bytes that some decoder takes for `point`: either sign bit, y also not reduced."""
+    """Every 32 bytes that some decoder takes for `point`: either sign bit, y not reduced too."""
     ys = [y for y in (point[1], point[1] + P) if y < 2**255]
     return [(y | sign << 255).to_bytes(32, "little") for y in ys for sign in (0, 1)]
 
 
 def test_all_small_order_points_are_refused_in_every_spelling():
-    """Under such a key a signature holds that nobody made; derived here from the curve, not from a list."""
+    """Under such keys forged signatures verify; computed here from the curve equation, not from a list."""
     spellings = {spelling for point in _torsion() for spelling in _spellings(point)}
     assert len(spellings) >= 12
     for spelling in spellings:
@@ -71,14 +71,14 @@ def test_all_small_order_points_are_refused_in_every_spelling():
 
 
 @pytest.mark.parametrize("y", [P, P + 1, P + 2, P + 18, 2**255 - 1])
-def test_keys_with_a_second_spelling_are_refused(y):
-    """A y that is not reduced would let a revoked key come back under another name."""
+def test_keys_with_unreduced_y_are_refused(y):
+    """Otherwise a revoked key could be used in its other spelling."""
     with pytest.raises(keys.BadText, match="canonical"):
         keys.check_public(y.to_bytes(32, "little"))
 
 
-def test_only_points_of_the_curve_are_keys():
-    """Half of all 32 bytes are none; told apart here by solving for x (RFC 8032 section 5.1.3)."""
+def test_keys_not_on_the_curve_are_refused():
+    """About half of all values; checked here by solving for x (RFC 8032 section 5.1.3)."""
     told = [_is_taken(y) for y in range(3, 200)]
     assert told == [_x_of(y) is not None for y in range(3, 200)]
     assert 60 < sum(told) < 140
@@ -93,14 +93,14 @@ def _is_taken(y):
     return False
 
 
-def test_the_zero_key_is_refused():
-    """All-zero is what forgotten configuration looks like."""
+def test_zero_key_is_refused():
+    """A placeholder that was never filled in."""
     with pytest.raises(keys.BadText, match="zero"):
         keys.decode_public("A" * 43 + "=")
 
 
-def test_honest_keys_are_taken_padded_or_not_and_with_white_space_around():
-    """What people paste works; what is kept is canonical."""
+def test_valid_keys_are_accepted_with_or_without_padding_and_white_space():
+    """The result is canonical."""
     public = bundles.author().public
     raw = base64.b64decode(public)
     for written in (public, public.rstrip("="), f" {public}\n", f"\t{public.rstrip('=')} "):
@@ -126,14 +126,14 @@ def test_honest_keys_are_taken_padded_or_not_and_with_white_space_around():
         ("é" * 43, "other characters"),
     ],
 )
-def test_what_is_not_32_bytes_of_strict_base64_is_refused(written, said):
+def test_text_other_than_strict_base64_of_32_bytes_is_refused(written, said):
     """The message says what was expected and what was found."""
     with pytest.raises(keys.BadText, match=said):
         keys.decode_base64(written, size=32)
 
 
-def test_a_signature_holds_for_its_message_and_key_only():
-    """Also with keys or signatures of impossible form: False, never an exception."""
+def test_signature_verifies_for_its_message_and_key_only():
+    """Malformed keys and signatures give False, never an exception."""
     acme, other = bundles.author(), bundles.author()
     public, signature = base64.b64decode(acme.public), acme.key.sign(b"message")
     assert keys.verify_signature(public, b"message", signature)

@@ -18,7 +18,7 @@ def _decode(plain):
     return policy.decode(json.dumps(plain).encode())
 
 
-def test_every_form_of_a_publisher_is_read():
+def test_every_form_of_a_publisher_is_decoded():
     """A key, a list of keys, or an object with keys, ids and max_risk."""
     found = _decode(
         {
@@ -38,15 +38,15 @@ def test_every_form_of_a_publisher_is_read():
     assert found.publishers["four"] == policy.Publisher(keys=(OTHER.public,))
 
 
-def test_what_is_left_out_is_strict():
-    """An empty policy trusts nobody, requires signatures and revokes nothing."""
+def test_defaults_are_strict():
+    """An empty policy trusts no publisher, requires signatures and revokes nothing."""
     assert _decode({}) == policy.NOBODY
     assert policy.NOBODY.require_signature
     assert not policy.NOBODY.allow_unsigned_host_risk
 
 
-def test_revocations_are_kept_in_one_spelling():
-    """Keys by their bytes, digests in lowercase, so that no other spelling escapes."""
+def test_revocations_are_normalised():
+    """Keys by their bytes, digests in lower case, so that no other spelling escapes."""
     found = _decode(
         {"revoked": {"keys": [f" {ACME.public.rstrip('=')} "], "digests": ["AB" * 32], "plugins": ["acme.demo@1.0.0"]}}
     )
@@ -79,13 +79,13 @@ def test_plugins_are_revoked_by_version_without_version_or_altogether():
     ],
 )
 def test_a_revoked_version_covers_its_builds(entry, version, covered):
-    """What follows `+` makes no other version (SemVer 2.0.0, section 10); a build that is named is revoked alone."""
+    """Build metadata makes no other version (SemVer 2.0.0, section 10); a revoked build is revoked alone."""
     revoked = policy.Revoked(plugins=frozenset({f"acme.one@{entry}"}))
     assert (revoked.plugin("acme.one", version) is not None) == covered
 
 
 def test_id_patterns_are_exact_or_prefixes():
-    """`acme.*` covers what begins so; without ids a publisher may sign any."""
+    """`acme.*` covers ids that begin with `acme.`; without ids a publisher may sign any."""
     bound = policy.Publisher(keys=(ACME.public,), ids=("acme.*", "solo"))
     assert bound.may_sign("acme.demo")
     assert bound.may_sign("solo")
@@ -136,8 +136,8 @@ def test_id_patterns_are_exact_or_prefixes():
         ({"revoked": {"plugins": ["acme.demo@1.0.0", "A@1"]}}, "revoked.plugins[1]"),
     ],
 )
-def test_a_bad_policy_is_invalid_and_the_error_names_the_key(plain, where):
-    """What is wrong, where, what was expected and what was found."""
+def test_invalid_policy_error_names_the_json_key(plain, where):
+    """With what was expected there and what was found."""
     with pytest.raises(Problem) as caught:
         _decode(plain)
     assert caught.value.code == "policy_invalid"
@@ -146,8 +146,8 @@ def test_a_bad_policy_is_invalid_and_the_error_names_the_key(plain, where):
     assert caught.value.hint
 
 
-def test_a_key_that_is_no_point_of_the_curve_makes_the_policy_invalid():
-    """No signature can hold under it, and whoever pasted it believes that somebody is trusted: it says which key."""
+def test_key_not_on_the_curve_makes_the_policy_invalid():
+    """No signature verifies under it, so the operator must be told; the error names the key."""
     wrong = keys.encode_base64((2).to_bytes(32, "little"))
     with pytest.raises(Problem) as caught:
         _decode({"trusted_publishers": {"acme": [ACME.public, wrong]}})
@@ -168,23 +168,23 @@ def test_a_key_that_is_no_point_of_the_curve_makes_the_policy_invalid():
         b'{"trusted_publishers": {"acme": "a", "acme": "b"}}',
     ],
 )
-def test_a_policy_that_is_no_strict_json_is_invalid(data):
-    """Duplicate keys included: two parsers would trust two different publishers."""
+def test_policy_that_is_not_strict_json_is_invalid(data):
+    """Duplicate keys included: two parsers could read different publishers."""
     with pytest.raises(Problem) as caught:
         policy.decode(data)
     assert caught.value.code == "policy_invalid"
 
 
-def test_errors_echo_little_of_what_was_found():
-    """A private key pasted in the wrong place, or an escape sequence, is not repeated in full or raw."""
+def test_errors_cut_and_escape_the_value_found():
+    """It may be a private key in the wrong place, or an escape sequence."""
     with pytest.raises(Problem) as caught:
         _decode({"trusted_publishers": {"acme": "\x1b[31m" + "S" * 5000}})
     assert "\x1b" not in caught.value.reason
     assert len(caught.value.reason) < 300
 
 
-def test_what_encode_writes_decode_reads():
-    """Every form survives being written by `latticectl trust`."""
+def test_encoded_policy_round_trips():
+    """In every form that `latticectl trust` writes."""
     full = policy.TrustPolicy(
         publishers={
             "acme": policy.Publisher(keys=(ACME.public,)),
@@ -201,8 +201,8 @@ def test_what_encode_writes_decode_reads():
     assert json.loads(policy.encode(full))["trusted_publishers"]["acme"] == ACME.public
 
 
-def test_edits_are_new_policies():
-    """Adding, removing and revoking leave the old value alone."""
+def test_edits_return_new_policies():
+    """Adding, removing and revoking do not change the old value."""
     added = policy.with_publisher(policy.NOBODY, "acme", policy.Publisher(keys=(ACME.public,)))
     assert dict(policy.NOBODY.publishers) == {}
     assert added.publishers["acme"].keys == (ACME.public,)

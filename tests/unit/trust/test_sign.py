@@ -1,4 +1,4 @@
-"""Signing, and the private key's file."""
+"""Signing manifests, and private key files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DIGEST = hashlib.sha256(bundles.ARTIFACT).hexdigest()
 
 
 @pytest.mark.parametrize("make", [bundles.manifest_v1, bundles.manifest_v2])
-def test_what_we_sign_is_what_others_sign(make):
-    """Byte for byte what an independent signer makes of contracts §2 and §3."""
+def test_signature_equals_that_of_an_independent_signer(make):
+    """Byte for byte, made from contracts §2 and §3."""
     acme = bundles.author()
     found = sign.sign(make(name="Größe ☂"), DIGEST, acme.key, publisher="acme")
     assert found == bundles.signed(make(name="Größe ☂"), bundles.ARTIFACT, acme)
@@ -28,8 +28,8 @@ def test_what_we_sign_is_what_others_sign(make):
     assert payload.identity(b"") == hashlib.sha256(b"").hexdigest()
 
 
-def test_an_old_signature_and_digest_are_replaced():
-    """Signing again is how a manifest is changed; the publisher stays unless told otherwise."""
+def test_signing_replaces_old_signature_and_digest():
+    """The publisher is kept unless another one is given."""
     acme = bundles.author()
     first = sign.sign(bundles.manifest_v1(publisher="acme"), "0" * 64, acme.key)
     assert sign.sign(first, DIGEST, acme.key) == bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
@@ -45,15 +45,15 @@ def test_an_old_signature_and_digest_are_replaced():
         ({"publisher": None}, "publisher_missing"),
     ],
 )
-def test_what_no_host_would_accept_is_not_signed(fields, code):
-    """With the code that the host would give."""
+def test_manifest_that_hosts_would_refuse_is_not_signed(fields, code):
+    """The Problem has the verdict's code."""
     with pytest.raises(Problem) as caught:
         sign.sign(bundles.manifest_v1(**{"publisher": "acme", **fields}), DIGEST, bundles.author().key)
     assert caught.value.code == code
 
 
-def test_a_key_file_is_private_and_never_overwritten(tmp_path):
-    """Mode 0600; what it holds is PEM and is read back."""
+def test_key_file_is_private_and_never_overwritten(tmp_path):
+    """Mode 0600, PEM, and read back."""
     key = key_files.generate()
     path = tmp_path / "acme.pem"
     key_files.create(path, key)
@@ -66,8 +66,8 @@ def test_a_key_file_is_private_and_never_overwritten(tmp_path):
     assert path.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----\n")
 
 
-def test_a_file_that_holds_no_ed25519_key_is_said_so(tmp_path):
-    """Missing, garbage, too large, of another kind, or encrypted: each in its own words."""
+def test_unusable_key_file_is_reported(tmp_path):
+    """Missing, garbage, too large, of another kind, encrypted: each with its own message."""
     encrypted = key_files.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"word")
     )

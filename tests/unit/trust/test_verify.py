@@ -1,4 +1,4 @@
-"""The ladder of contracts §5: every code, and the first failure wins."""
+"""The checks of contracts §5: every code, and the first failure wins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACME, SPARE, OTHER = bundles.author(), bundles.author(), bundles.author("other.o
 
 
 class Held:
-    """The two files in memory; an artifact may be a refusal."""
+    """A source with the two files in memory; the artifact may be a refusal."""
 
     def __init__(self, raw, artifact=bundles.ARTIFACT):
         self.data = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
@@ -67,8 +67,8 @@ def _code(*args, **more):
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_an_honest_bundle_verifies(v2):
-    """With its identity, digest, size and the key that held."""
+def test_valid_bundle_verifies(v2):
+    """The verdict has identity, digest, size and the key that verified."""
     raw = _signed(v2=v2)
     found = _judge(raw)
     assert found == Verified(
@@ -80,14 +80,14 @@ def test_an_honest_bundle_verifies(v2):
     )
 
 
-def test_the_signature_may_leave_out_its_padding():
-    """Padded or not; both are the same 64 bytes."""
+def test_signature_verifies_with_and_without_padding():
+    """Both decode to the same 64 bytes."""
     raw = _signed()
     assert isinstance(_judge({**raw, "signature_ed25519": raw["signature_ed25519"].rstrip("=")}), Verified)
 
 
-def test_the_digest_may_be_written_in_capitals():
-    """Covered by the signature as written, compared without regard to case."""
+def test_digest_in_capitals_verifies():
+    """The payload has it as written; the comparison ignores case."""
     digest = hashlib.sha256(bundles.ARTIFACT).hexdigest().upper()
     found = _judge(_signed(digest_sha256=digest))
     assert isinstance(found, Verified)
@@ -96,36 +96,36 @@ def test_the_digest_may_be_written_in_capitals():
     assert _code(lowered) == "signature_invalid"
 
 
-def test_any_key_of_the_publisher_will_do():
-    """So that keys can be changed in peace; the one that held is told."""
+def test_any_key_of_the_publisher_verifies():
+    """So that publishers can rotate keys; the verdict names the key that verified."""
     trust = policy.decode(json.dumps({"trusted_publishers": {"acme": [ACME.public, SPARE.public]}}).encode())
     found = _judge(_signed(SPARE), trust)
     assert isinstance(found, Verified)
     assert found.key == SPARE.public
 
 
-def test_another_publishers_key_is_no_good():
+def test_key_of_another_publisher_does_not_verify():
     """A trusted key signs in its own name only."""
     stolen = bundles.signed(bundles.manifest_v1(publisher="acme"), bundles.ARTIFACT, OTHER)
     assert _code(stolen, _trust(ACME, OTHER)) == "signature_invalid"
 
 
-def test_a_v1_signature_is_no_v2_signature():
-    """The two payloads begin differently, so that neither can pass for the other."""
+def test_v1_signature_is_not_valid_for_v2():
+    """The payloads have different prefixes."""
     plain = {**bundles.with_digest(bundles.manifest_v2(), bundles.ARTIFACT), "publisher": "acme"}
     as_v1 = {name: value for name, value in plain.items() if name != "schema"}
     assert _code({**plain, "signature_ed25519": ACME.sign(bundles.payload(as_v1))}) == "signature_invalid"
 
 
-def test_the_artifact_is_not_read_before_the_signature_holds():
-    """A stranger cannot make the daemon hash 64 MiB."""
+def test_artifact_is_not_read_before_the_signature_verifies():
+    """Otherwise anybody could make the daemon hash 64 MiB."""
     source = Held(_signed(OTHER))
     assert isinstance(verify.verify(source, _trust(), host_version="0.1.0"), Refused)
     assert source.hashed == 0
 
 
-def test_what_cannot_be_read_or_decoded_is_refused_with_its_code():
-    """Manifest refusals carry their code; a decoded manifest comes along."""
+def test_unreadable_or_undecodable_bundle_is_refused_with_its_code():
+    """The refusal carries the manifest when it was decoded."""
     assert _code(b"{") == "manifest_invalid_json"
     found = _judge(_signed(capabilities=["kv:reed"]))
     assert (found.code, found.manifest.id) == (Code.UNKNOWN_CAPABILITY, "acme.demo")
@@ -148,8 +148,8 @@ def test_what_cannot_be_read_or_decoded_is_refused_with_its_code():
         ("worker", ["http:egress"], False),
     ],
 )
-def test_the_type_says_which_capabilities_a_signed_plugin_may_hold(kind, names, allowed):
-    """Contracts §2, signed."""
+def test_plugin_type_limits_capabilities_of_signed_bundles(kind, names, allowed):
+    """Contracts §2."""
     found = _judge(_signed(type=kind, capabilities=names))
     assert isinstance(found, Verified) if allowed else found.code == "capability_not_allowed"
 
@@ -170,8 +170,8 @@ def test_the_type_says_which_capabilities_a_signed_plugin_may_hold(kind, names, 
         (False, False, "worker", "worker:route", None),
     ],
 )
-def test_the_two_switches_say_what_unsigned_bundles_may_hold(require, host, kind, capability, expected):
-    """Contracts §4; a verified unsigned bundle was verified by no key."""
+def test_policy_switches_limit_capabilities_of_unsigned_bundles(require, host, kind, capability, expected):
+    """Contracts §4; the verdict's `key` is empty."""
     trust = _trust(require_signature=require, allow_unsigned_host_risk=host)
     found = _judge(_unsigned(type=kind, capabilities=[capability]), trust)
     if expected:
@@ -181,8 +181,8 @@ def test_the_two_switches_say_what_unsigned_bundles_may_hold(require, host, kind
         assert (found.key, found.manifest.signed) == ("", False)
 
 
-def test_an_unsigned_bundle_still_needs_its_digest():
-    """Always required by us, and compared."""
+def test_unsigned_bundle_needs_a_digest():
+    """It is compared as for signed ones."""
     trust = _trust(require_signature=False)
     assert _code(_unsigned(digest_sha256=None) | {"digest_sha256": ""}, trust) == "digest_missing"
     assert _code(bundles.manifest_v1(), trust) == "digest_missing"
@@ -190,8 +190,8 @@ def test_an_unsigned_bundle_still_needs_its_digest():
 
 
 @pytest.mark.parametrize("require", [True, False])
-def test_a_publisher_or_signature_that_is_present_must_verify(require):
-    """Whatever the policy says of unsigned bundles."""
+def test_publisher_or_signature_that_is_present_must_verify(require):
+    """Whatever the policy allows for unsigned bundles."""
     trust = _trust(require_signature=require, allow_unsigned_host_risk=True)
     raw = _signed()
     assert _code({**raw, "signature_ed25519": ""}, trust) == "signature_missing"
@@ -202,8 +202,8 @@ def test_a_publisher_or_signature_that_is_present_must_verify(require):
     assert _code({**raw, "name": "Other"}, trust) == "signature_invalid"
 
 
-def test_a_v2_manifest_is_never_unsigned():
-    """Empty publisher, signature or digest is as good as none."""
+def test_v2_manifest_must_be_signed():
+    """An empty publisher, signature or digest counts as missing."""
     trust = _trust(require_signature=False, allow_unsigned_host_risk=True)
     raw = _signed(v2=True)
     assert _code({**raw, "publisher": "", "signature_ed25519": ""}, trust) == "publisher_missing"
@@ -225,18 +225,18 @@ def test_a_v2_manifest_is_never_unsigned():
         "A" * 85 + "B",
     ],
 )
-def test_a_signature_of_another_form_is_malformed(written):
-    """Strict base64 of 64 bytes with canonical bits."""
+def test_signature_not_in_strict_base64_is_malformed(written):
+    """Strict base64 of 64 bytes with unused bits zero."""
     assert _code({**_signed(), "signature_ed25519": written}) == "signature_malformed"
 
 
-def test_a_publisher_signs_only_its_own_ids():
+def test_publisher_may_sign_only_its_ids():
     """`ids` of the policy."""
     assert isinstance(_judge(_signed(), _bound(ids=["acme.*"])), Verified)
     assert _code(_signed(), _bound(ids=["acme.other", "demo.*"])) == "publisher_untrusted"
 
 
-def test_a_publisher_holds_no_higher_risk_than_it_was_given():
+def test_publisher_may_not_exceed_max_risk():
     """`max_risk` of the policy."""
     assert isinstance(_judge(_signed(), _bound(max_risk="write")), Verified)
     assert _code(_signed(), _bound(max_risk="read")) == "capability_not_allowed"
@@ -244,8 +244,8 @@ def test_a_publisher_holds_no_higher_risk_than_it_was_given():
     assert isinstance(_judge(_signed(capabilities=["node:admin"]), _bound(max_risk="host")), Verified)
 
 
-def test_a_revoked_key_verifies_nothing():
-    """Not the bundle it signed; another key of the same publisher still does."""
+def test_revoked_key_verifies_nothing():
+    """Another key of the same publisher still does."""
     both = {"trusted_publishers": {"acme": [ACME.public, SPARE.public]}, "revoked": {"keys": [ACME.public.rstrip("=")]}}
     trust = policy.decode(json.dumps(both).encode())
     assert _code(_signed(ACME), trust) == "key_revoked"
@@ -255,7 +255,7 @@ def test_a_revoked_key_verifies_nothing():
 
 
 def test_revoked_plugins_and_digests_are_refused():
-    """By id and version, by id, without version, and by the artifact's digest in any case."""
+    """By id and version, by id, without version, and by the artifact's digest in either case."""
     digest = hashlib.sha256(bundles.ARTIFACT).hexdigest()
     assert _code(_signed(), _trust(revoked={"plugins": ["acme.demo@1.0.0"]})) == "plugin_revoked"
     assert _code(_signed(), _trust(revoked={"plugins": ["acme.demo@*"]})) == "plugin_revoked"
@@ -266,16 +266,16 @@ def test_revoked_plugins_and_digests_are_refused():
     assert _code(_unsigned(), unsigned) == "digest_revoked"
 
 
-def test_a_changed_artifact_is_a_digest_mismatch():
-    """The reason tells both digests."""
+def test_changed_artifact_is_a_digest_mismatch():
+    """The reason shows both digests."""
     found = _judge(_signed(), artifact=b"changed")
     assert found.code == "digest_mismatch"
     assert hashlib.sha256(bundles.ARTIFACT).hexdigest() in found.reason
     assert hashlib.sha256(b"changed").hexdigest() in found.reason
 
 
-def test_a_plugin_for_another_host_is_incompatible():
-    """`requires_host` of v2; a host without a SemVer version satisfies nobody who asks."""
+def test_plugin_for_another_host_version_is_incompatible():
+    """`requires_host` of v2; a host version that is not SemVer satisfies no range."""
     raw = _signed(v2=True, requires_host=">=0.2 <1")
     assert _code(raw) == "host_incompatible"
     assert isinstance(_judge(raw, host_version="0.2.7"), Verified)
@@ -283,13 +283,13 @@ def test_a_plugin_for_another_host_is_incompatible():
 
 
 def test_no_publisher_is_trusted_without_a_policy():
-    """What holds at boot while trust.json is missing or invalid."""
+    """As while trust.json is missing or invalid."""
     assert _code(_signed(), policy.NOBODY) == "publisher_untrusted"
     assert _code(_unsigned(), policy.NOBODY) == "publisher_missing"
 
 
 def test_the_first_failure_in_the_order_of_codes_wins():
-    """One bundle with every defect, repaired rung by rung."""
+    """One bundle with every defect, repaired one by one."""
     evil, signature = hashlib.sha256(b"evil").hexdigest(), ACME.sign(b"something else")
     revoked = {"keys": [ACME.public], "plugins": ["acme.demo@*"], "digests": [evil]}
     raw = {
@@ -334,8 +334,8 @@ def _step(raw, trust, artifact):
     return _code(raw, policy.decode(json.dumps(trust).encode()), artifact)
 
 
-def test_a_bundle_on_disk_is_judged_the_same_way(tmp_path):
-    """The real reader behind the judge."""
+def test_bundle_on_disk_gets_the_same_verdict(tmp_path):
+    """With the real BundleDirectory as source."""
     bundle = bundles.drop(tmp_path, author=ACME, v2=True)
     limits, owners = read.ReadLimits(), frozenset({0, bundle.path.stat().st_uid})
     with read.open_bundle(bundle.path, limits=limits, owners=owners) as source:
