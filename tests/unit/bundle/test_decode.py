@@ -1,4 +1,4 @@
-"""What the bytes of a manifest mean, and which code says why they mean nothing."""
+"""Decoding manifests, and the code of each refusal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _v2(**fields):
 
 
 def test_a_v1_manifest_is_decoded():
-    """Absent strings are empty."""
+    """Absent strings become empty."""
     raw, found = decode.decode(json.dumps(bundles.manifest_v1(version=None, entrypoint=None)).encode())
     assert (found.id, found.name, found.type) == ("acme.demo", "Demo", "system")
     assert found.capabilities == ("kv:read", "log:write")
@@ -96,8 +96,8 @@ def test_a_v2_manifest_is_decoded_with_all_its_parts():
         b'// comment\n{"id": "a"}',
     ],
 )
-def test_what_is_not_one_strict_json_object_is_invalid_json(data):
-    """Where two parsers could disagree there is nothing to sign."""
+def test_bytes_other_than_one_strict_json_object_are_invalid_json(data):
+    """Where parsers disagree, a signature would mean two things."""
     assert _refused(data).code == "manifest_invalid_json"
 
 
@@ -148,15 +148,15 @@ def test_what_is_not_one_strict_json_object_is_invalid_json(data):
         ({"digest_sha256": " " + "ab" * 32}, "digest_sha256"),
     ],
 )
-def test_a_v1_manifest_that_breaks_a_rule_is_invalid(fields, word):
-    """The reason names what was expected."""
+def test_v1_manifest_that_breaks_a_rule_is_invalid(fields, word):
+    """The reason says what was expected."""
     refused = _refused(bundles.manifest_v1(**fields))
     assert refused.code == "manifest_invalid"
     assert word in refused.reason
 
 
 @pytest.mark.parametrize("field", ["version", "publisher", "digest_sha256", "signature_ed25519", "entrypoint"])
-def test_null_is_no_string(field):
+def test_null_in_v1_is_refused(field):
     """A field is a string or absent."""
     assert _refused({**bundles.manifest_v1(), field: None}).code == "manifest_invalid"
 
@@ -197,7 +197,7 @@ def test_null_is_no_string(field):
         ({"requires_host": "newest"}, "requires_host"),
     ],
 )
-def test_a_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
+def test_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
     """Required fields, SemVer, shapes of every part, text without control characters."""
     refused = _refused(_v2(**fields))
     assert refused.code == "manifest_invalid"
@@ -205,14 +205,14 @@ def test_a_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
 
 
 def test_null_in_v2_is_refused_outside_config():
-    """`memory_mib: null` is not an integer; a default of null in the author's own schema is."""
+    """`memory_mib: null` is invalid; a default of null in the author's own `config` is not."""
     raw = {**_v2(), "runtime": {"limits": {"memory_mib": None}}}
     assert "runtime.limits.memory_mib" in _refused(raw).reason
     decode.decode(json.dumps({**_v2(), "config": {"default": None}}).encode())
 
 
-def test_an_unknown_capability_outranks_a_duplicate_one():
-    """In the order of codes; the manifest comes along so that the refusal can be shown under its id."""
+def test_unknown_capability_takes_precedence_over_duplicate():
+    """The order of codes; the refusal carries the manifest, so that it can be shown under its id."""
     refused = _refused(bundles.manifest_v1(capabilities=["kv:read", "kv:read", "kv:reed"]))
     assert refused.code == "unknown_capability"
     assert "kv:read" in refused.hint
@@ -221,24 +221,24 @@ def test_an_unknown_capability_outranks_a_duplicate_one():
 
 
 def test_a_duplicate_capability_is_refused():
-    """Each once; the case matters."""
+    """Names are case-sensitive."""
     assert _refused(bundles.manifest_v1(capabilities=["kv:read", "kv:read"])).code == "duplicate_capability"
     assert _refused(bundles.manifest_v1(capabilities=["KV:read"])).code == "unknown_capability"
 
 
-def test_a_broken_rule_outranks_an_unknown_capability():
-    """In the order of codes."""
+def test_broken_rule_takes_precedence_over_unknown_capability():
+    """The order of codes."""
     assert _refused(bundles.manifest_v1(name="", capabilities=["root"])).code == "manifest_invalid"
 
 
-def test_digests_are_taken_in_either_case():
-    """And kept as written: the payload covers them so."""
+def test_digest_is_accepted_in_either_case():
+    """It is kept as written, because the payload covers that."""
     _, found = decode.decode(json.dumps(bundles.manifest_v1(digest_sha256="AbCd" * 16)).encode())
     assert found.digest_sha256 == "AbCd" * 16
 
 
-def test_a_manifest_of_another_schema_is_named_as_such():
-    """Whatever else it holds; and nobody is told to sign it."""
+def test_manifest_of_unknown_schema_is_reported_as_such():
+    """Whatever else it contains; the hint is not to sign it again."""
     found = _refused({"schema": "lattice.plugin.manifest.v2", "id": "acme.demo", "unknown": {"x": 1}})
     assert found.code == "manifest_invalid"
     assert found.reason.startswith("expected the schema latticed.manifest.v2")

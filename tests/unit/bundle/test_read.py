@@ -1,4 +1,4 @@
-"""The two files are read safely whatever lies in their place."""
+"""Reading the two files safely, whatever is in their place."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _replace(path, kind):
 
 
 def test_both_files_are_read(bundle):
-    """The manifest's bytes, and the artifact's SHA-256 and size; the artifact also by itself and twice."""
+    """Bytes of the manifest, SHA-256 and size of the artifact; the artifact also alone and twice."""
     expected = hashlib.sha256(b"artifact").hexdigest(), 8
     with _opened(bundle) as found:
         assert found.manifest() == b"{}"
@@ -74,7 +74,7 @@ def test_both_files_are_read(bundle):
 
 
 def test_an_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
-    """The limits are inclusive."""
+    """Limits are inclusive."""
     for size in (0, 5000):
         (bundle / "artifact").write_bytes(b"x" * size)
         (bundle / "manifest.json").write_bytes(b" " * 1000)
@@ -83,8 +83,8 @@ def test_an_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
             assert found.hash_artifact() == (hashlib.sha256(b"x" * size).hexdigest(), size)
 
 
-def test_the_artifact_is_copied_while_it_is_hashed(bundle, tmp_path):
-    """What lands in the copy is what was hashed, whatever the size of the buffer."""
+def test_copy_has_the_bytes_that_were_hashed(bundle, tmp_path):
+    """With any buffer size."""
     data = os.urandom(4999)
     (bundle / "artifact").write_bytes(data)
     target = os.open(tmp_path / "copy", os.O_WRONLY | os.O_CREAT)
@@ -94,8 +94,8 @@ def test_the_artifact_is_copied_while_it_is_hashed(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "directory", "socket", "device"])
-def test_anything_but_a_regular_file_is_refused_without_waiting(bundle, kind):
-    """Never followed, never opened, never blocking."""
+def test_other_than_regular_files_are_refused_without_blocking(bundle, kind):
+    """Links are not followed, devices and FIFOs not opened."""
     if kind == "device" and os.geteuid() != 0:
         pytest.skip("only root makes device nodes")
     _replace(bundle / "artifact", kind)
@@ -106,7 +106,7 @@ def test_anything_but_a_regular_file_is_refused_without_waiting(bundle, kind):
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_a_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypatch):
-    """The look is a courtesy; O_NOFOLLOW, O_NONBLOCK and fstat are what holds."""
+    """O_NOFOLLOW, O_NONBLOCK and fstat protect, not the lstat before."""
     honest = os.stat(bundle / "manifest.json")
     _replace(bundle / "manifest.json", kind)
     look = os.stat
@@ -119,7 +119,7 @@ def test_a_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypa
 
 
 def test_missing_files_have_their_codes(bundle):
-    """And a bundle that is gone is one without manifest."""
+    """A bundle that is gone is `manifest_missing`."""
     (bundle / "artifact").unlink()
     assert _code(bundle, "artifact") == "artifact_missing"
     (bundle / "manifest.json").unlink()
@@ -128,23 +128,23 @@ def test_missing_files_have_their_codes(bundle):
     assert _code(bundle) == "manifest_missing"
 
 
-def test_a_linked_bundle_directory_is_refused(bundle, tmp_path):
-    """Links are followed nowhere; a file in place of the directory is no bundle either."""
+def test_symlink_in_place_of_bundle_directory_is_refused(bundle, tmp_path):
+    """And a file in its place."""
     (tmp_path / "link").symlink_to(bundle)
     assert _code(tmp_path / "link") == "unreadable"
     assert _code(bundle / "artifact") == "unreadable"
 
 
 def test_bundles_are_opened_beneath_a_descriptor(bundle):
-    """Where the plugin directory is now called something else, its descriptor still finds them."""
+    """A plugin directory that was renamed is still read through its descriptor."""
     with files.closing(files.open_directory(bundle.parent)) as parent:
         bundle.parent.rename(bundle.parent.with_name("moved"))
         with _opened("demo", beneath=parent) as found:
             assert found.manifest() == b"{}"
 
 
-def test_too_large_files_are_refused(bundle):
-    """One byte over the limit."""
+def test_files_over_the_limit_are_refused(bundle):
+    """By one byte."""
     (bundle / "artifact").write_bytes(b"x" * 5001)
     assert _code(bundle, "artifact") == "artifact_too_large"
     (bundle / "manifest.json").write_bytes(b"x" * 1001)
@@ -152,8 +152,8 @@ def test_too_large_files_are_refused(bundle):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "artifact"])
-def test_a_file_that_grows_beyond_the_limit_while_it_is_read_is_refused(bundle, name, monkeypatch):
-    """A size seen before reading promises nothing."""
+def test_file_that_grows_beyond_the_limit_while_read_is_refused(bundle, name, monkeypatch):
+    """The size from before reading is not relied on."""
     honest = os.readv
 
     def growing(fd, buffers):
@@ -168,8 +168,8 @@ def test_a_file_that_grows_beyond_the_limit_while_it_is_read_is_refused(bundle, 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "artifact"])
-def test_a_file_that_changes_while_it_is_read_is_refused(bundle, name, monkeypatch):
-    """Even when it is as long as before and its new bytes were never seen."""
+def test_file_that_changes_while_read_is_refused(bundle, name, monkeypatch):
+    """Even with the same size, and when the new bytes were not read."""
     honest = os.readv
 
     def rewriting(fd, buffers):
@@ -183,14 +183,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(bundle, name, monkeypat
     assert _code(bundle, "artifact") == "changed_while_reading"
 
 
-def test_a_slow_disk_is_cut_off_at_the_deadline(bundle):
-    """Between chunks, by the clock that was passed in."""
+def test_slow_read_ends_at_the_deadline(bundle):
+    """Checked between chunks, by the clock passed in."""
     times = iter([0.0, 1.0, 31.0])
     assert _code(bundle, clock=lambda: next(times, 31.0)) == "unreadable"
 
 
-def test_a_disk_error_is_unreadable(bundle, monkeypatch):
-    """Whatever the kernel says while reading."""
+def test_read_error_is_unreadable(bundle, monkeypatch):
+    """Any errno."""
 
     def broken(fd, buffers):
         raise OSError(5, "Input/output error")
@@ -201,8 +201,8 @@ def test_a_disk_error_is_unreadable(bundle, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("name", ["manifest.json", "artifact"])
-def test_a_strangers_file_is_refused_before_the_manifest_is_read(bundle, name):
-    """The artifact's owner too outranks what the manifest says."""
+def test_file_of_foreign_owner_is_refused_before_the_manifest_is_read(bundle, name):
+    """The artifact's owner takes precedence over faults of the manifest."""
     os.chown(bundle / name, 12345, -1)
     assert _code(bundle) == "foreign_owner"
     with _opened(bundle, owners=ME | {12345}) as found:
@@ -210,8 +210,8 @@ def test_a_strangers_file_is_refused_before_the_manifest_is_read(bundle, name):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "artifact"])
-def test_a_file_that_may_not_be_opened_is_unreadable(bundle, name, monkeypatch):
-    """First in the order of codes, even if the manifest is missing as well."""
+def test_file_without_permission_is_unreadable(bundle, name, monkeypatch):
+    """It takes precedence over a missing manifest."""
     honest = files.open_file
 
     def refuse(found, *, beneath):
@@ -226,8 +226,8 @@ def test_a_file_that_may_not_be_opened_is_unreadable(bundle, name, monkeypatch):
         assert _code(bundle) == "unreadable"
 
 
-def test_a_fingerprint_tells_when_something_was_written(bundle):
-    """Equal while nothing happens; different after any change; None for what is missing or no real directory."""
+def test_fingerprint_differs_after_any_write(bundle):
+    """None for a part that is missing, or when the name is no real directory."""
     with files.closing(files.open_directory(bundle.parent)) as parent:
         first = read.fingerprint("demo", beneath=parent)
         assert None not in first

@@ -1,4 +1,4 @@
-"""Bundles are written whole or not at all."""
+"""Bundles are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from latticed.bundle import write
 from latticed.kit import files
 
 
-def test_a_bundle_appears_whole(tmp_path):
-    """Two files, readable by the daemon; nothing else is left beside it."""
+def test_bundle_is_written_completely(tmp_path):
+    """Two files, readable by the daemon, and no leftovers."""
     write.write_bundle(tmp_path / "demo", b"{}\n", b"artifact")
     assert (tmp_path / "demo/manifest.json").read_bytes() == b"{}\n"
     assert (tmp_path / "demo/artifact").read_bytes() == b"artifact"
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_nothing_is_overwritten(tmp_path):
-    """An existing directory, file or dangling link is left as it is."""
+def test_existing_target_is_not_overwritten(tmp_path):
+    """A directory, a file or a dangling link."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("demo", "link"):
@@ -41,8 +41,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_is_replaced_in_one_step(tmp_path):
-    """Rendered for people: indented, UTF-8, ending in a newline."""
+def test_manifest_is_replaced_atomically(tmp_path):
+    """Indented, UTF-8, ending in a newline."""
     write.write_bundle(tmp_path / "demo", b"{}", b"artifact")
     write.write_manifest(tmp_path / "demo", write.render({"name": "Größe"}))
     assert (tmp_path / "demo/manifest.json").read_text(encoding="utf-8") == '{\n  "name": "Größe"\n}\n'

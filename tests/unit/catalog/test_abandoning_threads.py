@@ -1,4 +1,4 @@
-"""The pool does its batches, and leaves behind what does not return."""
+"""AbandoningThreads runs batches and abandons jobs that do not return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.house.catalogs import until
 
 
 async def test_every_job_has_a_result() -> None:
-    """A batch ends when all is done; an exception belongs to its job alone."""
+    """A batch ends when all jobs are done; an exception fails its own job only."""
     pool = AbandoningThreads(threads=4, deadline_s=30)
 
     def half(number: int) -> float:
@@ -24,20 +24,20 @@ async def test_every_job_has_a_result() -> None:
     assert outcome.stuck == outcome.left == ()
 
 
-async def test_nothing_to_do_is_done_at_once() -> None:
-    """An empty batch starts no thread."""
+async def test_empty_batch_ends_at_once() -> None:
+    """It starts no thread."""
     outcome = await AbandoningThreads(threads=4, deadline_s=30).run([], str)
     assert outcome.done == {}
 
 
-async def test_what_is_not_begun_in_its_slice_is_left() -> None:
-    """A batch that takes too long hands back the rest, untouched."""
+async def test_jobs_not_begun_within_the_slice_are_returned() -> None:
+    """They were not run at all."""
     outcome = await AbandoningThreads(threads=2, deadline_s=30).run(range(10), str, slice_s=0.0)
     assert outcome.done == {}
     assert outcome.left == tuple(range(10))
 
 
-async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
+async def test_stuck_jobs_are_abandoned_and_others_finish() -> None:
     """Two of six jobs hang: the batch ends without them, and they are not begun again while they hang."""
     pool = AbandoningThreads(threads=2, deadline_s=0.1)
     release = threading.Event()
@@ -65,7 +65,7 @@ async def test_stuck_jobs_are_abandoned_and_the_rest_is_done() -> None:
 
 
 async def test_results_are_reported_while_another_job_hangs() -> None:
-    """Each result once, long before the batch ends."""
+    """Each result once, before the batch ends."""
     pool = AbandoningThreads(threads=2, deadline_s=30)
     release, told = threading.Event(), {}
     running = asyncio.create_task(
@@ -81,7 +81,7 @@ async def test_results_are_reported_while_another_job_hangs() -> None:
 
 
 async def test_abandoned_threads_are_bounded() -> None:
-    """When everything hangs, the batch still ends, with no more threads than allowed."""
+    """When every job hangs, the batch ends with no more threads than allowed."""
     pool = AbandoningThreads(threads=4, deadline_s=0.05, abandoned_max=3)
     release = threading.Event()
     before = threading.active_count()
@@ -98,8 +98,8 @@ async def test_abandoned_threads_are_bounded() -> None:
     await until(lambda: pool.abandoned == 0)
 
 
-async def test_cancelled_while_working() -> None:
-    """No further job is begun, and the thread at work ends by itself."""
+async def test_cancelled_batch_begins_no_further_job() -> None:
+    """The running thread ends by itself."""
     pool = AbandoningThreads(threads=1, deadline_s=30)
     working, release = threading.Event(), threading.Event()
     begun: list[int] = []
@@ -119,8 +119,8 @@ async def test_cancelled_while_working() -> None:
     assert begun == [0]
 
 
-async def test_where_no_thread_can_be_started_the_rest_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an error, which would end whoever asked; later it goes on."""
+async def test_jobs_are_returned_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not raise, which would end the caller's task; a later batch runs them."""
     pool = AbandoningThreads(threads=2, deadline_s=30)
 
     def refused(_: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""What inotify does not tell of active bundles is seen within 1.5 s; a stat that hangs holds up nobody else."""
+"""Changes of active bundles that inotify does not report are seen within 1.5 s; a stat that hangs delays no other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plugins(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def activated(plugins: Path, *names: str, active: bool = True, **options):
-    """Bundles of these names, watched as active ones; the active_poll has been round once."""
+    """Bundles of these names, set active and polled once."""
     made = {name: bundles.drop(plugins, name, author=ACME, id=f"acme.{name}") for name in names}
     catalogs.age(plugins)
     async with catalogs.watching(plugins, ACME, watch=AS_SET, **options) as seen:
@@ -60,8 +60,8 @@ def truncated(artifact: Path, beside: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [through_a_hard_link, truncated])
-async def test_what_is_written_elsewhere_is_seen(plugins: Path, tmp_path: Path, how) -> None:
-    """Also that it is as it was again."""
+async def test_write_that_inotify_does_not_report_is_seen(plugins: Path, tmp_path: Path, how) -> None:
+    """And the write that undoes it."""
     async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         how(made["demo"].artifact_path, tmp_path / "beside")
@@ -72,8 +72,8 @@ async def test_what_is_written_elsewhere_is_seen(plugins: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("pause_s", [None, 0.02], ids=["once", "all the time"])
-async def test_a_writer_that_never_closes_is_seen(plugins: Path, pause_s: float | None) -> None:
-    """One that wrote once, and one that never gives it a quiet moment."""
+async def test_writer_that_never_closes_the_file_is_seen(plugins: Path, pause_s: float | None) -> None:
+    """One that wrote once, and one that writes so often that the name never settles."""
     async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         over = asyncio.Event()
@@ -97,8 +97,8 @@ async def test_a_writer_that_never_closes_is_seen(plugins: Path, pause_s: float 
         await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the end of it")
 
 
-async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: Path) -> None:
-    """In progress it is a mismatch; after its last close it is what it is."""
+async def test_slow_copy_over_active_bundle_is_judged_again_at_its_end(plugins: Path) -> None:
+    """During the copy it is a mismatch; after the last close its final verdict."""
     async with activated(plugins, "demo") as (seen, made):
         with made["demo"].artifact_path.open("wb", buffering=0) as artifact:
             artifact.write(bundles.ARTIFACT[:5])
@@ -107,8 +107,8 @@ async def test_a_slow_copy_over_an_active_bundle_is_judged_to_its_end(plugins: P
         await until(lambda: seen.code("plugins/demo") == "verified", "the whole copy")
 
 
-async def test_writes_to_an_inactive_bundle_are_noticed_when_it_is_closed(plugins: Path) -> None:
-    """What is not active is judged as ever: writes to it cost nobody anything."""
+async def test_write_to_inactive_bundle_is_noticed_on_close(plugins: Path) -> None:
+    """Single writes to it cause no events."""
     async with activated(plugins, "demo", active=False) as (seen, made):
         events = seen.catalog.counters["events"]
         with made["demo"].artifact_path.open("r+b", buffering=0) as artifact:
@@ -119,8 +119,8 @@ async def test_writes_to_an_inactive_bundle_are_noticed_when_it_is_closed(plugin
         await until(lambda: seen.code("plugins/demo") == "digest_mismatch", "the close")
 
 
-async def test_a_change_just_before_it_was_judged_is_found(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times may not tell of a change within the same moment: such a bundle is judged once more, and not for ever."""
+async def test_change_within_timestamp_granularity_is_found(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle judged just after a change is judged once more, but not for ever."""
     monkeypatch.setattr(scanner, "_RACY_NS", 1 << 62)
     async with activated(plugins, "demo") as (seen, _):
         await until(lambda: seen.catalog.counters["judged"] == 2, "a second judgement")
@@ -131,10 +131,13 @@ async def test_a_change_just_before_it_was_judged_is_found(plugins: Path, monkey
         assert seen.catalog.counters["judged"] == 2
 
 
-async def test_a_stat_that_hangs_does_not_delay_others(
+async def test_hanging_stat_does_not_delay_other_bundles(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are looked at, every second; the loop never waits; it is looked at again once it answers."""
+    """They are polled every second and the loop is not blocked.
+
+    The bundle is polled again once its file system answers.
+    """
     hanging, plain = threading.Event(), scanner.fingerprint
 
     def fingerprint(name: str, root):
@@ -161,8 +164,8 @@ async def test_a_stat_that_hangs_does_not_delay_others(
         await until(lambda: seen.code("plugins/b-stuck") == "digest_mismatch", "the one that hung")
 
 
-async def test_polling_thousands_takes_one_fingerprint_each(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look at two thousand is one fingerprint of each; the first one made all watches."""
+async def test_poll_takes_one_fingerprint_per_bundle(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two thousand; watches are made by the first poll only."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
         (directory,) = seen.catalog._directories.values()

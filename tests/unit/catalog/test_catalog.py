@@ -1,4 +1,4 @@
-"""The catalog follows real bundles in real directories."""
+"""The catalog on real bundles in real directories."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_first_batch_is_all_there_is(plugins: Path) -> None:
-    """The first item of the stream is the whole first scan, refused bundles included."""
+async def test_first_batch_has_every_bundle(plugins: Path) -> None:
+    """Refused ones included."""
     bundles.drop(plugins, "one", author=ACME, id="acme.one")
     bundles.drop(plugins, "two", author=bundles.author("evil"), id="acme.two")
     for leftover in (".hidden", "lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"):
@@ -46,8 +46,8 @@ async def test_first_batch_is_all_there_is(plugins: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
-async def test_what_file_systems_and_archivers_leave_is_ignored(plugins: Path, name: str) -> None:
-    """When it arrives while we watch, whatever it holds, and when a timer scans."""
+async def test_leftovers_of_file_systems_and_archivers_are_ignored(plugins: Path, name: str) -> None:
+    """By events and by timed scans, whatever they contain."""
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundles.drop(plugins, name, author=ACME, id="acme.left")
         bundles.drop(plugins, "demo", author=ACME)
@@ -59,14 +59,14 @@ async def test_what_file_systems_and_archivers_leave_is_ignored(plugins: Path, n
             await seen.catalog.judge(name)
 
 
-async def test_first_batch_of_nothing_is_empty(plugins: Path) -> None:
-    """A reader learns that there is nothing, rather than waiting."""
+async def test_first_batch_is_empty_without_bundles(plugins: Path) -> None:
+    """So that the reader need not wait."""
     async with catalogs.watching(plugins, ACME) as seen:
         assert seen.batches == [()]
 
 
-async def test_drop_tamper_restore_remove(plugins: Path) -> None:
-    """A bundle is seen to arrive, to break, to verify again with the same identity, and to go."""
+async def test_bundle_is_followed_through_arrival_tampering_repair_and_removal(plugins: Path) -> None:
+    """After the repair it verifies with the same identity."""
     async with catalogs.watching(plugins, ACME) as seen:
         bundle = bundles.drop(plugins, "demo", author=ACME)
         await until(lambda: seen.code("plugins/demo") == "verified")
@@ -80,8 +80,8 @@ async def test_drop_tamper_restore_remove(plugins: Path) -> None:
         assert told == [told[0], "digest_mismatch", told[0], "gone"]
 
 
-async def test_missed_events_are_found_by_the_timer(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an observer that says nothing at all, timed scans still find every change."""
+async def test_timed_scans_find_changes_without_events(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The observer reports nothing at all."""
     monkeypatch.setattr("latticed.catalog.dirty_names.DirtyNames.note", lambda *_, **__: None)
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundle = bundles.drop(plugins, "demo", author=ACME)
@@ -91,8 +91,8 @@ async def test_missed_events_are_found_by_the_timer(plugins: Path, monkeypatch: 
         assert seen.catalog.counters["events"] == 0
 
 
-async def test_timed_scans_hash_only_what_changed(plugins: Path) -> None:
-    """A scan that finds the same fingerprints judges nothing again; a rescan on request does."""
+async def test_timed_scans_hash_only_changed_bundles(plugins: Path) -> None:
+    """With equal fingerprints nothing is judged again; a rescan on request judges everything."""
     for number in range(3):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
     catalogs.age(plugins)
@@ -106,8 +106,8 @@ async def test_timed_scans_hash_only_what_changed(plugins: Path) -> None:
         await until(lambda: counters["judged"] == 6)
 
 
-async def test_policy_change_judges_again_without_news_for_the_rest(plugins: Path) -> None:
-    """After `rescan`, the policy of now decides; who is still fine is not reported again."""
+async def test_policy_change_reports_only_changed_verdicts(plugins: Path) -> None:
+    """`rescan` judges all bundles under the present policy."""
     revoked: list[str] = []
     bundles.drop(plugins, "one", author=ACME, id="acme.one")
     bundles.drop(plugins, "two", author=ACME, id="acme.two")
@@ -126,8 +126,8 @@ async def test_policy_change_judges_again_without_news_for_the_rest(plugins: Pat
         assert len(seen.told("plugins/two")) == 1
 
 
-async def test_rejudging_does_not_hash_what_has_not_changed(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judging again under a new policy uses the hash of the same files; `rehash` reads them again."""
+async def test_rescan_reuses_hashes_of_unchanged_artifacts(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rehash` reads them again."""
     hashed: list[int] = []
     original = BundleDirectory.hash_artifact
 
@@ -148,8 +148,8 @@ async def test_rejudging_does_not_hash_what_has_not_changed(plugins: Path, monke
         assert len(hashed) == 2
 
 
-async def test_directories_are_labelled(plugins: Path, tmp_path: Path) -> None:
-    """The same name in two directories is two bundles; a missing directory is a problem and no more."""
+async def test_bundle_names_carry_their_directory_label(plugins: Path, tmp_path: Path) -> None:
+    """The same name in two directories is two bundles; a missing directory is only a problem."""
     market = tmp_path / "market"
     bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching({"plugins": plugins, "market": market}, ACME) as seen:
@@ -161,8 +161,8 @@ async def test_directories_are_labelled(plugins: Path, tmp_path: Path) -> None:
         assert seen.catalog.problems() == ()
 
 
-async def test_too_many_bundles_are_refused_and_counted(plugins: Path) -> None:
-    """The limit refuses newcomers, never those who were there; room that is made is used."""
+async def test_bundles_beyond_the_limit_are_refused_and_counted(plugins: Path) -> None:
+    """Only newcomers; a slot that becomes free is used."""
     for name in ("b", "c", "d"):
         bundles.drop(plugins, name, author=ACME, id=f"acme.{name}")
     async with catalogs.watching(plugins, ACME, max_bundles=2) as seen:
@@ -176,8 +176,8 @@ async def test_too_many_bundles_are_refused_and_counted(plugins: Path) -> None:
         assert seen.code("plugins/b") is None
 
 
-async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
-    """A verdict on request is fresh, takes the name with or without its label, and is not remembered."""
+async def test_judge_reads_the_bundle_and_remembers_nothing(plugins: Path) -> None:
+    """The name may have its label or not."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=5.0, max_wait_s=5.0)) as seen:
         bundles.tamper(bundle.artifact_path)
@@ -189,7 +189,7 @@ async def test_judge_reads_one_bundle_now(plugins: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b/c", "plugins/", "nowhere/demo", "../demo", "x\0y"])
-async def test_judge_refuses_what_is_no_name(plugins: Path, name: str) -> None:
+async def test_judge_refuses_names_outside_the_directory(plugins: Path, name: str) -> None:
     """A name stays within the plugin directory."""
     async with catalogs.watching(plugins, ACME) as seen:
         with pytest.raises(Problem) as caught:
@@ -197,8 +197,8 @@ async def test_judge_refuses_what_is_no_name(plugins: Path, name: str) -> None:
         assert caught.value.code == "bad_request"
 
 
-async def test_judge_says_when_there_is_no_such_bundle(plugins: Path) -> None:
-    """A link or a file of that name is no bundle either."""
+async def test_judge_of_missing_bundle_is_not_found(plugins: Path) -> None:
+    """Links and files of that name are not bundles."""
     (plugins / "link").symlink_to("/etc")
     async with catalogs.watching(plugins, ACME) as seen:
         for name in ("absent", "link"):
@@ -207,8 +207,8 @@ async def test_judge_says_when_there_is_no_such_bundle(plugins: Path) -> None:
             assert caught.value.code == "not_found"
 
 
-async def test_keep_stores_what_was_sighted(plugins: Path, tmp_path: Path) -> None:
-    """The pair of a sighting goes into the store and verifies from there."""
+async def test_keep_stores_the_sighted_pair(plugins: Path, tmp_path: Path) -> None:
+    """It verifies from the store."""
     bundles.drop(plugins, "demo", author=ACME)
     store = Store(tmp_path / "store")
     async with catalogs.watching(plugins, ACME, store=store) as seen:
@@ -219,8 +219,8 @@ async def test_keep_stores_what_was_sighted(plugins: Path, tmp_path: Path) -> No
     assert again == verdict
 
 
-async def test_a_busy_reader_gets_only_the_latest_verdict(plugins: Path) -> None:
-    """However often a bundle changes meanwhile, one sighting per name waits; there and gone again is no news."""
+async def test_slow_reader_gets_only_the_latest_verdict(plugins: Path) -> None:
+    """At most one sighting per name waits; a bundle that came and went is not reported."""
     trusted = catalogs.trusting(ACME)
     catalog = Catalog(
         {"plugins": plugins},
@@ -246,15 +246,15 @@ async def test_a_busy_reader_gets_only_the_latest_verdict(plugins: Path) -> None
         await stream.aclose()
 
 
-async def test_changes_have_one_reader(plugins: Path) -> None:
-    """A second reader would take news from the first."""
+async def test_changes_allows_one_reader(plugins: Path) -> None:
+    """A second one would take sightings from the first."""
     async with catalogs.watching(plugins, ACME) as seen:
         with pytest.raises(RuntimeError):
             await anext(seen.catalog.changes())
 
 
-async def test_tampering_is_noticed_while_everything_is_judged_again(plugins: Path) -> None:
-    """A long rescan does not hold up the bundle that changes meanwhile."""
+async def test_tampering_is_noticed_during_a_rescan(plugins: Path) -> None:
+    """A long rescan does not delay a bundle that changes meanwhile."""
     for number in range(200):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
     slow = threading.Event()
@@ -276,15 +276,15 @@ async def test_tampering_is_noticed_while_everything_is_judged_again(plugins: Pa
         slow.clear()
 
 
-async def test_limits_are_applied(plugins: Path) -> None:
+async def test_files_beyond_the_limits_are_refused(plugins: Path) -> None:
     """What is larger than the settings allow is refused with its code."""
     bundles.drop(plugins, "demo", author=ACME, artifact=bytes(2000))
     async with catalogs.watching(plugins, ACME, limits=ReadLimits(artifact_bytes=1000)) as seen:
         assert seen.code("plugins/demo") == "artifact_too_large"
 
 
-async def test_a_read_that_hangs_delays_only_its_bundle(plugins: Path) -> None:
-    """A bundle whose read hangs is unreadable after the deadline; the others are judged, and so is it in the end."""
+async def test_hanging_read_delays_only_its_bundle(plugins: Path) -> None:
+    """That one is unreadable after the deadline, and judged once the read returns."""
     release = threading.Event()
     names = [f"p{number}" for number in range(12)]
     for name in names:
@@ -308,8 +308,8 @@ async def test_a_read_that_hangs_delays_only_its_bundle(plugins: Path) -> None:
         release.set()
 
 
-async def test_a_catalog_that_cannot_go_on_tells_its_reader(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure of the catalog itself reaches whoever reads: silence would look like nothing happening."""
+async def test_failure_of_the_catalog_is_raised_in_its_reader(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the reader would wait for ever."""
 
     async def broken(_: object) -> None:
         raise RuntimeError("a mistake of ours")
@@ -326,8 +326,8 @@ async def test_a_catalog_that_cannot_go_on_tells_its_reader(plugins: Path, monke
             await anext(stream)
 
 
-async def test_leaving_while_much_is_to_be_done(plugins: Path) -> None:
-    """The catalog can be left in the middle of a rescan, and leaves no thread, task or descriptor."""
+async def test_closing_during_a_rescan_leaves_nothing_behind(plugins: Path) -> None:
+    """No thread, task or descriptor."""
     for number in range(50):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}", artifact=bytes(4 << 20))
     async with catalogs.watching(plugins, ACME) as seen:

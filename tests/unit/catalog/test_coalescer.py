@@ -1,4 +1,4 @@
-"""What is news to the reader of the catalog, and how much can wait for it."""
+"""Which sightings are reported to the catalog's reader, and how many are buffered."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def refused(code: Code, reason: str = "") -> Refused:
     return Refused(code=code, reason=reason)
 
 
-def test_what_is_the_same() -> None:
-    """Identity and artifact of what verifies, the code of what does not, absence of what is gone."""
+def test_same_compares_identity_artifact_and_code() -> None:
+    """Identity and artifact of verified bundles, the code of refused ones, absence of removed ones."""
     assert same(verified("1"), verified("1"))
     assert not same(verified("1"), verified("2"))
     assert not same(verified("1"), verified("1", artifact="b"))
@@ -32,7 +32,7 @@ def test_what_is_the_same() -> None:
     assert same(None, None)
 
 
-def test_verifying_again_after_a_refusal_is_news() -> None:
+def test_verified_after_a_reported_refusal_is_reported() -> None:
     """The reader that heard of the refusal hears that it is over."""
     box = Coalescer()
     heard = []
@@ -47,8 +47,8 @@ def test_verifying_again_after_a_refusal_is_news() -> None:
     ]
 
 
-def test_a_slow_reader_hears_the_latest_once() -> None:
-    """There and gone is nothing; changed and back is nothing; the rest is as it is now."""
+def test_slow_reader_gets_latest_sighting_once() -> None:
+    """Nothing for a name that came and went, or changed and changed back."""
     box = Coalescer()
     box.post([("stays", verified("1"))])
     box.take()
@@ -59,7 +59,7 @@ def test_a_slow_reader_hears_the_latest_once() -> None:
 
 
 def test_dirty_names_wake_once_and_are_bounded() -> None:
-    """However many names are noted before the loop looks, it is woken once; too many names mean a scan."""
+    """Many notes wake the loop once until it takes them; too many names are replaced by a scan."""
     woken: list[int] = []
     dirty = DirtyNames(lambda: woken.append(1))
     for _ in range(100):
@@ -76,7 +76,7 @@ def test_dirty_names_wake_once_and_are_bounded() -> None:
 
 
 @forks.as_root
-def test_mounts_are_noticed() -> None:
+def test_change_of_mount_table_is_reported_once() -> None:
     """The mount table tells once that it changed."""
     import asyncio
     import ctypes

@@ -1,4 +1,4 @@
-"""A file system of a stranger's in, or as, the plugin directory: it condemns itself, and nothing beside it."""
+"""Another user's file system mounted in, or as, the plugin directory: it affects no other bundle."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
-    """Mounted before the start, and while it runs: unreadable itself; the others verify and are followed."""
+async def test_unreadable_mount_is_refused_alone(plugins: Path) -> None:
+    """Mounted before the start or later: it is unreadable; the others verify and are followed."""
     for early in (True, False):
         with contextlib.ExitStack() as mounts:
             if early:
@@ -54,8 +54,8 @@ async def test_an_unreadable_mount_is_refused_alone(plugins: Path) -> None:
                 await until(lambda: seen.code("plugins/evil") == "manifest_missing")
 
 
-async def test_mounts_that_hang_do_not_delay_others(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They hold up neither the start nor a change of what records name, long before their deadline is over."""
+async def test_hanging_mounts_do_not_delay_other_bundles(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the start nor a change of recorded bundles waits for their deadline."""
     monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)
     trusted = catalogs.trusting(ACME)
     for number in range(4):
@@ -82,8 +82,8 @@ async def test_mounts_that_hang_do_not_delay_others(plugins: Path, monkeypatch: 
             mounts.close()  # what waited for an answer gets its error
 
 
-async def test_one_that_never_answers_is_refused_at_its_deadline(plugins: Path) -> None:
-    """Unreadable; health counts it; once it is gone, what lies beneath is judged."""
+async def test_hanging_mount_is_refused_at_its_deadline(plugins: Path) -> None:
+    """Unreadable, and counted in health; once unmounted, the directory beneath is judged."""
     with contextlib.ExitStack() as mounts:
         mounts.enter_context(fuse.mounted(plugins / "evil", hangs=set(fuse.EVERYTHING)))
         options = {"limits": ReadLimits(deadline_s=0.2), "watch": WatchSettings(rescan_s=0.5)}
@@ -95,8 +95,8 @@ async def test_one_that_never_answers_is_refused_at_its_deadline(plugins: Path) 
             await until(lambda: seen.code("plugins/evil") == "manifest_missing" and not seen.catalog.problems())
 
 
-async def test_a_directory_whose_listing_never_returns(plugins: Path, tmp_path: Path) -> None:
-    """It is a problem from its deadline on; what was verified there stays, for each bundle is asked for by its name."""
+async def test_directory_with_hanging_listing_becomes_a_problem(plugins: Path, tmp_path: Path) -> None:
+    """At its deadline; verified bundles stay, as each is opened by its name."""
     place = tmp_path / "mounted"
     place.mkdir()
     tree = {

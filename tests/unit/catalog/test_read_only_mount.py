@@ -1,4 +1,4 @@
-"""A plugin directory on a file system that is mounted read-only, for real."""
+"""A plugin directory on a file system that is really mounted read-only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 ACME = bundles.author()
 
 
-async def test_a_read_only_plugin_directory_is_judged_stored_and_followed(tmp_path):
-    """Bundles verify and are stored without a byte being written there; what changes beneath the mount is seen."""
+async def test_read_only_plugin_directory_is_judged_stored_and_followed(tmp_path):
+    """Nothing is written there; changes beneath the mount are seen."""
     source, mounted = tmp_path / "source", tmp_path / "mounted"
     source.mkdir()
     mounted.mkdir()

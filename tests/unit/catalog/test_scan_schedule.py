@@ -14,16 +14,16 @@ def test_first_scan_is_due_at_once_then_by_the_timer() -> None:
     assert times.scan_due_s(watched=True) == 160.5
 
 
-def test_what_cannot_be_watched_is_scanned_more_often() -> None:
-    """Without watches, the timer is all there is."""
+def test_unwatched_directory_is_scanned_more_often() -> None:
+    """Changes are found only by timed scans then."""
     times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
     times.scan_ended(began_s=0.0, now_s=0.01)
     assert times.scan_due_s(watched=False) == 0.01 + FALLBACK_S
 
 
-def test_requests_wait_in_proportion_to_what_a_scan_costs() -> None:
-    """Whatever asks for scans, at most a fifth of the time goes into them; an operator does not wait."""
+def test_requested_scans_take_at_most_a_fifth_of_the_time() -> None:
+    """An operator's request is not delayed."""
     times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
     times.scan_ended(began_s=0.0, now_s=2.0)
@@ -33,7 +33,7 @@ def test_requests_wait_in_proportion_to_what_a_scan_costs() -> None:
     assert times.scan_due_s(watched=True) == 2.5
 
 
-def test_what_happens_during_a_scan_asks_for_another() -> None:
+def test_request_during_a_scan_causes_another() -> None:
     """A hint that arrives while a scan runs is not swallowed by its end."""
     times = ScanSchedule(rescan_s=60, now_s=0.0)
     times.scan_began()
@@ -42,7 +42,7 @@ def test_what_happens_during_a_scan_asks_for_another() -> None:
     assert times.scan_due_s(watched=True) < 1.0
 
 
-def test_ticks() -> None:
+def test_ticks_are_due_at_their_interval() -> None:
     times = ScanSchedule(rescan_s=60, now_s=5.0)
     assert times.tick_due_s() == 5.0 + TICK_S
     times.ticked(7.0)

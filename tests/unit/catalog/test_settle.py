@@ -1,12 +1,12 @@
-"""Settling, in virtual time."""
+"""Settling of names, in virtual time."""
 
 from __future__ import annotations
 
 from latticed.catalog.settle import Settle
 
 
-def test_a_name_is_due_after_the_quiet_time() -> None:
-    """One mark, and nothing more for the quiet time."""
+def test_name_is_due_quiet_s_after_its_mark() -> None:
+    """One mark, no further ones."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     settle.mark("a", 10.0)
     assert settle.due(10.14) == []
@@ -15,8 +15,8 @@ def test_a_name_is_due_after_the_quiet_time() -> None:
     assert settle.next_due_s() is None
 
 
-def test_each_mark_starts_the_quiet_time_again() -> None:
-    """What keeps being written is left alone..."""
+def test_each_mark_restarts_quiet_s() -> None:
+    """A bundle that is being written is not judged yet."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     for step in range(10):
         settle.mark("a", 10.0 + step * 0.1)
@@ -24,8 +24,8 @@ def test_each_mark_starts_the_quiet_time_again() -> None:
     assert settle.due(11.05) == ["a"]
 
 
-def test_a_name_never_waits_longer_than_the_longest_time() -> None:
-    """... but not for ever."""
+def test_name_is_due_longest_s_after_its_first_mark() -> None:
+    """However often it is marked."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     for step in range(21):
         settle.mark("a", 10.0 + step * 0.1)
@@ -35,8 +35,8 @@ def test_a_name_never_waits_longer_than_the_longest_time() -> None:
     assert settle.due(12.15) == ["b"]
 
 
-def test_a_name_may_be_forgotten() -> None:
-    """What was judged for another reason is not due any more."""
+def test_forgotten_name_is_not_due() -> None:
+    """It was judged for another reason."""
     settle = Settle(quiet_s=0.1, longest_s=1.0)
     settle.mark("a", 0.0)
     settle.forget("a")
@@ -45,7 +45,7 @@ def test_a_name_may_be_forgotten() -> None:
     assert settle.due(5.0) == []
 
 
-def test_no_quiet_time_means_at_once() -> None:
+def test_quiet_s_of_zero_is_due_at_once() -> None:
     """A quiet time of zero judges at the next look."""
     settle = Settle(quiet_s=0.0, longest_s=0.0)
     settle.mark("a", 1.0)

@@ -1,4 +1,4 @@
-"""A crowded plugin directory: what records name first, then bundles, shared by owner; empty ones take nothing."""
+"""More bundles than allowed: recorded ones need no slot, the rest share slots by owner, empty directories take none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plugins(tmp_path: Path) -> Path:
 
 
 async def test_empty_directories_take_no_slot_from_bundles(plugins: Path) -> None:
-    """Far more than there may be bundles, all with earlier names: at a start, and while it runs."""
+    """Many more of them than slots, with names that sort first: at the start and later."""
     bundles.drop(plugins, "installed", author=ACME, id="acme.installed")
     for number in range(60):
         (plugins / f"{number:05}").mkdir()
@@ -42,8 +42,8 @@ async def test_empty_directories_take_no_slot_from_bundles(plugins: Path) -> Non
         assert any("at most 10 bundles, found 50 more" in problem for problem in seen.catalog.problems())
 
 
-async def test_a_recorded_bundle_is_judged_whatever_lies_beside_it(plugins: Path) -> None:
-    """More bundles than there may be, all with earlier names, and more names than are taken from a listing."""
+async def test_recorded_bundle_is_judged_beyond_all_limits(plugins: Path) -> None:
+    """More bundles than slots and more names than a listing takes, all sorting before it."""
     original = bundles.drop(plugins, "zz-installed", author=ACME, id="acme.installed").path
     for number in range(60):
         shutil.copytree(original, plugins / f"{number:05}", copy_function=os.link)
@@ -68,8 +68,8 @@ async def test_a_recorded_bundle_is_judged_whatever_lies_beside_it(plugins: Path
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
-async def test_bundles_without_a_record_share_the_remaining_slots(plugins: Path) -> None:
-    """One who filled all slots makes room for the first of another; a third gets its part too; nobody gets more."""
+async def test_unrecorded_bundles_share_slots_by_owner(plugins: Path) -> None:
+    """An owner with all slots loses some to a second and a third owner, up to equal shares."""
 
     def crowd(uid: int, prefix: str, count: int) -> None:
         for number in range(count):
@@ -94,7 +94,7 @@ async def test_bundles_without_a_record_share_the_remaining_slots(plugins: Path)
     asked=st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(0, 3), st.booleans()), max_size=60),
 )
 def test_slots_are_bounded_and_shared_fairly(most: int, asked: list[tuple[str, int, bool]]) -> None:
-    """Whatever comes and goes: at most so many; who was turned away had no less than one less than the richest."""
+    """After any takes and releases: an owner who was refused had at most one slot less than the one with the most."""
     slots = BundleSlots(most)
     held: dict[str, int] = {}
     for name, owner, comes in asked:

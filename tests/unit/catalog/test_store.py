@@ -1,4 +1,4 @@
-"""The store holds whole, verified pairs, or nothing."""
+"""The store holds complete verified pairs only."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def keep(store: Store, path: Path, verified: Verified) -> None:
         store.keep(directory, verified)
 
 
-def test_what_is_kept_is_what_was_verified(store: Store, bundle: bundles.Bundle) -> None:
-    """Both files, byte for byte, readable by their owner alone, in private directories."""
+def test_kept_pair_equals_the_verified_one(store: Store, bundle: bundles.Bundle) -> None:
+    """Both files byte for byte, mode 0400, in directories of mode 0700."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     place = store.path(verified.identity)
@@ -57,7 +57,7 @@ def test_what_is_kept_is_what_was_verified(store: Store, bundle: bundles.Bundle)
     assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
 
 
-def test_keeping_again_changes_nothing(store: Store, bundle: bundles.Bundle) -> None:
+def test_keep_does_not_rewrite_an_intact_pair(store: Store, bundle: bundles.Bundle) -> None:
     """A pair that is there and intact is not written again."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
@@ -67,8 +67,8 @@ def test_keeping_again_changes_nothing(store: Store, bundle: bundles.Bundle) -> 
 
 
 @pytest.mark.parametrize("part", ["artifact", "manifest.json"])
-def test_a_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bundle, part: str) -> None:
-    """What somebody changed in the store does not verify, and keeping the bundle again mends it."""
+def test_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bundle, part: str) -> None:
+    """It does not verify; keeping the bundle again replaces it."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     damaged = store.path(verified.identity) / part
@@ -80,8 +80,8 @@ def test_a_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bu
     assert os.listdir(store.path(verified.identity).parent) == [verified.identity]
 
 
-def test_another_pair_under_this_identity_is_a_mismatch(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """A pair that verifies, but is not the one of its name, is refused."""
+def test_pair_stored_under_another_identity_is_a_mismatch(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """Though it verifies."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     other = judged(bundles.drop(tmp_path, "other", author=ACME, id="acme.other").path)
@@ -93,7 +93,7 @@ def test_another_pair_under_this_identity_is_a_mismatch(store: Store, bundle: bu
     assert verdict.code is Code.DIGEST_MISMATCH
 
 
-def test_policy_decides_at_each_verification(store: Store, bundle: bundles.Bundle) -> None:
+def test_present_policy_applies_at_each_verification(store: Store, bundle: bundles.Bundle) -> None:
     """The store is no trust anchor."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
@@ -102,8 +102,8 @@ def test_policy_decides_at_each_verification(store: Store, bundle: bundles.Bundl
     assert verdict.code is Code.PUBLISHER_UNTRUSTED
 
 
-def test_an_artifact_swapped_since_is_not_kept(store: Store, bundle: bundles.Bundle) -> None:
-    """Bytes other than those verified leave nothing in the store."""
+def test_artifact_swapped_after_verification_is_not_kept(store: Store, bundle: bundles.Bundle) -> None:
+    """Nothing of it stays in the store."""
     verified = judged(bundle.path)
     bundles.tamper(bundle.artifact_path, offset=70_000)
     with pytest.raises(BundleRefused) as caught:
@@ -112,8 +112,8 @@ def test_an_artifact_swapped_since_is_not_kept(store: Store, bundle: bundles.Bun
     assert os.listdir(store.path(verified.identity).parent) == []
 
 
-def test_a_manifest_swapped_since_is_not_kept(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """The same artifact under another, equally well signed manifest is another pair."""
+def test_manifest_swapped_after_verification_is_not_kept(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """Another valid manifest with the same artifact is another pair."""
     verified = judged(bundle.path)
     bundles.drop(tmp_path, "demo", author=ACME, artifact=bundle.artifact, capabilities=["http:egress"])
     with pytest.raises(BundleRefused) as caught:
@@ -122,8 +122,8 @@ def test_a_manifest_swapped_since_is_not_kept(store: Store, bundle: bundles.Bund
     assert os.listdir(store.path(verified.identity).parent) == []
 
 
-def test_nothing_stored_is_a_refusal(store: Store) -> None:
-    """An identity that is not there is refused; what is no identity is a mistake of the caller."""
+def test_missing_pair_is_refused(store: Store) -> None:
+    """Text that is no identity is an error of the caller."""
     verdict = store.verify("0" * 64, POLICY, host_version=catalogs.HOST_VERSION)
     assert isinstance(verdict, Refused)
     assert verdict.code is Code.MANIFEST_MISSING
@@ -131,8 +131,8 @@ def test_nothing_stored_is_a_refusal(store: Store) -> None:
         store.path("../../etc")
 
 
-def test_collect_removes_what_nobody_uses(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """Unused pairs and leftovers of interrupted writes go; pairs in use and foreign files stay."""
+def test_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+    """And leftovers of interrupted writes; pairs in use and foreign files stay."""
     assert store.collect([]) == 0
     kept = judged(bundle.path)
     keep(store, bundle.path, kept)
@@ -147,8 +147,8 @@ def test_collect_removes_what_nobody_uses(store: Store, bundle: bundles.Bundle, 
 
 
 @pytest.mark.parametrize("mode", ["a file", "no space"])
-def test_a_store_that_cannot_be_written_says_so(tmp_path: Path, bundle: bundles.Bundle, mode: str) -> None:
-    """The reason is the operating system's, and nothing half written stays."""
+def test_unwritable_store_is_store_unavailable(tmp_path: Path, bundle: bundles.Bundle, mode: str) -> None:
+    """With the operating system's reason; no partial pair stays."""
     store = Store(tmp_path / "broken")
     verified = judged(bundle.path)
     if mode == "a file":

@@ -1,4 +1,4 @@
-"""What the store throws away, while pairs are being kept: never one that somebody has been told is there."""
+"""Collecting while pairs are being kept: no pair that a caller was just given is removed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _keep(store, bundle, verified):
         store.keep(directory, verified)
 
 
-def test_what_is_kept_after_the_look_at_what_is_in_use_stays(store, acme, tmp_path):
-    """New to the store or there before: `in_use` cannot know of it yet."""
+def test_pair_kept_after_mark_is_not_collected(store, acme, tmp_path):
+    """New to the store or there before: `in_use` does not include it yet."""
     bundle = bundles.drop(tmp_path, author=acme)
     verified = _judged(bundle, acme)
     for _ in range(2):  # the second time it is found intact, and nothing is written
@@ -47,8 +47,8 @@ def test_what_is_kept_after_the_look_at_what_is_in_use_stays(store, acme, tmp_pa
         assert store.path(verified.identity).is_dir()
 
 
-def test_what_nobody_has_kept_since_goes(store, acme, tmp_path):
-    """And can be kept again."""
+def test_pair_not_kept_after_mark_is_collected(store, acme, tmp_path):
+    """It can be kept again."""
     bundle = bundles.drop(tmp_path, author=acme)
     verified = _judged(bundle, acme)
     _keep(store, bundle, verified)

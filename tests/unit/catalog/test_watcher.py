@@ -1,4 +1,4 @@
-"""Real inotify: what is heard, what cannot be heard, and what happens then."""
+"""Real inotify: which events are reported, and the fallbacks where it fails."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def directory_of(seen: catalogs.Seen) -> Directory:
     return directory
 
 
-async def test_only_the_two_files_of_a_bundle_are_news(plugins: Path) -> None:
-    """Editors' droppings and deep trees in a bundle cause no judgement; the artifact does."""
+async def test_only_events_of_the_two_files_are_reported(plugins: Path) -> None:
+    """Editors' temporary files and trees within a bundle cause no judgement."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     catalogs.age(plugins)
     async with catalogs.watching(plugins, ACME) as seen:
@@ -45,8 +45,8 @@ async def test_only_the_two_files_of_a_bundle_are_news(plugins: Path) -> None:
         assert seen.told("plugins/demo") == [catalogs.plain(seen.now["plugins/demo"])]
 
 
-async def test_reading_is_no_event(plugins: Path) -> None:
-    """The catalog does not wake itself by looking."""
+async def test_reading_causes_no_event(plugins: Path) -> None:
+    """Otherwise each judgement would cause another."""
     bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:
         events = seen.catalog.counters["events"]
@@ -57,8 +57,8 @@ async def test_reading_is_no_event(plugins: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_overflow_is_counted_and_nothing_is_lost(plugins: Path) -> None:
-    """The reader of events stalls under a burst; the kernel drops events; a scan finds what they would have told."""
+async def test_queue_overflow_is_counted_and_causes_a_scan(plugins: Path) -> None:
+    """The reader of events stalls and the kernel drops some; the scan finds the changes."""
     noisy = bundles.drop(plugins, "noisy", author=ACME, id="acme.noisy")
     victim = bundles.drop(plugins, "victim", author=ACME, id="acme.victim")
     async with catalogs.watching(plugins, ACME) as seen:
@@ -80,8 +80,8 @@ async def test_overflow_is_counted_and_nothing_is_lost(plugins: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_dead_observer_is_replaced(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """watchdog's thread dies; a new one takes over, and what happened in between is found."""
+async def test_dead_observer_is_replaced(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes while watchdog's thread was dead are found."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:
         inotify = directory_of(seen)._watcher._inotify
@@ -103,8 +103,8 @@ async def test_a_dead_observer_is_replaced(plugins: Path, monkeypatch: pytest.Mo
         assert seen.catalog.counters["events"] > events
 
 
-async def test_a_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path) -> None:
-    """However often a bundle is moved out and back, one watch per bundle is held."""
+async def test_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path) -> None:
+    """After many moves out and back there is one watch per bundle."""
     bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:
         for _ in range(20):
@@ -115,8 +115,8 @@ async def test_a_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Pa
         assert _kernel_watches() == 2
 
 
-async def test_many_bundles_hold_no_descriptors(plugins: Path) -> None:
-    """A catalog of hundreds of bundles has as many descriptors as one of none."""
+async def test_watches_take_no_descriptor_per_bundle(plugins: Path) -> None:
+    """Hundreds of bundles take as many descriptors as none."""
     before = len(os.listdir("/proc/self/fd"))
     async with catalogs.watching(plugins, ACME):
         empty = len(os.listdir("/proc/self/fd"))
@@ -128,7 +128,7 @@ async def test_many_bundles_hold_no_descriptors(plugins: Path) -> None:
     await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
-async def test_children_do_not_inherit_the_watch(plugins: Path) -> None:
+async def test_children_do_not_inherit_descriptors(plugins: Path) -> None:
     """No program started while the catalog is open finds its descriptors."""
     async with catalogs.watching(plugins, ACME):
         listed = subprocess.run(
@@ -138,8 +138,8 @@ async def test_children_do_not_inherit_the_watch(plugins: Path) -> None:
     assert "mountinfo" not in listed.stdout
 
 
-def test_watch_limit_falls_back_to_scans_and_says_so(tmp_path: Path) -> None:
-    """With fewer watches than bundles, the rest is scanned often, and health can say why."""
+def test_bundles_beyond_the_watch_limit_are_scanned(tmp_path: Path) -> None:
+    """Frequently, and health says why."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
     for number in range(12):
@@ -157,8 +157,8 @@ def test_watch_limit_falls_back_to_scans_and_says_so(tmp_path: Path) -> None:
     forks.run_in_user_namespace({"max_inotify_watches": 8}, story)
 
 
-def test_without_inotify_scans_are_left(tmp_path: Path) -> None:
-    """No instance to be had at all: the catalog works by its timer, and says so."""
+def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
+    """When no inotify instance can be had; health says so."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
 
@@ -172,8 +172,8 @@ def test_without_inotify_scans_are_left(tmp_path: Path) -> None:
 
 
 @forks.as_root
-def test_a_bundle_without_permission_recovers(tmp_path: Path) -> None:
-    """As another user: a closed bundle is unreadable, its neighbour is not, and chmod brings it back."""
+def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
+    """As another user: its neighbour verifies meanwhile."""
     plugins = _handed_over(tmp_path)
 
     async def story() -> None:
@@ -195,8 +195,8 @@ def test_a_bundle_without_permission_recovers(tmp_path: Path) -> None:
 
 
 @forks.as_root
-def test_a_directory_without_permission_recovers(tmp_path: Path) -> None:
-    """As another user: a closed plugin directory makes its bundles unreadable and is a problem until it opens again."""
+def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
+    """As another user: its bundles are unreadable and it is a problem meanwhile."""
     plugins = _handed_over(tmp_path)
 
     async def story() -> None:
@@ -214,8 +214,8 @@ def test_a_directory_without_permission_recovers(tmp_path: Path) -> None:
 
 
 @forks.as_root
-def test_starting_on_a_closed_directory(tmp_path: Path) -> None:
-    """A directory that cannot be read at the start is a problem, and is picked up once it can be."""
+def test_directory_unreadable_at_start_is_followed_once_readable(tmp_path: Path) -> None:
+    """Until then it is a problem."""
     plugins = _handed_over(tmp_path)
     bundles.drop(plugins, "demo", author=ACME)
     subprocess.run(["chown", "-R", str(forks.NOBODY), plugins], check=True)
@@ -232,8 +232,8 @@ def test_starting_on_a_closed_directory(tmp_path: Path) -> None:
 
 
 @forks.as_root
-async def test_foreign_owners_are_refused(plugins: Path) -> None:
-    """Files of a third user are refused; those of the plugin directory's owner are fine. chown alone is noticed."""
+async def test_files_of_foreign_owners_are_refused(plugins: Path) -> None:
+    """Those of the plugin directory's owner are accepted. A chown alone is noticed."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:
         os.chown(bundle.artifact_path, forks.NOBODY, -1)
@@ -248,8 +248,8 @@ async def test_foreign_owners_are_refused(plugins: Path) -> None:
         await until(lambda: seen.code("plugins/demo") == "foreign_owner")
 
 
-async def test_writers_that_never_rest_do_not_starve_others(plugins: Path) -> None:
-    """One bundle rewritten without end is judged now and then; its neighbour is judged as soon as ever."""
+async def test_endless_writer_does_not_delay_other_bundles(plugins: Path) -> None:
+    """The rewritten bundle is judged now and then, its neighbour at once."""
     busy = bundles.drop(plugins, "busy", author=ACME, id="acme.busy")
     stop = threading.Event()
 
@@ -276,7 +276,7 @@ async def test_writers_that_never_rest_do_not_starve_others(plugins: Path) -> No
 
 
 def _kernel_watches() -> int:
-    """How many inotify watches this process holds, as the kernel counts them."""
+    """Number of inotify watches of this process, as the kernel counts them."""
     total = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -288,7 +288,7 @@ def _kernel_watches() -> int:
 
 
 def _handed_over(tmp_path: Path) -> Path:
-    """A plugin directory that belongs to NOBODY and can be reached by it."""
+    """A plugin directory that belongs to NOBODY, who can reach it."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)
     plugins = tmp_path / "plugins"

@@ -1,4 +1,4 @@
-"""Shared fixtures of the ledger's tests: a clock that moves only by `advance`, and a ledger in a temporary directory."""
+"""Shared fixtures of the ledger tests: a clock that moves only by `advance`, and a ledger in a temporary directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The capabilities, their risks and who may hold them, as contracts §2 prints them."""
+"""Capabilities, their risks and holders, as in contracts §2."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ HOST = (
 RISKS = {**dict.fromkeys(READ, "read"), **dict.fromkeys(WRITE, "write"), **dict.fromkeys(HOST, "host")}
 
 
-def test_the_table_is_the_contract():
-    """19 capabilities, each with its risk."""
+def test_risks_equal_the_contract():
+    """19 capabilities."""
     assert {name: risk.word for name, risk in capability.RISKS.items()} == RISKS
     assert len(RISKS) == 19
 
 
-def test_the_table_cannot_be_changed():
+def test_risks_are_immutable():
     """Nobody adds a capability at run time."""
     with pytest.raises(TypeError):
         capability.RISKS["kv:all"] = Risk.READ  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", sorted(RISKS))
-def test_who_may_hold_it(name):
-    """Host risk needs type system, but for http:egress in wasm; a worker may hold three."""
+def test_holders_equal_the_contract(name):
+    """Host risk needs type system, except http:egress in wasm; a worker may hold three."""
     expected = {"system"}
     if name not in HOST or name == "http:egress":
         expected.add("wasm")
@@ -39,6 +39,6 @@ def test_who_may_hold_it(name):
     assert set(capability.holders(name)) == expected
 
 
-def test_host_risk_is_what_stays_masked():
+def test_host_risk_selects_capabilities_of_host_risk():
     """Exactly the host-risk ones are picked."""
     assert capability.host_risk(tuple(RISKS)) == set(HOST)

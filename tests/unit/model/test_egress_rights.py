@@ -1,4 +1,4 @@
-"""Who may connect where: hosts in one form, patterns, bound origins."""
+"""Normal form of hosts, patterns, bound origins, and refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from latticed.model.egress import EgressRights, Origin
         ("a" * 63 + ".example", "a" * 63 + ".example"),
     ],
 )
-def test_a_host_has_one_form(text, normal):
+def test_hosts_are_normalised(text, normal):
     """However it is written."""
     assert hosts.normal(text) == normal
 
@@ -42,8 +42,8 @@ NO_HOSTS = """127.1 0x7f000001 2130706433 0177.0.0.1 1.2.3.4.5 1.2.3.256 08.8.8.
     "text",
     [*NO_HOSTS.split(), "", "a b", "a\\b", "a" * 64, ".".join(["abcdefg"] * 33), "ä" * 10_000, "a\0b", "a,b"],
 )
-def test_what_names_no_host_or_several_is_refused(text):
-    """A resolver that takes more than we do must not be asked."""
+def test_ambiguous_or_invalid_hosts_are_refused(text):
+    """A resolver that accepts more must not see them."""
     with pytest.raises(hosts.NotAHost, match="expected"):
         hosts.normal(text)
 
@@ -66,8 +66,8 @@ def test_what_names_no_host_or_several_is_refused(text):
         ("*", "example.org", 443, False),
     ],
 )
-def test_patterns_mean_what_they_say(pattern, host, port, covered):
-    """`*.` stands for all names below, never for the name itself, and only in front."""
+def test_pattern_covers_its_hosts_only(pattern, host, port, covered):
+    """`*.` covers all names below, not the name itself, and is allowed at the beginning only."""
     assert egress.covers(pattern, host, port) is covered
 
 
@@ -96,8 +96,8 @@ def test_patterns_mean_what_they_say(pattern, host, port, covered):
         (EgressRights(hosts=("a.example.org:443",)), ("ping", "a.example.org", 0), None),
     ],
 )
-def test_rights_are_what_is_declared_and_granted(rights, target, reason):
-    """Each refusal names the rule: the manifest, the operator, or the name itself."""
+def test_refusal_names_the_rule_that_denies(rights, target, reason):
+    """Not declared, not granted, or not a public name."""
     _, host, port = target
     found = egress.refusal(rights, host=host, port=port)
     assert (found is None) if reason is None else str(found).startswith(reason)
@@ -115,7 +115,7 @@ def test_rights_are_what_is_declared_and_granted(rights, target, reason):
     ],
 )
 def test_an_origin_pins_scheme_host_port_and_address(text, origin):
-    """And reads back as it is written."""
+    """Its text form is parsed to the same origin."""
     scheme, host, port, address = origin
     found = egress.origin(text)
     assert found == Origin(scheme=scheme, host=host, port=port, address=ip_address(address))
@@ -134,14 +134,14 @@ NO_ORIGINS = """
 
 
 @pytest.mark.parametrize("text", [*NO_ORIGINS.split(), "", "http://a b:80=10.0.0.5"])
-def test_what_is_no_origin_is_refused(text):
-    """In words; many machines, no machine, or two readings are none."""
+def test_invalid_origins_are_refused(text):
+    """Addresses of many machines, of none, or with two readings."""
     with pytest.raises(ValueError, match="expected"):
         egress.origin(text)
 
 
-def test_an_interface_of_ipaddress_is_not_what_decides():
-    """Addresses that `is_global` takes, and that lead inside all the same."""
+def test_addresses_that_is_global_accepts_are_blocked():
+    """Those of `ipaddress` that lead to private networks all the same."""
     for text in ("64:ff9b::a00:1", "168.63.129.16", "2606:4700::200:5efe:a9fe:a9fe", "192.31.196.1"):
         assert addresses.blocked_class(ip_address(text)) is not None
     assert addresses.blocked_class(ip_address("fe80::1%eth0")) == "link-local"

@@ -1,4 +1,4 @@
-"""The table of host calls, as contracts §9 prints it."""
+"""The table of host calls, as in contracts §9."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ DENIALS = (
 ).split()
 
 
-def test_each_call_is_opened_by_the_capability_of_the_contract():
+def test_capability_of_each_call_equals_the_contract():
     """No call more, no call less, and none behind another door."""
     expected = {call: name for name, calls in CALLS.items() for call in calls.split()}
     assert dict(hostcall.CAPABILITY_OF) == expected
 
 
-def test_every_capability_opens_a_call():
+def test_every_capability_opens_at_least_one_call():
     """A capability that opens nothing would be a promise without a service."""
     assert {name: list(hostcall.calls_of(name)) for name in capability.RISKS} == {
         name: calls.split() for name, calls in CALLS.items()
     }
 
 
-def test_the_codes_of_denials_are_the_contract():
-    """Plugins switch on these words."""
+def test_denial_codes_equal_the_contract():
+    """Plugins depend on these words."""
     assert [denial.value for denial in hostcall.Denial] == DENIALS

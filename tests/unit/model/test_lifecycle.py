@@ -1,4 +1,4 @@
-"""The lifecycle's table and the record's own arithmetic."""
+"""The table of transitions, and derived properties of records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FACTS = RecordFacts(
 )
 
 
-def test_the_transitions_are_the_diagram():
+def test_transitions_equal_the_diagram():
     """verified → installed → active ⇄ disabled, installed → disabled; nothing else (architecture, Lifecycle)."""
     drawn = {
         ("verified", "installed"),
@@ -36,28 +36,28 @@ def test_the_transitions_are_the_diagram():
 
 
 def test_granted_is_declared_and_not_masked():
-    """A mask on something that is not declared grants nothing."""
+    """A mask on a capability that is not declared grants nothing."""
     record = Record(
         id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s", masked=frozenset({"task:run", "kv:write"})
     )
     assert record.granted == ("kv:read",)
 
 
-def test_only_a_record_that_somebody_decided_on_is_accepted():
-    """`verified` is what the disk says, not what the operator did."""
+def test_verified_record_is_not_accepted():
+    """Status `verified` comes from the disk, not from an operator."""
     accepted = {s for s in Status if Record(id="acme.demo", status=s, facts=FACTS, source="s").accepted}
     assert accepted == {Status.INSTALLED, Status.ACTIVE, Status.DISABLED}
 
 
-def test_a_record_is_frozen():
+def test_record_is_immutable():
     """A status changes in one place only: a new record."""
     record = Record(id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s")
     with pytest.raises(FrozenInstanceError):
         record.status = Status.ACTIVE  # type: ignore[misc]
 
 
-def test_verdict_codes_stand_in_the_order_of_the_contract():
-    """The first failure in this order wins: copied from contracts §5."""
+def test_verdict_codes_are_in_the_order_of_the_contract():
+    """The order decides which failure is reported; copied from contracts §5."""
     order = (
         "unreadable manifest_missing manifest_not_regular manifest_too_large foreign_owner manifest_invalid_json "
         "manifest_invalid unknown_capability duplicate_capability capability_not_allowed publisher_missing "

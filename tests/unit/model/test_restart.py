@@ -1,4 +1,4 @@
-"""Backoff and breaker are arithmetic: nothing waits here."""
+"""Backoff and breaker are pure arithmetic."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ POLICY = RestartPolicy(base_s=1, factor=2, ceiling_s=60, jitter=0.2, healthy_s=6
 
 
 @pytest.mark.parametrize(("in_a_row", "expected_s"), [(1, 1), (2, 2), (3, 4), (4, 8), (6, 32), (7, 60), (500, 60)])
-def test_the_delay_doubles_up_to_the_ceiling(in_a_row, expected_s):
-    """With the dice in the middle there is no jitter."""
+def test_delay_doubles_up_to_the_ceiling(in_a_row, expected_s):
+    """A roll of 0.5 means no jitter."""
     assert Failures(in_a_row=in_a_row).delay_s(POLICY, 0.5) == pytest.approx(expected_s)
 
 
 @given(in_a_row=st.integers(0, 10**9), roll=st.floats(0, 1, exclude_max=True))
-def test_jitter_spreads_both_ways_and_stays_in_its_bounds(in_a_row, roll):
-    """Never more than 20 % from the plain delay, however often it failed."""
+def test_jitter_is_within_20_percent_both_ways(in_a_row, roll):
+    """However many failures there were."""
     plain_s = Failures(in_a_row=in_a_row).delay_s(POLICY, 0.5)
     assert plain_s * 0.8 <= Failures(in_a_row=in_a_row).delay_s(POLICY, roll) <= plain_s * 1.2
 
 
-def test_only_failures_in_a_row_count():
-    """A handle that was up for long enough starts over; a moment less does not."""
+def test_failures_reset_after_healthy_uptime():
+    """Not by an uptime that is a moment shorter."""
     assert Failures(in_a_row=5).after(59.999, POLICY).in_a_row == 6
     assert Failures(in_a_row=5).after(60, POLICY).in_a_row == 1
     assert Failures().after(0, POLICY).in_a_row == 1
@@ -34,18 +34,18 @@ def test_only_failures_in_a_row_count():
 @pytest.mark.parametrize(
     ("counted", "excused", "expected_s"), [(0, 1, 1), (0, 3, 4), (0, 99, 15), (1, 2, 4), (6, 9, 32)]
 )
-def test_excused_failures_pause_for_a_quarter_of_the_ceiling_at_most(counted, excused, expected_s):
-    """Who wants it down by one request each minute gets 15 s for it; its own failures are answered as ever."""
+def test_excused_failures_delay_at_most_a_quarter_of_the_ceiling(counted, excused, expected_s):
+    """So visitors who crash a plugin once a minute cause pauses of 15 s; failures of its own get the full delay."""
     failures = Failures(in_a_row=counted + excused, excused=excused)
     assert failures.delay_s(POLICY, 0.5) == pytest.approx(expected_s)
 
 
-def test_the_breaker_opens_with_its_last_failure():
+def test_breaker_opens_at_the_sixth_failure_in_a_row():
     """Six in a row open it, five do not."""
     assert not Failures(in_a_row=5).breaker_open(POLICY)
     assert Failures(in_a_row=6).breaker_open(POLICY)
 
 
-def test_a_base_of_zero_never_waits():
+def test_base_of_zero_gives_no_delay():
     """Settings allow it, for tests and for the impatient."""
     assert Failures(in_a_row=9).delay_s(RestartPolicy(base_s=0), 0.9) == 0

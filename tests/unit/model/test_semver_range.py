@@ -1,4 +1,4 @@
-"""Ranges of versions mean what npm and Cargo users expect."""
+"""Ranges of versions, as npm and Cargo read them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from latticed.model import semver_range
         ("v1.2.3", ["1.2.3"], []),
     ],
 )
-def test_a_range_holds_what_its_users_expect(text, inside, outside):
+def test_range_contains_the_expected_versions(text, inside, outside):
     """Partial versions, operators, alternatives and pre-releases as in node-semver."""
     assert [version for version in inside if not semver_range.contains(text, version)] == []
     assert [version for version in outside if semver_range.contains(text, version)] == []
@@ -65,14 +65,14 @@ def test_a_range_holds_what_its_users_expect(text, inside, outside):
         "9" * 300,
     ],
 )
-def test_what_is_no_range_is_refused(text):
-    """Whatever cannot be understood in full is an error, never a match."""
+def test_invalid_ranges_are_refused(text):
+    """Text that is not understood completely is an error, never a match."""
     with pytest.raises(semver_range.InvalidRange):
         semver_range.check(text)
 
 
 def test_versions_compare_only_when_both_are_semver():
-    """Versions that are not both SemVer have no order."""
+    """Otherwise there is no order."""
     assert semver_range.compare("1.10.0", "1.9.0") == 1
     assert semver_range.compare("1.0.0-rc.1", "1.0.0") == -1
     assert semver_range.compare("1.0.0+a", "1.0.0+b") == 0
@@ -81,7 +81,7 @@ def test_versions_compare_only_when_both_are_semver():
 
 
 @pytest.mark.parametrize("text", ["1.0", "v1.0.0", "1.0.٣", "1.0.0\n", "01.0.0", ""])
-def test_what_is_no_version_is_said_so(text):
-    """Only ASCII SemVer 2.0.0; such a version lies in no range, `*` included."""
+def test_non_semver_versions_are_in_no_range(text):
+    """Only ASCII SemVer 2.0.0 counts; `*` does not contain others either."""
     assert not semver_range.is_version(text)
     assert not semver_range.contains("*", text)
