@@ -1,4 +1,4 @@
-"""What plugins are doing: rows for `top`, from the list of plugins and the daemon's metrics. Pure."""
+"""Rows for `top`, from the list of plugins and the daemon's metrics. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLE: Final = re.compile(r'([a-z_]+)\{plugin="([^"]*)"\} ([0-9.eE+-]+)')
 
 
 class Sample(NamedTuple):
-    """Host calls and denials by plugin since the daemon started, and when that was read (monotonic seconds)."""
+    """Host calls and denials by plugin id since the daemon started; `at_s`: monotonic seconds when they were read."""
 
     calls: Mapping[str, int]
     denied: Mapping[str, int]
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 
 class ActivityRow(NamedTuple):
-    """One plugin. `uptime_s` and `calls_per_s` are None where they are not known."""
+    """One plugin's row; `uptime_s` and `calls_per_s` are None where not known, as in the first sample."""
 
     id: str
     status: str
@@ -41,7 +41,7 @@ class ActivityRow(NamedTuple):
 
 
 def read(metrics: str, at_s: float) -> Sample:
-    """The counts per plugin in a text of Prometheus' format; what else is in it does not matter."""
+    """Parse the per-plugin counters out of Prometheus text; other metrics are ignored."""
     found: dict[str, dict[str, int]] = {CALLS: {}, DENIED: {}}
     for line in metrics.splitlines():
         match = _SAMPLE.fullmatch(line)
@@ -51,7 +51,7 @@ def read(metrics: str, at_s: float) -> Sample:
 
 
 def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *, now_s: float) -> list[ActivityRow]:
-    """What is busy first, then what is active, then by id; `now_s` is seconds since the epoch."""
+    """The rows, sorted by call rate, then active ones first, then by id; `now_s` is seconds since the epoch."""
     found = [_row(view, now, before, now_s) for view in views]
     return sorted(found, key=lambda row: (-(row.calls_per_s or 0), row.status != "active", row.id))
 
@@ -75,7 +75,7 @@ def _rate(plugin_id: str, now: Sample, before: Sample | None) -> float | None:
     if before is None or now.at_s <= before.at_s:
         return None
     more = now.calls.get(plugin_id, 0) - before.calls.get(plugin_id, 0)
-    return max(0, more) / (now.at_s - before.at_s)  # less than before: the daemon was started anew
+    return max(0, more) / (now.at_s - before.at_s)  # negative after a restart of the daemon
 
 
 def _uptime(started_at: Any, now_s: float) -> float | None:

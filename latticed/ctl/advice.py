@@ -1,4 +1,4 @@
-"""What to do about a plugin: the next command, chosen from what the daemon says of it. Pure."""
+"""Chooses the next command for a plugin from the daemon's answers about it. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class RemedyFacts(NamedTuple):
-    """What is known of one id.
+    """The daemon's answers about one plugin id.
 
-    `view` is None when only refused bundles claim it; `rejected` are those; `verdict` and `grants` as
-    `GET /api/plugins/by-id/{id}` has them; `denials` the plugin's last, newest first; `policy` what is wrong with the
-    daemon's trust policy, if anything; `directory` where bundles lie; `causes` as the daemon has them when asked for.
+    `view`: None when only refused bundles claim the id; `rejected`: those bundles; `verdict`, `grants`, `causes`: as in
+    `GET /api/plugins/by-id/{id}?explain=1`; `denials`: newest first; `policy`: the problem of the daemon's trust
+    policy, or empty; `directory`: the plugin directory.
     """
 
     plugin_id: str
@@ -36,7 +36,7 @@ class RemedyFacts(NamedTuple):
 
 
 def advice(facts: RemedyFacts) -> Advice:
-    """The one thing to do next; an upgrade that would be refused comes with what it takes."""
+    """The most urgent step; for an upgrade that would be refused, what is needed to have it accepted."""
     found = _advice(facts)
     refusal = facts.causes.get("upgrade")
     if isinstance(refusal, dict) and found.command == _verb("upgrade", facts):
@@ -62,7 +62,7 @@ def _advice(facts: RemedyFacts) -> Advice:
 
 
 def _code(facts: RemedyFacts) -> str:
-    """The verdict that keeps it from running; empty when none does."""
+    """The code of the verdict that prevents the plugin from running; empty when there is none."""
     if facts.view is not None:
         return "" if facts.verdict.get("ok", True) else str(facts.verdict.get("code") or Code.MANIFEST_MISSING)
     return facts.rejected[0].code if facts.rejected else ""
@@ -168,13 +168,13 @@ def _afresh(view: wire.PluginView) -> Iterator[str]:
 
 
 def _words(facts: RemedyFacts, code: str) -> dict[str, str]:
-    """What the commands above name, each quoted for a shell; in capitals what only the operator knows."""
+    """Values for the placeholders in the commands above, quoted for a shell; capitals where only the operator knows."""
     refused = [row for row in facts.rejected if row.code == code]
     row, view = refused[0] if refused else None, facts.view
     names = [shlex.quote(f"{facts.directory}/{one.name}") for one in refused]
     publisher = row.publisher if row and row.publisher else view.publisher if view else None
     version = row.version if row and row.version else view.version if view else None
-    kept = names if view is not None else names[1:]  # with a record, the bundle that matches it is not among them
+    kept = names if view is not None else names[1:]  # without a record, the first bundle is the one to keep
     return {
         "id": shlex.quote(row.id if row and row.id else facts.plugin_id),
         "version": shlex.quote(version) if version else "'*'",
@@ -189,7 +189,7 @@ def _words(facts: RemedyFacts, code: str) -> dict[str, str]:
 
 
 def _next(facts: RemedyFacts, why: str, verb: str) -> Advice:
-    """The next step; when the daemon says that it would be refused, what that takes first."""
+    """The command `verb`, or what must come first when the daemon says that it would refuse it."""
     refusal = facts.causes.get("refusal")
     if not isinstance(refusal, dict):
         return Advice(why, _verb(verb, facts))
@@ -222,7 +222,7 @@ def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
 
 
 def _sign(facts: RemedyFacts) -> Advice | None:
-    """What its stderr gives away."""
+    """Advice for a known failure recognised in its stderr."""
     found = facts.causes.get("signs")
     signs = found if isinstance(found, list) else []
     return advice_failures.sign(facts.plugin_id, signs, replies.texts(facts.grants.get("permits") or []))

@@ -1,4 +1,4 @@
-"""Which of a plugin's denials it still suffers from, and what lifts it. Pure."""
+"""Which of a plugin's denied host calls would be denied again, and the command that changes that. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BY_CODE: Final = MappingProxyType(
         "audit_unavailable": "latticectl health",
     }
 )
-"""Where to look at what no grant lifts; else what the plugin says."""
+"""The command for a denial that no grant would lift, by its code; for other codes, the plugin's logs."""
 
 
 def suffered(
@@ -33,9 +33,10 @@ def suffered(
     causes: Mapping[str, Any],
     started_at: str | None,
 ) -> Advice | None:
-    """About the newest denial that would come again: what is granted by now, or went well since, is over.
+    """Advice on the newest denial that would happen again, or None; those that a grant lifts come first.
 
-    What a grant lifts comes first. The rest counts in the plugin's present life alone, which began at `started_at`.
+    Other denials are ignored if the call succeeded since, if what it needed is granted by now, or if they are older
+    than the plugin's present instance (`started_at`, RFC 3339).
     """
     working = replies.texts(causes.get("working"))
     calls = [row for row in denials if row.action == "host.call"]
@@ -51,7 +52,7 @@ def suffered(
 
 
 def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
-    """A DNS record that its provider denied: it is not tried again until an operator asks for it."""
+    """Advice on a DNS record that its provider denied: the daemon retries it only when an operator asks."""
     records = causes.get("denied_records")
     for one in records if isinstance(records, list) else []:
         name = str(one.get("name") or "")
@@ -61,7 +62,7 @@ def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
 
 
 def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Advice | None:
-    """A capability that is missing still."""
+    """Advice on a denial for want of a capability, host or origin that is still not effective, else None."""
     needed = hostcall.CAPABILITY_OF.get(row.target, "")
     if row.code == hostcall.Denial.CAPABILITY_NOT_GRANTED and needed in replies.texts(grants.get("masked")):
         why = f"it was denied {needed}, which it declares and nobody granted"
@@ -77,9 +78,9 @@ def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Ad
 
 
 def _granted(row: wire.AuditRow, grants: Mapping[str, Any]) -> bool:
-    """Whether what was missing at this denial is there by now."""
+    """Whether what this denied call needed is granted by now. Call `_access` first: it handles missing capabilities."""
     if row.code in {hostcall.Denial.CAPABILITY_NOT_GRANTED, hostcall.Denial.CAPABILITY_DENIED}:
-        return True  # else `_access` has said so
+        return True  # otherwise `_access` would have returned advice
     kind, _, value = str(row.detail.get(hostcall.FIX) or "").partition("=")
     if kind == "origin":
         return f"origin={value}" in replies.texts(grants.get("permits") or [])
@@ -94,14 +95,14 @@ def _covered(value: str, granted: Sequence[str], reason: str) -> bool:
 
 
 def _of_call(plugin_id: str, row: wire.AuditRow) -> Advice | None:
-    """A call that did not go well when it was last made."""
+    """Advice on a call that failed for another reason than a missing grant."""
     why = f"{row.target} was denied when it last called it: {row.code}: {row.reason}"
     kind, _, value = str(row.detail.get(hostcall.FIX) or "").partition("=")
     if kind == "secret":
         return Advice(why, shlex.join(["latticectl", "secret", "bind", value, plugin_id]))
     if row.target not in hostcall.CAPABILITY_OF:
         return Advice(f"it calls {row.target}, which this version of latticed does not have", "latticectl version")
-    if row.code == hostcall.Denial.NOT_FOUND:  # an answer like any other
+    if row.code == hostcall.Denial.NOT_FOUND:  # an ordinary answer, such as for a missing key
         return None
     if row.code == hostcall.Denial.EGRESS_BLOCKED and row.reason.startswith("host not declared"):
         upgrade = shlex.join(["latticectl", "upgrade", plugin_id])

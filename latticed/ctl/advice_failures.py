@@ -1,4 +1,4 @@
-"""What to do about a plugin that may not start, or does not stay alive. Pure."""
+"""Advice on a plugin that is refused a start, or whose process fails. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Advice(NamedTuple):
-    """Why, in words, and the command that takes it further; no command when there is nothing to do."""
+    """The reason, and the command to run next; empty when there is nothing to do."""
 
     why: str
     command: str = ""
@@ -67,7 +67,7 @@ _LIFTED_BY: Final = MappingProxyType(
 
 
 def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> Advice:
-    """What a next step takes that would be refused: the daemon's own hint where that is a command."""
+    """Advice on a step that would be refused: the command in the daemon's hint if there is one."""
     code, detail, hint = (str(refusal.get(name) or "") for name in ("code", "detail", "hint"))
     said = f"{why}; it would be refused: {code}: {detail}"
     if code == "version_downgrade":
@@ -80,7 +80,7 @@ def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> 
 
 
 def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any], found: Advice | None) -> Advice:
-    """What to do about an active plugin that is not alive; `found` is what its stderr gives away (`sign`)."""
+    """Advice on an active plugin that is not running; `found` is advice from its stderr (`sign`), if any."""
     error = runtime.last_error
     if found is not None:
         return found
@@ -97,7 +97,7 @@ def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any],
 
 
 def _lifted(plugin_id: str, error: wire.ErrorInfo, grants: Mapping[str, Any]) -> Advice | None:
-    """The grant that lifts the limit at which it failed, where the manifest asks for more than was accepted."""
+    """Advice to grant a higher limit, when it failed at one and its manifest declares more than was accepted."""
     wanted = _LIFTED_BY.get(error.code)
     for one in replies.texts(grants.get("withheld") or []) if wanted else ():
         if one.startswith(str(wanted)):
@@ -107,7 +107,7 @@ def _lifted(plugin_id: str, error: wire.ErrorInfo, grants: Mapping[str, Any]) ->
 
 
 def sign(plugin_id: str, signs: Sequence[Mapping[str, Any]], permits: Sequence[str]) -> Advice | None:
-    """What its stderr gives away."""
+    """Advice for the first of the daemon's `signs` that is known here, else None."""
     for one in signs:
         value = str(one.get("value") or "")
         match one.get("sign"):

@@ -14,7 +14,7 @@ _COLUMNS: Final = 80
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Looks the width up by itself: argparse would import shutil, and that all compressors, at every start."""
+    """Finds the terminal's width without shutil, which argparse would import, with all compressors, at every start."""
 
     def __init__(self, prog: str, **how: Any) -> None:
         super().__init__(prog, **{"width": _columns() - 2, **how})
@@ -34,8 +34,8 @@ def _columns() -> int:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that knows the common options and raises Problem("usage") instead of exiting.
 
-    Sub-parsers are of the same class, so the common options may stand before or after any verb. An argument is text in
-    UTF-8; one that may be any bytes, a path, says `type=str`.
+    Sub-parsers are of the same class, so the common options may stand before or after any verb. An argument without a
+    `type` must be valid UTF-8; paths, which may be any bytes, have `type=str`.
     """
 
     def __init__(self, **how: Any) -> None:
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_subparsers(self, **how: Any) -> Any:
         actions = super().add_subparsers(**how)
-        actions.type = str  # the parser of each looks at what follows by itself
+        actions.type = str  # each sub-parser checks its own arguments
         return actions
 
     def error(self, message: str) -> NoReturn:
@@ -63,13 +63,13 @@ class Parser(argparse.ArgumentParser):
 def _text(given: str) -> str:
     try:
         given.encode()
-    except UnicodeEncodeError as error:  # bytes of argv that are no UTF-8 arrive as lone surrogates (PEP 383)
+    except UnicodeEncodeError as error:  # invalid UTF-8 in argv is decoded to lone surrogates (PEP 383)
         raise argparse.ArgumentTypeError(f"expected UTF-8, found {os.fsencode(given)[:80]!r}") from error
     return given
 
 
 def cursor(text: str) -> str:
-    """A place in the audit record: a seq of the decisions, or `<decisions>.<calls>`."""
+    """An argument's type: a cursor of the audit chains, which is a seq of the decisions or `<decisions>.<calls>`."""
     from latticed.model import chain
 
     if chain.cursor(text) is None:

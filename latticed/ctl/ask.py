@@ -1,4 +1,4 @@
-"""What several verbs ask of the daemon about one plugin."""
+"""Requests about one plugin that several verbs make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def known_id(plugin_id: str) -> str:
-    """`plugin_id`, or Problem("not_found") when no plugin could be named so."""
+    """`plugin_id`; Problem("not_found") when it is not a valid id, so no plugin can have it."""
     if not ids.is_valid(plugin_id):
         hint = "ids are 3 to 128 of a-z, 0-9, '.' and '-'; latticectl list shows them"
         raise Problem("not_found", f"no plugin is named {plugin_id[:150]!r}", hint)

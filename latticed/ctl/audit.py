@@ -107,7 +107,7 @@ def _query(session: CtlSession) -> int:
 
 
 def _export(session: CtlSession) -> int:
-    """One JSON object a line, in the bytes that are hashed (sorted, compact, ASCII) plus `hash`."""
+    """Print NDJSON in the encoding that is hashed (sorted keys, compact, ASCII), each event with its `hash`."""
     encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
     for line in _lines(session):
         session.screen.out.write(encode(line) + "\n")
@@ -115,7 +115,7 @@ def _export(session: CtlSession) -> int:
 
 
 def _lines(session: CtlSession) -> Iterator[dict[str, Any]]:
-    """First the decisions, then the calls; `--after` a bare number: the decisions alone."""
+    """The lines of an export: decisions, then calls. With a bare number as `--after`, decisions only."""
     start = chain.cursor(session.args.after) if session.args.after else chain.BEGINNING
     if session.args.calls:
         yield from _of_chain(session, chain.CALLS, start.calls if isinstance(start, chain.Position) else start or 0)
@@ -127,7 +127,10 @@ def _lines(session: CtlSession) -> Iterator[dict[str, Any]]:
 
 
 def _of_chain(session: CtlSession, name: chain.Name, after: int) -> Iterator[dict[str, Any]]:
-    """What retention left begins with its checkpoint; each signed head comes after its event (trust.audit_chain)."""
+    """The lines of one chain after seq `after`, as trust.audit_chain reads them.
+
+    A checkpoint comes first where retention removed what was before; each signed head follows its event.
+    """
     client, first = session.client(), after
     of_calls = name == chain.CALLS
     named: dict[str, Any] = {"chain": name} if of_calls else {}
@@ -181,7 +184,7 @@ def _decoded(line: bytes) -> dict[str, Any]:
 
 
 def _tell(session: CtlSession, found: dict[str, Any]) -> None:
-    """How far it is, on one line of a terminal."""
+    """Show progress on one line of a terminal, rewritten in place."""
     if session.screen.err.isatty():
         session.screen.err.write(f"\r{found.get('chain')}: event {found.get('seq')} of {found.get('of')}\x1b[K\r")
         session.screen.err.flush()
@@ -210,10 +213,10 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
 
 
 def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "events") -> dict[str, Any]:
-    """What the daemon would say of one chain."""
+    """A chain's report in the shape of the daemon's."""
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
-        # Anybody can compute a chain of hashes; without one signed head, nothing ties it to the host.
+        # Anybody can compute a valid chain of hashes: without a signed head nothing proves that it is this host's.
         reason, bad = "no event is under a head signed by this key: the whole chain could be made up", 1
     if key is not None and not reason and found.signed_seq < found.last_seq:
         session.screen.note(f"{name} after {found.signed_seq} are not under a signed head yet")
@@ -225,7 +228,7 @@ def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "
 
 
 def _logged_heads(path: Path) -> list[chain.Head]:
-    """The heads in a log of latticed: its JSON lines, its text, or what journalctl prints of them."""
+    """The signed heads found in latticed's log: JSON lines, text, or the output of journalctl."""
     try:
         text = path.read_text("utf-8", "replace")
     except OSError as error:
@@ -237,7 +240,7 @@ def _logged_heads(path: Path) -> list[chain.Head]:
 
 
 def _read(path: Path) -> Iterator[Any]:
-    """The decoded lines of an export; one that is no JSON comes as text, for the check to find."""
+    """The decoded lines of an export; a line that is not JSON is returned as text, which the check reports."""
     from latticed.kit import strict_json
 
     try:

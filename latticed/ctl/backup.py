@@ -61,7 +61,7 @@ def _to_stdout(chunks: Iterator[bytes]) -> int:
 
 
 def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
-    """Write beside FILE and name it at the end: never over another file, never half of one."""
+    """Write a temporary file beside `name` and link it there when complete; an existing file is never replaced."""
     if os.path.lexists(name):
         raise _exists(name)
     directory, base = os.path.split(name)
@@ -94,10 +94,10 @@ def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
 
 
 def _name(temporary: str, name: str) -> None:
-    """Give the complete file its name; FileExistsError when the name was taken meanwhile."""
+    """Move the complete file to `name`; FileExistsError when that exists by now."""
     try:
         os.link(temporary, name)
-    except PermissionError:  # a file system without links, such as a USB stick's
+    except PermissionError:  # a file system without hard links, such as FAT
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         os.rename(temporary, name)
     fd = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
-"""A unix socket that gives up by itself: however slowly, or however much, the other side sends.
+"""A socket with a deadline and a byte limit for a whole answer.
 
-`http.client` waits for each piece of an answer anew, reads interim answers (1xx) and trailers without an end, and
-trusts lengths. All of that reads from the socket, so the socket is what is bounded.
+`http.client` applies its timeout to each recv(), reads any number of interim responses (1xx) and trailers, and trusts
+lengths. All of that reads from the socket, so the limits are enforced there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from latticed.model.errors import Problem
 
 
 class BoundedSocket(socket.socket):
-    """See `within`; before the first call nothing may be read or sent."""
+    """A socket that can be used only after `within` has set its limits."""
 
     _until_s = 0.0
     _left_bytes = 0
 
     def within(self, seconds: float, most_bytes: int) -> None:
-        """What follows has to be over in so many seconds (else TimeoutError), and bring at most so many bytes."""
+        """Set the limits from now on: TimeoutError after `seconds`, Problem("bad_reply") beyond `most_bytes` read."""
         self._until_s = time.monotonic() + seconds
         self._left_bytes = most_bytes
 
@@ -29,7 +29,7 @@ class BoundedSocket(socket.socket):
         super().sendall(data, flags)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """As socket.recv_into; Problem("bad_reply") when it is more than was agreed."""
+        """As socket.recv_into; Problem("bad_reply") beyond the limit of `within`."""
         self._hurry()
         count = super().recv_into(buffer, nbytes, flags)
         self._left_bytes -= count
@@ -45,6 +45,6 @@ class BoundedSocket(socket.socket):
 
 
 def reply_too_long() -> Problem:
-    """The other side sends more than the daemon would."""
+    """Problem("bad_reply") for an answer longer than any of the daemon's."""
     detail = "the answer is longer than any of the daemon's"
     return Problem("bad_reply", detail, "is the socket really latticed's?")

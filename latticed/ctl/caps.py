@@ -180,7 +180,7 @@ def _change(session: CtlSession) -> int:
 
 
 def _suggest(session: CtlSession) -> int:
-    """What could be trimmed: granted and never used."""
+    """Print the commands that trim what was granted and never used."""
     screen, plugin_id = session.screen, ask.known_id(session.args.id)
     query = {"days": session.args.since}
     plain = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "usage", query=query), "usage")
@@ -221,7 +221,7 @@ def _kept(plain: dict[str, Any]) -> list[Any]:
 
 
 def _parsed(what: list[str]) -> list[str]:
-    """The words as they are asked for; a bare capability name is meant as cap."""
+    """The words as `kind=value`; a bare capability name becomes `cap=`."""
     words = [one.removeprefix("cap=") for one in what]
     try:
         named = consents.parse(words, upgrading=False)

@@ -1,7 +1,7 @@
 """The control API over its unix socket, with http.client (contracts §7).
 
-One connection per request: a request that changes something is never sent into a connection that the daemon may be
-closing just now. A GET whose connection breaks is asked once more; nothing else is.
+One connection per request: on a kept-alive one that the daemon closes meanwhile, there would be no telling whether a
+change was carried out. A GET whose connection breaks is retried once; other methods never.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ApiReply(NamedTuple):
 
 
 class ControlClient:
-    """Asks the daemon. Path parts are percent-encoded; answers are decoded JSON unless said otherwise.
+    """Client of the control API. Path parts are percent-encoded; answers are decoded JSON unless stated otherwise.
 
-    Raises Refusal for what the daemon refuses, Problem("unreachable") when there is no daemon or no answer,
-    Problem("socket_denied") when the socket is not for the caller, Problem("socket_foreign") when a stranger serves it
-    (`owner` tells the configured one), Problem("bad_reply") for anything else. `read_s` is for the whole of an answer.
+    Raises ApiRefusal for a problem document, Problem("unreachable") when there is no daemon or no whole answer within
+    `read_s` seconds, Problem("socket_denied") without permission to connect, Problem("socket_foreign") when an untrusted
+    user serves the socket (`owner` returns the configured one), Problem("bad_reply") for other answers.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ControlClient:
         return _json(self._checked("DELETE", parts, query=query))
 
     def health(self) -> Any:
-        """`GET /api/health`; 503 is an answer here, not a failure."""
+        """`GET /api/health`; a report that comes with 503 is returned, not raised."""
         reply = self._ask("GET", ("health",))
         if reply.status == _SERVICE_UNAVAILABLE:
             plain = _json(reply)
@@ -97,7 +97,7 @@ class ControlClient:
         return _json(_accepted(reply))
 
     def metrics(self) -> str:
-        """`GET /metrics`, the one text there is."""
+        """`GET /metrics`, as text."""
         return _accepted(self._send("GET", "/metrics", None, "")).body.decode("utf-8", "replace")
 
     def lines(
@@ -106,9 +106,9 @@ class ControlClient:
         query: Mapping[str, str | int | None] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Generator[bytes, None, None]:
-        """The lines of an answer that goes on, as they come, until the daemon ends it; close it when done.
+        """The lines of an endless answer as they arrive; close the generator when done.
 
-        Nothing at all for QUIET_S, though the daemon says every few seconds that it is there, is "unreachable".
+        Problem("unreachable") after QUIET_S without data: the daemon sends a heartbeat more often than that.
         """
         connection = self._connection()
         try:
@@ -128,22 +128,22 @@ class ControlClient:
             connection.end()
 
     def chunks(self, *parts: str) -> Generator[bytes, None, None]:
-        """The bytes of a long answer as they come, the whole of the length it announced or Problem("unreachable").
+        """The bytes of a long answer as they arrive; Problem("unreachable") when fewer come than its Content-Length.
 
-        Making it may take the daemon minutes before the first byte: the wait for each chunk is LONG_S.
+        The timeout for each chunk is LONG_S, because the daemon may need minutes before the first byte.
         """
         connection = self._connection()
         try:
             response = connection.ask("GET", _target(parts, None), None, {"Connection": "close"}, LONG_S)
             if response.status >= 400:
                 _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
-            if response.length is None:  # there would be no telling whether it is whole
+            if response.length is None:  # without a length a truncated answer would look complete
                 raise http.IncompleteRead(b"")
             connection.wire.within(LONG_S, _MOST_A_CHUNK)
             while chunk := response.read(_CHUNK_BYTES):
                 yield chunk
                 connection.wire.within(LONG_S, _MOST_A_CHUNK)
-            if response.length != 0:  # cut short
+            if response.length != 0:  # truncated
                 raise http.IncompleteRead(b"", response.length)
         except _FAULTS as error:
             raise self._lost(error, "GET") from error
@@ -192,14 +192,14 @@ class ControlClient:
         return UnixConnection(self.path, connect_s=self._connect_s, owner=self._owner)
 
     def _read(self, connection: UnixConnection, response: http.HTTPResponse) -> bytes:
-        """The whole body of an answer of a few seconds."""
+        """The whole body, of at most MAX_REPLY_BYTES."""
         connection.wire.within(self._read_s, MAX_REPLY_BYTES)
         if (response.length or 0) > MAX_REPLY_BYTES:
             raise bounded_socket.reply_too_long()
         body = response.read()
         if response.length:
             raise http.IncompleteRead(b"", response.length)
-        if len(body) > MAX_REPLY_BYTES:  # some of it came with the head
+        if len(body) > MAX_REPLY_BYTES:  # part of it was read with the head, before the socket's limit was set
             raise bounded_socket.reply_too_long()
         return body
 
@@ -229,7 +229,7 @@ def _unsure(method: str) -> str:
 
 def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None) -> str:
     for part in parts:
-        if part in {"", ".", ".."}:  # would be taken for a path of another meaning
+        if part in {"", ".", ".."}:  # dot segments and empty ones would name another path
             raise Problem("not_found", f"nothing is named {part!r}")
     path = "/api/" + "/".join(quote(os.fsencode(part), safe="") for part in parts)
     given = {name: value for name, value in (query or {}).items() if value is not None}

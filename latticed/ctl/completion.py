@@ -29,7 +29,7 @@ def run(session: CtlSession) -> int:
 
 
 def whole_parser() -> Parser:
-    """One parser with every verb in it: what a shell must know, and what the docs list."""
+    """One parser with all verbs, from which completions and the documented list of verbs are made."""
     from latticed.ctl import main
 
     parser = Parser(prog=main.PROG)

@@ -21,7 +21,7 @@ _BACKLOG_PAUSE_S: Final = 0.01
 
 
 class UnixConnection(http.HTTPConnection):
-    """HTTP over a unix socket whose server is who it should be; `wire` limits how long and how much it may send."""
+    """HTTP over a unix socket, after a check of who serves it; `wire` is the socket that enforces the limits."""
 
     wire: BoundedSocket
 
@@ -40,14 +40,14 @@ class UnixConnection(http.HTTPConnection):
                 self.wire.connect(self._path)
                 break
             except BlockingIOError:
-                # unix(7): a full backlog is EAGAIN for a socket with a timeout, not a wait.
+                # With a timeout the socket is non-blocking: connect(2) then fails with EAGAIN while the backlog is full.
                 if time.monotonic() > deadline_s:
                     raise TimeoutError from None
                 time.sleep(_BACKLOG_PAUSE_S)
         socket_peer.check(self.wire, self._path, self._owner)
 
     def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], within_s: float) -> Any:
-        """The beginning of the answer to one request, which has to be there within so many seconds."""
+        """Send one request; the response with its head read. TimeoutError after `within_s` seconds."""
         self.connect()
         self.wire.within(within_s, _HEAD_BYTES)
         self.request(method, target, body=body, headers=headers)
@@ -58,7 +58,7 @@ class UnixConnection(http.HTTPConnection):
         return response
 
     def end(self) -> None:
-        """Close it, also beneath an answer that was given up in the middle (`close` leaves the socket to that)."""
+        """Close the socket even if a response was not read to its end; `close` alone would leave it open until then."""
         self.close()
         wire = getattr(self, "wire", None)
         if wire is not None and (fd := wire.detach()) >= 0:

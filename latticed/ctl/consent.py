@@ -1,4 +1,4 @@
-"""What an operator agrees to by name: capabilities, hosts, a downgrade. There is no blanket yes."""
+"""Flags by which an operator consents to capabilities, hosts or a downgrade, each by name; there is none for all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS: Final = tuple(kind for kind in (*consents.KINDS, *consents.AT_UPGRADE) i
 
 
 def arguments(parser: Parser) -> None:
-    """The flags that give consent."""
+    """Add the flags that give consent."""
     parser.add_argument(
         "--accept",
         metavar="CAP|KIND=VALUE",
@@ -39,7 +39,7 @@ def arguments(parser: Parser) -> None:
 
 
 def given(args: Namespace) -> dict[str, Any]:
-    """The fields of a request for what was agreed to; absent where nothing was. A dry run is no consent."""
+    """The request's fields for the given consents, absent where there are none; a dry run is not one of them."""
     fields: dict[str, Any] = {}
     if args.accept:
         fields["accept"] = list(dict.fromkeys(args.accept))
@@ -51,7 +51,7 @@ def given(args: Namespace) -> dict[str, Any]:
 
 
 def remind(screen: Screen, view: wire.PluginView, *, dry_run: bool = False) -> None:
-    """Say on stderr what stays masked, and the command that grants it (in a dry run: the options)."""
+    """Note on stderr what is declared but not granted, and the command that grants it (in a dry run: the options)."""
     masked = [name for name in view.capabilities if name not in view.granted]
     withheld = view.withheld or []
     if masked:

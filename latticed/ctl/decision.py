@@ -1,4 +1,4 @@
-"""What install, activate, disable, upgrade and restart have in common: ask, recognise "already so", report."""
+"""Shared by install, activate, disable, upgrade and restart: request a status, accept "already so", report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONFLICT: Final = 409
 
 
 def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[str]) -> int:
-    """Ask for the status `wanted`, in the past tense `done`; a plugin whose status is in `suffices` already is so."""
+    """Request the status `wanted`; `done` is its past tense. A refusal is success if the status is in `suffices`."""
     args = session.args
     client = session.client()
     agreed = consent.given(args) if hasattr(args, "accept") else {}
@@ -44,12 +44,12 @@ def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[
 
 
 def dry_run(args: Namespace) -> dict[str, Any]:
-    """The field that makes the daemon tell what it would do, and do nothing."""
+    """The request's field for a dry run, if one is asked for."""
     return {"dry_run": True} if getattr(args, "dry_run", False) else {}
 
 
 def report(session: CtlSession, plain: Any, done: str) -> int:
-    """Show the record after a change; 1 when an active plugin could not be armed."""
+    """Show the record after a change; exit code 1 when an active plugin could not be armed."""
     screen = session.screen
     if dry_run(session.args) and not done.startswith("already"):
         return _foretell(session, plain, done)
@@ -78,7 +78,7 @@ def _starts(view: wire.PluginView) -> bool:
 
 
 def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
-    """The record once it is armed or failed: a start may outlast the daemon's answer. WAIT_S at most."""
+    """Poll until the plugin is armed or failed, for WAIT_S at most: the daemon may answer before a start has ended."""
     view, deadline_s = views.plugin(plain), time.monotonic() + WAIT_S
     if _starts(view):
         session.screen.note(f"{view.id} is being started")
@@ -89,7 +89,7 @@ def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
 
 
 def _foretell(session: CtlSession, plain: Any, done: str) -> int:
-    """Show the record as it would be."""
+    """Show the record that a dry run returned."""
     view, screen = views.plugin(plain), session.screen
     if screen.json_wanted:
         screen.json(plain)
@@ -105,7 +105,7 @@ def _foretell(session: CtlSession, plain: Any, done: str) -> int:
 
 
 def with_command(refusal: ApiRefusal, session: CtlSession) -> ApiRefusal:
-    """`refusal` with, where a consent is missing, the exact command that gives it."""
+    """`refusal`; where a consent is missing, with the command that gives it as its hint."""
     if refusal.hint or refusal.code not in _CONSENTS:
         return refusal
     flag = _CONSENTS[refusal.code]

@@ -1,4 +1,4 @@
-"""What the daemon keeps going for plugins, listed: shared by the verbs ddns, monitor, service and route."""
+"""Lists of delegated work, shared by the verbs ddns, monitor, service and route."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TONES: Final = {
 class DelegatedList:
     """The action `list [ID]`: the rows of `GET /api/<path>`, which are in `member` of each page.
 
-    `columns`: each with the member of a row that it shows, or a function that makes its text.
+    `columns`: each with the name of a row's member, or a function that returns the cell.
     """
 
     path: str
@@ -74,13 +74,13 @@ def time(name: str) -> Shown:
 
 
 def state(_: CtlSession, row: dict[str, Any]) -> Cell:
-    """Its state; `resting` while its plugin may not act, whatever the state was."""
+    """The row's state, or `resting` while its plugin may not act."""
     found = "resting" if row.get("resting") else text(row, "state")
     return Cell(found, _TONES.get(found, ""))
 
 
 def last_error(_: CtlSession, row: dict[str, Any]) -> str:
-    """`code: message` of what went wrong last, if anything did."""
+    """`code: message` of the last error, or empty."""
     return fault(row.get("last_error"))
 
 

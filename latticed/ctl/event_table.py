@@ -1,4 +1,4 @@
-"""Audit events on the screen."""
+"""Audit events as a table."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _count(text: str) -> int:
 
 
 def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:
-    """The `last` newest events that are to be shown, and the id up to which that was looked at."""
+    """The newest events that match, `last` at most, and the cursor from which a stream continues them."""
     status = replies.mapping(client.get("status"), "status")
     ends = [int(replies.mapping(status.get(name) or {}, "audit head").get("seq") or 0) for name in ("audit", "calls")]
     ends = ends if query else ends[:1]
@@ -97,7 +97,7 @@ def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> str | None:
 
 
 def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
-    """The event that was sent, if there is one and it is of that plugin."""
+    """The event in `sent`, unless it has no data or is of another plugin."""
     if not sent.data:
         return
     try:
@@ -109,7 +109,7 @@ def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
-    """One line an event, flushed at once: a program may be reading them."""
+    """Print one line per event and flush it: a program may be reading a pipe."""
     screen = session.screen
     for row in rows:
         if screen.json_wanted:
@@ -120,7 +120,7 @@ def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:
-    event = views.event({"detail": {}, **row})  # who may only read gets no detail
+    event = views.event({"detail": {}, **row})  # without the scope operate there is no detail
     said = event_table.reason(event)
     why = f"{event.code}: {said}".rstrip(": ") if event.code else said
     return (

@@ -1,4 +1,4 @@
-"""What latticectl's exit codes mean (contracts §8), and which problem ends in which."""
+"""latticectl's exit codes (contracts §8), and the one for each problem."""
 
 from __future__ import annotations
 

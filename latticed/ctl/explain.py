@@ -41,7 +41,7 @@ def run(session: CtlSession) -> int:
 
 
 def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], advice.RemedyFacts]:
-    """What the daemon says of the id; Problem("not_found") when it knows neither a plugin nor a bundle of it."""
+    """The plugin as answered, and the facts for advice; Problem("not_found") when no plugin or bundle has the id."""
     plugin_id = session.args.id
     missing: Problem | None = None
     plain: dict[str, Any] = {}
@@ -71,15 +71,15 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
 
 
 def _policy(client: ControlClient) -> str:
-    """What is wrong with the daemon's trust policy, if anything."""
+    """The error of the daemon's trust policy, or empty."""
     problems = replies.rows(client.health().get("problems") or [], "list of problems")
     return next((str(row.get("detail")) for row in problems if str(row.get("code")).startswith("policy_")), "")
 
 
 def _directory(session: CtlSession) -> str:
-    """Where bundles lie by the settings here: the daemon never names a path.
+    """The plugin directory in the local settings, since the API gives no paths.
 
-    A daemon that was named by its socket may have other settings: then there is a word to fill in, never a guess.
+    With --socket the daemon may have other settings, so a placeholder is returned.
     """
     named = getattr(session.args, "socket", None) or session.environ.get("LATTICED_SOCKET")
     try:

@@ -113,7 +113,7 @@ def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
 
 
 def _terms(accepted: dict[str, Any]) -> Iterator[str]:
-    """What was accepted of a manifest, in the words that accept it; what is empty is left out."""
+    """The accepted terms as the `kind=value` words that accept them; empty ones are left out."""
     for kind in ("type", "protocol", "interpreter", "level"):
         if accepted.get(kind):
             yield f"{kind}={accepted[kind]}"

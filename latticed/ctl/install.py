@@ -23,5 +23,5 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
-    # An active or disabled plugin was installed before that: asking again changes nothing.
+    # An active or disabled plugin is installed already.
     return decision.change(session, "installed", "installed", suffices={"installed", "active", "disabled"})

@@ -33,7 +33,7 @@ def arguments(parser: Parser) -> None:
 def run(session: CtlSession) -> int:
     args = session.args
     body = {"action": args.action, "payload": _payload(args.payload)}
-    client = session.client(read_s=LONG_S)  # the plugin's own time limit comes first
+    client = session.client(read_s=LONG_S)  # longer than the daemon's own limit for an invocation
     reply = replies.mapping(client.post("plugins", "by-id", ask.known_id(args.id), "invoke", body=body), "reply")
     screen = session.screen
     done = reply.get("ok") is True
@@ -45,7 +45,7 @@ def run(session: CtlSession) -> int:
 
 
 def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
-    """The result on stdout; what the plugin says about it on stderr."""
+    """Print the result on stdout and the plugin's message on stderr."""
     screen = session.screen
     result, message = reply.get("result"), str(reply.get("message") or "")
     if isinstance(result, str):

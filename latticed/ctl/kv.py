@@ -54,7 +54,7 @@ def _get(session: CtlSession) -> int:
         session.screen.raw(value)
         return ExitCode.OK
     found: dict[str, Any] = {"bucket": args.bucket, "key": args.key, "value": None}
-    with contextlib.suppress(UnicodeDecodeError):  # no text: value_base64 has it
+    with contextlib.suppress(UnicodeDecodeError):  # not text: only value_base64 is given
         found["value"] = value.decode("utf-8")
     session.screen.json({**found, "value_base64": base64.b64encode(value).decode("ascii")})
     return ExitCode.OK

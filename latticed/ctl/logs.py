@@ -46,7 +46,7 @@ def run(session: CtlSession) -> int:
 
 
 def _follow(session: CtlSession, client: ControlClient, plugin_id: str, after: int) -> None:
-    """Without an end; a daemon that goes away is waited for."""
+    """Print lines as they come, without an end; reconnects after the daemon was restarted."""
     pause_s, lost = stream.FIRST_PAUSE_S, False
     while True:
         try:

@@ -28,7 +28,7 @@ class Verb(NamedTuple):
 
 
 class VerbModule(Protocol):
-    """What each verb's file offers."""
+    """The interface of a verb's module."""
 
     EXAMPLES: str
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         process_start.reset_for_command()
     screen = render.screen(sys.stdout, sys.stderr, os.environ)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a locale that cannot say a letter shows its number
+        if hasattr(stream, "reconfigure"):  # escape characters that the locale cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _guarded(sys.argv[1:] if argv is None else list(argv), screen)
@@ -183,7 +183,7 @@ def _session(args: argparse.Namespace) -> CtlSession:
 
 
 def top_parser() -> Parser:
-    """The parser of what stands before the verb; everything after it is the verb's own."""
+    """The parser for the options before the verb and the verb itself; the rest is left to the verb's parser."""
     parser = Parser(prog=PROG, add_help=False, usage=f"{PROG} [options] VERB …")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
@@ -193,7 +193,7 @@ def top_parser() -> Parser:
 
 
 def load(verb: str) -> VerbModule:
-    """The module of `verb`; Problem("usage") for a verb that is not there."""
+    """Import the module of `verb`; Problem("usage") for an unknown verb."""
     if verb in VERBS:
         return cast("VerbModule", importlib.import_module(f"latticed.ctl.{verb}"))
     if verb in _LATER:
@@ -237,7 +237,7 @@ def overview() -> str:
 
 
 def _drop_stdout() -> None:
-    """The reader of stdout is gone: redirect it to /dev/null, or flushing at exit would fail again."""
+    """Redirect stdout to /dev/null after EPIPE; otherwise the interpreter's flush at exit would fail, too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

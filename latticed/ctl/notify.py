@@ -1,4 +1,4 @@
-"""latticectl notify: what plugins want to tell people: what waits, what failed, and why."""
+"""latticectl notify: the notifications that plugins queued: list, retry, prune."""
 
 from __future__ import annotations
 

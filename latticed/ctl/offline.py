@@ -1,4 +1,4 @@
-"""Bundles on this machine's disk, as the offline verbs open and judge them."""
+"""Opens and verifies local bundles for the offline verbs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def owners(directory: str) -> frozenset[int]:
-    """Whose files are taken in a bundle at `directory`: root's, the caller's, those of the owner of its parent."""
+    """The uids that may own files of a bundle at `directory`: root, the caller, and the owner of its parent."""
     found = {0, os.geteuid()}
-    with contextlib.suppress(OSError):  # no parent, no bundle: opening it will say so
+    with contextlib.suppress(OSError):  # without a parent there is no bundle, and opening it fails
         found.add(Path(os.path.abspath(directory)).parent.stat().st_uid)
     return frozenset(found)
 
 
 def opened(directory: str, limits: read.ReadLimits) -> read.BundleDirectory:
-    """The bundle at `directory`, or BundleRefused. A slash at its end would make the kernel follow a link."""
+    """Open the bundle at `directory`, or raise BundleRefused. With a slash at the end a link would be followed."""
     return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
 
 
 def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.VerdictView:
-    """The verdict on the bundle at `directory`, alone: who else claims its id is not asked."""
+    """The verdict on the bundle at `directory` by itself; other bundles that claim its id are not considered."""
     try:
         with opened(directory, limits) as source:
             found = verify.verify(source, policy, host_version=version.own())

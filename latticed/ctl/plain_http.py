@@ -1,7 +1,7 @@
 """`http.client` without TLS: a unix socket carries none, and `ssl` costs latticectl 10 ms at every start (P8).
 
-http.client is made to do without it (Pythons are built without OpenSSL), so the import is told that there is none. A
-process that has `ssl` loaded already is left as it is; one that has not can import it afterwards as ever.
+http.client supports Pythons built without OpenSSL, so `ssl` is hidden while it is imported. Nothing is done in a
+process that has loaded `ssl` already; in others it can still be imported later.
 """
 
 from __future__ import annotations

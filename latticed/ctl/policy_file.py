@@ -1,4 +1,4 @@
-"""trust.json as latticectl reads and edits it: with the caller's own rights, in one step, never half written."""
+"""Reads and edits trust.json with the caller's own permissions; replaces it atomically, under a lock."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def read(path: Path) -> policy.TrustPolicy:
 def editing(path: Path) -> Iterator[policy.TrustPolicy]:
     """The policy in `path` (an empty one when there is no file) while no other latticectl edits it.
 
-    Problem "policy_busy" when another one does for longer than LOCK_S. The lock is a file that nobody else may open:
-    a lock on the directory, which everybody may open, everybody could hold.
+    Problem "policy_busy" when another one does for longer than LOCK_S. The lock is on a file of mode 0600: flock(2) on
+    the directory would let any user who can open it block all edits.
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def editing(path: Path) -> Iterator[policy.TrustPolicy]:
 
 @contextlib.contextmanager
 def _locked(path: Path, directory: int) -> Iterator[None]:
-    """Hold the lock file beside `path`, which exists only while a process holds it."""
+    """Hold a lock on a file beside `path` that is removed afterwards; Problem("policy_busy") after LOCK_S."""
     name, until_s = f".{path.name}.lock", time.monotonic() + LOCK_S
     while True:
         lock = _lock_file(path.with_name(name), directory)
@@ -80,7 +80,7 @@ def _locked(path: Path, directory: int) -> Iterator[None]:
 
 
 def _is_held(lock: int, name: str, directory: int) -> bool:
-    """Whether we hold it now, and it is still the one that others would open."""
+    """Try to lock; whether we hold the lock of the file that `name` still leads to, as its last holder removed it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(lock).st_ino == os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
@@ -110,7 +110,7 @@ def _lock_file(place: Path, directory: int) -> int:
 def write(path: Path, new: policy.TrustPolicy) -> None:
     """Replace `path`, links in it followed, or make it (mode 0644); Problem "policy_denied" when the caller may not."""
     data = policy.encode(new)
-    policy.decode(data)  # what is written must be what will be read
+    policy.decode(data)  # refuse to write what the daemon could not read
     try:
         files.replace(path.resolve(), data, mode=_MODE)
     except OSError as error:

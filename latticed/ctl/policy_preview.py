@@ -1,4 +1,4 @@
-"""Which plugins stop once less is trusted: the daemon is asked before the trust policy is changed."""
+"""Asks the daemon which plugins would stop under a new trust policy, before that is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, Any]] | None:
-    """The active plugins that stop under `new`, said on stderr; None, and said so, when that cannot be known."""
+    """The active plugins that would stop under `new`, also noted on stderr; None when the daemon cannot be asked."""
     screen = session.screen
     try:
         if path.resolve() != session.settings().trust_file.resolve():

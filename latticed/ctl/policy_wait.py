@@ -1,4 +1,4 @@
-"""Waiting until the daemon has taken up a trust policy that was just written: what it refuses is stopped then."""
+"""Waits until the daemon has applied a trust policy that was just written, and stopped the plugins it refuses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOOK_S: Final = 0.1
 
 
 def wait(session: CtlSession, path: Path, policy: TrustPolicy) -> str:
-    """Return once `policy`, written to `path`, has had its effect; what an operator is to be told otherwise.
+    """Wait until the daemon has applied `policy` from `path`; returns empty text, or a note after WITHIN_S seconds.
 
-    Nothing is waited for when the settings name another file, or no daemon answers this caller.
+    Returns at once when the settings name another file, or no daemon answers the caller.
     """
     until_s = time.monotonic() + WITHIN_S
     try:
@@ -38,7 +38,7 @@ def wait(session: CtlSession, path: Path, policy: TrustPolicy) -> str:
 
 
 def _shows(plain: dict[str, Any], policy: TrustPolicy) -> bool:
-    """Whether the daemon trusts whom `policy` does, and knows all that it revokes: it may remember more."""
+    """Whether the daemon's publishers and keys equal those of `policy`, and its revocations include those."""
     shown = replies.rows(plain.get("publishers") or [], "list of publishers")
     keys = {str(one.get("publisher")): set(replies.texts(one.get("keys"))) for one in shown}
     revoked = plain.get("revoked")

@@ -1,4 +1,4 @@
-"""Where latticectl's words go: data on stdout, the rest on stderr, nothing unescaped, colour on terminals only."""
+"""latticectl's output: data on stdout, notes on stderr, all text escaped, colour on terminals only."""
 
 from __future__ import annotations
 

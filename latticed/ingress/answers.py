@@ -1,4 +1,4 @@
-"""HTTP responses: each with the same protective headers; errors are small problem documents with a stable code."""
+"""HTTP responses, all with the same protective headers; errors are problem documents (RFC 9457) with a stable code."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ _WORDS: Final = {
 
 
 class IngressAnswer:
-    """A whole response, written at once; has only what aiohttp's connection needs of a response.
+    """A complete response, written at once; implements only what aiohttp's RequestHandler uses of a StreamResponse.
 
-    aiohttp's own responses add a Server header, and cost half as much as rendering a small template.
+    `web.Response` would add a Server header, and takes half the time of rendering a small template.
     """
 
     __slots__ = ("_body", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")

@@ -1,4 +1,4 @@
-"""Connections from outside. All arrive from one loopback address, so one bound holds for all of them together."""
+"""Connections of the route listener. All come from a loopback address, so the limit is for all, not per address."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 REQUEST_S: Final = 5.0
-IDLE_S: Final = 15.0  # a connection without any, or one that does not take its answer
-DEADLINE_S: Final = 10.0  # an answer has been made by then, or is given up
-ANSWER_S: Final = 15.0  # and by then it has been taken, too
-LINGER_S: Final = 0.5  # how long an unwanted body is read, so that the client reads its refusal
-LINE_BYTES: Final = 8_192  # of a request target; the parser's errors are told apart by their limits
+IDLE_S: Final = 15.0  # of a connection without a request under way
+DEADLINE_S: Final = 10.0  # for a handler to return its answer; then it is cancelled
+ANSWER_S: Final = 15.0  # for the client to have received the answer
+LINGER_S: Final = 0.5  # a refused body is read for so long: closing at once would reset the connection
+LINE_BYTES: Final = 8_192  # of a request target; `handle_error` knows by this limit which line was too long
 FIELD_BYTES: Final = 8_190
 HEADERS: Final = 64
 
 
 class OutsideConnection(LimitedConnection):
-    """One connection; its answer is given up after DEADLINE_S."""
+    """One connection; a handler that has not answered after DEADLINE_S is cancelled."""
 
     request_s = REQUEST_S
     idle_s = IDLE_S
@@ -54,7 +54,7 @@ class OutsideConnection(LimitedConnection):
         self.limiter.enter(self)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """The client sends no more; complete requests are still answered."""
+        """Keep a half-closed connection open until its complete requests are answered."""
         self._ended = True
         if self._messages:
             return True
@@ -62,7 +62,7 @@ class OutsideConnection(LimitedConnection):
         return self._waiter is None and not self.wants_body
 
     def complete(self) -> None:
-        """Its request is here; from now on an answer is owed to it by the current task."""
+        """Called when the handler starts to answer; the current task is the one that `give_up` cancels."""
         super().complete()
         self._working, self.late, self.wants_body = asyncio.current_task(), False, False
 
@@ -75,7 +75,7 @@ class OutsideConnection(LimitedConnection):
             self.give_up()
 
     def give_up(self) -> None:
-        """Its answer takes too long: the handler is cancelled, and sees `late`."""
+        """Cancel the handler once, with `late` set so that it can tell this from a lost connection."""
         if self._working is not None and not self.late:
             self.late = True
             self._working.cancel()

@@ -52,9 +52,9 @@ _COOKIE_DOMAIN: Final = re.compile(r"domain\s*(?:=.*)?", re.IGNORECASE)
 
 
 def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[str]:
-    """The headers of a request to a service at `origin` (`http://host:port`), which is addressed as `host`.
+    """The request headers for a service at `origin` (`http://host:port`), with Host set to `host`.
 
-    A websocket's own (`Sec-WebSocket-*`) are not among them: that handshake is made anew.
+    `Sec-WebSocket-*` is left out: the proxy makes a handshake of its own with the service.
     """
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict({"Host": host})
@@ -63,7 +63,7 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
         known = lower in _ASKED or lower.startswith(_ASKED_FAMILIES)
         if known and lower not in listed and _is_sound(value):
             out.add(name, value)
-    if "Origin" in fields:  # it was checked against our origin; the service has another one
+    if "Origin" in fields:  # already checked against our origin; the service compares it with its own
         out["Origin"] = origin
     if cookies := others_cookies(_all(fields, "Cookie")):
         out["Cookie"] = cookies
@@ -71,7 +71,7 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
 
 
 def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
-    """The headers of an answer to the client. `private`: the request had a login session."""
+    """The response headers for the client. `private`: the request had a login session; no shared cache may keep it."""
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict()
     for name, value in fields.items():
@@ -94,7 +94,7 @@ def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bo
 
 
 def moved(location: str, *, origin: str, prefix: str) -> str:
-    """A Location of the service as the client must see it: below `prefix`."""
+    """The service's Location header as the client must see it: moved below `prefix` if it leads to `origin`."""
     if location == origin or location.startswith((origin + "/", origin + "?", origin + "#")):
         location = location.removeprefix(origin)
         location = location if location.startswith("/") else "/" + location
@@ -145,5 +145,5 @@ def _all(fields: Mapping[str, str], name: str) -> list[str]:
 
 
 def _is_sound(value: str) -> bool:
-    """Whether a value can be sent again as it is: no control characters but tabs, and nothing that was no UTF-8."""
+    """Whether a value may be forwarded: valid UTF-8 without control characters other than tab."""
     return not any((char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in value)

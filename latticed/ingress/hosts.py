@@ -1,4 +1,4 @@
-"""Which Host names are answered. Others may come from a page whose name was made to resolve to us (DNS rebinding)."""
+"""Checks the Host header against the allowed names: a page may have its own name resolve to us (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_CHARACTERS: Final = 300
 
 
 class Hosts:
-    """The names of the settings; none: the listen address and localhost. A name without a port stands for any port."""
+    """The allowed names: those of the settings, else the listen address and localhost. Without a port: any port."""
 
     def __init__(self, settings: HttpSettings) -> None:
         address, _, _ = settings.listen.rpartition(":")
@@ -25,7 +25,7 @@ class Hosts:
         self._judged = functools.lru_cache(maxsize=64)(self._judge)
 
     def check(self, said: str) -> None:
-        """Problem: `bad_request` when `said` is no host, `host_not_allowed` when it is not one of ours."""
+        """Raise Problem `bad_request` when the Host header `said` is malformed, `host_not_allowed` when not allowed."""
         if len(said) > MAX_CHARACTERS or (allowed := self._judged(said)) is None:
             raise Problem("bad_request", "expected one Host")
         if not allowed:

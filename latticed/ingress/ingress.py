@@ -1,4 +1,4 @@
-"""The listener for plugins' routes, and what happens to one request."""
+"""The listener for plugins' HTTP routes: opens and closes it as routes come and go, and handles requests."""
 
 from __future__ import annotations
 
@@ -68,11 +68,9 @@ class Ingress:
         await self._stack.aclose()
 
     def _failed(self, error: BaseException) -> None:
-        """A bug of ours: plugins with routes must not look healthy."""
+        """Log an unexpected error of a background task, and report the listener as failed to plugins with routes."""
         log.error("ingress_failed", error=repr(error))
         self._routes.set_listener(RouteListener(fault="the listener failed, see the daemon's log"))
-
-    # Listening while there is something to listen for.
 
     async def _keep(self) -> None:
         while True:
@@ -99,7 +97,8 @@ class Ingress:
                 log.error("ingress_unavailable", address=where, reason=reason)
             self._routes.set_listener(RouteListener(fault=fault))
             return
-        # As at the control socket: `backlog` is also how often asyncio accepts in a row, descriptors or not.
+        # asyncio calls accept() `backlog` times per wake-up, even when no descriptor is left: each failure is a log
+        # entry and schedules a retry. So it gets 1, and listen() sets the length of the kernel's queue afterwards.
         self._server = await loop.create_server(
             lambda: self.connection(self._limiter, http, loop), sock=sock, backlog=1
         )
@@ -109,13 +108,11 @@ class Ingress:
         self._routes.set_listener(RouteListener(url=url))
 
     def _close_listener(self) -> None:
-        """Stop listening; connections stay."""
+        """Stop listening; open connections stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
             log.info("ingress_closed")
-
-    # One request.
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("OutsideConnection", request.protocol)  # the server makes no other
@@ -175,7 +172,7 @@ def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
 
 
 async def _body(request: web.BaseRequest) -> bytes:
-    """The whole body; Problem("request_too_large") beyond the limit. The limiter cuts a connection that is too slow."""
+    """The whole body; Problem("request_too_large") beyond the limit. The connection limiter cuts slow senders."""
     too_large = Problem("request_too_large", f"expected a body of at most {MAX_BODY_BYTES} bytes")
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise too_large

@@ -1,4 +1,4 @@
-"""The pages to log in to proxied services and out again: without scripts and external resources, never framed."""
+"""The login and logout pages of proxied services: no scripts, no external resources, not to be framed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LOGIN_FIELDS: Final = (
 
 
 class LoginPages:
-    """`find(path)`: the proxied service that a decoded path belongs to, or None."""
+    """Serves the pages below PLACE. `find(path)`: the proxied service that a decoded path belongs to, or None."""
 
     def __init__(self, sessions: Sessions, find: Callable[[str], Proxied | None]) -> None:
         self._sessions = sessions

@@ -1,7 +1,7 @@
-"""The reverse proxy: streams requests to a service and its answers back, only to the address that it is bound to.
+"""The reverse proxy: streams requests to a service and its answers back. It connects only to pinned addresses.
 
-A failure of the service is 502, or 504 when it takes too long to begin its answer. Later failures cut the connection,
-so that the client sees that the answer is incomplete.
+A failure of the service is answered with 502, or 504 when its response head is late. After the head was passed on, a
+failure cuts the connection, so that the client sees that the answer is incomplete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """Of one exchange. `head_s` runs anew with each piece of the request; `idle_s` between pieces of the answer."""
+    """Limits of one exchange. `head_s` restarts with each piece of the request, `idle_s` with each of the answer."""
 
     connect_s: float = 3.0
     head_s: float = 60.0
@@ -54,7 +54,7 @@ class ProxyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxiedAnswer:
-    """One proxied request: `path` with query below the route, still encoded; `private`: it has a login session."""
+    """One proxied request. `path`: path and query below the route, percent-encoded; `private`: has a login session."""
 
     request: web.BaseRequest
     connection: OutsideConnection
@@ -79,7 +79,7 @@ class ProxiedAnswer:
 
 
 class Proxy:
-    """An async context manager."""
+    """The HTTP client side, shared by all services. An async context manager: on exit the client session is closed."""
 
     def __init__(self, limits: ProxyLimits) -> None:
         self.limits = limits
@@ -88,7 +88,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         watched = aiohttp.TraceConfig()
-        watched.on_request_redirect.append(_refuse_redirect)  # for websockets, which would follow one
+        watched.on_request_redirect.append(_refuse_redirect)  # ws_connect would follow them
         watched.on_connection_create_end.append(_connected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
@@ -115,7 +115,7 @@ class Proxy:
         return self._session
 
     def url(self, passed: ProxiedAnswer) -> URL:
-        """The URL with the pinned address, so that no name is looked up; Problem when the origin is not bound."""
+        """The URL with the pinned address, so that no name is resolved; Problem when the origin is not pinned."""
         address: Address | None = passed.target.pinned()
         if address is None:
             raise Problem("service_unavailable", "the service is not bound")
@@ -123,7 +123,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def slot(self, target: Proxied) -> Iterator[None]:
-        """Count one request of the plugin while it lasts; Problem("busy") beyond `limits.at_once`."""
+        """Count one request of the plugin while the context is open; Problem("busy") beyond `limits.at_once`."""
         if self._under_way[target.plugin_id] >= self.limits.at_once:
             raise Problem("busy", "too many requests at once")
         self._under_way[target.plugin_id] += 1
@@ -230,7 +230,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
             await _copied(answer, out, limits)
         await out.write_eof()
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
-        # One side is gone or too slow: cut the connection, so that the client sees that the answer is incomplete.
+        # One side is gone or too slow: abort, because a regular end would make the answer look complete.
         if passed.connection.wire is not None:
             passed.connection.wire.abort()
     return out

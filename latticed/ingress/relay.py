@@ -26,12 +26,12 @@ _FAILED: Final = 1011
 
 
 def is_wanted(request: web.BaseRequest) -> bool:
-    """Whether a request asks for a websocket; any other upgrade is not passed on."""
+    """Whether a request asks for a websocket; other upgrades are not forwarded."""
     return request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket"
 
 
 async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
-    """Relay messages until one side ends; raises Problem only before the client was answered."""
+    """Relay messages until one side closes; raises Problem only before the handshake with the client is answered."""
     protocols = _asked(passed.request)
     with through.slot(passed.target):
         back = await _connected(passed, through, protocols)
@@ -45,14 +45,14 @@ async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
         try:
             await front.prepare(passed.request)
             await _passed_on(front, back, through.limits)
-        finally:  # a client that closes disconnects at once, which cancels this handler
+        finally:  # also when cancelled: a client that closes disconnects at once
             await _ended(back, front.close_code)
         await _ended(front, back.close_code)
     return front
 
 
 def _asked(request: web.BaseRequest) -> tuple[str, ...]:
-    """The subprotocols that are offered; Problem("bad_request") for what is no handshake (RFC 6455, section 4.2.1)."""
+    """The subprotocols that the client offers; Problem("bad_request") for a bad handshake (RFC 6455, section 4.2.1)."""
     fields = request.headers
     connection = {part.strip().lower() for part in ",".join(fields.getall(hdrs.CONNECTION, [])).split(",")}
     sound = request.method == "GET" and "upgrade" in connection and not request.body_exists
@@ -103,7 +103,7 @@ async def _ended(side: Any, code: int | None) -> None:
 
 
 async def _pump(source: Any, sink: Any, limits: ProxyLimits) -> None:
-    """Until `source` ends, or `sink` takes no more."""
+    """Copy messages from `source` to `sink` until one of them is closed."""
     while True:
         message = await source.receive()
         async with asyncio.timeout(limits.write_s):

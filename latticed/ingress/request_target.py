@@ -1,4 +1,4 @@
-"""Strict parser of request targets (RFC 9112, section 3.2; RFC 3986): what is ambiguous is refused."""
+"""Strict parser of request targets (RFC 9112, section 3.2; RFC 3986): refuses what others might read differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEVER: Final = re.compile(r"[\x00-\x20\x7f#]")
 
 
 class RequestTarget(NamedTuple):
-    """`path` is decoded, once and whole. `authority` is that of a request line with a whole URL, else None."""
+    """`path`: percent-decoded once. `authority`: host and port of a target that is a whole URL, else None."""
 
     path: str
     query: tuple[tuple[str, str], ...] = ()
@@ -28,10 +28,9 @@ class RequestTarget(NamedTuple):
 
 
 def parse(raw: str) -> RequestTarget:
-    """The target of a request, as the parser handed it over (bytes that are no UTF-8 as surrogates).
+    """Parse `raw` as aiohttp's parser returns it (invalid UTF-8 as surrogate escapes).
 
-    Problem: `uri_too_long`; `bad_request` for broken escapes, bytes that are no UTF-8, NUL, and dot segments, in
-    whatever way they were written.
+    Problems: `uri_too_long`; `bad_request` for broken escapes, invalid UTF-8, NUL, and dot segments, encoded or not.
     """
     if _PLAIN.fullmatch(raw) and len(raw) <= MAX_CHARACTERS:
         return RequestTarget(raw)

@@ -1,4 +1,4 @@
-"""Protection against cross-site request forgery: is a request from a page of this service? (pure)"""
+"""Protection against cross-site request forgery, by Origin and Sec-Fetch-Site (pure)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def check(method: str, host: str, fields: Mapping[str, str], *, websocket: bool = False) -> None:
-    """Problem("origin_not_allowed") for a request that a page of another site made with the user's session.
+    """Raise Problem("origin_not_allowed") for a request that a page of another origin may have made.
 
-    Websockets and requests that change state must have our Origin; others must not have another one. Sec-Fetch-Site, if
-    present, must not say cross-site: the cookie's SameSite allows other ports of this host.
+    Websockets and state-changing methods must have our Origin; others may lack it, but must not have a foreign one.
+    Without an Origin, Sec-Fetch-Site must be same-origin or none, or the request a navigation: the cookie's SameSite
+    alone would admit pages on other ports of this host.
     """
     said = fields.get("Origin")
     if said is None and (websocket or method not in SAFE):
@@ -31,7 +32,7 @@ def check(method: str, host: str, fields: Mapping[str, str], *, websocket: bool 
 
 
 def is_own(origin: str, host: str) -> bool:
-    """Whether an Origin field names the Host that was asked, over http or https."""
+    """Whether an Origin header is `http://` or `https://` followed by the request's Host."""
     scheme, divider, authority = origin.partition("://")
     named, asked = endpoints.host(authority), endpoints.host(host)
     if not divider or scheme not in _PORTS or named is None or asked is None:
@@ -41,7 +42,7 @@ def is_own(origin: str, host: str) -> bool:
 
 
 def is_secure(origin: str | None) -> bool:
-    """Whether a browser that sends this Origin uses https, with a proxy in front of us."""
+    """Whether the browser uses https, by its Origin; TLS then ends at a proxy in front of us."""
     return origin is not None and origin.lower().startswith("https://")
 
 

@@ -12,15 +12,15 @@ loopback there is neither."""
 
 
 class ServiceConnection(OutsideConnection):
-    """Must send a complete request in time like any other; while it is answered, the proxy's own limits hold."""
+    """Has the usual deadlines for sending a request; while it is answered, only the proxy's limits apply."""
 
     def overdue(self, now_s: float) -> bool:
-        """Whether it takes too long; never while it is answered."""
+        """Whether a deadline has passed; never while a request is answered."""
         return not self.answering and super().overdue(now_s)
 
     def give_up(self) -> None:
-        """Nothing: an answer may go on for hours."""
+        """Do nothing: an answer may take hours."""
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """A half-closed connection counts as closed: an endless answer has no other sign that its client is gone."""
+        """Close a half-closed connection: with an endless answer there may be no other sign that the client is gone."""
         return not self.answering and super().eof_received()

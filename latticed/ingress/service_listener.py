@@ -49,7 +49,7 @@ _NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stream:
-    """One answer under way, with its session (None: public) and when it began."""
+    """One answer under way, with its login session (None: a public path) and the monotonic time when it began."""
 
     connection: OutsideConnection
     target: Proxied
@@ -99,8 +99,6 @@ class ServiceIngress(Ingress):
 
     async def __aexit__(self, *_: object) -> None:
         await self._inside.aclose()
-
-    # One request.
 
     async def _answer(
         self, request: web.BaseRequest, connection: OutsideConnection
@@ -178,10 +176,8 @@ class ServiceIngress(Ingress):
         claim = self._routes.find(path)
         return None if claim is None else cast("Proxied", cast("Any", claim.target))
 
-    # What is under way.
-
     async def _watch(self) -> None:
-        """Cut answers that may not continue: logged out, password changed, plugin stopped, public and too long."""
+        """Abort open answers after a logout, a changed password, a stopped plugin, or PUBLIC_S on a public path."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._cut()
@@ -212,7 +208,7 @@ def _origin_form(raw: str) -> tuple[str, str]:
 
 
 def _check_dots(path: str) -> None:
-    """Problem for dot segments that only show when a path is decoded again, as some services do."""
+    """Raise Problem for dot segments that appear when a path is decoded twice, as some services do."""
     for _ in range(_DECODINGS):
         if _DOTS.search(path) or "\0" in path:
             raise Problem("bad_request", "expected a URL without the segments . and ..")

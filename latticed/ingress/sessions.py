@@ -1,4 +1,4 @@
-"""Logins to proxied services: checks passwords, keeps sessions in memory (a restart ends them all)."""
+"""Logins to proxied services: checks passwords, keeps sessions in memory only, so a restart ends them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logs.get_logger()
 
 @dataclass(slots=True, eq=False)
 class LoginSession:
-    """`opened`: the (plugin, secret) it has logged in to, each with a fingerprint of the password at that time."""
+    """`opened`: fingerprint of the password used, by (plugin id, secret name), for each login of this session."""
 
     secure: bool
     began_s: float
@@ -52,12 +52,12 @@ class Sessions:
         self._record = record
         self._clock = clock
         self._buckets = TokenBuckets()
-        self._checking = asyncio.Semaphore(1)  # each check takes memory and a core
+        self._checking = asyncio.Semaphore(1)  # one at a time: the password hash is costly in memory and CPU
         self._key = os.urandom(32)
-        self._all: dict[bytes, LoginSession] = {}  # by the hash of its id
+        self._all: dict[bytes, LoginSession] = {}  # by the hash of the session id: the id itself is not kept
 
     def find(self, target: Proxied, cookies: Iterable[tuple[str, str]]) -> LoginSession | None:
-        """The session that has logged in to `target`, if one of these cookies is it."""
+        """The valid session for `target` among `cookies` ((name, value) each), or None."""
         now_s = self._clock.monotonic_s()
         for name, value in cookies:
             session = self._all.get(_hash(value))
@@ -67,18 +67,21 @@ class Sessions:
         return None
 
     def holds(self, session: LoginSession, target: Proxied) -> bool:
-        """Whether it is still good for `target`: not ended, not too old, and the password is still the same."""
+        """Whether `session` is valid for `target`: not ended or expired, and the password has not changed."""
         known = session.opened.get((target.plugin_id, target.login))
         now_s = self._clock.monotonic_s()
         if known is None or now_s - session.began_s > LIFE_S or now_s - session.used_s > IDLE_S:
             return False
         try:
             return hmac.compare_digest(known, self._fingerprint(self._secret(target.plugin_id, target.login)))
-        except HostError:  # unbound, deleted, or it cannot be decrypted
+        except HostError:  # the secret was unbound or deleted, or cannot be decrypted
             return False
 
     async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
-        """The id of a new session; Problems login_failed, login_throttled (hint: seconds), service_unavailable."""
+        """Check the password; the id of a new session.
+
+        Problems: login_failed, login_throttled (hint: seconds to wait), service_unavailable.
+        """
         wait_s = self._buckets.take(f"{target.plugin_id}/{target.login}", ATTEMPTS, self._clock.monotonic_s())
         if wait_s:
             raise Problem("login_throttled", "too many attempts, try again later", str(int(wait_s) + 1))
@@ -95,11 +98,14 @@ class Sessions:
         return self._made(target, value, self._ended(cookies), secure=secure)
 
     def leave(self, cookies: Iterable[tuple[str, str]]) -> None:
-        """End the sessions of these cookies, for all that they opened."""
+        """End the sessions of these cookies, for every service that they were logged in to."""
         self._ended(cookies)
 
     def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
-        """A new id for every login, so that nobody can fix a victim's session id beforehand."""
+        """Make a session that keeps the logins of `before`; its id is new at every login, against session fixation.
+
+        At MOST sessions the least recently used one is removed.
+        """
         now_s = self._clock.monotonic_s()
         opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
         opened[target.plugin_id, target.login] = self._fingerprint(value)
@@ -113,7 +119,7 @@ class Sessions:
         ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
         alive = [LoginSession(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
         for one in ended:
-            one.opened.clear()  # answers still streaming for it check this
+            one.opened.clear()  # ends answers under way, which hold this object: see `holds`
         return alive
 
     def _fingerprint(self, value: str) -> bytes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Scope(Flag):
-    """`operate` includes `read`; `host` and `trust` stand beside them."""
+    """What a peer is granted. `operate` includes `read`; `host` and `trust` include nothing else."""
 
     NONE = 0
     READ = auto()
@@ -47,7 +47,7 @@ class Access:
     names: Mapping[int, str]
 
     def scopes(self, peer: Peer) -> Scope:
-        """What `peer` may do."""
+        """The scopes of `peer`: its uid's and all its groups' together."""
         if peer.uid == NOBODY:
             return Scope.NONE
         if peer.uid == 0:

@@ -57,7 +57,7 @@ Q = TypeVar("Q", bound="QueryParams")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedPlugin:
-    """One row of the lifecycle list as JSON, and what it was made from."""
+    """A cached row of the lifecycle list as JSON; valid while `source` equals the present values."""
 
     source: tuple[Record, Presence, Runtime]
     row: bytes
@@ -65,9 +65,10 @@ class ListedPlugin:
 
 @dataclass(slots=True, kw_only=True)
 class Api:
-    """The rooms that handlers call, and the settings in force. `trouble` holds what reloads could not apply.
+    """The components that handlers call, and the settings in force.
 
-    `around` tells what ails what the daemon stands on: files that do not answer, a state directory that was replaced.
+    `trouble`: what reloads of the settings could not apply. `around`: returns problems of the daemon's environment,
+    such as files that do not answer or a state directory that was replaced. `shown`: cached rows by plugin id.
     """
 
     lifecycle: Lifecycle
@@ -98,14 +99,14 @@ class Api:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     shown: dict[str, ListedPlugin] = field(default_factory=dict)
     paging: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the one stream of events that reads a page."""
+    """Held by the event stream that reads a page, so that all streams together read one page per turn of the loop."""
     verifying: Verifying = field(init=False)
 
     def __post_init__(self) -> None:
         self.verifying = Verifying(self.ledger)
 
     def runner_of(self, plugin_type: str) -> str:
-        """The runner that takes plugins of this type."""
+        """The name of the runner for plugins of this type."""
         return self.runners[plugin_type].name
 
     def quota(self) -> KvQuota:
@@ -146,11 +147,11 @@ class Ask:
 
     @property
     def headers_only(self) -> bool:
-        """Whether the body is not wanted (HEAD): what would be streamed is not made then."""
+        """Whether this is a HEAD request: streaming handlers then return before they produce a body."""
         return self.request.method == "HEAD"
 
     def need(self, scope: Scope) -> None:
-        """Go on only when the peer has `scope`; Problem("access_denied") names what is missing."""
+        """Raise Problem("access_denied"), which names the missing scopes, unless the peer has all of `scope`."""
         missing = scope & ~self.scopes
         if missing:
             words = ", ".join(str(part.name).lower() for part in missing)
@@ -158,7 +159,7 @@ class Ask:
             raise Problem("access_denied", detail, "an administrator grants scopes under [access] in the settings")
 
     def part(self, name: str) -> str:
-        """A piece of the path."""
+        """The value of `{name}` in the route's path, decoded."""
         return self.request.match_info[name]
 
     def take_query(self, kind: type[QueryParams]) -> None:
@@ -182,7 +183,7 @@ class Ask:
 
     @contextlib.asynccontextmanager
     async def recorded(self, told: Event) -> AsyncIterator[None]:
-        """Around what is done: `told` is on record before it; what then is not done is on record as refused."""
+        """Record `told` before the block; record it again as denied when the block raises Problem."""
         await self.api.ledger.record(told)
         try:
             yield
@@ -191,7 +192,7 @@ class Ask:
             raise
 
     async def raw(self) -> bytes:
-        """The body; a peer that stalls is not waited for, nor one that announces too much."""
+        """The body as sent. Problems: too_large (MAX_BODY_BYTES), request_timeout (BODY_S), bad_request (cut off)."""
         if (self.request.content_length or 0) > wire.MAX_BODY_BYTES:
             raise Problem("too_large", f"expected a body of at most {wire.MAX_BODY_BYTES} bytes")
         try:
@@ -203,7 +204,7 @@ class Ask:
             raise Problem("bad_request", "expected the whole body, found its end before") from error
 
     async def body(self, kind: type[T]) -> T:
-        """The body as a strict JSON object of `kind`."""
+        """The body as a `kind`; empty counts as `{}`. Problem("bad_request") for duplicate or unknown fields."""
         data = await self.raw()
         if lines.too_many(data):
             raise Problem("bad_request", f"the body: expected at most {lines.MAX_VALUES} values, found more")

@@ -1,4 +1,4 @@
-"""The routes as an aiohttp application: who may, what goes wrong, and in which form the answer leaves."""
+"""The routes as an aiohttp application: checks scopes, encodes answers, turns errors into problem documents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def application(api: Api) -> web.Application:
 
 
 def _pattern(path: str) -> str:
-    """`path` for aiohttp, where `{name}` alone stands for no text with a brace in it: here for all but a slash."""
+    """`path` as an aiohttp pattern. Its default for `{name}` excludes braces; ours excludes only slashes."""
     return path.replace("}", ":[^/]+}")
 
 
@@ -97,16 +97,16 @@ async def _outermost(
 
 
 def _tell_failure(request: web.Request, error: Exception) -> None:
-    """A fault of ours, in the log; one that anybody can repeat must not fill the disk."""
+    """Log an unexpected exception. Repeats are counted, not logged: a client that can cause one could fill the disk."""
     count = _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
     if count is not None:
         log.error("request_failed", method=request.method, path=request.path, count=count, exc_info=error)
 
 
 def _out_of_step(request: web.Request) -> bool:
-    """Whether what follows on this connection could not be told from what is left of this request.
+    """Whether the connection must be closed because the next request could not be told from the rest of this one.
 
-    That is an unread body, and anything after a request to switch protocols: the parser keeps it to itself.
+    So it is with an unread body, and after CONNECT or Upgrade: aiohttp's parser takes all later bytes as opaque data.
     """
     unread = request.body_exists and not request.content.at_eof()
     return unread or request.method == "CONNECT" or "Upgrade" in request.headers

@@ -88,7 +88,7 @@ async def query(ask: Ask) -> dict[str, Any]:
 
 
 def _start(asked: Filter) -> tuple[Position, tuple[chain.Name, ...]]:
-    """After which events, and of which chains."""
+    """The position to start after, and the chains to read."""
     found = chain.cursor(asked.after) if asked.after else Position()
     if found is None:
         raise Problem("bad_request", f"after: expected a cursor, found {asked.after[:40]!r}")
@@ -100,7 +100,7 @@ def _start(asked: Filter) -> tuple[Position, tuple[chain.Name, ...]]:
 
 
 async def _vouched(ask: Ask, events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The heads of a page of events, and the checkpoints just before it."""
+    """The signed heads that lie in a page of events, and the checkpoints directly before it."""
     heads: list[dict[str, Any]] = []
     found: dict[str, Any] = {"heads": heads, "checkpoint": None, "calls_checkpoint": None}
     for name in chain.NAMES:
@@ -145,10 +145,10 @@ async def verify(ask: Ask) -> web.StreamResponse:
 
 
 async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, ...]) -> web.StreamResponse:
-    """One line a second until the report."""
+    """Stream a line of progress each second, then the report."""
     answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     await answer.prepare(ask.request)
-    with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone, or does not read
+    with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read
         while not work.done():
             await asyncio.wait({work}, timeout=TELL_S)
             if not work.done():

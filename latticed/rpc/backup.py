@@ -25,7 +25,7 @@ log = logs.get_logger()
 async def download(ask: Ask) -> web.StreamResponse:
     """A backup of this moment. Its length is announced: what is shorter is not a backup."""
     if ask.headers_only:
-        return web.Response(headers=HEADERS)  # how long it would be is known once it is made
+        return web.Response(headers=HEADERS)  # its length is known only after the backup is made
     connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
@@ -38,7 +38,7 @@ async def download(ask: Ask) -> web.StreamResponse:
             await _send(ask, backup, answer)
         except (OSError, Problem) as error:
             log.warning("backup_broken_off", error=str(error) or type(error).__name__)
-            if connection.wire is not None:  # no other answer may follow into what was announced
+            if connection.wire is not None:  # the next answer would be taken as the rest of this body
                 connection.wire.abort()
     answer.force_close()
     return answer

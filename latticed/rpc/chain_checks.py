@@ -1,9 +1,8 @@
-"""Checking the audit chains while the daemon runs: in batches off the loop, going on from the last verified head.
+"""Checks the audit chains while the daemon runs: in batches on a thread, starting at the last verified head.
 
-What was found whole stays so for this life of the daemon, as long as nobody else has written to the database: SQLite
-says that of its other connections (`PRAGMA data_version`). A byte changed beneath SQLite is found by a check of the
-whole, or by the first one after a start. Other questions to the ledger come in between batches, and no snapshot is
-held, so neither retention nor a checkpoint of the WAL waits.
+Verified heads are kept in memory, and dropped when another connection has written to the database (`PRAGMA
+data_version`). That does not show bytes changed in the file itself: only a check with `whole`, or the first one after a
+start, finds those. No transaction stays open between batches, so other queries, retention and WAL checkpoints go on.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ BATCH: Final = 5_000
 
 
 class Progress(NamedTuple):
-    """How far the check under way is: event `seq` of `of`."""
+    """How far the running check is: event `seq` of `of` in `chain`."""
 
     chain: str = DECISIONS
     seq: int = 0
@@ -46,7 +45,7 @@ Reports = dict[chain.Name, audit_chain.ChainCheck]
 
 
 class Verifying:
-    """One check at a time; who comes while one is under way waits, and goes on from where it has ended."""
+    """Runs one check at a time; a concurrent caller waits, then starts at the head that the other check verified."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -57,16 +56,17 @@ class Verifying:
         self.progress = Progress()
 
     async def verify(self, wanted: VerifyRequest, *, closing: asyncio.Event) -> Reports:
-        """The reports of the chains that are wanted. Problems: ledger_unavailable, stopping."""
+        """Check `wanted.chains`; a report for each. Problems: ledger_unavailable, stopping (`closing` was set)."""
         async with self._turn:
-            # Essential: a full disk takes this too, for it writes nothing.
+            # data_version is per connection, so it must be read on the writing one: there only writes by others change
+            # it. `essential` lets it pass while the disk is full; it writes nothing.
             written = await self._ledger.write(lambda tx: int(tx.execute("PRAGMA data_version").get), essential=True)
             if written != self._written or wanted.whole:
                 self._sealed, self._written = {}, written
             return {name: await self._verify(name, closing) for name in wanted.chains}
 
     async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainCheck:
-        """The report of one chain; who gives up meanwhile leaves what was found whole to the next check."""
+        """Check one chain; the verified head is kept after each batch, so a cancelled check is not repeated."""
         walk = audit_chain.Walk(self._key, name, since=self._sealed.get(name))
         end = await self._ledger.read_slow(lambda db: rows.last_seq(db, name))
         while True:
@@ -83,14 +83,14 @@ class Verifying:
         return walk.report()
 
     def _keep(self, name: chain.Name, walk: audit_chain.Walk) -> None:
-        """Where the next check goes on: at the last verified head, or at the beginning where something is wrong."""
+        """Keep the head at which the next check starts; none when the chain is broken, so that it starts over."""
         self._sealed.pop(name, None)
         if walk.sealed is not None and not walk.broken:
             self._sealed[name] = walk.sealed
 
 
 class _Step(enum.Enum):
-    """What became of a batch; `OVERTAKEN`: retention has removed what comes next, begin with its checkpoint."""
+    """Outcome of a batch. `OVERTAKEN`: retention removed events ahead of the walk; start over at its checkpoint."""
 
     MORE = enum.auto()
     DONE = enum.auto()
@@ -98,7 +98,7 @@ class _Step(enum.Enum):
 
 
 def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -> _Step:
-    """Take the walk some events further, towards event `end`; on a thread of the ledger's."""
+    """Check up to BATCH events, none past `end`. Runs on a reader thread of the ledger."""
     begins = rows.checkpoint(db, chain=name)
     if begins is not None and begins["seq"] > walk.seq:
         if walk.seq:
@@ -119,7 +119,10 @@ def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -
 
 
 def described(reports: Reports, chains: tuple[chain.Name, ...]) -> dict[str, Any]:
-    """The answer: the report of the first of `chains`, that of the other one beside it as `calls`."""
+    """The API's answer: the report of the first of `chains`, and under `calls` that of the second, if there is one.
+
+    `ok` is for both; when only the second is broken, its first_bad_seq, reason and chain are at the top, too.
+    """
     first, *others = (_plain(reports[name], name) for name in chains)
     if not others:
         return first

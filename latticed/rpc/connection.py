@@ -1,4 +1,4 @@
-"""Connections of the control socket: who is at the other end, and how many streams and connections a user may have.
+"""Connections of the control socket: the peer's credentials, and limits on streams and connections per uid.
 
 Beyond `PER_UID` connections the oldest one of that user without a complete request is cut (contracts §7).
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
 REQUEST_S: Final = 5.0
-STREAMS: Final = 32  # of one user at once
+STREAMS: Final = 32  # open at once, per uid
 PER_UID: Final = 128
 HEADER_BYTES: Final = 8190
 
@@ -50,15 +50,15 @@ class ControlConnection(LimitedConnection):
         super().connection_made(transport)
         try:
             self.peer = peers.of(transport.get_extra_info("socket"))
-        except OSError:  # gone already
+        except OSError:  # the peer has disconnected already
             transport.abort()  # type: ignore[attr-defined] # a unix socket's
             return
         self.limiter.enter(self, self.peer.uid)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """The client sends no more; its requests are still answered, unless it has closed both ways."""
+        """Keep a half-closed connection open while requests are unanswered; a fully closed one ends at once."""
         self._ended = True
-        asked = bool(self._messages) or self._waiter is None  # aiohttp waits for nothing while it answers
+        asked = bool(self._messages) or self._waiter is None  # aiohttp has no waiter while a handler runs
         return asked and not _hung_up(self.wire)
 
     async def finish_response(
@@ -72,7 +72,7 @@ class ControlConnection(LimitedConnection):
         return finished
 
     def stream(self) -> bool:
-        """Mark its answer as an endless stream, without deadline; False if its user has STREAMS already."""
+        """Exempt the answer from deadlines until it is complete; False if the uid has STREAMS streams already."""
         self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
         return self.streaming
 
@@ -81,7 +81,7 @@ class ControlConnection(LimitedConnection):
         self.streaming = False
 
     def overdue(self, now_s: float) -> bool:
-        """Whether it has taken longer than anybody may; a stream may take as long as it likes."""
+        """Whether a deadline has passed; never for a stream."""
         return not self.streaming and super().overdue(now_s)
 
     def handle_error(
@@ -97,7 +97,7 @@ class ControlConnection(LimitedConnection):
 
 
 def _hung_up(transport: asyncio.Transport | None) -> bool:
-    """Whether the peer has closed both ways; one that only stopped writing still reads (poll(2), POLLHUP)."""
+    """Whether the peer has closed both directions (poll(2), POLLHUP), not only its writing side."""
     if transport is None:
         return True
     poll = select.poll()

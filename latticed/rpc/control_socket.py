@@ -1,7 +1,7 @@
-"""Where the control socket is: the runtime directory, held against another daemon, and the socket's name in it.
+"""The control socket's file and its runtime directory, which is locked against a second daemon.
 
-Both are known by (device, inode), so that a name that was removed or given to something else is noticed. Everything
-here blocks, briefly.
+Both are identified by (device, inode), so that a path that was removed or replaced is noticed. All functions block on
+file system calls: run them on a thread.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RuntimeDirectory:
             self._fd = -1
 
     def hold(self) -> None:
-        """Hold the directory that has our name now; made when there is none, the same one as before stays held."""
+        """Create the directory if it is missing and lock it; a no-op when `path` is still the locked directory."""
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             trusted_files.check_directory(self.path)
@@ -65,7 +65,10 @@ class RuntimeDirectory:
             self._fd = fd
 
     def _locked(self) -> int:
-        """The lock file, locked; the one we hold if it is still in its place."""
+        """A descriptor of the locked lock file: the present one if `path` still leads to it, else a new one.
+
+        Another daemon removes the file when it ends, so a lock counts only if the path still leads to the locked file.
+        """
         while True:
             fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
@@ -83,7 +86,7 @@ class RuntimeDirectory:
                     f"another latticed holds {self.path}",
                     "stop it first, or give this one a runtime directory of its own",
                 ) from error
-            except FileNotFoundError:  # its holder has just ended
+            except FileNotFoundError:  # its holder has just ended and removed it: try again
                 pass
             except BaseException:
                 os.close(fd)
@@ -92,9 +95,9 @@ class RuntimeDirectory:
 
 
 class ControlSocket:
-    """The socket's place in the file system; `gid` is its group, -1 for our own.
+    """The listening socket and its file; `gid` is the file's group, -1 for the daemon's own.
 
-    A socket that the service manager passed (`inherited`) is its business: it is looked at, never made or removed.
+    A socket passed by the service manager (`inherited`) belongs to it: its file is never created, changed or removed.
     """
 
     def __init__(self, path: Path, *, gid: int, inherited: socket.socket | None = None) -> None:
@@ -112,38 +115,38 @@ class ControlSocket:
         return sock
 
     def is_there(self) -> bool:
-        """Whether the name still leads to what we listen on; always for a socket of the service manager's."""
+        """Whether the path still leads to our socket; always True for an inherited one."""
         return self.inherited is not None or (self._made is not None and identity(self.path) == self._made)
 
     def remove(self) -> None:
-        """Take the name away, if it is ours."""
+        """Remove the file if it is still our socket's."""
         if self.inherited is None and self.is_there():
             self.path.unlink(missing_ok=True)
 
     def set_group(self, gid: int) -> None:
-        """Give the socket to another group from now on; Problem `socket_unusable` when we may not."""
+        """Change the file's group, now and for later `open`s; Problem `socket_unusable` when that is not permitted."""
         if gid != self._gid and self.inherited is None:
             try:
                 os.chown(self.path, -1, gid if gid >= 0 else os.getegid())
             except FileNotFoundError:
-                pass  # it is made anew with the right group
+                pass  # the next `open` creates it with the new group
             except OSError as error:
                 raise unusable(self.path, error) from error
         self._gid = gid
 
     def foreign_group(self) -> tuple[int, int] | None:
-        """(wanted, found) when the service manager's socket has another group than the settings name."""
+        """(expected gid, found gid) when an inherited socket's group is not the one in the settings, else None."""
         if self.inherited is None or self._gid < 0:
             return None
         try:
             found = os.stat(self.inherited.getsockname()).st_gid
-        except (OSError, ValueError):  # an abstract name, or none any more
+        except (OSError, ValueError):  # an abstract address, or the file was removed
             return None
         return (self._gid, found) if found != self._gid else None
 
 
 def identity(path: Path) -> Identity | None:
-    """What has this name, by (device, inode); None when nothing has."""
+    """(device, inode) of `path` itself, links not followed; None when there is nothing."""
     try:
         found = path.lstat()
     except OSError:
@@ -154,8 +157,9 @@ def identity(path: Path) -> Identity | None:
 def bind(path: Path, *, gid: int = -1) -> socket.socket:
     """A listening socket at `path`, mode 0660 before anybody can connect; a left-over socket there is replaced.
 
-    The caller holds the runtime directory, so nobody else can be listening. The short name that it is made under leaves
-    the directory's path as many bytes as the socket's own does (unix(7): 107 in all).
+    The caller must hold the runtime directory's lock: an existing socket is replaced without a check for a listener.
+    It is created under the short name `.new` and renamed, so that the temporary path fits where `path` does (unix(7):
+    at most 107 bytes).
     """
     try:
         return unix_listener.listen(path, mode=MODE, gid=gid, backlog=BACKLOG, fresh=path.with_name(".new"))
@@ -164,5 +168,5 @@ def bind(path: Path, *, gid: int = -1) -> socket.socket:
 
 
 def unusable(path: Path, error: OSError) -> Problem:
-    """The problem of a control socket that cannot be."""
+    """Problem("socket_unusable") for an OSError at `path`."""
     return Problem("socket_unusable", f"cannot listen at {path}: {error.strerror or error}")

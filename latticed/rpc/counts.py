@@ -1,4 +1,4 @@
-"""Counts over all plugins, taken in batches: ten thousand of them keep no other request waiting."""
+"""Counts over all plugins, taken in batches so that ten thousand of them do not block the event loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ async def paced(items: Iterable[T]) -> AsyncIterator[T]:
 
 @dataclass(slots=True)
 class PluginCounts:
-    """`statuses` of records, `states` of handles, `refused` bundles by code, `not_running`: active ones by reason."""
+    """Numbers of records by status, instances by state, refused bundles by code, and active plugins not running by why.
+
+    `restarts`: by plugin id, only where there were any; `available`: records whose bundle can be used.
+    """
 
     statuses: Counter[str] = field(default_factory=Counter)
     available: int = 0
@@ -42,7 +45,7 @@ class PluginCounts:
 
 
 async def count_plugins(api: Api) -> PluginCounts:
-    """Everything that is counted by going over all plugins and bundles."""
+    """All counts of `PluginCounts`; forgotten records are left out."""
     found = PluginCounts()
     async for record in paced(list(api.lifecycle.records.values())):
         if record.forgotten:
@@ -61,7 +64,7 @@ async def count_plugins(api: Api) -> PluginCounts:
 
 
 async def not_running(api: Api) -> dict[str, int]:
-    """How many active plugins are not running, by reason: `starting`, or the code of what keeps them."""
+    """How many active plugins are not running, by reason: `starting`, or the code of the error that stopped them."""
     found: Counter[str] = Counter()
     async for record in paced(list(api.lifecycle.records.values())):
         if record.status is Status.ACTIVE:

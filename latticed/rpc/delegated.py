@@ -1,4 +1,4 @@
-"""Handlers for what the daemon keeps going for plugins: DNS records, monitors, services and routes, as they stand."""
+"""Handlers for delegated work, by its present state: DNS records, monitors, long-lived programs and HTTP routes."""
 
 from __future__ import annotations
 
@@ -212,9 +212,9 @@ class _Page(NamedTuple):
 
 
 async def _page(ask: Ask, everything: Collection[Any], key: Callable[[Any], str]) -> _Page:
-    """Those that the query asks for, in the order of their keys, which are unique.
+    """The page that the query (`Of`) asks for, sorted by `key`, which must be unique.
 
-    Only the page is sorted, and the rows are gone through in batches: there may be thousands.
+    There may be thousands of rows: they are filtered in batches, and only the page is sorted.
     """
     wanted = ask.query(Of)
     if wanted.plugin is not None:

@@ -1,8 +1,8 @@
 """`GET /api/events`: the audit chains as they grow, as server-sent events (WHATWG HTML, section 9.2).
 
-The id of each event is its seq among the decisions, so a client that was cut off goes on where it was
-(`Last-Event-ID`); who asks for host calls too gets `<decisions>.<calls>`. What a peer may see is decided event by
-event, for scopes may change while a stream is open.
+An event's id is the cursor after it, with which a client resumes (`Last-Event-ID`): its seq among the decisions, or
+`<decisions>.<calls>` when host calls were asked for. Scopes are checked for each page, since a reload of the settings
+may change them while a stream is open.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from latticed.rpc.connection import ControlConnection
 
 PAGE: Final = 200
-"""Events read at a time, some 1 ms of the loop; of all streams together one page in each of its turns."""
+"""Events read at a time: about 1 ms of the event loop. All streams together read one page per turn (`Api.paging`)."""
 SPAN: Final = 2_000
-"""Rows walked over at a time, for a page that may leave out most of them."""
+"""Rows scanned at most for one page, since old databases may hold many host calls that the page leaves out."""
 HEARTBEAT_S: Final = 15.0
 WRITE_S: Final = 10.0
 
@@ -67,7 +67,7 @@ async def stream(ask: Ask) -> web.StreamResponse:
         raise Problem("too_many_streams", "expected fewer event streams of one user at once", "close some of them")
     answer = web.StreamResponse(headers=HEADERS)
     await answer.prepare(ask.request)
-    with contextlib.suppress(ConnectionError, TimeoutError):  # a reader that is gone or does not read
+    with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read
         await _follow(ask, answer, seen, calls=calls)
     answer.force_close()
     return answer
@@ -75,7 +75,7 @@ async def stream(ask: Ask) -> web.StreamResponse:
 
 def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
     kept = ask.api.ledger
-    # A browser that comes back repeats its `after`, too.
+    # Last-Event-ID comes first: an EventSource that reconnects sends it along with the `after` of its original URL.
     given = ask.request.headers.get("Last-Event-ID") or asked.after or asked.since
     if given is None:
         return kept.read(rows.position)
@@ -88,7 +88,7 @@ def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
 
 
 def _calls_since(db: ledger.Connection, seq: int) -> int:
-    """After which call to go on for a client that has read the decisions up to `seq`; 0: from the first."""
+    """The seq of the last host call before decision `seq`, to resume after; 0 when `seq` is 0."""
     if not seq:
         return 0
     last = rows.query(db, after=seq - 1, limit=1)
@@ -103,13 +103,13 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls
             page = kept.read(lambda db, seen=seen: _page(db, seen, calls=calls))  # type: ignore[misc]
             if page.more:  # yield to the event loop before this stream reads its next page
                 await asyncio.sleep(0)
-        scopes = ask.api.access.scopes(ask.peer)  # as settings are now
+        scopes = ask.api.access.scopes(ask.peer)  # not `ask.scopes`, which is cached: settings may have changed
         if chunk := b"".join(_shown(page.events, seen, scopes, calls=calls)):
             await _write(answer, chunk)
         seen = page.upto
         if page.more:
             continue
-        if seen != told:  # an id alone is no event; it tells how far this is, past what was not shown
+        if seen != told:  # an id without data is no event, but lets the client resume past events it was not shown
             await _write(answer, f": up to date\nid: {_id(seen, calls=calls)}\n\n".encode("ascii"))
             told = seen
         if not await _grown(ask, seen, calls=calls):
@@ -117,7 +117,7 @@ async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls
 
 
 class _EventPage(NamedTuple):
-    """Events, how far that is, and whether there is more at once."""
+    """Events, the position after them, and whether more can be read without waiting."""
 
     events: list[dict[str, Any]]
     upto: Position
@@ -125,7 +125,7 @@ class _EventPage(NamedTuple):
 
 
 def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
-    """What comes after `seen`: a bounded number of rows, however few of them are shown."""
+    """The events after `seen`. Reads a bounded number of rows, so `events` may be empty while `more` is True."""
     if calls:
         parts = [rows.query(db, chain=name, after=seen.of(name), limit=PAGE) for name in chain.NAMES]
         events = rows.merged(parts)[:PAGE]
@@ -143,7 +143,7 @@ def _id(at: Position, *, calls: bool) -> str:
 
 
 async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
-    """Wait until there is an event after `seen` or the daemon goes down; False after a while of silence."""
+    """Wait for an event after `seen` or for the daemon to stop; False after HEARTBEAT_S without either."""
     grown = ask.api.ledger.wait_for_events(seen, calls=calls)
     news = [asyncio.ensure_future(grown), asyncio.ensure_future(ask.api.closing.wait())]
     done, waiting = await asyncio.wait(news, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +159,7 @@ async def _write(answer: web.StreamResponse, chunk: bytes) -> None:
 
 
 def _shown(events: list[dict[str, Any]], seen: Position, scopes: Scope, *, calls: bool) -> Iterator[bytes]:
-    """Events on the wire, those that the scopes reach; no detail for those who may only read."""
+    """The events that `scopes` may see, encoded as server-sent events; without `detail` unless `operate` is granted."""
     for event in events:
         seen = seen.past([event])
         if SCOPE_OF.get(event["action"].partition(".")[0], Scope.OPERATE) not in scopes:

@@ -1,4 +1,4 @@
-"""What `latticectl explain` asks besides: what stands in the way of the next step, and what a plugin suffers from."""
+"""The `causes` that `latticectl explain` asks for: what would refuse the next step, and signs of why a plugin fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latticed.runners.output import OutputLine
 
 LINES: Final = 200
-"""How far back in what a plugin said signs are looked for."""
+"""How many of a plugin's newest output lines are searched for signs."""
 _NEXT: Final = {
     Status.VERIFIED: Status.INSTALLED,
     Status.INSTALLED: Status.ACTIVE,
@@ -42,9 +42,9 @@ _SIGNS: Final = (
 
 
 async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) -> Causes:
-    """See `answers.Causes`; `denials` are the plugin's last, as they are on record.
+    """See `responses.Causes`; `denials` are the plugin's newest audit rows of denials.
 
-    What it said before it was last changed (another version, other grants) is over.
+    Output from before the record last changed is ignored: it may be of another version or of other grants.
     """
     lines = api.outputs.ring(record.id).since(0)[-LINES:]
     return {
@@ -62,7 +62,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
 
 
 async def _refusal(api: Api, record: Record) -> Refusal | None:
-    """What would refuse the next step now: nothing is changed or recorded by asking."""
+    """Why an install or activation would be refused now, or None. Changes and records nothing."""
     wanted = _NEXT.get(record.status)
     try:
         if wanted is not None:
@@ -75,7 +75,7 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
 
 
 def _upgrade(api: Api, record: Record) -> Refusal | None:
-    """What would refuse the candidate now, if there is one."""
+    """Why an upgrade to the candidate would be refused now; None if it would not, or there is no candidate."""
     if api.lifecycle.presence(record.id).candidate(record) is None:
         return None
     try:
@@ -90,7 +90,7 @@ def _told(fault: Fault) -> Refusal:
 
 
 def signs(lines: Iterable[OutputLine]) -> list[Sign]:
-    """What lines on stderr give away, each sign once; never a line itself."""
+    """Known failures recognised in stderr lines, each once. Returns no line itself: those take another scope."""
     found: dict[tuple[str, str], Sign] = {}
     for line in lines:
         for sign, pattern in _SIGNS:
@@ -101,7 +101,7 @@ def signs(lines: Iterable[OutputLine]) -> list[Sign]:
 
 
 async def _ended(api: Api, record: Record) -> LastEnd | None:
-    """The failure on record before the start of what lives now, if there was one."""
+    """The failure recorded before the running instance was started; None if it is not running or never restarted."""
     runtime = api.supervisor.runtime(record.id)
     if runtime.state is not RuntimeState.ARMED or not runtime.restart_count:
         return None
@@ -120,7 +120,7 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
 
 
 async def _working(api: Api, record: Record, calls: set[str]) -> list[str]:
-    """Of these host calls those that were not denied when they were last made."""
+    """Those of `calls` whose newest audit row is an allow, sorted."""
     last = await rows.last_calls(
         api.ledger.read_slow, actor=str(Actor(kind="plugin", name=record.id)), calls=frozenset(calls)
     )

@@ -76,7 +76,7 @@ async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -
 
 
 def _bucket(ask: Ask) -> str:
-    try:  # bytes that are no UTF-8 would arrive as other text, and so as another key
+    try:  # invalid UTF-8 would be decoded to other text, and so name another key
         urllib.parse.unquote_to_bytes(ask.request.rel_url.raw_path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("bad_request", "expected a path in UTF-8") from error

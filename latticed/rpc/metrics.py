@@ -68,7 +68,7 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Itera
 
 
 def _labelled(label: str, values: Mapping[str, int]) -> dict[str, int]:
-    """Values by one label; ids, codes and states need no escaping."""
+    """`{label="key"}` to value for each key. Keys are ids, codes and states, which need no escaping."""
     return {f'{{{label}="{value}"}}': count for value, count in sorted(values.items())}
 
 

@@ -1,4 +1,4 @@
-"""Handlers for queued notifications: what waits, what failed, trying again, clearing away."""
+"""Handlers for queued notifications: list, retry, prune."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`GET /openapi.json`: the API's description in OpenAPI 3.1, made from the table of routes and nothing else.
 
-The types that decode requests and shape answers are those in the table; problem codes come with their HTTP status
-from `problems`. Nothing is written down twice, so nothing can disagree.
+Request and answer types, handlers and problem codes come from the table, HTTP statuses from `problems`. The first
+paragraph of a handler's docstring becomes the summary of its operation, the rest its description; the docstrings of
+answer and body types become descriptions of their schemas. To change one is to change this document.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _PARTS: Final = {
 
 @functools.cache
 def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
-    """The description of `routes`; JSON as it is."""
+    """The OpenAPI document of `routes`, as JSON values."""
     kinds = [
         kind
         for route in routes
@@ -58,7 +59,7 @@ def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, shapes, components)
     for kind in {route.form.query for route in routes}:
-        components.pop(kind.__name__, None)  # shown as parameters
+        components.pop(kind.__name__, None)  # query types are described as parameters instead
     return {
         "openapi": "3.1.0",
         "info": {"title": "latticed", "version": version, "description": ABOUT},
@@ -117,7 +118,7 @@ def _problems(route: ApiRoute) -> dict[HTTPStatus, list[str]]:
     """The codes that a route may answer with, by their status."""
     codes = ["bad_request", *route.form.codes]
     if route.scope is not Scope.NONE:
-        codes += ["access_denied", "audit_unavailable"]  # a refusal that cannot be recorded is the latter
+        codes += ["access_denied", "audit_unavailable"]  # audit_unavailable: a refusal that could not be recorded
     if route.form.body is not None:
         codes += ["request_timeout", "too_large"]
     by_status: dict[HTTPStatus, list[str]] = {}

@@ -110,7 +110,11 @@ async def listing(ask: Ask) -> web.StreamResponse:
 
 
 async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes]) -> web.StreamResponse:
-    """The list in pieces: one of ten thousand keeps nobody else waiting, and is in memory nowhere as a whole."""
+    """Stream the list in pieces: ten thousand rows neither block the event loop nor are in memory at once.
+
+    An error after the first piece cannot become a problem document; the connection is cut, so that the client does not
+    take the list for complete.
+    """
     if ask.headers_only:
         return web.Response(content_type="application/json")
     answer = web.StreamResponse()
@@ -123,10 +127,10 @@ async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes])
             await asyncio.sleep(0)
         await answer.write_eof(b"]")
     except Exception as error:
-        if not isinstance(error, ConnectionError):  # who does not read any more is no news
+        if not isinstance(error, ConnectionError):  # a client that disconnects is not worth a log entry
             log.error("listing_broken_off", error=repr(error), exc_info=True)
         connection = cast("ControlConnection", ask.request.protocol)
-        if connection.wire is not None:  # no other answer may follow into this one
+        if connection.wire is not None:  # the next answer would be taken as the rest of this one
             connection.wire.abort()
     return answer
 

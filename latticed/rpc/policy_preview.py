@@ -1,4 +1,4 @@
-"""What another trust policy would stop: asked before it is written."""
+"""Handler that names the active plugins which another trust policy would stop, before it is written."""
 
 from __future__ import annotations
 

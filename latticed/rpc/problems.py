@@ -102,7 +102,7 @@ def response(problem: Problem) -> web.Response:
 
 
 def of_http_error(error: web.HTTPException) -> web.Response:
-    """What aiohttp refuses by itself, in our form; its headers (Allow) are kept."""
+    """An error raised by aiohttp itself (404, 405, ...) as a problem document; its headers, such as Allow, are kept."""
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
     code = codes.get(error.status, "bad_request")
     detail = {

@@ -1,4 +1,4 @@
-"""Every route of the control API and the scope it takes: the security of the API on one screen."""
+"""The table of the control API's routes, each with the scope that it takes (contracts §7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers for plugins that run: invoke one, read what it says."""
+"""Handlers for running plugins: invoke an action, read output lines."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def logs(ask: Ask) -> LogPage:
     """What a plugin wrote on stderr and through log.write, the oldest first."""
     wanted = ask.query(LogStream)
     ring = ask.api.outputs.ring(known(ask))
-    after = wanted.after if wanted.after <= ring.seq else 0  # the clock was put back since
+    after = wanted.after if wanted.after <= ring.seq else 0  # a number from a time before the clock was set back
     if wanted.wait_s and not ring.since(after):
         await _more(ask, ring, wanted.wait_s)
     found = ring.since(after)[-wanted.limit :]
@@ -70,7 +70,7 @@ async def logs(ask: Ask) -> LogPage:
 
 
 async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
-    """Until there is another line, `wait_s` have passed, or the daemon is told to stop."""
+    """Wait for the next line, for `wait_s` seconds at most; return at once when the daemon stops."""
     waiting = [asyncio.ensure_future(work) for work in (ring.more(), ask.api.closing.wait())]
     try:
         with contextlib.suppress(TimeoutError):
@@ -83,7 +83,7 @@ async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
 
 
 def known(ask: Ask, plugin_id: str | None = None) -> str:
-    """`plugin_id`, or the id in the path, if there is such a plugin; Problem not_found."""
+    """`plugin_id`, or else the id in the path; Problem("not_found") when no such plugin is on record."""
     plugin_id = ask.part("id") if plugin_id is None else plugin_id
     record = ask.api.lifecycle.records.get(plugin_id)
     if record is None or record.forgotten:

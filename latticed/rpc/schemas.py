@@ -1,4 +1,4 @@
-"""What each route takes and gives: how requests are read, and what the API's description is made of."""
+"""The types of each route's query, body and answer: they decode requests and make up the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class ApiRoute:
-    """Some consents in a body take `host` besides: see `Consent.needs_host_scope`."""
+    """One route. Some consents in a body take the scope `host` besides `scope`: see `Consent.needs_host_scope`."""
 
     method: str
     path: str

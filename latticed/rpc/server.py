@@ -1,4 +1,4 @@
-"""The control socket: its mode is right before it listens, or it is taken over from the service manager."""
+"""The control API's server: listens on a socket it creates or inherits from the service manager, and on exit drains."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ class Server:
         await self._stack.aclose()
 
     async def look(self) -> None:
-        """Listen again where the socket's name, or its whole directory, was removed or given to something else."""
+        """Listen again if the socket's file or its directory was removed or replaced.
+
+        A failure is kept in `trouble` and logged once; the next call tries again.
+        """
         if await asyncio.to_thread(self._socket.is_there):
             self.trouble = None
             return
@@ -80,11 +83,11 @@ class Server:
             return
         self.trouble = None
         if old is not None:
-            old.close()  # connections go on
+            old.close()  # stops accepting; open connections stay
         log.warning("control_socket_bound_again")
 
     async def set_group(self, gid: int) -> None:
-        """Give the control socket to another group; Problem when a start would not be able to either."""
+        """Change the socket's group; Problem("socket_unusable") when that is not permitted."""
         await asyncio.to_thread(self._socket.set_group, gid)
         await self._tell_group()
 
@@ -109,8 +112,8 @@ class Server:
         http = cast("web.Server", self._runner.server)
         sock = await asyncio.to_thread(self._socket.open)
         sock.setblocking(False)
-        # asyncio's `backlog` is also how often it accepts in a row, even when there is no descriptor left: each failure
-        # costs a log entry, and a retry of its own. The kernel's queue is given its length afterwards.
+        # asyncio calls accept() `backlog` times per wake-up, even when no descriptor is left: each failure is a log
+        # entry and schedules a retry. So it gets 1, and listen() sets the length of the kernel's queue afterwards.
         self._listener = await loop.create_unix_server(
             lambda: ControlConnection(self._limiter, http, loop), sock=sock, backlog=1
         )

@@ -1,4 +1,4 @@
-"""The shapes of answers about host services: secrets, notifications, what was used. See `answers`."""
+"""The shapes of answers about host services: secrets, notifications, usage. See `responses`."""
 
 from __future__ import annotations
 

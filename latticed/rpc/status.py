@@ -75,7 +75,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
 
 
 def notes(api: Api) -> list[Trouble]:
-    """What an operator should know of though nothing is wrong with it."""
+    """Facts for the operator that do not make the daemon degraded."""
     removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
     if removed is None:
         return []
@@ -103,7 +103,7 @@ async def status(ask: Ask) -> Glance:
         "state": "degraded" if found else "ok",
         "problems": [{"code": code, "detail": detail} for code, detail in found],
         "started_at": rfc3339(api.started_at),
-        "uptime_s": int(api.clock.monotonic_s() - api.started_s),  # the wall clock may have jumped since
+        "uptime_s": int(api.clock.monotonic_s() - api.started_s),  # `started_at` is wall-clock time, which may jump
         "plugins": dict(counted.statuses),
         "rejected": counted.refused.total(),
         "runtime": dict(counted.states),

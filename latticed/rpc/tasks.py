@@ -1,4 +1,4 @@
-"""Handlers for tasks: operators read what plugins want to have run, approve exactly that, or cancel it."""
+"""Handlers for tasks, scripts that plugins submit: operators list and read them, approve one by digest, or cancel."""
 
 from __future__ import annotations
 

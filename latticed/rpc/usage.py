@@ -1,4 +1,4 @@
-"""Handler for what a plugin did with what it was granted."""
+"""Handler for a plugin's use of its grants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as the API shows them: times as RFC 3339, absent values left out, never a local path."""
+"""Converts records to the API's JSON: times as RFC 3339, absent values left out, no local paths."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
 
 
 def plugin_row(api: Api, record: Record) -> bytes:
-    """`plugin` as JSON; made again only once something it shows is another (P7: a list shows mostly what it did)."""
+    """`plugin` as JSON bytes, cached until the record, presence or runtime changes (P7); ROWS_KEPT rows at most."""
     source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id)
     known = api.shown.get(record.id)
     if known is None or known.source != source:
@@ -69,7 +69,7 @@ def plugin_row(api: Api, record: Record) -> bytes:
 
 
 def verdict(path: str, found: Verdict) -> dict[str, Any]:
-    """A judgement as `verify` answers it, absent values as null."""
+    """The answer of `verify`; absent values are null."""
     manifest = found.manifest
     refused = found if isinstance(found, Refused) else None
     return {
@@ -88,7 +88,7 @@ def verdict(path: str, found: Verdict) -> dict[str, Any]:
 
 
 def rejected(name: str, found: Refused) -> dict[str, Any]:
-    """One refused bundle; `name` is its directory's name."""
+    """A row of the list of rejected bundles; `name` is the bundle directory's name."""
     manifest = found.manifest
     view = wire.RejectedView(
         name=escape(name),
@@ -103,13 +103,13 @@ def rejected(name: str, found: Refused) -> dict[str, Any]:
 
 
 def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
-    """`plugin` as an upgrade would leave it, and what the other version adds and drops."""
+    """`plugin` for the record `after` an upgrade, with `adds` and `drops` relative to `before`."""
     adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.deps.defaults)
     return {**plugin(api, after), "adds": list(adds), "drops": list(drops)}
 
 
 def grants(api: Api, record: Record) -> dict[str, Any]:
-    """What a plugin declares and what of it the operator granted and accepted."""
+    """A plugin's declared and granted capabilities and accepted terms, as `GrantsView`."""
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -123,7 +123,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
 
 
 def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
-    """Null before an install: nothing was accepted yet. A limit or level that is not there is the settings' own."""
+    """None before an install. A limit or sandbox level that is absent here is taken from the settings."""
     if terms is None:
         return None
     limits = {name: value for name in LIMITS if (value := getattr(terms.limits, name)) is not None}
@@ -141,7 +141,7 @@ def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
 
 
 def _entrypoint(api: Api, record: Record, seen: Presence) -> str | None:
-    """What the manifest of the record says; not known of one that nobody accepted and whose bundle is gone."""
+    """The manifest's entrypoint; None when the plugin was never accepted and its bundle is gone."""
     if plugin := api.lifecycle.plugins.get(record.id):
         return plugin.manifest.entrypoint or None
     return seen.winner.verdict.manifest.entrypoint or None if seen.winner is not None else None
