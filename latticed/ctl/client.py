@@ -52,8 +52,8 @@ class ControlClient:
     """Client of the control API. Path parts are percent-encoded; answers are decoded JSON unless stated otherwise.
 
     Raises ApiRefusal for a problem document, Problem("unreachable") when there is no daemon or no whole answer within
-    `read_s` seconds, Problem("socket_denied") without permission to connect, Problem("socket_foreign") when an untrusted
-    user serves the socket (`owner` returns the configured one), Problem("bad_reply") for other answers.
+    `read_s` seconds, Problem("socket_denied") without permission to connect, Problem("socket_foreign") when an
+    untrusted user serves the socket (`owner` returns the configured one), Problem("bad_reply") for other answers.
     """
 
     def __init__(

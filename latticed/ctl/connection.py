@@ -40,7 +40,7 @@ class UnixConnection(http.HTTPConnection):
                 self.wire.connect(self._path)
                 break
             except BlockingIOError:
-                # With a timeout the socket is non-blocking: connect(2) then fails with EAGAIN while the backlog is full.
+                # A socket with a timeout is non-blocking: connect(2) fails with EAGAIN while the backlog is full.
                 if time.monotonic() > deadline_s:
                     raise TimeoutError from None
                 time.sleep(_BACKLOG_PAUSE_S)

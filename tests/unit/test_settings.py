@@ -216,12 +216,12 @@ def test_a_file_that_was_named_must_be_there(tmp_path):
     ],
     ids=["not utf-8", "open table", "no value", "twice", "long number", "deep", "too large", "nul", "no date"],
 )
-def test_what_is_no_toml_is_said_so(tmp_path, content):
+def test_invalid_toml_is_an_error(tmp_path, content):
     """Whatever the parser does with it."""
     assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).reason
 
 
-def test_a_file_that_is_no_file_is_not_waited_for(tmp_path):
+def test_settings_that_are_not_a_regular_file_do_not_block(tmp_path):
     """A FIFO, a directory."""
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):
@@ -244,7 +244,7 @@ def test_a_file_that_others_may_change_is_refused(tmp_path, unsafe):
 
 @pytest.mark.root
 @pytest.mark.skipif(EUID != 0, reason="needs uid 0 to give a file away")
-def test_a_file_of_somebody_else_is_refused(tmp_path):
+def test_file_of_another_user_is_refused(tmp_path):
     """Root's and the daemon's own pass, a third user's does not."""
     file = tmp_path / "latticed.toml"
     file.write_text("")
@@ -266,7 +266,7 @@ def test_a_file_of_somebody_else_is_refused(tmp_path):
         ("LATTICED_LOG_LEVEL", "log.level"),
     ],
 )
-def test_the_environment_wins(tmp_path, variable, key):
+def test_environment_overrides_the_file(tmp_path, variable, key):
     """Over the file and over systemd's directories; empty counts as absent; errors name the variable."""
     value, in_file = ("debug", "error") if key == "log.level" else ("/from/env", "/from/file")
     toml = line(key, json.dumps(in_file)) if "." in key else f'{key} = "{in_file}"'
@@ -289,7 +289,7 @@ def test_systemd_s_directories_are_defaults(tmp_path, variable, key):
     assert str(getattr(found, key)) == "/mine"
 
 
-def test_systemd_says_where_the_file_is(tmp_path):
+def test_systemd_variables_locate_the_file(tmp_path):
     """CONFIGURATION_DIRECTORY holds latticed.toml and trust.json."""
     (tmp_path / "latticed.toml").write_text("[log]\nlevel = 'debug'\n")
     found = room.load(None, {"CONFIGURATION_DIRECTORY": f"{tmp_path}:/other"}, EUID)
@@ -305,7 +305,7 @@ def test_xdg_variables_count_when_absolute(tmp_path):
     assert str(found.runtime_dir) == "/run/user/7/latticed"
 
 
-def test_directories_of_another_user_are_not_ours(tmp_path):
+def test_xdg_directories_of_another_user_are_ignored(tmp_path):
     """HOME and XDG variables as `setpriv` or `su -m` leave them: the user database knows better."""
     other = next(one for one in pwd.getpwall() if one.pw_uid not in {0, tmp_path.stat().st_uid})
     environ = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}

@@ -68,7 +68,7 @@ def test_an_export_of_the_api_verifies_offline(ctl, api, tmp_path):
         (lambda rows: rows.append({"x": 1}), 4),
     ],
 )
-def test_edit_delete_reorder_and_cut_tail_are_found(ctl, tmp_path, spoil, bad):
+def test_edited_deleted_reordered_and_truncated_events_are_found(ctl, tmp_path, spoil, bad):
     rows = events(3)
     signed = head(rows[2])
     spoil(rows)
@@ -78,7 +78,7 @@ def test_edit_delete_reorder_and_cut_tail_are_found(ctl, tmp_path, spoil, bad):
     assert (ran.json["ok"], ran.json["first_bad_seq"]) == (False, bad)
 
 
-def test_a_chain_made_up_from_nothing_is_found(ctl, tmp_path):
+def test_forged_chain_without_signed_head_is_found(ctl, tmp_path):
     """Hashes alone anybody can compute: with a key, at least one head must be signed by it."""
     rows = events(3)
     assert ctl("audit", "verify", export(tmp_path / "f", rows), "--public-key", PUBLIC).code == 6
@@ -86,7 +86,7 @@ def test_a_chain_made_up_from_nothing_is_found(ctl, tmp_path):
     assert ctl("audit", "verify", forged, "--public-key", PUBLIC).code == 6
 
 
-def test_what_was_not_checked_is_said(ctl, tmp_path):
+def test_unchecked_parts_are_reported(ctl, tmp_path):
     rows = events(3)
     path = export(tmp_path / "f", [rows[0], {"head": head(rows[0])}, *rows[1:]])
     without = ctl("audit", "verify", path)
@@ -96,7 +96,7 @@ def test_what_was_not_checked_is_said(ctl, tmp_path):
     assert ctl("audit", "verify", path, "--public-key", PUBLIC, "--format", "json").json["signed_seq"] == 1
 
 
-def test_files_and_keys_that_are_none_are_told(ctl, tmp_path):
+def test_invalid_files_and_keys_are_errors(ctl, tmp_path):
     assert ctl("audit", "verify", str(tmp_path / "none")).code == 4
     assert ctl("audit", "verify", str(tmp_path)).code == 1
     assert ctl("audit", "verify", str(tmp_path / "none"), "--public-key", "x").code == 1
@@ -105,7 +105,7 @@ def test_files_and_keys_that_are_none_are_told(ctl, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_heads_from_the_log_show_a_tail_that_was_cut_with_its_heads(ctl, tmp_path, form):
+def test_heads_in_the_log_reveal_a_truncated_export(ctl, tmp_path, form):
     """Whoever cuts events and heads alike does not reach the log; what it says of them is believed if it is signed."""
     rows = events(3)
     signed = head(rows[2])

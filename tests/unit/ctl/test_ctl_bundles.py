@@ -55,7 +55,7 @@ def test_verify_prints_a_verdict_for_each_bundle(ctl, tmp_path, acme, trust):
     assert ran.json[2]["id"] is None
 
 
-def test_verify_in_text_says_what_and_why(ctl, tmp_path, acme, trust):
+def test_verify_in_text_names_bundle_and_reason(ctl, tmp_path, acme, trust):
     good = bundles.drop(tmp_path, "good", author=acme)
     assert ctl("verify", "--trust", trust, str(good.path)).out == f"{good.path}: verified acme.demo 1.0.0\n"
     stranger = bundles.drop(tmp_path, "e\x1bvil", author=bundles.author("evil"))
@@ -65,13 +65,13 @@ def test_verify_in_text_says_what_and_why(ctl, tmp_path, acme, trust):
     assert "\n  hint: if you trust it: latticectl trust add evil KEY\n" in ran.out
 
 
-def test_each_bundle_is_judged_alone(ctl, tmp_path, acme, trust):
+def test_each_bundle_is_verified_by_itself(ctl, tmp_path, acme, trust):
     """Two bundles of one id: offline nobody claims an id."""
     paths = [str(bundles.drop(tmp_path, name, author=acme).path) for name in ("one", "two")]
     assert ctl("verify", "--trust", trust, *paths).code == 0
 
 
-def test_a_link_is_not_followed_even_with_a_slash(ctl, tmp_path, acme, trust):
+def test_link_is_not_followed_even_with_a_final_slash(ctl, tmp_path, acme, trust):
     bundle = bundles.drop(tmp_path, "real", author=acme)
     link = tmp_path / "link"
     link.symlink_to(bundle.path)
@@ -106,13 +106,13 @@ def test_a_policy_that_others_may_write_exits_2(ctl, tmp_path, trust):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory"])
-def test_a_policy_that_is_no_file_exits_2_and_never_blocks(ctl, tmp_path, kind):
+def test_policy_that_is_not_a_regular_file_exits_2_without_blocking(ctl, tmp_path, kind):
     path = tmp_path / "policy"
     os.mkfifo(path) if kind == "fifo" else path.mkdir()
     assert ctl("verify", "--trust", str(path), str(tmp_path)).code == 2
 
 
-def test_without_trust_the_settings_policy_and_limits_count(ctl, tmp_path, acme, trust):
+def test_policy_and_limits_default_to_the_settings(ctl, tmp_path, acme, trust):
     bundle = bundles.drop(tmp_path, "good", author=acme, artifact=b"#!/bin/sh\n" + b"#" * 2000)
     config = tmp_path / "latticed.toml"
     config.write_text("[limits]\nartifact_bytes = 1024\n")
@@ -122,7 +122,7 @@ def test_without_trust_the_settings_policy_and_limits_count(ctl, tmp_path, acme,
     assert ctl("verify", str(bundle.path), LATTICED_TRUST=str(tmp_path / "none")).code == 2
 
 
-def test_from_nothing_to_a_verified_bundle(ctl, tmp_path, monkeypatch):
+def test_bundle_is_made_signed_trusted_and_verified(ctl, tmp_path, monkeypatch):
     """new, key, sign, trust, verify: the author's and the operator's way, with nothing but latticectl."""
     monkeypatch.chdir(tmp_path)
     assert ctl("key", "generate", "acme.key").code == 0
@@ -168,7 +168,7 @@ def _pem(author: bundles.Author) -> bytes:
         (None, "expected a file manifest.json"),
     ],
 )
-def test_what_nobody_would_accept_is_not_signed(ctl, tmp_path, acme, manifest, told):
+def test_invalid_manifest_is_not_signed(ctl, tmp_path, acme, manifest, told):
     """The manifest stays as it was, and the error names the bundle."""
     (tmp_path / "key").write_bytes(_pem(acme))
     (tmp_path / "b").mkdir()
@@ -182,7 +182,7 @@ def test_what_nobody_would_accept_is_not_signed(ctl, tmp_path, acme, manifest, t
     assert sorted(os.listdir(tmp_path / "b")) == ["artifact"] + ["manifest.json"] * (manifest is not None)
 
 
-def test_keys_are_never_overwritten_and_bad_ones_are_told(ctl, tmp_path):
+def test_keys_are_not_overwritten_and_bad_ones_are_errors(ctl, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(b"secret")
     assert ctl("key", "generate", str(path)).code == 1
@@ -202,12 +202,12 @@ def test_keys_are_never_overwritten_and_bad_ones_are_told(ctl, tmp_path):
         ("lambda", "{dir}/ok.id"),
     ],
 )
-def test_new_refuses_names_nobody_may_have(ctl, tmp_path, words):
+def test_new_refuses_invalid_names(ctl, tmp_path, words):
     assert ctl("new", *(word.format(dir=tmp_path) for word in words)).code == 2
     assert os.listdir(tmp_path) == []
 
 
-def test_new_replaces_nothing(ctl, tmp_path):
+def test_new_does_not_replace_an_existing_directory(ctl, tmp_path):
     assert ctl("new", "system", str(tmp_path), "--id", "acme.demo").code == 1
     assert ctl("new", "system", str(tmp_path / "none/demo"), "--id", "acme.demo").code == 1
 

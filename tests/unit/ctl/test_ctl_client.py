@@ -16,7 +16,7 @@ from latticed.model.errors import Problem
 from tests.house import api_server
 
 
-def test_no_daemon_is_told_apart_from_no_permission(ctl, tmp_path):
+def test_missing_daemon_differs_from_missing_permission(ctl, tmp_path):
     """A socket that is not there, or that nobody listens on: `the daemon is not running`, exit 7."""
     ran = ctl("status", LATTICED_SOCKET=str(tmp_path / "none.sock"))
     assert ran.code == 7
@@ -31,7 +31,7 @@ def test_no_daemon_is_told_apart_from_no_permission(ctl, tmp_path):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
-def test_a_socket_of_others_is_denied(api):
+def test_socket_without_permission_is_denied(api):
     """EACCES: `you may not use its socket`, exit 5."""
     api.socket.chmod(0o600)
     for place in (api.socket.parent, *api.socket.parent.parents[:2]):
@@ -51,7 +51,7 @@ def test_a_socket_of_others_is_denied(api):
     assert os.waitstatus_to_exitcode(status) == ExitCode.DENIED
 
 
-def test_a_get_whose_connection_breaks_is_asked_once_more(api):
+def test_get_is_retried_once_after_a_broken_connection(api):
     api.drop = 1
     assert ControlClient(str(api.socket)).get("plugins") == []
     assert api.asked == ["GET /api/plugins"] * 2
@@ -61,7 +61,7 @@ def test_a_get_whose_connection_breaks_is_asked_once_more(api):
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
-def test_a_change_is_never_sent_twice(api):
+def test_change_is_not_retried(api):
     """Whether it was carried out is unknown, and that is what is said."""
     api.add()
     api.drop = 1
@@ -88,7 +88,7 @@ def test_a_change_is_never_sent_twice(api):
         ((200, [7]), ExitCode.FAILED, "no proper list of plugins"),
     ],
 )
-def test_any_answer_becomes_words_and_an_exit_code(ctl, api, answer, code, detail):
+def test_any_answer_ends_in_a_message_and_an_exit_code(ctl, api, answer, code, detail):
     """Problem documents speak for themselves; other nonsense is told as such, never a traceback."""
     api.override["GET plugins"] = answer
     ran = ctl("list")
@@ -96,13 +96,13 @@ def test_any_answer_becomes_words_and_an_exit_code(ctl, api, answer, code, detai
     assert detail in ran.err
 
 
-def test_hints_and_details_of_the_daemon_are_escaped(ctl, api):
+def test_problem_details_and_hints_are_escaped(ctl, api):
     api.override["GET plugins"] = api_server.problem(409, "x", "one\ntwo\x1b[2J", "hin\u202et")
     ran = ctl("list")
     assert ran.err == "error: one\\x0atwo\\x1b[2J\nhint: hin\\u202et\n"
 
 
-def test_path_parts_arrive_as_they_were_given(api):
+def test_path_parts_are_percent_encoded(api):
     """Percent-encoded, bytes that are no UTF-8 included; parts that would mean another path are not sent."""
     client = ControlClient(str(api.socket))
     for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
@@ -144,7 +144,7 @@ def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
         thread.join()
 
 
-def test_a_silent_daemon_is_not_waited_for_forever(tmp_path):
+def test_silent_daemon_times_out(tmp_path):
     with _answering(tmp_path / "s", None):
         with pytest.raises(Problem, match="no answer within") as caught:
             ControlClient(str(tmp_path / "s"), read_s=0.05).get("status")
@@ -174,7 +174,7 @@ def test_an_endless_answer_is_cut(api, monkeypatch):
         ControlClient(str(api.socket)).get("plugins")
 
 
-def test_a_full_backlog_is_waited_for_within_the_deadline(tmp_path):
+def test_connect_retries_while_the_backlog_is_full(tmp_path):
     """unix(7) answers EAGAIN at once; the client tries until its connect timeout."""
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(tmp_path / "s"))

@@ -11,7 +11,7 @@ from latticed.model import capability
 from tests.house import api_server
 
 
-def test_values_go_in_and_out_as_bytes(ctl, api, monkeypatch):
+def test_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
     """A pipe gets exactly the stored bytes; JSON gets base64, and text where it is text."""
     data = b"\0\xff\x1b[2J\r\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -87,7 +87,7 @@ def test_capabilities_of_one_plugin_are_listed_granted_and_trimmed(ctl, api):
 
 
 @pytest.mark.parametrize("what", ["cap=kv:reed", "kv:reed", "host=", "secret=x", "=", "cap"])
-def test_only_what_can_be_granted_is_sent(ctl, api, what):
+def test_unknown_grant_is_a_usage_error(ctl, api, what):
     api.add()
     assert ctl("caps", "grant", "acme.demo", what).code == 2
     assert api.asked == []
@@ -129,7 +129,7 @@ def test_audit_verify_asks_the_daemon(ctl, api):
     assert ctl("audit", "verify", "--public-key", "x").code == 2
 
 
-def test_a_payload_that_is_no_text_is_never_sent_as_something_else(ctl, api, monkeypatch):
+def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
     """A usage error that says so, before the daemon is asked."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"caf\xe9"')))
     ran = ctl("invoke", "acme.demo", "greet", "-")
@@ -173,7 +173,7 @@ def test_every_capability_shows_its_limits(tmp_path):
     assert "7 tasks waiting" in found["task:run"]
 
 
-def test_a_secret_is_sent_without_its_last_line_end(ctl, api, monkeypatch):
+def test_secret_is_sent_without_its_final_newline(ctl, api, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines\r\n")))
     assert ctl("secret", "set", "TOKEN").out == "TOKEN set\n"
     assert api.secrets == {"TOKEN": b"two\nlines"}
@@ -198,7 +198,7 @@ def test_only_the_hash_of_a_password_is_sent(ctl, api, monkeypatch):
         (b"\n", "found nothing"),
     ],
 )
-def test_what_no_login_would_take_is_not_sent(ctl, api, monkeypatch, data, why):
+def test_invalid_password_is_not_sent(ctl, api, monkeypatch, data, why):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     ran = ctl("secret", "set", "--password", "WEB")
     assert ran.code == 2

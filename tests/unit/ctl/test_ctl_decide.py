@@ -9,7 +9,7 @@ from latticed.ctl import decision
 from tests.house import api_server
 
 
-def test_the_whole_way_from_install_to_forget(ctl, api):
+def test_plugin_is_installed_activated_disabled_and_forgotten(ctl, api):
     """One line each in text, the record in JSON."""
     api.add()
     assert ctl("install", "acme.demo").out == "acme.demo installed: version 1.0.0\n"
@@ -20,7 +20,7 @@ def test_the_whole_way_from_install_to_forget(ctl, api):
     assert ctl("forget", "acme.demo").code == 4
 
 
-def test_forget_says_what_stays_and_purge_what_went(ctl, api):
+def test_forget_prints_kept_data_and_purge_removed_data(ctl, api):
     """Counts on stderr with the command that removes it; on stdout what was removed."""
     api.left = {"values": 3, "files": 1, "notifications": 0}
     api.add()
@@ -49,7 +49,7 @@ def test_forget_says_what_stays_and_purge_what_went(ctl, api):
         ("disable", "disabled", "acme.demo already disabled: version 1.0.0\n"),
     ],
 )
-def test_already_so_succeeds_and_says_so(ctl, api, verb, status, told):
+def test_repeated_decision_succeeds_with_a_note(ctl, api, verb, status, told):
     api._arm(api.add(status=status))
     ran = ctl(verb, "acme.demo")
     assert ran.code == 0
@@ -58,14 +58,14 @@ def test_already_so_succeeds_and_says_so(ctl, api, verb, status, told):
 
 
 @pytest.mark.parametrize(("verb", "status"), [("activate", "verified"), ("disable", "verified")])
-def test_what_is_no_transition_fails(ctl, api, verb, status):
+def test_invalid_transition_fails(ctl, api, verb, status):
     api.add(status=status)
     ran = ctl(verb, "acme.demo")
     assert (ran.code, ran.data) == (1, b"")
     assert ran.err == f"error: acme.demo is {status}\nhint: see latticectl info\n"
 
 
-def test_an_activation_that_cannot_be_armed_fails_and_says_why(ctl, api):
+def test_activation_that_cannot_be_armed_fails_with_its_reason(ctl, api):
     """The API answers 200 with runtime.state=failed; asking again while it is failed is no success either."""
     api.add(status="installed")
     api.fails_to_arm.add("acme.demo")
@@ -102,7 +102,7 @@ def test_consent_is_sent_by_name_and_only_when_given(ctl, api):
     }
 
 
-def test_what_stays_masked_is_told_with_the_command_that_grants_it(ctl, api):
+def test_ungranted_capabilities_are_noted_with_the_granting_command(ctl, api):
     api.add(capabilities=["kv:read", "http:egress", "task:run"])
     ran = ctl("install", "acme.demo", "--accept", "task:run")
     assert ran.err == ("not granted (host risk): http:egress\nhint: latticectl caps grant acme.demo cap=http:egress\n")
@@ -110,12 +110,12 @@ def test_what_stays_masked_is_told_with_the_command_that_grants_it(ctl, api):
     assert ctl("activate", "acme.demo").err == ""
 
 
-def test_consent_to_what_is_already_so_grants_nothing_and_says_so(ctl, api):
+def test_consent_on_a_repeated_decision_is_not_granted(ctl, api):
     api.add(status="installed")
     assert "use latticectl caps grant" in ctl("install", "acme.demo", "--accept", "kv:read").err
 
 
-def test_upgrade_swaps_and_asks_for_a_downgrade_by_name(ctl, api):
+def test_upgrade_requires_consent_to_a_downgrade(ctl, api):
     api.add(status="installed", candidate=api_server.CANDIDATE)
     assert ctl("upgrade", "acme.demo").out == "acme.demo upgraded: version 1.1.0\n"
     again = ctl("upgrade", "acme.demo")
@@ -127,7 +127,7 @@ def test_upgrade_swaps_and_asks_for_a_downgrade_by_name(ctl, api):
     assert ctl("upgrade", "acme.demo", "--allow-downgrade").out == "acme.demo upgraded: version 0.9.0\n"
 
 
-def test_upgrade_of_what_is_not_there_is_no_success(ctl, api):
+def test_upgrade_of_an_unavailable_plugin_fails(ctl, api):
     """`already up to date` is said of accepted and available plugins only; another publisher is asked for by name."""
     api.add(status="verified")
     assert ctl("upgrade", "acme.demo").code == 1
@@ -138,7 +138,7 @@ def test_upgrade_of_what_is_not_there_is_no_success(ctl, api):
     assert json.loads(api.bodies[-1]) == {"accept_publisher": "evil"}
 
 
-def test_denied_is_5_and_names_the_scope(ctl, api):
+def test_denied_exits_5_and_names_the_scope(ctl, api):
     api.override["POST plugins/lifecycle"] = api_server.problem(403, "access_denied", "this takes the scope operate")
     ran = ctl("install", "acme.demo")
     assert ran.code == 5
@@ -146,7 +146,7 @@ def test_denied_is_5_and_names_the_scope(ctl, api):
 
 
 @pytest.mark.parametrize("verb", ["activate", "restart"])
-def test_a_start_that_outlasts_the_answer_is_waited_for(ctl, api, verb):
+def test_slow_start_is_waited_for(ctl, api, verb):
     """Never 0 with "stopped": the record is the one once it is armed or failed."""
     shown = api.add(status="active")
     slow = copy.deepcopy(shown)
@@ -162,7 +162,7 @@ def test_a_start_that_outlasts_the_answer_is_waited_for(ctl, api, verb):
     assert (ran.code, "could not be armed: start_timeout" in ran.err) == (1, True)
 
 
-def test_a_start_without_an_end_is_told_as_such(ctl, api, monkeypatch):
+def test_start_that_does_not_end_is_reported(ctl, api, monkeypatch):
     monkeypatch.setattr(decision, "WAIT_S", 0.05)
     slow = api.add(status="active")
     slow["runtime"]["message"] = "starting"

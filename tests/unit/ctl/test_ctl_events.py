@@ -29,20 +29,20 @@ def lines(data: bytes) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
-def test_a_stream_is_decoded_as_the_standard_says():
+def test_stream_is_decoded_as_server_sent_events():
     """Comments and unknown fields mean nothing, data lines are joined, an id alone is a mark, a cut end is dropped."""
     said = b": hello\n\nretry: 5\nid: 7\nevent: x\ndata: a\ndata:b\n\nid: 9\n\r\ndata: no id\n\nid: 10\ndata: cut"
     assert list(stream.decode(lines(said))) == [stream.Sent("7", "a\nb"), stream.Sent("9", "")]
 
 
 @pytest.mark.parametrize("name", ["", "-1", "x", "1.", ".5", "1.5.2", "\u0661"])
-def test_an_id_that_is_no_seq_is_a_bad_reply(name):
+def test_invalid_event_id_is_a_bad_reply(name):
     with pytest.raises(Problem, match="bad_reply"):
         list(stream.decode(lines(f"id: {name}\ndata: x\n\n".encode())))
 
 
 @given(st.lists(st.binary()))
-def test_any_bytes_are_decoded_or_refused(chunks):
+def test_any_bytes_are_decoded_or_a_bad_reply(chunks):
     """Whatever the other side says: events with a seq, or bad_reply."""
     try:
         found = list(stream.decode(chunks))
@@ -55,14 +55,14 @@ def test_any_bytes_are_decoded_or_refused(chunks):
 
 
 @given(st.lists(st.text(alphabet='ab \\"\u2028', max_size=5)), st.integers(0, 100))
-def test_what_the_daemon_writes_is_what_is_read(reasons, start):
+def test_events_round_trip_from_daemon_to_client(reasons, start):
     events = [event(start + at, reason=reason) for at, reason in enumerate(reasons)]
     found = list(stream.decode(lines(sse(*events, upto=999))))
     assert [json.loads(sent.data) for sent in found[:-1]] == events
     assert found[-1] == stream.Sent("999", "")
 
 
-def test_without_follow_it_shows_the_last_and_ends(ctl, api):
+def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
     """One aligned line an event, oldest first; host calls only on request."""
     api.events = [event(seq) for seq in range(1, 31)]
     api.events[28] |= {"action": "host.call", "actor": "plugin:acme.demo", "target": "kv.get"}
@@ -86,7 +86,7 @@ def test_since_is_the_old_name_of_after(ctl, api):
     assert "--since" not in ctl("events", "--help").out
 
 
-def test_it_looks_further_back_for_what_is_wanted(ctl, api):
+def test_older_pages_are_read_until_enough_events_match(ctl, api):
     """Few of the newest events are about this plugin: older ones are shown rather than nothing."""
     api.events = [event(seq, target="acme.other") for seq in range(1, 31)]
     api.events[0] |= {"target": "acme.demo"}
@@ -97,28 +97,28 @@ def test_it_looks_further_back_for_what_is_wanted(ctl, api):
     assert [line.split()[0] for line in out.splitlines()] == ["1", "2"]
 
 
-def test_json_is_one_object_a_line(ctl, api):
+def test_json_output_is_one_object_per_line(ctl, api):
     api.events = [event(1), event(2, reason="\u202e\x1b[2J")]
     ran = ctl("events", "--after", "0", "--format", "json")
     assert ran.data.isascii()
     assert [json.loads(line) for line in ran.out.splitlines()] == api.events
 
 
-def test_what_plugins_wrote_is_escaped(ctl, api):
+def test_plugin_text_is_escaped(ctl, api):
     api.events = [event(1, reason="\x1b[2Jgone", code="crashed")]
     out = ctl("events", "--after", "0").out
     assert "crashed: \\x1b[2Jgone" in out
     assert "\x1b" not in out
 
 
-def test_who_may_only_read_sees_events_without_detail(ctl, api):
+def test_scope_read_sees_events_without_detail(ctl, api):
     row = event(1)
     del row["detail"]
     api.streams = [(200, sse(row, upto=1))]
     assert ctl("events", "--after", "0").out.split()[0] == "1"
 
 
-def test_follow_goes_on_where_it_was_across_a_restart(ctl, api, hurried):
+def test_follow_resumes_after_a_restart_of_the_daemon(ctl, api, hurried):
     """The daemon ends the stream, is away, comes back: nothing is missed, nothing shown twice, pauses grow."""
     api.streams = [
         (200, sse(event(5), upto=6)),
@@ -133,7 +133,7 @@ def test_follow_goes_on_where_it_was_across_a_restart(ctl, api, hurried):
     assert api.resumed == ["", "6", "6", "6", "8"]
 
 
-def test_follow_from_now_on(ctl, api, hurried):
+def test_follow_without_after_starts_at_the_newest_event(ctl, api, hurried):
     """Without --after, the first request names no place; every later one the last event seen."""
     api.streams = [
         (200, sse(upto=6)),
@@ -150,7 +150,7 @@ def test_follow_from_now_on(ctl, api, hurried):
     assert hurried == [0.1, 0.2, 0.4, 0.1]
 
 
-def test_pauses_are_bounded(ctl, api, hurried):
+def test_retry_pauses_are_bounded(ctl, api, hurried):
     api.streams = [(200, sse(upto=1)), *[problem(503, "service_unavailable")] * 12, problem(403, "access_denied")]
     assert ctl("events", "-f").code == 5
     assert max(hurried) == stream.LONGEST_PAUSE_S
@@ -165,12 +165,12 @@ def test_pauses_are_bounded(ctl, api, hurried):
         (("--plugin", "NO"), 4),
     ],
 )
-def test_wrong_use_is_told(ctl, api, words, code):
+def test_wrong_use_is_an_error(ctl, api, words, code):
     assert ctl("events", *words).code == code
 
 
 @pytest.mark.parametrize("words", [("events",), ("events", "-f"), ("events", "--after", "3")])
-def test_a_daemon_that_never_was_is_told_at_once(ctl, words):
+def test_daemon_never_reached_is_an_error_at_once(ctl, words):
     ran = ctl(*words, LATTICED_SOCKET="/nowhere/s")
     assert (ran.code, ran.data) == (7, b"")
 
@@ -178,14 +178,14 @@ def test_a_daemon_that_never_was_is_told_at_once(ctl, words):
 @pytest.mark.parametrize(
     "said", [b"id: 1\ndata: {\n\n", b"id: 1\ndata: []\n\n", b'id: 1\ndata: {"seq": 1}\n\n', b"id: x\n\n"]
 )
-def test_a_stream_of_another_shape_is_a_bad_reply(ctl, api, said):
+def test_stream_of_another_format_is_a_bad_reply(ctl, api, said):
     api.streams = [(200, said)]
     ran = ctl("events", "--after", "0")
     assert ran.code == 1
     assert "the daemon's answer has no proper" in ran.err
 
 
-def test_ctrl_c_ends_it_quietly(api):
+def test_ctrl_c_exits_130_without_traceback(api):
     """Exit 130, no traceback, and what was shown before is there."""
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket)}
     api.events = [event(1)]
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_it_quietly(api):
     assert b"Traceback" not in err
 
 
-def test_a_terminal_cuts_the_line(api):
+def test_event_line_is_cut_to_the_terminal(api):
     master, slave = os.openpty()
     api.events = [event(1, reason="r" * 300, decision="deny", code="crashed")]
     try:

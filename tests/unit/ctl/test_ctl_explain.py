@@ -159,7 +159,7 @@ def test_a_limit_that_a_grant_lifts_is_named(error, withheld, command):
     assert advice.advice(facts(view, withheld=withheld)).command == command
 
 
-def test_what_runs_as_decided_needs_nothing():
+def test_running_plugin_needs_no_advice():
     assert advice.advice(facts(active())).command == ""
 
 
@@ -255,7 +255,7 @@ def test_each_verdict_code_has_a_reason_and_a_command(code, view):
     assert "{" not in found.command
 
 
-def test_the_story_is_told_line_by_line(ctl, api):
+def test_explain_prints_artifact_to_retry_line_by_line(ctl, api):
     """Artifact, verdict, decision, runtime, last denial, next retry; then why and what to do."""
     api.add(
         status="active",
@@ -283,7 +283,7 @@ def test_the_story_is_told_line_by_line(ctl, api):
 
 
 @pytest.mark.parametrize("word", ["acme.demo", "bundle"])
-def test_a_bundle_that_is_only_refused_is_explained(ctl, api, word):
+def test_refused_bundle_without_a_record_is_explained(ctl, api, word):
     """By the id it claims, or by its directory's name when it claims none."""
     row = {"name": "bundle", "code": "digest_mismatch", "reason": "expected aa, found bb", "hint": "h"}
     api.rejected = [{"name": "other", "code": "unreadable", "reason": "r", "hint": "h"}]
@@ -296,13 +296,13 @@ def test_a_bundle_that_is_only_refused_is_explained(ctl, api, word):
 
 
 @pytest.mark.parametrize("plugin_id", ["acme.none", "..", "A", "x" * 300, "acme.d\x1bmo"])
-def test_what_nobody_knows_is_not_found(ctl, api, plugin_id):
+def test_unknown_id_is_not_found(ctl, api, plugin_id):
     api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r", "hint": "h", "id": "acme.demo"}]
     ran = ctl("explain", plugin_id)
     assert (ran.code, ran.data) == (4, b"")
 
 
-def test_a_policy_that_is_not_in_force_explains_refusals(ctl, api):
+def test_trust_policy_problem_is_named_as_the_cause(ctl, api):
     api.rejected = [{"name": "bad", "code": "publisher_untrusted", "reason": "r", "hint": "h", "id": "acme.demo"}]
     api.health = (503, {"status": "degraded", "problems": [{"code": "policy_missing", "detail": "found no such file"}]})
     out = ctl("explain", "acme.demo").out
@@ -310,6 +310,6 @@ def test_a_policy_that_is_not_in_force_explains_refusals(ctl, api):
     assert out.splitlines()[-1] == "what to do: latticectl trust show"
 
 
-def test_strangers_words_steer_no_terminal(ctl, api):
+def test_text_from_bundles_is_escaped(ctl, api):
     api.rejected = [{"name": "a\x1b[2J", "code": "manifest_invalid", "reason": "\x9b", "hint": "h", "id": "acme.demo"}]
     assert not {"\x1b", "\x9b"} & set(ctl("explain", "acme.demo").out)

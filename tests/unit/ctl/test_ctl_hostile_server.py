@@ -69,7 +69,7 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.root
 @AS_ROOT
-def test_nothing_is_sent_to_a_stranger(ctl, place, monkeypatch):
+def test_nothing_is_sent_to_an_untrusted_server(ctl, place, monkeypatch):
     """Not a byte of a secret: one error that names who serves it and what would be right; exit 5."""
     stranger = processes.STRANGER.uid
     place.chmod(0o777)
@@ -198,7 +198,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("way", "what"), CASES)
-def test_whatever_comes_is_an_error_in_time(tmp_path, monkeypatch, way, what):
+def test_hostile_answer_is_an_error_within_the_deadline(tmp_path, monkeypatch, way, what):
     """Without an end, a byte at a time, of lengths that cannot be: `unreachable` or `bad_reply`, and soon."""
     monkeypatch.setattr(clients, "QUIET_S", 0.3)
     monkeypatch.setattr(clients, "LONG_S", 0.3)
@@ -219,7 +219,7 @@ def test_whatever_comes_is_an_error_in_time(tmp_path, monkeypatch, way, what):
 
 
 @pytest.mark.parametrize("what", ["interim answers", "trailers"])
-def test_what_has_no_end_is_cut_by_its_size_too(tmp_path, monkeypatch, what):
+def test_endless_answer_is_cut_at_the_size_limit(tmp_path, monkeypatch, what):
     """Where there is much time: `http.client` reads both for ever."""
     monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 1 << 20)
     with answering(tmp_path / "s", ENDLESS[what]):

@@ -24,7 +24,7 @@ def environ(api: api_server.Api | None = None, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_alone_it_shows_every_verb_by_group(ctl, words):
+def test_overview_lists_every_verb_by_group(ctl, words):
     """`latticectl` and `latticectl --help` print all verbs, grouped, and succeed."""
     ran = ctl(*words)
     assert ran.code == 0
@@ -33,7 +33,7 @@ def test_alone_it_shows_every_verb_by_group(ctl, words):
 
 
 @pytest.mark.parametrize("verb", main.VERBS)
-def test_every_verb_explains_itself_with_examples(ctl, verb):
+def test_every_verb_has_help_with_examples(ctl, verb):
     """`latticectl VERB --help` prints usage, what it is for, and examples."""
     ran = ctl(verb, "--help")
     assert ran.code == 0
@@ -140,7 +140,7 @@ def test_the_socket_option_wins_over_the_environment(ctl, api, tmp_path):
     assert ctl("list", "--socket", str(tmp_path / "none")).code == 7
 
 
-def test_without_either_the_settings_say_where_the_socket_is(ctl, api, monkeypatch):
+def test_socket_path_defaults_to_the_settings(ctl, api, monkeypatch):
     """LATTICED_RUNTIME_DIR is the daemon's own variable; the socket in it is called control.sock."""
     monkeypatch.delenv("LATTICED_SOCKET")
     with api_server.serving(api.socket.with_name("control.sock")):
@@ -180,7 +180,7 @@ def test_online_verbs_import_the_standard_library_only(api, words):
     assert set(eval(rooms)) <= {"ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
 
 
-def test_a_closed_pipe_is_no_error_message(api):
+def test_closed_pipe_ends_without_an_error_message(api):
     """`latticectl list | head -1` ends quietly."""
     for number in range(3000):
         api.add(f"acme.demo{number}")
@@ -195,7 +195,7 @@ def test_a_closed_pipe_is_no_error_message(api):
     assert (child.returncode, err) == (141, b"")
 
 
-def test_a_full_disk_is_told(api):
+def test_output_to_a_full_disk_fails(api):
     """Output that cannot be written fails the verb."""
     api.add()
     with Path("/dev/full").open("wb") as full:
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told(api):
     assert done.stderr == b"error: cannot write the output: No space left on device\n"
 
 
-def test_an_interrupt_ends_quietly_with_130(api):
+def test_interrupt_exits_130_without_traceback(api):
     api.add()
     quiet = environ(api, PYTHONWARNINGS="")  # no warnings: the signal may come between a socket and its name
     child = subprocess.Popen([*COMMAND, "wait", "acme.demo", "--for", "healthy"], stderr=subprocess.PIPE, env=quiet)
@@ -214,7 +214,7 @@ def test_an_interrupt_ends_quietly_with_130(api):
     assert (child.returncode, err) == (130, b"")
 
 
-def test_a_plain_locale_gets_numbers_for_letters_it_cannot_say(api):
+def test_characters_outside_the_locale_are_escaped(api):
     api.add(version="1.0-ü")
     done = subprocess.run(
         [*COMMAND, "list"], env=environ(api, PYTHONIOENCODING="ascii"), capture_output=True, text=True, check=True
@@ -222,7 +222,7 @@ def test_a_plain_locale_gets_numbers_for_letters_it_cannot_say(api):
     assert "1.0-\\xfc" in done.stdout
 
 
-def test_colour_and_cutting_are_for_terminals_that_want_them(api):
+def test_colour_and_cutting_apply_to_terminals_only(api):
     """On a terminal: colour unless NO_COLOR, rows cut to its width. Into a pipe: neither."""
     api.rejected = [{"name": "x" * 200, "code": "manifest_invalid", "reason": "r" * 200, "hint": "h"}]
     coloured, plain = _on_terminal(api, COLUMNS="60"), _on_terminal(api, COLUMNS="60", NO_COLOR="1")
@@ -247,7 +247,7 @@ def _on_terminal(api: api_server.Api, **more: str) -> bytes:
         os.close(slave)
 
 
-def test_every_hint_names_a_verb_that_there_is():
+def test_every_hint_names_an_existing_verb():
     """What is meant is a verb (of which the first word counts); no word that is a verb itself is taken for another."""
     for said, verb in main._MEANT.items():
         assert said not in main.VERBS

@@ -14,7 +14,7 @@ from tests.house import api_server
 @pytest.mark.parametrize(
     ("verb", "status", "done"), [("install", "verified", "installed"), ("activate", "installed", "activated")]
 )
-def test_a_dry_run_tells_what_would_be_and_changes_nothing(ctl, api, verb, status, done):
+def test_dry_run_shows_the_result_and_changes_nothing(ctl, api, verb, status, done):
     """The daemon is asked with `dry_run`; what stays masked is told with the option that would grant it."""
     api.add(status=status, capabilities=["kv:read", "http:egress"])
     before = copy.deepcopy(api.plugins)
@@ -30,7 +30,7 @@ def test_a_dry_run_tells_what_would_be_and_changes_nothing(ctl, api, verb, statu
     assert api.plugins == before
 
 
-def test_a_dry_run_of_an_upgrade(ctl, api):
+def test_dry_run_of_an_upgrade_shows_the_differences(ctl, api):
     api.add(status="active", candidate=copy.deepcopy(api_server.CANDIDATE))
     before = copy.deepcopy(api.plugins)
     assert ctl("upgrade", "acme.demo", "--dry-run").out.startswith("acme.demo would be upgraded: version 1.1.0\n")
@@ -39,7 +39,7 @@ def test_a_dry_run_of_an_upgrade(ctl, api):
     assert ctl("upgrade", "acme.demo", "--dry-run").code == 1
 
 
-def test_a_dry_run_is_refused_as_the_real_thing_would_be(ctl, api):
+def test_dry_run_is_refused_like_the_change_itself(ctl, api):
     api.add(status="verified")
     assert ctl("activate", "acme.demo", "--dry-run").code == 1
     assert ctl("install", "acme.none", "--dry-run").code == 4
@@ -47,7 +47,7 @@ def test_a_dry_run_is_refused_as_the_real_thing_would_be(ctl, api):
     assert ctl("activate", "acme.demo", "--dry-run").out.startswith("acme.demo already active")
 
 
-def test_without_it_the_daemon_is_not_asked_for_one(ctl, api):
+def test_dry_run_field_is_absent_by_default(ctl, api):
     """An older daemon would refuse the field."""
     api.add()
     ctl("install", "acme.demo")
@@ -80,7 +80,7 @@ def test_a_revocation_is_lifted_by_name(ctl, api, words, body):
         (api_server.problem(403, "access_denied"), 5),
     ],
 )
-def test_what_cannot_be_lifted_is_told(ctl, api, answer, code):
+def test_refused_lift_is_an_error(ctl, api, answer, code):
     api.override["POST trust/lift"] = answer
     ran = ctl("trust", "lift", "--plugin", "acme.demo@1.0.0")
     assert (ran.code, ran.data) == (code, b"")
@@ -90,7 +90,7 @@ def test_what_cannot_be_lifted_is_told(ctl, api, answer, code):
 @pytest.mark.parametrize(
     "words", [(), ("--plugin", "nonsense"), ("--key", "x"), ("--digest", "ff"), ("--plugin", "a@1", "--key", "x")]
 )
-def test_one_thing_is_lifted_and_it_must_be_one(ctl, api, words):
+def test_lift_requires_exactly_one_value(ctl, api, words):
     assert ctl("trust", "lift", *words).code == 2
     assert api.asked == []
 

@@ -8,7 +8,7 @@ import pytest
 from tests.house import api_server
 
 
-def test_status_shows_counts_and_leaves_out_what_is_not_there(ctl, api):
+def test_status_shows_counts_and_omits_absent_fields(ctl, api):
     ran = ctl("status", "--abs-time")
     assert ran.code == 0
     assert ran.out.splitlines() == [
@@ -52,12 +52,12 @@ def test_an_older_daemon_may_leave_absent_fields_out(ctl, api):
     assert "publisher    -\n" in ctl("info", "acme.demo").out
 
 
-def test_no_plugins_is_said_on_stderr(ctl, api):
+def test_empty_list_is_noted_on_stderr(ctl, api):
     ran = ctl("list")
     assert (ran.code, ran.data, ran.err) == (0, b"", "no plugins\n")
 
 
-def test_info_tells_everything_there_is(ctl, api):
+def test_info_prints_every_field(ctl, api):
     plugin = api.add(
         status="active", candidate={**api_server.CANDIDATE, "needs_downgrade": True}, capabilities=["a", "http:egress"]
     )
@@ -93,7 +93,7 @@ def test_info_tells_everything_there_is(ctl, api):
     assert ctl("info", "acme.demo", "--format", "json").json["plugin"] == plugin
 
 
-def test_info_of_a_refused_bundle_says_why(ctl, api):
+def test_info_of_a_refused_bundle_names_the_reason(ctl, api):
     api.add()
     verdict = {"ok": False, "code": "digest_mismatch", "reason": "expected aa, found bb"}
     api.override["GET plugins/by-id/acme.demo"] = (200, {"plugin": api.plugins["acme.demo"], "verdict": verdict})
@@ -103,14 +103,14 @@ def test_info_of_a_refused_bundle_says_why(ctl, api):
 
 @pytest.mark.parametrize("plugin_id", ["acme.none", "..", "../lifecycle", "A", "x" * 300, "acme.d\x1bmo"])
 @pytest.mark.parametrize("verb", ["info", "install", "activate", "disable", "upgrade", "restart", "forget"])
-def test_unknown_names_never_succeed(ctl, api, verb, plugin_id):
+def test_unknown_id_exits_4(ctl, api, verb, plugin_id):
     """Exit 4, whatever the name looks like, and no terminal is steered by it."""
     ran = ctl(verb, plugin_id)
     assert (ran.code, ran.data) == (4, b"")
     assert "\x1b" not in ran.err
 
 
-def test_what_strangers_wrote_is_escaped_in_text_and_ascii_in_json(ctl, api):
+def test_foreign_text_is_escaped_and_json_is_ascii(ctl, api):
     api.rejected = [{"name": "e\x1b[2Jvil\n", "code": "manifest_invalid", "reason": "\u202eü\x9b", "hint": "fix"}]
     out = ctl("rejected").out
     assert "e\\x1b[2Jvil\\x0a" in out
@@ -126,7 +126,7 @@ def test_rejected_shows_hints_on_request(ctl, api):
     assert ctl("rejected").err == "no bundle is refused\n"
 
 
-def test_health_is_told_and_checked(ctl, api):
+def test_health_exits_0_or_3_with_check(ctl, api):
     """503 is an answer: exit 0 as a question, 3 as a --check; peers without scope see the status only."""
     assert ctl("health").out == "status  ok\n"
     assert ctl("health", "--check").code == 0
@@ -179,13 +179,13 @@ def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime
     assert ctl("wait", "acme.demo", "--for", condition).out == f"acme.demo is {condition}\n"
 
 
-def test_what_is_being_started_is_not_stopped(ctl, api):
+def test_starting_plugin_does_not_count_as_stopped(ctl, api):
     api.add(status="active")["runtime"] |= {"message": "starting"}
     assert "runtime stopped" in ctl("wait", "acme.demo", "--for", "stopped", "--timeout", "0").err
     assert "starting" in ctl("info", "acme.demo").out
 
 
-def test_wait_sees_a_change_and_a_plugin_that_was_not_there_yet(ctl, api):
+def test_wait_sees_changes_and_new_plugins(ctl, api):
     """An id nobody knows may still come; if it does not, exit 4."""
     assert ctl("wait", "acme.demo", "--for", "available", "--timeout", "0").code == 4
 
@@ -199,7 +199,7 @@ def test_wait_sees_a_change_and_a_plugin_that_was_not_there_yet(ctl, api):
     thread.join()
 
 
-def test_wait_bears_a_daemon_that_restarts_but_not_one_that_never_was(ctl, api):
+def test_wait_survives_a_restart_but_not_a_missing_daemon(ctl, api):
     assert ctl("wait", "acme.demo", LATTICED_SOCKET="/nowhere/s").code == 7
     api.add()
     api.override["GET plugins/by-id/acme.demo"] = (200, {"plugin": api_server.plugin(available=False)})
@@ -215,7 +215,7 @@ def test_wait_bears_a_daemon_that_restarts_but_not_one_that_never_was(ctl, api):
     thread.join()
 
 
-def test_the_active_that_do_not_run_are_counted_by_reason(ctl, api):
+def test_active_plugins_not_running_are_counted_by_reason(ctl, api):
     """In list by what it lists, in status and health by what the daemon says; nothing is said when all run."""
     armed = {"state": "armed", "runner": "noop", "health": "unknown", "message": ""}
     api.add("acme.well", status="active", runtime=armed)
@@ -237,7 +237,7 @@ def test_the_active_that_do_not_run_are_counted_by_reason(ctl, api):
     assert ctl("health", "--check").code == 0
 
 
-def test_caps_suggest_is_silent_before_it_has_seen_enough(ctl, api):
+def test_caps_suggest_waits_for_enough_history(ctl, api):
     """It says since when it watches; later it names the command that takes away what was never used."""
     api.add()
     usage = {"id": "acme.demo", "since": "2025-01-01T00:00:00Z", "calls": [], "hosts": []}

@@ -31,7 +31,7 @@ NOW_S = 1_738_310_400.0  # 2025-01-31T08:00:00Z
         ("0001-01-01T00:00:00+23:59", "0001-01-01T00:00:00+23:59"),
     ],
 )
-def test_times_are_told_as_people_do(moment, shown):
+def test_times_are_shown_relative(moment, shown):
     assert times.relative(moment, NOW_S) == shown
 
 
@@ -89,7 +89,7 @@ def test_no_text_breaks_a_table(rows, width):
     assert all(escape(line) == line for line in lines)
 
 
-def test_escapes_reach_every_door():
+def test_every_output_method_escapes():
     out, err = io.StringIO(), io.StringIO()
     screen = render.Screen(out=out, err=err)
     evil = "a\x1b[31m\r\nb\u202e\x9b\u2028"

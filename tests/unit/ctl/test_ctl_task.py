@@ -52,7 +52,7 @@ def known(monkeypatch):
     monkeypatch.setattr(main, "VERBS", {**main.VERBS, "task": main.Verb("data", "tasks")})
 
 
-def test_the_list(ctl, api):
+def test_task_list_shows_a_row_per_task(ctl, api):
     """A row each; what is asked for goes into the query."""
     api.override["GET tasks"] = 200, {"tasks": [ROW, {**ROW, "id": "7d", "state": "failed", "signal": 9}], "next": None}
     ran = ctl("task", "list", "--state", "submitted", "--plugin", "acme.demo")
@@ -63,7 +63,7 @@ def test_the_list(ctl, api):
     assert ctl("task", "list", "--format", "json").json["tasks"][0] == ROW
 
 
-def test_one_task_with_all_that_it_is(ctl, api):
+def test_task_show_prints_script_digest_and_output(ctl, api):
     """The script as it is, harmless to a terminal; the digest whole; that output is missing."""
     api.override["GET tasks/5c0f00"] = 200, WHOLE
     out = ctl("task", "show", "5c0f00").out
@@ -77,7 +77,7 @@ def test_one_task_with_all_that_it_is(ctl, api):
     assert ctl("task", "show", "nope").code == 4
 
 
-def test_an_approval_names_the_digest(ctl, api):
+def test_approval_sends_the_digest(ctl, api):
     api.override["POST tasks/5c0f00/approve"] = 200, {**ROW, "state": "approved"}
     assert ctl("task", "approve", "5c0f00", SHA).out == "5c0f00 approved\n"
     assert json.loads(api.bodies[-1]) == {"sha256": SHA}
@@ -86,7 +86,7 @@ def test_an_approval_names_the_digest(ctl, api):
     assert ctl("task", "approve", "5c0f00", SHA).code != 0
 
 
-def test_cancelling_one_or_all(ctl, api):
+def test_cancel_ends_one_task_or_all(ctl, api):
     api.override["POST tasks/5c0f00/cancel"] = 200, {**ROW, "state": "cancelled"}
     assert ctl("task", "cancel", "5c0f00").out == "5c0f00 cancelled\n"
     api.override["POST tasks/cancel"] = 200, {"cancelled": 3}

@@ -38,11 +38,11 @@ def test_counts_are_read_from_the_metrics():
 
 
 @given(st.text())
-def test_any_text_is_read(text):
+def test_any_metrics_text_is_parsed(text):
     assert activity.read(text, 0.0).at_s == 0.0
 
 
-def test_rates_are_differences_over_time():
+def test_rates_are_differences_between_samples():
     """Nothing before: no rate. Counts that fell (the daemon was started anew): none below zero. Busy ones first."""
     known = list(views.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
     before = activity.Sample(calls={"acme.a": 10, "acme.b": 900}, denied={}, at_s=1.0)
@@ -57,7 +57,7 @@ def test_rates_are_differences_over_time():
     assert [row.calls_per_s for row in activity.rows(known, now, None, now_s=0.0)] == [None] * 4
 
 
-def test_elsewhere_than_on_a_terminal_it_looks_once(ctl, api):
+def test_top_prints_once_when_not_on_a_terminal(ctl, api):
     api.plugins["acme.demo"] = armed("acme.demo", restart_count=2, started_at="2001-01-01T00:00:00Z")
     api.add("acme.other")
     api.metrics = METRICS
@@ -74,13 +74,13 @@ def test_elsewhere_than_on_a_terminal_it_looks_once(ctl, api):
     assert row["uptime_s"] > 0
 
 
-def test_no_plugins_and_no_daemon_are_told(ctl, api):
+def test_top_reports_no_plugins_and_no_daemon(ctl, api):
     assert ctl("top").err == "no plugins\n"
     assert ctl("top", LATTICED_SOCKET="/nowhere/s").code == 7
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "x", "nan", "1e9"])
-def test_an_interval_is_some_seconds(ctl, interval):
+def test_invalid_interval_is_a_usage_error(ctl, interval):
     assert ctl("top", f"--interval={interval}").code == 2
 
 
@@ -133,7 +133,7 @@ def terminal(api):
 
 
 @pytest.mark.parametrize("end", ["q", "ctrl-c"])
-def test_on_a_terminal_it_is_drawn_again_and_again_until_told(api, terminal, end):
+def test_top_redraws_on_a_terminal_until_ended(api, terminal, end):
     """One picture over the other, never more lines than there are; the terminal is left as it was."""
     terminal.until(b"50 plugins, 50 armed")
     picture = terminal.until(b"\x1b[J")

@@ -67,21 +67,21 @@ def test_revocations_are_added(trust):
         ("revoke", "--key", "?"),
     ],
 )
-def test_what_the_daemon_would_refuse_is_not_written(trust, words):
+def test_invalid_policy_is_not_written(trust, words):
     assert trust(*words, code=2) == {}
 
 
-def test_ids_that_are_no_pattern_are_not_written(trust):
+def test_invalid_id_pattern_is_not_written(trust):
     assert trust("add", "acme", ACME, "--ids", "acme.*.x", code=2) == {}
 
 
-def test_an_invalid_file_is_told_and_left_alone(trust):
+def test_invalid_file_is_an_error_and_unchanged(trust):
     trust.path.parent.mkdir()
     trust.path.write_bytes(b'{"x": 1}')
     assert trust("add", "acme", ACME, code=2) == {"x": 1}
 
 
-def test_a_link_stays_a_link(trust, tmp_path):
+def test_linked_policy_file_stays_a_link(trust, tmp_path):
     trust.path.parent.mkdir()
     (tmp_path / "real.json").write_bytes(b"{}")
     trust.path.symlink_to(tmp_path / "real.json")
@@ -90,7 +90,7 @@ def test_a_link_stays_a_link(trust, tmp_path):
     assert b"acme" in (tmp_path / "real.json").read_bytes()
 
 
-def test_editors_at_the_same_time_lose_nothing(tmp_path):
+def test_concurrent_edits_are_all_kept(tmp_path):
     """Eight processes add one publisher each to one file."""
     path = tmp_path / "trust.json"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -106,7 +106,7 @@ def test_editors_at_the_same_time_lose_nothing(tmp_path):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
-def test_a_lock_that_anybody_can_hold_keeps_nobody_from_revoking(trust):
+def test_foreign_lock_on_directory_or_file_does_not_block_revoking(trust):
     """Everybody may open the directory and the file, and lock both: `trust revoke` does not wait for that."""
     trust("add", "acme", ACME)
     with contextlib.ExitStack() as stack:
@@ -118,7 +118,7 @@ def test_a_lock_that_anybody_can_hold_keeps_nobody_from_revoking(trust):
     assert os.listdir(trust.path.parent) == ["trust.json"]
 
 
-def test_an_editor_that_does_not_end_is_told_of(trust, ctl, monkeypatch):
+def test_edit_fails_when_the_lock_stays_held(trust, ctl, monkeypatch):
     """After a deadline, with the file; a lock file that others could open, or a link, is not taken."""
     monkeypatch.setattr("latticed.ctl.policy_file.LOCK_S", 0.1)
     trust("add", "acme", ACME)
@@ -136,7 +136,7 @@ def test_an_editor_that_does_not_end_is_told_of(trust, ctl, monkeypatch):
     assert trust("show")["trusted_publishers"] == {"acme": ACME}
 
 
-def test_who_may_not_write_the_file_is_denied(ctl, tmp_path):
+def test_edit_without_write_permission_is_denied(ctl, tmp_path):
     """Exit 5, and the file as it was."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)
@@ -157,7 +157,7 @@ def test_who_may_not_write_the_file_is_denied(ctl, tmp_path):
     assert path.read_bytes() == b"{}"
 
 
-def test_show_asks_the_daemon_and_else_reads_the_file(ctl, api, trust):
+def test_show_asks_the_daemon_or_reads_the_file(ctl, api, trust):
     answer = {
         "ok": False,
         "error": "no valid JSON",

@@ -44,7 +44,7 @@ def test_the_requested_host_is_not_passed_on():
     ]
 
 
-def test_a_websockets_handshake_is_made_anew():
+def test_websocket_handshake_headers_are_not_forwarded():
     fields = [("Sec-WebSocket-Key", "k"), ("Sec-WebSocket-Extensions", "x"), ("Upgrade", "websocket"), ("Accept", "b")]
     assert list(asked(*fields).items()) == [("Host", "127.0.0.1:3000"), ("Accept", "b")]
 
@@ -58,7 +58,7 @@ def test_a_websockets_handshake_is_made_anew():
         (" latticed-session =x; ;; a=latticed-session=x", "a=latticed-session=x"),
     ],
 )
-def test_our_session_is_not_passed_on(cookie, passed):
+def test_session_cookie_is_not_forwarded(cookie, passed):
     assert asked(("Cookie", cookie)).get("Cookie", "") == passed
     assert forwarding.others_cookies(["x=0", cookie]) == "; ".join(filter(None, ["x=0", passed]))
 
@@ -93,7 +93,7 @@ def test_headers_for_the_whole_origin_are_not_passed_back(name):
         ("; Path=/", None),
     ],
 )
-def test_cookies_of_a_service(cookie, passed):
+def test_service_cookies_are_limited_to_its_prefix(cookie, passed):
     assert answered(("Set-Cookie", cookie)) == ([] if passed is None else [("Set-Cookie", passed)])
 
 
@@ -150,12 +150,12 @@ def test_session_and_credentials_are_never_passed_on(fields):
         ("HTTP://a.example", "a.example", False),
     ],
 )
-def test_whether_an_origin_is_ours(origin, host, own):
+def test_own_origin_is_recognised(origin, host, own):
     assert same_origin.is_own(origin, host) is own
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_origin_is_judged(origin, host):
+def test_any_origin_is_accepted_or_refused(origin, host):
     same_origin.is_own(origin, host)
 
 

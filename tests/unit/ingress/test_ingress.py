@@ -41,7 +41,7 @@ def listening(port):
 # When it listens.
 
 
-async def test_it_listens_only_while_there_is_a_route(outside, echo):
+async def test_listener_is_open_only_while_there_is_a_route(outside, echo):
     """Not before the first, not after the last, and again for the next."""
     assert outside.routes.listener.url == ""
     one, two = await claimed(outside, echo), await claimed(outside, echo, "acme.two")
@@ -73,7 +73,7 @@ async def test_removing_the_last_route_closes_its_connections(outside):
         await ingresses.gone(one)
 
 
-async def test_a_port_that_is_taken_degrades_and_is_tried_again(tmp_path, echo, monkeypatch):
+async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
     """The reason is told; when the port is free, it is served."""
     monkeypatch.setattr(room, "RETRY_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as squatter:
@@ -131,7 +131,7 @@ async def test_closing_waits_for_a_limited_time(tmp_path, monkeypatch):
     await ingresses.gone(writer)
 
 
-async def test_a_lost_connection_cancels_its_handler(outside):
+async def test_lost_connection_cancels_handler(outside):
     """The target is told by being cancelled, when the connection is lost."""
     ended = asyncio.Event()
 
@@ -241,7 +241,7 @@ async def test_every_answer_has_the_protective_headers(outside, echo, method, ta
         assert answer.json().keys() == {"type", "title", "status", "code", "detail"}
 
 
-async def test_other_methods_are_told_which_are_allowed(outside):
+async def test_other_methods_get_405_with_allow(outside):
     """A template answers GET and HEAD."""
     await outside.arm(b"x")
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "BREW"):
@@ -288,7 +288,7 @@ async def test_a_connection_is_kept_for_the_next_request(outside, echo):
     assert [answer.json()["path"] for answer in found] == [f"/acme.demo/{word}" for word in (0, 1, 2, 3, 4, "end")]
 
 
-async def test_a_target_gets_what_was_sent(outside, echo):
+async def test_target_receives_method_path_query_and_body(outside, echo):
     """Method, decoded path, query, headers and body."""
     await claimed(outside, echo)
     await outside.send(
@@ -326,7 +326,7 @@ class Failing:
         (RuntimeError("a secret"), 500, "internal"),
     ],
 )
-async def test_a_failure_has_a_code_and_no_internal_details(outside, error, status, code):
+async def test_failure_has_a_code_and_no_internal_details(outside, error, status, code):
     """The connection goes on, and so does everything else."""
     await claimed(outside, Failing(error))
     await claimed(outside, ingresses.Echo(), "acme.two")

@@ -31,7 +31,7 @@ GOOD = b"GET /acme.demo/good HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8787", "localhost", "LOCALHOST:80", "localhost:"])
-async def test_own_names_are_served(outside, host):
+async def test_allowed_hosts_are_served(outside, host):
     """With and without port."""
     assert (await outside.ask("GET", "/acme.demo/", host=host)).status == 200
 
@@ -40,7 +40,7 @@ async def test_own_names_are_served(outside, host):
     "host",
     ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8787", "127.0.0.2", "[::1]", "0", "2130706433"],
 )
-async def test_other_names_are_refused(outside, echo, host):
+async def test_other_hosts_are_refused(outside, echo, host):
     """A page whose name was pointed at this address learns nothing, not even which routes there are."""
     for path in ("/acme.demo/", "/", "/nothing"):
         answer = await outside.ask("GET", path, host=host)
@@ -51,7 +51,7 @@ async def test_other_names_are_refused(outside, echo, host):
 @pytest.mark.parametrize(
     "host", ["", "a b", "localhost/x", "localhost@evil.example", "localhost:x", "localhost,evil.example"]
 )
-async def test_what_is_no_host_is_refused(outside, echo, host):
+async def test_malformed_host_is_refused(outside, echo, host):
     head = f"GET /acme.demo/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     (answer,) = await outside.send(head.encode())
     assert answer.status == 400
@@ -61,13 +61,13 @@ async def test_what_is_no_host_is_refused(outside, echo, host):
 @pytest.mark.parametrize(
     "fields", ["", "Host: localhost\r\nHost: localhost\r\n", "Host: localhost\r\nhost: evil.example\r\n"]
 )
-async def test_there_must_be_exactly_one_host(outside, echo, fields):
+async def test_request_must_have_exactly_one_host(outside, echo, fields):
     (answer,) = await outside.send(f"GET /acme.demo/ HTTP/1.1\r\n{fields}Connection: close\r\n\r\n".encode())
     assert answer.status == 400
     assert echo.asked == []
 
 
-async def test_a_whole_url_counts_for_its_host(outside, echo):
+async def test_absolute_target_overrides_the_host_header(outside, echo):
     """Whatever the Host field says beside it."""
     assert (await outside.ask("GET", "http://evil.example/acme.demo/")).status == 421
     assert (await outside.ask("GET", "http://localhost/acme.demo/", host="evil.example")).status == 200
@@ -111,7 +111,7 @@ async def test_named_hosts_replace_the_default(tmp_path, echo):
         "/nothing/..%2facme.demo/",
     ],
 )
-async def test_paths_that_could_mislead_are_refused(outside, echo, target):
+async def test_ambiguous_paths_are_refused(outside, echo, target):
     """Before anybody looks whose they are."""
     answer = await outside.ask("GET", target)
     assert (answer.status, answer.code) == (400, "bad_request")
@@ -276,7 +276,7 @@ async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw)
         b"\r\n\r\nhello\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_refused(outside, echo, raw):
+async def test_malformed_http_is_refused(outside, echo, raw):
     """TLS, HTTP/2, noise."""
     assert [answer.status for answer in await outside.send(raw)] == [400]
     assert echo.asked == []

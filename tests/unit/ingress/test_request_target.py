@@ -71,7 +71,7 @@ def test_ambiguous_targets_are_refused(raw):
     assert refused(raw) == "bad_request"
 
 
-def test_long_ones_are_refused():
+def test_long_targets_are_refused():
     request_target.parse("/" + "a" * 4_095)
     assert refused("/" + "a" * 4_096) == "uri_too_long"
 
@@ -102,7 +102,7 @@ def test_whole_urls_name_their_host(raw, authority, path):
 
 
 @given(st.text(max_size=40).filter(lambda text: "\0" not in text))
-def test_any_text_that_is_quoted_comes_back(text):
+def test_quoted_text_round_trips(text):
     """Unless it has dot segments."""
     quoted = "/" + urllib.parse.quote(text, safe="/", errors="strict")
     with contextlib.suppress(Problem):

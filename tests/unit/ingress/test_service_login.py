@@ -36,7 +36,7 @@ async def world(tmp_path, backend):
 # The cookie.
 
 
-async def test_the_cookie_over_http(world):
+async def test_cookie_over_http_has_its_attributes(world):
     """No prefix and no Secure, which browsers take over https only; otherwise as tight as it gets."""
     answer = await world.log_in(to=f"{PREFIX}/x?y=1")
     assert (answer.status, answer.headers["location"]) == (303, f"{PREFIX}/x?y=1")
@@ -45,7 +45,7 @@ async def test_the_cookie_over_http(world):
     assert attributes == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
 
 
-async def test_the_cookie_over_https(world, backend):
+async def test_cookie_over_https_is_secure(world, backend):
     """Behind a proxy with TLS: `__Host-` and Secure; it does not count under the other name."""
     answer = await world.log_in(PASSWORD, NAMED, origin=HTTPS)
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
@@ -118,7 +118,7 @@ async def test_concurrent_guessing_is_limited_too(world):
     assert sorted(answer.status for answer in answers) == [403] * 10 + [429] * 15
 
 
-async def test_a_login_does_not_wait_for_the_others_to_be_served(world):
+async def test_password_check_does_not_block_other_requests(world):
     """Checking a password is slow on purpose, and done beside the loop."""
     await world.secrets.set("WEB", PASSWORD)  # as it is: checked at full cost
     trying = asyncio.gather(*(world.log_in("guess") for _ in range(3)))
@@ -158,7 +158,7 @@ async def test_sessions_end_by_time(world):
     assert (await world.get(f"{PREFIX}/x", session)).status == 401
 
 
-async def test_logging_out(world, backend):
+async def test_logout_ends_the_session(world, backend):
     """The session is over at once, for what still streams as well; the cookie is taken back."""
     session = await world.cookie()
     page = await world.get(f"/.latticed/logout?to={PREFIX}/", session)
@@ -179,7 +179,7 @@ async def test_logging_out(world, backend):
     await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_one_plugins_two_logins(world, backend):
+async def test_services_of_a_plugin_have_separate_logins(world, backend):
     """Each opens its own; who logs in to the second stays logged in to the first."""
     await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
     await world.secrets.bind("ADMIN", ID)
@@ -218,7 +218,7 @@ async def test_requests_that_change_state_must_come_from_our_pages(world, backen
     assert backend.seen == []
 
 
-async def test_reading_must_not_be_for_another_page(world, backend):
+async def test_cross_site_reads_are_refused(world, backend):
     """A script of another port of this host is same-site, so SameSite lets its cookies through."""
     session = await world.cookie()
     for fields in (

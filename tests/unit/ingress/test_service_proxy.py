@@ -101,7 +101,7 @@ async def test_paths_that_only_look_public_need_a_login(world, backend, path):
     assert backend.seen == []
 
 
-async def test_public_is_for_reading(world, backend):
+async def test_public_paths_admit_only_reading(world, backend):
     """Not for posting, bodies or websockets."""
     handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
     for answer in (
@@ -129,7 +129,7 @@ async def test_dot_segments_are_refused_with_a_session_too(world, backend, sessi
     assert backend.seen == []
 
 
-async def test_the_listener_is_not_the_one_of_pages(world, backend):
+async def test_services_have_their_own_listener(world, backend):
     """A service is not served at http.listen, nor a page here."""
     answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
     assert answer["url"].startswith(world.pages.listener.url)
@@ -147,7 +147,7 @@ async def test_other_paths_are_404(world, session, path):
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.2", "127.0.0.1.evil.example", "", "a b"])
-async def test_other_names_are_not_answered(world, backend, session, host):
+async def test_service_listener_refuses_other_hosts(world, backend, session, host):
     """A page elsewhere whose name was pointed at us."""
     assert (await world.get(f"{PREFIX}/feed", f"Host: {host}", session)).status in {400, 421}
     assert backend.seen == []
@@ -156,7 +156,7 @@ async def test_other_names_are_not_answered(world, backend, session, host):
 # What is passed on.
 
 
-async def test_the_path_is_passed_on_as_it_was_written(world, session):
+async def test_path_is_forwarded_still_encoded(world, session):
     """Below the route, escapes and query untouched."""
     for path in ("/", "/a%20b/%C3%BC", "/a%2Fb?x=%2B+1&x=2&&=", "/a?b?c", "/'(*)!~,=:@$&+"):
         assert echoed(await world.get(PREFIX + path, session))["path"] == path
@@ -166,7 +166,7 @@ async def test_the_path_is_passed_on_as_it_was_written(world, session):
     assert (await world.get("/acme%2Edemo/x", session)).status == 404
 
 
-async def test_a_service_at_the_root_path(tmp_path, backend):
+async def test_service_at_the_root_path_is_served(tmp_path, backend):
     """Paths as they are, redirects as they are; our own pages and what is reserved stay ours."""
     async with routed.opened(tmp_path) as world:
         world.rooms.granted_prefixes[ID] = frozenset({"/"})
@@ -193,7 +193,7 @@ TAKEN_AT_THEIR_WORD = """
 """Headers by which some program or other lets a proxy say who the user is, where he is, or what he asked for."""
 
 
-async def test_request_headers_that_a_backend_gets(world, backend, session):
+async def test_only_listed_request_headers_are_forwarded(world, backend, session):
     """What is on the list, with its own Host and Origin: no session, no credentials, no word of the client."""
     fields = [
         *(f"{name}: admin" for name in TAKEN_AT_THEIR_WORD),
@@ -234,7 +234,7 @@ async def test_request_headers_that_a_backend_gets(world, backend, session):
     }
 
 
-async def test_response_headers_that_a_client_gets(world, session):
+async def test_response_headers_are_filtered(world, session):
     """No hop-by-hop headers, no prompt for credentials, no orders to proxies before us; not for shared caches."""
     headers = (await world.get(f"{PREFIX}/x", session)).headers
     assert headers["x-service"] == "yes"
@@ -275,7 +275,7 @@ async def test_redirects_are_passed_on_and_not_followed(world, backend, session,
     assert len(backend.seen) == 1
 
 
-async def test_what_is_compressed_stays_so(world, session):
+async def test_compressed_answers_are_forwarded_unchanged(world, session):
     answer = await world.get(f"{PREFIX}/packed", session)
     assert answer.headers["content-encoding"] == "gzip"
     assert gzip.decompress(answer.body) == b"squeezed"
@@ -413,7 +413,7 @@ async def test_other_methods_are_not_passed_on(world, backend, session, method):
 # When the backend is not well.
 
 
-async def test_a_backend_that_is_down_is_502_and_back_as_soon_as_it_is(world, backend, session, tmp_path):
+async def test_unreachable_backend_is_502_until_it_is_back(world, backend, session, tmp_path):
     """Nothing hangs, nothing has to be told."""
     port = backend.port
     again = backends.Backend()
@@ -459,7 +459,7 @@ async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
         await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_more_requests_than_it_may_have_at_once_are_503(tmp_path, backend):
+async def test_requests_beyond_the_limit_are_503(tmp_path, backend):
     async with routed.opened(tmp_path, limits=ProxyLimits(at_once=1)) as world:
         await world.serve(backend)
         session = await world.cookie()
@@ -486,7 +486,7 @@ async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
         assert len(backend.seen) == 1
 
 
-async def test_a_stopped_plugin_is_gone_at_once(world, backend, session):
+async def test_stopping_a_plugin_cuts_its_answers(world, backend, session):
     """Also what still streams for it."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n")
@@ -513,7 +513,7 @@ async def test_answers_without_a_login_are_cut_after_a_time(tmp_path, backend):
 # Websockets.
 
 
-async def test_websockets_both_ways(world, backend, session):
+async def test_websocket_messages_are_relayed_both_ways(world, backend, session):
     """Text and binary, the subprotocol, the close code of either side."""
     async with browsing(world, session) as client:
         async with client.ws_connect(f"{PREFIX}/ws", protocols=["other", "chat"]) as talk:
@@ -577,7 +577,7 @@ async def test_invalid_handshakes_are_refused(world, backend, session, fields):
     assert backend.seen == []
 
 
-async def test_a_services_headers_cannot_pass_for_ours(world, session):
+async def test_service_headers_cannot_imitate_ours(world, session):
     """A service's answer may hold anything; only our pages have our policy."""
     answer = await world.get(f"{PREFIX}/x", session)
     assert "content-security-policy" not in answer.headers

@@ -67,7 +67,7 @@ async def place():
         yield Place(home, routes, session)
 
 
-async def test_from_the_bundle_to_the_answer_and_back(place):
+async def test_worker_route_is_served_while_active(place):
     """The operator's value is in the answer, each read is on record; disabled, nobody listens."""
     place.drop(HELLO)
     answer = await place.activate()
@@ -139,7 +139,7 @@ async def test_trimmed_capabilities_show_in_the_next_answer(place):
     assert await place.get(f"/{ID}/x") == (200, f"hello /{ID}/x world")
 
 
-async def test_a_tampered_template_is_served_no_more(place):
+async def test_tampered_template_is_not_served(place):
     """At once, and again when it is put right."""
     bundle = place.drop(b"genuine")
     await place.activate()

@@ -52,12 +52,12 @@ EVERYBODY = {"users": {"65534": SCOPES, "4242": ("read",)}, "groups": {"500": ("
         (EVERYBODY, peer(NOBODY, 500, gid=NOBODY), Scope.NONE),
     ],
 )
-def test_scopes(wanted, who, expected):
+def test_scopes_follow_uid_and_groups(wanted, who, expected):
     """Root has all; the daemon's own user too unless told otherwise; 65534 is nobody; others what was named."""
     assert resolved(**wanted).scopes(who) == expected
 
 
-def test_names_are_resolved_once():
+def test_user_and_group_names_are_resolved_once():
     """By name or number; audit events name the user as it was then."""
     root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
     found = resolved(users={root: ("read",), "4242": ("read",)}, groups={group: ("trust",)})
@@ -68,14 +68,14 @@ def test_names_are_resolved_once():
 
 
 @pytest.mark.parametrize("where", ["users", "groups"])
-def test_a_name_that_does_not_exist_is_an_error(where):
+def test_unknown_user_or_group_is_an_error(where):
     """Better at start than a scope that nobody has."""
     with pytest.raises(Problem, match="no-such-name") as caught:
         resolved(**{where: {"no-such-name": ("read",)}})
     assert caught.value.code == "settings_invalid"
 
 
-def test_the_socket_s_group():
+def test_socket_group_is_given_by_name_or_number():
     """By name, by number, or left alone."""
     assert access.socket_gid("") == -1
     assert access.socket_gid("500") == 500

@@ -45,7 +45,7 @@ def ids(events):
     return [f"{event.get('chain', 'decisions')[0]}{event['seq']}" for event in events]
 
 
-async def test_pages_of_both_of_decisions_and_of_calls(home):
+async def test_cursor_selects_decisions_calls_or_both(home):
     """No `after`: both, the cursor says so. A bare number: decisions alone. `calls=1`: the calls alone."""
     await fill(home, decisions=3, calls=2)
     both = await home.ask("GET", "/api/audit?limit=4")
@@ -84,7 +84,7 @@ async def streamed(home, query, until, **options):
     return found
 
 
-async def test_ids_of_a_stream_name_both_chains_when_both_are_asked_for(home):
+async def test_stream_ids_name_both_chains_when_host_calls_are_included(home):
     """Resumable by either form; a bare id stands for the calls made since that decision."""
     await fill(home, decisions=2, calls=2)
     assert [at for at, _ in await streamed(home, "after=0", "2")] == ["1", "2"]
@@ -95,7 +95,7 @@ async def test_ids_of_a_stream_name_both_chains_when_both_are_asked_for(home):
     assert (await home.ask("GET", "/api/events", headers={"Last-Event-ID": "x"})).status == 400
 
 
-async def test_streams_share_one_page_a_turn(home, monkeypatch):
+async def test_all_streams_together_read_one_page_per_turn(home, monkeypatch):
     """Eight streams from the beginning, over rows that none of them shows: others have their turn after each page."""
     await fill(home, older_calls=30_000, decisions=1)
     real, pages, most = streams._page, 0, 0
@@ -121,7 +121,7 @@ async def test_streams_share_one_page_a_turn(home, monkeypatch):
     assert most <= 1
 
 
-async def test_a_page_is_bounded_whatever_it_shows(home):
+async def test_page_is_bounded_in_rows_read_and_shown(home):
     """Rows walked over, and rows shown."""
     await fill(home, older_calls=5_000, decisions=1_000, calls=1_000)
     ledger = home.app.api.ledger
@@ -147,7 +147,7 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["after", "since"])
-async def test_a_stream_goes_on_after_a_seq(home, name):
+async def test_stream_resumes_after_a_seq(home, name):
     """`since` is what it was called until 0.1."""
     await fill(home, decisions=3)
     assert [at for at, _ in await streamed(home, f"{name}=1", "3")] == ["2", "3"]
@@ -159,7 +159,7 @@ async def verified(home, query=""):
     return answer
 
 
-async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatch):
+async def test_verification_resumes_at_the_last_verified_head(home, monkeypatch):
     """What was whole is not walked again; the report is of the whole chain all the same."""
     monkeypatch.setattr(chain_checks, "BATCH", 100)
     walked = []
@@ -185,7 +185,7 @@ async def test_verification_goes_on_from_the_last_verified_head(home, monkeypatc
     assert walked[0] == ("calls", 0)
 
 
-async def test_a_verification_that_was_given_up_is_gone_on_with(home, monkeypatch):
+async def test_cancelled_verification_is_resumed(home, monkeypatch):
     """What was found whole before its reader left is not walked again."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     for _ in range(5):
@@ -220,7 +220,7 @@ def harm_it(home, statement):
         ("UPDATE calls SET target = 'x' WHERE seq = 3", "calls"),
     ],
 )
-async def test_what_was_verified_and_then_changed_is_found(home, harm, chain):
+async def test_change_after_verification_is_found(home, harm, chain):
     """Somebody else's write to the database makes the daemon forget what it has found whole."""
     await fill(home, decisions=20, calls=20)
     assert (await verified(home))["ok"]
@@ -232,14 +232,14 @@ async def test_what_was_verified_and_then_changed_is_found(home, harm, chain):
 
 
 @pytest.mark.parametrize("harm", ["DELETE FROM calls WHERE seq > 15", "DELETE FROM calls WHERE seq BETWEEN 5 AND 9"])
-async def test_a_cut_or_a_hole_is_found(home, harm, monkeypatch):
+async def test_truncated_or_incomplete_chain_is_found(home, harm, monkeypatch):
     monkeypatch.setattr(chain_checks, "BATCH", 4)
     await fill(home, decisions=1, calls=20)
     harm_it(home, harm)
     assert (await verified(home, "?calls=1"))["first_bad_seq"] in {5, 16}
 
 
-async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
+async def test_retention_during_verification_is_not_an_error(home, monkeypatch):
     """What was removed before the walk came to it is no fault: it goes on with the checkpoint."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     ledger = home.app.api.ledger
@@ -263,7 +263,7 @@ async def test_retention_may_go_on_while_a_chain_is_verified(home, monkeypatch):
     assert (await verified(home, "?calls=1"))["ok"]
 
 
-async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, monkeypatch):
+async def test_verification_reports_progress_without_blocking_other_requests(home, monkeypatch):
     """Lines of JSON until the report; in between the ledger answers other long questions."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     monkeypatch.setattr("latticed.rpc.audit.TELL_S", 0.0)
@@ -289,14 +289,14 @@ async def test_a_verification_tells_how_far_it_is_and_others_are_answered(home, 
     assert (lines[-1]["ok"], lines[-1]["events"]) == (True, 200)
 
 
-async def test_a_verification_ends_with_the_daemon(home):
+async def test_stopping_daemon_ends_a_verification(home):
     await fill(home, calls=10)
     home.app.api.closing.set()
     answer = await home.ask("GET", "/api/audit/verify")
     assert (answer.status, answer.code) == (503, "stopping")
 
 
-async def test_metrics_and_status_count_both(home):
+async def test_metrics_and_status_count_both_chains(home):
     await fill(home, decisions=3, calls=5)
     text = (await home.ask("GET", "/metrics"))["raw"].decode()
     assert "\nlatticed_audit_events_total 3\n" in text
@@ -321,7 +321,7 @@ async def test_health_notes_that_host_calls_were_removed(home):
     assert f"host calls up to {removed} were removed" in note["detail"]
 
 
-async def test_a_new_publisher_does_not_read_the_old_ones_events():
+async def test_new_publisher_cannot_read_the_old_ones_events():
     """The id is the same, the hands are not; coming back does not open the past either."""
     rival = bundles.author("rival")
     author = bundles.author()

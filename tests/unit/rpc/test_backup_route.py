@@ -26,7 +26,7 @@ def staged(home):
     return [path.name for path in (home.root / "state").iterdir() if path.name.startswith(".backup-")]
 
 
-async def test_its_length_is_announced_and_nothing_stays_behind(home):
+async def test_backup_has_a_content_length_and_leaves_no_staging_files(home):
     async with home.session.get(URL) as found:
         data = await found.read()
         assert (found.status, found.content_type, found.content_length) == (200, "application/x-tar", len(data))
@@ -36,7 +36,7 @@ async def test_its_length_is_announced_and_nothing_stays_behind(home):
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError()])
-async def test_what_breaks_off_is_not_taken_for_whole(home, monkeypatch, error):
+async def test_interrupted_backup_closes_the_connection(home, monkeypatch, error):
     """Half a tar and then the end of the connection: never another answer in the bytes that were announced."""
     whole = Backup.chunks
 
@@ -53,7 +53,7 @@ async def test_what_breaks_off_is_not_taken_for_whole(home, monkeypatch, error):
     assert (await home.ask("GET", "/api/health")).status == 200
 
 
-async def test_one_at_a_time(home, monkeypatch):
+async def test_second_concurrent_backup_is_refused(home, monkeypatch):
     """The second is told so, and the first goes on."""
     going = asyncio.Event()
     whole = Backup.chunks
@@ -73,7 +73,7 @@ async def test_one_at_a_time(home, monkeypatch):
         assert len(await found.read()) == found.content_length
 
 
-async def test_what_a_killed_daemon_staged_is_removed(home):
+async def test_staging_files_of_a_killed_daemon_are_removed(home):
     left = home.root / "state" / ".backup-left"
     left.mkdir()
     (left / "ledger.sqlite3").write_bytes(b"x" * 99)
@@ -82,7 +82,7 @@ async def test_what_a_killed_daemon_staged_is_removed(home):
     assert not left.exists()
 
 
-async def test_without_a_record_there_is_no_backup(home, monkeypatch):
+async def test_backup_that_cannot_be_audited_is_refused(home, monkeypatch):
     """Who got the private key is always known."""
 
     async def full(_event):

@@ -38,7 +38,7 @@ async def turns_of_others(work):
     return turns, await done
 
 
-async def test_counts_are_taken_in_parts(home):
+async def test_counts_are_taken_in_batches(home):
     turns, counted = await turns_of_others(counts.count_plugins(home.app.api))
     assert turns >= 3 * (MANY // counts.BATCH)
     assert counted.statuses == {"active": MANY + 1}
@@ -49,7 +49,7 @@ async def test_counts_are_taken_in_parts(home):
 @pytest.mark.parametrize(
     ("path", "parts"), [("/metrics", 3), ("/api/status", 3), ("/api/health", 1), ("/api/plugins/rejected", 1)]
 )
-async def test_answers_over_all_plugins_leave_turns_to_others(home, path, parts):
+async def test_answers_over_all_plugins_yield_to_the_event_loop(home, path, parts):
     """At the least one turn after each part of what is walked over."""
     turns, answer = await turns_of_others(home.ask("GET", path))
     assert answer.status == 200
@@ -58,7 +58,7 @@ async def test_answers_over_all_plugins_leave_turns_to_others(home, path, parts)
         assert len(answer["rows"]) == MANY
 
 
-async def test_bundles_that_are_refused_are_listed_as_ever(tmp_path: Path):
+async def test_refused_bundles_are_listed(tmp_path: Path):
     async with houses.opened() as home:
         home.drop("demo", author=bundles.author("stranger"))
         await houses.until(home.app.api.lifecycle.rejected)

@@ -18,7 +18,7 @@ async def rows(stage, kind, query=""):
     return answer[OF[kind]]
 
 
-async def test_all_of_it_is_listed_and_a_denied_record_is_tried_again_on_an_operators_word():
+async def test_delegated_work_is_listed_and_a_denied_record_retried():
     """By plugin, as it stands; what a plugin that is disabled had going rests."""
     async with hostcalls.standing() as stage:
         for kind, call in CALLS.items():
@@ -69,7 +69,7 @@ async def test_all_of_it_is_listed_and_a_denied_record_is_tried_again_on_an_oper
         assert (route["state"], route["url"]) == ("resting", None)
 
 
-async def test_routes_that_workers_declare_are_listed_while_they_are_armed():
+async def test_worker_routes_are_listed_while_armed():
     """And pages go on where the last one ended."""
     async with houses.opened(real=True) as home:
         for name in ("a", "b", "c"):

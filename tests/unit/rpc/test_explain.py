@@ -25,7 +25,7 @@ async def causes(home, plugin_id=ID):
     return report["causes"]
 
 
-async def test_causes_are_told_only_when_asked_for(home):
+async def test_causes_are_included_only_on_request(home):
     home.drop("demo", id=ID)
     await home.seen(ID)
     assert "causes" not in await home.ask("GET", f"/api/plugins/by-id/{ID}")
@@ -39,7 +39,7 @@ async def test_causes_are_told_only_when_asked_for(home):
     }
 
 
-async def test_what_would_refuse_the_next_step_is_told_as_it_is_now(home):
+async def test_refusal_of_the_next_step_is_evaluated_now(home):
     """By the rules and by the runner; nothing is changed or recorded by asking."""
     home.drop("demo", id=ID, v2=True, dependencies=[{"id": "acme.other", "version": "*"}])
     await home.seen(ID)
@@ -67,7 +67,7 @@ async def test_what_would_refuse_the_next_step_is_told_as_it_is_now(home):
     assert [event for event in home.events(after=mark) if event["target"] == ID] == []
 
 
-async def test_a_call_that_went_well_since_is_working(home):
+async def test_call_that_succeeded_since_its_denial_is_working(home):
     home.drop("demo", id=ID, capabilities=["kv:read", "kv:write"])
     life = await home.armed(ID)
     with pytest.raises(HostError):
@@ -77,7 +77,7 @@ async def test_a_call_that_went_well_since_is_working(home):
     assert (await causes(home))["working"] == ["kv.put"]
 
 
-async def test_what_a_grant_would_mend_is_on_record_and_told_to_no_plugin(home):
+async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
     """The address of a private target least of all."""
     home.drop("demo", id=ID, capabilities=["http:egress", "audit:read"])
     await home.armed(ID, accept=("http:egress",))
@@ -115,7 +115,7 @@ async def test_what_a_grant_would_mend_is_on_record_and_told_to_no_plugin(home):
         ("the module is named 'x'", "", ""),
     ],
 )
-def test_signs_are_taken_from_stderr_alone(line, sign, value):
+def test_signs_are_recognised_in_stderr_only(line, sign, value):
     lines = [OutputLine(seq=n, at=n, stream=stream, text=line) for n, stream in enumerate(("stderr", "log", "stderr"))]
     assert explain.signs(lines) == ([{"sign": sign, "value": value}] if sign else [])
     assert explain.signs(lines[1:2]) == []

@@ -35,7 +35,7 @@ async def recorded(home, action):
     return [(event["decision"], event["code"]) for event in answer["events"]]
 
 
-async def test_they_are_listed_newest_first(home, failed):
+async def test_notifications_are_listed_newest_first(home, failed):
     """With counts of all, by status and by plugin; never with the body."""
     answer = await home.ask("GET", "/api/notifications")
     assert [row["title"] for row in answer["notifications"]] == ["t2", "t1", "t0"]
@@ -51,7 +51,7 @@ async def test_they_are_listed_newest_first(home, failed):
     assert (await home.ask("GET", "/api/notifications?status=lost")).status == 400
 
 
-async def test_a_failed_one_is_tried_again(home, failed):
+async def test_failed_notification_is_retried_once(home, failed):
     """Once; what is not failed, or not there, is refused, and that is on record too."""
     answer = await home.ask("POST", f"/api/notifications/{failed}/retry", {})
     assert dict(answer) == {"id": failed, "queued": True}
@@ -62,7 +62,7 @@ async def test_a_failed_one_is_tried_again(home, failed):
     assert sorted(decisions) == sorted([("allow", "")] * 3 + [("deny", "not_found")] * 2)
 
 
-async def test_only_what_is_named_is_cleared_away(home):
+async def test_prune_removes_queued_notifications_only_if_named(home):
     """Done and failed ones unless queued ones are named."""
     assert dict(await home.ask("POST", "/api/notifications/prune", {})) == {"removed": 1}
     assert dict(await home.ask("POST", "/api/notifications/prune", {"statuses": ["queued"]})) == {"removed": 2}

@@ -66,7 +66,7 @@ def traces(home):
     return home.app.api.ledger.read(look), files
 
 
-async def test_forgetting_says_what_stays_and_purging_removes_it(home):
+async def test_forget_reports_kept_data_and_purge_removes_it(home):
     """Also what was set aside for an earlier publisher, and also when it was forgotten before."""
     assert (await home.ask("POST", f"{URL}/forget", {"purge": True})).code == "invalid_transition"  # it is active
     home_traces = dict(traces(home)[0])
@@ -91,7 +91,7 @@ async def test_forgetting_says_what_stays_and_purging_removes_it(home):
     assert (home.root / "state" / "static" / "acme" / "acme.demo-2" / "a" / "b.txt").exists()
 
 
-async def test_old_data_goes_although_the_bundle_lies_there(home):
+async def test_purge_removes_old_data_while_the_bundle_is_present(home):
     """Forgotten, the bundle is seen again; nothing was decided about it, so there is nothing to forget but the data."""
     await home.decide(ID, "disabled")
     await home.ask("POST", f"{URL}/forget", {})
@@ -102,7 +102,7 @@ async def test_old_data_goes_although_the_bundle_lies_there(home):
     assert (await home.plugin(ID))["status"] == "verified"
 
 
-async def test_a_secret_that_is_bound_is_deleted_on_purpose_only(home):
+async def test_deleting_a_bound_secret_requires_unbind(home):
     """The refusal says to whom; with the flag they lose it, and the answer says who."""
     refused = await home.ask("DELETE", "/api/secrets/TOKEN")
     assert (refused.status, refused.code) == (409, "secret_bound")

@@ -66,7 +66,7 @@ def test_every_route_names_its_scope_once():
             assert route.scope is not Scope.READ, "who may only read changes nothing"
 
 
-async def test_nobody_gets_past_a_route_without_its_scope(home, be):
+async def test_route_refuses_a_peer_without_its_scope(home, be):
     """All the other scopes do not help; the refusal names what is missing, and is on record."""
     guarded = [route for route in ROUTES if route.scope is not Scope.NONE]
     for uid, route in enumerate(guarded, USER):  # one user each: the denials of one coalesce
@@ -82,7 +82,7 @@ async def test_nobody_gets_past_a_route_without_its_scope(home, be):
         assert (event["target"], event["decision"]) == (f"{route.method} {url(route)}", "deny")
 
 
-async def test_whoever_has_the_scope_gets_to_the_handler(home, be):
+async def test_route_admits_a_peer_with_exactly_its_scope(home, be):
     """Exactly that scope is enough: what comes is the handler's answer, never 403, 405 or a fault of ours."""
     for route in ROUTES:
         be(scopes=route.scope)
@@ -91,7 +91,7 @@ async def test_whoever_has_the_scope_gets_to_the_handler(home, be):
         assert status < 400 or kind == "application/problem+json"
 
 
-async def test_nobody_is_nobody(home, be, monkeypatch):
+async def test_overflow_uid_has_no_scope(home, be, monkeypatch):
     """uid 65534 is refused whatever it was granted; health tells everybody its status and nothing more."""
     be("read", "operate", "host", "trust", uid=65_534)
     assert (await home.ask("GET", "/api/plugins")).status == 403
@@ -101,7 +101,7 @@ async def test_nobody_is_nobody(home, be, monkeypatch):
     assert (well["status"], well["problems"], well["sandbox"]["floor"]) == ("ok", [], "isolated")
 
 
-async def test_root_may_everything(home, be):
+async def test_root_has_every_scope(home, be):
     """Without being named."""
     be(uid=0)
     assert (await home.ask("GET", "/api/audit")).status == 200
@@ -111,7 +111,7 @@ async def test_root_may_everything(home, be):
 @pytest.mark.parametrize(
     "consent", [{"accept": ["task:run"]}, {"accept_hosts": ["a.example:443"]}, {"allow_downgrade": True}]
 )
-async def test_some_consent_takes_the_scope_host(home, be, consent):
+async def test_host_risk_consent_requires_scope_host(home, be, consent):
     """An operator without it installs plainly, and is refused, audibly, when he asks for more."""
     be("operate")
     answer = await home.decide(ID, "installed", **consent)
@@ -122,7 +122,7 @@ async def test_some_consent_takes_the_scope_host(home, be, consent):
     assert (await home.plugin(ID))["granted"] == ["kv:read", "kv:write"]
 
 
-async def test_granting_host_risk_takes_the_scope_host_and_trimming_does_not(home, be):
+async def test_granting_host_risk_requires_scope_host_but_trimming_does_not(home, be):
     """Whoever operates may always take away."""
     be("operate")
     path = f"/api/plugins/by-id/{ID}/grants"
@@ -200,7 +200,7 @@ async def test_refusals_are_problem_documents(home, method, path, body, status, 
     assert (await home.ask("GET", "/api/health")).status == 200
 
 
-async def test_every_route_refuses_a_query_it_does_not_know(home):
+async def test_every_route_refuses_unknown_query_parameters(home):
     """Unknown, or known and given twice: a typing error is no silent default."""
     for route in ROUTES:
         body = None if route.method == "GET" else b"{}"
@@ -211,7 +211,7 @@ async def test_every_route_refuses_a_query_it_does_not_know(home):
         assert (await home.ask("GET", f"/api/audit?{query}")).status == 400
 
 
-async def test_a_fault_of_ours_is_500_without_its_words(home, monkeypatch):
+async def test_unexpected_exception_is_500_without_details(home, monkeypatch):
     """The traceback belongs in the log."""
 
     def broken():
@@ -246,7 +246,7 @@ async def test_the_lists_are_sorted_and_show_no_path(home):
         assert ("installed_at" in row) == (row["id"] == "acme.mm")
 
 
-async def test_a_long_list_in_pieces_says_what_a_short_one_does(home, monkeypatch):
+async def test_streamed_list_equals_the_short_one(home, monkeypatch):
     """However many plugins there are; rows beyond those that are kept are made anew."""
     for name in ("z", "b", "m", "k"):
         home.drop(name, id=f"acme.{name}{name}")
@@ -260,7 +260,7 @@ async def test_a_long_list_in_pieces_says_what_a_short_one_does(home, monkeypatc
     assert len(home.app.api.shown) == 3
 
 
-async def test_a_long_list_that_breaks_off_is_not_taken_for_a_whole_one(home, monkeypatch):
+async def test_interrupted_list_closes_the_connection(home, monkeypatch):
     """Nothing may follow into what was begun: the connection ends before the list does."""
     home.drop("b", id="acme.bb")
     await home.seen("acme.bb")
@@ -280,7 +280,7 @@ async def test_a_long_list_that_breaks_off_is_not_taken_for_a_whole_one(home, mo
     assert len((await home.ask("GET", "/api/plugins"))["rows"]) == 2
 
 
-async def test_a_fault_that_anybody_can_repeat_is_one_line_and_a_count(home, monkeypatch):
+async def test_repeated_failures_are_logged_once_with_a_count(home, monkeypatch):
     """Of ours, at each request: 500 for who asks, and the disk is not filled."""
     said, now_s = [], 1_000.0
 
@@ -297,7 +297,7 @@ async def test_a_fault_that_anybody_can_repeat_is_one_line_and_a_count(home, mon
     assert said == [("request_failed", 1), ("request_failed", 50)]
 
 
-async def test_kv_over_the_api(home):
+async def test_kv_values_are_set_read_listed_and_deleted(home):
     """Raw bytes in and out, keys by page, each change on record without its value."""
     raw = bytes(range(256))
     assert (await home.ask("PUT", "/api/kv/default/k%20ey", raw)).status in {200, 204}
@@ -310,7 +310,7 @@ async def test_kv_over_the_api(home):
 
 
 @pytest.mark.parametrize("name", ["%ff", "%ed%a0%80", "%c3%28"])
-async def test_names_that_are_no_text_are_no_fault_of_ours(home, name):
+async def test_path_that_is_not_utf_8_is_refused_or_not_found(home, name):
     """Bytes that are not UTF-8 in a path: refused or not found, never 500."""
     for method, path in (
         ("GET", f"/api/kv/default/{name}"),
@@ -323,7 +323,7 @@ async def test_names_that_are_no_text_are_no_fault_of_ours(home, name):
             assert answer.status < 500, (method, path, answer.status)
 
 
-async def test_verify_judges_and_keeps_nothing(home):
+async def test_verify_returns_a_verdict_and_stores_nothing(home):
     """A name within the plugin directory; the verdict as it is now."""
     found = await home.ask("POST", "/api/plugins/verify", {"name": "demo"})
     assert (found["ok"], found["id"], found["code"]) == (True, ID, None)
@@ -358,7 +358,7 @@ async def test_audit_pages_and_filters(home):
     assert (await home.ask("GET", "/api/audit?since=2999-01-01T00:00:00Z"))["events"] == []
 
 
-async def test_a_stream_shows_what_its_reader_may_see(home, be):
+async def test_stream_shows_only_what_the_scopes_permit(home, be):
     """Who may only read sees no detail, and no host calls unless asked for; ids are the audit's."""
     life = await home.armed(ID)
     await life.call("kv.get", key="a")
@@ -414,7 +414,7 @@ async def test_head_of_a_long_list_ends(home, monkeypatch):
         assert (head.status, head.content_type) == (200, "application/json")
 
 
-async def test_head_takes_the_scope_of_get(home, be):
+async def test_head_requires_the_scope_of_get(home, be):
     be(uid=4_711)
     async with home.session.head("http://latticed/api/plugins") as head:
         assert head.status == 403

@@ -35,7 +35,7 @@ async def idle(home):
     return health.status, health["not_running"]
 
 
-async def test_a_start_that_outlasts_the_answer_is_told_as_one(home, monkeypatch):
+async def test_slow_start_is_reported_as_starting(home, monkeypatch):
     """Stopped, and "starting", in the answer and in every view until it is armed."""
     monkeypatch.setattr(rest, "SETTLE_S", 0.01)
     go = asyncio.Event()
@@ -56,7 +56,7 @@ async def test_a_start_that_outlasts_the_answer_is_told_as_one(home, monkeypatch
     assert await idle(home) == (200, {})
 
 
-async def test_what_failed_and_is_tried_again_is_failed(home):
+async def test_plugin_in_backoff_is_reported_as_failed(home):
     """With the time of the next try; counted under its code."""
 
     async def fails(_):
@@ -70,7 +70,7 @@ async def test_what_failed_and_is_tried_again_is_failed(home):
     assert await idle(home) == (200, {"exited": 1})
 
 
-async def test_a_tampered_bundle_is_counted_and_only_a_critical_one_makes_503(home):
+async def test_tampered_bundle_degrades_health_only_if_critical(home):
     """By the code of its verdict; what an operator disabled is not counted."""
     await installed(home)
     await home.decide(ID, "active")
@@ -83,7 +83,7 @@ async def test_a_tampered_bundle_is_counted_and_only_a_critical_one_makes_503(ho
     assert await idle(home) == (200, {"digest_mismatch": 1})
 
 
-async def test_the_entrypoint_is_the_manifests_and_the_runtime_names_its_plugin(home):
+async def test_view_has_the_manifests_entrypoint_and_the_runtimes_plugin(home):
     """Before and after somebody accepts it; absent where the manifest names none."""
     home.drop("one", id="acme.one", entrypoint="plugin.wasm")
     home.drop("two", id="acme.two", entrypoint=None)

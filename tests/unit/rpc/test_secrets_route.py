@@ -23,7 +23,7 @@ def told(home):
     return [(event["action"], event["decision"], event["code"], event["target"]) for event in events]
 
 
-async def test_set_bind_list_unbind_delete(home):
+async def test_secret_is_set_bound_listed_unbound_and_deleted(home):
     """Versions count up, bindings show; the value is in no answer and in no event."""
     answers = [
         await home.ask("PUT", "/api/secrets/TOKEN", VALUE.encode()),
@@ -56,7 +56,7 @@ async def test_set_bind_list_unbind_delete(home):
         ("DELETE", "TOKEN/plugins/acme.demo", None, 404, "not_found"),
     ],
 )
-async def test_what_is_refused_is_on_record_as_refused(home, method, path, body, status, code):
+async def test_refused_change_is_audited_as_denied(home, method, path, body, status, code):
     """Never as if it had been done."""
     answer = await home.ask(method, f"/api/secrets/{path}", body)
     assert (answer.status, answer.code) == (status, code), answer
@@ -64,21 +64,21 @@ async def test_what_is_refused_is_on_record_as_refused(home, method, path, body,
     assert (await home.ask("GET", "/api/secrets"))["secrets"] == []
 
 
-async def test_a_value_is_text(home):
+async def test_secret_that_is_not_utf_8_is_refused(home):
     """Bytes that are no UTF-8 are refused before anything is recorded."""
     answer = await home.ask("PUT", "/api/secrets/TOKEN", b"\xff")
     assert (answer.status, answer.code) == (400, "bad_request")
     assert told(home) == []
 
 
-async def test_nobody_reads_one(home):
+async def test_secret_value_cannot_be_read(home):
     """There is no way to ask for a value."""
     await home.ask("PUT", "/api/secrets/TOKEN", VALUE.encode())
     for path in ("/api/secrets/TOKEN", "/api/secrets/TOKEN/value", "/api/secrets/TOKEN/plugins/acme.demo"):
         assert (await home.ask("GET", path)).status in {404, 405}
 
 
-async def test_it_takes_the_scope_host(home, monkeypatch):
+async def test_secrets_require_scope_host(home, monkeypatch):
     """403 for who may operate plugins only, and for who may nothing."""
     houses.be(monkeypatch, 4242)
     for method, path in (("GET", ""), ("PUT", "/TOKEN"), ("DELETE", "/TOKEN"), ("PUT", "/TOKEN/plugins/acme.demo")):

@@ -61,7 +61,7 @@ async def submitted(api, script, plugin_id="acme.a"):
     return await api.tasks.submit(plugin_id, asked, spec.checked(asked))
 
 
-async def test_from_the_list_to_the_run(tmp_path):
+async def test_task_is_listed_approved_and_run(tmp_path):
     """Read, approved by digest, run; who did it is on record with uid, user and pid."""
     async with opened(tmp_path) as api:
         mine, other = await submitted(api, "echo ran"), await submitted(api, "echo other", "acme.b")

@@ -36,7 +36,7 @@ async def home(clock):
         yield found
 
 
-async def test_what_was_used_and_what_never_was(home, clock):
+async def test_usage_lists_used_and_unused_grants(home, clock):
     """Calls that were made and refused, by name; capabilities and hosts that nothing was done with."""
     plugin = home.driven.only(ID)
     for _ in range(3):
@@ -57,7 +57,7 @@ async def test_what_was_used_and_what_never_was(home, clock):
     assert report["calls"] == {"made": 5, "denied": 1}
 
 
-async def test_nothing_is_unused_before_it_was_watched_for_so_long(home, clock):
+async def test_nothing_is_unused_before_the_lookback_has_passed(home, clock):
     """Since what was last given; what is taken away begins nothing anew."""
 
     async def usage(days=14):
@@ -77,7 +77,7 @@ async def test_nothing_is_unused_before_it_was_watched_for_so_long(home, clock):
     assert (await usage(days=1))["enough"]
 
 
-async def test_hosts_that_were_reached_are_remembered(home):
+async def test_reached_hosts_are_recorded_once_each(home):
     """Each once, with the last time; looked back only so far; gone with the record."""
     ledger, now = home.app.api.ledger, home.app.api.clock.wall_us()
     day_us = 86_400_000_000
@@ -93,7 +93,7 @@ async def test_hosts_that_were_reached_are_remembered(home):
     assert ledger.read(lambda db: contacts.since(db, ID, 0)) == []
 
 
-async def test_only_so_many_hosts_are_remembered(home, monkeypatch):
+async def test_recorded_hosts_are_bounded_and_the_oldest_is_dropped(home, monkeypatch):
     """The one that was not seen for longest makes room."""
     monkeypatch.setattr(contacts, "MOST", 3)
     ledger = home.app.api.ledger

@@ -39,14 +39,14 @@ def _imports(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
-def test_it_imports_the_standard_library_and_itself(module):
+def test_sdk_imports_only_the_standard_library_and_itself(module):
     """Also for its types."""
     for name in _imports(module):
         assert name.startswith("latticed.sdk") or name.partition(".")[0] in sys.stdlib_module_names, name
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
-def test_its_grammar_is_that_of_the_oldest_python(module):
+def test_sdk_parses_with_the_oldest_python_grammar(module):
     ast.parse(module.read_text(encoding="utf-8"), feature_version=OLDEST)
 
 
@@ -97,7 +97,7 @@ def test_the_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
 
 
 @pytest.mark.parametrize("protocol", ["session", "one_shot"])
-def test_it_loads_little(alone, protocol):
+def test_sdk_loads_few_modules(alone, protocol):
     """What each start of each plugin pays for."""
     script = (
         "import os, sys; before = set(sys.modules)  # os: every Python has it by then\n"
@@ -113,7 +113,7 @@ def test_it_loads_little(alone, protocol):
     assert not loaded & {f"latticed.sdk.{name}" for name in ("messages", "machine", "work", "network", "testing")}
 
 
-def test_the_package_that_holds_it_is_trivial():
+def test_parent_package_of_the_sdk_imports_nothing():
     """The sandbox shows latticed/__init__.py too, where it cannot hide it: it imports nothing."""
     tree = ast.parse((SDK.parent / "__init__.py").read_text(encoding="utf-8"))
     assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -175,7 +175,7 @@ def test_every_method_is_in_the_table_and_every_host_call_has_one():
     assert {row[0] for row in ROWS} == {call.partition(".")[0] for call in hostcall.CAPABILITY_OF}
 
 
-def test_every_group_says_what_it_is():
+def test_every_group_has_a_docstring():
     for kind in _groups().values():
         assert issubclass(kind, Calls)
         assert len(kind.__doc__.split()) >= 3
@@ -216,7 +216,7 @@ def test_events_are_asked_for_page_by_page():
     assert [event["seq"] for event in plugin.audit.events(5)] == [6, 7, 8]
 
 
-def test_a_file_is_put_together_from_its_pieces():
+def test_file_is_assembled_from_its_chunks():
     """Again from its beginning when it changes meanwhile; None when it goes away."""
     files = [b"abcde", b"abcde", b"vwxyz", b"vwxyz", b"vwxyz", b"vwxyz", b"", None]
 
@@ -246,7 +246,7 @@ async def test_the_hosts_services_take_these_parameters():
             assert taken is not None, f"{group}.{name}"
 
 
-def test_a_web_answer_is_read_in_the_usual_ways():
+def test_http_response_offers_text_json_and_headers():
     """Headers whatever their case, one value or several; the body as bytes, text or JSON."""
     plugin = Plugin()
     plugin.connect(lambda *_: HTTP)
@@ -263,7 +263,7 @@ def test_a_web_answer_is_read_in_the_usual_ways():
         plugin.http.get("u").json()
 
 
-def test_any_call_by_its_name():
+def test_any_host_call_can_be_made_by_name():
     """For what has no method, or takes a parameter that it does not know; `method` is a parameter like any other."""
     asked = []
     plugin = Plugin()
@@ -272,7 +272,7 @@ def test_any_call_by_its_name():
     assert asked == [("http.do", {"method": "GET", "self": "x", "host_call": "y"})]
 
 
-def test_an_unconnected_plugin_says_so():
+def test_unconnected_plugin_raises_on_a_call():
     """A host call in the constructor, for one."""
     with pytest.raises(HostError, match="not connected") as caught:
         Plugin().kv.get("a")

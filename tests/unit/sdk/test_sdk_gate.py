@@ -43,7 +43,7 @@ def test_the_longest_line_is_the_hosts():
 @given(st.text(max_size=6) | st.text(min_size=255, max_size=258))
 @example("..")
 @example("a\u3164")
-def test_keys_are_judged_as_the_host_judges_them(key):
+def test_keys_are_validated_as_by_the_host(key):
     assert (gate.key_fault(key) is None) == (kv.key_fault(key) is None)
 
 
@@ -88,7 +88,7 @@ def test_every_call_is_remembered_with_its_outcome():
     assert repr(host.calls[0]) == "Called('kv.get', {'key': 'a'}, '')"
 
 
-def test_what_a_plugin_logged_is_there_to_read():
+def test_logged_lines_are_recorded():
     host = Gate(["log:write"])
     for params in ({"message": "a"}, {"message": "b", "level": "error"}, {"message": "c", "level": "odd"}):
         host.call("log.write", params)

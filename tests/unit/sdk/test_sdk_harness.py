@@ -55,7 +55,7 @@ def host():
     )
 
 
-def test_actions_and_what_they_keep(host):
+def test_actions_read_and_write_kv(host):
     assert host.invoke("count", 1)["result"] == {"count": 1, "payload": 1}
     assert host.gate.kv == {"count": b"1"}
     host.gate.kv["count"] = b"41"
@@ -63,7 +63,7 @@ def test_actions_and_what_they_keep(host):
     assert [one.method for one in host.gate.calls] == ["kv.get", "kv.put"] * 2
 
 
-def test_what_goes_in_and_out_passes_through_json(host):
+def test_params_and_results_are_converted_through_json(host):
     """Tuples come out as lists, keys as text; what JSON cannot carry is an error of the action."""
     assert host.invoke("where") == {"ok": True, "message": "here", "result": ["acme.counter", "Ulm"], "error": None}
     assert host.invoke("count", {1: (2,)})["result"]["payload"] == {"1": [2]}
@@ -98,7 +98,7 @@ def test_other_host_calls_are_answered_by_the_test(host):
     assert host.invoke("ask")["error"] == "egress_blocked: not there"
 
 
-def test_health_and_stopping(host):
+def test_harness_calls_health_and_stop(host):
     assert (host.health().status, host.health().message) == ("degraded", "Ulm")
     assert repr(host.health()) == "Health('degraded', 'Ulm')"
     host.stop()

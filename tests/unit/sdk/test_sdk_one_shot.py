@@ -92,7 +92,7 @@ def test_health_is_answered(once, health, status, error):
     assert (found["ok"], found["error"], found["result"]) == (error is None, error, {"status": status})
 
 
-def test_what_goes_wrong_is_the_reply(once):
+def test_failure_is_sent_as_the_reply(once):
     assert "TypeError" in once("odd")["error"]
     assert once("break", "x")["error"] == "KeyError: 'x'"
     assert once("wrong")["error"].startswith("bad_params: expected parameters")
@@ -102,7 +102,7 @@ def test_what_goes_wrong_is_the_reply(once):
     assert once("count", body="def started(self): raise ValueError('no')")["error"] == "ValueError: no"
 
 
-def test_calls_from_threads_take_turns(once):
+def test_calls_from_threads_are_serialised(once):
     assert once("crowd")["result"] == [240, True]
 
 
@@ -145,13 +145,13 @@ def test_the_lines_are_those_of_the_protocol(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_host_that_ends_in_the_middle_is_service_unavailable(tmp_path):
+def test_closed_pipe_during_a_call_is_service_unavailable(tmp_path):
     said, done = _shouted(tmp_path, b'{"action": "count"}', b"")
     assert said[-1]["error"].startswith("service_unavailable: ")
     assert done.returncode == 0
 
 
-def test_a_request_that_never_comes_is_an_action_that_nobody_knows(tmp_path):
+def test_missing_request_is_an_unknown_action(tmp_path):
     said, done = _shouted(tmp_path, b"", b"")
     assert said == [{"ok": False, "message": "no such action: ", "result": None, "error": "no such action: "}]
     assert done.returncode == 0

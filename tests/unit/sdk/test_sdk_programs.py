@@ -27,27 +27,27 @@ ANSWER = """printf '{"jsonrpc":"2.0","id":%s,"result":{"ok":true}}\\n'"""
         ("""read -r line; echo '{"id":1,"error":{"code":1}}'""", "initialize was answered with the error"),
     ],
 )
-def test_a_bad_start_is_named(script, words):
+def test_failed_start_names_its_reason(script, words):
     plugin = LongLived(_sh(script), Gate())
     with pytest.raises(ProgramError, match=words):
         plugin.__enter__()
     assert plugin.returncode is not None
 
 
-def test_its_stderr_is_shown():
+def test_stderr_is_included_in_the_failure():
     with pytest.raises(ProgramError, match=r"its stderr:\nsorry") as caught:
         LongLived(_sh("read -r line; echo sorry >&2; exit 3"), Gate()).__enter__()
     assert isinstance(caught.value, AssertionError), "a test that fails, not one that breaks"
 
 
-def test_a_program_that_says_nothing_is_not_waited_for():
+def test_silent_program_times_out():
     plugin = LongLived(IGNORES, Gate(), deadline_s=0.2)
     with pytest.raises(ProgramError, match=r"expected a line within 0\.2 s"):
         plugin.__enter__()
     assert plugin.returncode == -9
 
 
-def test_a_program_that_reads_nothing_is_not_waited_for():
+def test_program_that_reads_nothing_times_out():
     """Neither does a payload of a mebibyte that nobody takes."""
     with (
         pytest.raises(ProgramError, match=r"to read within 0\.3 s"),
@@ -64,14 +64,14 @@ def test_an_error_inside_ends_the_program():
     assert plugin.returncode == 0
 
 
-def test_one_that_does_not_end_after_shutdown_is_killed(monkeypatch):
+def test_program_that_ignores_shutdown_is_killed(monkeypatch):
     monkeypatch.setattr("latticed.sdk.programs.GRACE_S", 0.1)
     with LongLived(_sh(f"{HELLO}; read -r line; {ANSWER.replace('%s', '2')}; sleep 60"), Gate()) as plugin:
         pass
     assert plugin.returncode == -9
 
 
-def test_a_program_that_is_not_there():
+def test_missing_program_is_an_error():
     with pytest.raises(FileNotFoundError):
         LongLived(["/nowhere/plugin"], Gate()).__enter__()
     with pytest.raises(ProgramError, match="FileNotFoundError"):

@@ -24,7 +24,7 @@ def living(tmp_path):
     return start
 
 
-def test_a_whole_session(living):
+def test_session_runs_from_initialize_to_shutdown(living):
     """started, actions, health, host calls, stopping; it ends with 0 and says nothing on stderr."""
     body = """
     def started(self):
@@ -48,7 +48,7 @@ def test_a_whole_session(living):
     assert (plugin.returncode, plugin.stderr) == (0, "")
 
 
-def test_what_an_action_raises_is_its_error_and_nothing_more(living):
+def test_exception_of_an_action_is_returned_as_its_error(living):
     """The traceback is on stderr, the plugin lives on; what it raises on purpose has none."""
     body = """
     def do_break(self, payload):
@@ -126,7 +126,7 @@ def test_the_largest_result_that_fits_is_sent(living):
         assert "at most" in plugin.invoke("it", (1 << 20) + 1)["error"]
 
 
-def test_health_that_raises_or_is_nonsense_is_unhealthy(living):
+def test_health_that_raises_or_is_invalid_is_unhealthy(living):
     body = """
     def health(self):
         if self.call("kv.get", key="how")["ok"]:
@@ -140,7 +140,7 @@ def test_health_that_raises_or_is_nonsense_is_unhealthy(living):
     assert plugin.returncode == 0
 
 
-def test_what_a_plugin_prints_goes_to_stderr(living):
+def test_print_writes_to_stderr(living):
     """Its own prints, before and after it runs, those of a library below Python, and those of its children."""
     body = """
     print("at import")
@@ -218,7 +218,7 @@ def test_answers_reach_the_thread_that_called(living):
             assert plugin.health()["status"] == "healthy"
 
 
-def test_a_thread_of_its_own_calls_while_the_plugin_waits_for_requests(living):
+def test_background_thread_can_call_between_requests(living):
     """Whoever reads, reads for all: here the main thread, which only waits."""
     body = """
     def started(self):
@@ -238,7 +238,7 @@ def test_a_thread_of_its_own_calls_while_the_plugin_waits_for_requests(living):
 
 
 @pytest.mark.parametrize("payload", ["parameters", "size"])
-def test_calls_that_cannot_be_sent_are_refused_here(living, payload):
+def test_calls_that_cannot_be_encoded_raise_locally(living, payload):
     """With the Gate's own codes, and nothing reaches the host."""
     body = """
     def do_parameters(self, payload):
@@ -253,7 +253,7 @@ def test_calls_that_cannot_be_sent_are_refused_here(living, payload):
         assert plugin.gate.calls == []
 
 
-def test_a_start_that_fails_is_told_and_ends_it(living):
+def test_failed_start_is_reported_and_ends_the_plugin(living):
     """The host gets the reason as an error of initialize, the log the traceback, the status is 1."""
     body = """
     def started(self):
@@ -288,14 +288,14 @@ def test_params_may_be_missing(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", plugins.say("initialize"), plugins.say("initialize").rstrip("\n")])
-def test_a_host_that_hangs_up_ends_it(tmp_path, text):
+def test_closed_stdin_ends_the_plugin(tmp_path, text):
     """Without a shutdown, with 0; the last line needs no newline."""
     said, done = plugins.told(plugins.program(tmp_path, "pass"), text)
     assert [one["id"] for one in said] == ([1] if text else [])
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_host_that_hangs_up_during_a_call_is_service_unavailable(tmp_path):
+def test_closed_stdin_during_a_call_is_service_unavailable(tmp_path):
     """For all threads that wait; then it ends."""
     body = """
     def do_ask(self, payload):
@@ -323,7 +323,7 @@ def test_a_host_that_hangs_up_during_a_call_is_service_unavailable(tmp_path):
     assert done.returncode == 0
 
 
-def test_a_host_that_reads_no_more_ends_it_quietly(tmp_path):
+def test_closed_stdout_ends_the_plugin_without_traceback(tmp_path):
     """SIGPIPE and its exception are nobody's business."""
     reading, writing = os.pipe()
     os.close(reading)
