@@ -55,7 +55,9 @@ class LifecycleState:
     def standing(self, plugin_id: str) -> PluginStanding:
         """What host services may do for a plugin now."""
         record = self.records.get(plugin_id)
-        if record is None or record.status is not Status.ACTIVE:
+        if record is None:
             return UNKNOWN
+        if record.status is not Status.ACTIVE:  # a runner asks for its permits before it is activated
+            return replace(UNKNOWN, permits=record.permits)
         found = presence.standing(record, self.plugins[plugin_id].manifest, self.presences.get(plugin_id))
         return replace(found, active=False, fault="", seen=True) if plugin_id in self.in_handover else found
