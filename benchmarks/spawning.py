@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import rows
 from latticed.processes import child
-from latticed.sandbox import artifact, levels, probe, spec
-from latticed.sandbox import elf_programs as tiny
+from latticed.sandbox import artifact, elf_programs, levels, probe, spec
 from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ TOGETHER: Final = 20
 def measure(bench: Bench) -> list[rows.Row]:
     """A level that this host cannot provide has no row."""
     probed = probe.probe()
-    data = tiny.exits_42(probed.machine)
+    data = elf_programs.exits_42(probed.machine)
     found = []
     with bench.scratch() as place, asyncio.Runner() as runner, artifact.of_bytes(data) as program:
         bare = _bare(place / "tiny", data)

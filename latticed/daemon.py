@@ -152,7 +152,7 @@ def _show(settings: Settings) -> int:
 async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
     """Open the app, tell the service manager, serve until the end; the exit code."""
     from latticed.app import App  # only now: --check-config and --version need none of the rooms
-    from latticed.sandbox import host_facts as standing
+    from latticed.sandbox import host_facts
 
     notifier = sd_notify.from_environment(os.environ)
     watchdog_s = sd_notify.watchdog_interval_s(os.environ)
@@ -162,7 +162,7 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     loop.set_default_executor(DaemonThreadExecutor())
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
-        standing.hide_memory()  # before the first child: those of our own uid must not read it
+        host_facts.hide_memory()  # before the first child: those of our own uid must not read it
         app = App(config, settings, inherited=listener, accept_rollback=accept_rollback)
         if not await _opened(stack, app, signals, notifier):
             return 0

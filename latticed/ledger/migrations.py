@@ -188,7 +188,7 @@ _TERMS: Final = """
 ALTER TABLE records ADD COLUMN interpreter TEXT NOT NULL DEFAULT '';
 ALTER TABLE records ADD COLUMN terms TEXT NOT NULL DEFAULT '';
 """
-"""Without terms a record is of before: what its stored manifest has was accepted (`lifecycle.sight.migrated`)."""
+"""Without terms a record is of before: what its stored manifest has was accepted (`lifecycle.presence.migrated`)."""
 
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.lifecycle import granting
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import granting, presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import facts_of
 from latticed.model import accepted, capability, semver_range
@@ -106,8 +105,8 @@ def transition(
         facts = facts_of(seen.winner.verdict, accepted=True)
         if facts.identity != record.facts.identity:  # on disk there is another bundle than the operator was shown
             return _not_available(record, wanted, seen)
-    manifest = sight.manifest_of(facts)
-    base = replace(record, facts=facts, terms=record.terms or sight.asked(facts))  # installed first: accepted whole
+    manifest = presence.manifest_of(facts)
+    base = replace(record, facts=facts, terms=record.terms or presence.asked(facts))  # installed first: accepted whole
     after = granting.widened(base, manifest, consent.named, usual)
     if isinstance(after, Problem):
         return after
@@ -294,7 +293,7 @@ def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> t
 
 def _added(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[str, ...]:
     caps = tuple(one for one in new.capabilities if one not in old.capabilities)
-    before, after = sight.manifest_of(old), sight.manifest_of(new)
+    before, after = presence.manifest_of(old), presence.manifest_of(new)
     if before is None or after is None:  # a record that was not accepted holds no manifest
         return caps
     hosts = tuple(f"host={one}" for one in after.egress.hosts if one not in before.egress.hosts)

@@ -20,8 +20,7 @@ from latticed.kit import tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, migrations, rebuild, state
 from latticed.ledger.connection import RECOVER_HINT
-from latticed.lifecycle import archive
-from latticed.lifecycle import restore_needs as around
+from latticed.lifecycle import archive, restore_needs
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class Backups:
             calls_seq=found.calls_seq,
             calls_hash=found.calls_hash,
             entries=entries,
-            settings=around.chosen(settings),
+            settings=restore_needs.chosen(settings),
         )
         data = archive.encode_manifest(manifest, key)
         size = _size(data, entries)

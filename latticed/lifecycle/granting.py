@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.model import accepted, capability, egress, permits
 from latticed.model.consents import Named
@@ -131,7 +131,7 @@ def ends_life(before: Record, after: Record, usual: Usual) -> bool:
 
 def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
     """What of an accepted plugin's manifest was not accepted, in the words that accept it; capabilities aside."""
-    wants = sight.asked(record.facts)
+    wants = presence.asked(record.facts)
     if wants is None or record.terms is None:
         return ()
     given = {f"{permits.FEATURE}={one}" for one in permits.of_kind(record.permits, permits.FEATURE)}

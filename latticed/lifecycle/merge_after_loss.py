@@ -9,8 +9,7 @@ import msgspec
 
 from latticed.ledger.floors import Floors
 from latticed.ledger.revocations import KINDS, RevocationRows
-from latticed.lifecycle import advance, granting
-from latticed.lifecycle import manifest_defaults as usual
+from latticed.lifecycle import advance, granting, manifest_defaults
 from latticed.lifecycle.presence import facts_of, manifest_of, migrated
 from latticed.model import capability, semver_range
 from latticed.model.accepted import meet
@@ -38,7 +37,7 @@ def both(trusted: Accepted | None, other: Accepted | None) -> Accepted | None:
     """
     if trusted is None or other is None:
         return trusted or other
-    return meet(trusted, other, usual.DEFAULTS)
+    return meet(trusted, other, manifest_defaults.DEFAULTS)
 
 
 def rebuilt(

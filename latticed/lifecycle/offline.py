@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from latticed.bundle.read import ReadLimits
 from latticed.kit.clock import SystemClock
-from latticed.lifecycle import recovery
+from latticed.lifecycle import recovery, restore_needs
 from latticed.lifecycle import restore as restoring
-from latticed.lifecycle import restore_needs as around
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def restore(settings: Settings, source: TarSource, *, public_key: str, without_f
     yield f"stored pairs: {done.pairs}"
     yield f"what was there before: {settings.state_dir / done.set_aside}"
     if done.placed:
-        yield f"bundles put into {settings.state_dir / around.BUNDLES}: {', '.join(done.placed)}"
-    lacking = around.missing(place, settings, records=done.restored, sealed=done.sealed, were_set=done.settings)
+        yield f"bundles put into {settings.state_dir / restore_needs.BUNDLES}: {', '.join(done.placed)}"
+    lacking = restore_needs.missing(place, settings, records=done.restored, sealed=done.sealed, were_set=done.settings)
     for words in lacking:
         yield f"missing: {words}"
 

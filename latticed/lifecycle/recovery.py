@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.catalog.store import Store
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, integrity, rebuild, records, revocations, state
-from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import merge_after_loss
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.lifecycle.revocations import floors_of
 from latticed.model import ids
@@ -131,7 +131,8 @@ class _Recovery:
         known = {*pairs, *remembered, *kept.pins, *kept.versions, *kept.masked}
         now_us = self._clock.wall_us()
         return [
-            stricter.rebuilt(one, pairs.get(one, ()), kept, remembered.get(one), now_us=now_us) for one in sorted(known)
+            merge_after_loss.rebuilt(one, pairs.get(one, ()), kept, remembered.get(one), now_us=now_us)
+            for one in sorted(known)
         ]
 
     def _pairs(self, policy: PolicyKeeper) -> Mapping[str, list[Verified]]:

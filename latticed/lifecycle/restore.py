@@ -20,8 +20,7 @@ from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, integrity, rebuild, records, revocations, state
 from latticed.ledger import secrets as sealed_values
-from latticed.lifecycle import archive, handover
-from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import archive, handover, merge_after_loss
 from latticed.lifecycle import restore_needs as around
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
@@ -119,7 +118,7 @@ class _Restore:
 
     def perform(self, sha256: str, consent: RestoreConsent) -> RestoreReport:
         theirs = self._theirs()
-        report = self._amend(stricter.union(self._present(consent), theirs), sha256)
+        report = self._amend(merge_after_loss.union(self._present(consent), theirs), sha256)
         made = around.put_bundles(self._place, self._staging / STORE, report.restored)
         try:
             self._swap(report.set_aside)
@@ -166,7 +165,7 @@ class _Restore:
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
         before = {record.id: record for record in rebuild.read_damaged(database).records}
-        changed = stricter.held_to(before, kept, now_us=self._now_us, replaced=True)
+        changed = merge_after_loss.held_to(before, kept, now_us=self._now_us, replaced=True)
         report = RestoreReport(
             created_at=self._manifest.created_at,
             public_key=self._manifest.public_key,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.kit import logs
 from latticed.ledger import revocations as rows
 from latticed.ledger.floors import Floors, Pin
-from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import merge_after_loss
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust import changes
@@ -113,7 +113,7 @@ class RevocationKeeper:
         tightens in the ledger first: whenever a kill comes, what was answered holds.
         """
         async with self._turn:
-            if stricter.looser(self._ledger.floors, record):
+            if merge_after_loss.looser(self._ledger.floors, record):
                 wanted = {**records, record.id: record}
                 await self._ledger.write_floors(floors_of(wanted.values(), self._policy.current.revoked))
 

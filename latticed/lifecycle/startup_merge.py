@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.kit import journalctl, logs
 from latticed.ledger import records as rows
 from latticed.ledger import revocations, rollback
-from latticed.lifecycle import handover
-from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import handover, merge_after_loss
 from latticed.lifecycle.revocations import floors_of
 from latticed.model import chain
 from latticed.model.audit import DAEMON, Event
@@ -44,7 +43,7 @@ async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
         raise rollback.problem_of(behind)
     now_us, kept = clock.wall_us(), ledger.floors
     before = {record.id: record for record in ledger.read(rows.load_all)}
-    changed = stricter.held_to(before, kept, now_us=now_us, replaced=bool(behind))
+    changed = merge_after_loss.held_to(before, kept, now_us=now_us, replaced=bool(behind))
     known = ledger.read(revocations.load)
     forgotten = sum(len(getattr(kept.revoked, kind) - getattr(known, kind)) for kind in revocations.KINDS)
     if not changed and not forgotten and not behind:

@@ -71,7 +71,7 @@ def tree(
 
 
 def first(machine: Machine) -> dict[str, Any]:
-    """What the plan says otherwise for process 1, where that is not the child itself but `tiny.reaps`.
+    """What the plan says otherwise for process 1, where that is not the child itself but `elf_programs.reaps`.
 
     It has no descriptor, or the child's pipes would never end, and may do nothing but wait.
     """

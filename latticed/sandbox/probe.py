@@ -14,9 +14,18 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.sandbox import artifact, cgroup, landlock, launch, levels, rlimits, spec, syscalls
-from latticed.sandbox import elf_programs as tiny
-from latticed.sandbox import host_facts as standing
+from latticed.sandbox import (
+    artifact,
+    cgroup,
+    elf_programs,
+    host_facts,
+    landlock,
+    launch,
+    levels,
+    rlimits,
+    spec,
+    syscalls,
+)
 from latticed.sandbox.cgroup import Delegation
 from latticed.sandbox.host_facts import Probed
 from latticed.sandbox.levels import Chosen, Failure, Level, Provided
@@ -37,7 +46,7 @@ _SHELL: Final = "/bin/sh"
 def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
     """Try every level with children of the user `ids`, where we may choose. Blocks for 0.1 s; main thread only."""
     machine = syscalls.machine()
-    here = standing.look()
+    here = host_facts.look()
     if machine is None:
         failure = Failure(token=Level.FILTERED.token, step=f"no system call table for {os.uname().machine}")
         return _nothing(syscalls.X86_64, here, failure)
@@ -47,7 +56,7 @@ def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
         fix = levels.fix(step, error, here.host)
         return _nothing(machine, here, Failure(token=Level.FILTERED.token, step=step, errno=error, fix=fix))
     bare = Probed(machine=machine, standing=here, landlock=abi, delegation=None, provided=Provided(level=Level.OPEN))
-    with artifact.of_bytes(tiny.exits_42(machine)) as program:
+    with artifact.of_bytes(elf_programs.exits_42(machine)) as program:
         reached, failures = _climb(bare, program, ids)
         divided = _divide(bare, program, ids) if reached >= Level.FILTERED else None
     delegation = divided if isinstance(divided, Delegation) else None

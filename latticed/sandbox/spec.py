@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from latticed.model.errors import Problem
-from latticed.sandbox import elf_programs as tiny
-from latticed.sandbox import landlock, levels, namespaces, rlimits, seccomp, stub_calls
+from latticed.sandbox import elf_programs, landlock, levels, namespaces, rlimits, seccomp, stub_calls
 from latticed.sandbox import visible_paths as view
 from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.levels import Level
@@ -205,7 +204,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
         owner=(request.ids.uid, request.ids.gid) if request.ids else (here.uid, here.gid),
         artifact_bytes=shape.artifact.size if shape.artifact is not None and shape.copied else 0,
         executable=not shape.script,
-        init=tiny.reaps(probed.machine) if shape.init else b"",
+        init=elf_programs.reaps(probed.machine) if shape.init else b"",
     )
     unshared = namespaces.unshared(own_user=shape.own_user, own_net=request.network != "host")
     return {

@@ -16,8 +16,7 @@ from typing import Any
 
 from latticed.processes import child
 from latticed.processes.exits import Exit
-from latticed.sandbox import artifact, levels, probe, rlimits, spec
-from latticed.sandbox import host_facts as standing
+from latticed.sandbox import artifact, host_facts, levels, probe, rlimits, spec
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh", "node": "/usr/bin/node"}
 KEPT_BYTES = 1 << 20
@@ -95,7 +94,7 @@ def refuse_user_namespaces(how: str) -> None:
     assert libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)) == 0
 
 
-async def run(order: dict[str, Any], program: bytes, probed: standing.Probed, words: dict[str, str]) -> dict[str, Any]:
+async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str]) -> dict[str, Any]:
     level = levels.Level.of(order["level"])
     own = probed.standing.uid == 0
     uid = order.get("uid", 65502)
@@ -133,7 +132,7 @@ async def main(orders: dict[str, Any], program: bytes) -> dict[str, Any]:
             file.write("0")
     if orders.get("refuse"):
         refuse_user_namespaces(orders["refuse"])
-    standing.hide_memory()  # as the daemon does
+    host_facts.hide_memory()  # as the daemon does
     probed = probe.probe()
     provided = probed.provided
     with victim() as words:

@@ -9,8 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from latticed.lifecycle import advance, granting
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import advance, granting, presence
 from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.presence import Presence
@@ -61,7 +60,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @property
     def sight(self) -> Presence:
-        pin = sight.pin_of(self.record) if self.record else None
+        pin = presence.pin_of(self.record) if self.record else None
         found = claimants.resolve(list(self.disk.values()), pin)
         fault = Fault("manifest_missing", "gone") if found.winner is None else None
         return Presence(winner=found.winner, fault=fault, stored=self.stored)
@@ -155,7 +154,7 @@ class Lifecycle(RuleBasedStateMachine):
         before = self.record
         if before is None or publisher == before.facts.publisher:
             return
-        refused = claimants.resolve(list(self.disk.values()), sight.pin_of(before)).refused
+        refused = claimants.resolve(list(self.disk.values()), presence.pin_of(before)).refused
         theirs = [c for n, c in self.disk.items() if n in refused and c.verdict.manifest.publisher == publisher]
         found = theirs[0] if len(theirs) == 1 else None
         if self.settle(advance.upgrade(before, found, consent, self.now), before=before):

@@ -7,8 +7,7 @@ from itertools import product
 
 import pytest
 
-from latticed.lifecycle import advance, granting
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import advance, granting, presence
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
@@ -30,7 +29,7 @@ def refused(outcome: Record | Problem, code: str) -> Problem:
 
 
 def _regranted(before: Record, wanted: Regrant, now: int) -> Record | Problem:
-    return granting.regrant(before, wanted, sight.manifest_of(before.facts), now)
+    return granting.regrant(before, wanted, presence.manifest_of(before.facts), now)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))

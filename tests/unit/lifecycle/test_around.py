@@ -6,7 +6,7 @@ import os
 
 from latticed import settings
 from latticed.bundle.read import ReadLimits
-from latticed.lifecycle import restore_needs as around
+from latticed.lifecycle import restore_needs
 from latticed.lifecycle.recovery import RecoveryPlace
 from tests.house import bundles
 
@@ -27,12 +27,12 @@ def here(tmp_path, toml=""):
 def test_settings_that_were_set_are_compared(tmp_path):
     """Those that are the same now are no news; places of the machine are none ever."""
     _, old = here(tmp_path / "old", '[audit]\nkeep_days = 7\n[http]\nhosts = ["a.example"]\n')
-    were_set = around.chosen(old)
+    were_set = restore_needs.chosen(old)
     assert were_set == (("http.hosts", '["a.example"]'), ("audit.keep_days", "7"))
     place, new = here(tmp_path / "new", "[audit]\nkeep_days = 7\n")
-    said = list(around.missing(place, new, records=(), sealed={}, were_set=(*were_set, ("old.name", "1"))))
+    said = list(restore_needs.missing(place, new, records=(), sealed={}, were_set=(*were_set, ("old.name", "1"))))
     assert said == [
         'the setting http.hosts was ["a.example"], here it is []',
         "the setting old.name was 1, here it is unknown",
     ]
-    assert list(around.missing(place, old, records=(), sealed={}, were_set=were_set)) == []
+    assert list(restore_needs.missing(place, old, records=(), sealed={}, were_set=were_set)) == []

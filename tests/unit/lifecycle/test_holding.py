@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.ledger import audit as rows
 from latticed.ledger import floors, open_ledger, records
-from latticed.lifecycle import merge_after_loss as stricter
+from latticed.lifecycle import merge_after_loss
 from latticed.lifecycle import startup_merge as holding
 from latticed.model import chain
 from latticed.model.audit import Event
@@ -135,7 +135,7 @@ async def test_a_head_leaves_the_ledger_only_when_it_is_on_disk(ledger, monkeypa
 def test_floors_only_take_away(kept, masked, floor):
     """Masks of what it declares, the higher version; a later pin in the ledger stays."""
     pinned = replace(kept, pins={"acme.demo": floors.Pin(publisher="other", signed=True, identity="")})
-    changed = stricter.held_to({"acme.demo": RECORD}, pinned, now_us=7, replaced=False)
+    changed = merge_after_loss.held_to({"acme.demo": RECORD}, pinned, now_us=7, replaced=False)
     after = changed[0] if changed else RECORD
     assert (after.masked, after.floor, after.facts) == (frozenset(masked), floor, RECORD.facts)
-    assert bool(changed) == stricter.looser(kept, RECORD) == bool(masked or floor != "1.2.3")
+    assert bool(changed) == merge_after_loss.looser(kept, RECORD) == bool(masked or floor != "1.2.3")

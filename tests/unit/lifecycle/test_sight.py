@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import Presence
 from latticed.model.errors import Fault
@@ -44,7 +44,7 @@ def test_a_candidate_is_another_identity_of_what_was_accepted(status):
 
 def test_the_pin_is_what_the_record_says():
     """Publisher, signedness, identity and place."""
-    pin = sight.pin_of(record())
+    pin = presence.pin_of(record())
     assert (pin.publisher, pin.signed, pin.source) == ("acme", True, "plugins/demo")
     assert pin.identity == claim().verdict.identity
 
@@ -54,12 +54,12 @@ def test_the_fault_says_what_happened_to_the_bundle():
     alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
     rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")
     moved = verified(id="acme.other")
-    assert sight.fault_at(alone, None) == FAULT
-    assert sight.fault_at(moved, rival).code == "duplicate_id"
-    found = sight.fault_at(moved, None)
+    assert presence.fault_at(alone, None) == FAULT
+    assert presence.fault_at(moved, rival).code == "duplicate_id"
+    found = presence.fault_at(moved, None)
     assert found.code == "manifest_missing"
     assert "acme.other" in found.reason
-    assert sight.fault_at(None, None).code == "manifest_missing"
+    assert presence.fault_at(None, None).code == "manifest_missing"
 
 
 @pytest.mark.parametrize("v2", [False, True])
@@ -67,12 +67,12 @@ def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
     """What is armed after a restart is what was verified, to the last field."""
     extra = {"runtime": {"health": {"interval_s": 7}}, "critical": True} if v2 else {}
     found = claim(v2=v2, **extra)
-    plugin = sight.plugin_of(record(Status.INSTALLED, found=found), DEFAULTS)
+    plugin = presence.plugin_of(record(Status.INSTALLED, found=found), DEFAULTS)
     assert plugin.manifest == found.verdict.manifest
     assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
 
 
 def test_unsigned_bundles_are_told_from_signed_ones():
     """Signedness is part of the pin."""
-    assert not sight.facts_of(verified(by=None), accepted=False).signed
-    assert sight.facts_of(verified(), accepted=False).signed
+    assert not presence.facts_of(verified(by=None), accepted=False).signed
+    assert presence.facts_of(verified(), accepted=False).signed

@@ -10,9 +10,7 @@ import pytest
 from latticed.ledger import floors as kept
 from latticed.ledger import terms as texts
 from latticed.ledger.floors import Floors
-from latticed.lifecycle import advance, granting
-from latticed.lifecycle import merge_after_loss as stricter
-from latticed.lifecycle import presence as sight
+from latticed.lifecycle import advance, granting, merge_after_loss, presence
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
@@ -88,11 +86,11 @@ def consenting(*words: str) -> UpgradeConsent:
 def runs(found: Record | Problem) -> Any:
     """What a record has run, in one value."""
     assert isinstance(found, Record), found
-    return sight.plugin_of(found, DEFAULTS).manifest
+    return presence.plugin_of(found, DEFAULTS).manifest
 
 
 def whole(found: Record) -> Any:
-    return sight.manifest_of(found.facts)
+    return presence.manifest_of(found.facts)
 
 
 def comparable(manifest: Any) -> Any:
@@ -148,10 +146,10 @@ def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words
     resting = replace(before, status=Status.DISABLED)
     taken = upgraded(resting, **new)
     assert isinstance(taken, Record)
-    late = advance.transition(taken, Status.ACTIVE, sight.Presence(winner=other), UpgradeConsent(), NOW)
+    late = advance.transition(taken, Status.ACTIVE, presence.Presence(winner=other), UpgradeConsent(), NOW)
     assert isinstance(late, Problem)
     assert (late.code, late.hint.split()[:2]) == ("needs_consent", ["latticectl", "activate"])
-    active = advance.transition(taken, Status.ACTIVE, sight.Presence(winner=other), consenting(*words), NOW)
+    active = advance.transition(taken, Status.ACTIVE, presence.Presence(winner=other), consenting(*words), NOW)
     assert isinstance(active, Record)
 
 
@@ -174,7 +172,7 @@ def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
     assert "feature=threads" in refused.reason
     after = advance.upgrade(before, new, consenting("feature=threads"), NOW)
     assert isinstance(after, Record)
-    assert sight.plugin_of(after, DEFAULTS).withheld == {"processes"}
+    assert presence.plugin_of(after, DEFAULTS).withheld == {"processes"}
 
 
 @pytest.mark.parametrize(
@@ -317,13 +315,13 @@ def test_a_record_from_before_has_accepted_what_its_manifest_has():
     """Its `*` is what that manifest declares; what it is run by is learnt when its pair is judged."""
     new = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **hosted("a.example.org:443", "a.example.org:25")))
     old = replace(new, terms=None, hosts=("*",), facts=replace(new.facts, interpreter=""))
-    found = sight.migrated(old)
+    found = presence.migrated(old)
     assert found.hosts == ("a.example.org:443", "a.example.org:25")
     assert found.terms == replace(new.terms, interpreter="")  # type: ignore[type-var]
-    known = sight.with_interpreter(found, new.facts.interpreter)
+    known = presence.with_interpreter(found, new.facts.interpreter)
     assert (known.terms, known.facts) == (new.terms, new.facts)
-    assert sight.migrated(new) is new
-    assert sight.with_interpreter(new, "/bin/sh") is new
+    assert presence.migrated(new) is new
+    assert presence.with_interpreter(new, "/bin/sh") is new
 
 
 def test_the_floors_file_keeps_what_was_accepted(tmp_path):
@@ -353,11 +351,11 @@ def test_masks_outlive_a_lost_ledger():
     new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
     after = advance.upgrade(before, new, UpgradeConsent(), NOW)
     assert isinstance(after, Record)
-    found = stricter.rebuilt(after.id, [new.verdict], floors_of([after], Revoked()), None, now_us=NOW)
-    installed = advance.transition(found, Status.INSTALLED, sight.Presence(winner=new), UpgradeConsent(), NOW)
+    found = merge_after_loss.rebuilt(after.id, [new.verdict], floors_of([after], Revoked()), None, now_us=NOW)
+    installed = advance.transition(found, Status.INSTALLED, presence.Presence(winner=new), UpgradeConsent(), NOW)
     assert isinstance(installed, Record)
     assert granting.withheld(installed, DEFAULTS) == ("limit=memory_mib:512",)
-    gone = stricter.rebuilt(after.id, [], floors_of([after], Revoked()), None, now_us=NOW)
+    gone = merge_after_loss.rebuilt(after.id, [], floors_of([after], Revoked()), None, now_us=NOW)
     assert advance.first_seen(new, NOW, gone).terms == after.terms
 
 
@@ -367,25 +365,25 @@ def test_a_backup_brings_nothing_back_that_was_taken_away_since():
     lowered = Regrant(remove=consents.parse(["limit=memory_mib:64"]))
     now = granting.regrant(then, lowered, whole(then), NOW)
     assert isinstance(now, Record)
-    back = stricter.restored(then, floors_of([now], Revoked()), now_us=NOW)
+    back = merge_after_loss.restored(then, floors_of([now], Revoked()), now_us=NOW)
     assert (back.status, runs(back).runtime.limits.memory_mib) == (Status.ACTIVE, 64)
-    assert stricter.restored(then, floors_of([then], Revoked()), now_us=NOW) is then
+    assert merge_after_loss.restored(then, floors_of([then], Revoked()), now_us=NOW) is then
     other = replace(then, terms=replace(then.terms, interpreter="/bin/sh"))  # type: ignore[type-var]
-    assert stricter.restored(then, floors_of([other], Revoked()), now_us=NOW).status is Status.VERIFIED
+    assert merge_after_loss.restored(then, floors_of([other], Revoked()), now_us=NOW).status is Status.VERIFIED
 
 
 def test_of_two_floors_files_the_stricter_counts():
     """As for masks."""
     wide = record(Status.ACTIVE, claim(v2=True, **runtime(sandbox={"features": ["threads", "workdir"]})))
     narrow = replace(wide, terms=replace(wide.terms, features=frozenset({"workdir"})))  # type: ignore[type-var]
-    union = stricter.union(floors_of([wide], Revoked()), floors_of([narrow], Revoked()))
+    union = merge_after_loss.union(floors_of([wide], Revoked()), floors_of([narrow], Revoked()))
     assert union.terms["acme.demo"] == narrow.terms
 
 
 def test_forgetting_forgets_what_was_accepted():
     """As it forgets grants: the next install is a first one."""
     found = replace(record(Status.ACTIVE), status=Status.DISABLED)
-    gone = advance.forget(found, sight.Presence(), NOW)
+    gone = advance.forget(found, presence.Presence(), NOW)
     assert isinstance(gone, Record)
     assert gone.terms is None
 

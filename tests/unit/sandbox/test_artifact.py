@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from latticed.bundle import read
 from latticed.model.errors import Problem
-from latticed.sandbox import artifact, syscalls
-from latticed.sandbox import elf_programs as tiny
+from latticed.sandbox import artifact, elf_programs, syscalls
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
 
@@ -136,4 +135,4 @@ def test_strangers_bytes(head):
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
 def test_the_probes_own_program_is_one(machine):
     """For both machines, by the rules for everybody's."""
-    assert artifact.classify(tiny.exits_42(machine), {}, machine=machine) == {}
+    assert artifact.classify(elf_programs.exits_42(machine), {}, machine=machine) == {}

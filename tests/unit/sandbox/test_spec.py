@@ -14,21 +14,31 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.sandbox import artifact, landlock, levels, rlimits, spec, stub, stub_calls, stub_root, syscalls
-from latticed.sandbox import elf_programs as tiny
-from latticed.sandbox import host_facts as standing
+from latticed.sandbox import (
+    artifact,
+    elf_programs,
+    host_facts,
+    landlock,
+    levels,
+    rlimits,
+    spec,
+    stub,
+    stub_calls,
+    stub_root,
+    syscalls,
+)
 from latticed.sandbox import visible_paths as view
 from tests.house import children
 
-HOST = standing.Probed(
+HOST = host_facts.Probed(
     machine=syscalls.X86_64,
-    standing=standing.HostFacts(uid=1000, gid=1000, admin=False, other_ids=False),
+    standing=host_facts.HostFacts(uid=1000, gid=1000, admin=False, other_ids=False),
     landlock=7,
     delegation=None,
     provided=levels.Provided(level=levels.Level.ISOLATED),
 )
-ROOT = dataclasses.replace(HOST, standing=standing.HostFacts(uid=0, gid=0, admin=True, other_ids=True))
-CONTAINER_ROOT = dataclasses.replace(HOST, standing=standing.HostFacts(uid=0, gid=0, admin=False, other_ids=True))
+ROOT = dataclasses.replace(HOST, standing=host_facts.HostFacts(uid=0, gid=0, admin=True, other_ids=True))
+CONTAINER_ROOT = dataclasses.replace(HOST, standing=host_facts.HostFacts(uid=0, gid=0, admin=False, other_ids=True))
 
 
 def request(program=None, **more) -> spec.ChildRequest:
@@ -79,7 +89,7 @@ def test_mistakes_are_refused():
 
 def test_programs_in_memory_that_may_not_run():
     """Copied into the root where there is one, refused where there is none."""
-    with artifact.of_bytes(tiny.exits_42(syscalls.X86_64)) as sealed:
+    with artifact.of_bytes(elf_programs.exits_42(syscalls.X86_64)) as sealed:
         forbidden = dataclasses.replace(sealed, executable=False)
         plan = spec.build(request(forbidden), chosen("isolated"), HOST).plan
         assert (plan["program"], plan["tree"]["artifact"], plan["tree"]["artifact_mode"]) == (
@@ -203,6 +213,6 @@ def test_the_stub_stands_alone():
 
 def test_this_machine_is_looked_at():
     """Whoever runs the tests: uid and capabilities as the kernel says."""
-    found = standing.look()
+    found = host_facts.look()
     assert (found.uid, found.gid) == (os.geteuid(), os.getegid())
     assert children.probed().standing.uid == found.uid
