@@ -131,7 +131,7 @@ def _among_others() -> dict[str, SyscallRule]:
 
 @functools.cache
 def init_program(machine: Machine) -> bpf.BpfProgram:
-    """The filter for process 1 (`elf_programs.reaps`): it may be executed, wait, write to report a failure, and exit."""
+    """The filter for process 1 (`elf_programs.reaps`): it may be executed, wait, report a failure, and exit."""
     allowed = ("wait4", "rt_sigtimedwait", "write", "exit_group")
     rules = {"execveat": _rules(frozenset())["execveat"]}
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos={}, default=errno.EPERM)
