@@ -1,4 +1,4 @@
-"""How services declare their calls."""
+"""The table of host calls, the text of HostError, keys of kv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def nothing(_caller, _params):
 
 
 def test_table_refuses_unknown_and_duplicate_calls():
-    """Such a mistake shows at start, not at the first call."""
+    """When the daemon starts, not at the first call."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
     with pytest.raises(ValueError, match=r"kv\.get"):
@@ -24,8 +24,7 @@ def test_table_refuses_unknown_and_duplicate_calls():
         service.table([Served(method="kv.steal", params=NoParams, serve=nothing)])
 
 
-def test_the_table_cannot_be_changed():
-    """What was put together at start stays."""
+def test_table_is_read_only():
     with pytest.raises(TypeError):
         service.table([])["kv.get"] = None  # type: ignore[index]
 
@@ -37,7 +36,7 @@ def test_text_of_host_error():
 
 @pytest.mark.parametrize("key", ["a", "a b", "ключ", "k" * 256, "...", "a.b", "~", "plugin:x"])
 def test_valid_kv_keys(key):
-    """Anything visible without a slash."""
+    """Any printable characters but a slash."""
     assert key_fault(key) is None
 
 
@@ -45,5 +44,4 @@ def test_valid_kv_keys(key):
     "key", ["", "k" * 257, ".", "..", "a/b", "a\\b", "\t", "a\x7f", "a\u200bb", "a\u2029", "\u3164"]
 )
 def test_invalid_kv_keys(key):
-    """The reason is in words."""
     assert str(key_fault(key)).startswith("expected a key")

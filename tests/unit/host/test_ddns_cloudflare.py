@@ -1,4 +1,4 @@
-"""Cloudflare: zones and records over all pages, writes only what differs, and what each refusal means."""
+"""Cloudflare: zones and records on any page, writes only for differences, the outcome of each refusal."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ async def test_record_is_created_then_changed_then_left_unchanged(it):
     assert [one.split()[0] for one in it.fake.writes] == ["POST", "PATCH", "PATCH"]
 
 
-async def test_records_of_other_types_and_names_stay(it):
-    """Only the one of this name and type is touched."""
+async def test_records_of_other_types_and_names_are_unchanged(it):
     zone = it.fake.zone("example.org")
     for name, content, kind in ((NAME, "2606:4700::1", "AAAA"), (f"x.{NAME}", B, "A"), ("example.org", B, "A")):
         it.fake.record(zone, name, content, kind=kind)
@@ -92,7 +91,7 @@ async def test_ipv6_spellings_are_equal(it):
 
 
 async def test_zone_with_longest_suffix_is_found_on_last_page(it):
-    """Neither the first page nor a suffix that ends within a label will do."""
+    """A suffix must end at a label."""
     for number in range(120):
         it.fake.zone(f"zone-{number:03}.net")
     it.fake.zone("example.org")
@@ -104,8 +103,8 @@ async def test_zone_with_longest_suffix_is_found_on_last_page(it):
     assert it.fake.asked.count("GET /zones") == 3
 
 
-async def test_a_record_on_a_later_page_is_found(it):
-    """A server that does not filter as asked shows records by the hundred."""
+async def test_record_on_later_page_is_found(it):
+    """The server may ignore the filter and list all records."""
     zone = it.fake.zone("example.org")
     for number in range(230):
         it.fake.record(zone, f"h{number:03}.example.org", A)
@@ -120,8 +119,8 @@ async def test_a_record_on_a_later_page_is_found(it):
     assert sum(one.endswith("/dns_records") for one in it.fake.asked) == 3
 
 
-async def test_a_named_zone_is_asked_for_by_name(it):
-    """And another one with a longer suffix is not taken instead."""
+async def test_named_zone_is_used(it):
+    """Even if a zone with a longer suffix exists."""
     wanted = it.fake.zone("example.org")
     it.fake.zone("home.example.org")
     assert (await it.publish(A, zone="example.org")).changed
@@ -138,7 +137,7 @@ async def test_active_zone_is_preferred_and_two_active_zones_are_refused(it):
     assert (await it.publish(B)).code == "several_zones"
 
 
-async def test_a_name_without_a_zone_is_denied(it):
+async def test_name_without_zone_is_denied(it):
     """Nothing is written."""
     it.fake.zone("example.net")
     found = await it.publish(A)
@@ -146,7 +145,7 @@ async def test_a_name_without_a_zone_is_denied(it):
 
 
 async def test_several_records_are_denied(it):
-    """It is not known which one is the plugin's: none is changed or deleted."""
+    """Any of them may be somebody else's: none is changed or deleted."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
     it.fake.record(zone, NAME, B)
@@ -156,7 +155,7 @@ async def test_several_records_are_denied(it):
     assert it.fake.writes == []
 
 
-async def test_a_proxied_record_keeps_its_proxy_and_its_ttl(it):
+async def test_proxied_record_keeps_proxy_and_ttl(it):
     """Only the address is written."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A, proxied=True)
@@ -166,8 +165,8 @@ async def test_a_proxied_record_keeps_its_proxy_and_its_ttl(it):
     assert (record["proxied"], record["ttl"], record["content"]) == (True, 1, B)
 
 
-async def test_an_alias_of_that_name_is_denied(it):
-    """In the API's own words."""
+async def test_cname_of_that_name_is_denied(it):
+    """With the API's own message."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, "elsewhere.example.net", kind="CNAME")
     found = await it.publish(A)
@@ -175,8 +174,8 @@ async def test_an_alias_of_that_name_is_denied(it):
     assert "81053 An A, AAAA, or CNAME record" in found.reason
 
 
-async def test_a_wrong_token_is_denied_and_not_repeated(it):
-    """The API may repeat it; what is kept of its words is redacted by who knows the secret."""
+async def test_wrong_token_is_denied(it):
+    """The API's message may contain the token: the caller, who knows the secret, redacts it."""
     it.fake.zone("example.org")
     found = await it.publish(A, token="wrong-token")
     assert (found.code, found.lasting, len(it.fake.asked)) == ("bad_credentials", True, 1)
@@ -186,7 +185,7 @@ async def test_a_wrong_token_is_denied_and_not_repeated(it):
 
 
 async def test_rate_limit_gives_retry_after(it):
-    """In seconds, as a date, and without the header the five minutes that the API counts over."""
+    """Seconds or a date; without the header, the five minutes of the API's rate limit window."""
     it.fake.zone("example.org")
     it.fake.left = 1
     found = await it.publish(A)
@@ -212,7 +211,7 @@ async def test_rate_limit_gives_retry_after(it):
     ],
 )
 async def test_server_errors_are_transient(it, said, code):
-    """A broken proxy in between, an answer that is none, something that has gone."""
+    """5xx, malformed answers, a record that is gone."""
     it.fake.zone("example.org")
     it.fake.fail = [said]
     found = await it.publish(A)
@@ -221,7 +220,7 @@ async def test_server_errors_are_transient(it, said, code):
 
 
 async def test_record_created_meanwhile_is_transient(it):
-    """The API refuses an identical one; trying again finds it equal."""
+    """The API refuses an identical record; the next try finds it equal."""
     zone = it.fake.zone("example.org")
     nothing = {"success": True, "errors": [], "result": [], "result_info": {"page": 1, "total_pages": 0}}
     zones = {"success": True, "errors": [], "result": [{"id": zone, "name": "example.org"}]}
@@ -233,7 +232,7 @@ async def test_record_created_meanwhile_is_transient(it):
 
 
 async def test_differing_written_record_is_reported(it):
-    """The answer to a write must say what was asked."""
+    """The answer to a write must have the address that was sent."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
     it.fake._changed = lambda zone, record, body: {"success": True, "result": it.fake.records[record]}
@@ -241,7 +240,7 @@ async def test_differing_written_record_is_reported(it):
 
 
 async def test_endless_pages_are_cut_off(it):
-    """A server that never has enough is not followed for ever."""
+    """The number of pages that are read is bounded."""
     it.fake._page = lambda *_, **__: {
         "success": True,
         "result": [{"id": "a", "name": "x.net"}],

@@ -1,4 +1,4 @@
-"""Dynamic updates against a real BIND and a real Knot, and against a server that says what no good one would."""
+"""Dynamic updates against a real BIND, a real Knot, and a scripted server with invalid answers."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def test_temporary_and_deprecated_addresses_are_left_out(tmp_path, monkeypatch):
     assert [str(address) for address in source.addresses_of("none0")] == ["2606:4700::", "2606:4700::6"]
 
 
-def test_the_kernel_is_asked_for_one_interface():
-    """Every address of loopback is one of this host; an interface that is not there has none."""
+def test_addresses_of_one_interface():
+    """A missing interface has none."""
     found = source.addresses_of("lo")
     assert ip_address("127.0.0.1") in found
     assert set(found) <= own_addresses()
@@ -80,8 +80,8 @@ def test_the_kernel_is_asked_for_one_interface():
 
 @pytest.mark.root
 @pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
-def test_a_real_interface_with_several_addresses():
-    """In a network of the test's own: aliases count, a deprecated address does not."""
+def test_real_interface_with_several_addresses():
+    """In a network namespace: aliases count, a deprecated address does not."""
 
     async def scenario():
         ip = str(shutil.which("ip"))

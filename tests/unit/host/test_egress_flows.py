@@ -1,4 +1,4 @@
-"""http.do in a hostile world: public addresses, redirects and DNS in a network of the test's own."""
+"""http.do with public addresses, redirects and DNS, in a network namespace of the test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(WHY_NOT is not None, reason=s
 
 
 @pytest.mark.parametrize("name", flows.FLOWS)
-def test_a_hostile_world_gets_nothing(name):
-    """Each scenario says itself what is dialled, what arrives, and with which code the rest is refused."""
+def test_flow(name):
+    """Each flow asserts what is connected to, what arrives, and the code of each refusal."""
     netns.run(outside.ADDRESSES, flows.FLOWS[name])

@@ -1,4 +1,4 @@
-"""The guard: what it resolves, what it refuses, and what it dials."""
+"""The guard: addresses it resolves, targets it refuses, connections it makes."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ async def refusal(awaitable) -> str:
     return str(caught.value)
 
 
-async def test_all_addresses_come_back():
-    """Of both families; the name is written as people write it."""
+async def test_resolve_gives_all_addresses():
+    """IPv4 and IPv6; case and a trailing dot of the name do not matter."""
     async with guarding({"a.example": [[PUBLIC, "1.1.1.1", "2606:4700::1111"]]}) as (guard, _, dialled):
         found = await guard.resolve("A.example.", 443, ANYWHERE, scheme="https")
         assert {str(one) for one in found} == {PUBLIC, "1.1.1.1", "2606:4700::1111"}
         assert dialled == []
 
 
-async def test_a_bound_origin_is_never_looked_up():
-    """Its address is pinned; the same name at another port is a public target like any other."""
+async def test_bound_origin_is_not_looked_up():
+    """Its address is pinned; the same name with another port or scheme is judged as a public target."""
     async with guarding({"backend.lan": [["1.1.1.1"]]}) as (guard, names, _):
         rights = bound("http://backend.lan:80=10.0.0.5", "http://backend.lan:80=10.0.0.6")
         found = await guard.resolve("backend.lan", 80, rights, scheme="http")
@@ -66,8 +66,8 @@ async def test_a_bound_origin_is_never_looked_up():
         assert "host not granted" in await refusal(guard.resolve("backend.lan", 80, rights, scheme="https"))
 
 
-async def test_the_list_is_asked_before_any_name_is_looked_up():
-    """A lookup alone can carry data out."""
+async def test_host_is_judged_before_lookup():
+    """A DNS query alone can carry data out."""
     async with guarding({"a.example": [[PUBLIC]]}) as (guard, names, _):
         rights = EgressRights(hosts=("b.example:443",))
         assert "host not granted" in await refusal(guard.resolve("a.example", 443, rights))
@@ -87,8 +87,8 @@ async def test_the_list_is_asked_before_any_name_is_looked_up():
         ("fe80::1%lo", "egress_blocked: host not understood"),
     ],
 )
-async def test_each_refusal_says_which_rule(host, code):
-    """And never tells an address that is not public."""
+async def test_refusal_names_the_rule(host, code):
+    """Without the address, if that is not public."""
     zone = {
         "empty.example": [[]],
         "crowd.example": [[f"1.1.1.{number}" for number in range(65)]],
@@ -101,15 +101,15 @@ async def test_each_refusal_says_which_rule(host, code):
         assert "host not understood" in code or dialled == []
 
 
-async def test_a_nameserver_that_says_nothing_is_not_waited_for_long():
-    """The lookup has its own deadline."""
+async def test_silent_nameserver_is_deadline_exceeded():
+    """A lookup has its own time limit."""
     async with guarding({"slow.example": [nameservers.SILENT]}, lookup_s=0.05) as (guard, _, _):
         message = await refusal(guard.resolve("slow.example", 443, ANYWHERE))
         assert message == "deadline_exceeded: no address of slow.example within 0.05 s"
 
 
-async def test_a_plain_connection_to_a_bound_origin():
-    """What TCP monitors and mail use."""
+async def test_connect_to_bound_origin():
+    """As TCP monitors and mail do."""
     async with origins.serving(origins.answer(b"hello")) as server, guarding({}) as (guard, _, dialled):
         rights = bound(f"tcp://mail.lan:{server.port}=127.0.0.1")
         reader, writer = await guard.connect("mail.lan", server.port, rights)
@@ -120,8 +120,8 @@ async def test_a_plain_connection_to_a_bound_origin():
         assert dialled == [("127.0.0.1", server.port)]
 
 
-async def test_tls_is_verified_against_the_name_not_the_address():
-    """With the trust that is passed in, and no other."""
+async def test_tls_verifies_name_of_origin():
+    """Not its address; only with the trust that is passed in."""
     authority = origins.Authority()
     async with (
         origins.serving(origins.answer(), tls=authority.server("mail.lan")) as server,
@@ -139,8 +139,8 @@ async def test_tls_is_verified_against_the_name_not_the_address():
         assert dialled == [("127.0.0.1", port)] * 3
 
 
-async def test_the_next_address_is_tried_when_one_does_not_answer():
-    """Also when it hangs."""
+async def test_connect_tries_next_address():
+    """After a timeout and after a refusal."""
     with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
         port = full.getsockname()[1]
         async with (
@@ -166,16 +166,15 @@ async def test_the_next_address_is_tried_when_one_does_not_answer():
     assert "service_unavailable: cannot connect" in await refusal(Guard().connect("a.lan", port, gone))
 
 
-async def test_a_blocked_target_is_not_connected_to():
-    """A listening socket on loopback sees nobody."""
+async def test_blocked_target_gets_no_connection():
     async with origins.serving(origins.answer()) as server, guarding({}) as (guard, _, dialled):
         for host in ("127.0.0.1", "localhost", "::ffff:127.0.0.1", "0x7f.1"):
             assert "egress_blocked" in await refusal(guard.connect(host, server.port, ANYWHERE))
         assert (server.connections, dialled) == (0, [])
 
 
-def test_the_addresses_of_this_host_are_known():
-    """Both families, loopback among them."""
+def test_own_addresses_are_listed():
+    """IPv4 and IPv6, with loopback."""
     found = own_addresses()
     assert ip_address("127.0.0.1") in found
     with open("/proc/net/if_inet6") as lines:
@@ -186,8 +185,8 @@ def test_the_addresses_of_this_host_are_known():
                 sock.bind((str(one), 0))  # only an address of this host can be bound
 
 
-def test_an_interface_may_be_called_anything(tmp_path, monkeypatch):
-    """Its name is bytes; no address is lost for it, neither to the guard nor to DNS records."""
+def test_interface_name_that_is_not_utf8(tmp_path, monkeypatch):
+    """Its name may be any bytes; addresses on that line and after it are still found."""
     listed = tmp_path / "if_inet6"
     address = b"fd000000000000000000000000000001 01 40 00 80    "
     listed.write_bytes(address + b"wl\xff\xe2\x80\xa8\n" + address.replace(b"1 01", b"2 02") + b"eth0\n")
@@ -196,15 +195,15 @@ def test_an_interface_may_be_called_anything(tmp_path, monkeypatch):
     assert source.addresses_of("eth0")[-1] == ip_address("fd00::2")
 
 
-async def test_the_system_is_asked_in_a_thread():
-    """getaddrinfo itself, with /etc/hosts and all that the host has set up."""
+async def test_system_resolver_resolves_localhost():
+    """The real getaddrinfo, with /etc/hosts."""
     found = await resolver.SystemResolver().lookup("localhost")
     assert found
     assert all(address.is_loopback for address in found)
 
 
-async def test_name_servers_that_never_answer_hold_up_only_whoever_asked(monkeypatch):
-    """A caller that gave up leaves its thread behind, but not its place; when too many hang, that owner is refused."""
+async def test_hanging_lookups_block_only_their_owner(monkeypatch):
+    """A lookup that times out frees its slot but not its thread; an owner with too many such threads is refused."""
     release, asked = threading.Event(), []
 
     def hang(host, *_args, **_named):
@@ -235,8 +234,8 @@ async def test_name_servers_that_never_answer_hold_up_only_whoever_asked(monkeyp
             await asyncio.sleep(0.01)
 
 
-async def test_without_a_thread_there_is_no_lookup(monkeypatch):
-    """Neither beyond the limit, nor when the system gives none."""
+async def test_lookup_without_thread_is_refused(monkeypatch):
+    """At the limit of threads, and when the system cannot start one."""
     with pytest.raises(resolver.TooManyLookups):
         await resolver.SystemResolver(max_threads=0).lookup("localhost")
 

@@ -1,4 +1,4 @@
-"""http.do: requests, bounds, secrets; against real servers on loopback, reached as bound origins."""
+"""http.do: requests, limits, secrets; against real servers on loopback, reached as bound origins."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def bench(
 
 
 async def connected(it, count):
-    """Return once so many connections have arrived."""
+    """Wait until the server has accepted `count` connections."""
     async with asyncio.timeout(10):
         while it.server.connections < count:  # noqa: ASYNC110 - the server is another program's part
             await asyncio.sleep(0.001)
@@ -76,8 +76,8 @@ def body_of(result) -> bytes:
     return base64.b64decode(result["body_base64"])
 
 
-async def test_a_request_arrives_and_its_answer_comes_back():
-    """Canonical names, repeated ones joined, framing left out."""
+async def test_request_and_response_are_passed_on():
+    """Canonical header names; repeated fields are joined, hop-by-hop and framing fields left out."""
     lines = ["content-type: text/x", "X-A: 1", "x-a: 2", "Set-Cookie: a=b", "Connection: close", "ETAG: W/x"]
     heard = []
     listen = lambda caller, target: heard.append((caller.plugin_id, target))  # noqa: E731
@@ -101,8 +101,8 @@ async def test_a_request_arrives_and_its_answer_comes_back():
         assert heard == [("acme.fetch", f"backend.lan:{it.server.port}")]
 
 
-async def test_defaults_are_those_of_a_plain_get():
-    """An absent or empty method, no header, no body; bytes come as base64; a plugin's Accept-Encoding is not asked."""
+async def test_defaults_give_a_plain_get():
+    """GET for an absent or empty method, no header, no body; a plugin's own Accept-Encoding is replaced."""
     async with bench(answer()) as it:
         for params in ({}, {"method": "", "body": None, "body_base64": ""}, {"header": {"accept-encoding": "br"}}):
             assert await it.do(**params) == {"status_code": 200, "header": {}, "body_base64": ""}
@@ -149,16 +149,15 @@ async def test_defaults_are_those_of_a_plain_get():
         ({"header": {"X-A": "${secret:TOKEN}"}}, "bad_params: the operator has bound no secret"),
     ],
 )
-async def test_what_is_refused_before_anything_is_dialled(params, message):
-    """With the code and what was expected."""
+async def test_bad_requests_are_refused_before_connecting(params, message):
     async with bench(answer()) as it:
         with dials.watched() as dialled:
             assert (await it.refused(**params)).startswith(message)
         assert (dialled, it.server.connections) == ([], 0)
 
 
-async def test_bodies_just_fit_and_no_byte_more():
-    """Each way; by the length that is announced, and by what really comes."""
+async def test_bodies_are_bounded():
+    """256 KiB each way, by Content-Length and by the bytes that arrive; HEAD is not judged by Content-Length."""
     whole = b"x" * (256 * KIB)
     async with bench(answer(whole)) as it:
         assert body_of(await it.do(method="POST", body_base64=base64.b64encode(whole).decode())) == whole
@@ -190,8 +189,8 @@ async def test_bodies_just_fit_and_no_byte_more():
         ("Identity", b"content"),
     ],
 )
-async def test_simple_encodings_are_undone(encoding, data):
-    """Though only identity was asked for."""
+async def test_unrequested_encodings_are_decoded(encoding, data):
+    """Requests ask for identity; some servers send gzip or deflate all the same."""
     async with bench(answer(data, f"Content-Encoding: {encoding}")) as it:
         assert body_of(await it.do()) == b"content"
 
@@ -213,20 +212,20 @@ async def test_simple_encodings_are_undone(encoding, data):
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "service_unavailable: {shown}"),
     ],
 )
-async def test_broken_answers_are_clean_errors(said, message):
-    """No traceback, no half a body, no words of the server in the message."""
+async def test_malformed_responses_are_host_errors(said, message):
+    """No partial body, and no text of the server in the error."""
     async with bench(said) as it:
         assert (await it.refused()).startswith(message.format(shown=f"backend.lan:{it.server.port}"))
 
 
-async def test_controls_in_an_answers_header_do_not_come_through():
-    """Bytes that are no UTF-8 are read as Latin-1; nothing that JSON or a terminal would trip over."""
+async def test_header_values_are_decoded_as_latin1():
+    """A field value that is no UTF-8 still gives valid JSON."""
     async with bench(b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\nX-B: a\tb\r\nContent-Length: 0\r\n\r\n") as it:
         assert (await it.do())["header"] == {"X-A": "café", "X-B": "a\tb"}
 
 
-async def test_a_server_that_says_nothing_is_left():
-    """Within the total time, counted over all that a request does."""
+async def test_silent_server_is_deadline_exceeded():
+    """`total_s` covers the whole exchange."""
 
     async def silence(_request, _writer):
         await asyncio.Event().wait()
@@ -237,8 +236,8 @@ async def test_a_server_that_says_nothing_is_left():
         )
 
 
-async def test_one_plugin_cannot_have_all_requests():
-    """Beyond its share it is refused, while another plugin is served; places come back."""
+async def test_limit_of_concurrent_requests_per_plugin():
+    """Other plugins are still served; each ended request frees its slot."""
     free = asyncio.Event()
 
     async def wait(_request, writer):
@@ -256,8 +255,7 @@ async def test_one_plugin_cannot_have_all_requests():
         assert body_of(await it.do()) == b"late"
 
 
-async def test_a_request_that_is_cancelled_leaves_nothing():
-    """The connection is closed and the place is free."""
+async def test_cancelled_request_frees_its_slot():
     held = asyncio.Event()
 
     async def hold(_request, _writer):
@@ -276,8 +274,8 @@ async def test_a_request_that_is_cancelled_leaves_nothing():
 BOUND = plugin_secrets.secrets_of({CALLER.plugin_id: {"TOKEN": SECRET, "LINES": "a\r\nbcdef"}})
 
 
-async def test_secrets_go_out_and_never_come_back():
-    """In path, query, header and body; a server that repeats them does not hand them to the plugin."""
+async def test_secrets_are_expanded_and_redacted():
+    """Expanded in path, query, header and body; redacted in a response that echoes them."""
 
     async def echo(request, writer):
         writer.write(answer(f"you sent {request.header['x-key']}".encode(), f"X-Echo: {request.header['x-key']}"))
@@ -292,8 +290,8 @@ async def test_secrets_go_out_and_never_come_back():
         assert result["header"]["X-Echo"] == "Bearer ${secret:TOKEN}"
 
 
-async def test_a_secret_in_a_headers_name_does_not_come_back_in_another_case():
-    """`x-tok3n-abc` is shown as `X-Tok3n-Abc`: that form holds the value as well."""
+async def test_secret_in_response_header_name_is_redacted():
+    """Names are canonicalised (`x-tok3n-abc` to `X-Tok3n-Abc`), so the value is searched in any case."""
 
     async def echo(request, writer):
         writer.write(answer(b"", f"X-{request.header['x-key']}: 1", f"{request.header['x-key'].upper()}: 2"))
@@ -304,8 +302,8 @@ async def test_a_secret_in_a_headers_name_does_not_come_back_in_another_case():
         assert "X-${secret:TOKEN}" in found
 
 
-async def test_a_secret_never_decides_where_a_request_goes():
-    """Nor does it end a header line, nor show in an error, nor come from a name that is not bound."""
+async def test_secret_is_refused_in_host_and_port():
+    """Nor may its value add a header line, or show in an error about a redirect."""
     async with bench(origins.redirect(f"http://{SECRET}.example.org/"), secrets_of=BOUND) as it:
         assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
         assert "bad_params: url" in await it.refused(url="http://backend.lan:${secret:TOKEN}/")
@@ -315,16 +313,16 @@ async def test_a_secret_never_decides_where_a_request_goes():
         assert SECRET not in await it.refused(header={"X-A": "${secret:TOKEN}"})
 
 
-async def test_bytes_of_a_body_are_sent_as_they_are():
-    """body_base64 is not looked into, and an answer without secrets is not touched."""
+async def test_base64_body_is_not_expanded():
+    """Nor is a response redacted when the request used no secret."""
     raw = b"${secret:TOKEN}\xff"
     async with bench(answer(SECRET.encode()), secrets_of=BOUND) as it:
         result = await it.do(method="POST", body_base64=base64.b64encode(raw).decode())
         assert (it.server.seen[0].body, body_of(result)) == (raw, SECRET.encode())
 
 
-async def test_tls_with_the_given_trust():
-    """And with nothing else: an unknown authority is refused after the handshake, before the request."""
+async def test_tls_trusts_only_the_given_authorities():
+    """With an unknown authority the handshake fails and no request is sent."""
     authority = origins.Authority()
     async with bench(answer(b"safe"), tls=authority.server("backend.lan"), trust=authority.trust()) as it:
         url = f"https://backend.lan:{it.server.port}/"
@@ -336,8 +334,8 @@ async def test_tls_with_the_given_trust():
         assert it.server.seen == []
 
 
-async def test_a_port_that_speaks_no_tls():
-    """Told apart from one that nobody listens at."""
+async def test_port_without_tls_is_service_unavailable():
+    """The error differs from that of a refused connection."""
 
     def speak(_reader, writer):
         writer.write(b"220 ready\r\n")
@@ -353,8 +351,8 @@ async def test_a_port_that_speaks_no_tls():
         await call(http, url=f"https://127.0.0.1:{port}/")
 
 
-async def test_the_session_itself_reaches_nothing():
-    """Past the guard there is no way out: not by name, not by address, not even to what was bound a moment ago."""
+async def test_http_session_cannot_connect_without_guard():
+    """aiohttp used directly: not by name, not by address, not to an origin used a moment ago."""
     async with bench(answer()) as it:
         await it.do()
         with dials.watched() as dialled:
@@ -364,8 +362,8 @@ async def test_the_session_itself_reaches_nothing():
         assert (dialled, it.server.connections) == ([], 1)
 
 
-async def test_a_closed_client_says_so():
-    """The daemon is stopping; the plugin hears it."""
+async def test_closed_client_is_an_error():
+    """The daemon is stopping."""
     async with serving(answer()) as server:
         rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
         async with EgressClient(Guard(), tls=origins.Authority().trust()) as client:
@@ -374,7 +372,7 @@ async def test_a_closed_client_says_so():
             await call(http, url=f"http://127.0.0.1:{server.port}/")
 
 
-async def test_the_systems_trust_is_the_default():
-    """A context that verifies, made without blocking the loop."""
+async def test_default_trust_is_that_of_the_system():
+    """With certificates and host names verified."""
     async with EgressClient(Guard()) as client:
         assert (client._tls.verify_mode.name, client._tls.check_hostname) == ("CERT_REQUIRED", True)

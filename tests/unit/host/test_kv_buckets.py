@@ -1,4 +1,4 @@
-"""Which buckets kv.get reads for whom."""
+"""kv.get: the buckets that a caller may read."""
 
 from __future__ import annotations
 
@@ -32,26 +32,25 @@ async def asked(outside, buckets, **params):
         return error.code.value
 
 
-async def test_without_a_bucket_it_is_the_callers_own(outside):
-    """For workers as for anybody."""
+async def test_default_bucket_is_the_callers_own(outside):
+    """Also for workers, which may read another one."""
     assert await asked(outside, ()) == await asked(outside, FOR_WORKERS) == "its own"
     assert await asked(outside, (), bucket="plugin:acme.demo") == "its own"
 
 
-async def test_the_operators_bucket_is_for_those_who_may(outside):
-    """Workers, for `default`; nobody else."""
+async def test_bucket_default_is_for_workers_only(outside):
+    """`default` is the bucket of operators."""
     assert await asked(outside, FOR_WORKERS, bucket="default") == "the operators'"
     assert await asked(outside, (), bucket="default") == "bad_params"
 
 
 @pytest.mark.parametrize("bucket", ["plugin:acme.other", "private", "", "plugin:", "Default", "default "])
-async def test_no_other_bucket_is_read(outside, bucket):
-    """Not even one that somebody put among the allowed, when it is another plugin's. There or not: the same answer."""
+async def test_other_buckets_are_refused(outside, bucket):
+    """Another plugin's even if it is among the allowed ones. The answer does not depend on whether it exists."""
     assert await asked(outside, FOR_WORKERS, bucket=bucket) == "bad_params"
     assert await asked(outside, {"plugin:acme.other"}, bucket="plugin:acme.other") == "bad_params"
 
 
-async def test_other_calls_take_no_bucket(outside):
-    """A worker may read, and only by key."""
+async def test_kv_list_takes_no_bucket(outside):
     with pytest.raises(HostError, match="bad_params"):
         await gate(outside, FOR_WORKERS).call("kv.list", {"bucket": "default"})

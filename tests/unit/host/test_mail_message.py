@@ -1,4 +1,4 @@
-"""Messages as they go out: nobody adds a header, and every text arrives as it was written."""
+"""Mail messages: a fixed set of headers, and text that survives the encoding."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def compose(subject="Hello", body="text", to=("ops@example.org",)):
     return made, email.message_from_bytes(made, policy=email.policy.default), message_id
 
 
-def test_a_message_says_who_sent_it_and_that_no_person_did():
-    """RFC 5322's fields, RFC 3834's, and the plugin."""
+def test_headers_of_message():
+    """Those of RFC 5322, `Auto-Submitted: auto-generated` (RFC 3834), and the plugin."""
     raw, message, message_id = compose(to=("a@example.org", "b@example.org"))
     assert sorted(message.keys()) == sorted(HEADERS)
     assert (message["From"], message["To"]) == ("host@example.org", "a@example.org, b@example.org")
@@ -40,13 +40,13 @@ def test_a_message_says_who_sent_it_and_that_no_person_did():
     "given_address",
     ["ops@example.org", "o.p-s+x@example.org", "a!#$%&'*/=?^_`{|}~@example.org", f"{'l' * 64}@example.org"],
 )
-def test_plain_addresses_are_taken_as_they_are(given_address):
-    """The local part is the receiver's business (RFC 5321, section 2.4)."""
+def test_plain_address_is_unchanged(given_address):
+    """Only the receiver interprets a local part (RFC 5321, section 2.4)."""
     assert mail_message.address(given_address) == given_address
 
 
-def test_domains_have_one_form():
-    """Case and international letters."""
+def test_domain_is_normalised():
+    """Lower case, ASCII (IDNA), no trailing dot."""
     assert mail_message.address("Ops@Bücher.Example.") == "Ops@xn--bcher-kva.example"
 
 
@@ -76,15 +76,15 @@ def test_domains_have_one_form():
         "ops@example.org>",
     ],
 )
-def test_what_could_be_read_in_another_way_is_refused(odd):
-    """Names, lists, quotes, line ends, references."""
+def test_ambiguous_address_is_refused(odd):
+    """Display names, lists, quotes, line ends, secret references."""
     with pytest.raises(HostError) as caught:
         mail_message.address(odd)
     assert caught.value.code == "bad_params"
 
 
-def test_recipients_are_one_list_with_an_end():
-    """One or several; each once."""
+def test_recipients_are_bounded_and_unique():
+    """One address or several."""
     assert mail_message.recipients("a@example.org", limit=1) == ("a@example.org",)
     assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), limit=3) == ("a@x.org", "b@x.org")
     for wrong in ((), ("a@x.org",) * 4):
@@ -95,16 +95,16 @@ def test_recipients_are_one_list_with_an_end():
 @pytest.mark.parametrize(
     "subject", ["", "  ", "a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\0b", "a\u2028b", "a\ud800"]
 )
-def test_a_subject_is_one_line(subject):
-    """Anything else is bad_params, and is not repeated."""
+def test_subject_must_be_one_line(subject):
+    """bad_params, without the subject in the reason."""
     with pytest.raises(HostError) as caught:
         mail_message.check_subject(subject)
     assert caught.value.code == "bad_params"
     assert "Bcc" not in str(caught.value)
 
 
-def test_sizes():
-    """Too long is too_large: of a subject in characters, of a body in bytes."""
+def test_sizes_are_bounded():
+    """A subject is counted in characters, a body in bytes of UTF-8."""
     for check in (
         lambda: mail_message.check_subject("x" * 251),
         lambda: mail_message.check_body("ü" * 6, max_bytes=11),
@@ -130,8 +130,8 @@ def is_subject(text):
 
 
 @given(st.text(max_size=80).filter(is_subject), st.lists(lines, max_size=6))
-def test_every_text_arrives_as_it_was_written(subject, body_lines):
-    """Any letters, long lines, dots at the beginning; and never a header more than there are."""
+def test_any_text_survives_encoding(subject, body_lines):
+    """Any letters, long lines, leading dots; lines stay below 998 bytes and no header is added."""
     body = "\n".join(body_lines)
     raw, message, _ = compose(subject=subject, body=body)
     assert raw.isascii()

@@ -1,4 +1,4 @@
-"""mail.send to a real SMTP server: TLS that is verified, all recipients or none, and what each refusal means."""
+"""mail.send to a real SMTP server: verified TLS, all recipients or none, the error code of each refusal."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ async def it():
 # The way there.
 
 
-async def test_a_message_arrives_as_it_was_sent(it):
-    """Envelope, headers, lines that begin with a dot; in the clear only where the settings say so."""
+async def test_message_is_delivered_unchanged(it):
+    """Envelope, headers, dot-stuffed lines; without TLS, as `starttls = false` allows."""
     result = await it.send(["a@example.org", "b@example.org"], "Grüße", "first\n.dot\n..\nüber\n")
     (taken,) = it.relay.taken
     assert (taken.sender, taken.to, taken.tls) == ("host@example.org", ["a@example.org", "b@example.org"], False)
@@ -93,8 +93,8 @@ async def test_a_message_arrives_as_it_was_sent(it):
 
 
 @pytest.mark.parametrize("kind", ["tls", "starttls"])
-async def test_tls_with_a_login(authority, kind):
-    """From the first byte, or by STARTTLS; the password is the operator's secret, bound to the mail service."""
+async def test_login_over_tls(authority, kind):
+    """smtps and STARTTLS; the password is a secret that the operator bound to the mail service."""
     context = authority.server("mail.lan")
     async with relays.serving(**{kind: context}, login=(USER, PASSWORD)) as relay:
         scheme = {"tls": "smtps", "starttls": "smtp"}[kind]
@@ -106,8 +106,8 @@ async def test_tls_with_a_login(authority, kind):
 
 
 @pytest.mark.parametrize("kind", ["tls", "starttls"])
-async def test_a_certificate_that_does_not_verify_ends_it(authority, kind):
-    """Another name, an authority that nobody knows; nothing was said by then."""
+async def test_unverified_certificate_is_refused(authority, kind):
+    """Wrong name or unknown authority: no login and no message is sent."""
     scheme = {"tls": "smtps", "starttls": "smtp"}[kind]
     for names, trust in ((("other.lan",), authority.trust()), (("mail.lan",), Authority().trust())):
         async with relays.serving(**{kind: authority.server(*names)}, login=(USER, PASSWORD)) as relay:
@@ -117,8 +117,8 @@ async def test_a_certificate_that_does_not_verify_ends_it(authority, kind):
                 assert relay.taken == []
 
 
-async def test_what_was_to_be_encrypted_is_never_sent_in_the_clear(authority):
-    """A relay without STARTTLS gets nothing, and a password goes over TLS only."""
+async def test_no_plaintext_fallback(authority):
+    """Nothing is sent to a relay that offers no STARTTLS; a password is sent over TLS only."""
     async with relays.serving() as relay, bench(relay, trust=authority.trust()) as it:
         assert "offers no STARTTLS" in await it.refused("service_unavailable")
         it.settings = replace(it.settings, starttls=False, username=USER, password="${secret:SMTP}")
@@ -126,8 +126,8 @@ async def test_what_was_to_be_encrypted_is_never_sent_in_the_clear(authority):
         assert relay.taken == []
 
 
-async def test_what_comes_before_tls_counts_for_nothing_behind_it(authority):
-    """What somebody adds to the answer to STARTTLS is no answer to what is asked then (RFC 3207, section 6)."""
+async def test_bytes_injected_before_starttls_are_ignored(authority):
+    """Replies that were sent together with the one to STARTTLS must be discarded (RFC 3207, section 6)."""
     context, heard = authority.server("mail.lan"), []
 
     async def serve(reader, writer):
@@ -153,8 +153,8 @@ async def test_what_comes_before_tls_counts_for_nothing_behind_it(authority):
     assert not [line for line in heard if line.startswith((b"AUTH", b"MAIL"))]
 
 
-async def test_a_login_that_is_not_accepted(authority, monkeypatch):
-    """The operator's business: the plugin learns that, and no more."""
+async def test_failed_login_is_service_unavailable(authority, monkeypatch):
+    """The plugin gets the reply code only; the socket is closed without waiting for a TLS shutdown."""
     opened = []
     dialled = smtp._open
 
@@ -171,8 +171,8 @@ async def test_a_login_that_is_not_accepted(authority, monkeypatch):
             assert [sock.fileno() for sock in opened] == [-1], "closed without a round of good-byes"
 
 
-async def test_a_password_must_be_a_reference_that_is_bound(authority):
-    """A value in the settings is not used and not repeated."""
+async def test_password_must_be_a_bound_secret_reference(authority):
+    """A plain password in the settings is not used and does not appear in the error."""
     async with (
         relays.serving(starttls=authority.server("mail.lan"), login=(USER, PASSWORD)) as relay,
         bench(relay, trust=authority.trust(), username=USER, password=PASSWORD) as it,
@@ -199,8 +199,8 @@ async def test_a_password_must_be_a_reference_that_is_bound(authority):
         ("DATA", "421 going down", "service_unavailable", "try again later (421"),
     ],
 )
-async def test_what_a_refusal_means(it, at, said, code, words):
-    """And nobody gets the message when one recipient is refused."""
+async def test_error_code_of_each_smtp_reply(it, at, said, code, words):
+    """When one recipient is refused, none gets the message; the next message is sent as usual."""
     it.relay.replies[at] = said
     assert words in await it.refused(code, ["a@example.org", "b@example.org"])
     assert it.relay.taken == []
@@ -208,8 +208,8 @@ async def test_what_a_refusal_means(it, at, said, code, words):
     assert (await it.send())["ok"]
 
 
-async def test_words_of_a_relay_are_made_safe(it):
-    """Control characters are escaped, long ones cut, a secret that comes back is a reference, also at the cut."""
+async def test_reply_text_is_escaped_cut_and_redacted(it):
+    """Control characters are escaped; secrets are redacted before the text is cut, so no part of one is left."""
     it.relay.replies["DATA"] = "554 \x1b[2J c0de-of-the-plugin " + "x" * 300
     words = await it.refused("service_unavailable", body="code: ${secret:CODE}")
     assert "\\x1b[2J ${secret:CODE}" in words
@@ -219,8 +219,8 @@ async def test_words_of_a_relay_are_made_safe(it):
         assert "c0de" not in await it.refused("service_unavailable", body="code: ${secret:CODE}")
 
 
-async def test_a_message_that_the_relay_says_is_too_large_is_not_sent():
-    """By its SIZE (RFC 1870), before anything of it goes out."""
+async def test_message_over_size_limit_of_relay_is_not_sent():
+    """The limit that the relay announces by SIZE (RFC 1870)."""
     async with relays.serving(size=2_000) as relay, bench(relay, starttls=False) as it:
         assert "at most 2000 bytes" in await it.refused("too_large", body="x" * 3_000)
         assert relay.taken == []
@@ -237,8 +237,8 @@ async def test_a_message_that_the_relay_says_is_too_large_is_not_sent():
         (b"220 x" * 100_000, "service_unavailable"),
     ],
 )
-async def test_what_is_no_relay(greeting, code):
-    """Refusals at the door, silence, other protocols, endless lines."""
+async def test_bad_greeting_is_service_unavailable(greeting, code):
+    """Refusal, closed connection, another protocol, lines without an end."""
 
     async def serve(_reader, writer):
         with contextlib.suppress(ConnectionError):
@@ -253,8 +253,8 @@ async def test_what_is_no_relay(greeting, code):
             await it.refused(code)
 
 
-async def test_a_relay_that_hangs_is_left():
-    """After the time of a call; the connection is closed, and what became of the message is not known."""
+async def test_hanging_relay_is_disconnected_at_deadline():
+    """deadline_exceeded does not say whether the message was delivered."""
     async with relays.serving() as relay, bench(relay, starttls=False, send_s=0.3) as it:
         relay.hold = asyncio.Event()
         assert "within 0.3 s" in await it.refused("deadline_exceeded")
@@ -263,8 +263,7 @@ async def test_a_relay_that_hangs_is_left():
                 await asyncio.sleep(0.002)
 
 
-async def test_nobody_is_there(unused_tcp_port):
-    """Connection refused."""
+async def test_refused_connection_is_service_unavailable(unused_tcp_port):
     async with bench(relays.Relay(port=unused_tcp_port), starttls=False) as it:
         assert "cannot connect to the relay mail.lan" in await it.refused("service_unavailable")
 
@@ -272,8 +271,8 @@ async def test_nobody_is_there(unused_tcp_port):
 # What a plugin may.
 
 
-async def test_without_a_relay_there_is_no_mail(it):
-    """And it says whose business that is; nor without a sender."""
+async def test_unset_relay_or_sender_is_service_unavailable(it):
+    """The error names the setting."""
     it.settings = shapes.MailSettings()
     assert "the operator sets relay and sender" in await it.refused("service_unavailable")
     it.settings = shapes.MailSettings(relay=f"smtp://127.0.0.1:{it.relay.port}")
@@ -283,8 +282,8 @@ async def test_without_a_relay_there_is_no_mail(it):
     assert it.relay.sessions == 0
 
 
-async def test_a_relay_by_name_alone_must_be_public(it):
-    """It is looked up and judged like any other host; a private one needs its address."""
+async def test_relay_name_without_pinned_address_must_be_public(it):
+    """Such a name is resolved and judged like any other target; a private relay needs `=address`."""
     for host in ("localhost", "mail.lan.localhost", "mail"):
         it.settings = replace(it.settings, relay=f"smtp://{host}:{it.relay.port}")
         assert "host not public" in await it.refused("egress_blocked")
@@ -307,14 +306,14 @@ async def test_a_relay_by_name_alone_must_be_public(it):
         ({"body": "${secret:CODE}" * 9_000}, "too_large"),
     ],
 )
-async def test_what_cannot_be_sent_is_refused_before_anything_is_dialled(it, fields, code):
-    """Headers that would be two, too much of anything, secrets that are not bound."""
+async def test_bad_message_is_refused_before_connecting(it, fields, code):
+    """Header injection, too many or too long fields, unbound secrets."""
     await it.refused(code, **fields)
     assert it.relay.sessions == 0
 
 
-async def test_secrets_are_filled_in_where_text_stands(it):
-    """In subject and body, by the plugin's own bindings."""
+async def test_secrets_in_subject_and_body_are_expanded(it):
+    """The plugin's own bindings only: the relay's password is not one."""
     await it.send(subject="Code ${secret:CODE}", body="It is ${secret:CODE}.")
     (taken,) = it.relay.taken
     assert taken.message["Subject"] == "Code c0de-of-the-plugin"
@@ -322,8 +321,8 @@ async def test_secrets_are_filled_in_where_text_stands(it):
     await it.refused("bad_params", body="${secret:SMTP}")
 
 
-async def test_the_operator_says_to_whom(it):
-    """Addresses and domains; none named: anybody."""
+async def test_recipients_outside_allow_list_are_refused(it):
+    """`allow` has addresses and domains; empty allows any recipient."""
     it.settings = replace(it.settings, allow=("boss@example.net", "@example.org"))
     for to in ("ops@example.org", "boss@example.net", "Boss@EXAMPLE.net"):
         assert (await it.send(to))["ok"]
@@ -332,8 +331,8 @@ async def test_the_operator_says_to_whom(it):
     assert len(it.relay.taken) == 3
 
 
-async def test_so_many_messages_an_hour():
-    """Per plugin; what was refused before it was dialled does not count."""
+async def test_rate_limit_per_plugin_and_hour():
+    """Messages that are refused before connecting do not count."""
     async with plain(per_hour=3) as it:
         await it.refused("bad_params", to=[])
         for _ in range(3):
@@ -345,8 +344,8 @@ async def test_so_many_messages_an_hour():
         await it.refused("rate_limited")
 
 
-async def test_so_many_messages_at_once(it):
-    """Of one plugin and of all; places come back."""
+async def test_limit_of_concurrent_messages(it):
+    """Per plugin and in total; each ended message frees its slot."""
     it.relay.hold = asyncio.Event()
     tasks = []
     for number in range(MAX_IN_FLIGHT // MAX_IN_FLIGHT_OF_PLUGIN):
@@ -362,8 +361,8 @@ async def test_so_many_messages_at_once(it):
     assert (await it.send())["ok"]
 
 
-async def test_nothing_that_looks_like_a_command_gets_out_of_the_message(it):
-    """A body that ends the data by itself stays one message."""
+async def test_body_cannot_inject_smtp_commands(it):
+    """A line with a single dot does not end the message."""
     body = "a\r\n.\r\nMAIL FROM:<x@y.org>\r\n"
     await it.send(body=body)
     await it.send(body=base64.b64encode(body.encode()).decode())
@@ -371,8 +370,8 @@ async def test_nothing_that_looks_like_a_command_gets_out_of_the_message(it):
     assert it.relay.taken[0].text == "a\n.\nMAIL FROM:<x@y.org>\n"
 
 
-async def test_a_relay_that_hangs_after_the_message_has_it_all_the_same(monkeypatch):
-    """What was taken is sent, whether or not the relay says good-bye before the time of the call is over."""
+async def test_relay_hanging_at_quit_does_not_fail_the_call(monkeypatch):
+    """The relay has accepted the message by then, so the deadline while waiting for 221 is no error."""
     monkeypatch.setattr("latticed.host.mail.smtp._QUIT_S", 2.2)
     taken = asyncio.Event()
 
@@ -399,8 +398,8 @@ async def test_a_relay_that_hangs_after_the_message_has_it_all_the_same(monkeypa
             assert taken.is_set()
 
 
-async def test_a_call_that_is_cancelled_leaves_nothing(authority):
-    """At any step: while it waits for the greeting, for TLS, for the message to be taken."""
+async def test_cancelled_call_sends_nothing(authority):
+    """Cancelled while it waits for the greeting, for TLS, for the message to be accepted."""
     async with relays.serving(starttls=authority.server("mail.lan")) as relay:
         relay.hold = asyncio.Event()
         for pause_s in (0.0, 0.001, 0.005, 0.02, 0.2):

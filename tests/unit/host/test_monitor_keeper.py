@@ -322,8 +322,8 @@ async def test_hanging_check_delays_no_other_and_never_overlaps(tmp_path, found)
         assert here.last("hang0").code == "timeout"
 
 
-async def test_plugin_never_takes_the_places_of_another(tmp_path, found):
-    """Fifty of one that all hang: the single one of another is checked as if it were alone."""
+async def test_hanging_checks_do_not_delay_other_plugin(tmp_path, found):
+    """One plugin's fifty checks hang; the single check of another one comes in time."""
     async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         for number in range(50):
             found.found[f"hang{number}.example:1"] = HANG
@@ -408,7 +408,7 @@ async def test_monitors_of_plugin_that_may_not_act_are_not_checked(here, found):
 # Changes.
 
 
-async def test_putting_the_same_again_changes_nothing(here, found):
+async def test_putting_the_same_monitor_again_changes_nothing(here, found):
     """A plugin puts its monitors at every start."""
     await here.put("web")
     await here.pass_s(20)
@@ -475,7 +475,7 @@ async def test_change_completes_when_its_caller_is_cancelled(here, found):
 # Restarts and faults.
 
 
-async def test_everything_survives_a_restart(tmp_path, found):
+async def test_monitors_and_results_survive_restart(tmp_path, found):
     """Specs, states, failures counted so far, results; no alert is sent twice and none is lost."""
     async with world(tmp_path, found.check) as here:
         await here.put("web", failures=2)

@@ -1,4 +1,4 @@
-"""Real checks of real targets on loopback, through the real guard: every failure has its name, nothing escapes."""
+"""Checks of real targets on loopback through the real guard: each failure has a code, no exception escapes."""
 
 from __future__ import annotations
 
@@ -199,7 +199,6 @@ async def test_hanging_site_times_out():
 
 
 async def test_refused_connection_is_down():
-    """Refused."""
     result = await check("http", f"http://127.0.0.1:{targets.closed_port()}/")
     assert (result.outcome, result.code) == ("down", "refused")
 
@@ -243,8 +242,8 @@ async def check_tls(authority, *, days, name="site.test", trust=True, **params):
         return await check("http", site.url("site.test", "https"), rights=rights, tls=tls, **params)
 
 
-async def test_the_certificate_is_part_of_the_result(authority):
-    """A name that is pinned to an address is checked as that name; the end of its certificate is in the result."""
+async def test_result_has_end_of_certificate(authority):
+    """The certificate is checked for the name of the target, although its address is pinned."""
     result = await check_tls(authority, days=30, certificate_days=14)
     expected = dt.datetime.now(tz=dt.UTC).timestamp() + 30 * 86_400
     assert result.outcome == "up"

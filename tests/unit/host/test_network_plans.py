@@ -1,4 +1,4 @@
-"""network.*: plans are kept, named and shown; nothing is applied, nothing is approved, no secret is stored."""
+"""network.*: plans are stored and listed; none is approved or applied by a plugin, no secret value is stored."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def desk(ledger, clock, tmp_path):
 # Planning.
 
 
-async def test_a_plan_is_named_by_its_canonical_form(desk):
-    """Sorted keys, no white space: what anybody can compute. It is on record who planned it."""
+async def test_plan_has_digest_of_its_canonical_form(desk):
+    """JSON with sorted keys and no white space; the audit event names the plugin."""
     answer = await desk.call("plan", kind="nft", intent=INTENT)
     form = json.dumps({"kind": "nft", "intent": INTENT}, sort_keys=True, separators=(",", ":"))
     assert answer == {
@@ -94,8 +94,8 @@ async def test_a_plan_is_named_by_its_canonical_form(desk):
     assert event["detail"] == {"kind": "nft", "bytes": len(form)}
 
 
-async def test_the_same_plan_again_is_the_same_plan(desk):
-    """However its keys are ordered; another kind or owner has one of its own."""
+async def test_same_plan_is_stored_once(desk):
+    """Whatever the order of its keys; other kinds and other plugins have rows of their own."""
     first = await desk.call("plan", kind="nft", intent=INTENT)
     desk.clock.advance(5)
     assert await desk.call("plan", kind="nft", intent=dict(reversed(INTENT.items()))) == first
@@ -106,8 +106,8 @@ async def test_the_same_plan_again_is_the_same_plan(desk):
     assert len(desk.ledger.read(lambda db: audit.query(db, action="network.plan"))) == 3
 
 
-async def test_a_newer_plan_makes_the_older_one_stale(desk):
-    """Of the same owner and kind, and only what nobody has approved; wanted again, it is planned again."""
+async def test_newer_plan_makes_planned_one_stale(desk):
+    """Of the same plugin and kind; approved plans stay. A stale plan that is put again is planned again."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
     await desk.call("plan", kind="wireguard", intent={"n": 1})
     await desk.call("plan", B, kind="nft", intent={"n": 1})
@@ -120,8 +120,8 @@ async def test_a_newer_plan_makes_the_older_one_stale(desk):
     assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "approved"
 
 
-async def test_what_was_refused_stays_refused(desk):
-    """Asking again is no way around the operator; what was applied may be wanted once more."""
+async def test_refused_plan_stays_refused(desk):
+    """Putting it again does not reopen it; a plan that was applied can be planned again."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
     await desk.move(one["sha256"], plan.PlanState.REFUSED)
     assert (await desk.call("plan", kind="nft", intent={"n": 1}))["state"] == "refused"
@@ -147,7 +147,7 @@ async def test_what_was_refused_stays_refused(desk):
         ("nft", {"a": "\u00fc" * (32 << 10)}, "at most 65536 bytes"),
     ],
 )
-async def test_plans_that_cannot_be(desk, kind, intent, word):
+async def test_bad_plans_are_refused(desk, kind, intent, word):
 
     error = await desk.refused("plan", kind=kind, intent=intent)
     assert error.code is Denial.BAD_PARAMS
@@ -155,8 +155,8 @@ async def test_plans_that_cannot_be(desk, kind, intent, word):
     assert desk.states() == []
 
 
-async def test_depth_is_bounded(desk):
-    """32 levels and no more, in objects and lists."""
+async def test_nesting_is_bounded(desk):
+    """At most 32 levels of objects and lists."""
     deep: object = 1
     for level in range(32):
         deep = {"a": deep} if level % 2 else [deep]
@@ -165,8 +165,8 @@ async def test_depth_is_bounded(desk):
     assert "levels of nesting" in error.reason
 
 
-async def test_quotas_hold(desk, ledger, clock, tmp_path):
-    """What is closed makes way, the oldest first; what is open does not."""
+async def test_quotas_count_open_plans(desk, ledger, clock, tmp_path):
+    """The oldest closed plan is removed to make room; open ones are not."""
     desk = Desk(ledger, clock, tmp_path, quota=RowQuota(plugin=2, total=3))
     made = {n: await desk.call("plan", kind="nft", intent={"n": n}) for n in range(4)}
     assert desk.states() == ["stale", "planned"]
@@ -203,8 +203,8 @@ async def test_quotas_hold(desk, ledger, clock, tmp_path):
         ({"note": "-----BEGIN OPENSSH PRIVATE KEY-----\nx"}, "intent.note"),
     ],
 )
-async def test_a_secret_in_clear_is_refused(desk, intent, where):
-    """Its place is named, never its value."""
+async def test_plain_secret_in_intent_is_refused(desk, intent, where):
+    """The error has its path in the intent, not its value."""
     await desk.secrets.set("A", "value of it")
     await desk.secrets.bind("A", A.plugin_id)
     error = await desk.refused("plan", kind="wireguard", intent=intent)
@@ -217,12 +217,12 @@ async def test_a_secret_in_clear_is_refused(desk, intent, where):
 @pytest.mark.parametrize(
     "name", ["public_key", "token_file", "password_path", "keys", "key", "secretary", "tokens_per_s", "max_tokens_x"]
 )
-def test_names_that_only_sound_like_secrets(name):
+def test_similar_names_are_not_secrets(name):
     assert not intents.is_secret(name)
 
 
-async def test_references_are_kept_as_references(desk, tmp_path):
-    """Bound ones only; the value is in no row and no answer."""
+async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
+    """Only those bound to the plugin; the value is in no row and no answer."""
     await desk.secrets.set("WG_KEY", "the value itself")
     intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
     error = await desk.refused("plan", kind="wireguard", intent=intent)
@@ -238,8 +238,8 @@ async def test_references_are_kept_as_references(desk, tmp_path):
 # Looking.
 
 
-async def test_plans_are_listed_page_by_page(desk):
-    """Oldest first, one's own only, without their intents."""
+async def test_plans_are_listed_in_pages(desk):
+    """Oldest first, the caller's own only, without intents."""
     for n in range(5):
         await desk.call("plan", kind=plan.KINDS[n % 4], intent={"n": n})
         await desk.call("plan", B, kind="nft", intent={"n": n})
@@ -258,8 +258,8 @@ async def test_plans_are_listed_page_by_page(desk):
             assert (await desk.refused("plans", sha256=odd)).code is Denial.BAD_PARAMS
 
 
-async def test_nothing_is_applied(desk):
-    """Neither what is planned nor what is approved; it says so, and the plan stays what it is."""
+async def test_apply_is_service_unavailable(desk):
+    """There is no applier yet: neither planned nor approved plans change their state."""
     made = await desk.call("plan", kind="nft", intent=INTENT)
     for state in (None, plan.PlanState.APPROVED):
         if state:
@@ -272,8 +272,8 @@ async def test_nothing_is_applied(desk):
     assert (await desk.refused("apply", sha256="0" * 64)).code is Denial.NOT_FOUND
 
 
-def test_no_call_approves():
-    """Of all that a Gate answers for networks, none moves a plan but to planned."""
+def test_no_host_call_approves_a_plan():
+    """The calls are exactly these four; none moves a plan to `approved`."""
     names = {one.method for one in NetworkCalls(None, clock=ManualClock(), secrets_of=no_secrets).calls()}
     assert names == {"network.state", "network.plan", "network.plans", "network.apply"}
 
@@ -281,8 +281,8 @@ def test_no_call_approves():
 # The live state.
 
 
-async def test_listeners_of_this_host(desk):
-    """TCP and UDP, v4 and v6; who only talks does not listen."""
+async def test_state_lists_listening_sockets(desk):
+    """TCP and UDP; connected sockets are not listed."""
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -302,8 +302,8 @@ async def test_listeners_of_this_host(desk):
 
 
 @pytest.mark.parametrize(("kind", "word"), [("nft", "the ruleset"), ("wireguard", "wg show")])
-async def test_what_only_root_can_see_is_not_made_up(desk, kind, word):
-    """It says what is missing, and what can be asked for."""
+async def test_state_that_needs_root_is_service_unavailable(desk, kind, word):
+    """The error says what is missing, and which kinds can be read."""
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.SERVICE_UNAVAILABLE
     assert word in error.reason
@@ -311,20 +311,20 @@ async def test_what_only_root_can_see_is_not_made_up(desk, kind, word):
 
 
 @pytest.mark.parametrize("kind", ["", "tcp", "../etc", "x" * 500])
-async def test_states_that_nobody_knows(desk, kind):
+async def test_unknown_kind_of_state_is_refused(desk, kind):
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.BAD_PARAMS
     assert len(error.reason) < 200
 
 
-async def test_a_host_without_proc_says_so(ledger, clock, tmp_path):
+async def test_missing_proc_is_service_unavailable(ledger, clock, tmp_path):
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "nowhere")
     error = await desk.refused("state", kind="listeners")
     assert (error.code, "the listeners cannot be read" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
 
 
-def test_the_tables_of_the_kernel(tmp_path):
-    """Its byte order, mapped addresses as IPv4, broken lines left out, tables that are missing too."""
+def test_parsing_of_proc_net_tables(tmp_path):
+    """Native byte order, mapped addresses as IPv4; malformed lines and missing tables are skipped."""
     tables = tmp_path / "proc/net"
     tables.mkdir(parents=True)
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -354,8 +354,8 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_any_intent_has_one_form_or_is_refused(intent):
-    """What has a form reads back as it was, and has the same form again."""
+def test_canonical_form_round_trips(intent):
+    """Any intent is refused, or its form decodes to it and encodes to the same form."""
     try:
         form = plan.canonical("nft", intent)
     except plan.BadIntent:
@@ -366,8 +366,8 @@ def test_any_intent_has_one_form_or_is_refused(intent):
     intents.references(intent)
 
 
-async def test_plans_move_only_as_the_table_says(desk):
-    """Every pair of states, against the table."""
+async def test_plan_transitions_follow_the_table(desk):
+    """Every pair of states."""
     made = await desk.call("plan", kind="nft", intent={})
     for before in plan.PlanState:
         for after in plan.PlanState:

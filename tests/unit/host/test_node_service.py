@@ -1,4 +1,4 @@
-"""What a plugin is told of this machine, and what is kept from it."""
+"""node.*: facts and metrics of this machine, labels, the journal; what is shown only with node:admin."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def desk(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> Desk:
     return Desk(ledger, clock, tmp_path)
 
 
-async def test_facts_of_this_machine(desk: Desk) -> None:
-    """Against what Python and the kernel say otherwise."""
+async def test_facts_agree_with_the_system(desk: Desk) -> None:
+    """With what Python and the kernel report."""
     facts = await desk.call("node.facts")
     assert facts["hostname"] == socket.gethostname()
     assert facts["kernel"]["release"] == platform.release()
@@ -94,8 +94,8 @@ async def test_facts_of_this_machine(desk: Desk) -> None:
     assert sizes.get("/", root.f_blocks * root.f_frsize) == root.f_blocks * root.f_frsize
 
 
-async def test_serial_numbers_and_macs_are_for_admins(desk: Desk, clock: ManualClock) -> None:
-    """Nor is an address told that spells out a MAC."""
+async def test_serial_numbers_and_macs_need_node_admin(desk: Desk, clock: ManualClock) -> None:
+    """Also left out: IPv6 addresses that are made from a MAC."""
     plain, admin = await desk.call("node.facts"), await desk.call("node.facts", ADMIN)
     assert plain["hardware"] is None
     assert admin["hardware"].keys() == {"product_serial", "product_uuid", "board_serial", "machine_id"}
@@ -110,8 +110,8 @@ async def test_serial_numbers_and_macs_are_for_admins(desk: Desk, clock: ManualC
     ("address", "reveals"),
     [("fe80::fc:ff:fe00:1", True), ("2001:db8::211:22ff:fe33:4455", True), ("fd00::2", False), ("10.0.0.1", False)],
 )
-def test_which_addresses_spell_out_a_mac(address: str, *, reveals: bool) -> None:
-    """EUI-64 identifiers have ff:fe in the middle."""
+def test_addresses_made_from_a_mac(address: str, *, reveals: bool) -> None:
+    """Modified EUI-64 interface identifiers have ff:fe in the middle (RFC 4291, appendix A)."""
     assert node_network._reveals_mac(ip_address(address)) is reveals
 
 
@@ -136,8 +136,8 @@ exec "$@"
 
 
 @pytest.mark.root
-def test_all_addresses_of_an_interface_are_found() -> None:
-    """Several per family, each with its own prefix, aliases under their interface; in a network of its own."""
+def test_all_addresses_of_an_interface_are_listed() -> None:
+    """Several per family, each with its prefix length; aliases under their interface. In a network namespace."""
     if os.getuid() != 0:
         pytest.skip("needs uid 0 to make a network namespace")
     if shutil.which("ip") is None:
@@ -152,8 +152,8 @@ def test_all_addresses_of_an_interface_are_found() -> None:
     assert found["two"]["addresses"] == []
 
 
-async def test_metrics_move(desk: Desk, clock: ManualClock) -> None:
-    """Counters grow; within a second the same answer is given again, so that a flood costs nothing."""
+async def test_metrics_are_cached_for_a_second(desk: Desk, clock: ManualClock) -> None:
+    """Counters grow between two readings."""
     first = await desk.call("node.metrics")
     assert first["memory"]["available_bytes"] <= first["memory"]["total_bytes"]
     assert len(first["load"]) == 3
@@ -169,8 +169,8 @@ async def test_metrics_move(desk: Desk, clock: ManualClock) -> None:
         assert 0 <= disk["available_bytes"] <= disk["free_bytes"] <= disk["total_bytes"]
 
 
-async def test_on_a_machine_that_tells_nothing_all_is_null(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> None:
-    """Best effort: no file there, no failure."""
+async def test_missing_files_give_null(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> None:
+    """Nothing below the root: no call fails."""
     (tmp_path / "empty").mkdir()
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "empty")
     facts, metrics = await desk.call("node.facts", ADMIN), await desk.call("node.metrics")
@@ -186,7 +186,7 @@ async def test_on_a_machine_that_tells_nothing_all_is_null(ledger: Ledger, clock
 
 
 def made_up(root: Path) -> None:
-    """A machine on paper, with what strangers may have written into it."""
+    """Files of a machine, with control characters and malformed lines in them."""
     for path, content in {
         "etc/os-release": 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME=\'Evil \x1b[2J\'\nNAME="unclosed\n#X=1\n\n=\n',
         "proc/cpuinfo": "processor : 0\nmodel name\t: Some CPU @ 3 GHz\n",
@@ -204,8 +204,8 @@ def made_up(root: Path) -> None:
     (root / "a b").mkdir()
 
 
-def test_files_of_the_machine_are_taken_apart(tmp_path: Path) -> None:
-    """Escaped, counted in bytes and seconds; a remote file system is never asked, for it may never answer."""
+def test_parsing_of_proc_and_etc(tmp_path: Path) -> None:
+    """Text is escaped, units are bytes and seconds; remote file systems are left out: statvfs on one may hang."""
     made_up(tmp_path)
     facts, metrics = node_reading.facts(tmp_path, hardware=True), node_reading.metrics(tmp_path)
     assert facts["os"] == {"id": "debian", "version_id": "12", "name": None, "pretty_name": "Evil \\x1b[2J"}
@@ -226,8 +226,8 @@ def test_files_of_the_machine_are_taken_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_are_no_utf_8_are_told_of_all_the_same(tmp_path: Path) -> None:
-    """A disk's place, an interface: escaped, and nothing after them is lost."""
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
+    """Of mount points and interfaces; the lines after them are still read."""
     disk = os.fsencode(tmp_path) + b"/\xffa\xe2\x80\xa8b"
     os.mkdir(disk)
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -246,8 +246,8 @@ def test_names_that_are_no_utf_8_are_told_of_all_the_same(tmp_path: Path) -> Non
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_in_proc_break_it(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
-    """Whatever a kernel, or a container's fake of one, puts there."""
+def test_any_bytes_in_proc_are_accepted(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    """The kernel, or a container, may put anything there."""
     root = tmp_path_factory.mktemp("junk")
     for name in ("meminfo", "uptime", "loadavg", "stat", "cpuinfo", "net/dev", "net/if_inet6", "self/mounts"):
         (root / "proc" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -260,8 +260,8 @@ def test_no_bytes_in_proc_break_it(tmp_path_factory: pytest.TempPathFactory, jun
 # Labels.
 
 
-async def test_labels_are_merged_and_shown_among_the_facts(desk: Desk) -> None:
-    """Null removes one."""
+async def test_set_labels_merges(desk: Desk) -> None:
+    """null removes a label; node.facts shows them."""
     assert await desk.call("node.set_labels", labels={"role": "web", "rack/unit": "7 b"}) == {
         "ok": True,
         "labels": {"rack/unit": "7 b", "role": "web"},
@@ -275,13 +275,13 @@ async def test_labels_are_merged_and_shown_among_the_facts(desk: Desk) -> None:
     [{"": "x"}, {"A": "x"}, {"-a": "x"}, {"a-": "x"}, {"a" * 64: "x"}, {"a\n": "x"}, {"a": "x\n"}, {"a": "x" * 257}],
 )
 async def test_bad_labels_are_refused(desk: Desk, labels: dict[str, str]) -> None:
-    """All or nothing."""
+    """One bad label refuses the whole call."""
     assert (await desk.refused("node.set_labels", labels={"good": "x", **labels})).code is Denial.BAD_PARAMS
     assert (await desk.call("node.facts"))["labels"] == {}
 
 
-async def test_there_are_only_so_many_labels(desk: Desk) -> None:
-    """quota_exceeded, and what was there stays."""
+async def test_labels_over_the_limit_are_refused(desk: Desk) -> None:
+    """quota_exceeded, and no label is changed."""
     most = {f"l{number}": "x" for number in range(node.MAX_LABELS)}
     await desk.call("node.set_labels", labels=most)
     assert (await desk.refused("node.set_labels", labels={"more": "x", "l0": "changed"})).code is Denial.QUOTA_EXCEEDED
@@ -292,8 +292,8 @@ async def test_there_are_only_so_many_labels(desk: Desk) -> None:
 # The journal: the reader itself is tested in tests/unit/journal and tests/systemd.
 
 
-async def test_the_journal_is_asked_only_for_what_is_listed(desk: Desk) -> None:
-    """The daemon checks before it asks; ours are never shown; nobody there is said so."""
+async def test_journal_filter_must_be_a_listed_unit(desk: Desk) -> None:
+    """The daemon's own units never are; without a reader the call is service_unavailable."""
     for wanted in ("ssh.service", "latticed.service", "latticed-apply.service", "sshd.service", "\x1b"):
         error = await desk.refused("node.journal", filter=wanted)
         assert error.code is Denial.BAD_PARAMS
@@ -307,8 +307,8 @@ async def test_the_journal_is_asked_only_for_what_is_listed(desk: Desk) -> None:
             await desk.call("node.journal", **params)
 
 
-async def test_who_the_reader_may_be(desk: Desk, tmp_path: Path) -> None:
-    """root, the daemon's user, and whom the operator named, by name or number."""
+async def test_uids_that_may_serve_the_journal(desk: Desk, tmp_path: Path) -> None:
+    """root, the daemon's user, and `node.journal_user` by name or number."""
     assert node.readers(desk.settings) == {0, os.geteuid()}
     for name, uid in (("nobody", 65534), ("4711", 4711)):
         desk.settings = settings_room.load(
@@ -330,8 +330,8 @@ def write(place: Path, text: str) -> Path:
     return file
 
 
-def test_parameters() -> None:
-    """A cursor may be left out, a filter may not."""
+def test_defaults_of_parameters() -> None:
+    """`limit` is optional, null is a label value, unknown fields are refused."""
     assert msgspec.convert({"filter": "sshd"}, ReadJournal, strict=True).limit == 100
     assert msgspec.convert({"labels": {"a": None}}, SetLabels, strict=True).labels == {"a": None}
     with pytest.raises(msgspec.ValidationError):
@@ -341,8 +341,8 @@ def test_parameters() -> None:
 # Fresh.
 
 
-async def test_many_who_ask_share_one_reading(clock: ManualClock) -> None:
-    """One that leaves does not take it from the others; a failure is told to all and tried again."""
+async def test_concurrent_callers_share_one_reading(clock: ManualClock) -> None:
+    """Cancelling one caller does not cancel the reading; a failed reading is repeated by the next call."""
     go_on, readings = threading.Event(), []
 
     def read() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: no notification that was accepted is lost, none that is done comes again, ids stay."""
+"""kill -9 at any moment: no accepted notification is lost, none that is done is delivered again, ids are stable."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LIFE = Path(__file__).resolve().parents[2] / "house/notify_life.py"
 
 @pytest.mark.parametrize("lives", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives):
-    """Several lives of one queue, each killed at a random line of what it says."""
+async def test_accepted_messages_survive_kill(tmp_path, lives):
+    """Several processes after each other on one queue, each killed at a random line of its output."""
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
     chance = random.Random(seed)
@@ -60,7 +60,7 @@ async def test_what_was_accepted_is_delivered_whatever_kills_us(tmp_path, lives)
 
 
 def _live(state, life, *, lines):
-    """What one life said until it was killed, after so many lines."""
+    """The output of one process until it was killed, after at least `lines` lines."""
     said = []
     child = subprocess.Popen([sys.executable, "-P", LIFE, state, life], stdout=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""notify.send and the queue behind it: accepted means kept, handed out at least once, given up only after days."""
+"""notify.send and its queue: an accepted message is on disk, delivered at least once, and fails only after days."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ async def send(queue, title="disk full", **params):
     return await call.answer(ACME, msgspec.convert({"title": title, **params}, NotifySend, strict=True))
 
 
-async def test_a_message_is_queued_and_delivered_once(queue):
-    """The caller gets the id; the deliverer the message with that id and its sender; done, it is not due again."""
+async def test_message_is_queued_and_delivered_once(queue):
+    """The caller gets the id, the deliverer the item with that id and its plugin; done items are not due again."""
     answer = await send(queue, body="/var: 99 %", severity="critical", event="disk.full")
     assert answer == {"ok": True, "id": answer["id"], "duplicate": False}
     item = await queue.next()
@@ -62,8 +62,8 @@ async def test_a_message_is_queued_and_delivered_once(queue):
     assert await queue.counts() == {"queued": 0, "delivering": 0, "done": 1, "failed": 0}
 
 
-async def test_what_a_plugin_may_not_have_delivered_waits(ledger, clock):
-    """It is neither taken nor due meanwhile, keeps nobody else's waiting, and has its turn once it may again."""
+async def test_message_of_plugin_that_may_not_act_waits(ledger, clock):
+    """It is not due, does not block other plugins, and is delivered once its plugin may act again."""
     may = set()
     async with made(ledger, clock, may=may.__contains__) as queue:
         held = await send(queue)
@@ -76,8 +76,8 @@ async def test_what_a_plugin_may_not_have_delivered_waits(ledger, clock):
         assert (await queue.next()).id == held["id"]
 
 
-async def test_a_dedupe_word_makes_two_sends_one_message(queue):
-    """A plugin that is not sure whether it was heard may ask again."""
+async def test_same_dedupe_key_is_queued_once(queue):
+    """So a plugin can safely repeat a call whose answer it did not get."""
     first = await send(queue, dedupe="run-7")
     again = await send(queue, dedupe="run-7")
     assert again == {"ok": True, "id": first["id"], "duplicate": True}
@@ -96,22 +96,22 @@ async def test_a_dedupe_word_makes_two_sends_one_message(queue):
         {"dedupe": "a\nb"},
     ],
 )
-async def test_what_cannot_be_meant_is_refused(queue, params):
-    """In words, and nothing is queued."""
+async def test_bad_values_are_bad_params(queue, params):
+    """The error says what was expected; nothing is queued."""
     with pytest.raises(HostError, match=r"bad_params: .*expected"):
         await send(queue, **params)
     assert sum((await queue.counts()).values()) == 0
 
 
 @pytest.mark.parametrize("params", [{"severity": "fatal"}, {"title": None}, {"channel": "telegram"}, {"body": 1}])
-def test_what_has_no_meaning_is_refused_by_its_type(params):
-    """Severities are a closed set; senders never choose a channel."""
+def test_wrong_types_and_unknown_fields_are_refused(params):
+    """Severities are a closed set; a sender cannot choose a channel."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"title": "t", **params}, NotifySend, strict=True)
 
 
-def test_text_is_made_safe_and_cut():
-    """Lines of a body stay lines, whatever ends them; nothing else that is not visible goes through; `{{}}` is text."""
+def test_text_is_escaped_and_cut():
+    """Line ends in a body become \n, other invisible characters are escaped; `{{}}` is not expanded."""
     message = checked(NotifySend(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
     assert message.title == "a\\x0ab\\x1b[31m\\u202e"
     assert message.body.startswith("{{title}}\nb\nc\\x00\\ud800xxx")
@@ -120,8 +120,8 @@ def test_text_is_made_safe_and_cut():
     assert body_text("a\n\nb") == "a\n\nb"
 
 
-async def test_a_full_queue_is_said_to_be_full(ledger, clock):
-    """quota_exceeded, with the numbers; what is delivered makes room again."""
+async def test_full_queue_is_quota_exceeded(ledger, clock):
+    """The error has the limit; delivering an item makes room."""
     async with made(ledger, clock, plugin_items=2) as queue:
         await send(queue)
         await send(queue)
@@ -131,16 +131,16 @@ async def test_a_full_queue_is_said_to_be_full(ledger, clock):
         await send(queue)
 
 
-async def test_a_ledger_that_is_closed_is_a_service_that_is_not_available(tmp_path, clock):
-    """Nothing is accepted that is not on disk."""
+async def test_closed_ledger_is_service_unavailable(tmp_path, clock):
+    """What cannot be written to disk is not accepted."""
     async with open_ledger(tmp_path / "other", clock=clock) as ledger:
         queue = made(ledger, clock)
     with pytest.raises(HostError, match="service_unavailable"):
         await send(queue)
 
 
-async def test_retries_back_off_and_heed_retry_after(queue, clock):
-    """5 s, 10 s, 20 s ... up to 15 min, or later when the other side says so, but no later than 6 h."""
+async def test_backoff_follows_retry_after(queue, clock):
+    """5 s, 10 s, 20 s ... up to 15 min; Retry-After can only lengthen a pause, up to 6 h."""
     await send(queue)
     waits = []
     for retry_after_s in (None, None, None, 100.0, None, *[None] * 6, 10**9):
@@ -156,8 +156,8 @@ async def test_retries_back_off_and_heed_retry_after(queue, clock):
     assert (await queue.take()).attempts == 13
 
 
-async def test_what_nobody_takes_is_given_up_after_days_of_uptime(queue, ledger, clock):
-    """On record, once for each plugin; a clock that is set forward makes nothing older."""
+async def test_undelivered_message_fails_after_days_of_uptime(queue, ledger, clock):
+    """One audit event per plugin; age is counted in uptime, so setting the wall clock ahead expires nothing."""
     await send(queue)
     await send(queue, body="kept")
     clock.advance(60)
@@ -173,8 +173,8 @@ async def test_what_nobody_takes_is_given_up_after_days_of_uptime(queue, ledger,
     assert (await queue.next()).body == "kept"
 
 
-async def test_a_wall_clock_that_jumps_loses_nothing(ledger):
-    """Neither decades ahead nor back: what was queued is due, and no older than it is."""
+async def test_wall_clock_jump_expires_and_delays_nothing(ledger):
+    """Decades ahead or back: queued items are still due within the longest backoff."""
 
     class Jumping(ManualClock):
         offset_us = 0
@@ -198,8 +198,8 @@ async def test_a_wall_clock_that_jumps_loses_nothing(ledger):
         assert (await queue.counts())["queued"] == 3
 
 
-async def test_an_attempt_that_fails_too_late_is_the_last(queue, ledger, clock):
-    """After days of retries the item fails with the last reason, on record."""
+async def test_attempt_failing_after_days_is_the_last(queue, ledger, clock):
+    """The item fails with the last reason, and an audit event."""
     accepted = await send(queue)
     item = await queue.take()
     await forward(queue, clock, days=3, keep_out=item)
@@ -211,8 +211,7 @@ async def test_an_attempt_that_fails_too_late_is_the_last(queue, ledger, clock):
     assert "disk full" not in json.dumps(event)
 
 
-async def test_what_is_refused_for_good_is_not_tried_again(queue, clock):
-    """A permanent refusal ends it at once."""
+async def test_permanent_refusal_is_not_retried(queue, clock):
     await send(queue)
     item = await queue.take()
     assert await queue.fail(item, code="http_400", reason="no such channel")
@@ -221,8 +220,8 @@ async def test_what_is_refused_for_good_is_not_tried_again(queue, clock):
     assert await queue.take() is None
 
 
-async def test_what_was_never_answered_for_comes_again(queue, ledger, clock):
-    """After a lease; also what was cancelled while it was being taken."""
+async def test_item_is_queued_again_when_its_lease_ends(queue, ledger, clock):
+    """Also one whose `take` was cancelled after the row was marked as delivering."""
     await send(queue)
     item = await queue.take()
     clock.advance(LEASE_S - 1)
@@ -246,8 +245,8 @@ async def test_what_was_never_answered_for_comes_again(queue, ledger, clock):
     assert (await queue.take()) is not None
 
 
-async def test_a_restart_queues_again_what_was_out(ledger, clock):
-    """The same id, the next attempt."""
+async def test_restart_queues_delivering_items_again(ledger, clock):
+    """With the same id; the attempt counts."""
     async with made(ledger, clock) as queue:
         await send(queue)
         item = await queue.take()
@@ -256,8 +255,7 @@ async def test_a_restart_queues_again_what_was_out(ledger, clock):
         assert (again.id, again.attempts) == (item.id, item.attempts + 1)
 
 
-async def test_a_waiting_deliverer_is_woken(queue):
-    """By a message that is accepted, not by a timer."""
+async def test_accepted_message_wakes_waiting_deliverer(queue):
     waiting = asyncio.create_task(queue.next())
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -266,8 +264,7 @@ async def test_a_waiting_deliverer_is_woken(queue):
         assert (await waiting).id == accepted["id"]
 
 
-async def test_what_ended_is_kept_for_days_and_can_be_pruned(queue, clock):
-    """Lists show it until retention or an operator removes it."""
+async def test_ended_items_are_kept_until_retention_or_prune(queue, clock):
     for number in range(3):
         await send(queue, title=str(number))
         await queue.done((await queue.take()).id)
@@ -281,8 +278,8 @@ async def test_what_ended_is_kept_for_days_and_can_be_pruned(queue, clock):
     assert [item.title for item in await queue.page()] == ["waiting"]
 
 
-async def test_accepting_in_a_change_that_fails_accepts_nothing(queue, ledger):
-    """A part of another transaction, all or nothing."""
+async def test_accept_in_rolled_back_transaction_queues_nothing(queue, ledger):
+    """`accept_in` is a part of the caller's transaction."""
 
     def change(tx):
         queue.accept_in(tx, "acme.demo", NotificationRow(title="t"))
@@ -294,7 +291,7 @@ async def test_accepting_in_a_change_that_fails_accepts_nothing(queue, ledger):
 
 
 async def forward(queue, clock, *, days, keep_out=None):
-    """Let days pass in steps, as sweeps see them; an item that is out stays out (its deliverer takes it again)."""
+    """Let days pass in steps of an hour, each with a sweep; `keep_out` is taken again whenever its lease ends."""
     for _ in range(days * 24):
         clock.advance(3_600)
         await queue.sweep()

@@ -1,4 +1,4 @@
-"""The one rule of what may be done for a plugin: every combination, and who is told of a change."""
+"""Whether a plugin may act now: every combination of reasons, and which updates count as changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = PluginStanding(active=True, granted=frozenset({"task:run", "ddns:admin"})
     ],
 )
 def test_plugin_must_be_seen_verified_active_and_granted(seen, fault, active, granted):
-    """One of the four missing is enough; the reason names the first that is."""
+    """The refusal names the first of the four that is missing."""
     refusal = permissions.judge(PluginStanding(seen=seen, fault=fault, active=active, granted=granted), "task:run")
     may = seen and not fault and active and "task:run" in granted
     assert (refusal is None) is may
@@ -53,15 +53,16 @@ def test_unknown_plugin_may_do_nothing():
     assert Permissions().refusal("acme.demo", "task:run").code == "not_seen"
 
 
-def test_before_all_records_are_read_nothing_is_lost():
+def test_unknown_plugin_is_not_seen_until_records_are_read():
+    """A refusal not_seen does not count as a loss of permission."""
     here = Permissions()
     assert here.refusal("acme.demo", "task:run").code == "not_seen"
     here.complete = True
     assert here.refusal("acme.demo", "task:run").code == "not_active"
 
 
-def test_update_tells_changes():
-    """Only what decides counts; one that may nothing, as before, is no change."""
+def test_update_returns_whether_permission_changed():
+    """A plugin that may do nothing, before and after, is no change."""
     here = Permissions()
     assert not here.update("acme.demo", permissions.UNKNOWN)
     assert not here.update("acme.demo", permissions.NOT_SEEN)
@@ -71,7 +72,7 @@ def test_update_tells_changes():
     assert here._standings == {}, "nothing is kept of those that may nothing: there may be thousands"
 
 
-def test_what_is_granted_besides_capabilities():
+def test_grants_besides_capabilities():
     here = Permissions()
     granted = (
         "bucket=shared",

@@ -1,4 +1,4 @@
-"""Public paths of a service: what a pattern means, and that nothing else is ever public."""
+"""Public paths of a service: what each pattern matches, and that encoded paths match nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from latticed.host.route import public_paths
         ("/a/*/**", ["/a/b/", "/a/b/c"], ["/a/b", "/a//c"]),
     ],
 )
-def test_patterns(pattern, public, private):
+def test_pattern_matches_only_its_paths(pattern, public, private):
     assert public_paths.fault(pattern) is None
     assert [path for path in public if not public_paths.is_public((pattern,), path)] == []
     assert [path for path in private if public_paths.is_public((pattern,), path)] == []
@@ -33,7 +33,7 @@ def test_patterns(pattern, public, private):
 @pytest.mark.parametrize(
     "pattern", ["", "x", "/a//b", "/**/a", "/a**", "/../a", "/.", "/a%2f", "/a?b", "/" + "x" * 255]
 )
-def test_what_is_no_pattern(pattern):
+def test_malformed_pattern_is_refused(pattern):
     assert public_paths.fault(pattern)
 
 
@@ -41,8 +41,8 @@ PIECES = ["/", "a", "b", ".", "..", "%2e", "%2f", "%5c", "%", ";", "\\", "%25", 
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map(lambda parts: "/" + "".join(parts)))
-def test_nothing_public_leaves_its_place(raw):
-    """However often a path is decoded, what was public below /a/ has no segment that leads elsewhere."""
+def test_public_path_stays_below_its_pattern(raw):
+    """However often it is decoded, it has no `.`, `..` or empty segment."""
     if public_paths.is_public(("/a/**",), raw):
         assert raw.startswith("/a/") or unquote(raw).startswith("/a/")
         for _ in range(3):
@@ -52,6 +52,6 @@ def test_nothing_public_leaves_its_place(raw):
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_judged(text):
+def test_any_text_is_accepted_as_input(text):
     public_paths.fault(text)
     public_paths.is_public(("/**", "/a/*"), "/" + text)

@@ -1,4 +1,4 @@
-"""route.put and route.delete: what may be put, what answers, and what is left after a restart."""
+"""route.put and route.delete: parameters, paths, answers of each target, and what a restart restores."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def page(world, path, *fields, **options):
 # Templates.
 
 
-async def test_a_template_answers_where_it_was_put(world):
-    """With what every page carries; the call says where."""
+async def test_template_answers_at_its_path(world):
+    """The call returns the URL; pages have a sandbox policy and nosniff."""
     answer = await world.put(path=HERE, **TEMPLATE)
     assert answer == {"ok": True, "path": HERE, "url": f"{world.pages.listener.url}{HERE}", "message": ""}
     found = await page(world, f"{HERE}a%20b?x=1")
@@ -48,8 +48,8 @@ async def test_a_template_answers_where_it_was_put(world):
     assert (await page(world, HERE, method="POST")).status == 405
 
 
-async def test_values_are_read_through_the_plugins_gate(world):
-    """One pass, escaped in markup; a denial is empty, a service that is down is an error."""
+async def test_stored_values_are_read_with_rights_of_the_plugin(world):
+    """Values are escaped in HTML and not expanded again; a denied kv.get renders empty, a failing one gives 503."""
     world.rooms.values = {f"plugin:{ID}/who": "<b>{{path}}</b>"}
     template = f"<p>{{{{kv:plugin:{ID}/who}}}} {{{{query:q}}}} {{{{kv:default/x}}}}</p>"
     await world.put(path=HERE, target="template", template=template, content_type="text/html")
@@ -77,7 +77,7 @@ async def test_values_are_read_through_the_plugins_gate(world):
         ({"public": ["/x"]}, "public: goes with the target service"),
     ],
 )
-async def test_templates_that_cannot_be(world, params, word):
+async def test_bad_template_parameters_are_refused(world, params, word):
     error = await world.refused(path=HERE, **{**TEMPLATE, **params})
     assert error.code is Denial.BAD_PARAMS
     assert re.search(word, error.reason), error.reason
@@ -88,8 +88,8 @@ async def test_templates_that_cannot_be(world, params, word):
 # Actions.
 
 
-async def test_an_action_is_told_of_the_request(world):
-    """All of it but credentials and what proxies say; what it results in is the answer."""
+async def test_action_gets_request_and_its_result_is_the_response(world):
+    """Cookie, Authorization and X-Forwarded-* are not passed on."""
     await world.put(path=f"{HERE}hook", **INVOKE, methods=["POST"])
     world.rooms.reply = {
         "ok": True,
@@ -115,8 +115,8 @@ async def test_an_action_is_told_of_the_request(world):
     assert (await page(world, f"{HERE}hook")).status == 405
 
 
-async def test_bytes_go_both_ways(world):
-    """In base64, where they are no text."""
+async def test_binary_bodies_are_base64(world):
+    """In the request and in the result."""
     await world.put(path=HERE, **INVOKE, methods=["PUT"])
     coded = base64.b64encode(b"\xff\x00").decode()
     world.rooms.reply = {"ok": True, "result": {"body_base64": coded, "content_type": "image/png"}}
@@ -150,8 +150,8 @@ async def test_bytes_go_both_ways(world):
         (Problem("protocol_error", "garbage"), 502, "protocol_error"),
     ],
 )
-async def test_an_action_that_does_not_answer_well(world, reply, status, code):
-    """A code, and nothing of the inside."""
+async def test_bad_action_result_is_an_error_code(world, reply, status, code):
+    """The response has the code and none of the plugin's own text."""
     await world.put(path=HERE, **INVOKE)
     world.rooms.reply = reply
     answer = await page(world, HERE)
@@ -160,8 +160,8 @@ async def test_an_action_that_does_not_answer_well(world, reply, status, code):
     assert b"them" not in answer.body
 
 
-async def test_only_so_many_are_answered_at_once(world):
-    """Each may be a process; the next ones are told to come back."""
+async def test_limit_of_concurrent_actions(world):
+    """Each may be a process; a request beyond the limit gets 503 `busy`."""
     await world.put(path=HERE, **INVOKE)
     world.rooms.hold = asyncio.Event()
     waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_IN_FLIGHT)]
@@ -185,7 +185,7 @@ async def test_only_so_many_are_answered_at_once(world):
         {"origin": "http://127.0.0.1:1"},
     ],
 )
-async def test_actions_that_cannot_be(world, params):
+async def test_bad_action_parameters_are_refused(world, params):
     assert (await world.refused(path=HERE, **{**INVOKE, **params})).code is Denial.BAD_PARAMS
 
 
@@ -214,15 +214,15 @@ async def test_actions_that_cannot_be(world, params):
         ID,
     ],
 )
-async def test_paths_that_no_plugin_gets(world, path):
-    """Its own only; how it is written does not help."""
+async def test_paths_outside_own_prefix_are_refused(world, path):
+    """Other plugins' prefixes, reserved ones, and paths that are not in normal form."""
     error = await world.refused(path=path, **TEMPLATE)
     assert error.code is Denial.BAD_PARAMS
     assert world.kept() == []
 
 
-async def test_a_granted_prefix_and_what_lies_below_it(world):
-    """Until the operator takes it back; never what is reserved."""
+async def test_granted_prefix_is_served_until_revoked(world):
+    """With paths below it; reserved paths stay refused although they are granted."""
     world.rooms.granted_prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
     await world.put(path="/shop/", **TEMPLATE)
     await world.put(path="/shop/cart/", target="template", template="cart")
@@ -237,8 +237,8 @@ async def test_a_granted_prefix_and_what_lies_below_it(world):
     assert world.pages.find("/shop/cart/x").plugin_id == ID
 
 
-async def test_the_top_is_a_place_of_its_own(world):
-    """Granted, it answers what nobody else does; it opens nobody else's place."""
+async def test_granted_root_does_not_include_other_prefixes(world):
+    """`/` serves what no longer prefix matches; it gives no claim to paths below it."""
     world.rooms.granted_prefixes[ID] = frozenset({"/"})
     await world.put(path="/", **TEMPLATE)
     for path in (f"/{OTHER}/", "/x/", "/.well-known/"):
@@ -249,8 +249,8 @@ async def test_the_top_is_a_place_of_its_own(world):
     assert (await page(world, "/.well-known/x")).status == 404
 
 
-async def test_a_path_that_another_plugin_has_is_taken(world):
-    """Named, and free again as soon as that one is gone."""
+async def test_path_of_another_plugin_is_refused(world):
+    """The error names the owner; the path is free once that route is deleted."""
     world.rooms.granted_prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
     await world.put(ID, path="/app/", **TEMPLATE)
     error = await world.refused(OTHER, path="/app/", **TEMPLATE)
@@ -264,8 +264,8 @@ async def test_a_path_that_another_plugin_has_is_taken(world):
     assert [row.plugin_id for row in world.kept()] == [OTHER]
 
 
-async def test_a_route_put_again_is_replaced(world):
-    """At once, also by one of another kind; one that is refused leaves the old one as it was."""
+async def test_put_replaces_route_of_same_path(world):
+    """Also by another target; a refused put leaves the route as it was."""
     await world.put(path=HERE, target="template", template="one")
     await world.put(path=HERE, target="template", template="two")
     assert (await page(world, HERE)).body == b"two"
@@ -276,8 +276,8 @@ async def test_a_route_put_again_is_replaced(world):
     assert len(world.kept()) == 1
 
 
-async def test_quotas_hold_and_change_nothing(tmp_path):
-    """On how many, and on how much; the route that was there goes on."""
+async def test_put_over_quota_changes_nothing(tmp_path):
+    """On routes and bytes per plugin, and on routes in total."""
     async with routed.opened(tmp_path) as world:
         world.keeper._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)
         for name in ("a", "b"):
@@ -295,8 +295,8 @@ async def test_quotas_hold_and_change_nothing(tmp_path):
 # Life and death.
 
 
-async def test_routes_come_back_after_a_restart(tmp_path):
-    """Of every kind, when their owner does."""
+async def test_routes_are_restored_after_restart(tmp_path):
+    """Templates, actions and services, once their plugin is active."""
     rooms = routed.Rooms()
     async with backends.running() as backend:
         async with routed.opened(tmp_path, rooms=rooms) as world:
@@ -318,8 +318,8 @@ async def test_routes_come_back_after_a_restart(tmp_path):
     assert backend.paths == ["/feed"]
 
 
-async def test_a_plugin_that_stops_answers_no_more(world):
-    """At once, before anybody has looked; then its prefix is free and nobody listens. Back, it answers again."""
+async def test_routes_of_inactive_plugin_give_404(world):
+    """From the next request on; the next recheck releases the prefix and closes the listener."""
     await world.put(path=HERE, **TEMPLATE)
     await world.put(path=f"{HERE}hook/", **INVOKE)
     world.rooms.live.discard(ID)
@@ -334,8 +334,8 @@ async def test_a_plugin_that_stops_answers_no_more(world):
     assert (await page(world, HERE)).status == 200
 
 
-async def test_a_forgotten_plugin_leaves_nothing(world):
-    """Neither rows nor claims; those of others stay."""
+async def test_forgetting_plugin_deletes_its_routes(world):
+    """Rows and claims of that plugin only."""
     await world.put(path=HERE, **TEMPLATE)
     await world.put(OTHER, path=f"/{OTHER}/", **TEMPLATE)
     await world.keeper.forget(ID)
@@ -345,8 +345,7 @@ async def test_a_forgotten_plugin_leaves_nothing(world):
     assert [row.plugin_id for row in world.kept()] == [OTHER]
 
 
-async def test_a_damaged_row_is_told_and_left_out(tmp_path):
-    """The others are served."""
+async def test_unreadable_row_does_not_stop_other_routes(tmp_path):
     async with routed.opened(tmp_path) as world:
         await world.put(path=HERE, **TEMPLATE)
         await world.put(path=f"{HERE}x/", **TEMPLATE)
@@ -360,8 +359,8 @@ async def test_a_damaged_row_is_told_and_left_out(tmp_path):
         assert (await page(world, f"{HERE}x/")).status == 200
 
 
-async def test_what_cannot_be_kept_is_not_served(world, monkeypatch):
-    """The disk takes no more: the call says so, and the old route is what answers."""
+async def test_route_that_cannot_be_written_is_not_served(world, monkeypatch):
+    """The call is service_unavailable, and the previous route still answers."""
     await world.put(path=HERE, target="template", template="old")
 
     async def full(*_, **__):
@@ -387,8 +386,8 @@ async def backend():
 SERVICE = {"path": HERE, "target": "service", "login": "${secret:WEB}", "origin": "http://127.0.0.1:3000"}
 
 
-async def test_without_a_listener_there_are_no_services(tmp_path):
-    """The hint names the setting; pages are served all the same."""
+async def test_service_without_listener_is_refused(tmp_path):
+    """The error names the setting; pages have a listener of their own."""
     async with routed.opened(tmp_path, on=False) as world:
         error = await world.refused(**SERVICE)
         assert (error.code, "http.service_listen is not set" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
@@ -396,8 +395,8 @@ async def test_without_a_listener_there_are_no_services(tmp_path):
         assert (await world.put(path=HERE, **TEMPLATE))["url"]
 
 
-async def test_a_listener_that_was_taken_away_leaves_services_waiting(tmp_path, backend):
-    """Their rows stay, nothing is claimed; with the listener they come back."""
+async def test_services_wait_while_their_listener_is_not_set(tmp_path, backend):
+    """Their rows stay without a claim, and are served once the listener is set again."""
     rooms = routed.Rooms()
     async with routed.opened(tmp_path, rooms=rooms) as world:
         await world.serve(backend, public=["/feed"])
@@ -433,7 +432,7 @@ async def test_a_listener_that_was_taken_away_leaves_services_waiting(tmp_path, 
         ({"path": "/acme.demo/a+b/"}, "path: expected segments"),
     ],
 )
-async def test_services_that_cannot_be(world, params, word):
+async def test_bad_service_parameters_are_refused(world, params, word):
     world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
     for name, value in (("WEB", routed.KEPT), ("SHORT", "hunter2")):
         await world.secrets.set(name, value)
@@ -445,8 +444,8 @@ async def test_services_that_cannot_be(world, params, word):
     assert world.kept() == []
 
 
-async def test_only_what_the_operator_bound_is_proxied(world):
-    """The origin to this plugin, with this address; the secret to this plugin."""
+async def test_service_needs_bound_origin_and_secret(world):
+    """Both bound to this plugin; the origin with the same scheme, port and address."""
     await world.secrets.set("WEB", routed.KEPT)
     await world.secrets.bind("WEB", OTHER)
     for origins in ((), ("http://127.0.0.1:3001",), ("http://127.0.0.2:3000",), ("tcp://127.0.0.1:3000",)):
@@ -462,8 +461,8 @@ async def test_only_what_the_operator_bound_is_proxied(world):
     assert error.code is Denial.EGRESS_BLOCKED
 
 
-async def test_the_service_listener_is_one_plugins(world, backend):
-    """It is one origin to a browser: a second plugin's pages could act for the first one's users."""
+async def test_second_plugin_is_refused_at_service_listener(world, backend):
+    """To a browser the listener is one origin: one plugin's pages could act for another's users."""
     await world.serve(backend)
     await world.serve(backend, path=f"{HERE}more/")
     await world.secrets.bind("WEB", OTHER)
@@ -480,8 +479,8 @@ async def test_the_service_listener_is_one_plugins(world, backend):
     assert (await world.get(f"/{OTHER}/")).status == 401
 
 
-async def test_a_route_moves_between_listeners(world, backend):
-    """From a page to a service and back: never both."""
+async def test_put_moves_route_between_listeners(world, backend):
+    """From pages to services and back, never on both."""
     await world.put(path=HERE, **TEMPLATE)
     await world.serve(backend)
     assert (world.pages.in_use, world.services.in_use) == (False, True)
@@ -489,8 +488,8 @@ async def test_a_route_moves_between_listeners(world, backend):
     assert (world.pages.in_use, world.services.in_use) == (True, False)
 
 
-def test_what_an_action_is_told_is_bounded():
-    """So many headers, none of them long, each name once."""
+def test_headers_passed_to_action_are_bounded():
+    """In number and length; bytes that are no UTF-8 are replaced."""
     headers = {f"X-{n}": "v" for n in range(100)} | {"X-Long": "v" * 5_000, "Accept": "a\udcff"}
     told = route_targets.invoke_payload(RouteRequest(method="GET", path="/", headers=headers))
     assert len(told["headers"]) == route_targets.MAX_HEADERS

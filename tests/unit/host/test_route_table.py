@@ -36,7 +36,7 @@ def holder(routes, path):
 
 
 @pytest.mark.parametrize("path", ["/acme.demo/", "/acme.demo/x", "/acme.demo/x/y/", "/acme.demo", "/acme.demo//x"])
-def test_a_prefix_holds_what_lies_below_it(routes, path):
+def test_prefix_matches_paths_below_it(routes, path):
     claim(routes, "acme.demo")
     assert holder(routes, path) == "acme.demo"
 
@@ -44,14 +44,14 @@ def test_a_prefix_holds_what_lies_below_it(routes, path):
 @pytest.mark.parametrize(
     "path", ["/", "/acme.demo2", "/acme.dem", "/acme.demos/", "//acme.demo/", "/x/acme.demo/", "", "*"]
 )
-def test_nothing_else(routes, path):
-    """A prefix ends at a slash."""
+def test_prefix_does_not_match_other_paths(routes, path):
+    """It is matched by whole segments."""
     claim(routes, "acme.demo")
     assert holder(routes, path) is None
 
 
-def test_the_longest_prefix_wins(routes):
-    """Whatever the order of the claims; what goes uncovers what was beneath."""
+def test_longest_prefix_wins(routes):
+    """Whatever the order of the claims; after a release the next shorter one matches."""
     deep = claim(routes, "acme.deep", "/app/admin/", granted=["/app/admin/"])
     claim(routes, "acme.wide", "/app/", granted=["/app/"])
     claim(routes, "acme.all", "/", granted=["/"])
@@ -62,8 +62,8 @@ def test_the_longest_prefix_wins(routes):
     assert holder(routes, "/app/admin/x") == "acme.wide"
 
 
-def test_a_prefix_belongs_to_one(routes):
-    """The refusal names who has it; nothing of a refused claim is kept."""
+def test_prefix_of_another_plugin_is_refused(routes):
+    """The refusal names the owner; a refused claim claims nothing."""
     first = claim(routes, "acme.one", "/app/", granted=["/app/"])
     detail = refused(routes, "acme.two", "/acme.two/", "/app/", granted=["/app/"])
     assert "acme.one" in detail
@@ -74,23 +74,23 @@ def test_a_prefix_belongs_to_one(routes):
     assert holder(routes, "/app/") == "acme.two"
 
 
-def test_the_space_of_an_armed_plugin_is_its_own(routes):
-    """Nobody is granted a place inside, and nobody finds its own taken without being told by whom."""
+def test_own_prefix_of_armed_plugin_is_reserved(routes):
+    """A claim below it is refused; if there was one before, the plugin's own claim is refused and names the owner."""
     claim(routes, "acme.one")
     assert "acme.one" in refused(routes, "acme.two", "/acme.one/sub/", granted=["/acme.one/sub/"])
     claim(routes, "acme.two", "/acme.late/sub/", granted=["/acme.late/sub/"])
     assert "acme.two" in refused(routes, "acme.late")
 
 
-def test_what_is_not_granted_cannot_be_claimed(routes):
-    """Below its own prefix it needs no grant."""
+def test_prefix_that_is_not_granted_is_refused(routes):
+    """Below its own prefix a plugin needs no grant."""
     assert "granted" in refused(routes, "acme.demo", "/app/")
     assert "granted" in refused(routes, "acme.demo", "/")
     claim(routes, "acme.demo", "/acme.demo/", "/acme.demo/sub/")
 
 
-def test_what_a_manifest_declares_and_nobody_granted_is_not_served():
-    """Its own prefix always is; a grant may be written without the last slash."""
+def test_declared_prefix_needs_a_grant():
+    """A plugin's own prefix does not; a grant may lack the last slash."""
     assert table.claimable("acme.demo", ["/app", "/more/"], frozenset()) == ("/acme.demo/",)
     assert table.claimable("acme.demo", ["/app", "/more/", "/app/"], frozenset({"/app"})) == ("/acme.demo/", "/app/")
     assert table.claimable("acme.demo", [], frozenset({"/app"})) == ("/acme.demo/",)
@@ -120,13 +120,13 @@ def test_what_a_manifest_declares_and_nobody_granted_is_not_served():
         "/" + "a" * 300 + "/",
     ],
 )
-def test_prefixes_that_nobody_may_have(routes, prefix):
-    """Not even when granted."""
+def test_reserved_and_malformed_prefixes_are_refused(routes, prefix):
+    """Even if granted."""
     assert refused(routes, "acme.demo", prefix, granted=[prefix])
 
 
-def test_the_well_known_space_is_served_by_nobody(routes):
-    """Not by who has the root either."""
+def test_well_known_matches_no_prefix(routes):
+    """Not even a granted `/`."""
     claim(routes, "acme.all", "/", granted=["/"])
     assert holder(routes, "/.well-known/acme-challenge/x") is None
     assert holder(routes, "/.well-known") is None
@@ -134,13 +134,12 @@ def test_the_well_known_space_is_served_by_nobody(routes):
 
 
 def test_too_many_prefixes_are_refused(routes):
-    """A bound on what one plugin costs."""
     many = [f"/acme.demo/{number}/" for number in range(table.MAX_PREFIXES + 1)]
     assert "at most 16" in refused(routes, "acme.demo", *many)
 
 
-def test_a_new_life_takes_over_from_the_old(routes):
-    """And the old one's late release does not take the new one's route away."""
+def test_new_claim_replaces_old_one_of_same_plugin(routes):
+    """A late release of the old one does not release the new one."""
     old = claim(routes, "acme.demo")
     new = claim(routes, "acme.demo")
     routes.release(old)
@@ -151,8 +150,7 @@ def test_a_new_life_takes_over_from_the_old(routes):
     assert not routes.in_use
 
 
-def test_a_claim_that_takes_over_a_granted_prefix(routes):
-    """The same plugin's own earlier claim is no stranger's, and leaves nothing behind."""
+def test_replaced_claim_leaves_no_prefix_behind(routes):
     claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
     again = claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
     routes.release(again)
@@ -160,8 +158,8 @@ def test_a_claim_that_takes_over_a_granted_prefix(routes):
     claim(routes, "acme.other", "/app/", granted=["/app/"])
 
 
-def test_a_path_of_many_slashes_is_looked_up_as_deep_as_prefixes_go(routes):
-    """Not as deep as the path."""
+def test_lookup_depth_is_bounded(routes):
+    """By the depth of prefixes, not by that of the path."""
     claim(routes, "acme.demo")
     looked: list[str] = []
 
@@ -175,8 +173,8 @@ def test_a_path_of_many_slashes_is_looked_up_as_deep_as_prefixes_go(routes):
     assert len(looked) <= 3
 
 
-async def test_every_change_is_told(routes):
-    """Claims and releases set the event."""
+async def test_claim_and_release_set_changed(routes):
+    """A refused claim does not."""
     for act in (lambda: claim(routes, "acme.demo"), lambda: routes.release(routes.find("/acme.demo/"))):
         routes.changed.clear()
         act()
@@ -186,8 +184,8 @@ async def test_every_change_is_told(routes):
     assert not routes.changed.is_set()
 
 
-async def test_whoever_asks_learns_how_the_listener_stands(routes):
-    """At once without one; after its word when there is one about to listen; as it is when that takes too long."""
+async def test_wait_for_listener(routes):
+    """Returns at once without a listener, once one listens, or as it stands after the timeout."""
     assert (await routes.wait_for_listener(60)).fault
     routes.set_listener(RouteListener())
     waiting = asyncio.create_task(routes.wait_for_listener(60))

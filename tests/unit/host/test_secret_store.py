@@ -1,4 +1,4 @@
-"""Secrets: sealed at rest, lent by reference to those they are bound to, found nowhere else."""
+"""Secrets: encrypted in the ledger, expanded only for plugins they are bound to, redacted in answers."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ async def bound(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) ->
     await store.bind(name, PLUGIN)
 
 
-async def test_a_bound_reference_is_replaced(store: SecretKeeper) -> None:
-    """Everywhere in the text; what is no reference stays as it is."""
+async def test_bound_reference_is_expanded(store: SecretKeeper) -> None:
+    """Everywhere in the text; malformed references stay."""
     await bound(store)
     text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
     expected = f"Bearer {VALUE}, {VALUE} ${{TOKEN}} ${{secret:TOKEN $secret:TOKEN"
@@ -77,8 +77,8 @@ async def test_a_bound_reference_is_replaced(store: SecretKeeper) -> None:
     assert store.for_plugin(OTHER).expand("nothing of the kind") == "nothing of the kind"
 
 
-async def test_values_are_not_looked_into(store: SecretKeeper) -> None:
-    """One pass: a value that spells a reference, or half of one, opens nothing."""
+async def test_values_are_not_expanded_again(store: SecretKeeper) -> None:
+    """One pass: a value that contains a reference, or half of one, is text."""
     await bound(store, "TOKEN", "${secret:INNER}")
     await bound(store, "HALF", "${secret:")
     await bound(store, "INNER", "the inner value")
@@ -87,8 +87,8 @@ async def test_values_are_not_looked_into(store: SecretKeeper) -> None:
 
 
 @pytest.mark.parametrize("name", ["ABSENT", "TOKEN", "lower", "", "A" * 65, "A\x1b[2J", "TOKEN "])
-async def test_what_is_not_bound_is_refused_by_name(store: SecretKeeper, name: str) -> None:
-    """The same words whether there is such a secret or not, so that nobody learns of others' names."""
+async def test_unbound_reference_is_refused(store: SecretKeeper, name: str) -> None:
+    """The same error whether or not the secret exists, so that its existence is not disclosed."""
     await store.set("TOKEN", VALUE)
     await store.bind("TOKEN", OTHER)
     error = refused(store, f"x ${{secret:{name}}}")
@@ -98,8 +98,8 @@ async def test_what_is_not_bound_is_refused_by_name(store: SecretKeeper, name: s
     assert error.reason.isprintable()
 
 
-async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
-    """From then on the plugin has no use of it; a binding that is not there cannot be taken back."""
+async def test_unbound_secret_is_refused(store: SecretKeeper) -> None:
+    """Effective at once; removing a missing binding is not_found."""
     await bound(store)
     await store.unbind("TOKEN", PLUGIN)
     assert refused(store, "${secret:TOKEN}").code is Denial.BAD_PARAMS
@@ -108,8 +108,8 @@ async def test_binding_can_be_taken_back(store: SecretKeeper) -> None:
     assert caught.value.code == "not_found"
 
 
-async def test_a_list_tells_everything_but_values(store: SecretKeeper, clock: ManualClock) -> None:
-    """Names, versions, bound plugins, times."""
+async def test_list_has_no_values(store: SecretKeeper, clock: ManualClock) -> None:
+    """Names, versions, bound plugins, times; deleting with `unbind` removes the bindings."""
     began = clock.now_us
     await bound(store)
     await store.bind("TOKEN", OTHER)
@@ -141,7 +141,7 @@ async def test_a_list_tells_everything_but_values(store: SecretKeeper, clock: Ma
     ],
 )
 async def test_bad_names_and_values_are_refused(store: SecretKeeper, name: str, value: str, code: str) -> None:
-    """Before a key is made for them; the largest value is fine."""
+    """The longest name and the largest value are accepted."""
     with pytest.raises(Problem) as caught:
         await store.set(name, value)
     assert caught.value.code == code
@@ -149,8 +149,8 @@ async def test_bad_names_and_values_are_refused(store: SecretKeeper, name: str, 
     assert await store.set("A" * 64, "é" * (MAX_VALUE_BYTES // 2)) == 1
 
 
-async def test_binding_wants_a_secret_and_an_id(store: SecretKeeper) -> None:
-    """Neither is guessed."""
+async def test_bind_needs_existing_secret_and_valid_id(store: SecretKeeper) -> None:
+    """A repeated binding does not count against the limit per secret."""
     await store.set("TOKEN", VALUE)
     for name, plugin, code in (("ABSENT", PLUGIN, "not_found"), ("TOKEN", "No Id", "bad_request")):
         with pytest.raises(Problem) as caught:
@@ -164,16 +164,16 @@ async def test_binding_wants_a_secret_and_an_id(store: SecretKeeper) -> None:
     assert caught.value.code == "quota_exceeded"
 
 
-async def test_a_short_text_cannot_become_a_huge_one(store: SecretKeeper) -> None:
-    """A megabyte is the most."""
+async def test_expanded_text_is_bounded(store: SecretKeeper) -> None:
+    """At most MAX_EXPANDED_BYTES; else too_large."""
     await bound(store, "BIG", "x" * MAX_VALUE_BYTES)
     most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
     assert len(store.for_plugin(PLUGIN).expand("${secret:BIG}" * most)) == MAX_EXPANDED_BYTES
     assert refused(store, "${secret:BIG}" * (most + 1)).code is Denial.TOO_LARGE
 
 
-async def test_nothing_on_disk_holds_the_value(store: SecretKeeper, tmp_path: Path) -> None:
-    """State directory, WAL and the key's directory included; equal values are sealed differently."""
+async def test_no_file_contains_the_value(store: SecretKeeper, tmp_path: Path) -> None:
+    """State directory with its WAL, and the directory of the key; equal values have different ciphertexts."""
     value = "needle-in-the-haystack-0123456789"
     await bound(store, "ONE", value)
     await bound(store, "TWO", value)
@@ -195,8 +195,8 @@ async def test_nothing_on_disk_holds_the_value(store: SecretKeeper, tmp_path: Pa
 
 
 @pytest.mark.parametrize("column", ["owner", "name", "version", "nonce", "sealed"])
-async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledger, column: str) -> None:
-    """Sealed text moved to another name, owner or version, or damaged, opens nothing and says which code."""
+async def test_changed_row_is_secret_unavailable(store: SecretKeeper, ledger: Ledger, column: str) -> None:
+    """Ciphertext that is damaged or moved to another owner, name or version does not decrypt."""
     await bound(store)
     value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
     if column == "owner":
@@ -220,10 +220,8 @@ async def test_a_row_that_was_changed_is_found(store: SecretKeeper, ledger: Ledg
     assert error.reason.startswith(f"secret_unavailable: {name}")
 
 
-async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
-    store: SecretKeeper, ledger: Ledger
-) -> None:
-    """Bindings are made with the key; copying another plugin's, or another secret's, does not help."""
+async def test_binding_copied_in_database_is_refused(store: SecretKeeper, ledger: Ledger) -> None:
+    """A binding has a MAC over owner, name and plugin id, made with the key."""
     await bound(store)
     await store.set("OTHER", VALUE)
     copy = "INSERT INTO secret_bindings SELECT owner, ?, ?, mac FROM secret_bindings WHERE plugin_id = 'acme.demo'"
@@ -233,8 +231,8 @@ async def test_a_binding_that_was_only_written_into_the_database_opens_nothing(
     assert refused(store, "${secret:OTHER}", "acme.third").code is Denial.SERVICE_UNAVAILABLE
 
 
-async def test_another_publishers_plugin_finds_no_binding(store: SecretKeeper, ledger: Ledger) -> None:
-    """Set aside in the lifecycle's own transaction, without the key; brought back, they hold again."""
+async def test_plugin_of_another_publisher_has_no_bindings(store: SecretKeeper, ledger: Ledger) -> None:
+    """They are renamed in the transaction that changes the publisher, without the key, and can be renamed back."""
     await bound(store)
     aside = f"{PLUGIN}@acme"
     assert await ledger.write(lambda tx: rows.rename_plugin(tx, PLUGIN, aside)) == 1
@@ -246,10 +244,8 @@ async def test_another_publishers_plugin_finds_no_binding(store: SecretKeeper, l
 # The key.
 
 
-async def test_the_key_is_made_private_on_first_use_and_kept(
-    store: SecretKeeper, ledger: Ledger, place: KeyLocation
-) -> None:
-    """Mode 0600, never replaced: another store on the same file reads what the first one sealed."""
+async def test_key_file_is_made_on_first_set(store: SecretKeeper, ledger: Ledger, place: KeyLocation) -> None:
+    """Mode 0600, never replaced; another store on the same file decrypts what the first one encrypted."""
     assert store.known() == ()
     assert not place.path.exists()
     await bound(store)
@@ -262,8 +258,8 @@ async def test_the_key_is_made_private_on_first_use_and_kept(
     assert place.path.read_bytes() == before
 
 
-async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place: KeyLocation) -> None:
-    """While something is sealed, a missing file is an error that names it; put back, all is well."""
+async def test_missing_key_is_not_replaced(store: SecretKeeper, place: KeyLocation) -> None:
+    """While there are secrets; the operator's error has its path, the plugin's has not. Restored, it is used again."""
     await bound(store)
     key = place.path.read_bytes()
     place.path.unlink()
@@ -282,10 +278,8 @@ async def test_a_lost_key_is_never_replaced_silently(store: SecretKeeper, place:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system that stops answering needs uid 0")
-async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
-    ledger: Ledger, tmp_path: Path, clock: ManualClock
-) -> None:
-    """Once for a moment, then not at all, until the disk answers again."""
+async def test_hanging_disk_delays_key_only_once(ledger: Ledger, tmp_path: Path, clock: ManualClock) -> None:
+    """One short wait for all callers until the disk answers again."""
     key = {"secrets.key": base64.b64encode(bytes(32))}
     with standing_still.mounted(tmp_path / "mount", key, uid=0) as there:
         store = SecretKeeper(ledger, KeyLocation(path=there.path / "secrets.key", ours=False), clock=clock)
@@ -301,8 +295,8 @@ async def test_a_key_on_a_disk_that_does_not_answer_is_hardly_waited_for(
         assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
-async def test_another_key_is_told_from_damage(store: SecretKeeper, place: KeyLocation) -> None:
-    """`set` works with it, what was sealed before does not; with the right file back, it does at once."""
+async def test_other_key_is_a_distinct_error(store: SecretKeeper, place: KeyLocation) -> None:
+    """New secrets are encrypted with the new key; old ones decrypt again once the old file is back."""
     await bound(store)
     key = place.path.read_bytes()
     place.path.write_bytes(os.urandom(32))
@@ -331,10 +325,8 @@ async def test_another_key_is_told_from_damage(store: SecretKeeper, place: KeyLo
         (bytes(32), 0o622, "writable by others"),
     ],
 )
-def test_a_key_that_is_none_or_not_private_is_refused(
-    place: KeyLocation, content: bytes, mode: int, words: str
-) -> None:
-    """Never used, never replaced."""
+def test_malformed_or_readable_key_is_refused(place: KeyLocation, content: bytes, mode: int, words: str) -> None:
+    """And not replaced."""
     place.path.parent.mkdir()
     place.path.write_bytes(content)
     place.path.chmod(mode)
@@ -344,8 +336,8 @@ def test_a_key_that_is_none_or_not_private_is_refused(
     assert place.path.read_bytes() == content
 
 
-def test_a_key_in_a_directory_of_others_is_refused(place: KeyLocation) -> None:
-    """Whoever may write the directory may swap the key."""
+def test_key_in_directory_writable_by_others_is_refused(place: KeyLocation) -> None:
+    """They could replace the key."""
     place.path.parent.mkdir()
     place.path.write_bytes(bytes(32))
     place.path.chmod(0o600)
@@ -354,8 +346,8 @@ def test_a_key_in_a_directory_of_others_is_refused(place: KeyLocation) -> None:
         secret_key.read(place)
 
 
-def test_a_key_may_be_raw_or_base64(place: KeyLocation) -> None:
-    """With white space around it; both name the same key, and the name is no part of it."""
+def test_key_is_raw_or_base64(place: KeyLocation) -> None:
+    """Both forms have the same key id, which contains no part of the key."""
     place.path.parent.mkdir()
     raw = os.urandom(32)
     found = []
@@ -369,8 +361,8 @@ def test_a_key_may_be_raw_or_base64(place: KeyLocation) -> None:
     assert bytes.fromhex(found[0]) not in raw
 
 
-async def test_a_place_that_cannot_be_written_says_what_to_do(ledger: Ledger, tmp_path: Path) -> None:
-    """Nothing is stored, nothing is left."""
+async def test_unwritable_key_file_is_secret_unavailable(ledger: Ledger, tmp_path: Path) -> None:
+    """Nothing is stored."""
     (tmp_path / "file").write_text("")
     store = SecretKeeper(ledger, KeyLocation(path=tmp_path / "file" / "secrets.key", ours=True), clock=ManualClock())
     with pytest.raises(Problem) as caught:
@@ -387,8 +379,8 @@ def settings_at(tmp_path: Path, **environ: str) -> Settings:
     return settings_room.load(file, {"LATTICED_STATE_DIR": str(tmp_path / "state"), **environ}, os.geteuid())
 
 
-def test_the_key_is_beside_the_settings_unless_told_otherwise(tmp_path: Path) -> None:
-    """A setting names another place; a credential of the service manager wins, and is not made when it is missing."""
+def test_location_of_key(tmp_path: Path) -> None:
+    """A systemd credential, else `secrets.key_file`, else beside the settings file; a credential is never created."""
     assert secret_key.place(settings_at(tmp_path), {}) == KeyLocation(path=tmp_path / "config/secrets.key", ours=True)
     told = settings_at(tmp_path, text=f'[secrets]\nkey_file = "{tmp_path}/elsewhere.key"\n')
     assert secret_key.place(told, {}) == KeyLocation(path=tmp_path / "elsewhere.key", ours=True)
@@ -402,8 +394,8 @@ def test_the_key_is_beside_the_settings_unless_told_otherwise(tmp_path: Path) ->
     assert secret_key.read(found) is not None
 
 
-async def test_a_credential_that_goes_missing_is_not_made(ledger: Ledger, tmp_path: Path) -> None:
-    """It is the service manager's to bring."""
+async def test_missing_credential_is_not_created(ledger: Ledger, tmp_path: Path) -> None:
+    """The service manager provides it."""
     store = SecretKeeper(ledger, KeyLocation(path=tmp_path / "gone", ours=False), clock=ManualClock())
     with pytest.raises(Problem) as caught:
         await store.set("TOKEN", VALUE)
@@ -412,8 +404,8 @@ async def test_a_credential_that_goes_missing_is_not_made(ledger: Ledger, tmp_pa
 
 
 @pytest.mark.parametrize("way", ["plainly", "by a link", "by dots"])
-def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -> None:
-    """A backup of the state would hold both halves."""
+def test_key_inside_state_directory_is_refused(tmp_path: Path, way: str) -> None:
+    """A backup of the state would contain key and ciphertext."""
     (tmp_path / "state").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "state")
     path = {"plainly": "state/a.key", "by a link": "link/a.key", "by dots": "config/../state/sub/a.key"}[way]
@@ -428,8 +420,8 @@ def test_a_key_within_the_state_directory_is_refused(tmp_path: Path, way: str) -
 # Redaction.
 
 
-async def test_values_are_put_back_to_references(store: SecretKeeper) -> None:
-    """As they are, and as URLs, JSON and Basic credentials write them; in another case where that is asked for."""
+async def test_values_are_redacted_in_any_encoding(store: SecretKeeper) -> None:
+    """Plain, and as in URLs, JSON, repr() and base64; with `any_case` whatever their case."""
     await bound(store)
     forms = [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode()]
     secrets = store.for_plugin(PLUGIN)
@@ -442,15 +434,15 @@ async def test_values_are_put_back_to_references(store: SecretKeeper) -> None:
 
 @pytest.mark.parametrize("value", ["a", "12345", "  pin  ", "     \n"])
 async def test_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, value: str) -> None:
-    """Below six characters a value could not be told from other text in an answer or an error."""
+    """A value below six characters would match other text in answers and errors."""
     with pytest.raises(Problem, match="at least 6 characters") as refused:
         await store.set("PIN", value)
     assert refused.value.code == "bad_request"
     assert store.known() == ()
 
 
-async def test_values_are_redacted_as_they_were_used(store: SecretKeeper) -> None:
-    """Even if the value was changed since: the error of a request that used the old one must not show it."""
+async def test_old_value_is_redacted_after_change(store: SecretKeeper) -> None:
+    """The error of a request that used it may contain it."""
     await bound(store)
     secrets = store.for_plugin(PLUGIN)
     sent = secrets.expand("token=${secret:TOKEN}")
@@ -461,7 +453,7 @@ async def test_values_are_redacted_as_they_were_used(store: SecretKeeper) -> Non
 
 @given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
 def test_no_value_survives_redaction(values: dict[str, str], around: str) -> None:
-    """Whatever the values are, and however they touch and contain each other."""
+    """Whatever the values are, adjacent or one within another."""
     text = around + around.join(values.values())
     shown = redaction.redacted(text, values.items())
     left = shown
@@ -470,10 +462,8 @@ def test_no_value_survives_redaction(values: dict[str, str], around: str) -> Non
     assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
 
 
-def test_a_key_that_no_thread_could_be_started_for_is_read_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else all secrets would be out of reach until a restart."""
+def test_key_is_read_again_after_failed_thread_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise secrets would be unavailable until a restart."""
     place = KeyLocation(path=tmp_path / "secrets.key", ours=True)
     made, reading = secret_key.make(place), secret_key.KeyReader(place)
 

@@ -1,4 +1,4 @@
-"""Files that plugins publish: pinned, bounded, replaced whole or not at all."""
+"""static.*: paths are confined, sizes bounded, and each file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path / "static")
 
 
-async def test_what_was_put_is_got(desk: Desk) -> None:
-    """As text and base64, with type, size and validator; private on disk; missing is no error."""
+async def test_put_file_is_returned_by_get(desk: Desk) -> None:
+    """Text and base64 with type, size and ETag; modes 0700 and 0600 on disk; a missing file is `ok: false`."""
     put = await desk.put("docs/read me.txt".replace(" ", "-"), "grüße\n")
     text = "grüße\n".encode()
     assert put == {"ok": True, "bytes": 8, "content_type": "text/plain; charset=utf-8", "etag": static.etag(text)}
@@ -101,8 +101,8 @@ async def test_what_was_put_is_got(desk: Desk) -> None:
     assert modes == {"acme.demo": 0o700, "docs": 0o700, "read-me.txt": 0o600, "logo.PNG": 0o600}
 
 
-async def test_a_long_file_is_got_in_parts(desk: Desk) -> None:
-    """`bytes` is that of the whole; beyond the end there is nothing."""
+async def test_large_file_is_read_by_offset(desk: Desk) -> None:
+    """`bytes` is the size of the whole file; an offset at its end gives empty content."""
     desk.limits = replace(LIMITS, file_bytes=1 << 20, plugin_bytes=1 << 20)
     data = os.urandom(static.MAX_ANSWER_BYTES + 10)
     await desk.put("big.bin", data)
@@ -115,8 +115,8 @@ async def test_a_long_file_is_got_in_parts(desk: Desk) -> None:
         msgspec.convert({"path": "big.bin", "offset": -1}, StaticGet)
 
 
-async def test_files_are_listed_and_deleted(desk: Desk) -> None:
-    """By prefix, after a cursor, in order; directories that are empty then go too."""
+async def test_list_and_delete(desk: Desk) -> None:
+    """Lists take a prefix and a cursor and are sorted; directories that become empty are removed."""
     for path in ("b/2.txt", "a.txt", "b/1/x.txt", "b.txt"):
         await desk.put(path)
     assert await desk.paths() == ["a.txt", "b.txt", "b/1/x.txt", "b/2.txt"]
@@ -129,8 +129,8 @@ async def test_files_are_listed_and_deleted(desk: Desk) -> None:
     assert sorted(os.listdir(desk.directory / "acme.demo")) == ["a.txt", "b.txt"]
 
 
-async def test_long_lists_come_in_pages(desk: Desk) -> None:
-    """`next` leads to the rest."""
+async def test_list_is_paginated(desk: Desk) -> None:
+    """`next` of one page is `after` of the next one."""
     desk.limits = replace(LIMITS, plugin_files=1_000)
     await desk.put("a.txt")
     for number in range(static.PAGE):
@@ -142,8 +142,8 @@ async def test_long_lists_come_in_pages(desk: Desk) -> None:
     assert ([file["path"] for file in second["files"]], second["next"]) == ([f"n{static.PAGE - 1:03}.txt"], None)
 
 
-async def test_plugins_are_apart_unless_shared(desk: Desk) -> None:
-    """Each sees its own; another's only where the operator shares them, and only to read."""
+async def test_files_of_other_plugin_need_a_share(desk: Desk) -> None:
+    """A plugin sees its own files; another's only where the operator shares them, and read-only."""
     await desk.put("a.txt", "mine")
     await desk.put("a.txt", "theirs", OTHER)
     assert (await desk.get("a.txt"))["content"] == "mine"
@@ -166,8 +166,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("path", HOSTILE)
-async def test_hostile_paths_are_refused_everywhere(desk: Desk, path: str) -> None:
-    """In no encoding does a path leave the plugin's directory, or name what is ours in it."""
+async def test_hostile_paths_are_refused_by_every_call(desk: Desk, path: str) -> None:
+    """No encoding of a path leaves the plugin's directory or names the temporary files in it."""
     await desk.put("a.txt")
     for asked in (desk.put(path, "x"), desk.get(path), desk.delete(path)):
         assert (await desk.refused(asked)).code is Denial.BAD_PARAMS
@@ -176,8 +176,8 @@ async def test_hostile_paths_are_refused_everywhere(desk: Desk, path: str) -> No
 
 
 @given(st.text(max_size=40))
-def test_a_path_that_passes_stays_beneath(path: str) -> None:
-    """Whatever it is, joining and normalising it changes nothing."""
+def test_accepted_path_is_already_normal(path: str) -> None:
+    """Any accepted path is relative, ASCII, without `..`, and unchanged by normalisation."""
     if static.path_fault(path) is None:
         assert path.isascii()
         assert os.path.normpath(path) == path
@@ -188,7 +188,7 @@ def test_a_path_that_passes_stays_beneath(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["a.html", "a.htm", "a.svg", "a.SVG", "a.xhtml", "a.xml", "a.txt.html", "a", "txt", "a.exe"]
 )
-async def test_only_listed_kinds_are_published(desk: Desk, path: str) -> None:
+async def test_unlisted_file_types_are_refused(desk: Desk, path: str) -> None:
     """HTML and SVG are off unless the operator allows them."""
     error = await desk.refused(desk.put(path, "<script>"))
     assert error.code is Denial.BAD_PARAMS
@@ -204,8 +204,8 @@ async def test_only_listed_kinds_are_published(desk: Desk, path: str) -> None:
         assert (await desk.refused(desk.put(path, "x"))).code is Denial.BAD_PARAMS
 
 
-async def test_quotas(desk: Desk) -> None:
-    """Bytes of a file, number of files, bytes together; what is refused changes nothing; replacing smaller fits."""
+async def test_quotas_are_enforced(desk: Desk) -> None:
+    """On bytes per file, files and bytes per plugin; a refused put changes nothing; a smaller replacement fits."""
     assert (await desk.refused(desk.put("a.txt", "x" * 1_001))).code is Denial.TOO_LARGE
     await desk.put("a.txt", "x" * 1_000)
     await desk.put("b.txt", "x" * 900)
@@ -233,8 +233,7 @@ async def test_quotas(desk: Desk) -> None:
     assert (await again.refused(again.put("f.txt"))).code is Denial.QUOTA_EXCEEDED
 
 
-async def test_a_file_and_a_directory_do_not_mix(desk: Desk) -> None:
-    """Neither replaces the other."""
+async def test_file_and_directory_do_not_replace_each_other(desk: Desk) -> None:
     await desk.put("a.txt")
     await desk.put("dir.txt/b.txt")
     for path in ("a.txt/b.txt", "dir.txt"):
@@ -242,16 +241,16 @@ async def test_a_file_and_a_directory_do_not_mix(desk: Desk) -> None:
     assert await desk.paths() == ["a.txt", "dir.txt/b.txt"]
 
 
-async def test_exactly_one_content(desk: Desk) -> None:
-    """Text or base64, and base64 that is base64."""
+async def test_put_takes_exactly_one_content(desk: Desk) -> None:
+    """Either text or base64, and the base64 must be valid."""
     serve = desk._serve["static.put"]
     for fields in ({}, {"content": "", "content_base64": ""}, {"content_base64": "a"}, {"content_base64": "é"}):
         assert (await desk.refused(serve(PLUGIN, StaticPut(path="a.txt", **fields)))).code is Denial.BAD_PARAMS
 
 
 @pytest.mark.parametrize("link", ["file", "directory", "owner", "pipe"])
-async def test_links_are_never_followed(desk: Desk, tmp_path: Path, link: str) -> None:
-    """Should one have got in, reading finds nothing and writing touches nothing outside."""
+async def test_symlinks_and_fifos_are_not_followed(desk: Desk, tmp_path: Path, link: str) -> None:
+    """Placed in the tree by another process: reads find nothing, writes change nothing outside."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a.txt").write_text("outside")
@@ -278,8 +277,8 @@ async def test_links_are_never_followed(desk: Desk, tmp_path: Path, link: str) -
     assert os.listdir(outside) == ["a.txt"]
 
 
-async def test_another_publishers_plugin_finds_no_files(desk: Desk) -> None:
-    """Files are their publisher's from the moment that the id is: there is no step that a crash could leave out."""
+async def test_plugin_of_another_publisher_sees_no_files(desk: Desk) -> None:
+    """Files are kept per publisher and id, so a crash while an id changes publisher cannot mix them."""
     desk.publisher = "acme"
     await desk.put("a.txt", "old")
     desk.publisher = "a" * 128
@@ -291,7 +290,7 @@ async def test_another_publishers_plugin_finds_no_files(desk: Desk) -> None:
     assert (await desk.get("a.txt"))["content"] == "old"
 
 
-async def test_files_are_served_while_their_plugin_may_have_them(desk: Desk) -> None:
+async def test_files_are_not_served_while_plugin_may_not_publish(desk: Desk) -> None:
     await desk.put("a.txt", "here")
     assert (await desk.service.read("acme.demo", "a.txt")).body == b"here"
     desk.published = False
@@ -304,8 +303,8 @@ async def test_files_are_served_while_their_plugin_may_have_them(desk: Desk) -> 
 
 
 @pytest.mark.root
-async def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    """A real one: the answer is service_unavailable, nothing half written stays, and space is enough to go on."""
+async def test_full_disk_keeps_old_file(tmp_path: Path) -> None:
+    """A real file system without space: service_unavailable, no partial file, and puts work once there is space."""
     place = tmp_path / "small"
     place.mkdir()
     with faults.small_disk(place, kib=128, uid=os.getuid()):
@@ -328,10 +327,8 @@ async def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "mkdir"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.EDQUOT])
-async def test_any_disk_error_leaves_the_old_file(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, error: int
-) -> None:
-    """Whichever step it hits before the rename is done; quotas count what is there."""
+async def test_disk_error_keeps_old_file(desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, error: int) -> None:
+    """Whichever system call fails before the rename; the failed put does not count against quotas."""
 
     def fails(*_args, **_named):
         raise OSError(error, os.strerror(error))
@@ -360,8 +357,8 @@ tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, quota)
 """
 
 
-async def test_killed_between_write_and_rename_the_old_file_stays(desk: Desk) -> None:
-    """What was half done is no file of the plugin's, and goes with the next put."""
+async def test_kill_before_rename_keeps_old_file(desk: Desk) -> None:
+    """The temporary file is neither listed nor served, and is removed by the next put."""
     await desk.put("in/a.txt", "old")
     ran = subprocess.run([sys.executable, "-c", KILLED, desk.root], check=False, timeout=30)
     assert ran.returncode == -signal.SIGKILL
@@ -386,8 +383,8 @@ for number in range(10**9):
 """
 
 
-async def test_a_reader_sees_one_version_whole_whenever_the_writer_dies(desk: Desk) -> None:
-    """While another process replaces the file, and after it was killed in the midst of that."""
+async def test_reader_sees_one_whole_version(desk: Desk) -> None:
+    """While another process replaces the file, and after that process was killed."""
     tree = StaticFiles(desk.root)
     for _ in range(3):
         with processes.spawned([sys.executable, "-c", REPLACES, desk.root]) as writer:
@@ -404,8 +401,8 @@ async def test_a_reader_sees_one_version_whole_whenever_the_writer_dies(desk: De
         assert len(set(found[0])) == 1
 
 
-async def test_a_cancelled_put_is_whole_and_frees_its_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller leaves; the thread finishes; others get their turn."""
+async def test_cancelled_put_completes_and_frees_its_thread(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread cannot be cancelled: it finishes the write, then serves the next caller."""
     begun, go_on = threading.Event(), threading.Event()
     fsync = os.fsync
 
@@ -425,8 +422,8 @@ async def test_a_cancelled_put_is_whole_and_frees_its_turn(desk: Desk, monkeypat
     assert (await desk.get("a.txt"))["content"] == "slow"
 
 
-async def test_many_at_once_keep_the_quota(desk: Desk) -> None:
-    """Of twenty that race for four places four get one."""
+async def test_concurrent_puts_keep_quota(desk: Desk) -> None:
+    """Of twenty concurrent puts of new files with a quota of four, four succeed."""
     outcomes = await asyncio.gather(*(desk.put(f"n{n}.txt", "x") for n in range(20)), return_exceptions=True)
     assert sum(isinstance(one, dict) for one in outcomes) == 4
     assert {one.code for one in outcomes if isinstance(one, HostError)} == {Denial.QUOTA_EXCEEDED}
@@ -436,8 +433,8 @@ async def test_many_at_once_keep_the_quota(desk: Desk) -> None:
 # What ingress gets.
 
 
-async def test_a_file_as_an_answer(desk: Desk) -> None:
-    """Never sniffed, never run, always revalidated."""
+async def test_headers_of_served_file(desk: Desk) -> None:
+    """nosniff, a sandbox policy, revalidation on each use; not_found for other plugins and missing files."""
     await desk.put("a.txt", "0123456789")
     found = await desk.service.read("acme.demo", "a.txt")
     assert (found.status, found.body) == (200, b"0123456789")
@@ -478,8 +475,8 @@ async def test_a_file_as_an_answer(desk: Desk) -> None:
         ("", 200, b"0123456789", None),
     ],
 )
-def test_ranges(wanted: str, status: int, body: bytes, shown: str | None) -> None:
-    """RFC 9110 section 14: one range, else the whole; a range that was meant for another version is ignored."""
+def test_range_header(wanted: str, status: int, body: bytes, shown: str | None) -> None:
+    """RFC 9110 section 14: one range, else the whole file; with another ETag in If-Range, the whole file."""
     found = static.answer(b"0123456789", "text/plain", wanted=wanted)
     assert (found.status, found.body, found.headers.get("Content-Range")) == (status, body, shown)
     assert static.answer(b"0123456789", "text/plain", wanted=wanted, if_range='"other"').status == 200
@@ -487,8 +484,8 @@ def test_ranges(wanted: str, status: int, body: bytes, shown: str | None) -> Non
 
 
 @pytest.mark.parametrize(("header", "status"), [("{}", 304), ('"a", {}', 304), ("W/{}", 304), ("*", 304), ('"a"', 200)])
-def test_what_is_known_already_is_not_sent_again(header: str, status: int) -> None:
-    """If-None-Match compares weakly and wins over ranges."""
+def test_if_none_match_gives_304(header: str, status: int) -> None:
+    """If-None-Match compares weakly and takes precedence over Range (RFC 9110, section 13.2.2)."""
     tag = static.etag(b"text")
     found = static.answer(b"text", "text/plain", wanted="bytes=0-1", if_none_match=header.format(tag))
     assert (found.status, found.body) == ((304, b"") if status == 304 else (206, b"te"))
@@ -496,8 +493,8 @@ def test_what_is_known_already_is_not_sent_again(header: str, status: int) -> No
 
 
 @given(st.text(max_size=30), st.binary(max_size=20))
-def test_no_range_header_breaks_it(wanted: str, data: bytes) -> None:
-    """Any text gives one of three answers, and never bytes that are not there."""
+def test_any_range_header_gives_200_206_or_416(wanted: str, data: bytes) -> None:
+    """And the body is always a part of the file."""
     found = static.answer(data, "text/plain", wanted=wanted)
     assert found.status in {200, 206, 416}
     assert found.body in data

@@ -173,8 +173,8 @@ async def test_script_edited_with_its_digest_fails(here, monkeypatch):
         ("node", "console.log(process.argv.slice(2).join('\\n'))"),
     ],
 )
-async def test_every_interpreter(here, interpreter, script):
-    """Its targets are its arguments, in order and unharmed; whatever the script's own first line says."""
+async def test_script_runs_in_each_interpreter(here, interpreter, script):
+    """Targets are its arguments, in order; the script's own `#!` line is ignored."""
     if interpreter == "node" and not os.path.exists("/usr/bin/node"):
         pytest.skip("node is not installed here")
     ended = await here.run(script, interpreter=interpreter, targets=("a b;c", "-x"))
@@ -245,8 +245,8 @@ async def test_outcome_of_signal_and_memory_limit(here):
     assert "MemoryError" in hungry.outcome.stderr
 
 
-async def test_cancelling(here):
-    """What waits never runs; what runs is ended with its tree; what ended stays; only one's own."""
+async def test_cancel(here):
+    """A queued task never runs; a running one is killed with its process tree; ended ones and those of others stay."""
     waits = await here.submit("echo never")
     with pytest.raises(HostError, match="not_found"):
         await here.call("task.cancel", B, id=waits)
@@ -262,8 +262,8 @@ async def test_cancelling(here):
     assert here.spawner.spawned == 1
 
 
-async def test_the_kill_switch(here):
-    """Switched off, what runs ends, nothing begins, nothing is taken; on again, what was approved has its turn."""
+async def test_disabling_tasks_stops_runs(here):
+    """Nothing runs or is accepted while tasks are off; approved tasks run once they are on again."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
@@ -279,8 +279,8 @@ async def test_the_kill_switch(here):
     assert (await here.ended(waits)).outcome.stdout == "ran\n"
 
 
-async def test_cancelling_all(here):
-    """Whatever has not ended, of everybody."""
+async def test_cancel_all(here):
+    """Every task that has not ended, of all plugins."""
     ids = [await here.submit("sleep 1000", caller) for caller in (A, A, B)]
     await here.approve(ids[0])
     await until(lambda: here.tasks.get(ids[0]).state == "running", "one to run")

@@ -1,4 +1,4 @@
-"""Templates: what they may contain, and what becomes of them in one pass."""
+"""Templates: what they may contain, and how they are rendered in one pass."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def refused(source):
     return caught.value.reason
 
 
-def test_every_placeholder_is_replaced_where_it_stands():
-    """Path, method, query field, stored value; spaces beside the braces do not matter."""
+def test_placeholders_are_replaced():
+    """Path, method, query field, stored value; white space inside the braces is ignored."""
     source = "a {{path}} b {{ method }}{{query:who}} {{kv:default/message}}!"
     values = {PATH: "/x", METHOD: "GET", Reference("query", "who"): "me", Reference("kv", "default", "message"): "hi"}
     assert rendered(source, values) == "a /x b GETme hi!"
@@ -42,37 +42,37 @@ def test_every_placeholder_is_replaced_where_it_stands():
         "{{a:b/c}}",
     ],
 )
-def test_what_is_no_reference_renders_empty(unknown):
-    """And is no reason to refuse a template."""
+def test_unknown_reference_renders_empty(unknown):
+    """It does not refuse the template."""
     assert rendered(f"<{unknown}>", {PATH: "/x"}) == "<>"
 
 
-def test_a_brace_may_stand_beside_a_placeholder():
-    """Of three the last two open it, the first two close it."""
+def test_brace_beside_placeholder_is_text():
+    """Of three opening braces the last two count, of three closing ones the first two."""
     assert rendered("{{{path}}}", {PATH: "/x"}) == "{/x}"
     assert "line 1" in refused("{{{{path}}}}")
 
 
-def test_a_reference_without_a_value_renders_empty():
+def test_reference_without_value_renders_empty():
     assert rendered("<{{path}}{{kv:a/b}}>") == "<>"
 
 
 @pytest.mark.parametrize("value", ["{{path}}", "{{kv:default/secret}}", "{{", "}}", "{{query:a}}{{path}}"])
-def test_what_is_put_in_is_never_looked_at_again(value):
+def test_values_are_not_expanded_again(value):
     """A path or a stored value that contains a reference is text."""
     stored = Reference("kv", "default", "secret")
     assert rendered("{{path}}|{{kv:default/secret}}", {PATH: value, stored: value}) == f"{value}|{value}"
 
 
-def test_values_that_meet_form_no_placeholder():
-    """Not with each other, and not with the text around them."""
+def test_adjacent_values_form_no_placeholder():
+    """Neither with each other nor with the text around them."""
     source = "{ {{query:a}}{{query:b}}}}"
     values = {Reference("query", "a"): "{{pa", Reference("query", "b"): "th", PATH: "/x"}
     assert rendered(source, values) == "{ {{path}}"
 
 
-def test_the_key_may_contain_what_the_bucket_may_not():
-    """The first slash divides them."""
+def test_first_slash_ends_the_bucket():
+    """The key may contain further ones."""
     (reference,) = template.parse(b"{{kv:plugin:acme.demo/a/b}}").stored
     assert reference == Reference("kv", "plugin:acme.demo", "a/b")
 
@@ -84,7 +84,7 @@ def test_html_values_are_escaped_and_the_template_is_not():
 
 
 def test_references_are_listed_once():
-    """However often they occur: each stored value is asked for once."""
+    """So each stored value is read once."""
     found = template.parse(b"{{kv:a/b}}{{query:c}}{{kv:a/b}}{{ kv:a/b }}{{query:c}}")
     assert (found.stored, found.queries) == ((Reference("kv", "a", "b"),), (Reference("query", "c"),))
     assert len(found.parts) == 5
@@ -123,7 +123,7 @@ def test_source_primitives_are_refused_by_name_and_line(primitive, around):
         "fetch (",
     ],
 )
-def test_what_only_looks_like_a_primitive_passes(source):
+def test_similar_words_are_not_primitives(source):
     assert rendered(source) == source
 
 
@@ -132,12 +132,11 @@ def test_the_first_primitive_is_named():
 
 
 def test_a_primitive_inside_a_placeholder_is_refused():
-    """The whole source is looked at."""
+    """The whole source is searched."""
     assert "`os.`" in refused("{{kv:default/os.x}}")
 
 
-def test_only_utf8_and_only_so_much():
-    """One byte more than the limit is too many."""
+def test_source_must_be_utf8_and_within_size():
     assert "UTF-8" in refused(b"a\nb\xff")
     assert "line 2" in refused(b"a\nb\xff")
     template.parse(b"x" * template.MAX_BYTES)
@@ -145,7 +144,7 @@ def test_only_utf8_and_only_so_much():
 
 
 def test_placeholders_are_bounded():
-    """So is the number of different stored values; one value may be named often."""
+    """So is the number of different stored values."""
     template.parse(b"{{path}}" * template.MAX_PLACEHOLDERS)
     assert "at most 1024 placeholders" in refused("{{path}}\n" * 20_000)
     template.parse(b"{{kv:a/b}}" * template.MAX_PLACEHOLDERS)
@@ -153,8 +152,8 @@ def test_placeholders_are_bounded():
     assert "at most 64 different" in refused(many)
 
 
-def test_an_answer_is_bounded_before_it_is_made():
-    """A small template times a large value is refused; what just fits is not."""
+def test_rendered_size_is_bounded():
+    """It is computed before rendering: many placeholders times a large value may not fit into memory."""
     parts = template.parse(b"{{path}}" * 1_000).parts
     with pytest.raises(Problem) as caught:
         template.render(parts, {PATH: "x" * 4_000})
@@ -162,6 +161,6 @@ def test_an_answer_is_bounded_before_it_is_made():
     assert len(template.render(parts, {PATH: "x" * 1_000}, max_bytes=1_000_000)) == 1_000_000
 
 
-def test_text_that_utf8_cannot_carry_is_marked():
-    """A lone surrogate, from an operator's JSON, does not break the answer."""
+def test_lone_surrogate_renders_as_question_mark():
+    """Values set by operators as JSON may contain one."""
     assert rendered("{{path}}", {PATH: "a\ud800b"}) == "a?b"

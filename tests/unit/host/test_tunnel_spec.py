@@ -124,7 +124,7 @@ def test_unknown_keys_are_refused():
             checked(GOOD, REST, **more)
 
 
-def test_rules_that_leave_something_to_later_ones_are_accepted():
+def test_rules_that_hide_no_later_one_are_accepted():
     """The order is the plugin's, as long as each rule has something left."""
     spec = checked({**GOOD, "path": "/api"}, GOOD, {**GOOD, "hostname": "*.example.com"}, REST)
     assert specs.decode(specs.encode(spec)) == spec
