@@ -1,9 +1,9 @@
-"""Host services: what a plugin may ask of the host; a package for each noun, or one file for a small one.
+"""Host services: what plugins may ask of the host; a package for each noun, or one module for a small one.
 
 `calls` declares the host calls (name, typed parameters, handler; `model.hostcall` has the capability of each), `spec`
-parses what a plugin asks for, `rules` decides (pure), `keeper` has what goes on after a call was answered.
+validates parameters, `rules` decides (pure), `keeper` does the work that continues after a call was answered.
 
-The broker judges a call and puts it on record before its handler is run, so a handler asks for no capability again.
-What is done for a plugin later asks `permissions` each time, and appends audit events of its own. Nothing here imports
-the broker, the lifecycle or the supervisor.
+The broker checks the capability of a call and audits it before the handler runs, so handlers check none. Work that
+continues after the call checks `permissions` each time, and appends audit events of its own. Nothing here imports the
+broker, the lifecycle or the supervisor.
 """

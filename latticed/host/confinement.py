@@ -1,6 +1,6 @@
 """What host services need to run a program confined: a spawner, the sandbox level, the program itself.
 
-`runners.child_spawner.ChildSpawner` is such a spawner; this package is below it and knows only what it asks for.
+`runners.child_spawner.ChildSpawner` implements `Spawner`; it is in a higher layer, which this module may not import.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Spawner(Protocol):
 
 
 def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
-    """The highest level of this host, with those of the features _LIKES that it has; Problem("sandbox_unavailable")."""
+    """The highest sandbox level of this host, with the features of _LIKES it has. Problem("sandbox_unavailable")."""
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
     chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
@@ -72,13 +72,14 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
 
 
 def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The whole environment of a program."""
+    """The whole environment of a program; nothing of the daemon's own is inherited."""
     return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
 
 
 def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
-    """The program of the host's at `path`, which only root and the daemon's user can change; the caller closes an
-    Artifact, which is what a script becomes. Blocks: call it in a thread.
+    """The program at `path`, which only root and the daemon's user can change. Blocks: call it in a thread.
+
+    A Program for an ELF file, an Artifact for a script; the caller closes it with `close`.
 
     Problem("program_unusable") says what is wrong with it.
     """
@@ -101,7 +102,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 
 
 def _changeable(path: Path, owners: frozenset[int]) -> str | None:
-    """The part of a path (link, target, directory) that others than `owners` can change; None when there is none."""
+    """The part of a path (link, target, directory) that users other than `owners` can change; None if there is none."""
     real = Path(os.path.realpath(path))
     for place in (path.parent, real, *real.parents):
         found = place.stat()
@@ -112,7 +113,7 @@ def _changeable(path: Path, owners: frozenset[int]) -> str | None:
 
 
 async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
-    """As `program_at`, in a thread; when cancelled, what it opened is closed."""
+    """As `program_at`, in a thread; if cancelled, the opened Artifact is closed."""
     opening = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
     try:
         return await asyncio.shield(opening)

@@ -1,9 +1,8 @@
-"""Which run is next: many may wait, few run at once, and slow ones delay nobody else's. Pure.
+"""A queue with few slots and round robin among owners, in which slow items do not delay quick ones. Pure.
 
-Owners take turns. Each owner has a quick lane and a slow one, for runs that failed last time or were never made: slow
-ones get at most half of the owner's places and half of all. When all places are taken, an owner still gets one place
-in each lane in which nothing of it runs: so nobody waits for other owners, and at most `total` and two for each owner
-run.
+Each owner has two lanes, quick and slow (what `ScheduledItem.slow` expects to take long). Slow items take at most half
+of the owner's slots and half of all. When all slots are taken, an owner still gets one in each lane in which it runs
+nothing: no owner waits for another, and at most `total` plus two per owner run.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ class _Lanes(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """`total` and `per_owner` places, both at least 2."""
+    """`total` and `per_owner` slots, both at least 2."""
 
     def __init__(self, *, total: int, per_owner: int) -> None:
         self._total = total
         self._per_owner = per_owner
-        self._lanes: dict[str, _Lanes[T]] = {}  # in the order of their turns
+        self._lanes: dict[str, _Lanes[T]] = {}  # insertion order is the order of turns
         self._running = {False: 0, True: 0}
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of waiting items."""
         return sum(len(lane) for lanes in self._lanes.values() for lane in lanes.waiting.values())
 
     @property
@@ -47,19 +46,19 @@ class FairQueue(Generic[T]):
         self._lanes.setdefault(owner, _Lanes()).waiting[slow].append(item)
 
     def pop(self) -> tuple[T, bool] | None:
-        """The next item and whether it is slow; its place is taken until `release`. None when nothing may start."""
+        """The next item and whether it is slow, in a slot until `release`; None when none may start."""
         for owner, lanes in self._lanes.items():
             for slow in (lanes.slow_next, not lanes.slow_next):
                 if lanes.waiting[slow] and self._has_place(lanes, slow=slow):
                     lanes.slow_next = not slow
                     lanes.running[slow] += 1
                     self._running[slow] += 1
-                    self._lanes[owner] = self._lanes.pop(owner)  # to the end of the queue
+                    self._lanes[owner] = self._lanes.pop(owner)  # moves it to the end of the order
                     return lanes.waiting[slow].popleft(), slow
         return None
 
     def release(self, owner: str, *, slow: bool) -> None:
-        """Give back the place of an item that was popped."""
+        """Free the slot of an item that was popped."""
         lanes = self._lanes[owner]
         lanes.running[slow] -= 1
         self._running[slow] -= 1

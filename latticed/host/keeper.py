@@ -1,7 +1,7 @@
-"""What all keepers do: keep what plugins declared once, and stop what may not go on.
+"""Common base of keepers: what plugins declared once is kept in force, and stopped while it may not run.
 
-An item is kept in memory while its row is in the ledger; its key is the plugin's id and a name (and, for a DNS record,
-a type). A change is carried out to its end even when its caller is cancelled, and changes of one plugin never overlap.
+An item is in memory as long as its row is in the ledger; its key is the plugin's id and a name (and, for a DNS record,
+a type). A change completes even if its caller is cancelled, and changes of one plugin never overlap.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ log = logs.get_logger()
 
 
 class Keeper(Generic[Item]):
-    """An async context manager; a subclass loads its rows when it is entered, and says how items are stopped.
+    """An async context manager; subclasses load their rows on entry and define how items are stopped.
 
-    `kind` begins the names of log events. `delete_row` and `delete_rows` delete one item and all of a plugin.
+    `kind` is the prefix of log events. `delete_row` and `delete_rows` delete one item, and all of a plugin.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Keeper(Generic[Item]):
         self._delete_row = delete_row
         self._delete_rows = delete_rows
         self._kept: dict[tuple[str, ...], Item] = {}
-        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,11 +77,11 @@ class Keeper(Generic[Item]):
     # For subclasses.
 
     async def _stop(self, items: Iterable[Item]) -> None:
-        """Return once nothing goes on for any of these, nor will again."""
+        """Return once nothing runs for these items, nor will again."""
         raise NotImplementedError
 
     async def _discard(self, items: Iterable[Item]) -> None:
-        """Stop these, and remove what they have outside the ledger."""
+        """Stop these items, and remove what they have outside the ledger."""
         await self._stop(items)
 
     async def _delete(self, key: tuple[str, ...]) -> bool:
@@ -95,7 +95,7 @@ class Keeper(Generic[Item]):
         return await self._ledger.write(lambda tx: self._delete_rows(tx, plugin_id), durable=True)
 
     def _decoded(self, row: MonitorRow | DdnsRow | ProgramRow, decode: Callable[[str], T]) -> T | None:
-        """The spec of a row; None, logged, for one that another version wrote: its owner can put it again."""
+        """The spec of a row; None, logged, if it does not decode (from another version); its owner can put it again."""
         try:
             return decode(row.spec)
         except msgspec.MsgspecError as error:
@@ -104,7 +104,7 @@ class Keeper(Generic[Item]):
             return None
 
     async def _change(self, plugin_id: str, change: Callable[[], Awaitable[T]]) -> T:
-        """What `change` returns: run after the earlier ones of this plugin, to its end whatever its caller does."""
+        """The result of `change`, run after earlier changes of this plugin; a cancelled caller does not cancel it."""
 
         async def in_turn() -> T:
             async with self._changing[plugin_id]:
@@ -113,7 +113,7 @@ class Keeper(Generic[Item]):
         return await asyncio.shield(self._background(in_turn()))
 
     def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that is waited for at the end; its exception is retrieved even when nobody awaits it."""
+        """A task that `__aexit__` waits for. Its exception is retrieved here, as a cancelled caller does not."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

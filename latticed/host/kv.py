@@ -1,8 +1,8 @@
-"""kv.*: small values that a plugin keeps between runs, pinned to its own bucket (contracts §9).
+"""kv.*: small values that a plugin keeps between runs, in a bucket of its own (contracts §9).
 
 The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`, and those that an
-operator granted it. When another publisher takes over an id, the lifecycle sets the old bucket aside, so that the new
-one never reads what the old one wrote.
+operator granted. When another publisher takes over an id, the lifecycle renames the old bucket, so that the new plugin
+cannot read it.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class KvPut(Params, frozen=True):
 
 
 class KvCalls:
-    """The service; `quota` bounds each plugin's bucket (a reload sets another).
+    """The service; `quota` bounds each plugin's bucket, and is replaced on a reload.
 
-    `granted(plugin_id)` are the buckets of operators that a worker of that id may name besides `default`.
+    `granted(plugin_id)`: the buckets of operators that a worker of that id may read besides `default`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class KvCalls:
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _readable_bucket(self, caller: Caller, bucket: str | None) -> str:
-        """`bucket`, if `caller` may read it; refused alike whether it exists or not."""
+        """`bucket`, if `caller` may read it; the refusal does not depend on whether it exists."""
         if bucket is None or bucket == bucket_of(caller):
             return bucket_of(caller)
         # Only workers have buckets besides their own, so only they may be granted more.
@@ -114,12 +114,12 @@ class KvCalls:
 
 
 def quota_of(limits: HostCallSettings) -> rows.KvQuota:
-    """What one bucket may hold."""
+    """The quota of one bucket."""
     return rows.KvQuota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
 
 
 def bucket_of(caller: Caller) -> str:
-    """The bucket that belongs to `caller` and to nobody else."""
+    """The bucket of `caller` alone."""
     return f"plugin:{caller.plugin_id}"
 
 

@@ -1,7 +1,7 @@
-"""Whether something may be done for a plugin right now: one rule, asked by everything that acts for one.
+"""Whether a plugin may act now: the one rule for everything that is done for it after its call was answered.
 
-A service, a task, a monitor, a DNS record, a tunnel, a route, a notification, a published file: each is done in the
-name of a plugin, after the call that asked for it has returned. All of them ask here, so that no two can differ.
+Services, tasks, monitors, DNS records, tunnels, routes, notifications and published files all ask here, so that they
+cannot disagree.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from latticed.model.errors import Fault
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginStanding:
-    """What of a plugin decides.
+    """What decides whether a plugin may act.
 
-    `active`: an operator has it active, and it is not being handed over. `fault`: the code for which its bundle or
-    its stored pair does not verify under the policy in force, or empty. `granted`: the capabilities that it holds,
-    `permits`: what else it may (`model.permits`). `seen`: whether the disk has been looked at since the daemon
-    started; until then nobody may do anything, and nobody has lost anything either. `hosts` are the egress patterns
-    that the operator granted, `declared_hosts` those of its manifest (None: a v1 manifest, which declares none).
+    `active`: an operator has it active, and it is not being handed over to another publisher. `fault`: the code for
+    which its bundle or stored pair does not verify under the policy in force, else empty. `granted`: the capabilities
+    that the operator granted; `permits`: further grants (`model.permits`). `seen`: the plugin directory was scanned
+    since the daemon started; until then nothing may be done, which counts as no loss of permission. `hosts`: egress
+    patterns that the operator granted; `declared_hosts`: those of the manifest (None: a v1 manifest declares none).
     """
 
     active: bool = False
@@ -36,30 +36,30 @@ class PluginStanding:
 
 
 class PermissionRefused(Fault):
-    """Why nothing may be done. `code`: `not_active`, `not_available`, `capability_not_granted`,
-    `env_not_granted`, `origin_not_bound` or `not_seen`.
+    """Why a plugin may not act. `code`: `not_active`, `not_available`, `capability_not_granted`, `env_not_granted`,
+    `origin_not_bound` or `not_seen`.
     """
 
     __slots__ = ()
 
     @property
     def distrusted(self) -> bool:
-        """Whether what goes on is killed: who is not trusted is not asked to come to an end."""
+        """Whether its processes are killed without a grace period: its bundle no longer verifies."""
         return self.code == "not_available"
 
     @property
     def lost(self) -> bool:
-        """Whether it may have been otherwise before: not while nothing is known yet."""
+        """Whether a permission may have been lost; not before the first scan, when nothing is known."""
         return self.code != "not_seen"
 
 
 UNKNOWN: Final = PluginStanding()
-"""That of a plugin which there is not, or which is not active."""
+"""The standing of a plugin that does not exist or is not active."""
 NOT_SEEN: Final = PluginStanding(seen=False)
 
 
 def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
-    """Why nothing may be done for a plugin that stands like this, or None: it holds one of `capabilities`."""
+    """Why a plugin with this standing may not act, or None. One of `capabilities` is enough."""
     if not standing.seen:
         return PermissionRefused("not_seen", "the plugin directory has not been looked at yet")
     if standing.fault:
@@ -73,18 +73,18 @@ def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | N
 
 @dataclass(slots=True)
 class Permissions:
-    """What each plugin may do at this moment: written by the lifecycle, read by whatever acts for plugins.
+    """The standing of each plugin: written by the lifecycle, read by everything that acts for plugins.
 
-    Until `complete`, what is not in it yet is not known; from then on, it may nothing.
+    A plugin that is not in it is `NOT_SEEN` until `complete` is set, and `UNKNOWN` from then on.
     """
 
     complete: bool = False
     _standings: dict[str, PluginStanding] = field(default_factory=dict)
 
     def update(self, plugin_id: str, standing: PluginStanding) -> bool:
-        """Put down how a plugin stands now; whether that is a change of what it may do."""
+        """Store the standing of a plugin; True if that may change what it may do."""
         before = self._standings.get(plugin_id, UNKNOWN)
-        if standing == UNKNOWN:  # not kept: there may be thousands
+        if standing == UNKNOWN:  # the default; not stored, as there may be thousands of inactive plugins
             self._standings.pop(plugin_id, None)
         else:
             self._standings[plugin_id] = standing
@@ -94,26 +94,26 @@ class Permissions:
         return self._standings.get(plugin_id, UNKNOWN if self.complete else NOT_SEEN)
 
     def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
-        """Why nothing may be done for it that takes one of `capabilities`, or None."""
+        """Why it may not act with any of `capabilities`, or None."""
         return judge(self.standing(plugin_id), *capabilities)
 
     def may(self, plugin_id: str, *capabilities: str) -> bool:
         return self.refusal(plugin_id, *capabilities) is None
 
     def to(self, *capabilities: str) -> CapabilityPermissions:
-        """The same, of these capabilities alone."""
+        """The permissions for these capabilities alone."""
         return CapabilityPermissions(self, capabilities)
 
     def publisher(self, plugin_id: str) -> str:
-        """Who signed an active plugin; empty for nobody."""
+        """The publisher of an active plugin; empty when it is unsigned."""
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:
-        """What an operator granted it beyond its capabilities, as `kind=value` (`model.permits`)."""
+        """What the operator granted besides capabilities, as `kind=value` (`model.permits`)."""
         return self.standing(plugin_id).permits
 
     def prefixes(self, plugin_id: str) -> frozenset[str]:
-        """The prefixes of the HTTP listener that it may have besides its own."""
+        """The granted prefixes of the HTTP listener, besides its own."""
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.PREFIX))
 
     def buckets(self, plugin_id: str) -> frozenset[str]:
@@ -125,7 +125,7 @@ class Permissions:
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.ENV))
 
     def published(self, plugin_id: str) -> EgressRights:
-        """Where its routes may lead to; an origin that is bound for its own requests is not thereby published."""
+        """Where its routes may lead to. Origins bound for its own requests are not included."""
         found = permits.of_kind(self.permits(plugin_id), permits.PUBLISH)
         return EgressRights(origins=tuple(egress.origin(one) for one in found))
 
@@ -147,18 +147,18 @@ class Permissions:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityPermissions:
-    """What plugins may do that takes one of `capabilities`."""
+    """Permissions to act with one of `capabilities`."""
 
     permissions: Permissions
     capabilities: tuple[str, ...]
 
     def refusal(self, plugin_id: str) -> PermissionRefused | None:
-        """Why a plugin may not, or None."""
+        """Why a plugin may not act, or None."""
         return self.permissions.refusal(plugin_id, *self.capabilities)
 
     def may(self, plugin_id: str) -> bool:
         return self.refusal(plugin_id) is None
 
     def egress_rights(self, plugin_id: str) -> EgressRights | None:
-        """Where a plugin may connect to for this; None: it may not do this now."""
+        """Where a plugin may connect to; None while it may not act."""
         return self.permissions.egress_rights(plugin_id) if self.may(plugin_id) else None

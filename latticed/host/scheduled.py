@@ -1,4 +1,4 @@
-"""What the keepers of monitors and of DNS records share: short runs at times of a timer wheel, a few at once."""
+"""Common base of the keepers of monitors and DNS records: short runs, due by a timer wheel, few at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logs.get_logger()
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ScheduledItem:
-    """`key` is its row's. `busy` from when a run is due until that has ended; `gone` once deleted or replaced."""
+    """`key`: that of its row. `busy`: queued or running. `gone`: deleted or replaced, so no run of it may start."""
 
     key: int
     plugin_id: str
@@ -35,7 +35,7 @@ class ScheduledItem:
 
     @property
     def slow(self) -> bool:
-        """Whether its next run may take long, as far as is known."""
+        """Whether its next run is expected to take long, as it never ran, timed out or failed; see `FairQueue`."""
         raise NotImplementedError
 
 
@@ -43,9 +43,9 @@ Scheduled = TypeVar("Scheduled", bound=ScheduledItem)
 
 
 class ScheduledKeeper(Keeper[Scheduled]):
-    """`rights(plugin_id)` says where a plugin may connect to, or None while it may not at all: then nothing is run.
+    """`rights(plugin_id)`: where a plugin may connect to, None while it may not act: then nothing is run for it.
 
-    At most `total` runs at once, of one plugin `per_plugin`, see `FairQueue`.
+    At most `total` runs at a time, `per_plugin` of one plugin; see `FairQueue`.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class ScheduledKeeper(Keeper[Scheduled]):
         self._queue: FairQueue[Scheduled] = FairQueue(total=total, per_owner=per_plugin)
 
     def resting(self, plugin_id: str) -> bool:
-        """Whether nothing is run for this plugin now, as it may not act."""
+        """Whether nothing is run for this plugin, as it may not act."""
         return self._rights(plugin_id) is None
 
     def recheck(self, plugin_id: str) -> None:
-        """Cancel the runs of one plugin if it may not act; what it may do is run when it is due."""
+        """Cancel the runs of one plugin if it may not act; if it may, its items run when they are due."""
         if self.resting(plugin_id):
             for one in self.of(plugin_id):
                 if one.task is not None:
                     one.task.cancel()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once no run goes on for a plugin that may not act."""
+        """Return once no run is left of a plugin that may not act."""
         if self.resting(plugin_id):
             running = [one.task for one in self.of(plugin_id) if one.task is not None]
             await asyncio.gather(*running, return_exceptions=True)
@@ -85,21 +85,21 @@ class ScheduledKeeper(Keeper[Scheduled]):
     # For subclasses.
 
     def _due(self, one: Scheduled) -> None:
-        """The time given to `_schedule` has come; `_enqueue` and `_schedule` are for this to call."""
+        """Called when the delay given to `_schedule` is over; calls `_enqueue` or `_schedule`."""
         raise NotImplementedError
 
     async def _run(self, one: Scheduled, rights: EgressRights) -> None:
-        """One run; an exception is logged and goes no further."""
+        """One run; exceptions are logged by the caller."""
         raise NotImplementedError
 
     def _ended(self, one: Scheduled) -> None:
-        """A run has ended or was cancelled, and the item is still kept."""
+        """Called after a run has ended or was cancelled, unless the item is gone."""
 
     def _schedule(self, one: Scheduled, after_s: float) -> None:
         one.ticket = self._wheel.add(after_s, functools.partial(self._due, one))
 
     def _enqueue(self, one: Scheduled) -> None:
-        """Run it as soon as its turn comes."""
+        """Queue one run."""
         one.busy = True
         self._queue.push(one.plugin_id, one, slow=one.slow)
         self._start()
@@ -118,7 +118,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
     # Runs.
 
     def _start(self) -> None:
-        """Start runs for as long as the queue has places."""
+        """Start queued runs while there are free slots."""
         while (found := self._queue.pop()) is not None:
             one, slow = found
             if one.gone:
@@ -126,7 +126,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
                 self._queue.release(one.plugin_id, slow=slow)
                 continue
             one.task = asyncio.create_task(self._guarded(one), name=f"{self._kind} {one.plugin_id}/{one.name}")
-            # A callback, not a `finally` of the task: a task that is cancelled before its first step runs nothing.
+            # A callback, not a `finally` in the task: a task cancelled before its first step runs none of its code.
             one.task.add_done_callback(functools.partial(self._release, one, slow=slow))
 
     def _release(self, one: Scheduled, _: asyncio.Task[None], *, slow: bool) -> None:
@@ -138,7 +138,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     async def _guarded(self, one: Scheduled) -> None:
         try:
-            rights = self._rights(one.plugin_id)  # these may have changed while it was queued
+            rights = self._rights(one.plugin_id)  # read here: rights may have changed while it was queued
             if rights is not None:
                 await self._run(one, rights)
         except Exception:

@@ -1,4 +1,4 @@
-"""All host services: which calls a Gate can answer, and what of them runs on between calls."""
+"""All host services: the table of host calls, and what runs between calls."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 SENDS: Final = ("notify:send", "monitor:admin")
-"""The capabilities that a waiting notification was sent by: the plugin's own call, or one of its monitors."""
+"""Either capability lets a notification be delivered: a call or a monitor of the plugin may have sent it."""
 
 
 class HostServices:
@@ -185,7 +185,7 @@ class HostServices:
         await self._stack.aclose()
 
     def _running(self) -> tuple[contextlib.AbstractAsyncContextManager[Any], ...]:
-        """What runs on between calls, in the order in which it is started."""
+        """The context managers of what runs between calls, in the order of their start."""
         watching = (self._client, self.notifications, self.monitors, self.ddns)
         return (*watching, self.tasks, self.programs, self.tunnels, self.routes)
 
@@ -218,10 +218,10 @@ class HostServices:
         )
         return call.table(one for service in served for one in service.calls())
 
-    # When a plugin may no longer do something, or its id is forgotten or taken over by another publisher.
+    # Changes of permissions; ids that are forgotten or taken over by another publisher.
 
     def update(self, plugin_id: str, standing: PluginStanding) -> None:
-        """Put down how a plugin stands; what it may no longer do is being stopped when this returns."""
+        """Store the standing of a plugin, and begin to stop what it may no longer do (see `drained`)."""
         if self.permissions.update(plugin_id, standing):
             self.routes.recheck(plugin_id)
             for keeper in self._keepers():
@@ -229,11 +229,11 @@ class HostServices:
             self.notifications.wake()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing goes on for a plugin that it may not do."""
+        """Return once nothing runs for a plugin that it may not do."""
         await asyncio.gather(*(keeper.drained(plugin_id) for keeper in self._keepers()))
 
     async def forget(self, plugin_id: str) -> None:
-        """Stop what goes on for a plugin and drop it; its rows are removed with the decision (`lifecycle.handover`)."""
+        """Stop and drop what runs for a plugin; `lifecycle.handover` removes or renames its rows of the ledger."""
         for keeper in (*self._keepers(), self.routes):
             await keeper.forget(plugin_id)
 
@@ -242,7 +242,7 @@ class HostServices:
 
 
 def restart_policy(wanted: SupervisionSettings) -> RestartPolicy:
-    """How failures are answered, from the settings."""
+    """The restart policy that the settings ask for."""
     return RestartPolicy(
         base_s=wanted.backoff_base_s,
         ceiling_s=wanted.backoff_ceiling_s,

@@ -89,7 +89,7 @@ class CloudflareProvider:
         return active[0]
 
     async def _record(self, path: str, job: UpdateJob, token: str) -> _Record | None:
-        """The one record of that name and type; ProviderRefused for several, as any of them may be somebody else's."""
+        """The one record of that name and type; ProviderRefused for several, as any may be somebody else's."""
         asked = {"type": job.type, "name": job.name}
         records = await self._all(path, asked, token, _Record, of_a_page=_RECORDS_OF_A_PAGE)
         mine = [one for one in records if one.type == job.type and _normal(one.name) == job.name]

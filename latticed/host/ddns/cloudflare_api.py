@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 LIMITS: Final = EgressLimits(body_bytes=1 << 20, total_s=10.0)
 DEFAULT_PAUSE_S: Final = 300.0
-"""After "too many requests" without a time: the API counts over five minutes."""
+"""The pause after 429 without Retry-After: the window of the API's rate limit."""
 LONGEST_PAUSE_S: Final = 86_400.0
 _TOO_MANY: Final = 429
 _AGAIN: Final = frozenset({81057, 81058})
-"""The record exists already: somebody was quicker, and the next try reads it."""
+"""The record exists already: it was created since the read, and the next try finds it."""
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 

@@ -1,6 +1,6 @@
-"""The DNS records of all plugins: rechecked again and again, updated at their provider when that is due.
+"""The DNS records of all plugins: rechecked periodically, updated at their provider when a try is due.
 
-A recheck finds the address that is wanted and when a try is due; only a try sends anything to a provider.
+A recheck finds the address to publish and when a try is due; only a try sends anything to a provider.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 TOTAL_TRIES: Final = 8
 PLUGIN_TRIES: Final = 4
-"""Tries at once: of all plugins, of one."""
+"""Concurrent tries: of all plugins, of one."""
 SPREAD_S: Final = 30.0
-"""After a start the first rechecks of all records are spread over so many seconds."""
+"""Seconds over which the first rechecks of all records are spread after a start."""
 TRIES: Final = Rate(burst=32, per_second=0.1)
 """Tries of one plugin, however often it puts and deletes records."""
 
@@ -47,8 +47,8 @@ log = logs.get_logger()
 class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     """An async context manager: entered, every record is kept up to date; left, no try runs.
 
-    `rights(plugin_id)` says where a plugin may connect to, or None while it may not at all (not active, capability not
-    granted): then its records rest. `addresses_of(interface)` is what an interface has now.
+    `rights(plugin_id)`: where a plugin may connect to, None while it may not act (not active, capability not granted):
+    then its records are not tried. `addresses_of(interface)`: the current addresses of an interface.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         self._addresses_of = addresses_of
         self._roll = roll
         self._buckets = TokenBuckets()
-        self._paused: dict[tuple[str, str], int] = {}  # (plugin, provider): until when, as the provider asked
+        self._paused: dict[tuple[str, str], int] = {}  # (plugin, provider): end of its Retry-After, wall clock in µs
 
     async def __aenter__(self) -> Self:
         for row in await self._ledger.read_slow(rows.load_all):
@@ -92,7 +92,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         return await self._change(plugin_id, lambda: self._put(plugin_id, spec, retry=retry))
 
     async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
-        """Have those of this name (and type) that are not published tried again now; Problem not_found."""
+        """Try records of this name (and type) again now, unless they are published; Problem not_found."""
         found = [one for one in self.of(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
@@ -106,7 +106,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
             return before
         status = rows.DdnsStatus()
         if before is not None:
-            await self._stop([before])  # first, so that no try of it writes a status after the one below
+            await self._stop([before])  # first: a try that ends later would overwrite the status below
             status = rules.put_again(before.status, before.spec, spec, retry=retry)
         settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_records, total=settings.total_records)
@@ -116,7 +116,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
                 durable=True,
             )
         except Problem:
-            if before is not None:  # it goes on as it was
+            if before is not None:  # the old record stays in force
                 before.gone = False
                 self._keep(before, first_s=0.0)
             raise
@@ -131,7 +131,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     # Rechecks.
 
     def _due(self, one: KeptRecord) -> None:
-        """Find what is wanted; start a try if one is due, else come back when it may be."""
+        """Find the address to publish; queue a try if one is due, else schedule the next recheck."""
         if one.gone or one.busy:
             return
         settings, now_us = self._settings(), self._clock.wall_us()
@@ -175,14 +175,14 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         await self._record(one, await self._providers.publish(one.plugin_id, one.spec, one.wanted, rights))
 
     async def _begin(self, one: KeptRecord) -> None:
-        """Record that a change is being sent: if the daemon dies now, the next start must ask the provider."""
+        """Record that a change is being sent: if the daemon is killed now, the next start asks the provider again."""
         if one.wanted != one.status.published and one.status.state == "published":
             one.status = rules.begun(one.status)
             with contextlib.suppress(Problem):  # `_record` reports a failing ledger
                 await self._ledger.write(lambda tx: rows.keep(tx, one.key, one.status))
 
     async def _record(self, one: KeptRecord, outcome: Published | UpdateFailed) -> None:
-        """Keep the outcome of a try; when the ledger fails, in memory only."""
+        """Store the outcome of a try; in memory only if the ledger cannot be written."""
         before, now_us = one.status, self._clock.wall_us()
         policy = policy_of(self._settings())
         after = rules.after(before, outcome, now_us=now_us, policy=policy, roll=self._roll())

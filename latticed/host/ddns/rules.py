@@ -1,4 +1,4 @@
-"""What follows from a try, and when the next one is due. Pure: every sequence can be tried.
+"""The status after a try, and when the next try is due. Pure.
 
 pending ─► published ◄─► retrying
 └────────►└─► denied ◄──┘       (until it is put with something other than another address)
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SECOND_US: Final = 1_000_000
 LONGEST_S: Final = 86_400
 LONGEST_US: Final = LONGEST_S * SECOND_US
-"""No wait is longer: a later time in a row was written before the clock was set back."""
+"""The longest wait. A later time in a row was written before the wall clock was set back, and is cut to this."""
 _MAX_FLAPS: Final = 6
 _CALM: Final = 4
 """An address that has stayed for so many pauses resets the pause."""
@@ -27,7 +27,7 @@ _CALM: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """All in seconds. `min_change_s`: between two changes of one record, doubled by each change that comes soon after.
+    """In seconds. `min_change_s`: pause between changes of one record, doubled by each that follows too soon.
 
     `verify_s`: after which a published record is compared with what the provider has.
     """
@@ -93,8 +93,8 @@ def earliest_change(status: DdnsStatus, policy: RetryPolicy) -> int:
 def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) -> DdnsStatus:
     """The status of a record whose spec is changed, or that is to be tried again.
 
-    The pause between changes stays. Another address alone lifts no denial and shortens no pause; but the provider is
-    asked even if the address is the published one: a try for another address may have been cut short.
+    The pause between changes stays. Another address alone lifts no denial and shortens no pause. The provider is asked
+    even if the new address is the published one: an interrupted try may have changed it.
     """
     if new.asks_elsewhere(old):
         return DdnsStatus(changed_at=before.changed_at, flaps=before.flaps)

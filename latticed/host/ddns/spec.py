@@ -63,11 +63,11 @@ class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
     algorithm: Algorithm
 
     def asks_elsewhere(self, other: DdnsSpec) -> bool:
-        """Whether an answer for one says nothing about the other: provider, zone or server differ."""
+        """Whether provider, zone or server differ: then the status of one says nothing about the other."""
         return (self.provider, self.zone, self.server) != (other.provider, other.zone, other.server)
 
     def asks_otherwise(self, other: DdnsSpec) -> bool:
-        """Whether they differ in more than the address: then a denial of one need not hold for the other."""
+        """Whether anything but the address differs: then a denial of one need not hold for the other."""
         return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
             other, address="", interface=""
         )

@@ -1,4 +1,4 @@
-"""Decoding the bodies of answers, at most so many bytes whatever they unpack to."""
+"""Decodes the bodies of responses, with a limit on the decoded size."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Header = tuple[str, str]
 MAX_HEADERS: Final = 64
 MAX_NAME_CHARACTERS: Final = 128
 MAX_HEADER_BYTES: Final = 32 << 10
-"""Of all names and values together, each way."""
+"""Bytes of all names and values together, of a request and of a response."""
 USER_AGENT: Final = "latticed"
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")

@@ -38,7 +38,7 @@ class Resolver(Protocol):
 
 @dataclass(slots=True)
 class _OwnerLookups:
-    """Look-ups of one owner: `callers` wait for a slot or an answer, nobody waits for `abandoned` threads."""
+    """Look-ups of one owner: `callers` wait for a slot or an answer; `abandoned` threads outlive their callers."""
 
     slots: asyncio.Semaphore
     callers: int = 0

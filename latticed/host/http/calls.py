@@ -48,7 +48,7 @@ class HttpCalls:
         rights_of: Callable[[str], EgressRights],
         secrets_of: Callable[[str], PluginSecrets],
         limits: EgressLimits = DEFAULT_LIMITS,
-        contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - nobody listens
+        contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - optional callback
     ) -> None:
         self._client = client
         self._rights_of = rights_of

@@ -165,7 +165,7 @@ def _password(settings: Settings, secrets: PluginSecrets) -> str:
 
 
 def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
-    """HostError for a recipient that `allow` (addresses and `@domain`s; empty: anybody) does not include."""
+    """HostError for a recipient not in `allow`, which has addresses and `@domain`s; empty allows any."""
     for one in to:
         local, _, domain = one.rpartition("@")
         if allow and one not in allow and f"@{domain}" not in allow and f"{local.lower()}@{domain}" not in allow:

@@ -1,6 +1,6 @@
-"""Whether words are in the beginning of a body, as its content coding and charset write them.
+"""Whether words are in the beginning of a body, after decoding its content coding and charset.
 
-A body that cannot be read here is told apart from one without the words: `rules` judges them differently.
+A body that cannot be decoded here is reported apart from one without the words: `rules` treats them differently.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 BODY_BYTES: Final = 256 << 10
-"""So much of a body is searched."""
+"""The bytes of a body that are searched."""
 _HEADER: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": headers.USER_AGENT}
 
 

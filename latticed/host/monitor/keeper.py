@@ -1,4 +1,4 @@
-"""The monitors of all plugins: checked at their intervals; each result goes on record with what follows from it."""
+"""The monitors of all plugins: checked at their intervals; results, states and alerts are stored in the ledger."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from latticed.settings import MonitorSettings
 
 SOON_S: Final = 2.0
-"""A new monitor is checked for the first time within so long."""
+"""The first check of a new monitor is made within this many seconds."""
 JITTER: Final = 0.1
 
 log = logs.get_logger()
 
 
 class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
-    """An async context manager: entered, every monitor on record is checked; left, no check runs.
+    """An async context manager: entered, every stored monitor is checked; left, no check runs.
 
-    `check(spec, rights)` makes one check. `rights(plugin_id)` says where a plugin may connect to, or None while it may
-    not at all (not active, capability not granted): then its monitors rest.
+    `check(spec, rights)` makes one check. `rights(plugin_id)`: where a plugin may connect to, None while it may not act
+    (not active, capability not granted): then its monitors are not checked.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         return self
 
     async def put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
-        """Check `spec` from now on, in place of what had that name. Problems: quota_exceeded, ledger_unavailable."""
+        """Check `spec` from now on, replacing a monitor of that name. Problems: quota_exceeded, ledger_unavailable."""
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
     def results(self, key: int, *, after: int, limit: int) -> list[Result]:
-        """The newest `limit` results of one, oldest first."""
+        """The newest `limit` results of a monitor with a number above `after`, oldest first."""
         return self._ledger.read(lambda db: rows.results(db, key, after=after, limit=limit))
 
     async def _put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
@@ -162,5 +162,5 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         tx.append_audit(alerts.event(alert, one.plugin_id, one.name, one.spec, result, notification=notified))
 
     def _interval_s(self, one: WatchedTarget) -> float:
-        """As asked for, or what the settings allow by now."""
+        """As asked for, but at least the current `monitor.min_interval_s`."""
         return max(one.spec.interval_s, self._settings().min_interval_s)

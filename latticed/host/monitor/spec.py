@@ -69,7 +69,7 @@ class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked(asked: MonitorPut, *, least_interval_s: float) -> MonitorSpec:
-    """The spec; HostError bad_params says what was expected, egress_blocked that the target cannot be meant."""
+    """The spec; HostError bad_params says what was expected, egress_blocked that the target can never be allowed."""
     if not _NAME.fullmatch(asked.name):
         raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
     interval_s = _within("interval_s", asked.interval_s, (least_interval_s, LONGEST_INTERVAL_S))

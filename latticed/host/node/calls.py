@@ -1,8 +1,7 @@
-"""node.*: facts, counters and labels of this machine, and its journal as far as operators list units.
+"""node.*: facts, metrics and labels of this machine, and journal entries of units that operators list.
 
-Rules: system-plugins.md, Host services.
-
-Facts and counters are read at most so often, by one thread, however many ask: a plugin that hammers costs little.
+Rules: system-plugins.md, Host services. Facts and metrics are cached (FACTS_CACHE_S, METRICS_CACHE_S), so that calls
+in a loop cost little.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class ReadJournal(Params, frozen=True):
 
 
 class NodeCalls:
-    """The service. `may(plugin_id, capability)`: does this plugin hold that too."""
+    """The service. `may(plugin_id, capability)`: whether the plugin has that capability, for node:admin."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class NodeCalls:
 
 
 class CachedReading:
-    """Reads in a thread, and answers with the same for `max_age_s` seconds; concurrent callers share one reading."""
+    """The result of `read`, run in a thread, cached for `max_age_s`; concurrent callers share one run."""
 
     def __init__(self, read: Callable[[], dict[str, Any]], max_age_s: float, clock: Clock) -> None:
         self._read = read
@@ -114,7 +113,7 @@ class CachedReading:
         self._since_s = 0.0
 
     async def get(self) -> dict[str, Any]:
-        """What was read at most `max_age_s` ago. A cancelled caller does not cancel the reading, which others share."""
+        """A result at most `max_age_s` old. Cancelling one caller does not cancel the others' reading."""
         reading = self._reading
         now_s = self._clock.monotonic_s()
         if reading is None or (
@@ -126,7 +125,7 @@ class CachedReading:
 
 
 def readers(settings: Settings) -> frozenset[int]:
-    """The uids that the journal reader may have: root's, ours, and that of node.journal_user where it is set."""
+    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError."""
     name = settings.node.journal_user
     try:
         return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))

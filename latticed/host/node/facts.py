@@ -25,7 +25,7 @@ _MAX_BYTES: Final = 1 << 20
 _LOCAL_FILE_SYSTEMS: Final = frozenset(
     "bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split()
 )
-"""Local file systems: statvfs on one of a remote host that is gone would block the thread for ever."""
+"""Local file systems: statvfs(3) on a remote one whose server is gone may block the thread for ever."""
 _NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}

@@ -1,8 +1,8 @@
-"""The queue of notifications: many senders, one deliverer, at least once.
+"""The queue of notifications: many senders, one deliverer, at-least-once delivery.
 
-The deliverer takes what is due (`next` waits for it, `take` does not) and reports the outcome: `done`, `retry` or
-`fail`. What was taken without a report is queued again after `LEASE_S`, and at the next start; so a
-notification may be delivered twice, with the same id.
+The deliverer takes due items (`next` waits for one, `take` does not) and reports each outcome: `done`, `retry` or
+`fail`. An item without a report is queued again after `LEASE_S`, and at the next start, so a notification may be
+delivered twice, with the same id.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from latticed.settings import NotifySettings
 
 LEASE_S: Final = 600.0
-"""A delivery that takes longer counts as lost."""
+"""Seconds for a delivery; an item without a report by then is queued again."""
 SWEEP_S: Final = 60.0
 FAULT_PAUSE_S: Final = 5.0
 MAX_PAUSE_S: Final = 30.0
-"""How long a waiting deliverer sleeps at most: the wall clock may have been set meanwhile."""
+"""The longest sleep of a waiting deliverer; bounded since due times are wall clock, which may be set meanwhile."""
 DAY_S: Final = 86_400
 REASON_CHARACTERS: Final = 500
 
@@ -40,7 +40,7 @@ log = logs.get_logger()
 
 
 class NotificationQueue:
-    """An async context manager: on entry, what the previous process was delivering is queued again.
+    """An async context manager: on entry, items that the previous process was delivering are queued again.
 
     `may(plugin_id)`: whether a plugin's notifications may be delivered now; otherwise they wait.
     """
@@ -60,7 +60,7 @@ class NotificationQueue:
         self._may = may
         self._roll = roll
         self._changed = asyncio.Event()
-        self._taken: dict[str, float] = {}  # id: when, monotonic
+        self._taken: dict[str, float] = {}  # id: monotonic seconds at which its lease began
         self._swept_s = clock.monotonic_s()
         self._upkeep: asyncio.Task[None] | None = None
 
@@ -84,13 +84,13 @@ class NotificationQueue:
     # Senders.
 
     async def accept(self, plugin_id: str, message: NotificationRow) -> QueuedNotification:
-        """Queue it for good: on disk when this returns. Problems: quota_exceeded, ledger_unavailable."""
+        """Queue a message; it is on disk when this returns. Problems: quota_exceeded, ledger_unavailable."""
         accepted = await self._ledger.write(lambda tx: self.accept_in(tx, plugin_id, message), durable=True)
         self.wake()
         return accepted
 
     def accept_in(self, tx: Transaction, plugin_id: str, message: NotificationRow) -> QueuedNotification:
-        """The same as a part of another change, which is durable and is followed by `wake`."""
+        """As `accept`, within a durable transaction of the caller, who calls `wake` after it."""
         return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
 
     def wake(self) -> None:
@@ -100,7 +100,7 @@ class NotificationQueue:
     # The deliverer.
 
     async def next(self) -> Item:
-        """The next item, once one is due. While the ledger cannot be written there is none."""
+        """The next item, once one is due. Waits while the ledger cannot be written."""
         while True:
             self._changed.clear()
             pause_s = FAULT_PAUSE_S
@@ -113,7 +113,7 @@ class NotificationQueue:
                     await self._changed.wait()
 
     async def take(self) -> Item | None:
-        """An item that is due, now `delivering`, its `attempts` counting this one; None when there is none."""
+        """An item that is due, now `delivering`, with this attempt counted; None if none is due."""
         now_us, resting = self._clock.wall_us(), self._resting()
         due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
         if due is None or due > now_us:
@@ -124,7 +124,7 @@ class NotificationQueue:
         return item
 
     async def done(self, item_id: str) -> bool:
-        """It was delivered; False when it had ended before, or is not known."""
+        """Record a delivery; False when the item has ended before, or is unknown."""
         now_us = self._clock.wall_us()
         ended = await self._ledger.write(lambda tx: rows.finish(tx, item_id, "done", now_us=now_us))
         self._taken.pop(item_id, None)
@@ -133,9 +133,9 @@ class NotificationQueue:
     async def retry(
         self, item: Item, *, code: str, reason: str = "", retry_after_s: float | None = None
     ) -> Literal["queued", "failed"]:
-        """It was not delivered: queue it again, after a backoff and not before `retry_after_s`, or give it up.
+        """Record a failed attempt: queue the item again after a backoff, not before `retry_after_s`, or fail it.
 
-        It is given up after `notify.give_up_days` of waiting, counted while the daemon was running.
+        It fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
         """
         settings, reason = self._settings(), text.sanitise(reason, REASON_CHARACTERS)
         delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
@@ -157,7 +157,7 @@ class NotificationQueue:
         return outcome
 
     async def fail(self, item: Item, *, code: str, reason: str = "") -> bool:
-        """It can never be delivered; False when it had ended before."""
+        """Record a permanent failure; False when the item has ended before."""
         now_us, reason = self._clock.wall_us(), text.sanitise(reason, REASON_CHARACTERS)
 
         def change(tx: Transaction) -> bool:
@@ -180,17 +180,17 @@ class NotificationQueue:
         before_seq: int = 0,
         limit: int = 100,
     ) -> list[Item]:
-        """At most `limit` items, newest first; go on with the `seq` of the last one as `before_seq`."""
+        """At most `limit` items, newest first; for the next page, pass the last `seq` as `before_seq`."""
         return await self._ledger.read_slow(
             lambda db: upkeep.page(db, statuses=statuses, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
         )
 
     async def counts(self) -> dict[Status, int]:
-        """How many there are of each status."""
+        """The number of items of each status."""
         return await self._ledger.read_slow(upkeep.counts)
 
     async def reopen(self, item_id: str) -> bool:
-        """Have a failed one tried afresh; False when there is no failed one of that id. Problem quota_exceeded."""
+        """Queue a failed item again; False when there is no failed item of that id. Problem quota_exceeded."""
         now_us = self._clock.wall_us()
         change = await self._ledger.write(
             lambda tx: rows.reopen(tx, item_id, self._quota(), now_us=now_us), durable=True
@@ -205,7 +205,7 @@ class NotificationQueue:
         plugin_id: str | None = None,
         before_us: int = 0,
     ) -> int:
-        """Remove what was last changed before `before_us` (0: whenever); queued ones only when `statuses` says so."""
+        """Remove items last changed before `before_us` (0: all), queued ones only if `statuses` has them; how many."""
         return await self._ledger.write(
             lambda tx: upkeep.prune(tx, statuses=statuses, plugin_id=plugin_id, before_us=before_us), durable=True
         )
@@ -213,7 +213,7 @@ class NotificationQueue:
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Count the time that passed, give up what waited too long, queue again what got lost, remove what is old."""
+        """Count uptime towards waiting items, fail those too old, requeue lost ones, apply retention."""
         settings, now_us, now_s = self._settings(), self._clock.wall_us(), self._clock.monotonic_s()
         passed_s = int(now_s - self._swept_s)
         lost = self._lost(now_s)
@@ -234,7 +234,7 @@ class NotificationQueue:
             self.wake()
 
     def _lost(self, now_s: float) -> list[str]:
-        """Items whose lease ended. One whose `take` was cancelled is unknown here: its lease begins now."""
+        """Items whose lease has ended. One whose `take` was cancelled is not in `_taken`: its lease begins now."""
         delivering = self._ledger.read(rows.delivering)
         self._taken = {item_id: self._taken.get(item_id, now_s) for item_id in delivering}
         return [item_id for item_id, taken_s in self._taken.items() if now_s - taken_s >= LEASE_S]
@@ -252,7 +252,7 @@ class NotificationQueue:
         return MAX_PAUSE_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), MAX_PAUSE_S)
 
     def _resting(self) -> frozenset[str]:
-        """The plugins of which nothing may be delivered now."""
+        """The plugins whose notifications may not be delivered now."""
         return frozenset(one for one in self._ledger.read(rows.senders) if not self._may(one))
 
     def _backoff_s(self, attempts: int) -> float:

@@ -1,4 +1,4 @@
-"""The services of all plugins: on record, running while their owner may have them, stopped at once when it may not."""
+"""The services of all plugins: stored in the ledger, running while their owner may act."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class KeptProgram:
 
 
 class ProgramKeeper(SupervisedKeeper[KeptProgram]):
-    """An async context manager: entered, every service on record runs as soon as its owner may have it.
+    """An async context manager: entered, every stored service runs while its owner may act.
 
     `refusal(plugin_id)`: why it may not have services run now, or None. `variables(plugin_id)`: the names that their
-    environment may have.
+    environment may set.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
                 self._keep(row.plugin_id, row.name, spec)
 
     def visited(self, plugin_id: str) -> None:
-        """A visitor is connected to a service of this plugin; which of its programs that is, cannot be known."""
+        """A visitor has connected to a service of this plugin; which one is unknown, so all of them are marked."""
         for one in self.of(plugin_id):
             one.program.note_visitor()
 

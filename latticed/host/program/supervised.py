@@ -48,7 +48,7 @@ class ProgramDeps:
 
 
 class SupervisedProgram:
-    """Between `start` and `stop` it is restarted by its rules. `prepare` is asked before each start what to start.
+    """Between `start` and `stop` it is restarted by its rules. `prepare` is awaited before each start.
 
     `error`: code, message, wall clock in µs. `stopping`: also set by a keeper that is about to call `stop`.
     """
@@ -83,18 +83,18 @@ class SupervisedProgram:
 
     @property
     def started(self) -> bool:
-        """Whether `start` was called, and `stop` has not returned since; it may be waiting, or have failed."""
+        """True from `start` until `stop` returns, also while it waits for a restart or has failed."""
         return self._task is not None
 
     def start(self) -> None:
-        """Run it from now on; nothing when it is started."""
+        """Start it; no effect if it is started."""
         if self._task is None:
             self._grace_s = GRACE_S
             self._set("starting")
             self._task = asyncio.create_task(self._keep_running(), name=f"program {self.name}")
 
     async def stop(self) -> None:
-        """Stop it; no process of it is left when this returns. May be called by several at once: all of them wait."""
+        """Stop it; none of its processes is left when this returns. Concurrent callers all wait."""
         task = self._task
         if task is None:
             return
@@ -108,13 +108,13 @@ class SupervisedProgram:
                 log.error("program_left", program=self.name, error=str(error))
 
     def kill(self) -> None:
-        """Kill what runs at once, without a grace period; `stop` is to be called besides."""
+        """Kill its processes without a grace period. `stop` must still be called."""
         self._grace_s = 0.0
         if self._child is not None:
             self._child.kill()
 
     async def fail(self, code: str, message: str) -> None:
-        """Stop it as failed; it is not restarted before `stop` and `start`."""
+        """Stop it with state `failed`; it is not restarted before `stop` and `start`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -122,16 +122,16 @@ class SupervisedProgram:
             self._set("failed")
 
     def note_visitor(self) -> None:
-        """A visitor's connection has reached it: an end of this run may be a visitor's doing."""
+        """A visitor has connected: the end of this run does not count for the breaker (see `ProgramEnded`)."""
         if self._child is not None:
             self._visited = True
 
     def note_error(self, code: str, message: str) -> None:
-        """Show this as its last error, with the time of now."""
+        """Set its last error, with the current time."""
         self.error = (code, message, self._deps.clock.wall_us())
 
     def output(self) -> dict[str, str]:
-        """The last of what it wrote."""
+        """The end of its output."""
         return {"stdout": self._out.shown(), "stderr": self._err.shown()}
 
     def view(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class SupervisedProgram:
             self.restarts += 1
 
     async def _run_once(self) -> ProgramEnded:
-        """Start it and wait for its end; being cancelled stops it."""
+        """Start it and wait for its end; cancelling this stops it."""
         try:
             ready = await self._prepare()
             try:

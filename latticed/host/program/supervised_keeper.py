@@ -1,4 +1,4 @@
-"""What the keepers of services and of tunnels share: programs that run for as long as their plugin may have them."""
+"""Common base of the keepers of services and tunnels: programs that run while their plugin may act."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latticed.ledger.programs import Kind
 
 RECHECK_S: Final = 0.5
-"""All items are rechecked at least this often, also when nobody called `recheck`."""
+"""Seconds between rechecks of all items, in case a call of `recheck` was missed."""
 log = logs.get_logger()
 
 
@@ -63,17 +63,17 @@ class SupervisedKeeper(Keeper[Supervised]):
         await super().__aexit__(*exc)
 
     def recheck(self, plugin_id: str) -> None:
-        """Start what may run of one plugin; what may not is being stopped, and killed if it is distrusted."""
+        """Start what may run of one plugin; begin to stop what may not, killing it if the plugin is distrusted."""
         self._recheck(self.of(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing of one plugin runs that may not."""
+        """Return once nothing runs of one plugin that may not."""
         await asyncio.gather(*(one.stop() for one in self.of(plugin_id) if self._why_not(one) is not None))
 
     # For subclasses.
 
     async def _load(self) -> None:
-        """Make an item of every row."""
+        """Make an item for every row."""
         raise NotImplementedError
 
     def _why_not(self, one: Supervised) -> PermissionRefused | None:
@@ -113,5 +113,5 @@ class SupervisedKeeper(Keeper[Supervised]):
             if one.program.started and not one.program.stopping:
                 log.info(stopped, plugin_id=one.plugin_id, name=one.name, code=refusal.code)
                 one.program.stopping = True
-                stopping = self._background(one.stop())  # not awaited: a slow one delays no other
-                stopping.add_done_callback(lambda _: self._wanted.set())  # it may be permitted again by now
+                stopping = self._background(one.stop())  # not awaited: a slow stop must not delay other items
+                stopping.add_done_callback(lambda _: self._wanted.set())  # permitted again meanwhile: start it now

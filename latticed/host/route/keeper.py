@@ -1,7 +1,7 @@
-"""What keeps the routes that plugins put: in the ledger, and claimed in a route table while they may be served.
+"""Keeps the routes that plugins put: stored in the ledger, claimed in a route table while they may be served.
 
-A stored route is served while its plugin may have it and, unless it is proxied, runs; after a restart too. `recheck`
-follows a change at once, and all routes are rechecked every second besides, so that a missed change does no harm.
+A route is served while its plugin may have it and, unless it is proxied, is armed; after a restart too. `recheck`
+applies a change at once; all routes are also rechecked every second, in case a change was missed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class RouteKeeper:
         self._stack.close()
 
     async def put(self, plugin_id: str, spec: RouteSpec) -> RouteListener:
-        """Store a route and claim it, in place of the plugin's one at this path; where it is served. HostError.
+        """Store a route and claim it, replacing the plugin's route at this path; returns where it is served. HostError.
 
         The target is made in a thread: parsing a template takes time.
         """
@@ -148,7 +148,7 @@ class RouteKeeper:
         return await self._table(spec).wait_for_listener(LISTEN_S)
 
     async def delete(self, plugin_id: str, path: str) -> bool:
-        """Take a route away; False when the plugin has none at `path`."""
+        """Delete a route; False when the plugin has none at `path`."""
         key = (plugin_id, prefixes.normalised(path))
         async with self._changing:
             if key not in self._routes:
@@ -158,7 +158,7 @@ class RouteKeeper:
         return True
 
     def recheck(self, plugin_id: str) -> None:
-        """Claim what a plugin may have now, and release what it may not: no request gets an answer of it any more."""
+        """Claim the routes a plugin may have now and release the others; released ones answer no further request."""
         self._recheck([route for route in self._routes.values() if route.plugin_id == plugin_id])
 
     def _recheck_all(self) -> None:
@@ -280,11 +280,11 @@ class RouteKeeper:
         return StoredRoute(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
 
     def _may(self, plugin_id: str) -> bool:
-        """Whether anything may be served for a plugin."""
+        """Whether the plugin may have routes served."""
         return self._deps.permissions.may(plugin_id, ROUTE)
 
     def _live(self, plugin_id: str) -> bool:
-        """Whether a plugin may serve routes, and is running to do so."""
+        """As `_may`, and an instance of the plugin is running."""
         handle = self._deps.handles.get(plugin_id)
         return handle is not None and handle.armed and self._may(plugin_id)
 
@@ -308,7 +308,7 @@ class RouteKeeper:
         return self._upstreams if spec.target == "service" else self._pages
 
     def _may_serve(self, route: StoredRoute) -> bool:
-        """Whether a route may be served now. A proxied one does not need its plugin to run."""
+        """Whether a route may be served now. A proxied one does not need a running instance."""
         allowed = self._may if route.spec.target == "service" else self._live
         return allowed(route.plugin_id) and self._may_have(route.plugin_id, route.spec.path)
 
@@ -316,7 +316,7 @@ class RouteKeeper:
         return path.startswith(prefixes.own_prefix(plugin_id)) or bool(self._granted(plugin_id, path))
 
     def _granted(self, plugin_id: str, path: str) -> frozenset[str]:
-        """`path` if it is a granted prefix or below one; a granted `/` counts for `/` alone: every path is below it."""
+        """`path` if it is a granted prefix or below one. A granted `/` does not include the paths below it."""
         granted = {prefixes.normalised(one) for one in self._deps.permissions.prefixes(plugin_id)}
         below = any(path.startswith(one) for one in granted - {"/"})
         return frozenset({path} if below or path in granted else ())

@@ -1,7 +1,7 @@
-"""Secrets: values that operators keep here and plugins only ever name, as `${secret:NAME}` (contracts §9).
+"""Secrets: values that operators store and plugins refer to as `${secret:NAME}` (contracts §9).
 
-Sealed with AES-256-GCM under a fresh nonce at each write, bound to owner, name and version. A value is in memory while
-it is used, never in a list, a log, an audit event or an error.
+Encrypted with AES-256-GCM, a fresh nonce at each write, and owner, name and version as associated data. A value is in
+memory only while it is used, and in no list, log, audit event or error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger, Transaction
 
 OPERATOR: Final = "operator"
-"""The owner of what an operator sets."""
+"""The owner of secrets that operators set."""
 MAX_VALUE_BYTES: Final = 64 << 10
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -41,7 +41,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSecret:
-    """A secret as lists show it, without its value. `usable` is False when it was sealed with another key."""
+    """A secret as lists show it, without its value. `usable` is False when another key encrypted it."""
 
     name: str
     version: int
@@ -64,13 +64,13 @@ class SecretKeeper:
         self._logged = ""
 
     def forget_key(self) -> None:
-        """Read the key again when it is next needed: a reload."""
+        """Read the key again on its next use; called on a reload."""
         self._keys = None
 
     # For operators. The caller checks who may, and writes the audit event.
 
     async def set(self, name: str, value: str) -> int:
-        """Keep `value` and return its version, 1 for a new name; bindings stay. On disk when it returns.
+        """Store `value` and return its version, 1 for a new name; bindings stay. On disk when it returns.
 
         Problems: bad_request, too_large, quota_exceeded, secret_unavailable, ledger_unavailable.
         """
@@ -88,7 +88,7 @@ class SecretKeeper:
         return await self._ledger.write(change, durable=True)
 
     async def delete(self, name: str, *, unbind: bool = False) -> tuple[str, ...]:
-        """Forget a secret; the plugins that it was bound to. Problems not_found, secret_bound unless `unbind`."""
+        """Delete a secret; returns the plugins it was bound to. Problems not_found, secret_bound unless `unbind`."""
         _check_name(name)
 
         def change(tx: Transaction) -> tuple[str, ...]:
@@ -103,27 +103,27 @@ class SecretKeeper:
         return await self._ledger.write(change, durable=True)
 
     async def bind(self, name: str, plugin_id: str) -> None:
-        """Let `plugin_id` have the secret used; already so is fine.
+        """Let `plugin_id` use the secret; no effect if it is bound already.
 
         Problems: bad_request, not_found, quota_exceeded, secret_unavailable.
         """
         _check_name(name)
         if not ids.is_valid(plugin_id):
             raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
-        if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before anybody misses the key
+        if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before the key is read
             raise Problem("not_found", f"there is no secret {name}")
         mac = self._key().mac(_binding_message(self._owner, name, plugin_id))
         binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
         await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)
 
     async def unbind(self, name: str, plugin_id: str) -> None:
-        """Take that back; Problem not_found when it was not so."""
+        """Remove a binding; Problem not_found when there is none."""
         _check_name(name)
         if not await self._ledger.write(lambda tx: rows.unbind(tx, self._owner, name, plugin_id), durable=True):
             raise Problem("not_found", f"{name} is not bound to {texts.sanitise(plugin_id, 130)}")
 
     def known(self) -> tuple[KnownSecret, ...]:
-        """All secrets by name, without values; works without the key."""
+        """All secrets by name, without values; if the key cannot be read, none is `usable`."""
         try:
             key_id = self._key().id
         except Problem:
@@ -146,11 +146,11 @@ class SecretKeeper:
     # For plugins.
 
     def for_plugin(self, plugin_id: str) -> PluginSecrets:
-        """What is bound to a plugin, for one host call."""
+        """The secrets bound to a plugin, for one host call."""
         return PluginSecrets(functools.partial(self.value_for, plugin_id))
 
     def value_for(self, plugin_id: str, name: str) -> str:
-        """One value, for a plugin that it is bound to; HostError bad_params, service_unavailable."""
+        """The value of a secret bound to a plugin; HostError bad_params, service_unavailable."""
         try:
             row = self._ledger.read(lambda db: rows.get(db, self._owner, name)) if _NAME.fullmatch(name) else None
             if row is not None and self._is_bound(row, plugin_id):
@@ -159,7 +159,7 @@ class SecretKeeper:
             self._log_once(name, problem)
             message = f"{problem.code}: {name} cannot be opened, the daemon's log says why"
             raise HostError(Denial.SERVICE_UNAVAILABLE, message) from problem
-        # The same words whether there is such a secret or not: a plugin learns nothing of others' names.
+        # The same error whether or not the secret exists: a plugin must not find out the names of others.
         shown = texts.sanitise(name, 64)
         fix = f"secret={name}" if _NAME.fullmatch(name) else ""
         raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
@@ -168,7 +168,7 @@ class SecretKeeper:
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
     def _log_once(self, name: str, problem: Problem) -> None:
-        """Log what is wrong, once and not for each call: a plugin gets neither paths nor key ids."""
+        """Log the cause, which the plugin does not get (paths, key ids); not at each call."""
         if self._logged != problem.reason:
             self._logged = problem.reason
             log.error("secret_unavailable", secret=name, reason=problem.reason, hint=problem.hint)
@@ -192,7 +192,7 @@ class SecretKeeper:
             raise _unavailable(f"what is stored of {row.name} is damaged", "set it again") from error
 
     def _key_of(self, row: rows.SecretRow) -> SealingKeys:
-        """The key, if `row` was sealed with it; the file is read again before another one is reported."""
+        """The key, if it encrypted `row`. The file is read again first: the operator may have restored the old key."""
         if self._key().id != row.key_id:
             self._keys = None
         if (keys := self._key()).id != row.key_id:
@@ -203,7 +203,7 @@ class SecretKeeper:
         return keys
 
     def _key(self, *, make: bool = False) -> SealingKeys:
-        """The key, read once; with `make`, a new one while nothing was ever sealed."""
+        """The key, cached; with `make`, a new one is made if there is none and no secret is stored."""
         if self._keys is None:
             self._keys = self._key_reader.get()
         if self._keys is None and make and self._location.ours and not self._ledger.read(rows.count):
@@ -253,7 +253,7 @@ def _encoded(value: str) -> bytes:
         raise Problem("bad_request", "expected a value that is text, found a lone surrogate") from error
     if not data:
         raise Problem("bad_request", "expected a value, found none", "delete the secret instead")
-    if len(value.strip()) < MIN_REDACTED:  # it could not be told from other text in an answer or an error
+    if len(value.strip()) < MIN_REDACTED:  # redaction would replace unrelated text
         found = f"expected a value of at least {MIN_REDACTED} characters, found {len(value.strip())}"
         raise Problem("bad_request", found, "a secret that short is guessed in no time: use a longer one")
     if len(data) > MAX_VALUE_BYTES:

@@ -1,6 +1,6 @@
-"""The key that seals secrets: from the service manager's credentials, or a file outside the state directory.
+"""The key that encrypts secrets: from the service manager's credentials, or a file outside the state directory.
 
-Never within it: a backup, or a copy of the state, must not hold both the sealed values and what opens them.
+Never inside it: a backup or copy of the state must not contain both ciphertext and key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ READ_S: Final = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyLocation:
-    """Where the key is. `ours`: a file that we make when it is missing, and that no other user may read."""
+    """Where the key is. `ours`: a file that the daemon makes if it is missing, and that must be private (0600)."""
 
     path: Path
     ours: bool
@@ -104,7 +104,7 @@ def read(found: KeyLocation) -> SealingKeys | None:
 
 
 class KeyReader:
-    """Reads the key in a thread, for the event loop: `get` blocks for READ_S at most, not at all while a read hangs."""
+    """Reads the key in a thread: `get` blocks the event loop for at most READ_S, and not at all while a read hangs."""
 
     def __init__(self, place: KeyLocation) -> None:
         self._place = place

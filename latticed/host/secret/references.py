@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MAX_EXPANDED_BYTES: Final = 1 << 20
-"""Of one text with its references replaced: a short text may name a long value many times."""
+"""The limit of one expanded text: a short text may refer to a long value many times."""
 MIN_REDACTED: Final = 6
-"""Characters below which a value is not searched for in other texts, where it would be everywhere. `SecretKeeper.set`
-refuses a shorter one."""
+"""Values with fewer characters are not redacted: they would match unrelated text. `SecretKeeper.set` refuses them."""
 REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}")
 
 

@@ -34,7 +34,7 @@ MAX_ANSWER_BYTES: Final = 192 << 10
 """Bytes of a file in one answer of static.get; callers get the rest with `offset`."""
 PAGE: Final = 500
 THREADS: Final = 2
-"""Threads that files may use at once, so that a slow disk leaves some to the rest of the daemon."""
+"""Threads of the default executor that a slow disk can occupy here."""
 FILE_POLICY: Final = "sandbox; default-src 'none'"
 PAGE_POLICY: Final = f"{FILE_POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
 
@@ -78,8 +78,10 @@ class StaticFile:
 
 
 class StaticCalls:
-    """The service. `limits()` are the settings of now; `shared(reader, owner)`: may a plugin read another's files;
-    `publisher(owner)`: whose plugin it is; `published(owner)`: may its files be served now.
+    """The service. `limits()`: the current settings.
+
+    `shared(reader, owner)`: whether a plugin may read another's files; `publisher(owner)`: who signed the owner;
+    `published(owner)`: whether its files may be served now.
     """
 
     def __init__(
@@ -109,9 +111,9 @@ class StaticCalls:
     async def read(
         self, plugin_id: str, path: str, wanted: str = "", *, if_none_match: str = "", if_range: str = ""
     ) -> StaticFile:
-        """A plugin's file as an HTTP answer; the last three are the headers Range, If-None-Match and If-Range.
+        """A plugin's file as an HTTP answer; `wanted` is the Range header, the others are those of their name.
 
-        HostError not_found when there is none, or when it, or files of its kind, are not published (any more).
+        HostError not_found when there is none, or it (or its type) may not be published now.
         """
         kind = self._content_type(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
         directory = self._directory_of(plugin_id)
@@ -121,13 +123,13 @@ class StaticCalls:
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
 
     async def count_files(self, plugin_id: str) -> int:
-        """How many files an id has, those of its earlier publishers included; HostError service_unavailable."""
+        """The number of files of an id under all of its publishers; HostError service_unavailable."""
         return await self._in_thread(
             lambda: sum(len(self._files.entries(owner)) for owner in self._files.owners(plugin_id))
         )
 
     async def purge(self, plugin_id: str) -> int:
-        """Remove all files of an id; how many directories that were. HostError service_unavailable."""
+        """Remove all files of an id; the number of directories removed. HostError service_unavailable."""
         return await self._in_thread(lambda: sum(self._files.remove(owner) for owner in self._files.owners(plugin_id)))
 
     async def _get(self, caller: Caller, asked: StaticGet) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class StaticCalls:
         return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """The result of `work`, run in a thread. It goes on, and keeps its slot, when the caller is cancelled."""
+        """The result of `work`, run in a thread, which completes (and keeps its slot) if the caller is cancelled."""
         await self._slots.acquire()
         running = asyncio.get_running_loop().run_in_executor(None, work)
         running.add_done_callback(lambda _: self._slots.release())

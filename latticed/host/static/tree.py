@@ -1,7 +1,7 @@
-"""Files of plugins on disk: a directory each, written so that a crash or a full disk leaves the old file in place.
+"""Files of plugins on disk, a directory each; a crash or a full disk leaves the old version of a file.
 
-Paths are opened one component at a time beneath an open directory, never through a link. All of it blocks: callers use
-a thread.
+Paths are opened one component at a time beneath an open directory, never through a symlink. All of it blocks: call it
+in a thread.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class StaticFiles:
             self._used[owner] = (files_used + (old is None), new_total)
 
     def delete(self, owner: str, path: str) -> bool:
-        """Remove a file and the directories that are empty then; False when there was none."""
+        """Remove a file, and directories that become empty; False when there was none."""
         with self._locked(owner), _as_host_errors():
             self._used.pop(owner, None)
             folder, _, name = path.rpartition("/")
@@ -95,7 +95,7 @@ class StaticFiles:
             return True
 
     def read(self, owner: str, path: str) -> tuple[bytes, int] | None:
-        """The bytes of a file and when it was put there, or None. Without a lock: a replaced file is still whole."""
+        """The bytes of a file and its mtime in µs, or None. Needs no lock: `put` replaces files by rename."""
         folder, _, name = path.rpartition("/")
         with _as_host_errors():
             try:
@@ -121,7 +121,7 @@ class StaticFiles:
             return sorted(_walk(top, ""), key=lambda entry: entry.path)
 
     def owners(self, plugin_id: str) -> list[str]:
-        """The directories of an id: one for each publisher that has, or had, it."""
+        """The directories of an id, one for each of its publishers, past ones included."""
         with _as_host_errors():
             try:
                 found = os.listdir(self._directory)
@@ -147,7 +147,7 @@ class StaticFiles:
             yield
 
     def _usage(self, owner: str) -> tuple[int, int]:
-        """(files, bytes), counted once; temporary files that a killed daemon left are removed then."""
+        """(files, bytes), cached; on the first call, temporary files of a killed daemon are removed."""
         if owner not in self._used:
             with contextlib.suppress(FileNotFoundError), self._open_directory(owner, "") as fd:
                 _sweep(fd)
@@ -186,7 +186,7 @@ class StaticFiles:
             os.fsync(above)
 
     def _prune(self, owner: str, path: str) -> None:
-        """Remove the empty directories above `path`, as far as that works."""
+        """Remove empty directories above `path`, up to the first that is not empty."""
         folder = path.rpartition("/")[0]
         while folder:
             above, _, name = folder.rpartition("/")

@@ -52,19 +52,19 @@ class Approvals:
             self._approving -= 1
 
     def valid(self, plugin_id: str) -> bool:
-        """Whether approved tasks of a plugin may be started; if it may not have tasks run, its approvals lapse."""
+        """Whether approved tasks of a plugin may be started; if it may not act, its approvals lapse."""
         refusal = self._refusal(plugin_id)
         if refusal is not None:
             self.lapse(plugin_id, refusal)
         return refusal is None and plugin_id not in self._lapsed
 
     def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
-        """Its approved tasks need approval again: not started from now on, on record with the next `withdraw`."""
+        """Its approved tasks are not started from now on; `withdraw` records that they need approval again."""
         if refusal.lost:
             self._lapsed[plugin_id] = refusal
 
     async def withdraw(self) -> None:
-        """Record the lapsed approvals as withdrawn; until then no such task is started. Problem ledger_unavailable."""
+        """Record lapsed approvals as withdrawn; until then no such task is started. Problem ledger_unavailable."""
         for plugin_id, refusal in list(self._lapsed.items()):
             if self._approving or any(task.plugin_id == plugin_id for task in self._approved()):
                 await self._ledger.write(

@@ -1,7 +1,7 @@
-"""The queue of tasks: submitted by plugins, approved by operators, run once each, a few at a time.
+"""The queue of tasks: submitted by plugins, approved by operators, each run at most once, a few at a time.
 
-A run is on record as running before its process is started. A task that is `running` in the ledger when the daemon
-starts was interrupted: its process has ended with the daemon that ran it, and the task is never run again.
+A task is recorded as running before its process starts. A task that is `running` in the ledger when the daemon starts
+was interrupted: its process has ended with the previous daemon, and the task is never run again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from latticed.settings.programs import TaskSettings as Settings
 
 RECHECK_S: Final = 0.5
-"""The queue is rechecked at least this often, also when nobody called `recheck`."""
+"""Seconds between rechecks of the queue, in case a call of `recheck` was missed."""
 SWEEP_S: Final = 60.0
 ERROR_PAUSE_S: Final = 2.0
 SECOND_US: Final = 1_000_000
@@ -64,7 +64,7 @@ class TaskKeeper:
         self._refusal = refusal
         self._approvals = Approvals(ledger, clock, refusal)
         self._wanted = asyncio.Event()
-        self._runs: dict[str, tuple[str, TaskRun]] = {}  # by task: its plugin, and the run
+        self._runs: dict[str, tuple[str, TaskRun]] = {}  # task id: (plugin id, run)
         self._running: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._interrupted = False
@@ -85,9 +85,9 @@ class TaskKeeper:
         await asyncio.gather(*ending, return_exceptions=True)
 
     def recheck(self, plugin_id: str) -> None:
-        """Start what may run; runs of a plugin that may not are being killed when this returns.
+        """Start what may run. If the plugin may not act, its runs are being killed when this returns (see `drained`).
 
-        Its approved tasks that have not been started need approval again.
+        Its approved tasks that have not been started then need approval again.
         """
         refusal = self._refusal(plugin_id)
         if refusal is not None:
@@ -97,16 +97,16 @@ class TaskKeeper:
         self._wanted.set()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once no run goes on for a plugin that may not have it, and its approvals are withdrawn on record."""
+        """Return once no run is left of a plugin that may not act, and the withdrawn approvals are recorded."""
         if self._refusal(plugin_id) is not None:
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
-            with contextlib.suppress(Problem):  # disk full or failing: they have lapsed in memory
+            with contextlib.suppress(Problem):  # disk full or failing: `_recheck` tries again
                 await self._approvals.withdraw()
 
     # Plugins.
 
     async def submit(self, plugin_id: str, asked: TaskSubmit, script: bytes) -> TaskRow:
-        """Queue it for an operator to approve; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
+        """Queue a task for approval; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
         settings = self._settings()
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
@@ -117,7 +117,7 @@ class TaskKeeper:
     # Operators and plugins.
 
     def get(self, task_id: str, *, plugin_id: str | None = None) -> TaskRow:
-        """One task, of that plugin if one is named; Problem not_found."""
+        """One task, of `plugin_id` if that is given; Problem not_found."""
         found = self._ledger.read(lambda db: rows.get(db, task_id))
         if found is None or plugin_id not in (None, found.plugin_id):
             raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
@@ -126,13 +126,13 @@ class TaskKeeper:
     async def page(
         self, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
     ) -> list[TaskRow]:
-        """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
+        """At most `limit` tasks, newest first, without script and output; pass the last `seq` as `before_seq`."""
         return await self._ledger.read_slow(
             lambda db: rows.page(db, states=states, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
         )
 
     async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> TaskRow:
-        """Take it off the queue, or kill it with everything it started; Problems: not_found, invalid_transition."""
+        """Cancel a queued task, or kill all processes of a running one. Problems: not_found, invalid_transition."""
         task = self.get(task_id, plugin_id=plugin_id)
         if (running := self._runs.get(task_id)) is not None:
             running[1].stop(f"cancelled by {by}")
@@ -154,17 +154,17 @@ class TaskKeeper:
         return approved
 
     async def cancel_all(self, *, by: str) -> int:
-        """The kill switch: cancel every task that is queued or runs; how many there were."""
+        """Cancel every task that has not ended; how many there were."""
         await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
         count = 0
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
-            with contextlib.suppress(Problem):  # it has ended by itself
+            with contextlib.suppress(Problem):  # it has ended meanwhile
                 await self.cancel(task.id, by=by)
                 count += 1
         return count
 
     async def forget(self, plugin_id: str) -> int:
-        """Cancel and delete all of one plugin; how many there were."""
+        """Cancel and delete all tasks of one plugin; how many there were."""
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
             if task.plugin_id == plugin_id:
                 with contextlib.suppress(Problem):
@@ -189,7 +189,7 @@ class TaskKeeper:
                     await self._wanted.wait()
 
     async def _recover(self) -> None:
-        """Record as interrupted what ran when the daemon ended, before anything is started."""
+        """Record tasks of the previous daemon as interrupted, before any task is started."""
         now_us = self._clock.wall_us()
         count = await self._ledger.write(lambda tx: steps.recover(tx, now_us=now_us), durable=True)
         log.warning("tasks_interrupted", count=count)
@@ -211,7 +211,7 @@ class TaskKeeper:
             await self._start_permitted(settings)
 
     async def _start_permitted(self, settings: Settings) -> None:
-        """The task that was approved first comes first; a plugin with `task.plugin_at_once` running waits."""
+        """Start approved tasks, oldest approval first, within `task.total_at_once` and `task.plugin_at_once`."""
         for task in self._ledger.read(lambda db: rows.of_state(db, "approved")):
             if len(self._runs) >= settings.total_at_once:
                 return
@@ -243,7 +243,7 @@ class TaskKeeper:
             running.add_done_callback(self._running.discard)
 
     async def _run_and_record(self, task: TaskRow, run: TaskRun) -> None:
-        """Run it and record its end; exceptions go no further."""
+        """Run a task and record its end; no exception escapes."""
         try:
             try:
                 outcome = await self._outcome(task, run)
@@ -266,7 +266,7 @@ class TaskKeeper:
             return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
 
     async def _record_end(self, task: TaskRow, step: Step, outcome: TaskOutcome) -> None:
-        """Retried until it is on disk: the run counts for `at_once` until then."""
+        """Retried until it is on disk; until then the run counts as running."""
         while True:
             now_us = self._clock.wall_us()
             try:
@@ -285,7 +285,7 @@ class TaskKeeper:
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Expire what was not approved, or not started, in time; remove what ended long ago."""
+        """Expire tasks not approved or started in time; remove those that ended long ago."""
         settings, now_us = self._settings(), self._clock.wall_us()
         late_us = now_us - settings.expire_s * SECOND_US
 

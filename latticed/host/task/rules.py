@@ -55,7 +55,7 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`sha256`: of what is approved, or of the bytes about to be run; `run_id`: of the run that it is about."""
+    """`sha256`: digest of the script that is approved or about to be run; `run_id`: the run that is meant."""
 
     verb: Verb
     sha256: str = ""
@@ -63,8 +63,8 @@ class Step:
 
 
 def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
-    """The status after `step`, or why it does not happen: `invalid_transition`, or `digest_mismatch` when the script
-    is not the one that is meant.
+    """The status after `step`, or why it is refused: `invalid_transition`, or `digest_mismatch` when the digests of
+    the script differ.
     """
     state = _NEXT.get((before.state, step.verb))
     if state is None:

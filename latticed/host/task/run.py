@@ -135,7 +135,7 @@ def _find(name: str) -> str | None:
 
 
 def _sealed(task: TaskRow) -> Artifact:
-    """The script in a sealed memfd, and the digest of its contents, which nobody can change any more."""
+    """The script in a sealed (immutable) memfd, and the digest of its contents."""
     data = task.script.encode("utf-8")
     fd = artifact.memory()
     try:

@@ -54,9 +54,9 @@ class ConnectorDeps:
 
 
 class Connector:
-    """`spec` is what runs, `recorded` what the ledger has; they differ while `trial`, a task, tries a change.
+    """`spec` is what runs, `recorded` what is stored; they differ while the task `trial` tries a change.
 
-    `connected`: the provider's edge accepts it, by cloudflared's `/ready`.
+    `connected`: cloudflared's `/ready` says that the provider's edge accepts it.
     """
 
     def __init__(self, plugin_id: str, name: str, spec: TunnelSpec, files: TunnelFiles, deps: ConnectorDeps) -> None:
@@ -67,9 +67,9 @@ class Connector:
         self.trial: asyncio.Task[None] | None = None
         self._files = files
         self._deps = deps
-        self._port = 0  # of /ready on loopback, another one at each start
+        self._port = 0  # of /ready on loopback; a new one at each start
         self._checks: asyncio.Task[None] | None = None
-        self._stops = 0  # calls of `stop` and `switch` under way: nothing is started meanwhile
+        self._stops = 0  # calls of `stop` and `switch` under way; `start` does nothing while there are any
         self.program = self._new_program()
 
     @property
@@ -87,7 +87,7 @@ class Connector:
         return self.trial is not None
 
     def start(self) -> None:
-        """Run it from now on, unless it is being stopped."""
+        """Start it; no effect while `stop` or `switch` is under way."""
         if self._stops:
             return
         self.program.start()
@@ -95,7 +95,7 @@ class Connector:
             self._checks = asyncio.create_task(self._keep_checking(), name=f"tunnel {self.plugin_id}/{self.name}")
 
     async def stop(self) -> None:
-        """Stop it; no process of it and no credentials are left when this returns."""
+        """Stop it; its processes and credentials are gone when this returns."""
         self._stops += 1
         try:
             if self._checks is not None:
@@ -108,7 +108,7 @@ class Connector:
             self._stops -= 1
 
     async def switch(self, spec: TunnelSpec) -> None:
-        """Stop it; `start` runs `spec` from now on."""
+        """Stop it; the next `start` runs `spec`."""
         self._stops += 1
         try:
             await self.stop()
@@ -118,14 +118,14 @@ class Connector:
             self._stops -= 1
 
     async def stop_trial(self) -> None:
-        """Give up the trial that is under way, if there is one; what it tried goes on running."""
+        """Cancel the trial, if there is one; the spec that it tried keeps running."""
         if (trial := self.trial) is not None:
             trial.cancel()
             await asyncio.gather(trial, return_exceptions=True)
             self.trial = None
 
     async def settled(self) -> bool:
-        """Whether it has become connected, within the time that the settings give it."""
+        """Wait up to `tunnel.ready_s`; whether it is connected then."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._deps.settings().ready_s):
                 while not self.connected and self.program.state not in {"failed", "ended"}:  # noqa: ASYNC110 - `connected` is polled, too
@@ -168,7 +168,7 @@ class Connector:
         except HostError as error:
             raise Problem(error.code.value, error.reason) from error
         kept = await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, self.spec)
-        # Uncancelled: a thread goes on after a cancellation, and would write the file after `stop` has removed it.
+        # Uncancelled: a thread cannot be cancelled, and would write the file after `stop` has removed it.
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
         config = render(self.spec, bound, files.credentials)
         await waiting.uncancelled(asyncio.to_thread(files.write, files.config, config))

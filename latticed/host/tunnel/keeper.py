@@ -1,6 +1,6 @@
-"""The tunnels of all plugins: on record, running while their owner may have them, changed without being lost.
+"""The tunnels of all plugins: stored in the ledger, running while their owner may act.
 
-A change is validated, then tried; when the new configuration is not connected in time, the one before it is back.
+A change is validated, then tried; if the new configuration does not connect in time, the previous one is restored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logs.get_logger()
 
 
 class TunnelKeeper(SupervisedKeeper[Connector]):
-    """An async context manager: entered, every tunnel on record runs as soon as its owner may have it.
+    """An async context manager: entered, every stored tunnel runs while its owner may act.
 
     `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations are in `state_dir`, credentials,
     while they are in use, in `runtime_dir`.
@@ -72,7 +72,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             validation.cancel()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing of one plugin runs that may not, and no credentials of it are left."""
+        """Return once nothing of one plugin runs that may not, and its credentials are removed."""
         await asyncio.gather(
             super().drained(plugin_id), *self._forbidden_validations(plugin_id), return_exceptions=True
         )
@@ -136,9 +136,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
     async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """Record `spec` when it connects in time; else switch back to the one on record."""
+        """Store `spec` once it connects in time; else switch back to the stored one."""
         if await tunnel.settled():
-            with contextlib.suppress(Problem):  # full disk: it goes on running, the next start has the one before
+            with contextlib.suppress(Problem):  # full disk: it keeps running, and the next start runs the previous spec
                 await self._record(tunnel, spec)
             tunnel.recorded = spec
             tunnel.trial = None
