@@ -29,14 +29,14 @@ class NoParams(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The plugin on whose behalf a service acts; `buckets` are those of operators that it may read besides its own."""
+    """The plugin that makes a call; `buckets`: buckets of operators that it may read besides its own."""
 
     plugin_id: str
     buckets: frozenset[str] = frozenset()
 
 
 class HostError(FaultError):
-    """A host call that was not carried out; becomes `code: reason` at the plugin."""
+    """A host call that failed or was refused; the plugin gets `code: reason` (contracts §10)."""
 
     fault: hostcall.Denied
 
@@ -69,7 +69,7 @@ class Served:
 
 
 def table(served: Iterable[Served]) -> Mapping[str, Served]:
-    """The calls by name; a name outside the table of host calls, or given twice, is a mistake of ours."""
+    """The calls by name, read-only. ValueError for a name that `model.hostcall` does not know, or a duplicate."""
     calls: dict[str, Served] = {}
     for call in served:
         if call.method not in hostcall.CAPABILITY_OF or call.method in calls:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
 
 REPEAT_S: Final = 60.0
-"""How often the same host of the same plugin is recorded again."""
+"""Seconds before the same host of the same plugin is recorded again."""
 MAX_REMEMBERED: Final = 10_000
 
 log = logs.get_logger()
 
 
 class Contacts:
-    """`note` does not delay the call: the row is written in a task, and one that fails is written the next time."""
+    """`note` does not delay the call: a task writes the row; if that fails, the next contact after REPEAT_S does."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
@@ -31,7 +31,7 @@ class Contacts:
         self._noted: dict[tuple[str, str], float] = {}
 
     def note(self, caller: Caller, host: str) -> None:
-        """`caller` is about to reach `host` (host:port)."""
+        """Record that `caller` is about to connect to `host` (`host:port`)."""
         key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
         if now_s - self._noted.get(key, -REPEAT_S) < REPEAT_S:
             return

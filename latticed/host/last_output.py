@@ -1,4 +1,4 @@
-"""The end of a program's output, bounded in size; a program that writes too fast is slowed down."""
+"""The end of a program's output, bounded in size. Reading is rate limited, so that a flood blocks its writer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LastOutput(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.total += len(data)
         self._kept += data[-self._most :]
-        if len(self._kept) >= 2 * self._most:  # not at each write: deleting at the front moves all the rest
+        if len(self._kept) >= 2 * self._most:  # not at each write: deleting at the front copies the rest
             del self._kept[: -self._most]
         self._slow_down(len(data))
 

@@ -1,4 +1,4 @@
-"""Which address of an interface is published, and when another one takes its place."""
+"""Which address of an interface is published, and when a changed one replaces it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def addresses_of(interface: str) -> tuple[Address, ...]:
 
 
 def chosen(found: Iterable[Address], kind: specs.Type, *, published: str, private: bool) -> str:
-    """The one to publish, or nothing: what is published already while it is there, else public before private."""
+    """The address to publish, or "": the published one while the interface has it, else public before private."""
     fit = [one for one in found if one.version == specs.version(kind) and specs.may_publish(one, private=private)]
     if any(str(one) == published for one in fit):
         return published

@@ -60,7 +60,7 @@ class Guard:
         literal = hosts.address_of(name)
         found = await self._lookup(name, rights.owner) if literal is None else (literal,)
         own = self._own_addresses()
-        for address in found:  # one refused address refuses the target: an attacker could choose which one is used
+        for address in found:  # all must be allowed: DNS may vary which one is used
             if reason := self._refusal(address, own):
                 message = f"address not public: {name} has one that is {reason}"
                 fix = egress.binding(scheme=scheme, host=name, port=port, address=address)

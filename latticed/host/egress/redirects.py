@@ -45,7 +45,7 @@ def follow(
         _check_crossing(request.target, target, is_bound)
     moved = replace(request, target=target)
     if request.method != "HEAD" and (status == 303 or (status in {301, 302} and request.method == "POST")):
-        # As browsers do: the result of a POST is fetched with GET, the form is not sent again.
+        # As browsers do (RFC 9110, section 15.4): after a POST the target is fetched with GET, without the body.
         moved = replace(moved, method="GET", body=b"", secret_body=False, header=headers.without_body(moved.header))
     if target.origin == request.target.origin:
         return moved

@@ -1,4 +1,4 @@
-"""Looking up names with getaddrinfo(3), in threads, since it blocks."""
+"""Looks up names with getaddrinfo(3), which blocks, in threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_THREADS: Final = 256
 
 
 class TooManyLookups(OSError):
-    """No thread may be started for this look-up: too many wait for name servers that do not answer."""
+    """No thread can be started: too many wait for name servers that do not answer, or the system has none."""
 
 
 class Resolver(Protocol):

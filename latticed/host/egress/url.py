@@ -55,7 +55,7 @@ def parse(text: str, *, expand: Callable[[str], str] | None = None) -> Target:
     scheme or host that no request goes to.
 
     The fragment is dropped. `expand` gives the values of references to secrets, in path and query only: a secret never
-    decides where a request goes. Messages contain nothing of the URL but its scheme.
+    is part of a host or port. Messages contain nothing of the URL but its scheme.
     """
     if len(text) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters, found {len(text)}")

@@ -33,7 +33,7 @@ MAX_IN_FLIGHT: Final = 8
 MAX_IN_FLIGHT_OF_PLUGIN: Final = 2
 _REASON_CHARACTERS: Final = 240
 SEND_S: Final = 9.0
-"""Shorter than the deadline of a host call, so that the answer says what took so long."""
+"""Shorter than the deadline of a host call, so that the error names the relay."""
 
 log = logs.get_logger()
 

@@ -112,7 +112,7 @@ class Smtp:
             for one in envelope.to:
                 await client.rcpt(one)
             await client.data(envelope.message)
-            limit.reschedule(None)  # the relay has it: a failing QUIT changes nothing
+            limit.reschedule(None)  # the relay has accepted the message: a failing QUIT is no error
             with contextlib.suppress(aiosmtplib.SMTPException, OSError):
                 await client.execute_command(b"QUIT", timeout=_QUIT_S)
 

@@ -79,7 +79,7 @@ async def check(
 
 async def _searched(answer: _Response, wanted: str) -> BodyFinding:
     """Whether the beginning of the body has these words; reading ends as soon as that is known."""
-    coding = answer.headers.get("Content-Encoding", "")  # identity was asked for, which some servers ignore
+    coding = answer.headers.get("Content-Encoding", "")  # some servers ignore that identity was requested
     search = BodySearch(wanted, coding=coding, charset=answer.charset, limit=BODY_BYTES)
     while search.finding is None and (part := await answer.content.readany()):
         search.feed(part)
@@ -87,7 +87,7 @@ async def _searched(answer: _Response, wanted: str) -> BodyFinding:
 
 
 def _is_our_limit(error: BaseException) -> bool:
-    """Whether aiohttp's parser gave up at one of its limits, on what may be a good answer."""
+    """Whether aiohttp's parser hit one of its limits, which a valid response may exceed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LineTooLong) or getattr(cause, "message", "") == "Too many headers received":
@@ -137,7 +137,7 @@ class _AllowedResolver(AbstractResolver):
 
 
 def _allowed_socket(allowed: frozenset[Address], info: tuple[Any, ...]) -> socket.socket:
-    """A socket, for allowed addresses only: an address that is written in a URL passes by no resolver."""
+    """A socket, for allowed addresses only: aiohttp resolves no address that is literal in a URL."""
     family, kind, proto, _, address = info
     if ip_address(address[0]) not in allowed:
         raise PermissionError("an address that the guard has not judged")

@@ -13,7 +13,7 @@ _TOKEN_BYTES: Final = 16
 def request(version: int, identifier: int, sequence: int, token: bytes) -> bytes:
     """An echo request that carries `token`, 16 bytes.
 
-    The checksum is ours to make only over IPv4: over IPv6 it covers addresses that the kernel fills in.
+    The checksum is computed for IPv4 only: over IPv6 it covers addresses, and the kernel fills it in.
     """
     kind = _ECHO[version][0]
     plain = _HEADER.pack(kind, 0, 0, identifier, sequence) + token
@@ -21,7 +21,7 @@ def request(version: int, identifier: int, sequence: int, token: bytes) -> bytes
 
 
 def is_reply(version: int, packet: bytes, sequence: int, token: bytes) -> bool:
-    """Whether `packet` answers that request. The identifier is left out: ping sockets put in one of their own.
+    """Whether `packet` answers that request. The identifier is not compared: ping sockets set their own.
 
     A raw IPv4 socket gives the IP header too (raw(7)).
     """

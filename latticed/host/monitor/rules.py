@@ -1,4 +1,4 @@
-"""What a check's observation says of its target, and what follows from a result. Pure: every sequence can be tried.
+"""What a check says about its target, and the state and alert that follow from a result. Pure.
 
 Probes report what they observed: an answer, or the exception that ended the check. Whether that is `up`, `down` or
 says nothing about the target is decided here. Then, by state:

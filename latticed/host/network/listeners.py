@@ -1,4 +1,4 @@
-"""What of this host's network can be seen without root: who listens where (proc_net(5)), and the interfaces."""
+"""The network state that is readable without root: listening sockets (proc_net(5)) and interfaces."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _read(root: Path) -> Iterator[ListeningSocket]:
         except FileNotFoundError:
             if table == "tcp":
                 raise
-            continue  # a kernel without IPv6, say
+            continue  # for example a kernel without IPv6
         for line in lines:
             fields = line.split()
             if len(fields) > 7 and fields[3] == state and (one := _listener(protocol, fields[1], fields[7])):
@@ -64,7 +64,7 @@ def _listener(protocol: str, local: str, uid: str) -> ListeningSocket | None:
     raw, _, port = local.partition(":")
     try:
         return ListeningSocket(protocol, _address(raw), int(port, 16), int(uid))
-    except ValueError:  # a line that no kernel we know writes
+    except ValueError:  # malformed line
         return None
 
 

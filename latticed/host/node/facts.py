@@ -1,6 +1,6 @@
 """Facts and metrics of this host, read from /proc, /sys and /etc beneath a root; what cannot be read is None.
 
-All of it blocks (a disk may take its time to say how full it is). Sources: proc(5), os-release(5), statvfs(3).
+All of it blocks (statvfs may wait for a disk). Sources: proc(5), os-release(5), statvfs(3).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
 
 
 def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
-    """What rarely changes: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
+    """Facts, which rarely change: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
     kernel = os.uname()
     uptime_s = _uptime_s(root)
     boot = _fields(root / "proc/stat").get("btime")
@@ -55,7 +55,7 @@ def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
 
 
 def metrics(root: Path = ROOT) -> dict[str, Any]:
-    """What changes: load, memory and disks in bytes, processor time in seconds, network counters since boot."""
+    """Load, memory and disks in bytes, processor time in seconds, network counters since boot."""
     memory = _memory(root)
     return {
         "uptime_s": _uptime_s(root),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_NAME_CHARACTERS: Final = 64
 MAX_INTERFACES: Final = 128
-"""Interfaces that are shown; a host of containers may have thousands."""
+"""The most interfaces that are listed; a host of containers may have thousands."""
 
 
 def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
 
 
 def _addresses(root: Path) -> Iterator[InterfaceAddress]:
-    """All that can be read; if_inet6 may be a container's imitation, of which the rest is left out at an odd line."""
+    """All that can be read. if_inet6 may be emulated by a container: at a malformed line the rest is skipped."""
     with contextlib.suppress(OSError):
         yield from kernel.ipv4(with_prefix=True)
     with contextlib.suppress(ValueError):

@@ -1,7 +1,7 @@
 """The journal reader's side of node.journal: entries of listed units and of sshd, from journald or from auth.log.
 
-Runs in the reader's process (latticed/journal.py), which decides by its own settings what may be read: a daemon that
-was taken over gains nothing by asking for more. The daemon's side is `journal_client`.
+Runs in the reader's process (latticed/journal.py), which checks requests against its own settings: a compromised
+daemon can read no other units. The daemon's side is `journal_client`.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Sources:
 async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
     """`{entries, cursor}`; HostError bad_params, service_unavailable.
 
-    Without a cursor: the newest entries. With one: those after it, oldest first. Where there are more than fit, or than
-    `limit`, the cursor points behind the last one returned. Cursors: `j:` one of journald, `t:` a time in microseconds
-    while the journal is empty, `f:` a place in auth.log.
+    Without a cursor: the newest entries. With one: those after it, oldest first; if there are more than fit or than
+    `limit`, the next cursor is that of the last one returned. Cursors: `j:` one of journald, `t:` a time in µs while
+    the journal is empty, `f:` a position in auth.log.
     """
     if not may_read(asked.filter, sources.units) or not _UNIT.fullmatch(asked.filter):
         shown = text.sanitise(asked.filter, 80)
@@ -184,7 +184,7 @@ def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
 
 
 def _rfc3339(stamp: str, now_s: float) -> str | None:
-    """A line's time as RFC 3339 in UTC. The traditional form is local time without a year: the last that fits."""
+    """A line's time in UTC (RFC 3339). The traditional form is local time and has no year: the last one that fits."""
     try:
         if stamp[0].isdigit():
             return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))

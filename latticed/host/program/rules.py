@@ -1,4 +1,4 @@
-"""What follows from the end of a long-lived program. Pure: every sequence can be tried."""
+"""Whether a long-lived program is restarted after it has ended, and when. Pure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RestartRules:
 def after(
     before: Failures, ended: ProgramEnded, rules: RestartRules, *, uptime_s: float, roll: float
 ) -> RestartAfter | NoRestart:
-    """What follows once it ended after `uptime_s`; `roll` in [0, 1) is random."""
+    """Whether to restart a program that ended after `uptime_s` seconds; `roll` in [0, 1) is random."""
     if ended.status in rules.hopeless:
         return NoRestart(state="failed", code=ended.code, message=ended.message)
     if ended.status == 0 and rules.restart != "always":

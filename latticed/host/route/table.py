@@ -94,7 +94,7 @@ class RouteTable:
         self.on_release: Callable[[], None] = lambda: None
         self.listener = NO_LISTENER
         self._claims: dict[str, RouteClaim] = {}
-        self._granted: dict[str, RouteClaim] = {}  # those of `_claims` at granted prefixes: few
+        self._granted: dict[str, RouteClaim] = {}  # the claims at granted prefixes, which are few
         self._depths: Counter[int] = Counter()
         self._deepest = 0
         self._listener_known = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Which step may follow which. Pure: every sequence can be tried.
+"""The states of a task and the steps between them. Pure.
 
     submitted ─► approved ─► running ─► done │ failed
         │            │          ├─────► interrupted   (the daemon ended meanwhile; it is never run again)

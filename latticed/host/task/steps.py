@@ -1,4 +1,4 @@
-"""Each step of a task as one transaction: decided by `rules`, written with its audit event, or nothing of it."""
+"""Each step of a task as one transaction: decided by `rules`, written together with its audit event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The credentials of a tunnel: a file in the operator's directory that nobody else can read.
+"""The credentials of a tunnel: a file in the operator's directory that no other user can read.
 
 A token has the same contents in another encoding. It is turned into credentials: started with a token, cloudflared
 would take its ingress rules from the provider.

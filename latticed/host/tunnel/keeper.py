@@ -50,7 +50,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         super().__init__(ledger, "tunnel", refusal=refusal)
         self._deps = deps
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
-        self._validations: dict[asyncio.Task[None], str] = {}  # and of which plugin
+        self._validations: dict[asyncio.Task[None], str] = {}  # to plugin id
 
     async def _load(self) -> None:
         await asyncio.to_thread(self._clear_leftovers)
@@ -78,7 +78,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         )
 
     async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
-        """Run `spec` from now on; in place of another one once it is connected.
+        """Run `spec` from now on. If a tunnel of that name runs, `spec` is tried, and replaces it once it is connected.
 
         Problems: bad_params when cloudflared refuses it, credentials_unusable, quota_exceeded, sandbox_unavailable, …
         """
@@ -104,9 +104,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return tunnel
 
     async def _validate(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """Problem when the spec is not valid, or its plugin may not have tunnels by the time that is known.
+        """Problem when the spec is not valid, or its plugin lost its permission meanwhile.
 
-        The latter protects the next plugin of that id: nothing of this one's change comes into force then.
+        The id may by then belong to another publisher's plugin, which must not get this tunnel.
         """
         validation = asyncio.ensure_future(tunnel.validate(spec))
         self._validations[validation] = tunnel.plugin_id
@@ -162,7 +162,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
 
     async def _stop(self, items: Iterable[Connector]) -> None:
         tunnels = list(items)
-        await asyncio.gather(*(one.stop_trial() for one in tunnels))  # before: its end starts the program again
+        await asyncio.gather(*(one.stop_trial() for one in tunnels))  # first: a trial that ends starts the program
         await super()._stop(tunnels)
 
     async def _discard(self, items: Iterable[Connector]) -> None:
@@ -175,11 +175,11 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return Connector(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
 
     def _files(self, plugin_id: str, name: str) -> TunnelFiles:
-        folder = f"{plugin_id}+{name}"  # neither has a '+'
+        folder = f"{plugin_id}+{name}"  # unambiguous: neither contains a '+'
         return TunnelFiles(state=self._state / folder, runtime=self._runtime / folder)
 
     def _clear_leftovers(self) -> None:
-        """Remove credentials left by a killed daemon, and configurations: those in force are written anew."""
+        """Remove credentials and configurations of a killed daemon; each start writes those in force again."""
         for directory in (self._state, self._runtime):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in directory.iterdir():

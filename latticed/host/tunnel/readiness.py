@@ -27,7 +27,7 @@ async def is_ready(port: int) -> bool:
 
 
 async def is_managed_elsewhere(port: int) -> bool:
-    """Whether its rules have come from the provider instead of us: those have a version from 0 on."""
+    """Whether its rules came from the provider instead of our file: only those have a version (0 and up)."""
     status, body = await _get(port, "/config")
     with contextlib.suppress(ValueError):
         plain = json.loads(body) if status == OK else None

@@ -1,6 +1,6 @@
 """Parameters of tunnel.put, validated once: hosts in normal form, services that the operator bound to the plugin.
 
-cloudflared's own validation lets pass duplicate hosts, other schemes, malformed ids and unknown keys.
+cloudflared's own validation accepts duplicate hosts, other schemes, malformed ids and unknown keys.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _service(text: str, where: str) -> str:
 
 
 def _check_order(rules: tuple[IngressRule, ...]) -> None:
-    """The last rule matches everything, and none hides a later one."""
+    """HostError unless the last rule matches everything and no rule hides a later one."""
     if not 1 <= len(rules) <= MAX_RULES:
         raise bad("ingress", f"1 to {MAX_RULES} rules")
     if rules[-1].hostname or rules[-1].path:

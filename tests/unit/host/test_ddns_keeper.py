@@ -1,4 +1,4 @@
-"""ddns.* from the call to the provider: schedule, damping, denials, restarts, in virtual time."""
+"""ddns.* from the call to the provider: schedule, rate limits, denials, restarts, in virtual time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def until(condition, what=""):
 
 @dataclass
 class Scripted:
-    """Has what it was given last; `next`: outcomes of the next tries; `hold`: an event they wait for."""
+    """A provider that keeps the last address; `next`: outcomes of the next tries; `hold`: an event they wait for."""
 
     has: dict[str, str] = field(default_factory=dict)
     tries: list[tuple[str, str]] = field(default_factory=list)
@@ -162,7 +162,7 @@ async def here(tmp_path, provider):
 
 
 async def test_try_is_cancelled_when_plugin_may_not_act(here, provider):
-    """At once, and nothing is tried until it may again; the other plugin's goes on."""
+    """Nothing is tried until it may act again; tries of other plugins continue."""
     provider.hold = asyncio.Event()
     await here.put()
     await here.put(B, name="two.example.org", caller=TWO)
@@ -181,7 +181,7 @@ async def test_try_is_cancelled_when_plugin_may_not_act(here, provider):
 
 
 async def test_put_record_is_published_and_shown_by_status(here, provider):
-    """Accepted at once, published a moment later; then the provider is not asked until verification."""
+    """Published soon after the call; then the provider is not asked again before verification."""
     assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}
     await here.pass_s(1)
     assert provider.tries == [(NAME, A)]
@@ -198,7 +198,7 @@ async def test_put_record_is_published_and_shown_by_status(here, provider):
 
 
 async def test_putting_the_same_record_again_changes_nothing(here, provider):
-    """Neither a try nor a row; another TTL does."""
+    """Neither a try nor a write of the row; another TTL causes both."""
     await here.put()
     await here.pass_s(1)
     for _ in range(3):
@@ -211,7 +211,7 @@ async def test_putting_the_same_record_again_changes_nothing(here, provider):
 
 
 async def test_flapping_address_is_written_seldom(here, provider):
-    """The last one wins, and each hurried change waits longer."""
+    """The last address is published in the end; each change that follows too soon doubles the pause."""
     await here.put(A)
     await here.pass_s(1)
     for _ in range(20):
@@ -231,7 +231,7 @@ async def test_flapping_address_is_written_seldom(here, provider):
 
 
 async def test_deleting_and_putting_does_not_evade_the_rate_limit(here, provider):
-    """Tries of one plugin are counted, whatever it puts and deletes; another plugin's are its own."""
+    """Tries are counted per plugin, not per record."""
     for _ in range(100):
         await here.put()
         await here.pass_s(0.05)
@@ -243,7 +243,7 @@ async def test_deleting_and_putting_does_not_evade_the_rate_limit(here, provider
 
 
 async def test_denied_record_is_not_retried(here, provider):
-    """Not in a day, not for another address, not for the same again; for a wish to try again, or another secret."""
+    """Not for another address or an equal put; only for `retry` or another secret."""
     provider.next = [DENIED]
     await here.put()
     await here.pass_s(1)
@@ -264,7 +264,7 @@ async def test_denied_record_is_not_retried(here, provider):
 
 
 async def test_failed_try_is_retried_with_backoff(here, provider):
-    """30 s, 60 s, 120 s; one event for the first, and one for another code."""
+    """30 s, 60 s, 120 s; one audit event for the first failure, and one for each other code."""
     provider.next = [LATER, LATER, LATER, UpdateFailed(code="server_failed", reason="r")]
     await here.put()
     times = []
@@ -282,7 +282,7 @@ async def test_failed_try_is_retried_with_backoff(here, provider):
 
 
 async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, provider):
-    """And for no other plugin's."""
+    """Records of other plugins are not delayed."""
     provider.next = [UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=900)]
     await here.put()
     await here.pass_s(1)
@@ -298,7 +298,7 @@ async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, pr
 
 
 async def test_interface_address_is_published_once_settled(here, provider):
-    """The first address counts at once, another one when it has stayed; what is not public never."""
+    """The first address at once, a changed one once it has stayed, a private one never."""
     await here.put("", interface="wan0")
     await here.pass_s(40)
     assert ((await here.status())["state"], provider.tries) == ("no_address", [])
@@ -322,7 +322,7 @@ async def test_interface_address_is_published_once_settled(here, provider):
 
 
 async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, provider):
-    """By interface too; and no longer when it is taken back."""
+    """Also those of an interface; publishing ends when the setting is revoked."""
     async with world(tmp_path, provider) as here:
         with pytest.raises(HostError, match=r"ddns\.private"):
             await here.put("10.0.0.1")
@@ -343,7 +343,7 @@ async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, 
 
 
 async def test_restart_does_not_try_published_records(tmp_path, provider):
-    """Nor soon about what waits, nor ever about what was denied; the rest comes spread out."""
+    """Nor waiting ones early, nor denied ones at all; due ones are spread out."""
     clock = ManualClock()
     provider.next = [DENIED, LATER]
     async with world(tmp_path, provider, clock=clock) as here:
@@ -368,7 +368,7 @@ async def test_restart_does_not_try_published_records(tmp_path, provider):
 
 
 async def test_restart_spreads_overdue_tries(tmp_path, provider):
-    """Everything is due to be verified: not all in one moment, and few at once."""
+    """All records are due for verification: not all at one time, few concurrently."""
     clock, dice = ManualClock(), iter(range(10**6))
     async with world(tmp_path, provider, clock=clock, plugin_records=64) as here:
         for number in range(40):
@@ -387,7 +387,7 @@ async def test_restart_spreads_overdue_tries(tmp_path, provider):
 
 
 async def test_interrupted_try_is_repeated_after_restart(tmp_path, provider):
-    """The provider was given B, the daemon ended before it heard so; A, put again, is written again."""
+    """The daemon was killed while address B was sent; A, put again, is written although it was the published one."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
         await here.put(A)
@@ -405,7 +405,7 @@ async def test_interrupted_try_is_repeated_after_restart(tmp_path, provider):
 
 
 async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_path, provider):
-    """What the provider has is not known then: it is asked, although what was heard of it last seems to fit."""
+    """The provider is asked although the published address equals that of the interface."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
         here.interfaces["wan0"] = [A]
@@ -423,7 +423,7 @@ async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_p
 
 
 async def test_put_cancels_running_try(here, provider):
-    """The put does not wait for it, and its effect is checked."""
+    """The put does not wait for it; what it may have written is checked by the next try."""
     provider.hold = asyncio.Event()
     await here.put(A)
     await here.pass_s(1, settled=False)
@@ -437,7 +437,7 @@ async def test_put_cancels_running_try(here, provider):
 
 
 async def test_hanging_try_delays_no_other_plugin(here, provider):
-    """At most four tries of one at a time."""
+    """At most four concurrent tries of one plugin."""
     provider.hold = asyncio.Event()
     for number in range(10):
         await here.put(name=f"h{number}.example.org")
@@ -451,11 +451,11 @@ async def test_hanging_try_delays_no_other_plugin(here, provider):
     assert len(provider.tries) == 11
 
 
-# Who may.
+# Permissions, owners and quotas.
 
 
 async def test_records_of_plugin_that_may_not_act_are_not_tried(here, provider):
-    """And are rechecked when it may."""
+    """They are rechecked once it may act again."""
     here.rights[ONE.plugin_id] = None
     await here.put()
     await here.pass_s(300, step_s=0.5)
@@ -466,7 +466,7 @@ async def test_records_of_plugin_that_may_not_act_are_not_tried(here, provider):
 
 
 async def test_plugin_sees_only_its_own_records(here):
-    """It neither sees nor ends another's, and cannot take its name."""
+    """It can neither list nor delete another's records, nor put a record of the same name."""
     await here.put()
     assert (await here.call("ddns.status", TWO))["records"] == []
     assert await here.call("ddns.delete", TWO, name=NAME, type="A") == {"ok": False}
@@ -481,7 +481,6 @@ async def test_plugin_sees_only_its_own_records(here):
 
 
 async def test_status_filters_by_name_and_type(here):
-    """By name, by type."""
     await here.put()
     await here.put("2606:4700::1", type="AAAA")
     await here.put(name="x.example.org")
@@ -493,8 +492,8 @@ async def test_status_filters_by_name_and_type(here):
     assert await here.call("ddns.delete", name=NAME) == {"ok": False}
 
 
-async def test_quotas(tmp_path, provider):
-    """Of one plugin, of all; nothing of what was there is lost."""
+async def test_put_over_quota_is_refused(tmp_path, provider):
+    """Of one plugin, and in total; existing records stay."""
     async with world(tmp_path, provider, plugin_records=2, total_records=3) as here:
         await here.put()
         await here.put(name="two.example.org")
@@ -510,7 +509,7 @@ async def test_quotas(tmp_path, provider):
 
 
 async def test_put_with_unbound_secret_is_refused(here, provider):
-    """And nothing is kept."""
+    """No row is written."""
     with pytest.raises(HostError, match="bound no secret 'OTHER'") as caught:
         await here.put(secret="${secret:OTHER}")
     assert caught.value.code == "bad_params"
@@ -521,7 +520,7 @@ async def test_put_with_unbound_secret_is_refused(here, provider):
 
 
 async def test_records_reach_real_servers_and_secrets_do_not_leak(tmp_path):
-    """BIND or Knot over the whole way, and Cloudflare; wrong secrets are denied once, and found nowhere."""
+    """BIND or Knot, and Cloudflare; a wrong secret is denied once. No secret is in any row, log or answer."""
     kinds = [kind for kind in ("bind", "knot") if dns_servers.installed(kind)]
     if not kinds:
         pytest.skip("bind is not installed here")

@@ -155,7 +155,7 @@ async def test_unbound_server_is_blocked(server):
             await Rfc2136Provider(Guard()).publish(job, spec, VALUES[KEY], rights)
 
 
-# A server of the tests.
+# A scripted server.
 
 
 @contextlib.asynccontextmanager

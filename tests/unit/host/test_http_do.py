@@ -164,7 +164,7 @@ async def test_bodies_are_bounded():
         assert it.server.seen[0].body == whole
 
     async def announce(_request, writer):
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 262145\r\n\r\n")  # and nothing comes: nobody waits for it
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 262145\r\n\r\n")  # refused by this alone: no body follows
 
     async def flood(_request, writer):
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -78,7 +78,7 @@ async def it():
         yield opened
 
 
-# The way there.
+# Delivery, TLS and login.
 
 
 async def test_message_is_delivered_unchanged(it):
@@ -183,7 +183,7 @@ async def test_password_must_be_a_bound_secret_reference(authority):
         assert relay.sessions == 0
 
 
-# What a relay says.
+# Replies of the relay.
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ async def test_refused_connection_is_service_unavailable(unused_tcp_port):
         assert "cannot connect to the relay mail.lan" in await it.refused("service_unavailable")
 
 
-# What a plugin may.
+# Settings, recipients and limits.
 
 
 async def test_unset_relay_or_sender_is_service_unavailable(it):

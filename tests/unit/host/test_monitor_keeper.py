@@ -177,7 +177,7 @@ async def test_monitor_is_checked_soon_and_then_at_its_interval(here, found):
 
 
 async def test_jitter_spreads_checks(tmp_path, found):
-    """A tenth of the interval in both directions, and first checks of one moment are not all at once."""
+    """Up to a tenth of the interval either way; first checks of monitors put together are spread too."""
     rolls = itertools.cycle([0.0, 0.25, 0.5, 0.75, 0.999])
     async with world(tmp_path, found.check, roll=lambda: next(rolls)) as here:
         for name in "abcde":
@@ -199,7 +199,7 @@ async def test_jitter_spreads_checks(tmp_path, found):
 
 
 async def test_results_are_bounded(tmp_path, found):
-    """The newest of each monitor are kept."""
+    """The newest results of each monitor are kept."""
     async with world(tmp_path, found.check, results=5) as here:
         await here.put("web", interval_s=0.5, timeout_s=0.5)
         while here.last("web") is None or here.last("web").number < 12:
@@ -213,7 +213,7 @@ async def test_results_are_bounded(tmp_path, found):
 
 
 async def test_up_down_up_gives_two_alerts(here, found):
-    """In the name of the owner, critical and info, each on record; hundreds of results between them give none."""
+    """In the owner's name, critical and info, each audited; repeated results give none."""
     await here.put("web", failures=2)
     await here.round_of("web")
     found.found["web.example:1"] = DOWN
@@ -237,7 +237,7 @@ async def test_up_down_up_gives_two_alerts(here, found):
 
 
 async def test_query_of_target_is_not_shown_to_others(here, found):
-    """Neither in the alert nor in the audit: it may contain a token."""
+    """Neither in the alert nor in the audit event: it may contain a token."""
     found.found["http://web.example/x?token=s3cret"] = DOWN
     await here.put("web", kind="http", target="http://web.example/x?token=s3cret", shared=True)
     await here.round_of("web")
@@ -251,7 +251,7 @@ async def test_query_of_target_is_not_shown_to_others(here, found):
 
 @pytest.mark.parametrize("outcome", ["unsupported", "blocked", "error"])
 async def test_error_results_do_not_alert(here, found, outcome):
-    """It is kept as a result, and the target stands as it stood."""
+    """The result is kept, the state does not change."""
     await here.put("web")
     await here.round_of("web")
     found.found["web.example:1"] = Result(outcome=outcome, code="c")
@@ -263,7 +263,7 @@ async def test_error_results_do_not_alert(here, found, outcome):
 
 
 async def test_alert_with_full_notification_queue_is_audited(tmp_path, found):
-    """The state changes, and the audit event has the reason why there is no notification."""
+    """The state changes, and the audit event has the code for which there is no notification."""
     async with world(tmp_path, found.check, notify=shapes.NotifySettings(plugin_items=1)) as here:
         await here.put("web")
         for result in (DOWN, UP):
@@ -276,7 +276,7 @@ async def test_alert_with_full_notification_queue_is_audited(tmp_path, found):
 
 
 async def test_wall_clock_jump_does_not_change_intervals(tmp_path, found):
-    """Checks go by the clock that does not jump."""
+    """Intervals are measured on the monotonic clock."""
 
     class Jumping(ManualClock):
         offset_us = 0
@@ -299,7 +299,7 @@ async def test_wall_clock_jump_does_not_change_intervals(tmp_path, found):
 
 
 async def test_hanging_check_delays_no_other_and_never_overlaps(tmp_path, found):
-    """Its own next check is left out until it has ended; everybody else's come in time."""
+    """Its own next check is skipped until it has ended; checks of other monitors are in time."""
     async with world(tmp_path, found.check, total_checks=4, plugin_checks=4) as here:
         names = [f"fine{number}" for number in range(4)]
         for name in names:
@@ -340,11 +340,11 @@ async def test_hanging_checks_do_not_delay_other_plugin(tmp_path, found):
         await here.settle()
 
 
-# Who owns what.
+# Owners and quotas.
 
 
 async def test_monitors_belong_to_their_owner(here, found):
-    """The same name is another monitor of another plugin; others see what is shared, and change nothing."""
+    """Names are per plugin; others can read shared monitors, and change none."""
     await here.put("web", A, shared=True)
     await here.put("db", A)
     await here.put("web", B, target="other.example:2")
@@ -374,8 +374,8 @@ async def test_long_lists_come_in_pages(tmp_path, found):
         assert names == sorted(f"m{number}" for number in range(250))
 
 
-async def test_quotas_are_kept(tmp_path, found):
-    """Per plugin and in total; what is there may always be changed."""
+async def test_put_over_quota_is_refused(tmp_path, found):
+    """Per plugin and in total; existing monitors can still be changed."""
     async with world(tmp_path, found.check, plugin_monitors=2, total_monitors=3) as here:
         for name in ("1", "2"):
             await here.put(name)
@@ -393,7 +393,7 @@ async def test_quotas_are_kept(tmp_path, found):
 
 
 async def test_monitors_of_plugin_that_may_not_act_are_not_checked(here, found):
-    """Its monitors rest while it is disabled or not granted, and go on when it may again."""
+    """While it is disabled or the capability is not granted; they are checked again afterwards."""
     await here.put("web")
     await here.round_of("web")
     rights = here.allowed.pop("acme.a")
@@ -420,7 +420,7 @@ async def test_putting_the_same_monitor_again_changes_nothing(here, found):
 
 
 async def test_other_interval_keeps_results_and_other_target_does_not(here, found):
-    """A target that is down stays known to be down; a new one starts unknown."""
+    """With another interval the state stays; with another target it is unknown."""
     found.found["web.example:1"] = DOWN
     await here.put("web")
     await here.round_of("web")
@@ -439,7 +439,7 @@ async def test_other_interval_keeps_results_and_other_target_does_not(here, foun
 
 @pytest.mark.parametrize("end", ["delete", "put", "leave"])
 async def test_running_check_is_cancelled_with_its_monitor(tmp_path, found, end):
-    """Deleted, replaced, or at the end of everything: it is cancelled, its place is free, nothing of it is kept."""
+    """Deleted, replaced, or the daemon stops: its slot is freed, and no result is kept."""
     async with world(tmp_path, found.check, total_checks=2, plugin_checks=2) as here:
         for name in ("1", "2", "3"):
             found.found[f"{name}.example:1"] = HANG
@@ -460,7 +460,7 @@ async def test_running_check_is_cancelled_with_its_monitor(tmp_path, found, end)
 
 
 async def test_change_completes_when_its_caller_is_cancelled(here, found):
-    """A cancelled put has happened, on record and on the wheel alike."""
+    """The row is written and the check scheduled."""
     putting = asyncio.create_task(here.put("web"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -495,7 +495,7 @@ async def test_monitors_and_results_survive_restart(tmp_path, found):
 
 
 async def test_unreadable_spec_is_logged_and_its_row_kept(tmp_path, found, capsys):
-    """What cannot be read is logged; its owner may put it anew."""
+    """Its owner can put it again."""
     async with world(tmp_path, found.check) as here:
         await here.put("web")
         await here.put("db")
@@ -509,7 +509,7 @@ async def test_unreadable_spec_is_logged_and_its_row_kept(tmp_path, found, capsy
 
 
 async def test_failed_write_loses_no_alert(here, found, monkeypatch):
-    """A result that cannot be kept counts for nothing; the alert comes with the next one that can."""
+    """A result that cannot be written does not change the state; the alert follows from the next one."""
     await here.put("web")
     await here.round_of("web")
     found.found["web.example:1"] = DOWN
@@ -527,7 +527,7 @@ async def test_failed_write_loses_no_alert(here, found, monkeypatch):
 
 
 async def test_flapping_site_gives_one_alert_for_each_change(tmp_path):
-    """Real requests to a real server that answers, fails, hangs, closes and answers again."""
+    """A real server that answers, fails, hangs, closes and answers again."""
     async with targets.site() as site:
         rights = {A.plugin_id: targets.bound(f"http://127.0.0.1:{site.port}")}
         async with world(tmp_path, Probes(Guard()).check, rights=rights) as here:
@@ -543,7 +543,7 @@ async def test_flapping_site_gives_one_alert_for_each_change(tmp_path):
 
 
 async def test_target_that_accepts_and_hangs_delays_no_other(tmp_path):
-    """Real sockets: more that never answer than there are places, and a few that do."""
+    """Real sockets: more hanging targets than slots, and a few that answer."""
     async with targets.site() as site:
         with targets.deaf() as port:
             rights = {A.plugin_id: targets.bound(f"http://127.0.0.1:{site.port}", f"http://127.0.0.1:{port}")}

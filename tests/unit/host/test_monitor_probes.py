@@ -132,7 +132,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("case", OUTCOMES)
 async def test_missing_word_in_body_is_down(case):
-    """However the body is framed or packed; what cannot be read from here is an error, never down."""
+    """With any framing and content coding; a body that cannot be decoded here is an error, not down."""
     said, outcome, code = OUTCOMES[case]
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="all is well")
@@ -153,7 +153,7 @@ async def test_missing_word_in_body_is_down(case):
     ],
 )
 async def test_body_is_decoded_by_its_coding_and_charset(said, outcome, code):
-    """In its charset; one that names none and is no UTF-8 is not judged."""
+    """A body that names no charset and is no UTF-8 is an error."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body=DOOR)
     assert (result.outcome, result.code) == (outcome, code), result
@@ -161,7 +161,7 @@ async def test_body_is_decoded_by_its_coding_and_charset(said, outcome, code):
 
 @pytest.mark.parametrize("head", [b"a: " + b"b" * 9_000, b"a" * 9_000 + b": b", b"\r\n".join([b"a: b"] * 400)])
 async def test_too_large_header_is_an_error_not_down(head):
-    """It may be a good answer, the limit is this host's: no alert."""
+    """The limit is this host's, the response may be valid: no alert."""
     async with targets.site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nContent-Length: 0\r\n\r\n") as site:
         result = await check("http", site.url())
     assert (result.outcome, result.code) == ("error", "header_too_large")
@@ -182,7 +182,7 @@ async def test_too_large_header_is_an_error_not_down(head):
     ids="closed not-http bad-length cut".split(),
 )
 async def test_malformed_answer_is_down(said, codes):
-    """Closed without a word, another protocol, broken framing: each is a result."""
+    """Closed without a response, another protocol, broken framing."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="never there")
     assert result.outcome == "down"
@@ -190,7 +190,7 @@ async def test_malformed_answer_is_down(said, codes):
 
 
 async def test_hanging_site_times_out():
-    """Connected, asked, never answered; and answered, but never to the end."""
+    """No response, and a response without an end."""
     async with targets.site(None) as site:
         result = await check("http", site.url(), timeout_s=0.2)
     assert (result.outcome, result.code) == ("down", "timeout")
@@ -204,7 +204,6 @@ async def test_refused_connection_is_down():
 
 
 async def test_proxy_environment_is_ignored(monkeypatch):
-    """A proxy that is set is not asked."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{targets.closed_port()}")
     async with targets.site() as site:
@@ -251,7 +250,7 @@ async def test_result_has_end_of_certificate(authority):
 
 
 async def test_certificate_expiring_soon_is_down_if_asked_for(authority):
-    """Fewer days than wanted; with 0 days it is only in the result."""
+    """With 0 days the end is only shown in the result."""
     result = await check_tls(authority, days=10.5, certificate_days=14)
     assert (result.outcome, result.code, result.http_status) == ("down", "certificate_expiring", 200)
     assert "good for 14 days, found 10" in result.reason
@@ -269,7 +268,7 @@ async def test_certificate_expiring_soon_is_down_if_asked_for(authority):
     ids=["expired", "unknown authority", "another name"],
 )
 async def test_invalid_certificate_is_down(authority, case, code, said):
-    """And no request is sent."""
+    """No request is sent."""
     result = await check_tls(authority, **case)
     assert (result.outcome, result.code, result.http_status) == ("down", code, 0)
     assert said in result.reason
@@ -289,7 +288,7 @@ async def test_failed_tls_handshake_is_down():
 
 @pytest.mark.parametrize("host", LOOPBACK)
 async def test_tcp_is_up_when_connected(host):
-    """Connecting is enough, also when it is not accepted; the connection is closed."""
+    """A connection in the backlog suffices; it is closed again."""
     async with targets.site(None, host=host.strip("[]")) as site:
         assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
         async with asyncio.timeout(15):
@@ -301,7 +300,7 @@ async def test_tcp_is_up_when_connected(host):
 
 
 async def test_target_is_up_if_one_of_its_addresses_is():
-    """The first that answers counts."""
+    """Addresses are tried until one answers."""
     async with targets.site() as site:
         rights = targets.bound(*(f"tcp://twins.test:{site.port}={host}" for host in ("127.0.0.9", "127.0.0.1")))
         assert (await check("tcp", f"twins.test:{site.port}", rights=rights)).outcome == "up"
@@ -369,7 +368,7 @@ async def test_ping_group_range_suffices():
 
 
 async def test_ping_without_permission_is_unsupported():
-    """Neither the capability nor the group: the reason says so, and no alert follows."""
+    """Neither CAP_NET_RAW nor a group in ping_group_range: the reason says so, and there is no alert."""
     ran = await asyncio.to_thread(pinging, BECOME_NOBODY if os.geteuid() == 0 else "")
     with open("/proc/sys/net/ipv4/ping_group_range") as file:
         low, high = map(int, file.read().split())
@@ -378,11 +377,11 @@ async def test_ping_without_permission_is_unsupported():
     assert ran.stdout.startswith(expected), ran.stdout + ran.stderr
 
 
-# What is not the target's fault.
+# Errors of this host, which are not `down`.
 
 
 async def test_guard_blocks_checks():
-    """Unbound, private or not granted: blocked, with the guard's words, and no connection is made."""
+    """Unbound, private or not granted: `blocked` with the guard's reason, and no connection."""
     async with targets.site() as site:
         for kind, target in (("http", site.url()), ("tcp", f"127.0.0.1:{site.port}"), ("ping", "127.0.0.1")):
             for rights in (EgressRights(), EgressRights(hosts=("*",)), targets.bound("http://127.0.0.1:1")):
@@ -392,7 +391,7 @@ async def test_guard_blocks_checks():
 
 
 async def test_unresolved_name_is_down():
-    """The name is part of what is watched; one that resolves to a private address is blocked."""
+    """A name that resolves to a private address is blocked."""
 
     class Names:
         def __init__(self, *found):
@@ -414,7 +413,7 @@ async def test_unresolved_name_is_down():
 
 
 async def test_slow_name_server_times_out():
-    """Within the monitor's own time, whatever the guard would wait."""
+    """Within the monitor's timeout, even if the guard's is longer."""
 
     class Silent:
         async def lookup(self, *_):
@@ -426,7 +425,7 @@ async def test_slow_name_server_times_out():
 
 
 async def test_no_descriptors_is_an_error_not_down():
-    """It says nothing about the target: no alert."""
+    """EMFILE says nothing about the target: no alert."""
     async with targets.site() as site:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = os.dup(0)
@@ -444,14 +443,14 @@ async def test_no_descriptors_is_an_error_not_down():
     [(errno.EPERM, "not_permitted"), (errno.EACCES, "not_permitted"), (errno.EADDRNOTAVAIL, "no_resources")],
 )
 def test_errors_of_this_host_are_not_down(number, code):
-    """Its own firewall, no free port; and an address that the guard has not judged."""
+    """Its firewall, no free port, an address that the guard has not allowed."""
     result = of_error(OSError(number, os.strerror(number)), late="")
     assert (result.outcome, result.code) == ("error", code)
     assert of_error(PermissionError("an address that the guard has not judged"), late="").outcome == "error"
 
 
 async def test_unexpected_exception_is_an_error_not_down(capsys):
-    """Logged, and a result all the same."""
+    """It is logged, and there is a result."""
 
     class Broken:
         async def lookup(self, *_):
@@ -464,7 +463,7 @@ async def test_unexpected_exception_is_an_error_not_down(capsys):
 
 
 def test_reasons_are_escaped_and_cut():
-    """What a peer can put into an error is escaped and cut."""
+    """They may contain text of the peer."""
     result = of_error(OSError(5, "a\nb\x1b[31m" + "x" * 500), late="")
     assert result.reason.startswith("a\\x0ab\\x1b[31mxxx")
     assert len(result.reason) == 200

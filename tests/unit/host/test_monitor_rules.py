@@ -1,4 +1,4 @@
-"""The pure parts of monitors: what follows from a result, whose turn it is, what an echo looks like."""
+"""The pure parts of monitors: states and alerts, fair queue, ICMP packets."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def run(outcomes, failures):
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_up_down_up_gives_two_alerts(failures):
-    """Whatever it takes to be believed; a target that is fine from the start is no news."""
+    """Whatever `failures` is; a target that is up from the start gives none."""
     outcomes = ["up"] * 5 + ["down"] * 5 + ["up"] * 5
     alerts = [(number, alert) for number, (_, alert) in enumerate(run(outcomes, failures)) if alert]
     assert alerts == [(4 + failures, "down"), (9 + failures, "up")]
 
 
 def test_target_down_from_the_start_alerts():
-    """Once, after as many results as ever."""
+    """Once, after `failures` results."""
     assert [alert for _, alert in run(["down"] * 5, 2)] == [None, "down", None, None, None]
 
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
 def test_alerts_alternate_and_follow_enough_failures(outcomes, failures):
-    """Never two of a kind in a row; each after `failures` results of its kind in a row, with nothing against it."""
+    """Never two of a kind in a row; each after `failures` results of that kind in a row."""
     found = run(outcomes, failures)
     alerts = [alert for _, alert in found if alert]
     assert all(one != other for one, other in itertools.pairwise(alerts))
@@ -55,7 +55,7 @@ def test_alerts_alternate_and_follow_enough_failures(outcomes, failures):
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
 def test_state_is_kept_until_enough_failures(outcomes, failures):
-    """It never changes by what says nothing about the target, and by a single result only without an older belief."""
+    """Results that say nothing about the target change nothing; one result suffices only from `unknown`."""
     before = MonitorStatus()
     for outcome, (after, alert) in zip(outcomes, run(outcomes, failures), strict=True):
         assert 0 <= after.against < failures
@@ -71,11 +71,11 @@ def test_state_is_kept_until_enough_failures(outcomes, failures):
 
 
 def test_fewer_failures_in_a_row_do_not_alert():
-    """Down, up, down, up: with two needed in a row nothing happens."""
+    """Alternating results with `failures` of two."""
     assert {alert for _, alert in run(["up"] + ["down", "up"] * 20, 2)} == {None}
 
 
-# Turns.
+# FairQueue.
 
 
 class TurnsMachine(RuleBasedStateMachine):
@@ -134,7 +134,7 @@ TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 
 def test_owners_take_turns():
-    """A hundred of one do not come before the first of another."""
+    """The first item of one owner does not wait for a hundred of another."""
     turns = FairQueue(total=100, per_owner=100)
     for number in range(100):
         turns.push("many", number, slow=False)
@@ -142,8 +142,8 @@ def test_owners_take_turns():
     assert [turns.pop()[0] for _ in range(3)] == [0, "mine", 1]
 
 
-def test_slow_items_leave_places_for_quick_ones():
-    """Every place that slow ones may have is taken, and the quick ones still start; slow ones get their turn too."""
+def test_slow_items_leave_slots_for_quick_ones():
+    """With all slots for slow items taken, quick ones start; slow ones still get their turns."""
     turns = FairQueue(total=4, per_owner=4)
     for number in range(10):
         turns.push("a", f"hangs {number}", slow=True)
@@ -165,7 +165,7 @@ TOKENS = st.binary(min_size=16, max_size=16)
 
 @given(identifier=st.integers(0, 65535), sequence=st.integers(0, 65535), token=TOKENS)
 def test_checksum_of_echo_request(identifier, sequence, token):
-    """Summed with its checksum, a packet gives zero (RFC 1071); the header is as the RFCs lay it out."""
+    """A packet with its checksum sums to zero (RFC 1071); the header is that of RFC 792 and RFC 4443."""
     packet = icmp.request(4, identifier, sequence, token)
     assert icmp.checksum(packet) == 0
     assert packet[:2] == b"\x08\x00"
@@ -175,7 +175,7 @@ def test_checksum_of_echo_request(identifier, sequence, token):
 
 @given(sequence=st.integers(0, 65535), token=TOKENS, data=st.binary(max_size=80), version=st.sampled_from([4, 6]))
 def test_only_the_reply_to_the_request_is_taken(sequence, token, data, version):
-    """With its sequence and token, an IP header before it or not; never our own request, never what is only like it."""
+    """With its sequence and token, with or without IP header; not our own request (seen on loopback)."""
     kind = 0 if version == 4 else 129
     reply = bytes([kind, 0, 1, 2, 9, 9]) + sequence.to_bytes(2, "big") + token
     assert icmp.is_reply(version, reply, sequence, token)

@@ -1,4 +1,4 @@
-"""monitor.put: what is asked for is checked once, and kept in normal form."""
+"""monitor.put: parameters are validated once, and kept in normal form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_defaults():
     ],
 )
 def test_targets_are_normalised(kind, given_target, kept, shown):
-    """Two ways to write a target are one target; what others see has no query."""
+    """Equal targets compare equal; the form that is shown has no query."""
     spec = checked(kind=kind, target=given_target)
     assert spec.target == (kept or "http://example.org/a%20b?token=x")
     assert spec.shown == shown
@@ -83,14 +83,13 @@ def test_host_and_port_of_a_target(target, parts):
     ],
 )
 def test_bad_parameters_are_refused(params):
-    """bad_params, with what was expected."""
     with pytest.raises(HostError, match=r"^bad_params: .*expected"):
         checked(**params)
 
 
 @pytest.mark.parametrize("target", ["ftp://a.example/", "http://127.1/", "http://0x7f000001/"])
 def test_forbidden_urls_are_blocked(target):
-    """The guard's own words for it."""
+    """With the egress guard's code and reason."""
     with pytest.raises(HostError, match=r"^egress_blocked: "):
         checked(target=target)
 
@@ -99,7 +98,7 @@ def test_forbidden_urls_are_blocked(target):
     "params", [{"kind": "icmp"}, {"method": "POST"}, {"failures": 1.5}, {"statuses": ["200"]}, {"certificate_days": -1}]
 )
 def test_wrong_types_are_refused(params):
-    """Kinds are a closed set; there is nothing but GET."""
+    """Kinds are a closed set; the method is always GET."""
     with pytest.raises(msgspec.ValidationError):
         asked(**params)
 

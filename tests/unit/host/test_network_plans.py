@@ -235,7 +235,7 @@ async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
     assert "the value itself" not in str((made, shown, kept))
 
 
-# Looking.
+# Lists, and calls that change nothing.
 
 
 async def test_plans_are_listed_in_pages(desk):
@@ -251,7 +251,7 @@ async def test_plans_are_listed_in_pages(desk):
     theirs = (await desk.call("plans", B))["plans"][0]["sha256"]
     mine = {one["sha256"] for one in first["plans"] + rest["plans"]}
     other = await desk.call("plan", B, kind="nginx", intent={"only": "theirs"})
-    assert theirs in mine  # the same content
+    assert theirs in mine  # the digest is that of the content, not of the owner
     assert (await desk.refused("plans", sha256=other["sha256"])).code is Denial.NOT_FOUND
     for odd in ("", "x", other["sha256"].upper(), "../" + other["sha256"][3:]):
         if odd:

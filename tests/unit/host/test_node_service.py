@@ -338,7 +338,7 @@ def test_defaults_of_parameters() -> None:
         msgspec.convert({"x": 1}, NoParams, strict=True)
 
 
-# Fresh.
+# CachedReading.
 
 
 async def test_concurrent_callers_share_one_reading(clock: ManualClock) -> None:

@@ -238,8 +238,8 @@ async def test_item_is_queued_again_when_its_lease_ends(queue, ledger, clock):
     await asyncio.sleep(0)
     taking.cancel()
     await asyncio.wait([taking])
-    await ledger.write(lambda _: None)  # comes after the one that nobody waits for
-    await queue.sweep()  # from here on it is known to be out
+    await ledger.write(lambda _: None)  # the cancelled write is ahead of this one: it is done now
+    await queue.sweep()  # its lease begins here
     clock.advance(LEASE_S)
     await queue.sweep()
     assert (await queue.take()) is not None

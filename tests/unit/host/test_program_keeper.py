@@ -105,7 +105,7 @@ def tree():
 
 
 async def test_variable_is_set_only_while_granted(here):
-    """Taken back, what runs with it ends; granted again, it runs again."""
+    """Revoking it stops programs that set it; granting it again starts them."""
     here.variables.discard("COLOUR")
     asked = {
         "name": "web",
@@ -128,7 +128,7 @@ async def test_variable_is_set_only_while_granted(here):
 
 
 async def test_program_runs_until_deleted(here):
-    """Under its arguments and environment, with what it wrote to be seen; deleted, nothing is left of it."""
+    """With its arguments and environment; its output is shown; no process is left after the deletion."""
     made = await here.put("web", 'echo "$1 $COLOUR"; echo x >/scratch/f && cat /scratch/f; (sleep 1000 &) ; sleep 1000')
     assert made == {"ok": True, "name": "web", "state": "starting"}
     await here.call(
@@ -150,7 +150,7 @@ async def test_program_runs_until_deleted(here):
 
 
 async def test_putting_the_same_program_again_changes_nothing(here):
-    """But another spec is another process."""
+    """Another spec starts another process."""
     await here.put("web", "echo up; sleep 1000")
     await here.until_said("up", "web")
     pid = (await here.status("web"))["pid"]
@@ -162,7 +162,7 @@ async def test_putting_the_same_program_again_changes_nothing(here):
 
 
 async def test_program_is_restarted_until_the_breaker_opens(here):
-    """After a pause each time; then it has failed, with its last words; put again, it has another chance."""
+    """With a pause before each restart; then it is failed, with its last output, until it is put again."""
     await here.put("bad", "echo oops >&2; exit 3")
     found = await here.until_state("failed", "bad")
     assert (found["restarts"], found["last_error"]["code"]) == (2, "crash_loop")
@@ -191,7 +191,7 @@ async def test_restart_rules(here, restart, script, state, spawned):
 
 
 async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
-    """At once; another plugin's goes on; no plugin sees another's."""
+    """Programs of other plugins keep running; no plugin sees another's."""
     await here.put("mine", "echo up; sleep 1000")
     await here.put("theirs", "echo up; sleep 1000", B)
     await here.until_said("up", "mine")
@@ -214,7 +214,6 @@ async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
 
 
 async def test_slow_stop_delays_no_other_program(here, monkeypatch):
-    """Its grace is its own."""
     monkeypatch.setattr(life, "GRACE_S", 8.0)
     await here.put("slow", "trap 'echo asked' TERM; echo up; while :; do read x || sleep 0.02; done")
     await here.put("quick", "echo up; sleep 1000", B)
@@ -229,7 +228,7 @@ async def test_slow_stop_delays_no_other_program(here, monkeypatch):
 
 
 async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_path):
-    """Nothing is left alive in between; one that was deleted stays away; one without its owner's rights waits."""
+    """No process is left in between. Deleted programs, and those of plugins that may not act, are not started."""
     async with world(tmp_path) as here:
         await here.put("web", "echo up; (setsid sleep 1000 &); sleep 1000")
         await here.put("gone", "sleep 1000")
@@ -244,8 +243,8 @@ async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_
         assert (await here.status("theirs", B))["state"] == "stopped"
 
 
-async def test_networks(tmp_path):
-    """None at all; a loopback of its own; the host's, for programs that the operator lets have it."""
+async def test_network_of_each_kind(tmp_path):
+    """None, a loopback of its own, or that of the host if the operator allows it for the program."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     script = f"""
@@ -279,7 +278,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
 
 
 async def test_script_as_program_with_readable_path(tmp_path):
-    """The host's own scripts too, with a directory that the operator lets them see; others' files are no programs."""
+    """With a directory that the operator lets it read; files that others can change are refused."""
     tool, shared = tmp_path / "tool", tmp_path / "shared"
     shared.mkdir()
     (shared / "data").write_text("shared\n")
@@ -298,7 +297,7 @@ async def test_script_as_program_with_readable_path(tmp_path):
 
 
 async def test_output_is_bounded(tmp_path):
-    """The last of it is kept, and one that floods is slowed down, not the daemon."""
+    """The end is kept; a program that floods is slowed down, and the daemon stays responsive."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         await here.put("loud", "exec yes 'a line that says nothing'")
         await here.put("calm", "echo up; sleep 1000", B)
@@ -307,7 +306,7 @@ async def test_output_is_bounded(tmp_path):
         assert len(here.life("loud").output()["stdout"]) <= 1024
 
 
-async def test_quotas(tmp_path):
+async def test_put_over_quota_is_refused(tmp_path):
     async with world(tmp_path, plugin_services=1, total_services=2) as here:
         await here.put("one", "sleep 1000")
         with pytest.raises(HostError, match="quota_exceeded"):

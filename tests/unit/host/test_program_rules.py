@@ -1,4 +1,4 @@
-"""What follows from the end of a long-lived program: tried in every order, without anything running."""
+"""Restarts of long-lived programs: every order of ends, without processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visitors who crash a service behind the proxy: it runs again, however often; only ends of its own open breakers."""
+"""Visitors that crash a service behind the proxy: it is restarted each time; only crashes of its own count."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
 
 
 async def test_connected_visitor_is_noted_and_refused_one_is_not(tmp_path):
-    """Plain requests, those who have logged in, websockets; nobody whom the proxy or the service turns away."""
+    """Plain requests, logged in ones, websockets; not requests that the proxy refuses or that cannot connect."""
     rooms, visits = routed.Rooms(), []
     rooms.reached = visits.append
     async with routed.opened(tmp_path, rooms=rooms) as world:

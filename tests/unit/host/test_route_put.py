@@ -292,7 +292,7 @@ async def test_put_over_quota_changes_nothing(tmp_path):
         assert (await world.refused(OTHER, path=f"/{OTHER}/x/", **TEMPLATE)).code is Denial.QUOTA_EXCEEDED
 
 
-# Life and death.
+# Restarts, and plugins that stop.
 
 
 async def test_routes_are_restored_after_restart(tmp_path):

@@ -229,7 +229,7 @@ async def test_quotas_are_enforced(desk: Desk) -> None:
     await desk.put("e.txt", caller=OTHER)
     await desk.put("e.txt")
     assert len(await desk.paths()) == 4
-    again = Desk(desk.root)  # what was counted is what is there
+    again = Desk(desk.root)  # usage is counted again from the disk
     assert (await again.refused(again.put("f.txt"))).code is Denial.QUOTA_EXCEEDED
 
 
@@ -284,7 +284,7 @@ async def test_plugin_of_another_publisher_sees_no_files(desk: Desk) -> None:
     desk.publisher = "a" * 128
     assert await desk.paths() == []
     await desk.put("a.txt", "new")
-    desk.publisher = ""  # nobody's: unsigned
+    desk.publisher = ""  # unsigned
     assert await desk.paths() == []
     desk.publisher = "acme"
     assert (await desk.get("a.txt"))["content"] == "old"
@@ -299,7 +299,7 @@ async def test_files_are_not_served_while_plugin_may_not_publish(desk: Desk) -> 
     assert gone.value.code is Denial.NOT_FOUND
 
 
-# What a disk may do.
+# Disk errors and kills.
 
 
 @pytest.mark.root
@@ -430,7 +430,7 @@ async def test_concurrent_puts_keep_quota(desk: Desk) -> None:
     assert len(desk.on_disk()) == 4
 
 
-# What ingress gets.
+# HTTP answers for the ingress.
 
 
 async def test_headers_of_served_file(desk: Desk) -> None:

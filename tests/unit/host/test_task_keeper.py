@@ -100,7 +100,7 @@ async def here(tmp_path):
 
 
 async def test_task_does_not_run_before_approval(here):
-    """Submitted, it waits; approved by its digest, it runs once; its output and outcome are kept."""
+    """Once its digest is approved it runs once; output and outcome are stored."""
     task_id = await here.submit("echo out $1-$2; echo err >&2; exit 3", targets=("web", "db"))
     for _ in range(3):
         here.tasks.recheck(A.plugin_id)
@@ -118,7 +118,7 @@ async def test_task_does_not_run_before_approval(here):
 
 
 async def test_approval_is_for_one_digest(here):
-    """Another digest is refused and on record; a second approval, and one of what ended, too."""
+    """Another digest is refused and audited; so are a second approval and that of an ended task."""
     task_id = await here.submit("echo ok")
     for wrong in ("", "0" * 64, hashlib.sha256(b"echo ok\n").hexdigest()):
         with pytest.raises(Problem) as caught:
@@ -138,7 +138,7 @@ async def test_approval_is_for_one_digest(here):
 
 @pytest.mark.parametrize("column", ["script", "sha256", "approved_sha256"])
 async def test_script_edited_after_approval_fails(here, column):
-    """The bytes that run are those that were approved, whatever has become of the row."""
+    """The digest is compared with the approved one before the run."""
     here.settings = replace(here.settings, enabled=True, total_at_once=1)
     blocker = await here.submit("sleep 1000", B)
     await here.approve(blocker)
@@ -155,7 +155,7 @@ async def test_script_edited_after_approval_fails(here, column):
 
 
 async def test_script_edited_with_its_digest_fails(here, monkeypatch):
-    """Even when row and digests agree again: what is sealed for running is compared once more."""
+    """The sealed bytes are compared once more after the row was read."""
     from latticed.host.task import run
 
     sealed = run._sealed
@@ -198,14 +198,14 @@ async def test_task_has_clean_environment(here, tmp_path, monkeypatch):
 
 
 async def test_task_is_killed_at_its_timeout(here):
-    """With all that it started."""
+    """With all of its processes."""
     ended = await here.run("setsid sleep 1000 & echo begun; sleep 1000", timeout_s=1)
     assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "timeout", "begun\n")
     assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 15)
 
 
 async def test_fork_bombs_and_double_forks_are_reaped(here):
-    """Nothing of them is left; the daemon never waits for them."""
+    """No process is left, and the event loop is not blocked."""
     bomb = await here.run(":(){ :|:& };:; sleep 1000", interpreter="bash", timeout_s=1)
     assert (bomb.state, bomb.outcome.code) == ("failed", "timeout")
     away = await here.run("(setsid sh -c 'sleep 1000 & sleep 1000' &) ; exit 0")
@@ -215,7 +215,7 @@ async def test_fork_bombs_and_double_forks_are_reaped(here):
 
 
 async def test_end_of_output_is_kept(tmp_path):
-    """The tail of each stream, and that there was more; control characters are shown, not sent."""
+    """The tail of each stream, with a truncation flag; control characters are escaped."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         ended = await here.run("seq 1 2000; printf '\\033[31mred\\ttab\\n' >&2")
     told = ended.outcome
@@ -227,7 +227,7 @@ async def test_end_of_output_is_kept(tmp_path):
 
 
 async def test_killed_task_is_failed(here):
-    """By itself or another process of it: the outcome has the signal."""
+    """The outcome names the signal."""
     for script in ("kill -9 $$; exit 0", "(kill -9 $PPID; kill -9 $$); exit 0"):
         ended = await here.run(script)
         assert (ended.state, ended.outcome.code) == ("failed", "killed")
@@ -235,7 +235,6 @@ async def test_killed_task_is_failed(here):
 
 
 async def test_outcome_of_signal_and_memory_limit(here):
-    """Each has its own outcome."""
     shot = await here.run("kill -SEGV $$; exit 139")
     assert (shot.state, shot.outcome.code, shot.outcome.signal) == ("failed", "crashed", 11)
     said = await here.run("exit 139")
@@ -290,14 +289,14 @@ async def test_cancel_all(here):
 
 
 async def test_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
-    """What it has running is gone at once, what was approved needs approval anew, and gets none until it may again."""
+    """Runs are killed at once; approved tasks need approval again, which is refused while it may not act."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
     await here.approve(waits)  # behind the other: one at once for each plugin
     here.allowed.remove(A.plugin_id)
     here.tasks.recheck(A.plugin_id)
-    here.allowed.add(A.plugin_id)  # before anything else happens: what was lost for a moment is lost
+    here.allowed.add(A.plugin_id)  # granted again at once: the approval has lapsed all the same
     here.tasks.recheck(A.plugin_id)
     assert (await here.ended(runs)).state == "cancelled"
     await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
@@ -317,7 +316,7 @@ async def test_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
 
 
 async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
-    """That is not known before the disk was scanned; if it may not act, the task needs approval again."""
+    """Unknown until the first scan; if it may not act then, the task needs approval again."""
     async with world(tmp_path, plugin_at_once=1) as here:
         await here.approve(await here.submit("sleep 1000"))
         waits = await here.submit("echo ran")
@@ -331,8 +330,8 @@ async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
         await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
 
 
-async def test_limits_of_runs_at_once(tmp_path):
-    """So many at once, so many of one plugin; another plugin is not kept waiting."""
+async def test_limits_of_concurrent_runs(tmp_path):
+    """In total and per plugin; a plugin at its limit does not delay another one."""
     async with world(tmp_path, total_at_once=2, plugin_at_once=1) as here:
         mine = [await here.submit("sleep 1000") for _ in range(2)]
         other = await here.submit("sleep 1000", B)
@@ -345,8 +344,8 @@ async def test_limits_of_runs_at_once(tmp_path):
         await here.tasks.cancel_all(by=OPERATOR)
 
 
-async def test_quotas_and_lists(tmp_path):
-    """What has not ended counts; lists are one's own, newest first, in pages."""
+async def test_submit_over_quota_is_refused(tmp_path):
+    """Tasks that have not ended count. Lists are the plugin's own, newest first, in pages."""
     async with world(tmp_path, plugin_waiting=3, total_waiting=4) as here:
         mine = [await here.submit(f"echo {n}", name=f"n{n}") for n in range(3)]
         with pytest.raises(HostError, match=r"quota_exceeded: expected at most 3 tasks of acme\.a"):
@@ -370,7 +369,7 @@ async def test_quotas_and_lists(tmp_path):
 
 
 async def test_unapproved_task_expires(tmp_path):
-    """After its hours; and what ended is kept for its days, the newest so many of it."""
+    """After `task.expire_s`; ended tasks are kept for days, and up to a number."""
     clock = ManualClock()
     async with world(tmp_path, clock=clock, expire_s=7_200, keep_days=1, keep_items=2) as here:
         late = await here.submit("echo")
@@ -420,7 +419,7 @@ async def test_bad_parameters_are_refused(here, wrong, expected):
 
 
 async def test_task_fails_without_sandbox(tmp_path):
-    """The run fails with the reason, and nothing is run."""
+    """No process is started."""
     spawner = confinements.Spawner(floor="dedicated")
     provided = replace(spawner.probed.provided, level=type(spawner.probed.provided.level).FILTERED)
     spawner.probed = replace(spawner.probed, provided=provided)
@@ -430,7 +429,7 @@ async def test_task_fails_without_sandbox(tmp_path):
 
 
 async def test_runs_are_killed_with_the_daemon(tmp_path):
-    """What runs ends with it, is `interrupted` after the restart, and never runs again; what was approved runs then."""
+    """After the restart they are `interrupted` and never run again; approved tasks run."""
     spawner = confinements.Spawner()
     async with world(tmp_path, spawner=spawner) as here:
         runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")

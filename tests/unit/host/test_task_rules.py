@@ -1,4 +1,4 @@
-"""Which step of a task follows from which: tried in every order, without anything running."""
+"""Steps of a task: every order of steps, without processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RUNNING = after(APPROVED, Step(verb="begin", sha256=SHA, run_id="r1"))
 
 @given(st.lists(STEPS, max_size=30))
 def test_task_runs_at_most_once_and_only_as_approved(steps):
-    """Whatever happens in whatever order: no run without an approval of these bytes, never a second, no way back."""
+    """In any order of steps: no run without approval of these bytes, no second run."""
     standing, begun, approved = FRESH, 0, False
     for step in steps:
         next_ = decide(standing, step)

@@ -1,4 +1,4 @@
-"""tunnel.* from the call to the connected process: files, exit codes, failed changes; a fake cloudflared, confined."""
+"""tunnel.* from the call to the connected process: files, exit codes, failed changes; with a fake cloudflared."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def tree():
 
 @pytest.mark.parametrize("kind", ["credentials", "token"])
 async def test_tunnel_connects_and_stops(here, kind):
-    """Rendered, validated, connected by /ready; its files are its own, its secret in no answer, nothing left after."""
+    """Connected by /ready; its files are private, no answer has its secret, stopping removes all."""
     given = {"credentials": ""} | {kind: f"main.{'json' if kind == 'credentials' else 'token'}"}
     made = await here.put(
         rule(), rule("*.example.org", "https://secure.lan", path="/api/v1.2"), rule("ip.example.org", "http://10.0.0.6:81"),
@@ -200,7 +200,7 @@ async def test_tunnel_connects_and_stops(here, kind):
 
 
 async def test_tunnel_without_name_service_backs_off(here):
-    """Exit 1: again, after a pause, however often."""
+    """Exit code 1 is retried without a limit."""
     await here.put(rule("offline.example.com"))
     await until(lambda: here.one.program.restarts > 7, "several tries")
     found = await here.status()
@@ -210,7 +210,7 @@ async def test_tunnel_without_name_service_backs_off(here):
 
 
 async def test_refused_credentials_are_not_retried(here):
-    """Exit 255: failed, at the first try; another one is for who puts it again."""
+    """Exit code 255 fails at once; putting the tunnel again retries."""
     write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
     await here.put(rule())
     found = await here.until_state("failed")
@@ -225,7 +225,7 @@ async def test_refused_credentials_are_not_retried(here):
 
 
 async def test_connected_only_by_ready_page(here):
-    """A page that says OK all the time makes nothing connected."""
+    """A server that answers every path with 200 does not count."""
     await here.put(rule("unready.example.com"))
     await here.until_state("connecting")
     await asyncio.sleep(0.5)
@@ -233,14 +233,14 @@ async def test_connected_only_by_ready_page(here):
 
 
 async def test_dead_tunnel_is_not_connected(here):
-    """And is started again."""
+    """It is restarted."""
     await here.put(rule("dies.example.com"))
     await until(lambda: here.one.program.restarts > 1, "another start")
     assert (await here.status())["last_error"]["code"] == "exited"
 
 
 async def test_remotely_managed_tunnel_fails(here):
-    """The owner of the provider's account does not decide where the tunnel leads."""
+    """Rules from the provider's account could lead to origins that the operator has not bound."""
     await here.put(rule("managed.example.com"))
     found = await here.until_state("failed")
     assert found["last_error"]["code"] == "remotely_managed"
@@ -248,7 +248,7 @@ async def test_remotely_managed_tunnel_fails(here):
 
 
 async def test_connected_change_is_recorded(here):
-    """One process at a time; the row says what is in force."""
+    """One process at a time; the row has the spec that runs."""
     await here.put(rule())
     await here.until_state("connected")
     made = await here.put(rule("other.example.com"))
@@ -262,7 +262,7 @@ async def test_connected_change_is_recorded(here):
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
 async def test_change_that_does_not_connect_is_undone(here, bad):
-    """The one before is back, connected, with what went wrong to be read."""
+    """The previous spec is connected again; last_error says what failed."""
     await here.put(rule())
     await here.until_state("connected")
     before = here.file("config.yml").read_bytes()
@@ -276,7 +276,7 @@ async def test_change_that_does_not_connect_is_undone(here, bad):
 
 
 async def test_invalid_change_leaves_tunnel_running(here):
-    """Validated before anything is swapped; bad credentials too."""
+    """Spec and credentials are validated before the running tunnel is stopped."""
     await here.put(rule())
     pid = (await here.until_state("connected"))["pid"]
     with pytest.raises(HostError, match=r"bad_params: ingress: .*rule 1 is invalid"):
@@ -291,7 +291,7 @@ async def test_invalid_change_leaves_tunnel_running(here):
 
 
 async def test_tunnel_stops_when_plugin_may_not_act(here):
-    """The capability, or one of the origins that it leads to; given back, it is there again."""
+    """The capability, or the binding of one of its origins, is revoked; granted again, it starts."""
     await here.put(rule())
     await here.until_state("connected")
     for take, give in (
@@ -308,7 +308,7 @@ async def test_tunnel_stops_when_plugin_may_not_act(here):
 
 
 async def test_tunnel_starts_again_after_restart(tmp_path):
-    """It stops with the daemon and is back after the restart; an interrupted change is not."""
+    """An interrupted change is dropped."""
     async with world(tmp_path) as here:
         await here.put(rule())
         await here.until_state("connected")
@@ -342,7 +342,7 @@ async def test_quotas_and_names_of_other_plugins(tmp_path):
 
 
 async def test_validation_is_cancelled_when_plugin_may_not_act(here):
-    """Nothing of it is left, nor on record: the next plugin of that id does not get it."""
+    """Nothing is stored: otherwise another publisher's plugin of that id would get the tunnel."""
     asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
     await until(tree, "the check to run")
     here.allowed.remove(A.plugin_id)

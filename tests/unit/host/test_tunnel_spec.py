@@ -1,4 +1,4 @@
-"""Parameters that are refused although cloudflared's own check lets them pass; and bad credentials."""
+"""Parameters that cloudflared's own validation accepts and we refuse; malformed credentials."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_bad_parameters_are_refused(ingress, words):
     ],
 )
 def test_unbound_origin_is_blocked(service):
-    """Neither another port nor another scheme, nor the address behind a bound name, nor another kind of origin."""
+    """Another port, scheme or kind of origin, or the address of a bound name."""
     with pytest.raises(HostError, match="egress_blocked"):
         checked({**GOOD, "service": service}, REST)
 
@@ -125,7 +125,7 @@ def test_unknown_keys_are_refused():
 
 
 def test_rules_that_hide_no_later_one_are_accepted():
-    """The order is the plugin's, as long as each rule has something left."""
+    """In any order."""
     spec = checked({**GOOD, "path": "/api"}, GOOD, {**GOOD, "hostname": "*.example.com"}, REST)
     assert specs.decode(specs.encode(spec)) == spec
 
@@ -135,7 +135,7 @@ HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 @given(HOSTNAMES, st.text('/abc.~_-"\n({\\', max_size=8))
 def test_rendered_configuration(hostnames, path):
-    """Accepted values appear unchanged in the configuration, whose other parts are constant."""
+    """Values of the spec are unchanged; everything else is constant."""
     rules = [{"hostname": one, "path": path, "service": "http://10.0.0.6:81"} for one in hostnames]
     try:
         spec = checked(*rules, REST)
@@ -151,8 +151,8 @@ def test_rendered_configuration(hostnames, path):
 
 
 @pytest.mark.parametrize("ingress", [case[0] for case in REFUSED[:2]])
-def test_cloudflared_accepts_rendered_configuration(tmp_path, ingress):
-    """The reason for checks of our own."""
+def test_cloudflared_validation_accepts_refused_ingress(tmp_path, ingress):
+    """Why `checked` has rules of its own."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps({"tunnel": "none", "credentials-file": "x", "odd": 1, "ingress": ingress}))
     command = [sys.executable, FAKE, "tunnel", "--config", config, "ingress", "validate"]
@@ -199,7 +199,7 @@ def test_token_and_file_give_the_same_credentials(keys):
     ],
 )
 def test_malformed_credentials_are_refused(keys, data, words):
-    """The error says what is wrong, not what they contain."""
+    """The error does not contain them."""
     write(keys, data)
     with pytest.raises(Problem, match=words) as caught:
         credentials.load(str(keys), SPEC)
@@ -215,7 +215,7 @@ def test_credentials_readable_by_others_are_refused(keys, mode):
 
 
 def test_links_and_special_files_are_refused(keys, tmp_path):
-    """No link, no directory, no FIFO, no directory that others can change, no directory at all."""
+    """Symlink, directory, FIFO, directory writable by others, missing directory."""
     write(keys, FILE)
     (keys / "c.json").rename(tmp_path / "real.json")
     (keys / "c.json").symlink_to(tmp_path / "real.json")
