@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; the exit code."""
     if argv is None:
         process_start.reset_for_server()
+        faulthandler.enable()  # a crash in a C library leaves the stacks of all threads on stderr
     parser = _parser()
     options = parser.parse_args(argv)
     astray = options.without_floors and not (options.recover or options.restore)

@@ -209,6 +209,16 @@ def test_the_watchdog_is_fed(place):
         daemon.expect_notice("WATCHDOG=1")
 
 
+def test_a_crash_leaves_the_stacks_of_its_threads_on_stderr(place):
+    """So that the journal says where it happened."""
+    with place.running() as daemon:
+        daemon.signal(signal.SIGSEGV)
+        assert daemon.ended() == -signal.SIGSEGV
+        said = daemon.complaints()
+        assert "Fatal Python error: Segmentation fault" in said
+        assert "latticed/daemon.py" in said
+
+
 def test_a_plugin_directory_that_cannot_be_written_is_enough(place, acme):
     """Nothing is ever put into it: read-only directories, root's files."""
     place.drop(author=acme)
