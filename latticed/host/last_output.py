@@ -33,7 +33,7 @@ class LastOutput(asyncio.Protocol):
         return bytes(self._kept[-self._most :])
 
     def shown(self) -> str:
-        """The same as text of at most `most` characters; invisible ones but newline and tab are escaped."""
+        """`data` as text of at most `most` characters; control characters but newline and tab are escaped."""
         return shown(self.data())[-self._most :]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

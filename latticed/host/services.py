@@ -190,7 +190,7 @@ class HostServices:
         return (*watching, self.tasks, self.programs, self.tunnels, self.routes)
 
     def table(self, emit: LogEmitter) -> Mapping[str, Served]:
-        """Every host call that is answered, by method; `emit` takes the lines of log.write."""
+        """The host calls by method; `emit(level, plugin_id, message, fields)` gets the lines of log.write."""
         settings, permissions = self._settings, self.permissions
         served = (
             self.kv,

@@ -103,7 +103,7 @@ def typed(found: Any, kind: type[T]) -> T:
 
 
 def items(found: Any, kind: type[T]) -> list[T]:
-    """The same of a list."""
+    """As `typed`, for a list."""
     return [typed(one, kind) for one in typed(found, list)]
 
 

@@ -39,7 +39,7 @@ PLUGIN_TRIES: Final = 4
 SPREAD_S: Final = 30.0
 """Seconds over which the first rechecks of all records are spread after a start."""
 TRIES: Final = Rate(burst=32, per_second=0.1)
-"""Tries of one plugin, however often it puts and deletes records."""
+"""The rate limit of tries per plugin: putting and deleting records does not evade it."""
 
 log = logs.get_logger()
 

@@ -65,7 +65,7 @@ def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
 
 
 def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -> Event | None:
-    """The event of a try that changed something or failed anew, else None; `before`: the status until then."""
+    """The event of a try that changed the address, or failed in a new way, else None; `before`: the old status."""
     detail: dict[str, str | int | bool] = {
         "type": one.spec.type,
         "provider": one.spec.provider,

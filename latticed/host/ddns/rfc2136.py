@@ -56,7 +56,7 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
     answer = await server.ask(_update(job, zone, found))
     if (
         found is not None and answer.rcode() == dns.rcode.NXRRSET
-    ):  # what was read came from a wildcard, or is gone by now
+    ):  # what was read came from a wildcard, or has been deleted since
         answer = await server.ask(_update(job, zone, None))
     dns_exchange.check(answer, fine=frozenset({"NOERROR"}), about=f"the update of {job.name}")
     written, _ = await _read(server, job)

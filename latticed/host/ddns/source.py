@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 _UNSUITABLE: Final = 0x01 | 0x08 | 0x20 | 0x40
-"""IFA_F_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE (rtnetlink(7)): soon gone, or not there yet."""
+"""IFA_F_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE (rtnetlink(7)): not usable for long, or not yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,7 +174,7 @@ class _AllowedResolver(AbstractResolver):
     """Answers with the addresses that the guard has allowed in this context (`_allowing`), and fails outside of one."""
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:  # noqa: ARG002 - aiohttp's signature
-        """What aiohttp expects; the guard has looked the name up already."""
+        """The allowed addresses; nothing is looked up here, the guard has done that."""
         if not _allowed.get():
             raise PermissionError("a name that the guard has not judged")
         return [

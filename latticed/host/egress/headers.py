@@ -25,7 +25,7 @@ _REFUSED: Final = frozenset(
     proxy-authenticate proxy-authorization proxy-connection proxy""".split()
 )
 """Set by the host: where a request goes, its framing, and what is between two hops."""
-_OVERRIDDEN: Final = frozenset({"accept-encoding"})  # answers are decoded here: only identity is asked for
+_OVERRIDDEN: Final = frozenset({"accept-encoding"})  # responses are decoded here, so only identity is requested
 _LEFT_OUT: Final = _REFUSED | {"content-encoding"}
 _SAFE_ACROSS_ORIGINS: Final = frozenset({"accept", "accept-language", "cache-control", "content-type", "user-agent"})
 """Headers that are sent on when a redirect leads to another origin; any other may hold a credential."""

@@ -101,7 +101,7 @@ class SystemResolver:
         try:
             return await answer
         except asyncio.CancelledError:
-            if answer.cancelled():
+            if answer.cancelled():  # else `deliver` was first: the thread has ended
                 lookups.abandoned += 1
             raise
 

@@ -34,7 +34,7 @@ class BodyFinding:
 
 
 class BodySearch:
-    """Feed it the body as it comes; `finding` is set as soon as nothing further can change it.
+    """Takes a body in parts; `finding` is set as soon as later parts cannot change it.
 
     At most `limit` bytes are searched, counted both before and after decompression.
     """

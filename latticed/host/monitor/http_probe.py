@@ -111,7 +111,7 @@ class _Response(aiohttp.ClientResponse):
 
 
 class _AllowedResolver(AbstractResolver):
-    """Resolves every name to the addresses that the guard has allowed for the one that is asked."""
+    """Resolves any name to the addresses that the guard has allowed for this check."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = addresses

@@ -101,7 +101,7 @@ class SupervisedProgram:
         self.stopping = True
         task.cancel()
         await asyncio.wait({task})
-        if self._task is task:
+        if self._task is task:  # else a concurrent `stop` was first, and it may be started again by now
             self._task, self.stopping = None, False
             self._set("stopped")
             if not task.cancelled() and (error := task.exception()) is not None:

@@ -57,7 +57,7 @@ class PluginHandle(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDeps:
-    """What routes work with besides tables and time.
+    """What routes need besides tables and a clock.
 
     `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
     plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin.

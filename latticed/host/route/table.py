@@ -86,7 +86,7 @@ class RouteClaim:
 class RouteTable:
     """Claims by prefix. `changed` is set whenever one is made or released; the ingress clears it.
 
-    `on_release` is called after a release: the listener ends what is still being answered under that claim.
+    `on_release` is called after a release: the listener aborts requests still running under that claim.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class RouteTable:
         self.listener = NO_LISTENER
         self._claims: dict[str, RouteClaim] = {}
         self._granted: dict[str, RouteClaim] = {}  # the claims at granted prefixes, which are few
-        self._depths: Counter[int] = Counter()
+        self._depths: Counter[int] = Counter()  # claimed prefixes by number of segments: bounds `find`
         self._deepest = 0
         self._listener_known = asyncio.Event()
         self._listener_known.set()
@@ -151,7 +151,7 @@ class RouteTable:
         return claim
 
     def release(self, claim: RouteClaim) -> None:
-        """Drop a claim; prefixes of it that were claimed anew since stay."""
+        """Drop a claim. Prefixes that a newer claim has replaced stay claimed."""
         for prefix in claim.prefixes:
             self._drop(prefix, claim)
         self._deepest = max(self._depths, default=0)

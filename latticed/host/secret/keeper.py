@@ -67,7 +67,7 @@ class SecretKeeper:
         """Read the key again on its next use; called on a reload."""
         self._keys = None
 
-    # For operators. The caller checks who may, and writes the audit event.
+    # For operators. The caller authorises them, and writes the audit event.
 
     async def set(self, name: str, value: str) -> int:
         """Store `value` and return its version, 1 for a new name; bindings stay. On disk when it returns.

@@ -68,7 +68,7 @@ class StaticFiles:
             if len(data) > (old or 0) and new_total > quota.total_bytes:
                 found = f"expected at most {quota.total_bytes} bytes in all files, found {new_total}"
                 raise HostError(Denial.QUOTA_EXCEEDED, found)
-            del self._used[owner]  # counted again after an error half-way
+            del self._used[owner]  # an error below leaves it unknown: counted again by the next call
             try:
                 self._replace(owner, path, data)
             except BaseException:
@@ -183,7 +183,7 @@ class StaticFiles:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=above)
                 raise
-            os.fsync(above)
+            os.fsync(above)  # makes the rename durable
 
     def _prune(self, owner: str, path: str) -> None:
         """Remove empty directories above `path`, up to the first that is not empty."""

@@ -25,8 +25,8 @@ class Approvals:
         self._ledger = ledger
         self._clock = clock
         self._refusal = refusal
-        self._lapsed: dict[str, PermissionRefused] = {}
-        self._approving = 0
+        self._lapsed: dict[str, PermissionRefused] = {}  # by plugin id, until `withdraw` has recorded it
+        self._approving = 0  # calls of `approve` under way, which may write after `withdraw` has read the rows
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
         """Let a task run once, if its script has that digest and its plugin may have it run; a refusal is audited.
@@ -72,7 +72,7 @@ class Approvals:
                     durable=True,
                     essential=True,
                 )
-            if self._lapsed.get(plugin_id) is refusal:
+            if self._lapsed.get(plugin_id) is refusal:  # else it lapsed again during the write
                 del self._lapsed[plugin_id]
 
     def _approved(self) -> list[TaskRow]:

@@ -33,7 +33,7 @@ _DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
 
 
 class TaskRun:
-    """`outcome` runs the task to its end; `stop`, called meanwhile, makes that a cancellation.
+    """`outcome` runs the task to its end; `stop`, called during it, makes the outcome a cancellation.
 
     An outcome without a code is a script that ended by itself with exit code 0.
     """

@@ -65,7 +65,7 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
 
 
 async def test_written_record_is_resolved(server):
-    """Made, changed, left alone; address and TTL, read back by another client."""
+    """Created, changed, unchanged; address and TTL are read back by another client."""
     name = next(names)
     assert await publish(server.port, name) == Published(address=A, changed=True)
     assert server.addresses(name) == [(A, specs.AUTOMATIC_S)]
@@ -76,7 +76,7 @@ async def test_written_record_is_resolved(server):
 
 
 async def test_both_types_of_one_name(server):
-    """Neither touches the other, and the zone is found or named."""
+    """A and AAAA are independent; the zone is found, or given."""
     name = next(names)
     assert (await publish(server.port, name, zone=ZONE)).changed
     assert (await publish(server.port, name, "2606:4700::1", kind="AAAA")).changed
@@ -86,14 +86,14 @@ async def test_both_types_of_one_name(server):
 
 
 async def test_name_matched_by_wildcard_gets_its_own_record(server):
-    """What is read is the wildcard's, and stays."""
+    """The answer comes from the wildcard, which stays as it is."""
     assert (await publish(server.port, f"one.wild.{ZONE}")).changed
     assert server.addresses(f"one.wild.{ZONE}") == [(A, 300)]
     assert server.addresses(f"two.wild.{ZONE}") == [("198.51.100.9", 300)]
 
 
 async def test_several_records_and_aliases_are_not_changed(server):
-    """They may belong to somebody else."""
+    """They may not be ours: nothing is written."""
     found = await publish(server.port, f"several.{ZONE}")
     assert (found.code, found.lasting) == ("several_records", True)
     assert server.addresses(f"several.{ZONE}") == [("198.51.100.1", 300), ("198.51.100.2", 300)]
@@ -123,7 +123,7 @@ async def test_refusals_have_distinct_codes(server, fields, code):
 
 
 async def test_key_without_write_access_is_denied(server):
-    """BIND says REFUSED, Knot that it does not know the key for this; both are final."""
+    """BIND refuses the update, Knot the key; both are denials."""
     found = await publish(server.port, next(names), key=OTHER_KEY)
     assert (found.code, found.lasting) == ({"bind": "refused", "knot": "bad_credentials"}[server.kind], True)
 
@@ -232,7 +232,7 @@ WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
     ],
 )
 async def test_outcome_of_each_answer(replies, code, lasting):
-    """Only a signed answer is believed to the record's advantage; a lasting no is one that would come again."""
+    """An unsigned answer never means success; denied is what a retry would not change."""
     async with scripted(*replies) as port:
         found = await publish(port, f"h.{ZONE}")
     assert isinstance(found, UpdateFailed)
@@ -252,14 +252,14 @@ async def test_outcome_of_each_answer(replies, code, lasting):
     ],
 )
 async def test_outcome_of_each_update_answer(rcode, code, lasting):
-    """That it was taken is believed when the record can be read."""
+    """An accepted update is published only once the record can be read back."""
     async with scripted(reply(), reply(rcode=rcode), reply()) as port:
         found = await publish(port, f"h.{ZONE}", zone=ZONE)
     assert (found.code, found.lasting) == (code, lasting)
 
 
 async def test_silent_server_times_out(monkeypatch):
-    """After its time, with the connection closed."""
+    """After EXCHANGE_S; the connection is closed."""
     monkeypatch.setattr("latticed.host.ddns.dns_exchange.EXCHANGE_S", 0.05)
     hung = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What follows from a try at a DNS provider, and when the next one is due: pure arithmetic."""
+"""The status of a DNS record after a try, and when the next one is due."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LATER = UpdateFailed(code="no_answer", reason="silence")
 
 
 def test_published_record_is_not_tried_before_verification():
-    """A new one is due at once; another address too, once the pause is over."""
+    """A new record is due at once, another address after the pause."""
     assert due(DdnsStatus(), A) == T0
     how = then(DdnsStatus(), published(A))
     assert (how.state, how.published, how.succeeded_at, how.changed_at) == ("published", A, T0, T0)
@@ -60,7 +60,7 @@ def test_published_record_is_not_tried_before_verification():
 
 
 def test_denial_holds_for_every_address():
-    """Until the record is put with something else, or with a wish to try again."""
+    """Until something other than the address changes, or `retry` is set."""
     how = then(DdnsStatus(), DENIED)
     assert (how.state, how.code, how.failures, how.next_at) == ("denied", "bad_credentials", 1, 0)
     assert due(how, A) is due(how, B) is due(how, A, T0 + 10**15) is None
@@ -72,7 +72,7 @@ def test_denial_holds_for_every_address():
 
 
 def test_backoff_grows_up_to_ceiling():
-    """And a provider that asks for more gets it, up to a day; a success forgets them and keeps the last error."""
+    """A longer Retry-After is honoured, up to a day; a success resets the failures and keeps the last error."""
     how, waits = DdnsStatus(), []
     for _ in range(9):
         how = then(how, LATER)
@@ -86,7 +86,7 @@ def test_backoff_grows_up_to_ceiling():
 
 
 def test_flapping_address_doubles_the_pause_between_changes():
-    """From 60 s on, doubled, up to an hour and four minutes; one that stayed has calmed down."""
+    """60 s, doubled up to 3840 s; an address that stays long enough resets it."""
     how, now, holds = then(DdnsStatus(), published(A)), T0, []
     for turn in range(9):
         at = due(how, B if turn % 2 == 0 else A, now)
@@ -106,7 +106,7 @@ def test_verification_of_equal_address_is_no_change():
 
 
 def test_interrupted_change_is_pending_again():
-    """The provider may have been given the other address: it is asked although nothing seems to differ."""
+    """The provider may have got the other address: it is asked although the published one equals the wanted one."""
     how = then(DdnsStatus(), published(A))
     later = T0 + 3_600 * SECOND_US
     assert due(rules.begun(how), A, later) == later
@@ -115,14 +115,14 @@ def test_interrupted_change_is_pending_again():
 
 
 def test_other_provider_resets_status_but_not_the_pause():
-    """Nothing is known of what it has; how often this record changes is."""
+    """What the new provider has is unknown; the pause is that of the record."""
     how = replace(then(then(DdnsStatus(), published(A)), LATER), flaps=2)
     fresh = put_again(how, SPEC, replace_spec(zone="example.org"), retry=False)
     assert fresh == DdnsStatus(changed_at=how.changed_at, flaps=2)
 
 
 def test_clock_set_back_delays_at_most_a_day():
-    """Times that lie in the future are of another time."""
+    """Times in the future were written before the clock was set back."""
     how = then(then(DdnsStatus(), published(A)), LATER)
     for wanted in (A, B):
         assert due(how, wanted, T0 - 10**15) <= T0 - 10**15 + LONGEST_US
@@ -142,7 +142,7 @@ outcomes = st.one_of(
 
 @given(st.lists(st.tuples(outcomes, st.integers(0, 10**11), st.floats(0, 1, exclude_max=True)), max_size=30))
 def test_rules_hold_for_any_sequence(story):
-    """Denied is never due; nothing is due in the past or later than a day; changes keep their distance."""
+    """Denied is never due; nothing is due in the past or later than a day; pauses between changes hold."""
     how, now = DdnsStatus(), T0
     for outcome, passed_us, roll in story:
         now += passed_us

@@ -41,7 +41,7 @@ def test_published_address_is_kept_while_interface_has_it():
 
 
 def test_changed_address_is_taken_once_settled():
-    """The first one counts at once; one that comes and goes counts never."""
+    """The first one is taken at once; one that comes and goes never is."""
     seen, counts = source.settled(None, A, published="", now_s=0, settle_s=30)
     assert counts == A
     for now_s, found, expected in ((1, B, A), (20, B, A), (25, A, A), (30, B, A), (59, B, A), (60, B, B), (61, "", A)):
@@ -51,7 +51,7 @@ def test_changed_address_is_taken_once_settled():
 
 @given(st.lists(st.tuples(st.sampled_from([A, B, ""]), st.integers(0, 29)), max_size=40))
 def test_unsettled_address_is_never_taken(story):
-    """Whatever the interface does: an address counts only after half a minute without another."""
+    """For any sequence: an address is taken only after it stayed for `settle_s`."""
     seen, now, since = None, 0, {}
     for found, passed in story:
         now += passed

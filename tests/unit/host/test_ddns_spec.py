@@ -1,4 +1,4 @@
-"""What ddns.put takes: names in normal form, numbers within bounds, addresses that may be seen by all."""
+"""ddns.put: names in normal form, numbers within bounds, public addresses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_names_are_normalised():
     ],
 )
 def test_bad_parameters_are_refused_with_what_was_expected(fields, words):
-    """And a value that stands in place of a reference is not repeated."""
+    """A plain secret given instead of a reference is not in the error."""
     with pytest.raises(HostError) as caught:
         checked(**fields)
     assert caught.value.code == "bad_params"
@@ -108,7 +108,7 @@ def test_private_address_is_refused_without_ddns_private():
 
 
 def test_encoded_spec_decodes_to_the_same():
-    """Every field; what another version wrote is an error and no guess."""
+    """Every field; an incomplete spec is an error."""
     made = checked(provider="rfc2136", server="ns.example.org", key="k", zone="example.org", ttl=60)
     assert specs.decode(specs.encode(made)) == made
     with pytest.raises(msgspec.MsgspecError):

@@ -41,7 +41,7 @@ async def until(condition, what=""):
 
 @dataclass
 class Targets:
-    """What a check of each target finds: a result, or HANG, which takes until it is let go."""
+    """The result of checks by target, or HANG, which blocks until it is released."""
 
     found: dict[str, Result] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)

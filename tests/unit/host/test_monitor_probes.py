@@ -348,7 +348,7 @@ print(result.outcome, result.code, result.reason)
 
 
 def pinging(prepare, *, target="127.0.0.1", wrap=()):
-    """What a process of its own says of a ping."""
+    """The results of a process that makes one ping."""
     import tests.house
 
     house = os.path.dirname(next(iter(tests.house.__path__)))

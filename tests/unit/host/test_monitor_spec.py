@@ -110,7 +110,7 @@ def test_wrong_types_are_refused(params):
     body=st.text(max_size=20),
 )
 def test_any_parameters_give_a_spec_or_bad_params(target, kind, name, body):
-    """Whatever they are: a spec that comes back as it went in, or a HostError."""
+    """A spec that survives encoding, or a HostError; no other exception."""
     try:
         spec = checked(target=target, kind=kind, name=name, body=body)
     except HostError:

@@ -42,7 +42,7 @@ def test_restarts_end_and_delays_stay_in_bounds(restart, has_hopeless, ends):
 
 @given(st.lists(st.tuples(ENDS, st.booleans()), max_size=40))
 def test_visited_ends_do_not_open_the_breaker(ends):
-    """Four of these do, whatever lies between; the others make for pauses, and say so."""
+    """Four unvisited ends open it; visited ones only lengthen the pause."""
     failures, own = Failures(), 0
     for ended, visited in ends:
         next_ = after(failures, replace(ended, visited=visited), rules(), uptime_s=0.0, roll=0.5)

@@ -1,4 +1,4 @@
-"""The table of routes: whose a path is, who may claim what, and who hears of it."""
+"""The route table: lookup by longest prefix, claims and their refusal, the `changed` event."""
 
 from __future__ import annotations
 
