@@ -1,7 +1,7 @@
-"""The one wiring point: makes every part of the daemon from the settings, opens them in order, closes in reverse.
+"""Wiring: makes every part of the daemon from the settings, opens them in order, closes in reverse.
 
-Nothing below knows this module. What a lower part must learn from an upper one is in an object that both are given
-here: `Permissions` (the lifecycle writes, host services read) and the table of handles (the supervisor writes).
+No lower module imports this one. What a lower part must learn from a higher one goes through an object that both are
+given here: `Permissions` (the lifecycle writes, host services read) and the table of handles (the supervisor writes).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ log = logs.get_logger()
 
 
 class App:
-    """One running daemon, an async context manager: entered, all is recovered and the control socket is served.
+    """One running daemon, an async context manager: entered, its state is loaded and the control socket is served.
 
     `inherited` is a listening socket that the service manager passed; `runners` (by plugin type) replaces the choice
     that the settings make.
@@ -103,7 +103,7 @@ class App:
         await self._stack.aclose()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
-        """Each part after those that it uses; the control socket last."""
+        """Open each part after those it depends on; the control socket last."""
         settings, clock = self._settings, self._clock
         settings_seen = await asyncio.to_thread(fingerprint, settings.config_file)
         allowed, gid = await asyncio.to_thread(resolved, settings)
@@ -200,7 +200,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _open_ledger(self) -> AsyncIterator[Ledger]:
-        """The ledger, at least as strict as what is known from outside it."""
+        """The ledger, merged with the signed floors and the journal (`startup_merge`)."""
         accept = self._accept_rollback
         opening = open_ledger(self._settings.state_dir, clock=self._clock, on_head=_log_head, accept_rollback=accept)
         async with opening as ledger:
@@ -216,7 +216,7 @@ class App:
         return policy, kept
 
     async def _open_ingress(self, stack: contextlib.AsyncExitStack, ledger: Ledger) -> None:
-        """The listeners for plugins' routes, which bind once there are any routes."""
+        """The listeners for plugins' routes; each binds only while there are routes."""
         services, http = self.services, self._settings.http
         await stack.enter_async_context(Ingress(services.pages, http, clock=self._clock))
         proxy = ServiceIngress(
@@ -275,7 +275,7 @@ def _market_dir(settings: Settings) -> Path:
 
 
 def _child_spawner(settings: Settings) -> ChildSpawner:
-    """Probe what this host can confine children with; removes the cgroups that an earlier daemon left."""
+    """Probe which confinement this host has; removes the cgroups that an earlier daemon left."""
     probed = _probed()
     if probed.delegation is not None:
         cgroup.sweep(probed.delegation)
@@ -284,12 +284,12 @@ def _child_spawner(settings: Settings) -> ChildSpawner:
 
 @functools.cache
 def _probed() -> Probed:
-    """Once for this process: it starts throw-away children at every confinement level."""
+    """Cached for the process: the probe starts throw-away children at every confinement level."""
     return probe.probe()
 
 
 def _log_line(outputs: Outputs, level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
-    """A line of log.write: into the daemon's log, and beside what the plugin writes to stderr."""
+    """Write a plugin's log.write line to the daemon's log and to the plugin's own output."""
     write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
     write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)
     more = "".join(f" {name}={value}" for name, value in fields.items())

@@ -1,4 +1,4 @@
-"""The daemon's entry point: options, exit codes, signals, the watchdog; everything else is made in `app`."""
+"""The daemon's entry point: options, exit codes, signals, the watchdog; `app` makes everything else."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ EXIT_CODES: Final = {
 
 FAILED: Final = 1
 LOOK_S: Final = 1.0
-"""How often the trust policy and the settings file are looked at."""
+"""Interval of the polls of settings, trust policy, socket and state directory."""
 FINISH_S: Final = 1.0
-"""How long a look under way may go on once the daemon is to stop: a revocation just read is to be remembered."""
+"""How long a poll may go on after the daemon was told to stop: a revocation just read must be recorded."""
 STOP_S: Final = 20.0
-"""How long stopping may take besides the grace of plugins, before the process ends without the rest."""
+"""How long stopping may take beyond the plugins' grace, before the process exits without the rest."""
 EXTEND_S: Final = 10.0
-"""How often the service manager is asked for patience while the first scan goes on."""
+"""How often the start timeout is extended during the first scan (sd_notify(3), EXTEND_TIMEOUT_USEC)."""
 
 log = logs.get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon; the exit code."""
+    """Run the daemon; its exit code."""
     if argv is None:
         process_start.reset_for_server()
         faulthandler.enable()  # a crash in a C library leaves the stacks of all threads on stderr
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _let_go_of_stdout() -> None:
-    """What a full disk has not taken of the log must not become the exit status: Python would make it 120."""
+    """Drop log output that a full disk did not take: else Python's flush at exit would make the status 120."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -124,7 +124,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _mend(options: argparse.Namespace, settings: Settings) -> int:
-    """Recover or restore, as the owner of the state directory, and say what was done."""
+    """Recover or restore, as the owner of the state directory, and print what was done."""
     from latticed.lifecycle import offline as mending
 
     with contextlib.ExitStack() as stack:
@@ -152,8 +152,8 @@ def _show(settings: Settings) -> int:
 
 
 async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
-    """Open the app, tell the service manager, serve until the end; the exit code."""
-    from latticed.app import App  # only now: --check-config and --version need none of the rooms
+    """Open the app, notify the service manager, serve until stopped; the exit code."""
+    from latticed.app import App  # late import: --check-config and --version do not need it
     from latticed.sandbox import host_facts
 
     notifier = sd_notify.from_environment(os.environ)
@@ -164,7 +164,7 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     loop.set_default_executor(DaemonThreadExecutor())
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
-        host_facts.hide_memory()  # before the first child: those of our own uid must not read it
+        host_facts.hide_memory()  # before the first child: children of our uid must not read it
         app = App(config, settings, inherited=listener, accept_rollback=accept_rollback)
         if not await _opened(stack, app, signals, notifier):
             return 0
@@ -192,7 +192,7 @@ def _listener(fd: int) -> socket.socket:
 
 
 async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, notifier: Notifier) -> bool:
-    """Open the app, however long its first scan takes; False when the daemon is to stop before that."""
+    """Open the app, extending the start timeout during the first scan; False when stopped before its end."""
     opening = asyncio.ensure_future(stack.enter_async_context(app))
     ended = asyncio.ensure_future(signals.ended.wait())
     try:
@@ -210,7 +210,7 @@ async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, 
 
 
 async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
-    """Feed the watchdog and take signals; what takes time goes on beside that. The exit code."""
+    """Feed the watchdog, handle signals and start the polls until stopped; the exit code."""
     from latticed.processes import orphans
 
     pause_s = min(LOOK_S, watchdog_s or LOOK_S)
@@ -233,11 +233,11 @@ async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: flo
 
 
 def _settle_collector() -> None:
-    """Leave what is open for good to itself, and walk everything seldom.
+    """Exempt objects that live as long as the daemon from collection, and make full collections rare.
 
-    With Python's defaults one message of 50,000 values sets off full collections, each of which walks all that the
-    daemon holds: 160 ms of the loop at 100 plugins, finding nothing. The young are collected as often as ever: what a
-    stranger's request leaves behind may be a mebibyte.
+    With Python's defaults one message of 50,000 values triggers full collections, each of which walks all objects of
+    the daemon: 160 ms of the event loop at 100 plugins, and nothing found. Generation 0 keeps its threshold: the garbage
+    of one outside request may be 1 MiB.
     """
     gc.collect()
     gc.freeze()
@@ -253,7 +253,7 @@ async def _reload(app: App, notifier: Notifier) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGINT end the daemon in good order, within `stop_s`; a second one at once. SIGHUP reloads."""
+    """SIGTERM and SIGINT stop the daemon, within `stop_s`; a second one exits at once. SIGHUP reloads."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, stop_s: float) -> None:
         self._loop = loop
@@ -275,7 +275,7 @@ class Signals:
         return self.ended.is_set()
 
     def take_reload(self) -> bool:
-        """Whether a reload was asked for since the last look."""
+        """Whether a reload was requested since the last call."""
         asked, self._reload = self._reload, False
         return asked
 
@@ -287,7 +287,7 @@ class Signals:
         self._loop.call_later(self._stop_s, self._force, f"it did not end within {self._stop_s:g} s")
 
     def _force(self, reason: str) -> None:
-        """End now; children end with us (prctl(2), PR_SET_PDEATHSIG)."""
+        """Exit now; the kernel kills our children (prctl(2), PR_SET_PDEATHSIG)."""
         log.error("daemon_forced", reason=reason)
         logs.flush()
         os._exit(FAILED)

@@ -1,4 +1,4 @@
-"""Polling of settings, trust policy, socket and state directory, and what a changed file changes while running."""
+"""Polls settings, trust policy, socket and state directory, and applies what a reload can change."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ log = logs.get_logger()
 
 
 class Reloader:
-    """Looks at the settings file and the trust policy; each on its own, off the loop.
+    """One poll each for settings, policy, socket and state directory, off the event loop.
 
-    `config` is the settings file that was named, `settings_seen` its `fingerprint` when those in force were read.
+    `config` is the settings file named on the command line, `settings_seen` its `fingerprint` when it was last read.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Reloader:
             Poll("socket", self._look_at_socket),
             Poll("state", self._look_at_state),
         )
-        """What is to be looked at every second."""
+        """The polls; the daemon starts each of them every second."""
 
     async def reload(self) -> None:
-        """SIGHUP: read settings and policy again, judge every bundle again, whatever seems to have changed.
+        """SIGHUP: read settings and policy again and judge every bundle, changed or not.
 
-        Settings first, for they say where the policy is; what does not answer is not waited for.
+        Settings first, since they name the policy file. A read that hangs is waited for STALLED_S at most.
         """
         for look in (self._settings, self._policy):
             looking = look.start(always=True)
@@ -78,7 +78,7 @@ class Reloader:
                 log.error("reload_stalled", task=look.name)
 
     def troubles(self) -> list[Problem]:
-        """What around the daemon keeps it from being healthy."""
+        """Problems with the daemon's environment, for health."""
         still = [look for look in self.looks if look.running_s >= STALLED_S]
         found = [
             Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.running_s:.0f} s")
@@ -87,14 +87,14 @@ class Reloader:
         return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
 
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - a Look's
-        """Take up a changed settings file."""
+        """Apply the settings file if it has changed."""
         seen = await asyncio.to_thread(fingerprint, self._api.settings.config_file or self._config)
         if always or seen != self._settings_seen:
             self._settings_seen = seen
             await self._reload_settings()
 
     async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - a Look's
-        """Take up a changed trust policy."""
+        """Apply the trust policy if it has changed; else retry recording it if that failed."""
         if await asyncio.to_thread(self._api.policy.look, always=always) or always:
             await self._policy_changed()
         elif not self._api.policy.recorded:
@@ -123,7 +123,7 @@ class Reloader:
         return (fresh, *resolved(fresh))
 
     async def _reload_settings(self) -> None:
-        """Apply what can be applied; a file that no start would take keeps the old settings and shows in health."""
+        """Apply what a reload can change; an invalid file keeps the old settings and shows in health."""
         try:
             fresh, allowed, gid = await asyncio.to_thread(self._read_settings)
             await self._server.set_group(gid)
@@ -131,7 +131,7 @@ class Reloader:
             if problem.reason not in [known.reason for known in self._api.trouble]:
                 log.error("settings_refused", reason=problem.reason, hint=problem.hint)
             self._api.trouble = [problem]
-            self._settings_seen = ()  # the disk may mend without the file looking any different
+            self._settings_seen = ()  # retry: an I/O error may pass without a change of metadata
             return
         live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
         applied = replace(self._api.settings, **live)
@@ -151,7 +151,7 @@ class Reloader:
 
 
 def fingerprint(file: Path | None) -> tuple[int, ...] | None:
-    """What tells that the settings file is another than before; None without one. Blocks."""
+    """Metadata that changes when the settings file does; None without one. Blocks."""
     try:
         found = file.stat() if file else None
     except OSError:
@@ -160,20 +160,20 @@ def fingerprint(file: Path | None) -> tuple[int, ...] | None:
 
 
 def resolved(settings: Settings) -> tuple[access.Access, int]:
-    """Who may ask, and the gid of the control socket's group; blocks, for a directory service may be asked."""
+    """Who may use the control API, and the gid of the socket's group. Blocks: may ask a directory service."""
     allowed = access.resolve(settings.access, own_uid=os.geteuid())
     return allowed, access.socket_gid(settings.access.socket_group)
 
 
 def set_retention(ledger: Ledger, settings: Settings) -> None:
-    """How much of the audit chains is kept from now on."""
+    """Apply the settings for how much of the audit chains is kept."""
     wanted = settings.audit
     ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
     ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
 
 
 def gate_limits(settings: Settings) -> GateLimits:
-    """What bounds the host calls of each plugin."""
+    """The limits of each plugin's host calls."""
     limits = settings.host_calls
     return GateLimits(
         rate=Rate(per_second=limits.per_second, burst=limits.burst),

@@ -1,4 +1,4 @@
-"""Every rule of access, as one pure function over frozen values."""
+"""The access rules for host calls, as one pure function over frozen values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latticed.model.hostcall import Denial, Denied
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
-    """What a plugin's verified manifest declares and what of it the operator granted."""
+    """Capabilities that a verified manifest declares, and those that the operator granted; both make one effective."""
 
     declared: frozenset[str]
     granted: frozenset[str]

@@ -1,4 +1,4 @@
-"""The Gate: what a runner hands to its plugin, and nothing else."""
+"""The Gate: the only way from a plugin's runner to the host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """Per plugin: how often it may call (`of_call`: some calls less often), bytes of parameters, seconds for one."""
+    """Limits per plugin: call rate (`of_call`: further rates by method), bytes of parameters, seconds for one call."""
 
     rate: Rate = Rate(per_second=1_000, burst=2_000)
     of_call: Mapping[str, Rate] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class GateLimits:
 
 @dataclass(slots=True)
 class Count:
-    """Host calls of one plugin since the daemon started: how many came, and how many of them ended in a denial."""
+    """Host calls of one plugin since the daemon started, and how many of them were denied."""
 
     calls: int = 0
     denied: int = 0
@@ -73,7 +73,7 @@ class Broker:
         return Gate(self, caller, rights, calls_per_s)
 
     def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:
-        """The answer when a service raised anything unexpected; logged, with a limit per plugin and call."""
+        """The answer after a service raised an unexpected exception, which is logged at a limited rate."""
         count = self._failures.take((plugin_id, method, type(error).__name__), self.clock.monotonic_s())
         if count is not None:
             log.error("host_call_failed", call=method, plugin_id=plugin_id, count=count, exc_info=error)
@@ -95,22 +95,22 @@ class Gate:
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
     def capabilities(self) -> list[str]:
-        """What the plugin may use right now, sorted: nothing once it is being stopped."""
+        """The effective capabilities, sorted; none once the Gate is closed."""
         return sorted(self._rights.declared & self._rights.granted) if self._open else []
 
     def regrant(self, granted: frozenset[str]) -> None:
-        """From now on the operator grants exactly these; what is under way without them is given up."""
+        """Replace the grants; calls under way that need others are cancelled."""
         self._rights = Rights(declared=self._rights.declared, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
 
     def close(self) -> None:
-        """Answer nothing more; what is under way is given up."""
+        """Refuse further calls and cancel those under way."""
         self._open = False
         self._expire(self._under_way)
 
     def _expire(self, calls: Iterable[asyncio.Timeout]) -> None:
         for one in calls:
-            with contextlib.suppress(RuntimeError):  # its time is over anyway
+            with contextlib.suppress(RuntimeError):  # it has expired or ended already
                 one.reschedule(asyncio.get_running_loop().time())
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
@@ -125,9 +125,9 @@ class Gate:
     async def call_raw(self, method: str, payload: bytes) -> Any:
         """The JSON result of one host call; HostError says why it was not carried out.
 
-        `payload` is the parameters as the plugin wrote them, a JSON object. It is decoded by the service's own struct:
-        nothing is made of what no service wants. Size and hash on record are of these bytes. The audit event is on
-        record before the call is carried out, and before a denial is answered.
+        `payload` is the parameters as the plugin wrote them, a JSON object, decoded into the service's own struct:
+        unknown fields are skipped. Size and hash on record are of these bytes. The audit event is on record before the
+        call is carried out, and before a denial is answered.
         """
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
@@ -136,7 +136,7 @@ class Gate:
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Denied):
             denied = await self._denied(method, payload, HostError(decision.code, decision.reason))
-            if not asked.within_rate:  # whatever it is denied for
+            if not asked.within_rate:  # for any denial
                 await asyncio.sleep(PAUSE_S)
             raise denied
         try:
@@ -144,14 +144,14 @@ class Gate:
         except HostError as error:
             raise await self._denied(method, payload, error) from error
         await self._record(method, payload, decision)
-        if not self._open:  # stopped while that was put on record
+        if not self._open:  # closed while the event was written
             raise await self._denied(
                 method, payload, HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
             )
         return await self._dispatch(method, payload, served, typed, decision.capability)
 
     def _within_rate(self, method: str) -> bool:
-        """Draw on every bucket that counts for this call, under the limits of now."""
+        """Take a token from each bucket that applies to this call, under the present limits."""
         wanted = self._broker.limits
         overall = wanted.rate
         if self._calls_per_s is not None and self._calls_per_s < overall.per_second:
@@ -172,7 +172,7 @@ class Gate:
             return served, msgspec.json.decode(payload, type=served.params)
         except msgspec.ValidationError as error:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:  # a lone surrogate, 1e400, nesting
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:  # lone surrogate, 1e400, deep nesting
             found = text.sanitise(str(error), 100)
             raise HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {found}") from error
 
@@ -213,7 +213,7 @@ class Gate:
             raise HostError(Denial.AUDIT_UNAVAILABLE, "the call cannot be recorded, so it is not made") from problem
 
     async def _denied(self, method: str, payload: bytes, error: HostError) -> HostError:
-        """`error`, once it is on record."""
+        """`error`, after it was recorded."""
         self._count.denied += 1
         await self._record(method, payload, error)
         return error

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeConsent:
-    """What the operator agreed to by name: capabilities, hosts, `kind=value` permits, and terms (`model.consents`).
+    """Consent given by name: capabilities, hosts, `kind=value` permits, and terms (`model.consents`).
 
     `publisher` lets another publisher take over the id.
     """
@@ -39,25 +39,25 @@ class UpgradeConsent:
 
     @property
     def needs_host_scope(self) -> bool:
-        """Whether giving this consent takes the scope `host` (contracts §7)."""
+        """Whether the caller needs the scope `host` to give this consent (contracts §7)."""
         risky = any(capability.RISKS.get(name) is capability.Risk.HOST for name in self.accept)
         named = self.named.needs_host_scope
         return bool(risky or named or self.allow_downgrade or self.publisher is not None)
 
     @property
     def named(self) -> Named:
-        """All of it that is granted by name."""
+        """The part that is granted by name."""
         return Named(caps=tuple(sorted(self.accept)), hosts=self.hosts, permits=self.permits, terms=self.terms)
 
 
 UNVERSIONED: Final = "-"
-"""The floor of what was accepted without a version."""
+"""The version floor after a manifest without a version was accepted."""
 
 NO_CONSENT = UpgradeConsent()
 
 
 def first_seen(claim: IdClaim, now: int, tombstone: Record | None) -> Record:
-    """The record of a bundle that verified: nothing decided yet; a tombstone's floor and masks live on."""
+    """The initial `verified` record of a bundle; keeps floor, masks and terms of a tombstone of the same id."""
     facts = facts_of(claim.verdict, accepted=False)
     at_first = capability.host_risk(facts.capabilities)
     return Record(
@@ -75,13 +75,13 @@ def first_seen(claim: IdClaim, now: int, tombstone: Record | None) -> Record:
 
 
 def follow(record: Record, claim: IdClaim, now: int) -> Record:
-    """The record after the disk changed: a `verified` one follows it, any other only learns where its bundle lies."""
+    """`record` after a rescan: a `verified` one takes the bundle's facts, an accepted one only its new name."""
     if record.accepted:
         if claim.verdict.identity != record.facts.identity or claim.name == record.source:
             return record
         return replace(record, source=claim.name, updated_at=now)
     facts = facts_of(claim.verdict, accepted=False)
-    if facts == record.facts:  # these facts share what the verdict holds; those from the ledger are a second copy
+    if facts == record.facts:  # the new object shares memory with the verdict, the old one is a copy
         moved = claim.name != record.source
         return replace(record, facts=facts, source=claim.name, updated_at=now if moved else record.updated_at)
     masked = _masked_at_first(record, facts)
@@ -91,7 +91,10 @@ def follow(record: Record, claim: IdClaim, now: int) -> Record:
 def transition(
     record: Record, wanted: Status, seen: Presence, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
-    """The record once `wanted` has been decided, or why it cannot be."""
+    """The record in status `wanted`, or the Problem that refuses it.
+
+    Problems: invalid_transition, not_available, version_downgrade, bad_request, metadata_origin, needs_consent.
+    """
     if wanted not in TRANSITIONS[record.status]:
         allowed = ", ".join(sorted(TRANSITIONS[record.status]))
         detail = f"cannot make {record.id} {wanted}: expected {allowed} after {record.status}"
@@ -103,10 +106,10 @@ def transition(
     facts = record.facts
     if wanted is Status.INSTALLED and seen.winner is not None:
         facts = facts_of(seen.winner.verdict, accepted=True)
-        if facts.identity != record.facts.identity:  # on disk there is another bundle than the operator was shown
+        if facts.identity != record.facts.identity:  # changed on disk since the operator saw the record
             return _not_available(record, wanted, seen)
     manifest = presence.manifest_of(facts)
-    base = replace(record, facts=facts, terms=record.terms or presence.asked(facts))  # installed first: accepted whole
+    base = replace(record, facts=facts, terms=record.terms or presence.asked(facts))  # a first install accepts all
     after = granting.widened(base, manifest, consent.named, usual)
     if isinstance(after, Problem):
         return after
@@ -119,7 +122,10 @@ def transition(
 def upgrade(
     record: Record, claim: IdClaim | None, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
-    """The record once the candidate has replaced the installed identity; what it widens stays masked."""
+    """The record with the candidate's facts; capabilities that were not granted before stay masked.
+
+    Problems: no_candidate, version_downgrade, bad_request, metadata_origin, needs_consent.
+    """
     if claim is None or claim.verdict.identity == record.facts.identity:
         return Problem(
             "no_candidate",
@@ -131,10 +137,10 @@ def upgrade(
         return fault
     if record.forgotten:
         return first_seen(claim, now, record)
-    same_hand = facts.publisher == record.facts.publisher  # another one inherits nothing
+    same_hand = facts.publisher == record.facts.publisher  # another publisher inherits no grants
     granted = frozenset(record.granted) if same_hand else frozenset[str]()
     masked = frozenset(facts.capabilities) - granted
-    if not record.accepted:  # nothing had been granted yet: as at first sight
+    if not record.accepted:  # nothing granted yet: mask as in `first_seen`
         masked = _masked_at_first(record, facts)
     manifest = claim.verdict.manifest
     base = replace(
@@ -160,7 +166,7 @@ def upgrade(
 
 
 def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
-    """The tombstone of a record: pin and floor stay."""
+    """The tombstone of a record: publisher pin and floor stay, grants and terms go. Problem invalid_transition."""
     if record.status is Status.ACTIVE:
         hint = f"latticectl disable {record.id}"
         return Problem("invalid_transition", f"cannot forget {record.id}: it is active", hint)
@@ -182,7 +188,7 @@ def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
 
 
 def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Problem | None:
-    """The first required dependency that is not active in a fitting version, as a Problem."""
+    """Problem dependency_unmet for the first required dependency that is not active in a matching version, or None."""
     for dependency in needed:
         other = records.get(dependency.id)
         found = f"{other.status} {other.facts.version}".strip() if other and not other.forgotten else "nothing"
@@ -194,14 +200,14 @@ def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Prob
 
 
 def _meeting(dependency: Dependency, other: Record | None, *, fits: bool) -> str:
-    """The command that meets a dependency, with its bundle in the plugin directory."""
+    """The command that satisfies `dependency`, if its bundle is in the plugin directory."""
     if other is None or other.status is Status.VERIFIED:
         return f"latticectl install {dependency.id} && latticectl activate {dependency.id}"
     return f"latticectl {'activate' if fits else 'upgrade'} {dependency.id}"
 
 
 def is_downgrade(floor: str, version: str) -> bool:
-    """Whether `version` is lower than the `floor` ever accepted, or without an order to it; "" means none was."""
+    """Whether `version` is below `floor` or not comparable to it; an empty `floor` means none was accepted yet."""
     label = version or UNVERSIONED
     if not floor or label == floor:
         return False
@@ -210,14 +216,14 @@ def is_downgrade(floor: str, version: str) -> bool:
 
 
 def needs_downgrade(record: Record, version: str) -> bool:
-    """Whether going to `version` takes --allow-downgrade: below the floor, or a change without an order."""
+    """Whether moving to `version` takes --allow-downgrade: below the floor, or not comparable to the present one."""
     label, current = version or UNVERSIONED, record.facts.version or UNVERSIONED
     changes_without_order = record.accepted and label != current and semver_range.compare(current, label) is None
     return changes_without_order or is_downgrade(record.floor, version)
 
 
 def higher(floor: str, version: str) -> str:
-    """The floor once `version` is accepted: a SemVer floor never sinks, any other follows the decision."""
+    """The floor after `version` is accepted: a SemVer floor only rises, any other is replaced."""
     label = version or UNVERSIONED
     if not semver_range.is_version(floor):
         return label
@@ -226,9 +232,9 @@ def higher(floor: str, version: str) -> str:
 
 
 def _masked_at_first(record: Record, facts: RecordFacts) -> frozenset[str]:
-    """What stays masked of a record that is not accepted: host risk, and what was masked beyond that before.
+    """Masks of a record that is not accepted: host-risk capabilities, and any others that were masked before.
 
-    The latter is what an operator trimmed, or what recovery brought back.
+    The latter were trimmed by an operator or restored by recovery.
     """
     beyond = record.masked - capability.host_risk(record.facts.capabilities)
     return capability.host_risk(facts.capabilities) | beyond
@@ -267,24 +273,24 @@ def _stamped(record: Record, wanted: Status, now: int) -> Record:
 
 
 def _kept(record: Record, asked: Accepted, usual: Usual) -> Accepted | None:
-    """Of what was accepted, what another version still asks for: what it drops is not its own any more."""
+    """Of the accepted terms, those that the new version still asks for; dropped ones must be accepted again later."""
     return accepted.meet(record.terms, asked, usual) if record.terms is not None else None
 
 
 def upgrade_changes(
     record: Record, candidate: Verified, usual: Usual = DEFAULTS
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what the candidate adds, what it drops)."""
+    """(what the candidate adds, what it drops), as `changes`."""
     return changes(record.facts, facts_of(candidate, accepted=True), usual)
 
 
 def changes(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what `new` adds to `old`, what it drops): capabilities by name, the rest in the words that accept it."""
+    """(what `new` adds to `old`, what it drops): capability names, then `kind=value` as `--accept` takes them."""
     return _added(old, new, usual), _added(new, old, usual)
 
 
 def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> tuple[str, ...]:
-    """What has to be named before the candidate could start."""
+    """What must be accepted by name before the candidate can start, as `kind=value`."""
     if record.terms is None:
         return ()
     new = accepted.asked(candidate.manifest, candidate.interpreter)
@@ -294,7 +300,7 @@ def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> t
 def _added(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[str, ...]:
     caps = tuple(one for one in new.capabilities if one not in old.capabilities)
     before, after = presence.manifest_of(old), presence.manifest_of(new)
-    if before is None or after is None:  # a record that was not accepted holds no manifest
+    if before is None or after is None:  # only accepted records keep their manifest
         return caps
     hosts = tuple(f"host={one}" for one in after.egress.hosts if one not in before.egress.hosts)
     wants, had = accepted.asked(after, new.interpreter), accepted.asked(before, old.interpreter)

@@ -1,8 +1,8 @@
-"""What a backup is: a tar whose first file, `manifest.json`, names and hashes the others and is signed by the host key.
+"""Format of a backup: a tar whose first file, `manifest.json`, lists and hashes the others, signed by the host key.
 
     manifest.json  ledger.sqlite3  floors.json  host.key  store/<identity>/manifest.json  store/<identity>/artifact …
 
-It holds the host's private key: whoever has it can sign as this host.
+It contains the host's private key: anybody who can read it can sign as this host.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class ArchiveEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveManifest:
-    """What the archive holds, when and by what it was made, and where the audit chains ended then.
+    """What the archive contains, when and by which version it was made, and the ends of the audit chains then.
 
-    Backups of versions that had one chain say nothing of calls: 0 and empty.
+    `created_at` is RFC 3339. Backups from before there was a separate chain of calls have 0 and empty for it.
     """
 
     created_at: str
@@ -64,7 +64,7 @@ class ArchiveManifest:
     calls_hash: str = ""
     entries: tuple[ArchiveEntry, ...]
     settings: tuple[tuple[str, str], ...] = ()
-    """(key, JSON) of what was set there and is not in it: a restore compares."""
+    """(key, JSON) of settings of the host that was backed up; a restore only reports how the present ones differ."""
 
 
 def encode_manifest(manifest: ArchiveManifest, key: Ed25519PrivateKey) -> bytes:
@@ -87,7 +87,7 @@ def encode_manifest(manifest: ArchiveManifest, key: Ed25519PrivateKey) -> bytes:
 
 
 def decode_manifest(data: bytes) -> ArchiveManifest:
-    """The manifest, signed by the key it names and naming only what a backup may hold; Problem backup_invalid."""
+    """The manifest, with signature, field types and file names checked; Problem backup_invalid."""
     try:
         plain = strict_json.loads(data)
         signature = base64.b64decode(plain.pop("signature"), validate=True)
@@ -105,9 +105,9 @@ def decode_manifest(data: bytes) -> ArchiveManifest:
 
 
 def unpack(source: tar.TarSource, target: Path, limits: ReadLimits) -> ArchiveManifest:
-    """Write the files of an archive beneath the empty directory `target`, each exactly as the manifest says.
+    """Write the files of an archive into the empty directory `target`, checking name, size and hash of each.
 
-    Problem backup_invalid; what was written by then is the caller's to remove. OSError when the disk refuses.
+    Problem backup_invalid, or OSError; the caller removes what was written by then.
     """
     reader = tar.TarReader(source)
     try:
@@ -131,7 +131,7 @@ def unpack(source: tar.TarSource, target: Path, limits: ReadLimits) -> ArchiveMa
 
 
 def invalid(detail: str) -> Problem:
-    """The Problem that stands for an archive that is not used."""
+    """Problem backup_invalid with this detail."""
     return Problem("backup_invalid", f"this is not a backup that can be restored: {detail}")
 
 
@@ -154,7 +154,7 @@ def _limit(name: str, limits: ReadLimits) -> int:
     if name == floors.FILE:
         return floors.MAX_BYTES
     if name == state.DATABASE:
-        return 1 << 62  # as large as the disk is
+        return 1 << 62  # bounded by the disk only
     return limits.artifact_bytes if name.endswith("/artifact") else limits.manifest_bytes
 
 

@@ -1,7 +1,7 @@
-"""Making a backup while the daemon runs: staged in the state directory, then read out as one tar of known length.
+"""Makes a backup while the daemon runs: staged in the state directory, then streamed as one tar of known length.
 
-The ledger is a snapshot of one moment. Stored pairs are linked, not copied: a pair never changes, and a link keeps it
-while the store drops it. One backup at a time.
+The ledger is a consistent snapshot. Stored pairs are hard links: a pair never changes, and the link outlives its
+removal from the store. One backup at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """A staged backup; `size` is that of the tar in bytes."""
+    """A staged backup; `size` is that of the tar in bytes, `made_s` the time in Unix seconds."""
 
     directory: Path
     manifest: bytes
@@ -45,7 +45,7 @@ class Backup:
     made_s: int
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The tar, from its beginning to its end; reading is done off the loop."""
+        """The bytes of the tar; files are read off the event loop."""
         yield self._header(archive.MANIFEST, len(self.manifest)) + self.manifest
         yield bytes(tar.padding(len(self.manifest)))
         for entry in self.entries:
@@ -71,9 +71,9 @@ class Backups:
 
     @contextlib.asynccontextmanager
     async def made(self, settings: Settings) -> AsyncIterator[Backup]:
-        """A backup of this moment, with what is chosen in `settings`; it is there until the block is left.
+        """A backup of the present state and of what `settings` chooses; removed when the block is left.
 
-        Problems: backup_running, ledger_unavailable, and store_unavailable when there is no space for it.
+        Problems: backup_running, ledger_unavailable, ledger_damaged, and store_unavailable without space.
         """
         if self._busy.locked():
             raise Problem("backup_running", "another backup is being made", "wait for its end")
@@ -97,13 +97,13 @@ class Backups:
         return await asyncio.to_thread(self._complete, staging, settings)
 
     def _begin(self, staging: Path) -> None:
-        for left in self._directory.glob(f"{STAGING}*"):  # a daemon that was killed left it
+        for left in self._directory.glob(f"{STAGING}*"):  # left by a killed daemon
             shutil.rmtree(left, ignore_errors=True)
         staging.mkdir(mode=0o700)
         self._link_pairs(staging)
 
     def _complete(self, staging: Path, settings: Settings) -> Backup:
-        self._link_pairs(staging)  # those stored since the snapshot began; what it does not use is left out
+        self._link_pairs(staging)  # pairs stored since; unused ones are left out
         for name in (floors.FILE, state.HOST_KEY):
             os.link(self._directory / name, staging / name)
         if fault := rebuild.diagnosis(staging):
@@ -141,7 +141,7 @@ class Backups:
 
 
 def _pairs(staging: Path, in_use: Collection[str]) -> Iterator[str]:
-    """The files of those pairs that are there wholly; without one, its plugin waits for its bundle."""
+    """The files of complete pairs; after a restore, a plugin without its pair waits for its bundle."""
     for identity in sorted(in_use):
         names = [f"store/{identity}/{name}" for name in (PLUGIN_MANIFEST, ARTIFACT)]
         if all((staging / name).is_file() for name in names):

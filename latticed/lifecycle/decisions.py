@@ -1,4 +1,4 @@
-"""What operators ask of the lifecycle: each decision is judged by `advance`, recorded, then carried out.
+"""Operators' decisions about plugins: each is judged by `advance`, recorded, then carried out.
 
 A decision that starts something is on disk before it takes effect; one that stops something takes effect first.
 """
@@ -43,7 +43,7 @@ log = logs.get_logger()
 
 @dataclass(kw_only=True, eq=False)
 class Decisions:
-    """Everything by which an operator changes a record; Problem with what refuses it, after that is on record."""
+    """Everything by which an operator changes a record. A refusal is recorded, then raised as Problem."""
 
     state: LifecycleState
     registry: Registry
@@ -75,7 +75,7 @@ class Decisions:
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
-        """Swap to the candidate, or to the bundle of another publisher accepted by name."""
+        """Switch to the candidate, or to the bundle of another publisher accepted by name."""
         async with self._deciding(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             claim = self._candidate(record, consent)
             after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
@@ -84,7 +84,7 @@ class Decisions:
             if after.status is Status.ACTIVE:
                 await self._admit(actor, after)
             if after.facts.publisher != record.facts.publisher:
-                await self._stop(record)  # or its code would reach what is the other's from now on
+                await self._stop(record)  # or its code could reach data of the new publisher
             await self._write(after, self._status_event(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
                 await self.services.forget(plugin_id)
@@ -95,7 +95,7 @@ class Decisions:
     ) -> Record:
         """The record as `change` or `upgrade` would leave it, by the rules alone: nothing is stored or recorded.
 
-        Problem with what would refuse it. The bundle is not read again, so what the disk does next is not foreseen.
+        Problem with what would refuse it. The bundle is not read again, so later changes on disk are not foreseen.
         """
         record = self._known(plugin_id, forgotten=wanted == "upgrade" and consent.publisher is not None)
         if wanted == "upgrade":
@@ -107,9 +107,9 @@ class Decisions:
         return outcome
 
     async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
-        """Change what is granted; an armed plugin's Gate knows at once.
+        """Change grants; an armed plugin's Gate applies them at once.
 
-        One that loses what it was started with is started again without it.
+        A plugin that loses something fixed at its start is restarted.
         """
         async with self._deciding(actor, plugin_id) as record:
             outcome = self._regranted(record, wanted)
@@ -139,14 +139,14 @@ class Decisions:
         return await self._settled(after) if renews else after
 
     async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, KeptData]:
-        """Leave only a tombstone of what is not active, and its data; with `purge` also what was left before.
+        """Reduce a plugin that is not active to a tombstone; `purge` removes its data too.
 
-        The record as it is then, and the data that there is or, with `purge`, was.
+        Returns the record, and how much data is left or, with `purge`, was removed.
         """
         async with self._deciding(actor, plugin_id, forgotten=purge) as record:
             outcome = advance.forget(record, self.state.presence(plugin_id), self.clock.wall_us())
             if isinstance(outcome, Problem) and purge and not record.accepted:
-                outcome = record  # its bundle lies there; what an earlier life left can go all the same
+                outcome = record  # its bundle is on disk: no tombstone, but old data can be purged
             after = await self._accepted(actor, record, outcome, "forget")
             files = await kept_data.files_of(self.services.static, plugin_id)
             left = self.ledger.read(lambda db: kept_data.count(db, plugin_id, files))
@@ -174,7 +174,7 @@ class Decisions:
         return await self._settled(record)
 
     async def _stop(self, record: Record) -> None:
-        """Stop it and all that is done for it until the decision is carried out (`_deciding` lifts `in_handover`)."""
+        """Stop a plugin and what host services do for it, until `_deciding` clears `in_handover`."""
         self.state.in_handover.add(record.id)
         self.registry.update_permissions(record.id)
         if record.status is Status.ACTIVE:
@@ -182,14 +182,14 @@ class Decisions:
             await self.effects.settled(record.id)
 
     async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
-        """Stop first, record when possible: a full disk keeps nothing running."""
+        """Stop first, record when possible: a full disk must not keep a plugin running."""
         self.supervisor.disarm(self.state.plugins[after.id])
         await self._tighten(after, recording.status_event(actor, before, after))
         await self.effects.settled(after.id)
         return after
 
     async def _tighten(self, after: Record, event: Event) -> None:
-        """Put a decision that only takes away into effect at once, and have it written as soon as the ledger can."""
+        """Apply at once a decision that only takes away; it is written as soon as the ledger can."""
         self.registry.put(after)
         self.write_behind.tidy()
         try:
@@ -200,11 +200,11 @@ class Decisions:
 
     @contextlib.asynccontextmanager
     async def _deciding(self, actor: Actor, plugin_id: str, *, forgotten: bool = False) -> AsyncIterator[Record]:
-        """One decision at a time per id; what the disk says meanwhile takes effect at its end (`refresh`).
+        """One decision at a time per id; changes on disk meanwhile take effect at its end (`refresh`).
 
-        A tombstone counts only where `forgotten` says so.
+        A tombstone is not_found unless `forgotten`.
         """
-        if plugin_id not in self.state.records:  # else a caller could have us keep a lock for any name
+        if plugin_id not in self.state.records:  # before making a lock: callers may ask for any name
             raise await self._refused(actor, plugin_id, _unknown(plugin_id).fault)
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             try:
@@ -255,7 +255,7 @@ class Decisions:
         return outcome
 
     async def _refused(self, actor: Actor, plugin_id: str, fault: Fault, wanted: str = "") -> Problem:
-        """The Problem to raise, once the refusal is on record; refusing does not depend on that."""
+        """The Problem to raise, after the refusal was recorded; a failure to record it is only logged."""
         refusal = Event(
             actor=str(actor),
             action="plugin.status",
@@ -272,7 +272,7 @@ class Decisions:
         return Problem.of(fault)
 
     async def _store(self, actor: Actor, record: Record, claim: IdClaim | None) -> None:
-        """Have the pair that `record` names in the store, copied from the bundle while it is hashed again."""
+        """Have the pair that `record` names in the store: copied from the bundle if that is on disk, and judged."""
         self.state.being_stored[record.id] = record.facts.identity
         on_disk = claim is not None and claim.verdict.identity == record.facts.identity
         if claim is not None and on_disk:
@@ -297,7 +297,7 @@ class Decisions:
             self.registry.put(record)
         finally:
             self.write_behind.tidy()
-        with contextlib.suppress(Problem):  # written meanwhile from the record before; tidying tries again
+        with contextlib.suppress(Problem):  # `write_floors` may have used the old record; tidying retries
             await self.revocations.before(record, self.state.records)
 
     def _status_event(self, actor: Actor, before: Record, after: Record) -> Event:

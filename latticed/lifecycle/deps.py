@@ -1,4 +1,4 @@
-"""What the lifecycle works with."""
+"""The dependencies of the lifecycle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class PairJudge(Protocol):
     """Judges the stored pair of an identity under the policy in force, off the event loop.
 
-    With `sha256`, that is taken for the artifact's and nothing is hashed: manifest, signature and policy alone decide.
+    With `sha256`, that is taken as the artifact's hash and the artifact is not read.
     """
 
     async def __call__(self, identity: str, sha256: str | None = None) -> Verdict: ...
@@ -29,7 +29,7 @@ class PairJudge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleDeps:
-    """`defaults` is what the settings give where a manifest is silent."""
+    """`defaults` are the settings' values for what a manifest leaves out."""
 
     ledger: Ledger
     catalog: Catalog

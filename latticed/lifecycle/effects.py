@@ -1,4 +1,4 @@
-"""Waiting until a decision or a verdict has had its effect on what runs and on what is done for a plugin."""
+"""Waits until a decision or a verdict has taken effect on processes and host services."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from latticed.supervisor.supervisor import Supervisor
 
 SETTLE_S: Final = 10.0
-"""A decision is answered after that long, whatever has not ended yet."""
+"""Longest time that a decision waits for its effects before it is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Effects:
     services: HostServices
 
     async def settled(self, plugin_id: str) -> None:
-        """Until a plugin is armed, stopped or failed, and nothing goes on for it that it may not do."""
+        """Until a plugin is armed, stopped or failed, and nothing that it may not do is under way for it."""
         await asyncio.gather(self.supervisor.settled(plugin_id, within_s=SETTLE_S), self.drained(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:
-        """Until nothing goes on for a plugin that it may not do."""
+        """Until nothing that a plugin may not do is under way for it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 await self.services.drained(plugin_id)

@@ -1,4 +1,4 @@
-"""What operators grant and take away by name, as pure functions: the record after it, or the Problem against it."""
+"""Grants and their removal by name, as pure functions: the resulting record, or the Problem that refuses it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 NOTHING: Final = Named()
 
 
-class _Unfit(Exception):  # names what is wrong with a consent
+class _Unfit(Exception):  # its text becomes the reason of bad_request
     pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrant:
-    """A change of what is granted.
+    """A change of grants.
 
-    `grant` and `trim` are capabilities to unmask and to mask; `add` and `remove` all the rest by name; `hosts` and
-    `permits` replace those there are, when they are not None. `force` lets an origin be a metadata address.
+    `grant` and `trim` are capabilities to unmask and to mask; `add` and `remove` name anything else; `hosts` and
+    `permits` replace the present ones unless None. `force` allows origins that are cloud metadata addresses.
     """
 
     grant: frozenset[str] = frozenset()
@@ -48,7 +48,7 @@ class Regrant:
 
     @property
     def needs_host_scope(self) -> bool:
-        """Whether this takes the scope `host` (contracts §7)."""
+        """Whether the caller needs the scope `host` for this change (contracts §7)."""
         risky = any(capability.RISKS.get(name) is capability.Risk.HOST for name in self.grant)
         return bool(risky or self.hosts or self.permits or self.add.needs_host_scope)
 
@@ -56,7 +56,10 @@ class Regrant:
 def regrant(
     record: Record, wanted: Regrant, manifest: Manifest | None, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
-    """The record with other grants; `manifest` is the plugin's, None when nothing of it is there."""
+    """The record with other grants; `manifest` is None when neither record nor disk has one.
+
+    Problems: bad_request, metadata_origin, needs_consent.
+    """
     hosts = record.hosts if wanted.hosts is None else wanted.hosts
     allowed = record.permits if wanted.permits is None else wanted.permits
     named = Named(
@@ -84,7 +87,7 @@ def regrant(
 def widened(
     record: Record, manifest: Manifest | None, named: Named, usual: Usual, *, force: bool = False
 ) -> Record | Problem:
-    """`record` with what was named besides; Problem for what its manifest does not ask for."""
+    """`record` with `named` granted besides. Problems: bad_request for what is not declared, metadata_origin."""
     try:
         _declared(named.caps, record.facts)
         hosts = _joined(record.hosts, _hosts(named.hosts, manifest))
@@ -103,7 +106,7 @@ def widened(
 
 
 def needs_consent(record: Record, manifest: Manifest | None, verb: str) -> Problem | None:
-    """Why it cannot start with what was accepted of `manifest`: all that has to be named."""
+    """Problem needs_consent listing all that must be accepted before `manifest` can start, or None."""
     if manifest is None or record.terms is None:
         return None
     needed = accepted.needed(manifest, record.facts.interpreter, record.terms)
@@ -124,13 +127,13 @@ def widens(before: Record, after: Record, usual: Usual) -> bool:
 
 
 def ends_life(before: Record, after: Record, usual: Usual) -> bool:
-    """Whether `after` takes away something that a life began with, and keeps until its end."""
+    """Whether `after` takes away something that an instance keeps from its start, so that it must be restarted."""
     gone = permits.bound_to_a_life(set(before.permits) - set(after.permits))
     return gone or bool(_more(before.terms, after.terms, usual))
 
 
 def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
-    """What of an accepted plugin's manifest was not accepted, in the words that accept it; capabilities aside."""
+    """What an accepted plugin's manifest asks for and was not granted, as `kind=value`; without capabilities."""
     wants = presence.asked(record.facts)
     if wants is None or record.terms is None:
         return ()
@@ -139,11 +142,11 @@ def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
 
 
 def hosts_after(record: Record, manifest: Manifest) -> tuple[str, ...]:
-    """The hosts that an upgrade to `manifest` keeps: what is declared now, of what was granted."""
+    """The granted hosts that remain after an upgrade: those still declared; all of them if `manifest` is v1."""
     return egress.meet(record.hosts, manifest.egress.hosts) if manifest.is_v2 else record.hosts
 
 
-class _Metadata(Exception):  # names the permit
+class _Metadata(Exception):  # its text is the permit that was refused
     pass
 
 
@@ -159,7 +162,7 @@ def _declared(caps: Iterable[str], facts: RecordFacts) -> None:
 
 
 def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
-    """In normal form; `*` of a v2 plugin is what it declares now on ports 80 and 443."""
+    """Hosts in normal form; `*` granted to a v2 plugin becomes the hosts it declares now on ports 80 and 443."""
     found: list[str] = []
     for text in named:
         try:
@@ -191,7 +194,7 @@ def _permits(named: Iterable[str], known: tuple[str, ...], *, force: bool) -> tu
 def _term(
     terms: Accepted | None, record: Record, manifest: Manifest | None, named: tuple[str, str], usual: Usual
 ) -> tuple[Accepted | None, tuple[str, ...]]:
-    """The terms with one more, and the permit that it is besides."""
+    """The terms with `named` accepted too, and the permits to add for it."""
     kind, value = named
     text = f"{kind}={value}"
     wants = accepted.asked(manifest, record.facts.interpreter) if manifest is not None else None
@@ -278,7 +281,7 @@ def _startable(record: Record, manifest: Manifest | None) -> Problem | None:
 
 
 def _limit(value: str) -> tuple[str, ManifestLimits]:
-    """One limit alone; the others are left to the settings."""
+    """Limits with only this one set; those that are None come from the settings."""
     name, _, number = value.partition(":")
     return name, ManifestLimits(**{name: None if number == accepted.DEFAULT else int(number)})
 

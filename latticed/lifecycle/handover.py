@@ -1,4 +1,4 @@
-"""What becomes of what a plugin left in the ledger when its id is forgotten or comes into other hands."""
+"""What happens to a plugin's rows in the ledger when its id is forgotten or taken over by another publisher."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 _AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, tasks)
-"""Rows of what goes on for a plugin: nobody inherits them."""
+"""Tables of ongoing work: removed in both cases, never inherited."""
 
 
 def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], None]:
-    """What is forgotten has no secrets and watches nothing; what it kept stays unless `purge` says otherwise."""
+    """Remove secret bindings and ongoing work of a forgotten plugin; its data only with `purge`."""
 
     def strip(tx: Transaction) -> None:
         secrets.unbind_all(tx, plugin_id)
@@ -43,7 +43,10 @@ def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], Non
 
 
 def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | None:
-    """When another publisher takes over, its bucket is its own: the old one is kept under the old publisher's name."""
+    """For a takeover: keep the old publisher's data under its name; ongoing work ends. None if the publisher stays.
+
+    Data that the new publisher left under this id earlier becomes current again.
+    """
     old, new = before.facts.publisher, after.facts.publisher
     if old == new:
         return None
@@ -62,7 +65,7 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
 
 
 def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> None:
-    """As after a loss, when another publisher holds the id now: values and events of the one before are its own."""
+    """As `set_aside`, after a loss when floors pin another publisher: key-value data and events stay the old one's."""
     if before is not None and before.facts.publisher != after.facts.publisher:
         kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
         audit_horizon.draw(tx, before.id)

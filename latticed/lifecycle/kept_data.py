@@ -1,6 +1,6 @@
-"""The data of a plugin that outlives it: kept when it is forgotten, removed when an operator says so.
+"""A plugin's data that outlives it: kept when it is forgotten, removed by `purge`.
 
-What went on for it is stripped either way (`handover`); what is on record in the audit stays either way.
+Its ongoing work is removed either way (`handover`); its audit events always stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptData:
-    """How much there is under an id, also of publishers that held it before: kv values, static files, notifications."""
+    """Amount of data under an id, earlier publishers' included: kv values, static files, notifications."""
 
     values: int = 0
     files: int = 0
@@ -30,23 +30,23 @@ class KeptData:
 
 
 async def files_of(static: StaticCalls, plugin_id: str) -> int:
-    """How many static files there are; Problem store_unavailable."""
+    """Number of static files; Problem store_unavailable."""
     return await _said(static.count_files(plugin_id))
 
 
 async def remove_files(static: StaticCalls, plugin_id: str) -> None:
-    """Remove them all; done again after a crash it removes the rest. Problem store_unavailable."""
+    """Remove all static files; repeatable after a crash. Problem store_unavailable."""
     await _said(static.purge(plugin_id))
 
 
 def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:
-    """What is left besides `files`."""
+    """What the ledger holds of a plugin, with its number of `files`."""
     values = sum(kv.usage(conn, bucket)[0] for bucket in kv.of_plugin(conn, plugin_id))
     return KeptData(values=values, files=files, notifications=notification_upkeep.count_of(conn, plugin_id))
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
-    """Remove what of it is in the ledger."""
+    """Remove a plugin's data from the ledger."""
     for bucket in kv.of_plugin(tx, plugin_id):
         kv.clear(tx, bucket)
     notification_upkeep.clear(tx, plugin_id)

@@ -1,7 +1,7 @@
-"""The lifecycle as a whole: recovers the records, follows the catalog, and gives the parts their common state.
+"""The lifecycle as a whole: loads the records, follows the catalog, and wires the parts to their common state.
 
-What runs follows the disk and the decision at once and in memory (`registry`); what is on record follows through the
-ledger (`write_behind`), so that stopping never waits for a disk that is full.
+Decisions and changes on disk take effect in memory at once (`registry`); the ledger follows (`write_behind`), so that
+stopping never waits for a full disk.
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ class Lifecycle:
                 self._scanned.set()
 
     async def policy_changed(self) -> None:
-        """Judge every bundle and every stored pair again, and write down what is revoked now."""
+        """Judge every bundle and every stored pair again, and record new revocations."""
         self.deps.catalog.rescan()
         await self.pairs.policy_changed()
         await self.deps.revocations.remember()
         self.write_behind.tidy()
 
-    # What the control API asks.
+    # Queries of the control API.
 
     @property
     def records(self) -> Mapping[str, Record]:

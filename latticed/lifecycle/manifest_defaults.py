@@ -1,4 +1,4 @@
-"""What this host's settings give a plugin whose manifest is silent: that is what silence was accepted as."""
+"""The settings' values for what a manifest leaves out; leaving it out counts as asking for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def of(settings: Settings) -> Usual:
-    """From the settings that the daemon started with: a reload changes none of them for plugins that run."""
+    """From the settings of the daemon's start: a reload changes none of them."""
     return _of(settings.sandbox, settings.plugin_limits, settings.host_calls)
 
 
@@ -33,4 +33,4 @@ def _of(sandbox: SandboxSettings, limits: PluginLimitSettings, calls: HostCallSe
 
 
 DEFAULTS: Final = _of(SandboxSettings(), PluginLimitSettings(), HostCallSettings())
-"""Where no settings are at hand."""
+"""For callers without settings."""

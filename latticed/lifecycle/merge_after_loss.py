@@ -1,4 +1,4 @@
-"""Records after a loss, as pure functions: of two memories the stricter one counts (architecture, decision 3)."""
+"""Merging records and floors after a loss, as pure functions: the stricter value wins (architecture, decision 3)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def higher_floor(trusted: str, other: str) -> str:
-    """The higher of two versions; without an order the trusted one, unless there is none."""
+    """The higher of two versions; `trusted` when they are not comparable, unless it is empty."""
     order = semver_range.compare(trusted, other)
     return other if not trusted or (order is not None and order < 0) else trusted
 
 
 def both(trusted: Accepted | None, other: Accepted | None) -> Accepted | None:
-    """What both of two memories say was accepted; where one says nothing, what the other says.
+    """The terms that `trusted` and `other` both accept; when one is None, the other.
 
-    What silence means is taken from the default settings: here it only tells which of two is the stricter.
+    Omitted values are compared by the default settings, which here only decide which one is stricter.
     """
     if trusted is None or other is None:
         return trusted or other
@@ -43,10 +43,10 @@ def both(trusted: Accepted | None, other: Accepted | None) -> Accepted | None:
 def rebuilt(
     plugin_id: str, pairs: Sequence[Verified], floors: Floors, remembered: Record | None, *, now_us: int
 ) -> Record:
-    """The record of an id after its own was lost: `verified` when a stored pair can stand for it, else a tombstone.
+    """The record of an id whose own was lost: `verified` when a stored pair can be used, else a tombstone.
 
-    `pairs` are those of this id that verify under the current policy; `remembered` is what could still be read of the
-    damaged ledger: it adds to masks and floor, and pins an id that the floors do not know.
+    `pairs` are those of this id that verify under the current policy. `remembered` was read from the damaged ledger: it
+    may add masks, raise the floor, and pin the publisher of an id that the floors do not know.
     """
     pin = floors.pins.get(plugin_id)
     masked = floors.masked.get(plugin_id, frozenset())
@@ -67,7 +67,7 @@ def rebuilt(
         id=plugin_id,
         status=Status.VERIFIED,
         facts=facts,
-        source="",  # the catalog knows better in a moment
+        source="",  # set by the next catalog scan
         masked=capability.host_risk(facts.capabilities) | masked,
         terms=terms,
         floor=higher_floor(floor, facts.version),
@@ -78,11 +78,11 @@ def rebuilt(
 
 
 def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
-    """A record out of a backup, set against the floors of the state it replaces.
+    """A backup's record, merged with the floors of the state it replaces.
 
-    Another publisher since then: what the backup knows is a tombstone of the present one. A version that is lower than
-    what was accepted since, other than by an explicit downgrade, or one that could not start with what is accepted now:
-    it has to be installed again, by explicit word.
+    If another publisher has taken over the id since, a tombstone of that publisher. If its version is below the floor
+    (unless that downgrade was explicit), or it could not start with the terms accepted now, it falls back to `verified`
+    and must be installed again.
     """
     pin = floors.pins.get(record.id)
     masked = record.masked | floors.masked.get(record.id, frozenset())
@@ -105,10 +105,10 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
 
 
 def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replaced: bool) -> list[Record]:
-    """The records of a ledger that change when it is held to `floors`.
+    """The records of a ledger that change when it is merged with `floors`; tombstones for ids that only floors know.
 
-    `replaced`: it is not the one that the floors were written for last, so `restored` has the rules. Otherwise it may
-    be newer than they are by a moment: then masks, terms and version floors count, not whose an id is: decided since.
+    `replaced`: the floors were not written for this ledger last, so `restored` applies. Otherwise the ledger may be
+    slightly newer than the floors: masks, terms and version floors apply, but not pins, which may have changed since.
     """
     known = {*floors.pins, *floors.versions, *floors.masked}.difference(before)
     changed = []
@@ -120,7 +120,7 @@ def held_to(before: Mapping[str, Record], floors: Floors, *, now_us: int, replac
 
 
 def looser(written: Floors, record: Record) -> bool:
-    """Whether `record` takes back what `written` says of it, so that a start would undo it."""
+    """Whether `record` allows more than `written`, so that the next start would tighten it again."""
     floor = higher_floor(written.versions.get(record.id, ""), record.floor)
     return bool(_missing(written, record)) or floor != record.floor or _terms(written, record) != record.terms
 
@@ -134,18 +134,18 @@ def _tightened(record: Record, floors: Floors, *, now_us: int) -> Record:
 
 
 def _terms(floors: Floors, record: Record) -> Accepted | None:
-    """What both say was accepted; a record of before there were terms has none to compare."""
+    """What both accept; a record from before there were terms keeps None."""
     kept = floors.terms.get(record.id)
     return record.terms if record.terms is None or kept in {None, record.terms} else both(kept, record.terms)
 
 
 def _missing(floors: Floors, record: Record) -> frozenset[str]:
-    """What is masked by the floors and granted by the record, of what it declares."""
+    """Capabilities that the record declares and grants though the floors mask them."""
     return (floors.masked.get(record.id, frozenset()) - record.masked).intersection(record.facts.capabilities)
 
 
 def union(present: Floors, theirs: Floors) -> Floors:
-    """The stricter of both; where they disagree about whose an id is, the present one knows better."""
+    """The stricter of both; where they pin an id to different publishers, `present` wins."""
     versions = dict(theirs.versions)
     for plugin, version in present.versions.items():
         versions[plugin] = higher_floor(version, versions.get(plugin, ""))
@@ -168,7 +168,7 @@ def union(present: Floors, theirs: Floors) -> Floors:
 def tombstone(
     plugin_id: str, publisher: str, *, signed: bool, masked: frozenset[str], floor: str, now_us: int
 ) -> Record:
-    """What is left of an id of which only its pin, floor and masks are known."""
+    """The record of an id of which only pin, floor and masks are known."""
     manifest = Manifest(id=plugin_id, name=plugin_id, type="worker", capabilities=(), publisher=publisher)
     facts = RecordFacts(
         name=plugin_id,
@@ -195,13 +195,14 @@ def tombstone(
 
 
 def _hand(pin: Pin | None, remembered: Record | None) -> tuple[str, bool] | None:
+    """(publisher, signed) that the id is pinned to; None when nothing pins it."""
     if pin is not None:
         return pin.publisher, pin.signed
     return (remembered.facts.publisher, remembered.facts.signed) if remembered is not None else None
 
 
 def _choose(pairs: Sequence[Verified], hand: tuple[str, bool] | None, identity: str) -> Verified | None:
-    """The pinned pair, else the highest version of the pinned publisher; without a pin, only what all agree on."""
+    """The pinned pair, else the pinned publisher's highest version; without a pin None if publishers differ."""
     hands = {(pair.manifest.publisher, pair.manifest.signed) for pair in pairs}
     if hand is None and len(hands) != 1:
         return None

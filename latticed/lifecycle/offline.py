@@ -1,4 +1,4 @@
-"""What `latticed --recover` and `latticed --restore` share: whose files they write, and how they tell what they did."""
+"""Shared by `latticed --recover` and `latticed --restore`: file ownership, and the lines they print."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def opened(name: str, stack: ExitStack) -> TarSource:
-    """The backup `name`, `-` for stdin; opened before root becomes somebody who may not read it."""
+    """The backup `name`, `-` for stdin; open it before `become_owner`, whose user may not be able to read it."""
     if name == "-":
         return sys.stdin.buffer
     try:
@@ -34,7 +34,7 @@ def opened(name: str, stack: ExitStack) -> TarSource:
 
 
 def become_owner(state_dir: Path) -> None:
-    """Root becomes the owner of the state directory: what root wrote there the daemon could not use."""
+    """Switch from root to the owner of the state directory: the daemon could not use files owned by root."""
     if os.geteuid() != 0 or not state_dir.exists():
         return
     owner = state_dir.stat()
@@ -49,7 +49,7 @@ def become_owner(state_dir: Path) -> None:
 
 
 def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
-    """Recover, then say what was done, line by line."""
+    """Recover; lines that say what was done."""
     done = recovery.recover(_place(settings), SystemClock(), without_floors=without_floors)
     yield f"the ledger was damaged: {done.damage}"
     yield f"set aside in {settings.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
@@ -62,7 +62,7 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
 
 
 def restore(settings: Settings, source: TarSource, *, public_key: str, without_floors: bool) -> Iterator[str]:
-    """Restore, then say what was done, line by line."""
+    """Restore; lines that say what was done and what is missing."""
     consent = restoring.RestoreConsent(public_key=public_key, without_floors=without_floors)
     place = _place(settings)
     done = restoring.restore(place, source, SystemClock(), consent)

@@ -1,6 +1,6 @@
-"""Judges and mends the stored pairs (manifest and artifact) of accepted plugins, in tasks of its own, one at a time.
+"""Judges stored pairs (manifest and artifact) of accepted plugins and replaces damaged ones, one pair at a time.
 
-A finding stops its plugin at once (`registry.refresh`); nothing that stops a plugin waits for hashing.
+Runs in background tasks. A finding stops its plugin at once (`registry.refresh`); stopping never waits for hashing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logs.get_logger()
 
 
 class Pairs:
-    """`refused_at_start` are ids whose stored pair was refused when the supervisor was to start it."""
+    """`refused_at_start` yields ids whose stored pair was refused when the supervisor started it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Pairs:
         self._policy = policy
         self._refused_at_start = refused_at_start
         self.scanned = False
-        """Whether presences are known; before the first scan a finding has its effect with that scan."""
+        """Whether presences are known; findings before the first scan take effect with that scan."""
         self._in_effect = policy.current
         self._outdated = False
         self._to_mend: dict[str, None] = {}  # ids, in the order in which they came
@@ -74,8 +74,8 @@ class Pairs:
     async def judge(self, record: Record, *, hashed: bool = False) -> Fault | None:
         """Verify the stored pair under the policy in force; what is wrong with it, or None.
 
-        `hashed`: the stored artifact has just been hashed, so it is not read again.
-        One that cannot be read just now is no finding: whoever starts it tries again.
+        `hashed`: the stored artifact has just been hashed, so it is not read again. A read error is returned but not
+        kept in `pair_faults`: the next start tries again.
         """
         facts = record.facts
         verdict = await self._judge_pair(facts.identity, facts.artifact_sha256 if hashed else None)
@@ -93,15 +93,15 @@ class Pairs:
         return fault
 
     def _learn(self, record: Record, interpreter: str) -> None:
-        """Keep the interpreter of an accepted artifact with its record, where that was not known yet."""
+        """Add the interpreter of an accepted artifact to its record, if that was not known."""
         after, state = presence.with_interpreter(record, interpreter), self._state
         if after is not record and state.records.get(record.id) is record and record.id not in state.busy:
             self._registry.put_later(after)
 
     async def policy_changed(self) -> None:
-        """Judge all again: what the policy refuses is stopped before anything is hashed again, or written.
+        """Judge all again: what the policy refuses is stopped before anything is hashed or written.
 
-        The hashing goes on beside: `judged` returns when it is done.
+        Hashing goes on in the background; `judged` waits for it.
         """
         policy = self._policy.current
         await asyncio.gather(*[self._effects.settled(plugin_id) for plugin_id in await self._judge_without_hashing()])
@@ -110,7 +110,7 @@ class Pairs:
             self._spawn("judging", self._judge_again())
 
     async def judged(self) -> None:
-        """Return once every pair has been judged by the policy of now."""
+        """Return once every pair has been judged under the current policy."""
         if (judging := self._tasks.get("judging")) is not None:
             await asyncio.wait({judging})
 
@@ -118,7 +118,7 @@ class Pairs:
         while self._outdated:
             self._outdated = False
             await self.judge_all()
-        del self._tasks["judging"]  # in the step that saw nothing outdated: another change begins anew
+        del self._tasks["judging"]  # no await since the check: a later change starts a new task
 
     async def in_effect(self) -> None:
         """Return once what the policy in force refuses is stopped; waits for EFFECT_S at most."""
@@ -128,7 +128,7 @@ class Pairs:
                     await asyncio.sleep(EFFECT_POLL_S)
 
     async def _judge_without_hashing(self) -> list[str]:
-        """Find what the policy in force refuses, which takes no hashing; the ids of what is being stopped for it."""
+        """Apply the policy in force to every pair without hashing; the ids that are being stopped."""
         stopped = []
         for plugin_id in self._state.accepted():
             record = self._state.records[plugin_id]
@@ -139,7 +139,7 @@ class Pairs:
         return stopped
 
     async def judge_all(self) -> None:
-        """Verify every stored pair; each finding has its effect at once."""
+        """Verify every stored pair; each finding takes effect at once."""
         for plugin_id in self._state.accepted():
             record = self._state.records[plugin_id]
             fault = await self.judge(record)
@@ -149,11 +149,11 @@ class Pairs:
                     self.mend_soon(plugin_id)
 
     def start(self) -> None:
-        """Follow what the supervisor finds damaged, until closed."""
+        """Handle pairs that the supervisor finds damaged, until closed."""
         self._spawn("refused pairs", self._follow_refused())
 
     def mend_soon(self, plugin_id: str) -> None:
-        """Look whether a damaged pair can be mended, beside everything else."""
+        """Try to replace a damaged pair, in the background."""
         self._to_mend[plugin_id] = None
         if "mending" not in self._tasks:
             self._spawn("mending", self._mend_all())
@@ -174,7 +174,7 @@ class Pairs:
             del self._tasks[name]
 
     async def _follow_refused(self) -> None:
-        """A pair that was refused when it was to be started: the lifecycle must know, and mend it if it can."""
+        """Judge each pair again that was refused at a start; stop its plugin and try to replace the pair."""
         while True:
             plugin_id = await self._refused_at_start.get()
             record = self._state.records.get(plugin_id)
@@ -187,10 +187,10 @@ class Pairs:
             plugin_id = next(iter(self._to_mend))
             del self._to_mend[plugin_id]
             await self._mend(plugin_id)
-        del self._tasks["mending"]  # in the step that saw nothing wanted: who wants something next begins anew
+        del self._tasks["mending"]  # no await since the check: a later call starts a new task
 
     def resigned(self, plugin_id: str) -> bool:
-        """Whether the accepted identity lies on disk with another signature, which verifies under a trusted key."""
+        """Whether the bundle on disk has the accepted identity, but another signature that verifies too."""
         record, winner = self._state.records.get(plugin_id), self._state.presence(plugin_id).winner
         if record is None or not record.accepted or winner is None:
             return False
@@ -199,14 +199,14 @@ class Pairs:
         return is_same and winner.verdict.manifest.signature_ed25519 != plugin.manifest.signature_ed25519
 
     async def _mend(self, plugin_id: str) -> None:
-        """Replace a stored pair that is damaged, or signed by another key, with the same one that verifies on disk."""
+        """Replace a pair that is damaged or signed by another key, if the same identity verifies on disk."""
         record, winner = self._state.records.get(plugin_id), self._state.presence(plugin_id).winner
         if record is None or winner is None or winner.verdict.identity != record.facts.identity:
             return
         fault, resigned = self._state.pair_fault(record), self.resigned(plugin_id)
         if fault is None and not resigned:
             return
-        if plugin_id in self._state.busy:  # that decision writes the record; its end is awaited beside everything else
+        if plugin_id in self._state.busy:  # retried after the decision, which writes the record
             self._to_mend[plugin_id] = None
             await asyncio.sleep(BUSY_POLL_S)
             return
@@ -220,7 +220,7 @@ class Pairs:
         self._registry.refresh(plugin_id)
 
     def _record_mended(self, plugin_id: str, found: Verified, fault: Fault | None, *, resigned: bool) -> None:
-        """Put on record what replaced the stored pair, and keep with the record the signature that it has now."""
+        """Record that the stored pair was replaced; a new signature goes into the record's manifest."""
         detail: dict[str, str | int | bool] = {"identity": found.identity}
         record = self._state.records[plugin_id]
         if resigned and record.facts.identity == found.identity and plugin_id not in self._state.busy:

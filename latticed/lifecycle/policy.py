@@ -1,7 +1,7 @@
 """The trust policy in force: the operator's file, joined with every revocation the daemon has ever seen.
 
 A missing or bad file at boot trusts nobody; a bad reload keeps the old policy. Either is a problem that health shows.
-The file is looked at every second rather than watched: a stat costs microseconds, and it sees what inotify does not
+The file is polled every second rather than watched: a stat costs microseconds, and it sees what inotify(7) does not
 (a link swapped in a parent directory, a network mount).
 """
 
@@ -27,16 +27,16 @@ HINT = "see `latticectl trust`; until it is mended nothing new is trusted"
 
 
 class PolicyKeeper:
-    """Reads the policy file when it changes; `owners` are the uids that may be able to change it."""
+    """Reads the policy file when it changes; only `owners` (uids) may own it or a parent directory."""
 
     def __init__(self, file: Path, *, owners: frozenset[int], remembered: Revoked) -> None:
         self.file = file
         self.problem: Problem | None = None
         self.own: TrustPolicy = trust.NOBODY
         self.owner = -1
-        """The uid that the file belongs to: who changed it, as far as that is known."""
+        """The uid that owns the file, recorded as the author of its changes; -1 before it was found."""
         self.told: TrustPolicy | None = None
-        """What the record says of the file; None before anything was read."""
+        """The file's policy as last recorded in the audit chain; None before that."""
         self._owners = owners
         self._remembered = remembered
         self._seen: Any = None
@@ -57,11 +57,11 @@ class PolicyKeeper:
         return self.told == self.own and self.remembered == self.current.revoked
 
     def remember(self, revoked: Revoked) -> None:
-        """Replace what is remembered, after it has been written down."""
+        """Replace the remembered revocations, after they were recorded."""
         self._remembered = revoked
 
     def look(self, *, always: bool = False) -> bool:
-        """Read the file if it has changed (or `always`); True when the policy in force is another one now."""
+        """Read the file if it has changed, or `always`; True when the policy in force has changed."""
         seen = self._fingerprint()
         if seen == self._seen and not always:
             return False
@@ -73,11 +73,11 @@ class PolicyKeeper:
         except Problem as problem:
             self.problem = problem
             if problem.code == UNREADABLE:
-                self._seen = ()  # the disk may mend without the file looking any different
+                self._seen = ()  # retry: an I/O error may pass without a change of metadata
         return (self.own, self.problem is None) != before
 
     def _fingerprint(self) -> tuple[int, ...] | None:
-        """What tells that the file, or who may change it, is another than before; None without a file."""
+        """Metadata of the file and its parents, which changes when they do; None without a file."""
         try:
             found = self.file.stat()
             above = [(place.st_ino, place.st_mode, place.st_uid) for place in map(os.stat, self.file.parents)]

@@ -1,4 +1,4 @@
-"""What the disk says of one plugin id, set against what is on record. Pure."""
+"""What the disk says of one plugin id, compared with its record. Pure."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """The bundle that may claim the id now, if any, and what is wrong when there is none.
+    """`winner` is the bundle that is the plugin now, if any; `fault` says why there is none.
 
-    `stored` is what is wrong with the pair in the store, when the current policy no longer lets it run.
+    `stored` says why the stored pair may not run under the current policy.
     """
 
     winner: IdClaim | None = None
@@ -43,14 +43,14 @@ class Presence:
         return self.stored or self.fault
 
     def candidate(self, record: Record) -> Verified | None:
-        """Another identity than the accepted one, ready for an upgrade."""
+        """The verified bundle that an upgrade would take: its identity differs from the accepted one."""
         if not record.accepted or self.winner is None or self.winner.verdict.identity == record.facts.identity:
             return None
         return self.winner.verdict
 
 
 def standing(record: Record, manifest: Manifest, seen: Presence | None) -> PluginStanding:
-    """What an active plugin may do, for host services; `seen`: None before the first scan of the disk."""
+    """What an active plugin may do, for host services; `seen` is None before the first scan of the disk."""
     declared = manifest.egress.hosts if manifest.is_v2 else None
     if seen is None:
         return replace(NOT_SEEN, permits=record.permits, hosts=record.hosts, declared_hosts=declared)
@@ -67,7 +67,7 @@ def _active(
     declared_hosts: tuple[str, ...] | None,
     publisher: str,
 ) -> PluginStanding:
-    """One value for all plugins that stand alike: there may be thousands."""
+    """Cached: thousands of plugins with the same standing share one object."""
     return PluginStanding(
         active=True,
         fault=fault,
@@ -80,15 +80,15 @@ def _active(
 
 
 def pin_of(record: Record) -> ClaimPin:
-    """What a record demands of whoever claims its id."""
+    """What a bundle must match to claim the id of `record`."""
     facts = record.facts
     return ClaimPin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
 
 
 def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
-    """Why the bundle that a record came from does not verify any more.
+    """Why the bundle that a record came from cannot be its plugin any more.
 
-    `found` is the verdict on what lies there, `refused` why it may not claim the id though it verifies.
+    `found` is the verdict on the bundle of that name, `refused` why it may not claim the id though it verifies.
     """
     verdict = refused or found
     match verdict:
@@ -130,7 +130,7 @@ def asked(facts: RecordFacts) -> Accepted | None:
 
 
 def plugin_of(record: Record, usual: Usual) -> PluginToRun:
-    """What the supervisor needs to know to arm it: of its manifest only what was accepted."""
+    """What the supervisor runs: the manifest with the effective terms."""
     manifest = msgspec.json.decode(record.facts.manifest, type=Manifest)
     terms = record.terms or accepted.asked(manifest, record.facts.interpreter)
     return PluginToRun(
@@ -142,7 +142,7 @@ def plugin_of(record: Record, usual: Usual) -> PluginToRun:
 
 
 def migrated(record: Record) -> Record:
-    """A record from before there were terms: what its manifest asks for was accepted, `*` is what it declares."""
+    """`record` with terms, if it has none yet: all its manifest asks for is accepted, `*` is the declared hosts."""
     manifest = manifest_of(record.facts)
     if not record.accepted or record.terms is not None or manifest is None:
         return record
@@ -153,7 +153,7 @@ def migrated(record: Record) -> Record:
 
 
 def with_interpreter(record: Record, interpreter: str) -> Record:
-    """`record` once it is known what its artifact is run by; it runs so already, so that is accepted."""
+    """`record` with its artifact's interpreter, once known; it has run under it, so that counts as accepted."""
     if not interpreter or record.facts.interpreter or record.terms is None or record.facts.type != "system":
         return record
     terms = record.terms if record.terms.interpreter else replace(record.terms, interpreter=interpreter)

@@ -1,4 +1,4 @@
-"""How a decision is put on record: the changed record and its event, as one."""
+"""Writes a decision to the ledger: the changed record and its event in one transaction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int
 
 
 def status_event(actor: Actor, before: Record, after: Record, withheld: tuple[str, ...] = ()) -> Event:
-    """A change of status or version; `withheld` is what of the manifest was not accepted."""
+    """A change of status or version; `withheld` is what the manifest asks for and was not granted."""
     detail: dict[str, str | int | bool] = {
         "from": before.status.value,
         "to": after.status.value,

@@ -1,8 +1,8 @@
-"""`latticed --recover`: a new ledger in place of a damaged one, from the store and the signed floors file.
+"""`latticed --recover`: replace a damaged ledger by a new one, from the store and the signed floors file.
 
-Nothing of the damaged file is believed; what can be read of it only makes things stricter. Nothing comes back active:
-what was decided is gone, and an operator decides again. Key-value data and the old audit chain stay in the file that
-is set aside. Runs with the daemon stopped, and blocks.
+Rows of the damaged ledger are not trusted: what can be read of them may add masks, revocations and higher floors, but
+grants nothing. No plugin comes back active; the operator decides again. Key-value data and the old audit chain stay in
+the file that is set aside. Runs with the daemon stopped; blocks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NO_FLOORS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPlace:
-    """Where recovery works: state and plugin directory, the trust policy, and how to judge the pairs in the store."""
+    """Paths and limits to work with. `trust` is the policy file, `version` the host version to verify pairs for."""
 
     state_dir: Path
     plugin_dir: Path
@@ -57,7 +57,7 @@ class RecoveryPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
-    """What recovery did. `policy` says what is wrong with the trust policy, if anything."""
+    """What recovery did, as counts; `policy` says why the trust policy could not be used, empty when it could."""
 
     damage: str
     set_aside: tuple[str, ...]
@@ -68,9 +68,9 @@ class RecoveryReport:
 
 
 def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False) -> RecoveryReport:
-    """Replace the damaged ledger. Problems: ledger_sound, floors_invalid, and those of holding and opening.
+    """Replace the damaged ledger. Problems: ledger_sound, floors_invalid, state_in_use, state_unusable.
 
-    `without_floors` goes on when there are none that can be believed; those that can are never passed over.
+    `without_floors` goes on when the floors file is lost or not genuine; a genuine one is used all the same.
     """
     with state.locked(place.state_dir):
         found = rebuild.diagnosis(place.state_dir)
@@ -136,7 +136,7 @@ class _Recovery:
         ]
 
     def _pairs(self, policy: PolicyKeeper) -> Mapping[str, list[Verified]]:
-        """What of the store verifies now, by plugin id."""
+        """The stored pairs that verify under `policy`, by plugin id."""
         store = Store(self._place.state_dir / "store", limits=self._place.limits)
         found: defaultdict[str, list[Verified]] = defaultdict(list)
         for identity in store.identities():
@@ -146,7 +146,7 @@ class _Recovery:
         return found
 
     def _set_aside_key(self) -> tuple[str, ...]:
-        """Without the floors there may be no usable key either: then a new one is made, the old one renamed."""
+        """Rename floors that are not genuine, and replace a host key that cannot be loaded; the new names of both."""
         directory = self._place.state_dir
         moved = []
         if self._without_floors and floors.present(directory):
@@ -191,7 +191,7 @@ class _Recovery:
             revocations.remember(tx, seen, now_us=self._clock.wall_us())
 
         fresh = self._place.state_dir / FRESH
-        rebuild.discard(fresh)  # of a recovery that was interrupted
+        rebuild.discard(fresh)  # left by an interrupted recovery
         return rebuild.write(fresh, key, self._clock, change)
 
 
@@ -205,7 +205,7 @@ def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
 
 
 def _forget_note(directory: Path) -> None:
-    """Of damage that is not there any more: the disk has come to itself."""
+    """Remove the note of damage: the ledger reads well again."""
     (directory / integrity.NOTE).unlink(missing_ok=True)
 
 

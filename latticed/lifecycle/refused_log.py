@@ -1,4 +1,4 @@
-"""What log and audit say of bundles that are refused: each once, a bounded number of lines for each batch of news."""
+"""Log lines and audit events for refused bundles: one for each, and a bounded number per batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from latticed.model.verdict import Code, Refused
 
 MOST_LINES: Final = 100
-"""So many lines tell of one batch; what is beyond is a number (`latticectl rejected` shows them all)."""
+"""Most lines for one batch; one more counts the rest (`latticectl rejected` lists them all)."""
 
 
 class WarningLogger(Protocol):
@@ -22,7 +22,7 @@ class WarningLogger(Protocol):
 
 
 class RefusedLog:
-    """Collects the bundles that newly claim an id, and tells of those that are refused."""
+    """Collects bundles that newly claim an id, and logs those that are refused."""
 
     def __init__(self, log: WarningLogger, record: Callable[[Event], None] = lambda _: None) -> None:
         self._log = log
@@ -46,7 +46,7 @@ class RefusedLog:
         self._newcomers.setdefault(plugin_id, []).append(name)
 
     def settle(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
-        """Tell of newcomers that `refusal` refuses, and of the `former` winner: copies of a bundle in one line."""
+        """Log the newcomers that `refusal` refuses and the `former` winner; one line and event per code."""
         names = self._newcomers.pop(plugin_id, [])
         if former is not None and former not in names:
             names.append(former)
@@ -61,7 +61,7 @@ class RefusedLog:
                 self._record(event)
 
     def tell(self, **fields: Any) -> None:
-        """One line, unless the batch has had its share."""
+        """Log one line, unless the batch has reached its limit."""
         if self._left is not None:
             self._left -= 1
             if self._left < 0:

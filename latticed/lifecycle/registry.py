@@ -1,8 +1,8 @@
-"""Brings together what is on record and what the disk says, and has both take effect.
+"""Combines the records with what the disk says, and applies the result.
 
-`put` and `refresh` are the only places where a record or a presence changes. Each tells, in this order and at once:
-host services (what they may do for the plugin), the audit chain, the supervisor (what is to run). The record itself is
-written later (`write_behind`), so that stopping never waits for the ledger.
+Records and presences change only in `put` and `refresh`. Both update synchronously, in this order: host services, the
+audit chain, the supervisor. The record itself is written later (`write_behind`), so that stopping never waits for the
+ledger.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logs.get_logger()
 
 @dataclass(kw_only=True, eq=False)
 class Registry:
-    """`defaults` is what the settings give where a manifest is silent. Once `closed`, `refresh` does nothing."""
+    """`defaults` are the settings' values for what a manifest leaves out. Once `closed`, `refresh` does nothing."""
 
     state: LifecycleState
     ledger: Ledger
@@ -59,7 +59,7 @@ class Registry:
     def __post_init__(self) -> None:
         self._refused_log = RefusedLog(log, self.ledger.record_limited)
 
-    # What others ask.
+    # Queries.
 
     def critical(self) -> list[Record]:
         """Active plugins without which the daemon is not healthy."""
@@ -67,7 +67,7 @@ class Registry:
         return [record for record in found if record.status is Status.ACTIVE]
 
     def rejected(self) -> dict[str, Refused]:
-        """Every bundle on disk that may not run, by name: refused by itself, or by who else claims its id."""
+        """Every bundle on disk that may not run, by name: it does not verify, or another bundle has the id."""
         found = {name: verdict for name, verdict in self._verdicts.items() if isinstance(verdict, Refused)}
         for plugin_id in self._contested:
             for claim in self._claimants[plugin_id]:
@@ -81,10 +81,10 @@ class Registry:
         fitting = [claim for claim in found if self._refusal(plugin_id, claim.name) is not None]
         return fitting[0] if len(fitting) == 1 else None
 
-    # What the catalog reports.
+    # Changes on disk, from the catalog.
 
     def take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
-        """Take in a batch of verdicts, and refresh each id that one matters to, or that is in `touched`; these ids."""
+        """Apply a batch of verdicts: refresh the ids they affect and those in `touched`, and return both."""
         with self._refused_log.bounded():
             for seen in batch:
                 touched |= self._enter(seen)
@@ -93,13 +93,13 @@ class Registry:
         return touched
 
     def _enter(self, seen: Sighting) -> set[str]:
-        """Take in one verdict; the ids it may matter to."""
+        """Store one verdict; the ids that it affects."""
         touched = {self._sources[seen.name]} if seen.name in self._sources else set()
         before = self._verdicts.pop(seen.name, None)
         if isinstance(before, Verified):
             self._disclaim(before.manifest.id, seen.name)
             touched.add(before.manifest.id)
-        if seen.name not in self._sources:  # else the event of its plugin says it (`refresh`)
+        if seen.name not in self._sources:  # otherwise `refresh` records an event of the plugin
             self._record_unclaimed(seen, before if isinstance(before, Refused) else None)
         match seen.verdict:
             case Verified() as verdict:
@@ -116,7 +116,7 @@ class Registry:
         return touched
 
     def _record_unclaimed(self, seen: Sighting, before: Refused | None) -> None:
-        """Record a new verdict on a bundle that is no plugin's; nothing is recorded of one that is gone."""
+        """Record a changed verdict on a bundle that no record came from; none when the bundle is gone."""
         refused = seen.verdict if isinstance(seen.verdict, Refused) else None
         if seen.verdict is not None and (event := verdicts.of_bundle(seen.name, before, refused)) is not None:
             self.ledger.record_limited(event)
@@ -128,7 +128,7 @@ class Registry:
             del self._claimants[plugin_id]
 
     def refresh(self, plugin_id: str) -> None:
-        """Find out again who may claim an id, and have that take effect. Returns once what may not run is stopping."""
+        """Recompute which bundle is the plugin, and apply that. On return, whatever may not run is being stopped."""
         if self.closed:
             return
         state = self.state
@@ -152,7 +152,7 @@ class Registry:
         self._run(plugin_id)
 
     def _resolve(self, plugin_id: str, record: Record | None) -> claims.IdClaim | None:
-        """Which bundle is the plugin. Logs refused newcomers and a refused former winner, never all copies again."""
+        """Which bundle is the plugin. Logs newcomers and a former winner that are refused; copies are logged once."""
         claimants = self._claimants.get(plugin_id, Claimants())
         winner = claimants.winner(presence.pin_of(record) if record else None)
         (self._contested.add if len(claimants) > (winner is not None) else self._contested.discard)(plugin_id)
@@ -168,7 +168,7 @@ class Registry:
         return claimants.refusal(name, presence.pin_of(record) if record else None) if claimants else None
 
     def _run(self, plugin_id: str) -> None:
-        """Have running what is active and available, and nothing else."""
+        """Arm the plugin if it is active and available, else disarm it."""
         record = self.state.records.get(plugin_id)
         if record is None or not record.accepted:
             return
@@ -177,23 +177,23 @@ class Registry:
             self.supervisor.disarm(plugin)
         elif not seen.available:
             self.supervisor.disarm(plugin, seen.trouble)
-        elif plugin_id not in self.state.busy:  # else the decision arms it at its end
+        elif plugin_id not in self.state.busy:  # otherwise `_deciding` refreshes at its end
             self.supervisor.arm(plugin, frozenset(record.granted))
 
     def update_permissions(self, plugin_id: str) -> None:
-        """Have host services know what they may do for a plugin; what they may no longer do is stopping on return."""
+        """Update what host services may do for a plugin; on return, what they no longer may is being stopped."""
         self.services.update(plugin_id, self.state.standing(plugin_id))
 
-    # What is on record.
+    # Changes of records.
 
     def put(self, record: Record) -> None:
-        """Go by `record` from now on; to write it is the caller's part."""
+        """Make `record` the current one; the caller writes it to the ledger."""
         state = self.state
         before = state.records.get(record.id)
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
             self.catalog.unmark_recorded(before.source)
-        if not record.accepted:  # of thousands that merely lie there, no second copy of the manifest is kept
+        if not record.accepted:  # there may be thousands: keep no second copy of their manifests
             state.plugins.pop(record.id, None)
             self._critical.discard(record.id)
         elif (
@@ -211,9 +211,9 @@ class Registry:
         self.update_permissions(record.id)
 
     def put_later(self, record: Record) -> None:
-        """Go by `record` from now on, and have it written soon."""
+        """Make `record` the current one and have it written soon."""
         if self.state.records.get(record.id) == record:
-            self.state.records[record.id] = record  # equal, but shares what the verdict keeps in memory anyway
+            self.state.records[record.id] = record  # equal, but shares memory with the verdict
         else:
             self.put(record)
             self.write_behind.save(record.id)

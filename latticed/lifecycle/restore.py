@@ -1,8 +1,8 @@
-"""`latticed --restore FILE`: the state of a backup in place of the present one, never less strict than either.
+"""`latticed --restore FILE`: replace the state by that of a backup; the result is at least as strict as either.
 
-The archive is unpacked aside and believed only whole. The present floors file is set against every record of the
-backup. What is replaced is kept in `replaced-<time>`. While files change places there is a host key without a ledger,
-which no start takes for a new beginning. Runs with the daemon stopped, and blocks.
+The archive is unpacked into a staging directory and used only if all of it is valid. Every record is merged with the
+present floors file (`merge_after_loss.restored`). The replaced state is moved to `replaced-<time>`. A crash during the
+swap leaves a host key without a ledger, which a start refuses. Runs with the daemon stopped; blocks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NO_FLOORS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreConsent:
-    """What the operator says besides the file: a host key it may bring, going on without the present floors."""
+    """The operator's consent: `public_key` of another host whose backup is accepted; ignoring the present floors."""
 
     public_key: str = ""
     without_floors: bool = False
@@ -54,9 +54,9 @@ class RestoreConsent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """What was restored; `stricter` counts records that came back otherwise than the backup has them.
+    """What was restored; `stricter` counts records that differ from those in the backup.
 
-    `placed` are the names of bundles that were put on disk; `restored`, `sealed` and `settings`: see `around.missing`.
+    `placed`: names of the bundle directories made. `restored`, `sealed`, `settings`: for `restore_needs.missing`.
     """
 
     created_at: str
@@ -72,7 +72,7 @@ class RestoreReport:
 
 
 class _HashedFile:
-    """A source, and the SHA-256 of what was read of it: of all, once the archive has been read to its end."""
+    """Hashes a source while it is read; `hexdigest` is that of the archive once it was read to its end."""
 
     def __init__(self, source: tar.TarSource) -> None:
         self._source = source
@@ -90,11 +90,14 @@ class _HashedFile:
 def restore(
     place: RecoveryPlace, backup: tar.TarSource, clock: Clock, consent: RestoreConsent = RestoreConsent()
 ) -> RestoreReport:
-    """Replace the state by that of `backup`. Problems: backup_invalid, backup_foreign, floors_invalid, state_…."""
+    """Replace the state by that of `backup`.
+
+    Problems: backup_invalid, backup_foreign, floors_invalid, ledger_newer, state_in_use, state_unusable.
+    """
     with state.locked(place.state_dir):
         staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
         try:
-            for left in place.state_dir.glob(f"{STAGING}*"):  # of a restore that was interrupted
+            for left in place.state_dir.glob(f"{STAGING}*"):  # left by an interrupted restore
                 shutil.rmtree(left, ignore_errors=True)
             staging.mkdir(mode=0o700)
             source = _HashedFile(backup)
@@ -128,7 +131,7 @@ class _Restore:
         return replace(report, placed=tuple(directory.name for directory in made))
 
     def _theirs(self) -> floors.Floors:
-        """The floors of the backup, whose parts fit together; Problem backup_invalid, or ledger_newer."""
+        """The backup's floors, once its key, ledger and floors fit together. Problem backup_invalid, ledger_newer."""
         try:
             key = state.load_key(self._staging)
             if state.public_half(key) != self._manifest.public_key:
@@ -139,10 +142,10 @@ class _Restore:
         except Problem as problem:
             if problem.code not in {"ledger_damaged", "floors_invalid"}:
                 raise
-            raise archive.invalid(f"in it, {problem.reason}") from problem  # its hint is for a state that is damaged
+            raise archive.invalid(f"in it, {problem.reason}") from problem  # its hint is about a present state
 
     def _present(self, consent: RestoreConsent) -> floors.Floors:
-        """The floors of the state that is replaced; none when there is no state."""
+        """Floors of the state to be replaced; none without a state. Problem floors_invalid, backup_foreign."""
         if not (self._state_dir / state.HOST_KEY).exists() and not floors.present(self._state_dir):
             if (self._state_dir / state.DATABASE).exists() and not consent.without_floors:
                 raise Problem("floors_invalid", f"expected {state.HOST_KEY} and {floors.FILE}, found none", _NO_FLOORS)
@@ -161,7 +164,7 @@ class _Restore:
         return found
 
     def _amend(self, kept: floors.Floors, sha256: str) -> RestoreReport:
-        """Make the unpacked ledger as strict as `kept`, and write the floors that go with it."""
+        """Make the unpacked ledger as strict as `kept`, and write matching floors."""
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
         before = {record.id: record for record in rebuild.read_damaged(database).records}
@@ -214,7 +217,10 @@ class _Restore:
         )
 
     def _swap(self, set_aside: str) -> None:
-        """Change places; first the ledger goes, and last the new one comes."""
+        """Swap the states: the old ledger is moved out first and the new one moved in last.
+
+        So no ledger ever lies beside the key or floors of another state, whenever a crash comes.
+        """
         directory, staging = self._state_dir, self._staging
         old = directory / set_aside
         old.mkdir(mode=0o700)

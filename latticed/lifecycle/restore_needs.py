@@ -1,8 +1,8 @@
-"""What a restored state needs around it: bundles on disk, the trust policy, the key of secrets, settings.
+"""What a restored state needs besides itself: bundles on disk, the trust policy, the secrets' key, settings.
 
-A stored pair runs only while a bundle of its id verifies in a plugin directory. Where a backup comes to a machine that
-has none, the pair is copied into the daemon's own bundle directory, which is always scanned. The rest is the
-operator's: what is missing is told. All of it blocks.
+A stored pair runs only while a bundle of its id verifies in a plugin directory. On a machine that has none, the pair is
+copied into the daemon's own bundle directory, which is always scanned. All else that is missing is only reported, for
+the operator to provide. Blocks.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _OF_THE_MACHINE: Final = frozenset({"plugin_dir", "state_dir", "runtime_dir", "t
 
 
 def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) -> tuple[Path, ...]:
-    """Copy from `store` each pair that `records` name and no plugin directory has; the new directories.
+    """Copy from `store` the pairs of `records` that no plugin directory has; the directories made.
 
-    OSError when the disk refuses; then none of them is left.
+    OSError when that fails; then none of them is left.
     """
     policy = _policy(place).current
     kept = [record for record in records if not record.forgotten and (store / record.facts.identity).is_dir()]
@@ -58,13 +58,13 @@ def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) 
 
 
 def take_back(made: Iterable[Path]) -> None:
-    """Remove what `put_bundles` made."""
+    """Remove the directories that `put_bundles` made."""
     for directory in made:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def chosen(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """(key, JSON) of the settings that are not defaults and not places of this machine."""
+    """(key, JSON) of the settings that are neither defaults nor paths of this machine."""
     return tuple(
         (key, json.dumps(value))
         for key, value, origin in describe(settings)
@@ -80,9 +80,9 @@ def missing(
     sealed: Mapping[str, int],
     were_set: Iterable[tuple[str, str]],
 ) -> Iterator[str]:
-    """What keeps the restored state from being what it was, in words for a person.
+    """Sentences for the operator: what differs here from the host that was backed up.
 
-    `sealed` counts secrets by the id of the key that they were sealed with, `were_set` is `chosen` of then.
+    `sealed`: number of secrets by id of the key that sealed them. `were_set`: what `chosen` returned on that host.
     """
     policy = _policy(place)
     if policy.problem is not None:
@@ -125,10 +125,10 @@ def _policy(place: RecoveryPlace) -> PolicyKeeper:
 
 
 def _there(place: RecoveryPlace, policy: TrustPolicy) -> frozenset[str]:
-    """The ids that some bundle on disk claims and verifies for, and the identities of all bundles."""
+    """Ids of bundles on disk that verify, and identities of all bundles on disk."""
     found: set[str] = set()
     for directory in (place.plugin_dir, place.state_dir / BUNDLES):
-        with contextlib.suppress(Problem, OSError):  # no directory, no bundles
+        with contextlib.suppress(Problem, OSError):  # a missing directory has no bundles
             root = roots.open_root(directory)
             try:
                 for name in filter(roots.may_be_bundle, os.listdir(root.fd)):

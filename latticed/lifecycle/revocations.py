@@ -1,7 +1,7 @@
-"""Revocations outlive the file that named them: what was revoked once stays so until somebody lifts it (contracts §4).
+"""Keeps revocations after the policy file no longer names them, until an operator lifts them (contracts §4).
 
-They are kept in the ledger and in the signed floors file, beside the versions and masks that a lost ledger must not
-loosen (architecture decision 3).
+They are stored in the ledger and in the signed floors file, with the versions and masks that losing the ledger must not
+loosen (architecture, decision 3).
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def remembered(db: Connection) -> Revoked:
 
 
 class RevocationKeeper:
-    """Writes down what the policy revokes, and lifts what an operator says is to be lifted."""
+    """Records what the policy revokes, and lifts revocations for an operator."""
 
     def __init__(self, ledger: Ledger, policy: PolicyKeeper, clock: Clock) -> None:
         self._ledger = ledger
         self._policy = policy
         self._clock = clock
         self._turn = asyncio.Lock()
-        """Held while floors are made and written: whoever asks what they say is told of the newest."""
+        """Held while floors are computed and written, so that older values never overwrite newer ones."""
 
     async def remember(self) -> bool:
-        """Keep what the policy in force revokes, and tell what else its file says now; True when all is on record.
+        """Record new revocations and other changes of the policy file; True when all is on record.
 
-        It holds either way.
+        Revocations apply whether or not that succeeds.
         """
         policy = self._policy
         wanted, told, own = policy.current.revoked, policy.told, policy.own
@@ -83,7 +83,7 @@ class RevocationKeeper:
         return True
 
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
-        """Forget one revocation; Problem when there is none, or the policy file still names it."""
+        """Remove one revocation. Problems: bad_request, still_revoked, not_found, ledger_unavailable."""
         column = KINDS.get(kind)
         if column is None:
             raise Problem("bad_request", f"kind: expected one of {', '.join(KINDS)}, found {kind[:40]!r}")
@@ -103,14 +103,14 @@ class RevocationKeeper:
         if not await self._ledger.write(change, durable=True):
             raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")
         self._policy.remember(self._ledger.read(remembered))
-        with contextlib.suppress(Problem):  # in case they were written meanwhile from what was known before
+        with contextlib.suppress(Problem):  # `write_floors` may have put it back meanwhile
             await self._loosen_floors(column, value)
 
     async def before(self, record: Record, records: Mapping[str, Record]) -> None:
-        """Have the floors allow what `record` is about to allow; Problem ledger_unavailable when they cannot.
+        """Loosen the floors as far as `record` needs, before it is written; Problem ledger_unavailable.
 
-        Floors that are stricter than the ledger undo it at the next start. So what loosens is in them first, and what
-        tightens in the ledger first: whenever a kill comes, what was answered holds.
+        A start tightens the ledger to its floors. So loosening is written to the floors first, and tightening to the
+        ledger first: then a kill at any time keeps what was answered.
         """
         async with self._turn:
             if merge_after_loss.looser(self._ledger.floors, record):
@@ -125,7 +125,7 @@ class RevocationKeeper:
                 await self._ledger.write_floors(replace(kept, revoked=left))
 
     async def write_floors(self, records: Iterable[Record]) -> bool:
-        """Mirror floors, masks, pins and revocations outside the ledger; False, and logged, when it cannot be."""
+        """Write floors, masks, terms, pins and revocations outside the ledger; False, and logged, if it fails."""
         try:
             async with self._turn:
                 made = asyncio.to_thread(floors_of, list(records), self._policy.current.revoked)
@@ -142,7 +142,7 @@ def _told(change: changes.Change, owner: str) -> Event:
 
 
 def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
-    """What of `records` must outlive the ledger; of tombstones too."""
+    """What of `records`, tombstones included, must survive the loss of the ledger."""
     kept = list(records)
     return Floors(
         versions={record.id: record.floor for record in kept if record.floor},

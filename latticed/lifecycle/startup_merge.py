@@ -1,8 +1,7 @@
-"""At every start: the stricter of ledger, signed floors and the journal's signed heads (architecture, decision 3).
+"""At every start: merge ledger, signed floors and journalled heads, strictest first (architecture, decision 3).
 
-A ledger that is older than what this host has signed since is refused, unless an operator accepts it; then it is held
-to the floors as a restored one is. Otherwise the floors only take away: who changed rows of the ledger by hand gained
-nothing by it.
+A ledger that is older than what this host has signed since is refused unless the operator accepts it; then it is merged
+like a restored one. Otherwise floors only take away, so that editing rows of the ledger by hand grants nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 JOURNAL_S: Final = 2.0
-"""How long reading the journal may keep a start waiting."""
+"""Timeout of reading the journal, seconds."""
 MOST_HEADS: Final = 40
 
 log = logs.get_logger()
 
 
 async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
-    """Refuse a ledger that was rolled back, unless `accept`; make it as strict as the floors, on record.
+    """Refuse a ledger that was rolled back, unless `accept`; tighten it to the floors and record what that changed.
 
     Problems: ledger_rolled_back, ledger_unavailable.
     """
@@ -63,12 +62,12 @@ async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
     everything = {**before, **{record.id: record for record in changed}}
     known = ledger.read(revocations.load)
     revoked = Revoked(**{kind: getattr(known, kind) for kind in revocations.KINDS})
-    with contextlib.suppress(Problem):  # the disk is full: what they say is as strict, and they are written again
+    with contextlib.suppress(Problem):  # disk full: the old floors are as strict, and are rewritten later
         await ledger.write_floors(floors_of(everything.values(), revoked))
 
 
 def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
-    """What was made stricter; the operator's word, when the ledger is an older one."""
+    """Audit event of what was tightened; `behind` is set when the operator accepted an older ledger."""
     detail: dict[str, str | int | bool] = {
         "records": len(changed),
         "ids": ",".join(record.id for record in changed[:10]),
@@ -86,11 +85,11 @@ def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
 
 
 async def _behind_journal(ledger: Ledger) -> str:
-    """What our newest heads in the journal say that the ledger does not have; empty where nothing can be read."""
+    """What the journal's newest heads of this host show that the ledger lacks; empty if it cannot be read."""
     newest: dict[chain.Name, chain.Head] = {}
     for head in ledger.genuine(await _journalled()):
         if head.ts > ledger.floors.accepted_at:
-            newest[head.chain] = head  # in the journal's order: what was written last counts, whatever the clock says
+            newest[head.chain] = head  # by journal order, not timestamp: clocks can be set back
     return ledger.read(lambda db: rollback.behind_heads(db, newest.values()))
 
 

@@ -1,4 +1,4 @@
-"""What is known of every plugin, in memory: one object that the parts of the lifecycle share."""
+"""The state of every plugin in memory; one object that the parts of the lifecycle share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class LifecycleState:
-    """Records and presences are written by `registry`, faults by `pairs`, what is under way by `decisions`."""
+    """`registry` writes records and presences, `pairs` writes faults, `decisions` writes the rest."""
 
     records: dict[str, Record] = field(default_factory=dict)
     """By id, tombstones too."""
@@ -28,13 +28,13 @@ class LifecycleState:
     presences: dict[str, Presence] = field(default_factory=dict)
     """By id, what the disk says; empty until the first scan."""
     pair_faults: dict[str, Fault] = field(default_factory=dict)
-    """By identity, why a stored pair may not run; one that is not in here verified when it was last judged."""
+    """By identity, why a stored pair may not run; absent if it verified when last judged."""
     busy: set[str] = field(default_factory=set)
-    """Ids that a decision is being carried out for: their records change through it alone."""
+    """Ids with a decision under way: only that decision changes their records."""
     in_handover: set[str] = field(default_factory=set)
-    """Ids that another publisher is taking over: nothing is done for them."""
+    """Ids that another publisher is taking over: host services do nothing for them."""
     being_stored: dict[str, str] = field(default_factory=dict)
-    """By id, identities whose pair a decision is storing, though no record names them yet."""
+    """By id, identity of the pair that a decision is storing: not collected before a record names it."""
 
     def presence(self, plugin_id: str) -> Presence:
         """What the disk says of an id right now."""

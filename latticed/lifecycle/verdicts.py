@@ -1,6 +1,6 @@
-"""Verdicts as audit events: what the disk says of a plugin or of a stranger's bundle, when that changes. Pure.
+"""Audit events for verdicts that change, on plugins and on bundles that no record came from. Pure.
 
-What verifies at first sight is no news: its record says so. What was refused or gone and verifies again is.
+A bundle that verifies when first seen gives no event, its record shows it; one that was refused or gone before does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event | None:
-    """What is new about a plugin on record; None when nothing is. Without `before`, it is looked at for the first time.
+    """The event for a plugin whose fault code changed, or None; `before` is None at the first scan.
 
-    `reason` says why it is not available; `detail.before` the code until now, empty when it was available.
+    `reason` says why it is not available; `detail.before` is the previous code, empty when it was available.
     """
     was = before.trouble if before is not None else None
     trouble = after.trouble
@@ -36,7 +36,7 @@ def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event
 
 
 def of_bundle(name: str, before: Refused | None, refused: Refused | None, *, copies: int = 1) -> Event | None:
-    """What is new about the bundle `name` that no record came from: refused, or no longer so."""
+    """The event for a bundle that no record came from: newly refused, or no longer refused."""
     if refused is None and before is None:
         return None
     return Event(

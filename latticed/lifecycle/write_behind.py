@@ -1,6 +1,6 @@
-"""Writes to the ledger what has already taken effect: records that follow the disk, stops that could not wait, floors.
+"""Writes to the ledger what has already taken effect: records that follow the disk, stops, floors.
 
-While the ledger does not take them, they are tried again, every AGAIN_S.
+Failed writes are retried every AGAIN_S.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logs.get_logger()
 
 
 class WriteBehind:
-    """Saves records by id as they are at that moment; those of ids with a decision under way (`busy`) after its end."""
+    """Saves the current record of each id; ids with a decision under way (`busy`) wait for its end."""
 
     def __init__(self, ledger: Ledger, store: Store, revocations: RevocationKeeper, state: LifecycleState) -> None:
         self._ledger = ledger
@@ -40,28 +40,28 @@ class WriteBehind:
         self._saving: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
         self.refused = 0
-        """How many records the ledger did not take when they were last offered."""
+        """How many records the last write could not save."""
 
     def save(self, plugin_id: str, event: Event | None = None) -> None:
-        """Have a record written soon, with the event that tells why it changed."""
+        """Have a record written soon, with the event that explains its change."""
         self._unsaved.add(plugin_id)
         if event is not None:
             self._pending_events.append(event)
         self.wake()
 
     def wake(self) -> None:
-        """Go on saving: an id is no longer busy."""
+        """Resume saving: an id is no longer busy."""
         if self._unsaved and (self._saving is None or self._saving.done()):
             self._saving = fenced(self._save(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
 
     def tidy(self) -> None:
-        """Have floors mirrored, and stored pairs that nobody runs from dropped, soon and once for many changes."""
+        """Have floors written and unused stored pairs removed soon; many calls give one run."""
         self._needs_tidying = True
         if self._tidying is None or self._tidying.done():
             self._tidying = fenced(self._tidy(), lambda e: log.error("tidying_failed", error=repr(e)), name="tidying")
 
     async def flush(self) -> bool:
-        """Write what has not been written; False when the ledger cannot."""
+        """Write what is pending; False when that failed."""
         ids = self._unsaved.difference(self._state.busy)
         pending = [self._state.records[plugin_id] for plugin_id in ids]
         if not pending:
@@ -69,7 +69,7 @@ class WriteBehind:
         events, self._pending_events = (
             self._pending_events,
             [],
-        )  # taken, so that a flush beside this one does not write them again
+        )  # taken, so that a concurrent flush does not write them too
 
         def change(tx: Transaction) -> None:
             for record in pending:
@@ -82,19 +82,19 @@ class WriteBehind:
         try:
             await self._ledger.write(change)
             written = True
-        except Exception as error:  # noqa: BLE001 - whatever kept it from being written, it is tried again
+        except Exception as error:  # noqa: BLE001 - any failure is retried
             log.error("records_not_saved", records=len(pending), error=str(error))
         finally:
-            if not written:  # cancelled, too: nobody knows whether it was, and twice is better than never
+            if not written:  # also when cancelled: a duplicate is better than a loss
                 self._unsaved |= ids
                 self._pending_events[:0] = events
-                if not self._closed:  # the saver may have found nothing to do while they were being offered
+                if not self._closed:  # the saver may have ended while nothing was pending
                     self.wake()
         self.refused = 0 if written else len(pending)
         return written
 
     async def close(self) -> None:
-        """Try a last time."""
+        """Stop the tasks and write what is pending, without retry."""
         self._closed = True
         running = [task for task in (self._saving, self._tidying) if task is not None and not task.done()]
         for task in running:
@@ -103,7 +103,7 @@ class WriteBehind:
         await self.flush()
         if self._needs_tidying:
             await self._put_in_order()
-        else:  # they name the newest head, by which an older ledger is known at the next start
+        else:  # the newest head in the floors lets the next start detect a rollback
             await self._revocations.write_floors(self._state.records.values())
 
     async def _save(self) -> None:

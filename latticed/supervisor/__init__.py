@@ -1,5 +1,5 @@
-"""What is alive: one handle per plugin, kept as the lifecycle wants it.
+"""Running plugins: one handle per plugin, kept in the state that the lifecycle asks for.
 
-`decide` is pure; `handle` performs what it says; `supervisor` holds the handles and their health ticks.
+`decide` is pure; `handle` performs its actions; `supervisor` has the handles and their health ticks.
 The package never decides what an operator wants, and a failure of one plugin never leaves its handle.
 """

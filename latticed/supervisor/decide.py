@@ -1,4 +1,4 @@
-"""Every rule of supervision, as one pure function: what a handle does when something happens to it."""
+"""Every rule of supervision, as one pure function: the next state of a handle, and the actions to take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latticed.model.runtime import Health
 
 
 class Phase(StrEnum):
-    """Where a handle stands. Only STARTING and STOPPING end by themselves."""
+    """State of a handle. All but STARTING and STOPPING are settled (`SETTLED`)."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -19,7 +19,7 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     WAITING = "waiting"  # failed, will be started again
     BROKEN = "broken"  # failed too often in a row: the breaker is open until an operator restarts it
-    HELD = "held"  # failed for a reason that trying again cannot mend: its bundle no longer verifies
+    HELD = "held"  # failed for a reason that a retry cannot mend: its bundle no longer verifies
 
 
 EXCUSED = frozenset({"message_too_large"})
@@ -30,7 +30,7 @@ SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Ph
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandleState:
-    """One handle. `fault` is the last error, `pending` what becomes of it once it has stopped."""
+    """One handle. `fault` is the last error, `pending` the failure to count once it has stopped."""
 
     phase: Phase = Phase.STOPPED
     wanted: bool = False
@@ -43,19 +43,19 @@ class HandleState:
     pending: InstanceFailed | None = None
 
 
-# What can happen to a handle.
+# Events.
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """It is wanted alive; with `afresh` what runs now is replaced (another identity, or an operator's restart)."""
+    """The plugin is to run; `afresh` replaces a running instance (another identity, or an operator's restart)."""
 
     afresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """It is no longer wanted; `fault` says why when that is not the operator's decision."""
+    """The plugin is to stop; `fault` says why, unless the operator decided it."""
 
     fault: Fault | None = None
 
@@ -67,10 +67,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFailed:
-    """It could not start, or ended by itself after `uptime_s`; `final` when trying again cannot mend it.
+    """It could not start, or ended by itself after `uptime_s`; `final` when a retry cannot help.
 
     `visited`: a request from outside had reached this instance, and may have caused the failure even if it was
-    answered: then the failure makes the retry delay grow, but does not count for the breaker.
+    answered: then the retry delay grows, but the failure does not count for the breaker.
     """
 
     code: str
@@ -104,7 +104,7 @@ Event = Arm | Disarm | Started | InstanceFailed | Checked | RetryDue | Stopped
 
 
 class HandleAction(StrEnum):
-    """What the actor is to do. RETRY takes its delay from the state's failures."""
+    """What the handle is to do. RETRY takes its delay from the state's failures."""
 
     START = "start"
     STOP = "stop"
@@ -164,14 +164,14 @@ def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
 
 
 def _still_broken(state: HandleState) -> HandleState:
-    """Its bundle went and came back: that is no operator's word, so the breaker stays open."""
+    """Its bundle went and came back; the breaker stays open until an operator restarts the plugin."""
     reason = f"failed {state.failures.counted} times in a row before, and waits for an operator to restart it"
     return replace(state, phase=Phase.BROKEN, fault=Fault("breaker_open", reason), message=reason)
 
 
 def _disarm(state: HandleState, fault: Fault | None) -> Next:
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
-    if fault is None:  # an operator's word forgives, whatever else is found while it stops
+    if fault is None:  # an operator's decision clears the failures
         unwanted = replace(unwanted, failures=restart.Failures())
     match state.phase:
         case Phase.STARTING | Phase.ARMED:
@@ -185,7 +185,7 @@ def _disarm(state: HandleState, fault: Fault | None) -> Next:
 
 
 def _not_wanted(state: HandleState) -> HandleState:
-    """Not wanted and not running: HELD when something is wrong with it, else STOPPED by an operator."""
+    """Not wanted and not running: HELD if it has a fault, else STOPPED."""
     if state.fault is None:
         return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
     return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.reason)

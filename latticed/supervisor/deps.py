@@ -1,4 +1,4 @@
-"""What every handle works with."""
+"""Dependencies and helpers that all handles share."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ _LOG_EVENTS: Final = {"armed": "plugin_armed", "stopped": "plugin_stopped", "fai
 STARTS: Final = 8
 """How many plugins are started at a time."""
 TURN_S: Final = 1.0
+"""How long one start may occupy a slot of STARTS."""
 STOP_MARGIN_S: Final = 5.0
-"""How much longer than its grace a plugin may take to end; the handle goes on without it then."""
+"""How much longer than its grace a plugin may take to end, before the handle stops waiting for it."""
 _PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
 FINAL_CODES: Final = _PAIR_CODES | {
     "sandbox_unavailable",
@@ -47,8 +48,8 @@ FINAL_CODES: Final = _PAIR_CODES | {
     "artifact_not_executable",
     "interpreter_not_allowed",
 }
-"""Failures that trying again cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error
-may pass."""
+"""Failures that a retry cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error may
+pass, so it is not among them."""
 
 
 async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
@@ -65,10 +66,10 @@ async def _nothing_to_drain(_: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class HandleDeps:
-    """What a handle works with; one for all handles.
+    """One for all handles.
 
     `judge` verifies the stored pair of an identity under the current policy, without reading the artifact when its
-    SHA-256 is given; `record` has an event written as soon as that can be.
+    SHA-256 is given; `record` has an event written as soon as possible.
     """
 
     runners: Mapping[str, Runner]
@@ -105,9 +106,10 @@ class HandleDeps:
             await self.runners[plugin.manifest.type].admit(plugin, pair)
 
     async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
-        """Verify the stored pair again, then let its runner start it; TimeoutError after `start_deadline_s`.
+        """Verify the stored pair again, then have its runner start it; Problem, or TimeoutError.
 
-        At most STARTS at a time: a thousand at once would all miss the deadline, and again when they are retried.
+        The deadline (`start_deadline_s`) begins once a slot of `starts` is free: of a thousand plugins starting at once,
+        all would miss it, and again when they are retried.
         """
         async with self._turn():
             async with asyncio.timeout(self.start_deadline_s):
@@ -115,7 +117,7 @@ class HandleDeps:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One of `starts`, for TURN_S at most: a plugin that never answers must not keep others from starting."""
+        """One slot of `starts`, released after TURN_S at the latest: one that hangs must not block other starts."""
         await self.starts.acquire()
         acquired = contextlib.ExitStack()
         acquired.callback(self.starts.release)
@@ -138,7 +140,7 @@ class HandleDeps:
             return await runner.start(plugin, pair, gate, on_exit)
 
     async def end(self, plugin_id: str, living: Instance | None, *, at_once: bool, for_good: bool) -> None:
-        """End what is alive of a plugin and, `for_good`, what host services do for it; never raises."""
+        """End the running instance and, `for_good`, what host services do for its plugin; never raises."""
         grace_s = 0.0 if at_once else self.stop_grace_s
         if living is not None:
             await _in_time(plugin_id, living.stop(grace_s), grace_s)
@@ -147,7 +149,7 @@ class HandleDeps:
 
     @contextlib.contextmanager
     def _opened(self, plugin: PluginToRun) -> Iterator[BundleDirectory]:
-        """The stored pair. It may change after it was judged: that is a Problem with the code of a verdict, too."""
+        """The stored pair; if it changed after it was judged, a Problem with the code of a verdict."""
         try:
             with self.store.open(plugin.identity) as pair:
                 yield pair
@@ -159,24 +161,24 @@ class HandleDeps:
             raise
 
     def _report_refused(self, plugin: PluginToRun, code: str) -> None:
-        """Put the id into `refused` when it is the stored pair that is at fault."""
+        """Put the id into `refused` if `code` is a fault of the stored pair."""
         if code in _PAIR_CODES:
             self.refused.put_nowait(plugin.id)
 
     def later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
-        """By the wheel, which turns every 50 ms; without a delay, as soon as the loop comes to it."""
+        """Call by the timer wheel (50 ms resolution); without a delay, in the next iteration of the event loop."""
         if delay_s <= 0:
             return asyncio.get_running_loop().call_soon(call)
         return self.wheel.add(delay_s, call)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task whose failure is logged and goes no further."""
+        """A task whose failure is logged only."""
         task = fenced(work, lambda error: log.error("task_failed", task=name, error=repr(error)), name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     def note(self, event: AuditEvent) -> None:
-        """Have what happened to a handle recorded; stopping never waits for that."""
+        """Log an event and have it recorded; stopping never waits for that."""
         log.info(_LOG_EVENTS[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
         self.record(event)

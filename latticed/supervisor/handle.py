@@ -1,4 +1,4 @@
-"""One plugin's handle: performs what `decide` says, in one task that lives only while there is something to do."""
+"""One plugin's handle: performs what `decide` returns, in a task that exists only while there is something to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latticed.supervisor.deps import HandleDeps
 
 FIRST_CHECK_S: Final = 1.0
-"""How soon after its start a plugin is first asked how it is; from then on its own interval counts."""
+"""Longest delay of the first health check after a start; later ones follow the manifest's interval."""
 
 log = logs.get_logger()
 
@@ -39,7 +39,7 @@ _STATE_OF = {
 
 
 class Handle:
-    """Keeps one plugin as it is wanted. `post` takes every event; all of it happens on the loop."""
+    """Keeps one plugin in the state that is wanted. `post` takes every event; all runs on the event loop."""
 
     def __init__(self, plugin: PluginToRun, tools: HandleDeps) -> None:
         self.plugin = plugin
@@ -61,10 +61,10 @@ class Handle:
         self._since_s = 0.0
         self._seen = Runtime()
 
-    # What others see.
+    # Queries and calls.
 
     def runtime(self) -> Runtime:
-        """What is alive right now, as last noted."""
+        """The running state, as of the last event."""
         return self._seen
 
     async def settled(self) -> None:
@@ -81,14 +81,14 @@ class Handle:
         return self._instance
 
     def visit(self) -> Instance:
-        """The running instance for an outside request, or Problem; from now on its failure counts for no breaker."""
+        """The running instance for an outside request, or Problem; its failures no longer count for the breaker."""
         instance = self.instance()
         self._visited = True
         return instance
 
     @property
     def distrusted(self) -> bool:
-        """Whether it is to end for a fault of its bundle: then it is killed at once, and its answers are dropped."""
+        """Whether it ends for a fault of its bundle: then it is killed without grace, and its answers are dropped."""
         return not self.state.wanted and self.state.fault is not None
 
     @property
@@ -116,10 +116,10 @@ class Handle:
         if self._gate is not None:
             self._gate.regrant(granted)
 
-    # What happens to it.
+    # Events.
 
     def post(self, event: rules.Event) -> None:
-        """Take one event: decide, note, act."""
+        """Take one event: decide, update the runtime, act."""
         before = self.state
         self.state, actions = rules.decide(before, event, self._rules())
         if self.state.phase is not before.phase:
@@ -145,7 +145,7 @@ class Handle:
                 self._cancel_retry()
             case HandleAction.START | HandleAction.STOP:
                 if action is HandleAction.STOP:
-                    self._close_gate()  # nothing of it is answered from here on, whatever it takes to end it
+                    self._close_gate()  # no host calls from here on, however long stopping takes
                     if self._starting is not None:
                         self._starting.cancel()
                 self._todo.append(action)
@@ -190,7 +190,7 @@ class Handle:
                 self._fail(self._early)
 
     async def _started(self, starting: asyncio.Task[Instance]) -> rules.InstanceFailed | None:
-        """Wait for the runner; what went wrong, or None, also when it was stopped while starting."""
+        """Wait for the runner; the failure, or None, also when it was stopped while starting."""
         try:
             self._instance = await starting
         except TimeoutError:
@@ -222,7 +222,7 @@ class Handle:
         """The instance ended by itself; an exit that belongs to an earlier instance is ignored."""
         if instance_no != self._instance_no:
             return
-        if self.state.phase is Phase.STARTING:  # it ended before the start was noticed
+        if self.state.phase is Phase.STARTING:  # it ended before the runner returned it
             self._early = rules.InstanceFailed(code=code, message=message)
         elif self.state.phase is Phase.ARMED:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
@@ -263,7 +263,7 @@ class Handle:
                 found = await instance.check()
         except TimeoutError:
             found = Checkup(health=Health.UNHEALTHY, message=f"no answer within {timeout_s} s")
-        except Exception as error:  # noqa: BLE001 - a check that fails is a bad check, whatever it raised
+        except Exception as error:  # noqa: BLE001 - any exception is a bad check
             found = Checkup(health=Health.UNHEALTHY, message=str(error) or type(error).__name__)
         if instance_no != self._instance_no or self.state.phase is not Phase.ARMED:
             return
@@ -274,13 +274,13 @@ class Handle:
         if self.state.phase is Phase.ARMED:
             self._check_later()
 
-    # What is noted.
+    # Runtime and audit.
 
     def _now_us(self) -> int:
         return self._tools.clock.wall_us()
 
     def _changed(self, before: Phase) -> None:
-        """Note a new phase: times, audit, whoever waits for it."""
+        """Handle a new phase: times, health checks, audit event, waiters of `settled`."""
         now, phase = self._now_us(), self.state.phase
         if phase is Phase.ARMED:
             self._seen = replace(self._seen, started_at=now)

@@ -1,4 +1,4 @@
-"""All handles, the timer wheel they share, and their orderly end."""
+"""All handles, the timer wheel that they share, and their shutdown."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _NOT_RUNNING: Final = Runtime()
 
 
 class Supervisor:
-    """Keeps running what is to run. An async context manager: leaving it stops everything."""
+    """Runs the plugins that are armed. An async context manager: leaving it stops all of them."""
 
     def __init__(self, tools: HandleDeps, handles: dict[str, Handle]) -> None:
-        """`handles` is empty; whoever else holds it reads there what is running."""
+        """`handles` is empty; host services share it to see which plugins run."""
         self._tools = tools
         self._handles = handles
         self._wheel: asyncio.Task[None] | None = None
         self._closing = False
         self.refused = tools.refused
-        """News for the lifecycle: ids whose stored pair was refused at a start."""
+        """Ids whose stored pair was refused at a start; the lifecycle reads them."""
 
     async def __aenter__(self) -> Self:
         self._wheel = asyncio.create_task(self._tools.wheel.run(), name="timer wheel")
@@ -49,7 +49,7 @@ class Supervisor:
             await asyncio.gather(*self._tools.tasks, return_exceptions=True)
 
     def arm(self, plugin: PluginToRun, granted: frozenset[str], *, afresh: bool = False) -> None:
-        """Want `plugin` alive with these capabilities; another identity replaces what runs."""
+        """Have `plugin` running with these capabilities; a running instance of another identity is replaced."""
         if self._closing:
             return
         handle = self._handle(plugin)
@@ -59,7 +59,7 @@ class Supervisor:
         handle.post(rules.Arm(afresh=afresh))
 
     def disarm(self, plugin: PluginToRun, fault: Fault | None = None) -> None:
-        """No longer want it alive; `fault` says why when the operator did not ask for it."""
+        """Have `plugin` stopped; `fault` says why, unless the operator asked for it."""
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))
 
@@ -70,7 +70,7 @@ class Supervisor:
             del self._handles[plugin_id]
 
     def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:
-        """Change what an armed plugin may ask of its Gate, at once."""
+        """Change what an armed plugin's Gate allows, at once."""
         if handle := self._handles.get(plugin_id):
             handle.regrant(granted)
 
@@ -83,7 +83,7 @@ class Supervisor:
             handle.post(rules.Arm(afresh=True))
 
     def runtime(self, plugin_id: str) -> Runtime:
-        """What is alive of a plugin; a stopped one when there is no handle."""
+        """The running state of a plugin; a stopped one when there is no handle."""
         handle = self._handles.get(plugin_id)
         return handle.runtime() if handle else _NOT_RUNNING
 
@@ -100,15 +100,18 @@ class Supervisor:
                 return
 
     async def invoke(self, plugin_id: str, action: str, payload: Any, *, by_outsider: bool = False) -> dict[str, Any]:
-        """Have an armed plugin carry out `action`; `by_outsider` when no operator stands behind the payload."""
+        """Have an armed plugin carry out `action`; Problem when it cannot.
+
+        `by_outsider`: the payload does not come from an operator, so later failures do not count for the breaker.
+        """
         return await self._known(plugin_id).invoke(action, payload, by_outsider=by_outsider)
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
-        """One host call on behalf of an armed plugin, through its Gate like its own; Problem, or HostError."""
+        """A host call on behalf of an armed plugin, through its Gate; Problem, or HostError."""
         return await self._known(plugin_id).call(method, params)
 
     def ids(self) -> list[str]:
-        """Of all plugins that have a handle."""
+        """Ids of all plugins that have a handle."""
         return list(self._handles)
 
     def calls(self) -> Mapping[str, Count]:
