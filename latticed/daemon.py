@@ -236,8 +236,8 @@ def _settle_collector() -> None:
     """Exempt objects that live as long as the daemon from collection, and make full collections rare.
 
     With Python's defaults one message of 50,000 values triggers full collections, each of which walks all objects of
-    the daemon: 160 ms of the event loop at 100 plugins, and nothing found. Generation 0 keeps its threshold: the garbage
-    of one outside request may be 1 MiB.
+    the daemon: 160 ms of the event loop at 100 plugins, and nothing found. Generation 0 keeps its threshold: the
+    garbage of one outside request may be 1 MiB.
     """
     gc.collect()
     gc.freeze()

@@ -125,9 +125,9 @@ class Gate:
     async def call_raw(self, method: str, payload: bytes) -> Any:
         """The JSON result of one host call; HostError says why it was not carried out.
 
-        `payload` is the parameters as the plugin wrote them, a JSON object, decoded into the service's own struct:
-        unknown fields are skipped. Size and hash on record are of these bytes. The audit event is on record before the
-        call is carried out, and before a denial is answered.
+        `payload` is the parameters as the plugin wrote them, a JSON object, decoded into the service's own struct: an
+        unknown field is refused before its value is decoded. Size and hash on record are of these bytes. The audit
+        event is on record before the call is carried out, and before a denial is answered.
         """
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")

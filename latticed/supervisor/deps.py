@@ -108,8 +108,8 @@ class HandleDeps:
     async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         """Verify the stored pair again, then have its runner start it; Problem, or TimeoutError.
 
-        The deadline (`start_deadline_s`) begins once a slot of `starts` is free: of a thousand plugins starting at once,
-        all would miss it, and again when they are retried.
+        The deadline (`start_deadline_s`) begins once a slot of `starts` is free: else, of a thousand plugins starting
+        at once, all would miss it, and again when they are retried.
         """
         async with self._turn():
             async with asyncio.timeout(self.start_deadline_s):

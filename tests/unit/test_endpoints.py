@@ -1,4 +1,4 @@
-"""Where plugins' routes may be served, and under which names."""
+"""Addresses that plugins' routes may be served on, and host names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from latticed.settings import endpoints
         ("[0:0:0:0:0:0:0:1]:1", ("::1", 1)),
     ],
 )
-def test_loopback_addresses(value, found):
+def test_loopback_address_is_parsed(value, found):
     assert endpoints.loopback(value) == found
 
 
@@ -32,7 +32,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_everything_else_is_refused_by_the_settings(tmp_path, value):
+def test_other_addresses_are_refused_by_settings(tmp_path, value):
     """With the key, the file, and what was expected."""
     file = tmp_path / "latticed.toml"
     file.write_text(f'[http]\nlisten = "{value}"\n')
@@ -51,7 +51,7 @@ def test_everything_else_is_refused_by_the_settings(tmp_path, value):
         ("127.0.0.1", ("127.0.0.1", None)),
     ],
 )
-def test_host_names(value, found):
+def test_host_name_is_normalised(value, found):
     """In lower case, with the port apart."""
     assert endpoints.host(value) == found
 
@@ -60,7 +60,7 @@ def test_host_names(value, found):
     "value",
     ["", "a b", "a/b", "a@b", "a:b", "a:1:2", "a:65536", "::1", "[::1", "-a", "a.", "ä", "a,b", "a\n", "a" * 300],
 )
-def test_what_is_no_host_is_refused_by_the_settings(tmp_path, value):
+def test_invalid_host_name_is_refused_by_settings(tmp_path, value):
     assert endpoints.host(value) is None
     file = tmp_path / "latticed.toml"
     file.write_text(f"[http]\nhosts = ['ok', {value!r}]\n" if "\n" not in value else "[http]\nhosts = ['a b']\n")
@@ -68,8 +68,8 @@ def test_what_is_no_host_is_refused_by_the_settings(tmp_path, value):
         room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
 
 
-def test_services_have_a_loopback_address_or_none(tmp_path):
-    """None unless the operator names one; then by the same rules."""
+def test_service_listen_is_loopback_or_empty(tmp_path):
+    """Empty by default, then no listener."""
     file = tmp_path / "latticed.toml"
     for value in ("", "127.0.0.1:8788", "[::1]:0"):
         file.write_text(f'[http]\nservice_listen = "{value}"\n')

@@ -1,4 +1,4 @@
-"""What a mail relay may be in the settings."""
+"""Mail relays in the settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from latticed.settings import relays
         ("smtp://[2001:DB8::1]:587", ("smtp", "2001:db8::1", 587, False)),
     ],
 )
-def test_a_relay(value, found):
-    """Scheme, host, port; with the address that a name is pinned to."""
+def test_relay_is_parsed(value, found):
+    """Scheme, host, port, and whether the address of a name is pinned."""
     assert relays.parsed(value) == found
     assert relays.relay_fault(value) == ""
 
@@ -40,19 +40,18 @@ def test_a_relay(value, found):
         "smtp://mail.example.org:25\n",
     ],
 )
-def test_what_is_none(value):
-    """It says what was expected."""
+def test_invalid_relay_is_refused(value):
+    """The fault says what was expected."""
     assert relays.parsed(value) is None
     assert "smtps://host:port" in relays.relay_fault(value)
 
 
-def test_no_relay_is_fine():
-    """Then there is no mail."""
+def test_empty_relay_is_valid():
+    """It turns mail off."""
     assert relays.relay_fault("") == ""
 
 
-def test_whom_plugins_may_write_to():
-    """Addresses and domains."""
+def test_allowed_recipients_are_addresses_or_domains():
     assert relays.allow_fault(("ops@example.org", "@example.org")) == ""
     for odd in ("example.org", "ops@", "ops@ex ample.org", "ops@Example.org", "a@b@c"):
         assert "@example.org" in relays.allow_fault((odd,))

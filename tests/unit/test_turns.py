@@ -1,4 +1,4 @@
-"""The probe of turns: it finds what holds the loop up and names it, collections of garbage too; time asleep is none."""
+"""The probe of event loop turns: it names what blocks the loop, garbage collection too; sleeping does not count."""
 
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ def run(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "words"), [("holds_up", "'worst': 'holds_up:"), ("in_many", "'worst': 'burn'"), ("collects", "collects")]
 )
-def test_a_turn_that_costs_too_much_fails(tmp_path, name, words):
-    """One callback, or many in a turn."""
+def test_turn_over_the_limit_fails(tmp_path, name, words):
+    """Spent by one callback, or by many in one turn."""
     with pytest.raises(AssertionError, match=words):
         run(tmp_path, name)
 
 
-def test_collecting_garbage_is_part_of_a_turn(tmp_path):
+def test_garbage_collection_counts_for_a_turn(tmp_path):
     with pytest.raises(AssertionError):
         run(tmp_path, "collects")
     (longest,) = sorted(turns.Turns(tmp_path / "turns").long(), key=lambda one: one["cost_s"])[-1:]
     assert longest["collecting_s"] > 0
 
 
-def test_time_asleep_is_no_turn_of_the_processors(tmp_path):
-    """What a busy machine makes of a turn's time on the clock fails no test."""
+def test_sleeping_does_not_count(tmp_path):
+    """Turns are measured in CPU time, so that a busy machine fails no test."""
     assert sum(run(tmp_path, "waits").counts()) >= 200
 
 
-def test_one_turn_in_a_hundred_may_be_longer():
+def test_p99_ignores_one_long_turn_in_a_hundred():
     steps = [0] * 400
     steps[1], steps[300] = 990, 10
     assert turns.p99(steps) == pytest.approx(0.0005)
@@ -86,7 +86,7 @@ def test_one_turn_in_a_hundred_may_be_longer():
     assert turns.p99([0] * 400) == 0
 
 
-def test_of_few_turns_a_few_may_be_longer():
+def test_p99_of_few_turns_ignores_a_few_long_ones():
     steps = [0] * 400
     steps[1], steps[300] = 50, 3
     assert turns.p99(steps) == pytest.approx(0.0005)

@@ -1,4 +1,4 @@
-"""Every rule of access, in its order, and the arithmetic of rates. No loop, no clock."""
+"""Every access rule for host calls, in its order. No event loop, no clock."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def judged(rights, *, method="kv.get", size=10, within_rate=True):
         (BOTH, {"size": 101, "within_rate": False}, "too_large"),
     ],
 )
-def test_the_first_rule_that_fails_answers(rights, call, expected):
-    """Known, declared, granted, small enough, not too often."""
+def test_first_failing_rule_gives_the_denial(rights, call, expected):
+    """Known, declared, granted, small enough, within the rate."""
     assert judged(rights, **call) == expected
 
 
@@ -47,8 +47,8 @@ def test_the_first_rule_that_fails_answers(rights, call, expected):
     declared=st.frozensets(st.sampled_from(sorted(set(hostcall.CAPABILITY_OF.values())))),
     granted=st.frozensets(st.sampled_from(sorted(set(hostcall.CAPABILITY_OF.values())))),
 )
-def test_allowed_is_declared_and_granted(method, declared, granted):
-    """A grant of what is not declared opens nothing; nor does a declaration that nobody granted."""
+def test_call_needs_capability_declared_and_granted(method, declared, granted):
+    """Neither a grant of what is not declared nor a declaration alone makes it effective."""
     found = judged(Rights(declared=declared, granted=granted), method=method)
     needed = hostcall.CAPABILITY_OF.get(method)
     assert isinstance(found, Allow) == (needed is not None and needed in declared and needed in granted)

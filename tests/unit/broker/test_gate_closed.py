@@ -1,4 +1,4 @@
-"""A Gate that is closed while a call of it is being put on record."""
+"""A Gate that is closed while one of its calls is being recorded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Nothing(Params, frozen=True):
     pass
 
 
-async def test_a_call_is_not_carried_out_once_the_gate_is_closed():
-    """Tamper-stop between the record and the deed: the deed does not happen, and that is on record too."""
+async def test_call_is_not_carried_out_after_gate_closed():
+    """A stop between recording and dispatch: the call is denied, and that is on record too."""
     recording, go_on, recorded, served = asyncio.Event(), asyncio.Event(), [], []
 
     async def record(event):

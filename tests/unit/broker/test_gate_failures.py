@@ -1,4 +1,4 @@
-"""A host service that fails: the plugin hears `internal`, the log hears it at a bounded rate."""
+"""A host service that fails: the plugin gets `internal`, the log gets a bounded number of lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Nothing(Params, frozen=True):
     pass
 
 
-async def test_a_flood_of_failing_calls_is_a_line_and_a_count(monkeypatch):
+async def test_many_failing_calls_log_a_line_and_a_count(monkeypatch):
     logged = []
 
     class Log:
@@ -46,8 +46,8 @@ async def test_a_flood_of_failing_calls_is_a_line_and_a_count(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["log.write", "kv.put", "no.such"])
-async def test_a_refusal_of_what_came_too_soon_waits(monkeypatch, method):
-    """Granted or not, known or not: a flood of refused calls fills the loop no more than one of granted ones."""
+async def test_denial_over_rate_is_delayed(monkeypatch, method):
+    """Granted or not, known or not: denied calls load the event loop no more than allowed ones."""
     waited = []
 
     async def pause(seconds):

@@ -1,4 +1,4 @@
-"""Parameters reach a service as the plugin wrote them: what is in them is judged by the service's own struct."""
+"""Parameters reach a service as the plugin wrote them; the service's own struct validates them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def gate():
     [rb'"\ud800"', rb'{"\udfff":1}', b"1e400", b"NaN", b"7" * 5_000, b"[" * 50_000 + b"]" * 50_000, b'"\xff"'],
     ids=["surrogate", "surrogate in a name", "infinite", "NaN", "too many digits", "bottomless", "no UTF-8"],
 )
-async def test_a_value_that_cannot_be_carried_is_refused(gate, value):
+async def test_value_that_cannot_be_decoded_is_refused(gate, value):
     """bad_params for that call, on record; nothing is carried out."""
     found, events, served = gate
     with pytest.raises(HostError) as refused:
@@ -52,16 +52,16 @@ async def test_a_value_that_cannot_be_carried_is_refused(gate, value):
     assert served == []
 
 
-async def test_what_no_field_wants_is_not_decoded(gate):
-    """A flood of objects under an unknown name costs its bytes, nothing more: nobody finds the odd value at its end."""
+async def test_unknown_field_is_refused_undecoded(gate):
+    """Many objects under an unknown name cost no decoding: the invalid number at their end is not reached."""
     found, events, served = gate
     with pytest.raises(HostError, match="unknown field `b`"):
         await found.call_raw("log.write", b'{"b":[' + b"[]," * 40_000 + b"1e400]}")
     assert (len(events), served) == (1, [])
 
 
-async def test_size_and_hash_on_record_are_of_the_bytes_that_came(gate):
-    """Not of another way to write the same."""
+async def test_recorded_size_and_hash_are_of_the_received_bytes(gate):
+    """Not of a re-encoded form."""
     found, events, served = gate
     said = b'{ "a" : "\\u00e9" }'
     assert await found.call_raw("log.write", said) == "done"

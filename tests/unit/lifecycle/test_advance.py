@@ -1,4 +1,4 @@
-"""Every rule of the lifecycle, one by one: the record after a decision, or the refusal."""
+"""Every rule of the lifecycle: the record after a decision, or the refusal."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_transition_follows_the_table(old, new):
     ],
     ids=["gone", "never seen", "stored pair refused"],
 )
-def test_only_disabling_works_without_a_bundle_that_verifies(old, new, seen):
-    """A stale record can be disabled, not installed or activated."""
+def test_without_verified_bundle_only_disable_works(old, new, seen):
+    """A record whose bundle no longer verifies can be disabled, not installed or activated."""
     outcome = advance.transition(record(old), new, seen, NO_CONSENT, NOW)
     if new is Status.DISABLED:
         assert isinstance(outcome, Record)
@@ -73,7 +73,7 @@ def test_only_disabling_works_without_a_bundle_that_verifies(old, new, seen):
 
 
 def test_host_risk_stays_masked_at_install_until_named():
-    """Read and write are granted by installing; host risk by its name only."""
+    """Installing grants capabilities of read and write risk; those of host risk must be named."""
     found = claim(capabilities=["kv:read", "kv:write", "task:run", "node:admin"])
     plain = decided(record(found=found), Status.INSTALLED, at(found))
     assert plain.granted == ("kv:read", "kv:write")
@@ -82,16 +82,16 @@ def test_host_risk_stays_masked_at_install_until_named():
     assert named.masked == {"node:admin"}
 
 
-def test_consent_to_what_is_not_declared_is_refused():
-    """Accepting more than the manifest asks for is a misunderstanding."""
+def test_consent_to_undeclared_capability_is_refused():
+    """Probably a typing error."""
     outcome = advance.transition(
         record(), Status.INSTALLED, at(claim()), UpgradeConsent(accept=frozenset({"task:run", "nonsense"})), NOW
     )
     assert "nonsense" in refused(outcome, "bad_request").reason
 
 
-def test_hosts_join_and_stay_in_order():
-    """Accepted hosts add up, each once."""
+def test_accepted_hosts_add_up_in_order():
+    """Each once."""
     found = claim()
     installed = decided(record(found=found), Status.INSTALLED, at(found), hosts=("b.x:1", "a.x:1"))
     assert decided(installed, Status.ACTIVE, at(found), hosts=("a.x:1", "c.x:1")).hosts == (
@@ -114,16 +114,16 @@ def test_hosts_join_and_stay_in_order():
         (UpgradeConsent(publisher=""), True),
     ],
 )
-def test_which_consent_takes_the_scope_host(consent, needs):
-    """Host risk, hosts, downgrade and another publisher are not an operator's everyday business (contracts §7)."""
+def test_risky_consent_needs_scope_host(consent, needs):
+    """Host risk, hosts, downgrade and another publisher (contracts §7)."""
     assert consent.needs_host_scope is needs
 
 
-# What the disk says.
+# Changes on disk.
 
 
-def test_a_verified_record_follows_the_disk():
-    """Nothing was decided, so the newest bundle is the plugin; its host risk is masked afresh."""
+def test_verified_record_follows_the_disk():
+    """Nothing was decided, so the newest bundle is the plugin; its host risk is masked again."""
     other = claim("plugins/new", version="2.0.0", capabilities=["kv:read", "task:run"])
     after = advance.follow(record(), other, NOW)
     assert (after.facts.version, after.source, after.masked) == ("2.0.0", "plugins/new", {"task:run"})
@@ -131,7 +131,7 @@ def test_a_verified_record_follows_the_disk():
 
 
 @pytest.mark.parametrize("status", [Status.INSTALLED, Status.ACTIVE, Status.DISABLED])
-def test_an_accepted_record_does_not_follow_the_disk(status):
+def test_accepted_record_does_not_follow_the_disk(status):
     """Another identity is a candidate; the record stays what the operator accepted."""
     before = record(status)
     assert advance.follow(before, claim(version="2.0.0"), NOW) is before
@@ -139,16 +139,16 @@ def test_an_accepted_record_does_not_follow_the_disk(status):
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_the_same_bundle_under_another_name_only_moves(status):
-    """A renamed directory changes where the bundle lies, and nothing else."""
+def test_renamed_bundle_changes_only_its_source(status):
+    """Renaming the directory changes nothing else."""
     before = record(status)
     after = advance.follow(before, claim("market/elsewhere"), NOW)
     assert after == replace(before, source="market/elsewhere", updated_at=NOW)
     assert advance.follow(before, claim(), NOW) == before
 
 
-def test_only_an_accepted_record_holds_a_manifest():
-    """From the bundle that is there when it is installed, until it is forgotten; of others there may be thousands."""
+def test_only_accepted_record_keeps_its_manifest():
+    """From install until forget; there may be thousands of bundles that are not installed."""
     before = record()
     installed = decided(before, Status.INSTALLED, at(claim()))
     assert (before.facts.manifest, installed.facts) == (b"", facts_of(claim().verdict, accepted=True))
@@ -158,8 +158,8 @@ def test_only_an_accepted_record_holds_a_manifest():
     assert gone.facts == before.facts
 
 
-def test_what_is_installed_is_what_the_record_shows():
-    """A bundle replaced so recently that the record does not tell yet is refused, not installed unseen."""
+def test_install_refuses_bundle_that_differs_from_record():
+    """A bundle replaced since the last scan must not be installed unseen."""
     outcome = advance.transition(record(), Status.INSTALLED, at(claim(version="2.0.0")), UpgradeConsent(), NOW)
     assert isinstance(outcome, Problem)
     assert outcome.code == "not_available"
@@ -174,8 +174,8 @@ def upgraded(before: Record, found: records.Claim | None, now: int = NOW, **cons
 
 
 @pytest.mark.parametrize("status", [Status.INSTALLED, Status.ACTIVE, Status.DISABLED])
-def test_upgrade_swaps_the_identity_and_keeps_the_status(status):
-    """The new pair takes the old one's place."""
+def test_upgrade_changes_identity_and_keeps_status(status):
+    """The new pair replaces the old one."""
     before, found = record(status), claim("plugins/new", version="1.1.0", artifact=b"two")
     after = upgraded(before, found)
     assert isinstance(after, Record)
@@ -185,13 +185,13 @@ def test_upgrade_swaps_the_identity_and_keeps_the_status(status):
 
 
 @pytest.mark.parametrize("found", [None, claim()], ids=["nothing", "the same identity"])
-def test_upgrade_without_a_candidate_is_refused(found):
-    """There must be another verified identity."""
+def test_upgrade_without_candidate_is_refused(found):
+    """A candidate is another verified identity."""
     refused(upgraded(record(Status.ACTIVE), found), "no_candidate")
 
 
-def test_what_an_upgrade_widens_is_masked_whatever_its_risk():
-    """Even a new read capability waits for its name; what was granted stays granted."""
+def test_upgrade_masks_new_capabilities_of_any_risk():
+    """Even a new read capability must be named; what was granted stays granted."""
     wider = claim(version="1.1.0", capabilities=["kv:read", "log:write", "audit:read", "task:run"])
     after = upgraded(record(Status.ACTIVE), wider)
     assert isinstance(after, Record)
@@ -201,7 +201,7 @@ def test_what_an_upgrade_widens_is_masked_whatever_its_risk():
     assert named.granted == ("kv:read", "log:write", "audit:read")
 
 
-def test_what_was_trimmed_stays_trimmed_across_an_upgrade():
+def test_upgrade_keeps_trimmed_capabilities_masked():
     """An upgrade grants nothing by itself."""
     trimmed = _regranted(record(Status.ACTIVE), Regrant(trim=frozenset({"log:write"})), NOW)
     assert isinstance(trimmed, Record)
@@ -210,7 +210,7 @@ def test_what_was_trimmed_stays_trimmed_across_an_upgrade():
     assert after.granted == ("kv:read",)
 
 
-def test_a_capability_that_was_dropped_comes_back_masked():
+def test_capability_dropped_and_declared_again_is_masked():
     """Dropped by one version and declared again by the next: that widens."""
     narrow = upgraded(record(Status.ACTIVE), claim(version="1.1.0", capabilities=["kv:read"]))
     assert isinstance(narrow, Record)
@@ -219,7 +219,7 @@ def test_a_capability_that_was_dropped_comes_back_masked():
     assert again.granted == ("kv:read",)
 
 
-def test_another_publisher_inherits_nothing():
+def test_other_publisher_inherits_no_grants():
     """No capability and no host that the old publisher was granted."""
     found = claim()
     before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("api.example.org:443",))
@@ -228,15 +228,15 @@ def test_another_publisher_inherits_nothing():
     assert (after.granted, after.hosts, after.facts.publisher) == ((), (), "rival")
 
 
-def test_another_publisher_of_what_nobody_installed_is_as_at_first_sight():
-    """Only host risk is masked when nothing had been decided yet."""
+def test_other_publisher_before_install_masks_only_host_risk():
+    """As in `first_seen`, since nothing was decided yet."""
     rival = claim("plugins/rival", by="rival", capabilities=["kv:read", "task:run"])
     after = upgraded(record(), rival, publisher="rival")
     assert isinstance(after, Record)
     assert (after.status, after.granted, after.floor) == (Status.VERIFIED, ("kv:read",), "")
 
 
-def test_upgrade_refuses_consent_to_what_the_candidate_does_not_declare():
+def test_upgrade_refuses_consent_to_what_candidate_does_not_declare():
     """The candidate's manifest counts, not the installed one's."""
     found = claim(version="1.1.0", capabilities=["kv:read"])
     refused(upgraded(record(Status.ACTIVE), found, accept=frozenset({"log:write"})), "bad_request")
@@ -264,8 +264,8 @@ def test_upgrade_refuses_consent_to_what_the_candidate_does_not_declare():
         (advance.UNVERSIONED, "", False),
     ],
 )
-def test_which_change_of_version_needs_consent(old, new, needed):
-    """A lower SemVer does; versions without an order always do; a first one never."""
+def test_lower_or_incomparable_version_needs_consent(old, new, needed):
+    """A lower SemVer does; versions that are not comparable always do; a first one never."""
     assert advance.is_downgrade(old, new) is needed
 
 
@@ -282,19 +282,19 @@ def test_which_change_of_version_needs_consent(old, new, needed):
         ("2024-01", "2024-02", "2024-02"),
     ],
 )
-def test_a_semver_floor_never_sinks(floor, version, after):
-    """Whatever is accepted meanwhile, with consent: what was highest stays the floor."""
+def test_semver_floor_never_falls(floor, version, after):
+    """Whatever lower version is accepted with consent, the highest stays the floor."""
     assert advance.higher(floor, version) == after
 
 
-def test_a_change_without_an_order_needs_consent_even_above_the_floor():
-    """From an unordered version to any other, whatever the floor says."""
+def test_incomparable_version_needs_consent_even_above_floor():
+    """From a version that is no SemVer to any other, whatever the floor is."""
     installed = replace(record(Status.INSTALLED, claim(version="banana")), floor="1.0.0")
     assert advance.needs_downgrade(installed, "9.0.0")
 
 
-def test_a_downgrade_needs_consent_and_never_lowers_the_floor():
-    """The floor is the highest ever accepted: each way back down is asked for again."""
+def test_downgrade_needs_consent_and_keeps_floor():
+    """The floor is the highest version ever accepted: each downgrade needs consent again."""
     high = record(Status.ACTIVE, claim(version="2.0.0"))
     low = claim(version="1.0.0")
     assert "2.0.0" in refused(upgraded(high, low), "version_downgrade").reason
@@ -304,8 +304,8 @@ def test_a_downgrade_needs_consent_and_never_lowers_the_floor():
     refused(upgraded(after, claim(version="1.5.0")), "version_downgrade")
 
 
-def test_versions_without_an_order_need_consent_each_time():
-    """The newer decision becomes the floor."""
+def test_incomparable_versions_need_consent_each_time():
+    """The version accepted last becomes the floor."""
     before = record(Status.ACTIVE, claim(version="spring"))
     refused(upgraded(before, claim(version="summer")), "version_downgrade")
     after = upgraded(before, claim(version="summer"), allow_downgrade=True)
@@ -314,8 +314,8 @@ def test_versions_without_an_order_need_consent_each_time():
     refused(upgraded(after, claim(version="1.0.0")), "version_downgrade")
 
 
-def test_the_floor_survives_forget():
-    """Forgetting and dropping an older bundle is no way around the floor."""
+def test_floor_survives_forget():
+    """Forgetting a plugin and adding an older bundle does not bypass the floor."""
     old = record(Status.DISABLED, claim(version="2.0.0"))
     tomb = advance.forget(old, records.GONE, NOW)
     assert isinstance(tomb, Record)
@@ -329,8 +329,8 @@ def test_the_floor_survives_forget():
     assert accepted.floor == "2.0.0"
 
 
-def test_only_installing_asks_about_versions():
-    """What is installed may be switched off and on again, whatever the floor."""
+def test_only_install_checks_the_floor():
+    """An installed plugin may be disabled and activated again, whatever the floor is."""
     found = claim(version="1.0.0")
     before = replace(record(Status.DISABLED, found), floor="2.0.0")
     assert decided(before, Status.ACTIVE, at(found)).floor == "2.0.0"
@@ -340,7 +340,7 @@ def test_only_installing_asks_about_versions():
 
 
 def test_regrant_masks_and_unmasks():
-    """Trim hides, grant shows; the rest is as it was."""
+    """Trim masks, grant unmasks; the rest is unchanged."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "kv:write", "task:run"]))
     after = _regranted(before, Regrant(grant=frozenset({"task:run"}), trim=frozenset({"kv:read"})), NOW)
     assert isinstance(after, Record)
@@ -350,8 +350,8 @@ def test_regrant_masks_and_unmasks():
 
 
 @pytest.mark.parametrize(("grant", "trim"), [({"audit:read"}, set()), (set(), {"audit:read"})])
-def test_regrant_of_what_is_not_declared_is_refused(grant, trim):
-    """Both ways: a trim of something that is not there would be remembered for an upgrade that brings it."""
+def test_regrant_of_undeclared_capability_is_refused(grant, trim):
+    """Trim too: it would be remembered for an upgrade that declares the capability."""
     wanted = Regrant(grant=frozenset(grant), trim=frozenset(trim))
     refused(_regranted(record(Status.ACTIVE), wanted, NOW), "bad_request")
 
@@ -370,8 +370,8 @@ def test_regrant_of_what_is_not_declared_is_refused(grant, trim):
         (Regrant(permits=("bucket=two", "bucket=three")), True),
     ],
 )
-def test_a_change_of_grants_widens_or_only_takes_away(wanted, widens):
-    """By what it comes to, not by what it names."""
+def test_widens_compares_grants_before_and_after(wanted, widens):
+    """By the result, not by what the change names."""
     found = claim(capabilities=["log:write", "task:run"])
     before = replace(
         record(Status.ACTIVE, found),
@@ -384,8 +384,8 @@ def test_a_change_of_grants_widens_or_only_takes_away(wanted, widens):
     assert granting.widens(before, after, DEFAULTS) is widens
 
 
-def test_regrant_replaces_hosts_when_it_names_them():
-    """None leaves them, an empty list takes all away; what is no host is refused."""
+def test_regrant_replaces_hosts_it_names():
+    """None keeps them, an empty list removes all; an invalid host is refused."""
     found = claim()
     before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("a.example:443",))
     for hosts, expected in ((None, ("a.example:443",)), ((), ()), (("b.example:1", "*", "*"), ("b.example:1", "*"))):
@@ -395,8 +395,8 @@ def test_regrant_replaces_hosts_when_it_names_them():
     refused(_regranted(before, Regrant(hosts=("not a host",)), NOW), "bad_request")
 
 
-def test_consent_to_what_is_no_host_is_refused():
-    """A typing error is not kept as a grant."""
+def test_consent_to_invalid_host_is_refused():
+    """A typing error is not stored as a grant."""
     found = claim()
     for host in ("a.example", "a.example:0", "a.example:99999", "http://a.example:443/x", ""):
         refused(
@@ -419,8 +419,8 @@ def test_consent_to_what_is_no_host_is_refused():
         (Status.DISABLED, records.GONE, None),
     ],
 )
-def test_what_can_be_forgotten(status, seen, code):
-    """Whatever is not active, unless it would be back at once with nothing lost."""
+def test_only_inactive_plugin_can_be_forgotten(status, seen, code):
+    """And no undecided bundle that is on disk: it would be back at once."""
     before = replace(record(status), hosts=("a:1",))
     outcome = advance.forget(before, seen, NOW)
     if code:
@@ -447,8 +447,8 @@ def test_what_can_be_forgotten(status, seen, code):
         (Dependency(id="acme.gone"), False),
     ],
 )
-def test_dependencies_are_active_in_a_fitting_version(dependency, met):
-    """Required ones must be; optional ones may be missing."""
+def test_dependency_must_be_active_in_matching_version(dependency, met):
+    """Required ones; optional ones may be missing."""
     known = {
         "acme.base": record(Status.ACTIVE, claim(id="acme.base", version="1.4.0")),
         "acme.off": record(Status.DISABLED, claim(id="acme.off")),
@@ -461,15 +461,14 @@ def test_dependencies_are_active_in_a_fitting_version(dependency, met):
         assert dependency.id in problem.reason
 
 
-def test_the_first_unmet_dependency_is_named():
-    """One at a time is what an operator can act on."""
+def test_first_unmet_dependency_is_named():
     problem = advance.unmet((Dependency(id="acme.one"), Dependency(id="acme.two")), {})
     assert problem is not None
     assert "acme.one" in problem.reason
     assert advance.unmet((), {}) is None
 
 
-def test_what_a_candidate_adds_and_drops():
+def test_upgrade_changes_lists_added_and_dropped():
     """In the manifest's order."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "log:write"]))
     found = records.verified(capabilities=["task:run", "kv:read", "audit:read"])

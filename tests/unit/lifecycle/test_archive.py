@@ -1,4 +1,4 @@
-"""What a backup's manifest may say, however well it is signed."""
+"""What a backup's manifest may contain, even with a valid signature."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def refused(data):
     return caught.value.reason
 
 
-def test_what_is_encoded_is_decoded():
+def test_manifest_survives_encoding():
     found = archive.decode_manifest(signed(SOUND))
     assert [one.name for one in found.entries] == [name for name, _, _ in SOUND["files"]]
     assert archive.decode_manifest(archive.encode_manifest(found, KEY)) == found
@@ -59,12 +59,12 @@ def test_what_is_encoded_is_decoded():
         *(f"{PAIR}/Artifact", "store/AB/artifact", "trust.json", "", ".", "lock", f"{PAIR}/artifact\n"),
     ],
 )
-def test_no_name_leads_anywhere_else(name):
-    """Signed by whoever made the archive: the names are still only those that a backup has."""
+def test_unexpected_file_name_is_refused(name):
+    """Whoever made the archive can sign it, so names are checked against those that a backup has."""
     assert "names a file that no backup has" in refused(signed({**SOUND, "files": [*FILES, [name, 0, EMPTY]]}))
 
 
-def test_every_file_once_and_none_missing():
+def test_duplicate_or_missing_file_is_refused():
     assert "twice" in refused(signed({**SOUND, "files": [*FILES, FILES[0]]}))
     for missing in range(3):
         assert "missing" in refused(signed({**SOUND, "files": FILES[:missing] + FILES[missing + 1 :]}))
@@ -72,19 +72,19 @@ def test_every_file_once_and_none_missing():
 
 @pytest.mark.parametrize("field", SOUND)
 @pytest.mark.parametrize("value", [None, -1, True, 1.5, "x", [], {}, [[1, 2, 3]], [["host.key", -1, EMPTY]], [[]]])
-def test_a_field_of_another_kind_is_refused(field, value):
-    """Whatever stands there: a Problem, never another exception; texts that may say anything may say `x`."""
+def test_field_of_wrong_type_is_refused(field, value):
+    """By a Problem, no other exception; fields of any text may be `x`."""
     if (field, value) in [(name, "x") for name in ("created_at", "version", "last_hash")]:
         return
     refused(signed({**SOUND, field: value}))
 
 
 @given(data=st.binary(max_size=200))
-def test_any_bytes_are_answered_with_a_problem(data):
+def test_arbitrary_bytes_raise_problem(data):
     refused(data)
 
 
-def test_a_file_beyond_the_limits_of_the_settings_is_refused(tmp_path):
+def test_file_over_the_limit_of_settings_is_refused(tmp_path):
     """Before a byte of it is written."""
     plain = {**SOUND, "files": [*FILES, [f"{PAIR}/manifest.json", 0, EMPTY], [f"{PAIR}/artifact", 11, EMPTY]]}
     files = [("manifest.json", signed(plain)), *((name, bytes(size)) for name, size, _ in plain["files"])]

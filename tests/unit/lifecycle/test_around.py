@@ -1,4 +1,4 @@
-"""What a restored state needs around it, told in words."""
+"""What a restored state lacks on its machine, as sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.house import bundles
 
 
 def here(tmp_path, toml=""):
-    """Settings and place of a machine that has a policy and nothing else."""
+    """Settings and paths of a machine that has a policy and nothing else."""
     tmp_path.mkdir(exist_ok=True)
     config = tmp_path / "latticed.toml"
     config.write_text(f'state_dir = "{tmp_path}/state"\nplugin_dir = "{tmp_path}/plugins"\n{toml}')
@@ -24,8 +24,8 @@ def here(tmp_path, toml=""):
     return place, found
 
 
-def test_settings_that_were_set_are_compared(tmp_path):
-    """Those that are the same now are no news; places of the machine are none ever."""
+def test_restore_reports_settings_that_differ(tmp_path):
+    """Equal settings and paths of the machine are not reported."""
     _, old = here(tmp_path / "old", '[audit]\nkeep_days = 7\n[http]\nhosts = ["a.example"]\n')
     were_set = restore_needs.chosen(old)
     assert were_set == (("http.hosts", '["a.example"]'), ("audit.keep_days", "7"))

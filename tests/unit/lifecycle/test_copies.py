@@ -25,8 +25,8 @@ class Lines:
         self.said.append((event, fields))
 
 
-async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
-    """The first copies are one line; each rename looks at one copy and says at most one line; the plugin runs on."""
+async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
+    """The first copies give one line; each rename judges one copy and logs at most one line; the plugin runs on."""
     async with houses.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)
@@ -54,8 +54,8 @@ async def test_renaming_some_of_many_copies_costs_what_changed(monkeypatch):
         assert (await home.plugin(ID))["runtime"]["state"] == "armed"
 
 
-def test_one_batch_says_a_bounded_number_of_lines():
-    """Twenty thousand broken bundles at a start are a hundred lines, and one that counts the rest."""
+def test_batch_logs_bounded_number_of_lines():
+    """20,000 broken bundles at a start give MOST_LINES lines, and one that counts the rest."""
     lines = Lines()
     refusals = RefusedLog(lines)
     with refusals.bounded():
@@ -67,8 +67,8 @@ def test_one_batch_says_a_bounded_number_of_lines():
     assert lines.said[-1][1]["bundle"] == "plugins/later"
 
 
-def test_a_winner_that_loses_its_place_is_told_of():
-    """Not only newcomers are news."""
+def test_former_winner_is_logged():
+    """Not only new claimants."""
     lines = Lines()
     refusals = RefusedLog(lines)
     refusals.newcomer(ID, "plugins/new")

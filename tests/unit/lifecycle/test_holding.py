@@ -1,4 +1,4 @@
-"""What a start holds its ledger to: the floors, and the newest heads of this host in the journal."""
+"""What a start merges into its ledger: the floors, and this host's newest heads in the journal."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def journal(monkeypatch):
     return heads
 
 
-async def test_heads_of_the_journal_show_an_older_ledger(ledger, clock, journal, tmp_path):
-    """Only this host's count, and of those the newest: whoever puts back ledger and floors alike is found out."""
+async def test_journal_heads_reveal_rolled_back_ledger(ledger, clock, journal, tmp_path):
+    """Only heads of this host, the newest of each chain: restoring ledger and floors together is detected."""
     key = Ed25519PrivateKey.from_private_bytes((tmp_path / "state" / "host.key").read_bytes())
     await ledger.record(ACT)
     (head,) = await ledger.sign_head()
@@ -95,10 +95,10 @@ async def test_heads_of_the_journal_show_an_older_ledger(ledger, clock, journal,
     await holding.hold(ledger, clock, accept=True)
     (event,) = ledger.read(lambda db: rows.query(db, action="ledger.rollback_accepted"))
     assert event["decision"] == "allow"
-    await holding.hold(ledger, clock, accept=False)  # what was signed before that says nothing any more
+    await holding.hold(ledger, clock, accept=False)  # heads from before the acceptance are ignored
 
 
-async def test_a_start_like_any_other_changes_nothing(ledger, clock, journal):
+async def test_start_with_agreeing_floors_changes_nothing(ledger, clock, journal):
     await ledger.write(lambda tx: records.put(tx, RECORD))
     await ledger.write_floors(floors.Floors(versions={"acme.demo": "1.2.3"}, masked={"acme.demo": frozenset({"x:y"})}))
     await holding.hold(ledger, clock, accept=True)
@@ -106,8 +106,8 @@ async def test_a_start_like_any_other_changes_nothing(ledger, clock, journal):
     assert ledger.read(records.load_all) == (RECORD,)
 
 
-async def test_a_head_leaves_the_ledger_only_when_it_is_on_disk(ledger, monkeypatch):
-    """What the floors name can be read by others before the file is written."""
+async def test_floors_name_only_heads_that_are_in_the_ledger(ledger, monkeypatch):
+    """Otherwise a crash after writing the floors would look like a rollback."""
     seen = []
     real = floors.write
 
@@ -132,8 +132,8 @@ async def test_a_head_leaves_the_ledger_only_when_it_is_on_disk(ledger, monkeypa
         (floors.Floors(versions={"acme.demo": "1.0.0"}), set(), "1.2.3"),
     ],
 )
-def test_floors_only_take_away(kept, masked, floor):
-    """Masks of what it declares, the higher version; a later pin in the ledger stays."""
+def test_floors_only_tighten(kept, masked, floor):
+    """Masks of what is declared, the higher version; a later pin in the ledger stays."""
     pinned = replace(kept, pins={"acme.demo": floors.Pin(publisher="other", signed=True, identity="")})
     changed = merge_after_loss.held_to({"acme.demo": RECORD}, pinned, now_us=7, replaced=False)
     after = changed[0] if changed else RECORD

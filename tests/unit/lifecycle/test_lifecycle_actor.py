@@ -1,4 +1,4 @@
-"""The lifecycle as a whole: what is alive follows the disk and the decisions. Real bundles in a real house."""
+"""The lifecycle as a whole: running plugins follow the disk and the decisions. Real bundles, real daemon."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def rejected(home, name):
     return home.app.api.lifecycle.rejected()[f"plugins/{name}"].code.value
 
 
-async def test_the_whole_way(home):
+async def test_plugin_passes_through_every_status(home):
     """verified → installed → active → disabled → active, each step with its time and its event."""
     home.drop()
     await home.seen(ID)
@@ -71,7 +71,7 @@ async def test_the_whole_way(home):
         (["installed", "disabled"], "disabled"),
     ],
 )
-async def test_nothing_else_is_a_transition(home, given, wanted):
+async def test_invalid_transition_is_refused(home, given, wanted):
     """409 with its code, on record, and nothing changed."""
     home.drop()
     await home.seen(ID)
@@ -84,8 +84,8 @@ async def test_nothing_else_is_a_transition(home, given, wanted):
     assert refusals(home) == [("invalid_transition", wanted)]
 
 
-async def test_unknown_plugins_are_not_found(home):
-    """404, whatever is asked of them."""
+async def test_unknown_plugin_is_not_found(home):
+    """404 for every request."""
     for answer in (
         await home.decide("acme.none", "installed"),
         await home.ask("GET", "/api/plugins/by-id/acme.none"),
@@ -98,8 +98,8 @@ async def test_unknown_plugins_are_not_found(home):
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-async def test_a_tampered_bundle_cannot_be_activated(home):
-    """not_available, with the code of the verdict in words; disabling still works."""
+async def test_tampered_bundle_cannot_be_activated(home):
+    """not_available, its reason names the verdict's code; disabling still works."""
     bundle = home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -112,8 +112,8 @@ async def test_a_tampered_bundle_cannot_be_activated(home):
     assert (await home.decide(ID, "disabled")).status == 200
 
 
-async def test_a_bundle_that_goes_stops_its_plugin_and_one_that_comes_back_arms_it(home):
-    """The status is the operator's: it stays active all along."""
+async def test_missing_bundle_stops_plugin_and_returned_bundle_arms_it(home):
+    """The status is the operator's: it stays active throughout."""
     bundle = home.drop()
     await home.armed(ID)
     away = home.root / "away"
@@ -128,8 +128,8 @@ async def test_a_bundle_that_goes_stops_its_plugin_and_one_that_comes_back_arms_
     assert home.driven.most[ID] == 1
 
 
-async def test_another_identity_is_a_candidate_and_the_old_one_keeps_running(home):
-    """From the store, though its bundle is gone; upgrade swaps, and what it widens waits for its name."""
+async def test_new_identity_is_candidate_while_old_one_runs(home):
+    """From the store, though its bundle is gone; upgrade switches, and what it widens must be granted by name."""
     home.drop(artifact=b"one")
     old = await home.armed(ID)
     home.drop(artifact=b"two", version="1.1.0", capabilities=["kv:read", "log:write", "audit:read"])
@@ -147,8 +147,8 @@ async def test_another_identity_is_a_candidate_and_the_old_one_keeps_running(hom
     assert (again.status, again.code) == (409, "no_candidate")
 
 
-async def test_a_downgrade_is_asked_for_by_name(home):
-    """409 version_downgrade, then allowed."""
+async def test_downgrade_needs_explicit_consent(home):
+    """409 version_downgrade without it."""
     home.drop(version="2.0.0")
     await home.armed(ID)
     home.drop(version="1.0.0")
@@ -169,8 +169,8 @@ async def test_a_downgrade_is_asked_for_by_name(home):
     ],
     ids=["copy", "wider", "another publisher"],
 )
-async def test_dropping_a_bundle_never_stops_a_plugin(home, twin, code):
-    """Whoever comes second with the id is refused; the plugin does not notice."""
+async def test_second_bundle_of_an_id_does_not_stop_the_plugin(home, twin, code):
+    """The second claimant of the id is refused; the plugin keeps running."""
     home.drop()
     life = await home.armed(ID)
     home.drop("aaa-first-by-name", id=ID, **twin)
@@ -181,8 +181,8 @@ async def test_dropping_a_bundle_never_stops_a_plugin(home, twin, code):
     assert home.driven.attempts[ID] == 1
 
 
-async def test_two_bundles_of_an_id_that_nobody_installed_are_both_refused(tmp_path):
-    """Which one is meant cannot be told; once one goes, the other is the plugin."""
+async def test_two_bundles_of_a_new_id_are_both_refused(tmp_path):
+    """Neither can be preferred; once one is removed, the other is the plugin."""
     (tmp_path / "plugins").mkdir()
     for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
         bundles.drop(tmp_path / "plugins", name, author=ACME, id=ID, version=version)
@@ -195,7 +195,7 @@ async def test_two_bundles_of_an_id_that_nobody_installed_are_both_refused(tmp_p
         assert (await home.plugin(ID))["version"] == "2.0.0"
 
 
-async def test_a_publisher_accepted_by_name_takes_over(home):
+async def test_named_publisher_takes_over_id(home):
     """What was granted to the old one is not granted to the new one."""
     home.drop()
     await home.armed(ID)
@@ -208,8 +208,8 @@ async def test_a_publisher_accepted_by_name_takes_over(home):
     assert await rejected(home, "demo") == "publisher_changed"
 
 
-async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home):
-    """Or it could read and write what is the new one's. While the disk is slow, nothing starts it again."""
+async def test_takeover_stops_old_publishers_code_first(home):
+    """Otherwise it could access the new publisher's data. While the disk is slow, nothing starts it again."""
     home.drop()
     life = await home.armed(ID)
     home.drop("theirs", author=RIVAL, id=ID, version="1.1.0")
@@ -219,7 +219,7 @@ async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home)
     async def stopping(grace_s):
         del grace_s
         held_by.append(home.app.api.lifecycle.records[ID].facts.publisher)
-        home.app.api.lifecycle.registry.refresh(ID)  # something changes on disk just now
+        home.app.api.lifecycle.registry.refresh(ID)  # as after a change on disk
 
     life.stopping = stopping
     assert (await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})).status == 200
@@ -227,8 +227,8 @@ async def test_the_old_publishers_code_has_ended_when_the_id_changes_hands(home)
     assert [one.plugin.manifest.publisher for one in home.driven.of(ID)] == ["acme", "rival"]
 
 
-async def test_a_forgotten_id_can_still_change_hands_by_name(home):
-    """The tombstone keeps the pin; an operator's word opens it."""
+async def test_named_publisher_takes_over_forgotten_id(home):
+    """The tombstone keeps the pin; the operator names the new publisher."""
     bundle = home.drop()
     await home.armed(ID)
     await home.decide(ID, "disabled")
@@ -242,8 +242,8 @@ async def test_a_forgotten_id_can_still_change_hands_by_name(home):
     assert (answer.status, answer.get("publisher"), answer.get("status")) == (200, "rival", "verified"), answer
 
 
-async def test_forgetting_keeps_the_floor(home):
-    """An older version needs its consent even after everything was forgotten."""
+async def test_forget_keeps_version_floor(home):
+    """Installing an older version still needs consent to the downgrade."""
     bundle = home.drop(version="2.0.0")
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -257,8 +257,8 @@ async def test_forgetting_keeps_the_floor(home):
     assert (await home.decide(ID, "installed", allow_downgrade=True)).status == 200
 
 
-async def test_what_is_active_is_not_forgotten(home):
-    """Disable it first."""
+async def test_forget_of_active_plugin_is_refused(home):
+    """It must be disabled first."""
     home.drop()
     await home.armed(ID)
     answer = await home.ask("POST", f"{URL}/forget", {})
@@ -266,8 +266,8 @@ async def test_what_is_active_is_not_forgotten(home):
     assert home.driven.only(ID)
 
 
-async def test_restart_makes_a_new_life(home):
-    """Of what is active only."""
+async def test_restart_starts_new_instance(home):
+    """Only of an active plugin."""
     home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -280,8 +280,8 @@ async def test_restart_makes_a_new_life(home):
     assert home.driven.most[ID] == 1
 
 
-async def test_a_crash_loop_opens_the_breaker_that_only_an_operator_closes():
-    """A bundle that is touched and put back does not start it again; restart does."""
+async def test_crash_loop_opens_breaker_until_operator_restarts():
+    """Removing the bundle and putting it back does not close it."""
     toml = "[supervision]\nbackoff_base_s = 0.0\nbreaker_failures = 2\n"
     async with houses.opened(toml=toml) as home:
         bundle = home.drop()
@@ -302,8 +302,8 @@ async def test_a_crash_loop_opens_the_breaker_that_only_an_operator_closes():
         assert answer["runtime"]["state"] == "armed"
 
 
-async def test_dependencies_are_judged_at_activation(home):
-    """dependency_unmet leaves the status as it is; with what it needs active, it starts."""
+async def test_activation_checks_dependencies(home):
+    """dependency_unmet leaves the status unchanged; once its dependency is active, it starts."""
     needs = [{"id": "acme.base", "version": "^1.0.0"}]
     home.drop("demo", v2=True, id=ID, dependencies=needs)
     home.drop("base", id="acme.base", version="1.2.0")
@@ -317,8 +317,8 @@ async def test_dependencies_are_judged_at_activation(home):
     assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
 
 
-async def test_decisions_about_one_id_come_one_after_the_other(home):
-    """Twelve activations at once: one is accepted, eleven find it active already."""
+async def test_decisions_about_one_id_are_serialised(home):
+    """Twelve concurrent activations: one succeeds, eleven find it active already."""
     home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -331,7 +331,7 @@ async def test_decisions_about_one_id_come_one_after_the_other(home):
         assert reached == start, "two decisions saw the same record"
 
 
-async def test_a_pair_that_changes_while_it_is_kept_is_not_installed(home, monkeypatch):
+async def test_pair_changed_while_copied_is_not_installed(home, monkeypatch):
     """The bytes that run are the bytes that were verified: otherwise refused with the code, and on record."""
     bundle = home.drop()
     await home.seen(ID)
@@ -349,8 +349,8 @@ async def test_a_pair_that_changes_while_it_is_kept_is_not_installed(home, monke
     assert [code for code, _ in refusals(home)] == ["digest_mismatch"]
 
 
-async def test_a_revoked_key_stops_what_it_signed(home):
-    """At once, without a restart; lifting takes the file and a word."""
+async def test_revoked_key_stops_its_plugins(home):
+    """At once, without a restart; lifting it takes the policy file and the operator."""
     home.drop()
     await home.armed(ID)
     revoked = {"keys": [ACME.public]}
@@ -370,8 +370,8 @@ async def test_a_revoked_key_stops_what_it_signed(home):
     assert (await home.ask("POST", "/api/trust/lift", lift)).status == 404
 
 
-async def test_a_policy_that_breaks_keeps_everything_running(home):
-    """Health says so; what ran runs on."""
+async def test_invalid_policy_keeps_plugins_running(home):
+    """Health reports it."""
     home.drop()
     life = await home.armed(ID)
     home.trust.write_text("{")
@@ -384,8 +384,8 @@ async def test_a_policy_that_breaks_keeps_everything_running(home):
     assert (await home.ask("GET", "/api/health")).status == 200
 
 
-async def test_everything_is_there_again_after_a_restart(tmp_path):
-    """Status, times, grants, kv; what was active is armed again, after it was verified again."""
+async def test_daemon_restart_restores_state(tmp_path):
+    """Status, times, grants, kv; active plugins are verified and armed again."""
     async with houses.opened(tmp_path, author=ACME) as home:
         home.drop(capabilities=["kv:read", "kv:write", "task:run"])
         life = await home.armed(ID)
@@ -406,8 +406,8 @@ async def test_everything_is_there_again_after_a_restart(tmp_path):
         assert (await home.ask("GET", "/api/audit/verify"))["ok"]
 
 
-async def test_what_was_tampered_with_while_the_daemon_slept_is_not_armed(tmp_path):
-    """In the plugin directory or in the store: active and failed, with the code, without ever being started."""
+async def test_bundle_tampered_while_daemon_was_down_is_not_armed(tmp_path):
+    """In the plugin directory or in the store: active and failed, with the code, never started."""
     async with houses.opened(tmp_path, author=ACME) as home:
         bundle = home.drop()
         other = home.drop("other", id="acme.stored")
@@ -415,7 +415,7 @@ async def test_what_was_tampered_with_while_the_daemon_slept_is_not_armed(tmp_pa
         await home.armed("acme.stored")
         (record,) = [r for r in home.app.api.ledger.read(rows.load_all) if r.id == "acme.stored"]
     bundles.tamper(bundle.artifact_path)
-    other.path.rename(tmp_path / "aside")  # else the stored pair would be mended from it
+    other.path.rename(tmp_path / "aside")  # otherwise the stored pair would be replaced from it
     stored = tmp_path / "state/store" / record.facts.identity / "manifest.json"
     plain = json.loads(stored.read_bytes())
     stored.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Name look-ups of one plugin leave those of others their threads. In a real house."""
+"""Name look-ups of one plugin leave threads for those of others. Real daemon."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.house import hostcalls, houses
 HERE = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
 
-async def test_names_that_are_never_answered_hold_up_their_plugin_alone(monkeypatch):
-    """More of them than one plugin has places, all waited for; meanwhile another plugin's name is looked up."""
+async def test_unanswered_lookups_block_only_their_plugin(monkeypatch):
+    """One plugin waits for more names than its share; meanwhile another plugin's name is resolved."""
     asked, release = [], threading.Event()
 
     def getaddrinfo(host, *_args, **_named):

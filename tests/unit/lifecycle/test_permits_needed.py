@@ -1,4 +1,4 @@
-"""What takes a permit of its own is refused until the operator names it, and once it is trimmed. In a real house."""
+"""Calls that need a permit of their own are refused without it, and again after it is trimmed. Real daemon."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": 
         ),
     ],
 )
-async def test_nothing_stands_for_the_permit_that_names_it(capability, call, params, other, permit, refusal):
-    """A service on the web takes more than an origin for the plugin's own requests; a variable is granted by name."""
+async def test_call_needs_its_own_permit(capability, call, params, other, permit, refusal):
+    """Publishing a service needs more than `origin` for the plugin's own requests; a variable is granted by name."""
     async with houses.opened(toml=TOML) as home:
         plugin = await hostcalls.caller(home, capability, accept=(capability,))
         outcomes = []

@@ -1,4 +1,4 @@
-"""What an operator takes away is gone when the answer comes, also what a life was started with. In a real house."""
+"""What an operator takes away is gone when the request is answered, also what is fixed at a start. Real daemon."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ async def up(home, *names, **fields):
         ((), "origin=http://backend.lan:8080=10.0.0.5", 1),
     ],
 )
-async def test_a_life_ends_with_what_it_was_started_with(kept, lost, lives):
-    """There is another one when the answer comes; what is looked up at each use needs none."""
+async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, lives):
+    """Before the request is answered; permits that are looked up at each use need no restart."""
     async with houses.opened() as home:
         await up(home, *kept, lost)
         await permit(home, *kept)
@@ -59,8 +59,7 @@ async def test_a_life_ends_with_what_it_was_started_with(kept, lost, lives):
         assert len(home.driven.of(ID)) == lives, "what is granted counts from the next start on"
 
 
-async def test_what_is_not_alive_is_not_started_by_a_trim():
-    """Disabled, it stays so."""
+async def test_trim_does_not_start_disabled_plugin():
     async with houses.opened() as home:
         await up(home, "sandbox=open")
         assert (await home.decide(ID, "disabled")).status == 200
@@ -68,8 +67,8 @@ async def test_what_is_not_alive_is_not_started_by_a_trim():
         assert (len(home.driven.of(ID)), home.driven.living[ID]) == (1, 0)
 
 
-async def test_a_trimmed_prefix_is_served_no_more():
-    """404 where it was; its own prefix answers."""
+async def test_trimmed_prefix_is_no_longer_served():
+    """404 where it was; the plugin's own prefix still answers."""
     async with houses.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as visitor:
         routes = {"prefixes": ["/shop/"], "content_type": "text/plain"}
         await up(
@@ -91,8 +90,8 @@ async def test_a_trimmed_prefix_is_served_no_more():
         assert (await status("/shop/x"), await status(f"/{ID}/x")) == (404, 200)
 
 
-async def test_a_trimmed_open_sandbox_is_closed():
-    """The next word finds a confined process."""
+async def test_trimmed_open_sandbox_confines_process():
+    """The next invocation runs in a confined process."""
     async with houses.opened(real=True) as home:
         await up(home, "sandbox=open", capabilities=["kv:read"], artifact=READER, runtime=SPEAKING)
         secret = home.root / "secret"
@@ -106,8 +105,8 @@ async def test_a_trimmed_open_sandbox_is_closed():
         assert (refused.status, refused["ok"], refused["result"]) == (200, False, None)
 
 
-def test_each_kind_is_either_looked_up_or_bound_to_a_life():
-    """A new kind has to be thought about."""
+def test_each_permit_kind_is_looked_up_or_fixed_at_start():
+    """Fails for a new kind until it is put into one of the two sets."""
     assert {kind for kind in permits.EXPECTED if permits.bound_to_a_life([f"{kind}=x"])} == permits.AT_START
     assert permits.EXPECTED.keys() - permits.AT_START == {
         permits.ORIGIN,

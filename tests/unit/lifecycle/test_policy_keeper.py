@@ -23,7 +23,7 @@ def keeper(path, *, remembered=NOTHING, owners=OWNERS):
     return found
 
 
-def test_a_good_file_is_in_force(tmp_path):
+def test_good_file_is_in_force(tmp_path):
     """Without a problem."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
@@ -41,8 +41,8 @@ def test_a_good_file_is_in_force(tmp_path):
         (b" " * (MAX_BYTES + 1), "policy_unreadable"),
     ],
 )
-def test_at_boot_nobody_is_trusted_without_a_good_file(tmp_path, content, code):
-    """And health can say which file, and why."""
+def test_without_good_file_at_boot_nobody_is_trusted(tmp_path, content, code):
+    """Health says which file, and why."""
     file = tmp_path / "trust.json"
     if content is not None:
         file.write_bytes(content)
@@ -52,8 +52,8 @@ def test_at_boot_nobody_is_trusted_without_a_good_file(tmp_path, content, code):
     assert found.problem.code == code
 
 
-def test_a_policy_that_is_no_file_is_not_waited_for(tmp_path):
-    """A FIFO would hang an open; a directory cannot be read."""
+def test_policy_that_is_no_regular_file_does_not_block(tmp_path):
+    """Opening a FIFO would block; a directory cannot be read."""
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):
         found = keeper(tmp_path / name)
@@ -63,8 +63,8 @@ def test_a_policy_that_is_no_file_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("unsafe", ["file", "directory", "owner"])
-def test_a_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
-    """Mode or owner of the file or of a parent: the problem names the place."""
+def test_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
+    """By mode or owner of the file or of a parent, which the problem names."""
     home = tmp_path / "etc"
     home.mkdir(mode=0o755)
     file = home / "trust.json"
@@ -84,8 +84,8 @@ def test_a_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
 
 
 @pytest.mark.parametrize("spoil", ["bad", "gone", "unsafe"])
-def test_a_bad_reload_keeps_the_old_policy(tmp_path, spoil):
-    """Health turns bad, trust stays; mended, both are well again."""
+def test_bad_reload_keeps_old_policy(tmp_path, spoil):
+    """Health reports a problem until the file is repaired; trust stays."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
     found = keeper(file)
@@ -106,8 +106,8 @@ def test_a_bad_reload_keeps_the_old_policy(tmp_path, spoil):
     assert (sorted(found.current.publishers), found.problem) == (["acme", "rival"], None)
 
 
-def test_looking_tells_a_change_from_a_touch(tmp_path):
-    """The same policy written again is no other policy."""
+def test_touched_file_is_no_change(tmp_path):
+    """The same policy written again does not count as a change either."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
     found = keeper(file)
@@ -118,8 +118,8 @@ def test_looking_tells_a_change_from_a_touch(tmp_path):
     assert found.look()
 
 
-def test_a_link_is_followed_to_what_must_be_safe_itself(tmp_path):
-    """Where the link leads is what must belong to nobody else."""
+def test_link_target_must_be_safe(tmp_path):
+    """Its owner and mode are checked, not those of the link."""
     real = tmp_path / "real"
     real.mkdir()
     (real / "trust.json").write_bytes(bundles.policy_bytes(ACME))
@@ -129,8 +129,8 @@ def test_a_link_is_followed_to_what_must_be_safe_itself(tmp_path):
     assert keeper(tmp_path / "trust.json").problem is not None
 
 
-def test_what_was_revoked_once_stays_revoked(tmp_path):
-    """Taking it out of the file does not lift it; neither does losing the file."""
+def test_revocation_stays_when_removed_from_file(tmp_path):
+    """Nor does losing the file lift it."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": ["acme.demo@*"]}))
     remembered = Revoked(keys=frozenset({ACME.public}))

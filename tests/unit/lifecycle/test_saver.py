@@ -1,4 +1,4 @@
-"""What has taken effect is written down, whatever the disk says at first. Through a real ledger in a real house."""
+"""Write-behind: changes take effect in memory and are written when the ledger can. Real ledger, real daemon."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def stored(home, plugin_id="acme.demo"):
     return found[0] if found else None
 
 
-async def test_disabling_takes_effect_on_a_full_disk_and_is_written_when_it_can_be(home, disk):
-    """Stopped at once; the record and its event follow without anybody asking again."""
+async def test_disable_on_full_disk_takes_effect_and_is_written_later(home, disk):
+    """Stopped at once; the record and its event are written without another request."""
     home.drop()
     life = await home.armed("acme.demo")
     await houses.until(lambda: stored(home).status == "active")
@@ -67,8 +67,8 @@ async def test_disabling_takes_effect_on_a_full_disk_and_is_written_when_it_can_
     await home.healthy()
 
 
-async def test_taking_one_of_several_away_takes_effect_on_a_full_disk(home, disk):
-    """What is left of hosts and permits was granted before: nothing of it has to wait for the disk."""
+async def test_narrowed_grants_take_effect_on_full_disk(home, disk):
+    """The remaining hosts and permits were granted before, so nothing waits for the disk."""
     home.drop()
     await home.armed("acme.demo")
     grants = "/api/plugins/by-id/acme.demo/grants"
@@ -83,8 +83,8 @@ async def test_taking_one_of_several_away_takes_effect_on_a_full_disk(home, disk
     await houses.until(lambda: stored(home).permits == ("bucket=two",))
 
 
-async def test_starting_something_waits_for_the_disk(home, disk):
-    """What is not on record does not run."""
+async def test_start_on_full_disk_is_refused(home, disk):
+    """A plugin is not started unless the decision is on record."""
     home.drop()
     await home.seen("acme.demo")
     disk.full = True
@@ -99,8 +99,8 @@ async def test_starting_something_waits_for_the_disk(home, disk):
     assert (await home.plugin("acme.demo"))["status"] == "installed"
 
 
-async def test_what_the_disk_shows_is_followed_though_nothing_can_be_written(home, disk):
-    """A new bundle is known in memory and written later."""
+async def test_new_bundle_on_full_disk_is_known_in_memory(home, disk):
+    """It is written later."""
     disk.full = True
     home.drop()
     await home.seen("acme.demo")
@@ -109,8 +109,8 @@ async def test_what_the_disk_shows_is_followed_though_nothing_can_be_written(hom
     await houses.until(lambda: stored(home) is not None)
 
 
-async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
-    """The catalog's news and the saver's own retry may meet: nothing is recorded twice, nothing is lost."""
+async def test_concurrent_flushes_write_each_event_once(home, monkeypatch):
+    """The catalog's changes and the saver's retry may coincide: no event is duplicated or lost."""
     home.drop("one", id="acme.one")
     home.drop("two", id="acme.two")
     for plugin_id in ("acme.one", "acme.two"):
@@ -136,8 +136,8 @@ async def test_two_flushes_at_once_write_each_event_once(home, monkeypatch):
     assert [event["target"] for event in home.events(after=mark, action="test")] == ["one", "two"]
 
 
-async def test_a_surprise_in_the_ledger_is_tried_again_too(home, monkeypatch):
-    """Not only a full disk: whatever kept it from being written."""
+async def test_unexpected_write_error_is_retried(home, monkeypatch):
+    """Any exception is retried, not only a full disk."""
     ledger, real, failures = home.app.api.ledger, home.app.api.ledger.write, [RuntimeError("a bug"), OSError(5)]
 
     async def write(change, **how):
@@ -152,8 +152,8 @@ async def test_a_surprise_in_the_ledger_is_tried_again_too(home, monkeypatch):
     assert failures == []
 
 
-async def test_what_waits_is_written_at_the_end(tmp_path, monkeypatch):
-    """The disk comes back just before the daemon goes: the decision is on record after the next start."""
+async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
+    """The disk recovers just before shutdown: the decision is on record after the next start."""
     monkeypatch.setattr(saver_room, "AGAIN_S", 3600.0)
     async with houses.opened(tmp_path) as home:
         home.drop()

@@ -1,4 +1,4 @@
-"""What the disk says of one id, against what is on record."""
+"""What the disk says of one id, compared with its record."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STORED = Fault("key_revoked", "revoked")
         (Presence(fault=FAULT, stored=STORED), False, STORED),
     ],
 )
-def test_available_takes_a_bundle_and_a_stored_pair_that_verify(seen, available, trouble):
-    """What keeps the stored pair from running is told first: it is what runs."""
+def test_available_needs_verified_bundle_and_stored_pair(seen, available, trouble):
+    """A fault of the stored pair is reported first: the pair is what runs."""
     assert seen.available is available
     assert seen.trouble == trouble
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_a_candidate_is_another_identity_of_what_was_accepted(status):
+def test_candidate_is_other_identity_than_accepted(status):
     """A verified record has none: it follows the disk."""
     before, other = record(status), claim(version="2.0.0")
     found = Presence(winner=other).candidate(before)
@@ -42,15 +42,15 @@ def test_a_candidate_is_another_identity_of_what_was_accepted(status):
     assert Presence(fault=FAULT).candidate(before) is None
 
 
-def test_the_pin_is_what_the_record_says():
-    """Publisher, signedness, identity and place."""
+def test_pin_is_taken_from_record():
+    """Publisher, whether it is signed, identity and source."""
     pin = presence.pin_of(record())
     assert (pin.publisher, pin.signed, pin.source) == ("acme", True, "plugins/demo")
     assert pin.identity == claim().verdict.identity
 
 
-def test_the_fault_says_what_happened_to_the_bundle():
-    """Refused on its own, refused for another's sake, another plugin now, or gone."""
+def test_fault_says_what_happened_to_the_bundle():
+    """Refused on its own, refused for another claimant, a bundle of another id now, or gone."""
     alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
     rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")
     moved = verified(id="acme.other")
@@ -63,8 +63,8 @@ def test_the_fault_says_what_happened_to_the_bundle():
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
-    """What is armed after a restart is what was verified, to the last field."""
+def test_record_preserves_its_manifest(v2):
+    """What is armed after a restart equals what was verified, in every field."""
     extra = {"runtime": {"health": {"interval_s": 7}}, "critical": True} if v2 else {}
     found = claim(v2=v2, **extra)
     plugin = presence.plugin_of(record(Status.INSTALLED, found=found), DEFAULTS)
@@ -72,7 +72,7 @@ def test_a_record_gives_back_the_manifest_it_was_made_from(v2):
     assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
 
 
-def test_unsigned_bundles_are_told_from_signed_ones():
-    """Signedness is part of the pin."""
+def test_facts_say_whether_bundle_is_signed():
+    """That is part of the pin."""
     assert not presence.facts_of(verified(by=None), accepted=False).signed
     assert presence.facts_of(verified(), accepted=False).signed

@@ -1,4 +1,4 @@
-"""At a start what records name is read first, however many bundles lie beside it. In a real house."""
+"""A start reads the bundles of records first, however many others there are. Real daemon."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TOML = f"[limits]\nbundles = {MOST}\n"
 ACME = bundles.author()
 
 
-async def test_an_installed_plugin_starts_beside_more_bundles_than_there_may_be():
-    """All of them verify, and have earlier names."""
+async def test_installed_plugin_starts_beside_more_bundles_than_the_limit():
+    """All of them verify, and their names sort before its own."""
     with tempfile.TemporaryDirectory(prefix="house-") as place:
         async with houses.opened(Path(place), author=ACME, toml=TOML) as home:
             home.drop("zz-installed", id="acme.demo")

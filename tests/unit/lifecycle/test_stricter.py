@@ -1,4 +1,4 @@
-"""Of two memories the stricter one counts."""
+"""Merging records and floors after a loss: the stricter value wins."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def pinned(publisher: str = "acme", *, signed: bool = True, identity: str = "") 
         ("1.0.0-rc.1", "1.0.0", "1.0.0"),
     ],
 )
-def test_of_two_floors_the_higher_counts_and_without_an_order_the_trusted_one(trusted, other, higher):
+def test_higher_floor_wins_and_incomparable_keeps_trusted(trusted, other, higher):
     assert merge_after_loss.higher_floor(trusted, other) == higher
 
 
-def test_a_pair_comes_back_as_verified_with_masks_and_floor():
-    """Host risk is masked whatever was granted; what was trimmed stays trimmed; nothing is accepted."""
+def test_rebuilt_pair_is_verified_with_masks_and_floor():
+    """Host risk is masked whatever was granted; trimmed capabilities stay trimmed; nothing is accepted."""
     pair = verified(version="1.2.0", capabilities=RISKY)
     kept = Floors(versions={ID: "1.5.0"}, masked={ID: frozenset({"kv:write"})}, pins={ID: pinned()})
     found = merge_after_loss.rebuilt(ID, [pair], kept, None, now_us=NOW)
@@ -54,12 +54,12 @@ def test_a_pair_comes_back_as_verified_with_masks_and_floor():
     assert found.facts == facts_of(pair, accepted=False)
 
 
-def test_without_floors_the_pairs_own_version_is_the_floor():
+def test_rebuilt_without_floors_takes_version_as_floor():
     found = merge_after_loss.rebuilt(ID, [verified(version="1.2.0")], Floors(), None, now_us=NOW)
     assert found.floor == "1.2.0"
 
 
-def test_the_pinned_pair_is_chosen_else_the_highest_version():
+def test_rebuilt_prefers_pinned_pair_then_highest_version():
     pairs = [verified(version=version) for version in ("1.9.0", "1.10.0", "1.2.0")]
     kept = Floors(pins={ID: pinned(identity=pairs[2].identity)})
     assert merge_after_loss.rebuilt(ID, pairs, kept, None, now_us=NOW).facts.version == "1.2.0"
@@ -68,8 +68,8 @@ def test_the_pinned_pair_is_chosen_else_the_highest_version():
 
 
 @pytest.mark.parametrize("pin", [pinned("rival"), pinned(signed=False)])
-def test_a_pair_of_another_hand_does_not_stand_for_the_id(pin):
-    """What is left is a tombstone that keeps everybody else out."""
+def test_pair_of_other_publisher_gives_tombstone(pin):
+    """The tombstone keeps the pin, so no other publisher can take the id."""
     kept = Floors(versions={ID: "1.0.0"}, pins={ID: pin})
     found = merge_after_loss.rebuilt(ID, [verified()], kept, None, now_us=NOW)
     assert (found.forgotten, found.floor) == (True, "1.0.0")
@@ -78,13 +78,13 @@ def test_a_pair_of_another_hand_does_not_stand_for_the_id(pin):
     assert [one.code for one in resolved.refused.values()] == ["publisher_changed"]
 
 
-def test_two_publishers_pairs_without_a_pin_are_nobodys():
+def test_pairs_of_two_publishers_without_pin_give_tombstone():
     found = merge_after_loss.rebuilt(ID, [verified(), verified(by="rival")], Floors(), None, now_us=NOW)
     assert found.forgotten
 
 
-def test_what_the_damaged_ledger_says_only_adds():
-    """Masks and a higher floor count; a lower floor, fewer masks, another publisher than the floors' do not."""
+def test_damaged_ledger_only_tightens():
+    """Its masks and a higher floor count; a lower floor, fewer masks, or a publisher other than the pin do not."""
     loose = replace(record(Status.ACTIVE, claim(by="rival")), floor="0.1.0", masked=frozenset())
     kept = Floors(versions={ID: "1.0.0"}, masked={ID: frozenset({"kv:read"})}, pins={ID: pinned()})
     found = merge_after_loss.rebuilt(ID, [verified()], kept, loose, now_us=NOW)
@@ -95,12 +95,12 @@ def test_what_the_damaged_ledger_says_only_adds():
     assert (found.floor, found.granted) == ("7.0.0", ())
 
 
-def test_an_id_that_only_the_damaged_ledger_knows_is_pinned():
+def test_id_known_only_to_damaged_ledger_is_pinned():
     found = merge_after_loss.rebuilt(ID, [], Floors(), record(Status.ACTIVE), now_us=NOW)
     assert (found.forgotten, found.facts.publisher, found.facts.signed) == (True, "acme", True)
 
 
-def test_a_tombstones_masks_live_on_in_the_bundle_that_comes():
+def test_tombstone_masks_apply_to_next_bundle():
     """Trimmed before the loss, masked at first sight after it, and still when the bundle changes."""
     buried = merge_after_loss.tombstone(
         ID, "acme", signed=True, masked=frozenset({"kv:write"}), floor="1.0.0", now_us=NOW
@@ -115,27 +115,27 @@ def test_a_tombstones_masks_live_on_in_the_bundle_that_comes():
     assert decided(then, Status.INSTALLED, at(found), accept=frozenset({"kv:write"})).granted == ("kv:read", "kv:write")
 
 
-def test_a_candidate_taken_before_installing_keeps_them_too():
+def test_upgrade_before_install_keeps_tombstone_masks():
     before = replace(record(found=claim(capabilities=RISKY)), masked=frozenset({"network:plan", "kv:write"}))
     after = advance.upgrade(before, claim(version="2.0.0", capabilities=RISKY), advance.NO_CONSENT, NOW)
     assert after.granted == ("kv:read",)
 
 
-def test_a_record_that_the_floors_do_not_contradict_is_restored_as_it_is():
+def test_restored_record_is_unchanged_when_floors_agree():
     before = record(Status.ACTIVE)
     assert merge_after_loss.restored(before, Floors(), now_us=NOW) is before
     assert merge_after_loss.restored(before, floors_of([before], Revoked()), now_us=NOW) is before
 
 
-def test_restored_masks_and_floors_are_the_stricter():
+def test_restored_masks_and_floor_are_the_stricter():
     before = record(Status.ACTIVE, claim(version="1.0.0"))
     kept = Floors(versions={ID: "1.0.0"}, masked={ID: frozenset({"kv:read"})}, pins={ID: pinned(identity="x")})
     after = merge_after_loss.restored(before, kept, now_us=NOW)
     assert (after.status, after.granted) == (Status.ACTIVE, ("log:write",))
 
 
-def test_a_version_below_what_was_accepted_since_is_not_installed_by_a_restore():
-    """It comes back as verified, and installing it is the downgrade that it is."""
+def test_restored_version_below_floor_falls_back_to_verified():
+    """Installing it again is a downgrade."""
     found = claim(version="1.0.0", capabilities=RISKY)
     before = record(Status.ACTIVE, found)
     kept = Floors(versions={ID: "2.0.0"}, pins={ID: pinned(identity="of 2.0.0")})
@@ -146,15 +146,15 @@ def test_a_version_below_what_was_accepted_since_is_not_installed_by_a_restore()
     assert outcome.code == "version_downgrade"
 
 
-def test_a_downgrade_by_explicit_word_is_restored():
-    """The floor is higher, and yet this identity is the one that was chosen last."""
+def test_explicit_downgrade_is_restored():
+    """The floor is higher, but the pin names this identity as the last one accepted."""
     before = record(Status.ACTIVE, claim(version="1.0.0"))
     kept = Floors(versions={ID: "2.0.0"}, pins={ID: pinned(identity=before.facts.identity)})
     after = merge_after_loss.restored(before, kept, now_us=NOW)
     assert (after.status, after.floor) == (Status.ACTIVE, "2.0.0")
 
 
-def test_an_id_that_changed_hands_since_is_a_tombstone_of_the_present_hand():
+def test_id_taken_over_since_backup_gives_tombstone_of_new_publisher():
     kept = Floors(versions={ID: "3.0.0"}, pins={ID: pinned("rival")})
     after = merge_after_loss.restored(record(Status.ACTIVE), kept, now_us=NOW)
     assert (after.forgotten, after.facts.publisher, after.floor) == (True, "rival", "3.0.0")
@@ -166,8 +166,8 @@ hands = st.sampled_from([None, ("acme", True), ("rival", True), ("", False)])
 
 
 @given(mine=versions, theirs=versions, my_masks=masks, their_masks=masks, hand=hands, status=st.sampled_from(Status))
-def test_nothing_is_ever_looser(mine, theirs, my_masks, their_masks, hand, status):
-    """Whatever the two memories hold: no grant, no lower floor and no other hand comes out of them."""
+def test_merge_never_loosens(mine, theirs, my_masks, their_masks, hand, status):
+    """For any two sources: no grant, no lower floor and no other publisher results."""
     pins = {ID: Pin(publisher=hand[0], signed=hand[1], identity="x")} if hand else {}
     kept = Floors(versions={ID: mine} if mine else {}, masked={ID: my_masks}, pins=pins)
     other = replace(record(status, claim(version="1.0.0", capabilities=RISKY)), floor=theirs, masked=their_masks)
@@ -183,8 +183,8 @@ def test_nothing_is_ever_looser(mine, theirs, my_masks, their_masks, hand, statu
     assert merge_after_loss.rebuilt(ID, [], kept, other, now_us=NOW).status is Status.VERIFIED
 
 
-def test_of_two_floors_files_everything_strict_counts():
-    """Masks and revocations of both, the higher versions; whose an id is, the present one knows better."""
+def test_union_of_floors_keeps_the_stricter_of_each():
+    """Masks and revocations of both, the higher versions; the present pins."""
     present = Floors(
         versions={"a": "1.0.0", "b": "3.0.0", "d": "spring"},
         masked={"a": frozenset({"kv:read"})},

@@ -1,4 +1,4 @@
-"""What the disk says of plugins and of strangers' bundles is on record, and in the event stream, when it changes."""
+"""Changed verdicts on plugins and other bundles are in the audit chain and in the event stream."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ async def trusting(home, *authors):
     await home.app.api.lifecycle.policy_changed()
 
 
-async def test_what_happens_to_a_disabled_plugins_bundle_is_on_record():
-    """Tampered, restored, gone, back: each once, with the code and what was before."""
+async def test_verdicts_on_disabled_plugin_are_recorded():
+    """Tampered, restored, gone, back: each once, with the code and the previous one."""
     async with houses.opened(author=ACME) as home:
         bundle = home.drop("demo", id=ID)
         await home.armed(ID)
@@ -63,7 +63,7 @@ async def test_what_happens_to_a_disabled_plugins_bundle_is_on_record():
         assert len(told(home)) == 4
 
 
-async def test_who_reads_the_stream_sees_verdicts():
+async def test_event_stream_has_verdicts():
     async with houses.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)
@@ -76,8 +76,8 @@ async def test_who_reads_the_stream_sees_verdicts():
                     break
 
 
-async def test_a_policy_that_changes_is_a_verdict_too(tmp_path):
-    """A revoked publisher's plugin, disabled: refused on record, and verified again when that is over."""
+async def test_changed_policy_records_verdicts(tmp_path):
+    """A disabled plugin of a revoked publisher: refused on record, and verified again once that is lifted."""
     async with houses.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
@@ -88,8 +88,8 @@ async def test_a_policy_that_changes_is_a_verdict_too(tmp_path):
         await until_told(home, "")
 
 
-async def test_what_is_refused_at_a_start_is_on_record(tmp_path):
-    """Of plugins and of others' bundles; what verifies as it did before is no news."""
+async def test_refusals_at_start_are_recorded(tmp_path):
+    """Of plugins and of other bundles; what verifies as before gives no event."""
     async with houses.opened(tmp_path, author=ACME) as home:
         for plugin_id in (ID, "acme.well"):
             home.drop(plugin_id, id=plugin_id)
@@ -106,8 +106,8 @@ async def test_what_is_refused_at_a_start_is_on_record(tmp_path):
         assert sorted(row["target"] for row in since) == [ID, "stranger"]
 
 
-async def test_a_strangers_bundle_that_verifies_in_the_end_is_told_of():
-    """Refused, then trusted: the bundle's own event says that it is over."""
+async def test_bundle_that_verifies_after_refusal_is_recorded():
+    """Refused, then trusted: an event of the bundle records that."""
     async with houses.opened(author=ACME) as home:
         other = bundles.author("other")
         home.drop("theirs", author=other, id="other.demo")
@@ -116,8 +116,8 @@ async def test_a_strangers_bundle_that_verifies_in_the_end_is_told_of():
         await until_told(home, "", target="theirs", action="bundle.verdict")
 
 
-async def test_a_stranger_who_renames_thousands_floods_nobody():
-    """The quota of events, then counts; and what befalls a plugin meanwhile is still told by itself."""
+async def test_renaming_thousands_of_bundles_does_not_flood_audit():
+    """Events up to the quota, then counts; events of a plugin in that time are still recorded singly."""
     async with houses.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
@@ -125,7 +125,7 @@ async def test_a_stranger_who_renames_thousands_floods_nobody():
         home.drop("theirs", author=stranger, id="stranger.demo")
         await houses.until(lifecycle.rejected, "the stranger's bundle")
         seen = 0
-        for number in range(8):  # each round all are news under other names
+        for number in range(8):  # each round renames all, which changes all verdicts
             for copy in range(40):
                 path = home.plugin_dir / f"theirs-{number}-{copy}"
                 if number:
@@ -138,13 +138,13 @@ async def test_a_stranger_who_renames_thousands_floods_nobody():
         bundles.tamper(home.dropped["demo"].artifact_path)
         await until_told(home, "digest_mismatch")
         strangers = told(home, "bundle.verdict")
-        assert QUOTA <= len(strangers) <= QUOTA + 20  # and one a second that counts the rest
+        assert QUOTA <= len(strangers) <= QUOTA + 20  # and one per second that counts the rest
         await home.app.api.ledger._record_owed(home.app.api.ledger._denials.rest(1e9))
         counted = sum(row["detail"].get("count", 1) for row in told(home, "bundle.verdict"))
         assert counted == seen + 1
 
 
-def test_what_is_apart_is_not_counted_together():
+def test_event_groups_have_their_own_quota():
     denials = Denials(quota=1)
     event = Event(actor="latticed", action="plugin.verdict", target="a", decision="deny", code="x")
     assert denials.take(event, 0.0, group="a") is event

@@ -1,6 +1,6 @@
-"""What goes on in a plugin's name stops with its right to it, whatever takes that: seen at processes, sockets, servers.
+"""Everything done for a plugin stops when it loses its permission, whatever the cause.
 
-One house, a plugin for each cause, everything begun for each; then the causes, one after the other.
+Observed from outside, at processes, sockets and servers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PROCESSES = ("service", "task", "tunnel")
 ALL = {*PROCESSES, *"approved monitor ddns template invoke proxied stream notification static call".split()}
 BRIEF = {"proxied", "stream", "call"}
 KEPT = {"ddns"}
-"""What stays as it is where it was put; that it is not put again is looked at in the end."""
+"""Remains at the remote end; the test checks at its end that it is not put again."""
 WAITS = "while :; do sleep 0.1; done"
 ADDRESS = "93.184.215.14"
 CAUSES = "tamper key digest plugin remove disable full trim hand".split()
@@ -48,7 +48,7 @@ CONTROL = "control"
 
 @dataclass(slots=True, kw_only=True)
 class Going:
-    """What goes on for one plugin; `watched`, `called`, `streamed` answer nothing, `proxied` does."""
+    """Activities of one plugin. The sites `watched`, `called` and `streamed` never answer, `proxied` does."""
 
     home: houses.Home
     names: dns_servers.NameServer
@@ -78,16 +78,16 @@ class Going:
 
     @property
     def state(self) -> str:
-        """Of the task that waits; an id that came into other hands has none."""
+        """State of the waiting task; empty when the id was taken over."""
         with contextlib.suppress(Problem):
             return str(self.services.tasks.get(self.task_ids[-1]).state)
         return ""
 
     async def begin(self, *, deaf: bool) -> None:
-        """Everything but what is proxied; a `deaf` service does not listen to SIGTERM."""
+        """Start all but the proxied activities; a `deaf` service ignores SIGTERM."""
         trap = "''" if deaf else "'exit 0'"
         await self.call("service.put", name="nap", program="sh", args=["-c", f"trap {trap} TERM; {WAITS}", self.id])
-        for script, target in ((WAITS, [self.id]), ("exit 0", [])):  # one at once: the other waits for its turn
+        for script, target in ((WAITS, [self.id]), ("exit 0", [])):  # one runs at a time: the other waits
             wanted = {"interpreter": "sh", "script": script, "targets": target, "timeout_s": 600}
             self.task_ids.append((await self.call("task.submit", **wanted))["id"])
             assert (await self.approve(self.task_ids[-1])).status == 200
@@ -104,7 +104,10 @@ class Going:
         await self.call("network.plan", kind="nft", intent={"open": [22]})
 
     async def proxy(self) -> None:
-        """The services, one plugin at a time has their listener; and a call, which has but ten seconds."""
+        """Start proxied routes and a pending call.
+
+        Late, since one plugin at a time may use the listener, and a call has a deadline of 10 s.
+        """
         self.calling = asyncio.ensure_future(self._call())
         for name, site in (("proxied", self.proxied), ("streamed", self.streamed)):
             await self.route(name, "service", origin=site.url().rstrip("/"), public=["/**"])
@@ -117,7 +120,7 @@ class Going:
         return f"/{self.id}/{name}/"
 
     def url(self, name: str) -> str:
-        """Where a route is served right now: the listener goes with the last route, and comes back at another port."""
+        """The present URL of a route: the listener closes with the last route and opens on another port."""
         table = self.services.upstreams if name in {"proxied", "streamed"} else self.services.pages
         return f"{table.listener.url}{self.path(name)}x"
 
@@ -126,14 +129,14 @@ class Going:
         return await self.home.ask("POST", f"/api/tasks/{task_id}/approve", {"sha256": sha256})
 
     async def until(self, *kinds: str) -> None:
-        """Wait until all of these are to be seen."""
+        """Wait until all of these are seen."""
         deadline_s = time.monotonic() + houses.DEADLINE_S
         while missing := set(kinds) - await self.seen():
             assert time.monotonic() < deadline_s, (self.id, missing)
             await asyncio.sleep(0.02)
 
     async def seen(self) -> set[str]:
-        """What of it there is to be seen right now."""
+        """The activities that are observed right now."""
         found = {kind for kind in PROCESSES if self.processes(kind)}
         found |= {kind for kind in ("template", "invoke", "proxied") if await self.answers(kind)}
         queue = self.services.notifications
@@ -162,7 +165,7 @@ class Going:
         try:
             async with self.visitor.get(self.url(name)) as answer:
                 return answer.status != 404
-        except (aiohttp.ClientConnectionError, aiohttp.InvalidURL):  # nobody has a route any more
+        except (aiohttp.ClientConnectionError, aiohttp.InvalidURL):  # the listener closed with its last route
             return False
 
     async def _call(self) -> None:
@@ -185,7 +188,7 @@ def _words(pid: int) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Going]:
-    """A plugin of its own publisher that may do everything, and the sites that it has to do with."""
+    """A plugin with its own publisher and all permissions, and the sites that it uses."""
     author = bundles.author(cause)
     _trust(home, author)
     await home.look()
@@ -217,7 +220,7 @@ async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) ->
 
 
 def _trust(home: houses.Home, *more: bundles.Author, **fields: Any) -> None:
-    """Trust these besides whom the house trusts already."""
+    """Trust these publishers besides those the daemon trusts already."""
     old = home.app.api.policy.own
     known = {name: list(one.keys) for name, one in old.publishers.items()}
     kept = {kind: sorted(getattr(old.revoked, kind)) for kind in ("keys", "digests", "plugins")}
@@ -230,7 +233,7 @@ def _trust(home: houses.Home, *more: bundles.Author, **fields: Any) -> None:
     fresh.rename(home.trust)
 
 
-# What takes a plugin's rights; each returns once that is reported.
+# Causes that end a plugin's permissions; each returns once the cause is reported.
 
 
 async def tamper(it: Going) -> None:
@@ -260,7 +263,7 @@ async def disable(it: Going) -> None:
 
 
 async def full(it: Going) -> None:
-    """Disabled while nothing can be written."""
+    """Disabled while the ledger cannot be written."""
 
     async def refuse(*_: Any, **__: Any) -> None:
         raise Problem("ledger_unavailable", "the disk is full")
@@ -276,7 +279,7 @@ async def trim(it: Going) -> None:
 
 
 async def hand(it: Going) -> None:
-    """Over to another publisher, who may do everything too."""
+    """Taken over by another publisher, who has all permissions too."""
     other = bundles.author("stranger")
     _trust(it.home, other)
     await it.home.look()
@@ -320,8 +323,8 @@ def names(tmp_path_factory):
         yield found
 
 
-async def test_everything_stops_with_each_cause_and_before_it_is_reported(home, names):
-    """Whatever takes the rights, nothing goes on; of the control everything does. Its DNS record alone comes back."""
+async def test_every_cause_stops_all_activities_before_it_is_reported(home, names):
+    """Those of the control plugin continue. DNS records stay, but only the control plugin's is put again if removed."""
     async with contextlib.AsyncExitStack() as stack:
         every = {one: await stack.enter_async_context(going(home, names, one)) for one in (*CAUSES, CONTROL)}
         await asyncio.gather(
@@ -342,13 +345,13 @@ async def test_everything_stops_with_each_cause_and_before_it_is_reported(home, 
         asked = {one: len(it.watched.requests) for one, it in every.items()}
         for it in every.values():
             names.remove(it.record)
-        await every[CONTROL].until("ddns")  # it is looked at every second, by the same clock as the others were
+        await every[CONTROL].until("ddns")  # polled every second, by the same clock as the others
         assert {one for one, it in every.items() if it.names.addresses(it.record)} == {CONTROL}
         assert {one: len(it.watched.requests) for one, it in every.items()} == asked
 
 
-async def test_what_is_trusted_again_goes_on(home, names):
-    """Services, tunnels, monitors, records, routes; a waiting task needs approval anew, and gets none before."""
+async def test_activities_resume_when_bundle_is_trusted_again(home, names):
+    """Services, tunnels, monitors, records, routes; a waiting task needs a new approval, and does not run before."""
     async with going(home, names, "tamper") as it:
         await it.begin(deaf=True)
         await it.proxy()
@@ -366,8 +369,8 @@ async def test_what_is_trusted_again_goes_on(home, names):
         await houses.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")
 
 
-async def test_a_crash_is_no_loss_of_trust(home, names):
-    """What goes on for a plugin goes on while its own process is down."""
+async def test_crash_keeps_activities(home, names):
+    """Host services keep working for a plugin while its own process is down."""
     async with going(home, names, "crash") as it:
         await it.begin(deaf=False)
         await it.proxy()

@@ -1,4 +1,4 @@
-"""What another version widens is masked until it is named, field by field (contracts §13)."""
+"""What another version widens is not effective until it is accepted by name, field by field (contracts §13)."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def comparable(manifest: Any) -> Any:
 
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
-def test_what_an_upgrade_widens_is_masked_until_it_is_named(old, new, word):
-    """It runs with what was accepted; named at the upgrade or granted later, it runs as its manifest says."""
+def test_widened_terms_are_withheld_until_named(old, new, word):
+    """It runs with what was accepted before; named at the upgrade or granted later, it runs as its manifest says."""
     before = record(Status.ACTIVE, claim(v2=True, **old))
     plain = upgraded(before, **new)
     assert isinstance(plain, Record)
@@ -117,8 +117,8 @@ def test_what_an_upgrade_widens_is_masked_until_it_is_named(old, new, word):
 
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
-def test_what_a_version_drops_is_not_its_own_any_more(old, new, word):
-    """Dropped and asked for again is asked for anew."""
+def test_dropped_term_must_be_accepted_again(old, new, word):
+    """Dropped by one version and asked for by the next."""
     before = record(Status.ACTIVE, claim(v2=True, **new))
     between = upgraded(before, **old)
     assert isinstance(between, Record)
@@ -130,8 +130,8 @@ def test_what_a_version_drops_is_not_its_own_any_more(old, new, word):
 
 
 @pytest.mark.parametrize(("old", "new", "words"), NEEDED.values(), ids=NEEDED)
-def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words):
-    """needs_consent lists all of it, with the command; what is not active learns it when it is activated."""
+def test_required_term_needs_consent(old, new, words):
+    """needs_consent lists all of it, with the command; a plugin that is not active is refused at activation."""
     before = record(Status.ACTIVE, claim(v2=True, **old))
     refused = upgraded(before, **new)
     assert isinstance(refused, Problem)
@@ -153,8 +153,8 @@ def test_what_it_cannot_run_without_is_refused_until_it_is_named(old, new, words
     assert isinstance(active, Record)
 
 
-def test_a_first_install_accepts_what_the_manifest_asks_for():
-    """Host risk and hosts aside."""
+def test_first_install_accepts_what_the_manifest_asks_for():
+    """Except host-risk capabilities and hosts."""
     wants = {**runtime(limits={"memory_mib": 999}, sandbox={"level": "filtered", "features": ["threads"]}, args=["a"])}
     found = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **wants))
     assert runs(found) == whole(found)
@@ -163,8 +163,8 @@ def test_a_first_install_accepts_what_the_manifest_asks_for():
     assert (found.terms.interpreter, found.terms.level) == ("/usr/bin/env python3", "filtered")
 
 
-def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
-    """A v1 manifest cannot ask, so it is given threads and processes: that is widening too."""
+def test_v1_version_after_v2_gets_no_features_unnamed():
+    """A v1 manifest cannot declare features and is given threads and processes: that widens too."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(protocol="stdio-json-v1")))
     new = claim(version="2.0.0")
     refused = advance.upgrade(before, new, UpgradeConsent(), NOW)
@@ -190,8 +190,8 @@ def test_a_v1_plugin_that_follows_a_v2_one_gets_no_features_unnamed():
         ("origin=http://169.254.169.254", "credentials"),
     ],
 )
-def test_what_its_manifest_does_not_ask_for_cannot_be_accepted(word, says):
-    """It is a misunderstanding, or a typing error."""
+def test_undeclared_term_cannot_be_accepted(word, says):
+    """Probably a typing error."""
     before = record(Status.ACTIVE, claim(v2=True, egress={"hosts": ["a.example.org:443"]}))
     new = {"egress": {"hosts": ["a.example.org:443"]}, **runtime(limits={"memory_mib": 512})}
     refused = upgraded(before, consenting(word), **new)
@@ -199,8 +199,8 @@ def test_what_its_manifest_does_not_ask_for_cannot_be_accepted(word, says):
     assert says in refused.reason
 
 
-def test_a_limit_is_lowered_and_a_feature_is_taken_away():
-    """By the same words; what is alive begins anew without them."""
+def test_limit_is_lowered_and_feature_removed():
+    """By the same names; a running instance is restarted without them."""
     found = record(
         Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 512}, sandbox={"features": ["threads"]}))
     )
@@ -214,8 +214,8 @@ def test_a_limit_is_lowered_and_a_feature_is_taken_away():
     assert not Regrant(remove=removed).needs_host_scope
 
 
-def test_a_feature_that_no_manifest_asks_for_is_a_permit():
-    """As for v1 manifests, which cannot ask."""
+def test_undeclared_feature_is_granted_as_permit():
+    """As for v1 manifests, which cannot declare features."""
     found = record(Status.ACTIVE, claim(v2=True))
     after = granting.regrant(found, Regrant(add=consents.parse(["feature=workdir"])), whole(found), NOW)
     assert isinstance(after, Record)
@@ -232,8 +232,8 @@ def hosted(*declared: str) -> dict[str, Any]:
     return {"egress": {"hosts": list(declared)}, "capabilities": ["http:egress"]}
 
 
-def test_a_granted_star_means_the_hosts_declared_when_it_was_granted():
-    """On ports 80 and 443; a host that an upgrade adds is named."""
+def test_star_grants_hosts_declared_at_that_time():
+    """On ports 80 and 443; hosts that an upgrade adds must be named."""
     before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443", "a.example.org:8443")))
     given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
     assert isinstance(given, Record)
@@ -247,8 +247,8 @@ def test_a_granted_star_means_the_hosts_declared_when_it_was_granted():
     assert named.hosts == ("evil.example.net:443",)
 
 
-def test_a_star_of_a_v1_plugin_ends_with_its_manifest():
-    """It stood for any host; the first manifest that declares some narrows it to those, for good."""
+def test_v1_star_is_narrowed_by_first_v2_manifest():
+    """It allowed any host; the first manifest that declares hosts narrows it to those, permanently."""
     before = record(Status.ACTIVE, claim(capabilities=["http:egress"]))
     given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
     assert isinstance(given, Record)
@@ -259,8 +259,8 @@ def test_a_star_of_a_v1_plugin_ends_with_its_manifest():
     assert after.hosts == ("a.example.org:443",)
 
 
-def test_a_trimmed_star_takes_away_what_it_stood_for():
-    """Named ports stay."""
+def test_trimmed_star_removes_the_hosts_it_granted():
+    """Hosts with other ports stay."""
     before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443", "a.example.org:8443")))
     given = granting.regrant(before, Regrant(hosts=("*", "a.example.org:8443")), whole(before), NOW)
     assert isinstance(given, Record)
@@ -282,8 +282,8 @@ def test_a_trimmed_star_takes_away_what_it_stood_for():
         ("host=_srv.example.org:443", "_srv.example.org:443"),
     ],
 )
-def test_hosts_are_taken_in_every_form_that_http_do_takes(word, normal):
-    """And kept in one."""
+def test_hosts_accept_every_form_of_http_do(word, normal):
+    """And are stored in normal form."""
     assert consents.parse([word]).hosts == (normal,)
     found = record(Status.ACTIVE)
     after = granting.regrant(found, Regrant(hosts=(word.removeprefix("host="),)), whole(found), NOW)
@@ -294,8 +294,8 @@ def test_hosts_are_taken_in_every_form_that_http_do_takes(word, normal):
 @pytest.mark.parametrize(
     "origin", ["http://169.254.169.254", "http://[fd00:ec2::254]", "http://m.lan:80=100.100.100.200"]
 )
-def test_an_origin_that_hands_out_credentials_takes_a_word_more(origin):
-    """--force, once; kept origins are not asked for again."""
+def test_metadata_origin_needs_force(origin):
+    """Once: origins granted already are not asked about again."""
     found = record(Status.ACTIVE)
     word = f"origin={origin}"
     refused = granting.regrant(found, Regrant(add=consents.parse([word])), whole(found), NOW)
@@ -311,8 +311,8 @@ def test_an_origin_that_hands_out_credentials_takes_a_word_more(origin):
 # What outlives the ledger.
 
 
-def test_a_record_from_before_has_accepted_what_its_manifest_has():
-    """Its `*` is what that manifest declares; what it is run by is learnt when its pair is judged."""
+def test_migrated_record_accepts_its_manifest():
+    """Its `*` becomes the declared hosts; the interpreter is added when its pair is judged."""
     new = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **hosted("a.example.org:443", "a.example.org:25")))
     old = replace(new, terms=None, hosts=("*",), facts=replace(new.facts, interpreter=""))
     found = presence.migrated(old)
@@ -324,8 +324,8 @@ def test_a_record_from_before_has_accepted_what_its_manifest_has():
     assert presence.with_interpreter(new, "/bin/sh") is new
 
 
-def test_the_floors_file_keeps_what_was_accepted(tmp_path):
-    """And one from before there was any is read."""
+def test_floors_file_keeps_terms(tmp_path):
+    """A file from before there were terms can be read too."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
@@ -339,13 +339,13 @@ def test_the_floors_file_keeps_what_was_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"type": 3}', "{", "[]", '{"type": "system", "level": "loose"}'])
-def test_terms_that_latticed_did_not_write_are_no_terms(text):
-    """A damaged row is damage."""
+def test_malformed_terms_are_damage(text):
+    """A malformed row counts as damage of the ledger."""
     with pytest.raises(ValueError, match="terms"):
         texts.decode(text)
 
 
-def test_masks_outlive_a_lost_ledger():
+def test_terms_outlive_a_lost_ledger():
     """The plugin comes back as verified; installed again, it has what was accepted, and no more."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64})))
     new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
@@ -359,8 +359,8 @@ def test_masks_outlive_a_lost_ledger():
     assert advance.first_seen(new, NOW, gone).terms == after.terms
 
 
-def test_a_backup_brings_nothing_back_that_was_taken_away_since():
-    """Of backup and floors the stricter counts; what could not start then is to be installed anew."""
+def test_restored_backup_keeps_terms_taken_away_since():
+    """The stricter of backup and floors; a plugin that could not start then must be installed again."""
     then = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **runtime(limits={"memory_mib": 512})))
     lowered = Regrant(remove=consents.parse(["limit=memory_mib:64"]))
     now = granting.regrant(then, lowered, whole(then), NOW)
@@ -372,24 +372,23 @@ def test_a_backup_brings_nothing_back_that_was_taken_away_since():
     assert merge_after_loss.restored(then, floors_of([other], Revoked()), now_us=NOW).status is Status.VERIFIED
 
 
-def test_of_two_floors_files_the_stricter_counts():
-    """As for masks."""
+def test_union_of_floors_keeps_stricter_terms():
     wide = record(Status.ACTIVE, claim(v2=True, **runtime(sandbox={"features": ["threads", "workdir"]})))
     narrow = replace(wide, terms=replace(wide.terms, features=frozenset({"workdir"})))  # type: ignore[type-var]
     union = merge_after_loss.union(floors_of([wide], Revoked()), floors_of([narrow], Revoked()))
     assert union.terms["acme.demo"] == narrow.terms
 
 
-def test_forgetting_forgets_what_was_accepted():
-    """As it forgets grants: the next install is a first one."""
+def test_forget_removes_terms():
+    """As grants: the next install is a first one."""
     found = replace(record(Status.ACTIVE), status=Status.DISABLED)
     gone = advance.forget(found, presence.Presence(), NOW)
     assert isinstance(gone, Record)
     assert gone.terms is None
 
 
-def test_another_publisher_gets_no_more_than_was_accepted_of_the_old_one():
-    """It inherits no grant, and what it widens is masked as in any upgrade."""
+def test_takeover_keeps_accepted_terms_but_no_grants():
+    """What it widens is withheld as in any upgrade."""
     before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443")))
     given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
     assert isinstance(given, Record)
@@ -413,6 +412,6 @@ def test_another_publisher_gets_no_more_than_was_accepted_of_the_old_one():
         (b"", ""),
     ],
 )
-def test_what_an_artifact_is_run_by(head, interpreter):
+def test_interpreter_is_read_from_artifact(head, interpreter):
     """ELF, or the words of its first line."""
     assert accepted.interpreter_of(head) == interpreter

@@ -1,4 +1,4 @@
-"""One plugin through the real Supervisor, from a real store; only its runner and the time are the test's."""
+"""One plugin through the real Supervisor and a real store; only runner and clock are the test's."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ async def stand(tmp_path):
     assert all(most == 1 for most in found.driven.most.values()), "two lives at once"
 
 
-async def test_it_is_armed_with_what_was_verified(stand):
-    """The runner gets the stored pair's bytes, a Gate, and nothing to do with the bundle directory."""
+async def test_armed_plugin_runs_the_verified_pair(stand):
+    """The runner gets the stored pair's bytes and a Gate, not the bundle directory."""
     plugin = await stand.armed(artifact=b"the artifact")
     runtime = stand.runtime(plugin)
     assert (runtime.state, runtime.runner, runtime.health) == ("armed", "driven", "unknown")
@@ -39,8 +39,8 @@ async def test_it_is_armed_with_what_was_verified(stand):
     assert stand.states(plugin) == ["armed"]
 
 
-async def test_it_is_stopped(stand):
-    """Once, with the grace that the settings give; its Gate answers no more."""
+async def test_disarm_stops_plugin(stand):
+    """Once, with the grace of the settings; its Gate is closed."""
     plugin = await stand.armed()
     life = stand.driven.only(plugin.id)
     stand.clock.advance(5)
@@ -54,8 +54,8 @@ async def test_it_is_stopped(stand):
     assert stand.states(plugin) == ["armed", "stopped"]
 
 
-async def test_a_fault_stops_it_and_says_why(stand):
-    """Tampered: failed with the code."""
+async def test_disarm_with_fault_reports_the_fault(stand):
+    """A tampered bundle: failed with its code."""
     plugin = await stand.armed()
     stand.supervisor.disarm(plugin, FAULT)
     await stand.settled(plugin)
@@ -67,8 +67,8 @@ async def test_a_fault_stops_it_and_says_why(stand):
     assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error) == ("armed", None)
 
 
-async def test_who_is_not_trusted_is_not_asked_to_end(stand):
-    """Killed at once; what comes back from it meanwhile is answered to nobody; services are quiet before it is told."""
+async def test_distrusted_plugin_is_killed_without_grace(stand):
+    """Its late answers are dropped; it counts as stopped only after host services have drained."""
     graces, quiet = [], asyncio.Event()
     replying, hold = asyncio.Event(), asyncio.Event()
 
@@ -112,8 +112,8 @@ async def test_who_is_not_trusted_is_not_asked_to_end(stand):
         (RuntimeError("a bug"), "internal"),
     ],
 )
-async def test_a_start_that_fails_is_tried_again_with_backoff(stand, error, code):
-    """1 s, then 2 s; then the breaker opens and nothing is tried any more."""
+async def test_failed_start_is_retried_with_backoff(stand, error, code):
+    """After 1 s, then 2 s; then the breaker opens and nothing is retried."""
 
     async def fail(life):
         raise error
@@ -137,8 +137,8 @@ async def test_a_start_that_fails_is_tried_again_with_backoff(stand, error, code
     assert stand.driven.attempts[plugin.id] == 3
 
 
-async def test_a_start_that_fails_does_not_leak_a_bug_s_words(stand):
-    """What a runner's exception says goes to the log; the operator gets its kind."""
+async def test_unexpected_start_error_is_not_shown_to_operator(stand):
+    """The text of a runner's exception goes to the log; the operator gets its type."""
 
     async def fail(life):
         raise RuntimeError("/secret/path")
@@ -150,8 +150,8 @@ async def test_a_start_that_fails_does_not_leak_a_bug_s_words(stand):
     assert stand.runtime(plugin).last_error.reason == "the runner failed: RuntimeError"
 
 
-async def test_a_start_that_hangs_is_cut_at_its_deadline(tmp_path):
-    """It is cancelled, leaves nothing behind, and counts as a failure."""
+async def test_hanging_start_is_cancelled_at_deadline(tmp_path):
+    """It leaves nothing behind and counts as a failure."""
     async with supervisors.standing(tmp_path, start_deadline_s=0.05) as stand:
         stand.driven.starting = lambda life: asyncio.Event().wait()
         plugin = await asyncio.to_thread(stand.stored)
@@ -162,7 +162,7 @@ async def test_a_start_that_hangs_is_cut_at_its_deadline(tmp_path):
         assert not +stand.driven.living
 
 
-async def test_what_is_starting_is_stopped_at_once(stand):
+async def test_disarm_while_starting_cancels_the_start(stand):
     """Disabling does not wait for a start to end or to time out."""
     stand.driven.starting = lambda life: asyncio.Event().wait()
     plugin = await asyncio.to_thread(stand.stored)
@@ -173,8 +173,8 @@ async def test_what_is_starting_is_stopped_at_once(stand):
     assert (stand.runtime(plugin).state, stand.driven.cancelled[plugin.id]) == ("stopped", 1)
 
 
-async def test_the_stored_pair_is_verified_at_every_start(stand):
-    """A byte changed in the store: not started, failed with the code, and not tried again."""
+async def test_stored_pair_is_verified_at_every_start(stand):
+    """A byte changed in the store: not started, failed with the code, and not retried."""
     plugin = await asyncio.to_thread(stand.stored)
     artifact = stand.store.path(plugin.identity) / "artifact"
     os.chmod(artifact, 0o600)
@@ -191,8 +191,8 @@ async def test_the_stored_pair_is_verified_at_every_start(stand):
     assert stand.runtime(plugin).state == "armed"
 
 
-async def test_it_ends_by_itself(stand):
-    """Its Gate is closed, the reason shown, and after a backoff it lives again."""
+async def test_exited_plugin_is_restarted_after_backoff(stand):
+    """Its Gate is closed and the reason shown meanwhile."""
     plugin = await stand.armed()
     life = stand.driven.only(plugin.id)
     life.crash("exited", "status 3")
@@ -207,8 +207,8 @@ async def test_it_ends_by_itself(stand):
     assert life.stops == 0, "what has ended is not stopped"
 
 
-async def test_it_ends_while_it_starts(stand):
-    """The runner returns a life that is over already: a failure, not an armed corpse."""
+async def test_instance_that_exits_while_starting_is_a_failure(stand):
+    """The runner returns an instance that has ended already: it must not be armed."""
 
     async def crash(life):
         life.crash("exited", "at once")
@@ -222,8 +222,8 @@ async def test_it_ends_while_it_starts(stand):
     assert stand.runtime(plugin).next_retry_at
 
 
-async def test_news_of_an_earlier_life_counts_for_nothing(stand):
-    """The old process is reaped late: the new one stays."""
+async def test_exit_of_earlier_instance_is_ignored(stand):
+    """The old process is reaped late: the new instance stays."""
     plugin = await stand.armed()
     old = stand.driven.only(plugin.id)
     stand.supervisor.arm(plugin, supervisors.GRANTED, afresh=True)
@@ -233,7 +233,7 @@ async def test_news_of_an_earlier_life_counts_for_nothing(stand):
     assert stand.driven.only(plugin.id) is not old
 
 
-async def test_a_long_life_is_forgiven(stand):
+async def test_long_uptime_resets_the_backoff(stand):
     """The backoff starts over after a healthy period."""
     plugin = await stand.armed()
     for _ in range(5):
@@ -244,7 +244,7 @@ async def test_a_long_life_is_forgiven(stand):
         await until(lambda: stand.runtime(plugin).state == "armed")
 
 
-async def test_health_is_asked_for_and_shown(stand):
+async def test_health_is_checked_and_shown(stand):
     """Soon after the start, then every interval, from one timer."""
     plugin = await stand.armed(**HEALTH)
     life = stand.driven.only(plugin.id)
@@ -261,8 +261,8 @@ async def test_health_is_asked_for_and_shown(stand):
     assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (2, "degraded", "slow")
 
 
-async def test_unhealthy_often_enough_is_restarted(stand):
-    """Three bad checks in a row: stopped properly, then started again after the backoff."""
+async def test_unhealthy_plugin_is_restarted(stand):
+    """After three bad checks in a row: stopped with its grace, then started again after the backoff."""
     plugin = await stand.armed(**HEALTH)
     life = stand.driven.only(plugin.id)
     life.health = SICK
@@ -278,8 +278,8 @@ async def test_unhealthy_often_enough_is_restarted(stand):
     assert stand.runtime(plugin).health == "unknown"
 
 
-async def test_a_check_without_answer_counts_neither_way(stand):
-    """Two bad answers with any number of such checks between them; the third bad one is the last."""
+async def test_check_without_finding_is_not_counted(stand):
+    """Any number of them between bad checks: the third bad one still restarts the plugin."""
     plugin = await stand.armed(**HEALTH)
     life = stand.driven.only(plugin.id)
     for answer in (SICK, None, None, SICK, None):
@@ -292,8 +292,8 @@ async def test_a_check_without_answer_counts_neither_way(stand):
     assert stand.runtime(plugin).last_error.code == "unhealthy"
 
 
-async def test_a_check_that_raises_is_a_bad_check(stand):
-    """Whatever it raised, with its words."""
+async def test_check_that_raises_is_a_bad_check(stand):
+    """For any exception, with its text."""
     plugin = await stand.armed(**HEALTH)
 
     async def fail():
@@ -305,8 +305,8 @@ async def test_a_check_that_raises_is_a_bad_check(stand):
     assert "expected JSON" in stand.runtime(plugin).message
 
 
-async def test_a_check_that_hangs_holds_up_nobody(stand):
-    """It has its own time limit; stopping does not wait for it, however long that is."""
+async def test_hanging_check_does_not_delay_stop(stand):
+    """It has its own timeout, which may be long."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
     life = stand.driven.only(plugin.id)
     life.checking = lambda: asyncio.Event().wait()
@@ -317,8 +317,8 @@ async def test_a_check_that_hangs_holds_up_nobody(stand):
     assert stand.runtime(plugin).state == "stopped"
 
 
-async def test_a_check_that_fails_as_it_is_cancelled_leaves_no_error_behind(stand):
-    """A one-shot plugin's check ends with plugin_gone when the plugin is stopped meanwhile: nobody is to hear of it."""
+async def test_check_that_fails_while_cancelled_logs_no_error(stand):
+    """A one-shot plugin's check raises plugin_gone when the plugin is stopped meanwhile: that is no error."""
     plugin = await stand.armed(**HEALTH)
 
     async def gone():
@@ -334,8 +334,8 @@ async def test_a_check_that_fails_as_it_is_cancelled_leaves_no_error_behind(stan
     assert stand.runtime(plugin).state == "stopped"
 
 
-async def test_a_hanging_check_does_not_keep_the_daemon_from_ending(tmp_path):
-    """Leaving the supervisor ends at once."""
+async def test_hanging_check_does_not_delay_shutdown(tmp_path):
+    """Leaving the supervisor returns at once."""
     async with asyncio.timeout(5):
         async with supervisors.standing(tmp_path) as stand:
             plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
@@ -343,7 +343,7 @@ async def test_a_hanging_check_does_not_keep_the_daemon_from_ending(tmp_path):
             await stand.pass_time(10.1)
 
 
-async def test_a_slow_check_is_unhealthy(stand):
+async def test_slow_check_is_unhealthy(stand):
     """No answer within the manifest's timeout."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1}})
     stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
@@ -352,8 +352,8 @@ async def test_a_slow_check_is_unhealthy(stand):
     assert stand.runtime(plugin).message == "no answer within 1 s"
 
 
-async def test_a_stop_that_raises_is_a_stop(stand):
-    """The runner's bug is logged, the handle goes on."""
+async def test_stop_that_raises_counts_as_stopped(stand):
+    """The runner's error is logged, the handle goes on."""
     plugin = await stand.armed()
 
     async def fail(grace_s):
@@ -369,8 +369,8 @@ async def test_a_stop_that_raises_is_a_stop(stand):
     assert stand.runtime(plugin).state == "armed"
 
 
-async def test_while_a_stop_hangs_nothing_new_starts(stand):
-    """No second life beside a first that may still be there; its Gate is closed already, others are not held up."""
+async def test_no_instance_starts_while_a_stop_hangs(stand):
+    """Never two instances at once; its Gate is closed already, and other plugins are not delayed."""
     plugin = await stand.armed()
     life, released = stand.driven.only(plugin.id), asyncio.Event()
     life.stopping = lambda grace_s: released.wait()
@@ -386,8 +386,8 @@ async def test_while_a_stop_hangs_nothing_new_starts(stand):
     assert (stand.runtime(plugin).state, stand.driven.attempts[plugin.id]) == ("armed", 2)
 
 
-async def test_another_identity_replaces_what_runs(stand):
-    """The old life ends, the new one gets the new pair."""
+async def test_arming_other_identity_replaces_instance(stand):
+    """The old instance ends, the new one gets the new pair."""
     old = await stand.armed(artifact=b"one")
     life = stand.driven.only(old.id)
     new = await asyncio.to_thread(lambda: stand.stored(artifact=b"two", version="1.1.0"))
@@ -397,19 +397,19 @@ async def test_another_identity_replaces_what_runs(stand):
     assert stand.driven.only(old.id).artifact_sha256 == new.manifest.digest_sha256
 
 
-async def test_arming_again_leaves_the_life_alone(stand):
-    """The disk was looked at: no reason to restart."""
+async def test_arming_again_keeps_instance(stand):
+    """As after each rescan of the disk."""
     plugin = await stand.armed()
     stand.supervisor.arm(plugin, supervisors.GRANTED)
     await stand.settled(plugin)
     assert stand.driven.attempts[plugin.id] == 1
 
 
-async def test_grants_change_under_a_running_plugin(stand):
-    """Trimmed at once, in the Gate it already holds; and the next life starts with them."""
+async def test_grants_change_for_running_plugin(stand):
+    """At once, in the Gate that it has; the next instance starts with them."""
     plugin = await stand.armed()
     life = stand.driven.only(plugin.id)
-    with pytest.raises(HostError, match="service_unavailable"):  # no service on this stand: it was allowed
+    with pytest.raises(HostError, match="service_unavailable"):  # allowed, but no such service here
         await life.call("kv.get", key="a")
     stand.supervisor.regrant(plugin.id, frozenset())
     with pytest.raises(HostError, match="capability_not_granted"):
@@ -421,8 +421,8 @@ async def test_grants_change_under_a_running_plugin(stand):
         await stand.driven.only(plugin.id).call("kv.get", key="a")
 
 
-async def test_invoke_reaches_what_is_armed_only(stand):
-    """What is not armed is not_armed, whatever the reason."""
+async def test_invoke_needs_armed_plugin(stand):
+    """not_armed otherwise, whatever the reason."""
     plugin = await stand.armed()
     assert (await stand.supervisor.invoke(plugin.id, "hello", {"a": 1}))["result"] == {"a": 1}
     stand.supervisor.disarm(plugin)
@@ -432,8 +432,8 @@ async def test_invoke_reaches_what_is_armed_only(stand):
             await stand.supervisor.invoke(plugin_id, "hello", {})
 
 
-async def test_how_a_life_ends_that_a_visitor_reached_is_told_and_opens_no_breaker(stand):
-    """During the request or after its answer, never with an operator's; the next life has to be reached anew."""
+async def test_failure_of_visited_instance_is_shown_and_opens_no_breaker(stand):
+    """During an outside request or after it, not with an operator's; a new instance counts as not visited."""
     plugin = await stand.armed()
     for _ in range(20):
         await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
@@ -451,8 +451,8 @@ async def test_how_a_life_ends_that_a_visitor_reached_is_told_and_opens_no_break
     assert stand.runtime(plugin).next_retry_at == 0
 
 
-async def test_bad_health_under_visitors_opens_no_breaker(stand):
-    """What they keep busy is restarted for its health as often as it takes."""
+async def test_bad_health_of_visited_instance_opens_no_breaker(stand):
+    """A plugin kept busy by outside requests is restarted each time."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1, "failures": 1}})
     for times in range(1, 8):
         stand.driven.only(plugin.id).health = SICK
@@ -467,8 +467,8 @@ async def test_bad_health_under_visitors_opens_no_breaker(stand):
         await until(lambda: stand.runtime(plugin).state == "armed")
 
 
-async def test_dropping_forgets_what_is_at_rest_only(stand):
-    """An armed handle cannot be lost."""
+async def test_drop_removes_only_stopped_handle(stand):
+    """The handle of an armed plugin stays."""
     plugin = await stand.armed()
     stand.supervisor.drop(plugin.id)
     assert stand.runtime(plugin).state == "armed"
@@ -478,8 +478,8 @@ async def test_dropping_forgets_what_is_at_rest_only(stand):
     assert stand.supervisor._handles == {}
 
 
-async def test_disarming_what_was_never_armed_makes_no_handle(stand):
-    """A plugin that is merely installed has no runtime to speak of."""
+async def test_disarm_of_never_armed_plugin_makes_no_handle(stand):
+    """An installed plugin has no runtime."""
     plugin = await asyncio.to_thread(stand.stored)
     stand.supervisor.disarm(plugin)
     assert stand.supervisor._handles == {}
@@ -487,8 +487,8 @@ async def test_disarming_what_was_never_armed_makes_no_handle(stand):
     assert stand.events == []
 
 
-async def test_stopping_never_waits_for_the_record(tmp_path):
-    """Nothing can be written: it is stopped all the same."""
+async def test_stop_does_not_wait_for_the_record(tmp_path):
+    """A plugin is stopped though nothing can be written."""
     async with supervisors.standing(tmp_path, record_fails=True) as stand:
         plugin = await stand.armed()
         stand.supervisor.disarm(plugin, FAULT)
@@ -496,8 +496,8 @@ async def test_stopping_never_waits_for_the_record(tmp_path):
         assert stand.runtime(plugin).state == "failed"
 
 
-async def test_leaving_stops_everything(tmp_path):
-    """Armed, waiting to retry, starting: nothing is alive afterwards, and the wheel turns no more."""
+async def test_leaving_supervisor_stops_everything(tmp_path):
+    """Armed, waiting to retry, starting: no instance is left, and the timer wheel has stopped."""
     async with supervisors.standing(tmp_path) as stand:
         await stand.armed()
         other = await stand.armed(id="acme.waits")

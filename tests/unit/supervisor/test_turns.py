@@ -1,4 +1,4 @@
-"""Many plugins that are to start at once start in turns; none is late because of the others."""
+"""Plugins that start at the same time are started a few at a time, and none misses its deadline for that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def stand(tmp_path):
 
 
 async def armed(stand, count):
-    """So many plugins, wanted alive."""
+    """Arm so many plugins."""
     ids = [f"acme.p{number}" for number in range(count)]
     plugins = [await asyncio.to_thread(stand.stored, id=one) for one in ids]
     for plugin in plugins:
@@ -28,8 +28,8 @@ async def armed(stand, count):
     return plugins
 
 
-async def test_only_so_many_start_at_a_time(stand):
-    """The next begins when one of them is done, and all come to live."""
+async def test_starts_are_limited_at_a_time(stand):
+    """The next begins when one of them is done, and all are armed in the end."""
     under_way = most = 0
 
     async def start(_life):
@@ -47,8 +47,8 @@ async def test_only_so_many_start_at_a_time(stand):
     assert most == tools.STARTS
 
 
-async def test_the_deadline_begins_with_the_turn(stand):
-    """One that hangs until its own deadline has used up nobody else's."""
+async def test_start_deadline_begins_with_the_slot(stand):
+    """A start that hangs until its deadline does not use up that of another."""
     stand.tools.starts = asyncio.Semaphore(1)
     turns = []
 
@@ -66,8 +66,8 @@ async def test_the_deadline_begins_with_the_turn(stand):
     assert {runtime.state for runtime in found.values()} == {"armed"}
 
 
-async def test_those_that_never_answer_are_in_nobodys_way(stand, monkeypatch):
-    """They lose their turn long before their deadline."""
+async def test_hanging_starts_do_not_block_others(stand, monkeypatch):
+    """They lose their slot long before their deadline."""
     monkeypatch.setattr(tools, "TURN_S", 0.01)
     stand.tools.start_deadline_s = 60.0
 
@@ -79,8 +79,8 @@ async def test_those_that_never_answer_are_in_nobodys_way(stand, monkeypatch):
     await until(lambda: sum(stand.driven.attempts.values()) == MANY, "all of them to begin")
 
 
-async def test_one_that_is_stopped_before_its_turn_never_starts(stand):
-    """Nothing of it is left in the queue."""
+async def test_plugin_stopped_while_queued_never_starts(stand):
+    """It leaves nothing in the queue."""
     stand.tools.starts = asyncio.Semaphore(0)
     one, other = await armed(stand, 2)
     await stand.quiet()
