@@ -1,7 +1,7 @@
 """A running child: its pipes, its exit, and how it is ended with everything it started.
 
-No thread: the kernel tells of its end through a pidfd. Signals go through that pidfd, so that they can mean nobody
-else; the process group is signalled only where the child leads it and has not been reaped, for the same reason.
+No thread: the exit is noticed on a pidfd. Signals go through that pidfd, so that a reused pid is never signalled;
+the process group is signalled only where the child leads it and has not been reaped, for the same reason.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 START_S: Final = 10.0
 LINGER_S: Final = 1.0
-"""How long output is still read after the child ended, if somebody else holds its pipes."""
+"""How long output is still read after the child ended, if another process holds its pipes open."""
 UNKILLABLE_S: Final = 10.0
 FULL: Final = 0.9
-"""The part of its memory limit that a child which fails must have had in use, to have failed for want of memory."""
+"""A failed child counts as out of memory if its peak use was at least this share of its memory limit."""
 log = logs.get_logger()
 
 
 class Child:
     """One running child; made by `spawn`.
 
-    `pid` is for showing, never for signalling. `inputs` are the pipes that the child reads, by its descriptor number.
+    `pid` is for display only: never signal it. `inputs` are the pipes that the child reads, by its descriptor number.
     `exit` is None while the process lives.
     """
 
@@ -83,22 +83,22 @@ class Child:
         return self.exit
 
     def when_gone(self, call: Callable[[], None]) -> None:
-        """Have `call` made once nothing is left of it, however it ended."""
+        """Have `call` called once the child's processes, pipes and group are gone, however it ended."""
         if self._gone.is_set():
             call()
         else:
             self._afterwards.append(call)
 
     async def gone(self) -> Exit:
-        """The same, when all output was delivered and nothing is left of it."""
+        """Wait for the exit, until all output was delivered and processes, pipes and group are gone."""
         await self._gone.wait()
         return await self.exited()
 
     async def connect(self, outputs: dict[int, asyncio.Protocol]) -> None:
-        """Attach our ends of the pipes; `outputs` are who reads descriptors 1 and 2."""
+        """Attach our ends of the pipes; `outputs` are the protocols that read descriptors 1 and 2."""
         pipes = self._born.pipes
         self._open_outputs = len(outputs)
-        for number in pipes.keys() - outputs.keys():  # first: the end of all output may be the end of everything
+        for number in pipes.keys() - outputs.keys():  # inputs first: the last output's end may start the clean-up
             self.inputs[number] = await PipeWriter.connect(pipes[number].give_write())
         for number, heard_by in outputs.items():
             self._readers[number] = await PipeReader.connect(pipes[number].give_read(), heard_by, self._output_closed)
@@ -106,8 +106,8 @@ class Child:
     async def stop(self, grace_s: float) -> Exit:
         """SIGTERM, then after `grace_s` seconds SIGKILL to the whole tree; nothing is left when this returns.
 
-        What never listens to SIGTERM is not waited for. Being cancelled kills at once. Problem("child_unkillable")
-        when the kernel does not let go of it within UNKILLABLE_S.
+        The grace is skipped when SIGTERM has no effect. Cancelling kills at once. Problem("child_unkillable")
+        when a process is still there UNKILLABLE_S after SIGKILL.
         """
         self._asked = True
         try:
@@ -123,11 +123,11 @@ class Child:
 
     @property
     def roots(self) -> tuple[int, ...]:
-        """What all processes of its tree come from: itself and, with a process 1 of ours, that."""
+        """The pids that all processes of its tree descend from: the child's and, if there is one, our process 1's."""
         return (self.pid,) if self._born.init is None else (self.pid, self._born.init)
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree, now; `gone` is when it is over."""
+        """SIGKILL to the whole tree, without waiting; await `gone` for its end."""
         if self.exit is not None:
             return
         if self._born.group is not None:
@@ -138,18 +138,18 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self._born.init is not None and number == signal.SIGKILL:
-                signal.pidfd_send_signal(self._born.init_pidfd, number)  # the kernel ends its whole namespace with it
+                signal.pidfd_send_signal(self._born.init_pidfd, number)  # the kernel kills the rest of its namespace
             elif self._own_pids:
                 signal.pidfd_send_signal(self._born.pidfd, number)
             else:
-                os.killpg(self.pid, number)  # it leads its group and is unreaped: the number means nobody else
+                os.killpg(self.pid, number)  # leader, unreaped: the id is still its own
 
     def _listens(self) -> bool:
         """Whether SIGTERM can have an effect: process 1 of a namespace never dies of a signal it does not catch."""
         if not self._own_pids or self._born.init is not None:
             return True
         try:
-            rows = Path(f"/proc/{self.pid}/status").read_bytes().split(b"\n")  # the name in it is the child's to choose
+            rows = Path(f"/proc/{self.pid}/status").read_bytes().split(b"\n")  # bytes: the child chooses the name in it
         except OSError:
             return True
         masks = [row.partition(b":\t")[2] for row in rows if row.startswith((b"SigCgt:", b"SigBlk:"))]
@@ -165,12 +165,12 @@ class Child:
             raise Problem("child_unkillable", detail) from error
 
     def _reap(self) -> None:
-        """The pidfd became readable: the process ended. Its group first, while its number is still its own."""
+        """The process ended (its pidfd is readable). Kill its group before reaping, while its id is still its own."""
         asyncio.get_running_loop().remove_reader(self._born.pidfd)
         memory = self._born.group is not None and self._born.group.out_of_memory()
         if not self._own_pids:
             self._signal(signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)  # unreaped until here: the number is its own
+        _, status, usage = os.wait4(self.pid, 0)  # unreaped until here: the pid cannot have been reused
         birth.OURS.discard(self.pid)
         code = os.waitstatus_to_exitcode(status)
         self.exit = Exit(
@@ -181,21 +181,21 @@ class Child:
         )
         with contextlib.suppress(ProcessLookupError):
             if self._born.init is not None:
-                signal.pidfd_send_signal(self._born.init_pidfd, signal.SIGKILL)  # what it started ends with it
+                signal.pidfd_send_signal(self._born.init_pidfd, signal.SIGKILL)  # and with it the namespace
         self._exited.set()
         self._end = asyncio.create_task(self._clear_away(), name=f"child {self.pid} ended")
 
     def _filled(self, peak_bytes: int) -> bool:
-        """Whether it had come near its memory limit: without a cgroup the kernel tells nobody but the child.
+        """Whether its peak came near its memory limit: without a cgroup only the child sees its ENOMEM.
 
-        A peak that is no higher than ours may be ours: the stub shares our memory until it is executed, and only a
-        process that is made anew, as in a pid namespace, starts to count again (exec_mmap in the kernel).
+        A peak no higher than the daemon's may be the daemon's: the stub shares its memory until exec, and exec keeps
+        the peak of the process (exec_mmap in the kernel); only one forked later, as in a pid namespace, starts at 0.
         """
         ours = 0 if self._own_pids else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         return peak_bytes >= FULL * self._memory_bytes and peak_bytes > ours
 
     async def _clear_away(self) -> None:
-        """Read what is left, close and remove everything, then say so."""
+        """Read the remaining output, close the pipes, remove the group, then set `gone`."""
         try:
             await self._read_to_the_end()
         finally:

@@ -1,4 +1,4 @@
-"""How a child ended, in a code and in words (pure)."""
+"""How a child ended, as a code and as a message (pure)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CRASHES: Final = frozenset(
 class Exit:
     """`status` is the exit code, or None when the signal `killed_by` ended it.
 
-    `out_of_memory`: it reached its memory limit. `asked`: we were stopping it.
+    `out_of_memory`: it reached its memory limit. `asked`: the daemon was stopping it.
     """
 
     status: int | None = None

@@ -1,7 +1,7 @@
-"""Reaping children that nobody here started: as process 1 of a container every orphan in it becomes ours.
+"""Reaping children that the daemon did not start: as process 1 of a container it inherits every orphan there.
 
-So do processes that a shell began before it executed us. They would stay as zombies, each a process id that is never
-free again. Our own children are left to who waits for them.
+So it does processes that a shell started before it executed the daemon. Unreaped they stay zombies and use up process
+ids. Children that the daemon started itself (`spawn.OURS`) are left to the code that waits for them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def reap(proc: Path = Path("/proc/self")) -> int:
-    """Reap every orphan that has ended; how many. From the loop's thread, where children are started and waited for.
+    """Reap every orphan that has ended and return their number. Call it on the event loop's thread.
 
-    While a child is being started nothing is: it may be one whose id we do not know yet.
+    Does nothing while a child is being started: the stub's own child may not be known by its pid yet.
     """
     if birth.BEGUN or not _any_ended():
         return 0
@@ -40,7 +40,7 @@ def _any_ended() -> bool:
 
 
 def _children(proc: Path) -> Iterator[int]:
-    with contextlib.suppress(OSError):  # no descriptor is free: the next look reaps them
+    with contextlib.suppress(OSError):  # no descriptor is free (EMFILE): the next call reaps them
         for task in (proc / "task").iterdir():
             with contextlib.suppress(OSError):
                 yield from map(int, (task / "children").read_bytes().split())

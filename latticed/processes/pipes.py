@@ -1,4 +1,4 @@
-"""The ends of a child's pipes that are ours: bounded writing, and reading by protocols that others bring."""
+"""The daemon's ends of a child's pipes: bounded writing, and reading by the caller's asyncio protocols."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Pipe:
-    """Both ends of a pipe, as long as they are descriptors; an end that is given away is None."""
+    """The descriptors of both ends of a pipe; None once an end has been given away."""
 
     read: int | None
     write: int | None
@@ -39,9 +39,9 @@ class Pipe:
 
 
 class PipeWriter(asyncio.BaseProtocol):
-    """What we write and the child reads. `write` buffers; `drain` waits while too much is buffered.
+    """A pipe that the daemon writes and the child reads. `write` buffers; `drain` waits while too much is buffered.
 
-    `on_lost` is called once when it is closed, by us or by the child.
+    `on_lost` is called once when it is closed, by either side.
     """
 
     def __init__(self) -> None:
@@ -64,31 +64,32 @@ class PipeWriter(asyncio.BaseProtocol):
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be written any more: closed by us or by the child."""
+        """Whether nothing can be written any more: closed by either side."""
         return self._lost or self._transport is None or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Hand over `data`; BrokenPipeError when nobody will ever read it."""
+        """Buffer `data` for the child; BrokenPipeError when the pipe is closed."""
         if self.closed or self._transport is None:
             raise BrokenPipeError("the child no longer reads")
         self._transport.write(data)
 
     async def drain(self) -> None:
-        """Until little enough is buffered; BrokenPipeError when the child stopped reading."""
+        """Wait until the buffer is below its limit; BrokenPipeError when the child closed its end."""
         await self._may_write.wait()
         if self._lost:
             raise BrokenPipeError("the child no longer reads")
 
     def close(self) -> None:
-        """End of file, after what is buffered."""
+        """Close after the buffered data was written."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """End of file at once; what is buffered is lost."""
+        """Close at once and drop the buffered data."""
         if self._transport is None or self._lost:
             return
-        if not self._transport.is_closing() or self._transport.get_write_buffer_size():  # asyncio counts to one
+        # abort() on a transport that is closing with an empty buffer calls connection_lost twice
+        if not self._transport.is_closing() or self._transport.get_write_buffer_size():
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -108,7 +109,7 @@ class PipeWriter(asyncio.BaseProtocol):
 
 
 class PipeReader(asyncio.Protocol):
-    """Hands everything on to `inner`, and says when it is over."""
+    """Passes every protocol event on to `inner`, and calls `on_lost` at the end."""
 
     def __init__(self, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> None:
         self._inner = inner
@@ -116,7 +117,7 @@ class PipeReader(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, fd: int, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> asyncio.ReadTransport:
-        """Read the pipe `fd`, owned by the transport from now on."""
+        """Read the pipe `fd`, which the transport owns from now on."""
         end = os.fdopen(fd, "rb", buffering=0)
         try:
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: cls(inner, on_lost), end)

@@ -1,7 +1,7 @@
-"""From a spec to a process that executes it: pipes, group, stub, its report; or nothing at all.
+"""Starts a child from a spec: pipes, cgroup, stub, the stub's report. On failure nothing is left.
 
-Until the stub has said that it succeeded, everything it is made of is unreaped and in its process group: whatever
-goes wrong, that group is ended and waited for before anything else happens.
+Until the stub has reported success, all its processes are unreaped and in its process group: on any failure that
+group is killed and waited for first.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _PAUSE_S: Final = 0.002
 REMOVE_S: Final = 5.0
-"""How long the last processes of a killed group may take to be gone."""
+"""How long, in seconds, the processes of a killed group may take to end."""
 OURS: Final[set[int]] = set()
-"""The ids of children that somebody here waits for: nobody else may reap them."""
+"""Pids of children that the daemon waits for; `orphans` must not reap them."""
 BEGUN: Final[set[int]] = set()
-"""Stubs that have yet to say what their children's ids are."""
+"""Starts whose stub has not yet reported the pids of its children; `orphans` reaps nothing meanwhile."""
 
 
 class Spawn:
@@ -42,12 +42,12 @@ class Spawn:
         self.pid = 0
         self.pidfd = -1
         self.init: int | None = None
-        """Process 1 of its namespace, a child of ours too, when that is not the child itself; with `init_pidfd`."""
+        """Process 1 of the child's pid namespace, if that is not the child itself; `init_pidfd` is its pidfd."""
         self.init_pidfd = -1
         self._said = b""
 
     def begin(self) -> None:
-        """Start the stub; OSError when not even that is possible."""
+        """Start the stub; OSError when that fails."""
         spec = self._spec
         if spec.delegation is not None:
             self.group = cgroup.make(spec.delegation, spec.limits)
@@ -63,7 +63,7 @@ class Spawn:
             os.close(pipe.give_write() if number in outputs else pipe.give_read())
 
     async def complete(self) -> None:
-        """Until the program is executed; StageFailed when a step before it failed."""
+        """Wait until the program is executed; StageFailed when a step of the stub failed."""
         assert self._started is not None  # noqa: S101 - `begin` came first
         while (more := launch.read_status(self._started.status)) != b"":
             if more is None:
@@ -90,7 +90,7 @@ class Spawn:
         self._started = None
 
     async def abandon(self) -> None:
-        """Kill what there is, wait until it is gone, close everything."""
+        """Kill the stub's processes, wait until they are gone, close all descriptors."""
         known = {self.pid, self._started.pid if self._started is not None else 0}
         if self._started is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -128,17 +128,17 @@ class Spawn:
         except TimeoutError as error:
             raise _unkillable() from error
         finally:
-            OURS.discard(init)  # what does not die now is reaped as an orphan once it does
+            OURS.discard(init)  # if it is still dying, `orphans` reaps it later
 
     async def _reap_all(self, started: Launched) -> None:
-        """The stub's group, and a child that has left it, as it may when it is executed; all at once: process 1 of a
-        namespace waits in its end for the ends of the others to be noticed.
+        """Reap the stub's group and a child that has left it (it may, once executed). All in turn, not one by one:
+        process 1 of a namespace ends only after the others in it have been reaped.
         """
         report = launch.read_report(self._said + (launch.read_status(started.status) or b""))
         left = [(os.P_PGID, started.pid)]
         for pid in (report.pid, report.init):
             if pid is not None and _remains(os.P_PID, pid):
-                os.kill(pid, signal.SIGKILL)  # unreaped: the number is its own
+                os.kill(pid, signal.SIGKILL)  # unreaped: the pid cannot have been reused
                 left.append((os.P_PID, pid))
         while left := [one for one in left if _remains(*one)]:  # noqa: ASYNC110 - there is no event for all of them
             await asyncio.sleep(_PAUSE_S)
@@ -146,7 +146,7 @@ class Spawn:
 
     async def _reap(self, *, only: int) -> None:
         while _ended(os.P_PID, only) is None:  # noqa: ASYNC110 - there is no event for a stub
-            await asyncio.sleep(_PAUSE_S)  # it has closed its descriptors: it is ending right now
+            await asyncio.sleep(_PAUSE_S)  # it has closed its descriptors, so it is about to end
 
 
 def _ended(kind: int, number: int) -> os.waitid_result | None:
@@ -155,7 +155,7 @@ def _ended(kind: int, number: int) -> os.waitid_result | None:
 
 
 def _remains(kind: int, number: int) -> bool:
-    """Reap what has ended of these children; whether any of them has not."""
+    """Reap those of these children that have ended; True while any of them has not."""
     with contextlib.suppress(ChildProcessError):
         while _ended(kind, number):
             pass

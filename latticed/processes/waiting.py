@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def readable(fd: int) -> None:
-    """Until `fd` can be read, or has ended."""
+    """Wait until `fd` is readable or at end of file."""
     loop = asyncio.get_running_loop()
     seen: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, lambda: None if seen.done() else seen.set_result(None))
@@ -23,7 +23,7 @@ async def readable(fd: int) -> None:
 
 
 async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which runs to its end even when we are cancelled meanwhile: that is raised after it."""
+    """Return the result of `work`. When the caller is cancelled meanwhile, CancelledError is raised once it is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -34,6 +34,6 @@ async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
         except Exception:  # noqa: BLE001 - it is raised by result() below
             break
     if cancelled is not None and not task.cancelled():
-        task.exception()  # heard; being cancelled comes first
+        task.exception()  # mark it retrieved: CancelledError takes precedence
         raise cancelled
     return task.result()

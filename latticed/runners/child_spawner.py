@@ -1,6 +1,6 @@
-"""Starts confined children: at a level that the host as probed, the manifest and the settings allow, each with its uid.
+"""Starts confined children, each at the level that probe, manifest and settings allow, each with its own uid.
 
-One `ChildSpawner` for the whole daemon.
+There is one `ChildSpawner` in the daemon.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 INTERPRETERS: Final = ("python3", "sh", "node")
-"""What a script's first line may name where the settings say nothing, if this host has it."""
+"""Interpreters that a script's first line may name when the settings list none, if the host has them."""
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 SDK_PATH: Final = str(_PACKAGE.parent)
-"""What PYTHONPATH is for plugins in Python; all they see below it is `latticed/sdk`."""
+"""PYTHONPATH of plugins in Python; only `latticed/sdk` is visible below it."""
 _SDK_BINDS: Final = (str(_PACKAGE / "sdk"), str(_PACKAGE / "__init__.py"))
 _SDK_LISTS: Final = (SDK_PATH, str(_PACKAGE))
 _MIB: Final = 1 << 20
@@ -46,7 +46,7 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoking:
-    """Bounds of one invocation; `host_calls` and `stderr_bytes` are those of stdio-json-v1."""
+    """Limits of one invocation; `host_calls` and `stderr_bytes` apply to stdio-json-v1 only."""
 
     timeout_s: float
     line_bytes: int
@@ -56,7 +56,7 @@ class Invoking:
 
 
 class ChildSpawner:
-    """See the module. `limits` and `settings` are those of the daemon's start."""
+    """See the module. `limits` and `settings` are read once, at the daemon's start."""
 
     def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
         self.probed = probed
@@ -75,7 +75,7 @@ class ChildSpawner:
     ) -> Chosen:
         """The level and features for a plugin: Problem("sandbox_unavailable") when this host does not give them.
 
-        `needs` is what its runner needs besides, `optional` what it gets where this host has it; `permits` are the
+        `needs` are features its runner requires, `optional` those it gets where this host has them; `permits` are the
         operator's words for this one plugin (`model.permits`).
         """
         needs |= frozenset(allowed.of_kind(permits, allowed.FEATURE))
@@ -87,7 +87,7 @@ class ChildSpawner:
         return replace(chosen, features=chosen.features | (optional & self.probed.provided.features))
 
     def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:
-        """What the manifest asks for, or the settings' default, and never more than the settings allow."""
+        """The manifest's limits, else the settings' defaults, capped by the settings' maxima."""
         asked, most = manifest.runtime.limits, self._limits
         cpu = asked.cpu_percent or most.cpu_percent
         return rlimits.ResourceLimits(
@@ -100,11 +100,11 @@ class ChildSpawner:
         )
 
     def cpu_to_watch(self, limits: rlimits.ResourceLimits) -> int | None:
-        """The share of a core that is ours to watch over: None without a limit, or where a cgroup holds it."""
+        """Percent of one core for `CpuWatch` to enforce; None without a limit or where a cgroup enforces it."""
         return limits.cpu_percent if self.probed.delegation is None else None
 
     def invoking(self, manifest: Manifest) -> Invoking:
-        """The bounds of one invocation."""
+        """The limits of one invocation: the manifest's, capped by the settings."""
         asked, most = manifest.runtime.limits, self._limits
         return Invoking(
             timeout_s=min(asked.invoke_timeout_s or most.invoke_timeout_s, most.max_invoke_timeout_s),
@@ -124,10 +124,10 @@ class ChildSpawner:
         stderr: asyncio.Protocol,
         on_ids: Callable[[spec.Ids | None], None] | None = None,
     ) -> Child:
-        """Start a child; see `processes.child.spawn`. It runs as nobody else does, where the daemon may choose.
+        """Start a child; see `processes.child.spawn`. It gets a uid of its own where the daemon may change uids.
 
-        `on_ids` is called before it is made with the ids it will have (None: the daemon's own): files can be given to
-        them there.
+        `on_ids` is called before the start with the ids it will have (None: the daemon's own), so that the caller can
+        chown files to them.
         """
         with self._ids() as ours:
             if on_ids is not None:
@@ -151,10 +151,10 @@ class ChildSpawner:
 
 
 class _Uids:
-    """Uids for children, each for one at a time; one that comes back is used again last.
+    """A pool of uids, each leased to one child at a time; a returned uid is reused last.
 
-    They begin anywhere in their range: limits on processes count per uid, and two daemons on a host are hardly ever to
-    meet on one.
+    It starts at a random place of the range: RLIMIT_NPROC counts per uid, so two daemons on a host should not share
+    any.
     """
 
     def __init__(self, first: int, count: int) -> None:
@@ -175,7 +175,7 @@ class _Uids:
 
 
 class _UidLease:
-    """A uid for one child, until it is gone; None where children run as the daemon's own user."""
+    """The lease of one child's uid, until it is gone; `ids` is None where children run as the daemon's user."""
 
     def __init__(self, uids: _Uids | None) -> None:
         self._uids = uids
@@ -195,14 +195,14 @@ class _UidLease:
 
 
 def interpreters(named: Mapping[str, str]) -> dict[str, str]:
-    """What scripts may name, and where it is: the settings' table, else the defaults that this host has."""
+    """Interpreter names to paths: the settings' table, else the defaults that this host has."""
     if named:
         return dict(named)
     return {name: path for name in INTERPRETERS if (path := _find(name)) is not None}
 
 
 def _find(name: str) -> str | None:
-    """The first real program of that name; a wrapper script is none."""
+    """The first ELF program of that name in the usual directories; wrapper scripts are skipped."""
     for directory in ("/usr/bin", "/bin", "/usr/local/bin"):
         path = f"{directory}/{name}"
         with contextlib.suppress(OSError), open(path, "rb") as source:
@@ -212,11 +212,11 @@ def _find(name: str) -> str | None:
 
 
 def for_python(request: ChildRequest) -> ChildRequest:
-    """`request` with the SDK in sight."""
+    """`request` with the SDK readable and on PYTHONPATH."""
     environment = {**request.environment, "PYTHONPATH": SDK_PATH}
     return replace(request, environment=environment, binds=_SDK_BINDS, lists=_SDK_LISTS)
 
 
 def reached(chosen: Chosen, probed: Probed) -> str:
-    """The level that a child has, as it is shown: `isolated`, or `isolated+cgroup`."""
+    """A child's level for display: `isolated`, or `isolated+cgroup`."""
     return chosen.level.token + ("+cgroup" if probed.delegation is not None else "")

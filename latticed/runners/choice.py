@@ -1,4 +1,4 @@
-"""Which runner takes which type of plugin."""
+"""Chooses the runner of each plugin type."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from latticed.runners.output import Outputs
 
 _COMPILING: Final = 0.8
-"""The part of a start that compiling a module may take."""
+"""The share of a start's deadline that compiling a module may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDeps:
-    """What runners are made of. `permits` and `prefixes` of a plugin id are what an operator permitted."""
+    """What runners need. `permits(id)` and `prefixes(id)` return what the operator granted to that plugin."""
 
     spawner: ChildSpawner
     outputs: Outputs
@@ -38,7 +38,7 @@ class RunnerDeps:
 
 
 def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
-    """A runner for each plugin type from the settings' names; unknown names get a noop runner that says so."""
+    """Plugin type to runner, by the settings' names; an unknown name gives a noop runner whose reason says so."""
     return {plugin_type: _runner(name, deps) for plugin_type, name in names.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor asks of every runner and of the instances that it starts."""
+"""The interface between the supervisor and runners: Runner, and the Instance that it starts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class PluginToRun:
     """A verified plugin, ready to start; `identity` names its pair in the store.
 
-    `manifest` says what it may have, which is less than its bundle's where the operator accepted less; `withheld` are
-    sandbox features that were not accepted.
+    `manifest` is the effective one: less than the bundle's where the operator granted less. `withheld` are sandbox
+    features that are declared and not granted.
     """
 
     id: str
@@ -30,7 +30,7 @@ class PluginToRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkup:
-    """The answer to a health check."""
+    """The result of a health check."""
 
     health: Health
     message: str = ""
@@ -46,27 +46,27 @@ class Instance(Protocol):
 
     @property
     def message(self) -> str:
-        """What an operator should know about how its plugins run, may be empty."""
+        """A note for the operator about how this instance runs; may be empty."""
         ...
 
     @property
     def sandbox(self) -> str:
-        """How it is confined, as it is shown (`isolated+cgroup`); empty when nothing of it is executed."""
+        """Its confinement for display (`isolated+cgroup`); empty when nothing is executed."""
         ...
 
     async def check(self) -> Checkup | None:
-        """How it is; None when it cannot be asked now: that counts neither for it nor against it.
+        """Check its health; None when it cannot be asked now, which counts neither as healthy nor as unhealthy.
 
         The supervisor sets the time limit.
         """
         ...
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        """Carry out `action`: `{ok, message, result, error}` as the plugin replied, or Problem."""
+        """Carry out `action`; return the plugin's reply `{ok, message, result, error}`, or raise Problem."""
         ...
 
     async def stop(self, grace_s: float) -> None:
-        """End it, asking politely for at most `grace_s` seconds; nothing is left when this returns."""
+        """End it: a request to shut down, killed after `grace_s` seconds. Nothing is left when this returns."""
         ...
 
 
@@ -78,9 +78,9 @@ class Runner(Protocol):
 
     @property
     def hashes_artifact(self) -> bool:
-        """Whether `start` compares the artifact's bytes with the manifest's digest: nobody hashes them before it then.
+        """Whether `start` itself compares the artifact with the manifest's digest, so that the caller need not.
 
-        Its Problem for other bytes is `digest_mismatch`.
+        On a mismatch `start` raises Problem("digest_mismatch").
         """
         ...
 
@@ -94,6 +94,6 @@ class Runner(Protocol):
         """Start `plugin` from its stored `pair`, or raise Problem.
 
         Later, if it ends by itself, `on_exit(code, message)` is called once, on the loop.
-        Cancelled by the supervisor when the start takes too long; must leave nothing behind then.
+        The supervisor cancels a start that takes too long; no process or descriptor may be left then.
         """
         ...

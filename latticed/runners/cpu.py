@@ -1,6 +1,6 @@
-"""A limit on processor time where no cgroup holds a child back: measured, and answered by an end.
+"""A limit on processor time where there is no cgroup: measured, and the child is ended beyond it.
 
-With a cgroup the kernel slows a child down; without, all that can be done is to say no after a while.
+With a cgroup the kernel throttles a child; without one it can only be ended.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from latticed.processes.child import Child
 
 WINDOW_S: Final = 10.0
-"""Over how long the share of a core is measured: bursts are no offence."""
+"""The window, in seconds, over which the share of a core is measured, so that bursts are allowed."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class CpuWatch:
-    """Calls `exceeded(reason)` once when the child and all that came from it used more than `percent` of one core."""
+    """Calls `exceeded(reason)` once when the child and its descendants used more than `percent` of one core."""
 
     def __init__(
         self, child: Child, percent: int, exceeded: Callable[[str], None], *, window_s: float = WINDOW_S
@@ -51,7 +51,7 @@ class CpuWatch:
         self._next = self._loop.call_later(self._window_s, self._look)
 
     def _used(self) -> float | None:
-        """Seconds of processor time so far; its numbers are our unreaped children's as long as it lives."""
+        """Seconds of processor time so far. `roots` are unreaped children, so their pids cannot have been reused."""
         if self._child.exit is not None:
             return None
         roots = self._child.roots
@@ -60,16 +60,16 @@ class CpuWatch:
 
 
 def _ticks(pid: int) -> int | None:
-    """What a process and those it has reaped used; None when it is gone."""
+    """Clock ticks that a process and the children it reaped have used; None when it is gone."""
     try:
-        numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the name is the child's
+        numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the child chooses the name
     except OSError:
         return None
     return sum(int(number) for number in numbers[11:15])
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """What came from `pid` and lives: as many as its limit of processes allows."""
+    """Living descendants of `pid`; at most as many as its limit of processes allows."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             for child in (task / "children").read_bytes().split():

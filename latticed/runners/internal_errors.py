@@ -1,4 +1,4 @@
-"""Unexpected exceptions while a host call is answered: the plugin's error, and a bounded number of log lines."""
+"""Unexpected exceptions while a host call is answered: an error for the plugin, and rate-limited log lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logs.get_logger()
 
 
 def report(method: str, error: BaseException) -> HostError:
-    """Log that answering a call of `method` failed; the error for the plugin.
+    """Log that answering a call of `method` failed, and return the error for the plugin.
 
-    Lines are limited per exception class, not per `method`: that is any text that the plugin chooses.
+    Lines are limited per exception class, not per `method`, which is text of the plugin's choice.
     """
     count = _FAILURES.take((type(error).__name__,), asyncio.get_running_loop().time())
     if count is not None:

@@ -1,7 +1,7 @@
-"""latticed-stdio-1: JSON-RPC 2.0, one message a line, in both directions (contracts §10). No transport, no process.
+"""latticed-stdio-1: JSON-RPC 2.0, one message a line, in both directions (contracts §10). No I/O.
 
-The plugin is a stranger: whatever it sends that is not a message breaks the session with a reason, and nothing else. A
-message whose value cannot be carried on is a fault of that one answer or call.
+The plugin is untrusted: input that is not a message ends the session with a reason, and affects nothing else. A
+message with a value that JSON cannot represent (`unrepresentable`) fails only that answer or call.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_IN_FLIGHT: Final = 256
-"""Calls of the plugin under way at once; what it sends beyond that stays where it is until one is answered."""
+"""Host calls of one plugin under way at once; further input is not read until one is answered."""
 LINES_A_TURN: Final = 32
-"""Messages of one plugin that are taken before others have their turn of the loop."""
+"""Messages of one plugin handled before yielding to the event loop."""
 UNREAD_S: Final = 60.0
-"""How long a plugin may leave answers unread with its pipe full, before it is ended."""
+"""How long, in seconds, a plugin may leave its pipe full of unread answers before it is ended."""
 MAX_GIVEN_UP: Final = 1_024
-"""Answers that nobody waits for any more but that may still come."""
+"""How many abandoned requests are remembered, so that their late answers are ignored."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
 HOST_REFUSED: Final = -32000
@@ -44,9 +44,9 @@ _NO_PARAMS: Final = msgspec.Raw(b"null")
 
 
 class JsonRpcMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request (method), or a response (result or error). Of a name that occurs twice the last one counts.
+    """A request (method), or a response (result or error). Of duplicate names the last one counts.
 
-    `params` are not decoded here: that is the business of the service that is called.
+    `params` are not decoded here; the service that is called does that.
     """
 
     jsonrpc: Literal["2.0"]
@@ -61,16 +61,17 @@ _decode: Final = msgspec.json.Decoder(JsonRpcMessage).decode
 
 
 async def _at_once() -> None:
-    """For writers that never have to wait."""
+    """The default `drain`, for writers that never wait."""
 
 
 class JsonRpcSession:
-    """One conversation. `write` takes bytes for the plugin, `serve` carries out its calls.
+    """One session. `write` takes bytes for the plugin, `serve` carries out its host calls.
 
-    `flow(False)` asks whoever reads for us to stop for a while, `flow(True)` to go on; what arrives nevertheless is
-    kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that
-    one who asks and never reads cannot fill our memory (`message_memory`). Both may raise OSError once nobody reads.
-    `broken(code, reason)` is called at most once, when the plugin has sent what is no message (`message_too_large`,
+    `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is kept.
+    `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that a
+    plugin that never reads cannot fill the daemon's memory (`message_memory`). `write` and `drain` may raise OSError
+    once the plugin no longer reads.
+    `broken(code, reason)` is called at most once, when the plugin sent an invalid message (`message_too_large`,
     `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
     """
 
@@ -99,10 +100,10 @@ class JsonRpcSession:
         self._open = True
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
-        """The plugin's answer; Problem("plugin_error") when it answers with an error, ("plugin_gone") when it ends.
+        """Send a request, return its result; Problem("plugin_error") for an error, ("plugin_gone") when it ends.
 
-        Uncarried when the answer's value cannot be carried on. Problem with the code of the breakage when it broke the
-        session instead. Cancelled, a late answer is ignored.
+        Unrepresentable when JSON cannot represent the answer's value. When the session breaks, Problem with that code
+        (see `broken`). After a cancellation the late answer is ignored.
         """
         self._check_open()
         try:
@@ -124,17 +125,17 @@ class JsonRpcSession:
         finally:
             del self._waiting[number]
             if answer.done() and not answer.cancelled():
-                answer.exception()  # heard, even by one who left before
+                answer.exception()  # mark it retrieved, even if the caller was cancelled
 
     def feed(self, data: bytes) -> None:
-        """Take what the plugin wrote."""
+        """Take bytes that the plugin wrote."""
         if self._open:
             found = self._lines.feed(data)
             if not self._paused and self._next_turn is None:
                 self._take_some(found)
 
     async def close(self) -> None:
-        """End it: nothing more is answered, callers that wait get the error."""
+        """End the session: nothing more is answered, waiting callers get Problem("plugin_gone")."""
         self._open = False
         self._share.close()
         if self._next_turn is not None:
@@ -145,7 +146,7 @@ class JsonRpcSession:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _take_some(self, found: Iterable[bytes]) -> None:
-        """Take lines until there are none, enough calls are under way, or it is others' turn."""
+        """Handle lines until none is left, enough calls are under way, or it is time to yield to the event loop."""
         try:
             for taken, line in enumerate(found, 1):
                 self._take_line(line)
@@ -155,7 +156,7 @@ class JsonRpcSession:
                     self._pause(True)
                     return
                 if taken == LINES_A_TURN:
-                    self._pause(True)  # or what is read would outgrow what is taken
+                    self._pause(True)  # or input would pile up faster than it is handled
                     self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
                     return
         except LineTooLong as error:
@@ -168,7 +169,7 @@ class JsonRpcSession:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Take further lines, if there is room for what they ask."""
+        """Handle further lines, if there is room for their calls."""
         if not self._open or self._next_turn is not None:
             return
         if self._is_full():
@@ -190,7 +191,7 @@ class JsonRpcSession:
             return
         try:
             if not line.isascii():
-                line.decode("utf-8")  # all of it, the parameters too, which are decoded later
+                line.decode("utf-8")  # of the whole line: `params` are not decoded here
             message = _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             partial, why = unrepresentable.read(line), text.sanitise(str(error), 100)
@@ -202,13 +203,13 @@ class JsonRpcSession:
         self._take_unreadable(partial, line, why)
 
     def _take_unreadable(self, partial: PartialMessage | None, line: bytes, why: str) -> None:
-        """A line that is no message: `partial` if it would be one but for a value."""
+        """Handle a line that cannot be decoded; `partial` if only one of its values is at fault."""
         if partial is None or not self._take_partial(partial):
             found = unrepresentable.noise(line)
             self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
 
     def _take_partial(self, partial: PartialMessage) -> bool:
-        """Refuse the one call, or fail the one answer, whose value cannot be carried on; False when it is neither."""
+        """Refuse the call, or fail the answer, that holds the unrepresentable value; False when it is neither."""
         number, method = partial.members.get("id"), partial.members.get("method")
         if partial.members.get("jsonrpc") != "2.0":
             return False
@@ -242,7 +243,7 @@ class JsonRpcSession:
 
     def _answer(self, answer: asyncio.Future[Any], message: JsonRpcMessage) -> None:
         if answer.cancelled():
-            return  # whoever asked is just about to leave
+            return  # the caller was cancelled in this turn of the loop
         if answer.done():
             self._break("protocol_error", f"expected one answer to the request {message.id}, found two")
         elif message.params != _NO_PARAMS:
@@ -298,10 +299,10 @@ class JsonRpcSession:
                 "answers_unread", f"expected the plugin to read its answers, found none read for {UNREAD_S:g} s"
             )
         except OSError:
-            pass  # nobody reads any more: the plugin's end is on the way
+            pass  # the plugin no longer reads: it is about to exit
 
     def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
-        """A fault of ours: the plugin is told as much, and lives on."""
+        """An exception in the daemon: the plugin gets `internal`, the session goes on."""
         fault = internal_errors.report(method, error)
         with contextlib.suppress(OSError):
             self._send(_refusal(number, fault))

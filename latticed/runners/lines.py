@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_DEPTH: Final = 100
-"""How deeply a message may be nested: what we decode we can also encode again, wherever we are."""
+"""How deeply a message may be nested, so that decoded values can be encoded again without a RecursionError."""
 
 MAX_VALUES: Final = 50_000
 """Values in one message: 1 MiB of `[],[],…` would be 350,000 lists, which take 25 MB and tens of milliseconds."""
@@ -21,18 +21,18 @@ VALUE_BYTES: Final = 64
 """What a small value takes in memory, with its place in a list (an empty dict is 64 bytes)."""
 
 encode: Final = msgspec.json.Encoder().encode
-"""A value as every plugin gets it: compact JSON."""
+"""Encodes values for plugins: compact JSON."""
 
 
 class LineTooLong(ValueError):
-    """A line went beyond the limit; the message says which."""
+    """A line is longer than the limit, which the message names."""
 
 
 class LineSplitter:
-    """Feed it what arrives; it gives back complete lines without their newline, and keeps the rest.
+    """Cuts the bytes fed to it into complete lines without their newline, and keeps the rest.
 
-    Whoever stops in the middle finds the lines that are left in the next look. Time and memory grow with the bytes
-    alone, however they are cut: each byte is searched once.
+    A caller that stops iterating gets the remaining lines from the next `ready`. Time and memory are linear in the
+    bytes, however small the pieces are: each byte is searched once.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -41,12 +41,12 @@ class LineSplitter:
         self._searched = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add `data`, and look at the complete lines there are now (see `ready`)."""
+        """Add `data`; return the complete lines (see `ready`)."""
         self._held += data
         return self.ready()
 
     def ready(self) -> Iterator[bytes]:
-        """The complete lines not yet looked at; LineTooLong as soon as one is, or cannot fit any more."""
+        """Iterate over the complete lines not yet taken; LineTooLong when a line, even unfinished, is too long."""
         while (end := self._held.find(b"\n", self._searched)) != -1:
             self._check(end)
             line = bytes(self._held[:end])
@@ -58,7 +58,7 @@ class LineSplitter:
 
     @property
     def rest(self) -> bytes:
-        """What has arrived of a line that has no end yet."""
+        """The bytes of the last line, which has no newline yet."""
         return bytes(self._held)
 
     def _check(self, length: int) -> None:
@@ -67,7 +67,7 @@ class LineSplitter:
 
 
 def weight(line: bytes) -> int:
-    """About the bytes that `line` and what it decodes to take in memory, or more."""
+    """An upper estimate of the bytes that `line` and its decoded value take in memory."""
     return 2 * len(line) + VALUE_BYTES * _marks(line)
 
 
@@ -83,7 +83,7 @@ def too_many(line: bytes) -> bool:
 
 
 def _marks(text: bytes) -> int:
-    """What separates and opens values, in texts too: never fewer than there are values. Counted in one pass."""
+    """The number of commas and opening brackets, inside strings too: an upper bound on the number of values."""
     return len(text) - len(text.translate(None, b",[{"))
 
 

@@ -1,7 +1,7 @@
-"""Memory for messages of plugins that wait to be dealt with: a bound for each plugin, and one for all together.
+"""Bounds on the memory of plugins' messages that are not yet handled: one per plugin, and one for all together.
 
-A plugin beyond its bound is read no further until something of it was dealt with (back-pressure: its pipe fills, and it
-waits). So one that asks and never reads the answers holds a few megabytes, however much it would like to send.
+Beyond its bound a plugin's stdout is not read until one of its messages was handled (back-pressure: its pipe fills,
+and it blocks). So a plugin that sends calls and never reads the answers takes a few megabytes at most.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OF_ALL_BYTES: Final = 256 << 20
 
 
 class MessageMemory:
-    """What all plugins have waiting, in bytes as `lines.weight` estimates them."""
+    """Pending messages of all plugins, in bytes as `lines.weight` estimates them."""
 
     def __init__(self, *, of_all: int = OF_ALL_BYTES) -> None:
         self._of_all = of_all
@@ -24,14 +24,14 @@ class MessageMemory:
         self._waiting: dict[MessageShare, None] = {}
 
     def share(self, wake: Callable[[], None], *, of_one: int = OF_ONE_BYTES) -> MessageShare:
-        """A plugin's part of it; `wake` is called when there may be room again for one that found none."""
+        """The share of one plugin; `wake` is called when there may be room again after `must_wait` was True."""
         return MessageShare(self, wake, of_one)
 
     def add(self, size: int) -> None:
         self._bytes += size
 
     def must_wait(self, share: MessageShare) -> bool:
-        """Whether all together hold too much; `share` is woken when that has changed."""
+        """Whether the bound for all is exceeded; if so, `share` is woken when there is room again."""
         if self._bytes < self._of_all:
             return False
         self._waiting[share] = None
@@ -49,7 +49,7 @@ class MessageMemory:
 
 
 class MessageShare:
-    """What one plugin has waiting."""
+    """Pending messages of one plugin."""
 
     def __init__(self, held: MessageMemory, wake: Callable[[], None], of_one: int) -> None:
         self._held = held
@@ -58,26 +58,26 @@ class MessageShare:
         self.wake = wake
 
     def add(self, size: int) -> None:
-        """A message of this size waits from now on."""
+        """Add a pending message of this size, in bytes."""
         self._bytes += size
         self._held.add(size)
 
     def remove(self, size: int) -> None:
-        """It was dealt with."""
+        """Remove a message that was handled."""
         self._bytes -= size
         self._held.remove(size)
 
     def must_wait(self) -> bool:
-        """Whether nothing more may be read of this plugin now; one message may always wait, whatever others hold.
+        """Whether reading from this plugin must pause. One message may always be pending, whatever others hold.
 
-        Where all together hold too much, `wake` is called when that has changed.
+        If the bound for all is the reason, `wake` is called when there is room again.
         """
         return self._bytes >= self._of_one or (self._bytes > 0 and self._held.must_wait(self))
 
     def close(self) -> None:
-        """The conversation is over: nobody is to be woken. What still waits is removed as its work ends."""
+        """The session is over: never call `wake` again. Pending messages are removed as their tasks end."""
         self._held.forget(self)
 
 
 ALL: Final = MessageMemory()
-"""The one of this process."""
+"""The instance that all sessions of the daemon share."""

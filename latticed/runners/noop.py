@@ -1,4 +1,4 @@
-"""The runner that executes nothing: its plugins are armed, and host calls can be made for them."""
+"""The runner that executes nothing: its plugins become armed, and their Gate is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The instance of a stdio-json-v1 plugin: nothing runs between invocations, each has a process of its own."""
+"""The instance of a stdio-json-v1 plugin: one process per invocation, none in between."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 RESPONSE_FD: Final = 3
 ENVIRONMENT: Final = {"LATTICE_HOST_RESPONSE_FD": str(RESPONSE_FD)}
 TERM_S: Final = 3.0
-"""How long a process may take to end after SIGTERM (contracts §10)."""
+"""How long, in seconds, a process may take to end after SIGTERM (contracts §10)."""
 LINGER_S: Final = 0.5
-"""How long one that has replied may take to end by itself, before it is told to."""
+"""How long, in seconds, a process that has replied may take to exit by itself before SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneShotSpec:
-    """What every invocation of a plugin is made with; `program` is closed with the last of them.
+    """What every invocation of a plugin needs; `program` is closed with the instance.
 
     `cpu_percent` is the share of a core to watch over, if any.
     """
@@ -53,7 +53,7 @@ class OneShotSpec:
 
 
 class OneShot:
-    """See `runners.contract.Living`."""
+    """See `runners.contract.Instance`."""
 
     pid = 0
     message = "a process for each invocation"
@@ -66,7 +66,7 @@ class OneShot:
         self._grace_s = TERM_S
 
     async def describe(self) -> None:
-        """Prove that it can be started and speaks the protocol; Problem when not. What it answers does not matter."""
+        """Check by a `describe` call that it starts and speaks the protocol; Problem if not. The reply is ignored."""
         with contextlib.suppress(Unrepresentable):
             await self._in_time("describe", None)
 
@@ -90,7 +90,7 @@ class OneShot:
         return await self._in_time(action, payload)
 
     async def stop(self, grace_s: float) -> None:
-        """End what is being carried out: SIGTERM, and SIGKILL after TERM_S, or the grace if that is shorter."""
+        """End the invocations under way: SIGTERM, and SIGKILL after TERM_S or `grace_s`, whichever is shorter."""
         if self._stopped:
             return
         self._grace_s = min(grace_s, TERM_S)
@@ -100,7 +100,7 @@ class OneShot:
             self._spec.program.close()
 
     async def halt(self) -> None:
-        """End what is being carried out, and begin nothing more."""
+        """End the invocations under way and refuse new ones."""
         self._stopped = True
         running = list(self._running)
         for task in running:
@@ -108,7 +108,7 @@ class OneShot:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, action: str, payload: Any) -> dict[str, Any]:
-        """Carry out one action in a task of its own, so that a cancelled caller does not leave its process behind."""
+        """Carry out one action in its own task, so that cancelling the caller leaves no process behind."""
         if self._stopped:
             raise Problem("not_armed", f"{self._spec.plugin_id} is being stopped")
         task = asyncio.create_task(self._carry_out(action, payload), name=f"invocation of {self._spec.plugin_id}")
@@ -134,19 +134,19 @@ class OneShot:
                         answer = await call.conversation.outcome
                 except TimeoutError as error:
                     raise replies.too_late(limits.timeout_s) from error
-            with contextlib.suppress(TimeoutError):  # a reply is a reply, however it ends afterwards
+            with contextlib.suppress(TimeoutError):  # the reply counts, however the process ends
                 async with asyncio.timeout(LINGER_S):
                     await child.exited()
             return answer
         finally:
             try:
                 await child.stop(self._grace_s)
-            finally:  # also when we are stopped meanwhile: nothing of its calls goes on
+            finally:  # also when stopped meanwhile: cancel its host calls
                 await call.conversation.close()
 
     @contextlib.contextmanager
     def _cpu_watched(self, child: Child, call: _Call) -> Iterator[None]:
-        """End it when it uses more of a core than it may."""
+        """End the child when it uses more than its share of a core."""
         percent = self._spec.cpu_percent
         if percent is None:
             yield
@@ -156,7 +156,7 @@ class OneShot:
 
 
 class _Call(asyncio.Protocol):
-    """One process: its stdout goes to the conversation, answers go to its third descriptor."""
+    """One process: its stdout feeds the `Invocation`, answers are written to its descriptor 3."""
 
     def __init__(self, spec: OneShotSpec, stderr: Stderr) -> None:
         self._stderr = stderr
@@ -177,19 +177,19 @@ class _Call(asyncio.Protocol):
 
     def begin(self, child: Child, request: bytes) -> None:
         self._child = child
-        with contextlib.suppress(BrokenPipeError):  # it may have ended already: then it is told below
+        with contextlib.suppress(BrokenPipeError):  # it may have ended already; `ended` reports that
             child.stdin.write(request)
             child.stdin.close()
         self._catch_up()
 
     def data_received(self, data: bytes) -> None:
-        if self._child is None:  # nobody to answer yet
+        if self._child is None:  # answers cannot be written yet
             self._early += data
         else:
             self.conversation.feed(data)
 
     def ended(self, exit_: Exit) -> None:
-        """The process ended by itself, and all that it wrote has arrived."""
+        """The process exited by itself, and all its output was delivered."""
         self._catch_up()
         self.conversation.ended(exit_.code, f"ended without a reply: {exit_.message}{self._stderr.words()}")
 

@@ -21,7 +21,7 @@ LAST_WORDS_CHARACTERS: Final = 200
 RATE_BYTES_PER_S: Final = 64 << 10
 BURST_BYTES: Final = 1 << 20
 LINES_A_TURN: Final = 64
-"""Lines of one child that are taken before it is others' turn: a pipe holds tens of thousands of short ones."""
+"""Lines of one child handled before yielding to the event loop: a pipe holds tens of thousands of short ones."""
 _ROW_BYTES: Final = 100  # what a line costs besides its text
 
 
@@ -38,8 +38,8 @@ class OutputLine:
 class Ring:
     """The newest lines of one plugin.
 
-    Numbers go on from `first`, a time: one that somebody remembers of an earlier life of the daemon is below all of
-    this one's, and no line of this one is taken for seen.
+    Sequence numbers start at `first`, a time: a number that a client kept from before a restart of the daemon is below
+    all new ones, so no new line is taken for already seen.
     """
 
     def __init__(self, first: int) -> None:
@@ -60,11 +60,11 @@ class Ring:
                 waiter.set_result(None)
 
     def since(self, seq: int) -> list[OutputLine]:
-        """The lines after the number `seq`."""
+        """The lines whose number is greater than `seq`."""
         return [line for line in self.lines if line.seq > seq]
 
     async def more(self) -> None:
-        """Return at the next line."""
+        """Wait for the next line."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -83,7 +83,7 @@ class Outputs:
         self._rings: dict[str, Ring] = {}
 
     def ring(self, plugin_id: str) -> Ring:
-        """The ring of a plugin, made when it is first asked for."""
+        """The ring of a plugin, created at the first use."""
         if plugin_id not in self._rings:
             self._rings[plugin_id] = Ring(self._clock.wall_us())
         return self._rings[plugin_id]
@@ -92,25 +92,25 @@ class Outputs:
         self._rings.pop(plugin_id, None)
 
     def say(self, plugin_id: str, stream: str, line: str) -> None:
-        """Keep a line that is no stderr: what a plugin logged, what the daemon has to say about it."""
+        """Keep a line of another stream: `log` (log.write) or `daemon` (the daemon's own remarks)."""
         self.ring(plugin_id).add(self._clock.wall_us(), stream, text.sanitise(line, LINE_CHARACTERS))
 
     def heard(self, plugin_id: str, line: str) -> None:
-        """Keep a line of stderr, and pass it on."""
+        """Keep a line of stderr, and pass it on to the daemon's log."""
         self.ring(plugin_id).add(self._clock.wall_us(), "stderr", line)
         self._log_line(plugin_id, line)
 
     def stderr(self, plugin_id: str) -> Stderr:
-        """The reader for one life: slowed down when it says too much."""
+        """The reader for a plugin instance: not read for a while when it writes too fast."""
         return Stderr(self, plugin_id, whole_bytes=None)
 
     def stderr_of_call(self, plugin_id: str, *, whole_bytes: int) -> Stderr:
-        """The reader for one invocation: what goes beyond `whole_bytes` is thrown away with a warning."""
+        """The reader for one invocation: output beyond `whole_bytes` is dropped with a warning."""
         return Stderr(self, plugin_id, whole_bytes=whole_bytes)
 
 
 class Stderr(asyncio.Protocol):
-    """Cuts what a child writes into lines. `last` is the newest one of this child."""
+    """Cuts the stderr of a child into lines. `last` is its newest line."""
 
     def __init__(self, outputs: Outputs, plugin_id: str, *, whole_bytes: int | None) -> None:
         self.last = ""
@@ -139,7 +139,7 @@ class Stderr(asyncio.Protocol):
         self._turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of what is still held, which nobody waited for, one more turn's lines are kept."""
+        """Keep at most LINES_A_TURN of the lines still buffered, and drop the rest."""
         del exc
         self._transport = None
         self._take_some()
@@ -149,13 +149,13 @@ class Stderr(asyncio.Protocol):
             self._line()
 
     def words(self) -> str:
-        """The last line, as the end of a sentence about how it ended; empty when it said nothing."""
+        """The last line, as the end of a sentence about how the child ended; empty when there is none."""
         rest = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
         last = text.clip(rest or self.last, LAST_WORDS_CHARACTERS)
         return f"; it said last: {last}" if last else ""
 
     def _turn(self) -> None:
-        """Take some lines; then, or once more is allowed, go on. Until then nothing is read: the plugin waits."""
+        """Handle some lines and schedule the rest; reading is paused until then, so that the plugin blocks."""
         done = self._take_some()
         if self._transport is None or self._transport.is_closing():
             return
@@ -170,7 +170,7 @@ class Stderr(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _take_some(self) -> bool:
-        """Take lines of what is held until there are none, or it is others' turn; whether there are none."""
+        """Handle buffered lines until none is left (True) or it is time to yield to the event loop (False)."""
         start = 0
         for _ in range(LINES_A_TURN):
             end = self._held.find(b"\n", start)
@@ -185,7 +185,7 @@ class Stderr(asyncio.Protocol):
         return not self._held
 
     def _put(self, piece: bytes) -> None:
-        """Keep a piece of a line, as much of it as may be long."""
+        """Append a piece to the current line, cut at the longest line."""
         room = LINE_CHARACTERS - len(self._rest)
         self._rest += piece[:room]
         self._cut = self._cut or len(piece) > room
@@ -201,7 +201,7 @@ class Stderr(asyncio.Protocol):
             self._outputs.heard(self._plugin_id, line)
 
     def _within(self, data: bytes) -> bytes:
-        """What of `data` is still taken down."""
+        """The part of `data` within the invocation's limit."""
         assert self._whole_bytes is not None  # noqa: S101 - for the type
         room = self._whole_bytes - self._taken
         self._taken += len(data)
@@ -211,7 +211,7 @@ class Stderr(asyncio.Protocol):
         return data[: max(room, 0)]
 
     def _allow(self, size: int) -> None:
-        """Take `size` from what it may write; below nothing, it is slowed down."""
+        """Subtract `size` from the allowance; below zero the child is not read until it has refilled."""
         now = asyncio.get_running_loop().time()
         self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
         self._seen_s = now
@@ -222,5 +222,5 @@ class Stderr(asyncio.Protocol):
 
 
 def as_row(line: OutputLine) -> Any:
-    """For answers: seq, at (RFC 3339), stream, text."""
+    """The line as in API answers: seq, at (RFC 3339), stream, text."""
     return {"seq": line.seq, "at": rfc3339(line.at), "stream": line.stream, "text": line.text}

@@ -39,7 +39,7 @@ class ProcessRunner:
     def __init__(
         self, spawner: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
     ) -> None:
-        """`permits` of a plugin id are what the operator permitted it beyond its capabilities."""
+        """`permits(id)` returns what the operator granted to the plugin beyond its capabilities."""
         self._spawner = spawner
         self._outputs = outputs
         self._permits = permits
@@ -70,7 +70,7 @@ class ProcessRunner:
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
-        """The artifact in memory; being cancelled waits for the thread, which reads from `pair`."""
+        """The artifact, sealed in a memfd. A cancellation waits for the thread, which reads from `pair`."""
 
         def seal() -> Artifact:
             return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)
@@ -101,7 +101,7 @@ class ProcessRunner:
             cpu_percent=self._spawner.cpu_to_watch(request.limits),
         )
         instance = await stdio_child.begin(spec, spawn, on_exit)
-        program.close()  # the child has a descriptor of its own
+        program.close()  # the child has its own copy of the descriptor
         return instance
 
     async def _start_one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:

@@ -1,4 +1,4 @@
-"""What a plugin answers, read with suspicion: the same for both protocols (pure)."""
+"""Validation of plugins' replies, the same for both protocols (pure)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATUSES: Final = frozenset({Health.HEALTHY.value, Health.DEGRADED.value, Healt
 
 
 def checkup(answer: Any) -> Checkup:
-    """The answer `{status, message}` to a health check; anything else is unhealthy, and says so."""
+    """The result `{status, message}` of a health check; anything else counts as unhealthy, with the reason."""
     status = answer.get("status") if isinstance(answer, dict) else None
     if not isinstance(status, str) or status not in _STATUSES:
         found = text.sanitise(str(status), 40)
@@ -25,7 +25,7 @@ def checkup(answer: Any) -> Checkup:
 
 
 def unreadable_checkup(problem: Problem) -> Checkup:
-    """It answered a health check with what cannot be carried on: it is alive, and does not count as unhealthy."""
+    """The result for a health answer that JSON cannot represent: the plugin is alive, so this is not unhealthy."""
     return Checkup(health=Health.DEGRADED, message=problem.reason)
 
 
@@ -43,7 +43,7 @@ def reply(answer: Any) -> dict[str, Any]:
 
 
 def said_text(words: Any) -> str:
-    """What is meant for people: text, cut to a sane length."""
+    """A text for people, sanitised and cut to a bounded length."""
     return text.clip(words if isinstance(words, str) else "" if words is None else str(words), MESSAGE_CHARACTERS)
 
 

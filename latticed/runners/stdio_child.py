@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = "latticed-stdio-1"
 SERVED_AT_ONCE: Final = 32
-"""Calls of one plugin that are carried out at a time, and only while it reads: so many results at most are buffered."""
+"""Host calls of one plugin carried out at a time, while it reads: bounds the number of buffered results."""
 HANGUP_S: Final = 1.0
 """How long a child that closed its stdin or stdout may take to exit before that counts as a fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdioChildSpec:
-    """What a StdioChild is made with. `explain` turns an exit into (code, message), or None for the usual words.
+    """What a StdioChild needs. `explain` turns an exit into (code, message), or None for the default message.
 
-    `cpu_percent` is the share of a core to watch over, if any.
+    `cpu_percent` of one core is enforced by `CpuWatch`, if given.
     """
 
     plugin: PluginToRun
@@ -108,7 +108,7 @@ class StdioChild:
         self.session.feed(early)
 
     async def shake_hands(self) -> None:
-        """`initialize`: the plugin learns who it is."""
+        """Send `initialize` and wait for its answer."""
         plugin, gate = self._spec.plugin, self._spec.gate
         answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
         try:
@@ -167,13 +167,13 @@ class StdioChild:
             await self._end()
 
     async def abandon(self) -> None:
-        """Leave nothing of a start that failed."""
+        """Clean up after a failed start."""
         if self._child is not None:
             await self._child.stop(0)
         await self._end()
 
     def ended(self, exit_: Exit) -> None:
-        """It ended by itself, or was killed for a fault."""
+        """The child exited by itself, or was killed for a fault."""
         if self._fault is None:
             code, message = self._spec.explain(exit_) or (exit_.code, exit_.message)
             self._fault = (code, message + self._spec.stderr.words())
@@ -205,16 +205,16 @@ class StdioChild:
     # The session's transport.
 
     def data_received(self, data: bytes) -> None:
-        """It wrote `data` on stdout; kept until `attach`, since answers need its stdin."""
+        """Take `data` from its stdout; kept until `attach`, since answers need its stdin."""
         if self._child is None:
             self._early += data
         else:
             self.session.feed(data)
 
     def hung_up(self, what: str) -> None:
-        """It closed `what` (stdin or stdout): most likely it is exiting, and its exit status says more than this.
+        """It closed `what` (stdin or stdout). Usually it is exiting, so wait for the more telling exit status.
 
-        One that has not exited HANGUP_S later is killed.
+        If it has not exited HANGUP_S later, it is killed.
         """
         if self._stopping or self._over or self._hanging_up is not None:
             return
@@ -254,7 +254,7 @@ class StdioChild:
 
 
 class _Reader(asyncio.Protocol):
-    """Hands the child's stdout to the session."""
+    """Passes the child's stdout on to the session."""
 
     def __init__(self, instance: StdioChild) -> None:
         self.transport: asyncio.ReadTransport | None = None

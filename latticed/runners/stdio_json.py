@@ -1,4 +1,4 @@
-"""stdio-json-v1: one process per invocation, lines of JSON (contracts §10). No transport, no process.
+"""stdio-json-v1: one process per invocation, lines of JSON (contracts §10). No I/O.
 
 The plugin writes host calls and then one reply on stdout; each call is answered with a line on a descriptor of its own.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
 MAX_AT_ONCE: Final = 16
-"""Calls carried out at the same time; the others wait, as their number is limited anyway."""
+"""Host calls carried out at the same time; the others wait."""
 LINES_A_TURN: Final = 32
 """Lines that are taken before the event loop runs other tasks."""
 METHOD_CHARACTERS: Final = 128
@@ -45,22 +45,22 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def request(action: str, payload: Any) -> bytes:
-    """What the plugin gets on stdin, before its end: one line, the action first."""
+    """The line written to the plugin's stdin; `action` comes first, so that a shell script can find it."""
     return lines.encode({"action": action, "payload": payload}) + b"\n"
 
 
 async def _at_once() -> None:
-    """For writers that never have to wait."""
+    """The default `drain`, for writers that never wait."""
 
 
 class Invocation:
-    """One conversation. `answer` takes lines for the descriptor of answers, `serve` carries out host calls.
+    """One invocation. `answer` takes lines for the descriptor of answers, `serve` carries out host calls.
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
-    `output_too_large`, `too_many_host_calls`, `protocol_error`, how it ended, or `plugin_error` for a reply whose value
-    JSON cannot represent (Unrepresentable). Calls are answered in the order in which they came. `flow(False)` pauses
-    the reading of the plugin's stdout, `flow(True)` resumes it; `drain` waits until the plugin has read enough of its
-    answers. `answer` and `drain` may raise OSError once nobody reads.
+    `output_too_large`, `too_many_host_calls`, `protocol_error`, the code of its exit, or `plugin_error` for a reply
+    whose value JSON cannot represent (Unrepresentable). Calls are answered in the order in which they came.
+    `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain` waits until the plugin
+    has read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Invocation:
         self._flow = flow
         self._paused = False
         self._end: tuple[str, str] | None = None
-        self._serving: dict[asyncio.Task[None], int] = {}  # bytes of each, in the order in which they came
+        self._serving: dict[asyncio.Task[None], int] = {}  # bytes of each, oldest first
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
-        self.outcome.add_done_callback(lambda _: self._pause(False))  # the end of its output is waited for
+        self.outcome.add_done_callback(lambda _: self._pause(False))  # read on, to see the end of its output
 
     def feed(self, data: bytes) -> None:
-        """Take what the plugin wrote on stdout; after the reply, or a fault, nothing matters any more."""
+        """Take bytes from the plugin's stdout; ignored after the reply or a fault."""
         if self.outcome.done():
             return
         found = self._lines.feed(data)
@@ -96,13 +96,13 @@ class Invocation:
             self._take_all(found)
 
     def ended(self, code: str, message: str) -> None:
-        """Its stdout is closed or it has ended; a last line without a newline counts."""
+        """Its stdout is closed or it has exited; a last line without a newline counts."""
         self._end = (code, message)
         if not self._paused:
             self._finish(code, message)
 
     async def close(self) -> None:
-        """Answer nothing more."""
+        """Cancel the calls under way; nothing more is answered."""
         if not self.outcome.done():
             self.outcome.cancel()
         elif not self.outcome.cancelled():
@@ -112,7 +112,7 @@ class Invocation:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _take_all(self, found: Iterable[bytes]) -> None:
-        """Take lines until there are none, enough is under way, or the event loop is to run other tasks."""
+        """Handle lines until none is left, enough calls are under way, or it is time to yield to the event loop."""
         try:
             for taken, line in enumerate(found, 1):
                 self._take(line)
@@ -163,7 +163,7 @@ class Invocation:
                 self._call(call, lines.weight(line))
 
     def _take_partial(self, line: bytes, why: str) -> None:
-        """Refuse the call whose parameters cannot be carried on, or end with the reply that cannot."""
+        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`."""
         partial = unrepresentable.read(line)
         if partial is None:
             found = unrepresentable.noise(line)
@@ -208,7 +208,7 @@ class Invocation:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Take further lines, if it had to wait."""
+        """Handle further lines, if it had paused."""
         if self._paused and not self.outcome.done():
             self._take_all(self._lines.ready())
 
@@ -236,7 +236,7 @@ class Invocation:
             return _refusal(call, internal_errors.report(call.method, error))
 
     def fail(self, code: str, detail: str) -> None:
-        """It is over, for this reason; after the reply nothing matters any more."""
+        """Set this Problem as the outcome, unless there is one already."""
         self._fail(Problem(code, detail))
 
     def _fail(self, problem: Problem) -> None:

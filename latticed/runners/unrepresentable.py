@@ -1,4 +1,4 @@
-"""Lines that are whole JSON, but hold a value that cannot be carried on (contracts §10).
+"""Lines that are complete JSON, but hold a value that cannot be passed on to others (contracts §10).
 
 A lone surrogate has no UTF-8, most readers have no number for 1e400, NaN is no JSON, and no reader takes endless
 nesting. Any visitor can put such a value into what a plugin echoes, so it is a fault of that one answer, never of the
@@ -26,7 +26,7 @@ _TAIL_BYTES: Final = 512
 
 
 class Unrepresentable(Problem):
-    """One answer arrived whole and cannot be carried on; `found` says why."""
+    """A complete answer that cannot be passed on; `found` says why."""
 
     def __init__(self, found: str) -> None:
         hint = "the plugin is well: it answered with a value that JSON's readers do not take"
@@ -35,7 +35,7 @@ class Unrepresentable(Problem):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialMessage:
-    """A line with such a value: its `members` as far as they can be read, and what was `found`, in words."""
+    """A line with such a value: those of its `members` that can be read, and a description of what was `found`."""
 
     members: dict[str, Any]
     found: str
@@ -60,12 +60,12 @@ def read(line: bytes) -> PartialMessage | None:
 
 
 def unread(line: bytes, found: str) -> PartialMessage | None:
-    """A line that is not to be decoded, because of what was `found`; None when it does not even begin as an object."""
+    """The PartialMessage of a line that must not be decoded because of `found`; None unless it begins as an object."""
     return PartialMessage(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
 
 
 def noise(line: bytes) -> str:
-    """The beginning of a line that is no message, quoted, for a message to people."""
+    """The beginning of an invalid line, quoted and escaped for an error message."""
     start = line[: 4 * NOISE_CHARACTERS].decode("utf-8", "backslashreplace")
     shown = text.sanitise(start[:NOISE_CHARACTERS], 3 * NOISE_CHARACTERS)
     return f'"{shown}{"…" if len(start) > NOISE_CHARACTERS else ""}"'
@@ -86,7 +86,7 @@ def _too_deep() -> str:
 
 
 def _edges(line: bytes) -> dict[str, Any]:
-    """The members of text, number or truth before and after a value that cannot be read itself."""
+    """Members that are strings, numbers or booleans, before and after a value that cannot be decoded."""
     found: dict[str, Any] = {}
     place = _FIRST.match(line)
     while place is not None:

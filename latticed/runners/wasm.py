@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.rlimits import ResourceLimits
 
 OVERHEAD_BYTES: Final = 64 << 20
-"""What Python and wasmtime take in the child, beside the module's own memory and its code."""
+"""Memory that Python and wasmtime need in the child, besides the module's memory and compiled code."""
 _CODE_COPIES: Final = 3
 _TASKS: Final = 4
 _OPEN_FILES: Final = 32
@@ -38,7 +38,7 @@ _OPEN_FILES: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """Bounds that no manifest speaks of. `start_s`: how long a module may compute before it first waits for us."""
+    """Limits that no manifest sets. `start_s`: how long a module may compute before it first waits for input."""
 
     compile: Bounds = field(default_factory=Bounds)
     cache_bytes: int = 256 << 20
@@ -78,7 +78,7 @@ class WasmRunner:
         try:
             return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
         finally:
-            os.close(code)  # the child has its own
+            os.close(code)  # the child has its own copy
 
     def _choose(self, manifest: Manifest) -> Chosen:
         protocol = manifest.runtime.protocol
@@ -134,13 +134,13 @@ class WasmRunner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Code:
-    """Compiled code and the engine it is for."""
+    """Compiled code, and the engine configuration that it needs."""
 
     fd: int
     package: Package
 
 
 def _limits(limits: ResourceLimits, code_bytes: int) -> ResourceLimits:
-    """The child's: the module's memory is the manifest's, what the host of it needs comes on top."""
+    """The child's limits: the manifest's memory for the module, plus what Python and wasmtime need."""
     memory = limits.memory_bytes + OVERHEAD_BYTES + _CODE_COPIES * code_bytes
     return replace(limits, memory_bytes=memory, tasks=_TASKS, open_files=_OPEN_FILES)

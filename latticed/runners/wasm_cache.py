@@ -1,7 +1,7 @@
-"""Compiled wasm modules, kept on disk under a MAC: what is loaded is what our own compiler wrote, or nothing.
+"""Compiled wasm modules, kept on disk under a MAC: only what the daemon's own compiler wrote is loaded.
 
-Loading compiled code is executing it, so an entry that does not verify is taken away and compiled anew. The MAC's
-key is made once and lies in the state directory, outside of the cache: write access to the cache gains nothing.
+Loading compiled code is executing it, so an entry that does not verify is deleted and compiled again. The MAC's key
+is created once in the state directory, outside of the cache: write access to the cache alone gains nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MOST_BYTES: Final = 256 << 20
-"""What all entries together may take; those that were not used for longest go first."""
+"""The most bytes that all entries may take; the least recently used are deleted first."""
 _KEY_BYTES: Final = 32
 _MAC_BYTES: Final = 32
 _CHUNK_BYTES: Final = 1 << 20
@@ -34,7 +34,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What an entry is the compiled form of, and for whom; all of it is under the MAC."""
+    """What an entry was compiled from, and for which engine and processor; all of it is under the MAC."""
 
     sha256: str
     engine: str
@@ -42,7 +42,7 @@ class Subject:
     target: str
 
     def bytes(self) -> bytes:
-        """Unambiguous: each field with its length."""
+        """The fields as MAC input, each with its length, so that no two subjects encode alike."""
         fields = [field.encode() for field in astuple(self)]
         return b"latticed wasm code 1" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
@@ -79,7 +79,7 @@ class Cache:
         return fd
 
     def keep(self, subject: Subject, code: int) -> None:
-        """Keep the sealed memfd `code`; OSError when that is not possible, which loses nothing but time."""
+        """Store the sealed memfd `code`; OSError when that fails: then it is compiled again next time."""
         mac = self._mac(subject, code)
         with self._lock:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class Cache:
         try:
             _copy(source, fd)
             artifact.close_for_good(fd)
-            if hmac.compare_digest(mac, self._mac(subject, fd)):  # of the sealed copy: it is what will be loaded
+            if hmac.compare_digest(mac, self._mac(subject, fd)):  # of the sealed copy, which is what is loaded
                 return fd
         except BaseException:
             os.close(fd)
@@ -121,7 +121,7 @@ class Cache:
         return mac.digest()
 
     def _the_key(self) -> bytes:
-        """The key, made when there is none that only we can read; entries under another one no longer verify."""
+        """The key; a new one unless the file is the daemon's alone. Entries under another key do not verify."""
         with self._lock:
             if not self._key:
                 self._key = self._read_key() or self._new_key()
@@ -147,7 +147,7 @@ class Cache:
         return key
 
     def _make_room(self, newest: str) -> None:
-        """Take away what interrupted writes left, and the oldest entries beyond the limit."""
+        """Delete leftovers of interrupted writes, and the oldest entries beyond the limit."""
         entries = []
         for entry in os.scandir(self._directory):
             if entry.name.startswith(_TEMPORARY):
@@ -163,6 +163,6 @@ class Cache:
 
 
 def _copy(source: int, target: int) -> None:
-    """From where `source` stands for a file, from its beginning for a memfd that was written; to the end."""
+    """Copy to the end: a file from its current offset, a memfd that was written from its beginning."""
     while chunk := os.read(source, _CHUNK_BYTES):
         files.write_all(target, chunk)

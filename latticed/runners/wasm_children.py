@@ -1,6 +1,6 @@
-"""The two programs of `wasm_inside` as confined children: what they see of this host, and what they say when they end.
+"""The two programs of `wasm_inside` as confined children: what they can see, and the status they report at the end.
 
-The daemon never imports wasmtime: it only has to know where it lies, and of which version it is.
+The daemon never imports wasmtime: it only looks up its directory and version.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from latticed.sandbox.rlimits import ResourceLimits
 
 NEEDS: Final = frozenset({levels.THREADS})
-"""One thread watches the clock of what the other one runs."""
+"""The main thread runs the module; a second one is its watchdog (`wasm_inside.budget`)."""
 INPUT, STATUS = 3, 4
-"""The child's numbers for what it works on and for what it says of its end; wasm_inside.status has the same."""
+"""The child's descriptors for its input and for its final status; the same as in wasm_inside.status."""
 _WORDS_CHARACTERS: Final = 500
 _STATUS_BYTES: Final = 4096
 _RUNNERS: Final = Path(__file__).resolve().parent
@@ -72,7 +72,7 @@ class Package:
     @classmethod
     def find(cls) -> Package:
         """Problem("sandbox_unavailable") when it is not installed."""
-        found = importlib.util.find_spec("wasmtime")  # looks, does not import
+        found = importlib.util.find_spec("wasmtime")  # finds without importing
         if found is None or not found.submodule_search_locations:
             hint = "install latticed with its dependencies, or set [runners] wasm to noop"
             raise Problem(levels.CODE, "needs the Python package wasmtime, found none", hint)
@@ -82,7 +82,7 @@ class Package:
 def request(
     name: Name, orders: Mapping[str, Any], *, package: Package, limits: ResourceLimits, given: Mapping[int, int]
 ) -> ChildRequest:
-    """How to start one of the two: our own Python without site-packages, that sees itself, wasmtime and wasm_inside."""
+    """How to start one of them: the daemon's Python without site-packages; readable are it, wasmtime, wasm_inside."""
     site = package.directory.parent
     loader = _LOADER.format(paths=[str(_HOUSE.parent), str(site)], name=name)
     return ChildRequest(
@@ -97,26 +97,26 @@ def request(
 
 
 class LastWord:
-    """The pipe on which a child says why it ends. `give` is the end for the child; close it once the child has it."""
+    """The pipe on which a child reports why it ends. `give` is the child's end; call `given` once it has it."""
 
     def __init__(self) -> None:
         self._read, self.give = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._said = b""
 
     def given(self) -> None:
-        """The child has its end."""
+        """Close `give`, of which the child has a copy."""
         os.close(self.give)
 
     def take(self) -> None:
-        """Read what there is; nothing comes after that. For when the child is gone, or was never there."""
+        """Read the report and close the pipe. For when the child is gone, or failed to start."""
         try:
             self._said = os.read(self._read, _STATUS_BYTES)
-        except BlockingIOError:  # what the child started still has it: that is no reason to wait
+        except BlockingIOError:  # a process that the child started holds it open: do not wait
             self._said = b""
         os.close(self._read)
 
     def explain(self, exit_: Exit | None = None) -> tuple[str, str] | None:
-        """(code, message), or None when it said nothing that makes sense: it may be in the module's hands."""
+        """(code, message), or None when the report is missing or malformed: the module may control the child."""
         del exit_
         try:
             said = msgspec.json.decode(self._said, type=_Said)
@@ -127,13 +127,13 @@ class LastWord:
 
 @functools.cache
 def configuration() -> str:
-    """A digest of how we configure the engine: code compiled under another one would not load."""
+    """A digest of the engine's configuration: code compiled under another one would not load."""
     return hashlib.sha256((_INSIDE / "engine.py").read_bytes()).hexdigest()
 
 
 @functools.cache
 def target() -> str:
-    """This processor and what it can do: compiled code is for it alone."""
+    """This processor and its features, on which compiled code depends."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {hashlib.sha256(abilities.encode()).hexdigest()}"

@@ -1,7 +1,7 @@
-"""From a module to code that can be loaded: out of the cache, or by a child that compiles and never runs it.
+"""From a module to loadable code: from the cache, or by a child that compiles it and never runs it.
 
-Compiling is the more dangerous half of wasm: a module of some kilobytes can take gigabytes and minutes. So it has a
-child, a memory limit and a time limit of its own, and few of them at a time.
+Compiling a module of some kilobytes can take gigabytes and minutes. So each compilation has a child, a memory limit
+and a time limit of its own, and only a few run at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What compiling one module may take."""
+    """Limits on compiling one module."""
 
     memory_bytes: int = 512 << 20
     time_s: float = 8.0
@@ -48,7 +48,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """The verified bytes at `fd`, whose digest is `sha256`; `fuel`: it is to be compiled so that fuel is counted."""
+    """Verified bytes at `fd` with the digest `sha256`; `fuel`: compile it so that fuel is counted."""
 
     fd: int
     sha256: str
@@ -56,7 +56,7 @@ class Module:
 
 
 class Compiler:
-    """One for all plugins."""
+    """The compiler that all plugins share."""
 
     def __init__(self, spawner: ChildSpawner, cache: Cache, bounds: Bounds) -> None:
         self._spawner = spawner
@@ -65,7 +65,7 @@ class Compiler:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def code(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
-        """A sealed memfd of code, which the caller closes. Problem: wasm_invalid, out_of_memory, …"""
+        """The compiled code in a sealed memfd, which the caller closes. Problem: wasm_invalid, out_of_memory, …"""
         found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
         if found is not None:
             return found
@@ -114,7 +114,7 @@ class Compiler:
         self._judge(ended, taken, last_word, stderr)
 
     def _judge(self, ended: Exit, taken: _Taken, last_word: LastWord, stderr: Stderr) -> None:
-        """Problem unless it compiled."""
+        """Raise Problem unless the child compiled the module."""
         if taken.too_large:
             detail = f"expected at most {self._bounds.code_bytes} bytes of compiled code, found more"
             raise Problem("out_of_memory", detail)
@@ -146,7 +146,7 @@ class Compiler:
 
 
 class _Taken(asyncio.Protocol):
-    """Writes what the compiler says into a memfd, up to a limit."""
+    """Writes the compiler's stdout into a memfd, up to a limit."""
 
     def __init__(self, fd: int, most_bytes: int) -> None:
         self.child: Child | None = None
@@ -165,7 +165,7 @@ class _Taken(asyncio.Protocol):
 
 
 async def in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-    """The result of `work`, done in a thread. Being cancelled waits for it, and undoes it."""
+    """The result of `work`, done in a thread. A cancellation waits for the thread, then calls the undo function."""
     working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(working)

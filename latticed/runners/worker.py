@@ -1,6 +1,6 @@
 """The worker runner: a plugin whose artifact is a template that answers HTTP requests on its routes.
 
-Nothing of it is executed: the template is data, rendered here in one pass. What it reads it reads through its Gate.
+No code of it is executed: the template is data, rendered in one pass. All reads go through its Gate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROUTE: Final = "worker:route"
 LISTEN_S: Final = 1.0
-"""How long a start waits to learn whether anybody listens for its routes."""
+"""How long, in seconds, a start waits to learn whether its routes have a listener."""
 _MFD_NOEXEC_SEAL, _F_ADD_SEALS, _F_SEAL_GROW = 0x8, 1033, 0x4
 
 
@@ -41,7 +41,7 @@ def _none(plugin_id: str) -> frozenset[str]:
 
 
 class WorkerRunner:
-    """See `runners.contract.Runner`. `granted_prefixes` of an id are what an operator granted besides its own."""
+    """See `runners.contract.Runner`. `granted_prefixes(id)` are those granted besides its own."""
 
     name = "worker"
     hashes_artifact = True
@@ -99,7 +99,7 @@ class Serving:
         return self._checkup()
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        """`render` {path, query, method}: what a request would be answered, in `result.body`."""
+        """`render` {path, query, method}: the answer that such a request would get, in `result.body`."""
         if action != "render":
             raise Problem("bad_request", f"expected the action render, found {action[:80]!r}")
         path, method, query = _asked(payload, self._gate.caller.plugin_id)
@@ -111,7 +111,7 @@ class Serving:
         return {"ok": True, "message": "", "result": result, "error": None}
 
     async def stop(self, grace_s: float) -> None:
-        """Give the routes back; requests under way are answered or refused by the Gate, which is closed."""
+        """Release the routes. Requests under way are finished, or fail at the Gate, which is closed."""
         del grace_s
         if self.claim is not None:
             self._routes.release(self.claim)
@@ -156,7 +156,7 @@ def _prefixes(plugin: PluginToRun, granted: frozenset[str]) -> tuple[str, ...]:
 
 
 def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """(path, method, query) of an invocation; Problem("bad_request") when the payload is no such thing."""
+    """(path, method, query) of an invocation's payload; Problem("bad_request") when it is malformed."""
     asked = {} if payload is None else payload
     if not isinstance(asked, dict) or not asked.keys() <= {"path", "method", "query"}:
         raise Problem("bad_request", "expected a payload such as {path, method, query}, found something else")
@@ -170,19 +170,19 @@ def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str
 
 
 async def _compiled(pair: BundleDirectory, sha256: str) -> Template:
-    """The template of `pair`; being cancelled waits for the thread, which reads from it."""
+    """The compiled template of `pair`. A cancellation waits for the thread, which reads from `pair`."""
     compiling = asyncio.ensure_future(asyncio.to_thread(lambda: template.parse(_source(pair, sha256))))
     try:
         return await asyncio.shield(compiling)
     except asyncio.CancelledError:
         with contextlib.suppress(Exception):
             await asyncio.wait({compiling})
-            compiling.exception()  # nobody else hears of it
+            compiling.exception()  # mark it retrieved: CancelledError takes precedence
         raise
 
 
 def _source(pair: BundleDirectory, sha256: str) -> bytes:
-    """The artifact's bytes; Problem when they are too many for a template, or not those that were verified."""
+    """The artifact's bytes; Problem when it is too large for a template, or its digest is not the verified one."""
     room = template.MAX_BYTES + 1
     with files.closing(_memory(room)) as fd:
         try:
@@ -196,7 +196,7 @@ def _source(pair: BundleDirectory, sha256: str) -> bytes:
 
 
 def _memory(room: int) -> int:
-    """A memfd that takes `room` bytes and no more (EPERM): an artifact of any size is not copied to find that out."""
+    """A memfd of at most `room` bytes (EPERM beyond): copying stops early for an artifact of any size."""
     try:
         fd = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL)
     except OSError as error:

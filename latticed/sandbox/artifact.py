@@ -1,7 +1,7 @@
 """A verified artifact, sealed in memory, ready to be executed (architecture decision 2).
 
-The bytes are copied out of the stored pair into a memfd that nobody can change any more, and hashed there: what runs
-is what was verified, whatever happens to the store meanwhile.
+The bytes are copied from the stored pair into a memfd, sealed, and hashed there: what runs is what was verified,
+whatever happens to the store meanwhile.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Artifact:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor; children that run it have their own."""
+        """Close the descriptor; children that run it have their own copies."""
         os.close(self.fd)
 
 
@@ -74,7 +74,7 @@ def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, 
 
 
 def seal_data(directory: BundleDirectory, *, sha256: str) -> int:
-    """Like `seal` for an artifact that is data to this host, a wasm module: the descriptor, which the caller closes."""
+    """Like `seal`, for an artifact that the host does not execute (wasm): the memfd, which the caller closes."""
     fd = memory()
     try:
         _fill(fd, directory, sha256)
@@ -85,12 +85,12 @@ def seal_data(directory: BundleDirectory, *, sha256: str) -> int:
 
 
 def memory() -> int:
-    """An empty memfd, for data that `close_for_good` will seal; the caller closes it."""
+    """An empty memfd for data, to be sealed with `close_for_good`; the caller closes it."""
     return _memory()[0]
 
 
 def close_for_good(fd: int) -> None:
-    """Seal what `memory` gave: nobody can change its bytes from now on."""
+    """Seal a memfd from `memory`: its bytes cannot change from now on."""
     fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
 
 
@@ -113,7 +113,7 @@ def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
 def classify(
     head: bytes, interpreters: Mapping[str, str], *, machine: syscalls.Machine | None = None
 ) -> dict[str, Any]:
-    """What the first bytes of an artifact make it: {} for an ELF executable, else `interpreter` and its arguments."""
+    """Classify an artifact by its first bytes: {} for an ELF executable, else `interpreter` and its arguments."""
     if head.startswith(b"\x7fELF"):
         _check_elf(head, machine or syscalls.machine())
         return {}
@@ -188,7 +188,7 @@ def _digest(fd: int) -> str:
 
 
 def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> Artifact:
-    """Bytes that are ours (a probe, a test), sealed like any artifact."""
+    """Trusted bytes (a probe, a test), sealed like an artifact."""
     fd, executable = _memory()
     try:
         with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:

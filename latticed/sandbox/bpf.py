@@ -1,7 +1,7 @@
 """A compiler for seccomp programs: which calls are allowed, which get an errno, which end the process.
 
-Rules say when a call is allowed by its arguments; everything is decided by number, never by name, and for one
-architecture only. Source: Documentation/userspace-api/seccomp_filter.rst, struct seccomp_data.
+Rules allow calls by their arguments. The program compares numbers only, and is for one architecture.
+Source: Documentation/userspace-api/seccomp_filter.rst, struct seccomp_data.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _FARTHEST: Final = 255
 
 Value = int | str
-"""A 32-bit constant, or the name of one that is known only where the program is loaded (`own_pid`)."""
+"""A 32-bit constant, or the name of one that the stub fills in when it loads the program (`own_pid`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
     """`argument & mask` is one of `values`; 32 bits, the upper half of the register with `high`.
 
-    The kernel itself ignores the upper half of `int` arguments: comparing it would refuse legal calls, and comparing
-    it for some and not for others is what a filter gets wrong.
+    The kernel ignores the upper half of `int` arguments, so the filter must ignore it too: comparing it would refuse
+    legal calls, and a denied value could be passed with other upper bits.
     """
 
     argument: int
@@ -46,7 +46,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class SyscallRule:
-    """Allowed when all tests of one of the `ways` hold, `otherwise` (an errno) when none does."""
+    """Allowed when all tests of at least one of `ways` hold; else it fails with the errno `otherwise`."""
 
     ways: tuple[tuple[Argument, ...], ...]
     otherwise: int
@@ -71,9 +71,9 @@ def compile_program(
     errnos: Mapping[str, int],
     default: int,
 ) -> BpfProgram:
-    """The program for `machine`; names that it does not have are left out.
+    """Compile the program for `machine`; calls that it does not have are left out.
 
-    Foreign architectures and x32 numbers end the process; what is not mentioned fails with the errno `default`.
+    Foreign architectures and x32 numbers kill the process; calls that are not mentioned fail with the errno `default`.
     """
     known = machine.numbers
     returns = {known[name]: ERRNO | errno for name, errno in errnos.items() if name in known}
@@ -110,7 +110,7 @@ def _way(way: tuple[Argument, ...]) -> list[Instruction]:
 
 def _argument(test: Argument, *, past: int) -> list[Instruction]:
     """Goes on to the next instruction when the test holds, and skips `past` more when it does not."""
-    offset = _ARGUMENTS + 8 * test.argument + (4 if test.high else 0)  # little-endian, both of them
+    offset = _ARGUMENTS + 8 * test.argument + (4 if test.high else 0)  # both machines are little-endian
     block: list[Instruction] = [(_LOAD, 0, 0, offset)]
     if test.mask != WORD:
         block.append((_AND, 0, 0, test.mask))

@@ -1,7 +1,7 @@
-"""Control groups for children: memory, tasks and cpu of a whole tree, and one write that ends it (cgroup-v2.rst).
+"""Control groups for children: limits on memory, tasks and cpu of a whole tree, and its kill (cgroup-v2.rst).
 
-Only inside a version 2 group that was delegated to us and is not the root. The one process that is ever moved by hand
-is our own; a child moves itself. Without controllers a group still kills the tree.
+Only inside a version 2 group that was delegated to the daemon and is not the root. The daemon moves only itself; a
+child moves itself. A group without controllers sets no limits, but can still kill the tree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FIX: Final = "set Delegate=cpu memory pids in the unit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delegation:
-    """The group `base` is ours to divide; `controllers` are in force for the groups made in it."""
+    """`base` is the group that was delegated; `controllers` are enabled for the groups made in it."""
 
     base: Path
     controllers: frozenset[str] = frozenset()
@@ -41,17 +41,17 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The group of one child; `procs` is the descriptor that the child writes itself into."""
+    """The group of one child; `procs` is a descriptor of cgroup.procs, to which the child writes its pid."""
 
     path: Path
     procs: int = field(repr=False)
 
     def kill(self) -> None:
-        """SIGKILL to everything in it, at once, also to what forks meanwhile."""
+        """SIGKILL to everything in it, including what is forked meanwhile (cgroup.kill)."""
         (self.path / "cgroup.kill").write_text("1")
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed something in it for its memory limit."""
+        """Whether the kernel killed a process in it for its memory limit."""
         try:
             return any(
                 line.startswith("oom_kill ") and line.split()[1] != "0"
@@ -61,7 +61,7 @@ class Group:
             return False
 
     def remove(self) -> bool:
-        """Take it away; False while something in it is still dying."""
+        """Remove it; False while a process in it is still dying."""
         try:
             self.path.rmdir()
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class Group:
 def own_group(proc: Path = Path("/proc/self")) -> Path | None:
     """The directory of the version 2 group that this process is in, None without such a hierarchy.
 
-    Names in /proc are bytes of anybody's choice; the kernel escapes white space in them (proc_pid_mountinfo(5)).
+    Names in /proc are arbitrary bytes; the kernel escapes white space in them (proc_pid_mountinfo(5)).
     """
     mounts = [line.split(b" ") for line in (proc / "mountinfo").read_bytes().split(b"\n") if line]
     place = next(((row[3], row[4]) for row in mounts if row[row.index(b"-") + 1] == b"cgroup2"), None)
@@ -91,7 +91,7 @@ def own_group(proc: Path = Path("/proc/self")) -> Path | None:
 
 
 def find() -> Delegation | Failure:
-    """What has been delegated to us, or why nothing is. Does not change anything."""
+    """Return the group that was delegated to the daemon, or why none was. Changes nothing."""
     own = own_group()
     if own is None:
         return Failure(token=CGROUP, step="no cgroup version 2 hierarchy", fix="mount cgroup2 at /sys/fs/cgroup")
@@ -110,10 +110,10 @@ def find() -> Delegation | Failure:
 
 
 def claim(found: Delegation) -> Delegation:
-    """Have the kernel enforce limits in groups below `found`, as far as it offers to.
+    """Enable the available controllers for groups below `found`.
 
-    Moves our own process into `supervisor` when it is alone in the group: a group with children's limits must hold no
-    process. With others in it, or without controllers, the children's groups only kill.
+    Moves the daemon into `supervisor` if it is alone in the group, since a group that has controllers enabled for its
+    children may hold no process. With other processes in it, or without controllers, the groups only serve to kill.
     """
     own = own_group()
     offered = set((found.base / "cgroup.controllers").read_text().split()) & set(_CONTROLLERS)
@@ -129,7 +129,7 @@ def claim(found: Delegation) -> Delegation:
 
 
 def make(delegation: Delegation, limits: ResourceLimits) -> Group:
-    """A fresh group for one child, with its limits in force; OSError when that cannot be."""
+    """Make a group for one child and set its limits; OSError when that fails."""
     path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
     path.mkdir()
     try:
@@ -156,9 +156,9 @@ def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[
 
 
 def sweep(delegation: Delegation) -> int:
-    """Kill what an earlier daemon's children left below `delegation`, and remove their groups; how many there were.
+    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return their number.
 
-    Call it before the first child. Groups whose processes are still dying are gone with the next call.
+    Call it before the first child. Groups whose processes are still dying are removed by the next call.
     """
     found = 0
     for path in delegation.base.glob(f"{_CHILD}*"):
@@ -171,14 +171,14 @@ def sweep(delegation: Delegation) -> int:
 
 
 def _delegated(base: Path) -> bool:
-    """By ownership (an ordinary user's group), by the manager's mark, or as the top of a cgroup namespace."""
+    """Delegated by ownership (not root), by systemd's xattr, or as the top of a cgroup namespace."""
     if os.geteuid() != 0 and base.stat().st_uid == os.geteuid():
         return True
     for name in ("trusted.delegate", "user.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(base, name) == b"1":
                 return True
-    return os.path.ismount(base)  # and not the root, which has been looked at: a container's own hierarchy
+    return os.path.ismount(base)  # the caller excluded the root: a container's own hierarchy
 
 
 def _members(path: Path) -> set[int]:

@@ -1,4 +1,4 @@
-"""Two whole programs of a few instructions, as ELF executables: what a probe runs, and process 1 of a namespace."""
+"""Two programs of a few instructions as ELF executables: one for the probe, one for process 1 of a namespace."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def exits_42(machine: Machine) -> bytes:
 
 
 def reaps(machine: Machine) -> bytes:
-    """A program that waits for children, whatever they are, and never ends; SIGCHLD must be blocked when it begins.
+    """A program that reaps all its children and never ends; SIGCHLD must be blocked when it starts.
 
-    It makes the system calls wait4 and rt_sigtimedwait, and has two pages of memory of its own.
+    It makes only the system calls wait4 and rt_sigtimedwait, and takes two pages of memory.
     """
     return _elf(machine, _REAPS[machine.name])
 
 
 def _elf(machine: Machine, code: bytes) -> bytes:
-    """Header, one segment, the instructions."""
+    """An ELF file of a header, one segment and the instructions."""
     size = 64 + 56 + len(code)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = struct.pack("<HHIQQQIHHHHHH", 2, machine.elf, 1, _ENTRY + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)

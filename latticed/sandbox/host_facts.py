@@ -1,4 +1,4 @@
-"""Who we are on this host: ids, capabilities, and the kernel settings that explain a refusal."""
+"""The daemon's ids and capabilities on this host, and the kernel settings that explain a failed step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SYSCTL: Final = Path("/proc/sys")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """`admin`: mounts and namespaces without a user namespace; `other_ids`: children may get another uid."""
+    """`admin`: may mount and unshare without a user namespace; `other_ids`: children may get another uid."""
 
     uid: int
     gid: int
@@ -34,7 +34,7 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """This host, as far as confinement goes. `landlock` is its ABI version, 0 for none."""
+    """What confinement depends on at this host. `landlock` is its ABI version, 0 for none."""
 
     machine: Machine
     standing: HostFacts
@@ -44,7 +44,7 @@ class Probed:
 
 
 def look() -> HostFacts:
-    """As it is now; reads /proc."""
+    """Read the current state from /proc."""
     status = dict(line.split(":\t", 1) for line in _text(Path("/proc/self/status")).split("\n") if ":\t" in line)
     effective = int(status.get("CapEff", "0"), 16)
     return HostFacts(
@@ -80,6 +80,6 @@ def _number(name: str) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", "replace")  # our own name is in it, and a name is bytes
+        return path.read_bytes().decode("utf-8", "replace")  # it contains the process's name, which is arbitrary bytes
     except OSError:
         return ""

@@ -1,8 +1,8 @@
 """Landlock rules for a child (a plan for the stub; Documentation/userspace-api/landlock.rst).
 
-Everything that the kernel's version knows is handled, so whatever no rule grants is denied: contents of files,
+All rights that the kernel's version knows are handled, so whatever no rule allows is denied: contents of files,
 listings, execution, TCP, abstract unix sockets, signals to others. What Landlock cannot deny (stat, chmod, utime,
-xattrs) is seccomp's and the mount namespace's business.
+xattrs) is left to seccomp and the mount namespace.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def version(machine: Machine) -> tuple[int, int]:
 
 
 def handled(abi: int) -> int:
-    """Every file access that version `abi` knows."""
+    """The bit mask of all file accesses that version `abi` knows."""
     return _FIRST_VERSION | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
 
 
 def plan(seen: VisiblePaths, *, abi: int, own_root: bool, workdir: bool, network: bool) -> dict[str, Any]:
-    """The ruleset for a child that sees `seen`; in a root of its own (`own_root`) all that is in it may be read."""
+    """The ruleset for a child with the paths `seen`; in its own root (`own_root`) everything may be read."""
     attributes = struct.pack("<Q", handled(abi))
     if abi >= 4:
         attributes += struct.pack("<Q", 0 if network else _NET_BOTH)

@@ -1,6 +1,6 @@
-"""Starting the stub: one posix_spawn, its descriptors, and the reading of what it reports.
+"""Starting the stub: one posix_spawn, its descriptors, and parsing its report.
 
-`processes.child` watches and ends what is started here; the probe waits for it on the spot.
+`processes.child` watches and ends what is started here; the probe blocks until it ends.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _LOADER: Final = (
     f"import marshal; a, b, c, p = marshal.load(open({stub_calls.PLAN}, 'rb')); exec(a); exec(b); exec(c); main(p)"
 )
-_ABOVE: Final = 256  # where descriptors wait while the low numbers are dealt out
+_ABOVE: Final = 256  # descriptors are moved above this before the low numbers are assigned
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A stub on its way: `pid` is its own and leads a session and a process group; `status` is read until its end."""
+    """A started stub: `pid` leads a session and a process group; `status` is the pipe of its report."""
 
     pid: int
     status: int
@@ -43,7 +43,7 @@ class Launched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchReport:
-    """What the stub said so far: the child's `pid` when it is another process, or the `stage` that failed.
+    """The stub's report so far: the child's `pid` if that is another process, or the `stage` that failed.
 
     `init` is process 1 of the child's namespace, when that is not the child itself.
     """
@@ -86,7 +86,7 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
 
 
 def read_status(fd: int) -> bytes | None:
-    """What there is to read of the stub's messages, b"" at their end, None when there is nothing for now."""
+    """Read the available part of the stub's report: b"" at its end, None when nothing is available yet."""
     received = b""
     try:
         while chunk := os.read(fd, 4096):
@@ -97,7 +97,7 @@ def read_status(fd: int) -> bytes | None:
 
 
 def read_report(lines: bytes) -> LaunchReport:
-    """What the messages of a stub come to; `lines` is everything it wrote so far."""
+    """Parse the stub's report; `lines` is everything it wrote so far."""
     pid, init, stage, error = None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
         match line.split(" ", 2):
@@ -111,7 +111,7 @@ def read_report(lines: bytes) -> LaunchReport:
 
 
 def failed(report: LaunchReport) -> StageFailed:
-    """The problem that a failed stage is."""
+    """The Problem for a failed stage."""
     error = os.strerror(report.errno) if report.errno else "no errno"
     return StageFailed(
         report.stage or "stub", report.errno, f"the sandbox could not be set up: {report.stage}: {error}"
@@ -136,13 +136,13 @@ def _plan(spec: ChildSpec, opened: list[int]) -> int:
 
 @functools.cache
 def _compiled_stub() -> list[CodeType]:
-    """Compiled once: doing it in each child would be a fifth of its start."""
+    """The stub, compiled once: compiling takes a fifth of a child's start."""
     files = [Path(module.__file__ or "") for module in (stub_calls, stub_root, stub)]
     return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 
 def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
-    """Every source is moved up first, so that no number dealt out is one still to be dealt from."""
+    """Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed."""
     high = {}
     for number, fd in by_number.items():
         high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)

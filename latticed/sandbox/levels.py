@@ -1,7 +1,7 @@
-"""How well a child is kept in: what a plugin requires, what this host provides, and whether that is enough (pure).
+"""Sandbox levels: what a plugin requires, what this host provides, and whether that is enough (pure).
 
-The host always uses its highest level. What is required and cannot be had is refused with the step that failed and a
-fix, never quietly made do without.
+A child always gets the host's highest level. When that is less than required, the plugin is refused with the step that
+failed and a fix; it never runs at less.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CODE: Final = "sandbox_unavailable"
 
 
 class Level(enum.IntEnum):
-    """Each guarantees what the ones before it do, and more (docs: how a plugin is kept in)."""
+    """Levels in ascending order; each includes the guarantees of those before it."""
 
     OPEN = 0
     FILTERED = 1
@@ -47,12 +47,12 @@ WORKDIR: Final = "workdir"
 CGROUP: Final = "cgroup"
 NETWORK: Final = "network"
 FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR, CGROUP, NETWORK})
-"""A manifest may ask for the first three; `network` is for our own helpers, `cgroup` for whoever needs hard limits."""
+"""A manifest may ask for the first three; `network` is for the daemon's helpers, `cgroup` for hard limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why `token` (a level or a feature) cannot be had here: `step` failed with `errno` (0: nothing failed)."""
+    """Why `token` (a level or a feature) is not provided: `step` failed with `errno` (0: nothing failed)."""
 
     token: str
     step: str
@@ -66,7 +66,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provided:
-    """What this host was seen to give: the highest level, the features at that level, and why no more."""
+    """What the probe found: the highest level, the features at that level, and why there is no more."""
 
     level: Level
     features: frozenset[str] = frozenset()
@@ -78,7 +78,7 @@ class Provided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Required:
-    """The least a plugin may run with. `open_` is the operator's word for this one plugin, nobody else's."""
+    """The least a plugin may run with. `open_`: the operator allowed level `open` for this plugin."""
 
     level: Level
     features: frozenset[str] = frozenset()
@@ -96,13 +96,13 @@ class Chosen:
 def required(
     asked: manifest.SandboxSpec, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
 ) -> Required:
-    """What a manifest and its runner's own `needs` come to; `floor` is the setting, where the manifest is silent."""
+    """Combine a manifest with its runner's `needs`; `floor` (a setting) counts where the manifest names no level."""
     level = floor if asked.level is None else Level.of(asked.level)
     return Required(level=level, features=frozenset(asked.features) | needs, open_=open_)
 
 
 def decide(required: Required, provided: Provided) -> Chosen | Fault:
-    """The highest level with the features that were asked for, or why not: the missing token, the step, its errno."""
+    """The highest level with the required features, or the failure: the missing token, the step, its errno."""
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
     if provided.level < required.level or provided.level < Level.FILTERED:
@@ -114,7 +114,7 @@ def decide(required: Required, provided: Provided) -> Chosen | Fault:
 
 
 def _level_failure(level: Level, provided: Provided) -> Failure | None:
-    """The first step above what is provided: the one that stands in the way."""
+    """The failure of the first level above what is provided."""
     between = (Level(value) for value in range(provided.level + 1, level + 1))
     return next((found for level in between if (found := provided.failure(level.token))), None)
 

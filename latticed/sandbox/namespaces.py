@@ -1,7 +1,7 @@
-"""Which namespaces a child gets, and the root directory it finds itself in (a plan for the stub; namespaces(7)).
+"""Which namespaces and which root directory a child gets (a plan for the stub; namespaces(7)).
 
-The root is a small tmpfs, read-only once it is filled: clones of what `view` lists, `/scratch` where the plugin may
-write, its script. There is no /proc, no /sys, no home, nothing of the daemon's.
+The root is a small tmpfs, read-only once it is filled: read-only clones of the paths of `visible_paths.view`, the
+writable `/scratch`, the plugin's script. There is no /proc, no /sys, no home, no file of the daemon.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PID: Final = ("pid", 0x20000000)
 NET: Final = ("net", 0x40000000)
 IPC: Final = ("ipc", 0x08000000)
 OPTIONAL: Final = (0x04000000, 0x02000000)
-"""uts and cgroup: taken when allowed, relied on by nothing."""
+"""Optional namespaces: unshared if the host allows it; no guarantee depends on them."""
 _MOUNTPOINTS: Final = ("/tmp", "/run", "/var", "/usr")  # noqa: S108 - any directory will do, in one's own namespace
 _ROOT_BYTES: Final = 1 << 20
 _ROOT_INODES: Final = 1024
@@ -33,7 +33,7 @@ _ZERO_BYTES: Final = 1 << 60
 
 
 def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
-    """(name, flag) in order; a user namespace comes first, for the others need its powers."""
+    """(name, flag) in order; the user namespace is first, as its capabilities are needed for the others."""
     kinds = [USER] if own_user else []
     return [*kinds, MOUNT, PID, *([NET] if own_net else []), IPC]
 
@@ -71,9 +71,9 @@ def tree(
 
 
 def first(machine: Machine) -> dict[str, Any]:
-    """What the plan says otherwise for process 1, where that is not the child itself but `elf_programs.reaps`.
+    """The plan's overrides for process 1, where that is not the child itself but `elf_programs.reaps`.
 
-    It has no descriptor, or the child's pipes would never end, and may do nothing but wait.
+    It has no descriptors, else the child's pipes would never reach end of file, and may only wait.
     """
     program = seccomp.init_program(machine)
     return {

@@ -1,6 +1,6 @@
 """What this host really gives: throw-away children at every level, once per boot (architecture: measured, not guessed).
 
-Each probe goes the whole way that a plugin goes, up to executing a program; the step that fails is the answer.
+Each probe takes all the steps of a plugin's start and executes a program; the first failing step is the result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHELL: Final = "/bin/sh"
 
 
 def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
-    """Try every level with children of the user `ids`, where we may choose. Blocks for 0.1 s; main thread only."""
+    """Try every level, as the user `ids` if the daemon may change uids. Blocks for 0.1 s; main thread only."""
     machine = syscalls.machine()
     here = host_facts.look()
     if machine is None:
@@ -68,7 +68,7 @@ def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
 
 
 def features_at(level: Level, *, whole_tree: bool) -> frozenset[str]:
-    """What comes with `level`; `whole_tree`: a cgroup ends everything that a child started."""
+    """The features at `level`; `whole_tree`: a cgroup can kill everything that a child started."""
     if level < Level.FILTERED:
         return frozenset()
     features = {levels.THREADS}
@@ -80,14 +80,14 @@ def features_at(level: Level, *, whole_tree: bool) -> frozenset[str]:
 
 
 def _missing(features: frozenset[str], failures: list[Failure]) -> list[Failure]:
-    """For each feature that is missing, the failure that it comes from."""
+    """The failure behind each missing feature."""
     named = {failure.token for failure in failures}
     absent = sorted(levels.FEATURES - features - named)
     return [replace(failures[0], token=token) for token in absent if failures]
 
 
 def _climb(bare: Probed, program: Artifact, ids: spec.Ids) -> tuple[Level, list[Failure]]:
-    """The highest level that a child was executed at, and what stood in the way of the next."""
+    """The highest level that a child was executed at, and the failure of the next."""
     reached = Level.OPEN
     for level in (Level.FILTERED, Level.ISOLATED):
         failure = _try(bare, level, program, ids)
@@ -114,7 +114,7 @@ def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Fail
 
 
 def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Failure | None:
-    """Have a child at `level` execute `program`, or say what failed."""
+    """Execute `program` in a child at `level`; the Failure if that failed."""
     own_uid = so_far.standing.uid == 0 or so_far.standing.other_ids
     subject: Artifact | spec.Program = program
     if (
@@ -137,16 +137,16 @@ def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Fail
 
 
 def _host_program() -> spec.Program:
-    """Something of the host's that exits with 42: the shell, which everybody can reach, or our own interpreter."""
+    """A program of the host to exit with 42: the shell, readable by every user, or this Python."""
     if os.path.exists(_SHELL):
         return spec.Program(path=_SHELL, args=("-c", f"exit {_ANSWER}"))
     return spec.Program(path=sys.executable, args=("-ISEB", "-c", f"raise SystemExit({_ANSWER})"))
 
 
 def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch.LaunchReport, int]:
-    """Run a child to its end, in and out of /dev/null, and block: the stub's report and the exit code (-N: signal N).
+    """Run a child on /dev/null and block until it ends; return the stub's report and the exit code (-N: signal N).
 
-    What has not ended after `deadline_s` is killed.
+    A child that has not ended after `deadline_s` is killed.
     """
     group = cgroup.make(plan.delegation, plan.limits) if plan.delegation is not None else None
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -164,7 +164,7 @@ def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch
 
 
 def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
-    """Everything in the stub's process group is ours and unreaped until here: its number means nobody else."""
+    """Wait, then kill the stub's process group before it is reaped, while its id cannot have been reused."""
     answers: dict[int, int] = {}
     received = b""
     while True:

@@ -1,4 +1,4 @@
-"""The program that compiles a module and never runs it: code on stdout, or why there is none."""
+"""The program that compiles a module and never runs it: code on stdout, or the reason on STATUS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latticed.runners.wasm_inside.status import GuestFailed
 
 
 def main(text: str) -> NoReturn:
-    """Compile the module at INPUT as the orders `text` say; never returns."""
+    """Compile the module at descriptor INPUT by the orders `text` (JSON); never returns."""
     try:
         code = memoryview(_compile(json.loads(text)["fuel"]))
         while code:

@@ -1,8 +1,8 @@
-"""How long a module may compute: a clock that runs only while it does, and ends it through the engine's epoch.
+"""Limits how long a module computes: its clock runs only meanwhile, and ends it through the engine's epoch.
 
-Waiting costs nothing: the clock stands still while the module waits for its host. It starts afresh with each message
-that the module is given. One thread watches; it sleeps until the earliest moment at which there can be anything to do,
-and for good while nothing is in flight, so that an idle plugin never wakes anybody.
+The clock stops while the module waits for its host, and restarts at zero with each message. A watchdog thread sleeps
+until the earliest possible deadline, and without a timeout while no message is in flight, so that an idle plugin
+causes no wake-ups.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Budget:
     """Calls `expire` once, from its own thread, when `limit_s` seconds of computing are used up.
 
-    `with budget:` is a time of waiting.
+    Inside `with budget:` the clock stops, as the module is waiting.
     """
 
     def __init__(self, expire: Callable[[], None]) -> None:
@@ -32,13 +32,13 @@ class Budget:
         threading.Thread(target=self._watch, name="budget", daemon=True).start()
 
     def renew(self, limit_s: float) -> None:
-        """From now on it may compute for `limit_s` seconds."""
+        """Restart the clock: the module may compute for `limit_s` seconds from now."""
         with self._lock:
             self._ends_s = time.monotonic() + limit_s
             self._unpark()
 
     def stop(self) -> None:
-        """Nothing is in flight."""
+        """Stop the clock: no message is in flight."""
         with self._lock:
             self._ends_s = None
             self._left_s = 0.0
@@ -66,7 +66,7 @@ class Budget:
             with self._lock:
                 left_s = None if self._ends_s is None else self._ends_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
-                    self._expire()  # under the lock: never after the module has begun to wait
+                    self._expire()  # under the lock, so never after the module began to wait
                     return
                 self._is_parked = left_s is None
             if left_s is None:

@@ -1,7 +1,7 @@
-"""The ABI for small modules: `invoke` is called for each invocation, in an instance of its own.
+"""The ABI for small modules: their export `invoke` is called for each invocation, in a fresh instance.
 
-The module need not know the protocol: it gets an action and a payload as JSON, asks the host through `latticed.call`,
-and answers with JSON. Nothing it leaves behind survives the call; what is to last it keeps in kv.
+The module need not know the protocol: it gets an action and a payload as JSON, calls the host through
+`latticed.call`, and returns JSON. Its memory does not survive the call; state goes into kv.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     """One host call: `{"result": …}` or `{"error": {"code", "message"}}`."""
 
 MOST_BYTES: Final = 1 << 20
-"""The longest answer that is taken from a module, and the longest request."""
+"""The longest answer and the longest request taken from a module, in bytes."""
 
 
 class GuestCalls:
     """Calls of one module. `fresh(store)` puts the limits of one call on a store; `ask` carries out a host call.
 
-    `ready`: an instance could be started.
+    `ready`: an instance was started successfully.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class GuestCalls:
         self._instance: InstancePre = self._linker.instantiate_pre(module)
 
     def try_out(self) -> None:
-        """Start an instance and drop it; Failed when it cannot be started."""
+        """Start an instance and drop it; GuestFailed when it cannot be started."""
         with Store(self._engine) as store:
             self._begin(store)
         self.ready = True
 
     def invoke(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the module answers; ValueError when that is no JSON object, Failed when it cannot go on."""
+        """The module's answer; ValueError when that is no JSON object, GuestFailed when the module failed."""
         with Store(self._engine) as store:
             invoke = self._begin(store)
             try:
@@ -73,7 +73,7 @@ class GuestCalls:
                 raise GuestFailed("wasm_trap", str(fault)) from None
         found = read_json(data)
         if not isinstance(found, dict):
-            raise ValueError("it is no object")  # noqa: TRY004 - like JSON that is none
+            raise ValueError("it is no object")  # noqa: TRY004 - handled like invalid JSON
         return found
 
     def _begin(self, store: Store) -> Func:
@@ -82,7 +82,7 @@ class GuestCalls:
         try:
             exports = self._instance.instantiate(store).exports(store)
             memory, alloc, invoke = exports["memory"], exports["alloc"], exports["invoke"]
-            assert isinstance(memory, Memory)  # noqa: S101 - these have been looked at when it was compiled
+            assert isinstance(memory, Memory)  # noqa: S101 - `engine.abi_of` checked them at compile time
             assert isinstance(alloc, Func)  # noqa: S101
             assert isinstance(invoke, Func)  # noqa: S101
             self._guest.attach(memory)
@@ -115,7 +115,7 @@ class GuestCalls:
         return self._guest.read(context, at, size)
 
     def _call(self, caller: Caller, at: int, size: int) -> int:
-        """latticed.call: a request's address and length, for those of its answer, packed (address << 32 | length)."""
+        """latticed.call(address, length of a request) -> address << 32 | length of the answer."""
         answer = self._answer(caller, at, size)
         try:
             start, length = self._put(caller, json.dumps(answer).encode())
@@ -140,9 +140,9 @@ class GuestCalls:
 
 
 def read_json(data: bytes) -> Any:
-    """What these bytes say in JSON and UTF-8; ValueError for anything that cannot be carried on to the host.
+    """Decode JSON in UTF-8; ValueError for any value that cannot be passed on to the host.
 
-    `json.loads` takes UTF-16 and UTF-32, NaN, infinite numbers and lone surrogates too.
+    Stricter than `json.loads`, which accepts UTF-16, UTF-32, NaN, infinite numbers and lone surrogates.
     """
     value = json.loads(data.decode("utf-8"))
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")

@@ -1,4 +1,4 @@
-"""One configuration of wasmtime for compiling and running, and which modules are a plugin at all."""
+"""The configuration of wasmtime, the same for compiling and running, and the check whether a module is a plugin."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ STACK_BYTES: Final = 512 << 10
 HOST: Final = "latticed"
 CALL: Final = ("i32 i32", "i64")
 _CALLS_EXPORTS: Final = {"alloc": ("i32", "i32"), "invoke": ("i32 i32", "i64")}
-_OFF: Final = (  # each is memory, or code in wasmtime, that no plugin needs and no limit of a store counts
+_OFF: Final = (  # proposals that no plugin needs; they take memory that no limit of a store counts
     "threads memory64 multi_memory gc function_references exceptions custom_page_sizes stack_switching component_model"
     " relaxed_simd wide_arithmetic"
 ).split()
 
 
 def make(*, fuel: bool) -> Engine:
-    """The engine; compiled code runs only in one of the same kind."""
+    """Make an engine; compiled code loads only into one with the same configuration."""
     config = Config()
     config.epoch_interruption = True
     config.consume_fuel = fuel
@@ -39,7 +39,7 @@ def make(*, fuel: bool) -> Engine:
 
 
 def check_bytes(data: bytes) -> None:
-    """Failed("wasm_invalid") for what is not even called a module; text would be compiled otherwise."""
+    """GuestFailed("wasm_invalid") without the magic number; wasmtime would also compile the text format."""
     if data[:4] != MAGIC or len(data) < 8:
         raise GuestFailed("wasm_invalid", f"expected a WebAssembly module, found bytes that begin with {data[:8]!r}")
     if data[4:8] != VERSION:
@@ -47,9 +47,9 @@ def check_bytes(data: bytes) -> None:
 
 
 def abi_of(module: Module) -> Abi:
-    """How the module is talked to: a WASI `command`, or by `calls` of its exports. Failed when it is no plugin.
+    """How to call the module: `command` (WASI) or `calls` (of its exports). GuestFailed when it is no plugin.
 
-    wasm_import: it asks for something that no plugin is given. wasm_invalid: it has no way of being talked to.
+    wasm_import: it imports something that is not offered. wasm_invalid: it exports neither ABI.
     """
     exports = {export.name: export for export in module.exports}
     calls = all(_signature(exports.get(name)) == expected for name, expected in _CALLS_EXPORTS.items())
@@ -75,7 +75,7 @@ def abi_of(module: Module) -> Abi:
 
 
 def signature(kind: FuncType) -> tuple[str, str]:
-    """Parameters and results in words: `("i32 i32", "i64")`."""
+    """Parameters and results by name: `("i32 i32", "i64")`."""
     return " ".join(map(str, kind.params)), " ".join(map(str, kind.results))
 
 

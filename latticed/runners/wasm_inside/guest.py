@@ -1,4 +1,4 @@
-"""A module's memory, reached with suspicion: every address comes from the module."""
+"""Bounds-checked access to a module's memory: every address comes from the module, and is untrusted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WORD = 0xFFFFFFFF
 
 
 class GuestFault(Exception):
-    """An address that is not in the module's memory."""
+    """The address range is not within the module's memory."""
 
 
 class Guest:
-    """The memory that a module exports, found at the first use: it may be used while the module is still starting."""
+    """The memory that a module exports, looked up at the first use: WASI may need it while the module is starting."""
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
@@ -37,7 +37,7 @@ class Guest:
         return self._memory.data_len(context) if self._memory is not None else 0
 
     def view(self, context: Context, at: int, size: int) -> memoryview:
-        """`size` bytes at the address `at`, to read and write until the module runs again; Fault outside of it."""
+        """`size` bytes at the address `at`, valid until the module runs again; GuestFault when out of bounds."""
         memory = self._memory or self._find(context)
         at, size = at & WORD, size & WORD
         if at + size > memory.data_len(context):

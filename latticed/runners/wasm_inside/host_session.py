@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 1 << 20
-"""The longest line that the host takes; a longer one would end the session."""
+"""The longest line, in bytes, that the host accepts; a longer one would end the session."""
 _UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603
 
 
 class HostGone(Exception):
-    """The host closed our stdin, or asked us to end."""
+    """The host closed stdin, or sent `shutdown`."""
 
 
 class HostSession:
@@ -48,7 +48,7 @@ class HostSession:
             self._budget.stop()
 
     def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """One host call of the module; what else arrives meanwhile is answered if it is simple, or waits."""
+        """Make one host call. Requests that arrive meanwhile are answered if `_simple` can, else queued."""
         self._asked += 1
         number = f"call-{self._asked}"
         line = _line({"id": number, "method": method, "params": params})
@@ -80,7 +80,7 @@ class HostSession:
             self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
 
     def _simple(self, method: str, number: Any) -> None:
-        """Requests that need no call of the module: a child that answers is healthy."""
+        """Answer requests that need no call of the module, such as `health`: a child that answers is healthy."""
         if method == "health":
             self._send({"id": number, "result": {"status": "healthy", "message": ""}})
         elif method == "shutdown":

@@ -20,7 +20,7 @@ _LONGEST_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollRequest:
-    """One subscription. `timeout_ns` is from now on unless `absolute`, then on the monotonic clock."""
+    """One subscription. `timeout_ns` is relative, or monotonic time if `absolute`."""
 
     userdata: int
     kind: int
@@ -31,7 +31,7 @@ class PollRequest:
 
 
 def read(data: bytes) -> PollRequest:
-    """What a subscription's 48 bytes say."""
+    """Decode a subscription of 48 bytes."""
     userdata, kind = struct.unpack_from("<QB", data)
     if kind != _CLOCK:
         return PollRequest(userdata=userdata, kind=kind, fd=struct.unpack_from("<I", data, 16)[0])
@@ -40,7 +40,7 @@ def read(data: bytes) -> PollRequest:
 
 
 def wait(asked: Sequence[PollRequest], streams: Streams, now_ns: Callable[[], int]) -> list[bytes]:
-    """The events of what has happened; at least one, as soon as there is one."""
+    """Block until at least one event occurred; return the encoded events."""
     began_ns = now_ns()
     while True:
         events = [event for one in asked if (event := _event(one, streams, now_ns, began_ns)) is not None]
@@ -56,7 +56,7 @@ def _left_ns(one: PollRequest, now_ns: int, began_ns: int) -> int:
 
 def _event(one: PollRequest, streams: Streams, now_ns: Callable[[], int], began_ns: int) -> bytes | None:
     if one.kind == _CLOCK:
-        if one.absolute and one.clock != _MONOTONIC:  # there is no time of day to wait for
+        if one.absolute and one.clock != _MONOTONIC:  # only the monotonic clock advances
             return _packed(one, _NOTSUP, 0)
         return _packed(one, 0, 0) if _left_ns(one, now_ns(), began_ns) <= 0 else None
     if one.kind not in {_READ, _WRITE}:

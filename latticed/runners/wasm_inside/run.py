@@ -1,4 +1,4 @@
-"""The program that runs one module, compiled already, until its host or the module ends it."""
+"""The program that runs one compiled module until the host or the module ends it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What the daemon wants: `fuel` per message, 0 for no counting; `start_s` to be ready, `message_s` a message."""
+    """Orders of the daemon: `fuel` per message, 0 for none; `start_s` to get ready, `message_s` per message."""
 
     fuel: int
     start_s: float
@@ -36,7 +36,7 @@ class Orders:
 
 
 class GuestHost:
-    """What both ways of running share: an engine, its clock, and the limits of a store."""
+    """What both ABIs share: the engine, the budget of computing time, and the limits of a store."""
 
     def __init__(self, orders: Orders, engine: Engine) -> None:
         self.orders = orders
@@ -44,7 +44,7 @@ class GuestHost:
         self.budget = Budget(engine.increment_epoch)
 
     def limit(self, store: Store) -> None:
-        """Everything that a store can be limited in; its time is the budget's."""
+        """Set a store's limits on memory, tables, instances and fuel; the budget limits its time."""
         orders = self.orders
         store.set_limits(
             memory_size=orders.memory_bytes, table_elements=orders.table_elements, instances=1, tables=4, memories=1
@@ -55,7 +55,7 @@ class GuestHost:
 
 
 def main(text: str) -> NoReturn:
-    """Run the compiled module at INPUT with the orders `text`; never returns."""
+    """Run the compiled module at descriptor INPUT by the orders `text` (JSON); never returns."""
     try:
         host, module = _load(text)
         if engines.abi_of(module) == "command":
@@ -69,7 +69,7 @@ def main(text: str) -> NoReturn:
         status.end(*failed.args)
     except MemoryError:
         status.end("out_of_memory", "expected the module and its host to fit the memory limit, found it used up")
-    except OSError as error:  # our pipes: the daemon has ended or is ending us
+    except OSError as error:  # on a pipe: the daemon has exited or is stopping this child
         status.end("wasm_host", f"the host of the module failed: {error.strerror}")
 
 
@@ -83,7 +83,7 @@ def _load(text: str) -> tuple[GuestHost, Module]:
 
 
 def _command(host: GuestHost, module: Module) -> NoReturn:
-    """A WASI command: it speaks the protocol itself, on its own streams."""
+    """Run a WASI command, which speaks the protocol itself on its standard streams."""
     store, guest, orders = Store(host.engine), Guest(), host.orders
 
     def renew() -> None:
@@ -110,20 +110,20 @@ def _command(host: GuestHost, module: Module) -> NoReturn:
 
 
 def _calls(host: GuestHost, module: Module) -> NoReturn:
-    """A small module: we speak the protocol for it."""
+    """Run a small module; `HostSession` speaks the protocol for it."""
     session = HostSession(host.budget)
 
     def fresh(store: Store) -> None:
         host.limit(store)
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 
-    log = Streams(host.budget, lambda: None, streams.LOG_ALONE)  # the other two are ours
+    log = Streams(host.budget, lambda: None, streams.LOG_ALONE)  # 0 and 1 carry the host session
     calls = GuestCalls(module, host.engine, streams=log, fresh=fresh, ask=session.ask)
     session.serve(calls)
 
 
 def _in_memory(failed: GuestFailed, used_bytes: int, most_bytes: int) -> GuestFailed:
-    """A trap for want of memory is a trap like any other: how much was in use tells them apart."""
+    """Running out of memory traps like other faults: tell them apart by how much memory was in use."""
     code, message = failed.args
     if code != "wasm_trap":
         return failed

@@ -1,4 +1,4 @@
-"""How a wasm child says why it ends: one line of JSON on a descriptor of its own, which the module cannot reach."""
+"""How a wasm child reports why it ends: one line of JSON on a descriptor that the module cannot reach."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 from wasmtime import Trap, TrapCode, WasmtimeError
 
 STATUS: Final = 4
-"""The number of that descriptor; INPUT is what there is to work on: a module to compile, or compiled code to run."""
+"""Descriptor of the report; INPUT is that of the module to compile or the compiled code to run."""
 INPUT: Final = 3
 EXIT_STATUS: Final = 70
 _MESSAGE_CHARACTERS: Final = 500
@@ -43,7 +43,7 @@ class Exited(Exception):
 
 
 def of_trap(trap: Trap) -> GuestFailed:
-    """The name of what a trap was, and where."""
+    """GuestFailed for a trap, with its code and its place in the module."""
     code = _CODES.get(trap.trap_code, "wasm_trap") if trap.trap_code is not None else "wasm_trap"
     if code != "wasm_trap":
         return GuestFailed(code, _WORDS[code])
@@ -56,7 +56,7 @@ def of_trap(trap: Trap) -> GuestFailed:
 
 
 def of_error(error: WasmtimeError, code: str) -> GuestFailed:
-    """The name of what wasmtime refused; `code` where it is no question of memory."""
+    """GuestFailed for an error of wasmtime: `out_of_memory` if it is about memory, else `code`."""
     words = str(error)
     if any(one in words for one in _NO_ROOM):
         return GuestFailed("out_of_memory", f"expected the module to fit its limits, found: {words}")
@@ -64,14 +64,14 @@ def of_error(error: WasmtimeError, code: str) -> GuestFailed:
 
 
 def end(code: str, message: str) -> NoReturn:
-    """Say why, and end without ceremony."""
+    """Write the report and exit at once (os._exit)."""
     words = " ".join(message.split())[:_MESSAGE_CHARACTERS]
     os.write(STATUS, json.dumps({"code": code, "message": words}).encode())
     os._exit(EXIT_STATUS)
 
 
 def read_all(fd: int) -> bytes:
-    """Everything behind a descriptor, which is closed; whoever wrote it left it standing at its end."""
+    """Read all of a descriptor from offset 0 (its writer left it at the end), and close it."""
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "rb", buffering=0) as source:
         return source.readall()

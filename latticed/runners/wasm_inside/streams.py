@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of a module, and what its clock makes of them: waiting is free, a message renews it."""
+"""stdin, stdout and stderr of a module. Blocking on them stops the budget's clock; a new message restarts it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG_ALONE: Final = {2: 2}
 
 
 class Streams:
-    """`fds` are those of 0, 1 and 2 that the module has, and ours that they are.
+    """`fds` maps the module's descriptors (of 0, 1 and 2) to those of this process.
 
     `renew` is called when a message begins to be read.
     """
@@ -36,20 +36,20 @@ class Streams:
         return fd in self._open
 
     def close(self, fd: int) -> bool:
-        """Whether it was open; the daemon's end of it is left alone."""
+        """Forget `fd` and return whether it was open; the process's own descriptor stays open."""
         return self._open.pop(fd, None) is not None
 
     @property
     def buffered(self) -> int:
-        """Bytes that have been taken from the pipe and not yet been given to the module."""
+        """Bytes that were read from the pipe and not yet given to the module."""
         return len(self._rest)
 
     def readable(self) -> bool:
-        """Whether reading would not wait."""
+        """Whether a read would not block."""
         return bool(self._rest) or bool(self._poll.poll(0))
 
     def wait(self, longest_s: float, *, reading: bool) -> None:
-        """Until there is something to read, if that is asked for, or so long."""
+        """Wait until there is input, if asked for, or until the timeout."""
         milliseconds = max(longest_s, 0) * 1000
         with self._budget:
             if reading:
@@ -58,7 +58,7 @@ class Streams:
                 select.poll().poll(milliseconds)
 
     def read(self, most: int) -> bytes:
-        """At least one byte and at most `most`, b"" at the end."""
+        """Read at least one byte and at most `most`; b"" at end of file."""
         if not self._rest:
             with self._budget:
                 self._rest = memoryview(os.read(self._open[0], _CHUNK_BYTES))
@@ -69,7 +69,7 @@ class Streams:
         return given
 
     def write(self, fd: int, data: memoryview) -> None:
-        """All of it, however long the daemon takes to read it."""
+        """Write all of `data`, blocking while the pipe is full."""
         while data:
             with self._budget:
                 count = os.write(self._open[fd], data[:_CHUNK_BYTES])

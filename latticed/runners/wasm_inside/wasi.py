@@ -1,7 +1,7 @@
 """WASI preview 1 for a plugin: its three standard streams, monotonic time, randomness, arguments; nothing else.
 
-All of preview 1 can be imported, since a C library imports more than its program uses. What a plugin has not (files,
-directories, sockets, the environment, the time of day) answers as if it were not there.
+All of preview 1 can be imported, since a C library imports more than its program uses. What is not offered (files,
+directories, sockets, the environment, the time of day) fails, or answers as empty or zero.
 Source: the witx description of wasi_snapshot_preview1.
 """
 
@@ -34,7 +34,7 @@ _MOST_VECTORS: Final = 1024
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_POLL = 1 << 1, 1 << 6, 1 << 27
 _RANDOM_BYTES: Final = 1 << 16
 
-# name: parameters (i: i32, I: i64), and what the calls that a plugin has not answer.
+# name: parameters (i: i32, I: i64), and the errno of calls that are not offered.
 _CALLS: Final = {
     "args_get": "ii",
     "args_sizes_get": "ii",
@@ -90,7 +90,7 @@ SIGNATURES: Final = {
     name: (_words(letters), "" if name == "proc_exit" else "i32")
     for name, letters in {**_CALLS, **{name: letters for name, (letters, _) in _ABSENT.items()}}.items()
 }
-"""(parameters, results) of every function of preview 1, in words."""
+"""(parameters, results) of every function of preview 1, as `engine.signature` names them."""
 
 
 class Wasi:
@@ -139,10 +139,10 @@ class Wasi:
         self._guest.write_u32(caller, size, sum(map(len, words)))
         return OK
 
-    # Time, chance, the end.
+    # Time, randomness, exit.
 
     def now_ns(self) -> int:
-        """Since the child began: when the host did is nobody's business."""
+        """Nanoseconds since the child started, so that the host's uptime stays hidden."""
         return (time.monotonic_ns() - self._began_ns) // _RESOLUTION_NS * _RESOLUTION_NS
 
     def clock_res_get(self, caller: Caller, clock: int, at: int) -> int:
@@ -152,7 +152,7 @@ class Wasi:
         return OK
 
     def clock_time_get(self, caller: Caller, clock: int, precision: int, at: int) -> int:
-        """The time of day is always zero: what fails when it is asked for would not even start in some languages."""
+        """The time of day is always zero: with an error programs in some languages would not even start."""
         del precision
         if clock not in {REALTIME, MONOTONIC}:
             return NOTSUP
@@ -212,7 +212,7 @@ class Wasi:
         for start, size in self._vectors(caller, vectors, count):
             view = self._guest.view(caller, start, size)
             if not size or (given and not self._streams.buffered):
-                continue  # there is something: what is not there yet is not waited for
+                continue  # something was read already: do not block for more
             data = self._streams.read(size)
             view[: len(data)] = data
             given += len(data)
