@@ -164,7 +164,7 @@ def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch
 
 
 def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
-    """Wait, then kill the stub's process group before it is reaped, while its id cannot have been reused."""
+    """Reap the stub's process group; kill it at the deadline. It is unreaped until here, so its id is not reused."""
     answers: dict[int, int] = {}
     received = b""
     while True:

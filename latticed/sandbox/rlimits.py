@@ -1,4 +1,4 @@
-"""Resource limits of one child (setrlimit(2)): what holds without any cgroup."""
+"""Resource limits of one child (setrlimit(2)), which need no cgroup."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 STACK_BYTES: Final = 8 << 20
 PENDING_SIGNALS: Final = 256
 SHARED_TASKS: Final = 4096
-"""Where tasks are counted together with everybody else's of the same uid, a bound that only a bomb reaches."""
+"""RLIMIT_NPROC where tasks of other children with the same uid count too: high enough for all but fork bombs."""
 MIN_OPEN_FILES: Final = 16
 MAX_OPEN_FILES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """What one child may use. `tasks` are threads and processes together, itself included.
+    """Limits of one child. `tasks` are threads and processes together, itself included.
 
     `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too;
     `cpu_percent` of one core needs a cgroup.
@@ -40,11 +40,11 @@ class ResourceLimits:
 
 
 def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None) -> list[tuple[int, int]]:
-    """(resource, value) for the stub; soft and hard are the same, so that nothing can be raised again.
+    """(resource, value) for the stub; soft and hard limits are equal, so that the child cannot raise any.
 
     `counted_alone`: this child's tasks are not mixed with those of others (own user namespace, or own uid).
-    `file_bytes`: the largest file it may write, None for no limit. Where we were started with less ourselves (some
-    hosts allow 3,900 processes), that is what there is: a limit cannot be raised.
+    `file_bytes`: the largest file it may write, None for no limit. Values are capped by the daemon's own hard limits
+    (some hosts allow 3,900 processes), since raising a hard limit fails.
     """
     rows = [
         (resource.RLIMIT_CORE, 0),
@@ -57,7 +57,7 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
         (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
         (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_RTPRIO, 0),
-        # Last: descriptors above it that are open stay open, but no new ones come.
+        # Last: descriptors above it stay open, but no new ones can be opened.
         (resource.RLIMIT_NOFILE, limits.open_files),
     ]
     return [(which, _least(value, resource.getrlimit(which)[1])) for which, value in rows]

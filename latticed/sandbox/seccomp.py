@@ -1,7 +1,7 @@
-"""Which system calls a confined child may make: ENOSYS unless named here, EPERM for what is known to be dangerous.
+"""Which system calls a confined child may make: ENOSYS unless named here, EPERM for those known to be dangerous.
 
-ENOSYS is what programs and C libraries know how to live with; EPERM is for calls that a plugin has no business
-making, so that an author learns why. The escapes that each rule is about are tried in tests/hostile/test_escapes.py.
+Programs and C libraries fall back on ENOSYS; EPERM tells an author that a call is forbidden. The escapes that each
+rule prevents are tried in tests/hostile/test_escapes.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OWN_PID: Final = "own_pid"
 EXEC_FD: Final = "exec_fd"
 PATH_LOW: Final = "path_low"
 PATH_HIGH: Final = "path_high"
-"""What the stub fills in. The descriptor is above what the child may ever have open, the address the stub's own."""
+"""Constants that the stub fills in. The descriptor is above RLIMIT_NOFILE, the address is within the stub."""
 
 _BASE: Final = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek open openat stat fstat
@@ -60,13 +60,13 @@ unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat copy_file_range sendf
 """
 _PROCESSES: Final = "execve execveat fork vfork setsid setpgid"
 _OUTSIDE: Final = {
-    "readlink": errno.EINVAL,  # "that is no link": programs go on with the path that they have
+    "readlink": errno.EINVAL,  # "not a link": programs go on with the path they have
     "readlinkat": errno.EINVAL,
     "statfs": errno.ENOSYS,
     "capget": errno.EPERM,
 }
-"""What is refused where the host's paths and processes can be named."""
-_OWN_NAMESPACE: Final = "kill tgkill tkill pidfd_open pidfd_send_signal"  # nobody else has a pid in there
+"""Calls refused where the child shares the host's mount and pid namespaces."""
+_OWN_NAMESPACE: Final = "kill tgkill tkill pidfd_open pidfd_send_signal"  # no other process has a pid in there
 _NETWORK: Final = "bind connect listen accept accept4 setsockopt sendto sendmsg recvmsg sendmmsg recvmmsg"
 
 _CLONE_THREAD: Final = 0x00010000
@@ -90,7 +90,7 @@ _PRCTL: Final = (2, 3, 15, 16, 21, 23, 30, 39, 0x53564D41)
 
 @functools.cache
 def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.BpfProgram:
-    """The program for a child with `features`; `own_pids`: it lives in a pid namespace of its own."""
+    """The program for a child with `features`; `own_pids`: it has its own pid namespace."""
     allowed = set(_BASE.split())
     rules = _rules(features)
     for feature, names in (("workdir", _WORKDIR), ("processes", _PROCESSES), ("network", _NETWORK)):
@@ -110,10 +110,10 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
 
 
 def _among_others() -> dict[str, SyscallRule]:
-    """What tells of the host's files and processes where those are in the same namespaces.
+    """Remove calls that reveal the host's files and processes, where the child shares its namespaces.
 
-    sched_getaffinity of one's own threads is missed: C libraries live with ENOSYS. A negative clock is the time that
-    another process has used; O_PATH opens what may not be read.
+    sched_getaffinity is lost for the child's own threads too: C libraries cope with ENOSYS. A negative clock id is the
+    cpu time of another process; O_PATH opens files that may not be read.
     """
     oneself = Argument(0, (0, OWN_PID))
     own_clock = SyscallRule(((Argument(0, (0,), mask=_NEGATIVE),),), errno.EINVAL)
@@ -154,7 +154,7 @@ def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
         "sendto": ((Argument(4, (0,)), Argument(4, (0,), high=True)),),
         # Shared anonymous memory and stacks that grow down escape RLIMIT_DATA.
         "mmap": ((Argument(3, (0, _MAP_SHARED, _MAP_ANONYMOUS), mask=_MAP_SHARED | _MAP_ANONYMOUS | _MAP_GROWSDOWN),),),
-        # Once: the descriptor is closed by the exec itself, and its number out of reach for good.
+        # One exec only: it closes the descriptor, and no later one can get a number above RLIMIT_NOFILE.
         "execveat": (
             (
                 Argument(0, (EXEC_FD,)),

@@ -1,7 +1,7 @@
-"""The whole plan for one child, made in the daemon and carried out by the stub.
+"""The complete plan for one child, made in the daemon and carried out by the stub.
 
-`build` puts together what the levels promise: namespaces, Landlock, seccomp, limits, ids, environment. A `ChildSpec`
-says nothing that is not in it, and everything in it is either done or the child is never executed.
+`build` combines what the level guarantees: namespaces, Landlock, seccomp, limits, ids, environment. Either all of the
+plan is carried out, or the child's program is never executed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Network = Literal["none", "own", "host"]
 SCRIPT_FD: Final = 10
 _EXEC_FD_FROM: Final = 128  # above the stub's own descriptors
 _OOM_SCORE: Final = 500
-_READS_DESCRIPTOR: Final = {"node": ("--preserve-symlinks-main",)}  # else it looks for the memory's name on disk
+_READS_DESCRIPTOR: Final = {"node": ("--preserve-symlinks-main",)}  # else node resolves the memfd's name as a path
 _STUB_CALLS: Final = (
     "clone execveat pivot_root mount_setattr open_tree move_mount close_range landlock_create_ruleset"
     " landlock_add_rule landlock_restrict_self"
@@ -38,7 +38,7 @@ _STUB_CALLS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program of the host's own (root-owned, from the settings), to be confined like an artifact."""
+    """A program of the host (root-owned, from the settings), to be confined like an artifact."""
 
     path: str
     args: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ids:
-    """Whom a child runs as, where the daemon may choose: never 0; at `dedicated`, a uid that no other child has."""
+    """The uid and gid of a child, where the daemon may change them: never 0; at `dedicated` no other child has them."""
 
     uid: int
     gid: int
@@ -60,8 +60,8 @@ class Ids:
 class ChildSpec:
     """How to make one child. `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from.
 
-    `own_pids`: the child has a pid namespace; the end of process 1 is the end of its tree. `init`: that is not the
-    child itself, which may make processes, but a program of ours that waits for those that nobody waits for.
+    `own_pids`: the child has a pid namespace; the end of process 1 kills its tree. `init`: process 1 is not the child
+    but `elf_programs.reaps`, which reaps orphans, since the child may start processes.
     """
 
     level: Level
@@ -139,7 +139,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """What follows from the request and the level. `copied`: the artifact goes into the child's own root."""
+    """What follows from the request and the level. `copied`: the artifact is copied into the child's own root."""
 
     features: frozenset[str]
     own_root: bool
@@ -182,7 +182,7 @@ def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
 
 
 def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
-    """Who the child is and what it may use up."""
+    """The plan's ids and limits."""
     ids = request.ids
     file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
     return {
@@ -195,7 +195,7 @@ def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str,
 
 
 def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[str, Any]:
-    """Where the child finds itself: namespaces, root, the program to execute."""
+    """The plan's namespaces, root and program to execute."""
     here = probed.standing
     tree = namespaces.tree(
         shape.seen,
@@ -218,7 +218,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
 
 
 def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
-    """Descriptors, Landlock, seccomp."""
+    """The plan's descriptors, Landlock ruleset and seccomp filter."""
     script = {SCRIPT_FD} if shape.script and not shape.own_root else set()
     kept = {0, 1, 2, *request.descriptors, *request.given, *script}
     walls: dict[str, Any] = {

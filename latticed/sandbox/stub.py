@@ -1,9 +1,9 @@
-"""The launch stub: carries a plan out on itself, step by step, and becomes the child.
+"""The launch stub: applies a plan to itself, step by step, then executes the child's program.
 
-`launch` runs it as `python -ISEB`, compiled, in the same names behind `stub_calls` and `stub_root`, with `main(plan)`.
+`launch` runs it, compiled, as `python -ISEB` after `stub_calls` and `stub_root` in one namespace, then `main(plan)`.
 Messages go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1
 of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
-running. Comments say what another order of steps would lose.
+running. Comments give the reasons for the order of the steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import stat
 import struct
 
 TYPE_CHECKING = False  # the module typing is not imported, to save time at each spawn
-if TYPE_CHECKING:  # executed before this, in the same names
+if TYPE_CHECKING:  # executed before this, in the same namespace
     from typing import Any
 
     from latticed.sandbox.stub_calls import (  # noqa: TC004
@@ -45,7 +45,7 @@ CLOSE_RANGE_CLOEXEC, NO_FD, SIOCSIFFLAGS, IFF_UP_RUNNING = 4, 0xFFFFFFFF, 0x8914
 
 
 def change_ids(ids: tuple[int, int]) -> None:
-    """Groups, group, user: never uid 0 from here on."""
+    """Set groups, gid and uid, which is never 0."""
     uid, gid = ids
     begin("setgroups")
     os.setgroups([])
@@ -56,7 +56,7 @@ def change_ids(ids: tuple[int, int]) -> None:
 
 
 def enter_namespaces(plan: Plan) -> None:
-    if plan["ids_first"]:  # root without CAP_SYS_ADMIN: as an ordinary user it may still have a user namespace
+    if plan["ids_first"]:  # root without CAP_SYS_ADMIN: an ordinary user may still unshare a user namespace
         change_ids(plan["ids"])
         prctl(PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
     uid, gid = os.getuid(), os.getgid()
@@ -68,7 +68,7 @@ def enter_namespaces(plan: Plan) -> None:
                 begin(name if name != "setgroups" else "setgroups_deny")
                 write_to(f"/proc/self/{name}", text)
     for flag in plan["try_unshare"]:
-        libc.unshare(flag)  # no level needs these
+        libc.unshare(flag)  # optional: no level depends on them
     if plan["loopback"]:
         begin("loopback")
         sock = check(libc.socket(2, 2, 0))  # closed with all others when the program is executed
@@ -76,9 +76,9 @@ def enter_namespaces(plan: Plan) -> None:
 
 
 def enter_pid_namespace(names: tuple[str, ...]) -> str:
-    """Go on as a process of the new pid namespace and a child of the daemon; this process ends here.
+    """Fork (CLONE_PARENT) into the new pid namespace and exit; the children go on, as children of the daemon.
 
-    There are as many as `names`, the first of them is process 1. Which of them one is.
+    One child for each of `names`, the first is process 1. Returns the name of the child that goes on.
     """
     begin("clone")
     wait, go = os.pipe()
@@ -86,7 +86,7 @@ def enter_pid_namespace(names: tuple[str, ...]) -> str:
         pid = call("clone", CLONE_PARENT | SIGCHLD)
         if not pid:
             os.close(go)
-            if os.read(wait, 1) != b"1":  # the daemon must know the pids before anything else happens
+            if os.read(wait, 1) != b"1":  # the daemon must know the pids before anything can fail
                 os._exit(127)
             os.close(wait)
             return name
@@ -104,7 +104,7 @@ def drop_privileges(plan: Plan) -> None:
         if libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
             if ctypes.get_errno() not in {errno.EINVAL, errno.EPERM}:
                 raise StageError(stage, ctypes.get_errno())
-            break  # past the last one that this kernel knows; or an ordinary user, who has none to lose
+            break  # past the kernel's last capability; or an ordinary user, who has none
     if plan["ids"] and not plan["ids_first"]:
         change_ids(plan["ids"])
     begin("capset")
@@ -116,7 +116,7 @@ def drop_privileges(plan: Plan) -> None:
 
 
 def tie_to_daemon() -> None:
-    """Die when the daemon does. After the ids have changed, for that clears it; then look whether it is too late."""
+    """Set PDEATHSIG, after the ids (changing them clears it); then check whether the daemon has died already."""
     begin("pdeathsig")
     prctl(PR_SET_PDEATHSIG, SIGKILL)
     begin("daemon_gone")
@@ -130,7 +130,7 @@ def restrict_paths(plan: Plan) -> None:
     ruleset = call("landlock_create_ruleset", attributes, len(attributes), 0)
     begin("landlock_add_rule")
     for path, for_directory, for_file in plan["rules"]:
-        if not os.path.exists(path):  # what is not there needs no permission
+        if not os.path.exists(path):  # a path that does not exist needs no rule
             continue
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if access := for_directory if stat.S_ISDIR(os.fstat(fd).st_mode) else for_file:
@@ -141,7 +141,7 @@ def restrict_paths(plan: Plan) -> None:
 
 
 def close_others(keep: list[int]) -> None:
-    """Every descriptor that the child is not meant to have closes when it is executed."""
+    """Set close-on-exec on every descriptor that the plan does not give to the child."""
     begin("close_range")
     edges = [-1, *sorted(keep), NO_FD + 1]
     for low, high in itertools.pairwise(edges):
@@ -165,7 +165,7 @@ def execute(plan: Plan) -> None:
     words = [[os.fsencode(word) for word in plan[name]] for name in ("argv", "env")]
     argv, env = ((ctypes.c_char_p * (len(row) + 1))(*row, None) for row in words)
     path = ctypes.create_string_buffer(b"")
-    for number in (SIGPIPE, SIGXFSZ):  # Python ignores these, and ignoring is inherited
+    for number in (SIGPIPE, SIGXFSZ):  # Python ignores these, and exec keeps that
         libc.signal(number, None)
     libc.sigprocmask(0, struct.pack("16Q", sum(1 << number - 1 for number in plan["blocked"]), *[0] * 15), None)
     begin("no_new_privs")
@@ -180,10 +180,10 @@ def execute(plan: Plan) -> None:
 
 
 def carry_out(plan: Plan) -> None:
-    os.umask(0o022)  # whom the root is built for must be able to walk in it
+    os.umask(0o022)  # the child's uid must be able to enter the root's directories
     if plan["cgroup"]:
         begin("cgroup")
-        os.write(CGROUP, b"0")  # oneself, and before anything can be charged elsewhere
+        os.write(CGROUP, b"0")  # this process, before memory is charged to the daemon's group
     begin("oom_score_adj")
     write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
     enter_namespaces(plan)
@@ -204,7 +204,7 @@ def carry_out(plan: Plan) -> None:
 
 
 def main(plan: Plan) -> None:
-    """Never returns."""
+    """Carry out the plan and execute the program, or report the failure and exit; never returns."""
     try:
         numbers.update(plan["numbers"])
         carry_out(plan)

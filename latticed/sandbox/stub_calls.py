@@ -1,7 +1,7 @@
 """The launch stub's system calls, its messages to the daemon, and the descriptors that it finds open.
 
-The stub is `stub_calls`, `stub_root` and `stub`: standalone, the standard library only, nothing of latticed, and little
-of the former, since each import is time that every spawn takes (no json, no signal, no re).
+The stub is `stub_calls`, `stub_root` and `stub`. It imports nothing of latticed, and little of the standard library,
+since every spawn pays for each import (no json, no signal, no re).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def begin(name: str) -> None:
 
 
 def check(result: int) -> int:
-    """The result of a C call, or Failed with its errno."""
+    """Return the result of a C call; raise StageError with its errno if it is negative."""
     if result == -1:
         raise StageError(stage, ctypes.get_errno())
     return result
 
 
 def call(name: str, *arguments: Any) -> int:
-    """A system call by its number, all arguments as 64-bit words or pointers."""
+    """Make a system call by its number; arguments are 64-bit words or pointers."""
     words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
     words += [ctypes.c_long(0)] * (6 - len(words))
     return check(libc.syscall(ctypes.c_long(numbers[name]), *words))

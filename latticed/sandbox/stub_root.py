@@ -1,4 +1,4 @@
-"""The launch stub's part that builds the child's own root directory; executed in `stub`'s own names."""
+"""The part of the launch stub that builds the child's root directory; executed in `stub`'s namespace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
 
 
 def build_tree(tree: Plan) -> None:
-    """The child's own root: read-only clones of what it needs, /scratch, its script; everything else is gone."""
+    """Build the child's root: read-only clones of the plan's paths, /scratch, its script; then detach the old root."""
     begin("propagation")
     mount(None, "/", None, MS_REC | MS_PRIVATE, "")
     clones = list(cloned(tree))  # before the new root hides some of them
@@ -52,7 +52,7 @@ def build_tree(tree: Plan) -> None:
         if not directory:
             write_to(top + path, "")
         call("move_mount", fd, b"", AT_FDCWD, (top + path).encode(), MOVE_MOUNT_F_EMPTY_PATH)
-        os.close(fd)  # low numbers are scarce once the limit of open files is in force
+        os.close(fd)  # RLIMIT_NOFILE bounds descriptor numbers: free the low ones
     begin("zero")
     zero, size = tree["zero"]
     write_to(top + zero, "")  # the other devices were bound into the same directory
@@ -76,7 +76,7 @@ def build_tree(tree: Plan) -> None:
 
 
 def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
-    """(path, descriptor of its read-only clone, whether it is a directory) of all that is to be seen and exists."""
+    """Yield (path, descriptor of its read-only clone, whether it is a directory) of each listed path that exists."""
     for path, device in tree["binds"]:
         begin(f"bind({path})")
         if path in tree["needed"] or os.path.exists(path):
@@ -95,7 +95,7 @@ def copy_artifact(path: str, mode: int) -> None:
 
 
 def hold_init(path: str, program: bytes) -> None:
-    """Only a descriptor stays of it: a file, because programs in memory may be forbidden."""
+    """Write process 1's program to a file, keep only its descriptor. No memfd: vm.memfd_noexec may forbid it."""
     with open(path, "xb", buffering=0) as out:
         out.write(program)
         os.fchmod(out.fileno(), 0o555)

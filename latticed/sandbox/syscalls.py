@@ -1,7 +1,7 @@
 """System call numbers by name, for x86_64 and aarch64.
 
 Taken from Linux 6.1 headers (asm/unistd_64.h; asm-generic/unistd.h as arm64 configures it); numbers never change.
-Only calls that the sandbox speaks of are here: whatever is missing gets ENOSYS anyway.
+Only calls that the filters name are listed; all others get ENOSYS.
 """
 
 from __future__ import annotations

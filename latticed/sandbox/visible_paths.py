@@ -1,6 +1,6 @@
-"""What a child may see of the file system: enough for a dynamic linker and an interpreter, nothing of ours.
+"""The paths that a child can see: enough for a dynamic linker and an interpreter, no file of the daemon.
 
-The same list serves both walls: `namespaces` binds it into the child's own root, `landlock` grants reading of it.
+`namespaces` binds them into the child's own root, and `landlock` allows reading them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ DEVICES: Final = (
     "/dev/null",
     "/dev/urandom",
     "/dev/random",
-)  # never /dev/zero: mapped, it is memory that nobody counts (see ZERO)
+)  # never /dev/zero: a shared mapping of it is memory that no limit counts (see ZERO)
 NULL: Final = "/dev/null"
 ZERO: Final = "/dev/zero"
-"""In a root of the child's own a file without blocks: it reads as zeros, and mapped it takes from that root alone."""
+"""In the child's own root a sparse file: it reads as zeros, and pages written to a mapping count for that tmpfs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +89,14 @@ def _library_of(program: str) -> list[str]:
     ours = re.compile(rf"lib.+\.so[.\d]*|{stem}([\d._-].*)?")
     found = [f"{prefix}/pyvenv.cfg"]
     for place in (here, f"{prefix}/lib", f"{prefix}/lib64", f"{prefix}/share"):
-        with contextlib.suppress(OSError):  # not there, or not ours to list: the interpreter may do without
+        with contextlib.suppress(OSError):  # missing or unreadable: the interpreter may not need it
             found += [f"{place}/{entry}" for entry in sorted(os.listdir(place)) if ours.fullmatch(entry)]
     within = os.path.realpath(prefix) + "/"
     return [path for path in found if os.path.realpath(path).startswith(within)]
 
 
 def _without_covered(paths: list[str]) -> tuple[str, ...]:
-    """Each path once, and none that can be reached within another one."""
+    """The paths without duplicates and without those below another one."""
     kept = dict.fromkeys(os.path.normpath(path) for path in paths)
     directories = [path for path in kept if not os.path.islink(path)]
     return tuple(path for path in kept if not any(_beyond_links(path).startswith(f"{top}/") for top in directories))
