@@ -212,6 +212,6 @@ def main(plan: Plan) -> None:
         tell(f"failed {failed.args[1]} {failed.args[0]}")
     except OSError as error:
         tell(f"failed {error.errno or 0} {stage}")
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the child must not be executed, and the daemon told
+    except BaseException as error:  # noqa: BLE001 - any failure must be reported, and nothing executed
         tell(f"failed 0 {stage}: {type(error).__name__}")
     os._exit(127)

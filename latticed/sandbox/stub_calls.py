@@ -34,7 +34,7 @@ def begin(name: str) -> None:
 
 
 def check(result: int) -> int:
-    """Return the result of a C call; raise StageError with its errno if it is negative."""
+    """Return the result of a C call; raise StageError with errno if it is -1."""
     if result == -1:
         raise StageError(stage, ctypes.get_errno())
     return result

@@ -41,6 +41,6 @@ def shim(tmp_path_factory):
 
 @pytest.fixture
 def sick(place, shim):
-    """What is wrong with the machine of `place`: nothing, until the test says so."""
+    """Injects faults into the daemon of `place`; none until the test sets one."""
     with faults.attached(place, shim) as sick:
         yield sick

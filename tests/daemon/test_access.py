@@ -1,4 +1,4 @@
-"""Who asks is known by the kernel's word; what they may is one table (contracts §7)."""
+"""Callers are identified by the kernel (SO_PEERCRED), and one table says which scopes they have (contracts §7)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ ROUTES = [
     POST /api/trust/lift trust
     """.strip().splitlines()
 ]
-"""Every route and the one scope that it takes, written down again; `-`: none, `all`: all four."""
+"""Every route and the scope that it needs, repeated here by hand; `-`: none, `all`: all four."""
 
 ALL = {"read", "operate", "host", "trust"}
 CALLERS = {
@@ -112,7 +112,7 @@ CALLERS = {
     "all": (_user(65529), ALL),
     "nobody": (NOBODY, set()),
 }
-"""Who asks, and the scopes that they hold."""
+"""Callers and their scopes."""
 
 _MATRIX = """
 import http.client, json, socket, sys
@@ -145,7 +145,7 @@ def daemon():
 
 @pytest.fixture(scope="module")
 def answered(daemon):
-    """A function: what one of `CALLERS` is answered on each of `ROUTES`, as (status, words of the refusal)."""
+    """A function: the answers to one of `CALLERS` on each of `ROUTES`, as (status, detail of the refusal)."""
 
     @functools.cache
     def ask(caller):
@@ -169,7 +169,7 @@ def answered(daemon):
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
 def test_every_route_needs_its_scope(daemon, answered, route, caller):
-    """403 without it, naming the scope; with it anything else, as nothing of what they ask for is there."""
+    """403 without it, naming the scope; with it any other status, as the requested things do not exist."""
     _, held = CALLERS[caller]
     needed = {"-": set(), "all": ALL}.get(route[2], {route[2]})
     status, words = answered(caller)[ROUTES.index(route)]
@@ -180,12 +180,12 @@ def test_every_route_needs_its_scope(daemon, answered, route, caller):
 
 
 def test_the_table_of_scopes_has_every_route():
-    """A new one is added above, by hand."""
+    """Add new routes to ROUTES by hand."""
     assert [(method, path) for method, path, _ in ROUTES] == [(one.method, one.path) for one in routes.ROUTES]
 
 
 def test_a_refused_request_is_audited(daemon):
-    """With who asked and the code."""
+    """The event has the caller and the code."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     assert daemon.post("/api/trust/lift", {}, user=BY_GROUP).status == 403
     (event,) = daemon.events(after=str(before), action="api.refused")
@@ -194,7 +194,7 @@ def test_a_refused_request_is_audited(daemon):
 
 
 def test_health_needs_no_scope_and_shows_only_a_status(daemon):
-    """Status only without `read`."""
+    """Without `read` the answer has the status alone."""
     answer = daemon.get("/api/health", user=NAMELESS)
     assert (answer.status, answer.json()) == (200, {"status": "ok"})
     told = daemon.get("/api/health", user=READER).json()
@@ -236,7 +236,7 @@ def test_the_daemons_own_user_has_no_scope_if_own_user_is_false(daemon):
 @pytest.mark.parametrize(
     "consent", [{"accept": ["http:egress"]}, {"accept_hosts": ["example.org:443"]}, {"allow_downgrade": True}]
 )
-def test_consent_to_host_risk_needs_scope_host(daemon, consent):
+def test_accepting_host_risk_needs_scope_host(daemon, consent):
     """`operate` alone is not enough; nothing changes."""
     body = {"id": "acme.demo", "status": "installed", **consent}
     answer = daemon.post("/api/plugins/lifecycle", body, user=OPERATOR)
@@ -264,7 +264,7 @@ def test_events_name_the_caller(daemon):
 
 
 def test_users_without_access_to_the_socket_file_cannot_connect(daemon):
-    """Not in the socket's group: the kernel refuses the connection, latticectl says which of the two it is."""
+    """Not in the socket's group: connect(2) fails, and latticectl says that access is missing, not the daemon."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         daemon.get("/api/health", user=STRANGER)
     assert b"PermissionError" in caught.value.stderr

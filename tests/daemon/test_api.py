@@ -55,7 +55,7 @@ def _times(record):
 
 
 def test_the_list_is_sorted_and_has_the_agreed_fields(daemon):
-    """Both doors show the same; absent fields are left out, never null."""
+    """List and single record show the same; absent fields are left out, never null."""
     listed = daemon.get("/api/plugins/lifecycle")
     assert (listed.status, listed.headers["content-type"]) == (200, "application/json")
     records = listed.json()
@@ -163,7 +163,7 @@ def test_a_problem_document_has_its_members(daemon):
 
 @pytest.mark.parametrize("verb", ["upgrade", "restart", "forget"])
 @pytest.mark.parametrize("plugin_id", ["acme.nobody", "..", "%2e%2e", "a%2Fb", "%00", "%ff", "x" * 5000])
-def test_unknown_ids_are_404_whatever_they_look_like(daemon, verb, plugin_id):
+def test_unknown_ids_are_404(daemon, verb, plugin_id):
     answer = daemon.post(f"/api/plugins/by-id/{plugin_id}/{verb}")
     assert (answer.status, answer.code) == (404, "not_found")
 
@@ -193,14 +193,14 @@ def test_unknown_ids_are_404_whatever_they_look_like(daemon, verb, plugin_id):
         ("DELETE", "/api/kv/default/nothing", 404),
     ],
 )
-def test_what_is_not_there_is_a_problem_document(daemon, method, path, status):
+def test_unknown_paths_and_methods_get_a_problem_document(daemon, method, path, status):
     answer = daemon.ask(method, path)
     assert answer.status == status, answer
     assert answer.code in {"not_found", "method_not_allowed", "bad_request"}
 
 
 def test_a_body_over_one_mebibyte_is_413(daemon):
-    """The limit itself is taken; one byte more is not."""
+    """A body of exactly the limit is accepted; one more byte is not."""
     limit = 1 << 20
     at_limit = json.dumps({"name": "x" * 10}).encode().ljust(limit)
     assert daemon.post("/api/plugins/verify", at_limit).status == 404
@@ -208,7 +208,7 @@ def test_a_body_over_one_mebibyte_is_413(daemon):
     assert (answer.status, answer.code) == (413, "too_large")
 
 
-def test_installing_what_is_gone_is_not_available(daemon):
+def test_installing_a_removed_bundle_is_not_available(daemon):
     """409; its record stays until it is forgotten."""
     place = daemon.place
     (place.plugins / "acme.gone").rename(place.home / "aside")
@@ -225,7 +225,7 @@ def test_installing_what_is_gone_is_not_available(daemon):
     assert daemon.until(lambda: daemon.plugin("acme.gone"), "it to be back")["status"] == "verified"
 
 
-def test_forget_refuses_an_active_plugin(daemon):
+def test_forget_refuses_an_active_or_undecided_plugin(daemon):
     """409 while its bundle is there and nothing was decided; 409 while it is active."""
     answer = daemon.post("/api/plugins/by-id/acme.three/forget")
     assert (answer.status, answer.code) == (409, "invalid_transition")
@@ -254,7 +254,7 @@ def test_a_rejected_bundle_says_why(daemon):
     assert daemon.plugin("acme.broken") is None
 
 
-def test_verify_judges_one_name_and_stores_nothing(daemon):
+def test_verify_checks_one_bundle_and_stores_nothing(daemon):
     """A bundle outside the directory cannot be named."""
     good = daemon.post("/api/plugins/verify", {"name": "acme.paths"}).json()
     assert (good["ok"], good["code"], good["id"]) == (True, None, "acme.paths")
@@ -265,8 +265,8 @@ def test_verify_judges_one_name_and_stores_nothing(daemon):
         assert (answer.status, answer.code) == (400, "bad_request"), name
 
 
-def test_host_risk_is_not_granted_until_it_is_named(daemon):
-    """Installing without a word grants the rest; grants can be changed one by one."""
+def test_host_risk_is_not_granted_until_named(daemon):
+    """Installing without options grants the rest; grants can be changed one by one."""
     daemon.set_status("installed", "acme.egress")
     assert daemon.plugin("acme.egress")["granted"] == ["kv:read"]
     grants = daemon.get("/api/plugins/by-id/acme.egress/grants").json()
@@ -279,7 +279,7 @@ def test_host_risk_is_not_granted_until_it_is_named(daemon):
     assert daemon.plugin("acme.egress")["granted"] == ["http:egress"]
 
 
-def test_restart_takes_an_active_plugin(daemon):
+def test_restart_needs_an_active_plugin(daemon):
     """409 otherwise; 200 with the record once it is armed again."""
     answer = daemon.post("/api/plugins/by-id/acme.grants/restart")
     assert (answer.status, answer.code) == (409, "invalid_transition")
@@ -321,7 +321,7 @@ ODD_KEYS = (
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-def test_every_key_that_is_allowed_can_be_reached(daemon, key):
+def test_every_valid_key_and_bucket_can_be_addressed(daemon, key):
     """Written, read, listed and deleted by its percent-encoded name, and by latticectl; so is such a bucket."""
     path = f"/api/kv/{quote(key, safe='')}/{quote(key, safe='')}"
     assert daemon.ask("PUT", path, b"here").json() == {"bucket": key, "key": key, "bytes": 4}
@@ -348,7 +348,7 @@ def test_decisions_and_host_facts_are_on_record(daemon):
     assert daemon.get("/api/audit/verify").json()["ok"] is True
 
 
-def test_head_and_empty_lines_are_http_too(daemon):
+def test_head_and_leading_empty_lines_are_accepted(daemon):
     """What curl and proxies send: HEAD is answered without a body, a leading blank line is forgiven."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(b"\r\nHEAD /api/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -374,13 +374,13 @@ def test_latticectl_shows_what_the_api_answers(daemon):
 
 
 def test_the_log_is_json_without_paths_of_bundles(daemon):
-    """Facts in the past tense; nothing was answered with 500, no room fell over."""
+    """Events in the past tense; no 500 and no failed component."""
     events = {entry["event"] for entry in daemon.log()}
     assert not events & {"request_failed", "lifecycle_failed", "sweeper_failed", "saver_failed"}
     assert str(daemon.place.plugins) not in daemon.log_file.read_text()
 
 
 @pytest.mark.parametrize("path", ["/api/kv/default/%ff", "/api/kv/%ff/key"])
-def test_keys_that_are_no_text_are_refused(daemon, path):
-    """They would be stored as another key than was asked for."""
+def test_keys_that_are_not_utf8_are_refused(daemon, path):
+    """They would be stored under another key than requested."""
     assert daemon.ask("PUT", path, b"value").code == "bad_request"

@@ -29,7 +29,7 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme, tmp_path_factory):
-    """A place with a past, and the backup of it in `backup.tar`, made by latticectl."""
+    """A place with decisions on record, and its backup in `backup.tar`, made by latticectl."""
     with lives.lived(acme) as place:
         with place.running() as daemon:
             daemon.until_state("armed")
@@ -57,7 +57,7 @@ def lived(place, past):
 
 
 def refused(place, path, *more):
-    """The problem of a restore that must change nothing."""
+    """The Problem of a restore that fails and must change nothing."""
     before = {one.name for one in place.state.iterdir()} - {"lock"}
     ran = place.once("--restore", str(path), *more)
     assert ran.returncode != 0, ran
@@ -83,7 +83,7 @@ def test_a_backup_is_a_plain_tar_for_its_owner_alone(past):
     assert [one.name for one in past.state.iterdir() if one.name.startswith(".")] == []
 
 
-def test_restored_elsewhere_everything_is_as_it_was(place, backup, past, acme):
+def test_restore_into_an_empty_state_brings_everything_back(place, backup, past, acme):
     """An empty state directory: records, grants, values, chain, key and stored pairs come back."""
     lives.copy(past, place)
     for one in place.state.iterdir():
@@ -171,13 +171,13 @@ def test_a_damaged_ledger_is_replaced_by_the_backup(lived, backup):
         assert daemon.get("/api/kv/default/motd").body == b"hello"
 
 
-def test_restoring_takes_the_lock(lived, backup):
+def test_restoring_needs_the_lock(lived, backup):
     with lived.running():
         assert refused(lived, backup) == "state_in_use"
 
 
-def test_another_hosts_backup_needs_its_public_key(place, backup):
-    """A state with a key of its own does not become another host by a mere file."""
+def test_a_backup_of_another_host_needs_its_public_key(place, backup):
+    """A state with its own host key does not accept another host's backup without an option."""
     with place.running() as daemon:
         daemon.stop()
     assert refused(place, backup) == "backup_foreign"
@@ -279,12 +279,12 @@ def test_a_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 3000, -1024, -512, -1])
-def test_a_cut_backup_is_refused(place, backup, keep):
+def test_a_truncated_backup_is_refused(place, backup, keep):
     backup.write_bytes(backup.read_bytes()[:keep])
     assert refused(place, backup) == "backup_invalid"
 
 
-def test_what_follows_the_end_is_refused(place, backup):
+def test_trailing_data_is_refused(place, backup):
     backup.write_bytes(backup.read_bytes() + b"x")
     assert refused(place, backup) == "backup_invalid"
 
@@ -304,8 +304,8 @@ def test_a_backup_never_replaces_a_file_and_leaves_none_behind(past, place):
     assert list(place.home.glob(".*tar*")) == []
 
 
-def test_it_goes_to_stdout_and_comes_from_stdin(past, place):
-    """For those who encrypt it on the way."""
+def test_backup_writes_stdout_and_restore_reads_stdin(past, place):
+    """So that it can be piped through an encryption program."""
     lives.copy(past, place)
     command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(place.socket), "backup", "-"]
     with place.running() as daemon:

@@ -1,4 +1,4 @@
-"""The real process starts: it is ready when it says so, and says in one line why it does not start."""
+"""Starting the real process: READY=1 means ready, and a failed start is explained in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.house import bundles, daemons, processes, raw_http
 pytestmark = pytest.mark.daemon
 
 
-def test_ready_means_recovered_and_bound(place, acme):
+def test_requests_are_served_right_after_ready(place, acme):
     """The first request after READY=1 is answered, and it already knows the bundles on disk."""
     place.drop(author=acme)
     with place.running() as daemon:
@@ -28,7 +28,7 @@ def test_ready_means_recovered_and_bound(place, acme):
         assert len(daemon.logged("daemon_ready")) == 1
 
 
-def test_the_socket_is_for_owner_and_group_alone(daemon):
+def test_the_socket_is_for_owner_and_group_only(daemon):
     """Mode 0660, the daemon's user; the state directory is its own."""
     found = daemon.place.socket.lstat()
     assert stat.S_ISSOCK(found.st_mode)
@@ -93,7 +93,7 @@ def test_bad_settings_name_key_and_file(place, text, named):
 
 
 def test_settings_that_others_may_write_are_refused(place):
-    """Whoever can edit them could point the daemon anywhere."""
+    """Else another user could control the daemon."""
     place.config.chmod(0o666)
     ran = place.once()
     assert (ran.returncode, "writable by others" in ran.stderr) == (78, True), ran
@@ -102,8 +102,8 @@ def test_settings_that_others_may_write_are_refused(place):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
 @pytest.mark.parametrize("what", ["state", "run"])
-def test_a_directory_of_a_strangers_is_refused_with_owner_and_mode(place, what):
-    """Theirs, or one that others may write to: nothing is opened or made there; then it starts once it is ours."""
+def test_a_directory_of_another_user_is_refused_with_owner_and_mode(place, what):
+    """Owned or writable by others: nothing is opened or created there; fixed, the daemon starts."""
     directory = {"state": place.state, "run": place.run}[what]
     stranger = processes.OTHER_STRANGER.uid
     for uid, mode in ((stranger, 0o777), (stranger, 0o755), (place.uid, 0o777), (place.uid, 0o775), (0, 0o1777)):
@@ -137,7 +137,7 @@ def test_check_config_prints_every_setting_with_its_origin(place):
     assert list(place.state.iterdir()) == []
 
 
-def test_an_old_key_is_taken_and_named(place):
+def test_a_deprecated_key_is_accepted_with_a_warning(place):
     """By --check-config on stderr, by the daemon in its log."""
     place.set("[tunnel]\ntunnels = 3")
     ran = place.once("--check-config")
@@ -159,7 +159,7 @@ def test_the_environment_wins_over_the_file(place, acme):
         assert daemon.plugin() is not None
 
 
-def test_wrong_usage_is_2(place):
+def test_wrong_usage_exits_with_2(place):
     ran = place.once("--no-such-option")
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
 
@@ -174,8 +174,8 @@ def test_an_unusable_state_directory_is_one_line_on_stderr(place):
     assert not place.socket.exists()
 
 
-def test_a_damaged_ledger_is_74(place):
-    """One line that says what it is; nothing is served over it."""
+def test_a_damaged_ledger_exits_with_74(place):
+    """One line says what is damaged; no request is served."""
     with place.running() as daemon:
         daemon.stop()
     ledger = place.state / "ledger.sqlite3"
@@ -201,7 +201,7 @@ def test_the_service_managers_socket_is_used(place):
             assert again.get("/api/health").status == 200
 
 
-def test_the_watchdog_is_fed(place):
+def test_the_watchdog_is_pinged(place):
     """At least twice, with half of a watchdog's interval between."""
     place.env["WATCHDOG_USEC"] = "500000"
     with place.running() as daemon:
@@ -219,8 +219,8 @@ def test_a_crash_leaves_the_stacks_of_its_threads_on_stderr(place):
         assert "latticed/daemon.py" in said
 
 
-def test_a_plugin_directory_that_cannot_be_written_is_enough(place, acme):
-    """Nothing is ever put into it: read-only directories, root's files."""
+def test_a_read_only_plugin_directory_is_enough(place, acme):
+    """The daemon never writes to it: read-only directories, root's files."""
     place.drop(author=acme)
     for path in (place.plugins / "demo", place.plugins):
         path.chmod(0o555)
@@ -246,8 +246,8 @@ def test_a_missing_plugin_directory_is_awaited(place, acme):
 
 
 @pytest.mark.root
-def test_the_whole_sequence_as_root(acme):
-    """Install, activate, tamper, mend: nothing depends on being unprivileged."""
+def test_install_tamper_and_repair_work_as_root(acme):
+    """Install, activate, tamper, repair: nothing depends on being unprivileged."""
     with daemons.placed(None) as place:
         place.trust_us(acme)
         bundle = place.drop(author=acme)
@@ -288,6 +288,6 @@ def test_version_needs_no_settings():
     assert ran.stdout.startswith("latticed ")
 
 
-def test_sigint_ends_it_as_sigterm_does(daemon):
+def test_sigint_stops_the_daemon_like_sigterm(daemon):
     daemon.signal(signal.SIGINT)
     assert daemon.ended() == 0

@@ -1,4 +1,4 @@
-"""The daemon in a container: process 1, which gets everybody's orphans, and names that are no UTF-8 around it."""
+"""The daemon in a container: as process 1, which inherits all orphans, and with names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def container():
 
 
 def zombies(pid):
-    """Ended children of a process that nobody has reaped."""
+    """Zombie children of a process."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # of a thread, or a child, that is gone
@@ -75,7 +75,7 @@ def in_namespace(pid):
     return 0
 
 
-def test_orphans_are_reaped_and_children_are_not_taken_from_who_waits(container):
+def test_orphans_are_reaped_and_own_children_keep_their_exit_codes(container):
     """Processes whose parents ended in the namespace; plugins that end meanwhile keep their own exit codes."""
     host, first = container
     host.up("acme.demo", PLUGIN)
@@ -99,7 +99,7 @@ def test_a_plugin_that_renames_itself_is_still_stopped(container):
     inside = host.runtime("acme.named")["pid"]
     pid = next(one for one in children.descendants(first) if in_namespace(one) == inside)
     assert b"a\xff\x0bSigCgt" in Path(f"/proc/{pid}/comm").read_bytes()
-    os.kill(pid, signal.SIGSTOP)  # it hears no shutdown: whether it would hear SIGTERM is read from its status
+    os.kill(pid, signal.SIGSTOP)  # it cannot answer shutdown; whether it catches SIGTERM is read from its status
     assert host.daemon.set_status("disabled", "acme.named").status == 200
     assert host.runtime("acme.named")["state"] == "stopped"
     assert not children.alive(pid)

@@ -1,4 +1,4 @@
-"""kill -9 at random points under load: after each, everything acknowledged is there and nothing is half there.
+"""kill -9 at random points under load: everything acknowledged survives, nothing is left half done.
 
 The seed and the number of points can be chosen: LATTICED_CRASH_SEED=7 LATTICED_CRASH_POINTS=1000 (the long test).
 """
@@ -35,7 +35,7 @@ def test_kill_9_at_many_points(place, acme):
 
 
 def test_leftovers_of_interrupted_writes_are_removed_at_start(place):
-    """What `replace` was writing when it was killed, and nothing that only looks like it."""
+    """Temporary files of `replace` are removed; files with similar names are not."""
     remains = [place.state / f".{name}.0123456789ab" for name in ("floors.json", "host.key")]
     kept = [place.state / name for name in (".floors.json.mine", ".notes", "floors.json.0123456789ab")]
     for path in (*remains, *kept):

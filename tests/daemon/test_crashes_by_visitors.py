@@ -1,4 +1,4 @@
-"""Visitors who crash plugins by their routes: served again, however often; only own crashes open breakers."""
+"""Crashes caused by visitors' requests restart the plugin but open no breaker; crashes of its own do."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def hang_up(host, plugin_id, url):
         host.until_said(plugin_id, "at work")
 
 
-def test_no_crash_that_a_visitor_causes_opens_the_breaker(host):
-    """Whatever its way, also after the answer or once the visitor has left: then it serves again. Two of its own do."""
+def test_crashes_by_visitors_open_no_breaker(host):
+    """Also after the answer or once the visitor has left: it serves again. Two crashes of its own open the breaker."""
     plugin_id = host.up("acme.web", PEER.replace(b"ID", b"acme.web"), capabilities=["worker:route"])
     assert host.invoke(plugin_id, "put").status == 200
     ways = ["exit", "abort", "noise", "flood", "late", "slow"]
@@ -112,7 +112,7 @@ def test_no_crash_that_a_visitor_causes_opens_the_breaker(host):
     assert visitors.text(place(host, plugin_id), f"/{plugin_id}/hello") == "hello"
     explained = " ".join(host.daemon.ctl("explain", plugin_id).stdout.split())
     assert f"exited: exited 3; it said last: at work {VISITED}" in explained
-    host.daemon.ctl("restart", plugin_id)  # a life that no visitor has reached
+    host.daemon.ctl("restart", plugin_id)  # a new instance without any visitor yet
     host.daemon.until(lambda: "last end" not in host.daemon.ctl("explain", plugin_id).stdout, "the restart on record")
     for _ in range(2):
         host.daemon.until_state("armed", plugin_id)
@@ -122,7 +122,7 @@ def test_no_crash_that_a_visitor_causes_opens_the_breaker(host):
 
 
 def test_a_wasm_trap_by_a_visitor_opens_no_breaker(host):
-    """The module's end is an end like any other."""
+    """A trap counts like any other crash."""
     plugin_id, call = "acme.trap", CALL.replace("ID", "acme.trap")
     source = wasms.module(
         f"""(if (i32.eq (i32.load8_u offset=12 (local.get $at)) (i32.const 98)) (then (unreachable)))

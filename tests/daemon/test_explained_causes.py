@@ -42,7 +42,7 @@ breaker_failures = 2
 quiet_s = 0.01
 """
 SPEAKS = bundles.ARTIFACT
-"""A program that lives."""
+"""A program that starts and keeps running."""
 REVOKED = bundles.ARTIFACT + b"# revoked\n"
 LACKING = b"#!/usr/bin/env python3\nimport not_packed\n"
 FORKING = rb"""#!/bin/sh
@@ -254,7 +254,7 @@ REFUSED = (
 )
 
 
-# Whom the policy trusts, and who claims an id.
+# Trust policy, and claims to an id.
 
 
 def by(author: bundles.Author) -> Callable[[World, str], Any]:
@@ -325,7 +325,7 @@ TRUST = (
     Case(name="gone", command="latticectl forget acme.gone", after=gone("installed"), left=None),
 )
 
-# What was decided, and what would refuse the next step.
+# Decisions, and what refuses the next step.
 
 
 def decided(*statuses: str, **more: Any) -> Callable[[World, str], None]:
@@ -437,7 +437,7 @@ DECIDED = (
 )
 
 
-# What does not live, or not well.
+# Plugins that fail or are unhealthy.
 
 
 def failing(world: World, name: str) -> None:
@@ -563,7 +563,7 @@ ALIVE = (
     ),
 )
 
-# What it was denied.
+# Denied host calls.
 
 
 def denied(call: str, accept: tuple[str, ...] = (), **params: Any) -> Callable[[World, str], None]:
@@ -749,5 +749,5 @@ def advised(world: World, plugin_id: str) -> Any:
     return json.loads(said)["what_to_do"] if code == 0 else code
 
 
-def test_there_are_forty_causes_at_least():
+def test_at_least_forty_causes_are_covered():
     assert len({case.name for case in CASES}) == len(CASES) >= 40

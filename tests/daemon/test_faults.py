@@ -1,7 +1,7 @@
 """Full, broken and read-only disks under the real process.
 
-On every write path: an error with a name, nothing acknowledged lost, nothing half done, recovery without a hand when it
-is over; and stopping works throughout.
+On every write path: a named error, nothing acknowledged is lost, nothing is half done, recovery is automatic once the
+fault is over; and stopping works throughout.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _refused(answer, *codes):
 
 @named
 @pytest.mark.parametrize("halves", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["halves", "whole"])
-def test_a_write_that_the_ledger_cannot_take_is_refused_by_name(place, acme, sick, error, halves):
+def test_a_failed_ledger_write_is_ledger_unavailable(place, acme, sick, error, halves):
     """503 ledger_unavailable, the old value stays; the next write after the fault is taken, and the chain holds."""
     with place.running() as daemon:
         assert faults.kv(daemon, "key", b"old").status == 200
@@ -58,7 +58,7 @@ def test_a_write_that_the_ledger_cannot_take_is_refused_by_name(place, acme, sic
 
 
 @named
-def test_deciding_waits_for_the_disk_and_stopping_does_not(place, acme, sick, error):
+def test_disk_faults_refuse_decisions_but_not_stopping(place, acme, sick, error):
     """Activate, grant and restart: refused, nothing changed. Disable, trim and tamper-stop: at once, recorded later."""
     for name in ("installed", "active", "tampered"):
         place.drop(name, author=acme, id=f"acme.{name}")
@@ -94,7 +94,7 @@ def test_deciding_waits_for_the_disk_and_stopping_does_not(place, acme, sick, er
         faults.chain_holds(again)
 
 
-def test_what_comes_and_goes_on_disk_meanwhile_is_recorded_afterwards(place, acme, sick):
+def test_bundle_changes_during_a_disk_fault_are_recorded_later(place, acme, sick):
     """New bundles are shown although they cannot be recorded, health says so, and all are recorded in the end."""
     with place.running() as daemon:
         with sick.failing(errno.EIO, faults.WRITES, below=_ledger(place)):
@@ -115,7 +115,7 @@ def test_what_comes_and_goes_on_disk_meanwhile_is_recorded_afterwards(place, acm
 
 
 @named
-def test_a_pair_that_cannot_be_stored_is_not_installed(place, acme, sick, error):
+def test_a_failed_store_write_leaves_the_plugin_not_installed(place, acme, sick, error):
     """503 store_unavailable and still `verified`, whichever step fails; no remains; then it is installed."""
     place.drop(author=acme)
     store = place.state / "store"
@@ -131,8 +131,8 @@ def test_a_pair_that_cannot_be_stored_is_not_installed(place, acme, sick, error)
         faults.chain_holds(daemon)
 
 
-def test_half_written_pairs_are_cleared_away(place, acme, sick):
-    """When not even the remains can be removed, a later tidying does."""
+def test_half_written_pairs_are_removed_later(place, acme, sick):
+    """When removing the leftovers fails too, a later cleanup removes them."""
     place.drop(author=acme)
     store = place.state / "store"
     with place.running() as daemon:
@@ -144,8 +144,8 @@ def test_half_written_pairs_are_cleared_away(place, acme, sick):
         daemon.until(lambda: len(list(store.iterdir())) == 1, "the remains to be gone")
 
 
-def test_a_stored_pair_that_cannot_be_read_is_tried_again(place, acme, sick):
-    """Not armed while the disk errs, armed without a hand afterwards; the clock may jump meanwhile."""
+def test_an_unreadable_stored_pair_is_retried(place, acme, sick):
+    """Not armed during the disk fault, armed automatically afterwards; the clock may jump meanwhile."""
     place.set("[supervision]\nbackoff_base_s = 0.2\nbackoff_ceiling_s = 0.5\nbreaker_failures = 1000")
     place.drop(author=acme)
     with place.running() as daemon:
@@ -158,11 +158,11 @@ def test_a_stored_pair_that_cannot_be_read_is_tried_again(place, acme, sick):
         daemon.until_state("armed")
 
 
-# What is mirrored outside the ledger.
+# Floors and revocations, which are mirrored outside the ledger.
 
 
 @named
-def test_floors_that_could_not_be_written_are_written_later(place, acme, sick, error):
+def test_failed_floor_writes_are_retried(place, acme, sick, error):
     """A decision does not depend on the mirror; the mirror catches up by itself."""
     place.drop(author=acme, version="3.2.1")
     floors = place.state / "floors.json"
@@ -176,7 +176,7 @@ def test_floors_that_could_not_be_written_are_written_later(place, acme, sick, e
         )
 
 
-def test_a_revocation_holds_although_it_cannot_be_recorded(place, acme, sick):
+def test_a_revocation_takes_effect_while_it_cannot_be_recorded(place, acme, sick):
     """Stopped at once; remembered once the disk is well, even when the file forgets it again after that."""
     place.drop(author=acme, version="1.0.0")
     with place.running() as daemon:
@@ -197,7 +197,7 @@ def test_a_revocation_holds_although_it_cannot_be_recorded(place, acme, sick):
 
 
 @pytest.mark.root
-def test_a_disk_that_is_really_full(place, acme):
+def test_a_full_disk_refuses_decisions_and_recovers(place, acme):
     """Not one byte left below the state directory: decisions are refused by name, stopping works, then all is well."""
     for name in ("one", "two", "three"):
         place.drop(name, author=acme, id=f"acme.{name}")

@@ -1,4 +1,4 @@
-"""Sick disks under what the daemon only reads, where it starts, and where it logs."""
+"""Disk faults in files the daemon only reads, at its start, and in its log."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RESCAN = "[watch]\nrescan_s = 0.5"
 # The operator's files.
 
 
-def test_a_policy_that_cannot_be_read_for_a_while_is_read_later(place, acme, sick):
-    """The old one stays in force, health says so; nobody needs to touch the file again."""
+def test_an_unreadable_policy_is_reread_later(place, acme, sick):
+    """The old one stays in force, health reports it; the retry needs no change of the file."""
     other = bundles.author("other")
     place.drop("other", author=other, id="other.demo")
     with place.running() as daemon:
@@ -32,7 +32,7 @@ def test_a_policy_that_cannot_be_read_for_a_while_is_read_later(place, acme, sic
         daemon.until(lambda: daemon.plugin("other.demo"), "the bundle that it trusts")
 
 
-def test_settings_that_cannot_be_read_for_a_while_are_read_later(place, sick):
+def test_unreadable_settings_are_reread_later(place, sick):
     """As with the policy."""
     with place.running() as daemon:
         with sick.failing(errno.EMFILE, faults.OPEN_READ, below=place.config):
@@ -51,7 +51,7 @@ def test_settings_that_cannot_be_read_for_a_while_are_read_later(place, sick):
     ids=errno.errorcode.get,
 )
 def test_a_bundle_that_cannot_be_read_does_not_run(place, acme, sick, error):
-    """Whoever changes it while nobody can look stops it; disable works; what is whole runs again by itself."""
+    """A change while the bundle is unreadable stops the plugin; disable works; the intact bundle is armed again."""
     place.set(RESCAN)
     for name in ("one", "two"):
         place.drop(name, author=acme, id=f"acme.{name}")
@@ -97,7 +97,7 @@ def test_a_first_start_that_fails_says_why_and_the_next_succeeds(place, acme, si
         faults.chain_holds(daemon)
 
 
-def test_a_socket_that_cannot_be_made_is_one_line_on_stderr(place, sick):
+def test_a_failed_socket_call_is_one_line_on_stderr(place, sick):
     """EMFILE from socket(2), with a service manager to be notified and without."""
     with sick.failing(errno.EMFILE, faults.SOCKET, below="/"):
         ran = place.once()
@@ -106,7 +106,7 @@ def test_a_socket_that_cannot_be_made_is_one_line_on_stderr(place, sick):
 
 
 @named
-def test_a_start_over_a_sick_disk_loses_nothing(place, acme, sick, error):
+def test_a_start_with_disk_faults_loses_nothing(place, acme, sick, error):
     """The daemon that could not start left everything as it was."""
     place.drop(author=acme)
     with place.running() as daemon:
@@ -127,7 +127,7 @@ def test_a_start_over_a_sick_disk_loses_nothing(place, acme, sick, error):
 # The log.
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(place, acme, sick):
+def test_a_log_write_failure_stops_nothing(place, acme, sick):
     """Requests are served, lines are whole again afterwards."""
     place.drop(author=acme)
     with place.running() as daemon:

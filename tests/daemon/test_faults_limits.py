@@ -1,4 +1,4 @@
-"""No descriptors left, and a wall clock that jumps, under the real process."""
+"""The real process without free descriptors, and with a wall clock that jumps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RESCAN = "[watch]\nrescan_s = 0.5"
 @pytest.mark.parametrize(
     "error", [errno.EMFILE, pytest.param(errno.ENFILE, marks=pytest.mark.slow)], ids=errno.errorcode.get
 )
-def test_connections_that_cannot_be_accepted_wait(place, acme, sick, error):
-    """They are served once there are descriptors; meanwhile neither the log nor the processor is busy with it."""
+def test_connections_wait_while_no_descriptor_is_free(place, acme, sick, error):
+    """They are served once there are descriptors; meanwhile the daemon neither floods the log nor spins."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -54,7 +54,7 @@ def _until_stopped(daemon, sock):
 
 
 class _Limited(daemons.Place):
-    """A place whose daemon may have few descriptors."""
+    """A place whose daemon has a low RLIMIT_NOFILE."""
 
     limit = 64
 
@@ -62,7 +62,7 @@ class _Limited(daemons.Place):
         return ["/usr/bin/prlimit", f"--nofile={self.limit}:{self.limit}", *super().command(*arguments)]
 
 
-def test_clients_cannot_use_up_the_descriptors(place, acme):
+def test_clients_cannot_exhaust_the_descriptors(place, acme):
     """With 64 in all and 300 clients: scans, decisions and requests go on; nothing runs out, nobody is stopped."""
     limited = _Limited(home=place.home, user=place.user)
     limited.set(f'{RESCAN}\n[runners]\nsystem = "noop"')  # a child alone takes hundreds of numbers
@@ -93,7 +93,7 @@ def test_clients_cannot_use_up_the_descriptors(place, acme):
 
 
 @pytest.mark.parametrize("years", [-5, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_clock_that_jumps_harms_nothing(place, acme, sick, years):
+def test_wall_clock_jumps_harm_nothing(place, acme, sick, years):
     """Audit order and chain hold, every event bears the clock's time, uptime and health do not care, nothing spins."""
     place.set(RESCAN)
     place.drop("one", author=acme, id="acme.one")

@@ -1,4 +1,4 @@
-"""Whatever our programs are started into: signals ignored and blocked, descriptors closed, limits, umask, HOME."""
+"""Process attributes inherited at start: ignored and blocked signals, closed descriptors, limits, umask, HOME."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_daemon_resets_what_it_inherits(place, acme):
 
 
 def test_latticectl_resets_what_it_inherits(daemon):
-    """It answers, ends by SIGTERM though that was blocked, and owns up to an output that is closed."""
+    """It answers, SIGTERM ends it though it was blocked, and closed output is reported as an error."""
     place = daemon.place
     for closed in ("", "0", "2"):
         ran = place.ran([*started_badly(closed), *daemon.ctl_command("status")])
@@ -101,7 +101,7 @@ def test_latticectl_resets_what_it_inherits(daemon):
         assert follower.wait(timeout=10) != 0
 
 
-def test_what_nohup_ignores_stays_ignored_for_latticectl(daemon):
+def test_latticectl_keeps_sighup_ignored_under_nohup(daemon):
     """SIGHUP and SIGINT are ignored on purpose there; a daemon takes them all the same."""
     code = "import signal; from latticed.kit import process_start; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
     code += " signal.signal(signal.SIGTERM, signal.SIG_IGN); process_start.reset_for_command();"
@@ -110,7 +110,7 @@ def test_what_nohup_ignores_stays_ignored_for_latticectl(daemon):
     assert ran.stdout == "1 0\n"
 
 
-def test_the_journal_reader_is_reset_too(place):
+def test_the_journal_reader_resets_what_it_inherits(place):
     """The same first step, seen in its signals."""
     command = [*place.python(), "-m", "latticed.journal", "--config", str(place.config), "--source", "auth.log"]
     name = f"@latticed-journal-test-{os.getpid()}"

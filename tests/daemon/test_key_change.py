@@ -1,4 +1,4 @@
-"""A publisher's key changes and nothing stops: the same bundle signed by another trusted key is taken up by itself."""
+"""A publisher changes its key: the same bundle signed by another trusted key is accepted without a stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resigned(daemon, author):
     return found[0]
 
 
-def test_a_new_signature_is_taken_up_before_the_old_key_is_revoked(place, acme, fresh):
+def test_a_new_signature_before_the_revocation_avoids_a_stop(place, acme, fresh):
     """It is never stopped, also by the next start; the key's coming and going is on record, with the file's owner."""
     place.drop(author=acme)
     with place.running() as daemon:
@@ -59,7 +59,7 @@ def test_a_new_signature_is_taken_up_before_the_old_key_is_revoked(place, acme, 
 
 
 def test_a_new_signature_ends_the_outage_of_a_revoked_key(place, acme, fresh):
-    """Revoked first: it is down until the same bundle lies there with a signature that counts."""
+    """Revoked first: the plugin is stopped until the same bundle has a trusted signature."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -72,7 +72,7 @@ def test_a_new_signature_ends_the_outage_of_a_revoked_key(place, acme, fresh):
         assert resigned(daemon, fresh)["code"] == "key_revoked"
 
 
-def test_revoke_says_first_which_plugins_stop(place, acme, fresh):
+def test_revoke_lists_the_plugins_that_would_stop(place, acme, fresh):
     """By the daemon when it runs; otherwise latticectl says that it cannot know."""
     place.env["LATTICED_TRUST"] = str(place.trust)
     place.drop(author=acme)
