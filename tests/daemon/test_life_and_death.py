@@ -1,4 +1,4 @@
-"""Signals, crashes and recovery of the real process: what was decided survives, what runs is verified again."""
+"""Signals, crashes and recovery of the real process: decisions survive, plugins are verified again at each start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sigterm_stops_the_daemon_cleanly(place, acme):
         assert _verified_chain(again)["signed_seq"] >= last
 
 
-def test_an_answer_under_way_is_finished_on_sigterm(place, acme):
+def test_a_request_under_way_is_answered_on_sigterm(place, acme):
     """A request whose body arrives during the drain still gets its answer."""
     with place.running() as daemon, raw_http.connected(place.socket) as sock:
         body = b'{"name": "nothing"}'
@@ -53,8 +53,8 @@ def test_an_answer_under_way_is_finished_on_sigterm(place, acme):
         assert daemon.ended() == 0
 
 
-def test_a_second_sigterm_forces_the_end(place):
-    """A client that stalls cannot make an operator wait; the exit status is not 0 then."""
+def test_a_second_sigterm_forces_the_exit(place):
+    """A stalled client delays the first; the second ends the daemon at once, with an exit status other than 0."""
     with place.running() as daemon, raw_http.connected(place.socket) as sock:
         sock.sendall(raw_http.request("POST", "/api/plugins/verify", b'{"name": "nothing"}')[:-5])
         daemon.until(lambda: daemon.get("/api/health").status == 200, "the half request to be taken in")
@@ -95,7 +95,7 @@ def test_sighup_rereads_policy_settings_and_bundles(place, acme):
 
 
 def test_bad_settings_on_reload_keep_the_old_ones(place):
-    """Health says so until they are mended; the daemon goes on."""
+    """Health reports them until they are fixed; the daemon goes on."""
     with place.running() as daemon:
         place.set("[watch]\nno_such_key = 1")
         daemon.signal(signal.SIGHUP)
@@ -133,7 +133,7 @@ def test_kill_9_loses_no_decision(place, acme):
 
 
 def test_a_decision_is_on_disk_before_it_is_answered(place, acme):
-    """Killed at once after the answer, again and again: the answer was the truth."""
+    """Killed right after the answer, repeatedly: the decision is still there."""
     place.drop(author=acme)
     wanted = ("installed", "active", "disabled", "active")
     for status in wanted:
@@ -148,8 +148,8 @@ def test_a_decision_is_on_disk_before_it_is_answered(place, acme):
         _verified_chain(daemon)
 
 
-def test_what_changed_while_it_was_down_is_judged_at_start(place, acme):
-    """Tampered: not armed, and says so. Gone: not armed. Mended: armed."""
+def test_changes_made_while_stopped_are_judged_at_start(place, acme):
+    """Tampered: not armed, with a code. Removed: not armed. Repaired: armed."""
     tampered = place.drop("tampered", author=acme, id="acme.tampered")
     gone = place.drop("gone", author=acme, id="acme.gone")
     with place.running() as daemon:
@@ -171,7 +171,7 @@ def test_what_changed_while_it_was_down_is_judged_at_start(place, acme):
 @pytest.mark.parametrize("part", ["artifact", "manifest.json", "whole"])
 @pytest.mark.parametrize("bundle", ["intact", "gone"])
 def test_a_damaged_stored_pair_is_never_run(place, acme, part, bundle):
-    """Bytes changed in the store while the daemon was down: mended from its very bundle, or it does not run."""
+    """Bytes changed in the store while the daemon was down: restored from the same bundle, or not run."""
     dropped = place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -200,7 +200,7 @@ def test_a_damaged_stored_pair_is_never_run(place, acme, part, bundle):
         assert daemon.post("/api/plugins/by-id/acme.demo/restart").code == "not_available"
 
 
-def test_suspended_and_resumed_it_catches_up(place, acme):
+def test_a_suspended_daemon_catches_up_after_sigcont(place, acme):
     """SIGSTOP while bundles come and go, SIGCONT: what it shows is what is on disk."""
     place.drop("stays", author=acme, id="acme.stays")
     leaves = place.drop("leaves", author=acme, id="acme.leaves")
@@ -215,7 +215,7 @@ def test_suspended_and_resumed_it_catches_up(place, acme):
         assert daemon.plugin("acme.stays")["available"] is True
 
 
-def test_stopped_during_a_burst_it_still_ends(place, acme):
+def test_sigterm_during_a_burst_of_bundles_ends_the_daemon(place, acme):
     """Hundreds of bundles arriving while it is told to stop: exit status 0, and the next start sees all of them."""
     first = bundles.signed(bundles.manifest_v1(id="acme.burst-0"), bundles.ARTIFACT, acme)
     bundles.write(place.plugins / "burst-0", first)

@@ -1,4 +1,4 @@
-"""When the daemon ends, by whatever means, its children end; and nobody else is ever signalled for their sake."""
+"""When the daemon ends, however it ends, its children end; and no other process is ever signalled."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ if got > 0:
     os.kill(got, signal.SIGKILL)
     print("status", os.waitpid(got, 0)[1], flush=True)
 """
-"""A process of the number and user given; it tells of every signal. At the end of its stdin it is killed."""
+"""A process with a given pid and user that reports every signal; killed at the end of its stdin."""
 
 
-def test_kill_9_of_the_daemon_ends_everything(place, acme):
+def test_kill_9_of_the_daemon_ends_all_children(place, acme):
     """Children and grandchildren that left for sessions of their own, under both protocols; the next life is clean."""
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -61,7 +61,7 @@ def test_kill_9_of_the_daemon_ends_everything(place, acme):
         assert len(host.processes()) == 2
 
 
-def test_kill_9_in_the_middle_of_things(place, acme):
+def test_kill_9_during_starts_and_stops_leaves_nothing(place, acme):
     """While children are being started and stopped: nothing is left either."""
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -90,8 +90,8 @@ def test_kill_9_in_the_middle_of_things(place, acme):
         hosting.until_gone(tree)
 
 
-def test_sigterm_stops_plugins_in_good_order(place, acme):
-    """Each is asked first; what it says then is still heard, and that it was stopped is on record."""
+def test_sigterm_shuts_plugins_down_cleanly(place, acme):
+    """Each gets `shutdown` first; its last output is kept, and the stop is on record."""
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", peers.POLITE)
@@ -128,7 +128,7 @@ def test_a_reused_pid_is_not_signalled(place, acme):
 
 @contextlib.contextmanager
 def _lookalike(pid: int, uid: int) -> Iterator[subprocess.Popen[str]]:
-    """The maker of a running stranger of that number, once it is free."""
+    """Start an unrelated process with that pid, once it is free; returns the process that made it."""
     processes.until(lambda: not Path(f"/proc/{pid}").exists(), what=f"the number {pid} to be free")
     command = [sys.executable, "-c", _LOOKALIKE, str(pid), str(uid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
@@ -139,5 +139,5 @@ def _lookalike(pid: int, uid: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def _farewell(maker: subprocess.Popen[str]) -> str:
-    """End the stranger; what it and its maker said since."""
+    """End that process; return the output of it and its maker."""
     return maker.communicate(timeout=30)[0]

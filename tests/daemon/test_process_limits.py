@@ -42,7 +42,7 @@ HOGS = ("acme.hog-own", "acme.hog-child")
 
 
 class Arena(hosting.Host):
-    """Brings bombs to life under names of their own."""
+    """Arms plugins that exhaust a resource, each under its own name."""
 
     def armed(self, way: str, artifact: bytes = bombs.BOMBS, **limits: int) -> str:
         runtime = {"protocol": PROTOCOLS[way], "limits": limits, **FEATURES}
@@ -79,7 +79,7 @@ def failed(answer: raw_http.Answer, code: str, status: int = 502) -> str:
 
 
 @BOTH
-def test_memory(host, way):
+def test_exceeding_memory_is_out_of_memory(host, way):
     """out_of_memory, with its last words; one that lived on is started again."""
     plugin_id = host.armed(way)
     assert "no more memory" in failed(host.invoke(plugin_id, "memory"), "out_of_memory")
@@ -89,14 +89,14 @@ def test_memory(host, way):
 
 
 @BOTH
-def test_processes(host, way):
+def test_forking_beyond_the_limit_gets_eagain(host, way):
     """EAGAIN in the plugin, at the number in the settings."""
     found = host.result(host.armed(way), "forks")
     assert found["errno"] == "EAGAIN"
     assert 0 < found["count"] < 16
 
 
-def test_what_an_invocation_leaves_running_ends_with_it(host):
+def test_processes_left_by_an_invocation_are_killed(host):
     """A process for each invocation, and nothing of it afterwards."""
     plugin_id = host.armed("one-shot")
     host.result(plugin_id, "forks")
@@ -104,7 +104,7 @@ def test_what_an_invocation_leaves_running_ends_with_it(host):
 
 
 @BOTH
-def test_a_fork_bomb(host, way):
+def test_a_fork_bomb_is_ended_by_its_time_limit(host, way):
     """The invocation ends by its time limit; the plugin lives on in a new process, or is replaced by a restart."""
     plugin_id = host.armed(way, invoke_timeout_s=1)
     failed(host.invoke(plugin_id, "bomb"), "deadline_exceeded", 503)
@@ -113,7 +113,7 @@ def test_a_fork_bomb(host, way):
 
 
 @BOTH
-def test_open_files(host, way):
+def test_opening_too_many_files_gets_emfile(host, way):
     """EMFILE in the plugin, which lives on."""
     plugin_id = host.armed(way)
     found = host.result(plugin_id, "files")
@@ -123,7 +123,7 @@ def test_open_files(host, way):
 
 
 @BOTH
-def test_threads(host, way):
+def test_starting_too_many_threads_fails(host, way):
     """Counted with processes: no more can be started, and the plugin lives on."""
     plugin_id = host.armed(way)
     found = host.result(plugin_id, "threads")
@@ -134,7 +134,7 @@ def test_threads(host, way):
 
 @BOTH
 @pytest.mark.parametrize(("kind", "most"), [("disk", 16), ("inodes", 32)])
-def test_scratch(host, way, kind, most):
+def test_filling_scratch_gets_enospc(host, way, kind, most):
     """ENOSPC, told in its last words; the next life begins with an empty one."""
     plugin_id = host.armed(way)
     for _ in range(2):
@@ -145,14 +145,14 @@ def test_scratch(host, way, kind, most):
 
 
 @BOTH
-def test_the_size_of_a_file(host, way):
+def test_too_large_a_file_gets_efbig(host, way):
     """EFBIG at the size of the whole scratch directory, holes counted."""
     plugin_id = host.armed(way)
     assert "it said last: EFBIG at 17" in failed(host.invoke(plugin_id, "huge_file"), "exited")
 
 
 @pytest.mark.parametrize(("wanted", "kib"), [({}, 16), ({"stdout_kib": 4}, 4), ({"stdout_kib": 1_000_000}, 64)])
-def test_stdout_of_an_invocation(host, wanted, kib):
+def test_too_much_stdout_is_output_too_large(host, wanted, kib):
     """output_too_large from one byte more on; the manifest may ask for less, or for as much as the settings allow."""
     plugin_id = host.armed("one-shot", bombs.WIDE_ONE_SHOT, **wanted)
     assert host.result(plugin_id, "go", kib << 10) == "wide"
@@ -160,7 +160,7 @@ def test_stdout_of_an_invocation(host, wanted, kib):
     assert f"at most {kib << 10} bytes" in detail
 
 
-def test_the_size_of_a_message(host):
+def test_too_large_a_message_ends_the_session(host):
     """message_too_large from one byte more on: the session is over, the plugin is replaced."""
     plugin_id = host.armed("speaking", peers.WIDE)
     assert host.result(plugin_id, "go", 1 << 20) == "wide"
@@ -168,7 +168,7 @@ def test_the_size_of_a_message(host):
     host.until_story(plugin_id, "armed", "failed message_too_large", "armed")
 
 
-def test_stderr_of_an_invocation(host):
+def test_excess_stderr_is_dropped_with_a_warning(host):
     """What goes beyond is thrown away with one warning; the invocation succeeds all the same."""
     plugin_id = host.armed("one-shot")
     assert host.result(plugin_id, "stderr", 1 << 20) == "written"
@@ -177,7 +177,7 @@ def test_stderr_of_an_invocation(host):
     assert host.lines(plugin_id) == ["y" * 1023] * 64
 
 
-def test_a_flood_on_stderr(host):
+def test_a_flood_on_stderr_is_kept_in_bounded_memory(host):
     """The newest lines are kept, in bounded memory; the plugin is slowed down and answers, and so does the daemon."""
     plugin_id = host.armed("speaking")
     before = host.daemon.memory_kib()
@@ -191,7 +191,7 @@ def test_a_flood_on_stderr(host):
 
 
 @BOTH
-def test_the_time_of_an_invocation(host, way):
+def test_too_long_an_invocation_is_deadline_exceeded(host, way):
     """deadline_exceeded; one that lives on does so, as the same process."""
     plugin_id = host.armed(way, invoke_timeout_s=1)
     before = host.runtime(plugin_id).get("pid")
@@ -199,7 +199,7 @@ def test_the_time_of_an_invocation(host, way):
     assert (host.runtime(plugin_id)["state"], host.runtime(plugin_id).get("pid")) == ("armed", before)
 
 
-def test_host_calls_of_an_invocation(host):
+def test_too_many_host_calls_of_an_invocation_are_refused(host):
     """too_many_host_calls; as many as allowed are answered."""
     plugin_id = host.armed("one-shot")
     assert host.result(plugin_id, "calls", 8) == {"ok": 8}
@@ -207,7 +207,7 @@ def test_host_calls_of_an_invocation(host):
 
 
 @BOTH
-def test_host_calls_per_second(host, way):
+def test_too_frequent_host_calls_are_rate_limited(host, way):
     """rate_limited by the manifest's own limit, told to the plugin and on record."""
     plugin_id = host.armed(way, host_calls_per_s=2)
     found = host.result(plugin_id, "calls", 8)
@@ -218,7 +218,7 @@ def test_host_calls_per_second(host, way):
 
 
 @BOTH
-def test_invocations_at_once(host, way):
+def test_too_many_invocations_at_once_are_busy(host, way):
     """busy beyond two; those under way end when the plugin is stopped, and are told why."""
     answers = []
     plugin_id = host.armed(way)
@@ -238,7 +238,7 @@ def test_invocations_at_once(host, way):
 
 
 @BOTH
-def test_what_a_manifest_asks_for_is_capped(host, way):
+def test_limits_of_a_manifest_are_capped_by_settings(host, way):
     """By the maxima of the settings; where it is silent their defaults count; less is granted down to what it takes."""
     wanted = {
         (48, 32, 16): {},
@@ -254,7 +254,7 @@ def test_what_a_manifest_asks_for_is_capped(host, way):
 
 
 @pytest.mark.parametrize("hog", HOGS)
-def test_processor_time(host, hog):
+def test_too_much_processor_time_is_cpu_exceeded(host, hog):
     """cpu_exceeded after a while without a cgroup, which would slow it down instead; what its children use counts."""
     if "cgroup" in host.daemon.get("/api/health").json()["sandbox"]["features"]:
         pytest.skip("here a cgroup slows it down instead")

@@ -1,4 +1,4 @@
-"""latticectl logs -f: what a plugin says as it says it, each line once, whatever becomes of the daemon."""
+"""latticectl logs -f: lines of a plugin as they are written, each once, also across restarts of the daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.daemon
 
 
 def test_following_the_logs_across_a_restart(place, acme):
-    """Lines of the next life come too, also those said before the follower is back; none comes twice."""
+    """Lines after a restart come too, also those written before the follower reconnects; none comes twice."""
     shown = place.home.parent / "follow.out"
     with place.running() as daemon, contextlib.ExitStack() as later:
         host = hosting.Host(daemon=daemon, author=acme)

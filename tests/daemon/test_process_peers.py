@@ -1,4 +1,4 @@
-"""Plugins that speak latticed-stdio-1 badly, or mean harm: each fails with a reason, the daemon never does."""
+"""Plugins that violate latticed-stdio-1, by mistake or on purpose: each fails with a reason, the daemon goes on."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def test_an_invalid_message_ends_the_session(host, name, kind):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_garbage_before_anything_was_asked(host, name, at_once):
-    """Not armed: the reason is the breakage, not that it took too long."""
+def test_garbage_at_start_is_not_armed(host, name, at_once):
+    """The reason is the protocol error, not a timeout."""
     body = "os.write(1, b'hello')\n" + ("os.write(1, b'\\n')" if at_once else "hear(); os.write(1, b'\\n')")
     runtime = host.activated(name, peers.peer(body + "\nserve()", greet=False)).json()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "protocol_error")
 
 
 def test_a_plugin_that_never_answers_is_not_armed(host, name):
-    """It is given its time, and nothing is left of it."""
+    """The start times out, and no process is left."""
     runtime = host.activated(name, peers.peer("time.sleep(1000)", greet=False)).json()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "start_timeout")
     host.until_only()
@@ -112,15 +112,15 @@ def test_an_endless_line_ends_the_session(host, name):
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_plugin_that_closes_its_pipes_is_ended(host, name, end):
-    """There is no talking to it any more: it fails with that, long before it would have been found unhealthy."""
+    """It fails with that reason, long before a health check would find it unhealthy."""
     runtime = {"health": {"interval_s": 1, "timeout_s": 60, "failures": 60}}
     host.up(name, peers.peer(f"hear()\nos.close({end})\ntime.sleep(1000)"), runtime=runtime)
     host.invoke(name, "anything")
     assert f"keep its {('stdin', 'stdout')[end]} open" in failed(host, name)
 
 
-def test_a_plugin_that_exits_while_it_is_written_to(host, name):
-    """How it ended counts, not that it hung up doing so."""
+def test_exit_during_a_write_reports_the_exit(host, name):
+    """The exit status is reported, not the broken pipe."""
     host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
     answer = host.invoke(name, "anything")
     assert (answer.status, answer.code) == (502, "exited")
@@ -128,7 +128,7 @@ def test_a_plugin_that_exits_while_it_is_written_to(host, name):
 
 
 @pytest.mark.parametrize(("call", "limit"), [("kv.get", 0), ("audit.query", 500)])
-def test_a_plugin_that_calls_and_never_reads(host, name, call, limit):
+def test_results_for_a_plugin_that_never_reads_are_bounded(host, name, call, limit):
     """Backpressure: what waits for it stays bounded, however large results are; in the end it is unhealthy."""
     body = """
 message = hear()
@@ -149,7 +149,7 @@ while True:
 
 
 @pytest.mark.parametrize("value", ["'[],' * 349_000 + '[]'", "'[],' * 49_000 + '[]'", "'\"' + 'x' * 1_040_000 + '\"'"])
-def test_large_calls_of_a_plugin_that_never_reads(host, name, value):
+def test_large_calls_of_a_plugin_that_never_reads_are_bounded(host, name, value):
     """Whatever the megabyte consists of: lists without end, as many as are allowed, or one text."""
     body = """
 message = hear()
@@ -194,7 +194,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_flood_while_another_is_served(host, name, flood):
+def test_a_flooding_plugin_does_not_delay_another(host, name, flood):
     """As much as is answered is carried out, no faster; the plugin stays armed, and others are served meanwhile."""
     body = """
 def flood():
@@ -223,7 +223,7 @@ while True:
 CALLS, READERS = 2_000, 16
 
 
-def test_readers_of_the_whole_history_delay_no_other_client(host, name):
+def test_readers_of_all_events_do_not_delay_other_clients(host, name):
     """All from the beginning at once, while the plugin makes more of it; each gets every event."""
     body = """
 while True:
@@ -250,7 +250,7 @@ while True:
                 heard += reader.recv(1 << 20)
 
 
-def test_calls_that_make_no_sense_are_answered(host, name):
+def test_invalid_calls_are_answered_with_errors(host, name):
     """Unknown, undeclared, with wrong parameters, with strange ids: each has its error, the session goes on."""
     body = r"""
 message = hear()
@@ -297,7 +297,7 @@ while True:
 """
 
 
-def test_echoed_input_of_a_visitor_never_ends_a_plugin(host, name):
+def test_echoed_visitor_input_never_ends_a_plugin(host, name):
     """Odd values in replies and in health answers: each is that answer's plugin_error; one life, no failure."""
     host.up(name, peers.peer("unwell = False" + ECHO), runtime=OFTEN)
     pid = host.runtime(name)["pid"]
@@ -310,7 +310,7 @@ def test_echoed_input_of_a_visitor_never_ends_a_plugin(host, name):
     assert (host.runtime(name)["pid"], host.story(name)) == (pid, ["armed"])
 
 
-def test_an_invalid_health_answer(host, name):
+def test_an_invalid_health_answer_is_unhealthy(host, name):
     """Unhealthy, and it says what was expected."""
     host.up(name, peers.peer("say(id=hear()['id'], result={'status': 'splendid'})\nserve()"), runtime=OFTEN)
     assert "found 'splendid'" in failed(host, name, "unhealthy")

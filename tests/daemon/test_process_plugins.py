@@ -36,14 +36,14 @@ def test_invoke_prints_the_result(host, plugin_id):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_the_payload_may_come_from_stdin(host, plugin_id):
+def test_invoke_reads_the_payload_from_stdin(host, plugin_id):
     """`-`; and a result that is text is printed as it is."""
     done = host.daemon.ctl("invoke", plugin_id, "text", "-", stdin='"\\u00e4 words"')
     assert (done.returncode, done.stdout) == (0, "plain ä words\n")
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_the_whole_reply_as_json(host, plugin_id):
+def test_invoke_json_prints_the_whole_reply(host, plugin_id):
     """For scripts: what the plugin replied, also when it refused; the exit status says the same."""
     done = host.daemon.ctl("--format", "json", "invoke", plugin_id, "greet", '{"name": 1}')
     whole = {"ok": True, "message": "said hello", "result": {"hello": 1}, "error": None}
@@ -73,14 +73,14 @@ def test_a_refusal_is_an_error_with_a_hint(host, plugin_id):
         (("logs", "acme.v1", "--last", "0"), 2, "1 to 1000"),
     ],
 )
-def test_mistakes_of_the_caller(host, words, status, said):
+def test_callers_mistakes_are_reported(host, words, status, said):
     """Each has its exit status and says what was expected."""
     done = host.daemon.ctl(*words)
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
 
 
-def test_what_is_not_armed_cannot_be_invoked(host):
+def test_an_unarmed_plugin_cannot_be_invoked(host):
     """409 with a code, and nothing on record as if it had been done."""
     host.drop("acme.idle", programs.GREETER)
     host.daemon.until(lambda: host.daemon.plugin("acme.idle"), "the bundle")
@@ -115,7 +115,7 @@ def test_a_plugins_output_is_in_its_logs(host, plugin_id):
         ("acme.sh", "healthy", "from sh"),
     ],
 )
-def test_health_is_what_the_plugin_says(host, plugin_id, health, message):
+def test_health_is_what_the_plugin_reports(host, plugin_id, health, message):
     """Asked by protocol; latticectl info shows it, and the level reached."""
     host.daemon.until(lambda: host.runtime(plugin_id)["health"] == health, f"{plugin_id} to be {health}")
     assert host.runtime(plugin_id)["message"] == message
@@ -126,7 +126,7 @@ def test_health_is_what_the_plugin_says(host, plugin_id, health, message):
     assert message in shown
 
 
-def test_health_shows_what_the_host_gives(host):
+def test_health_shows_the_sandbox_support_of_the_host(host):
     """Level, features, and for each that is missing the step that failed and what helps."""
     shown = host.daemon.ctl("health")
     given = host.daemon.get("/api/health").json()["sandbox"]
@@ -161,7 +161,7 @@ def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_an_invocation_is_audited_before_it_is_done(host, plugin_id):
+def test_an_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
     """Before the first host call that it makes; payloads as size and hash only."""
     host.result(plugin_id, "keep", "a secret")
     events = host.daemon.events()
@@ -196,7 +196,7 @@ def test_a_shell_speaks_latticed_stdio_1(host):
 
 @pytest.mark.parametrize("plugin_id", ["acme.foreign-py", "acme.foreign-sh"])
 def test_foreign_programs_run_unchanged(host, plugin_id):
-    """describe, health, and an action that calls the host, of programs that never heard of us."""
+    """describe, health, and an action that calls the host, of programs written for other hosts."""
     assert "name" in host.result(plugin_id, "describe")
     assert host.invoke(plugin_id, "health").json()["ok"] is True
     first = host.result(plugin_id, "count", {"name": "you"})["count"]
@@ -204,7 +204,7 @@ def test_foreign_programs_run_unchanged(host, plugin_id):
     assert (done.returncode, json.loads(done.stdout)["count"]) == (0, first + 1)
 
 
-def test_what_the_protocol_leaves_to_a_foreign_program(host):
+def test_foreign_programs_may_reply_in_any_allowed_form(host):
     """`plan` for `result`; a reply and then exit status 7; a last line without newline; refusals and silence."""
     foreign = "acme.foreign-py"
     assert host.result(foreign, "plan", ["a"]) == {"steps": ["a"]}

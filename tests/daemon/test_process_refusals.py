@@ -1,4 +1,4 @@
-"""What this host cannot confine, or does not execute, is refused with the step and the fix, never made do without."""
+"""Plugins that this host cannot confine or execute are refused with the failed step and the fix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refused(answer, code="sandbox_unavailable"):
     return answer.json()
 
 
-def test_a_level_that_the_host_does_not_give(host):
+def test_an_unsupported_level_is_refused(host):
     """409 with the missing token, the step, its errno and a fix; the status is what it was, and it is on record."""
     problem = refused(host.activated("acme.dedicated", programs.GREETER, runtime=DEDICATED))
     assert problem["detail"] == "needs dedicated, host gives isolated: EPERM at setresuid"
@@ -52,8 +52,8 @@ def test_a_level_that_the_host_does_not_give(host):
     assert "CAP_SETUID" in done.stderr
 
 
-def test_the_floor_of_the_settings_counts_where_a_manifest_is_silent(place, acme):
-    """Nobody gets less than the operator wants, unless the manifest says how much it needs."""
+def test_the_settings_floor_applies_without_a_level_in_the_manifest(place, acme):
+    """A plugin runs below the floor only if its manifest names a lower level."""
     place.set('[sandbox]\nfloor = "dedicated"')
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -63,7 +63,7 @@ def test_the_floor_of_the_settings_counts_where_a_manifest_is_silent(place, acme
         assert modest.json()["runtime"]["sandbox"].startswith("isolated")
 
 
-def test_without_user_namespaces_and_with_a_low_floor(place, acme):
+def test_without_user_namespaces_a_low_floor_runs_filtered(place, acme):
     """filtered, and it says so: both protocols live. What needs more than that is refused with the step that failed."""
     place.before = (sys.executable, "-c", _WITHOUT_USER_NAMESPACES)
     place.set('[sandbox]\nfloor = "filtered"')
@@ -83,7 +83,7 @@ def test_without_user_namespaces_and_with_a_low_floor(place, acme):
             assert daemon.plugin(f"acme.{token}")["status"] == "installed"
 
 
-def test_without_user_namespaces_and_with_the_usual_floor(place, acme):
+def test_without_user_namespaces_the_default_floor_refuses(place, acme):
     """Refused: nothing is confined less than the operator wants. latticectl says what helps, also before."""
     place.before = (sys.executable, "-c", _WITHOUT_USER_NAMESPACES)
     with place.running() as daemon:
@@ -117,7 +117,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("v2", [True, False], ids=["v2", "v1"])
-def test_an_artifact_that_is_no_program(host, name, v2):
+def test_an_artifact_that_is_no_program_fails_to_arm(host, name, v2):
     """A failed arm, with a code and what was found; it is not tried again, for that cannot mend it."""
     artifact, code, words = MISFITS[name]
     answer = host.activated(f"acme.{name}-{'v2' if v2 else 'v1'}", artifact, v2=v2)
@@ -128,7 +128,7 @@ def test_an_artifact_that_is_no_program(host, name, v2):
     assert "next_retry_at" not in runtime
 
 
-def test_an_interpreter_that_the_settings_do_not_name(place, acme):
+def test_an_unlisted_interpreter_is_refused(place, acme):
     """The table of the settings is all there is; what it names must be a program on this host."""
     place.set('[sandbox.interpreters]\nsh = "/bin/sh"\npython3 = "/nowhere/python3"\nnode = "/etc/passwd"')
     with place.running() as daemon:

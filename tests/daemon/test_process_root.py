@@ -1,4 +1,4 @@
-"""As root: each child is somebody of its own, never root, and what it may use is counted for it alone."""
+"""As root: each child has its own uid, never 0, and its limits are counted for it alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_start_and_each_invocation_has_a_new_uid(host):
     assert all(uid == gid >= 1_900_000_000 for uid, gid in uids)
 
 
-def test_tasks_are_counted_for_each_alone(host):
+def test_tasks_are_counted_per_child(host):
     """One that uses up all that it may leaves the other everything."""
     features = {"sandbox": {"features": ["processes"]}}
     greedy = host.up("acme.greedy", bombs.BOMBS, runtime=features)
@@ -60,7 +60,7 @@ def test_tasks_are_counted_for_each_alone(host):
 
 
 def test_kill_9_of_the_daemon_ends_children_of_other_uids():
-    """The kernel's promise survives the change of uid."""
+    """PDEATHSIG is set again after the change of uid, which clears it."""
     with hosting.hosting(user=None) as host:
         host.up("acme.demo", programs.MOODY, runtime={"sandbox": {"features": ["processes"]}})
         host.result("acme.demo", "fork")

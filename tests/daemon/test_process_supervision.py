@@ -1,4 +1,4 @@
-"""What becomes of plugins that crash, hang or feel unwell: failed with a code, tried again, given up, stopped."""
+"""Plugins that crash, hang or are unhealthy: failed with a code, retried with backoff, given up, stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_crash_is_reported_and_the_plugin_restarted(host, action, code, words)
     assert host.invoke(plugin_id, "mood", "healthy").status == 200
 
 
-def test_a_plugin_in_backoff_says_when_it_is_tried_again(place, acme):
+def test_a_plugin_in_backoff_shows_its_next_attempt(place, acme):
     """failed, with the last error and the time of the next attempt; disabling it ends the waiting."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with place.running() as daemon:
@@ -72,7 +72,7 @@ def test_a_plugin_in_backoff_says_when_it_is_tried_again(place, acme):
 
 
 def test_a_crash_loop_opens_the_breaker_and_restart_closes_it(host):
-    """So many failures in a row, then it rests; a restart that goes wrong opens it again, one that does not heals."""
+    """It opens after several failures in a row; a failing restart opens it again, a successful one closes it."""
     plugin_id = host.up("acme.loop", programs.MOODY)
     host.result(plugin_id, "break")
     host.invoke(plugin_id, "crash")
@@ -117,7 +117,7 @@ def test_only_consecutive_bad_checks_count(host):
 
 
 def test_a_critical_plugin_gates_health(place, acme):
-    """503 until it is healthy, and while it is not; an operator may say that this does not matter."""
+    """503 while it is not healthy, unless the operator's settings say that it does not count."""
     place.set(QUICK)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)

@@ -1,4 +1,4 @@
-"""A damaged ledger: the daemon refuses it, `--recover` makes another, and nothing is looser than it was."""
+"""A damaged ledger: the daemon refuses it, `--recover` makes a new one, which grants nothing more than before."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_stored_pair_that_no_longer_verifies_does_not_come_back(lived, acme):
         assert daemon.get("/api/plugins").json() == []
 
 
-def test_a_sound_ledger_is_left_alone(lived):
+def test_recover_leaves_an_intact_ledger_alone(lived):
     """--recover is for damage."""
     before = sorted(path.name for path in lived.state.iterdir())
     ran = lived.once("--recover")
@@ -128,12 +128,12 @@ def test_a_newer_ledger_is_not_damaged(lived):
 
 
 def test_a_foreign_trigger_in_the_ledger_is_damage(lived):
-    """What would act within latticed's statements is nothing that latticed wrote."""
+    """A trigger would run within latticed's statements, and latticed creates none."""
     damage.trigger(lived.state)
     assert lived.once("--recover").returncode == 0
 
 
-def test_recovering_takes_the_lock(lived):
+def test_recover_needs_the_lock(lived):
     """Never under a running daemon."""
     with lived.running():
         ran = lived.once("--recover")
@@ -167,8 +167,8 @@ def test_without_genuine_floors_recover_needs_the_option(lived, harm):
     assert sorted(path.name.split(".damaged-")[0] for path in lived.state.glob("*.damaged-*"))
 
 
-def test_genuine_floors_count_even_when_told_to_go_without(lived):
-    """The word is for floors that cannot be believed; it never loosens what can."""
+def test_genuine_floors_count_despite_without_floors(lived):
+    """--without-floors is for floors that do not verify; it never overrides genuine ones."""
     damage.truncated(lived.state)
     assert lived.once("--recover", "--without-floors").returncode == 0
     with lived.running() as daemon:
