@@ -1,4 +1,4 @@
-"""Ten thousand bundles: a first scan, a restart, a burst, a flood over a stopped reader. The end is a fresh scan's.
+"""Ten thousand bundles: first scan, restart, burst of changes, overflow of inotify. Ends as a fresh scan would.
 
 The tests share one place and build on one another; each leaves a stopped daemon behind.
 """
@@ -45,7 +45,7 @@ def _metric(daemon, name):
 
 
 def _sees_what_is_there(daemon):
-    """Sooner or later; asked about once a second, because the answer is long."""
+    """Wait until the list matches the directory; polled about once a second, because the answer is long."""
     found = flocks.fresh(daemon.place)
     deadline = time.monotonic() + PATIENCE_S
     while wrong := flocks.differences(daemon, found):
@@ -56,7 +56,7 @@ def _sees_what_is_there(daemon):
 
 
 def _weigh(daemon, when):
-    """Note how much memory the daemon has had resident at most, in MB; `test_memory` judges it."""
+    """Note how much memory the daemon has had resident at most, in MB; `test_peak_memory_is_bounded` judges it."""
     PEAKS[when] = flocks.peak_mb(daemon.process.pid)
     print(f"{when}: at most {PEAKS[when]:.0f} MB, now {flocks.resident_mb(daemon.process.pid):.0f} MB")
 
@@ -65,7 +65,7 @@ def _armed(daemon):
     return sum(one["runtime"]["state"] == "armed" for one in daemon.get("/api/plugins").json())
 
 
-def test_the_first_scan(herd):
+def test_the_first_scan_finds_all_bundles(herd):
     """READY=1 with all of them on record."""
     place, _ = herd
     with place.running() as daemon:
@@ -75,7 +75,7 @@ def test_the_first_scan(herd):
         assert daemon.stop() == 0
 
 
-def test_a_restart_with_two_thousand_active(herd):
+def test_a_restart_arms_two_thousand_active_plugins(herd):
     """Decided by several clients at once, armed again after kill -9."""
     place, _ = herd
     with place.running() as daemon:
@@ -112,7 +112,7 @@ def _decide_all(place, numbers):
     assert failed == []
 
 
-def test_a_burst_of_two_thousand_changes(herd):
+def test_two_thousand_changes_at_once_take_effect(herd):
     """Tampered with, taken away, replaced and new ones at once; stopped is what must be, the rest runs on."""
     place, author = herd
     with place.running() as daemon:
@@ -138,7 +138,7 @@ def test_a_burst_of_two_thousand_changes(herd):
         assert daemon.stop() == 0
 
 
-def test_a_flood_of_changes_while_the_daemon_is_stopped(herd):
+def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
     """20,000 files while the process stands still: the kernel drops events, that is counted, and nothing is missed."""
     place, author = herd
     with place.running() as daemon:
@@ -163,7 +163,7 @@ def test_a_flood_of_changes_while_the_daemon_is_stopped(herd):
 
 
 @pytest.mark.parametrize("when", ["first scan", "activation", "restart", "burst", "flood"])
-def test_memory(when):
+def test_peak_memory_is_bounded(when):
     """A bound on what was resident at most, transients included; weighed by the tests above."""
     assert when in PEAKS, "the tests of this file build on one another: run all of them"
     assert PEAKS[when] < MEMORY_MB, PEAKS

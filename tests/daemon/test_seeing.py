@@ -58,7 +58,7 @@ def following(place: daemons.Place, *words: str) -> Iterator[Follower]:
 
 
 def test_events_are_followed_across_a_restart(place, acme):
-    """Nothing is missed and nothing is told twice, though the daemon is killed in between."""
+    """No event is missed or printed twice, though the daemon is killed in between."""
     place.drop(author=acme)
     with contextlib.ExitStack() as stack:
         with place.running() as daemon:
@@ -74,7 +74,7 @@ def test_events_are_followed_across_a_restart(place, acme):
     assert seqs == [seq for seq in known if seq <= seqs[-1]]
 
 
-def test_events_without_follow_end(place, acme):
+def test_events_without_follow_prints_the_last_and_ends(place, acme):
     """Without -f: the last, then the end; about one plugin when asked so."""
     place.drop(author=acme)
     with place.running() as daemon:
@@ -89,7 +89,7 @@ def test_events_without_follow_end(place, acme):
 
 
 def said(daemon: daemons.Daemon, word: str = "acme.demo") -> str:
-    """What explain says is to be done."""
+    """The commands that explain advises."""
     ran = daemon.ctl("explain", word, "--config", str(daemon.place.config))
     assert ran.returncode == 0, ran
     return ran.stdout.splitlines()[-1].removeprefix("what to do: ")
@@ -120,7 +120,7 @@ def test_explain_leads_from_a_dropped_bundle_to_a_running_plugin(place, acme):
         assert daemon.ctl("explain", "acme.demo").returncode == 4
 
 
-def test_explain_an_id_that_changes_hands(place, acme):
+def test_explain_leads_to_accepting_another_publisher(place, acme):
     """Refused beside what runs, then, when that is gone, accepted by the command that explain names."""
     other = bundles.author("other")
     place.trust_us(acme, other)
@@ -137,7 +137,7 @@ def test_explain_an_id_that_changes_hands(place, acme):
         assert daemon.plugin()["publisher"] == "other"
 
 
-def test_explain_a_plugin_refused_by_the_policy_only(place, acme):
+def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
     """An untrusted publisher; then a policy that is no policy."""
     place.drop("stranger", author=bundles.author("stranger"), id="some.one")
     with place.running() as daemon:
@@ -151,7 +151,7 @@ def test_explain_a_plugin_refused_by_the_policy_only(place, acme):
 
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
 def test_a_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
-    """The answer is the record as the real thing makes it, times apart; nothing stored, audited or run."""
+    """The answer is the record that the real command gives, except times; nothing is stored, audited or run."""
     place.drop(author=acme, capabilities=["kv:read", "http:egress"])
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -183,7 +183,7 @@ def test_a_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
         ({"id": "acme.demo", "status": "installed", "dry_run": "yes"}, 400, "bad_request"),
     ],
 )
-def test_a_dry_run_is_refused_as_the_real_thing_and_not_recorded(place, acme, body, status, code):
+def test_a_dry_run_is_refused_like_the_real_command_and_not_recorded(place, acme, body, status, code):
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -209,7 +209,7 @@ def test_a_revocation_is_lifted_once_it_is_out_of_the_file(place, acme):
         daemon.until(lambda: daemon.plugin()["available"], "the bundle to verify again")
 
 
-def test_top_shows_what_is_there(place, acme):
+def test_top_shows_the_plugins(place, acme):
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()

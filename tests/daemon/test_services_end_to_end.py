@@ -1,4 +1,4 @@
-"""Host services through everything there is: a plugin of the SDK, confined, the real daemon, what operators see."""
+"""Host services end to end: a confined plugin that uses the SDK, the real daemon, the operator's view."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_no_private_target_is_reached_without_a_grant(host, server, permit):
     assert server.connections == 1
 
 
-def test_any_host_is_no_private_host(host, server):
-    """Anywhere is anywhere public: not one connection is made to this machine, by any of its names."""
+def test_a_wildcard_grant_excludes_private_hosts(host, server):
+    """`*` covers public hosts only: no connection is made to this machine, by any of its names."""
     plugin_id = "acme.curious"
     host.drop(plugin_id, PLUGIN, v2=False, capabilities=["http:egress"])
     host.daemon.activate(plugin_id, accept=["http:egress"])
@@ -128,7 +128,7 @@ def test_any_host_is_no_private_host(host, server):
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
-def test_an_origin_is_one_port(host, server, permit):
+def test_a_bound_origin_covers_one_port_only(host, server, permit):
     """What was bound is scheme, host and port: nothing beside it is reached."""
     permit(server.origin)
     with listeners.listening() as other:
@@ -137,7 +137,7 @@ def test_an_origin_is_one_port(host, server, permit):
         assert (other.connections, server.requests) == (0, [])
 
 
-def test_a_secret_is_used_and_never_shown(host, server, permit):
+def test_a_bound_secret_is_sent_and_never_shown(host, server, permit):
     """Bound, it is in the header; the plugin never sees it; state, log, audit, backup and API do not have it."""
     permit(server.origin)
     ctl(host, "secret", "set", "API_TOKEN", stdin=SECRET + "\n")
@@ -166,7 +166,7 @@ def test_a_secret_is_used_and_never_shown(host, server, permit):
 
 
 def everywhere(host):
-    """(where, bytes) of all that the daemon has written, and of all that it tells."""
+    """(where, bytes) of everything that the daemon wrote, and of all API answers."""
     daemon, place = host.daemon, host.daemon.place
     files = [path for path in place.state.rglob("*") if path.is_file()]
     yield from ((str(path), path.read_bytes()) for path in [*files, place.config, daemon.log_file])
@@ -188,14 +188,14 @@ def everywhere(host):
 
 
 def seen_in(data):
-    """In which forms the value is in there."""
+    """The encodings in which the value occurs in the data."""
     raw = SECRET.encode()
     forms = {"plain": raw, "base64": base64.b64encode(raw), "hex": raw.hex().encode(), "part": raw[:12]}
     return [name for name, form in forms.items() if form in data]
 
 
 def test_a_secret_is_never_sent_without_tls(host, server):
-    """Plain http to what is not bound is refused before anything is looked up, secret or not."""
+    """Plain http to an origin that is not bound is refused before any DNS look-up, with or without a secret."""
     ctl(host, "secret", "set", "OPEN_WIRE", stdin=SECRET)
     ctl(host, "secret", "bind", "OPEN_WIRE", ID)
     ctl(host, "caps", "grant", ID, "host=*")
@@ -208,7 +208,7 @@ def test_a_secret_is_never_sent_without_tls(host, server):
     ctl(host, "secret", "delete", "--unbind", "OPEN_WIRE")
 
 
-def test_a_notification_waits_for_the_operator(host):
+def test_a_notification_is_listed_until_pruned(host):
     """Accepted is on disk: listed with its sender and severity, counted, and pruned when the operator says so."""
     item = host.result(ID, "notify", {"title": "disk\x1b[31m is full", "body": "by 9 %"})
     assert "is full" in ctl(host, "notify", "list", "--plugin", ID)

@@ -70,7 +70,7 @@ def _twin(how, place, acme):
     ],
 )
 def test_a_bundle_with_the_id_of_another_is_refused(active, place, acme, how, code):
-    """Whoever made it; and the real one is still the one after a restart, and after the intruder has gone."""
+    """Whoever made it; the original stays in force also after a restart, and after the second bundle is removed."""
     before = active.plugin()
     _twin(how, place, acme)
     active.until_rejected("intruder", code)
@@ -118,8 +118,8 @@ def test_a_publisher_bound_to_its_ids_cannot_claim_others(place, acme):
         assert set(daemon.rejected()) == {"claims", "risky"}
 
 
-def test_twins_before_any_decision_are_both_refused(place, acme):
-    """Nobody can tell which one is meant; removing one settles it."""
+def test_two_undecided_bundles_with_one_id_are_both_refused(place, acme):
+    """It is ambiguous which one is meant; once one is removed, the other is accepted."""
     place.drop("one", author=acme)
     place.drop("two", author=acme, version="2.0.0")
     with place.running() as daemon:
@@ -130,7 +130,7 @@ def test_twins_before_any_decision_are_both_refused(place, acme):
         assert daemon.rejected() == {}
 
 
-def test_a_twin_takes_the_place_only_of_a_bundle_that_is_gone(active, place, acme):
+def test_a_second_bundle_is_a_candidate_only_once_the_first_is_gone(active, place, acme):
     """The newcomer, refused while the real one is there, is a candidate then; what runs is still the stored pair."""
     place.drop("later", author=acme, version="2.0.0")
     active.until_rejected("later", "duplicate_id")
@@ -140,7 +140,7 @@ def test_a_twin_takes_the_place_only_of_a_bundle_that_is_gone(active, place, acm
     assert active.until_state("armed")["version"] == "1.0.0"
 
 
-def test_reserved_names_belong_to_built_ins(daemon, place, acme):
+def test_reserved_names_are_refused(daemon, place, acme):
     place.drop("reserved", author=acme, id="latticed.kv")
     daemon.until_rejected("reserved", "manifest_invalid")
 

@@ -1,4 +1,4 @@
-"""Whatever outside stands still, the daemon goes on: it pings and answers, tampering stops a plugin, signals work."""
+"""External parts block (log, mounts, DNS, disk): the daemon still pings, answers, stops tampered plugins, reloads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def armed(daemon, acme):
 
 
 def drop_lines(daemon, host):
-    """Have the plugin say more than the log takes."""
+    """Have the plugin write more than the log pipe holds."""
 
     def dropped():
         assert host.result("acme.demo", "shout", 120) is None
@@ -83,13 +83,13 @@ def goes_on(daemon, pid):
 
 
 def ends(daemon):
-    """At once, in good order."""
+    """It ends at once, with exit status 0."""
     began = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - began < 8.0
 
 
-def test_log_lines_that_nobody_reads_are_dropped_and_counted(place, acme):
+def test_log_lines_for_a_full_pipe_are_dropped_and_counted(place, acme):
     """`latticed | sleep 1000` and a plugin that says a lot: what cannot be written is dropped, counted, and told of."""
     read, write = os.pipe()
     with contextlib.closing(open(read, "rb")) as reader, place.running(output=write) as daemon:
@@ -113,7 +113,7 @@ def drain(reader, *words):
 
 @pytest.mark.root
 @pytest.mark.parametrize("which", ["trust.json", "latticed.toml"])
-def test_settings_or_policy_on_a_dead_mount(place, acme, which):
+def test_settings_or_policy_on_a_dead_mount_block_nothing(place, acme, which):
     """Trust policy and settings file; the one that answers is still followed, health names the other."""
     file = place.home / which
     with standing_still.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:
@@ -139,7 +139,7 @@ def test_settings_or_policy_on_a_dead_mount(place, acme, which):
 
 
 @pytest.mark.root
-def test_names_and_a_journald_that_do_not_answer(acme):
+def test_unanswered_name_lookups_and_journald_block_nothing(acme):
     """Users and hosts as with a dead directory service, journald's socket full: at a start, a call, a reload."""
     namespaces.needed()
     with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
@@ -194,7 +194,7 @@ def asking(host):
         thread.join()
 
 
-def test_a_service_manager_that_does_not_read(place, acme):
+def test_a_full_notify_socket_blocks_nothing(place, acme):
     """Its socket is full: nothing waits for it, and pings come again once there is room."""
     with place.running() as daemon:
         _, pid = armed(daemon, acme)
@@ -239,7 +239,7 @@ def frozen(directory):
 
 
 @pytest.mark.root
-def test_a_disk_under_the_state_that_takes_no_writes(place, acme, disk):
+def test_a_frozen_state_disk_does_not_block_stopping(place, acme, disk):
     """A frozen file system: what is tampered with is stopped, which is on record once the disk goes on."""
     with place.running() as daemon:
         _, pid = armed(daemon, acme)

@@ -1,4 +1,4 @@
-"""What the daemon stands on may be taken away while it runs: its socket, its directories, its groups."""
+"""Removing or replacing the daemon's socket, directories and groups while it runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_control_socket_that_is_removed_is_bound_again(daemon):
     assert not place.socket.exists()
 
 
-def test_something_else_in_the_sockets_place_is_left_alone(daemon):
+def test_a_foreign_file_at_the_sockets_path_is_left_alone(daemon):
     """Health says so to those who are connected; once it is gone the socket is there again."""
     place = daemon.place
     place.socket.unlink()
@@ -83,7 +83,7 @@ def test_a_lock_on_a_shared_file_does_not_keep_a_daemon_from_starting(place):
 
 
 def health(daemon):
-    """The codes of what ails it."""
+    """The codes of the problems in health."""
     return [one["code"] for one in daemon.get("/api/health").json()["problems"]]
 
 
@@ -135,7 +135,7 @@ STATE = [
 ]
 
 
-def test_what_is_acknowledged_is_there_at_the_next_start(daemon):
+def test_acknowledged_decisions_survive_a_replaced_state(daemon):
     """Whatever of the state is taken away or replaced underneath: at once nothing is acknowledged, health has the code.
 
     Once it is put back, all goes on. What was acknowledged in between, and nothing of the rest, is there after a start.

@@ -1,4 +1,4 @@
-"""What changes on disk or in the trust policy takes effect by itself, says why, and is undone by undoing it."""
+"""Changes on disk or in the trust policy take effect automatically, with a reason; reverting them reverts it."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _armed_again(daemon):
     return record
 
 
-def test_a_changed_artifact_stops_it_and_mending_arms_it(active, bundle):
-    """One bit; the same identity again is armed at once, without backoff and without a word."""
+def test_a_changed_artifact_stops_the_plugin_and_repairing_arms_it(active, bundle):
+    """One bit; with the same identity again the plugin is armed at once, without backoff or a command."""
     before = bundles.tamper(bundle.artifact_path)
     _stopped(active, "digest_mismatch")
     assert active.rejected() == {"demo": "digest_mismatch"}
@@ -59,7 +59,7 @@ def test_a_changed_artifact_stops_it_and_mending_arms_it(active, bundle):
     assert active.rejected() == {}
 
 
-def test_a_changed_manifest_stops_it_and_mending_arms_it(active, bundle):
+def test_a_changed_manifest_stops_the_plugin_and_repairing_arms_it(active, bundle):
     """The signature no longer fits."""
     before = bundle.manifest_path.read_bytes()
     bundle.manifest_path.write_bytes(before.replace(b'"Demo"', b'"Dem0"'))
@@ -68,7 +68,7 @@ def test_a_changed_manifest_stops_it_and_mending_arms_it(active, bundle):
     _armed_again(active)
 
 
-def test_a_bundle_that_is_gone_stops_it_and_coming_back_arms_it(active, bundle, place):
+def test_a_removed_bundle_stops_the_plugin_and_restoring_arms_it(active, bundle, place):
     bundle.path.rename(place.home / "aside")
     _stopped(active, "manifest_missing")
     (place.home / "aside").rename(bundle.path)
@@ -85,7 +85,7 @@ def test_a_renamed_bundle_keeps_running(active, bundle, place):
 
 
 def test_a_tamper_of_the_same_size_and_mtime_is_seen(active, bundle):
-    """What an attacker would restore: size and mtime; ctime tells."""
+    """An attacker can restore size and mtime, but not ctime."""
     stamp = bundle.artifact_path.stat()
     before = bundles.tamper(bundle.artifact_path)
     os.utime(bundle.artifact_path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -95,7 +95,7 @@ def test_a_tamper_of_the_same_size_and_mtime_is_seen(active, bundle):
 
 
 def test_a_change_through_a_hard_link_outside_is_seen(active, bundle, place):
-    """inotify tells nobody: what is active is looked at every second; mending it is seen as well."""
+    """inotify reports nothing: active bundles are checked every second; the repair is seen as well."""
     os.link(bundle.artifact_path, place.home / "outside")
     before = bundles.tamper(place.home / "outside")
     _stopped(active, "digest_mismatch")
@@ -103,7 +103,7 @@ def test_a_change_through_a_hard_link_outside_is_seen(active, bundle, place):
     _armed_again(active)
 
 
-def test_a_disabled_plugin_is_not_armed_by_mending(active, bundle):
+def test_repairing_does_not_arm_a_disabled_plugin(active, bundle):
     """What the operator decided counts; disabling works on what does not verify."""
     before = bundles.tamper(bundle.artifact_path)
     _stopped(active, "digest_mismatch")
@@ -115,7 +115,7 @@ def test_a_disabled_plugin_is_not_armed_by_mending(active, bundle):
 
 
 @pytest.mark.parametrize("kind", ["key", "digest", "plugin"])
-def test_a_revocation_stops_it_and_is_remembered(active, bundle, place, acme, kind):
+def test_a_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, acme, kind):
     """The file forgets it: still stopped, also after a restart. Only an explicit lift, on record, undoes it."""
     value = {"key": acme.public, "digest": bundle.raw["digest_sha256"], "plugin": "acme.demo@*"}[kind]
     code = f"{kind}_revoked"
@@ -149,7 +149,7 @@ def test_lifting_needs_a_valid_body(daemon, body):
     assert daemon.post("/api/trust/lift", body).code == "bad_request"
 
 
-def test_a_publisher_that_is_trusted_no_more_is_stopped(active, place, acme):
+def test_a_publisher_no_longer_trusted_is_stopped(active, place, acme):
     """And armed again when it is."""
     place.trust_us(bundles.author("other"))
     _stopped(active, "publisher_untrusted")
@@ -177,8 +177,8 @@ def test_a_rotated_key_without_the_old_one_is_stopped(active, place, acme):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_without_a_good_policy_at_boot_nobody_is_trusted(place, bundle, data, named):
-    """Health is 503 and names file and fault; a good file mends it without a word."""
+def test_without_a_valid_policy_at_boot_no_publisher_is_trusted(place, bundle, data, named):
+    """Health is 503 and names file and fault; a valid file ends that automatically."""
     good = place.trust.read_bytes()
     place.trust.unlink()
     if data is not None:
@@ -216,7 +216,7 @@ def test_a_bad_reload_keeps_the_old_policy(active, place, how):
     assert active.plugin()["runtime"]["state"] == "armed"
 
 
-def test_the_switch_for_unsigned_bundles(place):
+def test_unsigned_bundles_run_only_without_require_signature(place):
     """Unsigned read and write risk only with `require_signature: false`; host risk stays closed."""
     place.drop("plain", author=None, id="plain.demo", publisher=None)
     place.drop("risky", author=None, id="plain.risky", publisher=None, capabilities=["http:egress"])
@@ -231,7 +231,7 @@ def test_the_switch_for_unsigned_bundles(place):
         daemon.until_state("failed", "plain.demo")
 
 
-def test_a_slow_copy_is_judged_when_it_is_whole(daemon, place, acme):
+def test_a_slow_copy_is_verified_once_complete(daemon, place, acme):
     """Written in pieces with pauses between, manifest first: in the end it verifies."""
     raw = bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
     path = bundles.write(place.plugins / "demo", raw, None)
@@ -244,7 +244,7 @@ def test_a_slow_copy_is_judged_when_it_is_whole(daemon, place, acme):
     assert daemon.rejected() == {}
 
 
-def test_a_removed_and_remade_plugin_directory_is_followed(active, place, acme):
+def test_a_recreated_plugin_directory_is_watched_again(active, place, acme):
     """Stopped while it is gone; armed when the same identity is there again."""
     place.plugins.rename(place.home / "old")
     _stopped(active, "manifest_missing")

@@ -1,6 +1,6 @@
-"""An old ledger in place of the newest: refused, or by word held to what was decided since.
+"""An old ledger in place of the newest is refused, or, if the operator accepts it, the newer floors apply.
 
-What a power cut leaves is no such thing.
+A power cut does not look like that.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_an_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
     assert {"ledger.sqlite3"} <= set(before[0])
 
 
-def test_an_old_ledger_that_is_accepted_is_held_to_the_floors(rolled_back):
+def test_an_accepted_old_ledger_is_bound_by_the_floors(rolled_back):
     """Trimmed stays trimmed, revoked stays revoked, the version floor stays; it is on record, and the next start is one
     like any other."""
     strict = floors(rolled_back)
@@ -104,7 +104,7 @@ def test_an_old_ledger_that_is_accepted_is_held_to_the_floors(rolled_back):
         assert daemon.stop() == 0
 
 
-def test_another_ledger_of_the_same_length_is_no_continuation(lived):
+def test_another_ledger_of_the_same_length_is_refused(lived):
     """Also where the old ledger has grown since it was put back: the hash says that it went another way."""
     old = kept(lived)
     with lived.running() as daemon:
@@ -138,7 +138,7 @@ def test_without_genuine_floors_a_start_needs_the_option(lived, harm):
     assert "--accept-rollback" in ran.stderr
 
 
-def test_rows_changed_by_hand_gain_nothing(lived):
+def test_edited_rows_cannot_loosen_the_floors(lived):
     """The floors are stricter than the ledger: they count, on record, without anybody's word."""
     import sqlite3
 
@@ -158,7 +158,7 @@ def test_rows_changed_by_hand_gain_nothing(lived):
     assert floors(lived)["versions"]["acme.demo"] == "1.2.0"
 
 
-def test_what_was_granted_and_lifted_holds_after_a_kill(lived, acme):
+def test_grants_and_lifts_survive_kill_9(lived, acme):
     """Floors that lag behind would take back what was answered: what loosens is in them first."""
     lived.trust_us(acme)
     with lived.running() as daemon:
@@ -173,7 +173,7 @@ def test_what_was_granted_and_lifted_holds_after_a_kill(lived, acme):
         assert "acme.bad@*" not in daemon.get("/api/trust").json()["revoked"]["plugins"]
 
 
-def test_a_power_cut_is_no_roll_back(lived, sick):
+def test_a_power_cut_is_not_taken_for_a_rollback(lived, sick):
     """What the disk had not taken is gone, floors included: they never name an event that is not on disk.
 
     The ledger cannot be synced while decisions are made; then everything that was not synced is lost.
@@ -194,7 +194,7 @@ def test_a_power_cut_is_no_roll_back(lived, sick):
         assert again.stop() == 0
 
 
-def test_a_restored_backup_is_accepted_by_itself(lived, tmp_path: Path):
+def test_a_restored_backup_is_accepted_without_an_option(lived, tmp_path: Path):
     """--restore is the word: the older state starts, and starts again."""
     archive = lived.home / "backup.tar"
     with lived.running() as daemon:

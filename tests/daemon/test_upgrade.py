@@ -28,7 +28,7 @@ def _candidate(daemon, version):
     return found["candidate"]
 
 
-def test_another_version_is_a_candidate_until_it_is_taken(active, place, acme):
+def test_another_version_is_a_candidate_until_upgraded(active, place, acme):
     """The old pair keeps running, also over a restart; `upgrade` swaps, and what it adds is masked."""
     old = active.plugin()
     new = place.drop(
@@ -55,7 +55,7 @@ def test_another_version_is_a_candidate_until_it_is_taken(active, place, acme):
         assert (record["version"], record["granted"]) == ("1.1.0", ["kv:read"])
 
 
-def test_what_an_upgrade_widens_can_be_accepted_by_name(active, place, acme):
+def test_new_capabilities_of_an_upgrade_are_granted_by_name(active, place, acme):
     """Only what the candidate declares; `accept` grants at once."""
     place.drop(author=acme, version="1.1.0", capabilities=["kv:read", "kv:write", "http:egress"])
     _candidate(active, "1.1.0")
@@ -87,7 +87,7 @@ def test_versions_without_an_order_need_allow_downgrade(active, place, acme):
     assert active.post(UPGRADE).code == "version_downgrade"
 
 
-def test_a_candidate_that_is_tampered_with_is_no_candidate(active, place, acme):
+def test_a_tampered_candidate_stops_the_active_plugin(active, place, acme):
     """Then the bundle does not verify: the active plugin is stopped, as for any tamper of its bundle."""
     new = place.drop(author=acme, version="1.1.0")
     _candidate(active, "1.1.0")
@@ -96,8 +96,8 @@ def test_a_candidate_that_is_tampered_with_is_no_candidate(active, place, acme):
     assert active.post(UPGRADE).code == "no_candidate"
 
 
-def test_a_floor_survives_forgetting(active, place, acme):
-    """Forgotten and seen again: an older version still needs the word."""
+def test_the_version_floor_survives_forget(active, place, acme):
+    """Forgotten and seen again: an older version still needs allow_downgrade."""
     place.drop(author=acme, version="3.0.0")
     _candidate(active, "3.0.0")
     assert active.post(UPGRADE).status == 200

@@ -33,7 +33,7 @@ def candidate(host, version: str, artifact: bytes = bombs.BOMBS, **runtime) -> d
     )
 
 
-def test_an_upgrade_runs_with_what_was_accepted_until_more_is_named(host):
+def test_an_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
     """The child keeps the old limits over a restart of the daemon; granted, it has more; trimmed, less at once."""
     daemon = host.daemon
     host.up(ID, bombs.BOMBS, version="1.0.0", capabilities=["kv:read"], runtime={"limits": NARROW})
@@ -56,7 +56,7 @@ def test_an_upgrade_runs_with_what_was_accepted_until_more_is_named(host):
     assert "expected at most limit=memory_mib:96" in daemon.ctl("caps", "grant", ID, "limit=memory_mib:97").stderr
 
 
-def test_what_a_plugin_cannot_run_without_is_needs_consent(host):
+def test_an_upgrade_without_required_features_is_needs_consent(host):
     """409 needs_consent, nothing changed, with the command that takes it; the command takes it."""
     daemon = host.daemon
     before = daemon.plugin(ID) or host.up(ID, bombs.BOMBS, version="1.0.0", runtime={"limits": NARROW})

@@ -1,4 +1,4 @@
-"""Wasm plugins against the real daemon: samples live, bad modules fail with a code, compiled code is kept."""
+"""Wasm plugins in the real daemon: samples work, bad modules fail with a code, compiled code is cached."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def host():
         yield found
 
 
-def test_the_small_sample(host):
+def test_the_small_sample_answers_and_logs(host):
     """It is asked through latticectl, answers with what it was asked, and has its host write a line."""
     plugin_id = sample(host, "hello-wasm")
     assert host.daemon.activate(plugin_id)["runtime"]["runner"] == "wasm"
@@ -65,7 +65,7 @@ def test_the_small_sample(host):
     assert host.runtime(plugin_id)["sandbox"].startswith(("isolated", "dedicated"))
 
 
-def test_the_wasi_sample(host):
+def test_the_wasi_sample_keeps_state_in_kv(host):
     """A WASI command counts in kv how often it greeted; what is trimmed is refused in its next call; it lives on."""
     plugin_id = sample(host, "hello-wasi")
     host.daemon.activate(plugin_id)
@@ -126,7 +126,7 @@ def test_an_endless_loop_is_ended(host, name, body, limits, code):
     hosting.until_gone({before})
 
 
-def test_memory_is_limited(host):
+def test_memory_grow_fails_beyond_the_limit(host):
     """memory.grow says no beyond it, and the module lives on."""
     grow = """(local $pages i32)
       (block $full (loop $more

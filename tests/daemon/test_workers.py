@@ -61,7 +61,7 @@ def url(host):
         assert host.daemon.set_status("disabled", ID).status == 200
 
 
-def test_from_the_bundle_to_the_page(host, url):
+def test_a_template_is_served_with_the_operators_value(host, url):
     """The operator's value is on the page at once; each read is on record; the log says where it listens."""
     assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x "
     said(host.daemon.ctl("kv", "set", "default", "message", "world"))
@@ -74,7 +74,7 @@ def test_from_the_bundle_to_the_page(host, url):
     assert host.daemon.logged("ingress_listening")[-1]["address"] == url
 
 
-def test_what_a_visitor_writes_is_text(host, url):
+def test_references_in_visitors_input_are_not_expanded(host, url):
     """A path and a stored value with a reference in them are shown as they are: one pass."""
     said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
     assert (
@@ -95,7 +95,7 @@ HALVES = [
 
 
 def test_many_connections_do_not_delay_a_visitor(host, url):
-    """Silent, half, endless and pipelined requests by the hundred: whoever asks in good order is served, soon."""
+    """Hundreds of silent, partial, endless and pipelined requests: a normal request is still answered soon."""
     where = urlsplit(url)
     with host.daemon.turns.short(), contextlib.ExitStack() as stack:
         for number in range(210):
@@ -108,7 +108,7 @@ def test_many_connections_do_not_delay_a_visitor(host, url):
         assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
 
 
-def test_disabled_nobody_listens(host, url):
+def test_disabling_the_last_worker_closes_the_port(host, url):
     """The last route gone, the port is given back; active again, it is served, wherever the kernel says."""
     assert host.daemon.set_status("disabled", ID).status == 200
     host.daemon.until(lambda: not visitors.listens(url), "the port to be free")
@@ -116,7 +116,7 @@ def test_disabled_nobody_listens(host, url):
     assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith(f"hello /{ID}/")
 
 
-def test_the_control_api_is_not_there(host, url):
+def test_the_http_port_does_not_serve_the_control_api(host, url):
     """Neither by its paths nor by another name of the host, nor by any method; it is only on its socket."""
     for path in ("/api/plugins", "/api/health", "/metrics", "/openapi.json", "/", "/api/plugins/lifecycle"):
         answer = visitors.ask(url, path)
@@ -180,7 +180,7 @@ def test_a_bucket_is_read_once_it_is_granted(host):
     ("template", "word"),
     [(b"fine\nrequire('fs')\n", "`require(` in line 2"), (b"{{path}} {{kv:default/x}\n", "not closed in line 1")],
 )
-def test_what_is_no_template_is_refused(host, template, word):
+def test_an_invalid_template_is_refused(host, template, word):
     """409 with the reason, for latticectl too; the status as it was, the refusal on record."""
     plugin_id = f"acme.blocked-{len(template)}"
     installed(host, template, plugin_id)
@@ -205,7 +205,7 @@ def test_html_is_escaped(host):
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
-def test_a_tampered_template_is_served_no_more(host, url):
+def test_a_tampered_template_is_no_longer_served(host, url):
     """At once, on record; with its bytes back it is served again by itself."""
     artifact = host.daemon.place.plugins / ID / "artifact"
     before = bundles.tamper(artifact)
@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_degrades_that_plugin_alone():
             assert visitors.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
 
 
-def test_it_is_served_again_after_a_restart():
+def test_workers_are_served_again_after_a_restart():
     """What was active is, without anybody's doing: same template, same value, at the port of the settings."""
     acme = bundles.author("acme")
     with daemons.placed(settings=ANY_PORT) as place:

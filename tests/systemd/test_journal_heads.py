@@ -1,4 +1,4 @@
-"""A whole state directory put back by who may write in it: the signed heads in the real journal still tell."""
+"""Rollback of a whole state directory is detected by the signed heads in the real journal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ UP = "for _ in $(seq 400); do [ -S {0}/run/control.sock ] && break; sleep 0.05; 
 
 
 def live(run, home: Path, *decisions: str, options: tuple[str, ...] = ()) -> None:
-    """One life of the daemon, in which latticectl is told these words."""
+    """Run the daemon once, and latticectl with these arguments meanwhile."""
     run(f"{started(home, *options)} & echo $! >{home}/pid")
     run(UP.format(home))
     for words in decisions:
@@ -58,7 +58,7 @@ def live(run, home: Path, *decisions: str, options: tuple[str, ...] = ()) -> Non
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_an_old_state_directory_is_refused_though_its_floors_are_as_old(host):
+def test_an_old_state_directory_with_matching_floors_is_refused(host):
     """Ledger, floors and key go back together; nothing in the directory says so. The operator's word starts it."""
     run, home = host
     live(run, home, "install acme.demo")

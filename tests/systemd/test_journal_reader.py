@@ -1,4 +1,4 @@
-"""latticed-journal against the real journald: who can be believed, and that nothing is lost or comes twice."""
+"""latticed-journal with the real journald: only genuine entries, none lost or repeated."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
     other.close()
 
 
-async def test_an_empty_journal_has_a_cursor_too(desk: Desk) -> None:
+async def test_an_empty_journal_gives_a_cursor(desk: Desk) -> None:
     """What comes later is found from there, whatever the filter had matched before."""
     start = await desk.ask()
     assert start["entries"] == []
@@ -140,7 +140,7 @@ async def test_lines_are_escaped_and_cut(desk: Desk) -> None:
 
 
 @pytest.mark.root
-async def test_a_listed_unit_is_shown_and_no_other(desk: Desk) -> None:
+async def test_only_entries_of_listed_units_are_shown(desk: Desk) -> None:
     """By its control group, as journald tells it; ours are not shown even when somebody lists them."""
     with journalds.unit(UNIT) as group, journalds.unit("other-under-test.service") as other:
         start = (await desk.ask(UNIT, limit=0))["cursor"]
@@ -159,7 +159,7 @@ async def test_a_listed_unit_is_shown_and_no_other(desk: Desk) -> None:
             assert caught.value.code is Denial.BAD_PARAMS
 
 
-async def test_cursors_of_others_are_refused(desk: Desk) -> None:
+async def test_malformed_cursors_are_refused(desk: Desk) -> None:
     """They would reach journalctl's command line."""
     for cursor in ("--help", "j:--help", "j:s=1;i=1", "f:1-1-1-0123456789abcdef", "t:x", "j:", "x"):
         with pytest.raises(HostError) as caught:

@@ -43,7 +43,7 @@ def test_an_unknown_key_is_a_warning(units):
     assert "Restartt" in ran.stderr
 
 
-def test_the_user_and_the_directory_are_made(tmp_path):
+def test_sysusers_and_tmpfiles_create_user_and_directory(tmp_path):
     """sysusers.d and tmpfiles.d files do what they say, in an empty root."""
     (tmp_path / "etc").mkdir()
     users = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(UNITS / "latticed.sysusers")]
@@ -54,7 +54,7 @@ def test_the_user_and_the_directory_are_made(tmp_path):
     assert (tmp_path / "var/lib/latticed-plugins").stat().st_mode & 0o777 == 0o755
 
 
-def test_the_unit_says_what_the_daemon_relies_on():
+def test_the_units_have_the_settings_the_daemon_relies_on():
     """The socket's name and mode, the reload signal, and the exit codes that a restart would not mend."""
     service, socket = configparser.RawConfigParser(strict=False), configparser.RawConfigParser(strict=False)
     service.read(UNITS / "latticed.service")
