@@ -1,4 +1,4 @@
-"""The Gate, whatever is called through it: what gets no further, what a plugin learns of a failure, what is on record.
+"""The Gate for any call: what it refuses, what a plugin learns of a failure, what is audited.
 
 Each call in each way that it can go is in test_gate_table.
 """
@@ -45,7 +45,7 @@ class Anything(Params, frozen=True):
     note: str = ""
 
 
-async def test_what_is_recorded_of_a_call_is_its_size_and_hash(home, plugin):
+async def test_audit_has_size_and_hash_of_a_call_only(home, plugin):
     """Never the values themselves."""
     await plugin.call("kv.put", key="a", value="hunter2")
     (event,) = [e for e in home.events(action="host.call") if e["target"] == "kv.put"]
@@ -63,7 +63,7 @@ async def test_unknown_calls_are_not_found(plugin, method):
     assert len(target) <= 200
 
 
-async def test_too_many_are_rate_limited_until_time_passes():
+async def test_too_many_calls_are_rate_limited():
     """Burst at once, then as fast as the bucket fills; each plugin has its own."""
     async with houses.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
         clock = home.app.broker.clock = ManualClock()
@@ -81,7 +81,7 @@ async def test_too_many_are_rate_limited_until_time_passes():
 @pytest.mark.parametrize(
     "params", [{"key": "\ud800"}, {"key": object()}, {"key": {1, 2}, "x": b"\xff"}, {1: {2: 3 + 1j}}]
 )
-async def test_parameters_that_are_no_json_are_denied_on_record(plugin, params):
+async def test_parameters_with_lone_surrogates_are_denied_and_audited(plugin, params):
     """A lone surrogate gets through most JSON decoders: it must not get past the audit."""
     with pytest.raises(HostError) as caught:
         await plugin.life.gate.call("kv.get", params)
@@ -99,7 +99,7 @@ async def test_parameters_of_endless_depth_are_denied(plugin):
         deep = deep.pop()  # type: ignore[assignment]
 
 
-async def test_a_service_that_takes_too_long_is_cut():
+async def test_a_slow_service_is_cancelled_with_deadline_exceeded():
     """deadline_exceeded: allowed, then failed, both on record; the service is cancelled."""
     async with houses.opened(toml="[host_calls]\ndeadline_s = 0.1\n") as home:
         plugin = await caller(home, "node:read")
@@ -117,8 +117,8 @@ async def test_a_service_that_takes_too_long_is_cut():
         assert plugin.recorded() == [("node.facts", "allow", ""), ("node.facts", "deny", "deadline_exceeded")]
 
 
-async def test_a_service_that_breaks_tells_the_plugin_nothing(plugin):
-    """internal: the words go to the log."""
+async def test_an_exception_in_a_service_is_internal_to_the_plugin(plugin):
+    """The message goes to the log only."""
 
     async def broken(_caller, _params):
         raise KeyError("/var/lib/latticed/secret")
@@ -131,7 +131,7 @@ async def test_a_service_that_breaks_tells_the_plugin_nothing(plugin):
     assert plugin.recorded() == [("node.facts", "allow", ""), ("node.facts", "deny", "internal")]
 
 
-async def test_a_service_s_own_refusal_keeps_its_code(plugin):
+async def test_a_refusal_by_a_service_keeps_its_code(plugin):
     """not_found, egress_blocked and the like come from services."""
 
     async def nothing(_caller, _params):
@@ -142,7 +142,7 @@ async def test_a_service_s_own_refusal_keeps_its_code(plugin):
     assert plugin.recorded() == [("http.do", "allow", ""), ("http.do", "deny", "egress_blocked")]
 
 
-async def test_what_cannot_be_recorded_does_not_happen(home, monkeypatch):
+async def test_a_call_that_cannot_be_audited_is_not_carried_out(home, monkeypatch):
     """audit_unavailable: the service is never asked, nothing changed, nothing is on record; then all is well again."""
     plugin = await caller(home, "kv:read", "kv:write")
     asked = []
@@ -178,7 +178,7 @@ async def test_a_call_is_committed_before_it_is_carried_out(home):
     assert found == [("node.facts", "allow", "")]
 
 
-async def test_a_flood_of_denials_is_counted_not_lost(home):
+async def test_a_flood_of_denials_is_counted(home):
     """All are answered alike; beyond a quota they share events that say how many."""
     plugin = await caller(home, "kv:read")
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""The SDK's Gate in memory and the real one, asked the same: a plugin's tests see what an operator will see."""
+"""The SDK's in-memory Gate answers like the real one, so that a plugin's tests show its real behaviour."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ ASKED = [
 
 @pytest.fixture
 async def both():
-    """(ask the real Gate, ask the one in memory), both with the same rights and quotas."""
+    """(ask the real Gate, ask the one in memory), both with the same grants and quotas."""
     toml = "[host_calls]\n" + "".join(f"{name} = {value}\n" for name, value in QUOTAS.items())
     async with houses.opened(toml=toml) as home:
         home.drop("demo", id="acme.demo", capabilities=[*HELD, "node:admin"])
@@ -110,7 +110,7 @@ async def test_both_answer_alike(both):
         assert found == expected, (method, params)
 
 
-async def test_both_tell_a_plugin_of_its_calls(both):
+async def test_both_answer_audit_query(both):
     """audit.query: with filters and pages; the one in memory tells fewer fields, and no sizes."""
     real, memory = both
     for call in (real, memory):

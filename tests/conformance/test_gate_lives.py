@@ -1,4 +1,4 @@
-"""A plugin's Gate over its life: stopped, tampered with, in other hands; and what belongs to one plugin alone."""
+"""A plugin's Gate when the plugin is stopped, tampered with or changes publisher; and separation of plugins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def home():
         yield found
 
 
-async def test_a_stopped_plugin_s_gate_answers_nothing(home):
+async def test_the_gate_of_a_stopped_plugin_refuses_calls(home):
     """Disabled: what it still tries is refused."""
     plugin = await caller(home, "kv:read")
     assert (await home.decide(ID, "disabled")).status == 200
@@ -49,7 +49,7 @@ async def test_plugins_do_not_share_a_bucket(home):
     assert (await home.ask("GET", f"/api/kv/plugin:{ID}/k"))["raw"] == b"one"
 
 
-async def test_another_publisher_never_reads_what_the_old_one_wrote():
+async def test_another_publisher_cannot_read_the_old_bucket():
     """Accepted by name, the id changes hands with an empty bucket; handed back, the old one is there again."""
     acme, rival = bundles.author("acme"), bundles.author("rival")
     async with houses.opened(author=acme, policy=bundles.policy_bytes(acme, rival)) as home:

@@ -46,7 +46,7 @@ async def test_kv_keeps_text_and_bytes(plugin):
     assert plugin.recorded() == [(method, "allow", "") for method in ("kv.get", "kv.put", "kv.put", "kv.get", "kv.get")]
 
 
-async def test_a_long_value_is_answered_once():
+async def test_a_long_value_is_sent_as_base64_only():
     """Up to 64 KiB also as text; beyond that only as base64, whatever the protocol; by the SDK's Gate too."""
     in_memory = gate.Gate(capabilities=("kv:read", "kv:write"))
     in_memory.kv_value_bytes = 1 << 20
@@ -71,7 +71,7 @@ async def test_kv_lists_and_deletes(plugin):
     assert await plugin.call("kv.delete", key="a") == {"ok": False}
 
 
-async def test_kv_list_goes_by_pages(home, plugin, monkeypatch):
+async def test_kv_list_is_paged(home, plugin, monkeypatch):
     """`next` is where to go on."""
     monkeypatch.setattr("latticed.host.kv.PAGE", 2)
     for key in "abc":
@@ -83,14 +83,14 @@ async def test_kv_list_goes_by_pages(home, plugin, monkeypatch):
 @pytest.mark.parametrize(
     "key", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "\x1b[0m", "a\u202eb", "a\u2028b", "k" * 257]
 )
-async def test_keys_that_could_mislead_are_bad_params(plugin, key):
+async def test_invalid_keys_are_bad_params(plugin, key):
     """No path, no control characters, at most 256 characters."""
     for method, more in (("kv.get", {}), ("kv.put", {"value": ""}), ("kv.delete", {})):
         assert await plugin.denied(method, key=key, **more) == "bad_params"
     await plugin.call("kv.put", key="k" * 256, value="fits")
 
 
-async def test_quotas_hold(home):
+async def test_exceeding_a_quota_is_refused(home):
     """On a value, on keys, on all of it; replacing with less always fits. The call was allowed, then failed."""
     toml = "[host_calls]\nkv_value_bytes = 8\nkv_keys = 2\nkv_total_bytes = 20\n"
     async with houses.opened(toml=toml) as small:
@@ -147,7 +147,7 @@ async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
     ("said", "level"),
     [("warn", "warning"), ("WARN", "warning"), ("Warning", "warning"), ("ERROR", "error"), ("Debug", "debug")],
 )
-async def test_levels_are_taken_as_other_hosts_take_them(home, monkeypatch, said, level):
+async def test_log_levels_of_other_hosts_are_accepted(home, monkeypatch, said, level):
     lines = []
     levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
     monkeypatch.setattr("latticed.app.log", SimpleNamespace(**levels))

@@ -1,4 +1,4 @@
-"""Every host call that is served, in every way that it can go: what the plugin gets, and what is on record of it."""
+"""Every host call in each of its outcomes: what the plugin gets, and what is audited."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def every(stage, code):
     return dict.fromkeys(sorted(stage.broker.services), code)
 
 
-async def test_every_call_that_is_served_has_its_row(stage):
-    """And a row without a way to fill it up, or to take it down, says why."""
+async def test_every_served_call_has_a_row(stage):
+    """A row without a way to exceed its quota or to stop its service gives the reason."""
     assert set(stage.broker.services) <= set(ROWS)
     assert set(ROWS) == set(hostcall.CAPABILITY_OF)
     assert [method for method, row in ROWS.items() if not row.bad or not (row.why or (row.full and row.down))] == []
 
 
-async def test_allowed(stage):
+async def test_an_allowed_call_returns_its_members_and_is_audited(stage):
     """The result has the members that are promised; one allow is on record."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
@@ -47,7 +47,7 @@ async def test_allowed(stage):
     assert recorded == {method: [(method, "allow", "")] for method in found}
 
 
-async def test_not_declared():
+async def test_an_undeclared_call_is_denied():
     """Whatever an operator grants, what the manifest does not name is denied, and that is on record."""
     others = {hostcalls.service_of(method): ["kv:read"] for method in ROWS} | {"kv": ["log:write"]}
     async with hostcalls.standing(declares=others) as stage:
@@ -59,7 +59,7 @@ async def test_not_declared():
         assert recorded == {method: [(method, "deny", "capability_denied")] for method in found}
 
 
-async def test_not_granted_then_granted(stage):
+async def test_trimming_and_granting_apply_to_the_next_call(stage):
     """Trimmed: denied in the very next call. Granted: allowed in the next. Through the API, under a running plugin."""
     seen, recorded = {}, {}
     for method, row, caller in stage.each():
@@ -77,7 +77,7 @@ async def test_not_granted_then_granted(stage):
     }
 
 
-async def test_host_risk_waits_for_its_name(stage):
+async def test_host_risk_is_masked_until_granted_by_name(stage):
     """What can harm the host is masked when a plugin is installed, until an operator names it."""
     caller = await hostcalls.caller(stage.home, *hostcalls.EVERYTHING, plugin_id="acme.fresh", name="fresh")
     masked = {m for m in stage.broker.services if hostcall.CAPABILITY_OF[m] in hostcalls.HOST_RISK}
@@ -86,8 +86,8 @@ async def test_host_risk_waits_for_its_name(stage):
     assert {record[1:] for record in caller.recorded()} == {("deny", "capability_not_granted")}
 
 
-async def test_over_its_rate(stage):
-    """One call at a time is allowed here: the second comes too soon, and is welcome later."""
+async def test_a_call_over_its_rate_is_rate_limited(stage):
+    """The burst is one call here: the second is refused, and accepted after a pause."""
     clock = stage.broker.clock = ManualClock()
     stage.broker.limits = replace(stage.broker.limits, of_call={})
     seen, recorded = {}, {}
@@ -104,7 +104,7 @@ async def test_over_its_rate(stage):
     assert [m for m, found in recorded.items() if found.count((m, "deny", "rate_limited")) != 1] == []
 
 
-async def test_bad_parameters(stage):
+async def test_bad_parameters_are_denied(stage):
     """Missing, of another type, out of range, unknown, misleading: each of them is denied, and on record as denied."""
     wrong = []
     for method, row, caller in stage.each():
@@ -116,8 +116,8 @@ async def test_bad_parameters(stage):
     assert wrong == []
 
 
-async def test_too_large(stage):
-    """Judged by size alone, before anybody looks at the parameters: the service never sees them."""
+async def test_too_large_parameters_are_denied_undecoded(stage):
+    """Judged by size alone, before decoding: the service is not called."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         params = {**stage.fill(row.good), "nobody_knows": "x" * stage.broker.limits.request_bytes}
@@ -127,7 +127,7 @@ async def test_too_large(stage):
     assert recorded == {method: [(method, "deny", "too_large")] for method in found}
 
 
-async def test_its_service_is_down(stage):
+async def test_a_failed_service_is_service_unavailable(stage):
     """Allowed, then service_unavailable: both on record. When what it stands on is back, so is the service."""
     found, recorded, after = {}, {}, {}
     for method, row, caller in stage.each():
@@ -143,7 +143,7 @@ async def test_its_service_is_down(stage):
     assert after == {method: ROWS[method].comes_to for method in found}
 
 
-async def test_its_deadline(stage):
+async def test_a_slow_service_is_deadline_exceeded(stage):
     """A service that takes too long is cut: allowed, then deadline_exceeded, both on record."""
     stage.broker.limits = replace(stage.broker.limits, deadline_s=0.02)
     found, recorded = {}, {}
@@ -155,7 +155,7 @@ async def test_its_deadline(stage):
     assert recorded == {method: [(method, "allow", ""), (method, "deny", "deadline_exceeded")] for method in found}
 
 
-async def test_its_quota(stage):
+async def test_exceeding_a_quota_is_quota_exceeded(stage):
     """What keeps something keeps so much and no more: allowed, then quota_exceeded, both on record."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
@@ -171,7 +171,7 @@ async def test_its_quota(stage):
     assert recorded == {method: [(method, "allow", ""), (method, "deny", "quota_exceeded")] for method in recorded}
 
 
-async def test_what_cannot_be_recorded_does_not_happen(stage, monkeypatch):
+async def test_a_call_that_cannot_be_audited_is_not_carried_out(stage, monkeypatch):
     """audit_unavailable: no service is asked, nothing is on record; with the audit back, all is well again."""
     found, after = {}, {}
 
@@ -189,7 +189,7 @@ async def test_what_cannot_be_recorded_does_not_happen(stage, monkeypatch):
     assert after == {method: ROWS[method].comes_to for method in found}
 
 
-async def test_calls_without_a_service_say_so(stage):
+async def test_calls_without_a_service_are_service_unavailable(stage):
     """A call of the table that a version does not serve: service_unavailable, whatever was granted; on record."""
     served = [(method, row, caller) for method, row, caller in stage.each()]
     stage.broker.services = {}
@@ -201,7 +201,7 @@ async def test_calls_without_a_service_say_so(stage):
     assert recorded == {method: [(method, "deny", "service_unavailable")] for method in found}
 
 
-async def test_the_chain_of_all_this_verifies(stage):
+async def test_the_audit_chain_of_all_outcomes_verifies(stage):
     """After allows, denials and failures of every kind."""
     for method, row, caller in stage.each():
         for params in (row.good, *row.bad):

@@ -1,4 +1,4 @@
-"""What the supervisor may expect of every runner, whatever its way of living. A new runner joins RUNNERS."""
+"""The contract between supervisor and every runner. Add a new runner to RUNNERS."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WAYS = {
     },
     "worker": {"type": "worker", "artifact": b"hello {{path}}", "capabilities": ["worker:route", "kv:read"]},
 }
-"""Ways of living, and what their bundles are. A new runner joins here."""
+"""Each runner with its bundle. Add a new runner here."""
 INVOKES = {"driven", "process", "wasm"}
 START_S = STOP_S = 10.0
 
@@ -73,7 +73,7 @@ def plugin(bundle):
 
 @pytest.fixture
 def start(runner, plugin, bundle):
-    """Starts one life, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
+    """Starts one instance, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
     exits: list[tuple[str, str]] = []
 
     async def record(_event):
@@ -94,11 +94,11 @@ def start(runner, plugin, bundle):
 
 
 def left(before):
-    """What a life left behind; the loop's own helper threads are not its."""
+    """What an instance left behind, not counting the event loop's helper threads."""
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
-async def test_it_lives_and_ends(start):
+async def test_an_instance_starts_and_stops_cleanly(start):
     """Started within the deadline, stopped within the grace, nothing left; an end that was asked for is no exit."""
     before = leftovers.survey()
     instance = await start()
@@ -118,7 +118,7 @@ async def test_a_runner_that_hashes_refuses_other_bytes(runner, bundle, start):
     assert refused.value.code == "digest_mismatch"
 
 
-async def test_stopping_twice_is_stopping_once(start):
+async def test_stopping_twice_is_harmless(start):
     """The supervisor may be unsure; the second time nothing is left to do."""
     instance = await start()
     async with asyncio.timeout(STOP_S):
@@ -126,7 +126,7 @@ async def test_stopping_twice_is_stopping_once(start):
         await instance.stop(0.0)
 
 
-async def test_many_lives_one_after_the_other(start):
+async def test_instances_can_be_started_one_after_another(start):
     """Nothing of a life is in the way of the next."""
     for _ in range(5):
         instance = await start()
@@ -134,7 +134,7 @@ async def test_many_lives_one_after_the_other(start):
         await instance.stop(1.0)
 
 
-async def test_two_plugins_at_once(start):
+async def test_stopping_one_instance_leaves_another_running(start):
     """Ending one leaves the other alone."""
     one, two = await start(), await start()
     await one.stop(1.0)
@@ -142,7 +142,7 @@ async def test_two_plugins_at_once(start):
     await two.stop(1.0)
 
 
-async def test_it_tells_how_it_is(start):
+async def test_check_returns_health_and_message(start):
     """A health, and words that a person can read."""
     instance = await start()
     found = await asyncio.wait_for(instance.check(), START_S)
@@ -152,7 +152,7 @@ async def test_it_tells_how_it_is(start):
     await instance.stop(1.0)
 
 
-async def test_it_answers_an_invocation_or_says_that_it_cannot(start, runner):
+async def test_invoke_returns_a_reply_or_raises_a_problem(start, runner):
     """`{ok, message, result, error}`, or a Problem with a code; never a bare exception."""
     instance = await start()
     if runner.name in INVOKES:
@@ -178,13 +178,13 @@ async def test_a_start_that_is_cancelled_leaves_nothing(start):
     await houses.until(lambda: left(before) == [], "nothing left")
 
 
-async def test_the_artifact_is_never_executed_by_noop(tmp_path, plugin):
+async def test_noop_never_executes_the_artifact(tmp_path, plugin):
     """Not even opened: any bytes will do, and its health is unknown for ever."""
     instance = await NoopRunner("held").start(plugin, None, None, None)  # type: ignore[arg-type]
     assert (instance.pid, instance.message, (await instance.check()).health) == (0, "held", "unknown")
 
 
-def test_what_is_not_built_in_is_held_openly(tmp_path):
+def test_an_unknown_runner_name_gives_noop_with_a_reason(tmp_path):
     """The settings may name runners of later versions: noop takes their plugins and says so."""
     wanted = {"system": "process", "wasm": "noop", "worker": "later"}
     runners = choice.choose(wanted, runner_deps.deps(tmp_path))

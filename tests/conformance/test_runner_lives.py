@@ -1,4 +1,4 @@
-"""Every real way of living in a whole house: what operators and the audit see of it is the same for all of them."""
+"""Every runner in a complete daemon: operators and the audit see the same of all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ every = pytest.mark.parametrize("way", ways.WAYS.values(), ids=ways.WAYS)
 
 
 def able(what):
-    """The ways in which there is such a thing; `test_what_a_way_cannot_do` has the others."""
+    """The runners that support this; `test_unsupported_behaviour_of_a_runner_has_a_reason` has the others."""
     found = {name: way for name, way in ways.WAYS.items() if not ways.reason(way, what)}
     return pytest.mark.parametrize("way", found.values(), ids=found)
 
@@ -57,11 +57,11 @@ def states(home, after, plugin_id=ID):
 
 
 def left(before):
-    """What a life left behind: children, and what else was opened for it."""
+    """What an instance left behind: children, and descriptors opened for it."""
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
-def test_what_a_way_cannot_do():
+def test_unsupported_behaviour_of_a_runner_has_a_reason():
     """Each has its reason: a way that is not named here can call, end, hang and go beyond its limits by itself."""
     found = {name: [what for what in ways.ABLE if ways.reason(way, what)] for name, way in ways.WAYS.items()}
     assert {name: cannot for name, cannot in found.items() if cannot} == {
@@ -70,7 +70,7 @@ def test_what_a_way_cannot_do():
     }
 
 
-async def test_what_is_held_cannot_be_asked():
+async def test_a_noop_plugin_cannot_be_invoked():
     """noop: it says so, and neither calls nor ends."""
     way = ways.WAYS["noop"]
     async with houses.opened(real=True, toml=way.toml) as home:
@@ -81,7 +81,7 @@ async def test_what_is_held_cannot_be_asked():
 
 
 @every
-async def test_it_is_armed_and_stopped(way):
+async def test_a_plugin_is_armed_and_stopped(way):
     """Armed by its own runner, with the health that it tells; stopped, nothing of it is left. Both are on record."""
     async with houses.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
@@ -96,7 +96,7 @@ async def test_it_is_armed_and_stopped(way):
 
 
 @able("calls")
-async def test_its_own_calls_are_allowed_and_denied(way):
+async def test_host_calls_follow_grants(way):
     """Made by the plugin itself: allowed; not granted, in the next call; granted again; not declared. All on record."""
     action, shows = way.calls
     async with houses.opened(real=True, toml=way.toml) as home:
@@ -121,7 +121,7 @@ async def test_its_own_calls_are_allowed_and_denied(way):
 
 
 @able("crash")
-async def test_it_ends_by_itself(way):
+async def test_a_plugin_that_exits_is_restarted(way):
     """Whoever waits for an answer gets a code; what lived is started again, on record; and answers again."""
     action, expected = way.crash
     async with houses.opened(real=True, toml=way.toml + SOON) as home:
@@ -140,7 +140,7 @@ def _restarts(view):
 
 
 @able("limit")
-async def test_it_goes_beyond_its_limit(way):
+async def test_exceeding_a_limit_gives_a_code(way):
     """A code for whoever asked; the daemon answers meanwhile, and the plugin can be stopped."""
     action, expected = way.limit
     async with houses.opened(real=True, toml=way.toml + "[supervision]\nstop_grace_s = 1\n") as home:
@@ -152,7 +152,7 @@ async def test_it_goes_beyond_its_limit(way):
 
 
 @able("never")
-async def test_it_never_gets_started(way):
+async def test_a_failed_start_is_reported_and_retried(way):
     """A failed start within its time: 200, the status as decided, a code, another try to come, nothing left."""
     artifact, expected = way.never
     async with houses.opened(real=True, toml=ways.start_toml(way)) as home:
@@ -167,7 +167,7 @@ async def test_it_never_gets_started(way):
 
 
 @every
-async def test_its_bundle_is_tampered_with(way):
+async def test_tampering_stops_a_plugin(way):
     """Stopped at once, whatever way it lives: nothing of it answers, and nothing is left."""
     async with houses.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()

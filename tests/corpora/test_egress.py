@@ -31,7 +31,7 @@ RESOLVING = {
     "service.test": [["93.184.215.14"]],
     "evil.com": [["93.184.215.14"]],
 }
-"""What an unlucky network would answer for the names in the suite."""
+"""DNS answers for the names in the suite."""
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +66,7 @@ async def test_an_address_is_dialled_only_when_it_is_public(row):
 
 
 @pytest.mark.parametrize("row", URLS, ids=lambda row: ascii(row["url"]))
-async def test_a_url_leads_to_a_connection_only_where_it_may(row):
+async def test_a_url_is_dialled_only_where_allowed(row):
     """Whatever two parsers could make of it."""
     async with plugin_that_may_go_anywhere(RESOLVING) as (http, dialled):
         with pytest.raises(HostError) as caught:

@@ -78,7 +78,7 @@ def test_a_request_is_answered_or_refused_in_step(daemon, row, form):
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_asking_for_another_protocol_leaves_nothing_hanging(daemon, raw, together):
+def test_an_upgrade_request_leaves_nothing_hanging(daemon, raw, together):
     """Answered as what it is, then closed or in step: what follows is never kept by a parser that waits for more."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(raw + PROBE if together else raw)
@@ -91,7 +91,7 @@ def test_asking_for_another_protocol_leaves_nothing_hanging(daemon, raw, togethe
     assert len(answers) == 1 or (_is_probes(answers[1]) and len(answers) == 2)
 
 
-def test_the_daemon_never_stumbled(daemon):
+def test_the_daemon_logged_no_failed_request(daemon):
     """After all of that it answers, and its log tells of no failed request."""
     assert daemon.get("/api/health").status == 200
     assert [one for one in daemon.log() if one["level"] in {"error", "critical"}] == []

@@ -26,7 +26,7 @@ def test_json_is_taken_or_refused_as_the_suite_says(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
-def test_none_of_it_is_a_manifest(row):
+def test_no_row_is_a_valid_manifest(row):
     """Each row gets a verdict code for broken manifests, never a crash."""
     with pytest.raises(BundleRefused) as caught:
         decode.decode(base64.b64decode(row["bytes_b64"]))

@@ -544,8 +544,8 @@ async def _(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*SCENARIOS} - ELSEWHERE.keys()))
-async def test_scenario_ends_in_the_truth(name: str, tmp_path: Path) -> None:
-    """Whatever happened: what the catalog says is what is there."""
+async def test_a_scenario_ends_like_a_fresh_scan(name: str, tmp_path: Path) -> None:
+    """The catalog equals what a fresh catalog finds on disk."""
     stage = Stage(tmp_path)
     stage.r.mkdir()
     (tmp_path / "spare").mkdir()

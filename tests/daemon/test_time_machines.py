@@ -1,6 +1,6 @@
 """An old ledger in place of the newest is refused, or, if the operator accepts it, the newer floors apply.
 
-A power cut does not look like that.
+What a power cut leaves must not be taken for that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever is put in the place of an artifact while its plugin starts: what runs is what was verified, or nothing."""
+"""The artifact is swapped while its plugin starts: the verified bytes run, or none."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from latticed.trust import verify
 from tests.house import bundles, catalogs, children, confined, processes, runner_deps, supervisors, swapper
 
 SEALED, ARMED = 760, 80
-"""So many races up to the sealed bytes, and so many for each of three kinds of program: a thousand together."""
+"""Number of races up to the sealed bytes, and for each of three kinds of program: a thousand in all."""
 NUDGED = 0.5
-"""How often somebody who swaps is told that now is the moment; else it is his own."""
+"""Share of the swaps that are triggered right after a verdict; the others come at random moments."""
 DEADLINE_S = 40.0
 FILLER_BYTES = 300_000
-"""More than is read at once: a swap may happen in the middle."""
+"""More than one read takes, so that a swap can happen between two reads."""
 GOOD, EVIL = "verified", "tampered"
 LATE = {
     "rename": "digest_mismatch",
@@ -55,7 +55,7 @@ LATE = {
     "directory_link": "unreadable",
     "no_directory": "manifest_missing",
 }
-"""What each way of swapping comes to when it happens between the verdict and the start."""
+"""The expected code for each way of swapping between the verdict and the start."""
 
 SCRIPT = """#!/bin/sh
 echo {mark} >&2
@@ -75,7 +75,7 @@ FILLER = "# nothing\n" * (FILLER_BYTES // 10)
 
 
 def script(mark: str) -> bytes:
-    """Says `mark` first and last, so that a mixture of two of them would be heard as one."""
+    """Prints `mark` first and last, so that a mixture of two scripts would show."""
     return SCRIPT.format(mark=mark, filler=FILLER).encode()
 
 
@@ -121,7 +121,7 @@ class Stage:
     deadline: float = field(default_factory=lambda: time.monotonic() + DEADLINE_S)
 
     async def race(self):
-        """One start: the living plugin, or None when it was refused by a name that is one."""
+        """One start: the running instance, or None when it was refused with a known code."""
         tools, before = self._tools(), self.verified
         try:
             living = await tools.start(self.plugin, tools.gate(self.plugin, frozenset()), lambda code, message: None)
@@ -134,7 +134,7 @@ class Stage:
         return living
 
     def over(self, races: int) -> bool:
-        """After so many races, when all three ends have been met: the swaps came at every moment."""
+        """Whether there were enough races and each of the three outcomes occurred."""
         ends = [self.outcomes[end] for end in ("started", "early", "late")]
         assert time.monotonic() < self.deadline, self.outcomes
         return sum(ends) >= races and all(ends)
@@ -170,7 +170,7 @@ class Stage:
 
 @pytest.fixture
 def staged(tmp_path):
-    """A function that sets the stage for what `make(mark)` gives the bytes of, run by `runner`."""
+    """A function that makes a Stage for the artifact bytes `make(mark)`, run by `runner`."""
 
     def stage(make: Callable[[str], bytes], runner, **manifest) -> Stage:
         acme = bundles.author()
@@ -192,7 +192,7 @@ def staged(tmp_path):
 
 @contextlib.contextmanager
 def swapped(stage: Stage, *, seed: int) -> Iterator[None]:
-    """Somebody else, in a process of its own, swaps the artifact and puts it back: at any time, and after verdicts."""
+    """Another process swaps the artifact and puts it back: at random moments, and right after verdicts."""
     with pipe() as (nudges, nudge):
         arguments = [str(stage.pair), str(stage.aside), str(nudges), str(seed)]
         with processes.spawned([sys.executable, "-ISB", swapper.__file__, *arguments], pass_fds=[nudges]) as process:
@@ -214,7 +214,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("way", LATE)
-async def test_swapped_between_the_verdict_and_the_start(staged, way):
+async def test_a_swap_between_verdict_and_start_is_refused(staged, way):
     """Exactly there: refused by its name. What is put back starts again."""
     stage = staged(script, Sealing(script(GOOD)))
     stranger = swapper.Swapper(stage.pair, stage.aside)
@@ -234,7 +234,7 @@ def test_every_way_of_swapping_is_tried(staged):
 
 
 @pytest.mark.slow
-async def test_what_is_sealed_is_what_was_verified(staged):
+async def test_sealed_bytes_are_the_verified_ones(staged):
     """Raced again and again by somebody who writes at any moment: those bytes, or a refusal."""
     stage = staged(script, Sealing(script(GOOD)))
     with swapped(stage, seed=1):
@@ -246,7 +246,7 @@ async def test_what_is_sealed_is_what_was_verified(staged):
 @pytest.mark.parametrize(
     ("make", "protocol"), [(script, "latticed-stdio-1"), (script, "stdio-json-v1"), (program, "latticed-stdio-1")]
 )
-async def test_what_runs_is_what_was_verified(staged, make, protocol):
+async def test_executed_bytes_are_the_verified_ones(staged, make, protocol):
     """The same, with real children: each process there ever was says that it is made of the verified bytes.
 
     So do those of later invocations, which start while the swapping goes on.

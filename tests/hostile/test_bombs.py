@@ -1,4 +1,4 @@
-"""Taking all there is of something ends in a named error, for the child alone; whoever started it stays responsive."""
+"""Exhausting a resource ends in a named error for the child alone; the parent stays responsive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPECTED = {
 
 @pytest.mark.root
 @pytest.mark.parametrize("who", USERS)
-def test_bombs_are_told_what_they_ran_into(who):
+def test_bombs_get_the_errno_of_their_limit(who):
     """Each kind at `isolated`: a bounded count, then its errno; the next child starts as if nothing had been."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
@@ -45,7 +45,7 @@ def test_bombs_are_told_what_they_ran_into(who):
 
 
 @pytest.mark.root
-def test_memory_bombs_at_filtered():
+def test_memory_is_limited_at_filtered():
     """Without namespaces the memory of one process is limited all the same; threads without the feature are none."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
@@ -70,8 +70,8 @@ def test_output_waits_for_its_reader():
 
 
 @pytest.mark.root
-def test_everything_at_once():
-    """Floods and bombs side by side: each is answered as if it were alone, nobody starves whoever started it."""
+def test_bombs_side_by_side_stay_limited():
+    """Floods and bombs side by side: each gets the same answer as alone, and the parent is not starved."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = ["output", "fork", "threads", "memory", "output", "disk", "inodes", "descriptors"]

@@ -176,7 +176,7 @@ def _unharmed(daemon):
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_it_gets_its_code_and_harms_nobody(daemon, name):
+def test_a_hostile_bundle_gets_its_code_and_affects_no_other(daemon, name):
     """Dropped while the daemon runs; also by name over the API, and the good bundle stays what it was."""
     make, code = CASES[name]
     if name in NEEDS_ROOT and os.getuid() != 0:
@@ -192,8 +192,8 @@ def test_it_gets_its_code_and_harms_nobody(daemon, name):
     _unharmed(daemon)
 
 
-def test_a_bundle_that_cannot_be_read_makes_the_daemon_no_sicker():
-    """Refused as `unreadable`; health is about the daemon, and anybody may drop a bundle."""
+def test_an_unreadable_bundle_does_not_change_health():
+    """Refused as `unreadable`; health is about the daemon, and other users may drop bundles."""
     with daemons.placed() as place:
         place.trust_us(ACME)
         with place.running() as daemon:
@@ -247,7 +247,7 @@ def test_a_name_of_any_bytes_is_shown_escaped(daemon, raw, shown):
     daemon.until(lambda: shown not in daemon.rejected(), "it to be gone")
 
 
-def test_a_bundle_that_is_rewritten_without_pause_loses_nobody(daemon):
+def test_a_constantly_rewritten_bundle_hides_no_other(daemon):
     """Hundreds of writes to one bundle: another dropped meanwhile is seen, and the end state is the truth."""
     busy = daemon.place.drop("busy", author=ACME, id="acme.busy")
     for number in range(300):
@@ -260,8 +260,8 @@ def test_a_bundle_that_is_rewritten_without_pause_loses_nobody(daemon):
     _unharmed(daemon)
 
 
-def test_hundreds_of_broken_bundles_hide_no_good_one(daemon):
-    """All are told, each with its code; descriptors do not grow with them."""
+def test_hundreds_of_broken_bundles_do_not_hide_a_good_one(daemon):
+    """All are listed, each with its code; the number of descriptors does not grow with them."""
     pid = daemon.process.pid
     before = len(os.listdir(f"/proc/{pid}/fd")) if os.getuid() == 0 else 0
     for number in range(400):
@@ -275,7 +275,7 @@ def test_hundreds_of_broken_bundles_hide_no_good_one(daemon):
     _unharmed(daemon)
 
 
-def test_thousands_of_empty_directories_hold_nobody_up(daemon):
+def test_thousands_of_empty_directories_delay_nothing(daemon):
     """As fast as they can be made, and away again; meanwhile the API answers and another bundle is seen."""
     crowd = [daemon.place.plugins / f"a-{number:05}" for number in range(4_000)]
     for number, path in enumerate(crowd):
@@ -290,7 +290,7 @@ def test_thousands_of_empty_directories_hold_nobody_up(daemon):
     _unharmed(daemon)
 
 
-def test_after_a_restart_all_of_it_has_the_same_codes():
+def test_hostile_bundles_have_the_same_codes_after_a_restart():
     """The first scan meets everything at once and is ready nevertheless."""
     with daemons.placed() as place:
         place.trust_us(ACME)

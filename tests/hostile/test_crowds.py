@@ -1,4 +1,4 @@
-"""Many clients, many refusals: nobody is kept out by another's crowd, and a flood of denials is a few events."""
+"""Many clients and many refusals: no user is locked out by another's, and a flood of denials is a few events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACME = bundles.author("acme")
 OPEN_GID = 65510
 CROWD = processes.User(uid=65530, gid=OPEN_GID)
 USERS, HALVES = 12, 200
-"""So many users at once, each with so many requests that never become whole."""
+"""Users at once, and requests of each that are never completed."""
 FEW = 60
 """What a flood may add to the chain: the quota of its window, and a count a second while it lasts."""
 
@@ -89,7 +89,7 @@ def _as_crowd(script, daemon, number, user=CROWD, **options):
 
 
 @pytest.mark.daemon
-def test_three_hundred_that_stall_keep_nobody_out(daemon):
+def test_three_hundred_stalled_requests_lock_nobody_out(daemon):
     """Half headers, half bodies, half-closed, silent: all of the user who asks, and each question has its answer."""
     starts = [
         b"",
@@ -121,7 +121,7 @@ def _descriptors(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.root
-def test_one_users_crowd_costs_nobody_else_a_connection(daemon):
+def test_one_users_connections_close_no_other_users(daemon):
     """Three hundred connections of one user; what another had open stays open, idle or not."""
     with raw_http.connected(daemon.place.socket) as idle, raw_http.connected(daemon.place.socket) as begun:
         idle.sendall(raw_http.GOOD)
@@ -140,7 +140,7 @@ def test_one_users_crowd_costs_nobody_else_a_connection(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.root
-def test_crowds_of_twelve_users_cost_a_thirteenth_nothing(daemon):
+def test_stalled_requests_of_twelve_users_do_not_affect_others(daemon):
     """Two hundred half requests of each of them: every whole request of others is answered, of their own too."""
     with contextlib.ExitStack() as stack:
         idle = stack.enter_context(raw_http.connected(daemon.place.socket))
@@ -218,7 +218,7 @@ def _denied(home, mark):
 
 
 @pytest.mark.daemon
-def test_what_is_asked_for_forges_no_line_of_the_log_or_the_audit(daemon):
+def test_request_text_cannot_forge_log_or_audit_lines(daemon):
     """Line breaks, terminal escapes and whole entries in names and paths: each stays one value of one line."""
     forged = '%0A{"event":"daemon_stopped"}%1B[2J%C2%85%E2%80%A8'
     before, logged = daemon.get("/api/status").json()["audit"]["seq"], len(daemon.log())
@@ -245,7 +245,7 @@ def test_what_is_asked_for_forges_no_line_of_the_log_or_the_audit(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.slow
-def test_bombs_leave_no_memory_behind(daemon):
+def test_large_requests_do_not_grow_memory(daemon):
     """Headers and bodies of a mebibyte, hundreds of them: what was resident before is about what is resident after."""
     bombs = [
         b"GET /api/health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (1 << 20),
@@ -274,7 +274,7 @@ def _resident_kib(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.slow
-def test_who_stalls_is_gone_and_forgotten_in_the_end(daemon):
+def test_stalled_connections_are_closed_in_the_end(daemon):
     """Three hundred half requests, never finished: all cut, no descriptor is left to them."""
     crowd = [raw_http.connected(daemon.place.socket) for _ in range(300)]
     try:

@@ -1,6 +1,6 @@
 """The escape list: each attempt at each level, as root's child and as an ordinary user's.
 
-Every attempt is also made at `open`, where most of them succeed: that they fail elsewhere is the walls' doing.
+Every attempt is also made at `open`, where most succeed: so the sandbox is why they fail at other levels.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def cases() -> list[tuple[str, str, tuple[str, ...]]]:
     ids=lambda value: "+".join(value) or "-" if isinstance(value, tuple) else value,
 )
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_attempt_to_escape(attempt, who, level, features):
+def test_escape_attempts_fail_except_those_listed(attempt, who, level, features):
     """Nothing gets through that the table does not name, and what it names does: the table stays true."""
     found = outcomes(who, level, features)[attempt]
     if attempt in PASSES[level, features]:
@@ -109,19 +109,19 @@ def test_attempt_to_escape(attempt, who, level, features):
 @pytest.mark.parametrize("who", USERS)
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
 @pytest.mark.parametrize("attempt", LETHAL)
-def test_calls_of_a_foreign_kind_end_the_process(attempt, level, who):
+def test_foreign_abi_calls_end_the_process(attempt, level, who):
     """int 0x80 and x32 numbers reach no system call; a kernel without them ends the process by itself."""
     assert outcomes(who, level, (), (attempt,))[attempt].startswith(("killed by SIGSYS", "killed by SIGSEGV"))
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("attempt", WORKS_AT_OPEN)
-def test_attempts_are_real(attempt):
-    """Without walls, as an ordinary user with the daemon's uid, the attempt succeeds."""
+def test_attempts_succeed_without_the_sandbox(attempt):
+    """At `open`, as an ordinary user with the daemon's uid, the attempt succeeds."""
     assert outcomes("ordinary", "open", ())[attempt] == "through"
 
 
-def test_every_attempt_is_judged():
+def test_every_attempt_has_a_row():
     """The program tries nothing that the table leaves out."""
     source = (confined.HERE / "escapes.c").read_text()
     import re

@@ -27,7 +27,7 @@ ACME, OTHER, SPARE = (
 )
 LIMIT_S = 1.0
 ORDER = 2**252 + 27742317777372353535851937790883648493
-"""Of Ed25519's base point: a signature's second half plus this is the same number to a careless verifier."""
+"""The order of Ed25519's base point: S plus this verifies too if a verifier does not check S < L."""
 MAKES = {"v1": bundles.manifest_v1, "v2": bundles.manifest_v2}
 
 
@@ -390,7 +390,7 @@ def judge(path, trust=TRUST):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_refused_by_its_code_at_once(tmp_path, monkeypatch, name):
+def test_a_hostile_bundle_is_refused_with_its_code(tmp_path, monkeypatch, name):
     """With a reason and a hint; nothing that it points to is opened, waited for or shown."""
     monkeypatch.chdir(tmp_path)
     prepare, code = CASES[name]
@@ -415,7 +415,7 @@ REVOCATIONS = {
 
 @pytest.mark.parametrize("what", REVOCATIONS)
 @pytest.mark.parametrize("version", MAKES)
-def test_what_is_revoked_is_refused(tmp_path, version, what):
+def test_revoked_bundles_are_refused(tmp_path, version, what):
     """An honest bundle, under a policy that takes something back."""
     fields, code = REVOCATIONS[what]
     bundles.write(tmp_path / "bundle", _honest(version))
@@ -424,7 +424,7 @@ def test_what_is_revoked_is_refused(tmp_path, version, what):
 
 
 @pytest.mark.parametrize("version", MAKES)
-def test_the_bundle_that_hostile_ones_are_made_from_verifies(tmp_path, version):
-    """Or the refusals above would show nothing."""
+def test_the_unmodified_bundle_verifies(tmp_path, version):
+    """Else the refusals above would prove nothing."""
     bundles.write(tmp_path / "bundle", _honest(version))
     assert not isinstance(judge(tmp_path / "bundle"), Refused)

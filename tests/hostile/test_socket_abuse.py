@@ -31,7 +31,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def daemon():
-    """Its turns stay short, whatever the tests throw at it."""
+    """A daemon whose event loop must not block for long during any test."""
     with daemons.placed(probed=True) as place:
         place.trust_us(ACME)
         place.drop(author=ACME)
@@ -103,7 +103,7 @@ STALLS = {
 
 
 @pytest.mark.slow
-def test_who_stalls_is_cut(daemon):
+def test_a_stalled_connection_is_closed(daemon):
     """Wherever: a 4xx, or just closed, within seconds. Others are served meanwhile."""
     with contextlib.ExitStack() as stack:
         stalled = {name: stack.enter_context(raw_http.connected(daemon.place.socket)) for name in STALLS}
@@ -119,7 +119,7 @@ def test_who_stalls_is_cut(daemon):
 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nhelloXX\r\n", b"-1\r\n"])
-def test_a_chunk_that_breaks_is_answered_at_once(daemon, broken):
+def test_a_malformed_chunk_is_answered_at_once(daemon, broken):
     """400 long before the deadline of a request, then closed: nothing behind it is taken for a request."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(CHUNKED)
@@ -145,7 +145,7 @@ def test_two_framings_of_one_body_are_refused(daemon):
 
 
 @pytest.mark.slow
-def test_dribbling_does_not_extend_the_time(daemon):
+def test_dribbling_does_not_extend_the_deadline(daemon):
     """One byte at a time, for ever: cut as if it had stalled, in headers and in a body."""
     with raw_http.connected(daemon.place.socket) as headers, raw_http.connected(daemon.place.socket) as body:
         headers.sendall(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
@@ -174,7 +174,7 @@ def test_half_closed_clients_get_their_answers(daemon):
     assert [answer.status for answer in answers] == [200, 200, 200]
 
 
-def test_clients_that_leave_in_the_middle_are_no_error_of_ours(daemon):
+def test_clients_that_disconnect_cause_no_error_log(daemon):
     """Gone during a header, a body, an answer: no traceback, no error on the log."""
     for start in (raw_http.GOOD[:-5], VERIFY[:-5], raw_http.request("GET", "/api/plugins/lifecycle") * 50):
         for _ in range(10):
@@ -185,7 +185,7 @@ def test_clients_that_leave_in_the_middle_are_no_error_of_ours(daemon):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "no-such"])
-def test_a_coded_body_is_never_decoded(daemon, coding):
+def test_a_compressed_body_is_never_decoded(daemon, coding):
     """Broken or a bomb: 400; nothing is inflated."""
     bomb = zlib.compress(b" " * (16 << 20))
     for body in (b"hello", bomb):
@@ -271,7 +271,7 @@ def test_a_connection_is_usable_after_a_refusal(daemon):
     assert [answer.status for answer in _answers(daemon, together)] == [400, 404, 200]
 
 
-def test_what_is_left_of_a_refused_body_is_no_request(daemon):
+def test_the_rest_of_a_refused_body_is_not_a_request(daemon):
     """A body nobody reads that looks like a request is never carried out."""
     smuggled = raw_http.request("POST", "/api/plugins/lifecycle", b'{"id": "acme.demo", "status": "disabled"}')
     for target in ("/api/nothing", "/api/plugins/by-id/acme.demo/nothing"):
@@ -280,7 +280,7 @@ def test_what_is_left_of_a_refused_body_is_no_request(daemon):
     assert daemon.plugin()["status"] == "active"
 
 
-def test_two_hundred_idle_connections_keep_nobody_out(daemon):
+def test_two_hundred_idle_connections_lock_nobody_out(daemon):
     """Of one user: the oldest without a request are cut; new complete requests are served, one after another."""
     idle = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
@@ -297,7 +297,7 @@ def test_two_hundred_idle_connections_keep_nobody_out(daemon):
             sock.close()
 
 
-def test_half_requests_in_numbers_keep_nobody_out(daemon):
+def test_two_hundred_partial_requests_lock_nobody_out(daemon):
     """Two hundred that have begun and stall."""
     begun = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
@@ -310,7 +310,7 @@ def test_half_requests_in_numbers_keep_nobody_out(daemon):
             sock.close()
 
 
-def test_a_client_that_never_reads_holds_nobody_up(daemon):
+def test_a_client_that_never_reads_delays_no_other(daemon):
     """Hundreds of pipelined requests and not one answer taken."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.setblocking(False)
@@ -343,7 +343,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
-def test_no_body_of_a_mebibyte_costs_a_long_turn(daemon, body):
+def test_no_large_body_blocks_the_event_loop(daemon, body):
     """Whatever the mebibyte consists of, it is 400, and nobody else waits for it."""
     with daemon.turns.short(worst_s=0.030, p99_s=0.030):
         for _ in range(3):

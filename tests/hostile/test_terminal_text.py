@@ -84,7 +84,7 @@ def test_latticectl_shows_nothing_raw(told, words):
         json.loads(ran.stdout)
 
 
-def test_latticectl_shows_nothing_raw_of_its_own_words(told):
+def test_latticectl_escapes_its_own_arguments_in_errors(told):
     """An error that repeats what was typed."""
     one_of_each = {row["cls"]: row["s"] for row in ROWS}
     for text in one_of_each.values():

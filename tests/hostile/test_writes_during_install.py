@@ -119,7 +119,7 @@ class Interrupted:
         monkeypatch.setattr(os, "readv", self._read)
 
     def step(self):
-        """A moment has come."""
+        """Count one moment; write if it is the chosen one."""
         if self.steps == self._at:
             self._write()
         self.steps += 1
@@ -146,7 +146,7 @@ def _install(bundle, store, moments):
 
 
 def _runs(store, verdict):
-    """The bytes that a child would be made of: sealed in memory, out of the store."""
+    """The bytes that a child would execute: read from the store and sealed in memory."""
     with (
         store.open(verdict.identity) as pair,
         artifact.seal(pair, sha256=verdict.artifact_sha256, interpreters=children.INTERPRETERS) as sealed,
@@ -180,7 +180,7 @@ def pairs(originals, tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_while_it_is_installed(pairs, tmp_path, monkeypatch, write, moment, version):
+def test_a_write_during_install_is_refused_or_harmless(pairs, tmp_path, monkeypatch, write, moment, version):
     """Refused by a code, and nothing is stored; or what is stored, and runs, is what its identity was signed for."""
     bundle, other = pairs(version)
     store = Store(tmp_path / "store")
@@ -196,7 +196,7 @@ def test_a_write_while_it_is_installed(pairs, tmp_path, monkeypatch, write, mome
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_moments_are_those_of_an_install(pairs, tmp_path, monkeypatch, version):
+def test_moments_match_the_reads_of_an_install(pairs, tmp_path, monkeypatch, version):
     """Undisturbed it reads as often as `MOMENTS` says, and verifies."""
     bundle, _ = pairs(version)
     moments = Interrupted(monkeypatch, -1, lambda: None)
