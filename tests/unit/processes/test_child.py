@@ -1,4 +1,4 @@
-"""A child's life: started, talked to, ended; and nothing left of it in any case (the fixtures look)."""
+"""A child is started, written to and read from, and ended; nothing may be left of it (checked by the fixtures)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEADLINE_S = 20
 
 
 class Started:
-    """A child and what was heard of it."""
+    """A child, and its output and exits so far."""
 
     def __init__(self) -> None:
         self.out, self.err = children.Heard(), children.Heard()
@@ -54,8 +54,8 @@ async def start(program: str, *, level: str = "isolated", **more) -> Started:
 
 
 @LEVELS
-async def test_talking_to_a_child(level):
-    """stdin, stdout, stderr; the end is told once, after all that was written."""
+async def test_standard_streams_reach_the_child_and_back(level):
+    """stdin, stdout, stderr; `on_exit` is called once, after all output was delivered."""
     started = await start('read x; echo "got $x"; echo oops >&2; exit 3', level=level)
     started.child.stdin.write(b"hello\n")
     await started.child.stdin.drain()
@@ -66,7 +66,7 @@ async def test_talking_to_a_child(level):
     assert started.child.stdin.closed
 
 
-async def test_a_pipe_of_ones_own():
+async def test_a_further_pipe_is_open_in_the_child():
     """A descriptor beyond the standard three, as the plugin protocol asks for."""
     started = await start("read x <&3; read y; echo $x $y", descriptors=(3,))
     started.child.inputs[3].write(b"three\n")
@@ -76,8 +76,8 @@ async def test_a_pipe_of_ones_own():
 
 
 @LEVELS
-async def test_listening_to_sigterm(level):
-    """Whoever catches it ends as it likes, and nobody is told of an end that was asked for."""
+async def test_a_child_that_catches_sigterm_ends_itself(level):
+    """It chooses its exit status, and `on_exit` is not called after `stop`."""
     started = await start("trap 'echo bye; exit 7' TERM; echo ready; while :; do read x || :; done", level=level)
     await started.hears(b"ready")
     ended = await started.child.stop(DEADLINE_S)
@@ -87,7 +87,7 @@ async def test_listening_to_sigterm(level):
 
 
 @LEVELS
-async def test_deaf_to_sigterm(level):
+async def test_a_child_that_ignores_sigterm_is_killed(level):
     """It is killed after its grace."""
     started = await start("trap '' TERM; echo ready; while :; do :; done", level=level)
     await started.hears(b"ready")
@@ -95,8 +95,8 @@ async def test_deaf_to_sigterm(level):
     assert ended.killed_by == signal.SIGKILL
 
 
-async def test_nobody_waits_for_process_one_without_a_handler():
-    """Process 1 of a namespace does not die of SIGTERM: its grace, however long, is not spent on it."""
+async def test_process_one_without_a_handler_is_killed_at_once():
+    """SIGTERM has no effect on process 1 of a namespace: the grace is skipped."""
     started = await start("echo ready; while :; do :; done", features=("threads",))
     await started.hears(b"ready")
     async with asyncio.timeout(DEADLINE_S):
@@ -104,7 +104,7 @@ async def test_nobody_waits_for_process_one_without_a_handler():
 
 
 @pytest.mark.parametrize("level", ["open", "isolated"])
-async def test_the_whole_tree_ends(level):
+async def test_the_whole_tree_ends_with_its_leader(level):
     """With its leader, by itself or stopped; at isolated also what left for a session of its own."""
     away = "setsid sleep 1000 & setsid sh -c 'sleep 1000 & sleep 1000' &" if level == "isolated" else "sleep 1000 &"
     for stop in (False, True):
@@ -128,7 +128,7 @@ async def test_a_step_that_fails_is_named():
     assert "No such file" in failed.value.reason
 
 
-async def test_too_slow_to_start():
+async def test_too_slow_a_start_is_abandoned():
     """The deadline ends the attempt, with all that it had made."""
     started = Started()
     with children.spec_of("echo never") as spec, pytest.raises(Problem, match="within 0 s"):
@@ -137,7 +137,7 @@ async def test_too_slow_to_start():
 
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
-async def test_cancelled_at_any_moment(level):
+async def test_cancelling_a_start_leaves_nothing(level):
     """However far it got, nothing is left."""
     turns, finished = 0, False
     while not finished:
@@ -158,8 +158,8 @@ async def test_cancelled_at_any_moment(level):
         assert not children.descendants(os.getpid())
 
 
-async def test_stopping_that_is_cancelled_still_ends_it():
-    """At once: the grace is over."""
+async def test_cancelling_stop_kills_the_child():
+    """At once, without waiting for the grace."""
     started = await start("trap '' TERM; echo ready; while :; do :; done")
     await started.hears(b"ready")
     stopping = asyncio.create_task(started.child.stop(1000))
@@ -171,14 +171,14 @@ async def test_stopping_that_is_cancelled_still_ends_it():
     assert not children.descendants(os.getpid())
 
 
-async def test_stopping_twice():
+async def test_stopping_twice_is_harmless():
     """Both hear the same; and again when it is long gone."""
     started = await start("echo ready; read x")
     first, second = await asyncio.gather(started.child.stop(0), started.child.stop(0))
     assert first == second == await started.child.stop(5)
 
 
-async def test_a_child_that_does_not_read():
+async def test_writing_to_a_child_that_does_not_read_waits():
     """Writing waits instead of taking memory, and ends with the child."""
     started = await start("echo ready; sleep 1000")
     started.child.stdin.write(b"x" * (1 << 20))
@@ -193,7 +193,7 @@ async def test_a_child_that_does_not_read():
         started.child.stdin.write(b"more")
 
 
-async def test_a_child_that_closes_its_stdin():
+async def test_a_closed_stdin_is_noticed():
     """Is noticed before anything is lost in silence."""
     started = await start("exec <&-; echo closed; sleep 1000")
     await started.hears(b"closed")
@@ -205,7 +205,7 @@ async def test_a_child_that_closes_its_stdin():
     await started.child.stop(0)
 
 
-async def test_many_at_once():
+async def test_many_children_run_at_once():
     """Each with its own pipes, no thread, no mixing up."""
     threads = threading.active_count()
     all_of_them = await asyncio.gather(*(start(f"read x; echo {number} $x") for number in range(12)))
@@ -217,7 +217,7 @@ async def test_many_at_once():
         assert started.out.data == b"%d %d\n" % (number, number * 7)
 
 
-async def test_pausing_what_is_read():
+async def test_paused_reading_delivers_nothing():
     """Nothing more is delivered until it is resumed."""
     started = await start("while :; do echo xxxxxxxxxxxxxxxx; done")
     await started.hears(b"x")
@@ -231,7 +231,7 @@ async def test_pausing_what_is_read():
     await started.child.stop(0)
 
 
-async def test_limits_reach_the_child():
+async def test_limits_apply_in_the_child():
     """As the shell sees them."""
     limits = rlimits.ResourceLimits(memory_bytes=100 << 20, open_files=40)
     started = await start("ulimit -n; ulimit -d; ulimit -c; umask", limits=limits)
@@ -239,7 +239,7 @@ async def test_limits_reach_the_child():
     assert started.out.data.split() == [b"40", b"%d" % (100 << 10), b"0", b"0077"]
 
 
-async def test_who_the_child_is():
+async def test_the_child_is_never_root():
     """Never root; no groups; process 2 in a world of its own at isolated, where it may make more."""
     started = await start("id -u; id -G; echo $$; pwd")
     await started.end()
@@ -257,7 +257,7 @@ async def test_only_the_main_thread_starts_children():
         await asyncio.to_thread(launch.launch, spec, {})
 
 
-async def test_a_level_of_ones_own_is_reported():
+async def test_the_childs_level_is_reported():
     """What the child runs with, for whoever shows it."""
     started = await start("read x", level="filtered")
     assert started.child.level is levels.Level.FILTERED
@@ -266,7 +266,7 @@ async def test_a_level_of_ones_own_is_reported():
 
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
-async def test_what_is_bound_can_be_read_and_nothing_else(level):
+async def test_only_bound_paths_can_be_read(level):
     """A further file at its own place, read-only."""
     script = "for f in /etc/passwd /etc/group; do read x < $f && echo read; (: >> $f) && echo written; done; exit 0"
     script = script.replace("(: >> $f)", "command eval ': >> $f'")

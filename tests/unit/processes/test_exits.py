@@ -22,6 +22,6 @@ from latticed.processes.exits import Exit
         (Exit(killed_by=40), "killed", "killed by signal 40"),
     ],
 )
-def test_codes_and_words(exit_, code, message):
+def test_each_exit_has_a_code_and_message(exit_, code, message):
     """One row per kind of end."""
     assert (exit_.code, exit_.message) == (code, message)

@@ -76,7 +76,7 @@ def status_of(pid: int) -> dict[str, str]:
         ("kill -SEGV $$; exit 0", "crashed", "killed by SIGSEGV (a memory access that is not allowed)"),
     ],
 )
-async def test_the_end_is_what_the_child_made_of_it(script, code, message, level):
+async def test_exit_status_and_signal_are_the_childs(script, code, message, level):
     """Its exit status, or the signal: at no level does one come out as the other."""
     started = await start(script, level=level)
     ended = await started.end()
@@ -84,14 +84,14 @@ async def test_the_end_is_what_the_child_made_of_it(script, code, message, level
 
 
 @pytest.mark.parametrize("level", ["isolated", "dedicated"])
-async def test_orphans_do_not_fill_the_limit(level):
-    """What nobody waits for is waited for: forty of them, where eight tasks are allowed."""
+async def test_reaped_orphans_do_not_count_for_the_limit(level):
+    """Orphans are reaped: forty of them, where eight tasks are allowed."""
     started = await start(ORPHANS, level=level, limits=rlimits.ResourceLimits(tasks=8))
     assert (await started.end()).message == "exited 0", started.err.data
     assert started.out.data == b"no process too many\n"
 
 
-async def test_it_takes_hardly_any_memory():
+async def test_process_one_takes_hardly_any_memory():
     """Of its own, by the kernel's count."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
@@ -102,7 +102,7 @@ async def test_it_takes_hardly_any_memory():
     assert 0 < private <= MOST_PRIVATE_BYTES
 
 
-async def test_it_is_confined_as_the_child_is():
+async def test_process_one_is_confined_like_the_child():
     """Its user, no capability, no way to gain one, a filter of calls; and it holds no descriptor open."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
@@ -116,8 +116,8 @@ async def test_it_is_confined_as_the_child_is():
     assert found["NSpid"].split()[-1] == "1"
 
 
-async def test_one_that_cannot_fork_has_none():
-    """It is process 1 itself."""
+async def test_a_child_that_cannot_fork_is_process_one():
+    """No extra process is started for it."""
     started = await start("echo $$; read x", features=("threads",))
     await started.hears(b"1\n")
     assert started.child.roots == (started.child.pid,)
@@ -136,7 +136,7 @@ async def test_the_child_and_process_one_end_together():
         processes.until(lambda tree=tree: not any(map(children.alive, tree)), what="the tree to be gone")
 
 
-async def test_the_child_cannot_end_it():
+async def test_the_child_cannot_end_process_one():
     """Nor stop it."""
     started = await start("kill -9 1; kill -STOP 1; kill -TERM 1; (sleep 0 &) ; echo ready; read x; exit 3")
     await started.hears(b"ready")
@@ -153,7 +153,7 @@ async def test_signals_reach_the_child():
         assert (await started.child.stop(1000)).killed_by == signal.SIGTERM
 
 
-async def test_its_end_waits_for_what_left_the_group():
+async def test_exit_waits_for_processes_that_left_the_group():
     """Its output is complete and nothing of it lives when the end is told, whoever else wrote to it."""
     started = await start("setsid sh -c 'trap \"\" TERM; while :; do echo x; done' & read x; exit 0")
     await started.hears(b"x\n")
@@ -164,8 +164,8 @@ async def test_its_end_waits_for_what_left_the_group():
     assert not any(map(children.alive, tree))
 
 
-async def test_the_time_of_orphans_counts():
-    """A limit on processor time is no matter of who is whose parent."""
+async def test_processor_time_of_orphans_counts():
+    """The limit on processor time covers processes whose parent ended."""
     started = await start("(while :; do :; done &); echo ready; read x")
     await started.hears(b"ready")
     exceeded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -176,7 +176,7 @@ async def test_the_time_of_orphans_counts():
     await started.child.stop(0)
 
 
-async def test_of_a_start_that_fails_late_no_process_is_still_ours(monkeypatch):
+async def test_a_start_that_fails_late_leaves_no_pid_in_ours(monkeypatch):
     """Else an orphan that gets the same number later would never be reaped."""
     real, before = os.pidfd_open, set(birth.OURS)
 

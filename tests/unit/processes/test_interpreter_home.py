@@ -1,4 +1,4 @@
-"""An interpreter in somebody's home shows nothing of that home to the plugin that it runs."""
+"""An interpreter installed in a home directory exposes nothing of that home to the plugin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ exit 0
 
 
 @pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
-async def test_only_what_the_interpreter_needs_is_seen(tmp_path, level):
+async def test_only_the_interpreters_library_is_visible(tmp_path, level):
     """Its own library; neither what is hidden in the home nor what lies beside."""
     for place in (tmp_path, *tmp_path.parents):
         if place.stat().st_uid == os.getuid() and place != place.parent:

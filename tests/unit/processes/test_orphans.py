@@ -1,4 +1,4 @@
-"""processes.orphans: what the daemon's loop does every second."""
+"""processes.orphans, which the daemon calls every second."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from latticed.processes import orphans
 
 
-def test_where_no_descriptor_is_free_the_next_look_reaps(tmp_path: Path) -> None:
-    """Not an error: it would end the daemon."""
+def test_without_free_descriptors_the_next_call_reaps(tmp_path: Path) -> None:
+    """EMFILE must not raise: that would end the daemon."""
     script = (
         "import os; os.fork() or os._exit(0); import time, latticed.processes.orphans as o; from pathlib import Path"
     )

@@ -1,4 +1,4 @@
-"""Work that must be finished is finished, whoever is cancelled."""
+"""`uncancelled` finishes its work when the caller is cancelled; `readable`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from latticed.processes import waiting
 
 
-async def test_work_outlives_being_cancelled():
+async def test_work_finishes_despite_cancellation():
     """Twice cancelled, once done; then the cancellation is passed on."""
     go, done = asyncio.Event(), []
 

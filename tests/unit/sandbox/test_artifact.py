@@ -42,7 +42,7 @@ def test_the_sealed_copy_is_what_was_verified(stored):
         assert (sealed.size, sealed.sha256, sealed.interpreter) == (len(data), digest(data), "sh")
 
 
-def test_nobody_changes_it_afterwards(stored):
+def test_a_sealed_copy_cannot_be_changed(stored):
     """Not by writing, not by making it shorter or longer, not by taking the seals off."""
     data = b"#!/bin/sh\n"
     with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
@@ -78,7 +78,7 @@ def test_other_bytes_than_verified_are_refused(stored):
         ("#!/opt/anywhere/sh", "sh", ()),  # the base name alone counts; the settings say where it is
     ],
 )
-def test_first_lines(line, name, arguments):
+def test_a_first_line_names_the_interpreter(line, name, arguments):
     """Interpreter by base name, its arguments kept."""
     found = artifact.classify(f"{line}\nrest".encode(), INTERPRETERS)
     assert found == {"interpreter": name, "interpreter_args": arguments}
@@ -108,7 +108,7 @@ def test_first_lines(line, name, arguments):
         (b"\x7fELF\x02\x01" + bytes(10) + struct.pack("<HH", 1, 62), "artifact_not_executable", "type 1"),
     ],
 )
-def test_what_cannot_be_executed(head, code, words):
+def test_unexecutable_artifacts_are_refused(head, code, words):
     """Each with its code, and what was found."""
     with pytest.raises(Problem) as refused:
         artifact.classify(head, INTERPRETERS, machine=syscalls.X86_64)
@@ -121,7 +121,7 @@ def test_what_cannot_be_executed(head, code, words):
     | st.binary(max_size=50).map(lambda rest: b"#!" + rest)
     | st.binary(max_size=64).map(lambda rest: b"\x7fELF" + rest)
 )
-def test_strangers_bytes(head):
+def test_arbitrary_bytes_give_an_answer_or_a_problem(head):
     """An answer or a Problem, never anything else."""
     codes = {"artifact_not_executable", "interpreter_not_allowed"}
     try:
@@ -133,6 +133,6 @@ def test_strangers_bytes(head):
 
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
-def test_the_probes_own_program_is_one(machine):
-    """For both machines, by the rules for everybody's."""
+def test_the_probes_program_is_a_valid_elf_executable(machine):
+    """For both machines, by the same check as for artifacts."""
     assert artifact.classify(elf_programs.exits_42(machine), {}, machine=machine) == {}

@@ -53,7 +53,7 @@ def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> in
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
 @given(data=st.data())
-def test_answers_are_what_the_rules_mean(machine, data):
+def test_filters_answer_as_their_rules_say(machine, data):
     """Any number, any arguments; the rules' own numbers often."""
     known = [machine.numbers[name] for name in (*RULES, "read", "mount", "bpf", "getpid", "ptrace")]
     number = data.draw(st.one_of(st.sampled_from(known), st.integers(0, 600), st.integers(0, 2**32 - 1)))
@@ -72,7 +72,7 @@ def test_foreign_architectures_are_killed(arch, number):
 
 
 def test_a_jump_too_far_is_an_error():
-    """Better no program than one that jumps somewhere else."""
+    """A jump offset has 8 bits: a longer one must not be truncated."""
     rule = bpf.SyscallRule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
     with pytest.raises(ValueError, match="jumps"):
         bpf.compile_program(syscalls.X86_64, allowed=(), rules={"ioctl": rule}, errnos={}, default=errno.ENOSYS)

@@ -1,4 +1,4 @@
-"""Control groups: what is ours, what is not, and that a whole tree ends with one write."""
+"""Control groups: which are delegated, which are left alone, and killing a whole tree."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def proc_of(tmp_path: Path, *, mount: str, own: str) -> Path:
         ("/docker/abc /sys/fs/cgroup rw", "/elsewhere", None),
     ],
 )
-def test_finding_oneself(tmp_path, mount, own, expected):
+def test_the_own_group_is_found_in_proc(tmp_path, mount, own, expected):
     """From the kernel's two lists; a group outside of what is mounted is out of reach."""
     found = cgroup.own_group(proc_of(tmp_path, mount=mount, own=own))
     assert found == (Path(expected) if expected else None)
 
 
-def test_names_in_proc_are_bytes(tmp_path):
+def test_names_that_are_not_utf8_are_read(tmp_path):
     """A mount whose name is no UTF-8, one with a line separator in it, and a hierarchy below a name with a space."""
     (tmp_path / "mountinfo").write_bytes(
         b"29 25 0:25 / /mnt/\xff\xfe rw - tmpfs x rw\n28 25 0:24 / /mnt/a\xe2\x80\xa8b\x0bc\x85 rw - tmpfs x rw\n"
@@ -78,7 +78,7 @@ def test_names_in_proc_are_bytes(tmp_path):
     assert cgroup.own_group(tmp_path) == Path(os.fsdecode(b"/sys/my fs/cgroup/a.slice/\xfe\xe2\x80\xa8b"))
 
 
-def test_limits_go_where_there_are_controllers():
+def test_limits_are_set_for_enabled_controllers():
     """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
     limits = rlimits.ResourceLimits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
     assert cgroup.limit_files(limits, frozenset()) == {}
@@ -107,7 +107,7 @@ def test_a_group_that_is_not_delegated_is_left_alone(delegated, monkeypatch):
 
 
 @pytest.mark.root
-def test_claiming_moves_nobody_else(delegated, monkeypatch):
+def test_claiming_moves_no_other_process(delegated, monkeypatch):
     """With a stranger in the group, it and everybody stay where they are."""
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
     with processes.spawned(["sleep", "100"]) as stranger:
@@ -158,7 +158,7 @@ def test_leftovers_of_an_earlier_life_are_swept(delegated):
 
 
 @pytest.mark.root
-def test_a_delegated_group_gives_features(delegated):
+def test_a_delegated_group_adds_features(delegated):
     """Without controllers too: processes even where namespaces are refused, for the tree can be killed."""
     script = b"#!/bin/sh\n(setsid sleep 100 &) ; (sleep 100 &) ; echo started\n"
     orders = [{"level": "filtered", "features": ["processes"]}, {"level": "isolated", "features": ["processes"]}]

@@ -28,7 +28,7 @@ def given():
 
 
 @LEVELS
-async def test_a_memory_and_a_pipe(given, level):
+async def test_a_memfd_and_a_pipe_are_open_in_the_child(given, level):
     """Read and written like its own; nothing else of ours is open in it."""
     numbers, ours = given
     script = "read x <&3; echo back: $x >&9; for n in 4 5 6 7 8; do (: <&$n) 2>/dev/null && echo open $n; done; exit 0"
@@ -47,7 +47,7 @@ async def test_a_memory_and_a_pipe(given, level):
     assert set(started.inputs) == {0}
 
 
-async def test_numbers_that_cannot_be(given):
+async def test_reserved_numbers_are_refused(given):
     """Its standard streams, those of the stub, and one that it has already."""
     fd = given[0][3]
     for numbers, descriptors in (({2: fd}, ()), ({10: fd}, ()), ({3: fd}, (3,))):

@@ -1,4 +1,4 @@
-"""What plugins are written in runs behind the walls: CPython with asyncio and threads, sh, node with a worker, C."""
+"""Plugins' interpreters run in the sandbox: CPython with asyncio and threads, sh, node with a worker, C."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def outputs(program: bytes, orders: list[dict], user: processes.User | None) -> 
 
 @pytest.mark.root
 @USERS
-def test_python(user):
+def test_python_runs_with_asyncio_and_threads(user):
     """asyncio on its own stdin, a thread, and the modules that open files or ask the kernel for much."""
     orders = [{"level": level, "features": ["threads"], "args": ["one", "two"]} for level in LEVELS]
     assert outputs(PYTHON, orders, user) == ["True /usr/bin/python3 ['one', 'two']\n"] * 3
@@ -63,7 +63,7 @@ def test_python(user):
 
 @pytest.mark.root
 @USERS
-def test_node(user):
+def test_node_runs_with_a_worker(user):
     """V8 with a worker; it reads its script where no name on disk leads to it."""
     if not os.path.exists("/usr/bin/node"):
         pytest.skip("node is not installed here")
@@ -74,7 +74,7 @@ def test_node(user):
 
 @pytest.mark.root
 @USERS
-def test_sh_with_other_programs(user):
+def test_sh_runs_other_programs(user):
     """With processes and a directory to work in: pipes, files, background jobs."""
     script = b"#!/bin/sh -e\ncd /scratch; seq 3 | sort -r > out; (echo job) & wait; cat out; mkdir d; mv out d; ls d\n"
     orders = [{"level": "isolated", "features": ["processes", "workdir"]}]
@@ -91,7 +91,7 @@ def test_sh_with_other_programs(user):
         ("host", "talked to 127.0.0.1", "reached the host"),
     ],
 )
-def test_networks(user, network, own, host):
+def test_networks_are_none_loopback_or_the_hosts(user, network, own, host):
     """None, a loopback of its own, or the host's; the daemon's files are out of sight in each."""
     orders = [{"level": "isolated", "network": network, "args": ["{tcp}", "{ledger}"]}]
     (said,) = outputs(NETWORK, orders, user)

@@ -1,4 +1,4 @@
-"""What is required against what is provided: never less, never silently."""
+"""Required against provided levels and features: never less than required without an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILTERED = Provided(level=Level.FILTERED, features=frozenset({"threads"}), failu
 DEDICATED = Provided(level=Level.DEDICATED, features=levels.FEATURES)
 
 
-def test_the_host_uses_its_highest():
+def test_the_highest_level_is_used():
     """A floor is the least; what is there is used."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"threads"})), DEDICATED)
     assert found == Chosen(level=Level.DEDICATED, features=frozenset({"threads"}))
@@ -37,7 +37,7 @@ def test_a_refusal_names_token_step_errno_and_fix():
     )
 
 
-def test_a_missing_step_in_between_is_the_reason():
+def test_the_first_missing_level_is_the_reason():
     """Whoever needs dedicated is told what stands in the way of isolated."""
     found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
     assert isinstance(found, Fault)
@@ -51,7 +51,7 @@ def test_a_missing_feature_is_refused_by_name():
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
-def test_open_is_the_operators_word_alone():
+def test_only_the_operator_can_allow_open():
     """A host that gives nothing runs nothing, unless the operator said so; a manifest cannot even name it."""
     nothing = Provided(level=Level.OPEN)
     assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Fault)
@@ -61,7 +61,7 @@ def test_open_is_the_operators_word_alone():
     assert "open" not in manifest.SandboxLevel.__args__
 
 
-def test_the_floor_speaks_where_the_manifest_is_silent():
+def test_the_floor_applies_without_a_level_in_the_manifest():
     """And the manifest where it is not."""
     silent = levels.required(manifest.SandboxSpec(), floor=Level.ISOLATED, needs=frozenset({"threads"}))
     assert silent == Required(level=Level.ISOLATED, features=frozenset({"threads"}))
@@ -99,7 +99,7 @@ def test_never_less_than_required(wanted, needs, given_level, gives):
         ("execveat", errno.EACCES, HostSupport(memfd_noexec=2), "vm.memfd_noexec"),
     ],
 )
-def test_fixes(step, error, host, words):
+def test_each_failed_step_has_a_fix(step, error, host, words):
     """For each step that hosts refuse, what to change."""
     assert words in levels.fix(step, error, host)
 

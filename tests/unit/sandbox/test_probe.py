@@ -1,4 +1,4 @@
-"""The probe finds out by doing: what this machine gives, and what it gives when user namespaces are refused."""
+"""The probe on this machine, also with user namespaces refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.house import children, confined, processes
 SCRIPT = b"#!/bin/sh\necho hello\n"
 
 
-def test_this_machine_gives_something():
+def test_this_machine_supports_filtered_or_names_the_failed_step():
     """At least filtered, with threads, or it says which step failed."""
     found = children.probed().provided
     assert found.level >= levels.Level.FILTERED or found.failure("filtered") is not None
@@ -22,7 +22,7 @@ def test_this_machine_gives_something():
 
 
 @pytest.mark.root
-def test_root_gives_dedicated_and_others_isolated():
+def test_root_reaches_dedicated_and_others_isolated():
     """The same machine, two users."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
@@ -42,7 +42,7 @@ def test_root_gives_dedicated_and_others_isolated():
         ("sysctl", "ENOSPC at unshare(user)", "max_user_namespaces"),
     ],
 )
-def test_where_user_namespaces_are_refused(how, words, fix):
+def test_without_user_namespaces_filtered_is_reached(how, words, fix):
     """Filtered, with the step and its fix; what runs at filtered runs there."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
@@ -55,7 +55,7 @@ def test_where_user_namespaces_are_refused(how, words, fix):
     assert found["results"][0]["stdout"] == "hello\n"
 
 
-def test_what_does_not_end_is_killed():
+def test_a_probe_past_its_deadline_is_killed():
     """A probe has a deadline: its child is gone after it."""
     with children.spec_of("read forever", level="filtered", features=()) as spec:
         report, answer = probe.run(spec)
@@ -67,7 +67,7 @@ def test_what_does_not_end_is_killed():
 
 @pytest.mark.root
 @pytest.mark.parametrize("policy", [0, 1, 2])
-def test_programs_in_memory_forbidden(policy):
+def test_memfd_noexec_copies_programs_into_the_root(policy):
     """Whatever vm.memfd_noexec says, executables and scripts run where there is a root to copy them into."""
     order = {"level": "isolated", "args": ["descriptors"], "limits": {"open_files": 32}}
     found = confined.run(confined.compiled("bombs"), [order], memfd_noexec=policy)
@@ -79,7 +79,7 @@ def test_programs_in_memory_forbidden(policy):
 
 
 @pytest.mark.root
-def test_root_without_powers():
+def test_root_without_capabilities_uses_a_user_namespace():
     """As in a container: a user namespace, entered as somebody else. Without other ids no child at all: never uid 0."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")

@@ -32,7 +32,7 @@ def ask(machine, name, arguments=(), features=frozenset(), *, own_pids=True):
 
 @MACHINES
 @pytest.mark.parametrize("features", EVERY, ids=lambda some: "+".join(sorted(some)) or "none")
-def test_what_nobody_may_call(machine, features):
+def test_forbidden_calls_are_refused_with_any_features(machine, features):
     """With any combination of features, at any level."""
     for own_pids, name in itertools.product((True, False), NEVER):
         if name in machine.numbers:
@@ -70,7 +70,7 @@ def test_threads_only_when_asked_for(machine):
 
 
 @MACHINES
-def test_signals_reach_oneself(machine):
+def test_signals_are_limited_to_own_processes(machine):
     """In a shared pid namespace only the own pid; in one's own, with processes, anybody there."""
     assert ask(machine, "kill", [4242, 15], own_pids=False) == bpf.ALLOW
     for stranger in (1, 0, 2**64 - 1, 4243):
@@ -83,7 +83,7 @@ def test_signals_reach_oneself(machine):
 
 
 @MACHINES
-def test_commands_that_signal_or_reach_out(machine):
+def test_dangerous_fcntl_ioctl_and_prctl_commands_are_refused(machine):
     """fcntl, ioctl and prctl by command: F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM are out."""
     for command in (8, 10, 15, 1024, 1026, 1031, 1033):
         assert ask(machine, "fcntl", [0, command]) == bpf.ERRNO | errno.EPERM
@@ -97,7 +97,7 @@ def test_commands_that_signal_or_reach_out(machine):
 
 
 @MACHINES
-def test_memory_that_nobody_counts(machine):
+def test_uncounted_memory_is_refused(machine):
     """Shared anonymous mappings and stacks that grow; private ones and shared files pass."""
     assert ask(machine, "mmap", [0, 4096, 3, 0x21]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "mmap", [0, 4096, 3, 0x23]) == bpf.ERRNO | errno.EPERM
@@ -107,7 +107,7 @@ def test_memory_that_nobody_counts(machine):
 
 
 @MACHINES
-def test_sockets(machine):
+def test_sockets_need_the_network_feature(machine):
     """A pair of streams and nothing else; with the network feature TCP and UDP, never raw, packet, vsock, MPTCP."""
     assert ask(machine, "socketpair", [1, 1 | 0x80800, 0]) == bpf.ALLOW
     for family, kind in ((1, 2), (1, 5), (2, 1), (10, 1)):
@@ -156,7 +156,7 @@ def test_locks_need_a_workdir(machine):
 
 
 @MACHINES
-def test_one_execution(machine):
+def test_execution_only_by_the_stub_or_with_processes(machine):
     """Only by the stub's descriptor and address; with processes, as Landlock allows."""
     right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
     assert ask(machine, "execveat", right) == bpf.ALLOW
@@ -173,7 +173,7 @@ def test_changing_files_needs_a_workdir():
         assert ask(syscalls.X86_64, name, features={"workdir"}) == bpf.ALLOW
 
 
-def test_programs_are_made_once():
+def test_programs_are_cached():
     """Per machine and features."""
     first = seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True)
     assert seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True) is first

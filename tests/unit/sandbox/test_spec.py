@@ -49,7 +49,7 @@ def chosen(level: str, *features: str) -> levels.Chosen:
     return levels.Chosen(level=levels.Level.of(level), features=frozenset(features))
 
 
-def test_levels_add_walls():
+def test_higher_levels_add_restrictions():
     """Nothing at open, calls and paths at filtered, a world of one's own at isolated."""
     plans = {level: spec.build(request(), chosen(level), HOST).plan for level in ("open", "filtered", "isolated")}
     assert (plans["open"]["seccomp"], plans["open"]["landlock"], plans["open"]["unshare"]) == (None, None, [])
@@ -59,7 +59,7 @@ def test_levels_add_walls():
     assert all(plans["isolated"][wall] for wall in ("seccomp", "landlock", "tree", "own_pids"))
 
 
-def test_root_needs_no_user_namespace_but_ids():
+def test_root_needs_ids_instead_of_a_user_namespace():
     """Root with its capabilities mounts by itself; without them it first becomes somebody else. Never uid 0."""
     somebody = spec.Ids(uid=70000, gid=70000)
     plan = spec.build(request(ids=somebody), chosen("dedicated"), ROOT).plan
@@ -73,7 +73,7 @@ def test_root_needs_no_user_namespace_but_ids():
         spec.Ids(uid=0, gid=70000)
 
 
-def test_mistakes_are_refused():
+def test_invalid_requests_are_refused():
     """Processes that nobody could end, a network beside our directories, descriptors that are taken."""
     with pytest.raises(ValueError, match="whole tree"):
         spec.build(request(), chosen("filtered", "processes"), HOST)
@@ -87,7 +87,7 @@ def test_mistakes_are_refused():
         rlimits.ResourceLimits(tasks=0)
 
 
-def test_programs_in_memory_that_may_not_run():
+def test_memfd_noexec_needs_a_root_to_copy_into():
     """Copied into the root where there is one, refused where there is none."""
     with artifact.of_bytes(elf_programs.exits_42(syscalls.X86_64)) as sealed:
         forbidden = dataclasses.replace(sealed, executable=False)
@@ -114,7 +114,7 @@ def test_an_interpreter_must_be_a_program(tmp_path):
             assert refused.value.code == "interpreter_not_allowed"
 
 
-def test_tasks_are_counted_alone_or_not():
+def test_the_task_limit_depends_on_the_uid_being_shared():
     """Exactly where the count is this child's own; loosely where others of the uid are counted with it."""
     limits = rlimits.ResourceLimits(tasks=5)
     alone = dict(spec.build(request(limits=limits), chosen("isolated"), HOST).plan["rlimits"])
@@ -122,7 +122,7 @@ def test_tasks_are_counted_alone_or_not():
     assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, least(rlimits.SHARED_TASKS))
 
 
-def test_no_limit_is_above_what_we_were_started_with():
+def test_limits_are_capped_by_the_daemons_own():
     """Some hosts allow 3,900 processes: asking for more would leave no child running."""
     program = """
 import json, resource
@@ -152,7 +152,7 @@ def test_the_exec_descriptor_is_out_of_reach():
         assert plan["exec_fd"] > max(*in_use, stub_calls.INIT)
 
 
-def test_a_view_has_no_home_and_no_proc(tmp_path):
+def test_visible_paths_exclude_home_and_proc(tmp_path):
     """Only what programs need, each once, extra directories as asked."""
     seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False)
     assert str(tmp_path) in seen.needed
@@ -162,7 +162,7 @@ def test_a_view_has_no_home_and_no_proc(tmp_path):
     assert not any(path.startswith("/usr/bin/") for path in seen.read)  # within /usr/bin already
 
 
-def test_an_interpreter_brings_its_library(tmp_path):
+def test_an_interpreters_library_is_visible(tmp_path):
     """Itself, shared objects, what is called after it; nothing else of the directory above, which may be a home."""
     inside = [
         "bin/python3", "bin/libpypy3.10-c.so", "lib/libpython3.so", "lib/libssl.so.3", "lib/python3.13/os.py",
@@ -189,7 +189,7 @@ def test_an_interpreter_brings_its_library(tmp_path):
 
 
 @pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
-def test_landlock_by_version(abi, rights):
+def test_landlock_handles_all_rights_of_each_version(abi, rights):
     """Each version's rights are all handled; nothing that a kernel does not know is asked for."""
     assert landlock.handled(abi) == (1 << rights) - 1
     seen = view.view(None, processes=True, network=False)
@@ -199,7 +199,7 @@ def test_landlock_by_version(abi, rights):
     assert all(access & landlock.EXECUTE == 0 for path, access, _ in plan["rules"] if path == "/scratch")
 
 
-def test_the_stub_stands_alone():
+def test_the_stub_imports_little():
     """Standard library only, and little of it: every import is time that each spawn takes."""
     sources = [Path(module.__file__).read_text() for module in (stub_calls, stub_root, stub)]
     imported = set()
@@ -211,7 +211,7 @@ def test_the_stub_stands_alone():
     assert imported == {"__future__", "ctypes", "errno", "itertools", "os", "stat", "struct"}
 
 
-def test_this_machine_is_looked_at():
+def test_host_facts_match_the_kernel():
     """Whoever runs the tests: uid and capabilities as the kernel says."""
     found = host_facts.look()
     assert (found.uid, found.gid) == (os.geteuid(), os.getegid())
