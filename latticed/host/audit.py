@@ -1,4 +1,4 @@
-"""audit.query: a plugin reads its own audit events, never another's, nor those of its id under another publisher."""
+"""audit.query: a plugin reads its own audit events, not those of its id under another publisher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CursorInBoth = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
 
 
 class AuditQuery(Params, frozen=True):
-    """`after`: a cursor in both chains, or a seq of the decisions, which alone are answered then."""
+    """`after`: a cursor over both chains, or a seq of the decision chain, which alone is answered then."""
 
     after: Whole | CursorInBoth | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100

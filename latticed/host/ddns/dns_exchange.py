@@ -19,7 +19,7 @@ _HEADER_BYTES: Final = 12
 
 
 def key(name: str, value: str, algorithm: str) -> dns.tsig.Key:
-    """A TSIG key of its base64 form; ProviderRefused when it has another."""
+    """A TSIG key from base64; ProviderRefused when it is malformed."""
     import dns.name
     import dns.tsig
 
@@ -90,7 +90,7 @@ def check(answer: dns.message.Message, *, fine: frozenset[str], about: str) -> s
 
 
 def of_code(code: str, about: str) -> outcome.ProviderRefused:
-    """What a response code says about `about`."""
+    """The refusal for a response code; `about` is for its message."""
     match code:
         case "REFUSED":
             return outcome.denied("refused", f"the server refuses {about} (REFUSED)")
@@ -107,7 +107,7 @@ def of_code(code: str, about: str) -> outcome.ProviderRefused:
 
 
 def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
-    """The refusal in an unsigned answer: it is believed, as it can only prevent a change. None if it says nothing."""
+    """The refusal in an unsigned answer, or None. It is trusted, since a forged one can only prevent a change."""
     import dns.rcode
 
     if len(found) < _HEADER_BYTES:

@@ -9,7 +9,7 @@ from latticed.model.errors import Fault, FaultError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateJob:
-    """What to publish: the record of this name and type shall have this address and no other. `ttl` in seconds."""
+    """What to publish: the record of this name and type gets this single address. `ttl` in seconds."""
 
     name: str
     type: str
@@ -28,9 +28,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFailed(Fault):
-    """The address is not published, as far as is known. `lasting`: the provider refused it, and would do so again.
+    """The address is not known to be published. `lasting`: the provider refused it, and a retry would not help.
 
-    `retry_after_s`: how long the provider asked to be left alone, 0 when it did not.
+    `retry_after_s`: the provider's Retry-After, 0 without one.
     """
 
     lasting: bool = False

@@ -1,4 +1,4 @@
-"""One try at a record's provider, with the secret that belongs to it."""
+"""One try at a record's provider, with the secret that its spec names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logs.get_logger()
 
 
 class Providers:
-    """Knows them all. `secrets_of` gives a plugin's secrets for one try."""
+    """All providers. `secrets_of(plugin_id)`: its secrets, for one try."""
 
     def __init__(
         self, *, cloudflare: CloudflareProvider, rfc2136: Rfc2136Provider, secrets_of: Callable[[str], PluginSecrets]

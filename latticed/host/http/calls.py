@@ -38,7 +38,7 @@ class HttpDo(Params, frozen=True):
 class HttpCalls:
     """Serves http.do. `rights_of(plugin_id)`: where a plugin may connect to now; `secrets_of(plugin_id)`: its secrets.
 
-    `contacted(caller, "host:port")` is called for every target that was judged reachable, before it is dialled.
+    `contacted(caller, "host:port")` is called for every target that the guard allows, before it is connected to.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
 
 
 def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, Any]:
-    """The answer of http.do; secrets that the server repeats are put back to their references."""
+    """The answer of http.do; secrets that the server echoes are redacted to their references."""
     header, body = answer.header, answer.body
     if secrets is not None:
         # `headers.received` changes the case of names, so a value in one is searched for in any case.

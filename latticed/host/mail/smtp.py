@@ -1,7 +1,7 @@
 """Sends one message to one relay (RFC 5321), over a socket to an address that the egress guard has allowed.
 
-When the relay refuses one recipient, none gets the message. TLS certificates are verified, and a relay that offers no
-TLS where the settings ask for it gets nothing.
+When the relay refuses one recipient, none gets the message. TLS certificates are verified; there is no fallback to
+plaintext where the settings ask for TLS.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Smtp:
         self._tls = tls
 
     async def send(self, relay: Relay, envelope: Envelope, password: str, *, within_s: float) -> None:
-        """Returns once the relay has taken the message for every recipient; HostError says why it has not.
+        """Returns once the relay has accepted the message for every recipient; HostError otherwise.
 
-        `deadline_exceeded` after `within_s`: then it is not known whether the relay took it.
+        `deadline_exceeded` after `within_s`: then it is unknown whether the relay accepted it.
         """
         import aiosmtplib
 

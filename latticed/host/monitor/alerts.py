@@ -16,9 +16,9 @@ Alert = Literal["up", "down"]
 
 
 def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: int, since_us: int) -> NotificationRow:
-    """`since_us`: since when it was in the state before, wall clock in µs; 0 when that was `unknown`.
+    """`since_us`: start of the previous state, wall clock in µs; 0 when that was `unknown`.
 
-    `dedupe` is unique to this transition, so that no two alerts are taken for one.
+    `dedupe` is unique to this transition, so that no alert is dropped as a duplicate of another.
     """
     lines = [f"{spec.kind} {spec.shown}"]
     if result.code or result.reason:

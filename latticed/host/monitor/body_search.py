@@ -26,7 +26,7 @@ _AS_BROWSERS_READ: Final = {"iso8859-1": "cp1252", "ascii": "cp1252"}
 @dataclass(frozen=True, slots=True)
 class BodyFinding:
     """`corrupt`: it cannot be decompressed; `too_large`: the words are not in the first `detail` KiB; `coding`,
-    `charset`: it comes in one that is not read here, `detail`; `no_charset`: it names none, and is not UTF-8.
+    `charset`: one that is not supported, `detail`; `no_charset`: the body names none, and is not UTF-8.
     """
 
     kind: Literal["found", "absent", "corrupt", "cut_short", "too_large", "coding", "charset", "no_charset"]
@@ -70,7 +70,7 @@ class BodySearch:
             self._too_large()
 
     def end(self) -> BodyFinding:
-        """What was found, now that the body is over."""
+        """The finding at the end of the body."""
         if self.finding is not None:
             return self.finding
         if self._inflater is not None and not self._inflater.eof:
@@ -113,7 +113,7 @@ class BodySearch:
 
 
 def _codec(charset: str) -> str | None:
-    """The codec of a charset that is read, or None."""
+    """The codec of a supported charset, or None."""
     try:
         name = codecs.lookup(charset.strip("\"' ")).name
     except (LookupError, ValueError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WatchedTarget(ScheduledItem):
-    """One monitor: `since` (wall clock, µs) it has the state of `status`; `skipped`: checks not made as one ran."""
+    """One monitor. `since`: start of its state, wall clock in µs; `skipped`: checks not made as one was running."""
 
     spec: MonitorSpec
     status: MonitorStatus
@@ -29,7 +29,7 @@ class WatchedTarget(ScheduledItem):
         return self.last is None or self.last.code == "timeout"
 
     def view(self, *, whole: bool) -> dict[str, Any]:
-        """As `monitor.list` shows it; without `whole`, as plugins other than the owner see it."""
+        """As `monitor.list` shows it; without `whole`, without what only the owner may see."""
         spec = self.spec
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""network.*: changes of this host that plugins ask for, stored as plans. Nothing is changed here.
+"""network.*: changes of this host that plugins ask for, stored as plans. Nothing here applies them.
 
 A plugin plans, an operator approves, an applier applies. No host call approves.
 """

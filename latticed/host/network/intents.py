@@ -40,7 +40,9 @@ def is_secret(name: str) -> bool:
 
 
 def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
-    """(path, name of the innermost secret or nearest field, text) of all texts, and of numbers in secret fields."""
+    """(path, field name, text) of all texts, and of numbers in secret fields; the name is that of a secret field
+    around the text, else of the nearest field.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
             inner_name = name if is_secret(name) else key

@@ -47,8 +47,8 @@ class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
 def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) -> ProgramSpec:
     """The spec; HostError bad_params says what was expected, egress_blocked that it may not have that network.
 
-    `variables` are the names that the operator lets this plugin set. There is no list of harmless ones: `BASH_ENV`,
-    `NODE_OPTIONS`, `PYTHONWARNINGS` and many others make an allowed program run what the plugin says.
+    `variables` are the names that the operator lets this plugin set. No list of harmless ones is possible: `BASH_ENV`,
+    `NODE_OPTIONS`, `PYTHONWARNINGS` and many others make a program run code of the plugin.
     """
     check_name(asked.name)
     if asked.program not in settings.programs:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Invoke = Callable[[str, str, Any], Awaitable[dict[str, Any]]]
 
 MAX_IN_FLIGHT: Final = 8
-"""Requests of one invoke route that are being answered: each may be a process."""
+"""Concurrent requests of one invoke route: each may be a process."""
 MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_HEADERS: Final = 32
 MAX_HEADER_CHARACTERS: Final = 4_096
@@ -98,7 +98,7 @@ class Proxied:
     """A plugin's upstream on the service listener. `prefix` ends with a slash and is cut off paths before forwarding.
 
     `login`: the name of the secret with its password; empty: only `public` is served. `pinned()` is the address to
-    connect to, None unless the operator lets routes lead to the origin; `live()`: whether anything may be served now.
+    connect to, None unless the operator granted `publish` for the origin; `live()`: whether anything may be served now.
     `visited()` is called for each connection that a visitor's request makes to it.
     """
 
@@ -113,7 +113,7 @@ class Proxied:
 
 
 def invoke_payload(request: RouteRequest) -> dict[str, Any]:
-    """A request as an action gets it: without cookies, credentials and what proxies add about the client."""
+    """A request as an action gets it: without cookies, credentials, and headers of proxies about the client."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         lower = name.lower()

@@ -1,4 +1,4 @@
-"""One tunnel: its configuration, the change that is being tried, and the cloudflared that runs it."""
+"""One tunnel: its configuration, a change on trial, and its cloudflared process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorDeps:
-    """What tunnels are run with. `origins(plugin_id)`: what the operator has bound to it at that moment."""
+    """What tunnels are run with. `origins(plugin_id)`: the origins that are bound to it now."""
 
     program: ProgramDeps
     settings: Callable[[], Settings]
@@ -74,7 +74,7 @@ class Connector:
 
     @property
     def is_bound(self) -> bool:
-        """Whether every origin that it leads to is bound to the plugin still."""
+        """Whether every origin that it leads to is still bound to the plugin."""
         try:
             specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError:
@@ -133,7 +133,7 @@ class Connector:
         return self.connected
 
     async def validate(self, spec: TunnelSpec) -> None:
-        """Have cloudflared check a spec; Problem bad_params with its own words."""
+        """Have cloudflared validate a spec; Problem bad_params with the last line of its output."""
         files, bound = self._files, specs.bound(spec, self._deps.origins(self.plugin_id))
         await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, spec)  # raises if unusable
         await asyncio.to_thread(files.write, files.candidate, render(spec, bound, files.credentials))
@@ -179,7 +179,7 @@ class Connector:
         return await self._request(args, (files.config, files.credentials), "host")
 
     async def _request(self, args: tuple[str, ...], paths: tuple[Path, ...], network: Network) -> Ready:
-        """How to run cloudflared with these arguments, able to read these files."""
+        """The request for a cloudflared with these arguments that can read these files."""
         spawner, path = self._deps.program.spawner, self._deps.settings().program
         if not path:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
@@ -201,7 +201,7 @@ class Connector:
         )
 
     async def _run_to_end(self, *args: str) -> tuple[int | None, str]:
-        """Run the program to its end, without any network: its exit code and last words."""
+        """Run cloudflared to its end, without network: (exit code, last line of its output)."""
         made = await self._request(args, (self._files.candidate,), "none")
         out, err = LastOutput(OUTPUT_BYTES), LastOutput(OUTPUT_BYTES)
         ended: Exit | None = None

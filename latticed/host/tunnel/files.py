@@ -49,7 +49,7 @@ class TunnelFiles:
         files.replace(path, data, mode=0o600)
 
     def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
-        """Give some of them to the user that the program runs as; None: the daemon's own user has them already."""
+        """Change the owner of some of them to the user that the program runs as; None: it is the daemon's own."""
         if ids is not None:
             for one in paths:
                 os.chown(one, ids.uid, ids.gid)
@@ -65,7 +65,7 @@ class TunnelFiles:
 
 
 def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
-    """The configuration as JSON, which is YAML (YAML 1.2, section 1.3) with all strings quoted.
+    """The configuration as JSON, which is valid YAML (YAML 1.2, section 1.3) with all strings quoted.
 
     Origins are given by the address that the operator bound, so that cloudflared resolves no names.
     """
