@@ -105,7 +105,7 @@ class Permissions:
         return CapabilityPermissions(self, capabilities)
 
     def publisher(self, plugin_id: str) -> str:
-        """The publisher of an active plugin; empty when it is unsigned."""
+        """The publisher of an active plugin; empty when it is unsigned or not active."""
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:

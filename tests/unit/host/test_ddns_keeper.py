@@ -387,7 +387,7 @@ async def test_restart_spreads_overdue_tries(tmp_path, provider):
 
 
 async def test_interrupted_try_is_repeated_after_restart(tmp_path, provider):
-    """The daemon was killed while address B was sent; A, put again, is written although it was the published one."""
+    """The daemon stopped while address B was sent; A, put again, is written although it was the published one."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
         await here.put(A)
@@ -520,7 +520,7 @@ async def test_put_with_unbound_secret_is_refused(here, provider):
 
 
 async def test_records_reach_real_servers_and_secrets_do_not_leak(tmp_path):
-    """BIND or Knot, and Cloudflare; a wrong secret is denied once. No secret is in any row, log or answer."""
+    """BIND or Knot, and Cloudflare; a wrong secret is denied once. No file of the state has a secret value."""
     kinds = [kind for kind in ("bind", "knot") if dns_servers.installed(kind)]
     if not kinds:
         pytest.skip("bind is not installed here")

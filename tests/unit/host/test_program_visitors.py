@@ -71,7 +71,7 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
 
 
 async def test_connected_visitor_is_noted_and_refused_one_is_not(tmp_path):
-    """Plain requests, logged in ones, websockets; not requests that the proxy refuses or that cannot connect."""
+    """Plain requests, logged in ones, websockets; not requests that the proxy refuses, or while the service is down."""
     rooms, visits = routed.Rooms(), []
     rooms.reached = visits.append
     async with routed.opened(tmp_path, rooms=rooms) as world:

@@ -155,7 +155,7 @@ async def test_script_edited_after_approval_fails(here, column):
 
 
 async def test_script_edited_with_its_digest_fails(here, monkeypatch):
-    """The sealed bytes are compared once more after the row was read."""
+    """The digest is taken of the sealed bytes that will run, not of the row."""
     from latticed.host.task import run
 
     sealed = run._sealed
@@ -174,7 +174,7 @@ async def test_script_edited_with_its_digest_fails(here, monkeypatch):
     ],
 )
 async def test_script_runs_in_each_interpreter(here, interpreter, script):
-    """Targets are its arguments, in order; the script's own `#!` line is ignored."""
+    """Targets are its arguments, in order and unchanged."""
     if interpreter == "node" and not os.path.exists("/usr/bin/node"):
         pytest.skip("node is not installed here")
     ended = await here.run(script, interpreter=interpreter, targets=("a b;c", "-x"))
