@@ -44,7 +44,7 @@ FAILED: Final = 1
 LOOK_S: Final = 1.0
 """Interval of the polls of settings, trust policy, socket and state directory."""
 FINISH_S: Final = 1.0
-"""How long a poll may go on after the daemon was told to stop: a revocation just read must be recorded."""
+"""How long a poll may go on during shutdown: a revocation just read must be recorded."""
 STOP_S: Final = 20.0
 """How long stopping may take beyond the plugins' grace, before the process exits without the rest."""
 EXTEND_S: Final = 10.0

@@ -86,24 +86,24 @@ class Reloader:
         ]
         return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
 
-    async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - a Look's
+    async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         """Apply the settings file if it has changed."""
         seen = await asyncio.to_thread(fingerprint, self._api.settings.config_file or self._config)
         if always or seen != self._settings_seen:
             self._settings_seen = seen
             await self._reload_settings()
 
-    async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - a Look's
+    async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         """Apply the trust policy if it has changed; else retry recording it if that failed."""
         if await asyncio.to_thread(self._api.policy.look, always=always) or always:
             await self._policy_changed()
         elif not self._api.policy.recorded:
             await self._api.revocations.remember()
 
-    async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - a Look's
+    async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         await self._server.look()
 
-    async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - a Look's
+    async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.directory_fault)
         if self._displaced is not None and (before is None or before.code != self._displaced.code):
             log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.reason)

@@ -91,6 +91,7 @@ class Gate:
         self._calls_per_s = calls_per_s
         self._buckets = TokenBuckets()
         self._open = True
+        # The deadline of each call, with its capability: `_expire` moves deadlines to now, which cancels the calls.
         self._under_way: dict[asyncio.Timeout, str] = {}
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 

@@ -115,7 +115,7 @@ class Decisions:
             outcome = self._regranted(record, wanted)
             after = await self._accepted(actor, record, outcome, "grants")
             supervisor, defaults = self.supervisor, self.defaults
-            supervisor.regrant(plugin_id, frozenset(record.granted) - wanted.trim)
+            supervisor.regrant(plugin_id, frozenset(record.granted) - wanted.trim)  # trims take effect before the write
             detail: dict[str, str | int | bool] = {
                 "granted": ",".join(sorted(wanted.grant)),
                 "trimmed": ",".join(sorted(wanted.trim)),

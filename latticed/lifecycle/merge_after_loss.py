@@ -95,7 +95,7 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
     terms = both(kept, migrated(record).terms) if kept is not None else record.terms
     after = replace(record, masked=masked, terms=terms, floor=floor, updated_at=now_us)
     unfit = record.accepted and granting.needs_consent(after, manifest_of(facts), "activate") is not None
-    chosen = pin is not None and pin.identity == facts.identity
+    chosen = pin is not None and pin.identity == facts.identity  # accepted last, so a lower version was explicit
     if unfit or (
         record.accepted and floor != record.floor and not chosen and advance.is_downgrade(floor, facts.version)
     ):

@@ -53,7 +53,7 @@ class PolicyKeeper:
 
     @property
     def recorded(self) -> bool:
-        """Whether all that the file says is on record."""
+        """Whether the policy in force, with its revocations, is on record."""
         return self.told == self.own and self.remembered == self.current.revoked
 
     def remember(self, revoked: Revoked) -> None:

@@ -70,7 +70,7 @@ class RecoveryReport:
 def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False) -> RecoveryReport:
     """Replace the damaged ledger. Problems: ledger_sound, floors_invalid, state_in_use, state_unusable.
 
-    `without_floors` goes on when the floors file is lost or not genuine; a genuine one is used all the same.
+    `without_floors` continues when the floors file is lost or not genuine; a genuine one is still used.
     """
     with state.locked(place.state_dir):
         found = rebuild.diagnosis(place.state_dir)

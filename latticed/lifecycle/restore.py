@@ -219,7 +219,7 @@ class _Restore:
     def _swap(self, set_aside: str) -> None:
         """Swap the states: the old ledger is moved out first and the new one moved in last.
 
-        So no ledger ever lies beside the key or floors of another state, whenever a crash comes.
+        So a crash at any point leaves no ledger beside the key or floors of another state.
         """
         directory, staging = self._state_dir, self._staging
         old = directory / set_aside
@@ -229,7 +229,7 @@ class _Restore:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(directory / name, old / name)
         for name in (floors.FILE, state.HOST_KEY):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # linked, not moved: a start refuses a key without ledger
                 os.link(directory / name, old / name)
         with contextlib.suppress(FileNotFoundError):
             os.rename(directory / STORE, old / STORE)

@@ -98,7 +98,7 @@ class RevocationKeeper:
                 tx.append_audit(event)
             return known
 
-        if value in getattr(self._ledger.read(rows.load), column):
+        if value in getattr(self._ledger.read(rows.load), column):  # floors first, as in `before`
             await self._loosen_floors(column, value)
         if not await self._ledger.write(change, durable=True):
             raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")

@@ -232,5 +232,5 @@ def _stopped(state: HandleState, rules: SupervisionRules) -> Next:
     if not state.wanted:
         return _not_wanted(state), ()
     if state.pending is not None:
-        return _failed(replace(state, phase=Phase.ARMED), state.pending, rules)
+        return _failed(replace(state, phase=Phase.ARMED), state.pending, rules)  # it ignores STOPPING
     return _start(state, restarts=state.restarts + 1)

@@ -55,9 +55,9 @@ class Handle:
         self._tick: Ticket | None = None
         self._checking: asyncio.Task[None] | None = None
         self._settled: list[asyncio.Future[None]] = []
-        self._early: rules.InstanceFailed | None = None
+        self._early: rules.InstanceFailed | None = None  # the instance ended before `Runner.start` returned it
         self._instance_no = 0
-        self._visited = False
+        self._visited = False  # an outside request has reached the current instance
         self._since_s = 0.0
         self._seen = Runtime()
 

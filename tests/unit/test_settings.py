@@ -1,4 +1,4 @@
-"""Settings: every key, where it may come from, and what is said when it is wrong."""
+"""Settings: every key, its sources, and the errors."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def get(found, dotted):
 # Defaults and origins.
 
 
-def test_without_a_file_everything_has_a_default(tmp_path):
-    """And each says so."""
+def test_every_key_has_a_default(tmp_path):
+    """And its origin says so."""
     found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
     assert found.config_file is None
     assert {origin for _, _, origin in room.describe(found)} == {"default"}
@@ -83,8 +83,7 @@ def test_without_a_file_everything_has_a_default(tmp_path):
     assert found.control_socket == found.runtime_dir / "control.sock"
 
 
-def test_roots_default_directories():
-    """FHS."""
+def test_default_directories_of_root_follow_fhs():
     found = room.load(None, {}, 0) if not os.path.exists("/etc/latticed/latticed.toml") else None
     if found is None:
         pytest.skip("this machine has settings of its own in /etc/latticed")
@@ -97,8 +96,8 @@ def test_roots_default_directories():
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
-def test_every_default_is_one_that_could_be_written(tmp_path, key, kind, rules):
-    """What --check-config prints can be put into the file, with its origin then."""
+def test_every_default_is_valid_in_a_file(tmp_path, key, kind, rules):
+    """Output of --check-config is valid as a file, which then is the origin."""
     plain = {name: value for name, value, _ in room.describe(load(tmp_path))}
     value = plain[key]
     text = "{}" if value == {} else json.dumps(value)
@@ -108,13 +107,13 @@ def test_every_default_is_one_that_could_be_written(tmp_path, key, kind, rules):
         assert {name: origin for name, _, origin in room.describe(found)}[key] == str(tmp_path / "latticed.toml")
 
 
-def test_the_trust_policy_lies_beside_the_file(tmp_path):
-    """A named file takes its directory with it; the key wins."""
+def test_trust_policy_defaults_to_directory_of_file(tmp_path):
+    """Of the file named; the key `trust` overrides it."""
     assert load(tmp_path).trust == tmp_path / "trust.json"
     assert str(load(tmp_path, 'trust = "/srv/t.json"\n').trust) == "/srv/t.json"
 
 
-# What is wrong with a file.
+# Errors in a file.
 
 
 @pytest.mark.parametrize(
@@ -132,8 +131,8 @@ def test_the_trust_policy_lies_beside_the_file(tmp_path):
         ("[plugin_dir]\nx = 1", "plugin_dir.x", None),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, toml, key, near):
-    """A typing error is no silent default."""
+def test_unknown_key_is_refused_with_nearest_known_one(tmp_path, toml, key, near):
+    """A typing error must not become a default silently."""
     problem = refused(tmp_path, toml)
     assert repr(key) in problem.reason
     assert str(tmp_path / "latticed.toml") in problem.reason
@@ -142,8 +141,8 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, toml, key,
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
-def test_a_wrong_type_is_named(tmp_path, key, kind, rules):
-    """Key, file, what was expected, what was found. A boolean is no number, a whole number is one with a point."""
+def test_wrong_type_is_refused(tmp_path, key, kind, rules):
+    """With key, file, what was expected and found. A boolean is no number; an integer is valid for a float."""
     wrong = {int: ["1.5", "true", "'1'", "[1]", "1979-05-27"], float: ["true", "'1'", "{a = 1}"]}
     wrong |= {bool: ["1", "'true'"], str: ["1", "true", "['info']"]}
     wrong |= {tuple[str, ...]: ["1", "'a'", "{a = 'read'}", "[1]", "[['a']]"]}
@@ -157,8 +156,8 @@ def test_a_wrong_type_is_named(tmp_path, key, kind, rules):
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), NUMBERS, ids=[key for key, *_ in NUMBERS])
-def test_every_number_has_its_bounds(tmp_path, key, kind, rules):
-    """The bounds themselves are fine, a step beyond is not; neither is what is no number at all."""
+def test_number_out_of_bounds_is_refused(tmp_path, key, kind, rules):
+    """The bounds themselves are valid; NaN and infinity are not."""
     low, high = rules["low"], rules["high"]
     assert get(load(tmp_path, line(key, kind(low))), key) == low
     assert get(load(tmp_path, line(key, kind(high))), key) == high
@@ -169,8 +168,8 @@ def test_every_number_has_its_bounds(tmp_path, key, kind, rules):
 
 
 @pytest.mark.parametrize(("key", "words"), WORDS, ids=[key for key, _ in WORDS])
-def test_every_choice_names_its_words(tmp_path, key, words):
-    """Each of them is fine; another is refused with the list."""
+def test_invalid_choice_is_refused_with_the_list(tmp_path, key, words):
+    """Each of the listed words is valid."""
     for word in words:
         assert get(load(tmp_path, line(key, json.dumps(word))), key) == word
     problem = refused(tmp_path, line(key, '"Info"'))
@@ -179,13 +178,13 @@ def test_every_choice_names_its_words(tmp_path, key, words):
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("value", ["1", "true", "''", "'relative/path'", "'~/x'", "[]", "{}", '"/a\\u0000b"'])
-def test_paths_are_absolute(tmp_path, name, value):
-    """Nothing depends on where the daemon was started."""
+def test_relative_path_is_refused(tmp_path, name, value):
+    """Nothing may depend on the daemon's working directory."""
     assert name in refused(tmp_path, f"{name} = {value}").reason
 
 
-def test_scopes_in_access_are_known_words(tmp_path):
-    """By user and by group; the name whose scopes are wrong is named."""
+def test_unknown_scope_in_access_is_refused(tmp_path):
+    """For users and groups; the problem names which."""
     toml = "[access.users]\nalice = ['read', 'host']\n[access.groups]\nops = ['operate']\n"
     found = load(tmp_path, toml).access
     assert (found.users, found.groups) == ({"alice": ("read", "host")}, {"ops": ("operate",)})
@@ -193,7 +192,7 @@ def test_scopes_in_access_are_known_words(tmp_path):
     assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = 'read'").reason
 
 
-def test_a_file_that_was_named_must_be_there(tmp_path):
+def test_named_file_must_exist(tmp_path):
     """The default file need not."""
     with pytest.raises(Problem, match="no such file"):
         room.load(tmp_path / "none.toml", {}, EUID)
@@ -217,7 +216,7 @@ def test_a_file_that_was_named_must_be_there(tmp_path):
     ids=["not utf-8", "open table", "no value", "twice", "long number", "deep", "too large", "nul", "no date"],
 )
 def test_invalid_toml_is_an_error(tmp_path, content):
-    """Whatever the parser does with it."""
+    """Whatever the parser raises."""
     assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).reason
 
 
@@ -230,8 +229,8 @@ def test_settings_that_are_not_a_regular_file_do_not_block(tmp_path):
 
 
 @pytest.mark.parametrize("unsafe", ["file", "directory"])
-def test_a_file_that_others_may_change_is_refused(tmp_path, unsafe):
-    """It names what runs and who may ask."""
+def test_file_that_others_may_change_is_refused(tmp_path, unsafe):
+    """It names the programs to run and who may use the control API."""
     home = tmp_path / "etc"
     home.mkdir()
     file = home / "latticed.toml"
@@ -245,7 +244,7 @@ def test_a_file_that_others_may_change_is_refused(tmp_path, unsafe):
 @pytest.mark.root
 @pytest.mark.skipif(EUID != 0, reason="needs uid 0 to give a file away")
 def test_file_of_another_user_is_refused(tmp_path):
-    """Root's and the daemon's own pass, a third user's does not."""
+    """Those of root and of the daemon's user are accepted."""
     file = tmp_path / "latticed.toml"
     file.write_text("")
     os.chown(file, 12_345, 12_345)
@@ -267,7 +266,7 @@ def test_file_of_another_user_is_refused(tmp_path):
     ],
 )
 def test_environment_overrides_the_file(tmp_path, variable, key):
-    """Over the file and over systemd's directories; empty counts as absent; errors name the variable."""
+    """And systemd's directories; empty counts as absent; errors name the variable."""
     value, in_file = ("debug", "error") if key == "log.level" else ("/from/env", "/from/file")
     toml = line(key, json.dumps(in_file)) if "." in key else f'{key} = "{in_file}"'
     systemd = {"STATE_DIRECTORY": "/from/systemd", "RUNTIME_DIRECTORY": "/from/systemd"}
@@ -280,8 +279,8 @@ def test_environment_overrides_the_file(tmp_path, variable, key):
 
 
 @pytest.mark.parametrize(("variable", "key"), [("STATE_DIRECTORY", "state_dir"), ("RUNTIME_DIRECTORY", "runtime_dir")])
-def test_systemd_s_directories_are_defaults(tmp_path, variable, key):
-    """The first of several; the file wins over them."""
+def test_systemd_directories_are_defaults(tmp_path, variable, key):
+    """The first of several; the file overrides them."""
     found = load(tmp_path, environ={variable: "/run/one:/run/two"})
     assert str(getattr(found, key)) == "/run/one"
     assert found.origins[key] == f"environment {variable}"
@@ -297,8 +296,8 @@ def test_systemd_variables_locate_the_file(tmp_path):
     assert found.trust == tmp_path / "trust.json"
 
 
-def test_xdg_variables_count_when_absolute(tmp_path):
-    """The base directory specification says to ignore relative ones."""
+def test_relative_xdg_variables_are_ignored(tmp_path):
+    """As the base directory specification says."""
     environ = {"HOME": "/home/x", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "/run/user/7"}
     found = room.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
     assert str(found.state_dir) == "/home/x/.local/state/latticed"
@@ -306,7 +305,7 @@ def test_xdg_variables_count_when_absolute(tmp_path):
 
 
 def test_xdg_directories_of_another_user_are_ignored(tmp_path):
-    """HOME and XDG variables as `setpriv` or `su -m` leave them: the user database knows better."""
+    """HOME and XDG variables that `setpriv` or `su -m` keep: the user database is used instead."""
     other = next(one for one in pwd.getpwall() if one.pw_uid not in {0, tmp_path.stat().st_uid})
     environ = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
     found = room.load(None, environ, other.pw_uid)
@@ -316,7 +315,7 @@ def test_xdg_directories_of_another_user_are_ignored(tmp_path):
     assert room.load(None, {"HOME": str(tmp_path)}, nobody).state_dir == tmp_path / ".local/state/latticed"
 
 
-# Whatever the file says.
+# Arbitrary files.
 
 values = st.recursive(
     st.one_of(
@@ -339,8 +338,8 @@ names = st.sampled_from([*PATHS, *(key for key, *_ in KEYS), "nonsense", "log", 
 
 @tuned(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.dictionaries(names, values, max_size=4), junk=st.binary(max_size=20))
-def test_any_file_is_settings_or_a_problem(tmp_path, lines, junk):
-    """Never another exception; and what loads is within its bounds."""
+def test_any_file_gives_settings_or_a_problem(tmp_path, lines, junk):
+    """No other exception; and what loads is within its bounds."""
     toml = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
     for content in (toml, toml + junk):
         try:
@@ -353,11 +352,11 @@ def test_any_file_is_settings_or_a_problem(tmp_path, lines, junk):
                 assert rules["low"] <= get(found, key) <= rules["high"]
 
 
-# Keys that have another name now.
+# Renamed keys.
 
 
-def test_an_old_key_sets_the_one_that_took_its_place(tmp_path):
-    """And the file's owner is told which line to change."""
+def test_old_key_sets_its_replacement(tmp_path):
+    """And advice says which line to change."""
     found = load(tmp_path, "[tunnel]\ntunnels = 3\n[task]\nexpire_h = 2\noutput_kib = 8\n")
     assert (found.tunnel.total_tunnels, found.task.expire_s, found.task.output_bytes) == (3, 7_200, 8_192)
     assert set(found.renamed) == {"tunnel.tunnels", "task.expire_h", "task.output_kib"}
@@ -368,8 +367,8 @@ def test_an_old_key_sets_the_one_that_took_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("old", sorted(RENAMED))
-def test_every_old_key_is_gone_and_its_new_one_is_there(tmp_path, old):
-    """With its default written in the old unit it sets the same."""
+def test_old_keys_are_gone_and_new_ones_exist(tmp_path, old):
+    """A default written in the old unit sets the same value."""
     new, factor = RENAMED[old]
     plain = load(tmp_path)
     assert old not in {key for key, *_ in KEYS}
@@ -381,13 +380,13 @@ def test_every_old_key_is_gone_and_its_new_one_is_there(tmp_path, old):
     assert load(tmp_path, line(new, default)).renamed == ()
 
 
-def test_a_bad_value_of_an_old_key_names_both(tmp_path):
+def test_invalid_value_of_old_key_names_both_keys(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 'many'\n")
     assert "tunnel.total_tunnels" in problem.reason
     assert "as tunnel.tunnels" in problem.reason
 
 
-def test_an_old_key_beside_its_new_one_is_refused(tmp_path):
+def test_old_key_beside_new_one_is_refused(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 3\ntotal_tunnels = 4\n")
     assert "tunnel.tunnels is called tunnel.total_tunnels now, and both are set" in problem.reason
     assert problem.hint == "remove tunnel.tunnels"

@@ -107,7 +107,7 @@ def test_failed_start_counts_like_a_crash():
 
 @pytest.mark.parametrize("code", ["exited", "crashed", "out_of_memory", "wasm_trap", "answers_unread"])
 def test_failure_of_visited_instance_does_not_open_breaker(code):
-    """However often, whatever its code: retried with backoff, and the reason says so. Three others open it still."""
+    """Any number, with any code: retried with backoff, and the reason says so. Three other failures still open it."""
     theirs, state = InstanceFailed(code, "x", visited=True), ARMED
     for _ in range(50):
         state, done = after(theirs, state=state)
