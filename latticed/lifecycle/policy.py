@@ -27,7 +27,7 @@ HINT = "see `latticectl trust`; until it is mended nothing new is trusted"
 
 
 class PolicyKeeper:
-    """Reads the policy file when it changes; only `owners` (uids) may own it or a parent directory."""
+    """Reads the policy file when it changes; a file that uids other than `owners` could change is refused."""
 
     def __init__(self, file: Path, *, owners: frozenset[int], remembered: Revoked) -> None:
         self.file = file

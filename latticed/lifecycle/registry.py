@@ -67,7 +67,7 @@ class Registry:
         return [record for record in found if record.status is Status.ACTIVE]
 
     def rejected(self) -> dict[str, Refused]:
-        """Every bundle on disk that may not run, by name: it does not verify, or another bundle has the id."""
+        """Every bundle on disk that may not run, by name: it does not verify, or may not claim its id."""
         found = {name: verdict for name, verdict in self._verdicts.items() if isinstance(verdict, Refused)}
         for plugin_id in self._contested:
             for claim in self._claimants[plugin_id]:

@@ -66,7 +66,7 @@ async def _nothing_to_drain(_: str) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class HandleDeps:
-    """One for all handles.
+    """The dependencies of every handle; all share one object.
 
     `judge` verifies the stored pair of an identity under the current policy, without reading the artifact when its
     SHA-256 is given; `record` has an event written as soon as possible.

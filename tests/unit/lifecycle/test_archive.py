@@ -60,7 +60,7 @@ def test_manifest_survives_encoding():
     ],
 )
 def test_unexpected_file_name_is_refused(name):
-    """Whoever made the archive can sign it, so names are checked against those that a backup has."""
+    """The signature does not make names safe: they are checked against those that a backup has."""
     assert "names a file that no backup has" in refused(signed({**SOUND, "files": [*FILES, [name, 0, EMPTY]]}))
 
 
