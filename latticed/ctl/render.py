@@ -36,7 +36,10 @@ def yes_no(value: object) -> table.Cell:
 
 
 class Screen(NamedTuple):
-    """One run's output. `width` None: not a terminal, nothing is cut. `now_s`: seconds since the epoch."""
+    """The output of one run.
+
+    `width`: columns of the terminal; None when stdout is none, and nothing is cut. `now_s`: seconds since the epoch.
+    """
 
     out: TextIO
     err: TextIO
@@ -48,15 +51,15 @@ class Screen(NamedTuple):
     now_s: float = 0.0
 
     def json(self, value: Any) -> None:
-        """`value` as ASCII JSON: no byte of it can steer a terminal."""
+        """Print `value` as indented ASCII JSON, which cannot contain control characters."""
         self.out.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
     def line(self, *words: str) -> None:
-        """One line of words; empty ones leave no gap."""
+        """Print one line of the non-empty `words`, joined by spaces."""
         self.out.write(text.escape(" ".join(filter(None, words))) + "\n")
 
     def note(self, *words: str) -> None:
-        """Something worth knowing that is not the data."""
+        """Print a line on stderr: information that is not part of the data."""
         self.err.write(text.escape(" ".join(words)) + "\n")
 
     def error(self, problem: Problem) -> None:
@@ -78,9 +81,9 @@ class Screen(NamedTuple):
         self.out.write(json.dumps(value, separators=(",", ":"), ensure_ascii=True) + "\n")
 
     def fixed(self, cells: Sequence[str | table.Cell | None], widths: Sequence[int]) -> None:
-        """One line of a table whose rows come one by one: as wide as `widths` says, the last cell as it comes.
+        """Print one row of a streamed table, padded to fixed `widths`; the last cell is not padded.
 
-        A cell that is too long pushes the rest of its line along; on a terminal the line is cut.
+        A longer cell shifts the rest of its line; on a terminal the line is cut.
         """
         left, shown = self.width, []
         for at, part in enumerate(map(table.cell, cells)):
@@ -94,7 +97,7 @@ class Screen(NamedTuple):
         self.out.write("".join(shown).rstrip() + "\n")
 
     def fields(self, pairs: Iterable[tuple[str, str | table.Cell | None]]) -> None:
-        """One `name  value` line each, names aligned, values never cut."""
+        """Print a `name  value` line for each pair, with aligned values that are never cut."""
         safe = [(name, table.cell(value)) for name, value in pairs]
         widest = max((len(name) for name, _ in safe), default=0)
         for name, part in safe:
@@ -107,7 +110,7 @@ class Screen(NamedTuple):
         return times.absolute(moment) if self.absolute_times else times.relative(moment, self.now_s)
 
     def raw(self, data: bytes) -> None:
-        """Bytes as they are into a pipe or a file; on a terminal escaped, with a line end."""
+        """Write `data` unchanged to a pipe or file; on a terminal escaped, with a newline."""
         if self.out.isatty():
             for part in data.decode("utf-8", "backslashreplace").splitlines():
                 self.line(part)
@@ -134,7 +137,7 @@ def _painted(shown: str, tone: str, *, wanted: bool) -> str:
 def screen(
     out: TextIO, err: TextIO, environ: Mapping[str, str], *, json_wanted: bool = False, absolute_times: bool = False
 ) -> Screen:
-    """The screen that suits these streams and this environment (NO_COLOR, TERM, COLUMNS)."""
+    """A screen on these streams; colour and width follow isatty() and NO_COLOR, TERM, COLUMNS in `environ`."""
     plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
     return Screen(
         out=out,

@@ -1,6 +1,6 @@
-"""The shapes every answer of the daemon is made of; another shape is Problem("bad_reply").
+"""Checks the types in the daemon's answers; Problem("bad_reply") for unexpected ones.
 
-Apart from `views`, because verbs that show no record need none of them loaded.
+Separate from `views`, so that verbs that show no record do not import its types.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rows(plain: Any, what: str) -> list[dict[str, Any]]:
 
 
 def texts(plain: Any) -> list[str]:
-    """A list of strings; anything else in it is shown by its name, nothing at all is an empty list."""
+    """The items of a list as strings; an empty list for anything else."""
     return [str(item) for item in plain] if isinstance(plain, list) else []
 
 
@@ -40,6 +40,6 @@ def counts(plain: Any) -> str:
 
 
 def not_running(plain: dict[str, Any]) -> list[tuple[str, Cell]]:
-    """The line that counts active plugins that do not run, by reason; none when all do."""
+    """The field with the number of active plugins that do not run, by reason; no field when all run."""
     said = counts(plain.get("not_running"))
     return [("not running", Cell(said, "warn"))] if said else []

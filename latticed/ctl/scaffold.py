@@ -1,4 +1,4 @@
-"""The artifacts that `latticectl new` writes: the smallest of each type that does its part."""
+"""The artifacts that `latticectl new` writes: a minimal working one of each type."""
 
 from __future__ import annotations
 

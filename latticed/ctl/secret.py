@@ -1,4 +1,4 @@
-"""latticectl secret: values that plugins only ever name; they are set and bound here, and never shown."""
+"""latticectl secret: set, bind and delete secrets. Plugins refer to them by name; values are never shown."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _set(session: CtlSession) -> int:
 
 
 def _read_value(name: str, *, twice: bool) -> bytes:
-    """From the terminal without echo, or all of stdin without its last line end. `twice`: typed again to compare."""
+    """Read from the terminal without echo, or all of stdin without a final newline. `twice`: asks for it again."""
     if sys.stdin.isatty():
         value = getpass.getpass(f"{name}: ")
         if twice and getpass.getpass(f"{name} again: ") != value:
@@ -107,7 +107,7 @@ def _read_value(name: str, *, twice: bool) -> bytes:
 
 
 def _hash(value: bytes) -> bytes:
-    """The hash of a login's password; Problem("usage") for one that no login would take."""
+    """The hash of a login password; Problem("usage") for one that the login form would not accept."""
     try:
         password = value.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""latticectl service: the long-lived programs that plugins have running."""
+"""latticectl service: the long-lived programs of plugins."""
 
 from __future__ import annotations
 

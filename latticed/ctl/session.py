@@ -1,4 +1,4 @@
-"""What one run of a verb has at hand: its arguments, the screen, the environment, the client, the settings."""
+"""The context of one run of a verb: arguments, screen, environment, client and settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGED: Final = "/run/latticed/control.sock"
 
 
 class CtlSession(NamedTuple):
-    """One run. Like all records on the way of every start a NamedTuple: `dataclasses` costs 12 ms to import (P8)."""
+    """The context of one run. A NamedTuple, because importing `dataclasses` would add 12 ms to every start (P8)."""
 
     args: Namespace
     screen: Screen
@@ -28,7 +28,7 @@ class CtlSession(NamedTuple):
     def client(self, *, read_s: float | None = None) -> ControlClient:
         """A client for the socket of --socket, LATTICED_SOCKET, or the settings (contracts §8).
 
-        `read_s`: how long it waits for an answer, where that is not as long as usual.
+        `read_s`: seconds to wait for an answer; None for the default.
         """
         from latticed.ctl.client import READ_S, ControlClient
 
@@ -37,7 +37,7 @@ class CtlSession(NamedTuple):
         return ControlClient(path, read_s=READ_S if read_s is None else read_s, owner=self._socket_owner)
 
     def _socket_owner(self) -> str:
-        """Who may serve the socket besides root and the caller; settings that cannot be read name nobody."""
+        """The configured user who may serve the socket besides root and the caller; empty without readable settings."""
         from latticed.model.errors import Problem
 
         try:
@@ -46,14 +46,14 @@ class CtlSession(NamedTuple):
             return ""
 
     def _settings_socket(self) -> str:
-        """Where the settings put the socket; read only when no variable outranks the file (contracts §6)."""
+        """The socket's path by the settings; the file is read only if no variable takes precedence (contracts §6)."""
         directory = self.environ.get("LATTICED_RUNTIME_DIR", "")
         if directory.startswith("/") and not getattr(self.args, "config", None):
             return os.path.join(directory, "control.sock")
         settings = self.settings()
         here = str(settings.control_socket)
         if settings.origins["runtime_dir"] == "default" and not os.path.exists(here) and os.path.exists(PACKAGED):
-            return PACKAGED  # an ordinary user, whose own defaults are not those of the packaged daemon
+            return PACKAGED  # an ordinary user's defaults differ from those of the packaged daemon
         return here
 
     def settings(self) -> Settings:

@@ -48,7 +48,7 @@ def run(session: CtlSession) -> int:
 
 
 def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict[str, Any]:
-    """Sign one bundle in place; the manifest is replaced in one step, after everything about it held."""
+    """Sign one bundle in place; the manifest is replaced atomically, and only after it passed all checks."""
     from latticed.bundle import write
     from latticed.bundle.read import BundleRefused, ReadLimits
     from latticed.ctl import offline

@@ -1,8 +1,8 @@
-"""Who serves the control socket, as the kernel says (unix(7), SO_PEERCRED): latticectl talks to nobody else.
+"""Checks who serves the control socket (unix(7), SO_PEERCRED) before anything is sent.
 
-Trusted are root, the caller itself, the user that `access.socket_owner` names, and whoever root (or the caller) gave
-the socket's directory, or one above it, to: /run/latticed, a home. One that anybody could have made, as in /tmp, says
-nothing about its owner.
+Trusted are root, the caller, the user in `access.socket_owner`, and the owner of the socket's directory or of one above
+it, if only root or the caller can have created that: /run/latticed, a home. In a directory where anybody may create
+one, such as /tmp, an owner proves nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 def check(sock: socket.socket, path: str, owner: Callable[[], str]) -> None:
-    """Problem("socket_foreign") unless the connected `sock` is served by one who is trusted; nothing is sent before.
+    """Raise Problem("socket_foreign") unless a trusted user serves the connected `sock`.
 
-    `owner` tells the configured owner (a name or a uid), and is asked only when it matters.
+    `owner` returns the configured owner, a name or a uid. It is not called when root or the caller serves the socket.
     """
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     uid = _CREDENTIALS.unpack(raw)[1]
@@ -44,13 +44,13 @@ def check(sock: socket.socket, path: str, owner: Callable[[], str]) -> None:
 
 
 def given_to(path: str) -> int | None:
-    """The one user besides root and the caller to whom the directories that lead to `path` belong; else None.
+    """The uid, other than root and the caller, that owns directories on the way to `path`; None if not exactly one.
 
-    The uppermost of theirs must lie where only root or the caller can have put it, and none may be writable by others.
+    Also None when others may write to one of these directories, or could have created the uppermost.
     """
     mine = {0, os.geteuid()}
     owner: int | None = None
-    anybody_makes = False  # directories in the one above, as in /tmp
+    anybody_makes = False  # the parent is writable by all, such as /tmp
     here = "/"
     try:
         for part in ["", *os.path.dirname(os.path.realpath(path)).split("/")[1:]]:

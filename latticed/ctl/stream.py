@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
-_BUSY: Final = frozenset({429, 503})  # a daemon that is just starting, or full: it may pass
+_BUSY: Final = frozenset({429, 503})  # the daemon is starting, or has too many streams: retry
 
 
 class Sent(NamedTuple):
-    """One event. Without `data` it only tells how far the stream has come: there is nothing older to wait for.
+    """One event, or without `data` a mark: all events up to `at` have been sent.
 
-    `at` is the stream's own id: a seq, or `<decisions>.<calls>` where host calls were asked for.
+    `at` is the cursor after it: a seq, or `<decisions>.<calls>` where host calls were asked for.
     """
 
     at: str
@@ -32,7 +32,7 @@ class Sent(NamedTuple):
 
 
 def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
-    """The events in the lines of a stream; one that is cut off at the end is dropped, as the standard says."""
+    """Parse the lines of a stream; an event without its final blank line is dropped, as the standard requires."""
     at: str | None = None
     data: list[str] = []
     for raw in lines:
@@ -56,7 +56,7 @@ def _id(value: str) -> str:
 
 
 def backlog(client: ControlClient, after: str, query: Mapping[str, str]) -> Iterator[Sent]:
-    """What there is after `after`; the last one tells how far that goes and has no data."""
+    """The existing events after `after`, and last a mark without data."""
     with closing(client.lines("events", query={**query, "after": after})) as lines:
         for sent in decode(lines):
             yield sent
@@ -70,8 +70,8 @@ def follow(
 ) -> Iterator[Sent]:
     """Events after `after` (None: from now on), without an end.
 
-    A daemon that goes away is waited for, with pauses that grow to LONGEST_PAUSE_S; the stream then goes on where it
-    was. One that was never reached is a Problem at once.
+    Reconnects when the daemon goes away, with a backoff of at most LONGEST_PAUSE_S, and resumes after the last event;
+    `note` gets a line for the user about each. If the daemon was never reached, the Problem is raised at once.
     """
     pause_s, lost = FIRST_PAUSE_S, False
     while True:
@@ -98,5 +98,5 @@ def _once(client: ControlClient, after: str | None, query: Mapping[str, str]) ->
 
 
 def passing(problem: Problem) -> bool:
-    """Whether a daemon that is away, just starting, or full may answer later."""
+    """Whether to retry: the daemon is unreachable, starting, or has too many streams."""
     return of(problem) is ExitCode.UNREACHABLE or getattr(problem, "status", 0) in _BUSY

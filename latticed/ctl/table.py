@@ -1,4 +1,4 @@
-"""Aligned columns on a screen that shows some characters twice as wide as others, and some not at all."""
+"""Aligned columns; widths are counted in terminal cells, since characters may take two, one or none."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One value, not yet escaped, and how it is meant: good, warn, bad, dim or plain (empty)."""
+    """One value, not yet escaped, and its style: good, warn, bad, dim, or empty for plain."""
 
     value: str
     tone: str = ""
 
 
 def cell(value: str | Cell | None) -> Cell:
-    """`value` made safe to show; nothing shows as `-`."""
+    """`value` as an escaped cell; None or empty becomes `-`."""
     found = value if isinstance(value, Cell) else Cell(value or "")
     shown = text.escape(found.value)
     return Cell(shown, found.tone) if shown.strip() else Cell(EMPTY, "dim")
@@ -84,7 +84,7 @@ def _fitted(part: Cell, column: Column, width: int, mark: str) -> tuple[Cell, st
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
-    """Take from the widest column that may shrink until the row fits or nothing is left to take."""
+    """Narrow the widest shrinkable column, step by step, until the row fits or none can shrink any more."""
     over = sum(widths) + _GAP * (len(widths) - 1) - width
     while over > 0:
         able = [at for at, column in enumerate(columns) if column.shrinks and widths[at] > _NARROWEST]

@@ -1,4 +1,4 @@
-"""latticectl task: scripts that plugins want to have run here; nothing runs before it is approved, by its digest."""
+"""latticectl task: scripts that plugins submit; each runs only after an operator approved it by its digest."""
 
 from __future__ import annotations
 

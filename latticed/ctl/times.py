@@ -1,4 +1,4 @@
-"""Times for people: `3m ago`, `in 12s`, `2h 5m`."""
+"""Formats and parses times and durations: `3m ago`, `in 12s`, `2h 5m`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def absolute(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """`seconds` in the two largest units."""
     whole = max(0, int(seconds))
     parts = ((whole // 86_400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))
     first = next((at for at, (count, _) in enumerate(parts) if count), len(parts) - 1)

@@ -1,4 +1,4 @@
-"""latticectl top: what plugins are doing, live on a terminal; elsewhere once."""
+"""latticectl top: activity of plugins, refreshed on a terminal; printed once elsewhere."""
 
 from __future__ import annotations
 
@@ -87,11 +87,8 @@ def _cells(row: activity.ActivityRow) -> tuple[Any, ...]:
     )
 
 
-# Live.
-
-
 def _live(session: CtlSession, client: ControlClient) -> int:
-    """Draw until `q`, Ctrl-C or the end of input; the terminal is left as it was found."""
+    """Redraw until `q`, Ctrl-C or the end of input; restores the terminal's mode."""
     import termios
     import tty
 
@@ -128,7 +125,7 @@ def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> N
 
 
 def _told(keys: int, within_s: float) -> bool:
-    """Whether somebody pressed q (or input ended) within that time; any other key means: refresh at once."""
+    """Wait `within_s` seconds for a key: True for q or the end of input; any other key returns False at once."""
     import select
 
     ready, _, _ = select.select([keys], [], [], within_s)
@@ -147,7 +144,7 @@ def _drawn(session: CtlSession, found: list[activity.ActivityRow]) -> str:
 
 
 def _paint(session: CtlSession, shown: str) -> None:
-    """One picture over the last, as far as the terminal is high; no line is ever drawn twice or scrolled."""
+    """Draw over the previous output, cut to the terminal's height so that it does not scroll."""
     height = os.get_terminal_size(session.screen.out.fileno()).lines or 24
     lines = shown.splitlines()[: max(1, height - 1)]
     body = "".join(f"{line}{_TO_LINE_END}\r\n" for line in lines)

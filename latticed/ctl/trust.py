@@ -82,11 +82,11 @@ def _file(session: CtlSession) -> Path:
 
 
 def _edit(session: CtlSession, change: Any) -> int:
-    """Apply `change(policy, args) -> (policy, words)` to the file; what takes trust away says first what stops."""
+    """Apply `change(policy, args) -> (policy, words)` to the file, after showing which plugins it would stop."""
     from latticed.ctl import policy_file, policy_wait
 
     path = _file(session)
-    if session.args.action != "add":  # before the file is held: a daemon may take its time to answer
+    if session.args.action != "add":  # before the file is locked: the daemon's answer may take long
         foreseen = _foreseen(session, change, path)
         if session.args.dry_run:
             return foreseen
@@ -106,7 +106,7 @@ def _edit(session: CtlSession, change: Any) -> int:
 
 
 def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
-    """Say which plugins stop by the change, and in a dry run what it would come to."""
+    """Note which plugins the change would stop; in a dry run also print what the result would be."""
     from latticed.ctl import policy_file, policy_preview
     from latticed.trust.policy import NOBODY
 
@@ -204,7 +204,7 @@ def _lift(session: CtlSession) -> int:
 
 
 def _named(read: Any, given: str, option: str) -> str:
-    """`given` read as trust.json's fields are; what is wrong with it is the command line's fault."""
+    """`given`, parsed by `read` like a field of trust.json; an error becomes Problem("usage") about `option`."""
     try:
         return str(read(given, option))
     except Problem as problem:
@@ -250,7 +250,7 @@ def _show(session: CtlSession) -> int:
 
 
 def _asked(session: CtlSession) -> dict[str, Any]:
-    """What the daemon trusts now; what the file says when it was named or nobody answers."""
+    """The policy that the daemon has in force; that of the file with --trust or when no daemon answers."""
     if getattr(session.args, "trust", None) is None:
         try:
             return replies.mapping(session.client().get("trust"), "trust policy")
@@ -277,7 +277,7 @@ def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _rows(plain: dict[str, Any]) -> Any:
-    """One row a key."""
+    """One row per key."""
     for one in replies.rows(plain.get("publishers") or [], "list of publishers"):
         ids = ", ".join(replies.texts(one.get("ids"))) or "any"
         for key in replies.texts(one.get("keys")) or [""]:

@@ -1,4 +1,4 @@
-"""latticectl upgrade: swap an installed plugin for the candidate that lies on disk."""
+"""latticectl upgrade: replace an installed plugin by the candidate in the plugin directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(session: CtlSession) -> int:
     args = session.args
     client = session.client()
     body = {**consent.given(args), **decision.dry_run(args)}
-    if args.accept_publisher is not None:  # '' names the unsigned bundle
+    if args.accept_publisher is not None:  # '' means the unsigned bundle
         body["accept_publisher"] = args.accept_publisher
     try:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)

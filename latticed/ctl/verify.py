@@ -40,7 +40,7 @@ def run(session: CtlSession) -> int:
 
 
 def _rules(session: CtlSession) -> tuple[TrustPolicy, ReadLimits]:
-    """Policy and limits; with --trust alone no settings are looked at, so nothing of this host counts."""
+    """Policy and limits. With --trust and no --config no settings are read: the verdict is the same on any host."""
     from latticed.bundle.read import ReadLimits
     from latticed.ctl import policy_file
 

@@ -1,4 +1,4 @@
-"""latticectl version: both sides."""
+"""latticectl version: the versions of latticectl and of the daemon."""
 
 from __future__ import annotations
 

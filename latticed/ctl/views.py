@@ -1,4 +1,4 @@
-"""The daemon's answers as the records of `wire`; an answer of another shape is Problem("bad_reply")."""
+"""Decodes the daemon's answers into the records of `wire`; Problem("bad_reply") for unexpected ones."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def run(session: CtlSession) -> int:
 
 
 def _passing(problem: Problem, *, reached_once: bool) -> bool:
-    """Whether time may mend it: a bundle not there yet, a daemon that restarts (one never reached is told at once)."""
+    """Whether to retry: the plugin is not there yet, or the daemon, reached before, is restarting."""
     code = of(problem)
     return (code is ExitCode.NOT_FOUND and hasattr(problem, "status")) or (
         code is ExitCode.UNREACHABLE and reached_once
@@ -81,10 +81,10 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
             return view.status == "active" and view.runtime.state == "armed"
         case "healthy":
             return view.runtime.state == "armed" and view.runtime.health == "healthy"
-        case _:  # not alive, and nothing but an operator or the disk will start it: refused on disk counts, backoff not
+        case _:  # "stopped": not running and not about to be started; a failure in backoff does not count
             runtime = view.runtime
             if runtime.state == "stopped":
-                return view.status != "active"  # else it is being started
+                return view.status != "active"  # an active plugin in this state is being started
             return runtime.state == "failed" and runtime.next_retry_at is None
 
 
