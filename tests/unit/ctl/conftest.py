@@ -1,4 +1,4 @@
-"""latticectl's own main(), driven as a shell would, against a simulated daemon on a real socket."""
+"""latticectl's own main(), called like from a shell, with a simulated daemon on a real socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.house import api_server
 
 @dataclass(frozen=True)
 class Ran:
-    """What one run left: exit code, stdout as bytes and text, stderr."""
+    """The result of one run: exit code, stdout as bytes and text, stderr."""
 
     code: int
     data: bytes
@@ -36,7 +36,7 @@ Ctl = Callable[..., Ran]
 
 @pytest.fixture
 def ctl(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Ctl:
-    """Run latticectl with these words; environment variables as keywords."""
+    """Run latticectl with the given arguments; keywords are environment variables."""
     for name in ("LATTICECTL_FORMAT", "LATTICED_SOCKET", "LATTICED_TRUST", "NO_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 

@@ -79,7 +79,7 @@ def test_edited_deleted_reordered_and_truncated_events_are_found(ctl, tmp_path, 
 
 
 def test_forged_chain_without_signed_head_is_found(ctl, tmp_path):
-    """Hashes alone anybody can compute: with a key, at least one head must be signed by it."""
+    """Anybody can compute hashes: at least one head must be signed with the host's key."""
     rows = events(3)
     assert ctl("audit", "verify", export(tmp_path / "f", rows), "--public-key", PUBLIC).code == 6
     forged = export(tmp_path / "g", [*rows, {"head": head(rows[2], Ed25519PrivateKey.generate())}])
@@ -106,7 +106,7 @@ def test_invalid_files_and_keys_are_errors(ctl, tmp_path):
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_heads_in_the_log_reveal_a_truncated_export(ctl, tmp_path, form):
-    """Whoever cuts events and heads alike does not reach the log; what it says of them is believed if it is signed."""
+    """Who truncates events and heads together cannot change the log; its heads count if their signature is valid."""
     rows = events(3)
     signed = head(rows[2])
     fields = {"seq": 3, "hash": signed["hash"], "signed_at": signed["ts"], "signature": signed["signature"]}

@@ -66,7 +66,7 @@ def test_verify_in_text_names_bundle_and_reason(ctl, tmp_path, acme, trust):
 
 
 def test_each_bundle_is_verified_by_itself(ctl, tmp_path, acme, trust):
-    """Two bundles of one id: offline nobody claims an id."""
+    """Two bundles of one id both pass: offline no id is claimed twice."""
     paths = [str(bundles.drop(tmp_path, name, author=acme).path) for name in ("one", "two")]
     assert ctl("verify", "--trust", trust, *paths).code == 0
 
@@ -123,7 +123,7 @@ def test_policy_and_limits_default_to_the_settings(ctl, tmp_path, acme, trust):
 
 
 def test_bundle_is_made_signed_trusted_and_verified(ctl, tmp_path, monkeypatch):
-    """new, key, sign, trust, verify: the author's and the operator's way, with nothing but latticectl."""
+    """new, key, sign, trust, verify: author's and operator's steps with latticectl alone."""
     monkeypatch.chdir(tmp_path)
     assert ctl("key", "generate", "acme.key").code == 0
     public = ctl("key", "show", "acme.key").out.strip()
@@ -169,7 +169,7 @@ def _pem(author: bundles.Author) -> bytes:
     ],
 )
 def test_invalid_manifest_is_not_signed(ctl, tmp_path, acme, manifest, told):
-    """The manifest stays as it was, and the error names the bundle."""
+    """The manifest is unchanged, and the error names the bundle."""
     (tmp_path / "key").write_bytes(_pem(acme))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/artifact").write_bytes(b"x")

@@ -17,7 +17,7 @@ from tests.house import api_server
 
 
 def test_missing_daemon_differs_from_missing_permission(ctl, tmp_path):
-    """A socket that is not there, or that nobody listens on: `the daemon is not running`, exit 7."""
+    """No socket, or no listener: `the daemon is not running`, exit 7."""
     ran = ctl("status", LATTICED_SOCKET=str(tmp_path / "none.sock"))
     assert ran.code == 7
     assert ran.err.startswith("error: the daemon is not running\nhint: ")
@@ -62,7 +62,7 @@ def test_get_is_retried_once_after_a_broken_connection(api):
 
 
 def test_change_is_not_retried(api):
-    """Whether it was carried out is unknown, and that is what is said."""
+    """The error says that it is unknown whether the change was carried out."""
     api.add()
     api.drop = 1
     with pytest.raises(Problem, match="closed the connection") as caught:
@@ -103,7 +103,7 @@ def test_problem_details_and_hints_are_escaped(ctl, api):
 
 
 def test_path_parts_are_percent_encoded(api):
-    """Percent-encoded, bytes that are no UTF-8 included; parts that would mean another path are not sent."""
+    """Including bytes that are not UTF-8; parts that would name another path are not sent."""
     client = ControlClient(str(api.socket))
     for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
         client.put_bytes("kv", "plugin:acme.demo", key, body=b"\0v")
@@ -122,7 +122,7 @@ def test_a_refusal_keeps_its_code_and_status(api):
 
 @contextmanager
 def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
-    """A socket that sends raw bytes to one connection each; None: takes it and says nothing until the client leaves."""
+    """A socket that sends raw bytes, one item per connection; None: sends nothing until the client disconnects."""
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -161,7 +161,7 @@ def test_silent_daemon_times_out(tmp_path):
     ],
 )
 def test_broken_http_is_an_unreachable_daemon(tmp_path, answer):
-    """Cut answers and nonsense are asked for once more, then told; half an answer is never taken for a whole."""
+    """Truncated and malformed answers are retried once, then an error; a truncated one is never taken for complete."""
     with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
         ControlClient(str(tmp_path / "s")).get("status")
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
@@ -175,7 +175,7 @@ def test_an_endless_answer_is_cut(api, monkeypatch):
 
 
 def test_connect_retries_while_the_backlog_is_full(tmp_path):
-    """unix(7) answers EAGAIN at once; the client tries until its connect timeout."""
+    """connect(2) fails with EAGAIN at once; the client retries until its connect timeout."""
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)

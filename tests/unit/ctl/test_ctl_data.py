@@ -12,7 +12,7 @@ from tests.house import api_server
 
 
 def test_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
-    """A pipe gets exactly the stored bytes; JSON gets base64, and text where it is text."""
+    """A pipe gets exactly the stored bytes; JSON has base64, and text if the value is UTF-8."""
     data = b"\0\xff\x1b[2J\r\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert ctl("kv", "set", "default", "logo", "-").out == "default/logo stored\n"
@@ -130,7 +130,7 @@ def test_audit_verify_asks_the_daemon(ctl, api):
 
 
 def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
-    """A usage error that says so, before the daemon is asked."""
+    """A usage error before the daemon is asked, rather than a changed payload."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"caf\xe9"')))
     ran = ctl("invoke", "acme.demo", "greet", "-")
     assert (ran.code, ran.data) == (2, b"")
@@ -160,7 +160,7 @@ def test_a_payload_is_as_strict_as_the_api(ctl, api, payload, said):
 
 
 def test_every_capability_shows_its_limits(tmp_path):
-    """From the settings that the daemon would use here; none is left out."""
+    """From the settings of the local daemon."""
     from latticed import settings
     from latticed.ctl import limits
     from latticed.model import capability
@@ -207,7 +207,7 @@ def test_invalid_password_is_not_sent(ctl, api, monkeypatch, data, why):
 
 
 def test_a_password_is_asked_for_twice(ctl, api, monkeypatch):
-    """At a terminal, without echo; a slip of the finger is noticed. Any other secret is asked for once."""
+    """At a terminal, without echo; other secrets are asked for once."""
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     typed = iter(("correct horse", "corect horse", "correct horse", "correct horse", "token"))
     prompts = []

@@ -21,7 +21,7 @@ def test_plugin_is_installed_activated_disabled_and_forgotten(ctl, api):
 
 
 def test_forget_prints_kept_data_and_purge_removed_data(ctl, api):
-    """Counts on stderr with the command that removes it; on stdout what was removed."""
+    """On forget: counts on stderr with the purging command; on purge: what was removed, on stdout."""
     api.left = {"values": 3, "files": 1, "notifications": 0}
     api.add()
     ran = ctl("forget", "acme.demo")
@@ -66,7 +66,7 @@ def test_invalid_transition_fails(ctl, api, verb, status):
 
 
 def test_activation_that_cannot_be_armed_fails_with_its_reason(ctl, api):
-    """The API answers 200 with runtime.state=failed; asking again while it is failed is no success either."""
+    """The API answers 200 with runtime.state=failed; a repeated request fails as well."""
     api.add(status="installed")
     api.fails_to_arm.add("acme.demo")
     for told in ("activated", "already active"):
@@ -128,7 +128,7 @@ def test_upgrade_requires_consent_to_a_downgrade(ctl, api):
 
 
 def test_upgrade_of_an_unavailable_plugin_fails(ctl, api):
-    """`already up to date` is said of accepted and available plugins only; another publisher is asked for by name."""
+    """`already up to date` is for accepted, available plugins only; another publisher requires consent by name."""
     api.add(status="verified")
     assert ctl("upgrade", "acme.demo").code == 1
     api.add(status="installed", available=False)
@@ -147,7 +147,7 @@ def test_denied_exits_5_and_names_the_scope(ctl, api):
 
 @pytest.mark.parametrize("verb", ["activate", "restart"])
 def test_slow_start_is_waited_for(ctl, api, verb):
-    """Never 0 with "stopped": the record is the one once it is armed or failed."""
+    """Never exit 0 with "stopped": the record is read again until it is armed or failed."""
     shown = api.add(status="active")
     slow = copy.deepcopy(shown)
     slow["runtime"]["message"] = "starting"

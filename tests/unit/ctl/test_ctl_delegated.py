@@ -1,4 +1,4 @@
-"""latticectl ddns, monitor, service and route: aligned rows, JSON, and another try for a denied record."""
+"""latticectl ddns, monitor, service and route: aligned rows, JSON, and retrying a denied record."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_rows_are_listed(ctl, api, verb):
 
 
 def test_pages_are_followed(ctl, api):
-    """Until there is no next one; a daemon that repeats itself is not followed for ever."""
+    """Until `next` is null; a daemon that repeats a page does not cause an endless loop."""
     api.override["GET monitors"] = (200, {"monitors": [MONITOR], "next": "acme.watch/web"})
     assert len(ctl("monitor", "list", "--format", "json").json) == 2
     assert api.asked[-1] == "GET /api/monitors?after=acme.watch%2Fweb&limit=500"
 
 
 def test_a_denied_record_is_tried_again(ctl, api):
-    """Says which; when there is nothing to try, that it is so already."""
+    """Prints which; or that all are published already."""
     url = "POST ddns/acme.home/home.example.org/retry"
     api.override[url] = (200, {"records": [{**DDNS, "state": "pending"}]})
     assert ctl("ddns", "retry", "acme.home", "home.example.org").out == "home.example.org A is tried again now\n"

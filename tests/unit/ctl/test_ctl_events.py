@@ -19,7 +19,7 @@ from tests.house.api_server import event, problem, sse
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """No pauses; what they would have been."""
+    """Replace pauses; the list of what they would have been."""
     pauses: list[float] = []
     monkeypatch.setattr("latticed.ctl.stream.time.sleep", pauses.append)
     return pauses
@@ -30,7 +30,7 @@ def lines(data: bytes) -> list[bytes]:
 
 
 def test_stream_is_decoded_as_server_sent_events():
-    """Comments and unknown fields mean nothing, data lines are joined, an id alone is a mark, a cut end is dropped."""
+    """Comments and unknown fields are ignored, data lines joined, an id alone is a mark, a truncated event dropped."""
     said = b": hello\n\nretry: 5\nid: 7\nevent: x\ndata: a\ndata:b\n\nid: 9\n\r\ndata: no id\n\nid: 10\ndata: cut"
     assert list(stream.decode(lines(said))) == [stream.Sent("7", "a\nb"), stream.Sent("9", "")]
 
@@ -43,7 +43,7 @@ def test_invalid_event_id_is_a_bad_reply(name):
 
 @given(st.lists(st.binary()))
 def test_any_bytes_are_decoded_or_a_bad_reply(chunks):
-    """Whatever the other side says: events with a seq, or bad_reply."""
+    """Events with a valid id, or Problem("bad_reply")."""
     try:
         found = list(stream.decode(chunks))
     except Problem as refused:
@@ -63,7 +63,7 @@ def test_events_round_trip_from_daemon_to_client(reasons, start):
 
 
 def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
-    """One aligned line an event, oldest first; host calls only on request."""
+    """One aligned line per event, oldest first; host calls only on request."""
     api.events = [event(seq) for seq in range(1, 31)]
     api.events[28] |= {"action": "host.call", "actor": "plugin:acme.demo", "target": "kv.get"}
     api.override["GET status"] = (200, {"audit": {"seq": 30}})
@@ -78,7 +78,7 @@ def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
 
 
 def test_since_is_the_old_name_of_after(ctl, api):
-    """It is taken, with a hint."""
+    """Accepted, with a hint."""
     api.events = [event(seq) for seq in range(1, 31)]
     ran = ctl("events", "--since", "28")
     assert [line.split()[0] for line in ran.out.splitlines()] == ["29", "30"]
@@ -87,7 +87,7 @@ def test_since_is_the_old_name_of_after(ctl, api):
 
 
 def test_older_pages_are_read_until_enough_events_match(ctl, api):
-    """Few of the newest events are about this plugin: older ones are shown rather than nothing."""
+    """When few of the newest events are about the plugin."""
     api.events = [event(seq, target="acme.other") for seq in range(1, 31)]
     api.events[0] |= {"target": "acme.demo"}
     api.events[1] |= {"actor": "plugin:acme.demo", "action": "host.call"}
@@ -119,7 +119,7 @@ def test_scope_read_sees_events_without_detail(ctl, api):
 
 
 def test_follow_resumes_after_a_restart_of_the_daemon(ctl, api, hurried):
-    """The daemon ends the stream, is away, comes back: nothing is missed, nothing shown twice, pauses grow."""
+    """No event is lost or shown twice; the pauses grow."""
     api.streams = [
         (200, sse(event(5), upto=6)),
         (200, b": latticed events\n\n"),
@@ -134,7 +134,7 @@ def test_follow_resumes_after_a_restart_of_the_daemon(ctl, api, hurried):
 
 
 def test_follow_without_after_starts_at_the_newest_event(ctl, api, hurried):
-    """Without --after, the first request names no place; every later one the last event seen."""
+    """The first request has no Last-Event-ID; later ones have that of the last event."""
     api.streams = [
         (200, sse(upto=6)),
         (200, b""),
@@ -186,7 +186,7 @@ def test_stream_of_another_format_is_a_bad_reply(ctl, api, said):
 
 
 def test_ctrl_c_exits_130_without_traceback(api):
-    """Exit 130, no traceback, and what was shown before is there."""
+    """And what was printed before is flushed."""
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket)}
     api.events = [event(1)]
     child = subprocess.Popen(

@@ -13,7 +13,7 @@ DIGEST = "ab" * 32
 
 
 def facts(view: dict[str, Any] | None = None, **known: Any) -> advice.RemedyFacts:
-    """What the daemon would say of acme.demo."""
+    """The daemon's answers about acme.demo."""
     code = known.pop("code", None)
     rejected = [
         {"name": "bad", "hint": "", "reason": "r", "id": "acme.demo", **row} for row in known.pop("rejected", [])
@@ -248,7 +248,7 @@ def test_each_situation_has_its_command(found, command):
 @pytest.mark.parametrize("code", Code)
 @pytest.mark.parametrize("view", [None, plugin(available=False), active("failed")], ids=["none", "verified", "active"])
 def test_each_verdict_code_has_a_reason_and_a_command(code, view):
-    """Whether a record stands behind it or not; nothing is left to be filled in but words in capitals."""
+    """With and without a record; placeholders are in capitals only."""
     found = advice.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
     assert found.why
     assert found.command
@@ -284,7 +284,7 @@ def test_explain_prints_artifact_to_retry_line_by_line(ctl, api):
 
 @pytest.mark.parametrize("word", ["acme.demo", "bundle"])
 def test_refused_bundle_without_a_record_is_explained(ctl, api, word):
-    """By the id it claims, or by its directory's name when it claims none."""
+    """By the id it claims, or by its directory's name if it claims none."""
     row = {"name": "bundle", "code": "digest_mismatch", "reason": "expected aa, found bb", "hint": "h"}
     api.rejected = [{"name": "other", "code": "unreadable", "reason": "r", "hint": "h"}]
     api.rejected += [{**row, "id": "acme.demo"} if word == "acme.demo" else {**row, "code": "manifest_invalid"}]

@@ -1,4 +1,4 @@
-"""latticectl at a socket that somebody else serves: it asks the kernel who, and whatever comes ends in time."""
+"""latticectl with an untrusted server on its socket: checked by peer credentials; every answer ends in time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to serve as 
 
 @contextmanager
 def served(place: Path, uid: int) -> Iterator[tuple[str, Callable[[], str]]]:
-    """A socket in `place` that `uid` serves; what it heard of the next connection."""
+    """A socket in `place` served by `uid`, and a function that returns what the next connection sent."""
     path = str(place / "control.sock")
     os.chown(place, uid, uid)
     with subprocess.Popen(
@@ -60,7 +60,7 @@ def served(place: Path, uid: int) -> Iterator[tuple[str, Callable[[], str]]]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that root made and everybody may pass through, with one in it."""
+    """A directory of root's, mode 0755, with another one in it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as root:
         os.chmod(root, 0o755)  # noqa: S103 - as a home is
         (Path(root) / "run").mkdir(mode=0o755)
@@ -70,7 +70,7 @@ def place() -> Iterator[Path]:
 @pytest.mark.root
 @AS_ROOT
 def test_nothing_is_sent_to_an_untrusted_server(ctl, place, monkeypatch):
-    """Not a byte of a secret: one error that names who serves it and what would be right; exit 5."""
+    """Not a byte of a secret; the error names who serves the socket and who should; exit 5."""
     stranger = processes.STRANGER.uid
     place.chmod(0o777)
     with served(place, stranger) as (path, heard):
@@ -87,7 +87,7 @@ def test_nothing_is_sent_to_an_untrusted_server(ctl, place, monkeypatch):
 @pytest.mark.root
 @AS_ROOT
 def test_only_trusted_users_may_serve_the_socket(place):
-    """Whoever the directory was given to by root, and whoever the settings name; in /tmp anybody makes directories."""
+    """Owners of directories that only root can have given away, and the user in the settings; none in /tmp."""
     stranger = processes.STRANGER.uid
     with served(place, stranger) as (path, heard):
         assert ControlClient(path).get("status") == {}
@@ -199,7 +199,7 @@ CASES = [
 
 @pytest.mark.parametrize(("way", "what"), CASES)
 def test_hostile_answer_is_an_error_within_the_deadline(tmp_path, monkeypatch, way, what):
-    """Without an end, a byte at a time, of lengths that cannot be: `unreachable` or `bad_reply`, and soon."""
+    """Endless, a byte at a time, impossible lengths: `unreachable` or `bad_reply`."""
     monkeypatch.setattr(clients, "QUIET_S", 0.3)
     monkeypatch.setattr(clients, "LONG_S", 0.3)
     monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 4 << 20)
@@ -220,7 +220,7 @@ def test_hostile_answer_is_an_error_within_the_deadline(tmp_path, monkeypatch, w
 
 @pytest.mark.parametrize("what", ["interim answers", "trailers"])
 def test_endless_answer_is_cut_at_the_size_limit(tmp_path, monkeypatch, what):
-    """Where there is much time: `http.client` reads both for ever."""
+    """Before the deadline: `http.client` by itself would read on."""
     monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 1 << 20)
     with answering(tmp_path / "s", ENDLESS[what]):
         with pytest.raises(Problem) as caught:

@@ -34,7 +34,7 @@ def test_overview_lists_every_verb_by_group(ctl, words):
 
 @pytest.mark.parametrize("verb", main.VERBS)
 def test_every_verb_has_help_with_examples(ctl, verb):
-    """`latticectl VERB --help` prints usage, what it is for, and examples."""
+    """`latticectl VERB --help` prints usage, purpose and examples."""
     ran = ctl(verb, "--help")
     assert ran.code == 0
     assert f"usage: latticectl {verb}" in ran.out
@@ -43,7 +43,7 @@ def test_every_verb_has_help_with_examples(ctl, verb):
 
 
 def _places(parser, words):
-    """For every verb and action, its words with bytes that are no UTF-8 in one place after the other."""
+    """For every verb and action, its arguments with invalid UTF-8 in one place after the other."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
@@ -59,7 +59,7 @@ def _places(parser, words):
 
 
 def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch):
-    """Anywhere on the command line; a path may be any bytes. Nothing else ever reaches the daemon changed."""
+    """Everywhere except in paths; no argument reaches the daemon changed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     tried = 0
@@ -111,7 +111,7 @@ def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch
     ],
 )
 def test_wrong_use_exits_2_with_an_error_and_a_hint(ctl, words, detail, hint):
-    """Usage errors look like all others: `error:` and `hint:` on stderr, nothing on stdout, exit 2."""
+    """`error:` and `hint:` on stderr, nothing on stdout."""
     ran = ctl(*words)
     assert (ran.code, ran.data) == (2, b"")
     assert ran.err.startswith("error: ")
@@ -164,7 +164,7 @@ def test_bad_settings_exit_2_and_name_the_key(ctl, tmp_path):
     ],
 )
 def test_online_verbs_import_the_standard_library_only(api, words):
-    """Every start pays for its imports: nothing heavy, and no room of the daemon, is loaded (P8)."""
+    """None of the daemon's packages, and nothing heavy, is loaded (P8)."""
     api.add(status="installed")
     code = (
         "import sys\nfrom latticed.ctl import main\n"
@@ -181,7 +181,7 @@ def test_online_verbs_import_the_standard_library_only(api, words):
 
 
 def test_closed_pipe_ends_without_an_error_message(api):
-    """`latticectl list | head -1` ends quietly."""
+    """As in `latticectl list | head -1`."""
     for number in range(3000):
         api.add(f"acme.demo{number}")
     read, write = os.pipe()
@@ -248,7 +248,7 @@ def _on_terminal(api: api_server.Api, **more: str) -> bytes:
 
 
 def test_every_hint_names_an_existing_verb():
-    """What is meant is a verb (of which the first word counts); no word that is a verb itself is taken for another."""
+    """Verbs are matched by their first word."""
     for said, verb in main._MEANT.items():
         assert said not in main.VERBS
         assert verb == "--help" or verb.split()[0] in main.VERBS

@@ -15,7 +15,7 @@ from tests.house import api_server
     ("verb", "status", "done"), [("install", "verified", "installed"), ("activate", "installed", "activated")]
 )
 def test_dry_run_shows_the_result_and_changes_nothing(ctl, api, verb, status, done):
-    """The daemon is asked with `dry_run`; what stays masked is told with the option that would grant it."""
+    """Sends `dry_run`; notes declared capabilities that are not granted, with the option that grants them."""
     api.add(status=status, capabilities=["kv:read", "http:egress"])
     before = copy.deepcopy(api.plugins)
     ran = ctl(verb, "acme.demo", "--dry-run")
@@ -48,7 +48,7 @@ def test_dry_run_is_refused_like_the_change_itself(ctl, api):
 
 
 def test_dry_run_field_is_absent_by_default(ctl, api):
-    """An older daemon would refuse the field."""
+    """An older daemon would refuse an unknown field."""
     api.add()
     ctl("install", "acme.demo")
     assert "dry_run" not in json.loads(api.bodies[-1])
@@ -64,7 +64,7 @@ def test_dry_run_field_is_absent_by_default(ctl, api):
     ],
 )
 def test_a_revocation_is_lifted_by_name(ctl, api, words, body):
-    """The value is sent as the daemon remembers it, however it was written."""
+    """The value is sent in the daemon's spelling."""
     if words[0] == "--key":
         words = ("--key", body["value"].rstrip("="))
     ran = ctl("trust", "lift", *words)

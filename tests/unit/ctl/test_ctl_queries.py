@@ -25,7 +25,7 @@ def test_status_shows_counts_and_omits_absent_fields(ctl, api):
 
 
 def test_list_aligns_columns_and_shows_dashes(ctl, api):
-    """One row a plugin; absent values are `-`; JSON is the daemon's own list."""
+    """One row per plugin; absent values are `-`; JSON is the daemon's list."""
     api.add("acme.demo", status="active", candidate=api_server.CANDIDATE)
     api.add("acme.other", version=None, updated_at=None, available=False)
     ran = ctl("list", "--abs-time")
@@ -45,7 +45,7 @@ def test_times_are_relative_unless_asked_otherwise(ctl, api):
 
 
 def test_an_older_daemon_may_leave_absent_fields_out(ctl, api):
-    """`version` and `publisher` are omitted when absent (contracts §7); fields nobody knows are ignored."""
+    """`version` and `publisher` may be absent (contracts §7); unknown fields are ignored."""
     shown = api.add(later_field={"x": 1})
     del shown["version"], shown["publisher"]
     assert ctl("list").code == 0
@@ -104,7 +104,7 @@ def test_info_of_a_refused_bundle_names_the_reason(ctl, api):
 @pytest.mark.parametrize("plugin_id", ["acme.none", "..", "../lifecycle", "A", "x" * 300, "acme.d\x1bmo"])
 @pytest.mark.parametrize("verb", ["info", "install", "activate", "disable", "upgrade", "restart", "forget"])
 def test_unknown_id_exits_4(ctl, api, verb, plugin_id):
-    """Exit 4, whatever the name looks like, and no terminal is steered by it."""
+    """Whatever the id contains; it is escaped in the message."""
     ran = ctl(verb, plugin_id)
     assert (ran.code, ran.data) == (4, b"")
     assert "\x1b" not in ran.err
@@ -127,7 +127,7 @@ def test_rejected_shows_hints_on_request(ctl, api):
 
 
 def test_health_exits_0_or_3_with_check(ctl, api):
-    """503 is an answer: exit 0 as a question, 3 as a --check; peers without scope see the status only."""
+    """A report with 503 is printed; without a scope only the status is there."""
     assert ctl("health").out == "status  ok\n"
     assert ctl("health", "--check").code == 0
     api.health = (503, {"status": "degraded", "problems": [{"code": "policy_invalid", "detail": "no valid JSON"}]})
@@ -186,7 +186,7 @@ def test_starting_plugin_does_not_count_as_stopped(ctl, api):
 
 
 def test_wait_sees_changes_and_new_plugins(ctl, api):
-    """An id nobody knows may still come; if it does not, exit 4."""
+    """An unknown id may still appear; exit 4 if it does not."""
     assert ctl("wait", "acme.demo", "--for", "available", "--timeout", "0").code == 4
 
     def appear() -> None:
@@ -216,7 +216,7 @@ def test_wait_survives_a_restart_but_not_a_missing_daemon(ctl, api):
 
 
 def test_active_plugins_not_running_are_counted_by_reason(ctl, api):
-    """In list by what it lists, in status and health by what the daemon says; nothing is said when all run."""
+    """In list from the rows, in status and health from the daemon; no line when all run."""
     armed = {"state": "armed", "runner": "noop", "health": "unknown", "message": ""}
     api.add("acme.well", status="active", runtime=armed)
     assert ctl("list").err == ""
@@ -238,7 +238,7 @@ def test_active_plugins_not_running_are_counted_by_reason(ctl, api):
 
 
 def test_caps_suggest_waits_for_enough_history(ctl, api):
-    """It says since when it watches; later it names the command that takes away what was never used."""
+    """Until then it prints since when usage is recorded; later the commands that trim unused grants."""
     api.add()
     usage = {"id": "acme.demo", "since": "2025-01-01T00:00:00Z", "calls": [], "hosts": []}
     early = {**usage, "watched_since": "2025-01-30T00:00:00Z", "enough": False, "unused": [], "unused_hosts": []}

@@ -81,7 +81,7 @@ def test_the_widest_column_that_may_shrink_is_cut_first():
 
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), max_size=5), st.integers(1, 80))
 def test_no_text_breaks_a_table(rows, width):
-    """Whatever the cells hold, each row is one line without control characters; what may shrink fits."""
+    """Each row is one line without control characters, and fits if its columns may shrink."""
     columns = [Column(title="A", shrinks=True), Column(title="B", shrinks=True)]
     lines = shown([list(row) for row in rows], width, columns)
     assert len(lines) == len(rows) + 1

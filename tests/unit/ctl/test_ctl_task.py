@@ -1,4 +1,4 @@
-"""latticectl task: what an operator reads before approving, and what is sent then."""
+"""latticectl task: what is shown before an approval, and what is sent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def known(monkeypatch):
 
 
 def test_task_list_shows_a_row_per_task(ctl, api):
-    """A row each; what is asked for goes into the query."""
+    """Filters are sent as query parameters."""
     api.override["GET tasks"] = 200, {"tasks": [ROW, {**ROW, "id": "7d", "state": "failed", "signal": 9}], "next": None}
     ran = ctl("task", "list", "--state", "submitted", "--plugin", "acme.demo")
     assert ran.code == 0
@@ -64,7 +64,7 @@ def test_task_list_shows_a_row_per_task(ctl, api):
 
 
 def test_task_show_prints_script_digest_and_output(ctl, api):
-    """The script as it is, harmless to a terminal; the digest whole; that output is missing."""
+    """The script escaped, the digest in full, and a note where output was dropped."""
     api.override["GET tasks/5c0f00"] = 200, WHOLE
     out = ctl("task", "show", "5c0f00").out
     assert SHA in out

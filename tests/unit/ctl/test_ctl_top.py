@@ -43,7 +43,7 @@ def test_any_metrics_text_is_parsed(text):
 
 
 def test_rates_are_differences_between_samples():
-    """Nothing before: no rate. Counts that fell (the daemon was started anew): none below zero. Busy ones first."""
+    """None in the first sample; not negative after a restart of the daemon; sorted by rate."""
     known = list(views.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
     before = activity.Sample(calls={"acme.a": 10, "acme.b": 900}, denied={}, at_s=1.0)
     now = activity.Sample(calls={"acme.a": 110, "acme.b": 3, "acme.d": 400}, denied={"acme.a": 2}, at_s=3.0)
@@ -85,7 +85,7 @@ def test_invalid_interval_is_a_usage_error(ctl, interval):
 
 
 class Terminal:
-    """latticectl top on a terminal of its own."""
+    """latticectl top on a pseudo-terminal."""
 
     def __init__(self, api: api_server.Api, lines: int) -> None:
         self.master, self.slave = pty.openpty()
@@ -102,7 +102,7 @@ class Terminal:
         self.shown = b""
 
     def until(self, wanted: bytes) -> bytes:
-        """Everything shown until `wanted` has appeared once more; what came before is forgotten."""
+        """Read until `wanted` appears; earlier output is dropped."""
         os.set_blocking(self.master, False)
         deadline_s = time.monotonic() + 20
         self.shown = b""
@@ -134,7 +134,7 @@ def terminal(api):
 
 @pytest.mark.parametrize("end", ["q", "ctrl-c"])
 def test_top_redraws_on_a_terminal_until_ended(api, terminal, end):
-    """One picture over the other, never more lines than there are; the terminal is left as it was."""
+    """Never more lines than the terminal has; its mode is restored."""
     terminal.until(b"50 plugins, 50 armed")
     picture = terminal.until(b"\x1b[J")
     picture = terminal.until(b"\x1b[J").split(b"\x1b[H")[-1]

@@ -91,7 +91,7 @@ def test_linked_policy_file_stays_a_link(trust, tmp_path):
 
 
 def test_concurrent_edits_are_all_kept(tmp_path):
-    """Eight processes add one publisher each to one file."""
+    """Eight processes add a publisher each to one file."""
     path = tmp_path / "trust.json"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "latticed.ctl.main", "trust", "add", "--trust", str(path)]
@@ -107,7 +107,7 @@ def test_concurrent_edits_are_all_kept(tmp_path):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
 def test_foreign_lock_on_directory_or_file_does_not_block_revoking(trust):
-    """Everybody may open the directory and the file, and lock both: `trust revoke` does not wait for that."""
+    """Any user can open, and so lock, the directory and the file."""
     trust("add", "acme", ACME)
     with contextlib.ExitStack() as stack:
         for place in (trust.path.parent, trust.path):
@@ -119,7 +119,7 @@ def test_foreign_lock_on_directory_or_file_does_not_block_revoking(trust):
 
 
 def test_edit_fails_when_the_lock_stays_held(trust, ctl, monkeypatch):
-    """After a deadline, with the file; a lock file that others could open, or a link, is not taken."""
+    """After LOCK_S, naming the file; a lock file that is a link or open to others is refused."""
     monkeypatch.setattr("latticed.ctl.policy_file.LOCK_S", 0.1)
     trust("add", "acme", ACME)
     lock = trust.path.parent / ".trust.json.lock"
@@ -137,7 +137,7 @@ def test_edit_fails_when_the_lock_stays_held(trust, ctl, monkeypatch):
 
 
 def test_edit_without_write_permission_is_denied(ctl, tmp_path):
-    """Exit 5, and the file as it was."""
+    """Exit 5; the file is unchanged."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)
     path = tmp_path / "trust.json"

@@ -1,4 +1,4 @@
-"""Who has which scopes: by the kernel's word on uid and groups, resolved when settings are loaded."""
+"""Scopes by uid and groups of the peer's credentials, resolved when settings are loaded."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ EVERYBODY = {"users": {"65534": SCOPES, "4242": ("read",)}, "groups": {"500": ("
     ],
 )
 def test_scopes_follow_uid_and_groups(wanted, who, expected):
-    """Root has all; the daemon's own user too unless told otherwise; 65534 is nobody; others what was named."""
+    """Root has all, and by default the daemon's own uid; 65534 has none; others have what the settings name."""
     assert resolved(**wanted).scopes(who) == expected
 
 
 def test_user_and_group_names_are_resolved_once():
-    """By name or number; audit events name the user as it was then."""
+    """By name or number; audit events use the user name known when settings were loaded."""
     root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
     found = resolved(users={root: ("read",), "4242": ("read",)}, groups={group: ("trust",)})
     assert found.scopes(peer(OTHER, 0)) == Scope.READ | Scope.TRUST
@@ -69,7 +69,7 @@ def test_user_and_group_names_are_resolved_once():
 
 @pytest.mark.parametrize("where", ["users", "groups"])
 def test_unknown_user_or_group_is_an_error(where):
-    """Better at start than a scope that nobody has."""
+    """An error at start, not a scope that silently nobody has."""
     with pytest.raises(Problem, match="no-such-name") as caught:
         resolved(**{where: {"no-such-name": ("read",)}})
     assert caught.value.code == "settings_invalid"

@@ -1,4 +1,4 @@
-"""The audit chains over the API: pages and streams of both, verification that goes on; nobody waits for a long walk."""
+"""Both audit chains over the API: pages, streams, resumable verification; long walks do not block other requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def home():
 
 
 async def fill(home, *, decisions=0, calls=0, older_calls=0):
-    """So many rows at once, `older_calls` as an older version left them: among the decisions."""
+    """Insert rows; `older_calls` are host calls among the decisions, as older versions recorded them."""
 
     def change(tx):
         for _ in range(older_calls):
@@ -46,7 +46,7 @@ def ids(events):
 
 
 async def test_cursor_selects_decisions_calls_or_both(home):
-    """No `after`: both, the cursor says so. A bare number: decisions alone. `calls=1`: the calls alone."""
+    """No `after`: both chains. A bare number: decisions only. `calls=1`: host calls only."""
     await fill(home, decisions=3, calls=2)
     both = await home.ask("GET", "/api/audit?limit=4")
     assert (ids(both["events"]), both["next"]) == (["d1", "d2", "d3", "c1"], "3.1")
@@ -96,7 +96,7 @@ async def test_stream_ids_name_both_chains_when_host_calls_are_included(home):
 
 
 async def test_all_streams_together_read_one_page_per_turn(home, monkeypatch):
-    """Eight streams from the beginning, over rows that none of them shows: others have their turn after each page."""
+    """Eight streams over rows that none of them shows; other tasks run after each page."""
     await fill(home, older_calls=30_000, decisions=1)
     real, pages, most = streams._page, 0, 0
 
@@ -148,7 +148,7 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
 
 @pytest.mark.parametrize("name", ["after", "since"])
 async def test_stream_resumes_after_a_seq(home, name):
-    """`since` is what it was called until 0.1."""
+    """`since` is the name of `after` until 0.1."""
     await fill(home, decisions=3)
     assert [at for at, _ in await streamed(home, f"{name}=1", "3")] == ["2", "3"]
 
@@ -160,7 +160,7 @@ async def verified(home, query=""):
 
 
 async def test_verification_resumes_at_the_last_verified_head(home, monkeypatch):
-    """What was whole is not walked again; the report is of the whole chain all the same."""
+    """Verified events are not read again; the report still covers the whole chain."""
     monkeypatch.setattr(chain_checks, "BATCH", 100)
     walked = []
     real = chain_checks.rows.export_lines
@@ -186,7 +186,7 @@ async def test_verification_resumes_at_the_last_verified_head(home, monkeypatch)
 
 
 async def test_cancelled_verification_is_resumed(home, monkeypatch):
-    """What was found whole before its reader left is not walked again."""
+    """Events verified before the client disconnected are not read again."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     for _ in range(5):
         await fill(home, calls=30)
@@ -208,7 +208,7 @@ async def test_cancelled_verification_is_resumed(home, monkeypatch):
 
 
 def harm_it(home, statement):
-    """Behind the ledger's back, though within its process: to others the database is locked."""
+    """Run `statement` on another connection of this process: other processes find the database locked."""
     with contextlib.closing(apsw.Connection(str(home.root / "state" / "ledger.sqlite3"), vfs=OWN)) as other:
         other.execute(statement)
 
@@ -221,7 +221,7 @@ def harm_it(home, statement):
     ],
 )
 async def test_change_after_verification_is_found(home, harm, chain):
-    """Somebody else's write to the database makes the daemon forget what it has found whole."""
+    """A write by another connection makes the daemon drop the heads that it has verified."""
     await fill(home, decisions=20, calls=20)
     assert (await verified(home))["ok"]
     harm_it(home, harm)
@@ -240,7 +240,7 @@ async def test_truncated_or_incomplete_chain_is_found(home, harm, monkeypatch):
 
 
 async def test_retention_during_verification_is_not_an_error(home, monkeypatch):
-    """What was removed before the walk came to it is no fault: it goes on with the checkpoint."""
+    """If events ahead of the walk are removed, it starts over at the checkpoint."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     ledger = home.app.api.ledger
     for _ in range(10):
@@ -264,7 +264,7 @@ async def test_retention_during_verification_is_not_an_error(home, monkeypatch):
 
 
 async def test_verification_reports_progress_without_blocking_other_requests(home, monkeypatch):
-    """Lines of JSON until the report; in between the ledger answers other long questions."""
+    """Lines of JSON until the report; the ledger answers other slow reads in between."""
     monkeypatch.setattr(chain_checks, "BATCH", 10)
     monkeypatch.setattr("latticed.rpc.audit.TELL_S", 0.0)
     await fill(home, calls=200)
@@ -306,7 +306,7 @@ async def test_metrics_and_status_count_both_chains(home):
 
 
 async def test_health_notes_that_host_calls_were_removed(home):
-    """By default 2 GiB of them are kept; what went is said, and no reason to be unwell."""
+    """Removal by the limit (2 GiB by default) is a note and does not degrade health."""
     assert home.app.api.ledger.calls_retention == Retention(max_bytes=2 << 30)
     assert home.app.api.ledger.retention == Retention()
     assert (await home.ask("GET", "/api/health"))["notes"] == []
@@ -322,7 +322,7 @@ async def test_health_notes_that_host_calls_were_removed(home):
 
 
 async def test_new_publisher_cannot_read_the_old_ones_events():
-    """The id is the same, the hands are not; coming back does not open the past either."""
+    """The plugin id is the same; a return of the first publisher does not give access to older events either."""
     rival = bundles.author("rival")
     author = bundles.author()
     async with houses.opened(author=author, policy=bundles.policy_bytes(author, rival)) as home:

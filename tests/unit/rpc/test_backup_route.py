@@ -1,4 +1,4 @@
-"""`GET /api/backup`: whole, or seen to be broken."""
+"""`GET /api/backup`: complete, or recognisable as truncated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_backup_has_a_content_length_and_leaves_no_staging_files(home):
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError()])
 async def test_interrupted_backup_closes_the_connection(home, monkeypatch, error):
-    """Half a tar and then the end of the connection: never another answer in the bytes that were announced."""
+    """The body ends before its Content-Length, and no other answer follows on the connection."""
     whole = Backup.chunks
 
     async def broken(self):
@@ -54,7 +54,7 @@ async def test_interrupted_backup_closes_the_connection(home, monkeypatch, error
 
 
 async def test_second_concurrent_backup_is_refused(home, monkeypatch):
-    """The second is told so, and the first goes on."""
+    """The first is not disturbed."""
     going = asyncio.Event()
     whole = Backup.chunks
 
@@ -83,7 +83,7 @@ async def test_staging_files_of_a_killed_daemon_are_removed(home):
 
 
 async def test_backup_that_cannot_be_audited_is_refused(home, monkeypatch):
-    """Who got the private key is always known."""
+    """A backup holds the host's private key, so every one must be on record."""
 
     async def full(_event):
         raise Problem("audit_unavailable", "the disk is full")

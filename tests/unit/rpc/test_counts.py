@@ -1,4 +1,4 @@
-"""Counting over many plugins and bundles keeps nobody else waiting."""
+"""Counts over many plugins and bundles do not block the event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def home():
 
 
 async def turns_of_others(work):
-    """How often somebody else had a turn while `work` was done, and what it came to."""
+    """How often another task ran while `work` was done, and the result of `work`."""
     turns, done = 0, asyncio.ensure_future(work)
     while not done.done():
         await asyncio.sleep(0)
@@ -50,7 +50,7 @@ async def test_counts_are_taken_in_batches(home):
     ("path", "parts"), [("/metrics", 3), ("/api/status", 3), ("/api/health", 1), ("/api/plugins/rejected", 1)]
 )
 async def test_answers_over_all_plugins_yield_to_the_event_loop(home, path, parts):
-    """At the least one turn after each part of what is walked over."""
+    """At least once after each batch."""
     turns, answer = await turns_of_others(home.ask("GET", path))
     assert answer.status == 200
     assert turns >= parts * (MANY // counts.BATCH)

@@ -1,4 +1,4 @@
-"""What the daemon keeps going for plugins, as operators see it: the real services over the real socket."""
+"""Delegated work over the control API: real keepers, a real socket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def rows(stage, kind, query=""):
 
 
 async def test_delegated_work_is_listed_and_a_denied_record_retried():
-    """By plugin, as it stands; what a plugin that is disabled had going rests."""
+    """Sorted by plugin; what a disabled plugin had is `resting`."""
     async with hostcalls.standing() as stage:
         for kind, call in CALLS.items():
             service = hostcalls.service_of(call)
@@ -70,7 +70,7 @@ async def test_delegated_work_is_listed_and_a_denied_record_retried():
 
 
 async def test_worker_routes_are_listed_while_armed():
-    """And pages go on where the last one ended."""
+    """And a page starts after the last row of the one before."""
     async with houses.opened(real=True) as home:
         for name in ("a", "b", "c"):
             home.drop(

@@ -1,4 +1,4 @@
-"""What `explain=1` adds: what refuses the next step, what stderr gives away, which calls went well since."""
+"""`explain=1`: what would refuse the next step, signs in stderr, calls that succeeded since their denial."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_causes_are_included_only_on_request(home):
 
 
 async def test_refusal_of_the_next_step_is_evaluated_now(home):
-    """By the rules and by the runner; nothing is changed or recorded by asking."""
+    """By lifecycle rules and by the runner; asking changes and records nothing."""
     home.drop("demo", id=ID, v2=True, dependencies=[{"id": "acme.other", "version": "*"}])
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -78,7 +78,7 @@ async def test_call_that_succeeded_since_its_denial_is_working(home):
 
 
 async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
-    """The address of a private target least of all."""
+    """Above all not the address of a private target."""
     home.drop("demo", id=ID, capabilities=["http:egress", "audit:read"])
     await home.armed(ID, accept=("http:egress",))
     life = home.driven.only(ID)

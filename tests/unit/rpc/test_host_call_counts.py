@@ -8,7 +8,7 @@ from tests.house import houses
 
 
 async def test_host_calls_are_counted_by_plugin():
-    """Every call once, whatever becomes of it; denials besides, those of the service itself included."""
+    """Every call once, whatever its outcome; denials also separately, including those by the service itself."""
     async with houses.opened() as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
         life = await home.armed("acme.demo")

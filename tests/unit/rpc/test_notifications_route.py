@@ -1,4 +1,4 @@
-"""Notifications over the control API: seen, tried again, cleared away; each on record as what it came to."""
+"""Notifications over the control API: list, retry, prune; each change is audited with its outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def home():
 
 @pytest.fixture
 async def failed(home):
-    """The id of the one that failed."""
+    """The id of a failed notification."""
     (row,) = (await home.ask("GET", "/api/notifications?status=failed"))["notifications"]
     return row["id"]
 
@@ -52,7 +52,7 @@ async def test_notifications_are_listed_newest_first(home, failed):
 
 
 async def test_failed_notification_is_retried_once(home, failed):
-    """Once; what is not failed, or not there, is refused, and that is on record too."""
+    """Others, and unknown ids, are refused, and the refusal is audited."""
     answer = await home.ask("POST", f"/api/notifications/{failed}/retry", {})
     assert dict(answer) == {"id": failed, "queued": True}
     for item in (failed, "0" * 32):

@@ -1,4 +1,4 @@
-"""What a plugin leaves: kept and counted when it is forgotten, gone without a trace when it is purged."""
+"""A plugin's data: kept and counted after forget, removed completely by purge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OF_ITS_RECORD = {"records"}
 
 @pytest.fixture
 async def home():
-    """One plugin that left something everywhere, disabled; another one whose data is nobody else's business."""
+    """A disabled plugin with data in every store, and another plugin whose data must stay."""
     async with houses.opened() as found:
         for plugin_id, name in ((ID, "demo"), ("acme.demo-2", "other")):
             plugin = await caller(
@@ -48,7 +48,7 @@ async def home():
 
 
 def traces(home):
-    """(table, rows) that name the plugin, by id or bucket; and its files."""
+    """(table, number of rows) that name the plugin by id or bucket, and its files."""
 
     def look(db):
         found = []
@@ -67,7 +67,7 @@ def traces(home):
 
 
 async def test_forget_reports_kept_data_and_purge_removes_it(home):
-    """Also what was set aside for an earlier publisher, and also when it was forgotten before."""
+    """Including data set aside from an earlier publisher, and after an earlier forget."""
     assert (await home.ask("POST", f"{URL}/forget", {"purge": True})).code == "invalid_transition"  # it is active
     home_traces = dict(traces(home)[0])
     assert {"kv", "notifications", "monitors", "tasks", "contacts", "secret_bindings"} <= set(home_traces)
@@ -92,7 +92,7 @@ async def test_forget_reports_kept_data_and_purge_removes_it(home):
 
 
 async def test_purge_removes_old_data_while_the_bundle_is_present(home):
-    """Forgotten, the bundle is seen again; nothing was decided about it, so there is nothing to forget but the data."""
+    """After forget the bundle is found again, without a decision: only its data can be forgotten."""
     await home.decide(ID, "disabled")
     await home.ask("POST", f"{URL}/forget", {})
     await home.until_plugin(ID, lambda view: view["status"] == "verified")
@@ -103,7 +103,7 @@ async def test_purge_removes_old_data_while_the_bundle_is_present(home):
 
 
 async def test_deleting_a_bound_secret_requires_unbind(home):
-    """The refusal says to whom; with the flag they lose it, and the answer says who."""
+    """The refusal and the answer name the plugins that have it bound."""
     refused = await home.ask("DELETE", "/api/secrets/TOKEN")
     assert (refused.status, refused.code) == (409, "secret_bound")
     assert refused["detail"] == f"TOKEN is bound to {ID}, {ID}@old"

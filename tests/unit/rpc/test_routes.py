@@ -1,4 +1,4 @@
-"""Every route over the real socket: who reaches it, and what it says when it refuses."""
+"""Every route over the real socket: who may use it, and how it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def home():
 
 @pytest.fixture
 def be(monkeypatch, home):
-    """Be a user with these scopes from now on."""
+    """Act as a user with the given scopes from now on."""
 
     def someone(*words, uid=USER, scopes=Scope.NONE):
         houses.be(monkeypatch, uid)
@@ -52,13 +52,13 @@ def url(route):
 
 
 async def status_of(home, route):
-    """Only the status: an event stream has no end."""
+    """Reads only the status, because an event stream does not end."""
     async with asyncio.timeout(10), home.session.request(route.method, f"http://latticed{url(route)}") as answer:
         return answer.status, answer.content_type
 
 
 def test_every_route_names_its_scope_once():
-    """One table; no route is there twice; only health takes none."""
+    """No route is in the table twice; only health requires no scope."""
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
     assert [route.path for route in ROUTES if route.scope is Scope.NONE] == ["/api/health"]
     for route in ROUTES:
@@ -67,7 +67,7 @@ def test_every_route_names_its_scope_once():
 
 
 async def test_route_refuses_a_peer_without_its_scope(home, be):
-    """All the other scopes do not help; the refusal names what is missing, and is on record."""
+    """Even with all other scopes; the refusal names the missing one and is audited."""
     guarded = [route for route in ROUTES if route.scope is not Scope.NONE]
     for uid, route in enumerate(guarded, USER):  # one user each: the denials of one coalesce
         be(uid=uid, scopes=Scope.ALL & ~route.scope)
@@ -83,7 +83,7 @@ async def test_route_refuses_a_peer_without_its_scope(home, be):
 
 
 async def test_route_admits_a_peer_with_exactly_its_scope(home, be):
-    """Exactly that scope is enough: what comes is the handler's answer, never 403, 405 or a fault of ours."""
+    """The answer is the handler's, never 403, 405 or 500."""
     for route in ROUTES:
         be(scopes=route.scope)
         status, kind = await status_of(home, route)
@@ -92,7 +92,7 @@ async def test_route_admits_a_peer_with_exactly_its_scope(home, be):
 
 
 async def test_overflow_uid_has_no_scope(home, be, monkeypatch):
-    """uid 65534 is refused whatever it was granted; health tells everybody its status and nothing more."""
+    """uid 65534 is refused even if it was granted scopes; health shows it only the status."""
     be("read", "operate", "host", "trust", uid=65_534)
     assert (await home.ask("GET", "/api/plugins")).status == 403
     assert dict(await home.ask("GET", "/api/health")) == {"status": "ok"}
@@ -102,7 +102,7 @@ async def test_overflow_uid_has_no_scope(home, be, monkeypatch):
 
 
 async def test_root_has_every_scope(home, be):
-    """Without being named."""
+    """Without being named in the settings."""
     be(uid=0)
     assert (await home.ask("GET", "/api/audit")).status == 200
     assert (await home.decide(ID, "installed", accept=["task:run"])).status == 200
@@ -112,7 +112,7 @@ async def test_root_has_every_scope(home, be):
     "consent", [{"accept": ["task:run"]}, {"accept_hosts": ["a.example:443"]}, {"allow_downgrade": True}]
 )
 async def test_host_risk_consent_requires_scope_host(home, be, consent):
-    """An operator without it installs plainly, and is refused, audibly, when he asks for more."""
+    """With `operate` alone an install is possible; consent to more is refused, and audited."""
     be("operate")
     answer = await home.decide(ID, "installed", **consent)
     assert (answer.status, answer.code) == (403, "access_denied")
@@ -123,7 +123,7 @@ async def test_host_risk_consent_requires_scope_host(home, be, consent):
 
 
 async def test_granting_host_risk_requires_scope_host_but_trimming_does_not(home, be):
-    """Whoever operates may always take away."""
+    """`operate` is enough to take anything away."""
     be("operate")
     path = f"/api/plugins/by-id/{ID}/grants"
     assert (await home.ask("PUT", path, {"grant": ["task:run"]})).status == 403
@@ -185,7 +185,7 @@ DECIDE = "/api/plugins/lifecycle"
     ],
 )
 async def test_refusals_are_problem_documents(home, method, path, body, status, code):
-    """RFC 9457 with a code, a detail and a hint; the daemon goes on."""
+    """RFC 9457 with a code, a detail and a hint; the daemon keeps serving."""
     data = None if body is None else io.BytesIO(body)
     async with home.session.request(method, f"http://latticed{path}", data=data) as answer:
         found = json.loads(await answer.read())
@@ -201,7 +201,7 @@ async def test_refusals_are_problem_documents(home, method, path, body, status, 
 
 
 async def test_every_route_refuses_unknown_query_parameters(home):
-    """Unknown, or known and given twice: a typing error is no silent default."""
+    """And repeated ones: a typing error must not silently select a default."""
     for route in ROUTES:
         body = None if route.method == "GET" else b"{}"
         answer = await home.ask(route.method, f"{url(route)}?colour=red", body)
@@ -212,7 +212,7 @@ async def test_every_route_refuses_unknown_query_parameters(home):
 
 
 async def test_unexpected_exception_is_500_without_details(home, monkeypatch):
-    """The traceback belongs in the log."""
+    """The traceback is only in the log."""
 
     def broken():
         raise RuntimeError("/var/lib/latticed/secret")
@@ -247,7 +247,7 @@ async def test_the_lists_are_sorted_and_show_no_path(home):
 
 
 async def test_streamed_list_equals_the_short_one(home, monkeypatch):
-    """However many plugins there are; rows beyond those that are kept are made anew."""
+    """Rows beyond the size of the cache are made anew."""
     for name in ("z", "b", "m", "k"):
         home.drop(name, id=f"acme.{name}{name}")
         await home.seen(f"acme.{name}{name}")
@@ -261,7 +261,7 @@ async def test_streamed_list_equals_the_short_one(home, monkeypatch):
 
 
 async def test_interrupted_list_closes_the_connection(home, monkeypatch):
-    """Nothing may follow into what was begun: the connection ends before the list does."""
+    """The client sees an incomplete answer, and no other answer follows."""
     home.drop("b", id="acme.bb")
     await home.seen("acme.bb")
     monkeypatch.setattr(views, "ROWS_KEPT", 0)
@@ -281,7 +281,7 @@ async def test_interrupted_list_closes_the_connection(home, monkeypatch):
 
 
 async def test_repeated_failures_are_logged_once_with_a_count(home, monkeypatch):
-    """Of ours, at each request: 500 for who asks, and the disk is not filled."""
+    """Each request gets 500, but cannot fill the disk with log entries."""
     said, now_s = [], 1_000.0
 
     def fail(api):
@@ -298,7 +298,7 @@ async def test_repeated_failures_are_logged_once_with_a_count(home, monkeypatch)
 
 
 async def test_kv_values_are_set_read_listed_and_deleted(home):
-    """Raw bytes in and out, keys by page, each change on record without its value."""
+    """Values are raw bytes, keys come by page, changes are audited without the value."""
     raw = bytes(range(256))
     assert (await home.ask("PUT", "/api/kv/default/k%20ey", raw)).status in {200, 204}
     assert (await home.ask("GET", "/api/kv/default/k%20ey"))["raw"] == raw
@@ -311,7 +311,7 @@ async def test_kv_values_are_set_read_listed_and_deleted(home):
 
 @pytest.mark.parametrize("name", ["%ff", "%ed%a0%80", "%c3%28"])
 async def test_path_that_is_not_utf_8_is_refused_or_not_found(home, name):
-    """Bytes that are not UTF-8 in a path: refused or not found, never 500."""
+    """Never 500."""
     for method, path in (
         ("GET", f"/api/kv/default/{name}"),
         ("PUT", f"/api/kv/{name}/a"),
@@ -324,7 +324,7 @@ async def test_path_that_is_not_utf_8_is_refused_or_not_found(home, name):
 
 
 async def test_verify_returns_a_verdict_and_stores_nothing(home):
-    """A name within the plugin directory; the verdict as it is now."""
+    """By a name within the plugin directory."""
     found = await home.ask("POST", "/api/plugins/verify", {"name": "demo"})
     assert (found["ok"], found["id"], found["code"]) == (True, ID, None)
     (home.plugin_dir / "empty").mkdir()
@@ -333,7 +333,7 @@ async def test_verify_returns_a_verdict_and_stores_nothing(home):
 
 
 async def test_rejected_bundles_are_listed_with_their_reason(home):
-    """By directory name; what it claims to be, when that can be read."""
+    """By directory name; with the id it claims if that can be read."""
     home.drop("second", id=ID)
     await houses.until(home.app.api.lifecycle.rejected, "rejected")
     (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
@@ -359,7 +359,7 @@ async def test_audit_pages_and_filters(home):
 
 
 async def test_stream_shows_only_what_the_scopes_permit(home, be):
-    """Who may only read sees no detail, and no host calls unless asked for; ids are the audit's."""
+    """`read` sees no detail; host calls come only on request; ids are seqs of the chain."""
     life = await home.armed(ID)
     await life.call("kv.get", key="a")
     mark = home.mark()
@@ -393,7 +393,7 @@ async def streamed(home, query, *, until):
 
 
 async def test_head_is_answered_wherever_get_is(home):
-    """The same status and type without a body; what would be streamed is not made."""
+    """The same status and type without a body; streams are not produced."""
     mark = home.mark()
     for route in ROUTES:
         if route.method != "GET":

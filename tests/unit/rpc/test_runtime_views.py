@@ -1,4 +1,4 @@
-"""What the API says of a plugin's life: what is being started, what does not run and why, what a manifest names."""
+"""The API's views of a plugin's runtime: starting, failed, not running, and its entrypoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def installed(home, plugin_id=ID, **fields):
 
 
 async def idle(home):
-    """What health, status and /metrics count; they agree."""
+    """`not_running` in health, status and /metrics, which must agree."""
     health, status = await home.ask("GET", "/api/health"), await home.ask("GET", "/api/status")
     assert health["not_running"] == status["not_running"]
     lines = (await home.ask("GET", "/metrics"))["raw"].decode().splitlines()
@@ -36,7 +36,7 @@ async def idle(home):
 
 
 async def test_slow_start_is_reported_as_starting(home, monkeypatch):
-    """Stopped, and "starting", in the answer and in every view until it is armed."""
+    """State `stopped`, reason `starting`, in the answer and all views until it is armed."""
     monkeypatch.setattr(rest, "SETTLE_S", 0.01)
     go = asyncio.Event()
     home.driven.starting = lambda _: go.wait()
@@ -57,7 +57,7 @@ async def test_slow_start_is_reported_as_starting(home, monkeypatch):
 
 
 async def test_plugin_in_backoff_is_reported_as_failed(home):
-    """With the time of the next try; counted under its code."""
+    """With the time of the next try; counted under its error code."""
 
     async def fails(_):
         raise Problem("exited", "exited 3")
@@ -71,7 +71,7 @@ async def test_plugin_in_backoff_is_reported_as_failed(home):
 
 
 async def test_tampered_bundle_degrades_health_only_if_critical(home):
-    """By the code of its verdict; what an operator disabled is not counted."""
+    """It is counted by its verdict's code; disabled plugins are not counted."""
     await installed(home)
     await home.decide(ID, "active")
     await installed(home, "acme.off")
@@ -84,7 +84,7 @@ async def test_tampered_bundle_degrades_health_only_if_critical(home):
 
 
 async def test_view_has_the_manifests_entrypoint_and_the_runtimes_plugin(home):
-    """Before and after somebody accepts it; absent where the manifest names none."""
+    """Before and after an install; absent where the manifest has none."""
     home.drop("one", id="acme.one", entrypoint="plugin.wasm")
     home.drop("two", id="acme.two", entrypoint=None)
     for plugin_id in ("acme.one", "acme.two"):

@@ -1,4 +1,4 @@
-"""Secrets over the control API: set, bound, listed, never read; every word of an operator on record as it went."""
+"""Secrets over the control API: set, bind, list, never read; every change is audited with its outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def home():
 
 
 def told(home):
-    """(action, decision, code, name) of what is on record about secrets."""
+    """(action, decision, code, name) of the audit events about secrets."""
     events = [event for event in home.events() if event["action"].startswith("secret.")]
     return [(event["action"], event["decision"], event["code"], event["target"]) for event in events]
 
@@ -57,7 +57,7 @@ async def test_secret_is_set_bound_listed_unbound_and_deleted(home):
     ],
 )
 async def test_refused_change_is_audited_as_denied(home, method, path, body, status, code):
-    """Never as if it had been done."""
+    """Not as an allowed one."""
     answer = await home.ask(method, f"/api/secrets/{path}", body)
     assert (answer.status, answer.code) == (status, code), answer
     assert [(decision, found) for _, decision, found, _ in told(home)] == [("allow", ""), ("deny", code)]
@@ -65,21 +65,21 @@ async def test_refused_change_is_audited_as_denied(home, method, path, body, sta
 
 
 async def test_secret_that_is_not_utf_8_is_refused(home):
-    """Bytes that are no UTF-8 are refused before anything is recorded."""
+    """Before anything is recorded."""
     answer = await home.ask("PUT", "/api/secrets/TOKEN", b"\xff")
     assert (answer.status, answer.code) == (400, "bad_request")
     assert told(home) == []
 
 
 async def test_secret_value_cannot_be_read(home):
-    """There is no way to ask for a value."""
+    """No route returns a value."""
     await home.ask("PUT", "/api/secrets/TOKEN", VALUE.encode())
     for path in ("/api/secrets/TOKEN", "/api/secrets/TOKEN/value", "/api/secrets/TOKEN/plugins/acme.demo"):
         assert (await home.ask("GET", path)).status in {404, 405}
 
 
 async def test_secrets_require_scope_host(home, monkeypatch):
-    """403 for who may operate plugins only, and for who may nothing."""
+    """403 with `operate`, and without any scope."""
     houses.be(monkeypatch, 4242)
     for method, path in (("GET", ""), ("PUT", "/TOKEN"), ("DELETE", "/TOKEN"), ("PUT", "/TOKEN/plugins/acme.demo")):
         answer = await home.ask(method, f"/api/secrets{path}", b"{}" if method == "PUT" else None)

@@ -1,4 +1,4 @@
-"""What operators see of tasks and do with them: the handlers over a real queue and ledger."""
+"""Tasks over the control API: the handlers over a real queue and ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPERATOR = Actor(kind="peer", uid=1000, name="ops", pid=42)
 
 @dataclass
 class Asked:
-    """One request, decoded; as `rpc.api.Ask` hands it to handlers."""
+    """A decoded request, as handlers get it: stands in for `rpc.api.Ask`."""
 
     api: SimpleNamespace
     path: dict = field(default_factory=dict)
@@ -62,7 +62,7 @@ async def submitted(api, script, plugin_id="acme.a"):
 
 
 async def test_task_is_listed_approved_and_run(tmp_path):
-    """Read, approved by digest, run; who did it is on record with uid, user and pid."""
+    """Approved by digest; uid, user and pid of the operator are audited."""
     async with opened(tmp_path) as api:
         mine, other = await submitted(api, "echo ran"), await submitted(api, "echo other", "acme.b")
         page = await handlers.listing(Asked(api, given={"limit": "1"}))

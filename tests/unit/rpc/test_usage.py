@@ -1,4 +1,4 @@
-"""What a plugin did with its grants, from the record of its calls."""
+"""A plugin's use of its grants, from the audit record of its calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ID = "acme.demo"
 
 
 class Ahead(SystemClock):
-    """The system's clock, set ahead by so many days."""
+    """The system's clock, set ahead by a number of days."""
 
     days = 0
 
@@ -37,7 +37,7 @@ async def home(clock):
 
 
 async def test_usage_lists_used_and_unused_grants(home, clock):
-    """Calls that were made and refused, by name; capabilities and hosts that nothing was done with."""
+    """Calls made and refused, by name; capabilities and hosts never used."""
     plugin = home.driven.only(ID)
     for _ in range(3):
         await plugin.call("kv.get", key="a")
@@ -58,7 +58,7 @@ async def test_usage_lists_used_and_unused_grants(home, clock):
 
 
 async def test_nothing_is_unused_before_the_lookback_has_passed(home, clock):
-    """Since what was last given; what is taken away begins nothing anew."""
+    """Counted from the newest grant; trimming does not restart it."""
 
     async def usage(days=14):
         return await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days={days}")
@@ -78,7 +78,7 @@ async def test_nothing_is_unused_before_the_lookback_has_passed(home, clock):
 
 
 async def test_reached_hosts_are_recorded_once_each(home):
-    """Each once, with the last time; looked back only so far; gone with the record."""
+    """With the last time; limited to the lookback; removed with the plugin's record."""
     ledger, now = home.app.api.ledger, home.app.api.clock.wall_us()
     day_us = 86_400_000_000
     for host, at in (("old.example:443", now - 20 * day_us), ("api.example.org:443", now), ("b.example:80", now - 5)):
@@ -94,7 +94,7 @@ async def test_reached_hosts_are_recorded_once_each(home):
 
 
 async def test_recorded_hosts_are_bounded_and_the_oldest_is_dropped(home, monkeypatch):
-    """The one that was not seen for longest makes room."""
+    """The host that was not reached for the longest time."""
     monkeypatch.setattr(contacts, "MOST", 3)
     ledger = home.app.api.ledger
     for number in range(5):
