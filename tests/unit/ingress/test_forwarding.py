@@ -1,4 +1,4 @@
-"""What is passed on between clients and services, header by header; and whose page a request comes from."""
+"""Which headers are forwarded between clients and services, and which origins may send a request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answered(*fields, private=False):
 
 
 def test_headers_that_connection_lists_are_not_passed_on():
-    """However many Connection fields there are, however they are written."""
+    """With several Connection fields, in any case."""
     fields = [
         ("Connection", "close, DNT"),
         ("connection", "x-requested-WITH ,"),
@@ -37,7 +37,7 @@ def test_headers_that_connection_lists_are_not_passed_on():
 
 
 def test_the_requested_host_is_not_passed_on():
-    """Host is the service's own; a page's Origin becomes its Origin, and none stays none."""
+    """Host becomes the service's; an Origin becomes the service's origin, and an absent one stays absent."""
     assert list(asked(("Host", "sub.example.org"), ("Origin", "https://sub.example.org")).items()) == [
         ("Host", "127.0.0.1:3000"),
         ("Origin", ORIGIN),
@@ -75,7 +75,7 @@ def test_unsafe_header_values_are_not_sent(value):
     "name", ["Service-Worker-Allowed", "Clear-Site-Data", "NEL", "Report-To", "Alt-Svc", "Accept-CH"]
 )
 def test_headers_for_the_whole_origin_are_not_passed_back(name):
-    """All services share one origin, each below its prefix: none may speak for the others."""
+    """All services share one origin: none may set headers that apply to the others."""
     assert answered((name, "/"), (name.lower(), "/"), ("Content-Type", "text/html")) == [("Content-Type", "text/html")]
 
 
@@ -102,7 +102,7 @@ def test_service_cookies_are_limited_to_its_prefix(cookie, passed):
     [(None, "private"), ("public", "private"), ("max-age=1, S-MAXAGE=2", "private"), ("no-store", "no-store")],
 )
 def test_private_answers_are_not_cached_for_all(said, kept):
-    """An answer to somebody who has logged in, in a cache before us."""
+    """No shared cache may store an answer to a logged-in user."""
     fields = [("Cache-Control", said)] if said else []
     assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": kept}
     assert answered(*fields) == fields

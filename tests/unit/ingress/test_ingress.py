@@ -1,4 +1,4 @@
-"""The listener: when it listens, what every answer carries, what a target can do wrong."""
+"""The route listener: when it is open, headers of every answer, failures of targets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def listening(port):
 
 
 async def test_listener_is_open_only_while_there_is_a_route(outside, echo):
-    """Not before the first, not after the last, and again for the next."""
+    """Closed before the first and after the last, and opened again for the next."""
     assert outside.routes.listener.url == ""
     one, two = await claimed(outside, echo), await claimed(outside, echo, "acme.two")
     port = outside.port
@@ -57,7 +57,7 @@ async def test_listener_is_open_only_while_there_is_a_route(outside, echo):
 
 
 async def test_removing_the_last_route_closes_its_connections(outside):
-    """Whoever waits is let go at once; whoever is being answered goes with that answer."""
+    """Idle ones at once, others after their answer."""
     held = ingresses.Echo(held=asyncio.Event())
     claim = await claimed(outside, held)
     idle_reader, idle = await outside.connect()
@@ -74,7 +74,7 @@ async def test_removing_the_last_route_closes_its_connections(outside):
 
 
 async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
-    """The reason is told; when the port is free, it is served."""
+    """The route shows the reason; once the port is free, it is served."""
     monkeypatch.setattr(room, "RETRY_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         port = squatter.getsockname()[1]
@@ -90,7 +90,7 @@ async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
 
 
 async def test_ipv6_loopback_is_served(tmp_path, echo):
-    """Named with brackets."""
+    """The URL has the address in brackets."""
     async with ingresses.opened(tmp_path, listen="[::1]:0") as outside:
         await claimed(outside, echo)
         assert outside.routes.listener.url.startswith("http://[::1]:")
@@ -102,7 +102,7 @@ async def test_ipv6_loopback_is_served(tmp_path, echo):
 
 
 async def test_closing_lets_an_answer_under_way_finish(tmp_path):
-    """And waits for nobody who only holds a connection."""
+    """Idle connections are not waited for."""
     held = ingresses.Echo(held=asyncio.Event())
     async with ingresses.opened(tmp_path) as outside:
         await claimed(outside, held)
@@ -119,7 +119,7 @@ async def test_closing_lets_an_answer_under_way_finish(tmp_path):
 
 
 async def test_closing_waits_for_a_limited_time(tmp_path, monkeypatch):
-    """A target that never answers is given up."""
+    """A target that never answers is cancelled."""
     monkeypatch.setattr(room, "DRAIN_S", 0.01)
     held = ingresses.Echo(held=asyncio.Event())
     async with ingresses.opened(tmp_path) as outside:
@@ -132,7 +132,7 @@ async def test_closing_waits_for_a_limited_time(tmp_path, monkeypatch):
 
 
 async def test_lost_connection_cancels_handler(outside):
-    """The target is told by being cancelled, when the connection is lost."""
+    """The target's task is cancelled."""
     ended = asyncio.Event()
 
     class Slow:
@@ -157,7 +157,7 @@ async def test_lost_connection_cancels_handler(outside):
 
 
 async def test_a_half_closed_connection_still_gets_all_answers(outside):
-    """A half-closed connection is one that listens; half a request is none."""
+    """For complete requests; an incomplete one gets none."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
     one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -175,7 +175,7 @@ async def test_a_half_closed_connection_still_gets_all_answers(outside):
 
 
 async def test_a_client_that_half_closes_during_an_answer_gets_it_whole(outside):
-    """And is let go after it."""
+    """Then the connection is closed."""
 
     class Large:
         methods = frozenset({"GET"})
@@ -200,7 +200,7 @@ async def test_a_client_that_half_closes_during_an_answer_gets_it_whole(outside)
 
 
 async def test_a_client_that_half_closes_within_a_body_is_disconnected(outside, echo):
-    """At once: the rest will never come."""
+    """At once, since the rest of the body cannot come."""
     await claimed(outside, echo)
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc")
@@ -228,7 +228,7 @@ async def test_a_client_that_half_closes_within_a_body_is_disconnected(outside, 
     ],
 )
 async def test_every_answer_has_the_protective_headers(outside, echo, method, target, status):
-    """Whatever it says: no sniffing, no scripts, no caching, and not a word about what software this is."""
+    """For any status: nosniff, no scripts, no caching, and no Server header."""
     await claimed(outside, echo)
     answer = await outside.ask(method, target)
     assert answer.status == status
@@ -252,7 +252,7 @@ async def test_other_methods_get_405_with_allow(outside):
 
 
 async def test_head_is_get_without_its_body(outside):
-    """With its length."""
+    """With the Content-Length of GET."""
     await outside.arm(b"0123456789")
     got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")
     assert (got.body, head.body) == (b"0123456789", b"")
@@ -260,7 +260,7 @@ async def test_head_is_get_without_its_body(outside):
 
 
 async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
-    """The plugin is asked GET; who posts is told of both."""
+    """The plugin receives GET; Allow lists both."""
     echo.methods = frozenset({"GET"})
     await claimed(outside, echo)
     got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")
@@ -272,7 +272,7 @@ async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
 
 
 async def test_the_control_api_is_not_served(outside, echo):
-    """Not even with a plugin beside it."""
+    """Its paths are 404, with a route in the table as well."""
     await claimed(outside, echo)
     for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
         answer = await outside.get(path)
@@ -280,7 +280,7 @@ async def test_the_control_api_is_not_served(outside, echo):
 
 
 async def test_a_connection_is_kept_for_the_next_request(outside, echo):
-    """Pipelined ones are answered in their order."""
+    """Pipelined requests are answered in order."""
     await claimed(outside, echo)
     one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /acme.demo/end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -304,7 +304,7 @@ async def test_target_receives_method_path_query_and_body(outside, echo):
 
 
 class Failing:
-    """A target that raises what a test wants."""
+    """A target that raises a given exception."""
 
     methods = frozenset({"GET"})
 
@@ -327,7 +327,7 @@ class Failing:
     ],
 )
 async def test_failure_has_a_code_and_no_internal_details(outside, error, status, code):
-    """The connection goes on, and so does everything else."""
+    """The connection stays open, and the listener works on."""
     await claimed(outside, Failing(error))
     await claimed(outside, ingresses.Echo(), "acme.two")
     request = b"GET /%s/ HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"
@@ -337,7 +337,7 @@ async def test_failure_has_a_code_and_no_internal_details(outside, error, status
 
 
 async def test_a_target_that_takes_too_long_is_cancelled(outside):
-    """504, by being cancelled; the same connection's next request is answered."""
+    """504; the next request on the connection is answered."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
     await claimed(outside, ingresses.Echo(), "acme.two")
@@ -352,7 +352,7 @@ async def test_a_target_that_takes_too_long_is_cancelled(outside):
 
 
 async def test_a_target_that_ignores_cancellation_is_cut(outside):
-    """Whoever swallows its cancellation keeps nobody's connection for ever."""
+    """Its connection is closed nevertheless."""
     ended = asyncio.Event()
 
     class Stubborn:
@@ -376,7 +376,7 @@ async def test_a_target_that_ignores_cancellation_is_cut(outside):
 
 
 async def test_a_target_may_answer_with_another_status(outside):
-    """And its own content type."""
+    """And with its own content type."""
 
     class Teapot:
         methods = frozenset({"GET"})
@@ -390,7 +390,7 @@ async def test_a_target_may_answer_with_another_status(outside):
 
 
 async def test_a_failure_of_the_listener_is_reported(outside, monkeypatch):
-    """What hangs on it must not look well."""
+    """Routes must not look healthy then."""
 
     def broken(endpoint):
         raise RuntimeError("a mistake of ours")

@@ -1,4 +1,4 @@
-"""Requests that mean harm, on real sockets: refused, cut in seconds, never answered out of step."""
+"""Hostile requests on real sockets: refused, cut in time, and never answered out of step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_allowed_hosts_are_served(outside, host):
     ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8787", "127.0.0.2", "[::1]", "0", "2130706433"],
 )
 async def test_other_hosts_are_refused(outside, echo, host):
-    """A page whose name was pointed at this address learns nothing, not even which routes there are."""
+    """DNS rebinding: such a page does not even learn which routes exist."""
     for path in ("/acme.demo/", "/", "/nothing"):
         answer = await outside.ask("GET", path, host=host)
         assert (answer.status, answer.code) == (421, "host_not_allowed")
@@ -68,14 +68,14 @@ async def test_request_must_have_exactly_one_host(outside, echo, fields):
 
 
 async def test_absolute_target_overrides_the_host_header(outside, echo):
-    """Whatever the Host field says beside it."""
+    """RFC 9112, section 3.2.2."""
     assert (await outside.ask("GET", "http://evil.example/acme.demo/")).status == 421
     assert (await outside.ask("GET", "http://localhost/acme.demo/", host="evil.example")).status == 200
     assert len(echo.asked) == 1
 
 
 async def test_named_hosts_replace_the_default(tmp_path, echo):
-    """With a port only that port; without, any."""
+    """A name with a port admits that port only, one without admits any."""
     async with ingresses.opened(tmp_path, hosts=("app.example.org", "other.example.org:8443")) as named:
         named.routes.claim("acme.demo", ["/acme.demo/"], echo)
         await named.routes.wait_for_listener(ingresses.PATIENCE_S)
@@ -112,7 +112,7 @@ async def test_named_hosts_replace_the_default(tmp_path, echo):
     ],
 )
 async def test_ambiguous_paths_are_refused(outside, echo, target):
-    """Before anybody looks whose they are."""
+    """Before a route is looked up."""
     answer = await outside.ask("GET", target)
     assert (answer.status, answer.code) == (400, "bad_request")
     assert echo.asked == []
@@ -120,7 +120,7 @@ async def test_ambiguous_paths_are_refused(outside, echo, target):
 
 @pytest.mark.parametrize("length", [4_097, 8_000, 9_000, 70_000, 1_000_000])
 async def test_huge_paths_are_refused(outside, echo, length):
-    """Those that the parser still takes, and those that it does not."""
+    """Below and above the parser's own limit."""
     request = b"GET /acme.demo/%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % (b"a" * length)
     (answer,) = await outside.send(request)
     assert (answer.status, answer.code) == (414, "uri_too_long")
@@ -140,7 +140,7 @@ async def test_huge_paths_are_refused(outside, echo, length):
     ],
 )
 async def test_too_many_headers_are_refused(outside, echo, fields, status):
-    """Long ones, long together, or many."""
+    """One too long, too long together, or too many."""
     request = b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n\r\n" % fields
     assert (await outside.send(request))[0].status == status
     assert echo.asked == []
@@ -155,7 +155,7 @@ async def test_too_many_headers_are_refused(outside, echo, fields, status):
     ],
 )
 async def test_too_large_bodies_are_refused(outside, echo, head, body):
-    """By what they say they are, or once they are; what was not read is never taken for a request."""
+    """By Content-Length or once read; unread bytes are never taken for a request."""
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s" % (head, body)
     found = await outside.send(request + GOOD)
     assert [answer.status for answer in found] in ([413], [400])
@@ -215,7 +215,7 @@ async def test_expect_100_continue_is_answered(outside):
     ],
 )
 async def test_ambiguous_framing_is_refused(outside, echo, head):
-    """And nothing after it is an answer: no smuggled request is ever served."""
+    """And nothing after it is answered: no request smuggling."""
     smuggled = b"GET /acme.demo/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n0\r\n\r\n" % head
     found = await outside.send(request + smuggled)
@@ -237,7 +237,7 @@ async def test_broken_chunks_are_refused(outside, echo, chunks):
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"3\r\nabcd\r\n", b"-3\r\nabc\r\n", b"fffffffffffffffff\r\na"])
 @pytest.mark.parametrize("first", [b"", b"2\r\nab\r\n"])
 async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, echo, first, chunks):
-    """No clock is turned: noticed when it arrives, not at the deadline; one answer, and the connection is over."""
+    """When it arrives, not at a deadline; one answer, then the connection is closed."""
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + first)
     await ingresses.until(
@@ -260,7 +260,7 @@ async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, ec
     ],
 )
 async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw):
-    """After a request to switch protocols, or a body that nobody read, the connection is over."""
+    """After Upgrade, CONNECT or an unread body the connection is closed."""
     found = await outside.send(raw + GOOD)
     assert len(found) == 1
     assert not any(asked.path == "/acme.demo/good" for asked in echo.asked)
@@ -277,7 +277,7 @@ async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw)
     ],
 )
 async def test_malformed_http_is_refused(outside, echo, raw):
-    """TLS, HTTP/2, noise."""
+    """TLS, HTTP/2, random bytes."""
     assert [answer.status for answer in await outside.send(raw)] == [400]
     assert echo.asked == []
 
@@ -286,7 +286,7 @@ async def test_malformed_http_is_refused(outside, echo, raw):
 
 
 async def cut(outside, reader, seconds):
-    """Turn the clock; whoever is overdue is cut by the next sweep."""
+    """Advance the clock by `seconds`; the next sweep closes overdue connections."""
     outside.clock.advance(seconds)
     received = await ingresses.until_closed(reader)
     assert received == b""
@@ -302,7 +302,7 @@ async def cut(outside, reader, seconds):
     ],
 )
 async def test_slow_headers_and_bodies_are_cut_in_seconds(outside, echo, part):
-    """However many bytes trickle in: the whole request has to be there in time."""
+    """The deadline is for the whole request, so a byte now and then does not extend it."""
     reader, writer = await outside.connect()
     writer.write(part)
     await ingresses.until(lambda: any(one.begun for one in outside.ingress._limiter.connections()), "the first bytes")
@@ -327,7 +327,7 @@ async def test_idle_connections_are_cut(outside):
 
 
 async def test_a_client_that_does_not_read_its_answer_is_cut(tmp_path):
-    """Megabytes to somebody who never reads hold nothing for long."""
+    """With megabytes in the write buffer."""
     async with ingresses.opened(tmp_path) as outside:
         await outside.put("default", "k", b"x" * 1_000_000)
         await outside.arm(b"{{kv:default/k}}")
@@ -342,7 +342,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(tmp_path):
 
 
 def _stuck(outside):
-    """Whether bytes for somebody have been waiting in the same number at twenty looks in a row."""
+    """A predicate: whether the write buffers held the same number of bytes, not 0, in its last twenty calls."""
     seen: list[int] = []
 
     def look():
@@ -353,7 +353,7 @@ def _stuck(outside):
 
 
 async def test_beyond_the_limit_the_oldest_incomplete_request_is_cut(outside, echo):
-    """Never somebody who is being answered; when all are, the newcomer is turned away."""
+    """Never one that is being answered; if all are, the new connection is closed."""
     outside.ingress._limiter._most = 3
     echo.held = asyncio.Event()
     answered_reader, answered = await outside.connect()
@@ -381,7 +381,7 @@ async def test_beyond_the_limit_the_oldest_incomplete_request_is_cut(outside, ec
 
 
 async def test_many_idle_clients_delay_no_request(outside):
-    """Two hundred that stall in every way, and the next request is answered."""
+    """Two hundred, stalled in different ways."""
     parts = (
         b"",
         b"G",

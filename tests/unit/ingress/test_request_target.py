@@ -1,4 +1,4 @@
-"""What request lines ask for, and what is refused of them."""
+"""Parsing of request targets, and which are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refused(raw):
     ],
 )
 def test_paths_are_decoded_once_and_whole(raw, path):
-    """Raw UTF-8 too, which the parser hands over as surrogates."""
+    """Including raw UTF-8, which the parser returns as surrogates."""
     assert request_target.parse(raw).path == path
 
 
@@ -67,7 +67,7 @@ def test_paths_are_decoded_once_and_whole(raw, path):
     ],
 )
 def test_ambiguous_targets_are_refused(raw):
-    """Dot segments in any writing, NUL, what is not UTF-8, broken escapes, other forms of targets."""
+    """Dot segments in any encoding, NUL, invalid UTF-8, broken escapes, other forms of targets."""
     assert refused(raw) == "bad_request"
 
 
@@ -95,7 +95,7 @@ def test_query_fields_keep_their_order_and_repetitions():
     ],
 )
 def test_whole_urls_name_their_host(raw, authority, path):
-    """RFC 9112, section 3.2.2: that is what counts then."""
+    """RFC 9112, section 3.2.2: it replaces the Host header."""
     found = request_target.parse(raw)
     assert (found.authority, found.path) == (authority, path)
     assert request_target.parse("/a").authority is None
@@ -111,7 +111,7 @@ def test_quoted_text_round_trips(text):
 
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="/.%2eE5cC\\f0?&=+", max_size=30).map("/".__add__)))
 def test_no_target_passes_with_a_dot_segment(raw):
-    """Nor any other exception than a Problem."""
+    """And no exception but Problem is raised."""
     with contextlib.suppress(Problem):
         path = request_target.parse(raw).path
         assert not {".", ".."} & set(path.replace("\\", "/").split("/"))

@@ -1,4 +1,4 @@
-"""Proxied services in a real browser: what one of them may not do to the origin that all share."""
+"""Proxied services in a real browser: attacks of one on the origin that all share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = (
 
 @contextlib.asynccontextmanager
 async def chromium(url: str, home: Path):
-    """A headless one that opens `url`; a child of this thread, and so in its network namespace."""
+    """A headless Chromium that opens `url`; a child of this thread, and so in its network namespace."""
     command = [shutil.which("chromium") or "", *OPTIONS, f"--user-data-dir={home}", url]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen(command, **quiet, start_new_session=True)
@@ -33,7 +33,7 @@ async def chromium(url: str, home: Path):
 
 
 async def told(backend: backends.Backend) -> str:
-    """What the page said, once it says it."""
+    """Wait for the page's report and return it."""
     async with asyncio.timeout(40):
         while not (said := [path for path in backend.paths if "told?" in path]):  # noqa: ASYNC110 - it counts, it does not tell
             await asyncio.sleep(0.05)
@@ -44,7 +44,7 @@ async def told(backend: backends.Backend) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed here")
 def test_a_service_worker_stays_below_its_services_prefix(tmp_path):
-    """`Service-Worker-Allowed: /` works for the service alone; behind the proxy, no other plugin's pages are taken."""
+    """`Service-Worker-Allowed: /` is not forwarded, so it cannot control other plugins' pages."""
     if reason := netns.why_not():
         pytest.skip(reason)
 

@@ -1,4 +1,4 @@
-"""Logging in to a proxied service: who may, how often, with what cookie, and from where."""
+"""Logins to proxied services: passwords, throttling, cookies, and origins that may use them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def world(tmp_path, backend):
 
 
 async def test_cookie_over_http_has_its_attributes(world):
-    """No prefix and no Secure, which browsers take over https only; otherwise as tight as it gets."""
+    """No `__Host-` and no Secure, which browsers accept over https only; all other restrictions."""
     answer = await world.log_in(to=f"{PREFIX}/x?y=1")
     assert (answer.status, answer.headers["location"]) == (303, f"{PREFIX}/x?y=1")
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
@@ -46,7 +46,7 @@ async def test_cookie_over_http_has_its_attributes(world):
 
 
 async def test_cookie_over_https_is_secure(world, backend):
-    """Behind a proxy with TLS: `__Host-` and Secure; it does not count under the other name."""
+    """Behind a TLS proxy: `__Host-` and Secure; not valid under the http name."""
     answer = await world.log_in(PASSWORD, NAMED, origin=HTTPS)
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
     assert re.fullmatch(r"__Host-latticed-session=[A-Za-z0-9_-]{43}", cookie)
@@ -58,7 +58,7 @@ async def test_cookie_over_https_is_secure(world, backend):
 
 
 async def test_every_login_has_an_id_of_its_own(world):
-    """One that was planted, or is known from before, never becomes a session."""
+    """Session fixation: an id from before the login never becomes valid."""
     planted = "Cookie: latticed-session=" + "A" * 43
     first = (await world.log_in(PASSWORD, planted)).headers["set-cookie"].partition(";")[0]
     second = (await world.log_in(PASSWORD, f"Cookie: {first}")).headers["set-cookie"].partition(";")[0]
@@ -78,7 +78,7 @@ async def test_invalid_cookies_are_no_session(world, backend, cookie):
 
 
 async def test_a_wrong_password_says_so_on_the_page(world, backend):
-    """403 with the form again; nothing of what was tried is shown or recorded."""
+    """403 with the form; the password tried is neither shown nor recorded."""
     to = f"{PREFIX}/\"><script>?b=%22%3E&'c"
     answer = await world.log_in("not this one", to=to)
     page = answer.body.decode()
@@ -99,7 +99,7 @@ async def test_a_wrong_password_says_so_on_the_page(world, backend):
 
 
 async def test_guessing_is_limited(world):
-    """Ten in a row, then one in ten seconds, whoever asks; the right one has to wait as well."""
+    """Ten at once, then one in ten seconds for all clients; the right password is throttled as well."""
     for _ in range(sessions.ATTEMPTS.burst):
         assert (await world.log_in("guess")).status == 403
     for password in ("guess", PASSWORD):
@@ -113,13 +113,13 @@ async def test_guessing_is_limited(world):
 
 
 async def test_concurrent_guessing_is_limited_too(world):
-    """Many connections at the same time get no more tries than one."""
+    """Parallel connections share one limit."""
     answers = await asyncio.gather(*(world.log_in("guess") for _ in range(25)))
     assert sorted(answer.status for answer in answers) == [403] * 10 + [429] * 15
 
 
 async def test_password_check_does_not_block_other_requests(world):
-    """Checking a password is slow on purpose, and done beside the loop."""
+    """The hash is slow on purpose, and computed on a thread."""
     await world.secrets.set("WEB", PASSWORD)  # as it is: checked at full cost
     trying = asyncio.gather(*(world.log_in("guess") for _ in range(3)))
     while not trying.done():
@@ -129,7 +129,7 @@ async def test_password_check_does_not_block_other_requests(world):
 
 
 async def test_a_changed_password_ends_every_session(world):
-    """So does taking the secret back; nobody gets in while there is none."""
+    """Unbinding the secret does, too; without one nobody can log in."""
     session = await world.cookie()
     assert (await world.get(f"{PREFIX}/x", session)).status == 200
     await world.secrets.set("WEB", passwords.make_hash("another horse", ln=10))
@@ -159,7 +159,7 @@ async def test_sessions_end_by_time(world):
 
 
 async def test_logout_ends_the_session(world, backend):
-    """The session is over at once, for what still streams as well; the cookie is taken back."""
+    """At once, also for open streams; the cookie is deleted."""
     session = await world.cookie()
     page = await world.get(f"/.latticed/logout?to={PREFIX}/", session)
     assert (page.status, b"Log out" in page.body) == (200, True)
@@ -180,7 +180,7 @@ async def test_logout_ends_the_session(world, backend):
 
 
 async def test_services_of_a_plugin_have_separate_logins(world, backend):
-    """Each opens its own; who logs in to the second stays logged in to the first."""
+    """A login to the second keeps that to the first."""
     await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
     await world.secrets.bind("ADMIN", ID)
     await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
@@ -219,7 +219,7 @@ async def test_requests_that_change_state_must_come_from_our_pages(world, backen
 
 
 async def test_cross_site_reads_are_refused(world, backend):
-    """A script of another port of this host is same-site, so SameSite lets its cookies through."""
+    """A page on another port of this host is same-site, so SameSite sends cookies along."""
     session = await world.cookie()
     for fields in (
         ("Origin: http://127.0.0.1:1",),
@@ -239,7 +239,7 @@ async def test_cross_site_reads_are_refused(world, backend):
 
 @pytest.mark.parametrize("origin", [None, "http://evil.example", "null"])
 async def test_a_websocket_must_come_from_our_pages(world, backend, origin):
-    """Browsers send cookies along with those of any page, and SOP does not apply."""
+    """Browsers send cookies with handshakes from any page; the same-origin policy does not apply."""
     session = (await world.cookie()).removeprefix("Cookie: ")
     headers = {"Cookie": session} | ({"Origin": origin} if origin else {})
     async with aiohttp.ClientSession(f"http://127.0.0.1:{world.port()}", headers=headers) as client:
@@ -251,7 +251,7 @@ async def test_a_websocket_must_come_from_our_pages(world, backend, origin):
 
 @pytest.mark.parametrize("origin", ["Origin: http://evil.example", "X-Origin: none"])
 async def test_logging_in_must_come_from_our_page(world, origin):
-    """Else a page elsewhere could log its victim in as somebody else."""
+    """Login CSRF: another page could log its victim in as somebody else."""
     answer = await world.log_in(origin=origin)
     assert (answer.status, answer.code) == (403, "origin_not_allowed")
     assert world.events == []
@@ -312,7 +312,7 @@ async def test_invalid_login_forms_are_refused(world, kind, form, status):
 
 
 async def test_a_form_that_is_not_sent_times_out(world):
-    """The connection owes a request: cut like any other that stalls."""
+    """Like any other incomplete request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Proxied services as outsiders meet them: what reaches the backend, what comes back, and what never does."""
+"""Proxied services on real sockets: what is forwarded to the backend and back, and what is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def browsing(world, session):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 async def test_without_a_login_nothing_reaches_the_backend(world, backend, method):
-    """401 for programs, the login page for people; not a byte is dialled."""
+    """401 for programs, the login page for browsers; no connection to the backend."""
     for path in ("/", "/api/utils/env", "/download/x", "/feed/more", "/assets"):
         answer = await world.ask(method, PREFIX + path)
         assert answer.status == 401
@@ -95,14 +95,14 @@ async def test_public_paths_need_no_login(world, backend, path):
     ],
 )
 async def test_paths_that_only_look_public_need_a_login(world, backend, path):
-    """However it is written: 401, or 400 for what nobody means."""
+    """In any encoding: 401, or 400 where ambiguous."""
     answer = await world.get(PREFIX + path)
     assert answer.status in {400, 401}
     assert backend.seen == []
 
 
 async def test_public_paths_admit_only_reading(world, backend):
-    """Not for posting, bodies or websockets."""
+    """No other methods, bodies or websockets."""
     handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
     for answer in (
         await world.ask("POST", f"{PREFIX}/feed", world.here),
@@ -114,7 +114,7 @@ async def test_public_paths_admit_only_reading(world, backend):
 
 
 async def test_a_service_without_a_password_has_its_public_paths_only(tmp_path, backend):
-    """There is nothing else, and no login page either."""
+    """Other paths are 404, and there is no login page."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, login="", public=["/feed"])
         assert (await world.get(f"{PREFIX}/feed")).status == 200
@@ -130,7 +130,7 @@ async def test_dot_segments_are_refused_with_a_session_too(world, backend, sessi
 
 
 async def test_services_have_their_own_listener(world, backend):
-    """A service is not served at http.listen, nor a page here."""
+    """Services are not served at http.listen, nor templates here."""
     answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
     assert answer["url"].startswith(world.pages.listener.url)
     assert (await world.get(f"{PREFIX}/feed", table=world.pages)).status == 404
@@ -148,7 +148,7 @@ async def test_other_paths_are_404(world, session, path):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.2", "127.0.0.1.evil.example", "", "a b"])
 async def test_service_listener_refuses_other_hosts(world, backend, session, host):
-    """A page elsewhere whose name was pointed at us."""
+    """DNS rebinding."""
     assert (await world.get(f"{PREFIX}/feed", f"Host: {host}", session)).status in {400, 421}
     assert backend.seen == []
 
@@ -157,7 +157,7 @@ async def test_service_listener_refuses_other_hosts(world, backend, session, hos
 
 
 async def test_path_is_forwarded_still_encoded(world, session):
-    """Below the route, escapes and query untouched."""
+    """Without the route's prefix; escapes and query unchanged."""
     for path in ("/", "/a%20b/%C3%BC", "/a%2Fb?x=%2B+1&x=2&&=", "/a?b?c", "/'(*)!~,=:@$&+"):
         assert echoed(await world.get(PREFIX + path, session))["path"] == path
     assert echoed(await world.get(f"http://127.0.0.1{PREFIX}/a%20b?c", session))["path"] == "/a%20b?c"
@@ -167,7 +167,7 @@ async def test_path_is_forwarded_still_encoded(world, session):
 
 
 async def test_service_at_the_root_path_is_served(tmp_path, backend):
-    """Paths as they are, redirects as they are; our own pages and what is reserved stay ours."""
+    """Paths and redirects are unchanged; reserved paths and the login pages remain ours."""
     async with routed.opened(tmp_path) as world:
         world.rooms.granted_prefixes[ID] = frozenset({"/"})
         await world.serve(backend, path="/", public=["/feed"])
@@ -194,7 +194,7 @@ TAKEN_AT_THEIR_WORD = """
 
 
 async def test_only_listed_request_headers_are_forwarded(world, backend, session):
-    """What is on the list, with its own Host and Origin: no session, no credentials, no word of the client."""
+    """With the service's Host and Origin; no session cookie, no credentials, nothing about the client."""
     fields = [
         *(f"{name}: admin" for name in TAKEN_AT_THEIR_WORD),
         "Cookie: app=1; LATTICED-session=x; other=2",
@@ -235,7 +235,7 @@ async def test_only_listed_request_headers_are_forwarded(world, backend, session
 
 
 async def test_response_headers_are_filtered(world, session):
-    """No hop-by-hop headers, no prompt for credentials, no orders to proxies before us; not for shared caches."""
+    """No hop-by-hop headers, authentication prompts or orders to proxies in front; not for shared caches."""
     headers = (await world.get(f"{PREFIX}/x", session)).headers
     assert headers["x-service"] == "yes"
     assert headers["cache-control"] == "private"
@@ -245,7 +245,7 @@ async def test_response_headers_are_filtered(world, session):
 
 
 async def test_a_backend_sets_its_own_cookies_only(world, session):
-    """Below its route, without a domain; never one of our names, however it is spelled."""
+    """Below its route, without Domain; none with the name of a session cookie, in any spelling."""
     answer = await world.send(
         f"GET {PREFIX}/cookies HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\nConnection: close\r\n\r\n".encode()
     )
@@ -282,7 +282,7 @@ async def test_compressed_answers_are_forwarded_unchanged(world, session):
 
 
 async def test_events_arrive_while_they_are_sent(world, backend, session):
-    """Server-sent events: the first piece before there is a second."""
+    """Server-sent events are not buffered."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
         assert backend.held == 1
@@ -291,7 +291,7 @@ async def test_events_arrive_while_they_are_sent(world, backend, session):
 
 
 async def test_a_lost_client_cancels_the_backend_request(world, backend, session):
-    """The backend's side ends when the client goes."""
+    """The connection to the backend is closed."""
     async with browsing(world, session) as client:
         stream = await client.get(f"{PREFIX}/sse")
         assert await stream.content.readuntil(b"\n\n")
@@ -326,7 +326,7 @@ async def test_a_content_length_that_is_too_large_is_refused_at_once(world, back
 
 
 async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend, session):
-    """413, and what the backend got of it ends in the middle."""
+    """413; the backend sees a truncated body."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
     (answer,) = await world.send(
@@ -337,7 +337,7 @@ async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend,
 
 
 async def test_a_chunk_that_breaks_on_its_way_ends_both_connections_at_once(world, backend, session):
-    """400 without waiting for any deadline; the backend's request ends in the middle, and its place is free."""
+    """400 before any deadline; the backend sees a truncated body, and the slot is free."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".encode())
@@ -382,7 +382,7 @@ async def test_expect_100_continue_is_answered(world, backend, session):
     ],
 )
 async def test_ambiguous_framing_smuggles_nothing(world, backend, session, framing):
-    """At most the one request that was meant arrives, with a body of ours; the one hidden in it never does."""
+    """At most the outer request arrives, reframed by the proxy; a request hidden in its body never does."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     head = (
         f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n{framing}\r\n\r\n"
@@ -393,7 +393,7 @@ async def test_ambiguous_framing_smuggles_nothing(world, backend, session, frami
 
 
 async def test_other_upgrades_are_not_passed_on(world, backend, session):
-    """h2c and its like: answered as if it had not been asked for, and what follows is nobody's request."""
+    """Such as h2c: answered as a plain request; later bytes are not taken for a request."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n\r\n"
     fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"
     head = f"GET {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n{fields}\r\n\r\n"
@@ -414,7 +414,7 @@ async def test_other_methods_are_not_passed_on(world, backend, session, method):
 
 
 async def test_unreachable_backend_is_502_until_it_is_back(world, backend, session, tmp_path):
-    """Nothing hangs, nothing has to be told."""
+    """No restart or reload is needed."""
     port = backend.port
     again = backends.Backend()
     async with backends.running() as other:
@@ -430,7 +430,7 @@ async def test_unreachable_backend_is_502_until_it_is_back(world, backend, sessi
 
 
 async def test_an_incomplete_answer_is_cut(world, backend, session):
-    """The backend dies before its answer: 502. In the middle: the connection is cut, in either framing."""
+    """Backend lost before its head: 502. After it: the connection is cut, in either framing."""
     answer = await world.get(f"{PREFIX}/die?early", session)
     assert (answer.status, answer.code) == (502, "service_failed")
     async with browsing(world, session) as client:
@@ -441,7 +441,7 @@ async def test_an_incomplete_answer_is_cut(world, backend, session):
 
 
 async def test_a_backend_that_does_not_answer_is_504(tmp_path, backend):
-    """And it is let go of."""
+    """Its connection is closed."""
     async with routed.opened(tmp_path, limits=ProxyLimits(head_s=0.2)) as world:
         await world.serve(backend)
         answer = await world.get(f"{PREFIX}/slow", await world.cookie())
@@ -473,7 +473,7 @@ async def test_requests_beyond_the_limit_are_503(tmp_path, backend):
 
 
 async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
-    """A name is never looked up; without the operator's binding nothing is dialled, from the next request on."""
+    """Names are not resolved; after the operator unbinds the origin, the next request is refused."""
     async with routed.opened(tmp_path) as world:
         pinned = f"http://backend.invalid:{backend.port}=127.0.0.1"
         world.rooms.origins[ID] = (pinned,)
@@ -487,7 +487,7 @@ async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
 
 
 async def test_stopping_a_plugin_cuts_its_answers(world, backend, session):
-    """Also what still streams for it."""
+    """Open streams included."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n")
         world.rooms.live.discard(ID)
@@ -498,7 +498,7 @@ async def test_stopping_a_plugin_cuts_its_answers(world, backend, session):
 
 
 async def test_answers_without_a_login_are_cut_after_a_time(tmp_path, backend):
-    """A public stream ends after its time; one of a session goes on."""
+    """A public stream after PUBLIC_S; one with a session is not."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, public=["/sse"])
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
@@ -514,7 +514,7 @@ async def test_answers_without_a_login_are_cut_after_a_time(tmp_path, backend):
 
 
 async def test_websocket_messages_are_relayed_both_ways(world, backend, session):
-    """Text and binary, the subprotocol, the close code of either side."""
+    """Text and binary, the subprotocol, close codes of either side."""
     async with browsing(world, session) as client:
         async with client.ws_connect(f"{PREFIX}/ws", protocols=["other", "chat"]) as talk:
             assert talk.protocol == "chat"
@@ -549,7 +549,7 @@ async def test_a_message_that_is_too_large_ends_a_websocket(world, backend, sess
 
 
 async def test_a_websocket_is_not_redirected(world, backend, session):
-    """Elsewhere is nowhere: 502, one request."""
+    """A redirect by the backend is 502, after one request."""
     async with browsing(world, session) as client:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await client.ws_connect(f"{PREFIX}/ws?go=elsewhere")
@@ -578,7 +578,7 @@ async def test_invalid_handshakes_are_refused(world, backend, session, fields):
 
 
 async def test_service_headers_cannot_imitate_ours(world, session):
-    """A service's answer may hold anything; only our pages have our policy."""
+    """Only our own pages have our content security policy."""
     answer = await world.get(f"{PREFIX}/x", session)
     assert "content-security-policy" not in answer.headers
     assert json.loads(answer.body)["method"] == "GET"

@@ -1,4 +1,4 @@
-"""A worker's whole life in a real house: activated, asked, upgraded, trimmed, tampered with, disabled."""
+"""A worker plugin in a real daemon: activated, requested, upgraded, trimmed, tampered with, disabled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRANTS = f"/api/plugins/by-id/{ID}/grants"
 
 @dataclass(slots=True)
 class Place:
-    """A house, its routes, and a browser."""
+    """A daemon, its routes, and an HTTP client."""
 
     home: houses.Home
     routes: RouteTable
@@ -39,7 +39,7 @@ class Place:
         return await self.home.decide(plugin_id, "active")
 
     async def get(self, path):
-        """(status, text), or the reason why nobody answers."""
+        """(status, body), or the reason why the connection failed."""
         url = self.routes.listener.url
         if not url:
             return "nobody listens"
@@ -68,7 +68,7 @@ async def place():
 
 
 async def test_worker_route_is_served_while_active(place):
-    """The operator's value is in the answer, each read is on record; disabled, nobody listens."""
+    """The answer has the operator's value, each read is audited; after disable the listener is closed."""
     place.drop(HELLO)
     answer = await place.activate()
     assert (answer.status, answer["runtime"]["state"]) == (200, "armed")
@@ -86,7 +86,7 @@ async def test_worker_route_is_served_while_active(place):
     ("template", "word"), [(b"x\nfetch('/')", "`fetch(` in line 2"), (b"{{path", "not closed in line 1")]
 )
 async def test_a_blocked_template_cannot_be_activated(place, template, word):
-    """409, in words, with the status as it was; nothing is served."""
+    """409 with the reason; the status is unchanged, and nothing is served."""
     place.drop(template)
     answer = await place.activate()
     assert (answer.status, answer.code) == (409, "source_blocked")
@@ -96,7 +96,7 @@ async def test_a_blocked_template_cannot_be_activated(place, template, word):
 
 
 async def test_a_route_that_is_taken_refuses_the_second(place):
-    """409 naming the holder; when that one is disabled, the way is free."""
+    """409 that names the holder; once that is disabled, the second can be activated."""
     routes = {"routes": {"prefixes": ["/app/"]}}
     place.drop(b"first", id="acme.first", name="first", **routes)
     place.drop(b"second", id="acme.second", name="second", **routes)
@@ -110,7 +110,7 @@ async def test_a_route_that_is_taken_refuses_the_second(place):
 
 
 async def test_an_upgrade_swaps_the_template(place):
-    """The old one answers until then; a blocked one leaves it as it is."""
+    """The old one is served until then; a refused upgrade changes nothing."""
     place.drop(b"one")
     await place.activate()
     place.drop(b"exec(two)", version="1.1.0")
@@ -125,7 +125,7 @@ async def test_an_upgrade_swaps_the_template(place):
 
 
 async def test_trimmed_capabilities_show_in_the_next_answer(place):
-    """Without kv:read the value is empty and the denial on record; without worker:route there is no route."""
+    """Without kv:read the value is empty and the denial audited; without worker:route there is no route."""
     place.drop(HELLO)
     await place.activate()
     await place.home.ask("PUT", "/api/kv/default/message", b"world")
@@ -140,7 +140,7 @@ async def test_trimmed_capabilities_show_in_the_next_answer(place):
 
 
 async def test_tampered_template_is_not_served(place):
-    """At once, and again when it is put right."""
+    """At once; served again after the file is restored."""
     bundle = place.drop(b"genuine")
     await place.activate()
     before = bundles.tamper(bundle.artifact_path)

@@ -1,4 +1,4 @@
-"""The SDK stands by itself: the standard library, little of it, in the words of Python 3.9."""
+"""The SDK by itself: imports little of the standard library only, and runs on Python 3.9."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _imports(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
 def test_sdk_imports_only_the_standard_library_and_itself(module):
-    """Also for its types."""
+    """Imports for type checking included."""
     for name in _imports(module):
         assert name.startswith("latticed.sdk") or name.partition(".")[0] in sys.stdlib_module_names, name
 
@@ -52,7 +52,7 @@ def test_sdk_parses_with_the_oldest_python_grammar(module):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A directory in which there is latticed/sdk and nothing else of latticed: what a confined plugin sees."""
+    """A directory with latticed/sdk only, which is what a confined plugin sees."""
     place = tmp_path_factory.mktemp("alone")
     shutil.copytree(SDK, place / "latticed" / "sdk", ignore=shutil.ignore_patterns("__pycache__"))
     return place
@@ -64,7 +64,7 @@ def _own() -> list[str]:
 
 
 def _pythons():
-    """This Python, and all others here that the SDK is for."""
+    """This Python, and the other supported ones on this host."""
     names = [f"python3.{minor}" for minor in range(OLDEST[1], 20)]
     found = dict.fromkeys(
         [*_own(), *filter(None, (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names))]
@@ -74,7 +74,7 @@ def _pythons():
 
 @pytest.mark.parametrize("python", _pythons())
 def test_the_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
-    """As a namespace package; a whole life over pipes, with every module of it imported."""
+    """As a namespace package; a whole session over pipes, with every module imported."""
     every = ", ".join(f"latticed.sdk.{module.stem}" for module in MODULES if module.stem != "__init__")
     body = f"""
     def do_work(self, payload):
@@ -98,7 +98,7 @@ def test_the_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
 
 @pytest.mark.parametrize("protocol", ["session", "one_shot"])
 def test_sdk_loads_few_modules(alone, protocol):
-    """What each start of each plugin pays for."""
+    """Every start of a plugin imports them."""
     script = (
         "import os, sys; before = set(sys.modules)  # os: every Python has it by then\n"
         f"import latticed.sdk, latticed.sdk.{protocol}\n"
@@ -114,6 +114,6 @@ def test_sdk_loads_few_modules(alone, protocol):
 
 
 def test_parent_package_of_the_sdk_imports_nothing():
-    """The sandbox shows latticed/__init__.py too, where it cannot hide it: it imports nothing."""
+    """A sandbox may have to show latticed/__init__.py as well."""
     tree = ast.parse((SDK.parent / "__init__.py").read_text(encoding="utf-8"))
     assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -144,7 +144,7 @@ def _groups():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}.{row[1]}")
 def test_a_method_makes_its_call(row):
-    """With these parameters and no others; its answer comes back in Python's types."""
+    """With exactly these parameters; the answer is converted to Python types."""
     group, name, args, kwargs, call, params, answer, expected = row
     asked = []
 
@@ -190,7 +190,7 @@ def test_every_typed_method_names_known_capabilities():
 
 
 def test_pages_are_asked_for_one_after_the_other():
-    """Until there is no next one; and not before they are wanted."""
+    """Until there is no `next`, and only when the iterator needs them."""
     following = {None: (["a", "b"], "b"), "b": (["c"], None)}
     asked = []
 
@@ -209,7 +209,7 @@ def test_pages_are_asked_for_one_after_the_other():
 
 
 def test_events_are_asked_for_page_by_page():
-    """From the seq that was named on."""
+    """After the given seq."""
     following = {5: ([{"seq": 6}, {"seq": 7}], 7), 7: ([{"seq": 8}], None)}
     plugin = Plugin()
     plugin.connect(lambda _, params: dict(zip(("events", "next"), following[params["after"]], strict=True)))
@@ -217,7 +217,7 @@ def test_events_are_asked_for_page_by_page():
 
 
 def test_file_is_assembled_from_its_chunks():
-    """Again from its beginning when it changes meanwhile; None when it goes away."""
+    """Starts over if the file changes meanwhile; None if it is removed."""
     files = [b"abcde", b"abcde", b"vwxyz", b"vwxyz", b"vwxyz", b"vwxyz", b"", None]
 
     def ask(method, params):
@@ -236,7 +236,7 @@ def test_file_is_assembled_from_its_chunks():
 
 
 async def test_the_hosts_services_take_these_parameters():
-    """Of every host call that this version serves; what has no service yet is free to change."""
+    """For every host call that this version implements."""
     async with houses.opened() as home:
         services = dict(home.app.broker.services)
     assert {"kv.get", "http.do", "notify.send", "node.journal", "monitor.put", "static.put"} <= set(services)
@@ -247,7 +247,7 @@ async def test_the_hosts_services_take_these_parameters():
 
 
 def test_http_response_offers_text_json_and_headers():
-    """Headers whatever their case, one value or several; the body as bytes, text or JSON."""
+    """Header names in any case, one value or several; the body as bytes, text or JSON."""
     plugin = Plugin()
     plugin.connect(lambda *_: HTTP)
     found = plugin.http.get("u")
@@ -264,7 +264,7 @@ def test_http_response_offers_text_json_and_headers():
 
 
 def test_any_host_call_can_be_made_by_name():
-    """For what has no method, or takes a parameter that it does not know; `method` is a parameter like any other."""
+    """Calls without a method, or with newer parameters; `method` may be the name of a parameter."""
     asked = []
     plugin = Plugin()
     plugin.connect(lambda *call: asked.append(call))
@@ -273,7 +273,7 @@ def test_any_host_call_can_be_made_by_name():
 
 
 def test_unconnected_plugin_raises_on_a_call():
-    """A host call in the constructor, for one."""
+    """Such as in the constructor."""
     with pytest.raises(HostError, match="not connected") as caught:
         Plugin().kv.get("a")
     assert caught.value.code == "service_unavailable"

@@ -1,4 +1,4 @@
-"""The Gate in memory has the rules of the real one; tests/conformance/test_gate_in_memory.py compares the two."""
+"""The in-memory Gate follows the host's rules; tests/conformance/test_gate_in_memory.py compares the two."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_keys_are_validated_as_by_the_host(key):
 
 @pytest.mark.parametrize("method", sorted(gate.CAPABILITY_OF))
 def test_undeclared_and_ungranted_calls_are_refused(method):
-    """Also when the test has an answer to them: the manifest is wrong, not the answer."""
+    """Even if the test defines an answer for them."""
     needed = gate.CAPABILITY_OF[method]
     others = sorted(set(capability.RISKS) - {needed})
     assert _code(Gate(others, answers={method: 1}), method) == "capability_denied"
@@ -64,7 +64,7 @@ def test_unknown_names_raise_value_error():
 
 
 def test_answers_are_values_or_functions():
-    """A function may refuse; what cannot be an answer in JSON is the test's mistake."""
+    """A function may refuse; an answer that JSON cannot represent raises in the test."""
 
     def refuse(params):
         raise HostError("egress_blocked", f"not to {params['url']}")

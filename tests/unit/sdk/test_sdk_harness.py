@@ -1,4 +1,4 @@
-"""A plugin class tested in its own process: the harness shows it what the host would."""
+"""Tests of a plugin class in its own process: the harness behaves like the host."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_actions_read_and_write_kv(host):
 
 
 def test_params_and_results_are_converted_through_json(host):
-    """Tuples come out as lists, keys as text; what JSON cannot carry is an error of the action."""
+    """Tuples become lists, keys become strings; other types are an error of the action."""
     assert host.invoke("where") == {"ok": True, "message": "here", "result": ["acme.counter", "Ulm"], "error": None}
     assert host.invoke("count", {1: (2,)})["result"]["payload"] == {"1": [2]}
     assert "set" in host.invoke("odd")["error"]

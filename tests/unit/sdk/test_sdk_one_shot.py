@@ -1,4 +1,4 @@
-"""The SDK speaks stdio-json-v1: real processes, real pipes."""
+"""The SDK's stdio-json-v1 protocol, with real processes and pipes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KV = ("kv:read", "kv:write")
 
 @pytest.fixture
 def once(tmp_path):
-    """Carry out one action of a plugin with this class body."""
+    """Run one action of a plugin with the given class body."""
 
     def carry_out(action, payload=None, *, body=BODY, gate=None):
         command = plugins.program(tmp_path, body)
@@ -60,7 +60,7 @@ def once(tmp_path):
 
 
 def test_an_action_is_carried_out_with_its_host_calls(once):
-    """What is printed does not get between the lines."""
+    """Printed text does not mix with protocol lines."""
     gate = Gate(KV)
     for count in (1, 2):
         assert once("count", gate=gate) == {"ok": True, "message": "", "result": count, "error": None}
@@ -111,7 +111,7 @@ def test_children_do_not_inherit_the_answers(once):
 
 
 def _shouted(tmp_path, request, answers, body=BODY):
-    """Run with all answers there are; what it says."""
+    """Run with all answers written in advance; the plugin's output."""
     reading, writing = os.pipe()
     os.write(writing, answers)
     os.close(writing)
@@ -158,7 +158,7 @@ def test_missing_request_is_an_unknown_action(tmp_path):
 
 
 def test_a_call_after_the_reply_is_refused(tmp_path):
-    """By a thread that was left behind: the reply is the last line."""
+    """From a thread that is still running: the reply must be the last line."""
     body = """
     def do_leave(self, payload):
         threading.Thread(target=self.late).start()

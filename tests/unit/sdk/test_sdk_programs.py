@@ -1,4 +1,4 @@
-"""The harness for programs: what does not keep to the protocol is named, with its stderr, and nothing is left."""
+"""The harness for programs: protocol errors are reported with stderr, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_silent_program_times_out():
 
 
 def test_program_that_reads_nothing_times_out():
-    """Neither does a payload of a mebibyte that nobody takes."""
+    """Even with a payload of 1 MiB that fills the pipe."""
     with (
         pytest.raises(ProgramError, match=r"to read within 0\.3 s"),
         LongLived(_sh(f"{HELLO}; sleep 60"), Gate(), deadline_s=0.3) as plugin,
@@ -57,7 +57,7 @@ def test_program_that_reads_nothing_times_out():
 
 
 def test_an_error_inside_ends_the_program():
-    """The test's own exception is what is seen."""
+    """The test's own exception propagates."""
     plugin = LongLived(_sh(f"{HELLO}; read -r line; exit 0"), Gate())
     with pytest.raises(KeyError), plugin:
         raise KeyError

@@ -1,4 +1,4 @@
-"""The SDK speaks latticed-stdio-1: real processes, real pipes."""
+"""The SDK's latticed-stdio-1 protocol, with real processes and pipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KV = ("kv:read", "kv:write")
 
 @pytest.fixture
 def living(tmp_path):
-    """Start a plugin with this class body: a context manager."""
+    """A context manager that starts a plugin with the given class body."""
 
     def start(body, *capabilities, **more):
         command = plugins.program(tmp_path, body)
@@ -25,7 +25,7 @@ def living(tmp_path):
 
 
 def test_session_runs_from_initialize_to_shutdown(living):
-    """started, actions, health, host calls, stopping; it ends with 0 and says nothing on stderr."""
+    """started, actions, health, host calls, stopping; exit code 0 and an empty stderr."""
     body = """
     def started(self):
         self.kv.put("started", f"{self.id} {self.config['city']} {self.capabilities}")
@@ -49,7 +49,7 @@ def test_session_runs_from_initialize_to_shutdown(living):
 
 
 def test_exception_of_an_action_is_returned_as_its_error(living):
-    """The traceback is on stderr, the plugin lives on; what it raises on purpose has none."""
+    """With a traceback on stderr, except for deliberate errors; the plugin keeps running."""
     body = """
     def do_break(self, payload):
         return {}[payload]
@@ -93,7 +93,7 @@ def test_exception_of_an_action_is_returned_as_its_error(living):
     ],
 )
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_action(living, result, why):
-    """No broken line reaches the host, and the next action works."""
+    """No malformed line is written, and the next action works."""
     body = f"""
     def do_it(self, payload):
         def loop():
@@ -141,7 +141,7 @@ def test_health_that_raises_or_is_invalid_is_unhealthy(living):
 
 
 def test_print_writes_to_stderr(living):
-    """Its own prints, before and after it runs, those of a library below Python, and those of its children."""
+    """From Python at any time, from C libraries, and from child processes."""
     body = """
     print("at import")
 
@@ -160,7 +160,7 @@ def test_print_writes_to_stderr(living):
 
 
 def test_children_do_not_hold_the_pipes(tmp_path):
-    """A process that outlives the plugin does not keep the host waiting for its end."""
+    """A child that outlives the plugin must not delay end of file for the host."""
     body = """
     def do_spawn(self, payload):
         return subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False,
@@ -174,7 +174,7 @@ def test_children_do_not_hold_the_pipes(tmp_path):
 
 
 def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
-    """And answered afterwards, in their order."""
+    """And answered afterwards, in order."""
     body = """
     def do_ask(self, payload):
         return self.call("node.facts")
@@ -195,7 +195,7 @@ def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
 
 
 def test_answers_reach_the_thread_that_called(living):
-    """Calls from many threads at once, while the host asks for other things; each thread gets its own answer."""
+    """With calls from many threads at once, interleaved with requests of the host."""
     body = """
     def do_crowd(self, payload):
         found = {}
@@ -219,7 +219,7 @@ def test_answers_reach_the_thread_that_called(living):
 
 
 def test_background_thread_can_call_between_requests(living):
-    """Whoever reads, reads for all: here the main thread, which only waits."""
+    """The thread that reads stdin delivers answers to all: here the main thread, waiting for a request."""
     body = """
     def started(self):
         threading.Thread(target=self.tick).start()
@@ -239,7 +239,7 @@ def test_background_thread_can_call_between_requests(living):
 
 @pytest.mark.parametrize("payload", ["parameters", "size"])
 def test_calls_that_cannot_be_encoded_raise_locally(living, payload):
-    """With the Gate's own codes, and nothing reaches the host."""
+    """With the same codes as the Gate; nothing reaches the host."""
     body = """
     def do_parameters(self, payload):
         self.call("kv.put", key={1, 2})
@@ -254,7 +254,7 @@ def test_calls_that_cannot_be_encoded_raise_locally(living, payload):
 
 
 def test_failed_start_is_reported_and_ends_the_plugin(living):
-    """The host gets the reason as an error of initialize, the log the traceback, the status is 1."""
+    """The reason is the error of initialize, the traceback is on stderr, the exit code 1."""
     body = """
     def started(self):
         raise ValueError("no city " + chr(0xd800))
@@ -267,7 +267,7 @@ def test_failed_start_is_reported_and_ends_the_plugin(living):
 
 
 def test_unknown_methods_are_refused_and_notifications_ignored(tmp_path):
-    """A host of a later version may ask for more."""
+    """A later version of the host may send them."""
     text = plugins.say(
         "initialize",
         "dance",
@@ -289,14 +289,14 @@ def test_params_may_be_missing(tmp_path):
 
 @pytest.mark.parametrize("text", ["", plugins.say("initialize"), plugins.say("initialize").rstrip("\n")])
 def test_closed_stdin_ends_the_plugin(tmp_path, text):
-    """Without a shutdown, with 0; the last line needs no newline."""
+    """Without shutdown, with exit code 0; the last line needs no newline."""
     said, done = plugins.told(plugins.program(tmp_path, "pass"), text)
     assert [one["id"] for one in said] == ([1] if text else [])
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_closed_stdin_during_a_call_is_service_unavailable(tmp_path):
-    """For all threads that wait; then it ends."""
+    """For all waiting threads; then the plugin ends."""
     body = """
     def do_ask(self, payload):
         codes = []
@@ -324,7 +324,7 @@ def test_closed_stdin_during_a_call_is_service_unavailable(tmp_path):
 
 
 def test_closed_stdout_ends_the_plugin_without_traceback(tmp_path):
-    """SIGPIPE and its exception are nobody's business."""
+    """EPIPE is not reported."""
     reading, writing = os.pipe()
     os.close(reading)
     command = plugins.program(tmp_path, "pass")
@@ -337,7 +337,7 @@ def test_closed_stdout_ends_the_plugin_without_traceback(tmp_path):
 
 
 def test_sys_exit_ends_the_plugin(tmp_path):
-    """What is no Exception is meant."""
+    """Like every BaseException that is no Exception."""
     body = """
     def do_leave(self, payload):
         sys.exit(7)
@@ -349,7 +349,7 @@ def test_sys_exit_ends_the_plugin(tmp_path):
 
 
 def test_calls_after_the_end_are_refused(tmp_path):
-    """By what still runs when the host has said shutdown; a stopping that raises ends it like any other."""
+    """From threads still running after shutdown; an exception in stopping does not change that."""
     body = """
     def stopping(self):
         threading.Thread(target=self.late).start()
