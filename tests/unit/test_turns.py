@@ -48,7 +48,7 @@ asyncio.run(globals()[sys.argv[3]]())
 
 
 def run(tmp_path, name):
-    """What the probe reports of one of the coroutines above, and the check that judges it."""
+    """The probe's report of one of the coroutines above; AssertionError when a turn was over the limit."""
     report = turns.Turns(tmp_path / "turns")
     turns.prepare(report.path)
     with report.short():

@@ -19,7 +19,7 @@ class Asked(Params, frozen=True):
 
 @pytest.fixture
 def gate():
-    """One of a plugin that may call log.write; `events` is what was recorded, `served` what was carried out."""
+    """(Gate of a plugin that may call log.write, recorded events, values that the service got)."""
     events, served = [], []
 
     async def record(event):

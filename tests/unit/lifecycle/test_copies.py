@@ -1,4 +1,4 @@
-"""Many copies of one bundle: work and log lines follow what changed, not how many copies there are."""
+"""Many copies of one bundle: work and log lines grow with the changes, not with the number of copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COPIES, RENAMES = 250, 20
 
 
 class Lines:
-    """A log that counts."""
+    """A logger that keeps its lines."""
 
     def __init__(self):
         self.said = []

@@ -20,7 +20,7 @@ def told(home, action="plugin.verdict", **wanted):
 
 
 async def until_told(home, code, *, target=ID, action="plugin.verdict"):
-    """The newest verdict of `target`, once it has this code."""
+    """Wait until the newest verdict of `target` has this code; that verdict."""
 
     def newest():
         rows = told(home, action, target=target)
@@ -31,7 +31,7 @@ async def until_told(home, code, *, target=ID, action="plugin.verdict"):
 
 
 async def trusting(home, *authors):
-    """Another policy, in force."""
+    """Put another policy in force."""
     home.trust.write_bytes(bundles.policy_bytes(*authors))
     await asyncio.to_thread(home.app.api.policy.look, always=True)
     await home.app.api.lifecycle.policy_changed()

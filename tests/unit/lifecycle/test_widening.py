@@ -84,7 +84,7 @@ def consenting(*words: str) -> UpgradeConsent:
 
 
 def runs(found: Record | Problem) -> Any:
-    """What a record has run, in one value."""
+    """The manifest that a record runs with: what is effective of the declared one."""
     assert isinstance(found, Record), found
     return presence.plugin_of(found, DEFAULTS).manifest
 

@@ -1,4 +1,4 @@
-"""Plugins that start at the same time are started a few at a time, and none misses its deadline for that."""
+"""Plugins armed at the same time are started a few at a time, and none misses its deadline by waiting."""
 
 from __future__ import annotations
 
