@@ -94,11 +94,11 @@ class HostServices:
         self.secrets = SecretKeeper(ledger, secret_key.place(settings, os.environ), clock=clock)
         self.kv = KvCalls(ledger, quota=quota_of(settings.host_calls), granted=permissions.buckets)
         self.notifications = NotificationQueue(
-            ledger, clock=clock, settings=lambda: settings.notify, may=permissions.to(*SENDS).may
+            ledger, clock=clock, settings=settings.notify, may=permissions.to(*SENDS).may
         )
         self.static = StaticCalls(
             settings.state_dir / "static",
-            limits=lambda: settings.static,
+            limits=settings.static,
             publisher=permissions.publisher,
             published=permissions.to("static:write").may,
         )
@@ -115,7 +115,7 @@ class HostServices:
                 secrets_of=self.secrets.for_plugin,
             ),
             rights=permissions.to("ddns:admin").egress_rights,
-            settings=lambda: settings.ddns,
+            settings=settings.ddns,
         )
         self.monitors = MonitorKeeper(
             ledger=ledger,
@@ -124,7 +124,7 @@ class HostServices:
             clock=clock,
             check=Probes(guard).check,
             rights=permissions.to("monitor:admin").egress_rights,
-            settings=lambda: settings.monitor,
+            settings=settings.monitor,
         )
         self._make_programs(spawner)
         self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
@@ -148,23 +148,21 @@ class HostServices:
         settings, ledger, clock, permissions = self._settings, self._ledger, self._clock, self.permissions
         policy = restart_policy(settings.supervision)
         to_run = permissions.to("task:run")
-        self.tasks = TaskKeeper(
-            ledger, clock=clock, spawner=spawner, settings=lambda: settings.task, refusal=to_run.refusal
-        )
+        self.tasks = TaskKeeper(ledger, clock=clock, spawner=spawner, settings=settings.task, refusal=to_run.refusal)
         self.programs = ProgramKeeper(
             ledger,
             clock=clock,
             spawner=spawner,
-            settings=lambda: settings.service,
+            settings=settings.service,
             refusal=to_run.refusal,
-            policy=lambda: policy,
+            policy=policy,
             variables=permissions.variables,
         )
         connector_deps = ConnectorDeps(
             program=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
-            settings=lambda: settings.tunnel,
+            settings=settings.tunnel,
             origins=permissions.origins,
-            policy=lambda: policy,
+            policy=policy,
         )
         self.tunnels = TunnelKeeper(
             ledger,
@@ -203,13 +201,11 @@ class HostServices:
                 contacted=self._contacts.note,
             ),
             NotifyCalls(self.notifications),
-            MonitorCalls(self.monitors, settings=lambda: settings.monitor),
-            DdnsCalls(self.ddns, settings=lambda: settings.ddns, secrets_of=self.secrets.for_plugin),
-            MailCalls(
-                self._smtp, settings=lambda: settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin
-            ),
+            MonitorCalls(self.monitors, settings=settings.monitor),
+            DdnsCalls(self.ddns, settings=settings.ddns, secrets_of=self.secrets.for_plugin),
+            MailCalls(self._smtp, settings=settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin),
             TaskCalls(self.tasks),
-            ProgramCalls(self.programs, settings=lambda: settings.service, variables=permissions.variables),
+            ProgramCalls(self.programs, settings=settings.service, variables=permissions.variables),
             TunnelCalls(self.tunnels, origins=permissions.origins),
             RouteCalls(self.routes),
             self.network,

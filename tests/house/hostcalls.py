@@ -172,12 +172,12 @@ class Stage:
     def _no_relay(self) -> Iterator[None]:
         """No mail relay is set."""
         mail = self.broker.services["mail.send"].serve.__self__
-        before = mail._settings
-        mail._settings = lambda: replace(before(), relay="")
+        before = mail.settings
+        mail.settings = replace(before, relay="")
         try:
             yield
         finally:
-            mail._settings = before
+            mail.settings = before
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ async def main(directory: Path, life: str) -> None:
     )
     async with (
         open_ledger(directory, clock=clock) as ledger,
-        NotificationQueue(ledger, clock=clock, settings=lambda: wanted) as queue,
+        NotificationQueue(ledger, clock=clock, settings=wanted) as queue,
     ):
         say("ready")
         chance = random.Random(life)

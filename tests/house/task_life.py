@@ -55,9 +55,7 @@ async def main(directory: Path, place: Path) -> None:
     settings = Settings(total_at_once=2, plugin_at_once=2, total_waiting=10_000, plugin_waiting=10_000)
     async with (
         open_ledger(directory, clock=clock) as ledger,
-        TaskKeeper(
-            ledger, clock=clock, spawner=Spawner(place), settings=lambda: settings, refusal=lambda _: None
-        ) as tasks,
+        TaskKeeper(ledger, clock=clock, spawner=Spawner(place), settings=settings, refusal=lambda _: None) as tasks,
     ):
         say("ready")
         told: set[str] = set()

@@ -36,11 +36,9 @@ class DdnsStatusQuery(Params, frozen=True):
 class DdnsCalls:
     """`secrets_of` gives a plugin's secrets, to see that the one that is named is bound."""
 
-    def __init__(
-        self, records: DdnsKeeper, *, settings: Callable[[], Settings], secrets_of: Callable[[str], PluginSecrets]
-    ) -> None:
+    def __init__(self, records: DdnsKeeper, *, settings: Settings, secrets_of: Callable[[str], PluginSecrets]) -> None:
         self._records = records
-        self._settings = settings
+        self.settings = settings
         self._secrets_of = secrets_of
 
     def calls(self) -> tuple[Served, ...]:
@@ -51,7 +49,7 @@ class DdnsCalls:
         )
 
     async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
-        spec = specs.checked(asked, private=self._settings().private)
+        spec = specs.checked(asked, private=self.settings.private)
         self._secrets_of(caller.plugin_id).expand(spec.secret)
         made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
         return {"ok": True, "name": made.name, "type": spec.type, "state": made.status.state}

@@ -59,7 +59,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         clock: Clock,
         providers: Providers,
         rights: Callable[[str], EgressRights | None],
-        settings: Callable[[], DdnsSettings],
+        settings: DdnsSettings,
         addresses_of: Callable[[str], Iterable[Address]] = source.addresses_of,
         roll: Callable[[], float] = random.random,
     ) -> None:
@@ -75,7 +75,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         )
         self._clock = clock
         self._providers = providers
-        self._settings = settings
+        self.settings = settings
         self._addresses_of = addresses_of
         self._roll = roll
         self._buckets = TokenBuckets()
@@ -108,7 +108,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         if before is not None:
             await self._stop([before])  # first: a try that ends later would overwrite the status below
             status = rules.put_again(before.status, before.spec, spec, retry=retry)
-        settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
+        settings, now_us, text = self.settings, self._clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_records, total=settings.total_records)
         try:
             row = await self._ledger.write(
@@ -134,7 +134,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         """Find the address to publish; queue a try if one is due, else schedule the next recheck."""
         if one.gone or one.busy:
             return
-        settings, now_us = self._settings(), self._clock.wall_us()
+        settings, now_us = self.settings, self._clock.wall_us()
         one.wanted, one.try_at = self._wanted(one, settings), None
         if one.wanted and not self.resting(one.plugin_id):
             at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(settings))
@@ -184,7 +184,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     async def _record(self, one: KeptRecord, outcome: Published | UpdateFailed) -> None:
         """Store the outcome of a try; in memory only if the ledger cannot be written."""
         before, now_us = one.status, self._clock.wall_us()
-        policy = policy_of(self._settings())
+        policy = policy_of(self.settings)
         after = rules.after(before, outcome, now_us=now_us, policy=policy, roll=self._roll())
         one.status = after
         if (pause_s := getattr(outcome, "retry_after_s", 0.0)) > 0:

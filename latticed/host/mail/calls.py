@@ -51,13 +51,13 @@ class MailCalls:
         self,
         smtp: Smtp,
         *,
-        settings: Callable[[], Settings],
+        settings: Settings,
         clock: Clock,
         secrets_of: Callable[[str], PluginSecrets],
         send_s: float = SEND_S,
     ) -> None:
         self._smtp = smtp
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._secrets_of = secrets_of
         self._send_s = send_s
@@ -68,7 +68,7 @@ class MailCalls:
         return (Served(method="mail.send", params=MailSend, serve=self._send),)
 
     async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:
-        settings = self._settings()
+        settings = self.settings
         relay, sender = relay_of(settings), _sender(settings)
         to = mail_message.recipients(asked.to, limit=settings.recipients)
         _check_allowed(to, settings.allow)

@@ -15,8 +15,6 @@ from latticed.host.monitor import watched
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from latticed.host.monitor.keeper import MonitorKeeper
     from latticed.host.monitor.watched import WatchedTarget
     from latticed.settings import MonitorSettings as Settings
@@ -44,9 +42,9 @@ class MonitorName(Params, frozen=True):
 
 
 class MonitorCalls:
-    def __init__(self, monitors: MonitorKeeper, *, settings: Callable[[], Settings]) -> None:
+    def __init__(self, monitors: MonitorKeeper, *, settings: Settings) -> None:
         self._monitors = monitors
-        self._settings = settings
+        self.settings = settings
 
     def calls(self) -> tuple[Served, ...]:
         return (
@@ -75,7 +73,7 @@ class MonitorCalls:
         return {"state": found.status.state, "results": [watched.result_view(one) for one in results]}
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
-        spec = specs.checked(asked, least_interval_s=self._settings().min_interval_s)
+        spec = specs.checked(asked, least_interval_s=self.settings.min_interval_s)
         made = await self._monitors.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "target": made.spec.target}
 

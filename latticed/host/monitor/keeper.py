@@ -54,7 +54,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         clock: Clock,
         check: Callable[[MonitorSpec, EgressRights], Awaitable[Result]],
         rights: Callable[[str], EgressRights | None],
-        settings: Callable[[], MonitorSettings],
+        settings: MonitorSettings,
         roll: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(
@@ -62,15 +62,15 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
             "monitor",
             wheel=wheel,
             rights=rights,
-            total=settings().total_checks,
-            per_plugin=settings().plugin_checks,
+            total=settings.total_checks,
+            per_plugin=settings.plugin_checks,
             delete_row=rows.delete,
             delete_rows=rows.clear,
         )
         self._notifications = queue
         self._clock = clock
         self._check = check
-        self._settings = settings
+        self.settings = settings
         self._roll = roll
 
     async def __aenter__(self) -> Self:
@@ -93,7 +93,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         if before is not None and before.spec == spec:
             return before
         anew = before is None or spec.differs_in_kind(before.spec)
-        settings, now_us, text = self._settings(), self._clock.wall_us(), specs.encode(spec)
+        settings, now_us, text = self.settings, self._clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_monitors, total=settings.total_monitors)
         row = await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, name, text, quota, now_us=now_us, anew=anew), durable=True
@@ -134,7 +134,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         """
         status, alert = decide(one.status, cast("Outcome", result.outcome), one.spec.failures)
         since = one.since if status.state == one.status.state else result.at
-        most = self._settings().results
+        most = self.settings.results
 
         def change(tx: Transaction) -> Result | None:
             kept = rows.keep(tx, one.key, result, state=status.state, against=status.against, since=since, most=most)
@@ -163,4 +163,4 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
 
     def _interval_s(self, one: WatchedTarget) -> float:
         """As asked for, but at least the current `monitor.min_interval_s`."""
-        return max(one.spec.interval_s, self._settings().min_interval_s)
+        return max(one.spec.interval_s, self.settings.min_interval_s)

@@ -50,13 +50,13 @@ class NotificationQueue:
         ledger: Ledger,
         *,
         clock: Clock,
-        settings: Callable[[], NotifySettings],
+        settings: NotifySettings,
         may: Callable[[str], bool] = lambda _: True,
         roll: Callable[[], float] = random.random,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._settings = settings
+        self.settings = settings
         self._may = may
         self._roll = roll
         self._changed = asyncio.Event()
@@ -137,7 +137,7 @@ class NotificationQueue:
 
         It fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
         """
-        settings, reason = self._settings(), text.sanitise(reason, REASON_CHARACTERS)
+        settings, reason = self.settings, text.sanitise(reason, REASON_CHARACTERS)
         delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
         limit_s = settings.give_up_days * DAY_S
         now_us = self._clock.wall_us()
@@ -214,7 +214,7 @@ class NotificationQueue:
 
     async def sweep(self) -> None:
         """Count uptime towards waiting items, fail those too old, requeue lost ones, apply retention."""
-        settings, now_us, now_s = self._settings(), self._clock.wall_us(), self._clock.monotonic_s()
+        settings, now_us, now_s = self.settings, self._clock.wall_us(), self._clock.monotonic_s()
         passed_s = int(now_s - self._swept_s)
         lost = self._lost(now_s)
 
@@ -256,12 +256,12 @@ class NotificationQueue:
         return frozenset(one for one in self._ledger.read(rows.senders) if not self._may(one))
 
     def _backoff_s(self, attempts: int) -> float:
-        settings = self._settings()
+        settings = self.settings
         backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
         return backoff.delay_s(attempts, self._roll())
 
     def _quota(self) -> rows.NotificationQuota:
-        settings = self._settings()
+        settings = self.settings
         return rows.NotificationQuota(
             items=settings.plugin_items,
             total_bytes=settings.plugin_bytes,

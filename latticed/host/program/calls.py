@@ -27,10 +27,10 @@ class ProgramStatus(Params, frozen=True):
 
 class ProgramCalls:
     def __init__(
-        self, programs: ProgramKeeper, *, settings: Callable[[], Settings], variables: Callable[[str], frozenset[str]]
+        self, programs: ProgramKeeper, *, settings: Settings, variables: Callable[[str], frozenset[str]]
     ) -> None:
         self._programs = programs
-        self._settings = settings
+        self.settings = settings
         self._variables = variables
 
     def calls(self) -> tuple[Served, ...]:
@@ -41,7 +41,7 @@ class ProgramCalls:
         )
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
-        spec = specs.checked(asked, self._settings(), self._variables(caller.plugin_id))
+        spec = specs.checked(asked, self.settings, self._variables(caller.plugin_id))
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.program.state}
 

@@ -60,15 +60,15 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         *,
         clock: Clock,
         spawner: Spawner,
-        settings: Callable[[], Settings],
+        settings: Settings,
         refusal: Callable[[str], PermissionRefused | None],
-        policy: Callable[[], RestartPolicy],
+        policy: RestartPolicy,
         variables: Callable[[str], frozenset[str]] = lambda _: frozenset(),
         roll: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(ledger, "service", refusal=refusal)
         self._deps = ProgramDeps(spawner=spawner, clock=clock, roll=roll)
-        self._settings = settings
+        self.settings = settings
         self._policy = policy
         self._variables = variables
 
@@ -93,7 +93,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         before = self.get(plugin_id, name)
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
-        settings, now_us, text = self._settings(), self._deps.clock.wall_us(), specs.encode(spec)
+        settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
@@ -109,8 +109,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             f"{plugin_id}/{name}",
             self._deps,
             lambda: self._ready(spec),
-            RestartRules(restart=spec.restart, policy=self._policy()),
-            output_bytes=self._settings().output_bytes,
+            RestartRules(restart=spec.restart, policy=self._policy),
+            output_bytes=self.settings.output_bytes,
         )
         made = KeptProgram(plugin_id=plugin_id, name=name, spec=spec, program=program)
         self._kept[plugin_id, name] = made
@@ -124,7 +124,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
     async def _ready(self, spec: ProgramSpec) -> Ready:
         """What to start, by the operator's list of programs at this moment."""
-        settings, spawner = self._settings(), self._deps.spawner
+        settings, spawner = self.settings, self._deps.spawner
         path = settings.programs.get(spec.program)
         if path is None:
             raise Problem("program_unusable", f"the operator's list has no program {spec.program} any more")

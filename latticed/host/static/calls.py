@@ -78,7 +78,7 @@ class StaticFile:
 
 
 class StaticCalls:
-    """The service. `limits()`: the current settings.
+    """The service. `limits` are the settings.
 
     `shared(reader, owner)`: whether a plugin may read another's files; `publisher(owner)`: who signed the owner;
     `published(owner)`: whether its files may be served now.
@@ -88,13 +88,13 @@ class StaticCalls:
         self,
         directory: Path,
         *,
-        limits: Callable[[], Limits],
+        limits: Limits,
         shared: Callable[[str, str], bool] = lambda _reader, _owner: False,
         publisher: Callable[[str], str] = lambda _owner: "",
         published: Callable[[str], bool] = lambda _owner: True,
     ) -> None:
         self._files = StaticFiles(directory)
-        self._limits = limits
+        self.limits = limits
         self._shared = shared
         self._publisher = publisher
         self._published = published
@@ -165,7 +165,7 @@ class StaticCalls:
         return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
-        path, data, limits = _checked(asked.path), _content(asked), self._limits()
+        path, data, limits = _checked(asked.path), _content(asked), self.limits
         if (kind := self._content_type(path)) is None:
             raise HostError(Denial.BAD_PARAMS, f"files like {path} are not published: {self._kinds()}")
         if len(data) > limits.file_bytes:
@@ -194,11 +194,11 @@ class StaticCalls:
         return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
 
     def _content_type(self, path: str) -> str | None:
-        limits = self._limits()
+        limits = self.limits
         return content_types.of(path, html=limits.html, svg=limits.svg)
 
     def _kinds(self) -> str:
-        limits = self._limits()
+        limits = self.limits
         off = [word for word, on in (("html", limits.html), ("svg", limits.svg)) if not on]
         known = ", ".join(content_types.OF)
         return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")

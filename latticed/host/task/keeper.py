@@ -54,13 +54,13 @@ class TaskKeeper:
         *,
         clock: Clock,
         spawner: Spawner,
-        settings: Callable[[], Settings],
+        settings: Settings,
         refusal: Callable[[str], PermissionRefused | None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._spawner = spawner
-        self._settings = settings
+        self.settings = settings
         self._refusal = refusal
         self._approvals = Approvals(ledger, clock, refusal)
         self._wanted = asyncio.Event()
@@ -107,7 +107,7 @@ class TaskKeeper:
 
     async def submit(self, plugin_id: str, asked: TaskSubmit, script: bytes) -> TaskRow:
         """Queue a task for approval; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
-        settings = self._settings()
+        settings = self.settings
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
         quota = RowQuota(plugin=settings.plugin_waiting, total=settings.total_waiting)
@@ -196,7 +196,7 @@ class TaskKeeper:
         self._interrupted = False
 
     async def _recheck(self) -> None:
-        settings = self._settings()
+        settings = self.settings
         if self._interrupted:
             await self._recover()
         for plugin_id, run in self._runs.values():
@@ -286,7 +286,7 @@ class TaskKeeper:
 
     async def sweep(self) -> None:
         """Expire tasks not approved or started in time; remove those that ended long ago."""
-        settings, now_us = self._settings(), self._clock.wall_us()
+        settings, now_us = self.settings, self._clock.wall_us()
         late_us = now_us - settings.expire_s * SECOND_US
 
         def change(tx: Transaction) -> None:

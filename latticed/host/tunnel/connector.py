@@ -48,9 +48,9 @@ class ConnectorDeps:
     """What tunnels are run with. `origins(plugin_id)`: the origins that are bound to it now."""
 
     program: ProgramDeps
-    settings: Callable[[], Settings]
+    settings: Settings
     origins: Callable[[str], tuple[Origin, ...]]
-    policy: Callable[[], RestartPolicy]
+    policy: RestartPolicy
 
 
 class Connector:
@@ -127,7 +127,7 @@ class Connector:
     async def settled(self) -> bool:
         """Wait up to `tunnel.ready_s`; whether it is connected then."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._deps.settings().ready_s):
+            async with asyncio.timeout(self._deps.settings.ready_s):
                 while not self.connected and self.program.state not in {"failed", "ended"}:  # noqa: ASYNC110 - `connected` is polled, too
                     await asyncio.sleep(POLL_S)
         return self.connected
@@ -135,7 +135,7 @@ class Connector:
     async def validate(self, spec: TunnelSpec) -> None:
         """Have cloudflared validate a spec; Problem bad_params with the last line of its output."""
         files, bound = self._files, specs.bound(spec, self._deps.origins(self.plugin_id))
-        await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, spec)  # raises if unusable
+        await asyncio.to_thread(credentials.load, self._deps.settings.credentials_dir, spec)  # raises if unusable
         await asyncio.to_thread(files.write, files.candidate, render(spec, bound, files.credentials))
         try:
             code, last_line = await self._run_to_end("tunnel", "--config", str(files.candidate), "ingress", "validate")
@@ -156,7 +156,7 @@ class Connector:
     # The program.
 
     def _new_program(self) -> SupervisedProgram:
-        policy = replace(self._deps.policy(), breaker_failures=sys.maxsize)  # an outage may last
+        policy = replace(self._deps.policy, breaker_failures=sys.maxsize)  # an outage may last
         rules = RestartRules(restart="always", policy=policy, hopeless=frozenset({BAD_TOKEN}))
         name = f"tunnel {self.plugin_id}/{self.name}"
         return SupervisedProgram(name, self._deps.program, self._prepare, rules, output_bytes=OUTPUT_BYTES)
@@ -167,7 +167,7 @@ class Connector:
             bound = specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError as error:
             raise Problem(error.code.value, error.reason) from error
-        kept = await asyncio.to_thread(credentials.load, self._deps.settings().credentials_dir, self.spec)
+        kept = await asyncio.to_thread(credentials.load, self._deps.settings.credentials_dir, self.spec)
         # Uncancelled: a thread cannot be cancelled, and would write the file after `stop` has removed it.
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
         config = render(self.spec, bound, files.credentials)
@@ -226,7 +226,7 @@ class Connector:
         """Ask /ready every POLL_S until it is connected, then every `tunnel.check_s`."""
         while True:
             self.connected = self.program.state == "running" and await self._is_connected(self._port)
-            await asyncio.sleep(self._deps.settings().check_s if self.connected else POLL_S)
+            await asyncio.sleep(self._deps.settings.check_s if self.connected else POLL_S)
 
     async def _is_connected(self, port: int) -> bool:
         if not await ready.is_ready(port):

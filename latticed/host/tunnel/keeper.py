@@ -125,7 +125,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return [one for one, owner in self._validations.items() if owner == plugin_id]
 
     async def _record(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        settings, now_us, text = self._deps.settings(), self._deps.program.clock.wall_us(), specs.encode(spec)
+        settings, now_us, text = self._deps.settings, self._deps.program.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_tunnels, total=settings.total_tunnels)
         await self._ledger.write(
             lambda tx: rows.put(tx, tunnel.plugin_id, "tunnel", tunnel.name, text, quota, now_us=now_us), durable=True

@@ -136,14 +136,12 @@ async def world(directory, providers, *, clock=None, roll=lambda: 0.5, secrets_o
             clock=clock,
             providers=providers,
             rights=allowed.get,
-            settings=lambda: wanted,
+            settings=wanted,
             addresses_of=lambda name: [ip_address(one) for one in interfaces.get(name, ())],
             roll=roll,
         ) as records,
     ):
-        service = {
-            one.method: one for one in DdnsCalls(records, settings=lambda: wanted, secrets_of=secrets_of).calls()
-        }
+        service = {one.method: one for one in DdnsCalls(records, settings=wanted, secrets_of=secrets_of).calls()}
         yield World(clock, wheel, ledger, records, service, allowed, interfaces)
 
 

@@ -58,7 +58,7 @@ async def bench(relay, *, trust=None, host="mail.lan", scheme="smtp", send_s=9.0
     it = Bench(relay, None, ManualClock(), shapes.MailSettings(**wanted))
     it.mail = MailCalls(
         Smtp(Guard(), tls=trust),
-        settings=lambda: it.settings,
+        settings=it.settings,
         clock=it.clock,
         secrets_of=plugin_secrets.secrets_of(SECRETS),
         send_s=send_s,
@@ -121,7 +121,7 @@ async def test_no_plaintext_fallback(authority):
     """Nothing is sent to a relay that offers no STARTTLS; a password is sent over TLS only."""
     async with relays.serving() as relay, bench(relay, trust=authority.trust()) as it:
         assert "offers no STARTTLS" in await it.refused("service_unavailable")
-        it.settings = replace(it.settings, starttls=False, username=USER, password="${secret:SMTP}")
+        it.mail.settings = replace(it.mail.settings, starttls=False, username=USER, password="${secret:SMTP}")
         assert "over TLS only" in await it.refused("service_unavailable")
         assert relay.taken == []
 
@@ -178,7 +178,7 @@ async def test_password_must_be_a_bound_secret_reference(authority):
         bench(relay, trust=authority.trust(), username=USER, password=PASSWORD) as it,
     ):
         assert "expected mail.password to be" in await it.refused("service_unavailable")
-        it.settings = replace(it.settings, password="${secret:NONE}")
+        it.mail.settings = replace(it.mail.settings, password="${secret:NONE}")
         assert f"bind its secret to {OWNER}" in await it.refused("service_unavailable")
         assert relay.sessions == 0
 
@@ -273,11 +273,11 @@ async def test_refused_connection_is_service_unavailable(unused_tcp_port):
 
 async def test_unset_relay_or_sender_is_service_unavailable(it):
     """The error names the setting."""
-    it.settings = shapes.MailSettings()
+    it.mail.settings = shapes.MailSettings()
     assert "the operator sets relay and sender" in await it.refused("service_unavailable")
-    it.settings = shapes.MailSettings(relay=f"smtp://127.0.0.1:{it.relay.port}")
+    it.mail.settings = shapes.MailSettings(relay=f"smtp://127.0.0.1:{it.relay.port}")
     assert "no sender" in await it.refused("service_unavailable")
-    it.settings = replace(it.settings, sender="Host <host@example.org>")
+    it.mail.settings = replace(it.mail.settings, sender="Host <host@example.org>")
     assert "[mail] sender" in await it.refused("service_unavailable")
     assert it.relay.sessions == 0
 
@@ -285,9 +285,9 @@ async def test_unset_relay_or_sender_is_service_unavailable(it):
 async def test_relay_name_without_pinned_address_must_be_public(it):
     """Such a name is resolved and judged like any other target; a private relay needs `=address`."""
     for host in ("localhost", "mail.lan.localhost", "mail"):
-        it.settings = replace(it.settings, relay=f"smtp://{host}:{it.relay.port}")
+        it.mail.settings = replace(it.mail.settings, relay=f"smtp://{host}:{it.relay.port}")
         assert "host not public" in await it.refused("egress_blocked")
-    it.settings = replace(it.settings, relay=f"smtp://127.0.0.1:{it.relay.port}")
+    it.mail.settings = replace(it.mail.settings, relay=f"smtp://127.0.0.1:{it.relay.port}")
     assert (await it.send())["ok"], "an address in numbers is its own"
 
 
@@ -323,7 +323,7 @@ async def test_secrets_in_subject_and_body_are_expanded(it):
 
 async def test_recipients_outside_allow_list_are_refused(it):
     """`allow` has addresses and domains; empty allows any recipient."""
-    it.settings = replace(it.settings, allow=("boss@example.net", "@example.org"))
+    it.mail.settings = replace(it.mail.settings, allow=("boss@example.net", "@example.org"))
     for to in ("ops@example.org", "boss@example.net", "Boss@EXAMPLE.net"):
         assert (await it.send(to))["ok"]
     for to in ("x@example.net", "x@sub.example.org", ["ops@example.org", "x@other.org"]):

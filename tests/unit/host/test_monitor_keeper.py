@@ -119,7 +119,7 @@ async def world(directory, check, *, clock=None, rights=None, notify=None, roll=
     wheel = Wheel(clock)
     async with (
         open_ledger(directory / "state", clock=clock) as ledger,
-        NotificationQueue(ledger, clock=clock, settings=lambda: queued) as queue,
+        NotificationQueue(ledger, clock=clock, settings=queued) as queue,
         MonitorKeeper(
             ledger=ledger,
             queue=queue,
@@ -127,11 +127,11 @@ async def world(directory, check, *, clock=None, rights=None, notify=None, roll=
             clock=clock,
             check=check,
             rights=allowed.get,
-            settings=lambda: wanted,
+            settings=wanted,
             roll=roll,
         ) as monitors,
     ):
-        service = {call.method: call for call in MonitorCalls(monitors, settings=lambda: wanted).calls()}
+        service = {call.method: call for call in MonitorCalls(monitors, settings=wanted).calls()}
         yield World(clock, wheel, ledger, queue, monitors, service, allowed)
 
 

@@ -43,7 +43,7 @@ async def test_accepted_messages_survive_kill(tmp_path, lives):
     clock = SystemClock()
     async with (
         open_ledger(state, clock=clock) as ledger,
-        NotificationQueue(ledger, clock=clock, settings=shapes.NotifySettings) as queue,
+        NotificationQueue(ledger, clock=clock, settings=shapes.NotifySettings()) as queue,
     ):
         found = {item.id: item for item in await queue.page(limit=10**6)}
         assert set(accepted) <= set(found), "accepted means kept"

@@ -38,9 +38,7 @@ async def queue(ledger, clock):
 
 
 def made(ledger, clock, *, may=lambda _: True, **settings):
-    return NotificationQueue(
-        ledger, clock=clock, settings=lambda: shapes.NotifySettings(**settings), may=may, roll=lambda: 0.5
-    )
+    return NotificationQueue(ledger, clock=clock, settings=shapes.NotifySettings(**settings), may=may, roll=lambda: 0.5)
 
 
 async def send(queue, title="disk full", **params):

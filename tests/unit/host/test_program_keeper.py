@@ -80,16 +80,14 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             ledger,
             clock=clock,
             spawner=spawner,
-            settings=lambda: made.settings,
+            settings=made.settings,
             refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
-            policy=lambda: policy,
+            policy=policy,
             variables=lambda _: frozenset(made.variables),
             roll=lambda: 0.5,
         )
         async with made.programs:
-            calls = ProgramCalls(
-                made.programs, settings=lambda: made.settings, variables=lambda _: frozenset(made.variables)
-            )
+            calls = ProgramCalls(made.programs, settings=made.settings, variables=lambda _: frozenset(made.variables))
             made.service = {one.method: one for one in calls.calls()}
             yield made
 
@@ -268,7 +266,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
             assert all(word in said for word in words), (network, said)
         with pytest.raises(HostError, match="egress_blocked: network: the operator does not let shell"):
             await here.put("no", "sleep 1000", network="host")
-        here.settings = replace(here.settings, host_network=())
+        here.programs.settings = replace(here.programs.settings, host_network=())
         here.allowed.clear()
         here.programs.recheck(A.plugin_id)
         await here.until_state("stopped", "host")

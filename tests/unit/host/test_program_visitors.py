@@ -42,9 +42,9 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
             world.ledger,
             clock=SystemClock(),
             spawner=confinements.Spawner(),
-            settings=lambda: SETTINGS,
+            settings=SETTINGS,
             refusal=lambda _: None,
-            policy=lambda: QUICK,
+            policy=QUICK,
         ) as programs,
     ):
         rooms.reached = programs.visited

@@ -36,7 +36,6 @@ class Desk:
     """The service, called as the broker does."""
 
     def __init__(self, directory: Path) -> None:
-        self.limits = LIMITS
         self.shared: set[tuple[str, str]] = set()
         self.root = directory
         self.directory = directory / static.UNSIGNED
@@ -44,7 +43,7 @@ class Desk:
         self.published = True
         self.service = StaticCalls(
             directory,
-            limits=lambda: self.limits,
+            limits=LIMITS,
             shared=lambda reader, owner: (reader, owner) in self.shared,
             publisher=lambda _owner: self.publisher,
             published=lambda _owner: self.published,
@@ -103,7 +102,7 @@ async def test_put_file_is_returned_by_get(desk: Desk) -> None:
 
 async def test_large_file_is_read_by_offset(desk: Desk) -> None:
     """`bytes` is the size of the whole file; an offset at its end gives empty content."""
-    desk.limits = replace(LIMITS, file_bytes=1 << 20, plugin_bytes=1 << 20)
+    desk.service.limits = replace(LIMITS, file_bytes=1 << 20, plugin_bytes=1 << 20)
     data = os.urandom(static.MAX_ANSWER_BYTES + 10)
     await desk.put("big.bin", data)
     parts = [await desk.get("big.bin", offset=offset) for offset in (0, static.MAX_ANSWER_BYTES, len(data))]
@@ -131,7 +130,7 @@ async def test_list_and_delete(desk: Desk) -> None:
 
 async def test_list_is_paginated(desk: Desk) -> None:
     """`next` of one page is `after` of the next one."""
-    desk.limits = replace(LIMITS, plugin_files=1_000)
+    desk.service.limits = replace(LIMITS, plugin_files=1_000)
     await desk.put("a.txt")
     for number in range(static.PAGE):
         (desk.directory / "acme.demo" / f"n{number:03}.txt").write_text("")
@@ -193,12 +192,12 @@ async def test_unlisted_file_types_are_refused(desk: Desk, path: str) -> None:
     error = await desk.refused(desk.put(path, "<script>"))
     assert error.code is Denial.BAD_PARAMS
     assert "(html, svg are off)" in error.reason
-    desk.limits = replace(LIMITS, html=True, svg=True)
+    desk.service.limits = replace(LIMITS, html=True, svg=True)
     if path in {"a.html", "a.htm", "a.svg", "a.SVG", "a.txt.html"}:
         assert (await desk.put(path, "<script>"))["content_type"].partition(";")[0] in {"text/html", "image/svg+xml"}
         page = await desk.service.read("acme.demo", path)
         assert page.headers["Content-Security-Policy"] == static.PAGE_POLICY
-        desk.limits = LIMITS
+        desk.service.limits = LIMITS
         assert (await desk.refused(desk.service.read("acme.demo", path))).code is Denial.NOT_FOUND
     else:
         assert (await desk.refused(desk.put(path, "x"))).code is Denial.BAD_PARAMS
@@ -217,10 +216,10 @@ async def test_quotas_are_enforced(desk: Desk) -> None:
     assert (await desk.refused(desk.put("b.txt", "x" * 1_001 + "y"))).code is Denial.TOO_LARGE
     assert not (desk.directory / "acme.demo" / "deep").exists()
     await desk.put("c.txt", "x" * 100)
-    desk.limits = replace(LIMITS, plugin_bytes=10)
+    desk.service.limits = replace(LIMITS, plugin_bytes=10)
     await desk.put("a.txt", "x" * 999)
     assert (await desk.refused(desk.put("a.txt", "x" * 1_000))).code is Denial.QUOTA_EXCEEDED
-    desk.limits = LIMITS
+    desk.service.limits = LIMITS
     await desk.put("d.txt")
     error = await desk.refused(desk.put("e.txt"))
     assert (error.code, error.reason) == (Denial.QUOTA_EXCEEDED, "expected at most 4 files, found 4")
@@ -309,7 +308,7 @@ async def test_full_disk_keeps_old_file(tmp_path: Path) -> None:
     place.mkdir()
     with faults.small_disk(place, kib=128, uid=os.getuid()):
         desk = Desk(place / "static")
-        desk.limits = shapes.StaticSettings()
+        desk.service.limits = shapes.StaticSettings()
         await desk.put("a.txt", "old")
         faults.fill(place / "filling")
         for path in ("a.txt", "new/b.txt"):

@@ -39,7 +39,7 @@ async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, lives
     async with open_ledger(state, clock=clock) as ledger:
         settings = Settings(total_at_once=8, plugin_at_once=8)
         async with TaskKeeper(
-            ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
+            ledger, clock=clock, spawner=confinements.Spawner(), settings=settings, refusal=lambda _: None
         ) as tasks:
             deadline = time.monotonic() + 60
             while open_ := await tasks.page(states=("approved", "running"), limit=10_000):

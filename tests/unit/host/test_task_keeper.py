@@ -84,7 +84,7 @@ async def world(directory, *, clock=None, spawner=None, refusal=None, **settings
             ledger,
             clock=clock,
             spawner=spawner,
-            settings=lambda: made.settings,
+            settings=made.settings,
             refusal=lambda one: refusal or (None if one in allowed else permissions.judge(permissions.UNKNOWN)),
         )
         async with tasks:
@@ -139,7 +139,7 @@ async def test_approval_is_for_one_digest(here):
 @pytest.mark.parametrize("column", ["script", "sha256", "approved_sha256"])
 async def test_script_edited_after_approval_fails(here, column):
     """The digest is compared with the approved one before the run."""
-    here.settings = replace(here.settings, enabled=True, total_at_once=1)
+    here.tasks.settings = replace(here.tasks.settings, enabled=True, total_at_once=1)
     blocker = await here.submit("sleep 1000", B)
     await here.approve(blocker)
     await until(lambda: here.tasks.get(blocker).state == "running", "the blocker to run")
@@ -267,14 +267,14 @@ async def test_disabling_tasks_stops_runs(here):
     await here.approve(runs)
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
     await here.approve(waits)  # behind the other: one at once for each plugin
-    here.settings = replace(here.settings, enabled=False)
+    here.tasks.settings = replace(here.tasks.settings, enabled=False)
     here.tasks.recheck(A.plugin_id)
     ended = await here.ended(runs)
     assert (ended.state, ended.outcome.reason) == ("cancelled", "the operator switched tasks off")
     with pytest.raises(HostError, match="service_unavailable: the operator has switched tasks off"):
         await here.submit("echo more")
     assert here.tasks.get(waits).state == "approved"
-    here.settings = replace(here.settings, enabled=True)
+    here.tasks.settings = replace(here.tasks.settings, enabled=True)
     assert (await here.ended(waits)).outcome.stdout == "ran\n"
 
 

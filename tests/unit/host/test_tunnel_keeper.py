@@ -124,7 +124,7 @@ async def world(home, **settings):
 
     async with open_ledger(home / "state", clock=clock) as ledger:
         tools = ProgramDeps(spawner=spawner, clock=clock, roll=lambda: 0.5)
-        house = ConnectorDeps(program=tools, settings=lambda: wanted, origins=origins, policy=lambda: QUICK)
+        house = ConnectorDeps(program=tools, settings=wanted, origins=origins, policy=QUICK)
         tunnels = TunnelKeeper(
             ledger,
             house,

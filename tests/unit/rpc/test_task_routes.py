@@ -50,7 +50,7 @@ async def opened(directory):
     async with (
         open_ledger(directory / "state", clock=clock) as ledger,
         TaskKeeper(
-            ledger, clock=clock, spawner=confinements.Spawner(), settings=lambda: settings, refusal=lambda _: None
+            ledger, clock=clock, spawner=confinements.Spawner(), settings=settings, refusal=lambda _: None
         ) as tasks,
     ):
         yield SimpleNamespace(tasks=tasks, ledger=ledger)
