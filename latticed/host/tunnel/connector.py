@@ -180,7 +180,7 @@ class Connector:
 
     async def _request(self, args: tuple[str, ...], paths: tuple[Path, ...], network: Network) -> Ready:
         """The request for a cloudflared with these arguments that can read these files."""
-        spawner, path = self._deps.program.spawner, self._deps.settings().program
+        spawner, path = self._deps.program.spawner, self._deps.settings.program
         if not path:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
         chosen = confinement.choose(spawner, network=network != "none")
