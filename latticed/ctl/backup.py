@@ -1,4 +1,4 @@
-"""latticectl backup: the daemon's whole state as one file, complete or not there at all."""
+"""latticectl backup: writes the daemon's whole state to one file, atomically."""
 
 from __future__ import annotations
 

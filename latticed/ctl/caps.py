@@ -1,4 +1,4 @@
-"""latticectl caps: what capabilities there are, what one plugin has, and granting or taking away."""
+"""latticectl caps: list capabilities, show those of a plugin, grant and trim."""
 
 from __future__ import annotations
 

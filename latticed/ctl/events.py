@@ -1,4 +1,4 @@
-"""latticectl events: what happens, as it happens: the audit chains without an end."""
+"""latticectl events: the newest audit events, and with --follow those to come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""latticectl explain: why a plugin is as it is, from its artifact to its last denial, and what to do about it."""
+"""latticectl explain: a plugin's state from artifact to last denial, the reason for it, and the next command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""latticectl health: whether the daemon is well; with --check for scripts and container health checks."""
+"""latticectl health: the daemon's health; --check sets the exit code for scripts and container health checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""latticectl info: everything the daemon knows about one plugin."""
+"""latticectl info: one plugin's record, verdict, grants, runtime and last denials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""latticectl: find the verb, load its module and nothing else, run it, turn problems into words and exit codes."""
+"""latticectl's entry point: imports only the verb's module, runs it, turns problems into messages and exit codes."""
 
 from __future__ import annotations
 

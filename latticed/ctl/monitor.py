@@ -1,4 +1,4 @@
-"""latticectl monitor: the targets that plugins have watched, and their state."""
+"""latticectl monitor: the targets that plugins monitor, and their state."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
 
 
 class Filter(QueryParams, frozen=True):
-    """Which events: those that match every field given. `since` is an RFC 3339 time with its zone.
+    """Selects the events that match all given fields. `since`: an RFC 3339 time with a zone.
 
-    `after` is a cursor: `<decisions>.<calls>` for both chains, a bare number for the decisions alone. `calls=1`: the
-    host calls alone.
+    `after`: a cursor, `<decisions>.<calls>` for both chains, a bare number for decisions only. `calls=1`: host calls
+    only.
     """
 
     after: Cursor = ""
@@ -50,7 +50,7 @@ class Filter(QueryParams, frozen=True):
 
 
 class Verify(QueryParams, frozen=True):
-    """`calls=1`: the host calls alone; `whole=1`: also what was verified before; `progress=1`: say how far it is."""
+    """`calls=1`: host calls only; `whole=1`: from the beginning of the chain; `progress=1`: stream progress."""
 
     calls: Literal["0", "1"] = "0"
     whole: Literal["0", "1"] = "0"
@@ -82,7 +82,7 @@ async def query(ask: Ask) -> dict[str, Any]:
     answer = {"events": events, "next": (end.decisions if chains == (DECISIONS,) else str(end)) if more else None}
     if asked.heads != "1" or not events:
         return answer
-    if not more:  # so that the end of an export is under a signature too
+    if not more:  # so that the last events of an export are covered by a signature, too
         await ask.api.ledger.sign_head()
     return {**answer, **await _vouched(ask, events)}
 
@@ -130,7 +130,7 @@ async def verify(ask: Ask) -> web.StreamResponse:
     if ask.headers_only:
         return web.Response(content_type="application/x-ndjson" if asked.progress == "1" else "application/json")
     connection = cast("ControlConnection", ask.request.protocol)
-    if not connection.stream():  # a verification may take minutes: no idle timeout applies to it
+    if not connection.stream():  # may take minutes: exempt from deadlines like a stream
         raise Problem("too_many_streams", "expected fewer long answers to one user at once", "wait for one of them")
     work = asyncio.ensure_future(
         ask.api.verifying.verify(VerifyRequest(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)
@@ -172,6 +172,6 @@ def _microseconds(text: str) -> int:
         if moment.tzinfo is None:
             raise Problem("bad_request", f"since: expected a time with its zone, found {text[:40]!r}")
         since = moment.astimezone(UTC) - _EPOCH
-    except (ValueError, OverflowError) as error:  # the latter for a zone that leads out of the calendar
+    except (ValueError, OverflowError) as error:  # OverflowError: the zone shifts it beyond year 1 or 9999
         raise Problem("bad_request", f"since: expected an RFC 3339 time, found {text[:40]!r}") from error
     return max(0, since // timedelta(microseconds=1))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Of(QueryParams, frozen=True):
-    """Those of one `plugin`, or all, by plugin and name; `after` is the `next` of the page before."""
+    """Selects the rows of one `plugin`, or all; `after`: the `next` of the previous page."""
 
     plugin: str | None = None
     after: str = ""

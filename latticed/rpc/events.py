@@ -44,10 +44,10 @@ HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-stor
 
 
 class StreamRequest(QueryParams, frozen=True):
-    """Events after `after`, a seq of the decisions or `<decisions>.<calls>`; host calls only on request.
+    """Where to start (`after`: a seq of the decisions or `<decisions>.<calls>`), and whether to include host calls.
 
-    A bare seq stands, among the host calls, for those made since that decision. `since`: the name of `after` until 0.1,
-    taken for one version more.
+    With a bare seq, host calls start with those made since that decision. `since`: the name of `after` until 0.1, still
+    accepted for one version.
     """
 
     after: Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")] | None = None

@@ -24,7 +24,7 @@ PAGE = 1_000
 
 
 class Span(QueryParams, frozen=True):
-    """Which keys: those that begin with `prefix` and sort after `after`."""
+    """Selects the keys that begin with `prefix` and sort after `after`."""
 
     prefix: str = ""
     after: str = ""

@@ -21,9 +21,9 @@ Status = Literal["queued", "delivering", "done", "failed"]
 
 
 class Shelf(QueryParams, frozen=True):
-    """At most `limit` items of a status and a plugin, newest first; `after`: the `next` of the page before.
+    """Selects at most `limit` notifications by status and plugin, newest first; `after`: the previous page's `next`.
 
-    `before`: the name of `after` until 0.1, taken for one version more.
+    `before`: the name of `after` until 0.1, still accepted for one version.
     """
 
     status: Status | None = None

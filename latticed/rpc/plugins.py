@@ -81,7 +81,7 @@ class PathName(Body, frozen=True):
 
 
 class About(QueryParams, frozen=True):
-    """With `explain=1` the answer says what stands in the way of the plugin's next step, too."""
+    """`explain=1`: the answer has `causes`, too."""
 
     explain: Literal["0", "1"] = "0"
 

@@ -32,7 +32,7 @@ class Invoke(Body, frozen=True):
 
 
 class LogStream(QueryParams, frozen=True):
-    """Lines after the number `after`, the newest `limit` of them; with none there yet, wait up to `wait_s` seconds."""
+    """Selects the newest `limit` lines after number `after`; if there are none yet, waits up to `wait_s` seconds."""
 
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE

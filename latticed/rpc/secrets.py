@@ -1,4 +1,4 @@
-"""Handlers for secrets: operators set and bind them; nobody ever reads one."""
+"""Handlers for secrets: list, set, bind, delete. No route returns a value."""
 
 from __future__ import annotations
 

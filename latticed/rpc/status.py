@@ -53,7 +53,7 @@ def _sandbox(api: Api) -> SandboxReport:
 
 
 def troubles(api: Api) -> list[tuple[str, str]]:
-    """What keeps the daemon from being healthy: (code, detail) each."""
+    """The (code, detail) of each problem that makes the daemon degraded; empty when it is healthy."""
     found = [
         (problem.code, problem.reason)
         for problem in (api.policy.problem, *api.trouble, *api.around())

@@ -18,9 +18,9 @@ State = Literal["submitted", "approved", "running", "done", "failed", "interrupt
 
 
 class Sought(QueryParams, frozen=True):
-    """At most `limit` tasks in a state and of a plugin, newest first; `after`: the `next` of the page before.
+    """Selects at most `limit` tasks by state and plugin, newest first; `after`: the `next` of the previous page.
 
-    `before`: the name of `after` until 0.1, taken for one version more.
+    `before`: the name of `after` until 0.1, still accepted for one version.
     """
 
     state: State | None = None

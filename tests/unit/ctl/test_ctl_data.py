@@ -28,7 +28,7 @@ def test_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
     assert ctl("kv", "get", "default", "motd", "--format", "json").json["value"] == "héllo"
 
 
-def test_a_value_too_long_for_a_request_is_not_sent(ctl, api, monkeypatch):
+def test_value_beyond_the_body_limit_is_not_sent(ctl, api, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x" * ((1 << 20) + 1))))
     ran = ctl("kv", "set", "default", "big", "-")
     assert ran.code == 1
@@ -206,7 +206,7 @@ def test_invalid_password_is_not_sent(ctl, api, monkeypatch, data, why):
     assert api.asked == []
 
 
-def test_a_password_is_asked_for_twice(ctl, api, monkeypatch):
+def test_password_is_prompted_for_twice(ctl, api, monkeypatch):
     """At a terminal, without echo; other secrets are asked for once."""
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     typed = iter(("correct horse", "corect horse", "correct horse", "correct horse", "token"))

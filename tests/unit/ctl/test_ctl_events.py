@@ -77,7 +77,7 @@ def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
     assert [line.split()[0] for line in ctl("events", "--after", "27").out.splitlines()] == ["28", "30"]
 
 
-def test_since_is_the_old_name_of_after(ctl, api):
+def test_since_is_accepted_as_old_name_of_after(ctl, api):
     """Accepted, with a hint."""
     api.events = [event(seq) for seq in range(1, 31)]
     ran = ctl("events", "--since", "28")

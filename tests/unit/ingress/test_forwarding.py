@@ -122,7 +122,7 @@ def test_session_and_credentials_are_never_passed_on(fields):
     assert not [value for value in cookies if value.startswith("latticed-session")]
 
 
-# Whose page.
+# Own and foreign origins.
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ async def test_target_receives_method_path_query_and_body(outside, echo):
     assert (asked.headers["x-own"], asked.body) == ("Value", b"abcde")
 
 
-# What a target can do wrong.
+# Failures of targets.
 
 
 class Failing:

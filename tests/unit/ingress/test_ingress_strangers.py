@@ -119,7 +119,7 @@ async def test_ambiguous_paths_are_refused(outside, echo, target):
 
 
 @pytest.mark.parametrize("length", [4_097, 8_000, 9_000, 70_000, 1_000_000])
-async def test_huge_paths_are_refused(outside, echo, length):
+async def test_too_long_paths_are_refused(outside, echo, length):
     """Below and above the parser's own limit."""
     request = b"GET /acme.demo/%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % (b"a" * length)
     (answer,) = await outside.send(request)
@@ -187,7 +187,7 @@ async def test_expect_100_continue_is_answered(outside):
     assert answer.status == 413
 
 
-# In step.
+# Framing and pipelining.
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ async def test_malformed_http_is_refused(outside, echo, raw):
     assert echo.asked == []
 
 
-# Time and numbers.
+# Deadlines and limits.
 
 
 async def cut(outside, reader, seconds):

@@ -77,7 +77,7 @@ async def test_invalid_cookies_are_no_session(world, backend, cookie):
 # The password.
 
 
-async def test_a_wrong_password_says_so_on_the_page(world, backend):
+async def test_wrong_password_shows_the_form_with_an_error(world, backend):
     """403 with the form; the password tried is neither shown nor recorded."""
     to = f"{PREFIX}/\"><script>?b=%22%3E&'c"
     answer = await world.log_in("not this one", to=to)
@@ -144,7 +144,7 @@ async def test_a_changed_password_ends_every_session(world):
     assert "WEB" not in answer.body.decode()
 
 
-async def test_sessions_end_by_time(world):
+async def test_sessions_expire(world):
     """After two hours without use, and after twelve in any case."""
     session = await world.cookie()
     for _ in range(7):
@@ -193,7 +193,7 @@ async def test_services_of_a_plugin_have_separate_logins(world, backend):
     assert [(await world.get(f"{PREFIX}{path}", both)).status for path in ("/x", "/admin/x")] == [200, 200]
 
 
-# Pages elsewhere.
+# Requests from other origins.
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_services_of_a_plugin_have_separate_logins(world, backend):
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_requests_that_change_state_must_come_from_our_pages(world, backend, method, fields):
+async def test_state_changing_requests_require_own_origin(world, backend, method, fields):
     session = await world.cookie()
     said = [field.format(port=world.port()) for field in fields]
     answer = await world.ask(method, f"{PREFIX}/x", session, *said)
@@ -238,7 +238,7 @@ async def test_cross_site_reads_are_refused(world, backend):
 
 
 @pytest.mark.parametrize("origin", [None, "http://evil.example", "null"])
-async def test_a_websocket_must_come_from_our_pages(world, backend, origin):
+async def test_websocket_requires_own_origin(world, backend, origin):
     """Browsers send cookies with handshakes from any page; the same-origin policy does not apply."""
     session = (await world.cookie()).removeprefix("Cookie: ")
     headers = {"Cookie": session} | ({"Origin": origin} if origin else {})
@@ -250,7 +250,7 @@ async def test_a_websocket_must_come_from_our_pages(world, backend, origin):
 
 
 @pytest.mark.parametrize("origin", ["Origin: http://evil.example", "X-Origin: none"])
-async def test_logging_in_must_come_from_our_page(world, origin):
+async def test_login_requires_own_origin(world, origin):
     """Login CSRF: another page could log its victim in as somebody else."""
     answer = await world.log_in(origin=origin)
     assert (answer.status, answer.code) == (403, "origin_not_allowed")
@@ -311,7 +311,7 @@ async def test_invalid_login_forms_are_refused(world, kind, form, status):
     assert answer.status == status
 
 
-async def test_a_form_that_is_not_sent_times_out(world):
+async def test_incomplete_login_form_times_out(world):
     """Like any other incomplete request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"

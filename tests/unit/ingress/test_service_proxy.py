@@ -45,7 +45,7 @@ async def browsing(world, session):
         yield client
 
 
-# Who gets in.
+# Access.
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -153,7 +153,7 @@ async def test_service_listener_refuses_other_hosts(world, backend, session, hos
     assert backend.seen == []
 
 
-# What is passed on.
+# Forwarded paths and headers.
 
 
 async def test_path_is_forwarded_still_encoded(world, session):
@@ -281,7 +281,7 @@ async def test_compressed_answers_are_forwarded_unchanged(world, session):
     assert gzip.decompress(answer.body) == b"squeezed"
 
 
-async def test_events_arrive_while_they_are_sent(world, backend, session):
+async def test_server_sent_events_are_forwarded_without_buffering(world, backend, session):
     """Server-sent events are not buffered."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
@@ -410,7 +410,7 @@ async def test_other_methods_are_not_passed_on(world, backend, session, method):
     assert backend.seen == []
 
 
-# When the backend is not well.
+# Failures of the backend.
 
 
 async def test_unreachable_backend_is_502_until_it_is_back(world, backend, session, tmp_path):
@@ -429,7 +429,7 @@ async def test_unreachable_backend_is_502_until_it_is_back(world, backend, sessi
     assert port != other.port
 
 
-async def test_an_incomplete_answer_is_cut(world, backend, session):
+async def test_incomplete_answer_cuts_the_connection(world, backend, session):
     """Backend lost before its head: 502. After it: the connection is cut, in either framing."""
     answer = await world.get(f"{PREFIX}/die?early", session)
     assert (answer.status, answer.code) == (502, "service_failed")

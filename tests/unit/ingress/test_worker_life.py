@@ -151,7 +151,7 @@ async def test_tampered_template_is_not_served(place):
     assert await place.get(f"/{ID}/") == (200, "genuine")
 
 
-async def test_an_operator_renders_by_invoking(place):
+async def test_invoke_renders_the_template(place):
     """Through the control API, without the listener."""
     place.drop(HELLO)
     await place.activate()

@@ -143,7 +143,7 @@ def _groups():
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}.{row[1]}")
-def test_a_method_makes_its_call(row):
+def test_method_makes_its_host_call(row):
     """With exactly these parameters; the answer is converted to Python types."""
     group, name, args, kwargs, call, params, answer, expected = row
     asked = []
@@ -189,7 +189,7 @@ def test_every_typed_method_names_known_capabilities():
                 assert capability in hostcall.CAPABILITY_OF.values()
 
 
-def test_pages_are_asked_for_one_after_the_other():
+def test_pages_are_requested_lazily_until_the_last():
     """Until there is no `next`, and only when the iterator needs them."""
     following = {None: (["a", "b"], "b"), "b": (["c"], None)}
     asked = []
@@ -208,7 +208,7 @@ def test_pages_are_asked_for_one_after_the_other():
     assert asked == [{"prefix": "p"}, {"prefix": "p", "after": "b"}]
 
 
-def test_events_are_asked_for_page_by_page():
+def test_events_are_requested_page_by_page():
     """After the given seq."""
     following = {5: ([{"seq": 6}, {"seq": 7}], 7), 7: ([{"seq": 8}], None)}
     plugin = Plugin()
@@ -235,7 +235,7 @@ def test_file_is_assembled_from_its_chunks():
     assert files == []
 
 
-async def test_the_hosts_services_take_these_parameters():
+async def test_host_services_accept_the_sdks_parameters():
     """For every host call that this version implements."""
     async with houses.opened() as home:
         services = dict(home.app.broker.services)

@@ -130,7 +130,7 @@ def _shouted(tmp_path, request, answers, body=BODY):
     return [json.loads(line) for line in done.stdout.splitlines()], done
 
 
-def test_the_lines_are_those_of_the_protocol(tmp_path):
+def test_lines_follow_the_protocol(tmp_path):
     """Call, answer, call, answer, reply."""
     answers = (
         b'{"host_response": {"id": "1", "ok": true, "result": {"ok": false}, "error": null}}\n'

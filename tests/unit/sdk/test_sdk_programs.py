@@ -56,7 +56,7 @@ def test_program_that_reads_nothing_times_out():
         plugin.invoke("x", "x" * (1 << 20))
 
 
-def test_an_error_inside_ends_the_program():
+def test_exception_in_the_test_ends_the_program():
     """The test's own exception propagates."""
     plugin = LongLived(_sh(f"{HELLO}; read -r line; exit 0"), Gate())
     with pytest.raises(KeyError), plugin:

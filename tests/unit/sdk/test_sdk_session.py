@@ -159,7 +159,7 @@ def test_print_writes_to_stderr(living):
     assert plugin.stderr.splitlines() == ["at import", "printed", "written", "below", "child", "original"]
 
 
-def test_children_do_not_hold_the_pipes(tmp_path):
+def test_children_do_not_inherit_the_pipes(tmp_path):
     """A child that outlives the plugin must not delay end of file for the host."""
     body = """
     def do_spawn(self, payload):
@@ -348,7 +348,7 @@ def test_sys_exit_ends_the_plugin(tmp_path):
     assert done.returncode == 7
 
 
-def test_calls_after_the_end_are_refused(tmp_path):
+def test_calls_after_shutdown_are_refused(tmp_path):
     """From threads still running after shutdown; an exception in stopping does not change that."""
     body = """
     def stopping(self):
