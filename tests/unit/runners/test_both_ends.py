@@ -1,4 +1,4 @@
-"""The SDK's half of both protocols and the host's half, over real pipes: what one says the other understands."""
+"""The SDK's and the host's implementation of both protocols understand each other, over real pipes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def serve(method, params):
 
 
 class Heard(asyncio.Protocol):
-    """Hands on what it is told, and knows the end."""
+    """Passes data on, and records the end of the connection."""
 
     def __init__(self):
         self.feed = None
@@ -73,7 +73,7 @@ class Heard(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipes:
-    """Our ends; `answers` is None under latticed-stdio-1."""
+    """The host's ends of the pipes; `answers` is None under latticed-stdio-1."""
 
     stdin: PipeWriter
     stdout: asyncio.ReadTransport
@@ -83,7 +83,7 @@ class Pipes:
 
 @contextlib.asynccontextmanager
 async def piped(command, *, one_shot=False):
-    """A program that runs on pipes of ours, and ends by itself with 0."""
+    """A program on pipes of the test, which must exit with 0 by itself."""
     pairs = [os.pipe() for _ in range(3 if one_shot else 2)]
     (stdin, our_stdin), (our_stdout, stdout), *rest = pairs
     theirs = [pair[0] for pair in rest]
@@ -116,7 +116,7 @@ async def piped(command, *, one_shot=False):
 
 @contextlib.asynccontextmanager
 async def spoken(command):
-    """A session with a plugin, shaken hands, said goodbye."""
+    """A session with a plugin, from `initialize` to `shutdown`."""
     broken = []
     async with piped(command) as pipes:
         session = JsonRpcSession(
@@ -141,7 +141,7 @@ async def _invoke(session, action, payload=None):
     return replies.reply(await session.ask("invoke", {"action": action, "payload": payload}))
 
 
-async def test_a_conversation_of_latticed_stdio_1(tmp_path):
+async def test_latticed_stdio_1_works_between_sdk_and_host(tmp_path):
     """Requests, host calls with and without success, from one thread and from many, while several ask."""
     async with spoken(plugins.program(tmp_path, BODY)) as session:
         assert (await _invoke(session, "ask", {"x": "ä"}))["result"] == ["began", _value("a"), {"x": "ä"}]
@@ -157,7 +157,7 @@ async def test_a_conversation_of_latticed_stdio_1(tmp_path):
 
 
 async def test_the_longest_messages_pass(tmp_path):
-    """In both directions; one more byte is refused by the SDK before the host would have to break with it."""
+    """In both directions; the SDK refuses one byte more, which would make the host end the session."""
     around = len(b'{"jsonrpc":"2.0","id":2,"method":"kv.put","params":{"key":"big","value":""}}\n')
     async with spoken(plugins.program(tmp_path, BODY)) as session:
         assert (await _invoke(session, "big", (1 << 20) - around))["ok"]
@@ -168,8 +168,8 @@ async def test_the_longest_messages_pass(tmp_path):
 @pytest.mark.parametrize(
     ("action", "result"), [("ask", ["began", _value("a"), [1]]), ("describe", None), ("health", None)]
 )
-async def test_an_invocation_of_stdio_json_v1(tmp_path, action, result):
-    """Request, calls, reply; what is left open is nobody's problem."""
+async def test_stdio_json_v1_works_between_sdk_and_host(tmp_path, action, result):
+    """Request, calls, reply; pipes left open by the plugin do not matter."""
     async with piped(plugins.program(tmp_path, BODY), one_shot=True) as pipes:
         call = Invocation(
             answer=pipes.answers.write,

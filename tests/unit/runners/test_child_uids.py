@@ -1,4 +1,4 @@
-"""Uids that children are lent: each to one at a time, all of the range, begun anywhere in it."""
+"""Leases of children's uids: each to one child at a time, the whole range, from a random start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from latticed.model.errors import Problem
 from latticed.runners.child_spawner import _Uids
 
 
-def test_each_is_lent_once_until_it_comes_back():
+def test_each_uid_is_leased_once_until_returned():
     """All of them, none twice; then none, until one is given back."""
     uids = _Uids(1_000, 16)
     taken = [uids.take() for _ in range(16)]
@@ -21,6 +21,6 @@ def test_each_is_lent_once_until_it_comes_back():
     assert [uids.take(), uids.take()] == [taken[3], taken[1]]
 
 
-def test_two_daemons_begin_at_different_ones():
-    """Of 65,536, by chance: eight that all begin at one would be no chance."""
+def test_the_first_uid_is_random():
+    """Eight daemons that all start at the same of 65,536 uids would be no coincidence."""
     assert len({_Uids(1_900_000_000, 65_536).take() for _ in range(8)}) > 1

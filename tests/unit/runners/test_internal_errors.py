@@ -1,4 +1,4 @@
-"""runners.faults: failures of ours while a plugin's host call is answered."""
+"""runners.internal_errors: exceptions in the daemon while a plugin's host call is answered."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Log:
         self.entries.append((event, fields["count"]))
 
 
-async def test_a_flood_of_failures_under_many_names_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The method is the plugin's text: another one each time makes no further line."""
+async def test_failures_under_many_method_names_log_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin chooses the method's text: a new one each time must not add lines."""
     log = Log()
     monkeypatch.setattr(internal_errors, "log", log)
     monkeypatch.setattr(internal_errors, "_FAILURES", LogLimiter())

@@ -27,17 +27,17 @@ async def talk():
 
 
 async def _asked(talk, method="health", params=None):
-    """A question under way: (task, its id)."""
+    """A request under way: (task, its id)."""
     before = len(talk.said)
     task = asyncio.create_task(talk.session.ask(method, params or {}))
     await conversations.until(lambda: len(talk.said) > before or task.done())
     return task, talk.said[-1]["id"] if len(talk.said) > before else None
 
 
-# Asking the plugin.
+# Requests to the plugin.
 
 
-async def test_ask_is_answered(talk):
+async def test_ask_returns_the_result(talk):
     """A request with an id of its own goes out; its result comes back, whatever JSON it is."""
     for result in ({"a": [1, None]}, None, "text", 5, True, []):
         task, number = await _asked(talk, "invoke", {"action": "x"})
@@ -76,14 +76,14 @@ async def test_an_error_is_a_problem(talk, error, words):
     assert talk.broken == []
 
 
-async def test_an_error_of_null_is_none(talk):
+async def test_an_error_of_null_counts_as_absent(talk):
     task, number = await _asked(talk)
     talk.hear({"id": number, "result": 1, "error": None})
     assert await task == 1
 
 
 async def test_a_late_answer_is_ignored_once(talk):
-    """To a question that was given up; a second one to the same is an unknown id."""
+    """To an abandoned request; a second answer to it has an unknown id."""
     task, number = await _asked(talk)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -93,7 +93,7 @@ async def test_a_late_answer_is_ignored_once(talk):
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_an_answer_that_meets_its_cancelled_question_is_late(talk):
+async def test_an_answer_to_a_request_cancelled_in_the_same_turn_is_late(talk):
     """In the very same turn of the loop."""
     task, number = await _asked(talk)
     task.cancel()
@@ -102,8 +102,8 @@ async def test_an_answer_that_meets_its_cancelled_question_is_late(talk):
     assert talk.broken == []
 
 
-async def test_given_up_questions_are_remembered_to_a_bound(talk, monkeypatch):
-    """Not for ever: the oldest becomes unknown."""
+async def test_abandoned_requests_are_remembered_up_to_a_bound(talk, monkeypatch):
+    """Beyond the bound the oldest becomes unknown."""
     monkeypatch.setattr(jsonrpc, "MAX_GIVEN_UP", 3)
     numbers = []
     for _ in range(4):
@@ -118,15 +118,15 @@ async def test_given_up_questions_are_remembered_to_a_bound(talk, monkeypatch):
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_two_answers_in_one_breath_break_it(talk):
+async def test_two_answers_to_one_request_break_the_session(talk):
     task, number = await _asked(talk)
     talk.hear({"id": number, "result": 1}, {"id": number, "result": 2})
     assert await task == 1
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_who_waits_is_told_of_the_end(talk):
-    """And nobody can ask afterwards."""
+async def test_closing_fails_waiting_callers(talk):
+    """And later requests fail."""
     task, _ = await _asked(talk)
     await talk.session.close()
     for late in (task, talk.session.ask("health", {})):
@@ -135,8 +135,8 @@ async def test_who_waits_is_told_of_the_end(talk):
         assert caught.value.code == "plugin_gone"
 
 
-async def test_who_waits_is_told_of_the_breakage(talk):
-    """With its code and reason, at once."""
+async def test_a_breakage_fails_waiting_callers(talk):
+    """At once, with the code and reason of the breakage."""
     tasks = [(await _asked(talk))[0] for _ in range(2)]
     talk.session.feed(b"what?\n")
     for task in tasks:
@@ -145,7 +145,7 @@ async def test_who_waits_is_told_of_the_breakage(talk):
         assert caught.value.code == "protocol_error"
 
 
-async def test_a_question_that_cannot_be_written_says_that_the_plugin_is_gone(talk):
+async def test_a_request_that_cannot_be_written_is_plugin_gone(talk):
     """Whether writing fails or waiting for room does; nothing is left waiting."""
     for broken in ("write", "drain"):
         talk.fail = broken
@@ -185,8 +185,8 @@ async def test_a_refusal_carries_its_code(talk):
 
 
 @pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
-async def test_a_fault_of_ours_is_answered_and_the_plugin_lives_on(talk, fault, caplog):
-    """It learns `internal` and no more; the session goes on."""
+async def test_an_exception_in_a_service_is_internal_and_keeps_the_session(talk, fault, caplog):
+    """The plugin gets `internal` without details; the session goes on."""
 
     async def fail(method, params):
         if fault == "raises":
@@ -224,7 +224,7 @@ async def test_calls_run_side_by_side(talk):
     assert [one["id"] for one in talk.said] == [2, 1]
 
 
-async def test_an_answer_that_nobody_reads_breaks_nothing(talk):
+async def test_an_unread_answer_breaks_nothing(talk):
     """Its process is about to end, and what it said before counts."""
     task, number = await _asked(talk)
     for broken in ("write", "drain"):
@@ -255,10 +255,10 @@ async def test_closing_cancels_calls_under_way(talk):
     assert (talk.said, talk.broken, talk.session._serving) == ([], [], set())
 
 
-# Too much.
+# Limits and back-pressure.
 
 
-async def test_beyond_the_cap_calls_wait_where_they_are(talk):
+async def test_calls_beyond_the_cap_stop_reading(talk):
     """Never more than MAX_IN_FLIGHT at once, whatever arrives in one piece; reading stops, and goes on when all fit."""
     gate, running, most = asyncio.Event(), 0, 0
 
@@ -274,7 +274,7 @@ async def test_beyond_the_cap_calls_wait_where_they_are(talk):
     talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 3)))
     await conversations.until(lambda: running == CAP)
     assert talk.flows == [False]
-    talk.hear({"id": "more", "method": "kv.get"})  # what was read already is not lost
+    talk.hear({"id": "more", "method": "kv.get"})  # what was already read is kept
     gate.set()
     await talk.until_said(CAP * 3 + 1)
     await conversations.until(lambda: not talk.session._serving)
@@ -310,8 +310,8 @@ async def test_nothing_more_is_read_while_lines_are_left(talk):
     await talk.until_said(1_000)
 
 
-async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
-    """A call is under way until its answer has left: at most MAX_IN_FLIGHT answers are in our memory."""
+async def test_unread_answers_stop_reading(talk):
+    """A call is under way until its answer was written: at most MAX_IN_FLIGHT answers are buffered."""
     talk.room.clear()
     talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 2)))
     await conversations.until(lambda: len(talk.said) == CAP)
@@ -326,7 +326,7 @@ async def test_a_plugin_that_does_not_read_its_answers_is_not_read(talk):
     await asyncio.gather(asked, return_exceptions=True)
 
 
-async def test_many_messages_of_one_plugin_leave_others_their_turn():
+async def test_many_messages_yield_to_the_event_loop():
     """However much arrives in one piece, others' calls come in between."""
     of_greedy = jsonrpc.LINES_A_TURN * 4
     async with conversations.session() as greedy, conversations.session() as modest:
@@ -343,7 +343,7 @@ async def test_many_messages_of_one_plugin_leave_others_their_turn():
         assert taken == [jsonrpc.LINES_A_TURN]
 
 
-async def test_large_calls_wait_where_they_are_long_before_the_cap(talk):
+async def test_large_calls_stop_reading_before_the_cap(talk):
     """What waits is bounded in bytes as decoded, of one plugin; the same lines are all answered in the end."""
     talk.room.clear()
     params = {"a": [[]] * 40_000}  # 120 KB on the wire, about 2.5 MB of objects
@@ -356,8 +356,8 @@ async def test_large_calls_wait_where_they_are_long_before_the_cap(talk):
     assert len({one["id"] for one in talk.said}) == 12
 
 
-async def test_when_all_plugins_together_hold_too_much_one_call_of_each_may_wait(monkeypatch):
-    """Whoever is stopped for the others' sake goes on when there is room again."""
+async def test_beyond_the_shared_bound_each_plugin_may_have_one_call(monkeypatch):
+    """A session paused because of others goes on when there is room again."""
     monkeypatch.setattr(held, "ALL", held.MessageMemory(of_all=1_000))
     async with conversations.session() as greedy, conversations.session() as modest:
         greedy.room.clear()
@@ -401,7 +401,7 @@ async def test_a_message_of_too_many_values_is_not_even_decoded(talk, value, mon
     assert talk.broken == []
 
 
-async def test_commas_and_brackets_in_texts_are_no_values(talk):
+async def test_commas_and_brackets_in_strings_do_not_count_as_values(talk):
     """A large table as text, or JSON within JSON, is one value."""
     for value in ("a,b[{" * 40_000, json.dumps([[], "\\"] * 8_000), '\\"' * 30_000):
         task, number = await _asked(talk)
@@ -409,7 +409,7 @@ async def test_commas_and_brackets_in_texts_are_no_values(talk):
         assert await task == [value]
 
 
-async def test_a_breakage_behind_the_cap_is_found_when_its_turn_comes(talk):
+async def test_an_invalid_message_behind_the_cap_breaks_the_session_later(talk):
     gate = asyncio.Event()
 
     async def serve(method, params):
@@ -424,7 +424,7 @@ async def test_a_breakage_behind_the_cap_is_found_when_its_turn_comes(talk):
     assert talk.broken_code() == "protocol_error"
 
 
-# What is no message.
+# Invalid messages.
 
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"a"'
 BROKEN = {
@@ -469,7 +469,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-async def test_what_is_no_message_breaks_the_session(talk, line):
+async def test_an_invalid_message_breaks_the_session(talk, line):
     """Once, with a reason that can be printed; nothing is carried out, and whatever follows is not looked at."""
     talk.session.feed(line + b"\n" + CALL + b"}\n")
     talk.session.feed(CALL + b"}\n" + line)
@@ -498,7 +498,7 @@ ODD = {
 @pytest.mark.parametrize(
     "line", [b'{"jsonrpc":"2.0","id":%d,"result":%b}', b'{"result":%b , "id": %d, "jsonrpc": "2.0"}']
 )
-async def test_an_answer_that_cannot_be_carried_on_fails_alone(talk, line, value):
+async def test_an_unrepresentable_answer_fails_alone(talk, line, value):
     """plugin_error for whoever asked, wherever the id stands in the line; the session lives on."""
     task, number = await _asked(talk)
     parts = (value, number) if line.startswith(b'{"result"') else (number, value)
@@ -537,8 +537,8 @@ async def test_parameters_of_a_call_are_not_decoded_here(talk, value):
         b'{"jsonrpc":"2.0","result":{"id":1,"a":' + b"[" * 5_000 + b"]" * 5_000 + b',"id":1}}',
     ],
 )
-async def test_what_is_odd_and_answers_nothing_breaks_the_session(talk, line):
-    """Without an id that was asked, or one to answer to, there is nobody whose fault it could be."""
+async def test_an_unrepresentable_value_without_an_id_breaks_the_session(talk, line):
+    """Without the id of a request or of a call there is no single answer or call to fail."""
     task, number = await _asked(talk)
     assert number == 1
     talk.session.feed(line + b"\n")
@@ -556,7 +556,7 @@ async def test_what_is_odd_and_answers_nothing_breaks_the_session(talk, line):
         (b"\xff\xfe", r'"\xff\xfe"'),
     ],
 )
-async def test_noise_on_stdout_is_shown(talk, line, shown):
+async def test_noise_on_stdout_is_quoted_in_the_reason(talk, line, shown):
     """The first 80 characters, escaped: what a forgotten print looks like from here."""
     talk.session.feed(line + b"\n")
     ((_, reason),) = talk.broken
@@ -574,20 +574,20 @@ async def test_an_answer_without_an_outcome_breaks_the_session(talk):
                 await task
 
 
-async def test_what_is_nested_as_deep_as_allowed_is_a_message(talk):
+async def test_a_message_of_the_greatest_depth_is_accepted(talk):
     """100 levels with the message itself."""
     talk.session.feed(CALL + b',"params":{"a":' + b"[" * 98 + b"]" * 98 + b"}}\n")
     await talk.until_said(1)
     assert talk.broken == []
 
 
-async def test_a_name_that_occurs_twice_counts_as_last_written(talk):
+async def test_the_last_of_duplicate_names_counts(talk):
     talk.session.feed(CALL + b',"params":{"key":"a"},"params":{"key":"b","key":"c"}}\n')
     await talk.until_said(1)
     assert talk.calls == [("a", {"key": "c"})]
 
 
-async def test_white_space_around_a_message_is_nothing(talk):
+async def test_white_space_around_a_message_is_ignored(talk):
     talk.session.feed(b" \t" + CALL + b" } \r\n")
     await talk.until_said(1)
     assert talk.broken == []

@@ -24,7 +24,7 @@ def test_a_line_of_exactly_the_limit_fits():
 
 
 @pytest.mark.parametrize("cuts", [[b"abcde"], [b"abcde\n"], [b"abcd", b"e"], [b"abcd", b"e\n"]])
-def test_a_longer_one_is_refused_as_soon_as_it_cannot_fit(cuts):
+def test_a_longer_line_is_refused_as_soon_as_it_cannot_fit(cuts):
     """With or without its end, in one piece or several; the message says the limit."""
     cut = LineSplitter(max_bytes=4)
     for data in cuts[:-1]:
@@ -41,7 +41,7 @@ def test_lines_before_the_long_one_still_come_out():
         next(found)
 
 
-def test_who_stops_in_the_middle_loses_nothing():
+def test_stopping_the_iteration_loses_nothing():
     """Neither the lines left nor what arrives meanwhile."""
     cut = LineSplitter(max_bytes=100)
     for line in cut.feed(b"one\ntwo\nthr"):
@@ -69,7 +69,7 @@ def test_a_long_line_in_small_pieces_is_searched_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("depth", "wanted"), [(1, False), (100, False), (101, True), (400, True)])
-def test_depth(depth, wanted):
+def test_too_deep_nesting_is_found(depth, wanted):
     """A message nested deeper than MAX_DEPTH is too deep, whatever it is nested of."""
     for build in (lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: [1, inner, "x"]):
         value = build(0)
@@ -78,6 +78,6 @@ def test_depth(depth, wanted):
         assert lines.too_deep(b"[" * (depth + 500), value) == wanted
 
 
-def test_brackets_in_text_are_no_depth():
+def test_brackets_in_strings_do_not_count_as_depth():
     assert not lines.too_deep(b"[" * 500, ["[" * 500])
     assert not lines.too_deep(b'[{"a":1}' + b',{"a":1}' * 500 + b"]", [{"a": 1}] * 501)

@@ -1,4 +1,4 @@
-"""One invocation, one process: what holds it back, and what ends with it. The real runner in the real sandbox."""
+"""One process per invocation: its limits, and what ends with it. The real runner in the real sandbox."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ while action == "ask":
 
 
 class SlowGate:
-    """Has no answer; knows how many calls of it go on."""
+    """Never answers; counts the calls under way."""
 
     def __init__(self) -> None:
         self.going_on = 0
@@ -93,7 +93,7 @@ print(json.dumps({"ok": True, "result": result}))
 
 
 class LateGate:
-    """The earlier a call came, the later it is done."""
+    """Finishes calls in reverse order."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -106,7 +106,7 @@ class LateGate:
         return {"ok": True}
 
 
-async def test_only_a_line_of_its_output_has_a_limit(tmp_path):
+async def test_the_output_limit_applies_per_line(tmp_path):
     """Not the sum; and calls under way together are answered in the order in which they came."""
     async with instance(tmp_path, LateGate(), artifact=TALKS, invoke_timeout_s=20) as plugin:
         assert (await plugin.invoke("much", None))["result"] == [0, 1, 2, 3, 4, 5]
@@ -127,7 +127,7 @@ async def test_a_temporary_directory_and_zeros_are_there(tmp_path):
         assert (await plugin.invoke("look", None))["result"] == ["/scratch", True, "/scratch"]
 
 
-async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, monkeypatch):
+async def test_too_much_of_a_core_is_cpu_exceeded(tmp_path, monkeypatch):
     """`cpu_exceeded`, long before its time is over."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.5))
     async with instance(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
@@ -137,7 +137,7 @@ async def test_it_is_ended_when_it_takes_more_of_a_core_than_it_may(tmp_path, mo
         assert (await plugin.invoke("greet", None))["ok"], "the next one is not held to account for it"
 
 
-def test_what_a_process_calls_itself_hides_nothing():
+def test_processor_time_is_read_past_any_process_name():
     """Processor time is read past any name: no UTF-8, or one that looks like the rest of the line."""
     program = "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0);"
     program += " print(flush=True); sys.stdin.read()"
@@ -149,8 +149,8 @@ def test_what_a_process_calls_itself_hides_nothing():
             process.communicate()
 
 
-async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
-    """And the end of that has a name of its own."""
+async def test_without_a_cpu_limit_the_deadline_ends_it(tmp_path, monkeypatch):
+    """With a code of its own."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.1))
     async with instance(tmp_path, SlowGate(), invoke_timeout_s=1) as plugin:
         with pytest.raises(Problem) as refused:
@@ -158,7 +158,7 @@ async def test_without_such_a_limit_only_time_counts(tmp_path, monkeypatch):
         assert refused.value.code == "deadline_exceeded"
 
 
-async def test_nothing_of_its_calls_goes_on_when_it_is_stopped_after_its_reply(tmp_path, monkeypatch):
+async def test_stopping_after_the_reply_cancels_its_host_calls(tmp_path, monkeypatch):
     """It has replied, does not end, and is being asked to: then the plugin is disabled."""
     gate, said = SlowGate(), []
     async with instance(tmp_path, gate, said) as plugin:

@@ -1,4 +1,4 @@
-"""Stderr of plugins as it comes through a pipe: lines in order, others' turn between them, no more than is allowed."""
+"""Stderr of plugins through a pipe: lines in order, yielding to the event loop, rate and size limits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def most_in_a_turn(told, over):
 
 
 @pytest.mark.parametrize("whole_bytes", [None, 1 << 20])
-async def test_short_lines_leave_others_their_turn(monkeypatch, whole_bytes):
+async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
     """Thousands of them in one read: a few a turn, all in order, and the end comes after them."""
     monkeypatch.setattr(output, "BURST_BYTES", 1 << 30)
     told = []
@@ -53,8 +53,8 @@ async def test_short_lines_leave_others_their_turn(monkeypatch, whole_bytes):
     assert stderr.words() == "; it said last: 9999"
 
 
-async def test_empty_lines_leave_others_their_turn():
-    """They are told to nobody, and cost time all the same."""
+async def test_empty_lines_yield_to_the_event_loop():
+    """They are not kept, but take time all the same."""
     told = []
     stderr = runner_deps.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)
     async with hearing(stderr, b"\n" * PIPE_BYTES + b"end\n") as (_, over):
@@ -83,7 +83,7 @@ async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
         await over.wait()
 
 
-async def test_what_nobody_waited_for_is_cut_short():
+async def test_closing_keeps_one_turns_lines():
     """Closed in the middle of thousands of lines: one turn's are kept, no turn is long."""
     told = []
     stderr = runner_deps.outputs(told).stderr("acme.demo")

@@ -1,4 +1,4 @@
-"""What the host makes of a child's health on stdio; the protocol itself is in test_jsonrpc.py and test_spoken.py."""
+"""Health checks of a child on stdio; the protocol itself is in test_jsonrpc.py and test_both_ends.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latticed.runners.child_spawner import Invoking
 from latticed.runners.stdio_child import StdioChild, StdioChildSpec
 
 
-async def test_an_invocation_under_way_repeats_no_health_answer(monkeypatch):
+async def test_a_check_during_an_invocation_does_not_repeat_the_last_answer(monkeypatch):
     """Else one bad answer would count again at each check, until the plugin is restarted in the middle of its work."""
     bounds = Invoking(timeout_s=5, line_bytes=1 << 20, stderr_bytes=1 << 10, host_calls=1, at_once=2)
     spec = StdioChildSpec(plugin=None, gate=None, invoking=bounds, stderr=None, sandbox="")

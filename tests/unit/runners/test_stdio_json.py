@@ -57,13 +57,13 @@ async def test_a_reply_is_the_outcome(call, said, found):
     assert await call.invocation.outcome == found
 
 
-async def test_words_are_cut_to_a_sane_length(call):
+async def test_messages_are_cut_to_a_bounded_length(call):
     call.hear({"ok": False, "message": "m" * 5_000, "error": "e" * 5_000})
     found = await call.invocation.outcome
     assert len(found["message"]) == len(found["error"]) == 2_000
 
 
-async def test_what_follows_the_reply_does_not_matter(call):
+async def test_output_after_the_reply_is_ignored(call):
     """Neither nonsense nor calls, nor how it ended."""
     call.hear(REPLY, {"host_call": {"id": 1, "method": "kv.get"}})
     call.invocation.feed(b"nonsense\n")
@@ -80,7 +80,7 @@ async def test_a_reply_without_a_newline_counts_at_the_end(call):
 
 
 @pytest.mark.parametrize("before", [b"", b"\n", b"  \r\n\n", b"   "])
-async def test_an_end_without_a_reply_is_how_it_ended(call, before):
+async def test_an_exit_without_a_reply_is_the_outcome(call, before):
     """Blank lines say nothing."""
     call.invocation.feed(before)
     call.invocation.ended("exited", "status 1")
@@ -122,7 +122,7 @@ async def test_a_refusal_is_code_and_text(call):
 
 
 @pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
-async def test_a_fault_of_ours_is_answered(call, fault):
+async def test_an_exception_in_a_service_is_internal(call, fault):
     """The plugin learns `internal`, and may still reply."""
 
     async def fail(method, params):
@@ -141,7 +141,7 @@ async def test_a_fault_of_ours_is_answered(call, fault):
     assert await call.invocation.outcome == REPLY
 
 
-async def test_an_answer_that_nobody_reads_spoils_no_reply(call):
+async def test_an_unread_answer_does_not_spoil_the_reply(call):
     """A plugin may close its end as soon as it knows enough."""
     for broken in ("write", "drain"):
         call.fail = broken
@@ -194,7 +194,7 @@ async def test_calls_are_carried_out_together_and_answered_in_order(call):
     assert [one["ok"] for one in answers] == [True, False, True, False, True, False]
 
 
-async def test_what_is_under_way_is_bounded(call):
+async def test_calls_under_way_are_bounded(call):
     """The rest stays in the pipe until an answer is read; nothing of it is lost, not even a reply after the end."""
     gate = asyncio.Event()
 
@@ -215,8 +215,8 @@ async def test_what_is_under_way_is_bounded(call):
     assert call.flows[-1] is True
 
 
-async def test_reading_goes_on_once_it_is_over(call):
-    """Or the end of its output would never be seen."""
+async def test_reading_resumes_after_the_outcome(call):
+    """Else the end of its output would never be seen."""
     gate = asyncio.Event()
     call.serve = lambda method, params: gate.wait()
     for number in range(6):
@@ -245,8 +245,8 @@ async def test_closing_cancels_calls_under_way(call):
     assert call.said == []
 
 
-async def test_an_outcome_that_nobody_asked_for_is_no_alarm(call):
-    """Whoever invoked may have left."""
+async def test_an_outcome_without_a_caller_is_not_logged(call):
+    """The caller may have been cancelled."""
     call.invocation.feed(b"nonsense\n")
     await call.invocation.close()
 
@@ -314,7 +314,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
+async def test_an_invalid_line_is_protocol_error(call, line):
     """protocol_error, with a reason that can be printed; a reply after it comes too late."""
     call.invocation.feed(line + b"\n" + json.dumps(REPLY).encode() + b"\n")
     with pytest.raises(Problem) as caught:
@@ -337,7 +337,7 @@ async def test_what_is_neither_a_call_nor_a_reply_is_the_outcome(call, line):
         b'{"host_call":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
     ],
 )
-async def test_a_reply_that_cannot_be_carried_on(call, line):
+async def test_an_unrepresentable_reply_is_plugin_error(call, line):
     """plugin_error: it spoke the protocol, and what it said has no form here."""
     call.invocation.feed(line + b"\n")
     with pytest.raises(Unrepresentable) as caught:
@@ -346,7 +346,7 @@ async def test_a_reply_that_cannot_be_carried_on(call, line):
     assert caught.value.reason.isprintable()
 
 
-async def test_a_call_that_cannot_be_carried_on_is_refused_alone(call):
+async def test_an_unrepresentable_call_is_refused_alone(call):
     """bad_params for that call, and the invocation goes on; it counts for the limit of calls."""
     call.invocation.feed(rb'{"host_call":{"id":7,"method":"kv.put","params":{"key":"\ud800"}}}' + b"\n")
     await call.until_said(1)
@@ -356,14 +356,14 @@ async def test_a_call_that_cannot_be_carried_on_is_refused_alone(call):
     assert await call.invocation.outcome == REPLY
 
 
-async def test_noise_on_stdout_is_shown(call):
+async def test_noise_on_stdout_is_quoted_in_the_reason(call):
     """Also when it happens to be JSON."""
     call.invocation.feed(b'{"level":"debug"}\n')
     with pytest.raises(Problem, match=r'found something else: "\{"level":"debug"\}"'):
         await call.invocation.outcome
 
 
-async def test_what_is_nested_as_deep_as_allowed_is_a_reply(call):
+async def test_a_reply_of_the_greatest_depth_is_accepted(call):
     call.invocation.feed(b'{"ok":true,"result":' + b"[" * 99 + b"]" * 99 + b"}\n")
     assert (await call.invocation.outcome)["ok"]
 
@@ -378,7 +378,7 @@ async def test_a_line_of_too_many_values_is_not_even_decoded(call, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"\n", b" \n"])
-async def test_empty_lines_leave_others_their_turn(call, line):
+async def test_empty_lines_yield_to_the_event_loop(call, line):
     """A pipe full of them is no fault, and no long turn of the loop; meanwhile nothing more is read."""
     call.invocation.feed(line * 30_000 + json.dumps(REPLY).encode() + b"\n")
     assert call.flows == [False]

@@ -1,4 +1,4 @@
-"""Wasm plugins that mean well: both ways of being talked to, their world, their limits, their code from the cache."""
+"""Well-behaved wasm plugins: both ABIs, their environment, their limits, compiled code from the cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALLS_AND_ANSWERS = {  # the request of a host call, and what of its answer show
 }
 
 
-async def test_a_small_module(tmp_path):
+async def test_a_small_module_is_invoked_checked_and_stopped(tmp_path):
     """hello-wasm: called for each invocation, heard in the log, asked how it is, and gone when it is stopped."""
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
@@ -52,7 +52,7 @@ async def test_a_small_module(tmp_path):
         assert bench.exits == []
 
 
-async def test_a_wasi_command(tmp_path):
+async def test_a_wasi_command_speaks_the_protocol(tmp_path):
     """hello-wasi speaks the protocol itself: what it keeps outlives it, several may ask at once."""
     async with wasms.bench(tmp_path) as bench:
         fields = json.loads((SAMPLES / "hello-wasi/manifest.json").read_text())
@@ -69,7 +69,7 @@ async def test_a_wasi_command(tmp_path):
         assert bench.exits == []
 
 
-async def test_what_new_bundles_begin_with(tmp_path):
+async def test_the_template_of_new_wasm_answers(tmp_path):
     """`latticectl new wasm` writes a plugin that can be started and says something, whatever it is asked."""
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start(scaffold.artifact("wasm"))
@@ -77,7 +77,7 @@ async def test_what_new_bundles_begin_with(tmp_path):
             assert (await instance.invoke("any", payload))["message"] == "hello"
 
 
-async def test_what_is_left_behind_is_gone(tmp_path):
+async def test_each_invocation_has_fresh_memory(tmp_path):
     """Each invocation finds its memory as it was in the beginning."""
     text = '{"ok":true,"result":0}'
     at = text.index("0")
@@ -88,7 +88,7 @@ async def test_what_is_left_behind_is_gone(tmp_path):
         assert [(await instance.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
 
 
-async def test_a_small_module_that_uses_wasi_as_it_starts(tmp_path):
+async def test_a_small_module_may_use_wasi_at_start(tmp_path):
     """In its start function and in `_initialize`, in each instance anew: its log, and nothing of our streams."""
     write = "(call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))"
     more = f"""(data (i32.const 0) "\\10\\00\\00\\00\\03\\00\\00\\00") {wasms.says(16, "up.")} {wasms.says(32, ANSWER)}
@@ -103,7 +103,7 @@ async def test_a_small_module_that_uses_wasi_as_it_starts(tmp_path):
 
 
 @pytest.mark.parametrize("request_", CALLS_AND_ANSWERS, ids=lambda text: text[:40])
-async def test_host_calls_of_a_small_module(tmp_path, request_):
+async def test_a_small_module_makes_host_calls(tmp_path, request_):
     """The answer is JSON: a result, or an error with its code. It comes to the module as it is."""
     size = len(request_)
     more = wasms.says(0, request_) + wasms.says(512, '{"ok":true,"result":')
@@ -120,7 +120,7 @@ async def test_host_calls_of_a_small_module(tmp_path, request_):
         assert len(answer) == 1
 
 
-async def test_it_is_told_its_arguments_and_logs_on_stderr(tmp_path):
+async def test_a_command_gets_arguments_and_logs_on_stderr(tmp_path):
     """A command's first argument is its id, the others are the manifest's; file descriptor 2 is its log."""
     imports = wasms.wasi("args_get", "i32 i32") + wasms.wasi("fd_write", "i32 i32 i32 i32")
     write = """(drop (call $args_get (i32.const 64) (i32.const 128)))
@@ -133,7 +133,7 @@ async def test_it_is_told_its_arguments_and_logs_on_stderr(tmp_path):
         assert bench.lines == ["acme.demo\\x00one\\x00zw"]
 
 
-async def test_at_filtered(tmp_path):
+async def test_wasm_runs_at_filtered(tmp_path):
     """Where user namespaces are refused there is wasm all the same."""
     processes.reachable_python()
     async with wasms.bench(tmp_path, level="filtered") as bench:
@@ -142,7 +142,7 @@ async def test_at_filtered(tmp_path):
         assert instance.sandbox.startswith("filtered")
 
 
-async def test_a_big_payload_there_and_back(tmp_path):
+async def test_a_large_payload_is_echoed(tmp_path):
     """Bounded by the protocol's lines, not by a page of memory."""
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
@@ -150,7 +150,7 @@ async def test_a_big_payload_there_and_back(tmp_path):
         assert (await instance.invoke("greet", payload))["result"]["payload"] == payload
 
 
-async def test_what_was_compiled_once_is_loaded(tmp_path, monkeypatch):
+async def test_compiled_code_is_loaded_from_the_cache(tmp_path, monkeypatch):
     """By the same daemon and by the next; a module that is compiled to count fuel is another one."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
@@ -171,7 +171,7 @@ async def test_what_was_compiled_once_is_loaded(tmp_path, monkeypatch):
         assert entry in bench.entries
 
 
-async def test_a_changed_entry_is_compiled_anew(tmp_path):
+async def test_a_changed_entry_is_compiled_again(tmp_path):
     """One bit of it: the entry is not loaded, and what was there is replaced by what belongs there."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
@@ -185,7 +185,7 @@ async def test_a_changed_entry_is_compiled_anew(tmp_path):
         assert entry.read_bytes() == good
 
 
-async def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
+async def test_an_unwritable_cache_costs_time_only(tmp_path):
     """It is compiled at every start then."""
     async with wasms.bench(tmp_path) as bench:
         (tmp_path / "state/cache").write_text("in the way")
@@ -199,7 +199,7 @@ def left(before):
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
-async def test_cancelled_at_any_moment(tmp_path):
+async def test_cancelling_a_start_leaves_nothing(tmp_path):
     """However far it got, compiling or starting, no child and no descriptor is left."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
@@ -219,7 +219,7 @@ async def test_cancelled_at_any_moment(tmp_path):
                 shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
 
 
-async def test_the_artifact_must_be_what_was_verified(tmp_path):
+async def test_an_artifact_with_another_digest_is_refused(tmp_path):
     """What the store holds now is hashed again before anything is made of it."""
     async with wasms.bench(tmp_path) as bench:
         plugin, directory = bench.plugin(wasms.module())
@@ -233,7 +233,7 @@ async def test_the_artifact_must_be_what_was_verified(tmp_path):
         assert refused.value.code == "digest_mismatch"
 
 
-async def test_what_cannot_be_activated(tmp_path, monkeypatch):
+async def test_unsupported_plugins_are_not_admitted(tmp_path, monkeypatch):
     """A floor that the host does not reach, another protocol, a host without wasmtime."""
     async with wasms.bench(tmp_path, level="filtered") as bench:
         plugin, _ = bench.plugin(wasms.module())
@@ -257,7 +257,7 @@ def test_the_daemon_never_imports_wasmtime():
     assert done.stdout == "[]\n"
 
 
-async def test_compiling_has_bounds_of_its_own(tmp_path):
+async def test_compiling_has_its_own_limits(tmp_path):
     """Time, memory and the size of what comes out: a named error, nothing in the cache, nobody left."""
     long = "(module (func) " + "(func (drop (i64.div_u (i64.const 1) (i64.const 3))))" * 40_000 + ")"
     artifact = bytes(await asyncio.to_thread(wasms.wasmtime.wat2wasm, long))

@@ -1,4 +1,4 @@
-"""The cache of compiled wasm: what it gives back is what was put in by whoever has the key, or nothing."""
+"""The cache of compiled wasm returns only entries written with its key."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def found(cache, subject=SUBJECT):
         os.close(fd)
 
 
-def test_what_was_kept_is_found(cache, places):
+def test_a_kept_entry_is_found(cache, places):
     """By this one and by the next with the same key; and nothing before that."""
     assert found(cache) is None
     keep(cache)
@@ -60,7 +60,7 @@ def test_what_was_kept_is_found(cache, places):
 
 
 @pytest.mark.parametrize("name", ["sha256", "engine", "flags", "target"])
-def test_code_for_something_else(cache, places, name):
+def test_code_for_another_subject_is_not_found(cache, places, name):
     """Another module, engine, configuration or processor: not found, nor taken under a name that is not its own."""
     keep(cache)
     other = replace(SUBJECT, **{name: getattr(SUBJECT, name) + "0"})
@@ -89,7 +89,7 @@ def test_fields_do_not_run_into_each_other():
     ],
     ids=["shorter", "longer", "empty", "no mac", "its mac", "its code"],
 )
-def test_whatever_was_changed_is_thrown_away(cache, places, change):
+def test_a_changed_entry_is_deleted(cache, places, change):
     """And what is compiled anew takes its place."""
     keep(cache)
     entry = places[0] / SUBJECT.name
@@ -100,7 +100,7 @@ def test_whatever_was_changed_is_thrown_away(cache, places, change):
     assert found(cache) == CODE
 
 
-def test_what_is_no_file(cache, places, tmp_path):
+def test_links_and_fifos_are_not_opened(cache, places, tmp_path):
     """A link is not followed, a FIFO not waited for."""
     keep(cache)
     entry = places[0] / SUBJECT.name
@@ -114,7 +114,7 @@ def test_what_is_no_file(cache, places, tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["gone", "readable", "short", "a link"])
-def test_a_key_that_is_not_only_ours(cache, places, spoil, tmp_path):
+def test_a_key_readable_by_others_is_replaced(cache, places, spoil, tmp_path):
     """A fresh one is made; what was kept under the old one is nothing any more."""
     keep(cache)
     key = places[1]
@@ -137,7 +137,7 @@ def test_a_key_that_is_not_only_ours(cache, places, spoil, tmp_path):
     assert found(Cache(*places)) == CODE
 
 
-def test_the_oldest_make_room(places):
+def test_the_least_recently_used_entries_are_deleted(places):
     """Used is younger than kept; what was just kept always stays, however large it is."""
     cache = Cache(*places, most_bytes=3 * (len(CODE) + 32))
     many = [replace(SUBJECT, sha256=str(number)) for number in range(4)]
@@ -151,15 +151,15 @@ def test_the_oldest_make_room(places):
     assert [found(cache, one) is not None for one in many] == [False, True, False, False]
 
 
-def test_what_an_interrupted_write_left(cache, places):
-    """Is taken away with the next one."""
+def test_leftovers_of_interrupted_writes_are_deleted(cache, places):
+    """With the next write."""
     places[0].mkdir(parents=True)
     (places[0] / ".tmp-0123456789abcdef").write_bytes(b"half")
     keep(cache)
     assert [path.name for path in places[0].iterdir()] == [SUBJECT.name]
 
 
-def test_a_full_disk(cache, places, monkeypatch):
+def test_a_full_disk_leaves_no_partial_entry(cache, places, monkeypatch):
     """OSError, and no half of it."""
 
     def full(*_):

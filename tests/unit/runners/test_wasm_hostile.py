@@ -1,4 +1,4 @@
-"""Wasm modules that mean ill: each ends with a name for what it did, within its limits, and only it ends."""
+"""Hostile wasm modules: each ends with a code for what it did, within its limits, and no other plugin ends."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ UNCARRIED = {  # lives on: the bytes of an answer that some readers of JSON woul
 
 
 @pytest.mark.parametrize("name", NO_PLUGIN)
-async def test_what_is_no_plugin(tmp_path, name):
+async def test_invalid_modules_are_refused_by_the_compiler(tmp_path, name):
     """Refused by the compiler, which never runs it; nothing of it is kept."""
     source, code, words = NO_PLUGIN[name]
     artifact = source if isinstance(source, bytes) else bytes(wasmtime.wat2wasm(source))
@@ -161,7 +161,7 @@ async def test_what_is_no_plugin(tmp_path, name):
         assert bench.exits == []
 
 
-async def test_what_does_not_fit_into_the_compiler(tmp_path):
+async def test_a_compiler_out_of_memory_is_not_wasm_invalid(tmp_path):
     """Wherever it runs out of memory: the module is too large, not invalid."""
     data = "x" * (8 << 20)
     module = bytes(
@@ -178,7 +178,7 @@ async def test_what_does_not_fit_into_the_compiler(tmp_path):
 
 
 @pytest.mark.parametrize("name", AT_START)
-async def test_what_never_gets_ready(tmp_path, name):
+async def test_a_module_that_fails_at_start_is_reported(tmp_path, name):
     """A start that fails, with its reason; nobody is told of an exit, and nothing is left."""
     source, code, words = AT_START[name]
     async with wasms.bench(tmp_path, memory_mib=8, caps=Caps(start_s=0.3)) as bench:
@@ -190,7 +190,7 @@ async def test_what_never_gets_ready(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", AT_INVOKE)
-async def test_what_ends_when_it_is_asked(tmp_path, name):
+async def test_a_module_that_ends_in_an_invocation_is_reported(tmp_path, name):
     """Whoever asked is told why, the supervisor too, and the next life is as good as the first."""
     body, more, code, words = AT_INVOKE[name]
     async with wasms.bench(tmp_path) as bench:
@@ -207,7 +207,7 @@ async def test_what_ends_when_it_is_asked(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-async def test_answers_that_are_none(tmp_path, name):
+async def test_invalid_answers_fail_and_the_plugin_goes_on(tmp_path, name):
     """An error for whoever asked; the plugin lives, for its next answer may be better."""
     answer, words = BAD_ANSWERS[name]
     size = len(answer.replace("\\0a", "\n"))
@@ -221,7 +221,7 @@ async def test_answers_that_are_none(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", UNCARRIED)
-async def test_answers_that_cannot_be_carried_on(tmp_path, name):
+async def test_unrepresentable_answers_are_plugin_error(tmp_path, name):
     """plugin_error for whoever asked, as docs/wasm.md says; any visitor may have caused it, so the plugin lives."""
     answer = UNCARRIED[name]
     vector = "".join(f"\\{byte:02x}" for byte in answer)
@@ -237,7 +237,7 @@ async def test_answers_that_cannot_be_carried_on(tmp_path, name):
         assert bench.exits == []
 
 
-async def test_an_answer_without_end(tmp_path):
+async def test_too_large_an_answer_is_refused(tmp_path):
     """Larger than a message may be: refused, whatever memory the module has."""
     async with wasms.bench(tmp_path) as bench:
         source = wasms.module(wasms.packed(0, 1_500_000)).replace('"memory") 2', '"memory") 32')
@@ -256,7 +256,7 @@ async def test_an_answer_without_end(tmp_path):
     ],
     ids=["no newline", "no message", "an answer to nothing"],
 )
-async def test_a_command_that_babbles(tmp_path, text, code):
+async def test_a_command_that_writes_noise_ends_its_session(tmp_path, text, code):
     """Lines that never end, or are no messages: its session is over, with the reason."""
     size = len(text.replace("\\0a", "\n"))
     vector = "".join(f"\\{byte:02x}" for byte in struct.pack("<II", 16, size))
@@ -269,7 +269,7 @@ async def test_a_command_that_babbles(tmp_path, text, code):
         assert not children.descendants(os.getpid())
 
 
-async def test_memory_grows_to_its_limit_and_no_further(tmp_path):
+async def test_memory_grow_fails_beyond_the_limit(tmp_path):
     """The module is told that there is no more, in its own terms; what it does then is its business."""
     grow = """(loop $again (br_if $again (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0))))
       (if (i32.ne (memory.size) (i32.const 128)) (then unreachable))"""
@@ -280,7 +280,7 @@ async def test_memory_grows_to_its_limit_and_no_further(tmp_path):
             assert (await instance.invoke("go", {}))["message"] == "128 pages"
 
 
-async def test_memory_that_is_used_to_its_limit(tmp_path):
+async def test_all_memory_up_to_the_limit_is_usable(tmp_path):
     """Every byte that it was promised can be written to."""
     fill = """(drop (memory.grow (i32.sub (i32.const 1024) (memory.size))))
       (memory.fill (i32.const 1024) (i32.const 7) (i32.const 67107840))"""
@@ -290,7 +290,7 @@ async def test_memory_that_is_used_to_its_limit(tmp_path):
         assert (await instance.invoke("go", {}))["message"] == "full"
 
 
-async def test_tables_grow_to_their_limit_and_no_further(tmp_path):
+async def test_table_grow_fails_beyond_the_limit(tmp_path):
     """100,000 elements; then it is told that there is no more."""
     grow = """(loop $again (br_if $again (i32.ge_s (table.grow (ref.null func) (i32.const 1000)) (i32.const 0))))
       (if (i32.ne (table.size) (i32.const 100000)) (then unreachable))"""
@@ -301,7 +301,7 @@ async def test_tables_grow_to_their_limit_and_no_further(tmp_path):
         assert (await instance.invoke("go", {}))["ok"]
 
 
-async def test_fuel(tmp_path):
+async def test_used_up_fuel_ends_the_plugin(tmp_path):
     """What the manifest asks for is enough for each message, or the plugin ends by name, long before its deadline."""
     spend = f"""(local $left i32) (local.set $left (i32.load8_u (i32.add (local.get $at) (i32.const 12))))
       (if (i32.eq (local.get $left) (i32.const 98)) (then {FOREVER}))"""
@@ -319,7 +319,7 @@ async def test_fuel(tmp_path):
         assert bench.exits[0][0] == "fuel_exhausted"
 
 
-async def test_an_allocator_that_calls_the_host(tmp_path):
+async def test_an_allocator_that_calls_the_host_is_ended(tmp_path):
     """It would be asked for room for the answer to its own call, without end."""
     imports = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
     alloc = """(func (export "alloc") (param i32) (result i32)
@@ -331,7 +331,7 @@ async def test_an_allocator_that_calls_the_host(tmp_path):
         assert failed.value.code == "wasm_trap"
 
 
-async def test_others_live_on(tmp_path):
+async def test_a_looping_plugin_does_not_delay_others(tmp_path):
     """While one loops until it is ended, another one answers."""
     good_answer = '{"ok":true,"message":"here"}'
     good_source = wasms.module(wasms.packed(16, len(good_answer)), more=wasms.says(16, good_answer))

@@ -1,4 +1,4 @@
-"""What runs inside a wasm plugin's sandbox, looked at from near: preview 1, its streams, its clock."""
+"""Unit tests of the code inside a wasm plugin's sandbox: preview 1, its streams, its clock."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def world(pipes):
     return World(pipes[0])
 
 
-def test_its_arguments_are_all_there_is(world):
+def test_arguments_are_given_and_the_environment_is_empty(world):
     """And no environment."""
     assert world.call("args_sizes_get", 0, 4) == wasi.OK
     assert (world.number(0), world.number(4)) == (2, 10 + 7)
@@ -92,7 +92,7 @@ def test_its_arguments_are_all_there_is(world):
     assert world.call("environ_get", 0, 4) == wasi.OK
 
 
-def test_time_without_a_date(world):
+def test_monotonic_time_advances_and_the_date_is_zero(world):
     """Monotonic time goes on from zero; the time of day stands still at it; there is no processor time."""
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 0) == wasi.OK
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 8) == wasi.OK
@@ -106,14 +106,14 @@ def test_time_without_a_date(world):
     assert {world.call("clock_res_get", clock, 0) for clock in (2, 3)} == {wasi.NOTSUP}
 
 
-def test_randomness(world):
+def test_random_get_fills_exactly_the_buffer(world):
     """Every byte of what was asked for, and no other."""
     assert world.call("random_get", 8, PAGE - 16) == wasi.OK
     assert world.read(0, 8) == world.read(PAGE - 8, 8) == bytes(8)
     assert len(set(world.read(8, PAGE - 16))) == 256
 
 
-def test_what_it_has_not(world):
+def test_files_and_sockets_are_absent(world):
     """Files, directories, sockets: none of them, whatever the descriptor."""
     for name, (letters, answer) in wasi._ABSENT.items():
         assert answer != wasi.OK, name
@@ -124,7 +124,7 @@ def test_what_it_has_not(world):
 
 
 @pytest.mark.parametrize("fd", [3, 4, 100, -1])
-def test_other_descriptors(world, fd):
+def test_only_three_descriptors_exist(world, fd):
     """There are three, whatever the process has open."""
     assert world.call("fd_read", fd, 0, 0, 0) == wasi.BADF
     assert world.call("fd_write", fd, 0, 0, 0) == wasi.BADF
@@ -136,7 +136,7 @@ def test_other_descriptors(world, fd):
     assert world.call("fd_fdstat_set_flags", fd, 0) == wasi.BADF
 
 
-def test_what_streams_say_of_themselves(world, pipes):
+def test_streams_are_neither_files_nor_terminals(world, pipes):
     """No terminal, no file: they cannot be sought in, and each goes one way."""
     for fd, right in ((0, 1 << 1), (1, 1 << 6), (2, 1 << 6)):
         assert world.call("fd_fdstat_get", fd, 0) == wasi.OK
@@ -152,7 +152,7 @@ def test_what_streams_say_of_themselves(world, pipes):
     os.fstat(pipes[0][2])  # it is not the module's to close
 
 
-def test_reading(world, pipes):
+def test_fd_read_returns_what_is_available(world, pipes):
     """Into all vectors what there is; more is not waited for; each message that begins is a message."""
     world.put(0, struct.pack("<6I", 100, 3, 200, 0, 300, 10))
     os.write(pipes[1][0], b"abcdefg")
@@ -174,7 +174,7 @@ def test_reading(world, pipes):
     assert world.number(64) == 0, "the end"
 
 
-def test_writing(world, pipes):
+def test_fd_write_writes_all_vectors(world, pipes):
     """All of all vectors, however large: the daemon reads as it likes."""
     world.put(0, struct.pack("<4I", 1024, 60_000, 2048, 50_000))
     world.put(1024, os.urandom(60_000))
@@ -198,7 +198,7 @@ BEYOND = [PAGE, PAGE - 3, -1, -PAGE]
 
 
 @pytest.mark.parametrize("at", BEYOND)
-def test_addresses_that_are_not_its_own(world, pipes, at):
+def test_addresses_outside_the_memory_are_faults(world, pipes, at):
     """Fault, for every address that is not whole in the memory; nothing is written anywhere."""
     os.write(pipes[1][0], b"x")
     world.put(0, struct.pack("<2I", at & 0xFFFFFFFF, 8))
@@ -249,7 +249,7 @@ def poll(world, *asked):
     return [struct.unpack("<QHBxxxxxQxxxxxxxx", data[at : at + 32]) for at in range(0, len(data), 32)]
 
 
-def test_polling(world, pipes):
+def test_poll_oneoff_reports_events(world, pipes):
     """Time, input, output; what can never happen is told at once."""
     assert poll(world, clock(7, 1_000_000)) == [(7, 0, CLOCK, 0)]
     assert poll(world, clock(7, 0), clock(8, 10**18)) == [(7, 0, CLOCK, 0)]
@@ -269,7 +269,7 @@ def test_polling(world, pipes):
     assert world.call("poll_oneoff", 0, 0, polling.MOST + 1, 0) == wasi.INVAL
 
 
-def test_exit(world):
+def test_proc_exit_carries_its_status(world):
     """Its status is what it says."""
     for status in (0, 3, -1):
         with pytest.raises(Exited) as exited:
@@ -292,7 +292,7 @@ class Expired(threading.Event):
         return self.wait(20)
 
 
-def test_computing_uses_a_budget_up():
+def test_computing_uses_up_the_budget():
     """Once, and never again."""
     expired = Expired()
     budget = Budget(expired.set)
@@ -301,7 +301,7 @@ def test_computing_uses_a_budget_up():
     processes.until(lambda: not [one for one in threading.enumerate() if one.name == "budget"], what="its thread's end")
 
 
-def test_waiting_is_free():
+def test_waiting_does_not_use_the_budget():
     """However long it is; and what is left afterwards is what was left before. A message starts it afresh."""
     expired = Expired()
     budget = Budget(expired.set)
@@ -311,7 +311,7 @@ def test_waiting_is_free():
     assert expired.soon()
 
 
-def test_nothing_in_flight_never_expires():
+def test_an_idle_budget_never_expires():
     """Idle, and waiting while idle; then it works as on the first day."""
     expired = Expired()
     budget = Budget(expired.set)

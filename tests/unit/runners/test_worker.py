@@ -95,7 +95,7 @@ async def test_html_values_are_escaped(outside):
         ("text/csv;charset=utf-8", "text/csv"),
     ],
 )
-async def test_content_types_that_are_text(outside, said, sent):
+async def test_text_content_types_are_served_as_utf8(outside, said, sent):
     """Always in UTF-8."""
     await outside.arm(b"x", routes={"content_type": said})
     assert (await outside.get("/acme.demo/")).headers["content-type"] == f"{sent}; charset=utf-8"
@@ -132,7 +132,7 @@ async def test_markup_by_other_names_is_escaped_too(outside, said):
 
 
 @pytest.mark.parametrize("source", [b"a\nfetch(1)", b"{{path", b"\xff", b"x" * (template.MAX_BYTES + 1)])
-async def test_templates_that_cannot_be_are_refused_before_they_start(outside, source):
+async def test_invalid_templates_are_refused_before_the_start(outside, source):
     """By admit, with nothing claimed; by start as well, should it come to that."""
     assert (await blocked(outside, source)).code == "source_blocked"
     with pytest.raises(Problem, match="source_blocked"):
@@ -161,7 +161,7 @@ async def test_an_enormous_artifact_is_refused_without_being_copied(outside, mon
     assert peak < 8 << 20, "the test's own copy is 3.2 MB"
 
 
-async def test_a_pair_that_is_not_what_was_verified_is_refused(outside):
+async def test_a_pair_with_another_digest_is_refused(outside):
     """The digest is that of the manifest, or nothing is served."""
     plugin, path = outside.plugin(b"hello")
     (path / "artifact").write_bytes(b"hullo")
@@ -172,7 +172,7 @@ async def test_a_pair_that_is_not_what_was_verified_is_refused(outside):
         await outside.worker.admit(plugin, pair)
 
 
-async def test_a_route_of_somebody_else_refuses_activation(tmp_path):
+async def test_a_taken_route_refuses_activation(tmp_path):
     """The holder is named; it is free again when the holder stops."""
     async with ingresses.opened(tmp_path) as outside:
         outside.worker = WorkerRunner(outside.routes, granted_prefixes=lambda _: frozenset({"/app"}))
@@ -190,7 +190,7 @@ async def test_a_route_of_somebody_else_refuses_activation(tmp_path):
         assert (await outside.get("/app/x")).body == b"second"
 
 
-async def test_prefixes_that_nobody_granted_are_not_served(outside):
+async def test_prefixes_that_are_not_granted_are_not_served(outside):
     """Declared or not: its own prefix is what it has."""
     await outside.arm(b"x", routes={"prefixes": ["/app/", "/.well-known/"]})
     assert (await outside.get("/acme.demo/")).status == 200
@@ -198,7 +198,7 @@ async def test_prefixes_that_nobody_granted_are_not_served(outside):
     assert (await outside.get("/.well-known/x")).status == 404
 
 
-# What is read, and what is on record.
+# Reads through the Gate, and their audit.
 
 
 async def test_without_kv_read_references_are_empty_and_on_record(outside):
@@ -248,7 +248,7 @@ async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, mo
     assert most == 4
 
 
-async def test_bytes_that_are_no_text_are_marked(outside):
+async def test_bytes_that_are_not_utf8_are_replaced(outside):
     """An answer is UTF-8, whatever was stored."""
     await outside.put("default", "k", b"a\xffb")
     await outside.arm(b"{{kv:default/k}}")
@@ -265,7 +265,7 @@ async def test_bytes_that_are_no_text_are_marked(outside):
         (Denial.INTERNAL, 500),
     ],
 )
-async def test_what_cannot_be_read_now_is_not_made_up(outside, monkeypatch, denial, status):
+async def test_a_failed_read_fails_the_whole_answer(outside, monkeypatch, denial, status):
     """No half of an answer: a code, and nothing of the inside."""
     instance = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
 
@@ -290,7 +290,7 @@ async def test_an_answer_that_would_be_too_large_is_the_plugins_failure(outside)
     assert (answer.status, answer.code) == (502, "output_too_large")
 
 
-async def test_trimming_the_capability_takes_the_route_away(outside):
+async def test_trimming_the_capability_closes_the_route(outside):
     """At once, and a grant brings it back at once."""
     instance = await outside.arm(b"x")
     instance._gate.regrant(frozenset({"kv:read"}))
@@ -310,7 +310,7 @@ async def test_a_worker_that_declares_no_route_has_none(outside):
     assert (await instance.invoke("render", {"path": "/x"}))["result"]["body"] == "hi /x"
 
 
-async def test_invoke_renders(outside):
+async def test_invoke_renders_the_template(outside):
     """Path, query and method may be given; the reply says what a request would have been answered."""
     instance = await outside.arm(b"{{method}} {{path}} {{query:a}}")
     payload = {"path": "/p", "query": {"a": "1"}, "method": "HEAD"}
@@ -343,10 +343,10 @@ async def test_other_invocations_are_refused(outside, action, payload):
         await instance.invoke(action, payload)
 
 
-# Its life.
+# Start and stop.
 
 
-async def test_stopping_gives_the_route_back(outside):
+async def test_stopping_releases_the_route(outside):
     """Stopping twice is harmless."""
     instance = await outside.arm(b"x")
     await instance.stop(1.0)
@@ -370,7 +370,7 @@ async def test_without_a_listener_it_is_degraded_and_says_why():
 
 
 async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, monkeypatch):
-    """It ends only after the thread that reads, for the pair is closed then."""
+    """It ends only after the thread that reads from the pair, which is then closed."""
     reading, go_on, done = threading.Event(), threading.Event(), []
     real = worker._source
 
@@ -412,7 +412,7 @@ def _gate():
     return broker.gate(Caller(plugin_id="acme.demo"), rights)
 
 
-async def test_a_thousand_armed_workers_are_small():
+async def test_a_thousand_armed_workers_take_little_memory():
     """Under 4 KiB each beyond their source: template, route, Gate and all."""
     source = b"<h1>{{path}}</h1> {{kv:default/message}} {{query:who}} {{method}}" + b"." * 2_000
     routes, count = RouteTable(), 1_000
